@@ -1,0 +1,45 @@
+"""What a user is told when something is wrong.
+
+EdgekitError            exit 1: where, what, remedy
+  CheckFailed           exit 3: the evidence is written, the archive is not
+  DeviceFailed          exit 4: the device could not be reached or did not answer
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import click
+
+
+class EdgekitError(click.ClickException):
+    """A problem that the user can act on; its message says where, what and the remedy."""
+
+    exit_code = 1
+
+
+class CheckFailed(EdgekitError):
+    """A check measured worse than its limit."""
+
+    exit_code = 3
+
+
+class DeviceFailed(EdgekitError):
+    """The device could not run what it was asked to."""
+
+    exit_code = 4
+
+
+def require(module: str, extra: str | None = None) -> ModuleType:
+    """Import an optional library, or say which pip line brings it.
+
+    Raises EdgekitError where the library is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        if missing.name is None or not module.startswith(missing.name):
+            raise
+        remedy = f'pip install "edgekit[{extra}]"' if extra else f"pip install {missing.name}"
+        raise EdgekitError(f"{module}: this Python package is not installed; run: {remedy}") from missing

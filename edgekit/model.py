@@ -1,0 +1,211 @@
+"""Model: a checkpoint folder (config.json, safetensors, tokenizer.json). Weights are opened only when asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError
+from edgekit.schema import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
+# Rows of these tensors are token ids (the names that transformers' families use).
+EMBEDDINGS = ("word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight", "wte.weight")
+_EXPONENT_MASK = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A checkpoint folder that passed `load_model`'s checks."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json, as it is in the folder."""
+        return dict(read_json(self.folder / "config.json"))
+
+    @property
+    def architecture(self) -> str:
+        """The family's name in transformers (`model_type`): bert, roberta, ..."""
+        return str(self.config["model_type"])
+
+    @property
+    def labels(self) -> list[str]:
+        """The class names in the order of the logits; empty for a model without classes."""
+        named = self.config.get("id2label") or {}
+        return [str(named[key]) for key in sorted(named, key=int)]
+
+    @property
+    def layers(self) -> int:
+        """How many transformer blocks the model has."""
+        for key in ("num_hidden_layers", "n_layers", "num_layers", "n_layer"):
+            if key in self.config:
+                return int(self.config[key])
+        raise EdgekitError(f"{self.folder / 'config.json'}: no number of layers in it (num_hidden_layers)")
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor's type, shape and place, read from the safetensors headers."""
+        found: dict[str, TensorInfo] = {}
+        for path in weight_files(self.folder):
+            found |= read_header(path)
+        return found
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the checkpoint holds."""
+        return sum(math.prod(info.shape) for info in self.tensors.values())
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence in tokens that the position embeddings allow, where the config says so."""
+        limit = self.config.get("max_position_embeddings")
+        if limit is None:
+            return None
+        # RoBERTa and MPNet number positions from the padding id + 1 (transformers' create_position_ids_from_input_ids).
+        offset = 2 if self.architecture in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
+        return int(limit) - offset
+
+    def tokenizer(self, max_length: int | None = None) -> Tokenizer:
+        """The folder's tokenizer.json, without padding, truncating at max_length tokens (special tokens included)."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        if max_length is None:
+            tokenizer.no_truncation()
+        else:
+            tokenizer.enable_truncation(max_length)
+        return tokenizer
+
+    def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Token ids of each text, special tokens included, truncated at max_length, not padded."""
+        return [encoding.ids for encoding in self.tokenizer(max_length).encode_batch(list(texts))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """Where a tensor lies: file, type as safetensors names it, shape, and byte range in the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def load_model(folder: Path) -> Model:
+    """Open a checkpoint folder and refuse what would fail later.
+
+    Raises EdgekitError for a missing file, remote code (`auto_map`), weights that are only pickles, a truncated file,
+    NaN or infinite weights, and a tokenizer with more ids than the embedding has rows.
+    """
+    if not folder.is_dir():
+        raise EdgekitError(f"{folder}: no such model folder")
+    model = Model(folder=folder)
+    if not isinstance(model.config.get("model_type"), str):
+        raise EdgekitError(f"{folder / 'config.json'}: model_type: missing key; not a transformers checkpoint")
+    if "auto_map" in model.config:
+        raise EdgekitError(
+            f"{folder / 'config.json'}: auto_map: this model wants to run code of its own, which edgekit never does;"
+            " save it as one of transformers' own architectures"
+        )
+    for info in model.tensors.values():
+        _refuse_pointless(info)
+    _check_finite(model)
+    if not (folder / "tokenizer.json").is_file():
+        raise EdgekitError(
+            f"{folder}: no tokenizer.json; write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    _check_vocabulary(model)
+    return model
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The checkpoint's safetensors files; EdgekitError where there are none or a listed shard is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        for path in files:
+            if path.parent != folder or not path.is_file():
+                raise EdgekitError(f"{index}: names {path.name}, which is not in the folder")
+        return files
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise EdgekitError(
+            f"{folder / pickles[0]}: pickled weights can run code and are never loaded; save the model as safetensors"
+        )
+    raise EdgekitError(f"{folder}: no model.safetensors in it")
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors that a safetensors file lists; EdgekitError where the file is shorter than its header says.
+
+    Format: 8 bytes little-endian header length, JSON header, data (https://github.com/huggingface/safetensors#format).
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size:
+            raise EdgekitError(f"{path}: truncated or not a safetensors file; fetch it again")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            found = {
+                name: TensorInfo(
+                    file=path,
+                    dtype=entry["dtype"],
+                    shape=tuple(entry["shape"]),
+                    begin=8 + length + entry["data_offsets"][0],
+                    end=8 + length + entry["data_offsets"][1],
+                )
+                for name, entry in header.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as bad:
+            raise EdgekitError(f"{path}: its header is not a safetensors header; fetch it again") from bad
+    if any(info.end > size for info in found.values()):
+        raise EdgekitError(f"{path}: truncated: its header promises more bytes than it has; fetch it again")
+    return found
+
+
+def _refuse_pointless(info: TensorInfo) -> None:
+    if info.begin > info.end or any(extent < 0 for extent in info.shape):
+        raise EdgekitError(f"{info.file}: its header is not a safetensors header; fetch it again")
+
+
+def _check_finite(model: Model) -> None:
+    import numpy as np
+
+    for name, info in model.tensors.items():
+        if info.dtype not in _EXPONENT_MASK or info.begin == info.end:
+            continue
+        kind, mask = _EXPONENT_MASK[info.dtype]
+        bits = np.memmap(info.file, dtype=np.uint8, mode="r", offset=info.begin, shape=(info.end - info.begin,))
+        words = np.frombuffer(bits, dtype=kind)
+        piece = 1 << 22
+        for start in range(0, len(words), piece):
+            if ((words[start : start + piece] & mask) == mask).any():
+                raise EdgekitError(f"{info.file}: tensor {name} has NaN or infinite weights; the checkpoint is damaged")
+
+
+def _check_vocabulary(model: Model) -> None:
+    largest = max(model.tokenizer().get_vocab(with_added_tokens=True).values(), default=-1)
+    for name, info in model.tensors.items():
+        if name.endswith(EMBEDDINGS) and info.shape[0] <= largest:
+            raise EdgekitError(
+                f"{model.folder}: the tokenizer has ids up to {largest}, but {name} has {info.shape[0]} rows;"
+                " the tokenizer belongs to another model"
+            )

@@ -1,0 +1,274 @@
+"""PromptSet: texts with labels in three disjoint splits. Whatever the user's data is, it becomes one folder of JSON lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import EdgekitError
+from edgekit.recipe import Data, Recipe
+from edgekit.schema import read_text
+
+SPLITS = ("train", "calibrate", "verify")
+SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+# Two short texts with this share of common words are one text for our purpose: a model that saw one knows the other.
+NEAR_DUPLICATE = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One text and, where known, its label."""
+
+    text: str
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """A folder with train.jsonl, calibrate.jsonl and verify.jsonl, as `gather` writes it."""
+
+    folder: Path
+
+    def split(self, name: str) -> list[Prompt]:
+        """The prompts of a split, in file order; an absent split is empty."""
+        path = self.folder / f"{name}.jsonl"
+        if not path.exists():
+            return []
+        return [Prompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def sources(recipe: Recipe, splits: Sequence[str]) -> dict[str, Path | str]:
+    """Where each needed split comes from: a file per split, or "*" for one source that is split by rule.
+
+    A `datasets` id stays a string. Raises EdgekitError naming the missing key or file.
+    """
+    data = recipe.data
+    named = {name: getattr(data, name) for name in SPLITS if getattr(data, name)}
+    if named and data.path:
+        raise EdgekitError(f"{recipe.folder}: data: give either path or a file per split, not both")
+    if named:
+        return {name: _existing(recipe, named, name) for name in splits}
+    if not data.path:
+        raise EdgekitError(f"{recipe.name}: data.path: missing; name a folder, a file or a datasets id")
+    place = recipe.locate(data.path)
+    if place.is_dir():
+        return {name: _split_file(place, name) for name in splits}
+    if place.is_file():
+        return {"*": place}
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", data.path) and not data.path.startswith("."):
+        return {"*": data.path}
+    raise EdgekitError(f"{recipe.name}: data.path: no such file or folder: {place}")
+
+
+def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
+    """Read the recipe's data, check it, and write one JSON-lines file per split into `out`.
+
+    Returns what was found: rows and labels per split, and what was dropped as near duplicate. Raises EdgekitError for a
+    wrong column, an empty or one-class split, labels that differ by case only, and overlapping splits.
+    """
+    rows = _read_splits(recipe, splits)
+    for name in splits:
+        _check_split(recipe.data, name, rows[name])
+    if recipe.data.label and "train" in splits:
+        _check_labels(recipe.data, rows)
+    dropped = _separate(rows, recipe.data.near_duplicates)
+    for name in splits:
+        lines = (json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) for row in rows[name])
+        (out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    labels = sorted({row.label for part in rows.values() for row in part if row.label is not None})
+    return {
+        "rows": {name: len(rows[name]) for name in splits},
+        "labels": [label for label in labels if label != recipe.data.out_of_scope],
+        "dropped_near_duplicates": dropped,
+    }
+
+
+def words(text: str) -> frozenset[str]:
+    """A text's lower-case words, numbers masked."""
+    return frozenset("#" if word.isdigit() else word for word in re.findall(r"\w+", text.casefold()))
+
+
+def near_pairs(earlier: Sequence[str], later: Sequence[str], share: float = NEAR_DUPLICATE) -> list[tuple[int, int]]:
+    """Pairs (i, j) of texts whose word sets have Jaccard similarity >= share.
+
+    Prefix filtering (Chaudhuri et al., "A Primitive Operator for Similarity Joins", ICDE 2006): two sets that similar share
+    one of the first |x| - ceil(share |x|) + 1 words of x in any fixed order; rarest first keeps the lists short.
+    """
+    sets_a, sets_b = [words(text) for text in earlier], [words(text) for text in later]
+    counts = Counter(word for group in (*sets_a, *sets_b) for word in group)
+    index: dict[str, list[int]] = defaultdict(list)
+    for place, group in enumerate(sets_a):
+        for word in _rarest(group, counts, share):
+            index[word].append(place)
+    pairs = set()
+    for place, group in enumerate(sets_b):
+        candidates = {other for word in _rarest(group, counts, share) for other in index[word]}
+        for other in candidates:
+            if len(group & sets_a[other]) >= share * len(group | sets_a[other]):
+                pairs.add((other, place))
+        if not group:
+            pairs |= {(other, place) for other, text in enumerate(earlier) if text.strip() == later[place].strip()}
+    return sorted(pairs)
+
+
+def _rarest(group: frozenset[str], counts: Mapping[str, int], share: float) -> list[str]:
+    keep = len(group) - math.ceil(share * len(group)) + 1
+    return sorted(group, key=lambda word: (counts[word], word))[:keep]
+
+
+def _existing(recipe: Recipe, named: Mapping[str, str], name: str) -> Path:
+    if name not in named:
+        raise EdgekitError(f"{recipe.name}: data.{name}: missing; this recipe needs a {name} split")
+    path = recipe.locate(named[name])
+    if not path.is_file():
+        raise EdgekitError(f"{recipe.name}: data.{name}: no such file: {path}")
+    return path
+
+
+def _split_file(folder: Path, name: str) -> Path:
+    found = [folder / f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
+    if not found:
+        raise EdgekitError(f"{folder}: no {name} split in it; expected {name}.csv, .tsv, .jsonl or .parquet")
+    return found[0]
+
+
+def _read_splits(recipe: Recipe, splits: Sequence[str]) -> dict[str, list[Prompt]]:
+    where = sources(recipe, splits)
+    if "*" not in where:
+        return {name: _read_rows(Path(where[name]), recipe.data) for name in splits}
+    if isinstance(where["*"], str):
+        return _read_hub(where["*"], recipe.data, splits)
+    return _divide(_read_rows(where["*"], recipe.data), recipe, splits)
+
+
+def _divide(rows: Iterable[Prompt], recipe: Recipe, splits: Sequence[str]) -> dict[str, list[Prompt]]:
+    """Send each row to the split that the hash of its words names, so that a text stays in its split when others are added."""
+    rule = recipe.data.split
+    if rule is None:
+        raise EdgekitError(
+            f"{recipe.name}: data.split: missing; a single file needs shares, such as split = {{calibrate = 0.1, verify = 0.2}}"
+        )
+    parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
+    for row in rows:
+        key = " ".join(sorted(words(row.text)))
+        place = int.from_bytes(hashlib.sha256(f"{recipe.seed}:{key}".encode()).digest()[:8], "big") / 2**64
+        name = "verify" if place < rule.verify else "calibrate" if place < rule.verify + rule.calibrate else "train"
+        parts[name].append(row)
+    return {name: parts[name] for name in splits}
+
+
+def _read_rows(path: Path, data: Data) -> list[Prompt]:
+    if path.suffix not in SUFFIXES:
+        raise EdgekitError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
+    if path.suffix != ".parquet":
+        read_text(path)
+    import tempfile
+
+    import datasets
+    import pandas
+    import pyarrow
+
+    datasets.disable_progress_bars()
+    options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+    if SUFFIXES[path.suffix] == "csv":
+        options |= {"dtype": str, "keep_default_na": False}
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            table = datasets.load_dataset(
+                SUFFIXES[path.suffix], data_files=str(path), split="train", cache_dir=scratch, **options
+            )
+        except (
+            datasets.exceptions.DatasetGenerationError,
+            pandas.errors.ParserError,
+            pandas.errors.EmptyDataError,
+            pyarrow.ArrowInvalid,
+            ValueError,
+        ) as bad:
+            cause = bad.__cause__ or bad
+            raise EdgekitError(f"{path}: cannot be read as {path.suffix[1:]}: {str(cause).splitlines()[0]}") from bad
+        return _to_prompts(table.to_list(), data, str(path))
+
+
+def _read_hub(name: str, data: Data, splits: Sequence[str]) -> dict[str, list[Prompt]]:
+    import datasets
+
+    names = {"train": "train", "calibrate": "validation", "verify": "test"}
+    try:
+        return {
+            split: _to_prompts(datasets.load_dataset(name, split=names[split]).to_list(), data, f"{name} ({split})")
+            for split in splits
+        }
+    except (OSError, ValueError) as failed:
+        raise EdgekitError(f"data.path: {name}: cannot be loaded with datasets: {str(failed).splitlines()[0]}") from failed
+
+
+def _to_prompts(rows: Sequence[Mapping[str, Any]], data: Data, where: str) -> list[Prompt]:
+    from edgekit.schema import nearest
+
+    columns = list(rows[0]) if rows else []
+    for key, column in (("text", data.text), ("label", data.label)):
+        if rows and column and column not in columns:
+            raise EdgekitError(f"{where}: data.{key}: no column {column!r}{nearest(column, columns)}")
+    prompts = []
+    for number, row in enumerate(rows, start=1):
+        text = row[data.text]
+        if not isinstance(text, str):
+            raise EdgekitError(f"{where}: row {number}: the text is {text!r}, not a string")
+        label = row[data.label] if data.label else None
+        if data.label and (label is None or label == ""):
+            raise EdgekitError(f"{where}: row {number}: no label")
+        prompts.append(Prompt(text=text, label=None if label is None else str(label)))
+    return prompts
+
+
+def _check_split(data: Data, name: str, rows: Sequence[Prompt]) -> None:
+    if not rows:
+        raise EdgekitError(f"data: the {name} split is empty")
+    if not data.label:
+        return
+    counts = Counter(row.label for row in rows if row.label != data.out_of_scope)
+    if len(counts) < 2:
+        raise EdgekitError(f"data: the {name} split has {len(counts)} class(es); a classifier needs at least two")
+    folded: dict[str, str] = {}
+    for label in sorted(str(label) for label in counts):
+        twin = folded.setdefault(label.casefold().strip(), label)
+        if twin != label:
+            raise EdgekitError(f"data: labels {twin!r} and {label!r} differ by case or spaces only; make them one")
+
+
+def _check_labels(data: Data, rows: Mapping[str, Sequence[Prompt]]) -> None:
+    every = {name: {row.label for row in part} for name, part in rows.items()}
+    for name in rows:
+        for other in rows:
+            if missing := sorted(str(label) for label in every[other] - every[name]):
+                raise EdgekitError(
+                    f"data: the {name} split lacks the label {missing[0]!r} that {other} has"
+                    f" ({len(missing)} such); every split needs every label"
+                )
+
+
+def _separate(rows: dict[str, list[Prompt]], policy: str) -> int:
+    """Drop from earlier splits, or refuse, texts that a later split has too; returns how many were dropped."""
+    dropped = 0
+    names = [name for name in SPLITS if name in rows]
+    for place, earlier in enumerate(names):
+        for later in names[place + 1 :]:
+            texts_a, texts_b = ([row.text for row in rows[name]] for name in (earlier, later))
+            pairs = near_pairs(texts_a, texts_b)
+            if pairs and policy == "refuse":
+                first, second = pairs[0]
+                raise EdgekitError(
+                    f"data: {len(pairs)} texts of {earlier} are (nearly) in {later} too, the first: {texts_a[first]!r} and"
+                    f" {texts_b[second]!r}; remove them, or set data.near_duplicates = \"drop\" to drop them from {earlier}"
+                )
+            doomed = {first for first, _ in pairs}
+            dropped += len(doomed)
+            rows[earlier] = [row for index, row in enumerate(rows[earlier]) if index not in doomed]
+    return dropped

@@ -1,0 +1,120 @@
+"""TOML and JSON tables become frozen dataclasses, or an error that names file, key and the nearest valid key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekit.errors import EdgekitError
+
+T = TypeVar("T")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file; EdgekitError names the file and the line that does not parse."""
+    try:
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as bad:
+        raise EdgekitError(f"{path}: not valid TOML: {bad}") from bad
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; EdgekitError names the file and the position that does not parse."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as bad:
+        raise EdgekitError(f"{path}: not valid JSON: {bad}") from bad
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text; EdgekitError where it is missing, unreadable or not UTF-8 (with the byte's place)."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as missing:
+        raise EdgekitError(f"{path}: no such file") from missing
+    except OSError as unreadable:
+        raise EdgekitError(f"{path}: cannot be read: {unreadable.strerror}") from unreadable
+    except UnicodeDecodeError as bad:
+        byte = bad.object[bad.start]
+        raise EdgekitError(
+            f"{path}: byte {bad.start} (0x{byte:02x}) is not UTF-8; save the file as UTF-8"
+        ) from bad
+
+
+def dump_json(value: Any) -> str:
+    """JSON with sorted keys and a final newline, so that equal values are equal bytes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A ' (did you mean ...?)' for a misspelt word, or the list of known ones."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(choices) or 'none'})"
+
+
+def pick(table: Mapping[str, T], key: str, where: str) -> T:
+    """The entry of a table that a user named; EdgekitError names the nearest one where it is unknown."""
+    if key not in table:
+        raise EdgekitError(f"{where}: unknown value {key!r}{nearest(key, table)}")
+    return table[key]
+
+
+def parse(kind: type[T], table: Any, where: str) -> T:
+    """Check a table against a dataclass and build it.
+
+    `where` is the file and the table's key ("targets/pi.toml: budget"). Nested dataclasses are checked with their own key.
+    Raises EdgekitError for unknown, missing or wrongly typed keys.
+    """
+    import pydantic
+
+    _refuse_unknown_keys(kind, table, where)
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(table)
+    except pydantic.ValidationError as bad:
+        first = bad.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        joined = _join(where, key) if key else where
+        if first["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
+            raise EdgekitError(f"{joined}: missing key") from bad
+        shown = repr(first["input"])
+        raise EdgekitError(f"{joined}: {first['msg'].lower()}, got {shown[:80]}") from bad
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if ": " in where else f"{where}: {key}"
+
+
+def _refuse_unknown_keys(kind: type, table: Any, where: str) -> None:
+    if not isinstance(table, Mapping):
+        raise EdgekitError(f"{where}: expected a table, got {table!r:.80}")
+    hints = _field_types(kind)
+    for key, value in table.items():
+        if key not in hints:
+            raise EdgekitError(f"{_join(where, key)}: unknown key{nearest(key, hints)}")
+        if dataclasses.is_dataclass(hints[key]) and value is not None:
+            _refuse_unknown_keys(hints[key], value, _join(where, key))
+
+
+def _field_types(kind: type) -> dict[str, Any]:
+    import typing
+
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: _without_none(hints[name]) for name in names}
+
+
+def _without_none(hint: Any) -> Any:
+    import types
+    import typing
+
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        if len(parts) == 1:
+            return parts[0]
+    return hint

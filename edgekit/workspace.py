@@ -1,0 +1,264 @@
+"""The step cache: one folder per finished step, named by the fingerprint of its inputs.
+
+A product is a folder that ends in `<step>.json`, written last: if the JSON is there, the step is complete. A step runs in a
+partial folder beside its place, under a lock, and is renamed when all its files are on disk; a killed step leaves a partial
+folder that the next run takes over (a resumable step continues in it, any other starts it afresh).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import EdgekitError
+from edgekit.schema import dump_json, read_json
+
+log = logging.getLogger("edgekit")
+
+_SOURCE = Path(__file__).parent
+# The code and the libraries that a step's bytes depend on: a change in any of them makes a new fingerprint.
+STEP_CODE: dict[str, tuple[str, ...]] = {
+    "prompts": ("prompts.py",),
+    "finetune": ("distill", "tasks", "architectures", "model.py"),
+    "distill": ("distill", "tasks", "architectures", "model.py"),
+    "record": ("record.py", "tasks", "model.py"),
+    "calibrate": ("calibrate.py", "tasks", "model.py"),
+    "export": ("export.py", "formats", "tasks", "architectures", "model.py"),
+    "verify": ("verify", "runtimes", "tasks", "report.py"),
+}
+STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
+    "prompts": (),
+    "finetune": ("torch", "transformers", "tokenizers", "accelerate"),
+    "distill": ("torch", "transformers", "tokenizers", "accelerate"),
+    "record": ("torch", "transformers", "tokenizers"),
+    "calibrate": ("torch", "transformers", "tokenizers", "numpy"),
+    "export": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy"),
+    "verify": ("onnxruntime", "numpy"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """A finished step's folder and what its manifest says."""
+
+    step: str
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the product's files: what a later step's fingerprint depends on."""
+        return str(self.manifest["digest"])
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the step wrote about its product."""
+        return dict(self.manifest["facts"])
+
+    def check(self) -> None:
+        """Compare every file with the manifest; EdgekitError names the first that differs."""
+        for name, entry in self.manifest["files"].items():
+            path = self.folder / name
+            if not _is_inside(path, self.folder):
+                raise EdgekitError(f"{self.folder}: the manifest names a path outside the folder: {name}")
+            if not path.is_file():
+                raise EdgekitError(f"{path}: missing; rebuild this step (edgekit build --fresh)")
+            if file_sha256(path) != entry["sha256"]:
+                raise EdgekitError(f"{path}: its sha256 is not the manifest's; the file was changed after the step finished")
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of a value's canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of all files below a folder."""
+    return fingerprint({name: entry["sha256"] for name, entry in list_files(folder).items()})
+
+
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every file below a folder as {relative posix path: {bytes, sha256}}, in sorted order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
+    }
+
+
+def open_product(folder: Path, step: str) -> Product:
+    """A finished step's folder; EdgekitError where it is not one."""
+    manifest = folder / f"{step}.json"
+    if not manifest.is_file():
+        raise EdgekitError(f"{folder}: no {step}.json in it: not the finished folder of a {step} step")
+    content = read_json(manifest)
+    if not isinstance(content, dict) or {"digest", "facts", "files", "step"} - set(content):
+        raise EdgekitError(f"{manifest}: not a manifest that edgekit wrote")
+    return Product(step=step, folder=folder, manifest=content)
+
+
+def write_product(folder: Path, step: str, *, inputs: Any, facts: Mapping[str, Any]) -> Product:
+    """Sync a folder's files to disk and write its manifest last."""
+    files = list_files(folder)
+    files.pop(f"{step}.json", None)
+    for name in files:
+        _sync(folder / name)
+    manifest = {
+        "step": step,
+        "inputs": inputs,
+        "files": files,
+        "digest": fingerprint({name: entry["sha256"] for name, entry in files.items()}),
+        "facts": facts,
+    }
+    write_atomically(folder / f"{step}.json", dump_json(manifest))
+    return open_product(folder, step)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file beside its place, sync it, then rename it: readers see the old file or the new one, never a half."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        _sync(partial)
+        partial.replace(path)
+    except OSError as failed:
+        partial.unlink(missing_ok=True)
+        raise disk_error(path, failed) from failed
+
+
+def disk_error(path: Path, failed: OSError) -> EdgekitError:
+    """What to tell a user about a failed write."""
+    return EdgekitError(f"{path}: cannot be written: {failed.strerror or failed}; free space or choose another folder")
+
+
+class Workspace:
+    """A folder of finished steps."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, step: str, inputs: Any) -> Product | None:
+        """The finished product of these inputs, if there is one."""
+        folder = self._place(step, inputs)
+        return open_product(folder, step) if (folder / f"{step}.json").is_file() else None
+
+    def once(
+        self,
+        step: str,
+        inputs: Any,
+        make: Callable[[Path], Mapping[str, Any]],
+        *,
+        resumable: bool = False,
+    ) -> Product:
+        """Return the finished product of these inputs, or make it.
+
+        `make` fills the folder that it is given and returns the facts for its manifest. It runs under a lock, so two builds
+        at once make a step once. A resumable step finds what it wrote before it was killed.
+        """
+        if done := self.find(step, inputs):
+            log.info("%s: kept %s", step, done.folder)
+            return done
+        place = self._place(step, inputs)
+        partial = place.with_name(f".{place.name}.partial")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as failed:
+            raise disk_error(place.parent, failed) from failed
+        with self._lock(place):
+            if done := self.find(step, inputs):
+                return done
+            if not resumable and partial.exists():
+                shutil.rmtree(partial)
+            try:
+                partial.mkdir(exist_ok=True)
+                facts = make(partial)
+                write_product(partial, step, inputs=inputs, facts=facts)
+                partial.rename(place)
+                _sync(place.parent)
+            except OSError as failed:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise disk_error(place, failed) from failed
+            except EdgekitError:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        return open_product(place, step)
+
+    def products(self) -> Iterator[Product]:
+        """Every finished product, sorted by step and name."""
+        for step in sorted(STEP_CODE):
+            for manifest in sorted(self.root.glob(f"{step}/*/{step}.json")):
+                yield open_product(manifest.parent, step)
+
+    def prune(self, *, older_than_days: float = 0.0) -> tuple[int, int]:
+        """Delete finished and partial folders last used before that; returns how many, and how many bytes."""
+        horizon = time.time() - older_than_days * 86400
+        removed, freed = 0, 0
+        for folder in sorted(self.root.glob("*/*")):
+            if folder.is_dir() and folder.stat().st_mtime <= horizon:
+                freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                shutil.rmtree(folder)
+                removed += 1
+        return removed, freed
+
+    def _place(self, step: str, inputs: Any) -> Path:
+        versions = {name: metadata.version(name) for name in STEP_LIBRARIES[step]}
+        key = fingerprint({"step": step, "inputs": inputs, "versions": versions, "code": _code_digest(step)})
+        return self.root / step / key[:16]
+
+    @contextmanager
+    def _lock(self, place: Path) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(str(place.with_name(f".{place.name}.lock")))
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            log.warning("%s: another build is making this; waiting for it", place.parent.name)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _code_digest(step: str) -> str:
+    sources: list[Path] = []
+    for name in STEP_CODE[step]:
+        path = _SOURCE / name
+        sources += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return fingerprint({path.relative_to(_SOURCE).as_posix(): file_sha256(path) for path in sources if path.is_file()})
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        log.debug("%s: this file system has no fsync", path)
+    finally:
+        os.close(descriptor)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
