@@ -1,0 +1,59 @@
+"""Answers from an edgekit bundle: `Bundle("folder")("turn on the light")`. Needs onnxruntime, tokenizers, numpy."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Bundle:
+    """An open bundle; `threads` overrides how many threads its manifest asks for (0: the runtime decides)."""
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None, provider: str | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
+        self.labels: list[str] = self.manifest["labels"]
+        runtime, found = self.manifest["runtime"], onnxruntime.__version__
+        if _numbers(found) < _numbers(runtime["minimum"]):
+            raise RuntimeError(f"onnxruntime {found} is too old for this bundle: it needs {runtime['minimum']}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = (runtime["threads"] or 0) if threads is None else threads
+        file, providers = str(self.folder / self.manifest["model"]), [provider or runtime["provider"]]
+        off = runtime["disabled_optimizers"]
+        self.session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=off)
+        # tokenizer.json itself truncates long texts, as it did when the model was verified.
+        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+    def output(self, text: str) -> NDArray[np.float32]:
+        """The model's raw output for one text, float32 [width]: logits or the embedding."""
+        ids = np.array([self.tokenizer.encode(text).ids or [self.manifest["pad_id"]]], dtype=np.int64)
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        return np.asarray(self.session.run(None, feed)[0][0], dtype=np.float32)
+
+    def __call__(self, text: str) -> Any:
+        """[(label, score), ...], the answer first; or, of an embedding model, the embedding: float32 [width].
+
+        Where the best score is under the threshold, the answer is the out-of-scope label with 1 - that score.
+        """
+        output = self.output(text)
+        if self.manifest["output"] == "embedding":
+            return output
+        shifted = np.exp(output.astype(np.float64) - output.max())
+        scores = shifted / shifted.sum()
+        ranked = [(self.labels[place], float(scores[place])) for place in np.argsort(-scores, kind="stable")]
+        threshold, best = self.manifest["threshold"], ranked[0][1]
+        rejected = threshold is not None and best < threshold
+        return [(self.manifest["out_of_scope"], 1.0 - best), *ranked] if rejected else ranked
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
