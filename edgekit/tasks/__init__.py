@@ -1,0 +1,118 @@
+"""TASKS: what a model is asked to do. A task loads a checkpoint as a module of two inputs and reads its outputs.
+
+Every module that a task loads takes input_ids and attention_mask (int64 [batch, sequence]) and gives one float32 tensor
+[batch, width]: raw logits, or one embedding per text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgekit.errors import EdgekitError
+from edgekit.tasks import feature_extraction, text_classification
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from edgekit.model import Model
+
+
+class Task(Protocol):
+    """What a task's module offers."""
+
+    NAME: str
+    OUTPUT: str
+    """What a row of the output is: logits or embedding."""
+
+    def load(self, folder: Path) -> nn.Module:
+        """The checkpoint in eval mode and float32, as a module (input_ids, attention_mask) -> [batch, width]."""
+
+    def fit(
+        self,
+        outputs: NDArray[np.float32],
+        labels: Sequence[str | None],
+        classes: Sequence[str],
+        out_of_scope: str | None,
+    ) -> dict[str, Any]:
+        """Settings learned from outputs [n, width] on the calibrate split; {} where there is nothing to learn."""
+
+    def answer(self, outputs: NDArray[np.float32], settings: Mapping[str, Any], classes: Sequence[str]) -> Any:
+        """What a user gets for outputs [n, width]; NumPy only."""
+
+    def score(self, reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> float:
+        """How near outputs are to reference outputs (both [n, width]), 1.0 where they agree wholly."""
+
+
+TASKS: dict[str, Task] = {
+    text_classification.NAME: text_classification,
+    feature_extraction.NAME: feature_extraction,
+}
+
+
+def outputs(
+    module: nn.Module,
+    ids: Sequence[Sequence[int]],
+    pad_id: int,
+    batch: int = 32,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> NDArray[np.float32]:
+    """A module's output [n, width] for n encoded texts, in their order; texts of like length share a batch."""
+    import numpy as np
+    import torch
+
+    rows: list[NDArray[np.float32] | None] = [None] * len(ids)
+    done = 0
+    with torch.inference_mode():
+        for places, tokens, mask in batches(ids, pad_id, batch):
+            for place, row in zip(places, module(tokens, mask).float().numpy(), strict=True):
+                rows[place] = row
+            done += len(places)
+            if progress:
+                progress(done, len(ids), "")
+    return np.stack([row for row in rows if row is not None]) if ids else np.zeros((0, 0), np.float32)
+
+
+def batches(ids: Sequence[Sequence[int]], pad_id: int, batch: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Batches of texts sorted by length: their places in `ids`, input_ids and attention_mask [batch, longest]."""
+    order = sorted(range(len(ids)), key=lambda place: (len(ids[place]), place))
+    for start in range(0, len(order), batch):
+        places = order[start : start + batch]
+        yield (places, *pad([ids[place] for place in places], pad_id))
+
+
+def pad(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask, int64 [n, longest], padded on the right."""
+    import torch
+
+    longest = max(len(row) for row in ids)
+    tokens = torch.full((len(ids), longest), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(ids), longest), dtype=torch.int64)
+    for place, row in enumerate(ids):
+        tokens[place, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[place, : len(row)] = 1
+    return tokens, mask
+
+
+def find_pad_id(model: Model) -> int:
+    """The padding token's id from config.json, else the pad_token of tokenizer_config.json, else tokenizer.json's.
+
+    Raises EdgekitError where none of them names one.
+    """
+    if isinstance(model.config.get("pad_token_id"), int):
+        return int(model.config["pad_token_id"])
+    tokenizer = model.tokenizer()
+    settings = model.folder / "tokenizer_config.json"
+    token = json.loads(settings.read_text(encoding="utf-8")).get("pad_token") if settings.is_file() else None
+    token = token.get("content") if isinstance(token, dict) else token
+    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    if found is None:
+        padding = json.loads((model.folder / "tokenizer.json").read_text(encoding="utf-8")).get("padding") or {}
+        found = padding.get("pad_id")
+    if found is None:
+        raise EdgekitError(f"{model.folder / 'config.json'}: pad_token_id: missing; add the padding token's id")
+    return int(found)

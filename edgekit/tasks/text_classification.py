@@ -1,0 +1,104 @@
+"""text-classification: one label per text, and "none of them" by a threshold on the largest probability.
+
+Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples" (arXiv:1610.02136).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+NAME = "text-classification"
+OUTPUT = "logits"
+
+
+def load(folder: Path) -> nn.Module:
+    """A classifier: (input_ids, attention_mask) -> raw logits [batch, classes].
+
+    Raises EdgekitError for a checkpoint without a trained classifier, with one output, or with several labels per text.
+    """
+    from edgekit.tasks.encoders import load_encoder
+
+    module, missing = load_encoder(folder, NAME)
+    if missing:
+        raise EdgekitError(
+            f"{folder}: the checkpoint has no trained classifier (it lacks {missing[0]}); add a [teacher.finetune]"
+            " table to the recipe, or name a fine-tuned model"
+        )
+    config: Any = module.model.config
+    if config.num_labels < 2 or config.problem_type == "multi_label_classification":
+        raise EdgekitError(
+            f"{folder / 'config.json'}: not a single-label classifier ({config.num_labels} outputs, problem_type"
+            f" {config.problem_type}); edgekit builds single-label classifiers"
+        )
+    return module
+
+
+def fit(
+    outputs: NDArray[np.float32],
+    labels: Sequence[str | None],
+    classes: Sequence[str],
+    out_of_scope: str | None,
+) -> dict[str, Any]:
+    """The rejection threshold on the largest probability that maximises accuracy, a rejection being a class of its own.
+
+    outputs are logits [n, classes]. Every threshold between two neighbouring confidences scores alike, so the answer is
+    the middle of the widest range of best thresholds. {} where there is no out-of-scope label or nothing is labelled.
+    """
+    import numpy as np
+
+    known = [row for row, label in enumerate(labels) if label is not None]
+    if out_of_scope is None or not known:
+        return {}
+    probabilities = softmax(outputs[known])
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = np.array([classes[best] for best in probabilities.argmax(axis=1)]) == np.array(
+        [labels[row] for row in known]
+    )
+    outside = np.array([labels[row] == out_of_scope for row in known])
+
+    edges = np.unique(np.concatenate([[0.0], confidence, [1.0]]))
+    # A threshold in (edges[i], edges[i + 1]] keeps the rows above edges[i] and rejects the others.
+    kept_right = np.array([np.count_nonzero(right & (confidence > edge)) for edge in edges[:-1]])
+    rejected_outside = np.array([np.count_nonzero(outside & (confidence <= edge)) for edge in edges[:-1]])
+    hits = kept_right + rejected_outside
+    borders = np.flatnonzero(np.diff(np.concatenate([[False], hits == hits.max(), [False]])))
+    runs = [(edges[start], edges[end]) for start, end in zip(borders[::2], borders[1::2], strict=True)]
+    low, high = max(runs, key=lambda run: run[1] - run[0])
+    return {"threshold": float((low + high) / 2), "out_of_scope": out_of_scope}
+
+
+def answer(outputs: NDArray[np.float32], settings: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """The label of each row of logits [n, classes]; the out-of-scope label below the threshold."""
+    probabilities = softmax(outputs)
+    names = [classes[best] for best in probabilities.argmax(axis=1)]
+    if "threshold" not in settings:
+        return names
+    sure = probabilities.max(axis=1) >= settings["threshold"]
+    return [name if kept else settings["out_of_scope"] for name, kept in zip(names, sure, strict=True)]
+
+
+def score(reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> float:
+    """Mean cosine of centred logits, [n, classes] each: a softmax does not see a shift, so neither does the score."""
+    import numpy as np
+
+    a, b = (x - x.mean(axis=1, keepdims=True) for x in (reference.astype(np.float64), outputs.astype(np.float64)))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.mean((a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)))
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities of logits along the last axis."""
+    import numpy as np
+
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: NDArray[np.float32] = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
