@@ -93,6 +93,9 @@ class Recipe:
 
 
 _SET_BY_LOADER = ("name", "folder")
+# What people call their columns, most telling first.
+TEXT_COLUMNS = ("text", "utterance", "sentence", "query", "question", "prompt", "content", "message", "title")
+LABEL_COLUMNS = ("label", "intent", "category", "class", "target", "labels")
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -125,6 +128,95 @@ def packaged(relative: str) -> Path:
     """A file or folder that travels with edgekit: inside the installed package, or beside it in a source tree."""
     inside = Path(str(resources.files("edgekit"))) / "data" / relative
     return inside if inside.exists() else Path(__file__).resolve().parents[1] / relative
+
+
+def write_recipe(
+    out: Path,
+    *,
+    task: str,
+    teacher: str,
+    data: str,
+    text: str | None,
+    label: str | None,
+    layers: int | None,
+    finetune: bool,
+) -> str:
+    """Write a recipe for a user's own model and data, once it loads and its data can be read; returns its text.
+
+    A single file is split by rule, a fifth to verify. Columns that are not named are guessed from the file's own names.
+    Raises EdgekitError where a column cannot be guessed or the recipe does not load.
+    """
+    columns = _columns(Path(data))
+    text = text or _guess("text", TEXT_COLUMNS, columns, data)
+    if task == "text-classification":
+        label = label or _guess("label", LABEL_COLUMNS, columns, data)
+    folder = out.resolve().parent
+    lines = [f"task = {_quote(task)}", "seed = 0", "", "[teacher]", f"source = {_quote(_relative(teacher, folder))}", ""]
+    if finetune:
+        lines += ["[teacher.finetune]", "epochs = 10", ""]
+    if layers:
+        lines += ["[student]", f"layers = {layers}", ""]
+    lines += ["[data]", f"path = {_quote(_relative(data, folder))}", f"text = {_quote(text)}"]
+    if task == "text-classification" and label:
+        lines += [f"label = {_quote(label)}"]
+    else:
+        lines += ['label = ""']
+    if Path(data).is_file():
+        lines += ["split = { calibrate = 0.1, verify = 0.2 }"]
+    content = "\n".join(lines) + "\n"
+    scratch = out.with_name(f".{out.name}.partial.toml")
+    try:
+        scratch.write_text(content, encoding="utf-8", newline="\n")
+        load_recipe(scratch)
+        scratch.replace(out)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return content
+
+
+def _columns(path: Path) -> list[str]:
+    """The column names of a table file, as far as its first line tells."""
+    import csv
+    import json
+
+    if not path.is_file() or path.suffix == ".parquet":
+        return []
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        if path.suffix in {".jsonl", ".json"}:
+            try:
+                return list(json.loads(stream.readline()))
+            except (json.JSONDecodeError, TypeError):
+                return []
+        return next(csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ","), [])
+
+
+def _guess(key: str, usual: tuple[str, ...], columns: list[str], where: str) -> str:
+    if not columns:
+        return usual[0]
+    for name in usual:
+        for column in columns:
+            if column.casefold() == name:
+                return column
+    raise EdgekitError(f"{where}: which column is the {key}? give --{key} (its columns: {', '.join(columns)})")
+
+
+def _relative(place: str, folder: Path) -> str:
+    """A local path as seen from the recipe's folder; anything else (a hub id, a package) stays as it is."""
+    import os
+
+    path = Path(place)
+    if not path.exists():
+        return place
+    try:
+        return Path(os.path.relpath(path.resolve(), folder)).as_posix()
+    except ValueError:
+        return path.resolve().as_posix()
+
+
+def _quote(text: str) -> str:
+    import json
+
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _apply_override(table: dict[str, Any], override: str) -> None:

@@ -116,14 +116,15 @@ def open_product(folder: Path, step: str) -> Product:
     return Product(step=step, folder=folder, manifest=content)
 
 
-def write_product(folder: Path, step: str, *, inputs: Any, facts: Mapping[str, Any]) -> Product:
-    """Sync a folder's files to disk and write its manifest last."""
+def write_product(folder: Path, step: str, *, key: str, inputs: Any, facts: Mapping[str, Any]) -> Product:
+    """Sync a folder's files to disk and write its manifest last. `key` is the fingerprint of all that made it."""
     files = list_files(folder)
     files.pop(f"{step}.json", None)
     for name in files:
         _sync(folder / name)
     manifest = {
         "step": step,
+        "key": key,
         "inputs": inputs,
         "files": files,
         "digest": fingerprint({name: entry["sha256"] for name, entry in files.items()}),
@@ -156,11 +157,6 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def find(self, step: str, inputs: Any) -> Product | None:
-        """The finished product of these inputs, if there is one."""
-        folder = self._place(step, inputs)
-        return open_product(folder, step) if (folder / f"{step}.json").is_file() else None
-
     def once(
         self,
         step: str,
@@ -168,32 +164,38 @@ class Workspace:
         make: Callable[[Path], Mapping[str, Any]],
         *,
         resumable: bool = False,
+        at: Path | None = None,
+        fresh: bool = False,
     ) -> Product:
         """Return the finished product of these inputs, or make it.
 
         `make` fills the folder that it is given and returns the facts for its manifest. It runs under a lock, so two builds
-        at once make a step once. A resumable step finds what it wrote before it was killed.
+        at once make a step once. A resumable step finds what it wrote before it was killed. `at` is a folder of the user's to
+        use instead of the workspace's own place; `fresh` makes the product again.
         """
-        if done := self.find(step, inputs):
+        key = self._key(step, inputs)
+        place = at.resolve() if at else self.root / step / key[:16]
+        if (done := _finished(place, step, key)) and not fresh:
             log.info("%s: kept %s", step, done.folder)
             return done
-        place = self._place(step, inputs)
+        _refuse_foreign(place, step)
         partial = place.with_name(f".{place.name}.partial")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as failed:
             raise disk_error(place.parent, failed) from failed
         with self._lock(place):
-            if done := self.find(step, inputs):
+            if (done := _finished(place, step, key)) and not fresh:
                 return done
-            if not resumable and partial.exists():
+            if partial.exists() and not (resumable and _made_for(partial) == key):
                 shutil.rmtree(partial)
             try:
                 partial.mkdir(exist_ok=True)
+                (partial / _KEY).write_text(key)
                 facts = make(partial)
-                write_product(partial, step, inputs=inputs, facts=facts)
-                partial.rename(place)
-                _sync(place.parent)
+                (partial / _KEY).unlink()
+                write_product(partial, step, key=key, inputs=inputs, facts=facts)
+                _replace(partial, place)
             except OSError as failed:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise disk_error(place, failed) from failed
@@ -219,10 +221,9 @@ class Workspace:
                 removed += 1
         return removed, freed
 
-    def _place(self, step: str, inputs: Any) -> Path:
+    def _key(self, step: str, inputs: Any) -> str:
         versions = {name: metadata.version(name) for name in STEP_LIBRARIES[step]}
-        key = fingerprint({"step": step, "inputs": inputs, "versions": versions, "code": _code_digest(step)})
-        return self.root / step / key[:16]
+        return fingerprint({"step": step, "inputs": inputs, "versions": versions, "code": _code_digest(step)})
 
     @contextmanager
     def _lock(self, place: Path) -> Iterator[None]:
@@ -238,6 +239,40 @@ class Workspace:
             yield
         finally:
             lock.release()
+
+
+# Names the fingerprint that a partial folder is being made for.
+_KEY = ".key"
+
+
+def _finished(place: Path, step: str, key: str) -> Product | None:
+    if not (place / f"{step}.json").is_file():
+        return None
+    product = open_product(place, step)
+    return product if product.manifest.get("key") == key else None
+
+
+def _made_for(partial: Path) -> str | None:
+    return (partial / _KEY).read_text() if (partial / _KEY).is_file() else None
+
+
+def _refuse_foreign(place: Path, step: str) -> None:
+    """A folder that holds something else is the user's; edgekit replaces only its own products."""
+    if place.is_file() or (place.is_dir() and any(place.iterdir()) and not (place / f"{step}.json").is_file()):
+        raise EdgekitError(f"{place}: already there, and not the folder of a {step} step; choose another --out")
+
+
+def _replace(partial: Path, place: Path) -> None:
+    """Put a finished folder in its place; an older product stays until the new one is complete."""
+    old = place.with_name(f".{place.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    if place.exists():
+        place.rename(old)
+    partial.rename(place)
+    _sync(place.parent)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def _code_digest(step: str) -> str:

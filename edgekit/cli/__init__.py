@@ -1,0 +1,70 @@
+"""The command line: parse, call one function, show its result. Heavy libraries are imported inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from edgekit import __version__
+from edgekit.cli import look, make, stages
+
+
+class Ordered(click.Group):
+    """Lists commands in the order a user meets them, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names, in the order they were added."""
+        return list(self.commands)
+
+
+@click.group(cls=Ordered, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgekit")
+def cli() -> None:
+    """From a checkpoint to a small, fast, verified model in somebody's app.
+
+    \b
+    Start here:
+      edgekit build --target raspberrypi     the packaged example, or recipe.toml of this folder
+      edgekit init                           a recipe for your own model and data
+      edgekit targets list                   where it can run
+    """
+
+
+for command in (make.build, make.run, make.init, *stages.COMMANDS, *look.COMMANDS):
+    cli.add_command(command)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for a shell.
+
+    \b
+    Example:
+      eval "$(edgekit completion bash)"
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is not None:
+        click.echo(kind(cli, {}, "edgekit", "_EDGEKIT_COMPLETE").source())
+
+
+def run_command_line() -> int:
+    """Run the command that sys.argv names; returns the exit code, errors shown as one line."""
+    from edgekit.cli.show import quiet_libraries
+
+    quiet_libraries()
+    try:
+        result: Any = cli.main(prog_name="edgekit", standalone_mode=False)
+    except click.exceptions.Abort as aborted:
+        raise KeyboardInterrupt from aborted
+    except click.ClickException as failed:
+        failed.show()
+        return failed.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return result if isinstance(result, int) else 0

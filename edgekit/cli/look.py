@@ -1,0 +1,224 @@
+"""The commands that look: targets, inspect, doctor, cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from edgekit.cli.options import cache_option, complete_target, json_option
+from edgekit.errors import EdgekitError
+
+
+@click.group()
+def targets() -> None:
+    """List, show, check and measure targets: where a model must run."""
+
+
+@targets.command("list")
+@json_option
+def list_targets(as_json: bool) -> None:
+    """List every target: the packaged ones and those in ./targets.
+
+    \b
+    Example:
+      edgekit targets list
+    """
+    from edgekit.cli.show import print_json
+    from edgekit.target import find_targets, load_target
+
+    every = [load_target(str(path)) for path in find_targets().values()]
+    if as_json:
+        print_json({"targets": [{"name": one.name, "title": one.title, "tasks": sorted(one.export)} for one in every]})
+        return
+    width = max(len(one.name) for one in every)
+    for one in every:
+        click.echo(f"{one.name:<{width}}  {one.title}")
+
+
+@targets.command()
+@click.argument("name", shell_complete=complete_target)
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show a target's file.
+
+    \b
+    Example:
+      edgekit targets show raspberrypi
+    """
+    from edgekit.cli.show import print_json
+    from edgekit.schema import read_text, read_toml
+    from edgekit.target import load_target
+
+    path = load_target(name).path
+    if as_json:
+        print_json({"name": path.stem} | read_toml(path))
+    else:
+        click.echo(f"# {path}\n{read_text(path)}", nl=False)
+
+
+@targets.command()
+@click.argument("names", nargs=-1, shell_complete=complete_target)
+@json_option
+def check(names: tuple[str, ...], as_json: bool) -> int:
+    """Check target files: all of them, or those named.
+
+    \b
+    Example:
+      edgekit targets check targets/my-board.toml
+    """
+    from edgekit.build import check_target
+    from edgekit.cli.show import paint, print_json
+    from edgekit.target import find_targets, load_target
+
+    problems: dict[str, str | None] = {}
+    for name in names or tuple(find_targets()):
+        try:
+            target = load_target(name)
+            for task in target.export:
+                check_target(target, task)
+            problems[name] = None
+        except EdgekitError as bad:
+            problems[name] = bad.message
+    if as_json:
+        print_json({"targets": [{"name": name, "problem": problem} for name, problem in problems.items()]})
+    else:
+        for name, problem in problems.items():
+            click.echo(f"{paint('ok', 'green')}       {name}" if problem is None else f"{paint('problem', 'red')}  {problem}")
+    return 1 if any(problems.values()) else 0
+
+
+@targets.command()
+@click.option("--name", required=True, help="The new target's name; it becomes targets/NAME.toml.")
+@click.option("--p95-ms", type=click.FloatRange(min=0, min_open=True), help="A latency limit for its budget, ms.")
+@click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="A memory limit for its budget, MB.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("targets"), show_default=True)
+@click.option("--force", is_flag=True, help="Replace a target that is there.")
+@json_option
+def probe(name: str, p95_ms: float | None, memory_mb: float | None, out: Path, force: bool, as_json: bool) -> None:
+    """Measure this machine and write it as a target.
+
+    \b
+    Example:
+      edgekit targets probe --name my-laptop --p95-ms 20
+    """
+    from edgekit.cli.show import print_json
+    from edgekit.devices import probe_target
+
+    path = probe_target(name, p95_ms=p95_ms, memory_mb=memory_mb, out=out, force=force)
+    if as_json:
+        print_json({"target": name, "file": str(path)})
+    else:
+        click.echo(f"wrote {path}; next: edgekit build --target {name}")
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what is in a model, artifact, bundle, calibration, .onnx or .safetensors file, whoever made it.
+
+    \b
+    Example:
+      edgekit inspect dist/assistant-raspberrypi
+    """
+    from edgekit.cli.show import print_json
+    from edgekit.inspect import describe_lines
+    from edgekit.inspect import inspect as look
+
+    found = look(path)
+    if as_json:
+        print_json(found)
+    else:
+        for line in describe_lines(found):
+            click.echo(line)
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """Check this machine: versions, known conflicts and their remedy, CPU features, disk.
+
+    \b
+    Example:
+      edgekit doctor
+    """
+    import dataclasses
+
+    from edgekit.cli.show import paint, print_json
+    from edgekit.devices import doctor as examine
+
+    findings = examine()
+    if as_json:
+        print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        colours = {"ok": "green", "warning": "yellow", "problem": "red"}
+        for finding in findings:
+            remedy = f"  -> {finding.remedy}" if finding.remedy else ""
+            mark = paint(f"{finding.status:<8}", colours[finding.status])
+            click.echo(f"{mark} {finding.name:<22} {finding.found}{remedy}")
+    return 1 if any(finding.status == "problem" for finding in findings) else 0
+
+
+@click.group()
+def cache() -> None:
+    """List and prune finished steps."""
+
+
+@cache.command("list")
+@cache_option
+@json_option
+def list_cache(cache: Path | None, as_json: bool) -> None:
+    """List the finished steps, their age and size.
+
+    \b
+    Example:
+      edgekit cache list
+    """
+    import time
+
+    from edgekit.cli.show import print_json
+    from edgekit.workspace import Workspace
+
+    workspace = Workspace(cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit")))
+    rows = [
+        {
+            "step": product.step,
+            "folder": str(product.folder),
+            "bytes": sum(entry["bytes"] for entry in product.manifest["files"].values()),
+            "age_days": round((time.time() - product.folder.stat().st_mtime) / 86400, 2),
+        }
+        for product in workspace.products()
+    ]
+    if as_json:
+        print_json({"products": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['step']:<10} {row['bytes'] / 1e6:8.1f} MB  {row['age_days']:6.2f} days  {row['folder']}")
+    click.echo(f"{len(rows)} products, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB in {workspace.root}")
+
+
+@cache.command()
+@click.option("--older-than", "days", type=click.FloatRange(min=0), default=0.0, help="Only what is older, days.")
+@cache_option
+@json_option
+def prune(days: float, cache: Path | None, as_json: bool) -> None:
+    """Delete finished and half-finished steps; the next build makes them again.
+
+    \b
+    Example:
+      edgekit cache prune --older-than 30
+    """
+    from edgekit.cli.show import print_json
+    from edgekit.workspace import Workspace
+
+    workspace = Workspace(cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit")))
+    removed, freed = workspace.prune(older_than_days=days)
+    if as_json:
+        print_json({"removed": removed, "bytes": freed})
+    else:
+        click.echo(f"removed {removed} folders, {freed / 1e6:.1f} MB")
+
+
+COMMANDS = (targets, inspect, doctor, cache)

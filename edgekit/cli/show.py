@@ -1,0 +1,105 @@
+"""What a user sees: progress on standard error, results on standard output, colours only on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.build import Listener, Progress
+from edgekit.schema import dump_json
+
+# Between two lines of progress where the output is a file or a CI log, seconds.
+PLAIN_INTERVAL = 15.0
+LIVE_INTERVAL = 0.1
+COLOURS = {"pass": "green", "fail": "red", "not proven": "yellow"}
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' banners, bars and telemetry off the terminal."""
+    import logging
+    import warnings
+
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("edgekit").setLevel(logging.WARNING)
+
+
+def paint(text: str, colour: str) -> str:
+    """Coloured text; click strips it where standard output is no terminal, and NO_COLOR turns it off."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour)
+
+
+def paint_verdict(verdict: str) -> str:
+    """A verdict in its colour."""
+    return paint(verdict, COLOURS.get(verdict, "white"))
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    click.echo(dump_json(value), nl=False)
+
+
+class Terminal(Listener):
+    """Shows a build on standard error: a live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self._begun = 0.0
+        self._shown = 0.0
+        self._width = 0
+
+    def begin(self, step: str, note: str = "") -> Progress:
+        """A line that says which step runs."""
+        self._begun = self._shown = time.monotonic()
+        self._draw(f"  {step:<10} {note}", keep=not self.live)
+        return lambda done, total, text: self._advance(step, done, total, text)
+
+    def end(self, step: str, product: Path, *, kept: bool) -> None:
+        """A line that says what is finished, where, and how long it took."""
+        took = "kept from before" if kept else f"{time.monotonic() - self._begun:.1f} s"
+        self._draw(f"  {step:<10} done, {took}", keep=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._draw(f"             {text}", keep=True)
+
+    def _advance(self, step: str, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if now - self._shown < (LIVE_INTERVAL if self.live else PLAIN_INTERVAL) and done < total:
+            return
+        if not self.live and done >= total:
+            return
+        self._shown = now
+        rate = done / max(now - self._begun, 1e-9)
+        left = (total - done) / rate if rate else 0.0
+        share = 100 * done // max(total, 1)
+        line = f"  {step:<10} {share:3d} %  {done}/{total}  {rate:.1f}/s  ETA {_clock(left)}  {text}"
+        self._draw(line.rstrip(), keep=not self.live)
+
+    def _draw(self, line: str, *, keep: bool) -> None:
+        if not self.live:
+            click.echo(line, err=True)
+            return
+        columns = click.get_terminal_size()[0] if hasattr(click, "get_terminal_size") else 100
+        shown = line if keep else line[: columns - 1]
+        click.echo("\r" + shown.ljust(self._width) + ("\n" if keep else ""), nl=False, err=True)
+        self._width = 0 if keep else len(shown)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,224 @@
+"""The stage commands: each is one step of a build, on folders that others made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekit.cli.options import open_session, out_option, read_recipe, recipe_options, target_option
+from edgekit.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from edgekit.build import Plan, Session
+    from edgekit.recipe import Recipe
+    from edgekit.workspace import Product
+
+folder = click.Path(path_type=Path)
+
+
+@click.command()
+@recipe_options
+@out_option
+def finetune(
+    recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool, out: Path
+) -> None:  # fmt: skip
+    """Fine-tune the recipe's teacher on the train split.
+
+    \b
+    Example:
+      edgekit finetune --recipe recipe.toml --out work/teacher
+    """
+    from edgekit import build as spine
+
+    recipe, prompts, session = _open(recipe_path, overrides, cache)
+    if recipe.teacher.finetune is None:
+        raise click.UsageError(f"{recipe.name} has no [teacher.finetune] table: its teacher is used as it is.")
+    base, _ = spine.check_recipe(recipe, prompts, session)
+    _done(spine.finetune(recipe, base, prompts, session, at=out), as_json)
+
+
+@click.command()
+@click.argument("teacher", type=folder)
+@recipe_options
+@out_option
+def distill(
+    teacher: Path, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool, out: Path
+) -> None:  # fmt: skip
+    """Distill the recipe's student from a TEACHER folder.
+
+    \b
+    Example:
+      edgekit distill work/teacher --recipe recipe.toml --out work/student
+    """
+    from edgekit import build as spine
+
+    recipe, prompts, session = _open(recipe_path, overrides, cache)
+    if recipe.student is None:
+        raise click.UsageError(f"{recipe.name} has no [student] table: nothing is distilled.")
+    _done(spine.distill(recipe, teacher, prompts, session, at=out), as_json)
+
+
+@click.command()
+@click.argument("teacher", type=folder)
+@click.argument("student", type=folder)
+@recipe_options
+@out_option
+def record(
+    teacher: Path, student: Path, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
+    out: Path,
+) -> None:  # fmt: skip
+    """Record what TEACHER and STUDENT answer in float: the reference of `verify`.
+
+    \b
+    Example:
+      edgekit record work/teacher work/student --recipe recipe.toml --out work/reference
+    """
+    from edgekit import build as spine
+
+    recipe, prompts, session = _open(recipe_path, overrides, cache)
+    _done(spine.record(recipe, teacher, student, prompts, session, at=out).folder, as_json)
+
+
+@click.command()
+@click.argument("student", type=folder)
+@recipe_options
+@out_option
+def calibrate(
+    student: Path, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool, out: Path
+) -> None:  # fmt: skip
+    """Collect the activation statistics of STUDENT on the calibrate split.
+
+    \b
+    Example:
+      edgekit calibrate work/student --recipe recipe.toml --out work/calibration
+    """
+    from edgekit import build as spine
+
+    recipe, prompts, session = _open(recipe_path, overrides, cache)
+    _done(spine.calibrate(recipe, student, prompts, session, at=out).folder, as_json)
+
+
+@click.command()
+@click.argument("student", type=folder)
+@click.argument("calibration", type=folder)
+@target_option
+@recipe_options
+@out_option
+def export(
+    student: Path, calibration: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...],
+    cache: Path | None, as_json: bool, out: Path,
+) -> None:  # fmt: skip
+    """Export STUDENT with its CALIBRATION in the target's format and scheme.
+
+    \b
+    Example:
+      edgekit export work/student work/calibration -t raspberrypi --recipe recipe.toml --out work/artifact
+    """
+    from edgekit import build as spine
+    from edgekit.workspace import open_product
+
+    recipe, prompts, session = _open(recipe_path, overrides, cache)
+    plan = _plan(recipe, target_name, prompts, session)
+    _done(spine.export(plan, student, open_product(calibration, "calibrate"), prompts, session, at=out).folder, as_json)
+
+
+@click.command()
+@click.argument("artifact", type=folder)
+@click.argument("reference", type=folder)
+@target_option
+@recipe_options
+@out_option
+@click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
+@click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3.")
+def verify(
+    artifact: Path, reference: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...],
+    cache: Path | None, as_json: bool, out: Path, fresh: bool, strict: bool,
+) -> int:  # fmt: skip
+    """Run ARTIFACT on the target's device and judge it against REFERENCE.
+
+    ARTIFACT is the folder of an `export`, or an .onnx file that something else made. REFERENCE is the folder of a `record`, or
+    a checkpoint.
+
+    \b
+    Examples:
+      edgekit verify work/artifact work/reference -t raspberrypi --recipe recipe.toml --out work/report
+      edgekit verify model_quantized.onnx ./my-model -t laptop-cpu --recipe recipe.toml --out work/report
+    """
+    from edgekit import build as spine
+    from edgekit.cli.make import show_built
+    from edgekit.cli.show import print_json
+    from edgekit.schema import read_json
+
+    recipe, prompts, session = _open(recipe_path, overrides, cache, fresh=fresh)
+    plan = _plan(recipe, target_name, prompts, session)
+    checked = spine.open_artifact(plan, artifact, reference, prompts, session)
+    recorded = spine.open_reference(recipe, reference, prompts, session)
+    product = spine.verify(plan, checked, recorded, prompts, session, at=out)
+    report = read_json(product.folder / "report.json")
+    if as_json:
+        print_json(report)
+    else:
+        show_built(spine.Built(target=plan.target.name, report=report, evidence=product.folder / "report.json"))
+    failed = report["verdict"] == "fail" or (strict and report["verdict"] != "pass")
+    return CheckFailed.exit_code if failed else 0
+
+
+@click.command()
+@click.argument("artifact", type=folder)
+@click.argument("report", type=folder)
+@target_option
+@recipe_options
+@out_option
+@click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
+def package(
+    artifact: Path, report: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None,
+    as_json: bool, out: Path, strict: bool,
+) -> None:  # fmt: skip
+    """Package ARTIFACT, which REPORT judged, as a bundle and an archive.
+
+    \b
+    Example:
+      edgekit package work/artifact work/report -t raspberrypi --recipe recipe.toml --out dist
+    """
+    from edgekit import build as spine
+    from edgekit.cli.make import show_built
+    from edgekit.cli.show import print_json
+    from edgekit.workspace import open_product
+
+    recipe, prompts, session = _open(recipe_path, overrides, cache, out=out, strict=strict)
+    plan = _plan(recipe, target_name, prompts, session)
+    built = spine.package(plan, open_product(artifact, "export"), open_product(report, "verify"), session)
+    if as_json:
+        print_json(built.summary())
+    else:
+        show_built(built)
+
+
+COMMANDS = (finetune, distill, record, calibrate, export, verify, package)
+
+
+def _open(
+    recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, out: Path = Path("dist"), **options: bool
+) -> tuple[Recipe, Product, Session]:
+    from edgekit.build import gather_prompts
+
+    recipe, session = read_recipe(recipe_path, overrides), open_session(cache, out, **options)
+    return recipe, gather_prompts(recipe, session), session
+
+
+def _plan(recipe: Recipe, target_name: str, prompts: Product, session: Session) -> Plan:
+    from edgekit.build import resolve
+    from edgekit.target import load_target
+
+    return resolve(recipe, load_target(target_name), prompts, session)
+
+
+def _done(made: Path, as_json: bool) -> None:
+    from edgekit.cli.show import print_json
+
+    if as_json:
+        print_json({"folder": str(made)})
+    else:
+        click.echo(str(made))

@@ -1,0 +1,141 @@
+"""Export: a student and its calibration become an artifact, one folder in the target's format."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError
+from edgekit.formats import FORMATS
+from edgekit.model import Model, load_model
+from edgekit.prompts import Prompt, PromptSet
+from edgekit.schema import pick
+from edgekit.tasks import TASKS
+from edgekit.workspace import file_sha256
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+
+def likeness(output: str, reference: Floats, answers: Floats) -> float:
+    """How alike two models' outputs [n, width] are; 0 is equal, less is worse.
+
+    logits: minus the mean KL(reference || answers) in nat. embedding: the mean cosine minus 1.
+    """
+    import numpy as np
+
+    from edgekit.runtimes import scores
+
+    if output == "logits":
+        return -float(np.mean(scores.kl_divergence(scores.log_softmax(reference), scores.log_softmax(answers))))
+    return float(np.mean(scores.cosine(reference, answers))) - 1.0
+
+
+def export(
+    *,
+    student: Path,
+    calibration: Path,
+    prompts: Path,
+    task: str,
+    options: Mapping[str, Any],
+    where: str,
+    max_length: int,
+    out_of_scope: str | None,
+    out: Path,
+) -> dict[str, Any]:
+    """Write the student in the format and scheme that `options` (a target's `[export.<task>]` table) names.
+
+    Only the calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's own outputs.
+    Returns the artifact's facts. Raises EdgekitError where the student cannot be exported or nothing was quantized.
+    """
+    from edgekit.calibrate import load_calibration
+    from edgekit.runtimes import ort
+    from edgekit.schema import parse
+
+    format_ = pick(FORMATS, str(options.get("format", "onnx")), f"{where}.format")
+    chosen = parse(format_.Options, {key: value for key, value in options.items() if key != "format"}, where)
+    model = load_model(student)
+    rows = PromptSet(folder=prompts).split("calibrate")
+    ids = model.encode([row.text for row in rows], max_length)
+    kind = TASKS[task]
+    facts: dict[str, Any] = dict(
+        format_.write(
+            module=kind.load(student),
+            ids=ids,
+            calibration=load_calibration(calibration),
+            options=chosen,
+            score=lambda reference, answers: likeness(kind.OUTPUT, reference, answers),
+            out=out,
+            pad_id=pad_id(model),
+            output_name=kind.OUTPUT,
+        )
+    )
+    model.tokenizer(max_length).save(str(out / "tokenizer.json"))
+    answers = ort.outputs(out / facts["file"], ids, pad_id=pad_id(model), options=facts["runtime_options"])
+    return facts | _describe(out, facts, model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope)
+
+
+def adopt(
+    *, file: Path, checkpoint: Path, prompts: Path, task: str, max_length: int, out_of_scope: str | None, out: Path
+) -> dict[str, Any]:
+    """Make an artifact folder of an .onnx file that something else wrote, so that `verify` can judge it.
+
+    The checkpoint gives tokenizer and labels. Raises EdgekitError for a file that onnxruntime does not load.
+    """
+    from edgekit.formats.onnx import describe_file
+    from edgekit.runtimes import ort
+
+    if not file.is_file():
+        raise EdgekitError(f"{file}: no such file")
+    model = load_model(checkpoint)
+    shutil.copyfile(file, out / "model.onnx")
+    external = file.with_name(file.name + ".data")
+    if external.is_file():
+        shutil.copyfile(external, out / external.name)
+    facts = describe_file(out / "model.onnx")
+    rows = PromptSet(folder=prompts).split("calibrate")
+    ids = model.encode([row.text for row in rows], max_length)
+    model.tokenizer(max_length).save(str(out / "tokenizer.json"))
+    answers = ort.outputs(out / "model.onnx", ids, pad_id=pad_id(model), options=facts["runtime_options"])
+    return facts | _describe(out, facts, model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope)
+
+
+def pad_id(model: Model) -> int:
+    """The id that fills a batch's shorter rows."""
+    value = model.config.get("pad_token_id")
+    return int(value) if value is not None else 0
+
+
+def _describe(
+    out: Path,
+    facts: Mapping[str, Any],
+    model: Model,
+    task: str,
+    rows: Sequence[Prompt],
+    answers: Floats,
+    *,
+    max_length: int,
+    out_of_scope: str | None,
+) -> dict[str, Any]:
+    kind = TASKS[task]
+    classes = model.labels if kind.OUTPUT == "logits" else []
+    if classes and answers.shape[1] != len(classes):
+        raise EdgekitError(f"{out / facts['file']}: gives {answers.shape[1]} scores, but the model has {len(classes)} labels")
+    main = out / facts["file"]
+    parts = [main, *out.glob(f"{main.name}.*")]
+    return {
+        "bytes": sum(part.stat().st_size for part in parts),
+        "sha256": file_sha256(main),
+        "task": task,
+        "output": kind.OUTPUT,
+        "classes": classes,
+        "out_of_scope": out_of_scope,
+        "settings": kind.fit(answers, [row.label for row in rows], classes, out_of_scope),
+        "max_length": max_length,
+        "pad_id": pad_id(model),
+    }
