@@ -12,7 +12,7 @@ from edgekit.formats import FORMATS
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import pick
-from edgekit.tasks import TASKS
+from edgekit.tasks import TASKS, find_pad_id
 from edgekit.workspace import file_sha256
 
 if TYPE_CHECKING:
@@ -20,20 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
-
-
-def likeness(output: str, reference: Floats, answers: Floats) -> float:
-    """How alike two models' outputs [n, width] are; 0 is equal, less is worse.
-
-    logits: minus the mean KL(reference || answers) in nat. embedding: the mean cosine minus 1.
-    """
-    import numpy as np
-
-    from edgekit.runtimes import scores
-
-    if output == "logits":
-        return -float(np.mean(scores.kl_divergence(scores.log_softmax(reference), scores.log_softmax(answers))))
-    return float(np.mean(scores.cosine(reference, answers))) - 1.0
 
 
 def export(
@@ -69,14 +55,14 @@ def export(
             ids=ids,
             calibration=load_calibration(calibration),
             options=chosen,
-            score=lambda reference, answers: likeness(kind.OUTPUT, reference, answers),
+            score=kind.score,
             out=out,
-            pad_id=pad_id(model),
+            pad_id=find_pad_id(model),
             output_name=kind.OUTPUT,
         )
     )
     model.tokenizer(max_length).save(str(out / "tokenizer.json"))
-    answers = ort.outputs(out / facts["file"], ids, pad_id=pad_id(model), options=facts["runtime_options"])
+    answers = ort.outputs(out / facts["file"], ids, pad_id=find_pad_id(model), options=facts["runtime_options"])
     return facts | _describe(out, facts, model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope)
 
 
@@ -101,14 +87,8 @@ def adopt(
     rows = PromptSet(folder=prompts).split("calibrate")
     ids = model.encode([row.text for row in rows], max_length)
     model.tokenizer(max_length).save(str(out / "tokenizer.json"))
-    answers = ort.outputs(out / "model.onnx", ids, pad_id=pad_id(model), options=facts["runtime_options"])
+    answers = ort.outputs(out / "model.onnx", ids, pad_id=find_pad_id(model), options=facts["runtime_options"])
     return facts | _describe(out, facts, model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope)
-
-
-def pad_id(model: Model) -> int:
-    """The id that fills a batch's shorter rows."""
-    value = model.config.get("pad_token_id")
-    return int(value) if value is not None else 0
 
 
 def _describe(
@@ -125,7 +105,9 @@ def _describe(
     kind = TASKS[task]
     classes = model.labels if kind.OUTPUT == "logits" else []
     if classes and answers.shape[1] != len(classes):
-        raise EdgekitError(f"{out / facts['file']}: gives {answers.shape[1]} scores, but the model has {len(classes)} labels")
+        raise EdgekitError(
+            f"{out / facts['file']}: gives {answers.shape[1]} scores, but the model has {len(classes)} labels"
+        )
     main = out / facts["file"]
     parts = [main, *out.glob(f"{main.name}.*")]
     return {
@@ -137,5 +119,5 @@ def _describe(
         "out_of_scope": out_of_scope,
         "settings": kind.fit(answers, [row.label for row in rows], classes, out_of_scope),
         "max_length": max_length,
-        "pad_id": pad_id(model),
+        "pad_id": find_pad_id(model),
     }

@@ -77,7 +77,7 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
     for name in splits:
         _check_split(recipe.data, name, rows[name])
     if recipe.data.label and "train" in splits:
-        _check_labels(recipe.data, rows)
+        _check_labels(rows)
     dropped = _separate(rows, recipe.data.near_duplicates)
     for name in splits:
         lines = (json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) for row in rows[name])
@@ -206,7 +206,9 @@ def _read_hub(name: str, data: Data, splits: Sequence[str]) -> dict[str, list[Pr
             for split in splits
         }
     except (OSError, ValueError) as failed:
-        raise EdgekitError(f"data.path: {name}: cannot be loaded with datasets: {str(failed).splitlines()[0]}") from failed
+        raise EdgekitError(
+            f"data.path: {name}: cannot be loaded with datasets: {str(failed).splitlines()[0]}"
+        ) from failed
 
 
 def _to_prompts(rows: Sequence[Mapping[str, Any]], data: Data, where: str) -> list[Prompt]:
@@ -243,7 +245,7 @@ def _check_split(data: Data, name: str, rows: Sequence[Prompt]) -> None:
             raise EdgekitError(f"data: labels {twin!r} and {label!r} differ by case or spaces only; make them one")
 
 
-def _check_labels(data: Data, rows: Mapping[str, Sequence[Prompt]]) -> None:
+def _check_labels(rows: Mapping[str, Sequence[Prompt]]) -> None:
     every = {name: {row.label for row in part} for name, part in rows.items()}
     for name in rows:
         for other in rows:
@@ -266,7 +268,7 @@ def _separate(rows: dict[str, list[Prompt]], policy: str) -> int:
                 first, second = pairs[0]
                 raise EdgekitError(
                     f"data: {len(pairs)} texts of {earlier} are (nearly) in {later} too, the first: {texts_a[first]!r} and"
-                    f" {texts_b[second]!r}; remove them, or set data.near_duplicates = \"drop\" to drop them from {earlier}"
+                    f' {texts_b[second]!r}; remove them, or set data.near_duplicates = "drop" to drop them from {earlier}'
                 )
             doomed = {first for first, _ in pairs}
             dropped += len(doomed)

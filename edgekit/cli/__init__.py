@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -52,10 +55,24 @@ def completion(shell: str) -> None:
         click.echo(kind(cli, {}, "edgekit", "_EDGEKIT_COMPLETE").source())
 
 
+def quiet_libraries() -> None:
+    """Keep other libraries' banners, bars and telemetry off the terminal."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("edgekit").setLevel(logging.WARNING)
+
+
 def run_command_line() -> int:
     """Run the command that sys.argv names; returns the exit code, errors shown as one line."""
-    from edgekit.cli.show import quiet_libraries
-
     quiet_libraries()
     try:
         result: Any = cli.main(prog_name="edgekit", standalone_mode=False)

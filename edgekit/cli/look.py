@@ -85,7 +85,9 @@ def check(names: tuple[str, ...], as_json: bool) -> int:
         print_json({"targets": [{"name": name, "problem": problem} for name, problem in problems.items()]})
     else:
         for name, problem in problems.items():
-            click.echo(f"{paint('ok', 'green')}       {name}" if problem is None else f"{paint('problem', 'red')}  {problem}")
+            click.echo(
+                f"{paint('ok', 'green')}       {name}" if problem is None else f"{paint('problem', 'red')}  {problem}"
+            )
     return 1 if any(problems.values()) else 0
 
 
@@ -93,7 +95,9 @@ def check(names: tuple[str, ...], as_json: bool) -> int:
 @click.option("--name", required=True, help="The new target's name; it becomes targets/NAME.toml.")
 @click.option("--p95-ms", type=click.FloatRange(min=0, min_open=True), help="A latency limit for its budget, ms.")
 @click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="A memory limit for its budget, MB.")
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("targets"), show_default=True)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("targets"), show_default=True
+)
 @click.option("--force", is_flag=True, help="Replace a target that is there.")
 @json_option
 def probe(name: str, p95_ms: float | None, memory_mb: float | None, out: Path, force: bool, as_json: bool) -> None:

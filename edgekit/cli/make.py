@@ -91,7 +91,9 @@ def show_built(built: Built) -> None:
 
 def _remedies(built: Built) -> list[str]:
     checks = (built.report or {}).get("checks", [])
-    return list(dict.fromkeys(check["remedy"] for check in checks if check["verdict"] != "pass" and check.get("remedy")))[:3]
+    return list(
+        dict.fromkeys(check["remedy"] for check in checks if check["verdict"] != "pass" and check.get("remedy"))
+    )[:3]
 
 
 def _show_plans(plans: Sequence[dict[str, Any]]) -> None:
@@ -110,7 +112,9 @@ def _show_plans(plans: Sequence[dict[str, Any]]) -> None:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("text", nargs=-1)
-@click.option("--file", "file", type=click.Path(path_type=Path), help="A file with one text a line; - for standard input.")
+@click.option(
+    "--file", "file", type=click.Path(path_type=Path), help="A file with one text a line; - for standard input."
+)
 @json_option
 def run(bundle: Path, text: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     """Answer texts with a bundle, through the loader that ships in it.
@@ -155,9 +159,13 @@ def _format_answer(answer: Any) -> str:
 @click.option("--data", "data", help="A CSV, TSV, JSONL or Parquet file, a folder with splits, or a datasets id.")
 @click.option("--text", "text_column", help="The column with the texts. [default: guessed from the file]")
 @click.option("--label", "label_column", help="The column with the labels. [default: guessed from the file]")
-@click.option("--layers", type=int, help="Distill a student of so many layers; without it the teacher itself is quantized.")
+@click.option(
+    "--layers", type=int, help="Distill a student of so many layers; without it the teacher itself is quantized."
+)
 @click.option("--finetune/--no-finetune", default=None, help="Fine-tune the teacher on the data first.")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("recipe.toml"), show_default=True)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("recipe.toml"), show_default=True
+)
 @click.option("--force", is_flag=True, help="Replace a recipe that is there.")
 @json_option
 def init(

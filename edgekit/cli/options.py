@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_target(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The targets whose names begin so."""
     from click.shell_completion import CompletionItem
 
@@ -35,10 +35,19 @@ recipe_option = click.option(
     help="A recipe.toml or its folder. [default: recipe.toml here, else the packaged example]",
 )
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe, such as distill.epochs=3."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe, such as distill.epochs=3.",
 )
 target_option = click.option(
-    "-t", "--target", "target_name", required=True, shell_complete=complete_target, help="A target's name or .toml file."
+    "-t",
+    "--target",
+    "target_name",
+    required=True,
+    shell_complete=complete_target,
+    help="A target's name or .toml file.",
 )
 out_option = click.option(
     "-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write."

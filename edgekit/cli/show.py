@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,25 +18,6 @@ from edgekit.schema import dump_json
 PLAIN_INTERVAL = 15.0
 LIVE_INTERVAL = 0.1
 COLOURS = {"pass": "green", "fail": "red", "not proven": "yellow"}
-
-
-def quiet_libraries() -> None:
-    """Keep other libraries' banners, bars and telemetry off the terminal."""
-    import logging
-    import warnings
-
-    for name, value in {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore")
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    logging.getLogger("edgekit").setLevel(logging.WARNING)
 
 
 def paint(text: str, colour: str) -> str:
@@ -94,7 +76,7 @@ class Terminal(Listener):
         if not self.live:
             click.echo(line, err=True)
             return
-        columns = click.get_terminal_size()[0] if hasattr(click, "get_terminal_size") else 100
+        columns = shutil.get_terminal_size().columns
         shown = line if keep else line[: columns - 1]
         click.echo("\r" + shown.ljust(self._width) + ("\n" if keep else ""), nl=False, err=True)
         self._width = 0 if keep else len(shown)

@@ -1,0 +1,150 @@
+"""What flows through a build: the plan for one target, the session, what was built; and how a step runs once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import EdgekitError
+from edgekit.recipe import Recipe
+from edgekit.target import Target
+from edgekit.workspace import (
+    Product,
+    Workspace,
+)
+
+Progress = Callable[[int, int, str], None]
+
+
+def _no_progress(done: int, total: int, note: str) -> None:
+    """Shows nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What each step will get for one target: the recipe and the target, resolved and checked."""
+
+    recipe: Recipe
+    target: Target
+    teacher: Path
+    revision: str | None
+    splits: tuple[str, ...]
+    export: Mapping[str, Any]
+    estimate: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """The bundle's name."""
+        return f"{self.recipe.name}-{self.target.name}"
+
+    def describe(self) -> dict[str, Any]:
+        """What `--dry-run` shows."""
+        return {
+            "recipe": self.recipe.name,
+            "target": self.target.name,
+            "task": self.recipe.task,
+            "teacher": str(self.teacher),
+            "revision": self.revision,
+            "steps": [step for step, wanted in self._steps() if wanted],
+            "export": dict(self.export),
+            "estimate": dict(self.estimate),
+        }
+
+    def _steps(self) -> list[tuple[str, bool]]:
+        trains = self.recipe.student is not None
+        return [
+            ("finetune", self.recipe.teacher.finetune is not None),
+            ("distill", trains),
+            *((step, True) for step in ("record", "calibrate", "export", "verify", "package")),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One verb with its inputs: what its fingerprint covers, and how its folder is filled."""
+
+    name: str
+    inputs: Mapping[str, Any]
+    make: Callable[[Path], Mapping[str, Any]]
+    resumable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a build made for one target, or why it could not."""
+
+    target: str
+    report: Mapping[str, Any] | None = None
+    bundle: Path | None = None
+    archive: Path | None = None
+    evidence: Path | None = None
+    products: Mapping[str, Path] = field(default_factory=dict)
+    error: EdgekitError | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """The entry of `build --json`."""
+        artifact = (self.report or {}).get("artifact", {})
+        return {
+            "target": self.target,
+            "format": artifact.get("format"),
+            "scheme": artifact.get("scheme"),
+            "verdict": (self.report or {}).get("verdict"),
+            "bundle": str(self.bundle) if self.bundle else None,
+            "archive": str(self.archive) if self.archive else None,
+            "report": str(self.evidence) if self.evidence else None,
+            "error": self.error.message if self.error else None,
+        }
+
+
+class Listener:
+    """What a build tells while it runs; the command line shows it, tests ignore it."""
+
+    def begin(self, step: str, note: str = "") -> Progress:
+        """A step starts; returns where its progress goes."""
+        return _no_progress
+
+    def end(self, step: str, product: Path, *, kept: bool) -> None:
+        """A step's product is there, made now or kept from an earlier build."""
+
+    def say(self, text: str) -> None:
+        """A line for the user: what a verdict can prove, a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Where products are kept and who listens; `fresh` measures again."""
+
+    workspace: Workspace
+    out: Path
+    listener: Listener = field(default_factory=Listener)
+    fresh: bool = False
+    strict: bool = False
+
+
+def run_step(
+    session: Session,
+    name: str,
+    inputs: Mapping[str, Any],
+    make: Callable[[Path, Progress], Mapping[str, Any]],
+    *,
+    note: str = "",
+    resumable: bool = False,
+    at: Path | None = None,
+    fresh: bool = False,
+) -> Product:
+    """Make a step's product once: in the workspace, or at the folder that a stage command names."""
+    progress: list[Progress] = []
+
+    def begin(out: Path) -> Mapping[str, Any]:
+        progress.append(session.listener.begin(name, note))
+        return make(out, progress[0])
+
+    product = once(session, Step(name=name, inputs=inputs, make=begin, resumable=resumable), at=at, fresh=fresh)
+    session.listener.end(name, product.folder, kept=not progress)
+    return product
+
+
+def once(session: Session, step: Step, *, at: Path | None = None, fresh: bool = False) -> Product:
+    return session.workspace.once(step.name, step.inputs, step.make, resumable=step.resumable, at=at, fresh=fresh)

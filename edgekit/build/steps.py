@@ -1,0 +1,370 @@
+"""The verbs: each names its inputs, which are its fingerprint, and fills one folder from others."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+from edgekit.build.plan import Built, Plan, Session, run_step
+from edgekit.errors import EdgekitError
+from edgekit.model import load_model
+from edgekit.recipe import Recipe
+from edgekit.schema import dump_json, read_json
+from edgekit.workspace import (
+    Product,
+    Workspace,
+    file_sha256,
+    fingerprint,
+    open_product,
+    write_atomically,
+)
+
+
+def finetune(recipe: Recipe, base: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
+    """The teacher, fine-tuned where the recipe asks; else the checkpoint as it is."""
+    if recipe.teacher.finetune is None:
+        return base
+    from edgekit import distill as training
+
+    inputs = {
+        "base": model_digest(base),
+        "prompts": prompts.digest,
+        "task": recipe.task,
+        "options": recipe.teacher.finetune,
+        "out_of_scope": recipe.data.out_of_scope,
+        "max_length": recipe.data.max_length,
+        "seed": recipe.seed,
+    }
+    note = f"{len(prompts.facts['labels'])} labels, {prompts.facts['rows']['train']} texts"
+    return run_step(
+        session,
+        "finetune",
+        inputs,
+        lambda out, progress: training.finetune(
+            base=base,
+            prompts=prompts.folder,
+            task=recipe.task,
+            options=recipe.teacher.finetune or {},
+            out_of_scope=recipe.data.out_of_scope,
+            max_length=recipe.data.max_length,
+            seed=recipe.seed,
+            out=out,
+            progress=progress,
+        ),
+        note=note,
+        resumable=True,
+        at=at,
+    ).folder
+
+
+def distill(recipe: Recipe, teacher: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
+    """The student that the recipe describes; the teacher itself where it describes none."""
+    if recipe.student is None:
+        return teacher
+    from edgekit import distill as training
+
+    student = {"layers": recipe.student.layers, "keep": recipe.student.keep}
+    inputs = {
+        "teacher": model_digest(teacher),
+        "prompts": prompts.digest,
+        "task": recipe.task,
+        "student": student,
+        "options": recipe.distill,
+        "out_of_scope": recipe.data.out_of_scope,
+        "max_length": recipe.data.max_length,
+        "seed": recipe.seed,
+    }
+    return run_step(
+        session,
+        "distill",
+        inputs,
+        lambda out, progress: training.distill(
+            teacher=teacher,
+            prompts=prompts.folder,
+            task=recipe.task,
+            layers=recipe.student.layers if recipe.student else None,
+            keep=recipe.student.keep if recipe.student else None,
+            options=recipe.distill,
+            out_of_scope=recipe.data.out_of_scope,
+            max_length=recipe.data.max_length,
+            seed=recipe.seed,
+            out=out,
+            progress=progress,
+        ),
+        note=f"{load_model(teacher).layers} layers to {recipe.student.layers or len(recipe.student.keep or [])}",
+        resumable=True,
+        at=at,
+    ).folder
+
+
+def record(
+    recipe: Recipe, teacher: Path, student: Path, prompts: Product, session: Session, at: Path | None = None
+) -> Product:
+    """Teacher and float student on the calibrate and verify prompts."""
+    from edgekit.record import record as run
+
+    inputs = {
+        "teacher": model_digest(teacher),
+        "student": model_digest(student),
+        "prompts": prompts.digest,
+        "task": recipe.task,
+        "max_length": recipe.data.max_length,
+    }
+    return run_step(
+        session,
+        "record",
+        inputs,
+        lambda out, progress: run(
+            teacher=teacher,
+            student=student,
+            prompts=prompts.folder,
+            task=recipe.task,
+            max_length=recipe.data.max_length,
+            out=out,
+            progress=progress,
+        ),
+        at=at,
+    )
+
+
+def calibrate(recipe: Recipe, student: Path, prompts: Product, session: Session, at: Path | None = None) -> Product:
+    """The student's activation statistics on the calibrate prompts."""
+    from edgekit.calibrate import calibrate as run
+
+    inputs = {
+        "student": model_digest(student),
+        "prompts": prompts.digest,
+        "task": recipe.task,
+        "options": vars(recipe.calibrate),
+        "max_length": recipe.data.max_length,
+        "seed": recipe.seed,
+    }
+    product = run_step(
+        session,
+        "calibrate",
+        inputs,
+        lambda out, progress: run(
+            model=student,
+            prompts=prompts.folder,
+            task=recipe.task,
+            limit=recipe.calibrate.prompts,
+            batch=recipe.calibrate.batch,
+            max_length=recipe.data.max_length,
+            seed=recipe.seed,
+            out=out,
+            progress=progress,
+        ),
+        note=f"{prompts.facts['rows']['calibrate']} prompts",
+        at=at,
+    )
+    for warning in product.facts.get("warnings", []):
+        session.listener.say(f"warning: {warning}")
+    return product
+
+
+def export(
+    plan: Plan, student: Path, calibration: Product, prompts: Product, session: Session, at: Path | None = None
+) -> Product:
+    """The artifact in the target's format and scheme."""
+    from edgekit.export import export as run
+
+    recipe = plan.recipe
+    inputs = {
+        "student": model_digest(student),
+        "calibration": calibration.digest,
+        "prompts": prompts.digest,
+        "task": recipe.task,
+        "options": plan.export,
+        "out_of_scope": recipe.data.out_of_scope,
+        "max_length": recipe.data.max_length,
+    }
+    return run_step(
+        session,
+        "export",
+        inputs,
+        lambda out, _: run(
+            student=student,
+            calibration=calibration.folder,
+            prompts=prompts.folder,
+            task=recipe.task,
+            options=plan.export,
+            where=f"{plan.target.path}: export.{recipe.task}",
+            max_length=recipe.data.max_length,
+            out_of_scope=recipe.data.out_of_scope,
+            out=out,
+        ),
+        note=f"{plan.export.get('format', 'onnx')} {plan.export.get('scheme', 'auto')}",
+        at=at,
+    )
+
+
+def verify(
+    plan: Plan, artifact: Product, reference: Product, prompts: Product, session: Session, at: Path | None = None
+) -> Product:
+    """The artifact on the target's device, compared with the reference and judged against the budget."""
+    from edgekit.devices import DEVICES
+    from edgekit.verify import plan_text
+    from edgekit.verify import verify as run
+
+    recipe, target = plan.recipe, plan.target
+    looks = count_looks(session.workspace, prompts, plan, artifact)
+    device = DEVICES[str(target.device.get("kind", "local"))](target.device)
+    inputs = {
+        "artifact": artifact.facts["sha256"],
+        "settings": artifact.facts["settings"],
+        "reference": reference.digest,
+        "prompts": prompts.digest,
+        "hardware": vars(target.hardware),
+        "runtime": target.runtime,
+        "budget": vars(target.budget_for(recipe.task)),
+        "device": device.describe(),
+        "accuracy": recipe.accuracy,
+        "looks": looks,
+    }
+    for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, looks=looks):
+        session.listener.say(line)
+    return run_step(
+        session,
+        "verify",
+        inputs,
+        lambda out, progress: run(
+            artifact=artifact.folder,
+            reference=reference.folder,
+            prompts=prompts.folder,
+            target=target,
+            task=recipe.task,
+            accuracy=recipe.accuracy,
+            out_of_scope=recipe.data.out_of_scope,
+            looks=looks,
+            device=device,
+            out=out,
+            progress=progress,
+        ),
+        note=f"{prompts.facts['rows']['verify']} prompts on {target.device.get('kind', 'local')}",
+        at=at,
+        fresh=session.fresh,
+    )
+
+
+def package(plan: Plan, artifact: Product, report: Product, session: Session) -> Built:
+    """The bundle and its archive where the verdict allows them, the evidence in any case.
+
+    Raises CheckFailed where a check failed, or with strict was not proven.
+    """
+    from edgekit.package import Origin
+    from edgekit.package import package as run
+
+    session.listener.begin("package")
+    runtime = str(read_json(report.folder / "report.json")["runtime"]["name"])
+    origin = Origin(
+        recipe=plan.recipe.name,
+        target=plan.target.name,
+        target_title=plan.target.title,
+        fingerprints=_fingerprints(plan, artifact),
+        versions={name: metadata.version(name) for name in ("onnxruntime", "torch", "transformers")},
+        licences=_licences(plan),
+        runtime=plan.target.runtime.get(runtime, {}),
+    )
+    made = run(artifact=artifact.folder, report=report.folder, origin=origin, out=session.out, strict=session.strict)
+    session.listener.end("package", made.folder, kept=False)
+    return Built(
+        target=plan.target.name,
+        report=read_json(made.report),
+        bundle=made.folder,
+        archive=made.archive,
+        evidence=made.report,
+        products={"artifact": artifact.folder, "report": report.folder},
+    )
+
+
+def _fingerprints(plan: Plan, artifact: Product) -> dict[str, str]:
+    inputs = artifact.manifest["inputs"]
+    named = {"teacher": model_digest(plan.teacher), "artifact": artifact.digest}
+    named |= {name: inputs[name] for name in ("student", "calibration", "prompts") if name in inputs}
+    return named | ({"teacher revision": plan.revision} if plan.revision else {})
+
+
+def _licences(plan: Plan) -> dict[str, str]:
+    stated = {
+        "model": plan.recipe.license,
+        f"teacher ({plan.recipe.teacher.source})": teacher_license(plan.teacher),
+        "data": plan.recipe.data.license,
+    }
+    return {name: licence for name, licence in stated.items() if licence}
+
+
+def open_artifact(plan: Plan, artifact: Path, checkpoint: Path, prompts: Product, session: Session) -> Product:
+    """The folder of an export, or an .onnx file that something else made, with the checkpoint whose tokenizer it uses."""
+    if artifact.suffix != ".onnx":
+        return open_product(artifact, "export")
+    from edgekit.export import adopt
+
+    recipe = plan.recipe
+    if not artifact.is_file():
+        raise EdgekitError(f"{artifact}: no such file")
+    inputs = {
+        "file": file_sha256(artifact),
+        "student": model_digest(checkpoint),
+        "prompts": prompts.digest,
+        "max_length": recipe.data.max_length,
+        "out_of_scope": recipe.data.out_of_scope,
+    }
+    return run_step(
+        session,
+        "export",
+        inputs,
+        lambda out, _: adopt(
+            file=artifact,
+            checkpoint=checkpoint,
+            prompts=prompts.folder,
+            task=recipe.task,
+            max_length=recipe.data.max_length,
+            out_of_scope=recipe.data.out_of_scope,
+            out=out,
+        ),
+        note=f"adopting {artifact.name}",
+    )
+
+
+def open_reference(recipe: Recipe, reference: Path, prompts: Product, session: Session) -> Product:
+    """The folder of a record, or what a checkpoint answers, recorded now."""
+    if (reference / "record.json").is_file():
+        return open_product(reference, "record")
+    return record(recipe, reference, reference, prompts, session)
+
+
+def count_looks(workspace: Workspace, prompts: Product, plan: Plan, artifact: Product) -> int:
+    """How many different artifacts of this recipe and target these verify prompts have judged, this one included.
+
+    An artifact that was judged before keeps its place; the list lies in the workspace's looks.json.
+    """
+    path = workspace.root / "looks.json"
+    seen: dict[str, list[str]] = read_json(path) if path.is_file() else {}
+    verify_file = str(prompts.manifest["files"]["verify.jsonl"]["sha256"])
+    key = f"{plan.name}:{verify_file[:16]}"
+    artifacts = seen.setdefault(key, [])
+    sha256 = str(artifact.facts["sha256"])
+    if sha256 not in artifacts:
+        artifacts.append(sha256)
+        write_atomically(path, dump_json(seen))
+    return artifacts.index(sha256) + 1
+
+
+def model_digest(folder: Path) -> str:
+    """A model's identity: its product's digest, or sha256 over the checkpoint's own files."""
+    for step in ("distill", "finetune"):
+        if (folder / f"{step}.json").is_file():
+            return open_product(folder, step).digest
+    names = sorted(path for path in folder.glob("*") if path.suffix in {".json", ".safetensors", ".txt", ".model"})
+    return fingerprint({path.name: file_sha256(path) for path in names})
+
+
+def teacher_license(folder: Path) -> str | None:
+    """The licence that a checkpoint's README names in its front matter (`license: apache-2.0`)."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return None
+    for line in readme.read_text(encoding="utf-8", errors="replace").splitlines()[:60]:
+        if line.startswith("license:"):
+            return line.partition(":")[2].strip() or None
+    return None
