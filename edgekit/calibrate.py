@@ -1,0 +1,370 @@
+"""calibrate: prompts stream through the model, and statistics of every linear layer's input are kept in bounded memory.
+
+The statistics serve SmoothQuant (per-channel maxima, arXiv:2211.10438), static ranges (histograms) and importance
+matrices (per-channel mean squares). Padding never counts, so batches may be padded or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from edgekit.errors import EdgekitError
+from edgekit.model import load_model
+from edgekit.prompts import Prompt, PromptSet, words
+from edgekit.schema import pick
+from edgekit.tasks import TASKS, batches, find_pad_id
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+FILE = "calibration.npz"
+BINS = 2048
+# Every fifth prompt is held out to see whether the others cover it; its statistics are merged in afterwards.
+HELD_OUT = 5
+# Values are binned in pieces of this many, so that the histogram's scratch memory does not grow with the batch.
+_PIECE = 1 << 18
+# Above these shares the coverage report warns.
+_NEW_WORDS, _OUTSIDE, _LONGER = 0.25, 0.001, 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """One layer's input over all real tokens: float32 [channels] each, and a histogram of all channels together.
+
+    `histogram` counts values in equal bins over `histogram_edges`, which are -2^k and 2^k; `count` is tokens.
+    """
+
+    minimum: NDArray[np.float32]
+    maximum: NDArray[np.float32]
+    mean_square: NDArray[np.float32]
+    histogram: NDArray[np.int64]
+    histogram_edges: NDArray[np.float32]
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Statistics keyed "<module path>#<call>"; the path is the layer's inside the module that the task loads."""
+
+    folder: Path
+    stats: Mapping[str, Stats]
+
+
+def calibrate(
+    model: Path,
+    prompts: Path,
+    *,
+    task: str,
+    max_length: int,
+    out: Path,
+    limit: int = 0,
+    batch: int = 16,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Stream the calibrate split through a model and write calibration.npz into `out`.
+
+    `limit` limits the prompts (0: all); which ones is decided by a hash of seed and text, so a sorted file does no harm.
+    Returns the facts: prompts, tokens, layers, the coverage report and its warnings. Raises EdgekitError where there are no prompts.
+    """
+    checked, kind = load_model(model), pick(TASKS, task, "task")
+    chosen = choose(PromptSet(folder=prompts).split("calibrate"), limit, seed)
+    if not chosen:
+        raise EdgekitError(f"{prompts}: the calibrate split is empty")
+    ids = checked.encode([prompt.text for prompt in chosen], max_length)
+    held = [place for place in range(len(chosen)) if place % HELD_OUT == HELD_OUT - 1]
+    kept = [place for place in range(len(chosen)) if place % HELD_OUT != HELD_OUT - 1]
+
+    watch = Watch(kind.load(model))
+    pad_id = find_pad_id(checked)
+    watch.feed([ids[place] for place in kept], pad_id, batch, _told(progress, 0, len(ids)))
+    watch.begin_held_out()
+    watch.feed([ids[place] for place in held], pad_id, batch, _told(progress, len(kept), len(ids)))
+    _write(out / FILE, watch.stats())
+    covered, warnings = coverage(
+        [chosen[place] for place in kept],
+        [chosen[place] for place in held],
+        [len(ids[place]) for place in kept],
+        [len(ids[place]) for place in held],
+        max_length=max_length,
+    )
+    outside = {key: share for key, share in watch.outside().items() if share > 0}
+    covered["outside_ranges"] = outside
+    if outside and max(outside.values()) > _OUTSIDE:
+        worst = max(outside, key=lambda key: outside[key])
+        warnings.append(
+            f"{outside[worst]:.2%} of the held-out activations of {worst} lie outside the calibrated range;"
+            " add calibrate prompts that look like real use"
+        )
+    return {
+        "prompts": len(chosen),
+        "tokens": sum(map(len, ids)),
+        "layers": len(watch.stats()),
+        "task": task,
+        "max_length": max_length,
+        "coverage": covered,
+        "warnings": warnings,
+    }
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """Read a calibration folder; EdgekitError where there is none."""
+    import numpy as np
+
+    if not (folder / FILE).is_file():
+        raise EdgekitError(f"{folder}: no {FILE} in it: not the folder of a calibrate step")
+    with np.load(folder / FILE, allow_pickle=False) as arrays:
+        keys = sorted({name.rpartition("/")[0] for name in arrays.files})
+        stats = {
+            key: Stats(
+                minimum=arrays[f"{key}/min"],
+                maximum=arrays[f"{key}/max"],
+                mean_square=arrays[f"{key}/mean_square"],
+                histogram=arrays[f"{key}/histogram"],
+                histogram_edges=arrays[f"{key}/histogram_edges"],
+                count=int(arrays[f"{key}/count"]),
+            )
+            for key in keys
+        }
+    return Calibration(folder=folder, stats=stats)
+
+
+def choose(prompts: Sequence[Prompt], limit: int, seed: int) -> list[Prompt]:
+    """The first `limit` prompts (0: all) in the order of a hash of seed and text: a sample whatever the file's order."""
+
+    def place(prompt: Prompt) -> tuple[bytes, str]:
+        return hashlib.sha256(f"{seed}:{prompt.text}".encode()).digest(), prompt.label or ""
+
+    return sorted(prompts, key=place)[: limit or None]
+
+
+def coverage(
+    seen: Sequence[Prompt],
+    held: Sequence[Prompt],
+    seen_lengths: Sequence[int],
+    held_lengths: Sequence[int],
+    *,
+    max_length: int,
+) -> tuple[dict[str, Any], list[str]]:
+    """How well some prompts cover others: lengths in tokens, words, labels; and warnings that name the remedy."""
+    vocabulary = {word for prompt in seen for word in words(prompt.text)}
+    spoken = [word for prompt in held for word in sorted(words(prompt.text))]
+    labels = Counter(prompt.label for prompt in seen if prompt.label is not None)
+    unseen = sorted({prompt.label for prompt in held if prompt.label is not None} - set(labels))
+    longest = max(seen_lengths, default=0)
+    new_words = sum(word not in vocabulary for word in spoken) / max(len(spoken), 1)
+    longer = sum(length > longest for length in held_lengths) / max(len(held), 1)
+    truncated = sum(length >= max_length for length in (*seen_lengths, *held_lengths))
+    warnings = []
+    if new_words > _NEW_WORDS:
+        warnings.append(f"{new_words:.0%} of the held-out words are new; add more varied calibrate prompts")
+    if longer > _LONGER:
+        warnings.append(
+            f"{longer:.1%} of the held-out prompts are longer than all others; add longer calibrate prompts"
+        )
+    if unseen:
+        warnings.append(
+            f"no calibrate prompt has the label {unseen[0]!r} ({len(unseen)} such); add prompts of every label"
+        )
+    if truncated > _LONGER * (len(seen) + len(held)):
+        warnings.append(
+            f"{truncated} prompts reach max_length = {max_length} tokens and are cut; raise data.max_length"
+        )
+    return {
+        "seen": len(seen),
+        "held_out": len(held),
+        "length": {"seen": _quartiles(seen_lengths), "held_out": _quartiles(held_lengths), "longer_share": longer},
+        "vocabulary": {"words": len(vocabulary), "new_share": new_words},
+        "labels": {"seen": len(labels), "unseen": unseen, "fewest": min(labels.values(), default=0)},
+        "truncated": truncated,
+    }, warnings
+
+
+def outside_ranges(
+    module: nn.Module, ids: Sequence[Sequence[int]], pad_id: int, calibration: Calibration, batch: int = 16
+) -> dict[str, float]:
+    """Per layer, the share of activations on these encoded texts that lie outside the calibrated ranges."""
+    import torch
+
+    watch = Watch(module)
+    ranges = {key: (float(one.minimum.min()), float(one.maximum.max())) for key, one in calibration.stats.items()}
+    watch.begin_held_out(ranges)
+    with torch.inference_mode():
+        watch.feed(ids, pad_id, batch)
+    return watch.outside()
+
+
+class Watch:
+    """Keeps running statistics of the input of every linear layer of a module while texts go through it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._running: dict[str, _Running] = {}
+        self._ranges: dict[str, tuple[float, float]] | None = None
+        self._calls: Counter[str] = Counter()
+        self._mask: Tensor | None = None
+
+    def feed(
+        self,
+        ids: Sequence[Sequence[int]],
+        pad_id: int,
+        batch: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Run encoded texts through the module in batches of like length."""
+        import torch
+
+        done = 0
+        with self._hooked(), torch.inference_mode():
+            for places, tokens, mask in batches(ids, pad_id, batch):
+                self._calls.clear()
+                self._mask = mask
+                self.module(tokens, mask)
+                done += len(places)
+                if progress:
+                    progress(done)
+
+    def begin_held_out(self, ranges: dict[str, tuple[float, float]] | None = None) -> None:
+        """From now on count what lies outside the ranges seen so far (or the given ones), per tensor."""
+        self._ranges = {key: one.limits() for key, one in self._running.items()} if ranges is None else ranges
+
+    def stats(self) -> dict[str, Stats]:
+        """The statistics so far."""
+        return {key: self._running[key].freeze() for key in sorted(self._running)}
+
+    def outside(self) -> dict[str, float]:
+        """Per layer, the share of values outside the ranges since `begin_held_out`."""
+        return {key: one.outside / max(one.watched, 1) for key, one in sorted(self._running.items())}
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        from torch import nn
+
+        handles = [
+            layer.register_forward_pre_hook(self._hook(path))
+            for path, layer in self.module.named_modules()
+            if isinstance(layer, nn.Linear)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def see(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            key = f"{path}#{self._calls[path]}"
+            self._calls[path] += 1
+            values = cast("Tensor", inputs[0]).detach().float()
+            mask = self._mask
+            rows = (
+                values[mask.bool()] if mask is not None and values.shape[:-1] == mask.shape else values.flatten(0, -2)
+            )
+            if key not in self._running:
+                self._running[key] = _Running(rows.shape[-1])
+            self._running[key].add(rows, None if self._ranges is None else self._ranges.get(key))
+
+        return see
+
+
+class _Running:
+    """Statistics of rows [n, channels] that come in pieces, in memory that does not grow."""
+
+    def __init__(self, channels: int) -> None:
+        import torch
+
+        self.minimum = torch.full((channels,), torch.inf)
+        self.maximum = torch.full((channels,), -torch.inf)
+        self.squares = torch.zeros(channels, dtype=torch.float64)
+        self.count = 0
+        self.histogram = torch.zeros(BINS, dtype=torch.int64)
+        self.exponent: int | None = None
+        self.outside = 0
+        self.watched = 0
+
+    def add(self, rows: Tensor, limits: tuple[float, float] | None) -> None:
+        if not len(rows):
+            return
+        low, high = rows.amin(0), rows.amax(0)
+        self.minimum, self.maximum = self.minimum.minimum(low), self.maximum.maximum(high)
+        self.squares += rows.square().sum(0, dtype=self.squares.dtype)
+        self.count += len(rows)
+        if limits is not None:
+            self.outside += int(((rows < limits[0]) | (rows > limits[1])).sum())
+            self.watched += rows.numel()
+        self._bin(rows.flatten(), float(low.abs().maximum(high.abs()).max()))
+
+    def _bin(self, values: Tensor, largest: float) -> None:
+        """Count values in bins over (-2^e, 2^e), e the smallest that holds all values so far.
+
+        Doubling the range merges bins by pairs. Edges are powers of two, so a value falls into the same final bin
+        whatever the batches were.
+        """
+        import math
+
+        import torch
+
+        needed = math.frexp(largest)[1] if largest > 0 else -126
+        if self.exponent is None:
+            self.exponent = needed
+        while self.exponent < needed:
+            middle = self.histogram.view(-1, 2).sum(1)
+            self.histogram = torch.nn.functional.pad(middle, (BINS // 4, BINS // 4))
+            self.exponent += 1
+        scale = 2.0 ** (math.log2(BINS // 2) - self.exponent)
+        for start in range(0, len(values), _PIECE):
+            piece = values[start : start + _PIECE]
+            places = (piece * scale).floor_().add_(BINS // 2).to(torch.int32)
+            self.histogram += torch.bincount(places, minlength=BINS)
+
+    def limits(self) -> tuple[float, float]:
+        return float(self.minimum.min()), float(self.maximum.max())
+
+    def freeze(self) -> Stats:
+        import numpy as np
+
+        edge = 2.0 ** (self.exponent or 0)
+        return Stats(
+            minimum=self.minimum.numpy(),
+            maximum=self.maximum.numpy(),
+            mean_square=(self.squares / max(self.count, 1)).float().numpy(),
+            histogram=self.histogram.numpy(),
+            histogram_edges=np.array([-edge, edge], dtype=np.float32),
+            count=self.count,
+        )
+
+
+def _write(path: Path, stats: Mapping[str, Stats]) -> None:
+    import numpy as np
+
+    arrays: dict[str, Any] = {}
+    for key, one in stats.items():
+        arrays |= {
+            f"{key}/min": one.minimum,
+            f"{key}/max": one.maximum,
+            f"{key}/mean_square": one.mean_square,
+            f"{key}/histogram": one.histogram,
+            f"{key}/histogram_edges": one.histogram_edges,
+            f"{key}/count": np.int64(one.count),
+        }
+    # NumPy stamps every member with one fixed date: equal arrays are equal bytes.
+    with path.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def _told(progress: Callable[[int, int, str], None] | None, before: int, total: int) -> Callable[[int], None] | None:
+    return None if progress is None else lambda done: progress(before + done, total, "")
+
+
+def _quartiles(lengths: Sequence[int]) -> list[int]:
+    """Smallest, quartiles and largest of some lengths."""
+    ordered = sorted(lengths)
+    return [ordered[round(share * (len(ordered) - 1))] for share in (0, 0.25, 0.5, 0.75, 1)] if ordered else []
