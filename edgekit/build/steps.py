@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
 from edgekit.build.plan import Built, Plan, Session, run_step
@@ -137,7 +136,7 @@ def calibrate(recipe: Recipe, student: Path, prompts: Product, session: Session,
         "task": recipe.task,
         "options": vars(recipe.calibrate),
         "max_length": recipe.data.max_length,
-        "seed": recipe.seed,
+        "out_of_scope": recipe.data.out_of_scope,
     }
     product = run_step(
         session,
@@ -147,17 +146,17 @@ def calibrate(recipe: Recipe, student: Path, prompts: Product, session: Session,
             model=student,
             prompts=prompts.folder,
             task=recipe.task,
-            limit=recipe.calibrate.prompts,
+            count=recipe.calibrate.prompts,
             batch=recipe.calibrate.batch,
             max_length=recipe.data.max_length,
-            seed=recipe.seed,
+            out_of_scope=recipe.data.out_of_scope,
             out=out,
             progress=progress,
         ),
         note=f"{prompts.facts['rows']['calibrate']} prompts",
         at=at,
     )
-    for warning in product.facts.get("warnings", []):
+    for warning in product.facts["coverage"]["warnings"]:
         session.listener.say(f"warning: {warning}")
     return product
 
@@ -251,46 +250,36 @@ def package(plan: Plan, artifact: Product, report: Product, session: Session) ->
 
     Raises CheckFailed where a check failed, or with strict was not proven.
     """
-    from edgekit.package import Origin
     from edgekit.package import package as run
 
     session.listener.begin("package")
-    runtime = str(read_json(report.folder / "report.json")["runtime"]["name"])
-    origin = Origin(
+    made = run(
+        artifact=artifact.folder,
+        report=report.folder,
+        name=plan.name,
         recipe=plan.recipe.name,
-        target=plan.target.name,
-        target_title=plan.target.title,
-        fingerprints=_fingerprints(plan, artifact),
-        versions={name: metadata.version(name) for name in ("onnxruntime", "torch", "transformers")},
-        licences=_licences(plan),
-        runtime=plan.target.runtime.get(runtime, {}),
+        target=plan.target,
+        lineage={
+            "teacher": plan.recipe.teacher.source,
+            "teacher_revision": plan.revision,
+            "teacher_digest": model_digest(plan.teacher),
+            "student_digest": artifact.manifest["inputs"].get("student"),
+            "teacher_license": teacher_license(plan.teacher),
+            "data_license": plan.recipe.data.license,
+            "license": plan.recipe.license,
+        },
+        out=session.out,
+        strict=session.strict,
     )
-    made = run(artifact=artifact.folder, report=report.folder, origin=origin, out=session.out, strict=session.strict)
-    session.listener.end("package", made.folder, kept=False)
+    session.listener.end("package", made.bundle, kept=False)
     return Built(
         target=plan.target.name,
         report=read_json(made.report),
-        bundle=made.folder,
+        bundle=made.bundle,
         archive=made.archive,
         evidence=made.report,
         products={"artifact": artifact.folder, "report": report.folder},
     )
-
-
-def _fingerprints(plan: Plan, artifact: Product) -> dict[str, str]:
-    inputs = artifact.manifest["inputs"]
-    named = {"teacher": model_digest(plan.teacher), "artifact": artifact.digest}
-    named |= {name: inputs[name] for name in ("student", "calibration", "prompts") if name in inputs}
-    return named | ({"teacher revision": plan.revision} if plan.revision else {})
-
-
-def _licences(plan: Plan) -> dict[str, str]:
-    stated = {
-        "model": plan.recipe.license,
-        f"teacher ({plan.recipe.teacher.source})": teacher_license(plan.teacher),
-        "data": plan.recipe.data.license,
-    }
-    return {name: licence for name, licence in stated.items() if licence}
 
 
 def open_artifact(plan: Plan, artifact: Path, checkpoint: Path, prompts: Product, session: Session) -> Product:
