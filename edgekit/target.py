@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from edgekit.schema import nearest, parse, read_toml
 class Hardware:
     """What is known of the device, with its sources.
 
-    arch: "x86_64" or "aarch64" (`uname -m`), "wasm32" for browsers. cpu: the core's name. features: as Linux prints them in
-    /proc/cpuinfo (asimddp, avx512_vnni, ...). bandwidth_gbs: measured copy bandwidth, bytes read plus written, GB/s.
-    int8_gops and fp32_gflops: measured throughput of one core's matrix product, 10^9 operations (multiply and add are two)
-    per second. generic: the facts are a floor that many machines meet, not one machine's.
+    arch: "x86_64" or "aarch64" (`uname -m`), "wasm32" for browsers. cpu: the model's name on x86 ("Intel(R) N100"), the cores'
+    on ARM ("Cortex-A76", clusters joined by " + ", largest first). features: as Linux prints them in /proc/cpuinfo (asimddp,
+    avx512_vnni, ...), of those that matrix products use. usable_mb: what a model and its process may take. bandwidth_gbs:
+    copy bandwidth of one core, bytes read plus written, GB/s. int8_gops and fp32_gflops: throughput of one core's matrix
+    product, 10^9 operations (multiply and add are two) per second. All are measured or derived from a measurement: sources
+    says whose, notes says what is not certain, and what nobody has published is absent. generic: the facts are a floor that
+    many machines meet, not one machine's.
     """
 
     arch: str
@@ -84,11 +88,15 @@ def load_target(name: str) -> Target:
     """
     path = Path(name) if name.endswith(".toml") else find_targets().get(name)
     if path is None:
-        raise EdgekitError(f"target {name!r}: unknown{nearest(name, find_targets())}; `edgekit targets list` shows them all")
+        raise EdgekitError(
+            f"target {name!r}: unknown{nearest(name, find_targets())}; `edgekit targets list` shows them all"
+        )
     table = read_toml(path)
     for key in ("name", "path"):
         if key in table:
-            raise EdgekitError(f"{path}: {key}: this key is set by edgekit (the file's name is the target's); remove it")
+            raise EdgekitError(
+                f"{path}: {key}: this key is set by edgekit (the file's name is the target's); remove it"
+            )
     target = parse(Target, table, str(path))
     return replace(target, name=path.stem, path=path)
 
@@ -99,3 +107,27 @@ def find_targets() -> dict[str, Path]:
     for folder in (packaged("targets"), Path("targets")):
         found |= {path.stem: path for path in sorted(folder.glob("*.toml"))}
     return dict(sorted(found.items()))
+
+
+def check_targets(paths: Iterable[Path]) -> list[str]:
+    """What is wrong with target files, a line each: keys, types, budgets, and facts without a source; none where all is well.
+
+    The tables `export`, `runtime` and `device` are checked further by the entries that they name (`build.check_target`).
+    """
+    problems = []
+    for path in paths:
+        try:
+            _check_target(load_target(str(path)))
+        except EdgekitError as bad:
+            problems.append(bad.message)
+    return problems
+
+
+def _check_target(target: Target) -> None:
+    if not target.export:
+        raise EdgekitError(f"{target.path}: export: empty; name a task, such as [export.text-classification]")
+    if not any(source.strip() for source in target.hardware.sources):
+        raise EdgekitError(f"{target.path}: hardware.sources: empty; say where the facts come from")
+    for task in target.budget.keys() | target.export.keys():
+        if task in target.export or isinstance(target.budget[task], dict):
+            target.budget_for(task)
