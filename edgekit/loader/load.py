@@ -47,12 +47,13 @@ class Bundle:
         output = self.output(text)
         if self.manifest["output"] == "embedding":
             return output
-        shifted = np.exp(output.astype(np.float64) - output.max())
-        scores = shifted / shifted.sum()
+        powers = np.exp(output - output.max())
+        scores = powers / powers.sum()
         ranked = [(self.labels[place], float(scores[place])) for place in np.argsort(-scores, kind="stable")]
-        threshold, best = self.manifest["threshold"], ranked[0][1]
-        rejected = threshold is not None and best < threshold
-        return [(self.manifest["out_of_scope"], 1.0 - best), *ranked] if rejected else ranked
+        threshold = self.manifest["threshold"]
+        if threshold is None or scores.max() >= threshold:
+            return ranked
+        return [(self.manifest["out_of_scope"], 1.0 - ranked[0][1]), *ranked]
 
 
 def _numbers(version: str) -> list[int]:

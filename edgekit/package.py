@@ -1,0 +1,457 @@
+"""Package: an artifact, tokenizer, manifest, model card and loader become a bundle; the evidence lies beside it.
+
+What ships holds nothing that a clock measured, so two builds from nothing on one machine give the same archive, byte
+for byte.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tarfile
+import tempfile
+import weakref
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from edgekit import __version__
+from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.report import flips, human_bytes, number, percent, read_report, write_html
+from edgekit.schema import dump_json, read_json, read_text
+from edgekit.workspace import (
+    Product,
+    disk_error,
+    file_sha256,
+    fingerprint,
+    list_files,
+    open_product,
+    write_atomically,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from edgekit.target import Target
+
+log = logging.getLogger("edgekit")
+
+LOADER = Path(__file__).parent / "loader" / "load.py"
+MANIFEST = "bundle.json"
+MANIFEST_FORMAT = 1
+ARTIFACT_FACTS = ("format", "scheme", "bytes", "sha256", "opset", "ir_version", "operators", "quantized", "choices")
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
+LICENCE_OF = {"license": "this model", "teacher_license": "teacher", "data_license": "data"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged:
+    """Where things lie: the bundle's folder and archive, and the evidence (report.json, report.html) beside them."""
+
+    bundle: Path
+    archive: Path
+    report: Path
+    html: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle whose files have the hashes that its manifest says; from an archive, it lives as long as this object."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+
+def package(
+    *,
+    artifact: Path,
+    report: Path,
+    name: str,
+    recipe: str,
+    target: Target,
+    lineage: Mapping[str, Any],
+    out: Path,
+    strict: bool = False,
+) -> Packaged:
+    """Write the evidence, and where the verdict allows, the bundle `out`/`name` and its archive.
+
+    artifact: an export step's folder; report: a verify step's folder; lineage: where the model comes from (teacher,
+    digests, licences), for the manifest. Everything is written beside its place and renamed: an older bundle survives
+    a failure. A failed verdict, or one not proven under `strict`, raises CheckFailed once the evidence is on disk and
+    leaves an older bundle of that name as it was. Raises EdgekitError where artifact and report do not belong together, a
+    file was changed, or the folder cannot be written.
+    """
+    product = open_product(artifact, "export")
+    product.check()
+    content = read_report(report)
+    if content["artifact"]["sha256"] != product.facts["sha256"]:
+        raise EdgekitError(f"{report}: this report is of another artifact than {artifact}; run: edgekit verify")
+    put = Packaged(
+        bundle=out / name,
+        archive=out / f"{name}.tar.gz",
+        report=out / f"{name}.report.json",
+        html=out / f"{name}.report.html",
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with _lock(put.bundle):
+            _clear_leftovers(put)
+            write_atomically(put.report, read_text(report / "report.json"))
+            write_html(content, put.html)
+            _judge(content, put, strict=strict)
+            _write_bundle(product, _describe(product, name, recipe, target, lineage), content, put)
+    except OSError as failed:
+        raise disk_error(Path(failed.filename or out), failed) from failed
+    return put
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle's folder or archive and check it against its manifest.
+
+    Raises EdgekitError for an edited manifest, a path outside the bundle, and a file that is missing or changed.
+    """
+    if path.is_dir():
+        return Bundle(folder=path, manifest=_check_bundle(path))
+    if not path.is_file():
+        raise EdgekitError(f"{path}: no such bundle; name a bundle's folder or its .tar.gz")
+    scratch = Path(tempfile.mkdtemp(prefix="edgekit-"))
+    try:
+        folder = _extract(path, scratch)
+        bundle = Bundle(folder=folder, manifest=_check_bundle(folder))
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    weakref.finalize(bundle, shutil.rmtree, scratch, ignore_errors=True)
+    return bundle
+
+
+def run_bundle(path: Path, texts: Sequence[str], *, threads: int | None = None) -> list[Any]:
+    """A bundle's answer to each text, through the very loader that ships: {label, score, scores} or list[float].
+
+    The code that runs is edgekit's own copy, never a bundle's: a bundle may come from anywhere. Raises EdgekitError for
+    whatever `open_bundle` refuses, and where onnxruntime cannot open the model.
+    """
+    bundle = open_bundle(path)
+    if bundle.manifest["files"].get("load.py", {}).get("sha256") != file_sha256(LOADER):
+        log.warning("%s: its load.py is not that of edgekit %s, which answers here", path, __version__)
+    spec = importlib.util.spec_from_file_location("edgekit_bundle_loader", LOADER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        opened = module.Bundle(bundle.folder, threads=threads)
+    except _load_errors() as refused:
+        raise EdgekitError(f"{path}: {str(refused).splitlines()[0]}") from refused
+    answers = [opened(text) for text in texts]
+    if bundle.manifest["output"] == "embedding":
+        return [[float(value) for value in answer] for answer in answers]
+    return [{"label": answer[0][0], "score": answer[0][1], "scores": dict(answer)} for answer in answers]
+
+
+def _load_errors() -> tuple[type[Exception], ...]:
+    """What the loader and onnxruntime raise for a model that does not open (onnxruntime's errors share no parent)."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    return (RuntimeError, *(getattr(state, name) for name in (*names, "RuntimeException")))
+
+
+def write_archive(folder: Path, archive: Path, root: str) -> None:
+    """Pack a folder's files below `root` in a .tar.gz of which every byte follows from names and contents."""
+    partial = archive.with_name(f".{archive.name}.partial")
+    with (
+        partial.open("wb") as stream,
+        gzip.GzipFile(filename="", mode="wb", fileobj=stream, compresslevel=6, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name in list_files(folder):
+            entry = tarfile.TarInfo(f"{root}/{name}")
+            entry.size = (folder / name).stat().st_size
+            entry.mode = 0o644
+            with (folder / name).open("rb") as source:
+                tar.addfile(entry, source)
+    _sync(partial)
+    partial.replace(archive)
+
+
+def model_card(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """README.md of a bundle: what it is, its use, accuracy and origin. No figure of a clock."""
+    artifact, runtime = manifest["artifact"], manifest["runtime"]
+    name = manifest["name"]
+    use = "the embedding, float32" if manifest["output"] == "embedding" else "[(label, score), ...], the answer first"
+    lines = [
+        f"# {name}",
+        "",
+        f"A {manifest['task']} model for {manifest['target_title']}, made by edgekit {manifest['edgekit']}:",
+        f"{artifact['format']} {artifact['scheme']}, {human_bytes(artifact['bytes'])}.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "# pip install onnxruntime tokenizers numpy; run it in this folder",
+        "from load import Bundle",
+        "",
+        'bundle = Bundle(".")',
+        f'bundle("turn on the light")  # {use}',
+        "```",
+        "",
+        f"It needs {runtime['name']} {runtime['minimum']} or newer. A text ends at {manifest['max_length']} tokens.",
+        *_card_scope(manifest),
+        "",
+        "## Accuracy on prompts that it never saw",
+        "",
+        *_card_accuracy(report),
+        "",
+        "## Latency and memory",
+        "",
+        f"Not in this folder, which is the same whenever it is built: see `{name}.report.html` beside the archive.",
+        "It names the device that measured, and says so where that was not the target.",
+        "",
+        "## Where it comes from",
+        "",
+        f"- artifact sha256: `{artifact['sha256']}`",
+        *(f"- {key}: `{value}`" for key, value in sorted((manifest["lineage"] | manifest["fingerprints"]).items())),
+        *(f"- {key} {value}" for key, value in sorted(manifest["versions"].items())),
+        "",
+        "## Licences",
+        "",
+        *(f"- {key}: {value}" for key, value in sorted(manifest["licences"].items())),
+        *([] if manifest["licences"] else ["The recipe states none."]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _card_scope(manifest: Mapping[str, Any]) -> list[str]:
+    if not manifest["labels"]:
+        return []
+    lines = ["", f"Its {len(manifest['labels'])} labels: {', '.join(manifest['labels'])}."]
+    if manifest["threshold"] is not None:
+        limit = number(manifest["threshold"])
+        lines += ["", f"A text whose best score is under {limit} is answered with `{manifest['out_of_scope']}`."]
+    return lines
+
+
+def _card_accuracy(report: Mapping[str, Any]) -> list[str]:
+    scores = {name: value for name, value in (report["accuracy"] or {}).items() if value is not None}
+    lines = ["| model | accuracy |", "|---|---|", *(f"| {name} | {percent(scores[name])} |" for name in sorted(scores))]
+    lines += ["", "| against | metric | loss | flips |", "|---|---|---|---|"]
+    for entry in report["comparisons"]:
+        cells = [entry["reference"], entry["metric"], number(entry["loss"], 3), flips(entry.get("flips"))]
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return lines
+
+
+def _judge(content: Mapping[str, Any], put: Packaged, *, strict: bool) -> None:
+    verdict = content["verdict"]
+    if verdict == "pass" or (verdict == "not proven" and not strict):
+        return
+    culprits = [check for check in content["checks"] if check["verdict"] == verdict]
+    reasons = "; ".join(f"{check['name']}: {check.get('remedy') or 'no remedy is known'}" for check in culprits)
+    left = f"; the older {put.archive.name} was left as it was" if put.archive.exists() else ""
+    raise CheckFailed(f"{put.bundle.name}: {verdict}: {reasons} (no archive written{left}; evidence: {put.report})")
+
+
+def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[str, Any], put: Packaged) -> None:
+    if put.bundle.exists() and not (put.bundle / MANIFEST).is_file():
+        raise EdgekitError(f"{put.bundle}: is there and is not a bundle; move it away or choose another --out")
+    partial = _partial(put.bundle)
+    partial.mkdir()
+    try:
+        main = product.folder / manifest["model"]
+        for source in [main, *sorted(main.parent.glob(f"{main.name}.*")), product.folder / "tokenizer.json"]:
+            shutil.copyfile(source, partial / source.name)
+        shutil.copyfile(LOADER, partial / "load.py")
+        (partial / "README.md").write_text(model_card(manifest, report), encoding="utf-8", newline="\n")
+        manifest["files"] = list_files(partial)
+        manifest = json.loads(dump_json(manifest))
+        manifest["digest"] = fingerprint(manifest)
+        (partial / MANIFEST).write_text(dump_json(manifest), encoding="utf-8", newline="\n")
+        if _is_current(put, manifest):
+            return
+        for name in list_files(partial):
+            (partial / name).chmod(0o644)
+            _sync(partial / name)
+        write_archive(partial, put.archive, put.bundle.name)
+        _swap(partial, put.bundle)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        put.archive.with_name(f".{put.archive.name}.partial").unlink(missing_ok=True)
+
+
+def _describe(product: Product, name: str, recipe: str, target: Target, lineage: Mapping[str, Any]) -> dict[str, Any]:
+    facts = product.facts
+    settings = dict(facts.get("settings") or {})
+    runtime = target.runtime.get("onnxruntime", {})
+    return {
+        "format_version": MANIFEST_FORMAT,
+        "edgekit": __version__,
+        "name": name,
+        "recipe": recipe,
+        "target": target.name,
+        "target_title": target.title,
+        "task": facts["task"],
+        "output": facts["output"],
+        "labels": list(facts["classes"]),
+        "out_of_scope": settings.get("out_of_scope", facts.get("out_of_scope")),
+        "threshold": settings.get("threshold"),
+        "settings": settings,
+        "max_length": facts["max_length"],
+        "pad_id": facts["pad_id"],
+        "model": facts["file"],
+        "tokenizer": "tokenizer.json",
+        "runtime": {
+            "name": "onnxruntime",
+            "minimum": facts["minimum_runtime"],
+            "threads": runtime.get("threads"),
+            "provider": runtime.get("provider") or "CPUExecutionProvider",
+            "disabled_optimizers": list(facts["runtime_options"].get("disabled_optimizers", ())),
+        },
+        "artifact": {key: facts.get(key) for key in ARTIFACT_FACTS},
+        "lineage": {key: value for key, value in lineage.items() if value is not None and "license" not in key},
+        "fingerprints": {"export": product.digest, "export_inputs": fingerprint(product.manifest["inputs"])},
+        "versions": {library: metadata.version(library) for library in LIBRARIES},
+        "licences": {LICENCE_OF[key]: value for key, value in lineage.items() if value and key in LICENCE_OF},
+    }
+
+
+def _is_current(put: Packaged, manifest: Mapping[str, Any]) -> bool:
+    """Whether folder and archive already hold exactly this."""
+    try:
+        if _check_bundle(put.bundle)["digest"] != manifest["digest"]:
+            return False
+        expected = {f"{put.bundle.name}/{name}": entry["sha256"] for name, entry in manifest["files"].items()}
+        expected[f"{put.bundle.name}/{MANIFEST}"] = file_sha256(put.bundle / MANIFEST)
+        return expected == dict(_archive_hashes(put.archive))
+    except (EdgekitError, OSError, EOFError, tarfile.TarError, zlib.error):
+        return False
+
+
+def _archive_hashes(archive: Path) -> Iterator[tuple[str, str]]:
+    with tarfile.open(archive, "r|gz") as tar:
+        for entry in tar:
+            source = tar.extractfile(entry)
+            yield entry.name, hashlib.file_digest(source, "sha256").hexdigest() if source else ""  # type: ignore[arg-type]
+
+
+def _check_bundle(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise EdgekitError(f"{folder}: no {MANIFEST} in it: not a bundle")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or {"digest", "files", "format_version", "model", "tokenizer"} - set(manifest):
+        raise EdgekitError(f"{path}: not a manifest that edgekit wrote")
+    if manifest["format_version"] != MANIFEST_FORMAT:
+        raise EdgekitError(
+            f"{path}: format_version {manifest['format_version']}: written by another edgekit; update yours"
+        )
+    names = [*manifest["files"], manifest["model"], manifest["tokenizer"]]
+    for name in names:
+        if not _stays_inside(folder, str(name)):
+            raise EdgekitError(f"{path}: names a path outside the bundle: {name}; do not use this bundle")
+    if fingerprint({key: value for key, value in manifest.items() if key != "digest"}) != manifest["digest"]:
+        raise EdgekitError(
+            f"{path}: changed after it was written (its digest does not match); package the artifact again"
+        )
+    for name in names:
+        file = folder / name
+        if name not in manifest["files"] or not file.is_file():
+            raise EdgekitError(f"{file}: missing; fetch or package the bundle again")
+        if file_sha256(file) != manifest["files"][name]["sha256"]:
+            raise EdgekitError(f"{file}: its sha256 is not the manifest's; fetch or package the bundle again")
+    return manifest
+
+
+def _stays_inside(folder: Path, name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    plain = bool(parts) and not name.startswith("/") and "\\" not in name and ":" not in parts[0] and ".." not in parts
+    return plain and (folder / name).resolve().is_relative_to(folder.resolve())
+
+
+def _extract(archive: Path, scratch: Path) -> Path:
+    """Unpack plain files only, each below the scratch folder; returns the folder that holds the manifest."""
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for entry in tar:
+                if not entry.isfile() or not _stays_inside(scratch, entry.name):
+                    raise EdgekitError(
+                        f"{archive}: holds {entry.name}, which is a link or outside the bundle; do not use it"
+                    )
+                source = tar.extractfile(entry)
+                assert source is not None
+                place = scratch / entry.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as bad:
+        raise EdgekitError(f"{archive}: not a whole .tar.gz: {bad}; fetch or package it again") from bad
+    found = sorted(scratch.glob(f"*/{MANIFEST}"))
+    if len(found) != 1:
+        raise EdgekitError(f"{archive}: no {MANIFEST} in it: not a bundle's archive")
+    return found[0].parent
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _swap(partial: Path, place: Path) -> None:
+    """Put a finished folder in its place.
+
+    A folder cannot be replaced in one call: a kill between the two renames leaves the older one under its hidden name,
+    and `_clear_leftovers` puts it back.
+    """
+    old = _old(place)
+    if place.exists():
+        place.rename(old)
+    try:
+        partial.rename(place)
+    except OSError:
+        if old.exists():
+            old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_leftovers(put: Packaged) -> None:
+    old = _old(put.bundle)
+    if old.exists() and not put.bundle.exists():
+        old.rename(put.bundle)
+    for folder in (old, _partial(put.bundle)):
+        if folder.exists():
+            shutil.rmtree(folder)
+    for path in (put.archive, put.report, put.html):
+        path.with_name(f".{path.name}.partial").unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock(place: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(place.with_name(f".{place.name}.lock")))
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        log.warning("%s: another build is packaging this; waiting for it", place.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
