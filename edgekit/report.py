@@ -46,7 +46,7 @@ def terminal_table(report: Row) -> list[str]:
     head = ["", "accuracy", "size", "p50", "p95", "memory"]
     lines = _columns([head, *([NAMES[name], *cells] for name, cells in _model_cells(report))], left=1)
     lines += [_conditions(report), ""]
-    head = ["check", "measured", "limit", "bound", "interval", "verdict"]
+    head = ["check", "measured", "limit", "loss", "bound", "interval", "verdict"]
     return lines + _columns([head, *(_check_cells(check) for check in report["checks"])], left=1)
 
 
@@ -58,7 +58,7 @@ def write_html(report: Row, path: Path) -> None:
         f"<header><h1>{escape(title)}</h1>{_badge(verdict)}</header>",
         f"<p class=lead>{escape(_summary(report))}</p>",
         _section("Size, accuracy, latency", _models_table(report) + _scatter(report), _conditions(report)),
-        _section("Checks", _margins(report["checks"]) + _checks_table(report["checks"])),
+        _section("Checks", _margins(report["checks"]) + _checks_table(report["checks"]), _CHECKS_NOTE),
         _section("Compared on the same prompts", _comparisons_table(report["comparisons"])),
         _section("Out of scope", _facts(report.get("scope"))),
         _section(
@@ -153,7 +153,7 @@ def _check_cells(check: Row) -> list[str]:
     shown = f"[{number(interval[0], 3)}, {number(interval[1], 3)}]" if interval else MISSING
     if check.get("looks") not in (None, 0, 1):
         shown += f" (look {check['looks']})"
-    cells = [number(check.get(key), 3) for key in ("measured", "limit", "bound")]
+    cells = [number(check.get(key), 3) for key in ("measured", "limit", "loss", "bound")]
     return [str(check["name"]), *cells, shown, str(check["verdict"])]
 
 
@@ -220,7 +220,7 @@ tr.remedy td{border-top:0;padding-top:0;color:var(--soft);white-space:normal;tex
 header .badge{font-size:15px;padding:4px 14px}.pass{color:var(--good);background:var(--good-bg)}
 .fail{color:var(--bad);background:var(--bad-bg)}.open{color:var(--open);background:var(--open-bg)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 16px;margin:8px 0 0;font-size:14px}dt{color:var(--soft)}
-dd{margin:0;overflow-wrap:anywhere}svg{display:block;width:100%;height:auto;margin:12px 0;font-size:13px}
+dd{margin:0;overflow-wrap:anywhere}svg{display:block;width:100%;min-width:600px;height:auto;margin:12px 0;font-size:13px}
 svg text{fill:var(--ink)}svg .soft{fill:var(--soft)}svg .end{text-anchor:end}svg .mid{text-anchor:middle}
 .grid{stroke:var(--line)}.axis{stroke:var(--soft)}.limit{stroke:var(--bad);stroke-dasharray:4 3}
 .teacher{fill:var(--teacher)}.student{fill:var(--student)}.artifact{fill:var(--artifact)}.good{fill:var(--good)}
@@ -228,6 +228,7 @@ svg text{fill:var(--ink)}svg .soft{fill:var(--soft)}svg .end{text-anchor:end}svg
 .range.pass,.range.fail,.range.open{stroke:currentColor}g.pass,g.fail,g.open{background:none}.dot{fill:currentColor}
 @media print{section{break-inside:avoid}}
 """
+_CHECKS_NOTE = "the paired loss and its interval; every check is drawn in units of its own limit"
 _SIGNS = {"pass": ("pass", "✓ pass"), "fail": ("fail", "✕ fail"), "not proven": ("open", "? not proven")}
 
 
@@ -281,8 +282,8 @@ def _checks_table(checks: Sequence[Row]) -> str:
         name, *cells, verdict = _check_cells(check)
         rows.append(f"<tr><td>{escape(name)}</td>{_cells(cells)}<td>{_badge(verdict)}</td></tr>")
         if check.get("remedy"):
-            rows.append(f"<tr class=remedy><td colspan=6>↳ {escape(str(check['remedy']))}</td></tr>")
-    return _table(["check", "measured", "limit", "bound", "interval", "verdict"], rows)
+            rows.append(f"<tr class=remedy><td colspan=7>↳ {escape(str(check['remedy']))}</td></tr>")
+    return _table(["check", "measured", "limit", "loss", "bound", "interval", "verdict"], rows)
 
 
 def _comparisons_table(comparisons: Sequence[Row]) -> str:
@@ -327,7 +328,7 @@ def _scatter(report: Row) -> str:
     widest: float = max(facts["bytes"] for _, facts in points) * 1.25
     scores: list[float] = [facts["accuracy"] for _, facts in points]
     room = max(max(scores) - min(scores), 0.01)
-    low, high = max(0.0, min(scores) - 0.8 * room), max(scores) + 0.8 * room
+    low, high = max(0.0, min(scores) - 0.5 * room), max(scores) + 0.6 * room
     slowest = max((_p50(facts) or 0.0 for _, facts in points), default=0.0)
 
     def across(count: float) -> float:
@@ -344,7 +345,10 @@ def _scatter(report: Row) -> str:
         ]
     for tick in _ticks(0, widest, 6):
         parts.append(_text(across(tick), bottom + 20, human_bytes(tick) if tick else "0", "soft mid"))
-    parts += [_line(left, bottom, right, bottom, "axis"), _text(left, bottom + 44, "size → · accuracy ↑", "soft")]
+    parts += [
+        _line(left, bottom, right, bottom, "axis"),
+        _text(left, bottom + 44, "to the right: size; upwards: accuracy", "soft"),
+    ]
     parts.append(
         _text(right, bottom + 44, "area of a disc: p50 latency" if slowest else "latency: see the table", "soft end")
     )
