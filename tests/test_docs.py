@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 import pytest
-
 import readme
+
 from edgekit.cli import cli
 
 ROOT = Path(__file__).resolve().parents[1]
