@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,9 +42,7 @@ def read_text(path: Path) -> str:
         raise EdgekitError(f"{path}: cannot be read: {unreadable.strerror}") from unreadable
     except UnicodeDecodeError as bad:
         byte = bad.object[bad.start]
-        raise EdgekitError(
-            f"{path}: byte {bad.start} (0x{byte:02x}) is not UTF-8; save the file as UTF-8"
-        ) from bad
+        raise EdgekitError(f"{path}: byte {bad.start} (0x{byte:02x}) is not UTF-8; save the file as UTF-8") from bad
 
 
 def dump_json(value: Any) -> str:
@@ -69,21 +68,25 @@ def parse(kind: type[T], table: Any, where: str) -> T:
     """Check a table against a dataclass and build it.
 
     `where` is the file and the table's key ("targets/pi.toml: budget"). Nested dataclasses are checked with their own key.
-    Raises EdgekitError for unknown, missing or wrongly typed keys.
+    Types are strict: 3 is a float too, "3" and true are no numbers. Raises EdgekitError for unknown, missing or wrongly
+    typed keys, and for numbers that are not finite.
     """
     import pydantic
 
     _refuse_unknown_keys(kind, table, where)
+    _refuse_infinite(table, where)
     try:
-        return pydantic.TypeAdapter(kind).validate_python(table)
+        # As JSON, because pydantic's strict mode takes a dataclass from a table there, and only there.
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(table, default=str), strict=True)
     except pydantic.ValidationError as bad:
-        first = bad.errors()[0]
+        first = bad.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         joined = _join(where, key) if key else where
         if first["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
             raise EdgekitError(f"{joined}: missing key") from bad
         shown = repr(first["input"])
-        raise EdgekitError(f"{joined}: {first['msg'].lower()}, got {shown[:80]}") from bad
+        said = first["msg"].lower().removeprefix("input ").replace("valid array", "valid list")
+        raise EdgekitError(f"{joined}: {said}, got {shown[:80]}") from bad
 
 
 def _join(where: str, key: str) -> str:
@@ -99,6 +102,17 @@ def _refuse_unknown_keys(kind: type, table: Any, where: str) -> None:
             raise EdgekitError(f"{_join(where, key)}: unknown key{nearest(key, hints)}")
         if dataclasses.is_dataclass(hints[key]) and value is not None:
             _refuse_unknown_keys(hints[key], value, _join(where, key))
+
+
+def _refuse_infinite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise EdgekitError(f"{where}: expected a finite number, got {value}")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_infinite(inner, _join(where, str(key)))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            _refuse_infinite(inner, _join(where, str(place)))
 
 
 def _field_types(kind: type) -> dict[str, Any]:

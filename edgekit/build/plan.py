@@ -10,10 +10,7 @@ from typing import Any
 from edgekit.errors import EdgekitError
 from edgekit.recipe import Recipe
 from edgekit.target import Target
-from edgekit.workspace import (
-    Product,
-    Workspace,
-)
+from edgekit.workspace import Product, Workspace
 
 Progress = Callable[[int, int, str], None]
 
@@ -147,4 +144,5 @@ def run_step(
 
 
 def once(session: Session, step: Step, *, at: Path | None = None, fresh: bool = False) -> Product:
+    """The step's finished product, made in the session's workspace (or `at` a folder) where it is not there yet."""
     return session.workspace.once(step.name, step.inputs, step.make, resumable=step.resumable, at=at, fresh=fresh)
