@@ -1,0 +1,122 @@
+"""What many tests share: one small real checkpoint, one small data set, and a recipe that joins them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+LABELS = ["light_off", "light_on", "music"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SUBJECTS = ["kitchen", "hall", "porch", "garage", "attic", "cellar", "bathroom", "study", "bedroom", "landing"]
+PATTERNS = {
+    "light_on": "please turn the {} light on",
+    "light_off": "switch off every lamp in the {}",
+    "music": "some jazz on the {} speaker would be nice",
+}
+
+
+def make_checkpoint(folder: Path, *, labels: list[str] | None = None, seed: int = 0) -> Path:
+    """A BERT of two layers and 32 channels with random weights, as transformers saves it, and its tokenizer.json."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    words = sorted({word for pattern in PATTERNS.values() for word in pattern.split()} | set(SUBJECTS))
+    words = [*SPECIAL, *(word for word in words if word != "{}")]
+    tokenizer = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: place for place, label in enumerate(labels)}
+    torch.manual_seed(seed)
+    model = BertModel(config) if labels is None else BertForSequenceClassification(config)
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def make_data(folder: Path) -> Path:
+    """train.jsonl (12 rows), calibrate.jsonl (6) and verify.jsonl (12) of the three labels, disjoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, subjects in {"train": SUBJECTS[:4], "calibrate": SUBJECTS[4:6], "verify": SUBJECTS[6:]}.items():
+        rows = [
+            {"text": pattern.format(subject), "label": label}
+            for subject in subjects
+            for label, pattern in PATTERNS.items()
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of three labels; not to be changed (see `classifier`)."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "teacher", labels=LABELS)
+
+
+@pytest.fixture
+def classifier(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the classifier that the test may damage."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "teacher"))
+
+
+@pytest.fixture
+def project(classifier: Path, tmp_path: Path) -> Path:
+    """recipe.toml beside ./teacher and ./data: no student, so that nothing is trained."""
+    make_data(tmp_path / "data")
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'task = "text-classification"\n\n[teacher]\nsource = "teacher"\n\n[data]\npath = "data"\nmax_length = 32\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def edgekit(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`python -m edgekit ARGUMENTS` in the test's folder, with its own cache; the answer with its output as text."""
+
+    def run(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "edgekit", *map(str, arguments)],
+            cwd=tmp_path,
+            env=child_environment(**more),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """This environment with the source tree on PYTHONPATH, for a child in another folder."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"} | more

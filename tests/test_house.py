@@ -1,0 +1,275 @@
+"""The house rules of the design, read from the source: who may import whom, sizes, names, errors, tables."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HOUSE = ROOT / "edgekit"
+MODULES = sorted(HOUSE.rglob("*.py"))
+
+# From the top down. A part imports parts of lower layers, and parts of its own layer where ALSO says so.
+LAYERS: tuple[frozenset[str], ...] = tuple(
+    frozenset(layer.split())
+    for layer in (
+        "__main__",
+        "cli",
+        "build",
+        "distill record calibrate export verify package report inspect",
+        "formats runtimes devices tasks",
+        "architectures",
+        "model",
+        "recipe target prompts workspace loader",
+        "schema",
+        "errors",
+        "__init__",
+    )
+)
+# A noun lives in the module of the verb that makes it: who reads a calibration or shows a report imports that verb.
+ALSO = {
+    ("export", "calibrate"),
+    ("inspect", "calibrate"),
+    ("inspect", "report"),
+    ("inspect", "package"),
+    ("verify", "report"),
+    ("package", "report"),
+    ("target", "recipe"),
+    ("prompts", "recipe"),
+    ("recipe", "workspace"),
+}
+LIBRARIES = {
+    "loader": {"numpy", "onnxruntime", "tokenizers"},
+    "runtimes": {"numpy", "onnxruntime"},
+}
+HEAVY = {"torch", "transformers"}
+HEAVY_PARTS = {"distill", "record", "calibrate", "export", "model", "tasks", "architectures", "formats"}
+# Packages whose inner modules are all torch, and are imported inside functions only.
+HEAVY_INSIDE = {"distill", "tasks"}
+TABLES = {
+    "TASKS": "tasks/__init__.py",
+    "FORMATS": "formats/__init__.py",
+    "RUNTIMES": "runtimes/__init__.py",
+    "DEVICES": "devices.py",
+    "LOSSES": "distill/losses.py",
+    "ARCHITECTURES": "architectures/__init__.py",
+}
+FORBIDDEN = {"manager", "handler", "helper", "helpers", "util", "utils", "engine", "base", "common", "misc"}
+# Modules where a person's words arrive: their errors are EdgekitError, never a bare ValueError.
+FACING_USERS = {"cli", "build", "recipe", "target", "prompts", "schema", "model", "workspace", "package", "devices"}
+
+
+def part(path: Path) -> str:
+    """The part of the house that a file belongs to: a module's or a folder's name."""
+    inside = path.relative_to(HOUSE)
+    return inside.parts[0] if len(inside.parts) > 1 else inside.stem
+
+
+def name(path: Path) -> str:
+    return path.relative_to(HOUSE).as_posix()
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path, *, typing: bool = False) -> Iterator[tuple[str, ast.stmt, bool]]:
+    """(dotted module, statement, is it at the top) of every import; those under TYPE_CHECKING only where asked."""
+
+    def visit(node: ast.AST, top: bool) -> Iterator[tuple[str, ast.stmt, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, child, top) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                module = child.module or ""
+                yield module, child, top
+                if module == "edgekit":
+                    yield from ((f"edgekit.{alias.name}", child, top) for alias in child.names)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test) and not typing:
+                yield from visit(ast.Module(body=child.orelse, type_ignores=[]), top)
+            else:
+                yield from visit(child, top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    yield from visit(tree(path), True)
+
+
+def layer(of: str) -> int:
+    found = [place for place, names in enumerate(LAYERS) if of in names]
+    assert found, f"edgekit/{of}: in no layer of the house; give it a place in LAYERS or find it a home"
+    return found[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_imports_point_down(path: Path) -> None:
+    here = part(path)
+    for module, statement, _ in imports(path):
+        if not module.startswith("edgekit.") or module == "edgekit.__version__":
+            continue
+        there = module.split(".")[1]
+        allowed = there == here or layer(there) > layer(here) or (here, there) in ALSO
+        assert allowed, f"{name(path)}:{statement.lineno}: {here} may not import {there}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_libraries_stay_where_they_belong(path: Path) -> None:
+    here = part(path)
+    for module, statement, top in imports(path):
+        library, place = module.split(".")[0], f"{name(path)}:{statement.lineno}"
+        if isinstance(statement, ast.ImportFrom) and statement.level:
+            pytest.fail(f"{place}: relative import")
+        if here in LIBRARIES and library not in sys.stdlib_module_names:
+            ours = here == "runtimes" and module.startswith("edgekit.runtimes")
+            assert ours or library in LIBRARIES[here], f"{place}: {here} imports {module}"
+        if library in HEAVY:
+            assert here in HEAVY_PARTS, f"{place}: {library} does not belong under {here}"
+            inner = here in HEAVY_INSIDE and path.name != "__init__.py"
+            assert not top or inner, f"{place}: {library} is imported at the top"
+        if library == "click":
+            assert here in {"errors", "cli"}, f"{place}: only errors and cli know click"
+        assert library not in {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}, f"{place}: {library}"
+
+
+def test_heavy_libraries_stay_out_of_light_commands() -> None:
+    """Importing the command line, the spine, the nouns and `inspect` loads neither torch nor transformers."""
+    code = (
+        "import sys; sys.argv = ['edgekit']\n"
+        "import edgekit.cli, edgekit.build, edgekit.prompts, edgekit.model, edgekit.target, edgekit.workspace\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'onnxruntime', 'numpy', 'pydantic') "
+        "if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_only_cli_prints(path: Path) -> None:
+    if part(path) == "cli" or name(path) in {"runtimes/probe.py", "__main__.py"}:
+        return
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"}, (
+                f"{name(path)}:{node.lineno}: {called}; return a value, or use logging"
+            )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_sizes_and_docstrings(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    module = ast.parse(source)
+    assert ast.get_docstring(module), f"{name(path)}: no docstring"
+    lines = source.count("\n")
+    assert lines <= 500, f"{name(path)}: {lines} lines; find its seam"
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 60, f"{name(path)}:{node.lineno}: {node.name} has {length} lines; find its seam"
+    for node in public(module):
+        assert ast.get_docstring(node), f"{name(path)}:{node.lineno}: {node.name} has no docstring"
+
+
+def public(module: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Public functions and classes of a module, and public methods of its public classes."""
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from (
+                    inner
+                    for inner in node.body
+                    if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_")
+                )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_names(path: Path) -> None:
+    """Functions, classes, modules and arguments are named for what they are."""
+    named = [(1, path.stem), (1, part(path))]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            named.append((node.lineno, node.name))
+    for line, word in named:
+        pieces = set(re.findall(r"[a-z]+", re.sub(r"([A-Z])", r"_\1", word).lower()))
+        assert not pieces & FORBIDDEN, f"{name(path)}:{line}: {word}: say what it is"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_errors_are_meant(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = {ast.unparse(one) for one in _caught(node)}
+            cleans_up = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+            everything = not caught or caught & {"Exception", "BaseException"}
+            assert not everything or cleans_up, f"{name(path)}:{node.lineno}: catches everything; name what is expected"
+        if isinstance(node, ast.Raise) and node.exc is not None and part(path) in FACING_USERS:
+            raised = ast.unparse(node.exc).split("(")[0]
+            assert raised not in {"ValueError", "Exception", "RuntimeError", "KeyError"}, (
+                f"{name(path)}:{node.lineno}: raises {raised}; users get an EdgekitError"
+            )
+
+
+def _caught(node: ast.ExceptHandler) -> list[ast.expr]:
+    if node.type is None:
+        return []
+    return list(node.type.elts) if isinstance(node.type, ast.Tuple) else [node.type]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_nothing_runs_what_it_should_not(path: Path) -> None:
+    """No shell, no eval, no pickled weights, no path that only one machine has."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            called, place = ast.unparse(node.func), f"{name(path)}:{node.lineno}"
+            assert called not in {"os.system", "os.popen", "eval", "exec", "torch.load", "torch.save"}, (
+                f"{place}: {called}"
+            )
+            for keyword in node.keywords:
+                value = ast.unparse(keyword.value)
+                assert (keyword.arg, value) not in {
+                    ("shell", "True"),
+                    ("trust_remote_code", "True"),
+                    ("allow_pickle", "True"),
+                    ("weights_only", "False"),
+                }, f"{place}: {keyword.arg}={value}"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = re.search(r"(^|[\s'\"=])(/(home|root|work|Users|mnt)/\w|[A-Z]:\\)", node.value)
+            assert not found, f"{name(path)}:{node.lineno}: a path of one machine: {node.value!r}"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_are_dict_literals(table: str) -> None:
+    """One list per kind of thing, in one place, as a literal."""
+    homes = []
+    for path in MODULES:
+        for node in tree(path).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if any(isinstance(target, ast.Name) and target.id == table for target in targets):
+                assert isinstance(node, ast.Assign | ast.AnnAssign)
+                assert isinstance(node.value, ast.Dict), f"{name(path)}: {table} is not a dict literal"
+                assert node.value.keys, f"{name(path)}: {table} is empty"
+                assert None not in node.value.keys, f"{name(path)}: {table} unpacks another table"
+                homes.append(name(path))
+    assert len(homes) == 1, f"{table} is defined in {homes or 'no module'}"
+    assert homes == [TABLES[table]]
+
+
+def test_package_imports_nothing() -> None:
+    """edgekit/__init__.py travels to devices."""
+    assert list(imports(HOUSE / "__init__.py")) == []
+
+
+def test_loader_is_short() -> None:
+    """What a bundle ships is at most 60 lines."""
+    assert len((HOUSE / "loader" / "load.py").read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_no_link_leaves_the_house() -> None:
+    for folder, names, files in os.walk(HOUSE):
+        assert not [one for one in (*names, *files) if (Path(folder) / one).is_symlink()]
