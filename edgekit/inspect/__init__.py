@@ -1,0 +1,311 @@
+"""What is in a file or folder, ours or not: models, ONNX files, artifacts, bundles, calibrations, prompts, targets, recipes.
+
+Nothing is executed and no weight is read where a header tells the same; torch is never imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import EdgekitError
+from edgekit.inspect.onnx_file import inspect_onnx
+from edgekit.inspect.tensors import MOST_TENSORS, by_type, largest
+from edgekit.schema import read_json, read_toml
+
+KINDS = (
+    "a model folder (config.json), a .safetensors or .onnx file, a folder that a step wrote (export, calibrate, record,"
+    " verify), a bundle or its .tar.gz, a prompts folder, a target's or recipe's .toml"
+)
+# Entries of a long list that are worth a line.
+MOST_SHOWN = 12
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Everything that can be told of a file or folder, `kind` first.
+
+    Raises EdgekitError for what is not there, damaged, or of no known kind.
+    """
+    if not path.exists():
+        raise EdgekitError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return _inspect_folder(path)
+    if path.suffix == ".safetensors":
+        return _inspect_safetensors(path)
+    if path.suffix == ".onnx":
+        return inspect_onnx(path)
+    if path.name.endswith((".tar.gz", ".tgz")):
+        return _inspect_bundle(path)
+    if path.suffix == ".toml":
+        return _inspect_toml(path)
+    if path.name == "report.json" or path.name.endswith(".report.json"):
+        return _inspect_report(path)
+    raise EdgekitError(f"{path}: not a kind of file that edgekit knows: {KINDS}")
+
+
+def describe_lines(found: Mapping[str, Any]) -> list[str]:
+    """What `inspect` found, as lines of text: nested tables are indented, lists of tables have a line per entry."""
+    width = max((len(key) for key in found), default=0)
+    lines = []
+    for key, value in found.items():
+        if value in (None, [], {}):
+            continue
+        label = key.replace("_", " ").ljust(width)
+        if isinstance(value, Mapping):
+            inner = max(len(str(name)) for name in value)
+            lines.append(label.rstrip())
+            lines += [f"  {str(name).ljust(inner)}  {_show(str(name), item)}" for name, item in value.items()]
+        elif isinstance(value, list) and isinstance(value[0], Mapping):
+            lines.append(label.rstrip())
+            head = [name.replace("_", " ") for name in value[0]]
+            rows = [head] + [[_show(name, item) for name, item in entry.items()] for entry in value]
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        else:
+            lines.append(f"{label}  {_show(key, value)}")
+    return lines
+
+
+def _show(key: str, value: Any) -> str:
+    from edgekit.report import human_bytes
+
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int) and (key == "bytes" or key.endswith("_bytes")):
+        return human_bytes(value)
+    if isinstance(value, int):
+        return f"{value:,}" if value >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_show(str(name), item)}" for name, item in value.items())
+    if isinstance(value, list):
+        shown = ", ".join(str(item) for item in value[:MOST_SHOWN])
+        shown += f", ... ({len(value)})" if len(value) > MOST_SHOWN else ""
+        return f"[{shown}]" if key == "shape" else shown
+    return str(value)
+
+
+# --- folders
+
+
+def _inspect_folder(folder: Path) -> dict[str, Any]:
+    readers: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "bundle.json": _inspect_bundle,
+        "export.json": _inspect_artifact,
+        "calibrate.json": _inspect_calibration,
+        "calibration.npz": _inspect_calibration,
+        "report.json": _inspect_report,
+        "record.json": _inspect_reference,
+        "config.json": _inspect_model,
+        "prompts.json": _inspect_prompts,
+        "calibrate.jsonl": _inspect_prompts,
+        "verify.jsonl": _inspect_prompts,
+        "train.jsonl": _inspect_prompts,
+        "recipe.toml": lambda place: _inspect_toml(place / "recipe.toml"),
+    }
+    for name, reader in readers.items():
+        if (folder / name).is_file():
+            return reader(folder)
+    weights = sorted(folder.glob("*.onnx"))
+    if len(weights) == 1:
+        return inspect_onnx(weights[0])
+    raise EdgekitError(f"{folder}: not a kind of folder that edgekit knows: {KINDS}")
+
+
+def _inspect_model(folder: Path) -> dict[str, Any]:
+    from edgekit.model import Model
+
+    model = Model(folder=folder)
+    config, tensors = model.config, model.tensors
+    return {
+        "kind": "model",
+        "path": str(folder),
+        "family": config.get("model_type"),
+        "architectures": config.get("architectures"),
+        "parameters": model.parameters,
+        "layers": next((config[key] for key in ("num_hidden_layers", "n_layers", "num_layers") if key in config), None),
+        "hidden": config.get("hidden_size", config.get("dim")),
+        "labels": model.labels,
+        "bytes": sum(info.end - info.begin for info in tensors.values()),
+        "types": by_type((info.dtype, info.shape, info.end - info.begin) for info in tensors.values()),
+        "tensors": len(tensors),
+        "largest": largest((name, info.dtype, info.shape, info.end - info.begin) for name, info in tensors.items()),
+        "tokenizer": _tokenizer(folder),
+        "made_by": {step: _facts(folder, step) for step in ("finetune", "distill") if _facts(folder, step)},
+        "remote_code": "auto_map: edgekit refuses it" if "auto_map" in config else None,
+    }
+
+
+def _inspect_safetensors(path: Path) -> dict[str, Any]:
+    from edgekit.model import read_header
+
+    tensors = read_header(path)
+    return {
+        "kind": "safetensors file",
+        "path": str(path),
+        "parameters": sum(math.prod(info.shape) for info in tensors.values()),
+        "bytes": path.stat().st_size,
+        "types": by_type((info.dtype, info.shape, info.end - info.begin) for info in tensors.values()),
+        "tensors": len(tensors),
+        "largest": largest((name, info.dtype, info.shape, info.end - info.begin) for name, info in tensors.items()),
+    }
+
+
+def _inspect_artifact(folder: Path) -> dict[str, Any]:
+    facts = _facts(folder, "export")
+    keys = ("format", "scheme", "task", "output", "bytes", "bytes_float", "sha256", "settings", "max_length")
+    own = {key: facts.get(key) for key in (*keys, "minimum_runtime", "runtime_options", "quantized", "choices")}
+    return (
+        {"kind": "artifact", "path": str(folder)}
+        | own
+        | {"labels": facts.get("classes"), "tokenizer": _tokenizer(folder), "model": _model_in(folder, facts["file"])}
+    )
+
+
+def _inspect_bundle(path: Path) -> dict[str, Any]:
+    from edgekit.package import open_bundle
+
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    keys = ("name", "recipe", "target", "target_title", "task", "output", "artifact", "labels", "out_of_scope")
+    own = {key: manifest.get(key) for key in (*keys, "threshold", "max_length", "runtime", "lineage")}
+    rest = {key: manifest.get(key) for key in ("fingerprints", "versions", "licences", "edgekit")}
+    return (
+        {"kind": "bundle", "path": str(path), "intact": True}
+        | own
+        | rest
+        | {"files": {name: entry["bytes"] for name, entry in manifest["files"].items()}}
+        | {"tokenizer": _tokenizer(bundle.folder), "model": _model_in(bundle.folder, manifest["model"])}
+    )
+
+
+def _model_in(folder: Path, name: str) -> dict[str, Any]:
+    """The main facts of an artifact's model, where it is a format that can be looked into."""
+    if not name.endswith(".onnx"):
+        return {}
+    found = inspect_onnx(folder / name)
+    return {key: value for key, value in found.items() if key not in {"kind", "path", "metadata", "largest"}}
+
+
+def _inspect_calibration(folder: Path) -> dict[str, Any]:
+    import numpy as np
+
+    path = folder / "calibration.npz"
+    if not path.is_file():
+        raise EdgekitError(f"{folder}: no calibration.npz in it; run: edgekit calibrate")
+    shapes: dict[str, tuple[int, ...]] = {}
+    widest: dict[str, float] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                place, _, statistic = key.rpartition("/")
+                values = arrays[key]
+                if statistic in {"min", "max"} and values.size:
+                    shapes[place] = values.shape
+                    widest[place] = max(widest.get(place, 0.0), float(np.abs(values).max()))
+            statistics = sorted({key.rpartition("/")[2] for key in arrays.files})
+    except (ValueError, OSError, EOFError) as bad:
+        raise EdgekitError(f"{path}: not a calibration that edgekit wrote: {bad}") from bad
+    ranked = sorted(widest, key=lambda place: (-widest[place], place))
+    return {
+        "kind": "calibration",
+        "path": str(folder),
+        "bytes": path.stat().st_size,
+        "inputs": len(shapes),
+        "statistics": statistics,
+        "widest_ranges": [
+            {"input": place, "largest": widest[place], "channels": shapes[place]} for place in ranked[:MOST_TENSORS]
+        ],
+        "facts": {
+            key: value for key, value in _facts(folder, "calibrate").items() if not isinstance(value, list | dict)
+        },
+    }
+
+
+def _inspect_reference(folder: Path) -> dict[str, Any]:
+    import numpy as np
+
+    try:
+        with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
+            shapes = {key: str(list(arrays[key].shape)) for key in arrays.files}
+    except (ValueError, OSError, EOFError) as bad:
+        raise EdgekitError(f"{folder}: its reference.npz cannot be read: {bad}") from bad
+    facts = _facts(folder, "record")
+    return {"kind": "reference", "path": str(folder), "output": facts.get("output"), "arrays": shapes}
+
+
+def _inspect_report(path: Path) -> dict[str, Any]:
+    from edgekit.report import read_report
+
+    report = read_report(path)
+    checks = [{key: check.get(key) for key in ("name", "measured", "limit", "verdict")} for check in report["checks"]]
+    keys = ("verdict", "accuracy", "latency_ms", "shape", "memory_mb", "artifact", "runtime", "device")
+    return {"kind": "report", "path": str(path)} | {key: report.get(key) for key in keys} | {"checks": checks}
+
+
+def _inspect_prompts(folder: Path) -> dict[str, Any]:
+    from edgekit.prompts import SPLITS, PromptSet
+
+    splits, labels = {}, Counter[str]()
+    for name in SPLITS:
+        try:
+            rows = PromptSet(folder=folder).split(name)
+        except (ValueError, TypeError) as bad:
+            raise EdgekitError(f"{folder / name}.jsonl: not lines of {{text, label}}: {bad}") from bad
+        if rows:
+            lengths = sorted(len(row.text.split()) for row in rows)
+            labels.update(str(row.label) for row in rows if row.label is not None)
+            classes = len({row.label for row in rows} - {None})
+            splits[name] = {
+                "rows": len(rows),
+                "labels": classes,
+                "words_median": lengths[len(lengths) // 2],
+                "words_most": lengths[-1],
+            }
+    return {"kind": "prompts", "path": str(folder), "splits": splits, "rows_of_label": dict(sorted(labels.items()))}
+
+
+def _inspect_toml(path: Path) -> dict[str, Any]:
+    table = read_toml(path)
+    if "hardware" in table:
+        from edgekit.target import load_target
+
+        target = load_target(str(path))
+        return {"kind": "target", "path": str(path), "title": target.title} | {
+            key: value for key, value in table.items() if key != "title"
+        }
+    if "teacher" in table:
+        from edgekit.recipe import load_recipe
+
+        load_recipe(path)
+        return {"kind": "recipe", "path": str(path)} | table
+    raise EdgekitError(f"{path}: neither a target ([hardware]) nor a recipe ([teacher])")
+
+
+def _facts(folder: Path, step: str) -> dict[str, Any]:
+    path = folder / f"{step}.json"
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("facts"), dict):
+        raise EdgekitError(f"{path}: not a manifest that edgekit wrote")
+    return dict(content["facts"])
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    model = content.get("model") or {}
+    return {
+        "model": model.get("type"),
+        "vocabulary": len(model.get("vocab") or ()),
+        "truncation": (content.get("truncation") or {}).get("max_length"),
+        "padding": content.get("padding") is not None,
+        "special": [token["content"] for token in content.get("added_tokens") or () if token.get("special")],
+    }
