@@ -6,6 +6,7 @@ Nothing is executed and no weight is read where a header tells the same; torch i
 from __future__ import annotations
 
 import math
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -197,7 +198,7 @@ def _inspect_calibration(folder: Path) -> dict[str, Any]:
     path = folder / "calibration.npz"
     if not path.is_file():
         raise EdgekitError(f"{folder}: no calibration.npz in it; run: edgekit calibrate")
-    shapes: dict[str, tuple[int, ...]] = {}
+    channels: dict[str, int] = {}
     widest: dict[str, float] = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -205,20 +206,20 @@ def _inspect_calibration(folder: Path) -> dict[str, Any]:
                 place, _, statistic = key.rpartition("/")
                 values = arrays[key]
                 if statistic in {"min", "max"} and values.size:
-                    shapes[place] = values.shape
+                    channels[place] = values.size
                     widest[place] = max(widest.get(place, 0.0), float(np.abs(values).max()))
             statistics = sorted({key.rpartition("/")[2] for key in arrays.files})
-    except (ValueError, OSError, EOFError) as bad:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as bad:
         raise EdgekitError(f"{path}: not a calibration that edgekit wrote: {bad}") from bad
     ranked = sorted(widest, key=lambda place: (-widest[place], place))
     return {
         "kind": "calibration",
         "path": str(folder),
         "bytes": path.stat().st_size,
-        "inputs": len(shapes),
+        "inputs": len(channels),
         "statistics": statistics,
         "widest_ranges": [
-            {"input": place, "largest": widest[place], "channels": shapes[place]} for place in ranked[:MOST_TENSORS]
+            {"input": place, "largest": widest[place], "channels": channels[place]} for place in ranked[:MOST_TENSORS]
         ],
         "facts": {
             key: value for key, value in _facts(folder, "calibrate").items() if not isinstance(value, list | dict)
@@ -231,8 +232,8 @@ def _inspect_reference(folder: Path) -> dict[str, Any]:
 
     try:
         with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
-            shapes = {key: str(list(arrays[key].shape)) for key in arrays.files}
-    except (ValueError, OSError, EOFError) as bad:
+            shapes = {key: f"{arrays[key].dtype} {list(arrays[key].shape)}" for key in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as bad:
         raise EdgekitError(f"{folder}: its reference.npz cannot be read: {bad}") from bad
     facts = _facts(folder, "record")
     return {"kind": "reference", "path": str(folder), "output": facts.get("output"), "arrays": shapes}
