@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from edgekit.errors import DeviceFailed, EdgekitError
+from edgekit.runtimes.machine import describe, measure
 from edgekit.schema import parse
 from edgekit.target import find_targets, load_target
 from edgekit.workspace import write_atomically
@@ -132,8 +133,6 @@ class LocalDevice:
             raise DeviceFailed(f"{out}: cannot be written: {failed}; free space or choose another folder") from failed
 
     def describe(self) -> dict[str, Any]:
-        from edgekit.runtimes.machine import describe
-
         return {"kind": "local"} | describe()
 
     def close(self) -> None:
@@ -342,17 +341,16 @@ def _has_nvidia() -> bool:
 
 
 def _check_machine() -> list[Finding]:
-    from edgekit.runtimes.machine import describe
-
     machine = describe()
     features = [feature for feature in KERNEL_FEATURES if feature in machine["features"]]
+    untold = Finding(name="cpu features", found=f"{platform.system()} does not tell them")
     memory = Finding(name="memory", found=f"{machine['memory_mb'] / 1024:.1f} GB")
     if machine["memory_mb"] < _MEMORY_GB * 1024:
         remedy = f"a build peaks at up to {_MEMORY_GB:g} GB; close programs, or build on a larger machine"
         memory = Finding(name="memory", found=memory.found, status="warning", remedy=remedy)
     return [
         Finding(name="cpu", found=f"{machine['cpu']}, {machine['cores']} cores"),
-        _judge_features(machine["arch"], features),
+        _judge_features(machine["arch"], features) if machine["features"] else untold,
         memory,
     ]
 
@@ -422,8 +420,6 @@ def probe_target(
     A budget is written only of the limits given. Raises EdgekitError for a name that is no file name, a target that is there
     already (unless `force`), and a folder that cannot be written.
     """
-    from edgekit.runtimes.machine import describe, measure
-
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".toml"):
         raise EdgekitError(f"--name {name}: use letters, digits, '-', '_' and '.' only, without .toml")
     path = out / f"{name}.toml"

@@ -1,0 +1,280 @@
+"""The local device, the doctor's findings, and a target measured on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit import devices
+from edgekit.devices import DEVICES, LocalDevice, doctor, probe_target, saturates
+from edgekit.errors import DeviceFailed, EdgekitError
+from edgekit.target import check_targets, load_target
+
+MACHINE = {
+    "arch": "x86_64",
+    "cpu": 'Some "quoted" CPU',
+    "cores": 2,
+    "features": ["fpu", "avx2", "avx512_vnni"],
+    "memory_mb": 24000,
+    "bandwidth_gbs": 16.5659,
+    "int8_gops": 191.4,
+    "fp32_gflops": 92.61,
+}
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A known machine instead of this one; tests change its facts."""
+    facts: dict[str, Any] = dict(MACHINE)
+    monkeypatch.setattr(devices, "describe", lambda: facts)
+    monkeypatch.setattr(devices, "measure", lambda: facts)
+    return facts
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_device_conforms(kind: str) -> None:
+    assert DEVICES[kind].Options().kind == kind
+    for name in ("push", "run", "fetch", "describe", "close", "python", "work"):
+        assert hasattr(DEVICES[kind], name)
+
+
+def test_local_device_refuses_unknown_options() -> None:
+    with pytest.raises(EdgekitError, match=r"my.toml: device.hots: unknown key"):
+        LocalDevice({"kind": "local", "hots": 1}, "my.toml: device")
+
+
+def test_local_device_pushes_runs_and_fetches(tmp_path: Path) -> None:
+    pushed = tmp_path / "a model"
+    pushed.mkdir()
+    (pushed / "weights").write_text("7", encoding="utf-8")
+    script = (
+        "import sys, pathlib; o = pathlib.Path('out'); o.mkdir(); (o / 'y').write_text(open(sys.argv[1]).read() * 2)"
+    )
+    with LocalDevice({"kind": "local"}) as device:
+        place = device.push(pushed)
+        ended = device.run([device.python, "-c", script, os.path.join(place, "weights")], timeout_s=60)
+        assert ended.returncode == 0, ended.stderr
+        device.fetch("out", tmp_path / "fetched")
+        work = Path(device.work)
+        assert work.is_dir()
+    assert not work.exists()
+    assert (tmp_path / "fetched/y").read_text(encoding="utf-8") == "77"
+    assert sorted(path.name for path in pushed.iterdir()) == ["weights"]
+
+
+def test_local_device_takes_arguments_as_they_are_and_passes_variables() -> None:
+    script = "import os, sys; print(sys.argv[1], os.environ['EDGEKIT_X']); sys.stderr.write('\\xff'); sys.exit(7)"
+    with LocalDevice({}) as device:
+        ended = device.run([device.python, "-c", script, "$HOME; a  b"], timeout_s=60, env={"EDGEKIT_X": "1"})
+    assert (ended.returncode, ended.stdout.strip()) == (7, "$HOME; a  b 1")
+    assert ended.stderr
+
+
+def test_local_device_fails_in_one_line(tmp_path: Path) -> None:
+    with LocalDevice({}) as device:
+        started = time.monotonic()
+        with pytest.raises(DeviceFailed, match=r"no end after 0.5 s"):
+            device.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout_s=0.5)
+        assert time.monotonic() - started < 30
+        with pytest.raises(DeviceFailed, match=r"no-such-program: cannot be started"):
+            device.run(["no-such-program"], timeout_s=5)
+        with pytest.raises(DeviceFailed, match=r"no such folder"):
+            device.push(tmp_path / "none")
+        with pytest.raises(DeviceFailed, match=r"no such folder"):
+            device.fetch("none", tmp_path / "out")
+
+
+def test_identity_is_stable() -> None:
+    with LocalDevice({}) as device:
+        first = device.describe()
+        assert first == device.describe()
+    assert first["kind"] == "local"
+    assert first["arch"]
+    assert first["cores"] >= 1
+
+
+def test_doctor_finds_this_environment_fit(machine: dict[str, Any], tmp_path: Path) -> None:
+    findings = {finding.name: finding for finding in doctor(tmp_path)}
+    for name in (
+        "platform",
+        "python",
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxruntime",
+        "optimum",
+        "cpu",
+        "memory",
+        "disk",
+    ):
+        assert findings[name].status in {"ok", "warning"}, findings[name]
+    assert {"extra demo", "extra dev", "cpu features", "cache"} <= set(findings)
+    assert findings["cpu features"].found == "avx2, avx512_vnni"
+    assert all(finding.remedy for finding in findings.values() if finding.status != "ok")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from edgekit.devices import doctor; doctor();"
+        "print([name for name in ('torch', 'transformers', 'onnx', 'onnxruntime', 'datasets') if name in sys.modules])"
+    )
+    with LocalDevice({}) as device:
+        ended = device.run([device.python, "-c", script], timeout_s=120)
+    assert ended.stdout.strip() == "[]", ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("versions", "said", "remedy"),
+    [
+        ({"transformers": "5.23.0", "huggingface-hub": "0.36.0"}, "importing transformers fails", "huggingface-hub>=1"),
+        ({"transformers": "4.57.6", "huggingface-hub": "2.4.0"}, "importing transformers fails", "transformers>=5.23"),
+        ({"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}, "both installed", "pip uninstall onnxruntime onnxrun"),
+        (
+            {"transformers": "5.23.0", "optimum-onnx": "0.1.0"},
+            "needs transformers < 4.58",
+            "pip uninstall optimum-onnx",
+        ),
+        ({"torch": "2.13.0+cu130"}, "CUDA build", "whl/cpu"),
+        ({"torch": "2.13.0", "nvidia-cuda-runtime-cu13": "13"}, "CUDA build", "whl/cpu"),
+    ],
+)
+def test_doctor_knows_conflicts(
+    versions: dict[str, str], said: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_has_nvidia", lambda: False)
+    found = [finding for check in devices.CONFLICTS if (finding := check(versions)) is not None]
+    assert len(found) == 1
+    assert found[0].status in {"warning", "problem"}
+    assert said in found[0].found
+    assert remedy in found[0].remedy
+
+
+def test_doctor_sees_no_conflict_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_has_nvidia", lambda: True)
+    good = {"transformers": "5.23.0", "huggingface-hub": "2.4.0", "onnxruntime": "1.31.1", "torch": "2.13.0+cu130"}
+    assert [check(good) for check in devices.CONFLICTS] == [None] * len(devices.CONFLICTS)
+    assert [check({}) for check in devices.CONFLICTS] == [None] * len(devices.CONFLICTS)
+
+
+def test_doctor_sees_a_torch_of_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = [Path("torch/_C.cpython-39-x86_64-linux-gnu.so")]
+    monkeypatch.setattr(devices.metadata, "files", lambda _: foreign)
+    finding = devices._find_foreign_torch({"torch": "2.13.0"})
+    assert finding is not None
+    assert finding.status == "problem"
+    assert "cpython-39" in finding.found
+
+
+def test_doctor_sees_versions_out_of_range(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["torch<2.14,>=2.13", "onnx<1.24,>=1.23.2", 'pytest>=9; extra == "dev"', 'no-such-lib>=1; extra == "gguf"']
+    monkeypatch.setattr(devices.metadata, "requires", lambda _: lines)
+    monkeypatch.setattr(devices, "_installed", lambda: {"torch": "2.12.0", "pytest": "9.2.0"})
+    findings = {finding.name: finding for finding in doctor()}
+    assert (findings["torch"].status, findings["torch"].found) == ("problem", "2.12.0, needs <2.14,>=2.13")
+    assert findings["torch"].remedy == 'pip install "torch<2.14,>=2.13"'
+    assert findings["onnx"].found.startswith("not installed")
+    assert findings["extra dev"].found == "installed"
+    assert findings["extra gguf"].remedy.endswith('pip install "edgekit[gguf]"')
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "status"),
+    [
+        ({"features": ["avx2", "fma"]}, "cpu features", "warning"),
+        ({"features": ["sse2"]}, "cpu features", "warning"),
+        ({"arch": "aarch64", "features": ["asimd"]}, "cpu features", "warning"),
+        ({"arch": "aarch64", "features": ["asimd", "asimddp"]}, "cpu features", "ok"),
+        ({"features": ["avx2", "avx_vnni"]}, "cpu features", "ok"),
+        ({"features": []}, "cpu features", "ok"),
+        ({"memory_mb": 900}, "memory", "warning"),
+    ],
+)
+def test_doctor_judges_the_machine(machine: dict[str, Any], facts: dict[str, Any], name: str, status: str) -> None:
+    machine |= facts
+    findings = {finding.name: finding for finding in doctor()}
+    assert findings[name].status == status
+    assert (findings[name].remedy != "") is (status != "ok")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere; Windows has other rights")
+def test_doctor_sees_a_read_only_cache(machine: dict[str, Any], tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    findings = {finding.name: finding for finding in doctor(tmp_path / "cache")}
+    tmp_path.chmod(0o700)
+    assert findings["cache"].status == "problem"
+
+
+def test_doctor_sees_a_cache_that_is_a_file(machine: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("", encoding="utf-8")
+    findings = {finding.name: finding for finding in doctor(tmp_path / "cache")}
+    assert findings["cache"].status == "problem"
+    assert "EDGEKIT_CACHE" in findings["cache"].remedy
+
+
+def test_saturation_follows_the_isa() -> None:
+    assert saturates("x86_64", ["avx2", "fma"])
+    assert not saturates("x86_64", ["avx2", "avx_vnni"])
+    assert not saturates("x86_64", ["avx2", "avx512_vnni"])
+    assert not saturates("aarch64", ["asimd"])
+
+
+def test_probed_target_is_valid_and_has_no_budget(
+    machine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = probe_target("my-board")
+    assert path == Path("targets/my-board.toml")
+    assert check_targets([path]) == []
+    target = load_target("my-board")
+    assert target.budget == {}
+    assert target.hardware.cpu == MACHINE["cpu"]
+    assert target.hardware.features == ["avx2", "avx512_vnni"]
+    assert (target.hardware.bandwidth_gbs, target.hardware.int8_gops) == (16.6, 191.0)
+    assert target.export_for("text-classification")["reduce_range"] is False
+    assert target.export_for("feature-extraction")["activation"] == "uint8"
+    assert target.runtime["onnxruntime"]["threads"] == 2
+    assert [path.name for path in Path("targets").iterdir()] == ["my-board.toml"]
+
+
+def test_probed_target_carries_the_limits_given(machine: dict[str, Any], tmp_path: Path) -> None:
+    machine["features"] = ["avx2"]
+    target = load_target(str(probe_target("x", p95_ms=12.5, memory_mb=200, out=tmp_path / "new")))
+    assert (target.budget_for("text-classification").p95_ms, target.budget["memory_mb"]) == (12.5, 200)
+    assert target.export_for("text-classification")["reduce_range"] is True
+
+
+def test_probe_refuses_to_overwrite_and_odd_names(
+    machine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    probe_target("mine")
+    before = Path("targets/mine.toml").read_bytes()
+    with pytest.raises(EdgekitError, match=r"there already.*--force"):
+        probe_target("mine", p95_ms=1)
+    with pytest.raises(EdgekitError, match=r"raspberrypi.toml: this target is there already"):
+        probe_target("raspberrypi")
+    assert Path("targets/mine.toml").read_bytes() == before
+    assert probe_target("mine", p95_ms=1, force=True).read_bytes() != before
+    for name in ("", "../x", "a b", ".hidden", "x.toml"):
+        with pytest.raises(EdgekitError, match=r"--name"):
+            probe_target(name)
+    Path("file").write_text("", encoding="utf-8")
+    with pytest.raises(EdgekitError, match=r"choose another --out"):
+        probe_target("y", out=Path("file"))
+
+
+def test_probe_measures_this_machine(tmp_path: Path) -> None:
+    target = load_target(str(probe_target("here", out=tmp_path)))
+    hardware = target.hardware
+    assert hardware.cores >= 1
+    assert hardware.memory_mb > 100
+    assert hardware.bandwidth_gbs is not None
+    assert 0.1 < hardware.bandwidth_gbs < 2000
+    assert hardware.fp32_gflops is not None
+    assert 0.1 < hardware.fp32_gflops < 20000
