@@ -39,20 +39,19 @@ class Finished:
 
 
 class Device(Protocol):
-    """A machine that an artifact can run on; made from a target's `[device]` table, which `Options` describes.
-
-    `work` is a folder on the device for requests and results, gone when the device is closed. `python` is the interpreter there.
-    """
+    """A machine that an artifact can run on; made from a target's `[device]` table, which `Options` describes."""
 
     Options: ClassVar[type[Any]]
 
     def __init__(self, table: Mapping[str, Any], where: str = "device") -> None: ...
 
     @property
-    def python(self) -> str: ...
+    def python(self) -> str:
+        """The Python interpreter on the device."""
 
     @property
-    def work(self) -> str: ...
+    def work(self) -> str:
+        """A folder on the device for requests and results, gone when the device is closed."""
 
     def push(self, folder: Path) -> str:
         """Bring a folder to the device, where it is only read; its path there."""
@@ -66,7 +65,8 @@ class Device(Protocol):
     def describe(self) -> dict[str, Any]:
         """What identifies the device: equal as long as the same measurements may be expected of it."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Remove what was brought to the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +87,24 @@ class LocalDevice:
 
     @property
     def python(self) -> str:
+        """The interpreter that runs edgekit."""
         return sys.executable
 
     @property
     def work(self) -> str:
+        """A temporary folder, made when it is first asked for."""
         if self._work is None:
             self._work = tempfile.TemporaryDirectory(prefix="edgekit-")
         return self._work.name
 
     def push(self, folder: Path) -> str:
+        """The folder's own path; DeviceFailed where it is not there."""
         if not folder.is_dir():
             raise DeviceFailed(f"{folder}: no such folder to run on this machine")
         return str(folder.resolve())
 
     def run(self, command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Finished:
+        """Run a command in `work` with this process's variables and `env`; stopped after `timeout_s`."""
         try:
             ended = subprocess.run(
                 list(command),
@@ -124,6 +128,7 @@ class LocalDevice:
         )
 
     def fetch(self, path: str, out: Path) -> None:
+        """Copy a folder, whose path is relative to `work` or absolute, into `out`."""
         source = Path(self.work, path)
         if not source.is_dir():
             raise DeviceFailed(f"this machine: {source}: no such folder; the command that should have made it did not")
@@ -133,9 +138,11 @@ class LocalDevice:
             raise DeviceFailed(f"{out}: cannot be written: {failed}; free space or choose another folder") from failed
 
     def describe(self) -> dict[str, Any]:
+        """What `edgekit.runtimes.machine` tells of this machine."""
         return {"kind": "local"} | describe()
 
     def close(self) -> None:
+        """Remove `work`."""
         if self._work is not None:
             self._work.cleanup()
             self._work = None
