@@ -290,7 +290,7 @@ def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[st
 def _describe(product: Product, name: str, recipe: str, target: Target, lineage: Mapping[str, Any]) -> dict[str, Any]:
     facts = product.facts
     settings = dict(facts.get("settings") or {})
-    runtime = target.runtime.get("onnxruntime", {})
+    runtime, asked = target.runtime.get("onnxruntime", {}), facts["runtime_options"]
     return {
         "format_version": MANIFEST_FORMAT,
         "edgekit": __version__,
@@ -313,7 +313,9 @@ def _describe(product: Product, name: str, recipe: str, target: Target, lineage:
             "minimum": facts["minimum_runtime"],
             "threads": runtime.get("threads"),
             "provider": runtime.get("provider") or "CPUExecutionProvider",
-            "disabled_optimizers": list(facts["runtime_options"].get("disabled_optimizers", ())),
+            "disabled_optimizers": sorted(
+                {*asked.get("disabled_optimizers", ()), *runtime.get("disabled_optimizers", ())}
+            ),
         },
         "artifact": {key: facts.get(key) for key in ARTIFACT_FACTS},
         "lineage": {key: value for key, value in lineage.items() if value is not None and "license" not in key},

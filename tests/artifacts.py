@@ -30,6 +30,7 @@ sources = ["none"]
 format = "onnx"
 [runtime.onnxruntime]
 threads = 1
+disabled_optimizers = ["ConstantFolding"]
 """
 
 

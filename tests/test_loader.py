@@ -20,6 +20,7 @@ import pytest
 from artifacts import LABELS, MAX_LENGTH, make_artifact, make_report, make_target, make_tokenizer
 
 from edgekit.package import LOADER, package
+from edgekit.runtimes import ort
 from edgekit.tasks import text_classification
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,7 +146,9 @@ def test_session_options_of_the_manifest_are_used(
     loader = shipped(bundle)
     loader.Bundle(str(bundle))
     assert seen["threads"] == 1
-    assert seen["disabled_optimizers"] == ["SkipLayerNormFusion"]
+    assert seen["disabled_optimizers"] == ["ConstantFolding", "SkipLayerNormFusion"]
+    assert seen["providers"] == ["CPUExecutionProvider"]
+    loader.Bundle(bundle, provider="NoSuchExecutionProvider")
     assert seen["providers"] == ["CPUExecutionProvider"]
     loader.Bundle(bundle, threads=3)
     assert seen["threads"] == 3
@@ -204,3 +207,13 @@ def test_the_example_app_runs_in_a_venv_with_three_packages(bundle: Path, tmp_pa
     assert "did not understand" in lines[2]
     absent = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
     assert absent.returncode != 0
+
+
+def test_answers_equal_those_of_the_session_that_verifies(bundle: Path) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    options = {key: manifest["runtime"][key] for key in ("threads", "provider", "disabled_optimizers")}
+    tokenizer = make_tokenizer(bundle.parent / "tokenizer.json", MAX_LENGTH)
+    ids = [tokenizer.encode(text).ids for text in TEXTS]
+    verified = ort.outputs(bundle / "model.onnx", ids, pad_id=manifest["pad_id"], options=options)
+    opened = shipped(bundle).Bundle(bundle)
+    np.testing.assert_array_equal(np.stack([opened.output(text) for text in TEXTS]), verified)

@@ -52,7 +52,7 @@ def test_a_bundle_holds_what_an_app_needs_and_the_evidence_lies_beside_it(packed
     assert manifest["labels"] == ["light_on", "light_off", "play_music"]
     assert manifest["threshold"] == 0.7
     assert manifest["runtime"]["threads"] == 1
-    assert manifest["runtime"]["disabled_optimizers"] == ["SkipLayerNormFusion"]
+    assert manifest["runtime"]["disabled_optimizers"] == ["ConstantFolding", "SkipLayerNormFusion"]
     assert manifest["licences"] == {"this model": "Apache-2.0", "data": "CC0-1.0"}
     report = json.loads(packed.report.read_text())
     assert report["artifact"]["sha256"] == manifest["artifact"]["sha256"] == file_sha256(packed.bundle / "model.onnx")

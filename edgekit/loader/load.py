@@ -21,14 +21,14 @@ class Bundle:
     def __init__(self, folder: str | Path, *, threads: int | None = None, provider: str | None = None) -> None:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
-        self.labels: list[str] = self.manifest["labels"]
         runtime, found = self.manifest["runtime"], onnxruntime.__version__
         if _numbers(found) < _numbers(runtime["minimum"]):
             raise RuntimeError(f"onnxruntime {found} is too old for this bundle: it needs {runtime['minimum']}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = (runtime["threads"] or 0) if threads is None else threads
-        file, providers = str(self.folder / self.manifest["model"]), [provider or runtime["provider"]]
-        off = runtime["disabled_optimizers"]
+        wanted = dict.fromkeys([provider or runtime["provider"], "CPUExecutionProvider"])
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        file, off = str(self.folder / self.manifest["model"]), runtime["disabled_optimizers"]
         self.session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=off)
         # tokenizer.json itself truncates long texts, as it did when the model was verified.
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
@@ -36,7 +36,8 @@ class Bundle:
     def output(self, text: str) -> NDArray[np.float32]:
         """The model's raw output for one text, float32 [width]: logits or the embedding."""
         ids = np.array([self.tokenizer.encode(text).ids or [self.manifest["pad_id"]]], dtype=np.int64)
-        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        feed = {value.name: known[value.name] for value in self.session.get_inputs()}
         return np.asarray(self.session.run(None, feed)[0][0], dtype=np.float32)
 
     def __call__(self, text: str) -> Any:
@@ -47,11 +48,12 @@ class Bundle:
         output = self.output(text)
         if self.manifest["output"] == "embedding":
             return output
-        powers = np.exp(output - output.max())
-        scores = powers / powers.sum()
-        ranked = [(self.labels[place], float(scores[place])) for place in np.argsort(-scores, kind="stable")]
-        threshold = self.manifest["threshold"]
-        if threshold is None or scores.max() >= threshold:
+        scores = np.exp(output - output.max())
+        scores /= scores.sum()
+        ranked = [
+            (self.manifest["labels"][place], float(scores[place])) for place in np.argsort(-scores, kind="stable")
+        ]
+        if self.manifest["threshold"] is None or scores.max() >= self.manifest["threshold"]:
             return ranked
         return [(self.manifest["out_of_scope"], 1.0 - ranked[0][1]), *ranked]
 
