@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +49,12 @@ class Bundle:
             return output
         scores = np.exp(output - output.max())
         scores /= scores.sum()
-        ranked = [
-            (self.manifest["labels"][place], float(scores[place])) for place in np.argsort(-scores, kind="stable")
-        ]
+        labels: list[str] = self.manifest["labels"]
+        ranked = [(labels[place], float(scores[place])) for place in np.argsort(-scores, kind="stable")]
         if self.manifest["threshold"] is None or scores.max() >= self.manifest["threshold"]:
             return ranked
         return [(self.manifest["out_of_scope"], 1.0 - ranked[0][1]), *ranked]
 
 
 def _numbers(version: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", version)[:3]]
+    return [int(part) for part in version.split(".")[:2]]
