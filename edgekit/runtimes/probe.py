@@ -1,0 +1,100 @@
+"""The probe: runs an artifact where it will live and reports as JSON lines on standard output.
+
+`python -m edgekit.runtimes.probe REQUEST.json`. The request: {runtime, file, inputs, outputs, options, timing}. Paths are
+relative to the request's folder, `outputs` to the current one. inputs is an .npz with `ids` (int64, all texts in a row),
+`offsets` (int64 [texts + 1]) and `pad_id`; outputs becomes one with `outputs` (float32 [texts, width]). timing is {warmup,
+repeats, least, seconds, sequence}: `repeats` timed calls, fewer when `seconds` are over, but never fewer than `least`.
+
+The lines, in this order: device, load, first, latency, latency_real, outputs, memory, work, machine, done. Without
+`done` it failed: the last line on standard error says why.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.runtimes import RUNTIMES, machine
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekit.runtimes import Runtime, Session
+
+
+def main(path: Path) -> None:
+    """Answer a request; what goes wrong ends the process with its traceback on standard error."""
+    request = json.loads(path.read_text(encoding="utf-8"))
+    _answer(RUNTIMES[request["runtime"]], request, path.parent)
+    say("done")
+
+
+def say(event: str, **facts: Any) -> None:
+    """One line of the protocol."""
+    sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
+    sys.stdout.flush()
+
+
+def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path) -> None:
+    import numpy as np
+
+    say("device", **machine.describe())
+    with np.load(folder / request["inputs"], allow_pickle=False) as inputs:
+        flat, offsets, pad_id = inputs["ids"], inputs["offsets"], int(inputs["pad_id"])
+    texts = [flat[begin:end] if end > begin else np.array([pad_id]) for begin, end in itertools.pairwise(offsets)]
+    file, options, timing = folder / request["file"], request["options"], request["timing"]
+    asked = str(options.get("provider", ""))
+
+    begun = time.perf_counter()
+    session = runtime.load(file, options)
+    say("load", ms=_since(begun), runtime=runtime.NAME, version=runtime.version(), available=runtime.providers())
+    shape = np.resize(flat if len(flat) else np.array([pad_id]), int(timing["sequence"]))
+    begun = time.perf_counter()
+    session.run(shape)
+    say("first", ms=_since(begun))
+    times = _time(session, shape, timing)
+    say("latency", shape={"batch": 1, "sequence": len(shape), "threads": options.get("threads")}, ms=times)
+
+    rows, real = [], []
+    for text in texts:
+        begun = time.perf_counter()
+        rows.append(session.run(text))
+        real.append(_since(begun))
+    say("latency_real", lengths=[len(text) for text in texts], ms=real)
+    Path(request["outputs"]).parent.mkdir(parents=True, exist_ok=True)
+    np.savez(request["outputs"], allow_pickle=False, outputs=np.stack(rows) if rows else np.zeros((0, 0), np.float32))
+    say("outputs", file=request["outputs"], rows=len(rows))
+    # Before what follows loads the artifact again and measures the machine: neither belongs to the artifact's memory.
+    say("memory", peak_mb=machine.peak_memory_mb())
+    del session
+    say("work", asked=asked, **runtime.work(file, options, shape))
+    say("machine", **machine.measure())
+
+
+def _time(session: Session, ids: NDArray[np.int64], timing: Mapping[str, Any]) -> list[float]:
+    """Milliseconds of each timed call."""
+    for _ in range(int(timing["warmup"])):
+        session.run(ids)
+    times: list[float] = []
+    end = time.perf_counter() + float(timing["seconds"])
+    while len(times) < int(timing["repeats"]):
+        begun = time.perf_counter()
+        session.run(ids)
+        times.append(_since(begun))
+        if time.perf_counter() > end and len(times) >= int(timing["least"]):
+            break
+    return times
+
+
+def _since(begun: float) -> float:
+    return round(1000 * (time.perf_counter() - begun), 6)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,280 @@
+"""Verify: the artifact answers the verify prompts on its device, is compared with the reference, and judged.
+
+gate holds the statistics, accuracy the comparisons, measure runs the probe, hardware says what the machine may vouch for,
+arithmetic whether its INT8 is the target's, checks turns all that into verdicts with remedies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError
+from edgekit.prompts import PromptSet
+from edgekit.runtimes import RUNTIMES, ort
+from edgekit.schema import dump_json, parse, pick
+from edgekit.tasks import TASKS
+from edgekit.verify import accuracy as compared
+from edgekit.verify import arithmetic, checks, gate, hardware
+from edgekit.verify.accuracy import Answers, Comparison, Margins
+from edgekit.verify.measure import Measurements, measure
+from edgekit.workspace import open_product, write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekit.devices import Device
+    from edgekit.prompts import Prompt
+    from edgekit.target import Target
+
+    Floats = NDArray[np.float32]
+
+__all__ = ["Margins", "plan_text", "read_margins", "verify"]
+
+# A format that is not listed runs in the first.
+RUNTIME_OF = {"onnx": ort.NAME}
+FLIPS_SHOWN = (0.01, 0.03, 0.10)
+
+
+def read_margins(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -> Margins:
+    """The recipe's `[accuracy]` table, checked; EdgekitError for an unknown key and for a margin outside (0, 1)."""
+    margins = parse(Margins, dict(accuracy), where)
+    for key, value in vars(margins).items():
+        if not 0.0 < value < 1.0:
+            raise EdgekitError(
+                f"{where}.{key}: a margin is a fraction between 0 and 1 (0.01 is one point), got {value:g}"
+            )
+    return margins
+
+
+def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, looks: int = 1) -> list[str]:
+    """What so many verify prompts can prove at all: said before anything is measured."""
+    margins, alpha = read_margins(accuracy), gate.alpha_for(looks)
+    lines = [
+        f"verify: {prompts} prompts; a loss that never shows is still at most {_points(gate.floor(prompts, alpha))}"
+    ]
+    if looks > 1:
+        lines.append(
+            f"this is look {looks} at these prompts: each bound uses alpha {alpha:g} instead of {gate.ALPHA:g}"
+        )
+    if pick(TASKS, task, "task").OUTPUT == "logits":
+        provable = {flips: gate.smallest_margin(prompts, flips, alpha) for flips in FLIPS_SHOWN}
+        asked = {"float student": margins.student_margin, "teacher": margins.teacher_margin}
+    else:
+        provable = {flips: gate.proportion_bounds(round(flips * prompts), prompts, alpha)[1] for flips in FLIPS_SHOWN}
+        asked = {"neighbours": margins.neighbour_margin}
+        least = 2 * gate.floor(prompts, alpha)
+        lines.append(f"cosine loss: at least {least:.4f} stays possible; asked: {margins.cosine_margin:g}")
+    told = ", ".join(f"{_points(margin)} at {flips:.0%} flips" for flips, margin in provable.items())
+    lines.append(f"smallest margin that they can prove: {told}")
+    lines.append("asked: " + ", ".join(f"{_points(margin)} ({name})" for name, margin in asked.items()))
+    for name, margin in asked.items():
+        if margin < gate.floor(prompts, alpha):
+            needed = gate.prompts_needed(0, 0, 1, margin, alpha)
+            lines.append(f"{name}: {prompts} prompts cannot prove {_points(margin)}; at least {needed} are needed")
+    return lines
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.2f} points"
+
+
+def verify(
+    *,
+    artifact: Path,
+    reference: Path,
+    prompts: Path,
+    target: Target,
+    task: str,
+    accuracy: Mapping[str, Any],
+    out_of_scope: str | None,
+    looks: int,
+    device: Device,
+    out: Path,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json and outputs.npz.
+
+    artifact, reference, prompts: folders of export, record and prompts. accuracy: the recipe's `[accuracy]` table. looks: how
+    many artifacts these prompts have judged, this one included. Returns {verdict, checks: {name: verdict}}. Raises EdgekitError
+    where the folders do not belong together, DeviceFailed where the device does not answer.
+    """
+    product = open_product(artifact, "export")
+    facts, margins = product.facts, read_margins(accuracy)
+    rows = PromptSet(folder=prompts).split("verify")
+    ids = _encode(artifact, rows)
+    runtime = RUNTIME_OF[str(facts["format"])]
+    options = _options(facts, target, runtime)
+    budget = target.budget_for(task)
+    if progress:
+        progress(0, len(rows), "")
+    measured = measure(
+        artifact=artifact,
+        file=str(facts["file"]),
+        runtime=runtime,
+        ids=ids,
+        pad_id=int(facts["pad_id"]),
+        options=options,
+        sequence=budget.sequence,
+        device=device,
+        out=out,
+    )
+    if progress:
+        progress(len(rows), len(rows), "")
+    answers, finite = _answers(reference, prompts, task, facts, measured.outputs, out_of_scope)
+    truth = [row.label for row in rows]
+    comparisons = _compare(task, answers, truth, margins, gate.alpha_for(looks))
+    found = [checks.check_accuracy(entry, looks) for entry in comparisons if entry.margin is not None]
+    found += checks.check_finite(finite)
+    found += _check_machine(artifact / str(facts["file"]), facts, target, task, options, measured)
+    report = _report(target, facts, answers, truth, comparisons, found, measured, out_of_scope)
+    report["accuracy_only"] = budget.p50_ms is None and budget.p95_ms is None
+    write_atomically(out / "report.json", dump_json(report))
+    return {"verdict": report["verdict"], "checks": {check.name: check.verdict for check in found}}
+
+
+def _encode(artifact: Path, rows: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids by the tokenizer that ships, which truncates by itself."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    return [encoding.ids for encoding in tokenizer.encode_batch([row.text for row in rows])]
+
+
+def _options(facts: Mapping[str, Any], target: Target, runtime: str) -> dict[str, Any]:
+    """The runtime's options: the target's, with the optimizers that the artifact wants off."""
+    where = f"{target.path}: runtime.{runtime}"
+    options = dict(vars(parse(RUNTIMES[runtime].Options, dict(target.runtime.get(runtime, {})), where)))
+    wanted = facts.get("runtime_options", {}).get("disabled_optimizers", [])
+    options["disabled_optimizers"] = sorted({*options["disabled_optimizers"], *wanted})
+    return options
+
+
+def _answers(
+    reference: Path, prompts: Path, task: str, facts: Mapping[str, Any], outputs: Floats, out_of_scope: str | None
+) -> tuple[dict[str, Answers], bool]:
+    """Teacher, student and artifact on the verify prompts, and whether the artifact's outputs were finite.
+
+    Teacher and student are judged with what the task learns from their own outputs on the calibrate prompts, the artifact with
+    the settings that ship with it.
+    """
+    import numpy as np
+
+    recorded = open_product(reference, "record")
+    kind = pick(TASKS, task, "task")
+    classes = list(facts["classes"])
+    if kind.OUTPUT == "logits" and list(recorded.facts["classes"]) != classes:
+        raise EdgekitError(f"{reference}: its classes are not the artifact's; record the reference of this model")
+    with np.load(reference / "reference.npz", allow_pickle=False) as arrays:
+        recorded_outputs = {name: arrays[name] for name in arrays.files}
+    labels = [row.label for row in PromptSet(folder=prompts).split("calibrate")]
+    found = {}
+    for name in ("teacher", "student"):
+        calibrate, verify_ = recorded_outputs[f"{name}_calibrate"], recorded_outputs[f"{name}_verify"]
+        if len(calibrate) != len(labels) or len(verify_) != len(outputs):
+            raise EdgekitError(f"{reference}: recorded on other prompts than {prompts}; run `edgekit record` again")
+        settings = kind.fit(calibrate, labels, classes, out_of_scope)
+        found[name] = _answer(name, verify_, task, settings, classes)
+    finite = bool(np.isfinite(outputs).all())
+    if outputs.shape[1:] != found["student"].outputs.shape[1:]:
+        raise EdgekitError(
+            f"{facts['file']}: gives rows of {outputs.shape[1:]}, the reference of {found['student'].outputs.shape[1:]};"
+            " they are not of one model"
+        )
+    if not finite:
+        outputs = np.nan_to_num(outputs, nan=0.0, posinf=3e38, neginf=-3e38)
+    found["artifact"] = _answer("artifact", outputs, task, facts["settings"], classes)
+    return found, finite
+
+
+def _answer(name: str, outputs: Floats, task: str, settings: Mapping[str, Any], classes: Sequence[str]) -> Answers:
+    kind = TASKS[task]
+    labels = kind.answer(outputs, settings, classes) if kind.OUTPUT == "logits" else []
+    return Answers(name=name, outputs=outputs, labels=list(labels))
+
+
+def _compare(
+    task: str, answers: Mapping[str, Answers], truth: Sequence[str | None], margins: Margins, alpha: float
+) -> list[Comparison]:
+    """Artifact to student and to teacher, and student to teacher, which is shown and not judged."""
+    artifact, student, teacher = answers["artifact"], answers["student"], answers["teacher"]
+    if TASKS[task].OUTPUT == "logits":
+        return [
+            compared.compare_labels(student, artifact, truth, margin=margins.student_margin, alpha=alpha),
+            compared.compare_labels(teacher, artifact, truth, margin=margins.teacher_margin, alpha=alpha),
+            compared.compare_labels(teacher, student, truth, margin=None, alpha=alpha),
+        ]
+    return [
+        *compared.compare_embeddings(student, artifact, margins, alpha=alpha),
+        *compared.compare_embeddings(teacher, artifact, None, alpha=alpha),
+        *compared.compare_embeddings(teacher, student, None, alpha=alpha),
+    ]
+
+
+def _check_machine(
+    file: Path,
+    facts: Mapping[str, Any],
+    target: Target,
+    task: str,
+    options: Mapping[str, Any],
+    measured: Measurements,
+) -> list[checks.Check]:
+    foreign = hardware.mismatches(target.hardware, measured.device, measured.speed, options["threads"])
+    if options["provider"] not in measured.available:
+        foreign.append(f"without {options['provider']}")
+    impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5))
+    return [
+        *checks.check_budget(target.budget_for(task), measured, int(facts["bytes"]), foreign, impossible),
+        checks.check_plausible(impossible, foreign),
+        checks.check_provider(options["provider"], measured),
+        checks.check_arithmetic(target.hardware, measured.device, arithmetic.saturating_share(file)),
+    ]
+
+
+def _report(
+    target: Target,
+    facts: Mapping[str, Any],
+    answers: Mapping[str, Answers],
+    truth: Sequence[str | None],
+    comparisons: Sequence[Comparison],
+    found: Sequence[checks.Check],
+    measured: Measurements,
+    out_of_scope: str | None,
+) -> dict[str, Any]:
+    """report.json: the issue's stable names first, then what is shown where it is there (see report.py)."""
+    is_classifier = bool(answers["artifact"].labels)
+    known = [row for row, label in enumerate(truth) if label is not None]
+    accuracy = {
+        name: sum(told.labels[row] == truth[row] for row in known) / len(known) if is_classifier and known else None
+        for name, told in answers.items()
+    }
+    times = {"p50": gate.quantile(measured.times, 0.5), "p95": gate.quantile(measured.times, 0.95)}
+    report: dict[str, Any] = {
+        "verdict": checks.whole_verdict(found),
+        "checks": [check.facts() for check in found],
+        "accuracy": accuracy,
+        "comparisons": [entry.facts() for entry in comparisons],
+        "latency_ms": times | {"first": measured.first_ms, "load": measured.load_ms},
+        "shape": dict(measured.shape),
+        "memory_mb": measured.peak_mb,
+        "artifact": {key: facts[key] for key in ("format", "scheme", "file", "bytes", "sha256")},
+        "device": dict(measured.device) | dict(measured.speed),
+        "runtime": dict(measured.runtime),
+        "target": target.name,
+        "latency_raw_ms": list(measured.times),
+        "latency_real": {
+            "p50": gate.quantile(measured.real_times, 0.5),
+            "p95": gate.quantile(measured.real_times, 0.95),
+            "mean_tokens": sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
+        },
+        "work": dict(measured.work),
+        "prompts": len(truth),
+    }
+    if is_classifier:
+        report["scope"] = compared.scope(answers["artifact"], truth, out_of_scope)
+        report["confusion"] = compared.confusion(answers["student"], answers["artifact"], truth)
+    if facts.get("bytes_float"):
+        report["models"] = {"student": {"bytes": facts["bytes_float"]}}
+    return report

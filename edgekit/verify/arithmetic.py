@@ -1,0 +1,85 @@
+"""Would the target's INT8 arithmetic give what the host's gave? Asked of the artifact's own weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_INTEGER = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul")
+_RIGHT_INPUT = {"MatMulInteger": 1, "DynamicQuantizeMatMul": 1, "MatMulIntegerToFloat": 1, "QLinearMatMul": 3}
+
+
+def saturating_share(file: Path) -> float | None:
+    """Share of neighbouring weight pairs whose products with unsigned bytes may exceed 16 bits; None without such products.
+
+    VPMADDUBSW adds the products of two neighbours along the inner dimension in 16 bits, and saturates (Intel SDM, vol. 2).
+    An activation may be 255 (quantization maps the calibrated range to 0..255), so a pair may saturate where its weights of
+    one sign sum to more than 32767 / 255.
+    """
+    matrices = list(_signed_weights(file))
+    if not matrices:
+        return None
+    risky = pairs = 0
+    for matrix in matrices:
+        bad, count = _count_pairs(matrix)
+        risky, pairs = risky + bad, pairs + count
+    return risky / max(pairs, 1)
+
+
+def _count_pairs(weights: NDArray[np.int8]) -> tuple[int, int]:
+    """How many pairs along the first axis of [inner, columns] may saturate, and how many there are."""
+    import numpy as np
+
+    wide = weights.astype(np.int32)
+    if len(wide) % 2:
+        wide = np.concatenate([wide, np.zeros((1, *wide.shape[1:]), np.int32)])
+    first, second = wide[0::2], wide[1::2]
+    most = 255 * (np.maximum(first, 0) + np.maximum(second, 0))
+    least = 255 * (np.minimum(first, 0) + np.minimum(second, 0))
+    return int(((most > 32767) | (least < -32768)).sum()), int(first.size)
+
+
+def _signed_weights(file: Path) -> list[NDArray[np.int8]]:
+    """Constant int8 matrices [inner, columns] that are multiplied with unsigned bytes."""
+    import onnx
+    from onnx import TensorProto, numpy_helper
+
+    model = onnx.load(str(file))
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    folder = str(file.parent)
+
+    def is_signed_matrix(name: str) -> bool:
+        return name in constants and constants[name].data_type == TensorProto.INT8 and len(constants[name].dims) == 2
+
+    def dequantized(name: str) -> Any:
+        """The DequantizeLinear that a value comes from, through transposes."""
+        node = makers.get(name)
+        while node is not None and node.op_type == "Transpose":
+            node = makers.get(node.input[0])
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def is_unsigned(node: Any) -> bool:
+        # DequantizeLinear without a zero point is unsigned (onnx operator specification); activations always have one.
+        zero = node.input[2] if len(node.input) > 2 else ""
+        return zero not in constants or constants[zero].data_type == TensorProto.UINT8
+
+    found = []
+    for node in graph.node:
+        if node.op_type in _INTEGER and is_signed_matrix(node.input[_RIGHT_INPUT[node.op_type]]):
+            found.append(numpy_helper.to_array(constants[node.input[_RIGHT_INPUT[node.op_type]]], folder))
+        elif node.op_type in {"MatMul", "Gemm"}:
+            left, right = dequantized(node.input[0]), dequantized(node.input[1])
+            if left is None or right is None or not is_signed_matrix(right.input[0]) or not is_unsigned(left):
+                continue
+            matrix = numpy_helper.to_array(constants[right.input[0]], folder)
+            turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            through = makers.get(node.input[1])
+            turned ^= through is not None and through.op_type == "Transpose"
+            found.append(matrix.T if turned else matrix)
+    return found

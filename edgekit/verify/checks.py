@@ -1,0 +1,255 @@
+"""Checks: each says what was measured, what the limit is, the verdict, and where that is not a pass, what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgekit.devices import saturates
+from edgekit.verify import gate
+
+if TYPE_CHECKING:
+    from edgekit.target import Budget, Hardware
+    from edgekit.verify.accuracy import Comparison
+    from edgekit.verify.measure import Measurements
+
+# A provider that does less of the matrix-product work than this left the rest to the CPU without a word.
+PROVIDER_SHARE = 0.8
+_PACKAGES = {
+    "CUDAExecutionProvider": "onnxruntime-gpu",
+    "TensorrtExecutionProvider": "onnxruntime-gpu",
+    "DmlExecutionProvider": "onnxruntime-directml",
+    "OpenVINOExecutionProvider": "onnxruntime-openvino",
+    "QNNExecutionProvider": "onnxruntime-qnn",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One verdict. `loss`, `bound` and `interval` are None where nothing was estimated; `looks` counts those at the prompts."""
+
+    name: str
+    measured: float | str | None
+    limit: float | str | None
+    verdict: gate.Verdict
+    loss: float | None = None
+    bound: float | None = None
+    interval: tuple[float | None, float | None] | None = None
+    looks: int = 1
+    remedy: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """As report.json has it."""
+        return asdict(self) | {"interval": None if self.interval is None else list(self.interval)}
+
+
+def whole_verdict(checks: Sequence[Check]) -> gate.Verdict:
+    """fail where any check fails, pass only where all pass, else not proven."""
+    verdicts = {check.verdict for check in checks}
+    if "fail" in verdicts:
+        return "fail"
+    return "pass" if verdicts == {"pass"} else "not proven"
+
+
+def check_accuracy(comparison: Comparison, looks: int) -> Check:
+    """The check of a comparison that has a margin."""
+    assert comparison.margin is not None
+    assert comparison.verdict is not None
+    return Check(
+        name=f"{comparison.metric}_vs_{comparison.reference}",
+        measured=comparison.score,
+        limit=comparison.margin,
+        loss=comparison.loss,
+        bound=comparison.bound,
+        interval=(comparison.lo, comparison.bound),
+        looks=looks,
+        verdict=comparison.verdict,
+        remedy=_accuracy_remedy(comparison),
+    )
+
+
+def _accuracy_remedy(comparison: Comparison) -> str | None:
+    if comparison.verdict == "pass":
+        return None
+    if comparison.verdict == "fail":
+        if comparison.reference == "teacher":
+            return (
+                "the artifact loses too much against the teacher; where it holds against the float student, the student is too"
+                " small or trained too little: raise student.layers or distill.epochs and run `edgekit build` again"
+            )
+        return (
+            'quantization costs too much: use scheme = "auto" or "w8" in the target\'s export table, or calibrate on more'
+            " prompts like these; `edgekit inspect` on the artifact shows what was quantized to what"
+        )
+    if comparison.prompts_needed is None:
+        return (
+            f"{comparison.prompts} prompts leave the loss between {comparison.lo:.3g} and {comparison.bound:.3g}; verify on a"
+            ' larger fresh set, or keep more layers in float (export scheme "auto")'
+        )
+    return (
+        f"{comparison.prompts} prompts are too few for this margin; a fresh verify set of about {comparison.prompts_needed}"
+        f" would prove it (in four cases of five, should loss and flips stay): extend data.verify and run `edgekit verify` again"
+    )
+
+
+def check_finite(outputs_are_finite: bool) -> list[Check]:
+    """A failed check where the artifact answered NaN or infinity, nothing otherwise."""
+    if outputs_are_finite:
+        return []
+    remedy = (
+        'an overflow: 16-bit floats end at 65504; export with scheme = "fp32" or "w8", then `edgekit inspect` on the'
+        " artifact for its float types"
+    )
+    return [Check(name="finite_outputs", measured="NaN or infinite", limit="finite", verdict="fail", remedy=remedy)]
+
+
+def check_budget(
+    budget: Budget, measured: Measurements, size: int, foreign: Sequence[str], impossible: Sequence[str]
+) -> list[Check]:
+    """The checks of the limits that the budget states. `foreign`: why this machine may not vouch for the target's speed."""
+    checks = []
+    for key, q in (("p50_ms", 0.5), ("p95_ms", 0.95)):
+        limit = getattr(budget, key)
+        if limit is not None:
+            checks.append(_check_time(key, q, limit, measured, foreign, impossible))
+    if budget.memory_mb is not None:
+        checks.append(_check_memory(budget.memory_mb, measured.peak_mb, foreign))
+    if budget.bytes is not None:
+        fits = size <= budget.bytes
+        remedy = (
+            f"the artifact is {size / budget.bytes:.2f} x its limit: a smaller scheme (int8, w4) in the target's export table,"
+            " or fewer layers (student.layers); `edgekit inspect` on the artifact shows which tensors are the largest"
+        )
+        checks.append(
+            Check(
+                name="bytes",
+                measured=size,
+                limit=budget.bytes,
+                verdict="pass" if fits else "fail",
+                remedy=None if fits else remedy,
+            )
+        )
+    return checks
+
+
+def _check_time(
+    name: str, q: float, limit: float, measured: Measurements, foreign: Sequence[str], impossible: Sequence[str]
+) -> Check:
+    time = gate.quantile(measured.times, q)
+    lo, hi = gate.quantile_bounds(measured.times, q)
+    verdict: gate.Verdict = "not proven"
+    remedy: str | None = None
+    if foreign:
+        remedy = _foreign_remedy(foreign)
+    elif impossible:
+        remedy = "the times are not plausible (see that check); measure again: `edgekit verify --fresh`"
+    elif hi is not None and hi <= limit:
+        verdict = "pass"
+    elif lo is not None and lo > limit:
+        verdict = "fail"
+        remedy = (
+            f"{time:.3g} ms, {time / limit:.2f} x the limit, at {_shape(measured)}: fewer layers (student.layers), a shorter"
+            " budget.sequence if texts are shorter, a faster scheme, or other runtime threads; then `edgekit build`"
+        )
+    else:
+        remedy = (
+            f"{len(measured.times)} calls leave it open (a bound of p95 needs {gate.runs_needed(0.95)}; noise of other programs"
+            " widens it): close them and measure again: `edgekit verify --fresh`"
+        )
+    return Check(name=name, measured=time, limit=limit, bound=hi, interval=(lo, hi), verdict=verdict, remedy=remedy)
+
+
+def _check_memory(limit: float, peak: float | None, foreign: Sequence[str]) -> Check:
+    if peak is None:
+        remedy = "this system does not tell a process's peak memory; measure on Linux, macOS or Windows"
+        return Check(name="memory_mb", measured=None, limit=limit, verdict="not proven", remedy=remedy)
+    if foreign:
+        remedy = _foreign_remedy(foreign)
+        return Check(name="memory_mb", measured=peak, limit=limit, verdict="not proven", remedy=remedy)
+    if peak <= limit:
+        return Check(name="memory_mb", measured=peak, limit=limit, verdict="pass")
+    remedy = (
+        f"{peak:.0f} of {limit:.0f} MB: a smaller scheme, fewer layers or a shorter data.max_length; Python, NumPy and the"
+        " runtime take about 70 MB of it; then `edgekit build`"
+    )
+    return Check(name="memory_mb", measured=peak, limit=limit, verdict="fail", remedy=remedy)
+
+
+def _foreign_remedy(foreign: Sequence[str]) -> str:
+    return (
+        f"measured on a machine that may not vouch for the target ({'; '.join(foreign)}): shown as the host's; run"
+        " `edgekit verify` on the target itself, or describe this machine with `edgekit targets probe --name NAME`"
+    )
+
+
+def _shape(measured: Measurements) -> str:
+    shape = measured.shape
+    return f"batch {shape['batch']}, {shape['sequence']} tokens, {shape['threads'] or 'default'} threads"
+
+
+def check_plausible(impossible: Sequence[str], foreign: Sequence[str]) -> Check:
+    """Not proven where the median time beats what the machine was measured to do: then one of the two is wrong."""
+    remedy = (
+        "a clock, a cache or another program misled one of the measurements: close other programs and run"
+        " `edgekit verify --fresh`"
+    )
+    return Check(
+        name="plausibility",
+        measured="; ".join(impossible) or ("possible on the host" if foreign else "possible"),
+        limit="bytes and operations per call within bandwidth and peak",
+        verdict="not proven" if impossible else "pass",
+        remedy=remedy if impossible else None,
+    )
+
+
+def check_provider(asked: str, measured: Measurements) -> Check:
+    """Whether the provider that the target asks for does the matrix products; one that is absent here proves nothing."""
+    work: Mapping[str, float] = measured.work["matmul_ops"]
+    total = sum(work.values())
+    share = work.get(asked, 0.0) / total if total else 1.0
+    name, limit = "provider", f"{asked} does at least {PROVIDER_SHARE:.0%} of the matrix products"
+    if asked not in measured.available:
+        package = _PACKAGES.get(asked)
+        remedy = (
+            f"this machine's onnxruntime has no {asked} (it has {', '.join(measured.available)}), so the CPU answered;"
+            f" run `edgekit verify` on the target{f', with {package} installed there' if package else ''}"
+        )
+        return Check(name=name, measured="absent here", limit=limit, verdict="not proven", remedy=remedy)
+    if share >= PROVIDER_SHARE:
+        return Check(name=name, measured=share, limit=limit, verdict="pass")
+    others = ", ".join(f"{key} {value / total:.0%}" for key, value in sorted(work.items()) if key != asked)
+    remedy = (
+        f"a silent fallback: {others}; the provider lacks these operators or their types, or could not start: export another"
+        " scheme (fp16 for GPUs), check its libraries with `edgekit doctor`, then `edgekit verify --fresh`"
+    )
+    return Check(name=name, measured=share, limit=limit, verdict="fail", remedy=remedy)
+
+
+def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float | None) -> Check:
+    """Whether INT8 products that saturate on one of host and target, and not on the other, could change the answers.
+
+    `share`: weight pairs of the artifact that may saturate (`arithmetic.saturating_share`); None where it has no such products.
+    """
+    here, there = (
+        saturates(str(device["arch"]), list(device["features"])),
+        saturates(hardware.arch, hardware.features),
+    )
+    name, limit = "arithmetic", "the target's INT8 products are the host's"
+    if share is None:
+        return Check(name=name, measured="no products of unsigned and signed bytes", limit=limit, verdict="pass")
+    told = f"{share:.2%} of weight pairs may exceed 16 bits"
+    if here == there or share == 0.0:
+        same = "both saturate" if here and there else "both are exact" if here == there else "nothing can saturate"
+        return Check(name=name, measured=f"{told}; {same}", limit=limit, verdict="pass")
+    if there:
+        remedy = (
+            "the target has no VNNI, and its 16-bit sums would saturate where this machine's do not: set reduce_range = true"
+            " in the target's export table and run `edgekit build`, or `edgekit verify` on a CPU like the target's"
+        )
+    else:
+        remedy = (
+            "this machine has no VNNI: its 16-bit sums saturate where the target's are exact, so the accuracy here may be lower"
+            " than the target's; run `edgekit verify` on a CPU with VNNI or on the target, or set reduce_range = true"
+        )
+    return Check(name=name, measured=told, limit=limit, verdict="not proven", remedy=remedy)

@@ -1,0 +1,216 @@
+"""The gate's statistics: one-sided bounds on a loss, and the verdict that they allow. Standard library and NumPy only.
+
+A paired loss is L = (b - c) / n: of n prompts, b are right by the reference and wrong by the artifact, c the reverse; the
+b + c others are "flips". All bounds are one-sided, each at level 1 - alpha. `benchmarks/gate.py` measures their error rates.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+Verdict = Literal["pass", "fail", "not proven"]
+ALPHA = 0.05
+# Tango's score bound is the large-sample one: alone it passes at the margin in up to 6 % where the flips are few. Moving the
+# observed difference by half a flip (upper bound) and a whole one (lower, whose tail is the longer) keeps the exact error,
+# summed over all (b, c), at or below 5 % for n in 20..3000 and margins from 0 up; tests/verify/test_gate.py sums it again.
+_CORRECTION_HI = 0.5
+_CORRECTION_LO = 1.0
+_STEPS = 60
+
+
+def alpha_for(looks: int) -> float:
+    """The level that a look at the verify prompts may use: every further look at the same prompts halves it."""
+    return ALPHA / 2.0 ** (max(looks, 1) - 1)
+
+
+def floor(n: int, alpha: float = ALPHA) -> float:
+    """The upper bound of a loss that never showed in n prompts: 1 - alpha^(1/n), the exact binomial bound for 0 of n."""
+    return 1.0 - alpha ** (1.0 / n) if n > 0 else 1.0
+
+
+def paired_bounds(b: float, c: float, n: int, alpha: float = ALPHA) -> tuple[float, float]:
+    """Lower and upper bound of the paired loss (b - c) / n, each one-sided at 1 - alpha.
+
+    Tango's paired score interval (Statistics in Medicine 17, 1998, 891-908) with a continuity correction. Where no prompt was
+    lost (b = 0), the loss is at most the rate of lost prompts, and the exact bound of that rate holds too: the lower counts.
+    """
+    if n <= 0:
+        return -1.0, 1.0
+    hi = _tango_upper(b, c, n, alpha, _CORRECTION_HI)
+    lo = -_tango_upper(c, b, n, alpha, _CORRECTION_LO)
+    if b == 0:
+        hi = min(hi, floor(n, alpha))
+    if c == 0:
+        lo = max(lo, -floor(n, alpha))
+    return lo, hi
+
+
+def proportion_bounds(count: int, n: int, alpha: float = ALPHA) -> tuple[float, float]:
+    """Exact (Clopper and Pearson, Biometrika 26, 1934) bounds of a proportion `count / n`, each one-sided at 1 - alpha."""
+    if n <= 0:
+        return 0.0, 1.0
+    lo = 0.0 if count == 0 else _bisect(lambda p: 1.0 - _binomial_cdf(count - 1, n, p) > alpha, 0.0, 1.0)
+    hi = 1.0 if count == n else _bisect(lambda p: _binomial_cdf(count, n, p) <= alpha, 0.0, 1.0)
+    return lo, hi
+
+
+def mean_bounds(losses: NDArray[np.floating], most: float, alpha: float = ALPHA) -> tuple[float, float]:
+    """Bounds of the mean of independent losses in [0, most], each one-sided at 1 - alpha, whatever their distribution.
+
+    With X = loss / most and mean mu: E prod(1 - X_i) = (1 - mu)^n, so by Markov's inequality prod(1 - X_i) exceeds
+    (1 - mu)^n / alpha with probability at most alpha; solved for mu that is `hi`. It is the bet with the largest stake in
+    Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (JRSS B 86, 2024), and for losses that
+    are all 0 it is `floor`. `lo` is a mixture of their bets prod(1 + stake (X_i / m - 1)) on a mean above m.
+    """
+    import numpy as np
+
+    scaled = np.clip(np.asarray(losses, dtype=np.float64) / most, 0.0, 1.0)
+    n = len(scaled)
+    if n == 0:
+        return 0.0, most
+    # An infinite loss of the logarithm (X = 1) leaves the trivial bound.
+    geometric = math.exp(float(np.log1p(-np.minimum(scaled, 1.0 - 1e-12)).mean()) + math.log(alpha) / n)
+    hi = 1.0 if (scaled >= 1.0).any() else 1.0 - geometric
+    stakes = 0.5 ** np.arange(1, 9)
+
+    def refuted(mean: float) -> bool:
+        wealth = np.log1p(stakes[:, None] * (scaled[None, :] / mean - 1.0)).sum(axis=1)
+        top = float(wealth.max())
+        return top + math.log(float(np.exp(wealth - top).mean())) >= -math.log(alpha)
+
+    mean = float(scaled.mean())
+    lo = 0.0 if mean <= 0.0 else _bisect(lambda m: not refuted(m), 1e-12, mean)
+    return lo * most, min(hi, 1.0) * most
+
+
+def quantile_bounds(times: Sequence[float], q: float, alpha: float = ALPHA) -> tuple[float | None, float | None]:
+    """Bounds of the q-quantile of independent times by order statistics, each one-sided at 1 - alpha; None: too few times.
+
+    The k-th smallest of n is at or above the quantile with probability P(Binomial(n, q) < k), whatever the distribution
+    (David and Nagaraja, Order Statistics, 3rd ed., section 7.1). An upper bound of p95 needs 59 times.
+    """
+    ordered = sorted(times)
+    n = len(ordered)
+    below = [_binomial_cdf(k, n, q) for k in range(n)]
+    hi = next((ordered[k] for k in range(n) if below[k] >= 1.0 - alpha), None)
+    lo = next((ordered[k] for k in reversed(range(n)) if below[k] <= alpha), None)
+    return lo, hi
+
+
+def runs_needed(q: float, alpha: float = ALPHA) -> int:
+    """How many times an upper bound of the q-quantile needs at least: q^n <= alpha."""
+    return math.ceil(math.log(alpha) / math.log(q))
+
+
+def quantile(times: Sequence[float], q: float) -> float:
+    """The smallest time that a share q of the times does not exceed (no interpolation: it is a time that was measured)."""
+    ordered = sorted(times)
+    return ordered[max(math.ceil(q * len(ordered)) - 1, 0)]
+
+
+def verdict(loss: float, lo: float, hi: float, margin: float, n: int) -> Verdict:
+    """pass: the bound is within the margin. fail: it surely is not, or the loss exceeds the margin on enough prompts
+    (n >= 3 / margin: there even one lost prompt less would be seen, the rule of three). Else not proven."""
+    if hi <= margin:
+        return "pass"
+    if lo > margin or (loss > margin and n * margin >= 3.0):
+        return "fail"
+    return "not proven"
+
+
+def smallest_margin(n: int, flips: float, alpha: float = ALPHA) -> float:
+    """The smallest margin that n prompts can prove where a share `flips` of them flips, as many to wrong as to right."""
+    half = flips * n / 2.0
+    return paired_bounds(half, half, n, alpha)[1]
+
+
+def prompts_needed(b: float, c: float, n: int, margin: float, alpha: float = ALPHA, power: float = 0.8) -> int | None:
+    """How many prompts of a *fresh* set prove the margin with that probability if loss and flips stay as observed.
+
+    None where no number does: the observed loss is not below the margin. (Adding prompts to a set that was looked at is a
+    second look; a fresh set is not.)
+    """
+    loss, flips = (b - c) / n, (b + c) / n
+    if loss >= margin:
+        return None
+    spread = NormalDist().inv_cdf(power) * math.sqrt(max(flips - loss * loss, 0.0))
+
+    def proves(count: int) -> bool:
+        unlucky = min(loss + spread / math.sqrt(count), flips)
+        lost, won = (flips + unlucky) / 2 * count, (flips - unlucky) / 2 * count
+        return paired_bounds(lost, won, count, alpha)[1] <= margin
+
+    least = math.ceil(math.log(alpha) / math.log1p(-margin)) if margin < 1 else 1
+    high = least
+    while not proves(high):
+        high *= 2
+        if high > 1 << 40:
+            return None
+    low = max(high // 2, least - 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if proves(middle) else (middle, high)
+    return high
+
+
+@lru_cache(maxsize=1 << 16)
+def _tango_upper(b: float, c: float, n: int, alpha: float, correction: float) -> float:
+    """The largest difference d of the two error rates whose score test is not rejected on the side of small b - c."""
+    critical = -NormalDist().inv_cdf(1.0 - alpha)
+    return _bisect(lambda d: _tango_z(b, c, n, d, correction) <= critical, (b - c) / n, 1.0)
+
+
+def _tango_z(b: float, c: float, n: int, d: float, correction: float) -> float:
+    """Tango's score statistic for H0: p_b - p_c = d, the nuisance p_c at its likelihood maximum under H0."""
+    half_b = -b - c + (2 * n - b + c) * d
+    root = math.sqrt(max(half_b * half_b + 8 * n * c * d * (1 - d), 0.0))
+    p_c = (root - half_b) / (4 * n)
+    variance = n * (2 * p_c + d * (1 - d))
+    distance = b - c + correction - n * d
+    if variance <= 0.0:
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def _bisect(reached: Callable[[float], bool], low: float, high: float) -> float:
+    """The smallest point of [low, high] where a condition that turns true once is true; `high` where it never is."""
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        if reached(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _binomial_cdf(k: int, n: int, p: float) -> float:
+    """P(Binomial(n, p) <= k)."""
+    import numpy as np
+
+    if k < 0:
+        return 0.0
+    if k >= n or p <= 0.0:
+        return 1.0
+    if p >= 1.0:
+        return 0.0
+    counts = np.arange(k + 1)
+    logs = _log_choose(n)[: k + 1] + counts * math.log(p) + (n - counts) * math.log1p(-p)
+    return float(min(np.exp(logs).sum(), 1.0))
+
+
+@lru_cache(maxsize=64)
+def _log_choose(n: int) -> NDArray[np.float64]:
+    import numpy as np
+
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    chosen: NDArray[np.float64] = logs[n] - logs - logs[::-1]
+    return chosen

@@ -1,0 +1,104 @@
+"""May this machine vouch for the target's speed? And are the times possible at all?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgekit.target import Hardware
+    from edgekit.verify.measure import Measurements
+
+SPEEDS = {
+    "bandwidth_gbs": "copy bandwidth, GB/s",
+    "int8_gops": "INT8 throughput, Gop/s",
+    "fp32_gflops": "fp32 throughput, GFLOP/s",
+}
+    "bandwidth_gbs": "copy bandwidth, GB/s",
+    "int8_gops": "INT8 throughput, Gop/s",
+    "fp32_gflops": "fp32 throughput, GFLOP/s",
+}
+# House rule 8: the same part measures within a factor of two under load and other clocks; a floor leaves a fifth.
+_LIKE = 2.0
+_FLOOR = 1.2
+# A core's best speed in a short run may be above its measured one, by a turbo clock and by caches; not by this factor.
+_IMPOSSIBLE = 2.0
+# Weights below this may stay in a server's last-level cache between calls, where the copy bandwidth does not bound them.
+_CACHE_BYTES = 256 << 20
+
+
+def mismatches(
+    hardware: Hardware, device: Mapping[str, Any], speed: Mapping[str, float], threads: int | None
+) -> list[str]:
+    """Why the machine that measured may not vouch for the target's latency and memory; empty where it may.
+
+    A target for one machine wants its arch, cpu, cores and features, and the speeds that it states within a factor of two.
+    A generic target wants a machine of its arch that is at most 1.2 times as fast as the floor that it states.
+    """
+    if device["arch"] != hardware.arch:
+        return [f"arch {device['arch']}, not {hardware.arch}"]
+    stated = {key: getattr(hardware, key) for key in SPEEDS if getattr(hardware, key) is not None}
+    if hardware.generic:
+        return _above_floor(hardware, stated, device, speed, threads)
+    found = []
+    if not _same_cpu(hardware.cpu, str(device["cpu"])):
+        found.append(f"cpu {device['cpu']}, not {hardware.cpu}")
+    if device["cores"] != hardware.cores:
+        found.append(f"{device['cores']} cores, not {hardware.cores}")
+    if lacking := sorted(set(hardware.features) - set(device["features"])):
+        found.append(f"without {', '.join(lacking)}")
+    if not stated:
+        found.append("the target states no measured speed (bandwidth_gbs, int8_gops, fp32_gflops)")
+    for key, value in stated.items():
+        if not value / _LIKE <= speed[key] <= value * _LIKE:
+            found.append(f"{SPEEDS[key]}: {speed[key]:.3g}, not within a factor of two of {value:.3g}")
+    return found
+
+
+def _above_floor(
+    hardware: Hardware,
+    stated: Mapping[str, float],
+    device: Mapping[str, Any],
+    speed: Mapping[str, float],
+    threads: int | None,
+) -> list[str]:
+    found = [f"the target's floor does not state {key}" for key in SPEEDS if key not in stated]
+    used = threads or int(device["cores"])
+    if used > _FLOOR * hardware.cores:
+        found.append(f"{used} threads, above the floor of {hardware.cores} cores")
+    if hardware.accelerator:
+        found.append(f"whether its accelerator is above the floor ({hardware.accelerator}) is not measured")
+    for key, value in stated.items():
+        if speed[key] > _FLOOR * value:
+            found.append(f"{SPEEDS[key]}: {speed[key]:.3g}, above {_FLOOR} x the floor of {value:.3g}")
+    return found
+
+
+def _same_cpu(stated: str, told: str) -> bool:
+    """Whether two spellings mean one CPU: "Intel N100" and "Intel(R) N100 @ 3.40GHz"."""
+
+    def plain(text: str) -> list[str]:
+        return re.sub(r"\((r|tm|c)\)|@.*$|\bcpu\b|\bprocessor\b", " ", text.lower()).split()
+
+    one, other = sorted((plain(stated), plain(told)), key=len)
+    return bool(one) and " ".join(one) in " ".join(other)
+
+
+def impossibilities(measured: Measurements, p50_ms: float) -> list[str]:
+    """What the median time claims beyond what this machine's cores and memory were measured to do; empty where nothing is."""
+    if measured.work["provider"] != "CPUExecutionProvider" or p50_ms <= 0:
+        return []
+    cores = min(measured.shape["threads"] or measured.device["cores"], measured.device["cores"])
+    speed, seconds = measured.speed, p50_ms / 1000
+    found = []
+    operations = sum(measured.work["matmul_ops"].values()) / seconds / 1e9
+    peak = _IMPOSSIBLE * cores * max(speed["int8_gops"], speed["fp32_gflops"])
+    if operations > peak:
+        found.append(f"{operations:.3g} Gop/s of matrix products, where {cores} core(s) reach {peak / _IMPOSSIBLE:.3g}")
+    # A copy reads one byte for each that it writes, and weights that fit a cache are read from there: allow for both.
+    weights = measured.work["weight_bytes"]
+    read, most = weights / seconds / 1e9, _IMPOSSIBLE * cores * speed["bandwidth_gbs"]
+    if weights > _CACHE_BYTES and read > most:
+        found.append(f"{read:.3g} GB/s of weights read, where a copy reaches {most / _IMPOSSIBLE:.3g}")
+    return found
