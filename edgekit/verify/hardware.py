@@ -15,10 +15,6 @@ SPEEDS = {
     "int8_gops": "INT8 throughput, Gop/s",
     "fp32_gflops": "fp32 throughput, GFLOP/s",
 }
-    "bandwidth_gbs": "copy bandwidth, GB/s",
-    "int8_gops": "INT8 throughput, Gop/s",
-    "fp32_gflops": "fp32 throughput, GFLOP/s",
-}
 # House rule 8: the same part measures within a factor of two under load and other clocks; a floor leaves a fifth.
 _LIKE = 2.0
 _FLOOR = 1.2
