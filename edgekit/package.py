@@ -109,7 +109,8 @@ def package(
             _judge(content, put, strict=strict)
             _write_bundle(product, _describe(product, name, recipe, target, lineage), content, put)
     except OSError as failed:
-        raise disk_error(Path(failed.filename or out), failed) from failed
+        place = Path(failed.filename or out)
+        raise disk_error(place if place.is_relative_to(out) else out, failed) from failed
     return put
 
 

@@ -160,10 +160,10 @@ def test_a_failed_write_keeps_the_older_bundle(tmp_path: Path, monkeypatch: pyte
     old = packed.archive.read_bytes()
 
     def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device", str(out))
+        raise OSError(28, "No space left on device", "a file that was read")
 
     monkeypatch.setattr("edgekit.package.write_archive", full)
-    with pytest.raises(EdgekitError, match="No space left on device; free space"):
+    with pytest.raises(EdgekitError, match="out: cannot be written: No space left on device; free space"):
         pack(tmp_path / "b", out, scale=2.0)
     assert packed.archive.read_bytes() == old
     assert open_bundle(packed.bundle).manifest["digest"] == open_bundle(packed.archive).manifest["digest"]
