@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
 # Rows of these tensors are token ids (the names that transformers' families use).
 EMBEDDINGS = ("word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight", "wte.weight")
-_EXPONENT_MASK = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)}
+# Bytes of one value, by safetensors' names (https://github.com/huggingface/safetensors, enum Dtype).
+_WIDTHS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+_EXPONENT_MASK = {
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F32": ("<u4", 0x7F800000),
+    "F64": ("<u8", 0x7FF << 52),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +44,12 @@ class Model:
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json, as it is in the folder."""
-        return dict(read_json(self.folder / "config.json"))
+        content = read_json(self.folder / "config.json")
+        if not isinstance(content, dict):
+            raise EdgekitError(
+                f"{self.folder / 'config.json'}: not a transformers configuration; expected a JSON object"
+            )
+        return content
 
     @property
     def architecture(self) -> str:
@@ -80,7 +97,12 @@ class Model:
         """The folder's tokenizer.json, without padding, truncating at max_length tokens (special tokens included)."""
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        path = self.folder / "tokenizer.json"
+        # tokenizers' own error for a damaged file names neither the file nor a remedy.
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+            raise EdgekitError(f"{path}: not a tokenizer that the tokenizers library wrote; save it again")
+        tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_padding()
         if max_length is None:
             tokenizer.no_truncation()
@@ -120,8 +142,6 @@ def load_model(folder: Path) -> Model:
             f"{folder / 'config.json'}: auto_map: this model wants to run code of its own, which edgekit never does;"
             " save it as one of transformers' own architectures"
         )
-    for info in model.tensors.values():
-        _refuse_pointless(info)
     _check_finite(model)
     if not (folder / "tokenizer.json").is_file():
         raise EdgekitError(
@@ -135,7 +155,11 @@ def weight_files(folder: Path) -> list[Path]:
     """The checkpoint's safetensors files; EdgekitError where there are none or a listed shard is missing."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        content = read_json(index)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict) or not shards:
+            raise EdgekitError(f"{index}: weight_map: missing; fetch the checkpoint again")
+        files = [folder / str(name) for name in sorted({str(name) for name in shards.values()})]
         for path in files:
             if path.parent != folder or not path.is_file():
                 raise EdgekitError(f"{index}: names {path.name}, which is not in the folder")
@@ -151,7 +175,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors that a safetensors file lists; EdgekitError where the file is shorter than its header says.
+    """The tensors that a safetensors file lists; EdgekitError where the file is not as long as its header says.
 
     Format: 8 bytes little-endian header length, JSON header, data (https://github.com/huggingface/safetensors#format).
     """
@@ -174,16 +198,24 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 )
                 for name, entry in header.items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as bad:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as bad:
             raise EdgekitError(f"{path}: its header is not a safetensors header; fetch it again") from bad
     if any(info.end > size for info in found.values()):
         raise EdgekitError(f"{path}: truncated: its header promises more bytes than it has; fetch it again")
+    place = 8 + length
+    for name, info in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != place or not _adds_up(info):
+            raise EdgekitError(f"{path}: tensor {name}: its bytes do not match its shape; fetch the file again")
+        place = info.end
     return found
 
 
-def _refuse_pointless(info: TensorInfo) -> None:
-    if info.begin > info.end or any(extent < 0 for extent in info.shape):
-        raise EdgekitError(f"{info.file}: its header is not a safetensors header; fetch it again")
+def _adds_up(info: TensorInfo) -> bool:
+    """Whether a tensor's byte range is as long as its shape and type say; types that are new to us are believed."""
+    if not all(isinstance(extent, int) and extent >= 0 for extent in info.shape) or info.begin > info.end:
+        return False
+    width = _WIDTHS.get(info.dtype)
+    return width is None or info.end - info.begin == width * math.prod(info.shape)
 
 
 def _check_finite(model: Model) -> None:
