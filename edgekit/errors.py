@@ -31,6 +31,11 @@ class DeviceFailed(EdgekitError):
     exit_code = 4
 
 
+def first_line(failed: BaseException) -> str:
+    """What a library's error says, in one line: its first, or its name where it says nothing."""
+    return next(iter(str(failed).strip().splitlines()), type(failed).__name__)
+
+
 def require(module: str, extra: str | None = None) -> ModuleType:
     """Import an optional library, or say which pip line brings it.
 

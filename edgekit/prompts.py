@@ -10,11 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, first_line
 from edgekit.recipe import Data, Recipe
-from edgekit.schema import read_text
+from edgekit.schema import nearest, read_text
+
+if TYPE_CHECKING:
+    import datasets
 
 SPLITS = ("train", "calibrate", "verify")
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -41,7 +44,8 @@ class PromptSet:
         path = self.folder / f"{name}.jsonl"
         if not path.exists():
             return []
-        return [Prompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines: a text may hold U+2028 or U+0085, which end a line there but not in JSON lines.
+        return [Prompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def sources(recipe: Recipe, splits: Sequence[str]) -> dict[str, Path | str]:
@@ -52,11 +56,11 @@ def sources(recipe: Recipe, splits: Sequence[str]) -> dict[str, Path | str]:
     data = recipe.data
     named = {name: getattr(data, name) for name in SPLITS if getattr(data, name)}
     if named and data.path:
-        raise EdgekitError(f"{recipe.folder}: data: give either path or a file per split, not both")
+        raise EdgekitError(f"{recipe.path}: data: give either path or a file per split, not both")
     if named:
         return {name: _existing(recipe, named, name) for name in splits}
     if not data.path:
-        raise EdgekitError(f"{recipe.name}: data.path: missing; name a folder, a file or a datasets id")
+        raise EdgekitError(f"{recipe.path}: data.path: missing key; name a folder, a file or a datasets id")
     place = recipe.locate(data.path)
     if place.is_dir():
         return {name: _split_file(place, name) for name in splits}
@@ -64,7 +68,7 @@ def sources(recipe: Recipe, splits: Sequence[str]) -> dict[str, Path | str]:
         return {"*": place}
     if re.fullmatch(r"[\w.-]+/[\w.-]+", data.path) and not data.path.startswith("."):
         return {"*": data.path}
-    raise EdgekitError(f"{recipe.name}: data.path: no such file or folder: {place}")
+    raise EdgekitError(f"{recipe.path}: data.path: no such file or folder: {place}")
 
 
 def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
@@ -74,11 +78,12 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
     wrong column, an empty or one-class split, labels that differ by case only, and overlapping splits.
     """
     rows = _read_splits(recipe, splits)
+    where = sources(recipe, splits)
     for name in splits:
-        _check_split(recipe.data, name, rows[name])
-    if recipe.data.label and "train" in splits:
-        _check_labels(rows)
-    dropped = _separate(rows, recipe.data.near_duplicates)
+        _check_split(recipe.data, name, rows[name], str(where.get(name) or where["*"]))
+    if recipe.data.label:
+        _check_labels(recipe, rows)
+    dropped = _separate(rows, recipe)
     for name in splits:
         lines = (json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) for row in rows[name])
         (out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
@@ -125,10 +130,10 @@ def _rarest(group: frozenset[str], counts: Mapping[str, int], share: float) -> l
 
 def _existing(recipe: Recipe, named: Mapping[str, str], name: str) -> Path:
     if name not in named:
-        raise EdgekitError(f"{recipe.name}: data.{name}: missing; this recipe needs a {name} split")
+        raise EdgekitError(f"{recipe.path}: data.{name}: missing key; this recipe needs a {name} split")
     path = recipe.locate(named[name])
     if not path.is_file():
-        raise EdgekitError(f"{recipe.name}: data.{name}: no such file: {path}")
+        raise EdgekitError(f"{recipe.path}: data.{name}: no such file: {path}")
     return path
 
 
@@ -153,7 +158,7 @@ def _divide(rows: Iterable[Prompt], recipe: Recipe, splits: Sequence[str]) -> di
     rule = recipe.data.split
     if rule is None:
         raise EdgekitError(
-            f"{recipe.name}: data.split: missing; a single file needs shares, such as split = {{calibrate = 0.1, verify = 0.2}}"
+            f"{recipe.path}: data.split: missing key; one file needs shares, such as split = {{ calibrate = 0.1, verify = 0.2 }}"
         )
     parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
     for row in rows:
@@ -176,7 +181,7 @@ def _read_rows(path: Path, data: Data) -> list[Prompt]:
     import pyarrow
 
     datasets.disable_progress_bars()
-    options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+    options: dict[str, Any] = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
     if SUFFIXES[path.suffix] == "csv":
         options |= {"dtype": str, "keep_default_na": False}
     with tempfile.TemporaryDirectory() as scratch:
@@ -192,8 +197,8 @@ def _read_rows(path: Path, data: Data) -> list[Prompt]:
             ValueError,
         ) as bad:
             cause = bad.__cause__ or bad
-            raise EdgekitError(f"{path}: cannot be read as {path.suffix[1:]}: {str(cause).splitlines()[0]}") from bad
-        return _to_prompts(table.to_list(), data, str(path))
+            raise EdgekitError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(cause)}") from bad
+        return _to_prompts(table, data, str(path))
 
 
 def _read_hub(name: str, data: Data, splits: Sequence[str]) -> dict[str, list[Prompt]]:
@@ -202,62 +207,71 @@ def _read_hub(name: str, data: Data, splits: Sequence[str]) -> dict[str, list[Pr
     names = {"train": "train", "calibrate": "validation", "verify": "test"}
     try:
         return {
-            split: _to_prompts(datasets.load_dataset(name, split=names[split]).to_list(), data, f"{name} ({split})")
+            split: _to_prompts(datasets.load_dataset(name, split=names[split]), data, f"{name} ({split})")
             for split in splits
         }
     except (OSError, ValueError) as failed:
-        raise EdgekitError(
-            f"data.path: {name}: cannot be loaded with datasets: {str(failed).splitlines()[0]}"
-        ) from failed
+        raise EdgekitError(f"data.path: {name}: cannot be loaded with datasets: {first_line(failed)}") from failed
 
 
-def _to_prompts(rows: Sequence[Mapping[str, Any]], data: Data, where: str) -> list[Prompt]:
-    from edgekit.schema import nearest
-
-    columns = list(rows[0]) if rows else []
+def _to_prompts(table: datasets.Dataset, data: Data, where: str) -> list[Prompt]:
+    """The rows of a table; a column of class numbers (`datasets.ClassLabel`) becomes the classes' names."""
     for key, column in (("text", data.text), ("label", data.label)):
-        if rows and column and column not in columns:
-            raise EdgekitError(f"{where}: data.{key}: no column {column!r}{nearest(column, columns)}")
+        if column and column not in table.column_names and table.num_rows:
+            raise EdgekitError(f"{where}: data.{key}: no column {column!r}{nearest(column, table.column_names)}")
+    names = getattr(table.features.get(data.label), "names", None) if data.label else None
     prompts = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(table.to_list(), start=1):
         text = row[data.text]
         if not isinstance(text, str):
-            raise EdgekitError(f"{where}: row {number}: the text is {text!r}, not a string")
+            raise EdgekitError(f"{where}: row {number}: {data.text}: {text!r:.60} is not a string")
         label = row[data.label] if data.label else None
+        if names is not None and isinstance(label, int):
+            label = names[label] if label >= 0 else None
         if data.label and (label is None or label == ""):
-            raise EdgekitError(f"{where}: row {number}: no label")
+            raise EdgekitError(f"{where}: row {number}: {data.label}: no label; add one, or remove the row")
         prompts.append(Prompt(text=text, label=None if label is None else str(label)))
     return prompts
 
 
-def _check_split(data: Data, name: str, rows: Sequence[Prompt]) -> None:
+def _check_split(data: Data, name: str, rows: Sequence[Prompt], where: str) -> None:
     if not rows:
-        raise EdgekitError(f"data: the {name} split is empty")
+        raise EdgekitError(f"{where}: the {name} split has no rows; add some, or a larger share of data.split")
     if not data.label:
         return
     counts = Counter(row.label for row in rows if row.label != data.out_of_scope)
     if len(counts) < 2:
-        raise EdgekitError(f"data: the {name} split has {len(counts)} class(es); a classifier needs at least two")
+        only = f"only the class {next(iter(counts))!r}" if counts else "no class"
+        raise EdgekitError(f"{where}: {data.label}: the {name} split has {only}; a classifier needs at least two")
     folded: dict[str, str] = {}
     for label in sorted(str(label) for label in counts):
         twin = folded.setdefault(label.casefold().strip(), label)
         if twin != label:
-            raise EdgekitError(f"data: labels {twin!r} and {label!r} differ by case or spaces only; make them one")
+            raise EdgekitError(f"{where}: labels {twin!r} and {label!r} differ by case or spaces only; make them one")
 
 
-def _check_labels(rows: Mapping[str, Sequence[Prompt]]) -> None:
-    every = {name: {row.label for row in part} for name, part in rows.items()}
+def _check_labels(recipe: Recipe, rows: Mapping[str, Sequence[Prompt]]) -> None:
+    """Every split has every label where something is trained; a rejected label is there where the recipe names one."""
+    every = {name: {str(row.label) for row in part} for name, part in rows.items()}
+    rejected = recipe.data.out_of_scope
     for name in rows:
+        if rejected is not None and rejected not in every[name]:
+            known = nearest(rejected, every[name])
+            raise EdgekitError(
+                f"{recipe.path}: data.out_of_scope: no row of the {name} split has the label {rejected!r}{known}"
+            )
         for other in rows:
-            if missing := sorted(str(label) for label in every[other] - every[name]):
+            missing = sorted(every[other] - every[name])
+            if missing and "train" in rows:
                 raise EdgekitError(
-                    f"data: the {name} split lacks the label {missing[0]!r} that {other} has"
+                    f"{recipe.path}: data: the {name} split lacks the label {missing[0]!r} that {other} has"
                     f" ({len(missing)} such); every split needs every label"
                 )
 
 
-def _separate(rows: dict[str, list[Prompt]], policy: str) -> int:
+def _separate(rows: dict[str, list[Prompt]], recipe: Recipe) -> int:
     """Drop from earlier splits, or refuse, texts that a later split has too; returns how many were dropped."""
+    policy = recipe.data.near_duplicates
     dropped = 0
     names = [name for name in SPLITS if name in rows]
     for place, earlier in enumerate(names):
@@ -267,8 +281,9 @@ def _separate(rows: dict[str, list[Prompt]], policy: str) -> int:
             if pairs and policy == "refuse":
                 first, second = pairs[0]
                 raise EdgekitError(
-                    f"data: {len(pairs)} texts of {earlier} are (nearly) in {later} too, the first: {texts_a[first]!r} and"
-                    f' {texts_b[second]!r}; remove them, or set data.near_duplicates = "drop" to drop them from {earlier}'
+                    f"{recipe.path}: data: {len({one for one, _ in pairs})} texts of {earlier} are (nearly) in {later} too,"
+                    f" the first: {texts_a[first]!r} and {texts_b[second]!r}; remove them, or set"
+                    f' data.near_duplicates = "drop" to drop them from {earlier}'
                 )
             doomed = {first for first, _ in pairs}
             dropped += len(doomed)

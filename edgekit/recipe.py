@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt, MinLen
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import parse, read_toml
+from edgekit.workspace import make_folder, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +32,16 @@ class Teacher:
 class Student:
     """A student cut from the teacher: how many layers, or which ones (`keep`, indices into the teacher's layers)."""
 
-    layers: int | None = None
-    keep: list[int] | None = None
+    layers: Annotated[int, Ge(1)] | None = None
+    keep: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """Shares of one file's rows that go to the calibrate and verify splits; a row's text decides where it goes."""
 
-    calibrate: float = 0.1
-    verify: float = 0.2
+    calibrate: Annotated[float, Gt(0), Lt(1)] = 0.1
+    verify: Annotated[float, Gt(0), Lt(1)] = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +59,8 @@ class Data:
     verify: str | None = None
     text: str = "text"
     label: str | None = "label"
-    labels: list[str] | None = None
     out_of_scope: str | None = None
-    max_length: int = 128
+    max_length: Annotated[int, Ge(3)] = 128
     split: Split | None = None
     near_duplicates: Literal["refuse", "drop"] = "refuse"
     license: str | None = None
@@ -66,8 +70,8 @@ class Data:
 class Calibrate:
     """How many prompts of the calibrate split to use (0: all) and how many go through the model at once."""
 
-    prompts: int = 0
-    batch: int = 16
+    prompts: Annotated[int, Ge(0)] = 0
+    batch: Annotated[int, Ge(1)] = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ class Recipe:
     task: str
     teacher: Teacher
     data: Data
-    seed: int = 0
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     student: Student | None = None
     distill: dict[str, Any] = field(default_factory=dict)
     calibrate: Calibrate = Calibrate()
@@ -85,14 +89,19 @@ class Recipe:
     license: str | None = None
     # Set by load_recipe, not by the file.
     name: str = ""
-    folder: Path = Path()
+    path: Path = Path("recipe.toml")
+
+    @property
+    def folder(self) -> Path:
+        """Where the recipe lies: its paths are relative to it."""
+        return self.path.resolve().parent
 
     def locate(self, path: str) -> Path:
         """A path of the recipe, relative to the recipe's own folder."""
-        return (self.folder / path).resolve()
+        return (self.folder / Path(path).expanduser()).resolve()
 
 
-_SET_BY_LOADER = ("name", "folder")
+_SET_BY_LOADER = ("name", "path")
 # What people call their columns, most telling first.
 TEXT_COLUMNS = ("text", "utterance", "sentence", "query", "question", "prompt", "content", "message", "title")
 LABEL_COLUMNS = ("label", "intent", "category", "class", "target", "labels")
@@ -106,16 +115,27 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     if path.is_dir():
         path = path / "recipe.toml"
     table = read_toml(path)
+    for override in overrides:
+        _apply_override(table, override)
+    return _read_table(table, path)
+
+
+def _read_table(table: dict[str, Any], path: Path) -> Recipe:
     for key in _SET_BY_LOADER:
         if key in table:
             raise EdgekitError(f"{path}: {key}: this key is set by edgekit; remove it")
-    for override in overrides:
-        _apply_override(table, override)
     name = path.resolve().parent.name if path.name == "recipe.toml" else path.stem
     recipe = parse(Recipe, table, str(path))
-    import dataclasses
+    _check_sizes(recipe, str(path))
+    return replace(recipe, name=name, path=path)
 
-    return dataclasses.replace(recipe, name=name, folder=path.resolve().parent)
+
+def _check_sizes(recipe: Recipe, where: str) -> None:
+    split, student = recipe.data.split, recipe.student
+    if split is not None and split.calibrate + split.verify >= 1:
+        raise EdgekitError(f"{where}: data.split: calibrate and verify take all rows; leave a share for train")
+    if student is not None and (student.layers is None) == (student.keep is None):
+        raise EdgekitError(f"{where}: student: give either layers, such as 3, or keep, such as [0, 2, 5]")
 
 
 def default_recipe() -> Path:
@@ -130,7 +150,7 @@ def packaged(relative: str) -> Path:
     return inside if inside.exists() else Path(__file__).resolve().parents[1] / relative
 
 
-def write_recipe(
+def init(
     out: Path,
     *,
     task: str,
@@ -140,18 +160,26 @@ def write_recipe(
     label: str | None,
     layers: int | None,
     finetune: bool,
+    check: Callable[[Recipe], object] | None = None,
 ) -> str:
-    """Write a recipe for a user's own model and data, once it loads and its data can be read; returns its text.
+    """Write a recipe for a user's own model and data, once `check` has nothing against it; returns its text.
 
     A single file is split by rule, a fifth to verify. Columns that are not named are guessed from the file's own names.
-    Raises EdgekitError where a column cannot be guessed or the recipe does not load.
+    Raises EdgekitError where a column cannot be guessed, and what `check` raises; then nothing is written.
     """
     columns = _columns(Path(data))
     text = text or _guess("text", TEXT_COLUMNS, columns, data)
     if task == "text-classification":
         label = label or _guess("label", LABEL_COLUMNS, columns, data)
     folder = out.resolve().parent
-    lines = [f"task = {_quote(task)}", "seed = 0", "", "[teacher]", f"source = {_quote(_relative(teacher, folder))}", ""]
+    lines = [
+        f"task = {_quote(task)}",
+        "seed = 0",
+        "",
+        "[teacher]",
+        f"source = {_quote(_relative(teacher, folder))}",
+        "",
+    ]
     if finetune:
         lines += ["[teacher.finetune]", "epochs = 10", ""]
     if layers:
@@ -164,13 +192,11 @@ def write_recipe(
     if Path(data).is_file():
         lines += ["split = { calibrate = 0.1, verify = 0.2 }"]
     content = "\n".join(lines) + "\n"
-    scratch = out.with_name(f".{out.name}.partial.toml")
-    try:
-        scratch.write_text(content, encoding="utf-8", newline="\n")
-        load_recipe(scratch)
-        scratch.replace(out)
-    finally:
-        scratch.unlink(missing_ok=True)
+    recipe = _read_table(tomllib.loads(content), out)
+    if check is not None:
+        check(recipe)
+    make_folder(folder)
+    write_atomically(out, content)
     return content
 
 
@@ -220,8 +246,6 @@ def _quote(text: str) -> str:
 
 
 def _apply_override(table: dict[str, Any], override: str) -> None:
-    import tomllib
-
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise EdgekitError(f"--set {override}: expected key=value, such as --set distill.epochs=3")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgekit.build.plan import Built, Listener, Plan, Progress, Session
-from edgekit.build.preflight import check_recipe, check_target, gather_prompts, resolve
+from edgekit.build.preflight import check_recipe, check_target, gather_prompts, needed_splits, resolve
 from edgekit.build.steps import (
     calibrate,
     distill,
@@ -39,6 +39,7 @@ __all__ = [
     "export",
     "finetune",
     "gather_prompts",
+    "needed_splits",
     "open_artifact",
     "open_reference",
     "package",

@@ -14,6 +14,10 @@ from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
     from edgekit.build import Built
+    from edgekit.recipe import Recipe
+
+# The keys of TASKS, written out because --help loads no table; a test compares them.
+TASK_NAMES = ("text-classification", "feature-extraction")
 
 
 @click.command()
@@ -154,7 +158,7 @@ def _format_answer(answer: Any) -> str:
 
 
 @click.command()
-@click.option("--task", type=click.Choice(["text-classification", "feature-extraction"]), help="What the model does.")
+@click.option("--task", type=click.Choice(TASK_NAMES), help="What the model does.")
 @click.option("--teacher", help="A folder, a hub id or package:NAME/FOLDER.")
 @click.option("--data", "data", help="A CSV, TSV, JSONL or Parquet file, a folder with splits, or a datasets id.")
 @click.option("--text", "text_column", help="The column with the texts. [default: guessed from the file]")
@@ -179,26 +183,40 @@ def init(
       edgekit init --task text-classification --teacher ./my-model --data tickets.csv
     """
     from edgekit.cli.show import print_json
-    from edgekit.recipe import write_recipe
+    from edgekit.recipe import init as write
 
     if out.exists() and not force:
         raise EdgekitError(f"{out}: already there; --force replaces it, -o writes another")
     asks = sys.stdin.isatty()
-    task = task or (click.prompt("Task", default="text-classification") if asks else "text-classification")
+    if task is None:
+        task = click.prompt("Task", default=TASK_NAMES[0], type=click.Choice(TASK_NAMES)) if asks else TASK_NAMES[0]
     teacher = teacher or _ask("Teacher (folder, hub id or package:NAME/FOLDER)", "--teacher", asks)
     data = data or _ask("Data (file, folder or datasets id)", "--data", asks)
     if layers is None and asks:
         layers = click.prompt("Layers of the student (0: quantize the teacher itself)", default=0, type=int) or None
     if finetune is None and asks and task == "text-classification":
         finetune = click.confirm("Fine-tune the teacher on this data first?", default=False)
-    content = write_recipe(
+    content = write(
         out, task=task, teacher=teacher, data=data, text=text_column, label=label_column, layers=layers,
-        finetune=bool(finetune),
+        finetune=bool(finetune), check=_check_data,
     )  # fmt: skip
     if as_json:
         print_json({"recipe": str(out), "content": content})
         return
     click.echo(f"wrote {out}; next: edgekit build --recipe {out} --target laptop-cpu --dry-run")
+
+
+def _check_data(recipe: Recipe) -> None:
+    """Read data that lies here as a build would; what a hub has is left to the build."""
+    from tempfile import TemporaryDirectory
+
+    from edgekit.build import needed_splits
+    from edgekit.prompts import gather, sources
+
+    splits = needed_splits(recipe)
+    if all(isinstance(place, Path) for place in sources(recipe, splits).values()):
+        with TemporaryDirectory() as scratch:
+            gather(recipe, splits, Path(scratch))
 
 
 def _ask(question: str, flag: str, asks: bool) -> str:
