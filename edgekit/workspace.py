@@ -7,6 +7,7 @@ folder that the next run takes over (a resumable step continues in it, any other
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -67,14 +68,21 @@ class Product:
 
     def check(self) -> None:
         """Compare every file with the manifest; EdgekitError names the first that differs."""
-        for name, entry in self.manifest["files"].items():
+        files = self.manifest["files"]
+        if fingerprint({name: entry["sha256"] for name, entry in files.items()}) != self.digest:
+            raise EdgekitError(
+                f"{self.folder / self.step}.json: its digest is not that of its files; it was edited by hand"
+            )
+        for name, entry in files.items():
             path = self.folder / name
             if not _is_inside(path, self.folder):
                 raise EdgekitError(f"{self.folder}: the manifest names a path outside the folder: {name}")
             if not path.is_file():
                 raise EdgekitError(f"{path}: missing; rebuild this step (edgekit build --fresh)")
             if file_sha256(path) != entry["sha256"]:
-                raise EdgekitError(f"{path}: its sha256 is not the manifest's; the file was changed after the step finished")
+                raise EdgekitError(
+                    f"{path}: its sha256 is not the manifest's; the file was changed after the step finished"
+                )
 
 
 def fingerprint(value: Any) -> str:
@@ -101,7 +109,8 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Every file below a folder as {relative posix path: {bytes, sha256}}, in sorted order."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in files
     }
 
 
@@ -111,8 +120,14 @@ def open_product(folder: Path, step: str) -> Product:
     if not manifest.is_file():
         raise EdgekitError(f"{folder}: no {step}.json in it: not the finished folder of a {step} step")
     content = read_json(manifest)
-    if not isinstance(content, dict) or {"digest", "facts", "files", "step"} - set(content):
-        raise EdgekitError(f"{manifest}: not a manifest that edgekit wrote")
+    if (
+        not isinstance(content, dict)
+        or {"digest", "facts", "files", "step"} - set(content)
+        or content["step"] != step
+        or not all(isinstance(content[key], dict) for key in ("facts", "files"))
+        or not all(isinstance(entry, dict) and "sha256" in entry for entry in content["files"].values())
+    ):
+        raise EdgekitError(f"{manifest}: not a manifest that edgekit wrote; make this step again")
     return Product(step=step, folder=folder, manifest=content)
 
 
@@ -147,8 +162,17 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def disk_error(path: Path, failed: OSError) -> EdgekitError:
-    """What to tell a user about a failed write."""
-    return EdgekitError(f"{path}: cannot be written: {failed.strerror or failed}; free space or choose another folder")
+    """What to tell a user about a failed write, or about a read that failed for the same reasons."""
+    place = failed.filename if isinstance(failed.filename, str) else path
+    return EdgekitError(f"{place}: cannot be written: {failed.strerror or failed}; free space or choose another folder")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; EdgekitError where the place cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as failed:
+        raise disk_error(folder, failed) from failed
 
 
 class Workspace:
@@ -180,10 +204,7 @@ class Workspace:
             return done
         _refuse_foreign(place, step)
         partial = place.with_name(f".{place.name}.partial")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as failed:
-            raise disk_error(place.parent, failed) from failed
+        make_folder(place.parent)
         with self._lock(place):
             if (done := _finished(place, step, key)) and not fresh:
                 return done
@@ -196,11 +217,13 @@ class Workspace:
                 (partial / _KEY).unlink()
                 write_product(partial, step, key=key, inputs=inputs, facts=facts)
                 _replace(partial, place)
-            except OSError as failed:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise disk_error(place, failed) from failed
-            except EdgekitError:
-                shutil.rmtree(partial, ignore_errors=True)
+            except BaseException as failed:
+                told = _explain(failed, place)
+                # A killed training continues where it was; anything else starts afresh, so that its half is only litter.
+                if not resumable or isinstance(told, EdgekitError):
+                    shutil.rmtree(partial, ignore_errors=True)
+                if told is not failed:
+                    raise told from failed
                 raise
         return open_product(place, step)
 
@@ -229,12 +252,17 @@ class Workspace:
     def _lock(self, place: Path) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
-        lock = FileLock(str(place.with_name(f".{place.name}.lock")))
+        # In the workspace, not beside the place: a folder that a user names gets nothing but the product.
+        locks = self.root / "locks"
+        make_folder(locks)
+        lock = FileLock(str(locks / f"{fingerprint(str(place.resolve()))[:16]}.lock"))
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            log.warning("%s: another build is making this; waiting for it", place.parent.name)
+            log.warning("%s: another build is making this; waiting for it", place)
             lock.acquire()
+        except OSError as failed:
+            raise disk_error(locks, failed) from failed
         try:
             yield
         finally:
@@ -243,6 +271,22 @@ class Workspace:
 
 # Names the fingerprint that a partial folder is being made for.
 _KEY = ".key"
+
+
+# What the disk says when it is full, read-only or not ours.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+_FULL_BYTES = 64 * 1024
+
+
+def _explain(failed: BaseException, place: Path) -> BaseException:
+    """The error that a user is told: a full or read-only disk by name, whatever library ran into it; else the error itself."""
+    if isinstance(failed, OSError) and failed.errno in DISK_ERRORS:
+        return disk_error(place, failed)
+    if not isinstance(failed, EdgekitError | KeyboardInterrupt) and shutil.disk_usage(place.parent).free < _FULL_BYTES:
+        return EdgekitError(
+            f"{place}: cannot be written: no space is left on the disk; free some or choose another folder"
+        )
+    return failed
 
 
 def _finished(place: Path, step: str, key: str) -> Product | None:

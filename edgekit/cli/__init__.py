@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import click
@@ -83,5 +84,12 @@ def run_command_line() -> int:
         return failed.exit_code
     except BrokenPipeError:
         sys.stderr.close()
+        return 1
+    except OSError as failed:
+        from edgekit.workspace import DISK_ERRORS, disk_error
+
+        if failed.errno not in DISK_ERRORS or failed.filename is None:
+            raise
+        disk_error(Path(str(failed.filename)), failed).show()
         return 1
     return result if isinstance(result, int) else 0
