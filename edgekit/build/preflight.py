@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgekit.build.plan import Plan, Session, Step, once
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, first_line
 from edgekit.model import Model, load_model
 from edgekit.prompts import PromptSet, gather, sources
 from edgekit.recipe import Recipe
 from edgekit.schema import dump_json, nearest, parse, pick, read_json
 from edgekit.target import Target
-from edgekit.workspace import (
-    Product,
-    file_sha256,
-    write_atomically,
-)
+from edgekit.workspace import Product, file_sha256, make_folder, write_atomically
 
 log = logging.getLogger("edgekit")
 
@@ -82,7 +79,7 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
     from edgekit import distill as training
     from edgekit.tasks import TASKS
 
-    where = str(recipe.folder / "recipe.toml")
+    where = str(recipe.path)
     pick(TASKS, recipe.task, f"{where}: task")
     training.check_options(recipe, where)
     teacher, revision = find_teacher(recipe, session)
@@ -104,7 +101,8 @@ def check_target(target: Target, task: str) -> Mapping[str, Any]:
     parse(format_.Options, {key: value for key, value in table.items() if key != "format"}, where)
     for name, options in target.runtime.items():
         parse(pick(RUNTIMES, name, f"{target.path}: runtime").Options, options, f"{target.path}: runtime.{name}")
-    pick(DEVICES, str(target.device.get("kind", "local")), f"{target.path}: device.kind")
+    device = pick(DEVICES, str(target.device.get("kind", "local")), f"{target.path}: device.kind")
+    parse(device.Options, target.device, f"{target.path}: device")
     target.budget_for(task)
     return table
 
@@ -114,18 +112,18 @@ def find_teacher(recipe: Recipe, session: Session) -> tuple[Path, str | None]:
 
     Raises EdgekitError where the folder, package or hub id is not there.
     """
-    source = recipe.teacher.source
+    source, where = recipe.teacher.source, f"{recipe.path}: teacher.source"
     if source.startswith("package:"):
-        return _package_folder(source), None
+        return _package_folder(source, where), None
     place = recipe.locate(source)
     if place.is_dir():
         return place, None
-    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         return _download(recipe, session)
-    raise EdgekitError(f"{recipe.name}: teacher.source: no such folder: {place}")
+    raise EdgekitError(f"{where}: no such folder: {place}; give a folder, a hub id (org/name) or package:NAME/FOLDER")
 
 
-def _package_folder(source: str) -> Path:
+def _package_folder(source: str, where: str) -> Path:
     from importlib.util import find_spec
 
     package, _, inside = source.removeprefix("package:").partition("/")
@@ -133,41 +131,41 @@ def _package_folder(source: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         extra = EXTRA_OF.get(package)
         remedy = f'pip install "edgekit[{extra}]"' if extra else f"pip install {package.replace('_', '-')}"
-        raise EdgekitError(f"teacher.source: the package {package} is not installed; run: {remedy}")
+        raise EdgekitError(f"{where}: the package {package} is not installed; run: {remedy}")
     folder = Path(next(iter(spec.submodule_search_locations))) / inside
     if not folder.is_dir():
-        raise EdgekitError(f"teacher.source: the package {package} has no folder {inside}")
+        raise EdgekitError(f"{where}: the package {package} has no folder {inside!r}")
     return folder
 
 
 def _download(recipe: Recipe, session: Session) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # re-exported there for its users
 
     lock = session.out / f"{recipe.name}.lock.json"
     locked = read_json(lock) if lock.is_file() else {}
+    asked = {"source": recipe.teacher.source, "asked": recipe.teacher.revision}
     known = locked.get("teacher", {})
-    pinned = known.get("revision") if known.get("source") == recipe.teacher.source else None
-    revision = recipe.teacher.revision or pinned
-    fetch = {
-        "repo_id": recipe.teacher.source,
-        "allow_patterns": HUB_FILES,
-        "token": os.environ.get("HF_TOKEN") or False,
-    }
+    pinned = known.get("revision") if asked.items() <= known.items() else None
     try:
-        try:
-            folder = Path(snapshot_download(**fetch, revision=revision, local_files_only=bool(revision)))
-        except LocalEntryNotFoundError:
-            folder = Path(snapshot_download(**fetch, revision=revision))
-    except (HfHubHTTPError, OSError, ValueError) as failed:
-        reason = str(failed).strip().splitlines()[0]
+        # With a commit, whatever is in the hub's cache already is used without asking the hub.
+        folder = Path(
+            snapshot_download(
+                repo_id=recipe.teacher.source,
+                revision=pinned or recipe.teacher.revision,
+                allow_patterns=HUB_FILES,
+                token=os.environ.get("HF_TOKEN") or False,
+            )
+        )
+    except (httpx.HTTPError, OSError, ValueError) as failed:
         raise EdgekitError(
-            f"teacher.source: {recipe.teacher.source}: cannot be fetched: {reason};"
-            " check the name and the network (HF_ENDPOINT, HF_TOKEN), or give a local folder"
+            f"{recipe.path}: teacher.source: {recipe.teacher.source}: no such folder here, and it cannot be fetched from the"
+            f" hub: {first_line(failed)}; check the name and the network (HF_ENDPOINT, HF_TOKEN), or give a local folder"
         ) from failed
     commit = folder.name
-    session.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(lock, dump_json(locked | {"teacher": {"source": recipe.teacher.source, "revision": commit}}))
+    if commit != pinned:
+        make_folder(session.out)
+        write_atomically(lock, dump_json(locked | {"teacher": asked | {"revision": commit}}))
     return folder, commit
 
 
@@ -182,7 +180,7 @@ def _check_labels(recipe: Recipe, model: Model, prompts: Product) -> None:
     for label in prompts.facts["labels"]:
         if label not in model.labels:
             raise EdgekitError(
-                f"{recipe.name}: data: the label {label!r} is not one of the teacher's{nearest(label, model.labels)}"
+                f"{recipe.path}: data: the label {label!r} is not one of the teacher's{nearest(label, model.labels)}"
             )
 
 
@@ -190,7 +188,7 @@ def _check_length(recipe: Recipe, model: Model) -> None:
     limit = model.max_positions
     if limit is not None and recipe.data.max_length > limit:
         raise EdgekitError(
-            f"{recipe.name}: data.max_length: {recipe.data.max_length} tokens, but the teacher's positions end at {limit}"
+            f"{recipe.path}: data.max_length: {recipe.data.max_length} tokens, but the teacher's positions end at {limit}"
         )
 
 
