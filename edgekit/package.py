@@ -109,8 +109,10 @@ def package(
             _judge(content, put, strict=strict)
             _write_bundle(product, _describe(product, name, recipe, target, lineage), content, put)
     except OSError as failed:
+        # shutil names the file that was read; the disk that is full is the one that was written to.
         place = Path(failed.filename or out)
-        raise disk_error(place if place.is_relative_to(out) else out, failed) from failed
+        place = place if place.is_relative_to(out) else out
+        raise disk_error(place, OSError(failed.errno, failed.strerror, str(place))) from failed
     return put
 
 
