@@ -44,6 +44,7 @@ ALSO = {
     ("target", "recipe"),
     ("prompts", "recipe"),
     ("recipe", "workspace"),
+    ("devices", "runtimes"),
 }
 LIBRARIES = {
     "loader": {"numpy", "onnxruntime", "tokenizers"},
