@@ -6,7 +6,7 @@ Of optimum, only TasksManager and NormalizedConfigManager are used, and only her
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -46,15 +46,16 @@ class Encoder(nn.Module):
         return cast("Tensor", self.model(**inputs, return_dict=True)[0])
 
 
-def load_encoder(folder: Path, task: str, **config: Any) -> tuple[Encoder, list[str]]:
-    """A checkpoint's model for a task (eval mode, float32, eager attention), and the weights the checkpoint lacks.
+def load_encoder(folder: Path, task: str, head: Mapping[str, Any] | None = None) -> tuple[Encoder, list[str]]:
+    """A checkpoint's model for a task (eval mode, float32, eager attention), and the weights that the checkpoint lacks.
 
-    `config` overrides configuration keys. Raises EdgekitError for a checkpoint that `load_model` refuses and for a
-    family that is not in ARCHITECTURES.
+    `head` asks for a new head: configuration keys such as num_labels; weights of an old one are dropped. Raises
+    EdgekitError for a checkpoint that `load_model` refuses, for weights that do not fit config.json, and for a family that
+    is not in ARCHITECTURES.
     """
     checked = load_model(folder)
     architecture = find_architecture(checked.architecture, str(folder / "config.json"))
-    with _quiet():
+    with quiet():
         model, report = model_class(task).from_pretrained(
             folder,
             dtype=torch.float32,
@@ -62,23 +63,28 @@ def load_encoder(folder: Path, task: str, **config: Any) -> tuple[Encoder, list[
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            **config,
+            ignore_mismatched_sizes=True,
+            **(head or {}),
         )
     if task == "feature-extraction" and getattr(model, "pooler", None) is not None:
         # transformers adds an untrained or unused pooler; sentence embeddings are pooled from the last hidden state.
         model.pooler = None
-    if report["mismatched_keys"]:
-        raise EdgekitError(
-            f"{folder}: weights do not fit config.json: {sorted(map(str, report['mismatched_keys']))[0]}"
-        )
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key or task != "feature-extraction")
+        report["missing_keys"] = {key for key in report["missing_keys"] if "pooler" not in key}
+    wrong = sorted(str(key) for key in report["mismatched_keys"])
+    missing = sorted(report["missing_keys"])
+    if head is not None:
+        body = f"{model.base_model_prefix}."
+        wrong = [key for key in wrong if body in key]
+        missing = [key for key in missing if key.startswith(body) and "pooler" not in key]
+    if wrong:
+        raise EdgekitError(f"{folder}: the weights do not fit config.json: {wrong[0]}")
     return Encoder(model.eval(), token_type_ids=architecture.TOKEN_TYPE_IDS), missing
 
 
 @cache
 def model_class(task: str) -> Any:
     """transformers' auto class for a task, as optimum names it."""
-    with _quiet():
+    with quiet():
         from optimum.exporters.tasks import TasksManager
     return TasksManager.get_model_class_for_task(task, framework="pt")
 
@@ -92,7 +98,7 @@ def dimensions(config: Any) -> Dimensions:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' load report and progress bar: edgekit says itself what a user must know."""
     from transformers.utils import logging as transformers_logging
 

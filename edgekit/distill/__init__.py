@@ -1,0 +1,121 @@
+"""distill: fine-tune a teacher on the recipe's labels, and teach a student that is cut from its layers.
+
+Both fill a folder with config.json, model.safetensors and the tokenizer's files, and nothing else; while they run it also
+holds the checkpoint from which a killed run continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.distill.options import TrainingOptions, choose_blocks, read_distill_options
+from edgekit.errors import EdgekitError
+from edgekit.model import load_model
+from edgekit.prompts import PromptSet
+from edgekit.schema import parse, pick
+from edgekit.tasks import TASKS
+
+if TYPE_CHECKING:
+    from edgekit.recipe import Recipe
+
+Progress = Callable[[int, int, str], None]
+
+
+def check_options(recipe: Recipe, where: str) -> None:
+    """Refuse, before anything runs, training tables that cannot work (`where` is the recipe's file)."""
+    if recipe.teacher.finetune is not None:
+        _check_finetune(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
+    kind = pick(TASKS, recipe.task, f"{where}: task")
+    read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill")
+
+
+def check_layers(teacher: Path, layers: int | None, keep: Sequence[int] | None, where: str) -> list[int]:
+    """Which of the teacher's layers a student keeps; EdgekitError where the teacher does not have them."""
+    return choose_blocks(load_model(teacher).layers, layers, keep, where)
+
+
+def finetune(
+    base: Path,
+    prompts: Path,
+    *,
+    task: str,
+    options: Mapping[str, Any],
+    max_length: int,
+    out: Path,
+    seed: int = 0,
+    out_of_scope: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a classifier on an encoder with the labels of the train split, into `out`; a killed run continues there.
+
+    The classes are the labels in sorted order, without `out_of_scope`: its texts are taught as "no class in particular".
+    Raises EdgekitError for unknown options, a task without fine-tuning, and a train split without two labels.
+    """
+    settings = _check_finetune(task, options, "teacher.finetune")
+    rows = [prompt for prompt in PromptSet(folder=prompts).split("train") if prompt.label is not None]
+    classes = sorted({str(prompt.label) for prompt in rows} - {out_of_scope})
+    if len(classes) < 2:
+        raise EdgekitError(f"{prompts}: the train split has {len(classes)} label(s); fine-tuning needs at least two")
+    from edgekit.distill.lessons import teach_labels
+
+    return teach_labels(
+        base,
+        rows,
+        classes,
+        settings,
+        max_length=max_length,
+        out=out,
+        seed=seed,
+        out_of_scope=out_of_scope,
+        progress=progress,
+    )
+
+
+def distill(
+    teacher: Path,
+    prompts: Path,
+    *,
+    task: str,
+    options: Mapping[str, Any],
+    max_length: int,
+    out: Path,
+    layers: int | None = None,
+    keep: Sequence[int] | None = None,
+    seed: int = 0,
+    out_of_scope: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Cut a student from the teacher's layers and teach it on the train split, into `out`; a killed run continues there.
+
+    `layers` says how many layers to keep, or `keep` which. Raises EdgekitError for unknown options or losses, layers that
+    the teacher does not have, labels that are not its classes, and an empty train split.
+    """
+    kind = pick(TASKS, task, "task")
+    settings, weights = read_distill_options(options, kind.OUTPUT, "distill")
+    kept = check_layers(teacher, layers, keep, "student")
+    rows = PromptSet(folder=prompts).split("train")
+    if not rows:
+        raise EdgekitError(f"{prompts}: the train split is empty")
+    from edgekit.distill.lessons import teach_student
+
+    return teach_student(
+        teacher,
+        rows,
+        kept,
+        settings,
+        weights,
+        task=kind,
+        max_length=max_length,
+        out=out,
+        seed=seed,
+        out_of_scope=out_of_scope,
+        progress=progress,
+    )
+
+
+def _check_finetune(task: str, options: Mapping[str, Any], where: str) -> TrainingOptions:
+    if task != "text-classification":
+        raise EdgekitError(f"{where}: fine-tuning is for text-classification, not {task}; remove this table")
+    return parse(TrainingOptions, options, where)

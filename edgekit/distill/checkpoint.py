@@ -1,0 +1,68 @@
+"""A training run's state on disk: tensors in a safetensors file, the rest in JSON, never pickle.
+
+The JSON names its tensor file and is renamed into place last; a run killed at any moment finds the last whole pair.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.workspace import disk_error, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE = "checkpoint.json"
+_TENSORS = "checkpoint-*.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """`state` is what JSON can say (step, scores); `tensors` are weights, moments and random states by name."""
+
+    state: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Replace the folder's checkpoint; EdgekitError where the disk refuses."""
+    from safetensors.torch import save_file
+
+    name = f"checkpoint-{checkpoint.state['step']:09d}.safetensors"
+    partial = folder / f".{name}.partial"
+    try:
+        save_file({key: one.contiguous() for key, one in checkpoint.tensors.items()}, partial)
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(folder / name)
+        write_atomically(folder / FILE, json.dumps({"tensors": name, **checkpoint.state}, sort_keys=True))
+        for old in folder.glob(_TENSORS):
+            if old.name != name:
+                old.unlink()
+    except OSError as failed:
+        partial.unlink(missing_ok=True)
+        raise disk_error(folder / name, failed) from failed
+
+
+def read_checkpoint(folder: Path, run: str) -> Checkpoint | None:
+    """The folder's checkpoint, if it has one and it belongs to the run of this fingerprint."""
+    from safetensors.torch import load_file
+
+    if not (folder / FILE).is_file():
+        return None
+    state = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    if state["run"] != run:
+        return None
+    return Checkpoint(state=state, tensors=load_file(folder / state["tensors"]))
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Remove everything that `write_checkpoint` left, whole or partial."""
+    for pattern in (FILE, f".{FILE}.partial", _TENSORS, f".{_TENSORS}.partial"):
+        for path in folder.glob(pattern):
+            path.unlink()

@@ -1,0 +1,81 @@
+"""A student cut from its teacher's blocks, and the taps that let losses see inside both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from edgekit.architectures import Architecture, find_architecture
+from edgekit.distill.losses import Signal
+from edgekit.tasks.encoders import Encoder, dimensions
+
+
+def cut(module: Encoder, keep: Sequence[int]) -> None:
+    """Leave only the named blocks in a loaded model, and make its configuration say so."""
+    model: Any = module.model
+    architecture = _architecture(module)
+    blocks = [find_blocks(module)[index] for index in keep]
+    architecture.cut(model.config, blocks, keep)
+    for place, block in enumerate(blocks):
+        for part in block.modules():
+            if hasattr(part, "layer_idx"):
+                setattr(part, "layer_idx", place)  # noqa: B010 - nn.Module's type knows no such attribute
+    path, _, name = architecture.LAYERS.rpartition(".")
+    setattr(model.base_model.get_submodule(path), name, nn.ModuleList(blocks))
+
+
+def find_blocks(module: Encoder) -> nn.ModuleList:
+    """The model's list of transformer blocks."""
+    model: Any = module.model
+    return cast(nn.ModuleList, model.base_model.get_submodule(_architecture(module).LAYERS))
+
+
+def match_blocks(depth: int, layers: int) -> list[int]:
+    """For each student block the teacher's block whose output it learns: the same share of the depth, the last the last."""
+    return [depth * (place + 1) // layers - 1 for place in range(layers)]
+
+
+class Tap:
+    """Runs a module and collects what the losses compare: outputs of some blocks, and the last block's query, key, value."""
+
+    def __init__(self, module: Encoder, *, blocks: Sequence[int] = (), relations: bool = False) -> None:
+        self.module = module
+        self._hidden: dict[int, Tensor] = {}
+        self._projections: dict[int, Tensor] = {}
+        self._heads = dimensions(cast(Any, module.model).config).heads
+        found = find_blocks(module)
+        for index in blocks:
+            found[index].register_forward_hook(_keep_first(self._hidden, index))
+        if relations:
+            for place, path in enumerate(_architecture(module).PROJECTIONS):
+                found[-1].get_submodule(path).register_forward_hook(_keep_first(self._projections, place))
+
+    def __call__(self, tokens: Tensor, mask: Tensor) -> Signal:
+        """input_ids and attention_mask [batch, sequence] -> the module's signal, in float32."""
+        self._hidden.clear()
+        self._projections.clear()
+        output = self.module(tokens, mask)
+        projections = [self._projections[place].float() for place in sorted(self._projections)]
+        if len(projections) == 1:
+            projections = list(projections[0].chunk(3, dim=-1))
+        return Signal(
+            output=output.float(),
+            hidden=tuple(self._hidden[index].float() for index in sorted(self._hidden)),
+            projections=tuple(one.view(*one.shape[:2], self._heads, -1).transpose(1, 2) for one in projections),
+        )
+
+
+def _keep_first(seen: dict[int, Tensor], key: int) -> Callable[[nn.Module, Any, Any], None]:
+    """A hook that keeps a layer's first output of a call (DeBERTa calls a projection again for its relative positions)."""
+
+    def keep(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+        seen.setdefault(key, output[0] if isinstance(output, tuple) else output)
+
+    return keep
+
+
+def _architecture(module: Encoder) -> Architecture:
+    config: Any = cast(Any, module.model).config
+    return find_architecture(config.model_type, "model")

@@ -1,0 +1,269 @@
+"""The training loop: AdamW, warm-up and decay, length-bucketed batches, early stop, checkpoints.
+
+Everything that a step depends on is in the seed, the step's number and the checkpoint: a run killed at any step and
+continued ends in the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.distill.checkpoint import Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
+from edgekit.distill.options import TrainingOptions
+
+log = logging.getLogger("edgekit")
+
+# Batches are cut from windows of this many batches, sorted by length: little padding, yet every epoch mixes anew.
+_WINDOW = 16
+# A kill costs at most about this much work.
+CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What to train on. Rows are numbers of texts; `loss` and `judge` (lower is better) turn rows into a scalar."""
+
+    lengths: Sequence[int]
+    train: Sequence[int]
+    held: Sequence[int]
+    loss: Callable[[list[int]], Tensor]
+    judge: Callable[[list[int]], Tensor]
+
+
+def train(
+    module: nn.Module,
+    lesson: Lesson,
+    options: TrainingOptions,
+    *,
+    width: int,
+    seed: int,
+    folder: Path,
+    run: str,
+    progress: Callable[[int, int, str], None] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> dict[str, Any]:
+    """Train a module in place and leave it, in eval mode, with the weights of its best epoch.
+
+    `width` is the hidden size; `run` is a fingerprint of everything that the run depends on: a checkpoint in `folder` that
+    has it is continued, any other is dropped. Returns facts: steps, epochs, the held-out score of each epoch, precision.
+    """
+    from accelerate import Accelerator
+
+    precision = choose_precision(options.precision)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if precision == "bf16" else "no")
+    peak = options.learning_rate or 2e-4 * 384 / width
+    plain = torch.optim.AdamW(_groups(module, options.weight_decay), lr=peak, fused=True)
+    module, optimizer = accelerator.prepare(module, plain)
+    per_epoch = math.ceil(len(lesson.train) / options.batch)
+    total = per_epoch * options.epochs
+
+    state = _State()
+    if found := read_checkpoint(folder, run):
+        state = _restore(found, module, plain)
+        log.info("training continues at step %d of %d", state.step, total)
+    else:
+        drop_checkpoint(folder)
+    saved, pace = time.monotonic(), _Pace(state.step)
+    module.train()
+    while state.step < total and not state.stopped(options.patience):
+        epoch, place = divmod(state.step, per_epoch)
+        for rows in epoch_batches(lesson, options.batch, seed, epoch)[place:]:
+            for group in plain.param_groups:
+                group["lr"] = peak * ramp(state.step, total, options.warmup)
+            loss = lesson.loss(rows)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(module.parameters(), options.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            state.step += 1
+            if progress:
+                progress(state.step, total, pace.note(state.step, total, float(loss.detach())))
+            if state.step % per_epoch == 0:
+                state.judge(module, _score(module, lesson, options.batch))
+            if time.monotonic() - saved >= checkpoint_seconds:
+                write_checkpoint(folder, _snapshot(state, module, plain, run))
+                saved = time.monotonic()
+    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+    accelerator.free_memory()
+    if state.best:
+        module.load_state_dict(state.best)
+    module.eval()
+    return {
+        "steps": state.step,
+        "epochs": len(state.scores),
+        "best_epoch": state.best_epoch + 1 if state.scores else options.epochs,
+        "scores": [round(score, 6) for score in state.scores],
+        "learning_rate": peak,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "train_texts": len(lesson.train),
+        "held_texts": len(lesson.held),
+    }
+
+
+def epoch_batches(lesson: Lesson, size: int, seed: int, epoch: int) -> list[list[int]]:
+    """An epoch's batches of rows: shuffled, texts of like length together, the same for the same seed and epoch."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = [lesson.train[place] for place in torch.randperm(len(lesson.train), generator=generator).tolist()]
+    batches = []
+    for start in range(0, len(order), size * _WINDOW):
+        window = sorted(order[start : start + size * _WINDOW], key=lambda row: lesson.lengths[row])
+        batches += [window[place : place + size] for place in range(0, len(window), size)]
+    return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def ramp(step: int, total: int, warmup: float) -> float:
+    """The learning rate's share of its peak: a linear rise over `warmup` of the steps, then a linear fall to zero."""
+    rise = warmup * total
+    return (step + 1) / rise if step + 1 < rise else (total - step) / max(total - rise, 1.0)
+
+
+def choose_precision(wanted: str) -> str:
+    """fp32 or bf16; "auto" takes bf16 only where the CPU multiplies bf16 matrices itself (elsewhere it is slower)."""
+    if wanted != "auto":
+        return wanted
+    flags = _cpu_flags()
+    return "bf16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Fixed seeds, deterministic kernels and a fixed number of threads (the physical cores, or OMP_NUM_THREADS)."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    switch: Any = torch.utils.deterministic
+    fill = switch.fill_uninitialized_memory
+    torch.set_num_threads(count_threads())
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory costs time and changes nothing: no kernel reads it before it writes it.
+    switch.fill_uninitialized_memory = False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(strict)
+            switch.fill_uninitialized_memory = fill
+
+
+def count_threads() -> int:
+    """Physical cores that this process may use, at least 1; OMP_NUM_THREADS where it is set."""
+    import psutil
+
+    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
+        return int(asked)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+class _State:
+    """Where a run stands: the step, the held-out score of each epoch, and the best epoch's weights."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.scores: list[float] = []
+        self.best_epoch = 0
+        self.best: dict[str, Tensor] = {}
+
+    def judge(self, module: nn.Module, score: float | None) -> None:
+        """Note an epoch's score; among equals the later epoch is the better."""
+        if score is None:
+            return
+        self.scores.append(score)
+        if score <= min(self.scores):
+            self.best_epoch = len(self.scores) - 1
+            self.best = {key: one.detach().clone() for key, one in module.state_dict().items()}
+
+    def stopped(self, patience: int) -> bool:
+        return len(self.scores) - 1 - self.best_epoch >= patience
+
+
+class _Pace:
+    """Steps per second since the start or the continuation of a run, as a note for people."""
+
+    def __init__(self, first: int) -> None:
+        self._first, self._begun = first, time.monotonic()
+
+    def note(self, step: int, total: int, loss: float) -> str:
+        rate = (step - self._first) / max(time.monotonic() - self._begun, 1e-9)
+        left = round((total - step) / rate)
+        return f"loss {loss:.3f}, {rate:.1f} steps/s, {left // 60}:{left % 60:02d} left"
+
+
+def _score(module: nn.Module, lesson: Lesson, batch: int) -> float | None:
+    """The mean of `judge` over the held-out rows, in eval mode; None where nothing is held out."""
+    if not lesson.held:
+        return None
+    order = sorted(lesson.held, key=lambda row: (lesson.lengths[row], row))
+    module.eval()
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            total += float(lesson.judge(rows)) * len(rows)
+    module.train()
+    return total / len(order)
+
+
+def _snapshot(state: _State, module: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> Checkpoint:
+    tensors = {f"weight/{key}": one for key, one in module.state_dict().items()}
+    tensors |= {f"best/{key}": one for key, one in state.best.items()}
+    for place, parameter in enumerate(_parameters(optimizer)):
+        tensors |= {f"moment/{place}/{key}": one for key, one in optimizer.state[parameter].items()}
+    tensors["random/cpu"] = torch.get_rng_state()
+    return Checkpoint(
+        state={"run": run, "step": state.step, "scores": state.scores, "best_epoch": state.best_epoch},
+        tensors=tensors,
+    )
+
+
+def _restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
+    state = _State()
+    state.step = checkpoint.state["step"]
+    state.scores = checkpoint.state["scores"]
+    state.best_epoch = checkpoint.state["best_epoch"]
+    state.best = _part(checkpoint.tensors, "best/")
+    module.load_state_dict(_part(checkpoint.tensors, "weight/"))
+    for place, parameter in enumerate(_parameters(optimizer)):
+        if moments := _part(checkpoint.tensors, f"moment/{place}/"):
+            optimizer.state[parameter] = moments
+    torch.set_rng_state(checkpoint.tensors["random/cpu"])
+    return state
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices, none for biases and norms."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": weight_decay},
+        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _cpu_flags() -> frozenset[str]:
+    """The CPU's features as Linux names them; elsewhere none are known."""
+    place = Path("/proc/cpuinfo")
+    if not place.is_file():
+        return frozenset()
+    lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = [line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))]
+    return frozenset(named[0].split()) if named else frozenset()
