@@ -45,12 +45,13 @@ def paired_bounds(b: float, c: float, n: int, alpha: float = ALPHA) -> tuple[flo
     """
     if n <= 0:
         return -1.0, 1.0
-    hi = _tango_upper(b, c, n, alpha, _CORRECTION_HI)
-    lo = -_tango_upper(c, b, n, alpha, _CORRECTION_LO)
+    hi = score_upper(b, c, n, alpha, _CORRECTION_HI)
+    lo = -score_upper(c, b, n, alpha, _CORRECTION_LO)
+    least = floor(n, alpha)
     if b == 0:
-        hi = min(hi, floor(n, alpha))
+        hi = min(hi, least) if c else least
     if c == 0:
-        lo = max(lo, -floor(n, alpha))
+        lo = max(lo, -least) if b else -least
     return lo, hi
 
 
@@ -163,13 +164,13 @@ def prompts_needed(b: float, c: float, n: int, margin: float, alpha: float = ALP
 
 
 @lru_cache(maxsize=1 << 16)
-def _tango_upper(b: float, c: float, n: int, alpha: float, correction: float) -> float:
+def score_upper(b: float, c: float, n: int, alpha: float, correction: float) -> float:
     """The largest difference d of the two error rates whose score test is not rejected on the side of small b - c."""
     critical = -NormalDist().inv_cdf(1.0 - alpha)
-    return _bisect(lambda d: _tango_z(b, c, n, d, correction) <= critical, (b - c) / n, 1.0)
+    return _bisect(lambda d: _score(b, c, n, d, correction) <= critical, (b - c) / n, 1.0)
 
 
-def _tango_z(b: float, c: float, n: int, d: float, correction: float) -> float:
+def _score(b: float, c: float, n: int, d: float, correction: float) -> float:
     """Tango's score statistic for H0: p_b - p_c = d, the nuisance p_c at its likelihood maximum under H0."""
     half_b = -b - c + (2 * n - b + c) * d
     root = math.sqrt(max(half_b * half_b + 8 * n * c * d * (1 - d), 0.0))

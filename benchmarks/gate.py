@@ -1,0 +1,116 @@
+"""How often is the gate wrong? The error rates of the paired accuracy gate, by resampling.
+
+Goals (issue 2, "What must be shown", 6), each within three Monte-Carlo standard errors:
+- false pass: with a true loss at the margin, pass in at most 5 %, for n in {100, 1000, 3000} and flips {1, 2, 4, 10 %}
+- false alarm: exchangeable pairs (equal accuracy, real flips) have lo > 0 in at most 5 %
+- power: at zero loss, n = 1000, 1 % flips and a margin of 1 point, pass in at least 80 %
+
+Beside each: Tango's bound as published, without the continuity correction, on the same draws.
+Usage: python benchmarks/gate.py [--resamplings 20000] [--seed 0] [--json]; exit code 1 where a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from edgekit.verify import gate
+
+SIZES = (100, 1000, 3000)
+FLIPS = (0.01, 0.02, 0.04, 0.10)
+MARGINS = (0.01, 0.03)
+POWER = 0.80
+
+Event = Callable[[int, int], bool]
+
+
+def main() -> int:
+    """Measure, show, and say by the exit code whether every goal is met."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resamplings", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    rows = measure(asked.resamplings, np.random.default_rng(asked.seed))
+    if asked.json:
+        sys.stdout.write(json.dumps({"resamplings": asked.resamplings, "seed": asked.seed, "rows": rows}) + "\n")
+    else:
+        show(rows, asked.resamplings)
+    return 0 if all(row["met"] for row in rows) else 1
+
+
+def measure(resamplings: int, numbers: np.random.Generator) -> list[dict[str, Any]]:
+    """One row per goal, size and flip rate: {goal, n, flips, margin, rate, uncorrected, limit, met}."""
+    rows = []
+    for n in SIZES:
+        for flips in FLIPS:
+            for margin in MARGINS:
+                # A loss of 3 points needs 3 % of flips; the same flip rate, all to the wrong side, at most.
+                if margin <= flips:
+                    rows.append(_row("false pass", n, flips, margin, margin, resamplings, numbers))
+            rows.append(_row("false alarm", n, flips, None, 0.0, resamplings, numbers))
+    rows.append(_row("power", 1000, 0.01, 0.01, 0.0, resamplings, numbers))
+    return rows
+
+
+def _row(
+    goal: str, n: int, flips: float, margin: float | None, loss: float, resamplings: int, numbers: np.random.Generator
+) -> dict[str, Any]:
+    shares = [(flips + loss) / 2, (flips - loss) / 2, 1 - flips]
+    drawn = numbers.multinomial(n, shares, resamplings)[:, :2]
+    outcomes, counts = np.unique(drawn, axis=0, return_counts=True)
+    found = {}
+    for name, bounds in (("rate", _ours(n)), ("uncorrected", _published(n))):
+        event = _event(margin, bounds)
+        hits = sum(int(count) for (b, c), count in zip(outcomes, counts, strict=True) if event(int(b), int(c)))
+        found[name] = hits / resamplings
+    limit = POWER if goal == "power" else gate.ALPHA
+    error = 3 * math.sqrt(limit * (1 - limit) / resamplings)
+    met = found["rate"] >= limit - error if goal == "power" else found["rate"] <= limit + error
+    return {"goal": goal, "n": n, "flips": flips, "margin": margin, **found, "limit": limit, "met": met}
+
+
+def _event(margin: float | None, bounds: Callable[[int, int], tuple[float, float]]) -> Event:
+    """A pass at the margin; without one, a lower bound above zero."""
+    if margin is None:
+        return lambda b, c: bounds(b, c)[0] > 0.0
+    return lambda b, c: bounds(b, c)[1] <= margin
+
+
+def _ours(n: int) -> Callable[[int, int], tuple[float, float]]:
+    return lambda b, c: gate.paired_bounds(b, c, n)
+
+
+def _published(n: int) -> Callable[[int, int], tuple[float, float]]:
+    def bounds(b: int, c: int) -> tuple[float, float]:
+        upper = gate.score_upper(b, c, n, gate.ALPHA, 0.0)
+        return -gate.score_upper(c, b, n, gate.ALPHA, 0.0), upper
+
+    return bounds
+
+
+def show(rows: list[dict[str, Any]], resamplings: int) -> None:
+    """The table, goals met and missed."""
+    lines = [f"{resamplings} resamplings each; rates in %", "goal          n  flips  margin   gate  as published   limit"]
+    for row in rows:
+        margin = "     -" if row["margin"] is None else f"{100 * row['margin']:6.1f}"
+        lines.append(
+            f"{row['goal']:<11} {row['n']:>4} {100 * row['flips']:>6.1f}  {margin} {100 * row['rate']:>6.2f}"
+            f"  {100 * row['uncorrected']:>12.2f}  {100 * row['limit']:>6.1f}  {'met' if row['met'] else 'MISSED'}"
+        )
+    missed = sum(not row["met"] for row in rows)
+    lines.append(f"{len(rows) - missed} of {len(rows)} goals met")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What the machine is and how fast; the hand-written ONNX model is one that the onnx package accepts and that is right."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from edgekit.runtimes import machine
+
+
+def test_describe_is_stable_and_json() -> None:
+    facts = machine.describe()
+    assert facts == machine.describe() == json.loads(json.dumps(facts))
+    assert facts["arch"] in {"x86_64", "aarch64"}
+    assert facts["cores"] >= 1
+    assert facts["memory_mb"] > 100
+    assert facts["cpu"]
+
+
+@pytest.mark.parametrize("system", ["Darwin", "Windows", "Plan9"])
+def test_describe_does_not_fail_elsewhere(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    monkeypatch.setattr(machine.platform, "system", lambda: system)
+    monkeypatch.setattr(machine, "_sysctl", {"hw.memsize": str(8 << 30), "hw.physicalcpu": "8"}.get)
+    monkeypatch.setattr(machine, "_sysctl", lambda key: {"hw.memsize": str(8 << 30), "hw.physicalcpu": "8"}.get(key, ""))
+    facts = machine.describe()
+    assert set(facts) == {
+        *("arch", "cpu", "part", "cores", "features", "memory_mb", "clock_ghz", "governor", "system", "python")
+    }
+    assert facts["memory_mb"] == (8192 if system == "Darwin" else 0)
+    assert facts["governor"] is None
+
+
+def test_arm_cores_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = (
+        "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd asimdhp asimddp\nCPU implementer\t: 0x41\n"
+        "CPU architecture: 8\nCPU variant\t: 0x4\nCPU part\t: 0xd0b\nCPU revision\t: 1\n\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n"
+    )
+    monkeypatch.setattr(machine, "_read", lambda path: cpuinfo if path == "/proc/cpuinfo" else "")
+    monkeypatch.setattr(machine.platform, "system", lambda: "Linux")
+    facts = machine.describe()
+    assert (facts["cpu"], facts["part"]) == ("Cortex-A76", "0x41/0xd0b")
+    assert "asimddp" in facts["features"]
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = machine.peak_memory_mb()
+    assert before is not None
+    held = np.ones(200 << 20, dtype=np.uint8)
+    after = machine.peak_memory_mb()
+    assert after is not None
+    assert 5 < before < after
+    assert held[-1] == 1
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "MatMulInteger"])
+def test_hand_written_model_is_valid_and_right(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_SIDE", 300)
+    numbers = np.random.default_rng(0)
+    kinds = (np.uint8, np.int8) if operator == "MatMulInteger" else (np.float32, np.float32)
+    a, b = (numbers.integers(0, 60, (300, 300)).astype(kind) for kind in kinds)
+    model = machine._product_model(operator, a, b)
+    onnx.checker.check_model(onnx.load_from_string(model))
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {"a": a})
+    assert np.allclose(answer, a.astype(np.float64) @ b.astype(np.float64))
+
+
+def test_speeds_are_of_a_computer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_SPELL_S", 0.05)
+    speed = machine.measure()
+    assert set(speed) == {"bandwidth_gbs", "fp32_gflops", "int8_gops"}
+    assert all(0.1 < value < 1e5 for value in speed.values())

@@ -1,0 +1,113 @@
+"""Sessions, and the count of nodes and matrix-product work on small real graphs, float and quantized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+
+from edgekit.runtimes import RUNTIMES, ort
+
+K, H, N = 64, 96, 32
+
+
+def make_layers(path: Path, inputs: tuple[str, ...] = ("input_ids",)) -> None:
+    """Two matrix products on embedded tokens, summed over them: logits [batch, 32]."""
+    numbers = np.random.default_rng(0)
+    shapes = {"table": (50, K), "w1": (K, H), "w2": (H, N)}
+    weights = {name: numbers.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "w1"], ["y"]),
+        helper.make_node("Relu", ["y"], ["z"]),
+        helper.make_node("MatMul", ["z", "w2"], ["rows"]),
+        helper.make_node("ReduceMean", ["rows", "axis"], ["logits"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["b", "s"]) for name in inputs],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", N])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()]
+        + [numpy_helper.from_array(np.array([1], np.int64), "axis")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+
+
+class Prompts(CalibrationDataReader):
+    def __init__(self) -> None:
+        numbers = np.random.default_rng(1)
+        self.rows = iter([{"input_ids": numbers.integers(0, 50, (1, 8))} for _ in range(8)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.rows, None)
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("float", 4), ("dynamic", 1), ("static", 1)])
+def test_work_counts_every_product(tmp_path: Path, scheme: str, width: int) -> None:
+    make_layers(tmp_path / "float.onnx")
+    if scheme == "dynamic":
+        quantize_dynamic(tmp_path / "float.onnx", tmp_path / "dynamic.onnx", per_channel=True)
+    if scheme == "static":
+        options = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
+        quantize_static(tmp_path / "float.onnx", tmp_path / "static.onnx", Prompts(), **options)
+    work = ort.work(tmp_path / f"{scheme}.onnx", {"threads": 1}, [1, 2, 3, 4, 5])
+    assert work["provider"] == ort.CPU
+    assert work["matmul_nodes"] == {ort.CPU: 2}
+    assert work["matmul_ops"] == {ort.CPU: 2 * 5 * (K * H + H * N)}
+    assert work["weight_bytes"] == width * (K * H + H * N)
+    assert work["nodes"][ort.CPU] >= 4
+    assert not list(Path.cwd().glob("profile*.json"))
+
+
+def test_products_of_activations_have_no_weights(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["input_ids"], ["row"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["row"], ["column"]),
+            helper.make_node("MatMul", ["row", "column"], ["logits"]),
+        ],
+        "square",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "s"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "b"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, str(tmp_path / "square.onnx"))
+    work = ort.work(tmp_path / "square.onnx", {"threads": 1}, [1, 2, 3])
+    assert work["weight_bytes"] == 0
+    assert sum(work["matmul_ops"].values()) in {0, 6}
+
+
+def test_outputs_are_one_text_at_a_time(tmp_path: Path) -> None:
+    make_layers(tmp_path / "m.onnx", ("input_ids", "attention_mask", "token_type_ids"))
+    rows = ort.outputs(tmp_path / "m.onnx", [[1, 2, 3], [4], []], pad_id=0, options={"threads": 1})
+    assert rows.shape == (3, N)
+    assert rows.dtype == np.float32
+    session = ort.load(tmp_path / "m.onnx", {})
+    assert np.array_equal(rows[1], session.run(np.array([4])))
+    assert np.array_equal(rows[2], session.run([0]))
+
+
+def test_absent_provider_falls_back_and_says_so(tmp_path: Path) -> None:
+    make_layers(tmp_path / "m.onnx")
+    session = ort.load(tmp_path / "m.onnx", {"provider": "CUDAExecutionProvider"})
+    assert session.provider == ("CUDAExecutionProvider" if "CUDAExecutionProvider" in ort.providers() else ort.CPU)
+
+
+def test_unknown_input_is_named(tmp_path: Path) -> None:
+    make_layers(tmp_path / "m.onnx", ("input_ids", "pixel_values"))
+    with pytest.raises(ValueError, match="pixel_values"):
+        ort.load(tmp_path / "m.onnx", {}).run([1])
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_runtime_conforms(name: str) -> None:
+    runtime = RUNTIMES[name]
+    assert name == runtime.NAME
+    assert runtime.Options()
+    assert runtime.version()
+    assert runtime.providers()

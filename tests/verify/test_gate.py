@@ -1,0 +1,178 @@
+"""The gate's bounds: exact error rates summed over all outcomes, known values, and the verdicts that they allow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from edgekit.verify import gate
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def masses(n: int, p_b: float, p_c: float) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Outcomes (b, c) of n prompts that together have all but 1e-9 of the probability, and theirs."""
+    top_b, top_c = (int(stats.binom.isf(1e-10, n, p)) + 1 for p in (p_b, p_c))
+    b, c = (grid.ravel() for grid in np.meshgrid(np.arange(top_b + 1), np.arange(top_c + 1), indexing="ij"))
+    kept = b + c <= n
+    b, c = b[kept], c[kept]
+    weight = stats.multinomial.pmf(np.stack([b, c, n - b - c], axis=1), n, [p_b, p_c, 1 - p_b - p_c])
+    return b, c, weight
+
+
+def rate(n: int, loss: float, flips: float, happens: Any) -> float:
+    """The exact probability of an event under a true loss and flip rate."""
+    b, c, weight = masses(n, (flips + loss) / 2, (flips - loss) / 2)
+    hit = np.fromiter((happens(int(x), int(y)) for x, y in zip(b, c, strict=True)), bool, len(b))
+    return float(weight[hit].sum())
+
+
+@pytest.mark.parametrize("n", [20, 100, 300, 1000])
+@pytest.mark.parametrize("margin", [0.005, 0.01, 0.03, 0.05])
+def test_passes_at_the_margin_in_five_percent_at_most(n: int, margin: float) -> None:
+    for flips in {margin, 1.05 * margin, 1.5 * margin, 0.01, 0.02, 0.04, 0.10}:
+        if flips >= margin:
+            assert rate(n, margin, flips, lambda b, c: gate.paired_bounds(b, c, n)[1] <= margin) <= gate.ALPHA
+
+
+@pytest.mark.parametrize("n", [20, 100, 300, 1000])
+@pytest.mark.parametrize("loss", [0.0, 0.01, 0.03])
+def test_lower_bound_exceeds_the_loss_in_five_percent_at_most(n: int, loss: float) -> None:
+    """Also of exchangeable pairs: with a true loss of 0, lo > 0 is rare."""
+    for flips in {max(loss, 4 / n), 0.01, 0.02, 0.04, 0.10}:
+        if flips >= loss:
+            assert rate(n, loss, flips, lambda b, c: gate.paired_bounds(b, c, n)[0] > loss) <= gate.ALPHA
+
+
+def test_has_power_where_nothing_is_lost() -> None:
+    assert rate(1000, 0.0, 0.01, lambda b, c: gate.paired_bounds(b, c, 1000)[1] <= 0.01) >= 0.80
+
+
+def test_second_look_halves_the_error() -> None:
+    assert gate.alpha_for(1) == gate.ALPHA
+    assert gate.alpha_for(2) == gate.ALPHA / 2
+    assert gate.alpha_for(3) == gate.ALPHA / 4
+    passes = rate(1000, 0.01, 0.04, lambda b, c: gate.paired_bounds(b, c, 1000, gate.alpha_for(2))[1] <= 0.01)
+    assert 0.01 < passes <= gate.ALPHA / 2
+
+
+def test_zero_flips_have_the_exact_binomial_bound() -> None:
+    for n in (1, 20, 1000):
+        lo, hi = gate.paired_bounds(0, 0, n)
+        assert hi == pytest.approx(1 - 0.05 ** (1 / n))
+        assert lo == pytest.approx(-hi)
+    assert gate.paired_bounds(0, 0, 0) == (-1.0, 1.0)
+
+
+def test_bounds_are_ordered_and_near_tangos() -> None:
+    for b, c, n in ((1, 0, 30), (5, 5, 1000), (40, 12, 1000), (0, 9, 200), (1000, 0, 1000), (0, 1000, 1000)):
+        lo, hi = gate.paired_bounds(b, c, n)
+        assert -1.0 <= lo <= (b - c) / n <= hi <= 1.0
+        mirrored = gate.paired_bounds(c, b, n)
+        assert mirrored[0] == pytest.approx(-hi, abs=2 / n)
+    # Large counts: the score bound is Wald's but for terms of 1 / n.
+    lo, hi = gate.paired_bounds(600, 500, 100_000)
+    width = stats.norm.isf(0.05) * np.sqrt(1100) / 100_000
+    assert hi == pytest.approx(0.001 + width, abs=2e-5)
+    assert lo == pytest.approx(0.001 - width, abs=2e-5)
+
+
+def test_more_losses_never_lower_the_bound() -> None:
+    for c in (0, 1, 4):
+        bounds = [gate.paired_bounds(b, c, 500)[1] for b in range(30)]
+        assert bounds == sorted(bounds)
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 50), (1, 50), (7, 1000), (50, 50)])
+def test_proportion_bounds_are_clopper_and_pearsons(count: int, n: int) -> None:
+    lo, hi = gate.proportion_bounds(count, n)
+    assert lo == pytest.approx(stats.beta.ppf(0.05, count, n - count + 1) if count else 0.0, abs=1e-9)
+    assert hi == pytest.approx(stats.beta.isf(0.05, count + 1, n - count) if count < n else 1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("rate_", "size"), [(0.003, 2.0), (0.01, 1.0), (0.05, 0.2), (1.0, 0.004)])
+def test_mean_bounds_hold_for_rare_and_common_losses(rate_: float, size: float) -> None:
+    numbers = np.random.default_rng(7)
+    above = below = 0
+    for _ in range(300):
+        lo, hi = gate.mean_bounds(np.where(numbers.random(500) < rate_, size, 0.0), 2.0)
+        above += hi < rate_ * size
+        below += lo > rate_ * size
+    # 5 % and three Monte-Carlo standard errors.
+    assert above / 300 <= 0.088
+    assert below / 300 <= 0.088
+
+
+def test_mean_bound_is_tight_enough_for_good_embeddings() -> None:
+    losses = np.random.default_rng(0).gamma(2.0, 0.0013, 1000)
+    lo, hi = gate.mean_bounds(losses, 2.0)
+    assert lo <= losses.mean() <= hi <= 0.01
+    assert gate.mean_bounds(np.zeros(1000), 2.0)[1] == pytest.approx(2 * gate.floor(1000))
+    assert gate.mean_bounds(np.array([2.0]), 2.0)[1] == 2.0
+
+
+def test_quantile_bounds_need_59_runs_for_p95() -> None:
+    assert gate.runs_needed(0.95) == 59
+    assert gate.quantile_bounds(range(58), 0.95)[1] is None
+    assert gate.quantile_bounds(range(59), 0.95)[1] == 58
+    assert gate.quantile_bounds([], 0.95) == (None, None)
+
+
+@pytest.mark.parametrize("q", [0.5, 0.95])
+def test_quantile_bounds_hold(q: float) -> None:
+    numbers = np.random.default_rng(3)
+    truth = stats.lognorm.ppf(q, 1.0)
+    bounds = [gate.quantile_bounds(numbers.lognormal(size=100).tolist(), q) for _ in range(400)]
+    assert np.mean([lo is not None and lo > truth for lo, _ in bounds]) <= 0.083
+    assert np.mean([hi is not None and hi < truth for _, hi in bounds]) <= 0.083
+
+
+def test_quantile_is_a_time_that_was_measured() -> None:
+    assert gate.quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert gate.quantile(range(1, 101), 0.95) == 95
+
+
+@pytest.mark.parametrize(
+    ("loss", "lo", "hi", "n", "expected"),
+    [
+        (0.002, -0.003, 0.009, 1000, "pass"),
+        (0.002, -0.01, 0.02, 100, "not proven"),
+        (0.02, -0.01, 0.05, 100, "not proven"),
+        (0.02, -0.01, 0.05, 300, "fail"),
+        (0.05, 0.02, 0.08, 100, "fail"),
+    ],
+)
+def test_verdict(loss: float, lo: float, hi: float, n: int, expected: str) -> None:
+    assert gate.verdict(loss, lo, hi, 0.01, n) == expected
+
+
+def test_smallest_margin_and_prompts_needed_agree() -> None:
+    assert gate.smallest_margin(1000, 0.0) == pytest.approx(gate.floor(1000))
+    assert gate.smallest_margin(1000, 0.01) < gate.smallest_margin(1000, 0.03) < gate.smallest_margin(1000, 0.10)
+    assert gate.prompts_needed(0, 0, 50, 0.01) == 299
+    needed = gate.prompts_needed(5, 5, 1000, 0.01)
+    assert needed is not None
+    assert rate(needed, 0.0, 0.01, lambda b, c: gate.paired_bounds(b, c, needed)[1] <= 0.01) >= 0.75
+    assert gate.prompts_needed(20, 5, 1000, 0.01) is None
+
+
+def test_small_benchmark_meets_its_goals() -> None:
+    script = ROOT / "benchmarks" / "gate.py"
+    ended = subprocess.run(
+        [sys.executable, str(script), "--resamplings", "2000", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert all(row["met"] for row in json.loads(ended.stdout)["rows"])

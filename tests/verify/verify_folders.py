@@ -1,0 +1,140 @@
+"""Folders as record, export and the prompts step leave them, around a tiny classifier that can be damaged on purpose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from artifacts import LABELS, make_tokenizer
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.runtimes import machine, ort
+from edgekit.target import Target, load_target
+from edgekit.workspace import file_sha256, write_product
+
+OUTSIDE = "none"
+SAID = {"light_on": "turn on the light", "light_off": "turn off the light", "music": "play some music", OUTSIDE: "the the"}
+NAMES = {"light_on": LABELS[0], "light_off": LABELS[1], "music": LABELS[2], OUTSIDE: OUTSIDE}
+SCORES = {"on": (4, -2, 0), "off": (-2, 4, 0), "light": (2, 2, -2), "play": (-1, -1, 4), "music": (0, 0, 4)}
+WIDTH = 128
+
+
+def make_graph(path: Path, *, flip: bool = False, depth: int = 0) -> None:
+    """logits [batch, 3] of a bag of words; `flip` swaps two classes, `depth` adds layers that cost time and change nothing."""
+    from artifacts import WORDS
+
+    table = np.zeros((len(WORDS), 3), dtype=np.float32)
+    for word, row in SCORES.items():
+        table[WORDS.index(word)] = row
+    mix = np.eye(3, dtype=np.float32)[[1, 0, 2]] if flip else np.eye(3, dtype=np.float32)
+    weights = {"table": table, "axis": np.array([1], np.int64), "mix": mix}
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("ReduceSum", ["rows", "axis"], ["pooled"], keepdims=0),
+    ]
+    if depth:
+        # A product with what is zero once: its result is added to the logits, so that nothing may be left out.
+        weights |= {"grow": np.zeros((3, 1024), np.float32), "shrink": np.ones((1024, 3), np.float32)}
+        weights["wide"] = np.full((1024, 1024), 1e-3, np.float32)
+        nodes.append(helper.make_node("MatMul", ["pooled", "grow"], ["deep0"]))
+        nodes += [helper.make_node("MatMul", [f"deep{k}", "wide"], [f"deep{k + 1}"]) for k in range(depth)]
+        nodes.append(helper.make_node("MatMul", [f"deep{depth}", "shrink"], ["zeros"]))
+        nodes.append(helper.make_node("Add", ["pooled", "zeros"], ["summed"]))
+    nodes.append(helper.make_node("MatMul", ["summed" if depth else "pooled", "mix"], ["logits"]))
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["b", "s"]) for name in ("input_ids", "attention_mask")
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "bag",
+        inputs,
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 3])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+
+
+def make_prompts(folder: Path, verify: int = 400) -> Path:
+    """The four texts in turn, as the prompts step writes them."""
+    folder.mkdir()
+    kinds = list(SAID)
+    for name, count in {"calibrate": 40, "verify": verify}.items():
+        rows = [{"text": SAID[kinds[row % 4]], "label": NAMES[kinds[row % 4]]} for row in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def make_artifact(folder: Path, file: Path | None = None, **changes: Any) -> Path:
+    """An export step's folder around `file` (else a sound graph)."""
+    folder.mkdir()
+    if file is None:
+        make_graph(folder / "model.onnx")
+    else:
+        (folder / "model.onnx").write_bytes(file.read_bytes())
+    make_tokenizer(folder / "tokenizer.json")
+    facts = {
+        "format": "onnx",
+        "scheme": "fp32",
+        "file": "model.onnx",
+        "bytes": (folder / "model.onnx").stat().st_size,
+        "sha256": file_sha256(folder / "model.onnx"),
+        "task": "text-classification",
+        "output": "logits",
+        "classes": LABELS,
+        "settings": {"threshold": 0.6, "out_of_scope": OUTSIDE},
+        "pad_id": 0,
+        "runtime_options": {"disabled_optimizers": []},
+    }
+    write_product(folder, "export", key="test", inputs={}, facts=facts | changes)
+    return folder
+
+
+def outputs_of(graph: Path, prompts: Path, split: str, tokenizer: Path) -> NDArray[np.float32]:
+    """What a graph answers on a split."""
+    from tokenizers import Tokenizer
+
+    texts = [json.loads(line)["text"] for line in (prompts / f"{split}.jsonl").read_text().splitlines()]
+    ids = [encoding.ids for encoding in Tokenizer.from_file(str(tokenizer)).encode_batch(texts)]
+    return ort.outputs(graph, ids, pad_id=0, options={"threads": 1})
+
+
+def make_reference(folder: Path, prompts: Path) -> Path:
+    """A record step's folder: teacher and student are the sound graph."""
+    folder.mkdir()
+    make_graph(folder / "float.onnx")
+    make_tokenizer(folder / "tokenizer.json")
+    arrays = {}
+    for split in ("calibrate", "verify"):
+        rows = outputs_of(folder / "float.onnx", prompts, split, folder / "tokenizer.json")
+        arrays |= {f"teacher_{split}": rows, f"student_{split}": rows}
+    np.savez(folder / "reference.npz", **arrays)
+    write_product(folder, "record", key="test", inputs={}, facts={"classes": LABELS, "output": "logits"})
+    return folder
+
+
+def make_target(folder: Path, budget: str = "", hardware: str = "", runtime: str = "threads = 1") -> Target:
+    """A target that is this machine, measured now, or other `hardware`."""
+    facts = machine.describe()
+    if not hardware:
+        speed = machine.measure()
+        hardware = "\n".join(
+            [
+                f'arch = "{facts["arch"]}"',
+                f"cpu = {json.dumps(facts['cpu'])}",
+                f"cores = {facts['cores']}",
+                f"features = {json.dumps(facts['features'])}",
+                f"memory_mb = {facts['memory_mb']}",
+                *(f"{key} = {value:.3f}" for key, value in speed.items()),
+            ]
+        )
+    path = folder / "here.toml"
+    path.write_text(
+        f'title = "A test"\n[hardware]\n{hardware}\nsources = ["measured"]\n[export.text-classification]\n'
+        f'format = "onnx"\n[runtime.onnxruntime]\n{runtime}\n[budget]\n{budget}\n',
+        encoding="utf-8",
+    )
+    return load_target(str(path))
