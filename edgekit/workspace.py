@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -157,7 +157,8 @@ def write_atomically(path: Path, text: str) -> None:
         _sync(partial)
         partial.replace(path)
     except OSError as failed:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise disk_error(path, failed) from failed
 
 
