@@ -34,8 +34,8 @@ def rows(split: str) -> list[dict[str, str]]:
 def masked(text: str) -> str:
     """Lower case, without punctuation; numbers in digits or words become #, names @, and runs of either one mark."""
     words = []
-    for word in re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.casefold()):
-        bare = word.removesuffix("'s").removesuffix("’s")
+    for word in re.findall(r"[^\W_]+(?:['\u2019][^\W_]+)*", text.casefold()):
+        bare = word.removesuffix("'s").removesuffix("\u2019s")
         mark = "#" if bare in NUMBERS or re.search(r"\d", bare) else "@" if bare in NAMES else word
         if not (mark in "#@" and words and words[-1] == mark):
             words.append(mark)

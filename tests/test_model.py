@@ -1,0 +1,175 @@
+"""Model folders: what is read without weights, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import LABELS, make_checkpoint
+from safetensors.numpy import load_file, save_file
+
+from edgekit.errors import EdgekitError
+from edgekit.model import load_model, read_header, weight_files
+
+
+def test_what_a_model_says(checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    assert (model.architecture, model.layers, model.labels, model.max_positions) == ("bert", 2, LABELS, 64)
+    stored = load_file(checkpoint / "model.safetensors")
+    assert model.parameters == sum(array.size for array in stored.values())
+    assert {name: info.shape for name, info in model.tensors.items()} == {
+        name: array.shape for name, array in stored.items()
+    }
+    assert all(info.dtype == "F32" for info in model.tensors.values())
+
+
+def test_labels_in_the_order_of_the_logits(tmp_path: Path) -> None:
+    labels = [f"label {place}" for place in range(12)]
+    assert load_model(make_checkpoint(tmp_path / "model", labels=labels)).labels == labels
+
+
+def test_encode(checkpoint: Path) -> None:
+    """Special tokens included, truncated with its last special token kept, never padded."""
+    model = load_model(checkpoint)
+    ids = model.encode(["please turn the hall light on", "", "please " * 99], 8)
+    assert [len(one) for one in ids] == [8, 2, 8]
+    assert all(one[0] == 2 and one[-1] == 3 for one in ids)
+    assert ids == [model.encode([text], 8)[0] for text in ["please turn the hall light on", "", "please " * 99]]
+
+
+def change_json(name: str, **changes: Any) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | changes))
+
+    return apply
+
+
+def change_weights(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        arrays = {name: array.copy() for name, array in load_file(folder / "model.safetensors").items()}
+        change(arrays)
+        save_file(arrays, folder / "model.safetensors")
+
+    return apply
+
+
+def change_header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        content = path.read_bytes()
+        (length,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + length])
+        changed = change(header)
+        text = json.dumps(header if changed is None else changed).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+    return apply
+
+
+def cut(name: str, keep: int) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
+
+
+def only_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    # Runs code if anything unpickles it.
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch RAN'\ntR.")
+
+
+def tensor(header: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = header["bert.pooler.dense.weight"]
+    return entry
+
+
+EMBEDDING = "bert.embeddings.word_embeddings.weight"
+NOT_A_HEADER = "its header is not a safetensors header; fetch it again"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (shutil.rmtree, "no such model folder"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: not a transformers configuration"),
+        (change_json("config.json", model_type=None), "config.json: model_type: missing key"),
+        (change_json("config.json", auto_map={"AutoModel": "evil.Model"}), "config.json: auto_map: this model wants to run code"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors in it"),
+        (only_pickle, "pytorch_model.bin: pickled weights can run code and are never loaded"),
+        (cut("model.safetensors", 5), "truncated or not a safetensors file"),
+        (cut("model.safetensors", 100), "truncated or not a safetensors file"),
+        (cut("model.safetensors", -1), "truncated: its header promises more bytes than it has"),
+        (cut("model.safetensors", -4096), "truncated: its header promises more bytes than it has"),
+        (change_header(lambda _: []), NOT_A_HEADER),
+        (change_header(lambda header: tensor(header).update(shape=None)), NOT_A_HEADER),
+        (change_header(lambda _: {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}), NOT_A_HEADER),
+        (change_header(lambda header: tensor(header).update(shape=[31, 32])), "bert.pooler.dense.weight: its bytes do not match its shape"),
+        (change_header(lambda header: tensor(header).update(dtype="F16")), "its bytes do not match its shape"),
+        (change_header(lambda header: tensor(header).update(shape=[-32, -32])), "its bytes do not match its shape"),
+        (change_header(lambda header: tensor(header).update(shape=["32", 32])), "its bytes do not match its shape"),
+        (change_weights(lambda arrays: arrays[EMBEDDING].__setitem__((0, 0), np.nan)), f"tensor {EMBEDDING} has NaN or infinite weights"),
+        (change_weights(lambda arrays: arrays.update(x=np.array([np.inf], np.float16))), "tensor x has NaN or infinite weights"),
+        (change_weights(lambda arrays: arrays.update({EMBEDDING: arrays[EMBEDDING][:20]})), "the tokenizer belongs to another model"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json; write one with transformers"),
+        (cut("tokenizer.json", 50), "tokenizer.json: not valid JSON"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json: not a tokenizer"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "index.json: weight_map: missing"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../teacher/model.safetensors"}}'),
+            "which is not in the folder",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00002.safetensors"}}'),
+            "names model-00002.safetensors, which is not in the folder",
+        ),
+    ],
+)  # fmt: skip
+def test_refused(
+    classifier: Path, damage: Callable[[Path], object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(classifier)
+    monkeypatch.chdir(classifier.parent)
+    with pytest.raises(EdgekitError) as told:
+        load_model(classifier)
+    assert said in told.value.message
+    assert str(classifier) in told.value.message
+    assert "\n" not in told.value.message
+    assert not Path("RAN").exists()
+
+
+def test_pickles_beside_safetensors_are_left_alone(classifier: Path) -> None:
+    (classifier / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch RAN'\ntR.")
+    assert weight_files(classifier) == [classifier / "model.safetensors"]
+    load_model(classifier)
+
+
+def test_shards(classifier: Path) -> None:
+    arrays = load_file(classifier / "model.safetensors")
+    names = sorted(arrays)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, inside in parts.items():
+        save_file({name: arrays[name] for name in inside}, classifier / file)
+    index = {"weight_map": {name: file for file, inside in parts.items() for name in inside}}
+    (classifier / "model.safetensors.index.json").write_text(json.dumps(index))
+    whole = load_model(classifier).tensors
+    assert set(whole) == set(arrays)
+    assert {info.file.name for info in whole.values()} == set(parts)
+
+
+def test_half_precision_and_empty_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": np.ones((2, 3), np.float16), "b": np.zeros((0, 4), np.float32), "c": np.ones((), np.int64)}, path)
+    assert {name: info.shape for name, info in read_header(path).items()} == {"a": (2, 3), "b": (0, 4), "c": ()}
+
+
+@pytest.mark.parametrize(("architecture", "positions"), [("bert", 64), ("roberta", 62), ("mpnet", 62)])
+def test_positions(classifier: Path, architecture: str, positions: int) -> None:
+    change_json("config.json", model_type=architecture)(classifier)
+    assert load_model(classifier).max_positions == positions

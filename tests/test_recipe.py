@@ -1,0 +1,199 @@
+"""Recipes: what a file may say, what --set changes, and what `init` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgekit.errors import EdgekitError
+from edgekit.recipe import Recipe, default_recipe, init, load_recipe, packaged
+
+GOOD = """task = "text-classification"
+seed = 7
+
+[teacher]
+source = "models/teacher"
+
+[student]
+layers = 3
+
+[data]
+path = "data"
+max_length = 64
+split = { calibrate = 0.1, verify = 0.2 }
+
+[distill]
+epochs = 12
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    place = tmp_path / "my project" / "recipe.toml"
+    place.parent.mkdir()
+    place.write_text(GOOD, encoding="utf-8")
+    return place
+
+
+def test_good_recipe(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe == load_recipe(path.parent)
+    assert (recipe.task, recipe.seed, recipe.name, recipe.path) == ("text-classification", 7, "my project", path)
+    assert recipe.student is not None
+    assert recipe.student.layers == 3
+    assert recipe.distill == {"epochs": 12}
+    assert recipe.locate("data") == path.parent / "data"
+    assert recipe.locate("~/data") == Path.home() / "data"
+    other = path.with_name("small.toml")
+    other.write_text(GOOD)
+    assert load_recipe(other).name == "small"
+
+
+def test_overrides(path: Path) -> None:
+    recipe = load_recipe(
+        path,
+        (
+            "distill.epochs=3",
+            "seed = 1",
+            "teacher.source=./other folder",
+            'data.label="x=y"',
+            "teacher.finetune.epochs=2",
+        ),
+    )
+    assert recipe.distill == {"epochs": 3}
+    assert (recipe.seed, recipe.teacher.source, recipe.data.label) == (1, "./other folder", "x=y")
+    assert recipe.teacher.finetune == {"epochs": 2}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed", "--set seed: expected key=value"),
+        ("=1", "expected key=value"),
+        ("sed=1", "recipe.toml: sed: unknown key (did you mean seed?)"),
+        ("seed=abc", "recipe.toml: seed: should be a valid integer, got 'abc'"),
+        ("seed.x=1", "--set seed.x=1: seed is not a table"),
+        ("student.layer=1", "recipe.toml: student.layer: unknown key (did you mean layers?)"),
+        ("data.max_length=2", "data.max_length: should be greater than or equal to 3, got 2"),
+        ("seed=-1", "seed: should be greater than or equal to 0, got -1"),
+        ("student.layers=0", "student.layers: should be greater than or equal to 1, got 0"),
+        ("student.keep=[0]", "student: give either layers, such as 3, or keep, such as [0, 2, 5]"),
+        ("student={}", "student: give either layers"),
+        ("data.split.verify=0.95", "data.split: calibrate and verify take all rows"),
+        ("data.split.verify=0", "data.split.verify: should be greater than 0, got 0"),
+        ("data.near_duplicates=ignore", "data.near_duplicates: should be 'refuse' or 'drop', got 'ignore'"),
+        ("calibrate.batch=0", "calibrate.batch: should be greater than or equal to 1, got 0"),
+        ("name=x", "recipe.toml: name: this key is set by edgekit; remove it"),
+        ("path=x", "recipe.toml: path: this key is set by edgekit; remove it"),
+        ("teacher=x", "recipe.toml: teacher: expected a table, got 'x'"),
+        ("distill=x", "recipe.toml: distill: "),
+    ],
+)
+def test_bad_key(path: Path, override: str, said: str) -> None:
+    with pytest.raises(EdgekitError) as told:
+        load_recipe(path, (override,))
+    assert said in told.value.message
+    assert "\n" not in told.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "task: missing key"),
+        ('task = "x"', "teacher: missing key"),
+        ('task = "x"\n[teacher]\nsource = "a"', "data: missing key"),
+        ('task = "x', "not valid TOML"),
+    ],
+)
+def test_incomplete_file(path: Path, text: str, said: str) -> None:
+    path.write_text(text)
+    with pytest.raises(EdgekitError) as told:
+        load_recipe(path)
+    assert told.value.message.startswith(f"{path}: ")
+    assert said in told.value.message
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(EdgekitError, match=r"recipe\.toml: no such file"):
+        load_recipe(tmp_path)
+
+
+def test_default_recipe(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert default_recipe() == packaged("examples/assistant/recipe.toml")
+    monkeypatch.chdir(path.parent)
+    assert load_recipe(default_recipe()).name == "my project"
+
+
+@pytest.mark.parametrize("recipe", sorted(packaged("examples").rglob("recipe.toml")), ids=lambda path: path.parent.name)
+def test_examples_load(recipe: Path) -> None:
+    assert load_recipe(recipe).license
+
+
+def write(out: Path, **options: object) -> Recipe:
+    given = {"task": "text-classification", "teacher": "org/name", "data": "rows.csv", "text": None, "label": None}
+    init(out, **(given | {"layers": None, "finetune": False} | options))  # type: ignore[arg-type]
+    return load_recipe(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "text", "label"),
+    [
+        ("rows.csv", "ID,Utterance,Intent\n1,a,b\n", "Utterance", "Intent"),
+        ("rows.tsv", "sentence\tcategory\na\tb\n", "sentence", "category"),
+        ("rows.jsonl", '{"label": 1, "text": "a"}\n', "text", "label"),
+        ("rows.csv", '\ufeff"text","label"\n', "text", "label"),
+    ],
+)
+def test_init_guesses_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, head: str, text: str, label: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(head, encoding="utf-8")
+    recipe = write(Path("made/recipe.toml"), data=name, layers=2, finetune=True)
+    assert (recipe.data.text, recipe.data.label) == (text, label)
+    assert recipe.data.path == f"../{name}"
+    assert recipe.locate(recipe.data.path) == tmp_path / name
+    assert recipe.data.split is not None
+    assert recipe.student is not None
+    assert recipe.teacher.finetune == {"epochs": 10}
+    assert [one.name for one in Path("made").iterdir()] == ["recipe.toml"]
+
+
+def test_init_asks_where_it_cannot_guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(EdgekitError, match=r"rows\.csv: which column is the text\? give --text \(its columns: a, b\)"):
+        write(Path("recipe.toml"))
+    assert not Path("recipe.toml").exists()
+
+
+def test_init_of_embeddings_has_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("text\na\n")
+    recipe = write(Path("recipe.toml"), task="feature-extraction")
+    assert not recipe.data.label
+    assert recipe.student is None
+
+
+def test_init_writes_nothing_that_fails_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text("old")
+
+    def refuse(recipe: Recipe) -> None:
+        raise EdgekitError(f"{recipe.path}: no")
+
+    with pytest.raises(EdgekitError, match=r"^recipe\.toml: no$"):
+        write(Path("recipe.toml"), check=refuse)
+    assert Path("recipe.toml").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_init_quotes_what_people_call_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = 'rows "of" mine, ünï.csv'
+    Path(name).write_text('te"xt,label\n', encoding="utf-8")
+    recipe = write(Path("recipe.toml"), data=name, text='te"xt')
+    assert recipe.data.path == name
+    assert recipe.data.text == 'te"xt'

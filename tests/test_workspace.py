@@ -1,0 +1,280 @@
+"""The step cache: a step is made once, whole or not at all, and made again when what it depends on changes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import child_environment
+
+import edgekit.workspace as workspace_module
+from edgekit.errors import EdgekitError
+from edgekit.workspace import (
+    STEP_CODE,
+    STEP_LIBRARIES,
+    Workspace,
+    fingerprint,
+    folder_digest,
+    list_files,
+    open_product,
+    write_atomically,
+    write_product,
+)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "cache")
+
+
+class Counted:
+    """A step that counts its runs."""
+
+    def __init__(self, text: str = "made") -> None:
+        self.runs = 0
+        self.text = text
+
+    def __call__(self, out: Path) -> Mapping[str, Any]:
+        self.runs += 1
+        (out / "inner").mkdir(exist_ok=True)
+        (out / "inner" / "file.txt").write_text(self.text)
+        return {"runs": self.runs}
+
+
+def litter(root: Path) -> list[str]:
+    """Hidden files and folders below a place: partial, old and lock files."""
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob(".*"))
+
+
+def test_made_once(workspace: Workspace) -> None:
+    make = Counted()
+    first = workspace.once("record", {"a": 1}, make)
+    again = workspace.once("record", {"a": 1}, make)
+    assert (make.runs, first.folder, first.facts) == (1, again.folder, {"runs": 1})
+    assert first.manifest["files"].keys() == {"inner/file.txt"}
+    assert first.digest == folder_digest_of(first.folder)
+    assert workspace.once("record", {"a": 2}, make).folder != first.folder
+    assert make.runs == 2
+    assert litter(workspace.root) == []
+
+
+def folder_digest_of(folder: Path) -> str:
+    files = {name: entry["sha256"] for name, entry in list_files(folder).items() if name != "record.json"}
+    return fingerprint(files)
+
+
+def test_fresh_makes_again_in_place(workspace: Workspace) -> None:
+    make = Counted()
+    first = workspace.once("record", {}, make)
+    make.text = "anew"
+    second = workspace.once("record", {}, make, fresh=True)
+    assert second.folder == first.folder
+    assert (second.folder / "inner" / "file.txt").read_text() == "anew"
+    assert litter(workspace.root) == []
+
+
+def test_code_and_versions_make_a_new_fingerprint(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Counted()
+    workspace.once("record", {}, make)
+    monkeypatch.setattr(workspace_module, "_code_digest", lambda _: "other")
+    workspace.once("record", {}, make)
+    monkeypatch.setattr(workspace_module.metadata, "version", lambda _: "9.9")
+    workspace.once("record", {}, make)
+    assert make.runs == 3
+
+
+def test_every_step_names_its_code_and_libraries() -> None:
+    assert STEP_CODE.keys() == STEP_LIBRARIES.keys()
+    source = Path(workspace_module.__file__).parent
+    missing = [name for names in STEP_CODE.values() for name in names if not (source / name).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("failure", [EdgekitError("no"), OSError(errno.ENOSPC, "No space left"), ZeroDivisionError()])
+def test_failed_step_leaves_nothing(workspace: Workspace, failure: Exception) -> None:
+    def fail(out: Path) -> Mapping[str, Any]:
+        (out / "half").write_text("x")
+        raise failure
+
+    expected = ZeroDivisionError if isinstance(failure, ZeroDivisionError) else EdgekitError
+    for resumable in (False, *([] if expected is ZeroDivisionError else [True])):
+        with pytest.raises(expected):
+            workspace.once("record", {}, fail, resumable=resumable)
+        assert not list((workspace.root / "record").iterdir())
+
+
+def test_other_os_errors_are_not_called_a_full_disk(workspace: Workspace) -> None:
+    """A missing file inside a step is a bug, or has its own message: it must not tell the user to free space."""
+
+    def fail(out: Path) -> Mapping[str, Any]:
+        raise FileNotFoundError(errno.ENOENT, "No such file", str(out / "x"))
+
+    with pytest.raises(FileNotFoundError):
+        workspace.once("record", {}, fail)
+
+
+def test_interrupted_step(workspace: Workspace, tmp_path: Path) -> None:
+    """Ctrl-C: a resumable step keeps what it has and continues there; any other leaves nothing."""
+
+    def interrupted(out: Path) -> Mapping[str, Any]:
+        (out / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    found = []
+
+    def resume(out: Path) -> Mapping[str, Any]:
+        found.append(sorted(path.name for path in out.iterdir()))
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        workspace.once("record", {}, interrupted)
+    assert not list((workspace.root / "record").iterdir())
+    for inputs, left in (({"a": 1}, [".key", "half"]), ({"a": 2}, [".key"])):
+        place = tmp_path / f"student-{inputs['a']}"
+        with pytest.raises(KeyboardInterrupt):
+            workspace.once("distill", {"a": 1}, interrupted, resumable=True, at=place)
+        product = workspace.once("distill", inputs, resume, resumable=True, at=place)
+        assert found.pop() == left
+        assert ".key" not in product.manifest["files"]
+
+
+def test_killed_step_starts_afresh(workspace: Workspace, tmp_path: Path) -> None:
+    """SIGKILL leaves a partial folder; the next run takes it over, and ends in the same bytes and no litter."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom edgekit.workspace import Workspace\n"
+        "def make(out):\n    (out / 'half').write_text('x'); print('up', flush=True); time.sleep(60)\n"
+        f"Workspace(Path({str(workspace.root)!r})).once('record', {{}}, make)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=child_environment())
+    assert child.stdout is not None
+    child.stdout.readline()
+    os.kill(child.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    child.wait()
+    assert litter(workspace.root) != []
+    product = workspace.once("record", {}, Counted())
+    assert product.manifest["files"].keys() == {"inner/file.txt"}
+    assert litter(workspace.root) == []
+
+
+def test_two_builds_make_a_step_once(workspace: Workspace) -> None:
+    runs = []
+
+    def slow(out: Path) -> Mapping[str, Any]:
+        runs.append(1)
+        time.sleep(0.3)
+        return {}
+
+    threads = [threading.Thread(target=lambda: workspace.once("record", {}, slow)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(runs) == 1
+
+
+def test_at_a_place_of_the_users(workspace: Workspace, tmp_path: Path) -> None:
+    """--out gets the product and nothing beside it; what is not a product of this step is never replaced."""
+    place = tmp_path / "mine" / "reference"
+    product = workspace.once("record", {"a": 1}, Counted(), at=place)
+    assert product.folder == place
+    assert [path.name for path in place.parent.iterdir()] == ["reference"]
+    workspace.once("record", {"a": 2}, Counted("other"), at=place)
+    assert (place / "inner" / "file.txt").read_text() == "other"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.txt").write_text("do not lose me")
+    for taken in (tmp_path / "own", tmp_path / "own" / "thesis.txt", place.parent):
+        with pytest.raises(EdgekitError, match="choose another --out"):
+            workspace.once("record", {"a": 1}, Counted(), at=taken)
+    assert (tmp_path / "own" / "thesis.txt").read_text() == "do not lose me"
+
+
+def test_path_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(EdgekitError, match=r"file.*cannot be written"):
+        Workspace(tmp_path / "file" / "cache").once("record", {}, Counted())
+
+
+def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "record.json"
+        manifest = json.loads(path.read_text())
+        change(manifest)
+        path.write_text(json.dumps(manifest))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "inner" / "file.txt").write_text("other"), "its sha256 is not the manifest's"),
+        (lambda folder: (folder / "inner" / "file.txt").unlink(), "file.txt: missing"),
+        (damaged(lambda manifest: manifest["files"]["inner/file.txt"].update(sha256="0" * 64)), "edited by hand"),
+        (damaged(lambda manifest: manifest["files"].update({"../x": {"sha256": "0" * 64}})), "edited by hand"),
+        (damaged(lambda manifest: manifest.update(files=[1])), "not a manifest that edgekit wrote"),
+        (damaged(lambda manifest: manifest.update(step="export")), "not a manifest that edgekit wrote"),
+        (damaged(lambda manifest: manifest.pop("digest")), "not a manifest that edgekit wrote"),
+        (lambda folder: (folder / "record.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "record.json").unlink(), "not the finished folder of a record step"),
+    ],
+)
+def test_damaged_product(workspace: Workspace, damage: Callable[[Path], object], said: str) -> None:
+    folder = workspace.once("record", {}, Counted()).folder
+    open_product(folder, "record").check()
+    damage(folder)
+    with pytest.raises(EdgekitError, match=said):
+        open_product(folder, "record").check()
+
+
+def test_path_outside_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "product"
+    folder.mkdir()
+    write_product(folder, "record", key="k", inputs={}, facts={})
+    manifest = json.loads((folder / "record.json").read_text())
+    manifest["files"] = {"../secret": {"bytes": 1, "sha256": "0" * 64}}
+    manifest["digest"] = fingerprint({"../secret": "0" * 64})
+    (folder / "record.json").write_text(json.dumps(manifest))
+    with pytest.raises(EdgekitError, match=r"names a path outside the folder: \.\./secret"):
+        open_product(folder, "record").check()
+
+
+def test_list_and_prune(workspace: Workspace) -> None:
+    for number in range(3):
+        workspace.once("record", {"n": number}, Counted())
+    workspace.once("calibrate", {}, Counted())
+    assert [product.step for product in workspace.products()] == ["calibrate", "record", "record", "record"]
+    assert workspace.prune(older_than_days=1) == (0, 0)
+    removed, freed = workspace.prune()
+    assert removed == 4
+    assert freed > 0
+    assert list(workspace.products()) == []
+
+
+def test_write_atomically(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_atomically(path, "one\n")
+    write_atomically(path, "zwei ü\n")
+    assert path.read_bytes() == "zwei ü\n".encode()
+    with pytest.raises(EdgekitError, match="cannot be written"):
+        write_atomically(tmp_path / "file.json" / "below", "x")
+    assert [one.name for one in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_folder_digest_depends_on_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    first = folder_digest(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    second = folder_digest(tmp_path)
+    (tmp_path / "b").write_text("y")
+    assert len({first, second, folder_digest(tmp_path)}) == 3
