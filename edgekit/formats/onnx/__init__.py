@@ -1,0 +1,232 @@
+"""The ONNX format: a student as one model.onnx for onnxruntime, float or quantized."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from edgekit.calibrate import Calibration
+    from edgekit.formats.onnx.choose import Trial
+
+log = logging.getLogger("edgekit")
+
+NAME = "onnx"
+RUNTIME = "onnxruntime"
+SCHEMES: tuple[str, ...] = ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32")
+FILE = "model.onnx"
+# Prompts that candidates are compared on: enough to rank them, few enough for a minute on two cores.
+TRIAL_PROMPTS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A target's `[export.<task>]` table for this format."""
+
+    scheme: Literal["auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"] = "auto"
+    activation: Literal["uint8", "int8"] = "uint8"
+    """int8-static: uint8 for x86, int8 for ARM and NPUs (onnxruntime's quantization guide)."""
+    reduce_range: bool = False
+    """7-bit weights for x86 CPUs without VNNI, whose 16-bit sums of two products would saturate."""
+    layout: Literal["operators", "qdq"] = "operators"
+    """int8-static: onnxruntime's own CPU operators, or Quantize/Dequantize pairs for other execution providers."""
+    smoothing: bool = True
+    float_layers: int = 1
+    """int8: how many Linears may stay float, where that brings the answers clearly nearer to the float ones."""
+    block: int = 32
+    """w8, w4: how many weights share a scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """A scheme's graph, the keys of its quantized Linears, and what was chosen on the way."""
+
+    model: onnx.ModelProto
+    quantized: Sequence[str]
+    choices: Mapping[str, Any]
+    scheme: str
+
+
+def write(
+    *,
+    module: nn.Module,
+    ids: Sequence[Sequence[int]],
+    calibration: Calibration,
+    options: Options,
+    score: Callable[[NDArray[np.float32], NDArray[np.float32]], float],
+    out: Path,
+    pad_id: int,
+    output_name: str,
+) -> dict[str, Any]:
+    """Write `module` (input_ids, attention_mask, int64 [batch, sequence] -> [batch, width]) into the folder `out`.
+
+    ids: the calibrate split's prompts, which prove parity and make every choice; score(float answers, answers): greater is
+    better. Returns the facts that the format knows. Raises EdgekitError where the module cannot be exported, where nothing
+    was quantized, or where a quantizing scheme does not make the file smaller.
+    """
+    from edgekit.formats.onnx import graph
+    from edgekit.formats.onnx.choose import trial
+    from edgekit.formats.onnx.float_graph import export_float
+    from edgekit.formats.onnx.session import DISABLED_OPTIMIZERS
+
+    if not ids:
+        raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
+    exported = export_float(module, ids, pad_id=pad_id, output_name=output_name)
+    on = trial(exported, ids, pad_id=pad_id, score=score, most=TRIAL_PROMPTS)
+    linears = [linear.key for linear in graph.Graph(exported).linears()]
+    written = _write_scheme(exported, calibration, options, on)
+    path = out / FILE
+    size = graph.save(written.model, path)
+    float_size = _float_size(exported)
+    _refuse_silent_success(written, size, float_size, linears)
+    facts = describe_file(path)
+    facts["runtime_options"] = {"disabled_optimizers": list(DISABLED_OPTIMIZERS)}
+    return facts | {
+        "scheme": written.scheme,
+        "bytes": size,
+        "bytes_float": float_size,
+        "quantized": {
+            "matmul": len(written.quantized),
+            "float": [key for key in linears if key not in set(written.quantized)],
+        },
+        "choices": dict(written.choices),
+        "calibrate_score": _scores(path, on),
+    }
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What any .onnx file needs to run, ours or not: opset, IR version, operators, minimum onnxruntime.
+
+    Raises EdgekitError for a file that is not ONNX or that onnxruntime does not load.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    from edgekit.formats.onnx import graph
+    from edgekit.formats.onnx.session import Session
+    from edgekit.workspace import file_sha256
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as bad:
+        raise EdgekitError(f"{path}: not an ONNX file") from bad
+    except OSError as failed:
+        raise EdgekitError(f"{path}: cannot be read: {failed.strerror or failed}") from failed
+    Session(path)
+    kinds = [node.op_type for node in graph.nodes(model.graph)]
+    matmuls = sum(kinds.count(kind) for kind in graph.QUANTIZED_MATMULS)
+    external = path.with_name(path.name + ".data")
+    return {
+        "format": NAME,
+        "scheme": "unknown",
+        "file": path.name,
+        "bytes": path.stat().st_size + (external.stat().st_size if external.is_file() else 0),
+        "sha256": file_sha256(path),
+        "opset": graph.opset(model),
+        "ir_version": model.ir_version,
+        "operators": graph.operators(model),
+        "minimum_runtime": graph.minimum_runtime(model),
+        "runtime_options": {"disabled_optimizers": []},
+        "quantized": {"matmul": matmuls, "float": []},
+        "choices": {},
+    }
+
+
+def _write_scheme(exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial) -> _Written:
+    from edgekit.formats.onnx.blocks import quantize_blocks, to_half
+    from edgekit.formats.onnx.choose import copy_model
+    from edgekit.formats.onnx.graph import Graph
+
+    if options.scheme == "fp32":
+        return _Written(model=exported, quantized=(), choices={}, scheme="fp32")
+    if options.scheme == "fp16":
+        return _Written(model=to_half(copy_model(exported)), quantized=(), choices={}, scheme="fp16")
+    if options.scheme in {"w8", "w4"}:
+        bits = int(options.scheme[1:])
+        graph = Graph(copy_model(exported))
+        keys = quantize_blocks(graph, bits=bits, block=options.block)
+        return _Written(
+            model=graph.model, quantized=keys, choices={"bits": bits, "block": options.block}, scheme=options.scheme
+        )
+    return _write_int8(exported, calibration, options, on)
+
+
+def _write_int8(exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial) -> _Written:
+    from edgekit.formats.onnx.choose import Source, better, choose
+    from edgekit.formats.onnx.quantize import Int8
+
+    source = Source(
+        model=exported,
+        ranges=_ranges(exported, calibration),
+        settings=Int8(
+            ranges=None, activation=options.activation, reduce_range=options.reduce_range, layout=options.layout
+        ),
+    )
+    modes: tuple[Literal["static", "dynamic"], ...] = ("static", "dynamic")
+    tried = {
+        mode: choose(source, on, mode, float_layers=options.float_layers, smoothing=options.smoothing)
+        for mode in modes
+        if options.scheme in {"auto", f"int8-{mode}"}
+    }
+    best = better(tried["static"], tried["dynamic"]) if len(tried) == 2 else next(iter(tried.values()))
+    model, keys = source.quantized(best)
+    choices = best.describe() | {"candidates": {mode: recipe.loss for mode, recipe in tried.items()}}
+    return _Written(model=model, quantized=keys, choices=choices, scheme=f"int8-{best.mode}")
+
+
+def _ranges(exported: onnx.ModelProto, calibration: Calibration) -> dict[str, Any]:
+    """The calibrated range of each Linear's input, by calibration key."""
+    from edgekit.formats.onnx.graph import Graph
+    from edgekit.formats.onnx.smooth import Range
+
+    found = {}
+    for linear in Graph(exported).linears():
+        seen = calibration.stats.get(linear.key)
+        if seen is not None:
+            found[linear.key] = Range(minimum=seen.minimum, maximum=seen.maximum)
+    return found
+
+
+def _float_size(exported: onnx.ModelProto) -> int:
+    from edgekit.formats.onnx.graph import tensor_bytes
+
+    graph = type(exported)()
+    graph.CopyFrom(exported)
+    del graph.graph.initializer[:]
+    return int(graph.ByteSize()) + sum(tensor_bytes(tensor) for tensor in exported.graph.initializer)
+
+
+def _refuse_silent_success(written: _Written, size: int, float_size: int, linears: Sequence[str]) -> None:
+    if written.scheme in {"fp32", "fp16"}:
+        if written.scheme == "fp16" and size >= float_size:
+            raise EdgekitError(
+                f"scheme fp16: the file has {size} bytes, the float one {float_size}: nothing was converted"
+            )
+        return
+    if not written.quantized:
+        raise EdgekitError(
+            f"scheme {written.scheme}: none of the model's {len(linears)} Linears was quantized: the calibration has no"
+            " statistics for them; calibrate this very model, or use scheme = 'int8-dynamic'"
+        )
+    if size >= float_size:
+        raise EdgekitError(
+            f"scheme {written.scheme}: the file has {size} bytes, the float one {float_size}; use scheme = 'fp32'"
+        )
+
+
+def _scores(path: Path, on: Trial) -> dict[str, float]:
+    """How near the written file's answers are to the float graph's on the trial's prompts, in its real arithmetic."""
+    from edgekit.formats.onnx.session import Session
+
+    answers = Session(path).outputs(on.ids, on.pad_id)
+    return {"score": float(on.score(on.reference, answers)), "float": on.perfect, "prompts": float(len(on.ids))}

@@ -1,0 +1,315 @@
+"""A torch module becomes a float ONNX graph whose Linears carry their modules' paths, checked against torch."""
+
+from __future__ import annotations
+
+import ast
+import io
+import logging
+import re
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError
+from edgekit.formats.onnx.graph import Graph, attribute
+from edgekit.formats.onnx.session import Session, pad
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+    from torch import nn
+
+log = logging.getLogger("edgekit")
+
+INPUTS = ("input_ids", "attention_mask")
+SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter writes a node's module path
+# The older exporter has no newer opset (torch.onnx.utils, torch 2.13).
+OLD_OPSET = 18
+# Float32 sums in another order: about sqrt(layers) times 1e-6 of the largest output was measured on BERT, DeBERTa and
+# ModernBERT; a wrong graph is off by whole units.
+TOLERANCE = 2e-4
+# What the exporters raise for a model that they cannot translate: their own errors derive from these.
+EXPORT_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+    ImportError,
+)
+
+
+def export_float(module: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, output_name: str) -> onnx.ModelProto:
+    """The module (input_ids, attention_mask) -> [batch, width] as a float32 graph with free batch and sequence.
+
+    Its Linears are MatMul nodes named after their modules. `ids` are real prompts: they are the samples and the proof of
+    parity. Raises EdgekitError naming the operator where no exporter can translate the module, and naming the worst
+    difference where the graph does not compute what torch does.
+    """
+    module.eval()  # a wrapper left in train mode makes the older exporter switch dropout on
+    reasons: list[str] = []
+    for exporter in (_with_transformers, _with_torch, _with_old_torch):
+        try:
+            with _quiet():
+                model = exporter(module, _sample(ids, pad_id))
+        except EXPORT_ERRORS as failed:
+            reasons.append(_reason(failed))
+            log.debug("%s could not export: %s", exporter.__name__, failed)
+            continue
+        tidy(model, output_name)
+        try:
+            check_parity(module, model, ids, pad_id=pad_id)
+        except EdgekitError as wrong:
+            reasons.append(wrong.message)
+            log.debug("%s exported a wrong graph: %s", exporter.__name__, wrong)
+            continue
+        return model
+    raise EdgekitError(f"{type(module).__name__}: cannot be exported to ONNX: {_most_telling(reasons)}")
+
+
+def check_parity(module: nn.Module, model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: int) -> float:
+    """Compare a graph with torch at several shapes; returns the worst difference over the output's largest magnitude.
+
+    Shapes: single prompts (shortest, middle, longest, and one cut to two tokens) and a padded batch of several. Raises
+    EdgekitError where the difference is above TOLERANCE.
+    """
+    import numpy as np
+    import torch
+
+    session = Session(model)
+    worst, where = 0.0, ""
+    for batch in _parity_batches(ids):
+        tokens, mask = pad(batch, pad_id)
+        with torch.inference_mode():
+            expected = module(torch.from_numpy(tokens), torch.from_numpy(mask)).float().numpy()
+        given = session.run(tokens, mask)
+        shape = f"batch {len(batch)}, sequence {tokens.shape[1]}"
+        if given.shape != expected.shape:
+            raise EdgekitError(f"the graph gives shape {given.shape} where torch gives {expected.shape} ({shape})")
+        difference = float(np.abs(given - expected).max() / max(1e-6, float(np.abs(expected).max())))
+        if not difference <= worst:  # a NaN is worse than anything
+            worst, where = difference, shape
+    if not worst <= TOLERANCE:
+        raise EdgekitError(
+            f"the float graph differs from torch by {worst:.2g} of its largest output (limit {TOLERANCE:.0e}) at {where}"
+        )
+    return worst
+
+
+def _parity_batches(ids: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    by_length = sorted(ids, key=len)
+    longest, middle, shortest = by_length[-1], by_length[len(by_length) // 2], by_length[0]
+    for single in (shortest, middle, longest, longest[:2]):
+        yield [single]
+    yield [middle, longest, shortest]
+    yield list(ids[:5])
+
+
+def _sample(ids: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
+    # Two rows, one padded: a batch of one or a mask of ones only is frozen into the graph.
+    import torch
+
+    longest = list(sorted(ids, key=len)[-1])
+    row = (longest * 8)[: max(8, min(16, len(longest)))]
+    tokens, mask = pad([row, row[:5]], pad_id)
+    return {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
+
+
+def _dynamic_shapes(longest: int) -> dict[str, dict[int, Any]]:
+    import torch
+
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    sequence = torch.export.Dim("sequence", min=2, max=longest)
+    return {name: {0: batch, 1: sequence} for name in INPUTS}
+
+
+def _longest(module: nn.Module) -> int:
+    """The most positions that any part's config allows; 512 where none says."""
+    limits = [getattr(getattr(part, "config", None), "max_position_embeddings", None) for part in module.modules()]
+    known = [int(limit) for limit in limits if limit and int(limit) > 0]
+    # RoBERTa and MPNet number positions from padding_idx + 1, so two of the table's rows are no positions.
+    return max(8, min(known) - 2) if known else 512
+
+
+def _with_transformers(module: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.ModelProto:
+    import onnx_ir
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    config = OnnxConfig(dynamic_shapes=_dynamic_shapes(_longest(module)))
+    exported = OnnxExporter().export(module, sample, config=config)
+    return onnx_ir.to_proto(exported.program)
+
+
+def _with_torch(module: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.ModelProto:
+    import torch
+
+    program = torch.onnx.export(
+        module, (), kwargs=sample, dynamic_shapes=_dynamic_shapes(_longest(module)), dynamo=True, verbose=False
+    )
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+def _with_old_torch(module: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.ModelProto:
+    import onnx
+    import torch
+
+    free = {name: {0: "batch", 1: "sequence"} for name in INPUTS}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "old.onnx"
+        torch.onnx.export(
+            module,
+            tuple(sample[name] for name in INPUTS),
+            file,
+            input_names=list(INPUTS),
+            output_names=["output"],
+            dynamic_axes=free | {"output": {0: "batch"}},
+            opset_version=OLD_OPSET,
+            dynamo=False,
+        )
+        return onnx.load(file)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters print and warn about their own insides; a user learns what went wrong from our error."""
+    exporters = logging.getLogger("torch.onnx")
+    level = exporters.level
+    exporters.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporters.setLevel(level)
+
+
+def _reason(failed: BaseException) -> str:
+    text = str(failed)
+    operator = re.search(
+        r"(?:operator|op=|function for|kernel for|Unsupported:?)[ '\"]*((?:aten|torchvision|quantized|prim)::?[\w.:]+)",
+        text,
+    )
+    if operator:
+        return (
+            f"operator {operator.group(1)} has no ONNX translation; use a model whose code avoids it (for attention:"
+            " attn_implementation='eager'), or a newer torch"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(failed).__name__)
+    return f"{type(failed).__name__}: {first[:200]}"
+
+
+def _most_telling(reasons: Sequence[str]) -> str:
+    return next((reason for reason in reasons if reason.startswith("operator ")), reasons[0])
+
+
+def tidy(model: onnx.ModelProto, output_name: str) -> None:
+    """Give an exported graph our names and nothing that differs between machines.
+
+    Linears become MatMul (+ Add) nodes named after their modules, weights are named after their Linears, dimensions are
+    batch and sequence, the output has its name; traces, stale value_info and unread nodes are dropped.
+    """
+    graph = Graph(model)
+    for wanted, value in zip(INPUTS, model.graph.input, strict=True):
+        _rename_value(graph, value.name, wanted)
+        value.name = wanted
+        for extent, name in zip(value.type.tensor_type.shape.dim, ("batch", "sequence"), strict=True):
+            extent.dim_param = name
+    output = model.graph.output[0]
+    _rename_value(graph, output.name, output_name)
+    output.name = output_name
+    output.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del model.graph.output[1:], model.metadata_props[:], model.graph.metadata_props[:]
+    model.producer_name, model.producer_version, model.doc_string = "edgekit", "", ""
+    model.graph.name, model.graph.doc_string = "edgekit", ""
+    paths = {index: _module_path(node) for index, node in enumerate(model.graph.node)}
+    for index, node in enumerate(model.graph.node):
+        node.name = paths[index]
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for tensor in model.graph.initializer:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    graph.refresh()
+    graph.prune()
+    _split_gemms(graph)
+    _name_nodes(graph)
+    _name_weights(graph)
+
+
+def _rename_value(graph: Graph, old: str, new: str) -> None:
+    for node in graph.model.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name == old:
+                    names[place] = new
+
+
+def _module_path(node: onnx.NodeProto) -> str:
+    """The path of the torch module whose forward made a node; empty for the outermost."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            # "['', 'model', 'model.bert', ..., 'linear_3']": enclosing modules, then the traced operation.
+            scopes = ast.literal_eval(entry.value)
+            return str(scopes[-2]) if len(scopes) > 1 else ""
+    # The older exporter names nodes "/model/bert/encoder/layer.0/.../query/MatMul".
+    return ".".join(part for part in node.name.split("/")[:-1] if part)
+
+
+def _split_gemms(graph: Graph) -> None:
+    """A Gemm with a constant weight becomes MatMul and Add, so that every Linear looks alike."""
+    import onnx
+
+    rewritten = []
+    for node in graph.model.graph.node:
+        weight = graph.constant(node.input[1]) if node.op_type == "Gemm" else None
+        plain = all(attribute(node, name, 1.0) == 1.0 for name in ("alpha", "beta")) and not attribute(
+            node, "transA", 0
+        )
+        if weight is None or weight.ndim != 2 or not plain:
+            rewritten.append(node)
+            continue
+        name = node.input[1]
+        if attribute(node, "transB", 0):
+            name = graph.add_constant(f"{node.input[1]}.transposed", weight.T)
+        if len(node.input) < 3 or not node.input[2]:
+            rewritten.append(onnx.helper.make_node("MatMul", [node.input[0], name], [node.output[0]], name=node.name))
+            continue
+        product = f"{node.output[0]}.product"
+        rewritten += [
+            onnx.helper.make_node("MatMul", [node.input[0], name], [product], name=node.name),
+            onnx.helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=node.name),
+        ]
+    graph.replace_nodes(rewritten)
+
+
+def _name_nodes(graph: Graph) -> None:
+    """Node names: a Linear's MatMul is its path (then path#1, ... for more calls), everything else path/operator, numbered."""
+    linears = {linear.matmul.output[0]: linear for linear in graph.linears()}
+    seen: Counter[str] = Counter()
+    for node in graph.model.graph.node:
+        linear = linears.get(node.output[0])
+        if linear:
+            node.name = linear.path if linear.call == 0 else linear.key
+            continue
+        name = f"{node.name}/{node.op_type}".lstrip("/")
+        node.name = name if not seen[name] else f"{name}.{seen[name]}"
+        seen[name] += 1
+
+
+def _name_weights(graph: Graph) -> None:
+    for linear in graph.linears():
+        if not linear.path or len(graph.readers[linear.weight]) != 1:
+            continue
+        name = f"{linear.path}.weight"
+        if name not in graph.initializers and linear.call == 0:
+            graph.initializers[linear.weight].name = name
+            graph.rename_reads(linear.weight, name)
+            graph.refresh()

@@ -1,0 +1,204 @@
+"""Float Linears and embeddings become eight-bit or block-quantized ones, written with onnxruntime's own operators.
+
+Arithmetic: activations 8-bit per tensor with a zero point, weights 8-bit symmetric per output channel, products in int32,
+outputs float32 (requantizing a MatMul's output costs far more accuracy than time on a CPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgekit.formats.onnx.graph import MICROSOFT, Graph, Linear, import_microsoft
+from edgekit.formats.onnx.smooth import Range
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+Layout = Literal["operators", "qdq", "emulated"]
+# Tables smaller than this (token types, short position tables) gain nothing from int8.
+SMALLEST_TABLE_ROWS = 1024
+# AVX2's VPMADDUBSW adds two products in int16: 255 * 64 * 2 = 32640 fits, 255 * 127 * 2 does not.
+REDUCED_LEVELS = 64
+FULL_LEVELS = 127
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8:
+    """How Linears are quantized to 8 bits."""
+
+    ranges: (
+        Mapping[str, Range] | None
+    )  # by calibration key: fixed input ranges; None: each input's own range, at run time
+    keep_float: Collection[str] = ()  # keys of Linears that stay float
+    activation: Literal["uint8", "int8"] = "uint8"
+    reduce_range: bool = False
+    # operators: onnxruntime's fused kernels; qdq: Quantize/Dequantize pairs, which execution providers fuse themselves;
+    # emulated: float arithmetic on the quantized values, free of any CPU's saturation, to judge choices by.
+    layout: Layout = "operators"
+
+
+@dataclass(kw_only=True)
+class _Rewrite:
+    graph: Graph
+    settings: Int8
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    quantized_inputs: dict[tuple[str, ...], tuple[str, str, str]] = field(default_factory=dict)
+    count: int = 0
+
+    def emit(self, operator: str, inputs: list[str], outputs: list[str], name: str, **attributes: Any) -> None:
+        import onnx
+
+        domain = MICROSOFT if operator in {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"} else ""
+        self.nodes.append(onnx.helper.make_node(operator, inputs, outputs, name=name, domain=domain, **attributes))
+
+
+def quantize_int8(graph: Graph, settings: Int8) -> list[str]:
+    """Quantize a graph's Linears and large embedding tables in place; returns the keys of the Linears that were quantized."""
+    linears = {linear.matmul.name: linear for linear in graph.linears() if _wanted(linear, settings)}
+    adds = {linear.add.output[0] for linear in linears.values() if linear.add is not None}
+    sharing: dict[str, int] = {}
+    for linear in linears.values():
+        sharing[linear.source] = sharing.get(linear.source, 0) + 1
+    rewrite = _Rewrite(graph=graph, settings=settings)
+    for node in list(graph.model.graph.node):
+        linear_here = linears.get(node.name) if node.op_type == "MatMul" else None
+        if linear_here is not None:
+            _quantize_linear(rewrite, linear_here, alone=sharing[linear_here.source] == 1)
+        elif is_table(graph, node):
+            rewrite.nodes += quantize_table(graph, node)
+        elif not (node.op_type == "Add" and node.output[0] in adds):
+            rewrite.nodes.append(node)
+    graph.replace_nodes(rewrite.nodes)
+    graph.sort()
+    import_microsoft(graph.model)
+    return [linear.key for linear in linears.values()]
+
+
+def _wanted(linear: Linear, settings: Int8) -> bool:
+    return linear.key not in settings.keep_float and (settings.ranges is None or linear.key in settings.ranges)
+
+
+def is_table(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a node looks up rows of a table that is worth quantizing."""
+    if node.op_type != "Gather":
+        return False
+    tensor = graph.initializers.get(node.input[0])
+    axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
+    return tensor is not None and axis == 0 and len(tensor.dims) == 2 and tensor.dims[0] >= SMALLEST_TABLE_ROWS
+
+
+def weight_int8(weight: NDArray[np.float32], *, reduce_range: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 [inputs, outputs] and scales [outputs]: symmetric, each output channel's largest weight at the top level."""
+    import numpy as np
+
+    levels = REDUCED_LEVELS if reduce_range else FULL_LEVELS
+    scale = np.maximum(np.abs(weight).max(axis=0), np.float32(1e-12)) / np.float32(levels)
+    return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
+
+
+def input_scale(seen: Range, kind: str) -> tuple[np.float32, Any]:
+    """Scale and zero point of a tensor whose range is known; 0 is always representable exactly."""
+    import numpy as np
+
+    low, high = min(0.0, float(seen.minimum.min())), max(0.0, float(seen.maximum.max()))
+    scale = np.float32(max(high - low, 1e-12) / 255)
+    lowest = 0 if kind == "uint8" else -128
+    zero = np.clip(np.rint(lowest - low / scale), lowest, lowest + 255)
+    return scale, np.dtype(kind).type(zero)
+
+
+def _quantize_linear(rewrite: _Rewrite, linear: Linear, *, alone: bool) -> None:
+    import numpy as np
+
+    graph, settings = rewrite.graph, rewrite.settings
+    weight = graph.constant(linear.weight)
+    assert weight is not None
+    integers, scales = weight_int8(weight, reduce_range=settings.reduce_range)
+    name, result = linear.matmul.name, linear.result
+    if settings.layout == "emulated":
+        fake = graph.add_constant(f"{linear.weight}.dequantized", integers.astype(np.float32) * scales)
+        source = _dequantized_input(rewrite, linear)
+        _float_matmul(rewrite, linear, source, fake)
+        return
+    packed = graph.add_constant(f"{linear.weight}.int8", integers)
+    scale = graph.add_constant(f"{linear.weight}.scale", scales)
+    if settings.layout == "qdq":
+        zero = graph.add_constant(f"{linear.weight}.zero", np.zeros(len(scales), np.int8))
+        restored = f"{linear.weight}.dequantized"
+        rewrite.emit("DequantizeLinear", [packed, scale, zero], [restored], f"{name}/DequantizeWeight", axis=1)
+        _float_matmul(rewrite, linear, _dequantized_input(rewrite, linear), restored)
+    elif settings.ranges is None and alone:
+        inputs = [linear.source, packed, scale, "", linear.bias or ""]
+        rewrite.emit("DynamicQuantizeMatMul", _trim(inputs), [result], name)
+    else:
+        values, x_scale, x_zero = _quantized_input(rewrite, linear)
+        inputs = [values, packed, x_scale, scale, x_zero, "", linear.bias or ""]
+        rewrite.emit("MatMulIntegerToFloat", _trim(inputs), [result], name)
+
+
+def _trim(inputs: list[str]) -> list[str]:
+    while inputs and not inputs[-1]:
+        inputs.pop()
+    return inputs
+
+
+def _float_matmul(rewrite: _Rewrite, linear: Linear, source: str, weight: str) -> None:
+    rewrite.emit("MatMul", [source, weight], [linear.matmul.output[0]], linear.matmul.name)
+    if linear.add is not None:
+        rewrite.nodes.append(linear.add)
+
+
+def _quantized_input(rewrite: _Rewrite, linear: Linear) -> tuple[str, str, str]:
+    """The names of a Linear's input as integers, its scale and its zero point; Linears that agree share them."""
+    import numpy as np
+
+    graph, settings = rewrite.graph, rewrite.settings
+    prefix = f"{linear.source}.quantized"
+    if settings.ranges is None:
+        mark: tuple[str, ...] = (linear.source,)
+    else:
+        scale, zero = input_scale(settings.ranges[linear.key], settings.activation)
+        mark = (linear.source, scale.tobytes().hex(), str(zero))
+    if mark not in rewrite.quantized_inputs:
+        names = tuple(f"{prefix}.{len(rewrite.quantized_inputs)}{part}" for part in ("", ".scale", ".zero"))
+        values, x_scale, x_zero = names
+        if settings.ranges is None:
+            rewrite.emit("DynamicQuantizeLinear", [linear.source], [values, x_scale, x_zero], f"{linear.path}/Quantize")
+        else:
+            graph.add_constant(x_scale, np.asarray(scale))
+            graph.add_constant(x_zero, np.asarray(zero))
+            rewrite.emit("QuantizeLinear", [linear.source, x_scale, x_zero], [values], f"{linear.path}/Quantize")
+        rewrite.quantized_inputs[mark] = (values, x_scale, x_zero)
+    return rewrite.quantized_inputs[mark]
+
+
+def _dequantized_input(rewrite: _Rewrite, linear: Linear) -> str:
+    values, scale, zero = _quantized_input(rewrite, linear)
+    restored = f"{values}.dequantized"
+    if all(restored not in node.output for node in rewrite.nodes):
+        rewrite.emit("DequantizeLinear", [values, scale, zero], [restored], f"{linear.path}/Dequantize")
+    return restored
+
+
+def quantize_table(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """An embedding's table as int8 with one scale; the nodes that gather rows and dequantize them."""
+    import numpy as np
+    import onnx
+
+    table = graph.constant(node.input[0])
+    assert table is not None
+    scale = np.float32(max(float(np.abs(table).max()), 1e-12) / FULL_LEVELS)
+    integers = graph.add_constant(f"{node.input[0]}.int8", np.rint(table / scale).astype(np.int8))
+    factor = graph.add_constant(f"{node.input[0]}.scale", np.asarray(scale))
+    zero = graph.add_constant(f"{node.input[0]}.zero", np.asarray(0, np.int8))
+    gathered = f"{node.output[0]}.int8"
+    return [
+        onnx.helper.make_node("Gather", [integers, node.input[1]], [gathered], name=node.name, axis=0),
+        onnx.helper.make_node(
+            "DequantizeLinear", [gathered, factor, zero], [node.output[0]], name=f"{node.name}/Dequantize"
+        ),
+    ]

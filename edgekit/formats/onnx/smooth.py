@@ -1,0 +1,154 @@
+"""SmoothQuant: move the outliers of a Linear's input into its weight, channel by channel.
+
+x W = (x / s) (s W) with s_j = max|x_j|^a / max|W_j|^(1-a), Xiao et al. 2022 (arXiv:2211.10438, equation 4). Exact in real
+numbers; afterwards x / s has a narrower range, so that eight bits lose less of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekit.formats.onnx.graph import Graph, Linear, attribute, float_array
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+# Channels that are never used must not get a scale of 0 or infinity.
+SMALLEST = 1e-5
+LARGEST_SCALE = 1e3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The calibrated least and greatest value of each channel of a Linear's input, float32 [channels]."""
+
+    minimum: NDArray[np.float32]
+    maximum: NDArray[np.float32]
+
+    def divided(self, scale: NDArray[np.float32]) -> Range:
+        """The range after the channels were divided by positive scales."""
+        return Range(minimum=self.minimum / scale, maximum=self.maximum / scale)
+
+
+def groups(graph: Graph) -> dict[str, list[Linear]]:
+    """The graph's Linears by the value that they read, in graph order."""
+    found: dict[str, list[Linear]] = {}
+    for linear in graph.linears():
+        found.setdefault(linear.source, []).append(linear)
+    return found
+
+
+def after_activation(graph: Graph, source: str) -> bool:
+    """Whether a value comes from a nonlinearity that widened it (a block's second Linear reads such a value)."""
+    maker = graph.maker.get(source)
+    return maker is not None and maker.op_type in {"Gelu", "Relu", "FastGelu", "QuickGelu", "Mul"}
+
+
+def smooth(graph: Graph, ranges: Mapping[str, Range], alpha: float, *, skip: Sequence[str] = ()) -> dict[str, Range]:
+    """Smooth the graph's Linears in place; returns the ranges of their inputs afterwards, by calibration key.
+
+    A value that several Linears read is scaled once. The scale is folded into the value projection where the input is an
+    attention's output (which is linear in it), else it is one Mul. Inputs in `skip`, and Linears without a calibrated
+    range or with a weight that others read too, stay as they are.
+    """
+    import onnx
+
+    changed = dict(ranges)
+    rewritten = list(graph.model.graph.node)
+    for source, linears in groups(graph).items():
+        keys = [linear.key for linear in linears]
+        if source in skip or any(key not in ranges for key in keys):
+            continue
+        if any(len(graph.readers[linear.weight]) > 1 for linear in linears):
+            continue
+        scale = smoothing_scale(graph, linears, ranges[keys[0]], alpha)
+        inverse = float_array(1.0 / scale)
+        for linear in linears:
+            weight = graph.constant(linear.weight)
+            assert weight is not None
+            graph.add_constant(linear.weight, float_array(weight * scale[:, None]))
+            changed[linear.key] = ranges[linear.key].divided(scale)
+        value = value_projection(graph, source, linears)
+        if value is not None and value.key in ranges:
+            _scale_outputs(graph, value, inverse)
+            continue
+        first = min(rewritten.index(linear.matmul) for linear in linears)
+        factor = graph.add_constant(f"{source}.smoothing", inverse)
+        name = f"{linears[0].path}/smoothing"
+        rewritten.insert(first, onnx.helper.make_node("Mul", [source, factor], [f"{source}.smoothed"], name=name))
+        for linear in linears:
+            linear.matmul.input[0] = f"{source}.smoothed"
+    graph.replace_nodes(rewritten)
+    return changed
+
+
+def smoothing_scale(graph: Graph, linears: Sequence[Linear], seen: Range, alpha: float) -> NDArray[np.float32]:
+    """s [channels] of the value that these Linears read, with geometric mean 1."""
+    import numpy as np
+
+    weights = [graph.constant(linear.weight) for linear in linears]
+    heaviest = np.max([np.abs(weight).max(axis=1) for weight in weights if weight is not None], axis=0)
+    loudest = np.maximum(np.abs(seen.minimum), np.abs(seen.maximum))
+    log_scale = alpha * np.log(np.maximum(loudest, SMALLEST)) - (1 - alpha) * np.log(np.maximum(heaviest, SMALLEST))
+    log_scale -= log_scale.mean()
+    bound = np.log(LARGEST_SCALE)
+    return float_array(np.exp(np.clip(log_scale, -bound, bound)))
+
+
+def value_projection(graph: Graph, source: str, linears: Sequence[Linear]) -> Linear | None:
+    """The Linear whose output channels are the channels of an attention's output, where these Linears alone read that.
+
+    Pattern: value -> Reshape -> Transpose -> MatMul(probabilities, .) -> Transpose -> Reshape -> source.
+    """
+    if len(graph.readers[source]) != len(linears):
+        return None
+    merged = _maker(graph, source, "Reshape")
+    back = _maker(graph, merged, "Transpose")
+    mixed = _maker(graph, back, "MatMul")
+    if mixed is None or back is None or list(attribute(back, "perm", [])) != [0, 2, 1, 3]:
+        return None
+    heads = graph.maker.get(mixed.input[1])
+    if heads is None or heads.op_type != "Transpose" or list(attribute(heads, "perm", [])) != [0, 2, 1, 3]:
+        return None
+    split = _maker(graph, heads, "Reshape")
+    if split is None:
+        return None
+    return next(
+        (
+            linear
+            for linear in graph.linears()
+            if linear.result == split.input[0]
+            and len(graph.readers[linear.result]) == 1
+            and len(graph.readers[linear.weight]) == 1
+        ),
+        None,
+    )
+
+
+def _maker(graph: Graph, reader: onnx.NodeProto | str | None, operator: str) -> onnx.NodeProto | None:
+    if reader is None:
+        return None
+    name = reader if isinstance(reader, str) else reader.input[0]
+    maker = graph.maker.get(name)
+    return maker if maker is not None and maker.op_type == operator else None
+
+
+def _scale_outputs(graph: Graph, linear: Linear, factor: NDArray[np.float32]) -> None:
+    """Multiply a Linear's output channels: its weight's columns and its bias."""
+    weight = graph.constant(linear.weight)
+    assert weight is not None
+    graph.add_constant(linear.weight, float_array(weight * factor))
+    if linear.bias is not None:
+        bias = graph.constant(linear.bias)
+        assert bias is not None
+        # A bias may be shared by Linears; this one gets its own.
+        own = linear.bias if len(graph.readers[linear.bias]) == 1 else f"{linear.bias}.{linear.call}.scaled"
+        graph.add_constant(own, float_array(bias * factor))
+        if linear.add is not None:
+            for place, name in enumerate(linear.add.input):
+                if name == linear.bias:
+                    linear.add.input[place] = own
