@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import re
@@ -172,8 +174,9 @@ def _divide(rows: Iterable[Prompt], recipe: Recipe, splits: Sequence[str]) -> di
 def _read_rows(path: Path, data: Data) -> list[Prompt]:
     if path.suffix not in SUFFIXES:
         raise EdgekitError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
-    if path.suffix != ".parquet":
-        read_text(path)
+    text = read_text(path) if path.suffix != ".parquet" else None
+    if text is not None and not text.strip():
+        raise EdgekitError(f"{path}: empty; expected rows with a text{' and a label' if data.label else ''}")
     import tempfile
 
     import datasets
@@ -181,9 +184,13 @@ def _read_rows(path: Path, data: Data) -> list[Prompt]:
     import pyarrow
 
     datasets.disable_progress_bars()
-    options: dict[str, Any] = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
-    if SUFFIXES[path.suffix] == "csv":
-        options |= {"dtype": str, "keep_default_na": False}
+    options: dict[str, Any] = {}
+    if text is not None and SUFFIXES[path.suffix] == "csv":
+        delimiter = "\t" if path.suffix == ".tsv" else ","
+        columns = _check_csv(path, text, delimiter)
+        # Every column is text: a label 007 stays 007, and a text NA is not a missing one.
+        features = datasets.Features({column: datasets.Value("string") for column in columns})
+        options = {"delimiter": delimiter, "features": features, "keep_default_na": False}
     with tempfile.TemporaryDirectory() as scratch:
         try:
             table = datasets.load_dataset(
@@ -199,6 +206,30 @@ def _read_rows(path: Path, data: Data) -> list[Prompt]:
             cause = bad.__cause__ or bad
             raise EdgekitError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(cause)}") from bad
         return _to_prompts(table, data, str(path))
+
+
+def _check_csv(path: Path, text: str, delimiter: str) -> list[str]:
+    """The header of a CSV file whose rows all have its number of fields: a comma in an unquoted text would shift them."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    count = 0
+    try:
+        for row in rows:
+            count += bool(row)
+            if not header:
+                header = row
+            elif row and len(row) != len(header):
+                raise EdgekitError(
+                    f"{path}: line {rows.line_num}: {len(row)} fields, but the header has {len(header)};"
+                    " put texts that hold a delimiter in double quotes"
+                )
+    except csv.Error as bad:
+        raise EdgekitError(f"{path}: line {rows.line_num}: not valid CSV: {bad}; check its double quotes") from bad
+    if count < 2:
+        raise EdgekitError(f"{path}: no rows below the header line; add some")
+    if len(set(header)) < len(header):
+        raise EdgekitError(f"{path}: line 1: two columns have the same name; rename one")
+    return header
 
 
 def _read_hub(name: str, data: Data, splits: Sequence[str]) -> dict[str, list[Prompt]]:
@@ -218,7 +249,9 @@ def _to_prompts(table: datasets.Dataset, data: Data, where: str) -> list[Prompt]
     """The rows of a table; a column of class numbers (`datasets.ClassLabel`) becomes the classes' names."""
     for key, column in (("text", data.text), ("label", data.label)):
         if column and column not in table.column_names and table.num_rows:
-            raise EdgekitError(f"{where}: data.{key}: no column {column!r}{nearest(column, table.column_names)}")
+            raise EdgekitError(
+                f"{where}: data.{key}: no column {column!r} (its columns: {', '.join(table.column_names)})"
+            )
     names = getattr(table.features.get(data.label), "names", None) if data.label else None
     prompts = []
     for number, row in enumerate(table.to_list(), start=1):

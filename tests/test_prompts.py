@@ -1,0 +1,273 @@
+"""Prompts: whatever the data is, it becomes three disjoint splits, or an error that names the file, the row or the column."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+from conftest import LABELS, PATTERNS, SUBJECTS, make_data
+
+from edgekit.errors import EdgekitError
+from edgekit.prompts import SPLITS, Prompt, PromptSet, gather, near_pairs, words
+from edgekit.recipe import Data, Recipe, Split, Teacher
+
+ROWS = [
+    {"text": pattern.format(subject), "label": label} for subject in SUBJECTS for label, pattern in PATTERNS.items()
+]
+
+
+def recipe(folder: Path, **data: object) -> Recipe:
+    return Recipe(
+        task="text-classification",
+        teacher=Teacher(source="x"),
+        data=Data(**data),  # type: ignore[arg-type]
+        path=folder / "recipe.toml",
+    )
+
+
+def gathered(made: Recipe, out: Path, splits: tuple[str, ...] = SPLITS) -> dict[str, list[Prompt]]:
+    out.mkdir(exist_ok=True)
+    facts = gather(made, splits, out)
+    parts = {name: PromptSet(folder=out).split(name) for name in splits}
+    assert facts["rows"] == {name: len(part) for name, part in parts.items()}
+    return parts
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def test_folder_of_splits(tmp_path: Path) -> None:
+    make_data(tmp_path / "data")
+    parts = gathered(recipe(tmp_path, path="data"), tmp_path / "out")
+    assert {name: len(part) for name, part in parts.items()} == {"train": 12, "calibrate": 6, "verify": 12}
+    assert {row.label for row in parts["verify"]} == set(LABELS)
+    assert PromptSet(folder=tmp_path / "out").split("other") == []
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
+def test_every_kind_of_file_gives_the_same(tmp_path: Path, suffix: str) -> None:
+    odd = [
+        {"text": 'say "hi", then\tstop\nand on', "label": "music"},
+        {"text": "NA", "label": "light_on"},
+        {"text": "007", "label": "light_off"},
+    ]
+    write_rows(tmp_path / f"rows{suffix}", ROWS + odd)
+    parts = gathered(recipe(tmp_path, path=f"rows{suffix}", split=Split(calibrate=0.3, verify=0.4)), tmp_path / "out")
+    found = {(row.text, row.label) for part in parts.values() for row in part}
+    assert found == {(row["text"], row["label"]) for row in ROWS + odd}
+
+
+def test_a_text_keeps_its_split(tmp_path: Path) -> None:
+    """Rows go where their words say: order, other rows, case and punctuation do not move a text; another seed does."""
+    made = recipe(tmp_path, path="rows.jsonl", split=Split(calibrate=0.3, verify=0.4))
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    first = gathered(made, tmp_path / "a")
+    shuffled = [row | {"text": row["text"].upper() + "!"} for row in ROWS] + [{"text": "one more", "label": "music"}]
+    random.Random(0).shuffle(shuffled)
+    write_rows(tmp_path / "rows.jsonl", shuffled)
+    second = gathered(made, tmp_path / "b")
+    for name in SPLITS:
+        assert {words(row.text) for row in first[name]} <= {words(row.text) for row in second[name]}
+
+
+def test_line_ends_of_other_alphabets_stay_in_the_text(tmp_path: Path) -> None:
+    """U+2028 and U+0085 end a line for str.splitlines, not for JSON lines."""
+    make_data(tmp_path / "data")
+    text = "turn\u2028the\u0085volume\u2029up"
+    with (tmp_path / "data" / "verify.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"text": text, "label": "music"}, ensure_ascii=False) + "\n")
+    assert gathered(recipe(tmp_path, path="data"), tmp_path / "out")["verify"][-1].text == text
+
+
+def test_class_numbers_become_names(tmp_path: Path) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_list([row | {"label": LABELS.index(row["label"])} for row in ROWS])
+    table = table.cast_column("label", datasets.ClassLabel(names=LABELS))
+    table.to_parquet(tmp_path / "rows.parquet")
+    parts = gathered(recipe(tmp_path, path="rows.parquet", split=Split(calibrate=0.3, verify=0.4)), tmp_path / "out")
+    assert {row.label for row in parts["verify"]} == set(LABELS)
+
+
+def test_hub_splits_have_our_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load(name: str, *, split: str) -> datasets.Dataset:
+        asked.append((name, split))
+        start = {"train": 0, "validation": 10, "test": 20}[split]
+        return datasets.Dataset.from_list(ROWS[start : start + 10])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    parts = gathered(recipe(tmp_path, path="org/name"), tmp_path / "out")
+    assert asked == [("org/name", "train"), ("org/name", "validation"), ("org/name", "test")]
+    assert parts["verify"][0].text == ROWS[20]["text"]
+
+    def fail(name: str, *, split: str) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(EdgekitError, match=r"data\.path: org/name: cannot be loaded with datasets: ValueError"):
+        gathered(recipe(tmp_path, path="org/name"), tmp_path / "out")
+
+
+def test_unlabelled(tmp_path: Path) -> None:
+    for name, subjects in {"calibrate": SUBJECTS[:5], "verify": SUBJECTS[5:]}.items():
+        (tmp_path / f"{name}.csv").write_text("text\n" + "".join(f"the {one} is dark\n" for one in subjects))
+    made = recipe(tmp_path, calibrate="calibrate.csv", verify="verify.csv", label="")
+    parts = gathered(made, tmp_path / "out", ("calibrate", "verify"))
+    assert {row.label for part in parts.values() for row in part} == {None}
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, "recipe.toml: data.path: missing key"),
+        ({"path": "no/such/folder"}, "recipe.toml: data.path: no such file or folder: "),
+        ({"path": "data", "train": "x"}, "recipe.toml: data: give either path or a file per split"),
+        ({"train": "data/train.jsonl"}, "recipe.toml: data.calibrate: missing key"),
+        ({"train": "data/train.jsonl", "calibrate": "x", "verify": "y"}, "recipe.toml: data.calibrate: no such file: "),
+        ({"path": "data/train.jsonl"}, "recipe.toml: data.split: missing key"),
+        ({"path": "."}, "no train split in it; expected train.csv"),
+        ({"path": "data", "text": "txet"}, "train.jsonl: data.text: no column 'txet' (its columns: text, label)"),
+        ({"path": "data", "label": "intent"}, "train.jsonl: data.label: no column 'intent' (its columns: text, label)"),
+        ({"path": "data", "out_of_scope": "musik"}, "data.out_of_scope: no row of the train split has the label 'musik' (did you mean music?)"),
+    ],
+)  # fmt: skip
+def test_bad_keys(tmp_path: Path, data: dict[str, object], said: str) -> None:
+    make_data(tmp_path / "data")
+    with pytest.raises(EdgekitError) as told:
+        gathered(recipe(tmp_path, **data), tmp_path / "out")
+    assert said in told.value.message
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+HEAD = "text,label\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "train.csv: empty; expected rows with a text and a label"),
+        (HEAD, "train.csv: no rows below the header line; add some"),
+        (
+            HEAD + "a,x\nb,x\n",
+            "train.csv: label: the train split has only the class 'x'; a classifier needs at least two",
+        ),
+        (HEAD + "a,x\nb,X\n", "train.csv: labels 'X' and 'x' differ by case or spaces only"),
+        (HEAD + "a,x\nb,x \n", "train.csv: labels 'x' and 'x ' differ by case or spaces only"),
+        (HEAD + "a,x\nb,\n", "train.csv: row 2: label: no label"),
+        (HEAD.encode() + b"caf\xe9,x\n", "train.csv: byte 14 (0xe9) is not UTF-8; save the file as UTF-8"),
+        (HEAD.encode("utf-16"), "train.csv: byte 0 (0xff) is not UTF-8"),
+        ('text,label\n"a,x\nb,y\n', "train.csv: line 3: not valid CSV: unexpected end of data"),
+        (HEAD + "on, please,x\nb,y\n", "train.csv: line 2: 3 fields, but the header has 2; put texts that hold"),
+        ("text,text\na,x\n", "train.csv: line 1: two columns have the same name"),
+        (HEAD + "a,light_on\nb,light_of\n", "the train split lacks the label 'light_off' that calibrate has"),
+    ],
+)
+def test_bad_csv(tmp_path: Path, content: str | bytes, said: str) -> None:
+    data = make_data(tmp_path / "data")
+    (data / "train.jsonl").unlink()
+    (data / "train.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(EdgekitError) as told:
+        gathered(recipe(tmp_path, path="data"), tmp_path / "out")
+    assert said in told.value.message
+    assert "\n" not in told.value.message
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"text": "a"', "train.jsonl: cannot be read as jsonl"),
+        ('{"text": 3, "label": "x"}\n', "train.jsonl: row 1: text: 3 is not a string"),
+        (
+            '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n',
+            "train.jsonl: row 2: text: None is not a string",
+        ),
+        ('{"text": "a", "label": "x"}\n{"text": "b"}\n', "train.jsonl: row 2: label: no label"),
+        ("[1, 2]\n", "train.jsonl: "),
+    ],
+)
+def test_bad_json(tmp_path: Path, content: str, said: str) -> None:
+    data = make_data(tmp_path / "data")
+    (data / "train.jsonl").write_text(content)
+    with pytest.raises(EdgekitError) as told:
+        gathered(recipe(tmp_path, path="data"), tmp_path / "out")
+    assert said in told.value.message
+    assert "\n" not in told.value.message
+
+
+@pytest.mark.parametrize(
+    ("again", "found"),
+    [
+        ("please turn the attic light on", True),  # in verify already
+        ("Please turn the ATTIC light on!!", True),
+        ("light on the attic please turn", True),
+        ("please turn the attic light off, not on", False),
+        ("???", False),
+    ],
+)
+def test_overlap_is_refused_or_dropped(tmp_path: Path, again: str, found: bool) -> None:
+    data = make_data(tmp_path / "data")
+    assert "attic" not in (data / "train.jsonl").read_text()
+    verify = PATTERNS["light_on"].format("attic")
+    with (data / "verify.jsonl").open("a") as stream:
+        stream.write(json.dumps({"text": verify, "label": "light_on"}) + "\n")
+    rest = [line for line in (data / "calibrate.jsonl").read_text().splitlines() if "attic" not in line]
+    (data / "calibrate.jsonl").write_text("\n".join(rest) + "\n")
+    with (data / "train.jsonl").open("a") as stream:
+        stream.write(json.dumps({"text": again, "label": "light_on"}) + "\n")
+    made = recipe(tmp_path, path="data")
+    if not found:
+        assert len(gathered(made, tmp_path / "out")["train"]) == 13
+        return
+    with pytest.raises(
+        EdgekitError, match=r"recipe\.toml: data: 1 texts of train are \(nearly\) in verify too"
+    ) as told:
+        gathered(made, tmp_path / "out")
+    assert repr(again) in told.value.message
+    assert "near_duplicates" in told.value.message
+    dropped = gathered(recipe(tmp_path, path="data", near_duplicates="drop"), tmp_path / "out")
+    assert (len(dropped["train"]), len(dropped["verify"])) == (12, 13)
+
+
+def test_near_pairs_finds_what_all_pairs_find() -> None:
+    """The prefix filter loses nothing: compared with every pair, on texts that differ by a word or two."""
+    generator = random.Random(1)
+    vocabulary = [f"w{number}" for number in range(40)]
+    texts = [" ".join(generator.sample(vocabulary, generator.randint(1, 14))) for _ in range(150)]
+    texts += [f"{text} w{generator.randint(0, 39)}" for text in texts[:80]]
+    generator.shuffle(texts)
+    earlier, later = texts[:120], texts[120:]
+    for share in (0.5, 0.7, 0.9, 1.0):
+        expected = [
+            (place, other)
+            for place, one in enumerate(earlier)
+            for other, two in enumerate(later)
+            if len(words(one) & words(two)) >= share * len(words(one) | words(two))
+        ]
+        assert near_pairs(earlier, later, share) == expected
+    assert near_pairs(["!!", "??"], ["??", "a"]) == [(1, 0)]
+
+
+def test_words_mask_numbers() -> None:
+    assert words("Set 5 timers, at 10!") == {"set", "#", "timers", "at"}
