@@ -207,7 +207,7 @@ def verify(
 
     recipe, target = plan.recipe, plan.target
     looks = count_looks(session.workspace, prompts, plan, artifact)
-    device = DEVICES[str(target.device.get("kind", "local"))](target.device)
+    device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
     inputs = {
         "artifact": artifact.facts["sha256"],
         "settings": artifact.facts["settings"],

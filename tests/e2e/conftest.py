@@ -1,0 +1,77 @@
+"""Whole builds in processes of their own, as a user runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_project import make_project
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = ("finetune", "distill", "record", "calibrate", "export", "verify", "package")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A folder with a recipe, and edgekit run in it."""
+
+    folder: Path
+    cache: Path
+
+    def environment(self) -> dict[str, str]:
+        """The variables of a run."""
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        return kept | {"PYTHONPATH": path, "NO_COLOR": "1", "EDGEKIT_CACHE": str(self.cache), "HF_HUB_OFFLINE": "1"}
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        """The argument list of a run."""
+        return [sys.executable, "-m", "edgekit", *map(str, arguments)]
+
+    def run(self, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run edgekit in the folder and expect an exit code."""
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=1200,
+            check=False,
+        )
+        assert done.returncode == code, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def build(self, *arguments: str, code: int = 0) -> Mapping[str, Any]:
+        """`edgekit build --json`; returns its object."""
+        return dict(json.loads(self.run("build", "--json", *arguments, code=code).stdout))
+
+    def sha256(self, archive: str | Path) -> str:
+        """The hash of a file in the folder."""
+        return hashlib.sha256((self.folder / archive).read_bytes()).hexdigest()
+
+    def with_cache(self, cache: Path) -> Project:
+        """The same folder with another cache."""
+        return Project(folder=self.folder, cache=cache)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The tiny project; its folder has a space in its name, as users' folders do."""
+    folder = tmp_path_factory.mktemp("tiny") / "a project"
+    make_project(folder)
+    return Project(folder=folder, cache=folder / ".edgekit")
+
+
+@pytest.fixture(scope="session")
+def built(tiny: Project) -> Mapping[str, Any]:
+    """The tiny project built once for its first target; the entry of `bundles`."""
+    return dict(tiny.build("--target", "first")["bundles"][0])

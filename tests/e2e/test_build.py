@@ -1,0 +1,142 @@
+"""A build as a whole: what it makes, what it keeps, and that the stage commands are the same thing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.conftest import STEPS, Project
+
+SUMMARY = {"target", "format", "scheme", "verdict", "bundle", "archive", "report"}
+REPORT = {
+    "verdict",
+    "checks",
+    "accuracy",
+    "comparisons",
+    "latency_ms",
+    "shape",
+    "memory_mb",
+    "artifact",
+    "device",
+    "runtime",
+}
+CHECK = {"name", "measured", "limit", "loss", "bound", "interval", "looks", "verdict", "remedy"}
+
+
+def test_a_build_has_the_stable_names(tiny: Project, built: Mapping[str, Any]) -> None:
+    report = json.loads((tiny.folder / built["report"]).read_text())
+    assert set(built) >= SUMMARY
+    assert set(report) >= REPORT
+    assert all(set(check) >= CHECK for check in report["checks"])
+    assert set(report["accuracy"]) >= {"teacher", "student", "artifact"}
+    assert set(report["latency_ms"]) >= {"p50", "p95", "first", "load"}
+    assert set(report["shape"]) == {"batch", "sequence", "threads"}
+    assert set(report["artifact"]) >= {"format", "scheme", "file", "bytes", "sha256"}
+    assert report["verdict"] in {"pass", "not proven"}
+    assert report["accuracy"]["artifact"] > 0.8
+
+
+def test_a_second_build_makes_nothing(tiny: Project, built: Mapping[str, Any]) -> None:
+    before = tiny.sha256(built["archive"])
+    again = tiny.run("build", "--target", "first")
+    made = [step for step in STEPS[:-1] if f"{step:<10} done, kept" not in again.stderr]
+    assert made == []
+    assert tiny.sha256(built["archive"]) == before
+
+
+def test_a_second_target_shares_all_but_the_measurement(tiny: Project, built: Mapping[str, Any]) -> None:
+    done = tiny.run("build", "--target", "second")
+    kept = [step for step in STEPS if f"{step:<10} done, kept" in done.stderr]
+    assert kept == ["finetune", "distill", "record", "calibrate", "export"]
+
+
+def test_another_scheme_shares_the_student(tiny: Project, built: Mapping[str, Any]) -> None:
+    done = tiny.run("build", "--target", "third")
+    kept = [step for step in STEPS if f"{step:<10} done, kept" in done.stderr]
+    assert kept == ["finetune", "distill", "record", "calibrate"]
+
+
+def test_a_changed_margin_only_judges_again(tiny: Project, built: Mapping[str, Any]) -> None:
+    done = tiny.run("build", "--target", "first", "--set", "accuracy.teacher_margin=0.05", "--out", "other")
+    kept = [step for step in STEPS if f"{step:<10} done, kept" in done.stderr]
+    assert kept == ["finetune", "distill", "record", "calibrate", "export"]
+
+
+def test_stage_commands_are_the_build(tiny: Project, built: Mapping[str, Any], tmp_path: Path) -> None:
+    alone = tiny.with_cache(tmp_path / "cache")
+    work = tmp_path / "work"
+    recipe = ("--recipe", "recipe.toml")
+    target = ("--target", "first")
+    alone.run("finetune", *recipe, "--out", work / "teacher")
+    alone.run("distill", work / "teacher", *recipe, "--out", work / "student")
+    alone.run("record", work / "teacher", work / "student", *recipe, "--out", work / "reference")
+    alone.run("calibrate", work / "student", *recipe, "--out", work / "calibration")
+    alone.run("export", work / "student", work / "calibration", *target, *recipe, "--out", work / "artifact")
+    alone.run("verify", work / "artifact", work / "reference", *target, *recipe, "--out", work / "report")
+    alone.run("package", work / "artifact", work / "report", *target, *recipe, "--out", work / "dist")
+    assert alone.sha256(work / "dist" / Path(built["archive"]).name) == tiny.sha256(built["archive"])
+
+
+def test_two_builds_at_once_both_succeed(tiny: Project, built: Mapping[str, Any], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(tiny.cache, cache, ignore=shutil.ignore_patterns("export", "verify", "calibrate"))
+    both = tiny.with_cache(cache)
+    processes = [
+        subprocess.Popen(
+            both.command("build", "--target", "first", "--out", tmp_path / "dist"),
+            cwd=both.folder,
+            env=both.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ends = [process.communicate(timeout=600)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert both.sha256(tmp_path / "dist" / Path(built["archive"]).name) == tiny.sha256(built["archive"])
+
+
+def test_a_dropped_in_file_is_a_target(tiny: Project, built: Mapping[str, Any]) -> None:
+    text = (tiny.folder / "targets" / "first.toml").read_text()
+    (tiny.folder / "targets" / "my-board.toml").write_text(text.replace("A test machine", "My board"))
+    assert "my-board" in tiny.run("targets", "list").stdout
+    assert tiny.build("--target", "my-board")["bundles"][0]["target"] == "my-board"
+
+
+def test_several_targets_are_all_tried(tiny: Project, built: Mapping[str, Any]) -> None:
+    slow = (tiny.folder / "targets" / "first.toml").read_text() + "\n[budget]\nbytes = 10\n"
+    (tiny.folder / "targets" / "impossible.toml").write_text(slow)
+    bundles = tiny.build("--target", "impossible", "--target", "first", code=3)["bundles"]
+    assert [one["target"] for one in bundles] == ["impossible", "first"]
+    assert bundles[0]["verdict"] == "fail"
+    assert bundles[0]["archive"] is None
+    assert Path(tiny.folder / bundles[0]["report"]).is_file()
+    assert bundles[1]["archive"] is not None
+
+
+def test_dry_run_builds_nothing(tiny: Project, tmp_path: Path) -> None:
+    fresh = tiny.with_cache(tmp_path / "cache")
+    plan = json.loads(fresh.run("build", "--target", "first", "--dry-run", "--json", "--out", tmp_path / "d").stdout)
+    assert plan["plans"][0]["estimate"]["seconds"] > 0
+    assert not (tmp_path / "d").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["prompts"]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_not_proven_ships_unless_strict(tiny: Project, built: Mapping[str, Any], strict: bool, tmp_path: Path) -> None:
+    """Twenty prompts cannot prove a point."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny.folder / "data", data)
+    few = (data / "verify.jsonl").read_text().splitlines(keepends=True)[:20]
+    (data / "verify.jsonl").write_text("".join(few))
+    options = ["--target", "first", "--set", f"data.path={data}", "--out", str(tmp_path / "dist")]
+    bundle = tiny.build(*options, *(["--strict"] if strict else []), code=3 if strict else 0)["bundles"][0]
+    assert bundle["verdict"] == "not proven"
+    assert (bundle["archive"] is None) == strict
