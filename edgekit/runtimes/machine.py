@@ -56,7 +56,7 @@ _MAC_FEATURES = {
 _MIB = 1 << 20
 _COPY_BYTES = 128 * _MIB
 _SIDE = 512
-_SPELL_S = 0.3
+_SPELL_S = 0.2
 
 
 def describe() -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _peak_windows() -> float | None:
 
 
 def measure() -> dict[str, float]:
-    """How fast the machine is: bandwidth_gbs, fp32_gflops and int8_gops; about two seconds, at most 256 MiB."""
+    """How fast the machine is: bandwidth_gbs, fp32_gflops and int8_gops; about a second, at most 256 MiB."""
     # A buffer larger than the caches, and small on a board with little memory.
     memory = int(describe()["memory_mb"]) * _MIB or _COPY_BYTES
     return {"bandwidth_gbs": bandwidth_gbs(min(_COPY_BYTES, memory // 16)), **throughput()}

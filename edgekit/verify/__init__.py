@@ -1,6 +1,6 @@
 """Verify: the artifact answers the verify prompts on its device, is compared with the reference, and judged.
 
-gate holds the statistics, accuracy the comparisons, measure runs the probe, hardware says what the machine may vouch for,
+gate holds the statistics, accuracy the comparisons, measurements runs the probe, hardware says what the machine may vouch for,
 arithmetic whether its INT8 is the target's, checks turns all that into verdicts with remedies.
 """
 
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
+from edgekit.formats import FORMATS
 from edgekit.prompts import PromptSet
-from edgekit.runtimes import RUNTIMES, ort
+from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, parse, pick
 from edgekit.tasks import TASKS
 from edgekit.verify import accuracy as compared
 from edgekit.verify import arithmetic, checks, gate, hardware
 from edgekit.verify.accuracy import Answers, Comparison, Margins
-from edgekit.verify.measure import Measurements, measure
+from edgekit.verify.measurements import Measurements, measure
 from edgekit.workspace import open_product, write_atomically
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Margins", "plan_text", "read_margins", "verify"]
 
-# A format that is not listed runs in the first.
-RUNTIME_OF = {"onnx": ort.NAME}
 FLIPS_SHOWN = (0.01, 0.03, 0.10)
 
 
@@ -105,7 +104,7 @@ def verify(
     facts, margins = product.facts, read_margins(accuracy)
     rows = PromptSet(folder=prompts).split("verify")
     ids = _encode(artifact, rows)
-    runtime = RUNTIME_OF[str(facts["format"])]
+    runtime = pick(FORMATS, str(facts["format"]), f"{artifact}: format").RUNTIME
     options = _options(facts, target, runtime)
     budget = target.budget_for(task)
     if progress:
@@ -117,7 +116,8 @@ def verify(
         ids=ids,
         pad_id=int(facts["pad_id"]),
         options=options,
-        sequence=budget.sequence,
+        # The tokenizer that ships cuts texts at max_length: no request is ever longer.
+        sequence=min(budget.sequence, int(facts["max_length"])),
         device=device,
         out=out,
     )
@@ -131,6 +131,9 @@ def verify(
     found += _check_machine(artifact / str(facts["file"]), facts, target, task, options, measured)
     report = _report(target, facts, answers, truth, comparisons, found, measured, out_of_scope)
     report["accuracy_only"] = budget.p50_ms is None and budget.p95_ms is None
+    report["notes"] = plan_text(task, len(rows), accuracy, looks=looks)
+    if report["accuracy_only"]:
+        report["notes"].insert(0, "accuracy only: the target states no latency limit (budget.p95_ms)")
     write_atomically(out / "report.json", dump_json(report))
     return {"verdict": report["verdict"], "checks": {check.name: check.verdict for check in found}}
 

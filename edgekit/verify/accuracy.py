@@ -36,8 +36,8 @@ class Comparison:
     """One candidate against one reference in one metric. A margin of None is shown and not judged.
 
     loss, bound, lo: fractions (cosine: 1 - cosine, 0..2), bound being the upper one. flips: prompts lost and gained (of
-    neighbours: changed). divergence: mean KL in nats or mean cosine, whichever the output has. power is the number of fresh
-    prompts that would prove the margin if loss and flips stayed as they are.
+    neighbours: changed). divergence: mean KL in nats or mean cosine, whichever the output has. prompts_needed: of a fresh set,
+    to prove the margin if loss and flips stay as they are.
     """
 
     reference: str
@@ -116,7 +116,8 @@ def compare_embeddings(
 ) -> list[Comparison]:
     """Mean cosine loss and nearest neighbours of candidate against reference, each [n, width].
 
-    A prompt's neighbour is its nearest other prompt; widths that differ (a teacher's) leave the neighbours only.
+    A prompt's neighbour is its nearest other prompt; widths that differ (a teacher's) leave the neighbours only. Prompts are
+    each other's neighbours, so their changes are not quite independent, which the exact binomial bound takes them to be.
     """
     found = []
     pairs = len(reference.outputs)
@@ -144,6 +145,8 @@ def compare_embeddings(
         loss, margin = float(losses.mean()), margins.cosine_margin if margins else None
         judged = None if margin is None else gate.verdict(loss, lo, hi, margin, pairs)
         judgement = {"loss": loss, "lo": lo, "bound": hi, "margin": margin, "verdict": judged}
+        if judged == "not proven" and margin is not None:
+            judgement["prompts_needed"] = gate.prompts_needed_for_mean(loss, 2.0, margin, alpha)
         found.append(Comparison(**(shared | judgement), metric="cosine", score=1.0 - loss))
     lo, hi = gate.proportion_bounds(changed, pairs, alpha)
     loss, margin = 1.0 - agreement, margins.neighbour_margin if margins else None

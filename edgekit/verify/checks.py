@@ -12,7 +12,7 @@ from edgekit.verify import gate
 if TYPE_CHECKING:
     from edgekit.target import Budget, Hardware
     from edgekit.verify.accuracy import Comparison
-    from edgekit.verify.measure import Measurements
+    from edgekit.verify.measurements import Measurements
 
 # A provider that does less of the matrix-product work than this left the rest to the CPU without a word.
 PROVIDER_SHARE = 0.8

@@ -163,6 +163,13 @@ def prompts_needed(b: float, c: float, n: int, margin: float, alpha: float = ALP
     return high
 
 
+def prompts_needed_for_mean(loss: float, most: float, margin: float, alpha: float = ALPHA) -> int | None:
+    """How many prompts of a fresh set bring `mean_bounds` within the margin if losses stay small and near `loss`; None: none."""
+    if loss >= margin:
+        return None
+    return math.ceil(math.log(alpha) / (math.log1p(-margin / most) - math.log1p(-max(loss, 0.0) / most)))
+
+
 @lru_cache(maxsize=1 << 16)
 def score_upper(b: float, c: float, n: int, alpha: float, correction: float) -> float:
     """The largest difference d of the two error rates whose score test is not rejected on the side of small b - c."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgekit.target import Hardware
-    from edgekit.verify.measure import Measurements
+    from edgekit.verify.measurements import Measurements
 
 SPEEDS = {
     "bandwidth_gbs": "copy bandwidth, GB/s",

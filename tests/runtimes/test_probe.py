@@ -27,7 +27,7 @@ def ask(folder: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
     shutil.copytree(Path(edgekit.__file__).parent / "runtimes", code / "edgekit" / "runtimes")
     (code / "edgekit" / "__init__.py").touch()
     offsets = np.cumsum([0, *map(len, TEXTS)])
-    np.savez(folder / "inputs.npz", ids=np.array(sum(TEXTS, [])), offsets=offsets, pad_id=0)
+    np.savez(folder / "inputs.npz", ids=np.concatenate(TEXTS).astype(np.int64), offsets=offsets, pad_id=0)
     request = {
         "runtime": "onnxruntime",
         "file": "model.onnx",

@@ -1,0 +1,93 @@
+"""Which artifacts could answer otherwise on a CPU without exact INT8 products."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.target import Hardware
+from edgekit.verify.arithmetic import saturating_share
+from edgekit.verify.checks import check_arithmetic
+
+
+def make_quantized(path: Path, weights: np.ndarray, form: str, zero: type = np.uint8) -> Path:
+    """x · weights [inner, columns] in one of the forms that quantizers write."""
+    inner, columns = weights.shape
+    values: dict[str, Any] = {"w": weights, "scale": np.float32(0.1), "zero": zero(0), "none": np.int8(0)}
+    if form == "MatMulInteger":
+        nodes = [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+            helper.make_node("MatMulInteger", ["q", "w", "z", "none"], ["sums"]),
+            helper.make_node("Cast", ["sums"], ["y"], to=TensorProto.FLOAT),
+        ]
+    else:
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["xd"]),
+            helper.make_node("DequantizeLinear", ["w", "scale", "none"], ["wd"]),
+        ]
+        if form == "transB":
+            values["w"] = np.ascontiguousarray(weights.T)
+            nodes.append(helper.make_node("Gemm", ["xd", "wd"], ["y"], transB=1))
+        else:
+            nodes.append(helper.make_node("MatMul", ["xd", "wd"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, inner])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, columns])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.mark.parametrize("form", ["MatMulInteger", "QDQ", "transB"])
+def test_share_counts_neighbours_along_the_inner_dimension(tmp_path: Path, form: str) -> None:
+    # Four columns: both large, opposite signs, below the limit, both very negative; three rows, so the last has no neighbour.
+    weights = np.array([[100, 100, 64, -70], [100, -100, 64, -70], [127, 127, 127, 127]], dtype=np.int8)
+    assert saturating_share(make_quantized(tmp_path / "m.onnx", weights, form)) == pytest.approx(2 / 8)
+
+
+def test_seven_bits_cannot_saturate(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).integers(-64, 65, (64, 64)).astype(np.int8)
+    assert saturating_share(make_quantized(tmp_path / "m.onnx", weights, "QDQ")) == 0.0
+
+
+def test_the_limit_is_where_16_bits_end() -> None:
+    """128 * 255 fits, 129 * 255 does not, whichever sign."""
+    assert 128 * 255 <= 32767 < 129 * 255
+    assert -128 * 255 >= -32768 > -129 * 255
+
+
+def test_signed_activations_do_not_count(tmp_path: Path) -> None:
+    weights = np.full((4, 4), 127, np.int8)
+    assert saturating_share(make_quantized(tmp_path / "m.onnx", weights, "QDQ", np.int8)) is None
+
+
+VNNI, NO_VNNI = ["avx2", "avx512_vnni"], ["avx2"]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "share", "verdict", "says"),
+    [
+        (VNNI, NO_VNNI, 0.1, "not proven", "reduce_range = true"),
+        (NO_VNNI, VNNI, 0.1, "not proven", "this machine has no VNNI"),
+        (VNNI, VNNI, 0.1, "pass", None),
+        (NO_VNNI, NO_VNNI, 0.1, "pass", None),
+        (VNNI, NO_VNNI, 0.0, "pass", None),
+        (VNNI, NO_VNNI, None, "pass", None),
+    ],
+)
+def test_check(here: list[str], there: list[str], share: float | None, verdict: str, says: str | None) -> None:
+    hardware = Hardware(arch="x86_64", cpu="x", cores=1, features=there, memory_mb=1, sources=[])
+    check = check_arithmetic(hardware, {"arch": "x86_64", "features": here}, share)
+    assert check.verdict == verdict
+    assert (check.remedy is None) if says is None else (says in str(check.remedy))

@@ -1,0 +1,212 @@
+"""Verify on a tiny real model: all three verdicts, each for its own reason, and a report that the other modules read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from verify_folders import OUTSIDE, make_artifact, make_graph, make_prompts, make_reference, make_target
+
+from edgekit.devices import LocalDevice
+from edgekit.errors import DeviceFailed, EdgekitError
+from edgekit.report import read_report, terminal_table, write_html
+from edgekit.target import Target
+from edgekit.verify import measurements, verify
+
+PI = 'arch = "aarch64"\ncpu = "Cortex-A76"\ncores = 4\nfeatures = ["asimddp"]\nmemory_mb = 4096\nbandwidth_gbs = 11.2'
+ROOMY = "p95_ms = 1000\nmemory_mb = 4000\nbytes = 100_000_000\nsequence = 6"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Prompts, their reference, and a folder to work in."""
+
+    folder: Path
+    prompts: Path
+    reference: Path
+
+    def verify(self, artifact: Path, target: Target, **changes: Any) -> dict[str, Any]:
+        """The report, with its checks by name."""
+        out = self.folder / f"report-{len(list(self.folder.glob('report-*')))}"
+        out.mkdir()
+        with LocalDevice({"kind": "local"}) as device:
+            told = verify(
+                **{
+                    "artifact": artifact,
+                    "reference": self.reference,
+                    "prompts": self.prompts,
+                    "target": target,
+                    "task": "text-classification",
+                    "accuracy": {},
+                    "out_of_scope": OUTSIDE,
+                    "looks": 1,
+                    "device": device,
+                    "out": out,
+                }
+                | changes
+            )
+        report = read_report(out)
+        assert told["verdict"] == report["verdict"]
+        return report | {"by_name": {check["name"]: check for check in report["checks"]}, "out": out}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("bench")
+    prompts = make_prompts(folder / "prompts")
+    return prompts, make_reference(folder / "reference", prompts)
+
+
+@pytest.fixture
+def bench(shared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setitem(measurements.TIMING, "seconds", 3.0)
+    return Bench(folder=tmp_path, prompts=shared[0], reference=shared[1])
+
+
+def test_passes_on_the_machine_that_the_target_describes(bench: Bench) -> None:
+    report = bench.verify(make_artifact(bench.folder / "artifact"), make_target(bench.folder, ROOMY))
+    assert {name: check["verdict"] for name, check in report["by_name"].items()} == dict.fromkeys(
+        [
+            *("accuracy_vs_student", "accuracy_vs_teacher", "p95_ms", "memory_mb", "bytes"),
+            *("plausibility", "provider", "arithmetic"),
+        ],
+        "pass",
+    )
+    assert report["verdict"] == "pass"
+    assert report["accuracy_only"] is False
+    assert report["accuracy"] == {"teacher": 1.0, "student": 1.0, "artifact": 1.0}
+    assert report["scope"] == {"in_scope_accuracy": 1.0, "out_of_scope_recall": 1.0, "auroc": 1.0}
+    assert report["shape"] == {"batch": 1, "sequence": 6, "threads": 1}
+    assert report["memory_mb"] > 10
+    assert report["runtime"]["name"] == "onnxruntime"
+    assert report["device"]["bandwidth_gbs"] > 0
+    assert len(report["latency_raw_ms"]) == 200
+    check = report["by_name"]["accuracy_vs_student"]
+    assert (check["limit"], check["loss"], check["looks"]) == (0.01, 0.0, 1)
+    assert check["interval"] == pytest.approx([-0.00746, 0.00746], abs=1e-4)
+    assert check["bound"] == check["interval"][1]
+    for comparison in report["comparisons"]:
+        assert {"reference", "metric", "loss", "bound", "margin", "flips", "verdict"} <= set(comparison)
+    assert [entry["verdict"] for entry in report["comparisons"]] == ["pass", "pass", None]
+    with np.load(report["out"] / "outputs.npz") as arrays:
+        assert arrays["outputs"].shape == (400, 3)
+    assert json.loads((report["out"] / "measurements.json").read_text())["memory"]["peak_mb"] == report["memory_mb"]
+
+
+def test_other_modules_read_the_report(bench: Bench) -> None:
+    make_graph(bench.folder / "flipped.onnx", flip=True)
+    artifact = make_artifact(bench.folder / "artifact", bench.folder / "flipped.onnx")
+    report = bench.verify(artifact, make_target(bench.folder, ROOMY, PI))
+    assert any("accuracy_vs_student" in line for line in terminal_table(report))
+    write_html(read_report(report["out"]), bench.folder / "report.html")
+    assert "not within" not in (bench.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_damaged_model_fails(bench: Bench) -> None:
+    make_graph(bench.folder / "flipped.onnx", flip=True)
+    artifact = make_artifact(bench.folder / "artifact", bench.folder / "flipped.onnx")
+    report = bench.verify(artifact, make_target(bench.folder, "", PI))
+    assert report["verdict"] == "fail"
+    check = report["by_name"]["accuracy_vs_student"]
+    assert check["verdict"] == "fail"
+    assert check["interval"][0] > 0.4
+    assert "edgekit inspect" in check["remedy"]
+    assert report["comparisons"][0]["flips"] == {"lost": 200, "gained": 0}
+    assert {entry["gained"] for entry in report["confusion"]} == {100}
+    assert report["accuracy_only"] is True
+    assert report["notes"][0].startswith("accuracy only")
+
+
+def test_another_machine_proves_accuracy_only(bench: Bench) -> None:
+    report = bench.verify(make_artifact(bench.folder / "artifact"), make_target(bench.folder, ROOMY, PI))
+    verdicts = {name: check["verdict"] for name, check in report["by_name"].items()}
+    assert report["verdict"] == "not proven"
+    assert verdicts["accuracy_vs_student"] == verdicts["bytes"] == "pass"
+    assert verdicts["p95_ms"] == verdicts["memory_mb"] == "not proven"
+    assert "aarch64" in report["by_name"]["p95_ms"]["remedy"]
+    assert "targets probe" in report["by_name"]["p95_ms"]["remedy"]
+    assert report["by_name"]["p95_ms"]["measured"] > 0
+
+
+def test_few_prompts_prove_nothing(bench: Bench) -> None:
+    prompts = make_prompts(bench.folder / "prompts", verify=20)
+    reference = make_reference(bench.folder / "reference", prompts)
+    report = bench.verify(
+        make_artifact(bench.folder / "artifact"), make_target(bench.folder), prompts=prompts, reference=reference
+    )
+    check = report["by_name"]["accuracy_vs_student"]
+    assert report["verdict"] == check["verdict"] == "not proven"
+    assert "about 299" in check["remedy"]
+
+
+def test_a_second_look_costs_half_the_alpha(bench: Bench) -> None:
+    report = bench.verify(make_artifact(bench.folder / "artifact"), make_target(bench.folder, "", PI), looks=2)
+    check = report["by_name"]["accuracy_vs_student"]
+    assert check["looks"] == 2
+    assert check["bound"] == pytest.approx(1 - 0.025 ** (1 / 400))
+
+
+def test_a_slowdown_and_a_limit_that_is_too_low_fail(bench: Bench) -> None:
+    """Twice the layers take twice the time; the limit lies between."""
+    make_graph(bench.folder / "plain.onnx", depth=20)
+    make_graph(bench.folder / "slow.onnx", depth=60)
+    plain = make_artifact(bench.folder / "plain", bench.folder / "plain.onnx")
+    slow = make_artifact(bench.folder / "slow", bench.folder / "slow.onnx")
+    target = make_target(bench.folder, "p50_ms = 1000")
+    p50 = bench.verify(plain, target)["latency_ms"]["p50"]
+    target = make_target(bench.folder, f"p50_ms = {1.5 * p50}\np95_ms = {p50 / 10}")
+    report = bench.verify(slow, target)
+    assert report["verdict"] == "fail"
+    assert report["by_name"]["p50_ms"]["verdict"] == "fail"
+    assert report["by_name"]["p50_ms"]["interval"][0] > 1.5 * p50
+    assert report["by_name"]["p95_ms"]["verdict"] == "fail"
+    assert "x the limit" in report["by_name"]["p50_ms"]["remedy"]
+
+
+def test_limits_of_bytes_and_memory_fail(bench: Bench) -> None:
+    target = make_target(bench.folder, "bytes = 100\nmemory_mb = 1")
+    report = bench.verify(make_artifact(bench.folder / "artifact"), target)
+    assert report["by_name"]["bytes"]["verdict"] == report["by_name"]["memory_mb"]["verdict"] == "fail"
+    assert all(check["remedy"] for check in report["checks"] if check["verdict"] != "pass")
+
+
+def test_an_absent_provider_is_not_proven(bench: Bench) -> None:
+    target = make_target(bench.folder, ROOMY, runtime='provider = "QNNExecutionProvider"\nthreads = 1')
+    report = bench.verify(make_artifact(bench.folder / "artifact"), target)
+    check = report["by_name"]["provider"]
+    assert check["verdict"] == report["by_name"]["p95_ms"]["verdict"] == "not proven"
+    assert "onnxruntime-qnn" in check["remedy"]
+
+
+def test_answers_that_are_not_numbers_fail(bench: Bench) -> None:
+    make_graph(bench.folder / "nan.onnx")
+    model = onnx.load(str(bench.folder / "nan.onnx"))
+    (mix,) = (tensor for tensor in model.graph.initializer if tensor.name == "mix")
+    mix.CopyFrom(numpy_helper.from_array(np.full((3, 3), np.nan, np.float32), "mix"))
+    onnx.save(model, str(bench.folder / "nan.onnx"))
+    artifact = make_artifact(bench.folder / "artifact", bench.folder / "nan.onnx")
+    report = bench.verify(artifact, make_target(bench.folder, "", PI))
+    assert report["verdict"] == "fail"
+    assert report["by_name"]["finite_outputs"]["verdict"] == "fail"
+
+
+def test_a_probe_that_dies_is_a_device_failure(bench: Bench) -> None:
+    (bench.folder / "broken.onnx").write_bytes(b"nothing")
+    artifact = make_artifact(bench.folder / "artifact", bench.folder / "broken.onnx")
+    with pytest.raises(DeviceFailed, match=r"model\.onnx: the probe ended with exit code 1"):
+        bench.verify(artifact, make_target(bench.folder, "", PI))
+
+
+def test_folders_that_do_not_belong_together_are_refused(bench: Bench) -> None:
+    artifact = make_artifact(bench.folder / "artifact", classes=["x", "y", "z"])
+    with pytest.raises(EdgekitError, match="its classes are not the artifact's"):
+        bench.verify(artifact, make_target(bench.folder, "", PI))
+    other = make_prompts(bench.folder / "prompts", verify=8)
+    with pytest.raises(EdgekitError, match="recorded on other prompts"):
+        bench.verify(make_artifact(bench.folder / "sound"), make_target(bench.folder, "", PI), prompts=other)
