@@ -1,7 +1,7 @@
 """A whole small project made from nothing in a second: an encoder, its tokenizer, data, a recipe and two targets.
 
-Benchmarks and tests that need many builds use it. The texts are separable by their words, so a model of 64 channels learns them and every
-verdict is possible; they are made, not written, because nobody judges a model by them.
+Benchmarks and tests that need many builds use it. The texts are separable by their words, so a model of 64 channels learns
+them and every verdict is possible; they are made, not written, because nobody judges a model by them.
 """
 
 from __future__ import annotations
