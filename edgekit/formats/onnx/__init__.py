@@ -36,8 +36,8 @@ class Options:
     scheme: Literal["auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"] = "auto"
     activation: Literal["uint8", "int8"] = "uint8"
     """int8-static: uint8 for x86, int8 for ARM and NPUs (onnxruntime's quantization guide)."""
-    reduce_range: bool = False
-    """7-bit weights for x86 CPUs without VNNI, whose 16-bit sums of two products would saturate."""
+    reduce_range: bool = True
+    """int8: weights that no CPU's 16-bit sums of two products saturate on (x86 without VNNI); off gains a third of a bit."""
     layout: Literal["operators", "qdq"] = "operators"
     """int8-static: onnxruntime's own CPU operators, or Quantize/Dequantize pairs for other execution providers."""
     smoothing: bool = True

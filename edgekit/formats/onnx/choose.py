@@ -31,6 +31,9 @@ ALPHAS = (None, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8)
 # A candidate must be this much nearer to the float answers (share of the loss) to be worth its cost at run time.
 WORTH_SMOOTHING = 0.05
 WORTH_A_FLOAT_LAYER = 0.15
+# Linears to leave float are ranked on few prompts; the first ones of the ranking are compared on all.
+SHORT_LIST_PROMPTS = 64
+SHORT_LIST = 3
 # Within this share of each other, static and dynamic score alike, and static wins: its time does not depend on the input.
 ALIKE = 0.02
 
@@ -161,21 +164,20 @@ def _name(recipe: Recipe8) -> str:
 
 def _leave_one_float(source: Source, on: Trial, best: Recipe8, tried: dict[str, float]) -> Recipe8 | None:
     """The Linear whose quantization costs most, left float; None where that is not worth its time and bytes."""
-    few = on.part(max(1, len(on.ids) // 64))
-    keys = source.quantized(best, emulated=True)[1]
-    losses = {}
-    for key in keys:
+    few = on.part(max(1, len(on.ids) // SHORT_LIST_PROMPTS))
+
+    def loss_without(key: str, prompts: Trial) -> float:
         candidate = replace(best, keep_float=(*best.keep_float, key))
-        losses[key] = few.loss(source.quantized(candidate, emulated=True)[0])
-    for key in sorted(losses, key=lambda key: (losses[key], key))[:3]:
-        candidate = replace(best, keep_float=(*best.keep_float, key))
-        losses[key] = on.loss(source.quantized(candidate, emulated=True)[0])
-        tried[f"{_name(best)}, float: {', '.join(candidate.keep_float)}"] = losses[key]
-        losses[key] -= best.loss + 1.0  # measured on all prompts: sorts before the others
-    winner = min(losses, key=lambda key: (losses[key], key))
-    loss = losses[winner] + best.loss + 1.0
-    if loss > best.loss * (1 - WORTH_A_FLOAT_LAYER):
+        return prompts.loss(source.quantized(candidate, emulated=True)[0])
+
+    quick = {key: loss_without(key, few) for key in source.quantized(best, emulated=True)[1]}
+    short_list = sorted(quick, key=lambda key: (quick[key], key))[:SHORT_LIST]
+    losses = {key: loss_without(key, on) for key in short_list}
+    tried |= {f"{_name(best)}, float: {', '.join((*best.keep_float, key))}": loss for key, loss in losses.items()}
+    winner = min(losses, key=lambda key: (losses[key], key), default=None)
+    if winner is None or losses[winner] > best.loss * (1 - WORTH_A_FLOAT_LAYER):
         return None
+    loss = losses[winner]
     log.info("%s stays float: loss %.3g instead of %.3g", winner, loss, best.loss)
     return replace(best, keep_float=(*best.keep_float, winner), loss=loss)
 

@@ -1,0 +1,327 @@
+"""The ONNX format on small random models, in real onnxruntime: parity, schemes, names, bytes, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from edgekit.errors import EdgekitError
+from edgekit.formats import FORMATS
+from edgekit.formats import onnx as format_onnx
+from edgekit.formats.onnx import float_graph
+from edgekit.formats.onnx.graph import Graph, save
+from edgekit.formats.onnx.session import Session, pad
+
+VOCABULARY, WIDTH, CLASSES = 2000, 64, 5
+
+
+class Classifier(nn.Module):
+    """A BERT classifier as a task loads one: two inputs, logits."""
+
+    def __init__(self, layers: int = 2) -> None:
+        from transformers import BertConfig, BertForSequenceClassification
+
+        super().__init__()
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            intermediate_size=2 * WIDTH,
+            max_position_embeddings=40,
+            num_labels=CLASSES,
+            attn_implementation="eager",
+        )
+        self.model = BertForSequenceClassification(config)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        types = torch.zeros_like(input_ids)
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=types).logits
+
+
+def calibrate(module: nn.Module, ids: list[list[int]]) -> Any:
+    """What a Calibration offers: stats by "<module path>#<call>"."""
+    stats: dict[str, Any] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], __: torch.Tensor) -> None:
+            seen = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).numpy()
+            low, high = seen.min(axis=0), seen.max(axis=0)
+            if f"{path}#0" in stats:
+                before = stats[f"{path}#0"]
+                low, high = np.minimum(low, before.minimum), np.maximum(high, before.maximum)
+            stats[f"{path}#0"] = SimpleNamespace(minimum=low, maximum=high)
+
+        return hook
+
+    hooks = [
+        part.register_forward_hook(watch(path)) for path, part in module.named_modules() if isinstance(part, nn.Linear)
+    ]
+    with torch.inference_mode():
+        for row in ids:
+            module(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.int64))
+    for hook in hooks:
+        hook.remove()
+    return SimpleNamespace(stats=stats)
+
+
+def nearness(reference: np.ndarray, outputs: np.ndarray) -> float:
+    return -float(np.mean((reference - outputs) ** 2) / np.mean(reference**2))
+
+
+@pytest.fixture(scope="module")
+def module() -> Classifier:
+    return Classifier().eval()
+
+
+@pytest.fixture(scope="module")
+def ids() -> list[list[int]]:
+    random = np.random.default_rng(0)
+    return [random.integers(5, VOCABULARY, size=length).tolist() for length in random.integers(3, 38, size=16)]
+
+
+@pytest.fixture(scope="module")
+def calibration(module: Classifier, ids: list[list[int]]) -> Any:
+    return calibrate(module, ids)
+
+
+@pytest.fixture(scope="module")
+def exported(module: Classifier, ids: list[list[int]]) -> onnx.ModelProto:
+    return float_graph.export_float(module, ids, pad_id=0, output_name="logits")
+
+
+@pytest.fixture
+def written(
+    module: Classifier,
+    ids: list[list[int]],
+    calibration: Any,
+    exported: onnx.ModelProto,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., dict[str, Any]]:
+    """format.write with the module already exported: the exporter takes seconds."""
+
+    def write(out: Path, *, calibration: Any = calibration, **options: Any) -> dict[str, Any]:
+        def copy(*_: Any, **__: Any) -> onnx.ModelProto:
+            fresh = onnx.ModelProto()
+            fresh.CopyFrom(exported)
+            return fresh
+
+        monkeypatch.setattr(float_graph, "export_float", copy)
+        return format_onnx.write(
+            module=module,
+            ids=ids,
+            calibration=calibration,
+            options=format_onnx.Options(**options),
+            score=nearness,
+            out=out,
+            pad_id=0,
+            output_name="logits",
+        )
+
+    return write
+
+
+def torch_outputs(module: nn.Module, ids: list[list[int]]) -> np.ndarray:
+    with torch.inference_mode():
+        return np.concatenate([module(*map(torch.from_numpy, pad([row], 0))).numpy() for row in ids])
+
+
+def test_format_is_in_the_table() -> None:
+    assert FORMATS["onnx"].RUNTIME == "onnxruntime"
+    assert {"auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"} == set(FORMATS["onnx"].SCHEMES)
+
+
+def test_float_graph_has_free_shapes_and_our_names(exported: onnx.ModelProto) -> None:
+    assert [value.name for value in exported.graph.input] == ["input_ids", "attention_mask"]
+    assert [value.name for value in exported.graph.output] == ["logits"]
+    shape = [extent.dim_param or extent.dim_value for extent in exported.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == ["batch", "sequence"]
+    assert not exported.graph.value_info
+    assert not any(node.metadata_props for node in exported.graph.node), "stack traces carry this machine's paths"
+
+
+def test_every_linear_carries_its_modules_path(module: Classifier, exported: onnx.ModelProto) -> None:
+    paths = {path for path, part in module.named_modules() if isinstance(part, nn.Linear)}
+    assert {linear.path for linear in Graph(exported).linears()} == paths
+    weights = dict(module.named_parameters())
+    graph = Graph(exported)
+    for linear in graph.linears():
+        np.testing.assert_array_equal(
+            graph.constant(linear.weight).T, weights[f"{linear.path}.weight"].detach().numpy()
+        )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("length", [2, 3, 17, 40])
+def test_float_graph_equals_torch(module: Classifier, exported: onnx.ModelProto, batch: int, length: int) -> None:
+    random = np.random.default_rng(batch * length)
+    rows = [random.integers(5, VOCABULARY, size=max(2, length - 3 * place)).tolist() for place in range(batch)]
+    tokens, mask = pad(rows, 0)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(tokens), torch.from_numpy(mask)).numpy()
+    np.testing.assert_allclose(Session(exported).run(tokens, mask), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_exports_are_equal_bytes(module: Classifier, ids: list[list[int]], exported: onnx.ModelProto) -> None:
+    again = float_graph.export_float(module, ids, pad_id=0, output_name="logits")
+    assert again.SerializeToString(deterministic=True) == exported.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("exporter", ["_with_torch", "_with_old_torch"])
+def test_fallback_exporters_give_the_same_model(
+    exporter: str, module: Classifier, ids: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> onnx.ModelProto:
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr(float_graph, "_with_transformers", refuse)
+    if exporter == "_with_old_torch":
+        monkeypatch.setattr(float_graph, "_with_torch", refuse)
+    model = float_graph.export_float(module, ids, pad_id=0, output_name="logits")
+    paths = {path for path, part in module.named_modules() if isinstance(part, nn.Linear)}
+    assert {linear.path for linear in Graph(model).linears()} == paths
+    np.testing.assert_allclose(Session(model).outputs(ids, 0), torch_outputs(module, ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_wrong_graph_is_named_with_its_worst_difference(
+    module: Classifier, ids: list[list[int]], exported: onnx.ModelProto
+) -> None:
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(exported)
+    graph = Graph(wrong)
+    bias = graph.linears()[-1].bias
+    graph.add_constant(bias, graph.constant(bias) + np.float32(0.5))
+    with pytest.raises(EdgekitError, match=r"differs from torch by [\d.]+ of .* batch \d, sequence \d+"):
+        float_graph.check_parity(module, wrong, ids, pad_id=0)
+
+
+def test_an_operator_without_translation_is_named(ids: list[list[int]]) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(VOCABULARY, 8)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            rows = self.table(input_ids) * attention_mask[..., None]
+            return torch.linalg.eigvals(rows.transpose(1, 2) @ rows).real
+
+    with pytest.raises(EdgekitError, match=r"Odd: cannot be exported to ONNX: .*eig"):
+        float_graph.export_float(Odd(), ids, pad_id=0, output_name="logits")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "share", "error"),
+    [
+        ("fp32", 1.01, 1e-5),
+        ("fp16", 0.55, 1e-2),
+        ("w8", 0.5, 4e-2),
+        ("w4", 0.5, 0.6),
+        ("int8-static", 0.5, 0.1),
+        ("int8-dynamic", 0.5, 0.1),
+        ("auto", 0.5, 0.1),
+    ],
+)
+def test_schemes(
+    scheme: str, share: float, error: float, written: Any, module: Classifier, ids: list[list[int]], tmp_path: Path
+) -> None:
+    facts = written(tmp_path, scheme=scheme)
+    file = tmp_path / facts["file"]
+    assert facts["bytes"] == file.stat().st_size <= share * facts["bytes_float"]
+    expected = torch_outputs(module, ids)
+    given = Session(file).outputs(ids, 0)
+    assert given.shape == expected.shape
+    assert np.abs(given - expected).mean() <= error * np.abs(expected).mean()
+    linears = 2 * 6 + 2
+    if scheme in {"fp32", "fp16"}:
+        assert facts["quantized"]["matmul"] == 0
+    else:
+        assert facts["quantized"]["matmul"] + len(facts["quantized"]["float"]) == linears
+        assert facts["quantized"]["matmul"] >= linears - 1
+    assert facts["runtime_options"] == {"disabled_optimizers": ["SkipLayerNormFusion"]}
+    assert facts["opset"] >= 18
+    assert "LayerNormalization" in facts["operators"]
+    assert facts["calibrate_score"]["score"] <= facts["calibrate_score"]["float"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"layout": "qdq"}, {"activation": "int8"}, {"layout": "qdq", "activation": "int8"}]
+)
+def test_static_layouts_compute_the_same(
+    options: dict[str, Any], written: Any, ids: list[list[int]], tmp_path: Path
+) -> None:
+    answers = []
+    for place, chosen in enumerate(({}, options)):
+        out = tmp_path / str(place)
+        out.mkdir()
+        facts = written(out, scheme="int8-static", float_layers=0, reduce_range=True, **chosen)
+        answers.append(Session(out / facts["file"]).outputs(ids, 0))
+    np.testing.assert_allclose(answers[1], answers[0], atol=2e-2 * np.abs(answers[0]).max())
+
+
+def test_writing_twice_gives_equal_bytes(written: Any, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = (written(tmp_path / name, scheme="int8-static")["sha256"] for name in ("a", "b"))
+    assert first == second
+
+
+def test_static_without_statistics_is_an_error(written: Any, tmp_path: Path) -> None:
+    with pytest.raises(EdgekitError, match="none of the model's 14 Linears was quantized"):
+        written(tmp_path, scheme="int8-static", calibration=SimpleNamespace(stats={}))
+
+
+def test_a_quantizing_scheme_must_be_smaller(written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format_onnx, "_float_size", lambda _: 1)
+    with pytest.raises(EdgekitError, match="use scheme = 'fp32'"):
+        written(tmp_path, scheme="w8")
+
+
+def test_without_prompts_nothing_is_written(module: Classifier, calibration: Any, tmp_path: Path) -> None:
+    with pytest.raises(EdgekitError, match="no calibrate prompts"):
+        format_onnx.write(
+            module=module,
+            ids=[],
+            calibration=calibration,
+            options=format_onnx.Options(),
+            score=nearness,
+            out=tmp_path,
+            pad_id=0,
+            output_name="logits",
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_large_models_keep_their_weights_beside_them(
+    exported: onnx.ModelProto, ids: list[list[int]], tmp_path: Path
+) -> None:
+    size = save(exported, tmp_path / "model.onnx", largest=1000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
+    np.testing.assert_array_equal(
+        Session(tmp_path / "model.onnx").outputs(ids[:3], 0), Session(exported).outputs(ids[:3], 0)
+    )
+    assert exported.graph.initializer[0].data_location == onnx.TensorProto.DEFAULT, "the model in memory is untouched"
+
+
+def test_any_onnx_file_is_described(exported: onnx.ModelProto, tmp_path: Path) -> None:
+    save(exported, tmp_path / "theirs.onnx")
+    facts = format_onnx.describe_file(tmp_path / "theirs.onnx")
+    assert facts["file"] == "theirs.onnx"
+    assert facts["minimum_runtime"] == "1.18"
+    (tmp_path / "bad.onnx").write_bytes(b"not onnx at all")
+    with pytest.raises(EdgekitError, match=r"bad\.onnx"):
+        format_onnx.describe_file(tmp_path / "bad.onnx")
+    with pytest.raises(EdgekitError, match=r"missing\.onnx"):
+        format_onnx.describe_file(tmp_path / "missing.onnx")
