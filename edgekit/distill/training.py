@@ -51,7 +51,6 @@ def train(
     folder: Path,
     run: str,
     progress: Callable[[int, int, str], None] | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Any]:
     """Train a module in place and leave it, in eval mode, with the weights of its best epoch.
 
@@ -91,7 +90,7 @@ def train(
                 progress(state.step, total, pace.note(state.step, total, float(loss.detach())))
             if state.step % per_epoch == 0:
                 state.judge(module, _score(module, lesson, options.batch))
-            if time.monotonic() - saved >= checkpoint_seconds:
+            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 write_checkpoint(folder, _snapshot(state, module, plain, run))
                 saved = time.monotonic()
     accelerator.unwrap_model(module, keep_fp32_wrapper=False)
@@ -126,7 +125,7 @@ def epoch_batches(lesson: Lesson, size: int, seed: int, epoch: int) -> list[list
 def ramp(step: int, total: int, warmup: float) -> float:
     """The learning rate's share of its peak: a linear rise over `warmup` of the steps, then a linear fall to zero."""
     rise = warmup * total
-    return (step + 1) / rise if step + 1 < rise else (total - step) / max(total - rise, 1.0)
+    return min(1.0, (step + 1) / max(rise, 1.0), (total - step) / max(total - rise, 1.0))
 
 
 def choose_precision(wanted: str) -> str:

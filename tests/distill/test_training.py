@@ -1,0 +1,197 @@
+"""The loop: schedule, batches, early stop, and runs that are killed and continued."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgekit.distill import distill, finetune, training
+from edgekit.distill.checkpoint import FILE, Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
+from edgekit.distill.options import TrainingOptions
+from edgekit.distill.training import Lesson, choose_precision, count_threads, epoch_batches, ramp, train
+from edgekit.workspace import file_sha256
+from tests.conftest import LABELS, child_environment, make_checkpoint, make_data
+
+OPTIONS = {"epochs": 4, "batch": 3, "holdout": 0.2}
+
+
+def lesson(rows: int) -> Lesson:
+    return Lesson(
+        lengths=[(row * 7) % 23 for row in range(rows)],
+        train=list(range(rows)),
+        held=[],
+        loss=lambda _rows: torch.zeros(()),
+        judge=lambda _rows: torch.zeros(()),
+    )
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    rates = [ramp(step, 100, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) <= 1.0
+    assert rates.index(max(rates)) in {9, 10}
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(1 / 90)
+    assert [ramp(step, 2, 0.0) for step in range(2)] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 1000])
+def test_an_epoch_sees_every_row_once_in_length_buckets(rows: int) -> None:
+    batches = epoch_batches(lesson(rows), 32, seed=5, epoch=2)
+    assert sorted(row for batch in batches for row in batch) == list(range(rows))
+    assert len(batches) == -(-rows // 32)
+    assert batches == epoch_batches(lesson(rows), 32, seed=5, epoch=2)
+    if rows == 1000:
+        assert batches != epoch_batches(lesson(rows), 32, seed=5, epoch=3)
+        spread = [max(row * 7 % 23 for row in batch) - min(row * 7 % 23 for row in batch) for batch in batches]
+        assert sorted(spread)[len(spread) // 2] <= 3
+
+
+def test_early_stop_takes_the_best_epoch_back(tmp_path: Path) -> None:
+    """The held-out score falls for two epochs, then rises: training ends `patience` epochs later with the second's weights."""
+    module = torch.nn.Linear(1, 1)
+    scores = iter([3.0, 1.0, 2.0, 2.0, 2.0, 2.0])
+    weights: list[float] = []
+
+    def judge(_rows: list[int]) -> torch.Tensor:
+        weights.append(float(module.weight.detach()))
+        return torch.tensor(next(scores))
+
+    one = Lesson(
+        lengths=[1, 1], train=[0], held=[1], loss=lambda _rows: module(torch.ones(1, 1)).square().sum(), judge=judge
+    )
+    options = TrainingOptions(epochs=6, patience=2)
+    facts = train(module, one, options, width=384, seed=0, folder=tmp_path, run="x")
+    assert facts["scores"] == [3.0, 1.0, 2.0, 2.0]
+    assert facts["best_epoch"] == 2
+    assert float(module.weight.detach()) == weights[1]
+    assert not module.training
+
+
+def test_precision_and_threads_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_precision("fp32") == "fp32"
+    for flags, wanted in ({"avx2", "avx512f"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"bf16"}, "bf16"):
+        monkeypatch.setattr(training, "_cpu_flags", lambda flags=flags: frozenset(flags))
+        assert choose_precision("auto") == wanted
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert count_threads() == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert count_threads() >= 1
+
+
+def test_bf16_trains_too(tmp_path: Path) -> None:
+    teacher, data, out = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data"), tmp_path / "out"
+    out.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from edgekit.distill import distill;"
+        "print(distill(Path(sys.argv[1]), Path(sys.argv[2]), task='text-classification', layers=1, max_length=32,"
+        "options={'epochs': 2, 'precision': 'bf16'}, out=Path(sys.argv[3]))['precision'])"
+    )
+    command = [sys.executable, "-c", code, str(teacher), str(data), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
+    assert done.stdout == "bf16\n", done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_a_checkpoint_of_another_run_is_not_continued(tmp_path: Path) -> None:
+    state = {"run": "a", "step": 3, "scores": [], "best_epoch": 0}
+    write_checkpoint(tmp_path, Checkpoint(state=state, tensors={"x": torch.ones(2)}))
+    write_checkpoint(tmp_path, Checkpoint(state=state | {"step": 4}, tensors={"x": torch.zeros(2)}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000000004.safetensors", FILE]
+    found = read_checkpoint(tmp_path, "a")
+    assert found is not None
+    assert found.state["step"] == 4
+    assert read_checkpoint(tmp_path, "b") is None
+    (tmp_path / ".checkpoint-000000009.safetensors.partial").touch()
+    drop_checkpoint(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+class Killed(BaseException):
+    """Stands for a kill at a step's end."""
+
+
+@pytest.mark.parametrize("verb", ["finetune", "distill"])
+def test_a_run_stopped_at_any_step_ends_in_the_same_bytes(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    teacher, data = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data")
+
+    def run(out: Path, stop: int | None = None) -> None:
+        def progress(done: int, _total: int, _note: str) -> None:
+            if done == stop:
+                raise Killed
+
+        out.mkdir(exist_ok=True)
+        if verb == "finetune":
+            finetune(teacher, data, task="text-classification", options=OPTIONS, max_length=32, out=out, progress=progress)
+        else:
+            distill(
+                teacher, data, task="text-classification", layers=1, options=OPTIONS, max_length=32, out=out, progress=progress
+            )
+
+    run(tmp_path / "whole")
+    wanted = file_sha256(tmp_path / "whole" / "model.safetensors")
+    for stops in ([1], [2, 3], [4, 5, 6], [7], [12]):
+        out = tmp_path / "-".join(map(str, stops))
+        for stop in stops:
+            with pytest.raises(Killed):
+                run(out, stop)
+        run(out)
+        assert file_sha256(out / "model.safetensors") == wanted, f"stopped at {stops}"
+        assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from edgekit.distill import finetune, training
+training.CHECKPOINT_SECONDS = 0.0
+teacher, data, out = map(Path, sys.argv[1:4])
+finetune(teacher, data, task="text-classification", options=json.loads(sys.argv[4]), max_length=32, out=out,
+         progress=lambda done, total, note: print(done, flush=True))
+"""
+
+
+def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL at three seeded moments, in steps and in the writing of checkpoints."""
+    teacher, data = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data")
+    command = [sys.executable, "-c", SCRIPT, str(teacher), str(data)]
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        out.mkdir(exist_ok=True)
+        arguments = [*command, str(out), json.dumps(OPTIONS | {"epochs": 8})]
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=child_environment())
+
+    whole = start(tmp_path / "whole")
+    assert whole.communicate()[0].split()[-1] == "32" or whole.returncode == 0
+    rng = random.Random(4)
+    first = 0
+    for _ in range(3):
+        running = start(tmp_path / "killed")
+        assert running.stdout is not None
+        last = first + rng.randint(1, 6)
+        for line in running.stdout:
+            if int(line) >= last:
+                break
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(timeout=rng.random() * 0.01)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        state = tmp_path / "killed" / FILE
+        first = json.loads(state.read_text(encoding="utf-8"))["step"]
+        assert first >= last - 1
+    final = start(tmp_path / "killed")
+    steps = [int(line) for line in final.communicate()[0].split()]
+    assert steps[0] == first + 1
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert file_sha256(tmp_path / "killed" / name) == file_sha256(tmp_path / "whole" / name)
+    assert len(list((tmp_path / "killed").iterdir())) == 3
