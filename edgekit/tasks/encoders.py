@@ -78,7 +78,7 @@ def load_encoder(folder: Path, task: str, head: Mapping[str, Any] | None = None)
         missing = [key for key in missing if key.startswith(body) and "pooler" not in key]
     if wrong:
         raise EdgekitError(f"{folder}: the weights do not fit config.json: {wrong[0]}")
-    return Encoder(model.eval(), token_type_ids=architecture.TOKEN_TYPE_IDS), missing
+    return Encoder(model, token_type_ids=architecture.TOKEN_TYPE_IDS).eval(), missing
 
 
 @cache

@@ -97,7 +97,9 @@ def test_finetune_learns_the_labels_and_leaves_a_checkpoint(tmp_path: Path) -> N
 
 
 def test_a_classifier_can_be_fine_tuned_to_other_labels(checkpoint: Path, tmp_path: Path) -> None:
-    rows: list[dict[str, str | None]] = [{"text": f"jazz {word}", "label": word} for word in ("hall", "attic", "study", "porch")]
+    rows: list[dict[str, str | None]] = [
+        {"text": f"jazz {word}", "label": word} for word in ("hall", "attic", "study", "porch")
+    ]
     (tmp_path / "out").mkdir()
     data = write_train(tmp_path / "data", rows)
     options = {"epochs": 1}
@@ -139,7 +141,11 @@ def test_an_embedding_student_keeps_pooling_and_size(tmp_path: Path) -> None:
     teacher, out = make_checkpoint(tmp_path / "teacher"), tmp_path / "out"
     (teacher / "1_Pooling").mkdir()
     (teacher / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}', encoding="utf-8")
-    modules = [{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "1_Pooling"}, {"type": "a.Normalize", "path": ""}]
+    modules = [
+        {"type": "a.Transformer", "path": ""},
+        {"type": "a.Pooling", "path": "1_Pooling"},
+        {"type": "a.Normalize", "path": ""},
+    ]
     (teacher / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     out.mkdir()
     data = make_data(tmp_path / "data")

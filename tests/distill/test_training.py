@@ -77,7 +77,12 @@ def test_early_stop_takes_the_best_epoch_back(tmp_path: Path) -> None:
 
 def test_precision_and_threads_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_precision("fp32") == "fp32"
-    for flags, wanted in ({"avx2", "avx512f"}, "fp32"), ({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"bf16"}, "bf16"):
+    for flags, wanted in (
+        ({"avx2", "avx512f"}, "fp32"),
+        ({"avx512_bf16"}, "bf16"),
+        ({"amx_bf16"}, "bf16"),
+        ({"bf16"}, "bf16"),
+    ):
         monkeypatch.setattr(training, "_cpu_flags", lambda flags=flags: frozenset(flags))
         assert choose_precision("auto") == wanted
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -87,7 +92,11 @@ def test_precision_and_threads_fit_the_machine(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bf16_trains_too(tmp_path: Path) -> None:
-    teacher, data, out = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data"), tmp_path / "out"
+    teacher, data, out = (
+        make_checkpoint(tmp_path / "teacher", labels=LABELS),
+        make_data(tmp_path / "data"),
+        tmp_path / "out",
+    )
     out.mkdir()
     code = (
         "import sys; from pathlib import Path; from edgekit.distill import distill;"
@@ -132,10 +141,19 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_bytes(
 
         out.mkdir(exist_ok=True)
         if verb == "finetune":
-            finetune(teacher, data, task="text-classification", options=OPTIONS, max_length=32, out=out, progress=progress)
+            finetune(
+                teacher, data, task="text-classification", options=OPTIONS, max_length=32, out=out, progress=progress
+            )
         else:
             distill(
-                teacher, data, task="text-classification", layers=1, options=OPTIONS, max_length=32, out=out, progress=progress
+                teacher,
+                data,
+                task="text-classification",
+                layers=1,
+                options=OPTIONS,
+                max_length=32,
+                out=out,
+                progress=progress,
             )
 
     run(tmp_path / "whole")

@@ -1,0 +1,87 @@
+"""Every task, and what tasks share: batches, padding, order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgekit.errors import EdgekitError
+from edgekit.model import load_model
+from edgekit.tasks import TASKS, batches, find_pad_id, outputs, pad
+from tests.conftest import LABELS, make_checkpoint
+
+TEXTS = ["jazz", "please turn the hall light on", "", "some jazz on the attic speaker would be nice"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_keeps_its_promises(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    task = TASKS[name]
+    assert name == task.NAME
+    folder = checkpoint if task.OUTPUT == "logits" else make_checkpoint(tmp_path / "encoder")
+    module = task.load(folder)
+    assert not module.training
+    assert {one.dtype for one in module.parameters()} == {torch.float32}
+    ids = load_model(folder).encode(TEXTS, 32)
+    rows = outputs(module, ids, 0, batch=2)
+    assert rows.dtype == np.float32
+    assert len(rows) == len(TEXTS)
+    assert task.score(rows, rows) == pytest.approx(1.0, abs=1e-6)
+    settings = task.fit(rows, ["music", "light_on", "oos", "music"], LABELS, "oos")
+    assert json.loads(json.dumps(settings)) == settings
+    assert len(task.answer(rows, settings, LABELS)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_half_precision_checkpoints_are_loaded_in_float32(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_checkpoint(tmp_path / "model", labels=LABELS if TASKS[name].OUTPUT == "logits" else None)
+    path = folder / "model.safetensors"
+    save_file({key: one.half() for key, one in load_file(path).items()}, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "float16"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert {one.dtype for one in TASKS[name].load(folder).parameters()} == {torch.float32}
+
+
+def test_outputs_keep_the_order_and_tell_progress() -> None:
+    class Lengths(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            assert (tokens[mask == 0] == 9).all()
+            return mask.sum(1, keepdim=True).float()
+
+    ids = [[1] * length for length in (5, 1, 3, 8, 2)]
+    told: list[tuple[int, int, str]] = []
+    rows = outputs(Lengths(), ids, pad_id=9, batch=2, progress=lambda *now: told.append(now))
+    assert rows[:, 0].tolist() == [5, 1, 3, 8, 2]
+    assert [done for done, _, _ in told] == [2, 4, 5]
+
+
+def test_batches_are_sorted_by_length() -> None:
+    ids = [[1] * length for length in (5, 1, 3, 8, 2)]
+    found = [(places, tuple(tokens.shape)) for places, tokens, _ in batches(ids, 0, 2)]
+    assert found == [([1, 4], (2, 2)), ([2, 0], (2, 5)), ([3], (1, 8))]
+
+
+def test_padding_is_on_the_right() -> None:
+    tokens, mask = pad([[4, 5], [6]], 7)
+    assert tokens.tolist() == [[4, 5], [6, 7]]
+    assert mask.tolist() == [[1, 1], [1, 0]]
+    assert tokens.dtype == mask.dtype == torch.int64
+
+
+def test_the_padding_id_is_found(classifier: Path) -> None:
+    path = classifier / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for found in (config | {"pad_token_id": 1}, config | {"pad_token_id": None}):
+        path.write_text(json.dumps(found), encoding="utf-8")
+        if found["pad_token_id"] is None:
+            with pytest.raises(EdgekitError, match=r"config\.json: pad_token_id: missing"):
+                find_pad_id(load_model(classifier))
+            (classifier / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}', encoding="utf-8")
+            assert find_pad_id(load_model(classifier)) == 0
+        else:
+            assert find_pad_id(load_model(classifier)) == 1

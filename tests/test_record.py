@@ -1,0 +1,67 @@
+"""record: whose outputs, in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.errors import EdgekitError
+from edgekit.model import load_model
+from edgekit.prompts import PromptSet
+from edgekit.record import FILE, record
+from edgekit.tasks import TASKS, outputs
+from tests.conftest import LABELS, make_checkpoint, make_data
+
+OPTIONS = {"task": "text-classification", "max_length": 32}
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return make_data(tmp_path / "data")
+
+
+def read(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / FILE, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def test_rows_are_in_the_order_of_the_split(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    student = make_checkpoint(tmp_path / "student", labels=LABELS, seed=9)
+    told: list[tuple[int, int, str]] = []
+    facts = record(checkpoint, student, prompts, out=tmp_path, progress=lambda *now: told.append(now), **OPTIONS)
+    assert facts["classes"] == LABELS
+    assert facts["rows"] == {"calibrate": 6, "verify": 12}
+    arrays = read(tmp_path)
+    for role, folder in {"teacher": checkpoint, "student": student}.items():
+        for split in ("calibrate", "verify"):
+            texts = [prompt.text for prompt in PromptSet(folder=prompts).split(split)]
+            ids = load_model(folder).encode(texts, 32)
+            alone = outputs(TASKS["text-classification"].load(folder), ids, 0, batch=1)
+            np.testing.assert_allclose(arrays[f"{role}_{split}"], alone, atol=1e-6)
+    assert told[-1][:2] == (36, 36)
+    assert [note for _, _, note in told] == sorted(note for _, _, note in told)
+
+
+def test_one_folder_is_run_once(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    record(checkpoint, checkpoint, prompts, out=tmp_path, progress=lambda *now: told.append(now), **OPTIONS)
+    arrays = read(tmp_path)
+    np.testing.assert_array_equal(arrays["student_verify"], arrays["teacher_verify"])
+    assert sorted(arrays) == ["student_calibrate", "student_verify", "teacher_calibrate", "teacher_verify"]
+    assert told[-1][:2] == (18, 18)
+
+
+def test_the_same_models_give_the_same_bytes(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+        record(checkpoint, checkpoint, prompts, out=place, **OPTIONS)
+    assert (places[0] / FILE).read_bytes() == (places[1] / FILE).read_bytes()
+
+
+def test_a_student_of_other_classes_is_refused(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    student = make_checkpoint(tmp_path / "student", labels=["x", "y"])
+    with pytest.raises(EdgekitError, match="classes are not the teacher's"):
+        record(checkpoint, student, prompts, out=tmp_path, **OPTIONS)
