@@ -156,7 +156,7 @@ def calibrate(recipe: Recipe, student: Path, prompts: Product, session: Session,
         note=f"{prompts.facts['rows']['calibrate']} prompts",
         at=at,
     )
-    for warning in product.facts["coverage"]["warnings"]:
+    for warning in product.facts["warnings"]:
         session.listener.say(f"warning: {warning}")
     return product
 
