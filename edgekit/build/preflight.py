@@ -74,16 +74,23 @@ def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session) 
 def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Path, str | None]:
     """The teacher's folder and its commit, if it comes from a hub.
 
-    Raises EdgekitError for an unknown task or loss, a teacher that is not there or cannot do the task, and labels that differ.
+    Raises EdgekitError for an unknown task, loss, margin or family, a teacher that is not there or cannot do the task, a
+    student that cannot be cut from it, and labels that differ.
     """
     from edgekit import distill as training
+    from edgekit.architectures import find_architecture
     from edgekit.tasks import TASKS
+    from edgekit.verify import read_margins
 
     where = str(recipe.path)
     pick(TASKS, recipe.task, f"{where}: task")
     training.check_options(recipe, where)
+    read_margins(recipe.accuracy, f"{where}: accuracy")
     teacher, revision = find_teacher(recipe, session)
     model = load_model(teacher)
+    find_architecture(model.architecture, str(teacher / "config.json"))
+    if recipe.student is not None:
+        training.check_layers(teacher, recipe.student.layers, recipe.student.keep, f"{where}: student")
     _check_labels(recipe, model, prompts)
     _check_length(recipe, model)
     return teacher, revision
@@ -251,7 +258,10 @@ def _check_fits(plan: Plan) -> None:
 
 def _check_disk(plan: Plan, session: Session) -> None:
     for place in (session.workspace.root, session.out):
-        existing = next(parent for parent in (place, *place.resolve().parents) if parent.exists())
+        existing = next(parent for parent in (place.resolve(), *place.resolve().parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            problem = "cannot be written" if existing.is_dir() else "is a file"
+            raise EdgekitError(f"{place}: {existing} {problem}; choose another place (--out, EDGEKIT_CACHE)")
         free = shutil.disk_usage(existing).free / 1e6
         if free < plan.estimate["disk_mb"]:
             raise EdgekitError(
