@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,36 @@ def project(classifier: Path, tmp_path: Path) -> Path:
         encoding="utf-8",
     )
     return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a command said: its exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
+    """A command line run in this process, in the test's folder, with its cache in ./cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEKIT_CACHE", "cache")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: str | Path) -> Answer:
+        from edgekit.cli import run_command_line
+
+        monkeypatch.setattr(sys, "argv", ["edgekit", *map(str, arguments)])
+        capsys.readouterr()
+        code = run_command_line()
+        said = capsys.readouterr()
+        return Answer(code=code, out=said.out, err=said.err)
+
+    return run
 
 
 @pytest.fixture

@@ -1,0 +1,345 @@
+"""Bad input: exit code 1, one line that says where, what and the remedy, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Answer, child_environment
+from safetensors.numpy import load_file, save_file
+
+Command = Callable[..., Answer]
+DRY = ("build", "--target", "laptop-cpu", "--dry-run", "--out", "dist")
+
+
+def litter(folder: Path) -> list[str]:
+    """What a failed command left: anything in dist, and partial or unfinished folders in the cache."""
+    left = list(folder.joinpath("dist").rglob("*"))
+    left += [path for path in folder.joinpath("cache").rglob(".*") if path.name != ".lock"]
+    for product in folder.joinpath("cache").glob("*/*"):
+        if product.is_dir() and not (product / f"{product.parent.name}.json").is_file():
+            left.append(product)
+    return sorted(str(path.relative_to(folder)) for path in left)
+
+
+def assert_told(answer: Answer, *said: str, folder: Path) -> None:
+    lines = answer.err.splitlines()
+    assert answer.code == 1, answer.err
+    assert len(lines) == 1, answer.err
+    assert lines[0].startswith("Error: ")
+    for part in said:
+        assert part in lines[0]
+    assert answer.out == ""
+    assert litter(folder) == []
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_good_input(command: Command, project: Path) -> None:
+    """The project that the other tests break is whole."""
+    answer = command(*DRY)
+    assert (answer.code, answer.err) == (0, "")
+    assert litter(project.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("max_length = 32", "max_lenght = 32", ("recipe.toml: data.max_lenght: unknown key", "did you mean max_length?")),
+        ("[teacher]", "[techer]", ("recipe.toml: techer: unknown key", "did you mean teacher?")),
+        ("max_length = 32", 'max_length = "32"', ("recipe.toml: data.max_length: should be a valid integer, got '32'",)),
+        ("max_length = 32", "max_length = 99", ("recipe.toml: data.max_length: 99 tokens", "positions end at 64")),
+        ("[data]", "[data", ("recipe.toml: not valid TOML", "line")),
+        ("text-classification", "text-clasification", ("recipe.toml: task: unknown value", "did you mean text-classification?")),
+        ('source = "teacher"', 'source = "./teachr"', ("recipe.toml: teacher.source: no such folder: ", "hub id")),
+        ('source = "teacher"', 'source = "package:no_such_pkg/x"', ("recipe.toml: teacher.source: the package no_such_pkg", "pip install no-such-pkg")),
+        ('path = "data"', 'path = "dat"', ("recipe.toml: data.path: no such file or folder: ",)),
+        ('path = "data"', 'path = "data"\nlabel = "intent"', ("calibrate.jsonl: data.label: no column 'intent' (its columns: text, label)",)),
+        ('path = "data"', 'path = "data"\ntext = "body"', ("calibrate.jsonl: data.text: no column 'body'",)),
+        ('path = "data"', 'path = "data"\nout_of_scope = "oos"', ("recipe.toml: data.out_of_scope: no row",)),
+        ("[data]", "[distill]\nlosses = { logit = 1.0 }\n[student]\nlayers = 1\n[data]", ("recipe.toml: distill.losses.logit", "logits")),
+        ("[data]", "[student]\nlayers = 9\n[data]", ("student", "9")),
+        ("[data]", "[student]\nkeep = [0, 7]\n[data]", ("student", "7")),
+        ("[data]", "[teacher.finetune]\nepoch = 3\n[data]", ("recipe.toml: teacher.finetune.epoch: unknown key", "did you mean epochs?")),
+        ("[data]", "[accuracy]\nstudent_margim = 0.01\n[data]", ("accuracy.student_margim: unknown key", "did you mean student_margin?")),
+        ("[data]", '[accuracy]\nstudent_margin = "1 %"\n[data]', ("accuracy.student_margin: should be a valid number",)),
+    ],
+)  # fmt: skip
+def test_recipe(command: Command, project: Path, old: str, new: str, said: tuple[str, ...]) -> None:
+    replace(project, old, new)
+    assert_told(command(*DRY), *said, folder=project.parent)
+
+
+def test_missing_recipe_and_unknown_target(command: Command, project: Path) -> None:
+    folder = project.parent
+    assert_told(command(*DRY, "--recipe", "other.toml"), "other.toml: no such file", folder=folder)
+    unknown = command("build", "--target", "rasberrypi", "--dry-run", "--out", "dist")
+    assert_told(unknown, "target 'rasberrypi': unknown (did you mean raspberrypi?)", folder=folder)
+    assert_told(command(*DRY, "--set", "seed"), "--set seed: expected key=value", folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("cores = 4", "coers = 4", ("board.toml: hardware.coers: unknown key", "did you mean cores?")),
+        ("cores = 4", 'cores = "4"', ("board.toml: hardware.cores: should be a valid integer, got '4'",)),
+        ("cores = 4\n", "", ("board.toml: hardware.cores: missing key",)),
+        ('format = "onnx"', 'format = "onx"', ("board.toml: export.text-classification.format: unknown value 'onx'", "did you mean onnx?")),
+        ('format = "onnx"', 'format = "onnx"\nschem = "auto"', ("board.toml: export.text-classification.schem: unknown key", "scheme")),
+        ('format = "onnx"', 'format = "onnx"\nscheme = "int7"', ("board.toml: export.text-classification.scheme", "int7")),
+        ("[runtime.onnxruntime]", "[runtime.onnxruntim]", ("board.toml: runtime: unknown value 'onnxruntim'",)),
+        ("threads = 1", 'threads = "all"', ("board.toml: runtime.onnxruntime.threads", "'all'")),
+        ("threads = 1", "thread = 1", ("board.toml: runtime.onnxruntime.thread: unknown key", "did you mean threads?")),
+        ("threads = 1", 'threads = 1\n[device]\nkind = "locl"', ("board.toml: device.kind: unknown value 'locl'",)),
+        ("threads = 1", 'threads = 1\n[device]\nkind = "local"\nhost = "x"', ("board.toml: device.host: unknown key",)),
+        ("threads = 1", "threads = 1\n[budget]\np95 = 3", ("board.toml: budget.p95: unknown key", "did you mean p95_ms?")),
+        ("threads = 1", "threads = 1\n[budget]\np95_ms = nan", ("board.toml: budget.p95_ms: expected a finite number",)),
+        ("text-classification", "feature-extraction", ("board.toml: export.text-classification: missing",)),
+        ("memory_mb = 4096", "memory_mb = 16", ("board.toml: hardware: 16 MB are usable",)),
+    ],
+)  # fmt: skip
+def test_target(command: Command, project: Path, old: str, new: str, said: tuple[str, ...]) -> None:
+    from artifacts import make_target
+
+    path = make_target(project.parent).path
+    replace(path, old, new)
+    assert_told(command("build", "-t", path, "--dry-run", "--out", "dist"), *said, folder=project.parent)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "calibrate.csv: empty"),
+        (b"text,label\n", "calibrate.csv: no rows"),
+        (
+            b"text,label\nplay,music\nsing,music\n",
+            "calibrate.csv: label: the calibrate split has only the class 'music'",
+        ),
+        (
+            b"text,label\nplay,music\nsing,Music\nturn,light_on\n",
+            "calibrate.csv: labels 'Music' and 'music' differ by case",
+        ),
+        (
+            b"text,label\ncaf\xe9,music\nturn,light_on\n",
+            "calibrate.csv: byte 14 (0xe9) is not UTF-8; save the file as UTF-8",
+        ),
+        (
+            b"text,label\nplay,musik\nturn,light_on\n",
+            "the label 'musik' is not one of the teacher's (did you mean music?)",
+        ),
+        (b"text,label\nturn on, please,light_on\n", "calibrate.csv: line 2: 3 fields, but the header has 2"),
+    ],
+)
+def test_data(command: Command, project: Path, content: bytes, said: str) -> None:
+    data = project.parent / "data"
+    (data / "calibrate.jsonl").unlink()
+    (data / "calibrate.csv").write_bytes(content)
+    assert_told(command(*DRY), said, folder=project.parent)
+
+
+def test_overlap(command: Command, project: Path) -> None:
+    data = project.parent / "data"
+    (data / "calibrate.jsonl").write_text((data / "verify.jsonl").read_text())
+    assert_told(
+        command(*DRY), "recipe.toml: data: 12 texts of calibrate are (nearly) in verify too", folder=project.parent
+    )
+
+
+def ran(folder: Path) -> None:
+    """A pickle that would leave a trace if anything opened it."""
+    (folder / "model.safetensors").unlink()
+    trace = f"open({str(folder / 'RAN')!r}, 'w')"
+    (folder / "pytorch_model.bin").write_bytes(f"c__builtin__\neval\n(V{trace}\ntR.".encode())
+
+
+def poison(folder: Path) -> None:
+    arrays = {name: array.copy() for name, array in load_file(folder / "model.safetensors").items()}
+    arrays["classifier.bias"][1] = np.nan
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shrink(folder: Path) -> None:
+    arrays = load_file(folder / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    save_file(arrays | {name: arrays[name][:-3].copy()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def configure(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def overlong_header(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**60) + path.read_bytes()[8:])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (ran, "pytorch_model.bin: pickled weights can run code and are never loaded; save the model as safetensors"),
+        (poison, "model.safetensors: tensor classifier.bias has NaN or infinite weights"),
+        (shrink, "the tokenizer belongs to another model"),
+        (truncate, "model.safetensors: truncated: its header promises more bytes than it has; fetch it again"),
+        (overlong_header, "model.safetensors: truncated or not a safetensors file"),
+        (lambda folder: configure(folder, auto_map={"AutoModel": "evil.Model"}), "config.json: auto_map: this model wants to run code"),
+        (lambda folder: configure(folder, architectures=["BertModel"]), "not a classifier (architectures: ['BertModel']); add [teacher.finetune]"),
+        (lambda folder: configure(folder, model_type="no_such_family"), "no_such_family"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json; write one with transformers"),
+    ],
+)  # fmt: skip
+def test_checkpoint(command: Command, project: Path, damage: Callable[[Path], object], said: str) -> None:
+    teacher = project.parent / "teacher"
+    damage(teacher)
+    assert_told(command(*DRY), said, str(teacher), folder=project.parent)
+    assert not (teacher / "RAN").exists()
+
+
+def test_init_refuses_data_that_a_build_would_refuse(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\na,x\nb,x\n")
+    answer = command("init", "--teacher", "org/name", "--data", "rows.csv")
+    assert_told(answer, "rows.csv: ", folder=tmp_path)
+    assert not (tmp_path / "recipe.toml").exists()
+
+
+def test_output_below_a_file(command: Command, project: Path) -> None:
+    folder = project.parent
+    (folder / "file").write_text("x")
+    told = command("build", "-t", "laptop-cpu", "--out", "file/dist")
+    assert told.code == 1
+    assert told.err.splitlines()[-1].startswith("Error: file/dist: ")
+    assert_told(command("init", "--teacher", "a/b", "--data", "a/b", "-o", "file/x.toml"), "file", folder=folder)
+    assert_told(command(*DRY, "--cache", "file/cache"), "file", "cannot be written", folder=folder)
+    assert (folder / "file").read_text() == "x"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts file systems of so many bytes, or read-only ones."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"a file system of its own needs root and mount: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("a file system of its own needs Linux and root")
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=False)
+
+
+def test_full_disk(command: Command, project: Path, small_disk: Callable[[str], Path]) -> None:
+    folder = project.parent
+    disk = small_disk("size=8k")
+    answer = command(*DRY, "--cache", disk / "cache")
+    assert_told(answer, str(disk), "No space left", "free space", folder=folder)
+    assert not [path for path in disk.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert not list(disk.rglob("*.partial"))
+
+    disk = small_disk("size=4k")
+    answer = command("record", "teacher", "teacher", "--out", disk / "reference")
+    assert answer.code == 1
+    (told,) = [line for line in answer.err.splitlines() if not line.startswith("  record")]
+    assert told.startswith(f"Error: {disk}")
+    assert "No space left" in told or "no space is left" in told
+    assert list(disk.iterdir()) == []
+
+    answer = command(*DRY[:-1], disk / "dist")
+    assert_told(answer, f"{disk / 'dist'}: 0 MB are free, but this build needs about", folder=folder)
+
+
+def test_read_only_disk(command: Command, project: Path, small_disk: Callable[[str], Path]) -> None:
+    folder = project.parent
+    disk = small_disk("ro,size=1m")
+    assert_told(command(*DRY, "--cache", disk / "cache"), str(disk), "cannot be written", folder=folder)
+    assert_told(command(*DRY, "--cache", disk), str(disk), "cannot be written", folder=folder)
+    assert_told(command(*DRY[:-1], disk / "dist"), f"{disk / 'dist'}: ", "cannot be written", "--out", folder=folder)
+    init = command("init", "--teacher", "a/b", "--data", "a/b", "-o", disk / "recipe.toml")
+    assert_told(init, str(disk), "cannot be written", folder=folder)
+    answer = command("record", "teacher", "teacher", "--out", disk / "reference")
+    assert answer.code == 1
+    assert f"Error: {disk}" in answer.err.splitlines()[-1]
+
+
+STARTED = """
+import sys
+import edgekit.__main__
+sys.argv = ["edgekit", *sys.argv[1:]]
+print("started", flush=True)
+edgekit.__main__.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.1, 0.2, 0.35, 0.6, 1.0, 1.5, 2.5])
+def test_ctrl_c(project: Path, moment: float) -> None:
+    """130 and one line, whether it comes during imports, in a step or between two; a rerun then ends well."""
+    folder = project.parent
+    arguments = ["record", "teacher", "teacher", "--out", "dist/reference"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", STARTED, *arguments],
+        cwd=folder,
+        env=child_environment(EDGEKIT_CACHE="cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "started\n"
+    time.sleep(moment)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith("  record")]
+    if child.returncode == 0:
+        assert (folder / "dist" / "reference" / "record.json").is_file(), "done before the interrupt came"
+        return
+    assert child.returncode == 130, err
+    assert lines == ["interrupted; the next run continues from the last finished step"]
+    assert litter(folder) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
+def test_ctrl_c_of_the_real_command(project: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edgekit", "build", "-t", "laptop-cpu"],
+        cwd=project.parent,
+        env=child_environment(EDGEKIT_CACHE="cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stderr is not None
+    assert "for laptop-cpu" in child.stderr.readline()
+    time.sleep(0.5)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "interrupted; the next run continues from the last finished step"
