@@ -95,9 +95,8 @@ def check(names: tuple[str, ...], as_json: bool) -> int:
 @click.option("--name", required=True, help="The new target's name; it becomes targets/NAME.toml.")
 @click.option("--p95-ms", type=click.FloatRange(min=0, min_open=True), help="A latency limit for its budget, ms.")
 @click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="A memory limit for its budget, MB.")
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("targets"), show_default=True
-)
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("targets"), show_default=True,
+              help="The folder that gets the file.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a target that is there.")
 @json_option
 def probe(name: str, p95_ms: float | None, memory_mb: float | None, out: Path, force: bool, as_json: bool) -> None:

