@@ -11,8 +11,8 @@ import random
 from pathlib import Path
 
 LABELS = ("lights", "music", "timer", "weather")
-WORDS_PER_LABEL = 24
-FILLERS = 160
+WORDS_PER_LABEL = 10
+FILLERS = 100
 RECIPE = """\
 task = "text-classification"
 seed = 3
@@ -74,12 +74,12 @@ def make_project(folder: Path, *, train: int = 400, calibrate: int = 120, verify
 
 
 def make_row(rng: random.Random, words: list[str], seen: set[frozenset[str]]) -> dict[str, str]:
-    """A text of two to four telling words among fillers, with its label; an out-of-scope text has fillers only."""
+    """A text of three to five telling words among fillers, with its label; an out-of-scope text has fillers only."""
     fillers = words[len(LABELS) * WORDS_PER_LABEL :]
     while True:
         place = rng.randrange(len(LABELS) + 1)
         telling = words[place * WORDS_PER_LABEL : (place + 1) * WORDS_PER_LABEL] if place < len(LABELS) else fillers
-        text = rng.sample(telling, rng.randint(2, 4)) + rng.sample(fillers, rng.randint(3, 7))
+        text = rng.sample(telling, rng.randint(3, 5)) + rng.sample(fillers, rng.randint(1, 4))
         rng.shuffle(text)
         if frozenset(text) not in seen:
             seen.add(frozenset(text))
@@ -87,7 +87,7 @@ def make_row(rng: random.Random, words: list[str], seen: set[frozenset[str]]) ->
 
 
 def make_base(folder: Path, words: list[str]) -> None:
-    """A BERT of 4 layers and 64 channels with random weights, and a tokenizer of whole words."""
+    """A BERT of 3 layers and 64 channels with random weights, and a tokenizer of whole words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel
@@ -103,7 +103,7 @@ def make_base(folder: Path, words: list[str]) -> None:
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=64,
-        num_hidden_layers=4,
+        num_hidden_layers=3,
         num_attention_heads=4,
         intermediate_size=256,
         max_position_embeddings=64,
