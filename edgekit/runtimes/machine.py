@@ -179,6 +179,11 @@ def _peak_windows() -> float | None:
     return int(counters.peak) / _MIB if told else None
 
 
+def load_average() -> float | None:
+    """How many threads wanted a core in the last minute; None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def measure() -> dict[str, float]:
     """How fast the machine is: bandwidth_gbs, fp32_gflops and int8_gops; about a second, at most 256 MiB."""
     # A buffer larger than the caches, and small on a board with little memory.

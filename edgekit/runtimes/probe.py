@@ -59,7 +59,8 @@ def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path) -> None:
     session.run(shape)
     say("first", ms=_since(begun))
     times = _time(session, shape, timing)
-    say("latency", shape={"batch": 1, "sequence": len(shape), "threads": options.get("threads")}, ms=times)
+    facts = {"batch": 1, "sequence": len(shape), "threads": options.get("threads")}
+    say("latency", shape=facts, ms=times, load=machine.load_average())
 
     rows, real = [], []
     for text in texts:

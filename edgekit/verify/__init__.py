@@ -230,7 +230,7 @@ def _check_machine(
     impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5))
     return [
         *checks.check_budget(target.budget_for(task), measured, int(facts["bytes"]), foreign, impossible),
-        checks.check_plausible(impossible, foreign),
+        checks.check_plausible(impossible),
         checks.check_provider(options["provider"], measured),
         checks.check_arithmetic(target.hardware, measured.device, arithmetic.saturating_share(file)),
     ]

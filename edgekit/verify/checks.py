@@ -27,7 +27,10 @@ _PACKAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One verdict. `loss`, `bound` and `interval` are None where nothing was estimated; `looks` counts those at the prompts."""
+    """One verdict. `loss`, `bound` and `interval` are None where nothing was estimated; `looks` counts those at the prompts.
+
+    detail says in words what a bare figure leaves open.
+    """
 
     name: str
     measured: float | str | None
@@ -38,6 +41,7 @@ class Check:
     interval: tuple[float | None, float | None] | None = None
     looks: int = 1
     remedy: str | None = None
+    detail: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """As report.json has it."""
@@ -148,12 +152,12 @@ def _check_time(
         verdict = "pass"
     elif lo is not None and lo > limit:
         verdict = "fail"
-        remedy = (
+        remedy = _busy(measured) + (
             f"{time:.3g} ms, {time / limit:.2f} x the limit, at {_shape(measured)}: fewer layers (student.layers), a shorter"
             " budget.sequence if texts are shorter, a faster scheme, or other runtime threads; then `edgekit build`"
         )
     else:
-        remedy = (
+        remedy = _busy(measured) + (
             f"{len(measured.times)} calls leave it open (a bound of p95 needs {gate.runs_needed(0.95)}; noise of other programs"
             " widens it): close them and measure again: `edgekit verify --fresh`"
         )
@@ -183,12 +187,21 @@ def _foreign_remedy(foreign: Sequence[str]) -> str:
     )
 
 
+def _busy(measured: Measurements) -> str:
+    """A warning where other programs wanted the cores too."""
+    cores = measured.device["cores"]
+    others = (measured.busy or 0.0) - (measured.shape["threads"] or cores)
+    if others < cores / 4:
+        return ""
+    return f"the machine was busy (load {measured.busy:.1f} on {cores} cores): measure again when it is quiet; else "
+
+
 def _shape(measured: Measurements) -> str:
     shape = measured.shape
     return f"batch {shape['batch']}, {shape['sequence']} tokens, {shape['threads'] or 'default'} threads"
 
 
-def check_plausible(impossible: Sequence[str], foreign: Sequence[str]) -> Check:
+def check_plausible(impossible: Sequence[str]) -> Check:
     """Not proven where the median time beats what the machine was measured to do: then one of the two is wrong."""
     remedy = (
         "a clock, a cache or another program misled one of the measurements: close other programs and run"
@@ -196,9 +209,11 @@ def check_plausible(impossible: Sequence[str], foreign: Sequence[str]) -> Check:
     )
     return Check(
         name="plausibility",
-        measured="; ".join(impossible) or ("possible on the host" if foreign else "possible"),
-        limit="bytes and operations per call within bandwidth and peak",
+        measured="impossible" if impossible else "possible",
+        limit=None,
         verdict="not proven" if impossible else "pass",
+        detail="; ".join(impossible)
+        or "operations and bytes per call are within this machine's measured peak and bandwidth",
         remedy=remedy if impossible else None,
     )
 
@@ -208,22 +223,22 @@ def check_provider(asked: str, measured: Measurements) -> Check:
     work: Mapping[str, float] = measured.work["matmul_ops"]
     total = sum(work.values())
     share = work.get(asked, 0.0) / total if total else 1.0
-    name, limit = "provider", f"{asked} does at least {PROVIDER_SHARE:.0%} of the matrix products"
+    name, detail = "provider", f"share of the matrix products that {asked} does"
     if asked not in measured.available:
         package = _PACKAGES.get(asked)
         remedy = (
             f"this machine's onnxruntime has no {asked} (it has {', '.join(measured.available)}), so the CPU answered;"
             f" run `edgekit verify` on the target{f', with {package} installed there' if package else ''}"
         )
-        return Check(name=name, measured="absent here", limit=limit, verdict="not proven", remedy=remedy)
+        return Check(name=name, measured=None, limit=PROVIDER_SHARE, detail=detail, verdict="not proven", remedy=remedy)
     if share >= PROVIDER_SHARE:
-        return Check(name=name, measured=share, limit=limit, verdict="pass")
+        return Check(name=name, measured=share, limit=PROVIDER_SHARE, detail=detail, verdict="pass")
     others = ", ".join(f"{key} {value / total:.0%}" for key, value in sorted(work.items()) if key != asked)
     remedy = (
         f"a silent fallback: {others}; the provider lacks these operators or their types, or could not start: export another"
         " scheme (fp16 for GPUs), check its libraries with `edgekit doctor`, then `edgekit verify --fresh`"
     )
-    return Check(name=name, measured=share, limit=limit, verdict="fail", remedy=remedy)
+    return Check(name=name, measured=share, limit=PROVIDER_SHARE, detail=detail, verdict="fail", remedy=remedy)
 
 
 def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float | None) -> Check:
@@ -235,13 +250,14 @@ def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float
         saturates(str(device["arch"]), list(device["features"])),
         saturates(hardware.arch, hardware.features),
     )
-    name, limit = "arithmetic", "the target's INT8 products are the host's"
+    name = "arithmetic"
     if share is None:
-        return Check(name=name, measured="no products of unsigned and signed bytes", limit=limit, verdict="pass")
+        detail = "no products of unsigned and signed bytes"
+        return Check(name=name, measured=None, limit=None, verdict="pass", detail=detail)
     told = f"{share:.2%} of weight pairs may exceed 16 bits"
     if here == there or share == 0.0:
         same = "both saturate" if here and there else "both are exact" if here == there else "nothing can saturate"
-        return Check(name=name, measured=f"{told}; {same}", limit=limit, verdict="pass")
+        return Check(name=name, measured=share, limit=None, verdict="pass", detail=f"{told}; {same}")
     if there:
         remedy = (
             "the target has no VNNI, and its 16-bit sums would saturate where this machine's do not: set reduce_range = true"
@@ -252,4 +268,4 @@ def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float
             "this machine has no VNNI: its 16-bit sums saturate where the target's are exact, so the accuracy here may be lower"
             " than the target's; run `edgekit verify` on a CPU with VNNI or on the target, or set reduce_range = true"
         )
-    return Check(name=name, measured=told, limit=limit, verdict="not proven", remedy=remedy)
+    return Check(name=name, measured=share, limit=None, verdict="not proven", remedy=remedy, detail=told)

@@ -30,7 +30,8 @@ class Measurements:
     """What the probe reported. Times in ms, peak_mb in MiB; None where the device does not tell.
 
     device is what the machine is, speed how fast (bandwidth_gbs, fp32_gflops, int8_gops), work what one call does at the
-    budget's shape (see `runtimes.ort.work`); times are at that shape, real_times at the prompts' own lengths.
+    budget's shape (see `runtimes.ort.work`); times are at that shape, real_times at the prompts' own lengths. busy is the load
+    average after the timed calls, their own threads included.
     """
 
     device: Mapping[str, Any]
@@ -45,6 +46,7 @@ class Measurements:
     real_times: Sequence[float]
     real_lengths: Sequence[int]
     peak_mb: float | None
+    busy: float | None
     outputs: NDArray[np.float32]
 
 
@@ -114,6 +116,7 @@ def _read(events: Mapping[str, Mapping[str, Any]], outputs: NDArray[np.float32])
         real_times=events["latency_real"]["ms"],
         real_lengths=events["latency_real"]["lengths"],
         peak_mb=events["memory"]["peak_mb"],
+        busy=events["latency"]["load"],
         outputs=outputs,
     )
 

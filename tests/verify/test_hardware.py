@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.target import Hardware
+from edgekit.target import Budget, Hardware
+from edgekit.verify.checks import check_budget, check_plausible, check_provider
 from edgekit.verify.hardware import impossibilities, mismatches
 from edgekit.verify.measurements import Measurements
 
@@ -82,8 +83,42 @@ def measurements(**work: Any) -> Measurements:
         real_times=[1.0],
         real_lengths=[1],
         peak_mb=None,
+        busy=None,
         outputs=np.zeros((1, 1), np.float32),
     )
+
+
+def test_a_busy_machine_is_told() -> None:
+    slow = replace(measurements(), times=[50.0] * 100, busy=9.0)
+    (check,) = check_budget(Budget(p95_ms=10), slow, 1, [], [])
+    assert check.verdict == "fail"
+    assert str(check.remedy).startswith("the machine was busy (load 9.0 on 4 cores)")
+    (check,) = check_budget(Budget(p95_ms=10), replace(slow, busy=2.2), 1, [], [])
+    assert str(check.remedy).startswith("50 ms, 5.00 x the limit, at batch 1, 64 tokens, 2 threads")
+
+
+def test_too_few_calls_prove_no_p95() -> None:
+    (check,) = check_budget(Budget(p95_ms=10), replace(measurements(), times=[1.0] * 58), 1, [], [])
+    assert check.verdict == "not proven"
+    assert "needs 59" in str(check.remedy)
+
+
+def test_impossible_times_prove_nothing() -> None:
+    found = impossibilities(measurements(), 1.0)
+    (check,) = check_budget(Budget(p95_ms=10), replace(measurements(), times=[1.0] * 100), 1, [], found)
+    assert check.verdict == check_plausible(found).verdict == "not proven"
+    assert "Gop/s" in str(check_plausible(found).detail)
+
+
+@pytest.mark.parametrize(
+    ("ops", "verdict"),
+    [({"CUDA": 90.0, "CPU": 10.0}, "pass"), ({"CUDA": 70.0, "CPU": 30.0}, "fail"), ({"CPU": 1.0}, "fail")],
+)
+def test_a_silent_fallback_fails(ops: dict[str, float], verdict: str) -> None:
+    check = check_provider("CUDA", replace(measurements(matmul_ops=ops), available=["CUDA", "CPU"]))
+    assert check.verdict == verdict
+    assert (verdict == "pass") == (check.remedy is None)
+    assert check_provider("QNN", replace(measurements(matmul_ops=ops), available=["CPU"])).verdict == "not proven"
 
 
 def test_times_below_what_the_machine_can_do_are_flagged() -> None:
