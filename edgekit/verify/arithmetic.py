@@ -9,8 +9,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_INTEGER = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul")
-_RIGHT_INPUT = {"MatMulInteger": 1, "DynamicQuantizeMatMul": 1, "MatMulIntegerToFloat": 1, "QLinearMatMul": 3}
+# Which input of an integer product is the right matrix, and which the left one's zero point (its type is the matrix's).
+_INTEGER: dict[str, tuple[int, int | None]] = {
+    "MatMulInteger": (1, 2),
+    "MatMulIntegerToFloat": (1, 4),
+    "QLinearMatMul": (3, 2),
+    "DynamicQuantizeMatMul": (1, None),
+}
 
 
 def saturating_share(file: Path) -> float | None:
@@ -64,20 +69,22 @@ def _signed_weights(file: Path) -> list[NDArray[np.int8]]:
             node = makers.get(node.input[0])
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
-    def is_unsigned(node: Any) -> bool:
-        # DequantizeLinear without a zero point is unsigned (onnx operator specification); activations always have one.
-        zero = node.input[2] if len(node.input) > 2 else ""
-        return zero not in constants or constants[zero].data_type == TensorProto.UINT8
+    def is_unsigned(node: Any, place: int | None) -> bool:
+        # Without a zero point in the file the type is not told; what quantizers leave out is unsigned, so it counts as such.
+        zero = node.input[place] if place is not None and len(node.input) > place else ""
+        return zero not in constants or bool(constants[zero].data_type == TensorProto.UINT8)
 
     found = []
     for node in graph.node:
-        if node.op_type in _INTEGER and is_signed_matrix(node.input[_RIGHT_INPUT[node.op_type]]):
-            found.append(numpy_helper.to_array(constants[node.input[_RIGHT_INPUT[node.op_type]]], folder))
+        if node.op_type in _INTEGER:
+            right, zero = _INTEGER[node.op_type]
+            if is_signed_matrix(node.input[right]) and is_unsigned(node, zero):
+                found.append(numpy_helper.to_array(constants[node.input[right]], folder))
         elif node.op_type in {"MatMul", "Gemm"}:
-            left, right = dequantized(node.input[0]), dequantized(node.input[1])
-            if left is None or right is None or not is_signed_matrix(right.input[0]) or not is_unsigned(left):
+            left, weights = dequantized(node.input[0]), dequantized(node.input[1])
+            if left is None or weights is None or not is_signed_matrix(weights.input[0]) or not is_unsigned(left, 2):
                 continue
-            matrix = numpy_helper.to_array(constants[right.input[0]], folder)
+            matrix = numpy_helper.to_array(constants[weights.input[0]], folder)
             turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
             through = makers.get(node.input[1])
             turned ^= through is not None and through.op_type == "Transpose"

@@ -19,7 +19,13 @@ def make_quantized(path: Path, weights: np.ndarray, form: str, zero: type = np.u
     """x · weights [inner, columns] in one of the forms that quantizers write."""
     inner, columns = weights.shape
     values: dict[str, Any] = {"w": weights, "scale": np.float32(0.1), "zero": zero(0), "none": np.int8(0)}
-    if form == "MatMulInteger":
+    if form == "signed MatMulInteger":
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            helper.make_node("MatMulInteger", ["q", "w", "zero", "none"], ["sums"]),
+            helper.make_node("Cast", ["sums"], ["y"], to=TensorProto.FLOAT),
+        ]
+    elif form == "MatMulInteger":
         nodes = [
             helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
             helper.make_node("MatMulInteger", ["q", "w", "z", "none"], ["sums"]),
@@ -67,9 +73,10 @@ def test_the_limit_is_where_16_bits_end() -> None:
     assert -128 * 255 >= -32768 > -129 * 255
 
 
-def test_signed_activations_do_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["QDQ", "signed MatMulInteger"])
+def test_signed_activations_do_not_count(tmp_path: Path, form: str) -> None:
     weights = np.full((4, 4), 127, np.int8)
-    assert saturating_share(make_quantized(tmp_path / "m.onnx", weights, "QDQ", np.int8)) is None
+    assert saturating_share(make_quantized(tmp_path / "m.onnx", weights, form, np.int8)) is None
 
 
 VNNI, NO_VNNI = ["avx2", "avx512_vnni"], ["avx2"]
