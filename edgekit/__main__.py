@@ -30,9 +30,10 @@ def main() -> None:
         if not (interrupt.seen or isinstance(failed, KeyboardInterrupt)):
             raise
         code = INTERRUPTED
+    # The command has ended; while the libraries tidy up, a Ctrl-C has nothing to stop any more.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if interrupt.seen:
-        # What is left is tidying up: a second Ctrl-C, or a half-imported library, has nothing to add to the one line.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # What a half-imported library says of its end adds nothing to the one line.
         sys.unraisablehook = lambda _: None
         code = INTERRUPTED
     if code == INTERRUPTED:

@@ -73,7 +73,8 @@ def calibrate(
     """Stream the calibrate split through a model and write calibration.npz into `out`.
 
     `limit` limits the prompts (0: all); which ones is decided by a hash of seed and text, so a sorted file does no harm.
-    Returns the facts: prompts, tokens, layers, the coverage report and its warnings. Raises EdgekitError where there are no prompts.
+    Returns the facts: prompts, tokens, layers, the coverage report and its warnings. Raises EdgekitError where there are
+    no prompts.
     """
     checked, kind = load_model(model), pick(TASKS, task, "task")
     chosen = choose(PromptSet(folder=prompts).split("calibrate"), limit, seed)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import __version__
 from edgekit.errors import CheckFailed, EdgekitError
-from edgekit.report import flips, human_bytes, number, percent, read_report, write_html
+from edgekit.report import flips, human_bytes, number, pair, percent, read_report, write_html
 from edgekit.schema import dump_json, read_json, read_text
 from edgekit.workspace import (
     Product,
@@ -246,9 +246,9 @@ def _card_scope(manifest: Mapping[str, Any]) -> list[str]:
 def _card_accuracy(report: Mapping[str, Any]) -> list[str]:
     scores = {name: value for name, value in (report["accuracy"] or {}).items() if value is not None}
     lines = ["| model | accuracy |", "|---|---|", *(f"| {name} | {percent(scores[name])} |" for name in sorted(scores))]
-    lines += ["", "| against | metric | loss | flips |", "|---|---|---|---|"]
+    lines += ["", "| compared | metric | loss | flips |", "|---|---|---|---|"]
     for entry in report["comparisons"]:
-        cells = [entry["reference"], entry["metric"], number(entry["loss"], 3), flips(entry.get("flips"))]
+        cells = [pair(entry), entry["metric"], number(entry["loss"], 3), flips(entry.get("flips"))]
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     return lines
 

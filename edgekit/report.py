@@ -45,7 +45,7 @@ def terminal_table(report: Row) -> list[str]:
     """The models and the checks in lines of plain text."""
     head = ["", "accuracy", "size", "p50", "p95", "memory"]
     lines = _columns([head, *([NAMES[name], *cells] for name, cells in _model_cells(report))], left=1)
-    lines += [_conditions(report), ""]
+    lines += [*_conditions_lines(report), ""]
     head = ["check", "measured", "limit", "loss", "bound", "interval", "verdict"]
     return lines + _columns([head, *(_check_cells(check) for check in report["checks"])], left=1)
 
@@ -57,7 +57,9 @@ def write_html(report: Row, path: Path) -> None:
     sections = [
         f"<header><h1>{escape(title)}</h1>{_badge(verdict)}</header>",
         f"<p class=lead>{escape(_summary(report))}</p>",
-        _section("Size, accuracy, latency", _models_table(report) + _scatter(report), _conditions(report)),
+        _section(
+            "Size, accuracy, latency", _models_table(report) + _scatter(report), "; ".join(_conditions_lines(report))
+        ),
         _section("Checks", _margins(report["checks"]) + _checks_table(report["checks"]), _CHECKS_NOTE),
         _section("Compared on the same prompts", _comparisons_table(report["comparisons"])),
         _section("Out of scope", _facts(report.get("scope"))),
@@ -93,6 +95,11 @@ def human_bytes(count: float | None) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
     return f"{count:.0f} B"
+
+
+def pair(comparison: Row) -> str:
+    """Which two models a comparison compares: "artifact to float student"."""
+    return f"{_words(comparison.get('candidate', 'artifact'))} to {_words(comparison['reference'])}"
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -166,6 +173,17 @@ def _conditions(report: Row) -> str:
     told = ", ".join(f"{key} {shape[key]}" for key in ("batch", "sequence", "threads") if shape.get(key) is not None)
     engine = f", {runtime['name']} {runtime.get('version', '')}".rstrip() if runtime.get("name") else ""
     return f"latency and memory: {told}{engine}, measured on {where}"
+
+
+def _conditions_lines(report: Row) -> list[str]:
+    lines = [_conditions(report)]
+    real = report.get("latency_real") or {}
+    if real.get("p50") is not None and any(model.get("latency_ms") for model in (report.get("models") or {}).values()):
+        lines.append(
+            "teacher and float student: fp32 in torch where the build ran, at the texts' own lengths;"
+            f" there the artifact's p50 is {number(real['p50'], 3)} ms"
+        )
+    return lines
 
 
 def _summary(report: Row) -> str:
@@ -292,8 +310,8 @@ def _comparisons_table(comparisons: Sequence[Row]) -> str:
         figures = [number(entry.get(key), 3) for key in ("loss", "bound", "margin")]
         cells = _cells([str(entry.get("metric")), *figures, flips(entry.get("flips"))])
         verdict = _badge(str(entry["verdict"])) if entry.get("verdict") else MISSING
-        rows.append(f"<tr><td>{escape(_words(entry['reference']))}</td>{cells}<td>{verdict}</td></tr>")
-    return _table(["against", "metric", "loss", "bound", "margin", "flips", "verdict"], rows) if rows else ""
+        rows.append(f"<tr><td>{escape(pair(entry))}</td>{cells}<td>{verdict}</td></tr>")
+    return _table(["compared", "metric", "loss", "bound", "margin", "flips", "verdict"], rows) if rows else ""
 
 
 def _svg(height: float, parts: Sequence[str], label: str) -> str:

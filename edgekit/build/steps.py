@@ -27,7 +27,7 @@ def finetune(recipe: Recipe, base: Path, prompts: Product, session: Session, at:
 
     inputs = {
         "base": model_digest(base),
-        "prompts": prompts.digest,
+        "prompts": split_digests(prompts, "train"),
         "task": recipe.task,
         "options": recipe.teacher.finetune,
         "out_of_scope": recipe.data.out_of_scope,
@@ -65,7 +65,7 @@ def distill(recipe: Recipe, teacher: Path, prompts: Product, session: Session, a
     student = {"layers": recipe.student.layers, "keep": recipe.student.keep}
     inputs = {
         "teacher": model_digest(teacher),
-        "prompts": prompts.digest,
+        "prompts": split_digests(prompts, "train"),
         "task": recipe.task,
         "student": student,
         "options": recipe.distill,
@@ -105,7 +105,7 @@ def record(
     inputs = {
         "teacher": model_digest(teacher),
         "student": model_digest(student),
-        "prompts": prompts.digest,
+        "prompts": split_digests(prompts, "calibrate", "verify"),
         "task": recipe.task,
         "max_length": recipe.data.max_length,
     }
@@ -132,7 +132,7 @@ def calibrate(recipe: Recipe, student: Path, prompts: Product, session: Session,
 
     inputs = {
         "student": model_digest(student),
-        "prompts": prompts.digest,
+        "prompts": split_digests(prompts, "calibrate"),
         "task": recipe.task,
         "options": vars(recipe.calibrate),
         "max_length": recipe.data.max_length,
@@ -171,7 +171,7 @@ def export(
     inputs = {
         "student": model_digest(student),
         "calibration": calibration.digest,
-        "prompts": prompts.digest,
+        "prompts": split_digests(prompts, "calibrate"),
         "task": recipe.task,
         "options": plan.export,
         "out_of_scope": recipe.data.out_of_scope,
@@ -212,7 +212,7 @@ def verify(
         "artifact": artifact.facts["sha256"],
         "settings": artifact.facts["settings"],
         "reference": reference.digest,
-        "prompts": prompts.digest,
+        "prompts": split_digests(prompts, "verify"),
         "hardware": vars(target.hardware),
         "runtime": target.runtime,
         "budget": vars(target.budget_for(recipe.task)),
@@ -294,7 +294,7 @@ def open_artifact(plan: Plan, artifact: Path, checkpoint: Path, prompts: Product
     inputs = {
         "file": file_sha256(artifact),
         "student": model_digest(checkpoint),
-        "prompts": prompts.digest,
+        "prompts": split_digests(prompts, "calibrate"),
         "max_length": recipe.data.max_length,
         "out_of_scope": recipe.data.out_of_scope,
     }
@@ -329,14 +329,18 @@ def count_looks(workspace: Workspace, prompts: Product, plan: Plan, artifact: Pr
     """
     path = workspace.root / "looks.json"
     seen: dict[str, list[str]] = read_json(path) if path.is_file() else {}
-    verify_file = str(prompts.manifest["files"]["verify.jsonl"]["sha256"])
-    key = f"{plan.name}:{verify_file[:16]}"
+    key = f"{plan.name}:{split_digests(prompts, 'verify')['verify'][:16]}"
     artifacts = seen.setdefault(key, [])
     sha256 = str(artifact.facts["sha256"])
     if sha256 not in artifacts:
         artifacts.append(sha256)
         write_atomically(path, dump_json(seen))
     return artifacts.index(sha256) + 1
+
+
+def split_digests(prompts: Product, *splits: str) -> dict[str, str]:
+    """The hashes of the splits that a step reads: another split may change without it."""
+    return {name: str(prompts.manifest["files"][f"{name}.jsonl"]["sha256"]) for name in splits}
 
 
 def model_digest(folder: Path) -> str:

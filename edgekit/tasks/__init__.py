@@ -78,8 +78,11 @@ def outputs(
 
 
 def batches(ids: Sequence[Sequence[int]], pad_id: int, batch: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Batches of texts sorted by length: their places in `ids`, input_ids and attention_mask [batch, longest]."""
-    order = sorted(range(len(ids)), key=lambda place: (len(ids[place]), place))
+    """Batches of texts of like length: their places in `ids`, input_ids and attention_mask [batch, longest].
+
+    The longest come first: later batches fit into the memory that the first ones took, so it does not fragment.
+    """
+    order = sorted(range(len(ids)), key=lambda place: (-len(ids[place]), place))
     for start in range(0, len(order), batch):
         places = order[start : start + batch]
         yield (places, *pad([ids[place] for place in places], pad_id))

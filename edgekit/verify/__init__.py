@@ -130,6 +130,8 @@ def verify(
     found += checks.check_finite(finite)
     found += _check_machine(artifact / str(facts["file"]), facts, target, task, options, measured)
     report = _report(target, facts, answers, truth, comparisons, found, measured, out_of_scope)
+    report["models"] = open_product(reference, "record").facts.get("models", {})
+    report["layers"] = facts.get("layers", [])
     report["accuracy_only"] = budget.p50_ms is None and budget.p95_ms is None
     report["notes"] = plan_text(task, len(rows), accuracy, looks=looks)
     if report["accuracy_only"]:
@@ -278,6 +280,4 @@ def _report(
     if is_classifier:
         report["scope"] = compared.scope(answers["artifact"], truth, out_of_scope)
         report["confusion"] = compared.confusion(answers["student"], answers["artifact"], truth)
-    if facts.get("bytes_float"):
-        report["models"] = {"student": {"bytes": facts["bytes_float"]}}
     return report

@@ -60,10 +60,10 @@ def test_outputs_keep_the_order_and_tell_progress() -> None:
     assert [done for done, _, _ in told] == [2, 4, 5]
 
 
-def test_batches_are_sorted_by_length() -> None:
+def test_batches_are_of_like_length_and_the_longest_come_first() -> None:
     ids = [[1] * length for length in (5, 1, 3, 8, 2)]
     found = [(places, tuple(tokens.shape)) for places, tokens, _ in batches(ids, 0, 2)]
-    assert found == [([1, 4], (2, 2)), ([2, 0], (2, 5)), ([3], (1, 8))]
+    assert found == [([3, 0], (2, 8)), ([2, 4], (2, 3)), ([1], (1, 1))]
 
 
 def test_padding_is_on_the_right() -> None:
