@@ -343,3 +343,25 @@ def test_ctrl_c_of_the_real_command(project: Path) -> None:
     assert out == ""
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted; the next run continues from the last finished step"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.3])
+def test_ctrl_c_after_the_result(project: Path, moment: float) -> None:
+    """While the libraries tidy up at the end, a Ctrl-C is no traceback and does not undo what was done."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edgekit", "record", "teacher", "teacher", "--out", "dist/reference"],
+        cwd=project.parent,
+        env=child_environment(EDGEKIT_CACHE="cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline().strip().endswith("reference")
+    time.sleep(moment)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode in {0, 130}
+    assert "Traceback" not in err
+    assert (project.parent / "dist" / "reference" / "record.json").is_file()
