@@ -16,7 +16,7 @@ from edgekit.distill.checkpoint import drop_checkpoint
 from edgekit.distill.losses import LOSSES, Batch, Signal, labels
 from edgekit.distill.options import DistillOptions, TrainingOptions
 from edgekit.distill.student import Tap, cut, match_blocks
-from edgekit.distill.training import Lesson, reproducible, train
+from edgekit.distill.training import Lesson, choose_precision, reproducible, train
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
@@ -73,7 +73,8 @@ def teach_labels(
         module, missing = load_encoder(base, "text-classification", head)
         if missing:
             raise EdgekitError(f"{base}: the checkpoint lacks the weights {missing[0]}; not a whole encoder")
-        tap = Tap(module)
+        precision = choose_precision(options.precision)
+        tap = Tap(module, precision=precision)
 
         def answer(places: list[int]) -> tuple[Signal, Batch]:
             tokens, mask = pad([ids[place] for place in places], pad_id)
@@ -92,7 +93,7 @@ def teach_labels(
         width = dimensions(cast(Any, module.model).config).hidden
         facts = train(module, lesson, options, width=width, seed=seed, folder=out, run=run, progress=progress)
     _save(module, base, out, TOKENIZER_FILES)
-    return facts | {"classes": list(classes)}
+    return facts | {"classes": list(classes), "precision": precision}
 
 
 def teach_student(
@@ -119,7 +120,8 @@ def teach_student(
         cut(module, kept)
         relations, hidden = "attention_relation" in weights, "hidden" in weights
         matched = match_blocks(model.layers, len(kept))
-        tap = Tap(module, blocks=range(len(kept)) if hidden else (), relations=relations)
+        precision = choose_precision(options.precision)
+        tap = Tap(module, blocks=range(len(kept)) if hidden else (), relations=relations, precision=precision)
         shown = Tap(cast(Encoder, task.load(teacher)), blocks=matched if hidden else (), relations=relations)
         ask = ask_teacher(shown, ids, pad_id, SIGNAL_BYTES)
 
@@ -143,6 +145,7 @@ def teach_student(
         "matched_layers": matched if hidden else [],
         "losses": dict(weights),
         "temperature": options.temperature,
+        "precision": precision,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from edgekit.architectures import Architecture, find_architecture
@@ -40,8 +41,11 @@ def match_blocks(depth: int, layers: int) -> list[int]:
 class Tap:
     """Runs a module and collects what the losses compare: outputs of some blocks, and the last block's query, key, value."""
 
-    def __init__(self, module: Encoder, *, blocks: Sequence[int] = (), relations: bool = False) -> None:
+    def __init__(
+        self, module: Encoder, *, blocks: Sequence[int] = (), relations: bool = False, precision: str = "fp32"
+    ) -> None:
         self.module = module
+        self._bf16 = precision == "bf16"
         self._hidden: dict[int, Tensor] = {}
         self._projections: dict[int, Tensor] = {}
         self._heads = dimensions(cast(Any, module.model).config).heads
@@ -53,10 +57,11 @@ class Tap:
                 found[-1].get_submodule(path).register_forward_hook(_keep_first(self._projections, place))
 
     def __call__(self, tokens: Tensor, mask: Tensor) -> Signal:
-        """input_ids and attention_mask [batch, sequence] -> the module's signal, in float32."""
+        """input_ids and attention_mask [batch, sequence] -> the module's signal, always in float32."""
         self._hidden.clear()
         self._projections.clear()
-        output = self.module(tokens, mask)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            output = self.module(tokens, mask)
         projections = [self._projections[place].float() for place in sorted(self._projections)]
         if len(projections) == 1:
             projections = list(projections[0].chunk(3, dim=-1))

@@ -55,24 +55,18 @@ def train(
     """Train a module in place and leave it, in eval mode, with the weights of its best epoch.
 
     `width` is the hidden size; `run` is a fingerprint of everything that the run depends on: a checkpoint in `folder` that
-    has it is continued, any other is dropped. Returns facts: steps, epochs, the held-out score of each epoch, precision.
+    has it is continued, any other is dropped. Returns facts: steps, epochs, the held-out score of each epoch.
     """
     from accelerate import Accelerator
 
-    precision = choose_precision(options.precision)
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if precision == "bf16" else "no")
+    # Not mixed_precision: Accelerate fixes it for the life of a process, and losses must stay in float32 (see Tap).
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
     peak = options.learning_rate or 2e-4 * 384 / width
     plain = torch.optim.AdamW(_groups(module, options.weight_decay), lr=peak, fused=True)
     module, optimizer = accelerator.prepare(module, plain)
     per_epoch = math.ceil(len(lesson.train) / options.batch)
     total = per_epoch * options.epochs
-
-    state = _State()
-    if found := read_checkpoint(folder, run):
-        state = _restore(found, module, plain)
-        log.info("training continues at step %d of %d", state.step, total)
-    else:
-        drop_checkpoint(folder)
+    state = _begin(folder, run, module, plain)
     saved, pace = time.monotonic(), _Pace(state.step)
     module.train()
     while state.step < total and not state.stopped(options.patience):
@@ -93,18 +87,16 @@ def train(
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 write_checkpoint(folder, _snapshot(state, module, plain, run))
                 saved = time.monotonic()
-    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
     accelerator.free_memory()
     if state.best:
         module.load_state_dict(state.best)
     module.eval()
     return {
         "steps": state.step,
-        "epochs": len(state.scores),
+        "epochs": state.step // per_epoch,
         "best_epoch": state.best_epoch + 1 if state.scores else options.epochs,
         "scores": [round(score, 6) for score in state.scores],
         "learning_rate": peak,
-        "precision": precision,
         "threads": torch.get_num_threads(),
         "train_texts": len(lesson.train),
         "held_texts": len(lesson.held),
@@ -213,6 +205,15 @@ def _score(module: nn.Module, lesson: Lesson, batch: int) -> float | None:
             total += float(lesson.judge(rows)) * len(rows)
     module.train()
     return total / len(order)
+
+
+def _begin(folder: Path, run: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
+    """The state of the folder's checkpoint, put into module and optimizer, where it is this run's; else a fresh one."""
+    if found := read_checkpoint(folder, run):
+        log.info("training continues at step %d", found.state["step"])
+        return _restore(found, module, optimizer)
+    drop_checkpoint(folder)
+    return _State()
 
 
 def _snapshot(state: _State, module: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> Checkpoint:

@@ -16,6 +16,7 @@ from edgekit.distill import distill, finetune, training
 from edgekit.distill.checkpoint import FILE, Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
 from edgekit.distill.options import TrainingOptions
 from edgekit.distill.training import Lesson, choose_precision, count_threads, epoch_batches, ramp, train
+from edgekit.model import load_model
 from edgekit.workspace import file_sha256
 from tests.conftest import LABELS, child_environment, make_checkpoint, make_data
 
@@ -91,22 +92,16 @@ def test_precision_and_threads_fit_the_machine(monkeypatch: pytest.MonkeyPatch) 
     assert count_threads() >= 1
 
 
-def test_bf16_trains_too(tmp_path: Path) -> None:
-    teacher, data, out = (
-        make_checkpoint(tmp_path / "teacher", labels=LABELS),
-        make_data(tmp_path / "data"),
-        tmp_path / "out",
-    )
-    out.mkdir()
-    code = (
-        "import sys; from pathlib import Path; from edgekit.distill import distill;"
-        "print(distill(Path(sys.argv[1]), Path(sys.argv[2]), task='text-classification', layers=1, max_length=32,"
-        "options={'epochs': 2, 'precision': 'bf16'}, out=Path(sys.argv[3]))['precision'])"
-    )
-    command = [sys.executable, "-c", code, str(teacher), str(data), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
-    assert done.stdout == "bf16\n", done.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+def test_both_precisions_train_in_one_process(tmp_path: Path) -> None:
+    teacher, data = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data")
+    for precision in ("fp32", "bf16", "fp32"):
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        options = {"epochs": 2, "precision": precision}
+        facts = distill(teacher, data, task="text-classification", layers=1, max_length=32, options=options, out=out)
+        assert facts["precision"] == precision
+        assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+        assert {info.dtype for info in load_model(out).tensors.values()} == {"F32"}
 
 
 def test_a_checkpoint_of_another_run_is_not_continued(tmp_path: Path) -> None:
