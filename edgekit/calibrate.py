@@ -29,6 +29,8 @@ FILE = "calibration.npz"
 BINS = 2048
 # Every fifth prompt is held out to see whether the others cover it; its statistics are merged in afterwards.
 HELD_OUT = 5
+# Prompts of another split that are run to see whether the calibration covers them.
+COVERED = 256
 # Values are binned in pieces of this many, so that the histogram's scratch memory does not grow with the batch.
 _PIECE = 1 << 18
 # Above these shares the coverage report warns.
@@ -187,6 +189,26 @@ def coverage(
         "labels": {"seen": len(labels), "unseen": unseen, "fewest": min(labels.values(), default=0)},
         "truncated": truncated,
     }, warnings
+
+
+def cover(
+    student: Path, calibration: Path, prompts: Path, *, task: str, max_length: int, split: str = "verify"
+) -> dict[str, Any]:
+    """How well a calibration covers another split: the figures of `coverage`, and the share of activations outside per layer.
+
+    For information only: it is read after every choice was made. At most COVERED prompts are run, chosen by their hash.
+    """
+    model = load_model(student)
+    rows = PromptSet(folder=prompts)
+    seen, held = rows.split("calibrate"), rows.split(split)
+    texts = [prompt.text for prompt in choose(held, COVERED, 0)]
+    pad_id = find_pad_id(model)
+    outside = outside_ranges(
+        pick(TASKS, task, "task").load(student), model.encode(texts, max_length), pad_id, load_calibration(calibration)
+    )
+    lengths = [[len(ids) for ids in model.encode([row.text for row in part], max_length)] for part in (seen, held)]
+    covered, _ = coverage(seen, held, *lengths, max_length=max_length)
+    return covered | {"outside_ranges": {key: share for key, share in outside.items() if share > 0}}
 
 
 def outside_ranges(

@@ -71,6 +71,7 @@ def write_html(report: Row, path: Path) -> None:
             _confusion(report.get("confusion")),
             "right label → answer, in prompts: mistakes of the float student that are gone (left), new ones (right)",
         ),
+        _section("How the calibration covers these prompts", _facts(_coverage(report.get("coverage")))),
         _section("Notes", "".join(f"<p>{escape(str(note))}</p>" for note in report.get("notes") or ())),
         "<div class=pair>",
         _section("Artifact", _facts(report["artifact"])),
@@ -413,6 +414,23 @@ def _margins(checks: Sequence[Row]) -> str:
         parts.append(f'<g class="{kind}">{_line(begin, y, end, y, f"range {kind}")}')
         parts.append(f'<circle cx="{middle:.1f}" cy="{y:.1f}" r="5.5" class="dot mark"/></g>')
     return _svg(bottom + 8, parts, "measured losses with their intervals, against their limits")
+
+
+def _coverage(coverage: Row | None) -> dict[str, Any]:
+    """The figures of calibrate.cover in words; empty where there are none."""
+    if not coverage:
+        return {}
+    lengths = coverage["length"]
+    outside = sorted(coverage["outside_ranges"].items(), key=lambda entry: (-entry[1], entry[0]))
+    told = {
+        "prompts": f"{coverage['seen']} calibrate, {coverage['held_out']} verify",
+        "tokens (quartiles)": f"calibrate {lengths['seen']}, verify {lengths['held_out']}",
+        "verify prompts longer than all others": percent(lengths["longer_share"]),
+        "verify words that are new": percent(coverage["vocabulary"]["new_share"]),
+        "labels without a calibrate prompt": ", ".join(coverage["labels"]["unseen"]) or "none",
+        "layers with activations outside their range": len(outside),
+    }
+    return told | {f"outside, {name}": f"{share:.4%}" for name, share in outside[:5]}
 
 
 def _layers(layers: Sequence[Row] | None) -> str:

@@ -72,7 +72,7 @@ def build_one(plan: Plan, prompts: Product, session: Session) -> Built:
     reference = record(plan.recipe, teacher, student, prompts, session)
     calibration = calibrate(plan.recipe, student, prompts, session)
     artifact = export(plan, student, calibration, prompts, session)
-    report = verify(plan, artifact, reference, prompts, session)
+    report = verify(plan, artifact, reference, prompts, session, student=student, calibration=calibration)
     return package(plan, artifact, report, session)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from edgekit.build.plan import Built, Plan, Session, run_step
+from edgekit.build.plan import Built, Plan, Progress, Session, run_step
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.recipe import Recipe
@@ -198,9 +200,21 @@ def export(
 
 
 def verify(
-    plan: Plan, artifact: Product, reference: Product, prompts: Product, session: Session, at: Path | None = None
+    plan: Plan,
+    artifact: Product,
+    reference: Product,
+    prompts: Product,
+    session: Session,
+    *,
+    student: Path | None = None,
+    calibration: Product | None = None,
+    at: Path | None = None,
 ) -> Product:
-    """The artifact on the target's device, compared with the reference and judged against the budget."""
+    """The artifact on the target's device, compared with the reference and judged against the budget.
+
+    With the student and its calibration the report also says how well the calibration covers the verify prompts.
+    """
+    from edgekit.calibrate import cover
     from edgekit.devices import DEVICES
     from edgekit.verify import plan_text
     from edgekit.verify import verify as run
@@ -213,20 +227,25 @@ def verify(
         "settings": artifact.facts["settings"],
         "reference": reference.digest,
         "prompts": split_digests(prompts, "verify"),
+        "target": target.name,
         "hardware": vars(target.hardware),
         "runtime": target.runtime,
         "budget": vars(target.budget_for(recipe.task)),
         "device": device.describe(),
         "accuracy": recipe.accuracy,
         "looks": looks,
+        "coverage": calibration.digest if calibration and student else None,
     }
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, looks=looks):
         session.listener.say(line)
-    return run_step(
-        session,
-        "verify",
-        inputs,
-        lambda out, progress: run(
+
+    def make(out: Path, progress: Progress) -> Mapping[str, Any]:
+        covered = None
+        if calibration is not None and student is not None:
+            covered = cover(
+                student, calibration.folder, prompts.folder, task=recipe.task, max_length=recipe.data.max_length
+            )
+        return run(
             artifact=artifact.folder,
             reference=reference.folder,
             prompts=prompts.folder,
@@ -235,14 +254,24 @@ def verify(
             accuracy=recipe.accuracy,
             out_of_scope=recipe.data.out_of_scope,
             looks=looks,
+            coverage=covered,
             device=device,
             out=out,
             progress=progress,
-        ),
-        note=f"{prompts.facts['rows']['verify']} prompts on {target.device.get('kind', 'local')}",
-        at=at,
-        fresh=session.fresh,
-    )
+        )
+
+    try:
+        return run_step(
+            session,
+            "verify",
+            inputs,
+            make,
+            note=f"{prompts.facts['rows']['verify']} prompts on {target.device.get('kind', 'local')}",
+            at=at,
+            fresh=session.fresh,
+        )
+    finally:
+        device.close()
 
 
 def package(plan: Plan, artifact: Product, report: Product, session: Session) -> Built:

@@ -130,11 +130,13 @@ def export(
 @target_option
 @recipe_options
 @out_option
+@click.option("--student", type=folder, help="With --calibration: say how the calibration covers the prompts.")
+@click.option("--calibration", type=folder, help="The folder of the student's `calibrate`.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3.")
 def verify(
     artifact: Path, reference: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...],
-    cache: Path | None, as_json: bool, out: Path, fresh: bool, strict: bool,
+    cache: Path | None, as_json: bool, out: Path, student: Path | None, calibration: Path | None, fresh: bool, strict: bool,
 ) -> int:  # fmt: skip
     """Run ARTIFACT on the target's device and judge it against REFERENCE.
 
@@ -150,12 +152,14 @@ def verify(
     from edgekit.cli.make import show_built
     from edgekit.cli.show import print_json
     from edgekit.schema import read_json
+    from edgekit.workspace import open_product
 
     recipe, prompts, session = _open(recipe_path, overrides, cache, fresh=fresh)
     plan = _plan(recipe, target_name, prompts, session)
     checked = spine.open_artifact(plan, artifact, reference, prompts, session)
     recorded = spine.open_reference(recipe, reference, prompts, session)
-    product = spine.verify(plan, checked, recorded, prompts, session, at=out)
+    seen = open_product(calibration, "calibrate") if calibration else None
+    product = spine.verify(plan, checked, recorded, prompts, session, student=student, calibration=seen, at=out)
     report = read_json(product.folder / "report.json")
     if as_json:
         print_json(report)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS
 from edgekit.prompts import PromptSet
+from edgekit.report import write_html
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, parse, pick
 from edgekit.tasks import TASKS
@@ -91,14 +92,16 @@ def verify(
     out_of_scope: str | None,
     looks: int,
     device: Device,
+    coverage: Mapping[str, Any] | None = None,
     out: Path,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json and outputs.npz.
 
-    artifact, reference, prompts: folders of export, record and prompts. accuracy: the recipe's `[accuracy]` table. looks: how
-    many artifacts these prompts have judged, this one included. Returns {verdict, checks: {name: verdict}}. Raises EdgekitError
-    where the folders do not belong together, DeviceFailed where the device does not answer.
+    artifact, reference, prompts: folders of export, record and prompts. accuracy: the recipe's `[accuracy]` table. looks:
+    how many artifacts these prompts have judged, this one included. coverage: what `calibrate.cover` says of these prompts,
+    passed on. Returns {verdict, checks: {name: verdict}}. Raises EdgekitError where the folders do not belong together,
+    DeviceFailed where the device does not answer.
     """
     product = open_product(artifact, "export")
     facts, margins = product.facts, read_margins(accuracy)
@@ -131,12 +134,14 @@ def verify(
     found += _check_machine(artifact / str(facts["file"]), facts, target, task, options, measured)
     report = _report(target, facts, answers, truth, comparisons, found, measured, out_of_scope)
     report["models"] = open_product(reference, "record").facts.get("models", {})
+    report["coverage"] = coverage
     report["layers"] = facts.get("layers", [])
     report["accuracy_only"] = budget.p50_ms is None and budget.p95_ms is None
     report["notes"] = plan_text(task, len(rows), accuracy, looks=looks)
     if report["accuracy_only"]:
         report["notes"].insert(0, "accuracy only: the target states no latency limit (budget.p95_ms)")
     write_atomically(out / "report.json", dump_json(report))
+    write_html(report, out / "report.html")
     return {"verdict": report["verdict"], "checks": {check.name: check.verdict for check in found}}
 
 
