@@ -1,4 +1,4 @@
-"""What many tests share: one small real checkpoint, one small data set, and a recipe that joins them."""
+"""What many tests share: one small real checkpoint, one small data set, a recipe that joins them; and the rule on skips."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,49 @@ PATTERNS = {
     "light_off": "switch off every lamp in the {}",
     "music": "some jazz on the {} speaker would be nice",
 }
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def skips_fail(environment: Mapping[str, str], root: Path) -> bool:
+    """Whether a skipped test fails the run: in CI, as root, with the real data beside the repository, all can run."""
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    return bool(environment.get("CI")) and is_root and (root.parent / "shared" / "data").is_dir()
+
+
+class NoSkips:
+    """Collects what was skipped (a file as a whole, too), lists it at the end and fails the run for it."""
+
+    def __init__(self) -> None:
+        self.skipped: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self.note(report)
+
+    def note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        self.skipped.append(f"{report.nodeid}: {reason}")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.skipped and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.skipped:
+            terminalreporter.section("skipped, where every test can run (CI, root, ../shared/data): this fails the run")
+            for line in self.skipped:
+                terminalreporter.line(line)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if skips_fail(os.environ, ROOT):
+        config.pluginmanager.register(NoSkips(), "no-skips")
 
 
 def make_checkpoint(folder: Path, *, labels: list[str] | None = None, seed: int = 0) -> Path:
@@ -148,6 +191,5 @@ def edgekit(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def child_environment(**more: str) -> dict[str, str]:
     """This environment with the source tree on PYTHONPATH, for a child in another folder."""
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return os.environ | {"PYTHONPATH": path, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"} | more
