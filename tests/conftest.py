@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,6 +188,32 @@ def edgekit(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def plain_rights() -> Iterator[None]:
+    """Root may write where a folder's mode says no; for this test, in this thread, it may not.
+
+    Only the capability to ignore modes is laid down (capabilities(7)): root still reads its own interpreter, which another
+    user may not. Who is not root has no such capability.
+    """
+    if os.name == "nt":
+        pytest.skip("Windows has other rights than a folder's mode")
+    if os.geteuid() != 0:
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("only on Linux can root lay down the right to write anywhere")
+    version_3, dac_override, dac_read_search = 0x20080522, 1 << 1, 1 << 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(version_3, 0)
+    held = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice: the lower and the higher 32
+    assert libc.capget(header, held) == 0, os.strerror(ctypes.get_errno())
+    fewer = (ctypes.c_uint32 * 6)(*held)
+    fewer[0] &= ~(dac_override | dac_read_search)
+    assert libc.capset(header, fewer) == 0, os.strerror(ctypes.get_errno())
+    yield
+    assert libc.capset(header, held) == 0, os.strerror(ctypes.get_errno())
 
 
 def child_environment(**more: str) -> dict[str, str]:

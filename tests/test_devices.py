@@ -202,8 +202,7 @@ def test_doctor_judges_the_machine(machine: dict[str, Any], facts: dict[str, Any
     assert (findings[name].remedy != "") is (status != "ok")
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere; Windows has other rights")
-def test_doctor_sees_a_read_only_cache(machine: dict[str, Any], tmp_path: Path) -> None:
+def test_doctor_sees_a_read_only_cache(machine: dict[str, Any], tmp_path: Path, plain_rights: None) -> None:
     tmp_path.chmod(0o500)
     findings = {finding.name: finding for finding in doctor(tmp_path / "cache")}
     tmp_path.chmod(0o700)

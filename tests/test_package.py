@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import shutil
 import tarfile
 import threading
@@ -170,8 +169,7 @@ def test_a_failed_write_keeps_the_older_bundle(tmp_path: Path, monkeypatch: pyte
     assert not list(out.glob(".*.partial"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_output_is_one_line(tmp_path: Path) -> None:
+def test_a_read_only_output_is_one_line(tmp_path: Path, plain_rights: None) -> None:
     (tmp_path / "out").mkdir(mode=0o500)
     with pytest.raises(EdgekitError, match="cannot be written"):
         pack(tmp_path / "a", tmp_path / "out")
