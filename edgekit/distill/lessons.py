@@ -43,7 +43,7 @@ TOKENIZER_FILES = (
 )
 EMBEDDING_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_*/config.json")
 # Above this much memory the teacher answers each batch anew instead of once per text.
-SIGNAL_BYTES = 1 << 30
+SIGNAL_BYTES = 2 << 30
 
 
 def teach_labels(
@@ -119,7 +119,7 @@ def teach_student(
         module = cast(Encoder, task.load(teacher))
         cut(module, kept)
         relations, hidden = "attention_relation" in weights, "hidden" in weights
-        matched = match_blocks(model.layers, len(kept))
+        matched = match_blocks(model.layers, kept)
         precision = choose_precision(options.precision)
         tap = Tap(module, blocks=range(len(kept)) if hidden else (), relations=relations, precision=precision)
         shown = Tap(cast(Encoder, task.load(teacher)), blocks=matched if hidden else (), relations=relations)

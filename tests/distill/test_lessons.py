@@ -39,10 +39,9 @@ def test_a_label_that_is_no_class_is_named() -> None:
 
 
 def test_matched_blocks_end_with_the_last() -> None:
-    assert match_blocks(6, 3) == [1, 3, 5]
-    assert match_blocks(12, 4) == [2, 5, 8, 11]
-    assert match_blocks(4, 4) == [0, 1, 2, 3]
-    assert match_blocks(5, 2) == [1, 4]
+    assert match_blocks(6, [0, 2, 5]) == [0, 2, 5]
+    assert match_blocks(6, [0, 1, 2]) == [0, 1, 5]
+    assert match_blocks(4, [1]) == [3]
 
 
 def test_the_teacher_says_the_same_from_memory_and_live(checkpoint: Path) -> None:
