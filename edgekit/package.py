@@ -17,7 +17,6 @@ import tarfile
 import tempfile
 import weakref
 import zlib
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -33,6 +32,8 @@ from edgekit.workspace import (
     file_sha256,
     fingerprint,
     list_files,
+    locked,
+    make_folder,
     open_product,
     write_atomically,
 )
@@ -102,7 +103,7 @@ def package(
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _lock(put.bundle):
+        with locked(_lock_file(put.bundle), f"{name}: another build is packaging this; waiting for it"):
             _clear_leftovers(put)
             write_atomically(put.report, read_text(report / "report.json"))
             write_html(content, put.html)
@@ -441,20 +442,12 @@ def _clear_leftovers(put: Packaged) -> None:
         path.with_name(f".{path.name}.partial").unlink(missing_ok=True)
 
 
-@contextmanager
-def _lock(place: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(str(place.with_name(f".{place.name}.lock")))
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        log.warning("%s: another build is packaging this; waiting for it", place.name)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _lock_file(place: Path) -> Path:
+    """Not beside the place, which holds products only; a user's own, because a shared temporary folder lends no files."""
+    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    locks = Path(tempfile.gettempdir()) / f"edgekit-locks{user}"
+    make_folder(locks)
+    return locks / f"{fingerprint(str(place.resolve()))[:16]}.lock"
 
 
 def _sync(path: Path) -> None:

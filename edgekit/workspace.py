@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -176,6 +177,31 @@ def make_folder(folder: Path) -> None:
         raise disk_error(folder, failed) from failed
 
 
+@contextmanager
+def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file; where another holds it, log `busy` and wait for it, or with `wait` off give False at once.
+
+    Raises EdgekitError where the file cannot be written. It stays when the lock is released: another may be waiting for it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(path))
+    try:
+        lock.acquire(timeout=1 if wait else 0)
+    except Timeout:
+        log.warning(busy)
+        if not wait:
+            yield False
+            return
+        lock.acquire()
+    except OSError as failed:
+        raise disk_error(path, failed) from failed
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 class Workspace:
     """A folder of finished steps."""
 
@@ -206,7 +232,7 @@ class Workspace:
         _refuse_foreign(place, step)
         partial = place.with_name(f".{place.name}.partial")
         make_folder(place.parent)
-        with self._lock(place):
+        with locked(self._lock_file(place), f"{place}: another build is making this; waiting for it"):
             if (done := _finished(place, step, key)) and not fresh:
                 return done
             if partial.exists() and not (resumable and _made_for(partial) == key):
@@ -235,43 +261,39 @@ class Workspace:
                 yield open_product(manifest.parent, step)
 
     def prune(self, *, older_than_days: float = 0.0) -> tuple[int, int]:
-        """Delete finished and partial folders last used before that; returns how many, and how many bytes."""
+        """Delete finished and partial folders last used before that; returns how many, and how many bytes.
+
+        What a build is making at this moment is left, and so is what it would replace.
+        """
         horizon = time.time() - older_than_days * 86400
         removed, freed = 0, 0
         for folder in sorted(self.root.glob("*/*")):
-            if folder.is_dir() and folder.stat().st_mtime <= horizon:
-                freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                shutil.rmtree(folder)
-                removed += 1
+            if not folder.is_dir() or folder.stat().st_mtime > horizon:
+                continue
+            lock = self._lock_file(folder.with_name(_KEPT_BESIDE.sub(r"\1", folder.name)))
+            with locked(lock, f"{folder}: a build is making this; left as it is", wait=False) as free:
+                # Until the lock was ours, a build may have renamed its partial folder.
+                if free and folder.is_dir():
+                    freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                    shutil.rmtree(folder)
+                    removed += 1
         return removed, freed
 
     def _key(self, step: str, inputs: Any) -> str:
         versions = {name: metadata.version(name) for name in STEP_LIBRARIES[step]}
         return fingerprint({"step": step, "inputs": inputs, "versions": versions, "code": _code_digest(step)})
 
-    @contextmanager
-    def _lock(self, place: Path) -> Iterator[None]:
-        from filelock import FileLock, Timeout
-
-        # In the workspace, not beside the place: a folder that a user names gets nothing but the product.
+    def _lock_file(self, place: Path) -> Path:
+        """In the workspace, not beside the place: a folder that a user names gets nothing but the product."""
         locks = self.root / "locks"
         make_folder(locks)
-        lock = FileLock(str(locks / f"{fingerprint(str(place.resolve()))[:16]}.lock"))
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            log.warning("%s: another build is making this; waiting for it", place)
-            lock.acquire()
-        except OSError as failed:
-            raise disk_error(locks, failed) from failed
-        try:
-            yield
-        finally:
-            lock.release()
+        return locks / f"{fingerprint(str(place.resolve()))[:16]}.lock"
 
 
 # Names the fingerprint that a partial folder is being made for.
 _KEY = ".key"
+# The hidden folders beside a place, by the place's name.
+_KEPT_BESIDE = re.compile(r"^\.(.+)\.(?:partial|old)$")
 
 
 # What the disk says when it is full, read-only or not ours.

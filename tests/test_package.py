@@ -8,6 +8,7 @@ import json
 import shutil
 import tarfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from artifacts import make_artifact, make_report, make_target
 
+from edgekit import package as package_module
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.package import Packaged, open_bundle, package, run_bundle
 from edgekit.workspace import file_sha256, fingerprint
@@ -79,7 +81,7 @@ def test_an_unchanged_bundle_is_left_alone_and_a_changed_one_replaced(tmp_path: 
     assert open_bundle(pack(tmp_path / "c", out).archive)
     after = pack(tmp_path / "d", out, scale=2.0)
     assert open_bundle(after.bundle).manifest["digest"] == open_bundle(after.archive).manifest["digest"]
-    assert {path.name for path in out.iterdir() if not path.name.endswith(".lock")} == {
+    assert {path.name for path in out.iterdir()} == {
         "demo-board",
         "demo-board.tar.gz",
         "demo-board.report.json",
@@ -150,7 +152,7 @@ def test_leftovers_of_a_killed_run_are_cleared_and_the_older_bundle_comes_back(t
     with pytest.raises(CheckFailed):
         pack(tmp_path / "b", out, "fail")
     assert open_bundle(packed.bundle)
-    assert not [path for path in out.iterdir() if path.name.startswith(".") and not path.name.endswith(".lock")]
+    assert not list(out.glob(".*"))
 
 
 def test_a_failed_write_keeps_the_older_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +199,42 @@ def test_two_at_once_end_in_one_whole_bundle(tmp_path: Path) -> None:
         thread.join()
     assert not failures
     assert open_bundle(out / "demo-board.tar.gz")
+    assert not list(out.glob(".*"))
+
+
+def test_a_packaging_that_runs_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever way the folder is spelled; the lock is no part of it."""
+    out, inside, go = tmp_path / "out", threading.Event(), threading.Event()
+    write = package_module.write_archive
+
+    def slow(*arguments: Any) -> None:
+        inside.set()
+        assert go.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(package_module, "write_archive", slow)
+    monkeypatch.chdir(tmp_path)
+    threads = [
+        threading.Thread(target=pack, args=(tmp_path / "a", out)),
+        threading.Thread(target=pack, args=(tmp_path / "b", Path("out")), kwargs={"scale": 2.0}),
+    ]
+    threads[0].start()
+    assert inside.wait(60)
+    assert {path.name for path in out.glob(".*")} == {".demo-board.partial"}
+    threads[1].start()
+    while "another build is packaging this" not in caplog.text and threads[1].is_alive():
+        time.sleep(0.05)
+    waited = threads[1].is_alive()
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert waited
+    assert (
+        open_bundle(out / "demo-board").manifest["digest"] == open_bundle(out / "demo-board.tar.gz").manifest["digest"]
+    )
+    assert not list(out.glob(".*"))
 
 
 def rewrite(bundle: Path, change: dict[str, Any], *, sign: bool) -> None:

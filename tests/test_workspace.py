@@ -261,6 +261,35 @@ def test_list_and_prune(workspace: Workspace) -> None:
     assert list(workspace.products()) == []
 
 
+def test_prune_leaves_what_a_build_is_making(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    """A step that runs keeps its partial folder and the product that it would replace; a killed one's half goes."""
+    inside, go, made = threading.Event(), threading.Event(), []
+
+    def slow(out: Path) -> Mapping[str, Any]:
+        (out / "half").write_text("x")
+        inside.set()
+        assert go.wait(60)
+        return {}
+
+    place = workspace.once("record", {"a": 1}, Counted()).folder
+    workspace.once("record", {"a": 2}, Counted())
+    killed = workspace.root / "record" / ".0123456789abcdef.partial"
+    killed.mkdir()
+    thread = threading.Thread(target=lambda: made.append(workspace.once("record", {"a": 1}, slow, fresh=True)))
+    thread.start()
+    assert inside.wait(60)
+    removed, _ = workspace.prune()
+    left = sorted(path.name for path in (workspace.root / "record").iterdir())
+    go.set()
+    thread.join()
+    assert removed == 2
+    assert left == [f".{place.name}.partial", place.name]
+    assert caplog.text.count("a build is making this; left as it is") == 2
+    assert made[0].manifest["files"].keys() == {"half"}
+    assert litter(workspace.root) == []
+    assert workspace.prune()[0] == 1
+
+
 def test_write_atomically(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     write_atomically(path, "one\n")
