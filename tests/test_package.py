@@ -17,6 +17,7 @@ import pytest
 from artifacts import make_artifact, make_report, make_target
 
 from edgekit import package as package_module
+from edgekit.build import run
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.package import Packaged, open_bundle, package, run_bundle
 from edgekit.workspace import file_sha256, fingerprint
@@ -323,6 +324,7 @@ def test_run_answers_with_labels_or_embeddings(packed: Packaged, tmp_path: Path)
     assert nothing["label"] == "none"
     embeds = pack(tmp_path / "e", tmp_path / "out-e", output="embedding")
     np.testing.assert_allclose(run_bundle(embeds.bundle, ["play music"]), [[-1, -1, 8]])
+    assert run(packed.archive, ["turn on the light", ""]) == [on, nothing]
 
 
 def test_run_never_executes_a_bundles_own_code(packed: Packaged, caplog: pytest.LogCaptureFixture) -> None:

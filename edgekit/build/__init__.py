@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from edgekit.build.plan import Built, Listener, Plan, Progress, Session
 from edgekit.build.preflight import check_recipe, check_target, gather_prompts, needed_splits, resolve
@@ -45,6 +47,7 @@ __all__ = [
     "package",
     "record",
     "resolve",
+    "run",
     "verify",
 ]
 
@@ -74,6 +77,17 @@ def build_one(plan: Plan, prompts: Product, session: Session) -> Built:
     artifact = export(plan, student, calibration, prompts, session)
     report = verify(plan, artifact, reference, prompts, session, student=student, calibration=calibration)
     return package(plan, artifact, report, session)
+
+
+def run(bundle: Path, texts: Sequence[str], *, threads: int | None = None) -> list[Any]:
+    """A bundle's answer to each text: {label, score, scores} or, of an encoder, its embedding as list[float].
+
+    bundle: a bundle's folder or archive. threads: of the runtime; without it the bundle's own. Raises EdgekitError for a
+    bundle that is not whole, and where onnxruntime cannot open the model.
+    """
+    from edgekit.package import run_bundle
+
+    return run_bundle(bundle, texts, threads=threads)
 
 
 def exit_code(built: Sequence[Built], *, strict: bool) -> int:

@@ -128,8 +128,8 @@ def run(bundle: Path, text: tuple[str, ...], file: Path | None, as_json: bool) -
       edgekit run dist/assistant-raspberrypi "turn on the kitchen light"
       edgekit run dist/assistant-raspberrypi --file texts.txt --json
     """
+    from edgekit.build import run as answer
     from edgekit.cli.show import print_json
-    from edgekit.package import run_bundle
     from edgekit.schema import read_text
 
     if text and file:
@@ -142,12 +142,12 @@ def run(bundle: Path, text: tuple[str, ...], file: Path | None, as_json: bool) -
         texts = sys.stdin.read().splitlines()
     else:
         raise click.UsageError("Give a text, --file, or texts on standard input.")
-    answers = run_bundle(bundle, texts)
+    answers = answer(bundle, texts)
     if as_json:
-        print_json({"answers": [{"text": one, "answer": answer} for one, answer in zip(texts, answers, strict=True)]})
+        print_json({"answers": [{"text": one, "answer": said} for one, said in zip(texts, answers, strict=True)]})
         return
-    for one, answer in zip(texts, answers, strict=True):
-        click.echo(f"{_format_answer(answer)}\t{one}")
+    for one, said in zip(texts, answers, strict=True):
+        click.echo(f"{_format_answer(said)}\t{one}")
 
 
 def _format_answer(answer: Any) -> str:
