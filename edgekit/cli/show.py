@@ -42,11 +42,14 @@ class Terminal(Listener):
         self.live = sys.stderr.isatty()
         self._begun = 0.0
         self._shown = 0.0
+        self._first: int | None = None
+        self._paced = 0.0
         self._width = 0
 
     def begin(self, step: str, note: str = "") -> Progress:
         """A line that says which step runs."""
         self._begun = self._shown = time.monotonic()
+        self._first = None
         self._draw(f"  {step:<10} {note}", keep=not self.live)
         return lambda done, total, text: self._advance(step, done, total, text)
 
@@ -61,12 +64,15 @@ class Terminal(Listener):
 
     def _advance(self, step: str, done: int, total: int, text: str) -> None:
         now = time.monotonic()
+        if self._first is None:
+            # A step that goes on where it was killed begins late: what was done before is not today's rate.
+            self._first, self._paced = max(done - 1, 0), now
         if now - self._shown < (LIVE_INTERVAL if self.live else PLAIN_INTERVAL) and done < total:
             return
         if not self.live and done >= total:
             return
         self._shown = now
-        rate = done / max(now - self._begun, 1e-9)
+        rate = (done - self._first) / max(now - self._paced, 1e-9)
         left = (total - done) / rate if rate else 0.0
         share = 100 * done // max(total, 1)
         line = f"  {step:<10} {share:3d} %  {done}/{total}  {rate:.1f}/s  ETA {_clock(left)}  {text}"

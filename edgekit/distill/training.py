@@ -67,7 +67,7 @@ def train(
     per_epoch = math.ceil(len(lesson.train) / options.batch)
     total = per_epoch * options.epochs
     state = _begin(folder, run, module, plain)
-    saved, pace = time.monotonic(), _Pace(state.step)
+    saved = time.monotonic()
     module.train()
     while state.step < total and not state.stopped(options.patience):
         epoch, place = divmod(state.step, per_epoch)
@@ -81,7 +81,7 @@ def train(
             optimizer.zero_grad()
             state.step += 1
             if progress:
-                progress(state.step, total, pace.note(state.step, total, float(loss.detach())))
+                progress(state.step, total, f"loss {float(loss.detach()):.3f}")
             if state.step % per_epoch == 0:
                 state.judge(module, _score(module, lesson, options.batch))
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
@@ -178,18 +178,6 @@ class _State:
 
     def stopped(self, patience: int) -> bool:
         return len(self.scores) - 1 - self.best_epoch >= patience
-
-
-class _Pace:
-    """Steps per second since the start or the continuation of a run, as a note for people."""
-
-    def __init__(self, first: int) -> None:
-        self._first, self._begun = first, time.monotonic()
-
-    def note(self, step: int, total: int, loss: float) -> str:
-        rate = (step - self._first) / max(time.monotonic() - self._begun, 1e-9)
-        left = round((total - step) / rate)
-        return f"loss {loss:.3f}, {rate:.1f} steps/s, {left // 60}:{left % 60:02d} left"
 
 
 def _score(module: nn.Module, lesson: Lesson, batch: int) -> float | None:
