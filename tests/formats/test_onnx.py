@@ -62,7 +62,7 @@ def calibrate(module: nn.Module, ids: list[list[int]]) -> Any:
             if f"{path}#0" in stats:
                 before = stats[f"{path}#0"]
                 low, high = np.minimum(low, before.minimum), np.maximum(high, before.maximum)
-            stats[f"{path}#0"] = SimpleNamespace(minimum=low, maximum=high)
+            stats[f"{path}#0"] = SimpleNamespace(minimum=low, maximum=high, mean_square=(seen**2).mean(axis=0))
 
         return hook
 

@@ -26,7 +26,7 @@ RUNTIME = "onnxruntime"
 SCHEMES: tuple[str, ...] = ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32")
 FILE = "model.onnx"
 # Prompts that candidates are compared on: enough to rank them, few enough for a minute on two cores.
-TRIAL_PROMPTS = 256
+TRIAL_PROMPTS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Options:
     reduce_range: bool = True
     """int8: weights that no CPU's 16-bit sums of two products saturate on (x86 without VNNI); off gains a third of a bit."""
     layout: Literal["operators", "qdq"] = "operators"
-    """int8-static: onnxruntime's own CPU operators, or Quantize/Dequantize pairs for other execution providers."""
+    """onnxruntime's own CPU operators, or ONNX's (int8-static: Quantize/Dequantize pairs) for other execution providers."""
     smoothing: bool = True
     float_layers: int = 1
     """int8: how many Linears may stay float, where that brings the answers clearly nearer to the float ones."""
@@ -78,16 +78,20 @@ def write(
     from edgekit.formats.onnx.choose import trial
     from edgekit.formats.onnx.float_graph import export_float
     from edgekit.formats.onnx.session import DISABLED_OPTIMIZERS
+    from edgekit.formats.onnx.simplify import simplified
 
     if not ids:
         raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
     exported = export_float(module, ids, pad_id=pad_id, output_name=output_name)
-    on = trial(exported, ids, pad_id=pad_id, score=score, most=TRIAL_PROMPTS)
     linears = [linear.key for linear in graph.Graph(exported).linears()]
+    float_size = _float_size(exported)
+    exported = simplified(
+        exported, ids, pad_id=pad_id, for_cpu=options.layout == "operators" and options.scheme != "fp16"
+    )
+    on = trial(exported, ids, pad_id=pad_id, score=score, most=TRIAL_PROMPTS)
     written = _write_scheme(exported, calibration, options, on)
     path = out / FILE
     size = graph.save(written.model, path)
-    float_size = _float_size(exported)
     _refuse_silent_success(written, size, float_size, linears)
     facts = describe_file(path)
     facts["runtime_options"] = {"disabled_optimizers": list(DISABLED_OPTIMIZERS)}
@@ -144,8 +148,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 def _write_scheme(exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial) -> _Written:
     from edgekit.formats.onnx.blocks import quantize_blocks, to_half
-    from edgekit.formats.onnx.choose import copy_model
-    from edgekit.formats.onnx.graph import Graph
+    from edgekit.formats.onnx.graph import Graph, copy_model
 
     if options.scheme == "fp32":
         return _Written(model=exported, quantized=(), choices={}, scheme="fp32")
@@ -178,9 +181,13 @@ def _write_int8(exported: onnx.ModelProto, calibration: Calibration, options: Op
         for mode in modes
         if options.scheme in {"auto", f"int8-{mode}"}
     }
-    best = better(tried["static"], tried["dynamic"]) if len(tried) == 2 else next(iter(tried.values()))
+    best = next(iter(tried.values()))
+    scores: dict[str, float] = {}
+    if len(tried) == len(modes):
+        best, scores = better(source, on, tried["static"], tried["dynamic"])
     model, keys = source.quantized(best)
-    choices = best.describe() | {"candidates": {mode: recipe.loss for mode, recipe in tried.items()}}
+    losses = {mode: recipe.loss for mode, recipe in tried.items()}
+    choices = best.describe() | {"candidates": {"loss": losses, "score": scores}}
     return _Written(model=model, quantized=keys, choices=choices, scheme=f"int8-{best.mode}")
 
 
@@ -193,7 +200,7 @@ def _ranges(exported: onnx.ModelProto, calibration: Calibration) -> dict[str, An
     for linear in Graph(exported).linears():
         seen = calibration.stats.get(linear.key)
         if seen is not None:
-            found[linear.key] = Range(minimum=seen.minimum, maximum=seen.maximum)
+            found[linear.key] = Range(minimum=seen.minimum, maximum=seen.maximum, mean_square=seen.mean_square)
     return found
 
 
@@ -229,4 +236,5 @@ def _scores(path: Path, on: Trial) -> dict[str, float]:
     from edgekit.formats.onnx.session import Session
 
     answers = Session(path).outputs(on.ids, on.pad_id)
-    return {"score": float(on.score(on.reference, answers)), "float": on.perfect, "prompts": float(len(on.ids))}
+    perfect = float(on.score(on.reference, on.reference))
+    return {"score": float(on.score(on.reference, answers)), "float": perfect, "prompts": float(len(on.ids))}

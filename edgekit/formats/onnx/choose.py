@@ -1,7 +1,7 @@
-"""Which smoothing, which float Linears, static or dynamic: decided on the calibrate prompts by the task's score.
+"""Which smoothing, which float Linears, static or dynamic: decided on the calibrate prompts.
 
-Candidates are compared in emulated arithmetic (float products of quantized values), so that the choice does not depend on
-the CPU that builds: an AVX2 CPU saturates where the target may not. No choice looks at a clock.
+Candidates are compared in emulated arithmetic (float products of quantized values), so that a choice does not depend on the
+CPU that builds: an AVX2 CPU saturates where the target may not. No choice looks at a clock.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.errors import EdgekitError
-from edgekit.formats.onnx.graph import Graph
-from edgekit.formats.onnx.quantize import Int8, quantize_int8
+from edgekit.formats.onnx.graph import Graph, copy_model
+from edgekit.formats.onnx.ladder import add_rungs
+from edgekit.formats.onnx.quantize import Int8, quantize_int8, rounding_noise
 from edgekit.formats.onnx.session import Session
 from edgekit.formats.onnx.smooth import Range, after_activation, groups, smooth
 
@@ -25,69 +26,83 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgekit")
 
 Score = Callable[["NDArray[np.float32]", "NDArray[np.float32]"], float]
+Mode = Literal["static", "dynamic"]
+Treatment = Literal["plain", "ladder", "smoothed"]
 # From "leave the outliers in the activations" to "put them in the weights". The best one differs between models: .65 for
 # the bare MiniLM, .75 for its BANKING77 classifier (measured), .5 for OPT in the paper.
 ALPHAS = (None, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8)
-# A candidate must be this much nearer to the float answers (share of the loss) to be worth its cost at run time.
-WORTH_SMOOTHING = 0.05
+# A candidate that costs time must be this much nearer to the float answers (share of the loss).
+WORTH_SMOOTHING = 0.1
 WORTH_A_FLOAT_LAYER = 0.15
-# Linears to leave float are ranked on few prompts; the first ones of the ranking are compared on all.
-SHORT_LIST_PROMPTS = 64
-SHORT_LIST = 3
-# Within this share of each other, static and dynamic score alike, and static wins: its time does not depend on the input.
+# How many Linears, by what rounding costs them, are tried as float ones.
+SHORT_LIST = 6
+# Within this share of each other, static and dynamic are alike, and static wins: its time does not depend on the input.
 ALIKE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """The prompts that candidates answer, and what the float graph answers."""
+    """The prompts that candidates answer, and what the float graph answers, float32 [n, width]."""
 
     ids: Sequence[Sequence[int]]
     pad_id: int
     reference: NDArray[np.float32]
     score: Score
-    perfect: float
 
     def loss(self, model: onnx.ModelProto) -> float:
-        """How far a graph's answers are from the float graph's: the score of equal answers minus its score; NaN is the worst."""
+        """The mean over prompts of |answer - float answer|^2 / |float answer|^2, each without its mean; infinite for NaN.
+
+        The mean is taken off because a softmax does not see it. This ranks candidates with fewer prompts than a score that
+        only sees labels or saturated probabilities.
+        """
         import numpy as np
 
         answers = Session(model, entries={"session.disable_quant_qdq": "1"}).outputs(self.ids, self.pad_id)
         if not np.isfinite(answers).all():
             return float("inf")
-        return max(0.0, self.perfect - self.score(self.reference, answers))
+        wanted = self.reference - self.reference.mean(axis=1, keepdims=True)
+        error = answers - answers.mean(axis=1, keepdims=True) - wanted
+        return float(np.mean((error**2).sum(axis=1) / np.maximum((wanted**2).sum(axis=1), 1e-12)))
 
-    def part(self, share: int) -> Trial:
-        """Every `share`-th prompt."""
-        reference = self.reference[::share]
-        return replace(self, ids=self.ids[::share], reference=reference, perfect=self.score(reference, reference))
+    def scores(self, model: onnx.ModelProto) -> NDArray[np.float64]:
+        """The task's score of a graph's answer to each prompt, in the arithmetic of this machine, float64 [n]."""
+        import numpy as np
+
+        answers = Session(model).outputs(self.ids, self.pad_id)
+        rows = range(len(answers))
+        return np.array([self.score(self.reference[row : row + 1], answers[row : row + 1]) for row in rows])
 
 
 def trial(model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: int, score: Score, most: int) -> Trial:
     """A Trial on at most `most` prompts, taken evenly over the list."""
     step = max(1, -(-len(ids) // most))
     some = list(ids[::step])
-    reference = Session(model).outputs(some, pad_id)
-    return Trial(ids=some, pad_id=pad_id, reference=reference, score=score, perfect=score(reference, reference))
+    return Trial(ids=some, pad_id=pad_id, reference=Session(model).outputs(some, pad_id), score=score)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe8:
-    """A way to quantize to 8 bits, and how it did."""
+    """A way to quantize to 8 bits, and how far its answers are from the float ones."""
 
-    mode: Literal["static", "dynamic"]
-    alpha: float | None
-    everywhere: bool  # whether inputs behind an activation function are smoothed too
+    mode: Mode
+    alpha: float | None  # of SmoothQuant; None: no smoothing
+    activated: Treatment = "plain"  # what is done about outliers behind an activation function
     keep_float: tuple[str, ...] = ()
     loss: float = float("inf")
     tried: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For the record of what was tried."""
+        float_layers = f", float: {', '.join(self.keep_float)}" if self.keep_float else ""
+        return f"smoothing {self.alpha}, {self.activated}{float_layers}"
 
     def describe(self) -> dict[str, Any]:
         """For the artifact's facts."""
         return {
             "mode": self.mode,
             "smoothing": self.alpha,
-            "smoothed_after_activation": self.everywhere if self.alpha is not None else False,
+            "behind_activation": self.activated,
             "float_layers": list(self.keep_float),
             "loss": self.loss,
             "tried": dict(self.tried),
@@ -104,7 +119,7 @@ class Source:
 
     def quantized(self, recipe: Recipe8, *, emulated: bool = False) -> tuple[onnx.ModelProto, list[str]]:
         """The graph quantized by a recipe, and the keys of the Linears that were."""
-        graph, ranges = self.smoothed(recipe.alpha, everywhere=recipe.everywhere)
+        graph, ranges = self.prepared(recipe)
         settings = replace(
             self.settings,
             ranges=ranges if recipe.mode == "static" else None,
@@ -113,75 +128,88 @@ class Source:
         )
         return graph.model, quantize_int8(graph, settings)
 
-    def smoothed(self, alpha: float | None, *, everywhere: bool) -> tuple[Graph, Mapping[str, Range]]:
-        """A copy of the float graph with smoothed inputs, and the ranges of those."""
-        graph = Graph(copy_model(self.model))
-        if alpha is None:
-            return graph, self.ranges
-        skip = () if everywhere else tuple(source for source in groups(graph) if after_activation(graph, source))
-        return graph, smooth(graph, self.ranges, alpha, skip=skip)
+    def prepared(self, recipe: Recipe8) -> tuple[Graph, Mapping[str, Range]]:
+        """A copy of the float graph with its outliers dealt with, and its Linears' input ranges."""
+        graph, ranges = Graph(copy_model(self.model)), self.ranges
+        kept = Graph(self.model)
+        if recipe.activated == "ladder":
+            ranges = add_rungs(graph, {key: seen for key, seen in ranges.items() if key not in recipe.keep_float})
+            ranges = {**self.ranges, **ranges}
+        if recipe.alpha is not None:
+            skip = [source for source in groups(kept) if after_activation(kept, source)]
+            ranges = smooth(graph, ranges, recipe.alpha, skip=() if recipe.activated == "smoothed" else skip)
+        return graph, ranges
+
+    def noisiest(self, recipe: Recipe8) -> list[str]:
+        """The keys of the Linears that a recipe quantizes, the one that loses most of its input first."""
+        graph, ranges = self.prepared(recipe)
+        noise = {}
+        for linear in graph.linears():
+            weight = graph.constant(linear.weight)
+            if linear.key in ranges and linear.key not in recipe.keep_float and weight is not None:
+                noise[linear.key] = rounding_noise(weight, ranges[linear.key])
+        return sorted(noise, key=lambda key: (-noise[key], key))
 
 
-def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model that can be rewritten without touching this one."""
-    fresh = type(model)()
-    fresh.CopyFrom(model)
-    return fresh
-
-
-def choose(
-    source: Source, on: Trial, mode: Literal["static", "dynamic"], *, float_layers: int, smoothing: bool = True
-) -> Recipe8:
-    """The best recipe of a mode: first the smoothing, swept end to end, then Linears to leave float, one by one."""
+def choose(source: Source, on: Trial, mode: Mode, *, float_layers: int, smoothing: bool = True) -> Recipe8:
+    """The best recipe of a mode: the smoothing, what is done behind activation functions, then Linears left float."""
     tried: dict[str, float] = {}
-    best = Recipe8(mode=mode, alpha=None, everywhere=False)
-    for alpha in ALPHAS if smoothing else (None,):
-        for everywhere in (False,) if alpha is None else (False, True):
-            candidate = Recipe8(mode=mode, alpha=alpha, everywhere=everywhere)
-            loss = on.loss(source.quantized(candidate, emulated=True)[0])
-            tried[_name(candidate)] = loss
-            costs_more = (alpha is not None, everywhere) > (best.alpha is not None, best.everywhere)
-            if loss < best.loss * (1 - WORTH_SMOOTHING if costs_more else 1):
-                best = replace(candidate, loss=loss)
+
+    def measured(recipe: Recipe8) -> Recipe8:
+        loss = on.loss(source.quantized(recipe, emulated=True)[0])
+        tried[recipe.name] = loss
+        return replace(recipe, loss=loss)
+
+    # Fixed ranges clip, so outliers can climb a ladder; ranges taken at run time do not.
+    best = measured(Recipe8(mode=mode, alpha=None, activated="ladder" if mode == "static" else "plain"))
+    if smoothing:
+        swept = [measured(replace(best, alpha=alpha)) for alpha in ALPHAS if alpha is not None]
+        smoothest = min(swept, key=lambda recipe: recipe.loss)
+        best = smoothest if _worth(smoothest, best, WORTH_SMOOTHING) else best
+        everywhere = measured(replace(smoothest, activated="smoothed"))
+        best = everywhere if _worth(everywhere, best, WORTH_SMOOTHING) else best
+    if mode == "static":
+        plain = measured(replace(best, activated="plain"))
+        best = plain if plain.loss < best.loss else best
     if best.loss == float("inf"):
         raise EdgekitError(
             f"int8-{mode}: every way to quantize gives answers that are not numbers; use scheme = 'fp32'"
         )
-    log.info("int8-%s: smoothing %s, loss %.3g", mode, best.alpha, best.loss)
+    log.info("int8-%s: %s: loss %.3g", mode, best.name, best.loss)
     for _ in range(float_layers):
-        improved = _leave_one_float(source, on, best, tried)
+        improved = _leave_one_float(source, best, measured)
         if improved is None:
             break
         best = improved
     return replace(best, tried=tried)
 
 
-def _name(recipe: Recipe8) -> str:
-    if recipe.alpha is None:
-        return "none"
-    return f"{recipe.alpha}{' everywhere' if recipe.everywhere else ''}"
+def _worth(costly: Recipe8, cheap: Recipe8, share: float) -> bool:
+    return costly.loss < cheap.loss * (1 - share)
 
 
-def _leave_one_float(source: Source, on: Trial, best: Recipe8, tried: dict[str, float]) -> Recipe8 | None:
+def _leave_one_float(source: Source, best: Recipe8, measured: Callable[[Recipe8], Recipe8]) -> Recipe8 | None:
     """The Linear whose quantization costs most, left float; None where that is not worth its time and bytes."""
-    few = on.part(max(1, len(on.ids) // SHORT_LIST_PROMPTS))
-
-    def loss_without(key: str, prompts: Trial) -> float:
-        candidate = replace(best, keep_float=(*best.keep_float, key))
-        return prompts.loss(source.quantized(candidate, emulated=True)[0])
-
-    quick = {key: loss_without(key, few) for key in source.quantized(best, emulated=True)[1]}
-    short_list = sorted(quick, key=lambda key: (quick[key], key))[:SHORT_LIST]
-    losses = {key: loss_without(key, on) for key in short_list}
-    tried |= {f"{_name(best)}, float: {', '.join((*best.keep_float, key))}": loss for key, loss in losses.items()}
-    winner = min(losses, key=lambda key: (losses[key], key), default=None)
-    if winner is None or losses[winner] > best.loss * (1 - WORTH_A_FLOAT_LAYER):
+    candidates = [replace(best, keep_float=(*best.keep_float, key)) for key in source.noisiest(best)[:SHORT_LIST]]
+    winner = min((measured(candidate) for candidate in candidates), key=lambda recipe: recipe.loss, default=None)
+    if winner is None or not _worth(winner, best, WORTH_A_FLOAT_LAYER):
         return None
-    loss = losses[winner]
-    log.info("%s stays float: loss %.3g instead of %.3g", winner, loss, best.loss)
-    return replace(best, keep_float=(*best.keep_float, winner), loss=loss)
+    log.info("%s stays float: loss %.3g instead of %.3g", winner.keep_float[-1], winner.loss, best.loss)
+    return winner
 
 
-def better(static: Recipe8, dynamic: Recipe8) -> Recipe8:
-    """The recipe with the smaller loss; static where they are alike."""
-    return static if static.loss <= dynamic.loss * (1 + ALIKE) else dynamic
+def better(source: Source, on: Trial, static: Recipe8, dynamic: Recipe8) -> tuple[Recipe8, dict[str, float]]:
+    """The recipe whose answers the task scores higher, and both mean scores.
+
+    Where the mean of the paired differences is within two of its standard errors the scores can't tell, and the smaller
+    loss wins; static where the losses are alike too.
+    """
+    import numpy as np
+
+    by_mode = {recipe.mode: on.scores(source.quantized(recipe)[0]) for recipe in (static, dynamic)}
+    gained = by_mode["static"] - by_mode["dynamic"]
+    error = float(gained.std(ddof=1) / np.sqrt(len(gained))) if len(gained) > 1 else 0.0
+    means: dict[str, float] = {mode: float(scores.mean()) for mode, scores in by_mode.items()}
+    if abs(float(gained.mean())) > 2 * error:
+        return (static if gained.mean() > 0 else dynamic), means
+    return (static if static.loss <= dynamic.loss * (1 + ALIKE) else dynamic), means

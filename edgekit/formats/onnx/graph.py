@@ -130,10 +130,12 @@ class Graph:
             if wanted & set(node.output):
                 kept.append(_copy(node))
                 wanted.update(node.input)
-        tensors = [_copy(tensor) for tensor in self.model.graph.initializer if tensor.name in wanted]
-        del self.model.graph.node[:], self.model.graph.initializer[:], self.model.graph.value_info[:]
+        del self.model.graph.node[:], self.model.graph.value_info[:]
         self.model.graph.node.extend(reversed(kept))
-        self.model.graph.initializer.extend(tensors)
+        tensors = self.model.graph.initializer
+        for place in reversed(range(len(tensors))):  # in place: a copy of all weights takes as long as a trial
+            if tensors[place].name not in wanted:
+                del tensors[place]
         self.refresh()
 
     def sort(self) -> None:
@@ -181,6 +183,12 @@ class Graph:
 def _copy(proto: Any) -> Any:
     fresh = type(proto)()
     fresh.CopyFrom(proto)
+    return fresh
+
+
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model that can be rewritten without touching this one."""
+    fresh: onnx.ModelProto = _copy(model)
     return fresh
 
 

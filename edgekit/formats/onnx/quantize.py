@@ -120,6 +120,16 @@ def input_scale(seen: Range, kind: str) -> tuple[np.float32, Any]:
     return scale, np.dtype(kind).type(zero)
 
 
+def rounding_noise(weight: NDArray[np.float32], seen: Range) -> float:
+    """The share of a Linear's output power that rounding its input to 8 bits makes up, were its inputs independent.
+
+    Rounding to steps of D is noise of power D^2 / 12 on every input (Widrow's model); an input's signal is its mean square.
+    """
+    scale, _ = input_scale(seen, "uint8")
+    power = (weight**2).sum(axis=1)
+    return float(scale**2 / 12 * power.sum() / max(1e-12, float((seen.mean_square * power).sum())))
+
+
 def _quantize_linear(rewrite: _Rewrite, linear: Linear, *, alone: bool) -> None:
     import numpy as np
 

@@ -20,18 +20,23 @@ if TYPE_CHECKING:
 # Channels that are never used must not get a scale of 0 or infinity.
 SMALLEST = 1e-5
 LARGEST_SCALE = 1e3
+# How probabilities and values are multiplied and brought back: batch first, and sequence first (attention.py).
+MIXES = (("MatMul", [0, 2, 1, 3]), ("FusedMatMul", [2, 0, 1, 3]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The calibrated least and greatest value of each channel of a Linear's input, float32 [channels]."""
+    """What was calibrated of each channel of a Linear's input: least, greatest and mean square value, float32 [channels]."""
 
     minimum: NDArray[np.float32]
     maximum: NDArray[np.float32]
+    mean_square: NDArray[np.float32]
 
     def divided(self, scale: NDArray[np.float32]) -> Range:
         """The range after the channels were divided by positive scales."""
-        return Range(minimum=self.minimum / scale, maximum=self.maximum / scale)
+        return Range(
+            minimum=self.minimum / scale, maximum=self.maximum / scale, mean_square=self.mean_square / scale**2
+        )
 
 
 def groups(graph: Graph) -> dict[str, list[Linear]]:
@@ -45,7 +50,7 @@ def groups(graph: Graph) -> dict[str, list[Linear]]:
 def after_activation(graph: Graph, source: str) -> bool:
     """Whether a value comes from a nonlinearity that widened it (a block's second Linear reads such a value)."""
     maker = graph.maker.get(source)
-    return maker is not None and maker.op_type in {"Gelu", "Relu", "FastGelu", "QuickGelu", "Mul"}
+    return maker is not None and maker.op_type in {"Gelu", "Relu", "Mul"}
 
 
 def smooth(graph: Graph, ranges: Mapping[str, Range], alpha: float, *, skip: Sequence[str] = ()) -> dict[str, Range]:
@@ -102,20 +107,23 @@ def smoothing_scale(graph: Graph, linears: Sequence[Linear], seen: Range, alpha:
 def value_projection(graph: Graph, source: str, linears: Sequence[Linear]) -> Linear | None:
     """The Linear whose output channels are the channels of an attention's output, where these Linears alone read that.
 
-    Pattern: value -> Reshape -> Transpose -> MatMul(probabilities, .) -> Transpose -> Reshape -> source.
+    Pattern: value -> Reshape [-> Transpose] -> product with probabilities -> Transpose -> Reshape -> source, where the first
+    order of axes and the last are [.., .., heads, channels], so that channels stay in their places.
     """
     if len(graph.readers[source]) != len(linears):
         return None
-    merged = _maker(graph, source, "Reshape")
-    back = _maker(graph, merged, "Transpose")
-    mixed = _maker(graph, back, "MatMul")
-    if mixed is None or back is None or list(attribute(back, "perm", [])) != [0, 2, 1, 3]:
+    back = _maker(graph, _maker(graph, source, "Reshape"), "Transpose")
+    mixed = graph.maker.get(back.input[0]) if back is not None else None
+    if back is None or mixed is None or (mixed.op_type, list(attribute(back, "perm", []))) not in MIXES:
         return None
-    heads = graph.maker.get(mixed.input[1])
-    if heads is None or heads.op_type != "Transpose" or list(attribute(heads, "perm", [])) != [0, 2, 1, 3]:
+    split = graph.maker.get(mixed.input[1])
+    if mixed.op_type == "MatMul":
+        if split is None or split.op_type != "Transpose" or list(attribute(split, "perm", [])) != [0, 2, 1, 3]:
+            return None
+        split = graph.maker.get(split.input[0])
+    elif not attribute(mixed, "transBatchB", 0):
         return None
-    split = _maker(graph, heads, "Reshape")
-    if split is None:
+    if split is None or split.op_type != "Reshape":
         return None
     return next(
         (

@@ -1,0 +1,77 @@
+"""Every encoder family through calibrate and export: the float graph is torch's, the quantized one answers like it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekit.architectures import ARCHITECTURES
+from edgekit.calibrate import calibrate
+from edgekit.export import export
+from edgekit.formats import FORMATS
+from edgekit.model import load_model
+from edgekit.prompts import PromptSet
+from edgekit.runtimes import ort, scores
+from edgekit.schema import nearest
+from edgekit.tasks import TASKS, find_pad_id, outputs
+from edgekit.workspace import write_product
+from tests.architectures.families import make_family
+from tests.conftest import LABELS, make_data
+
+
+def make_artifact(folder: Path, student: Path, task: str, scheme: str) -> tuple[dict[str, Any], Path]:
+    """Calibrate and export a model in a scheme; returns the facts and the artifact's folder."""
+    data = make_data(folder / "data")
+    statistics, out = folder / "calibration", folder / "artifact"
+    statistics.mkdir()
+    out.mkdir()
+    facts = calibrate(student, data, task=task, max_length=24, out=statistics)
+    write_product(statistics, "calibrate", key="", inputs={}, facts=facts)
+    found = export(
+        student=student,
+        calibration=statistics,
+        prompts=data,
+        task=task,
+        options={"format": "onnx", "scheme": scheme},
+        where="test",
+        max_length=24,
+        out_of_scope=None,
+        out=out,
+    )
+    return found, out
+
+
+def answers(folder: Path, student: Path, task: str, facts: dict[str, Any]) -> tuple[Any, Any]:
+    """Float outputs in torch and the artifact's, on the verify texts."""
+    model = load_model(student)
+    texts = [row.text for row in PromptSet(folder=folder / "data").split("verify")]
+    ids, pad = model.encode(texts, 24), find_pad_id(model)
+    floats = outputs(TASKS[task].load(student), ids, pad)
+    file = folder / "artifact" / facts["file"]
+    return floats, ort.outputs(file, ids, pad_id=pad, options=facts["runtime_options"])
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_a_family_is_exported_and_quantized(family: str, tmp_path: Path) -> None:
+    student = make_family(family, tmp_path / "model", LABELS)
+    facts, _ = make_artifact(tmp_path, student, "text-classification", "int8-static")
+    floats, quantized = answers(tmp_path, student, "text-classification", facts)
+    assert facts["quantized"]["matmul"] > 0
+    assert facts["bytes"] < facts["bytes_float"]
+    assert np.mean(scores.cosine(floats, quantized)) > 0.97
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in FORMATS["onnx"].SCHEMES if scheme != "int8-static"])
+def test_every_scheme_answers_like_float(scheme: str, tmp_path: Path) -> None:
+    student = make_family("bert", tmp_path / "model")
+    facts, _ = make_artifact(tmp_path, student, "feature-extraction", scheme)
+    floats, answered = answers(tmp_path, student, "feature-extraction", facts)
+    least = {"fp32": 0.99999, "fp16": 0.9999, "w8": 0.999, "w4": 0.9}.get(scheme, 0.97)
+    assert np.mean(scores.cosine(floats, answered)) > least
+
+
+def test_an_unknown_scheme_names_the_nearest() -> None:
+    assert "int8-static" in nearest("int8_static", FORMATS["onnx"].SCHEMES)
