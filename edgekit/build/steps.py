@@ -214,7 +214,6 @@ def verify(
 
     With the student and its calibration the report also says how well the calibration covers the verify prompts.
     """
-    from edgekit.calibrate import cover
     from edgekit.devices import DEVICES
     from edgekit.verify import plan_text
     from edgekit.verify import verify as run
@@ -222,29 +221,16 @@ def verify(
     recipe, target = plan.recipe, plan.target
     looks = count_looks(session.workspace, prompts, plan, artifact)
     device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
-    inputs = {
-        "artifact": artifact.facts["sha256"],
-        "settings": artifact.facts["settings"],
-        "reference": reference.digest,
-        "prompts": split_digests(prompts, "verify"),
-        "target": target.name,
-        "hardware": vars(target.hardware),
-        "runtime": target.runtime,
-        "budget": vars(target.budget_for(recipe.task)),
+    inputs = _verify_inputs(plan, artifact, reference, prompts)
+    inputs |= {
         "device": device.describe(),
-        "accuracy": recipe.accuracy,
         "looks": looks,
         "coverage": calibration.digest if calibration and student else None,
     }
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, looks=looks):
         session.listener.say(line)
 
-    def make(out: Path, progress: Progress) -> Mapping[str, Any]:
-        covered = None
-        if calibration is not None and student is not None:
-            covered = cover(
-                student, calibration.folder, prompts.folder, task=recipe.task, max_length=recipe.data.max_length
-            )
+    def make(out: Path, _: Progress) -> Mapping[str, Any]:
         return run(
             artifact=artifact.folder,
             reference=reference.folder,
@@ -254,10 +240,9 @@ def verify(
             accuracy=recipe.accuracy,
             out_of_scope=recipe.data.out_of_scope,
             looks=looks,
-            coverage=covered,
+            coverage=_cover(plan, student, calibration, prompts),
             device=device,
             out=out,
-            progress=progress,
         )
 
     try:
@@ -272,6 +257,29 @@ def verify(
         )
     finally:
         device.close()
+
+
+def _cover(plan: Plan, student: Path | None, calibration: Product | None, prompts: Product) -> dict[str, Any] | None:
+    from edgekit.calibrate import cover
+
+    if student is None or calibration is None:
+        return None
+    recipe = plan.recipe
+    return cover(student, calibration.folder, prompts.folder, task=recipe.task, max_length=recipe.data.max_length)
+
+
+def _verify_inputs(plan: Plan, artifact: Product, reference: Product, prompts: Product) -> dict[str, Any]:
+    return {
+        "artifact": artifact.facts["sha256"],
+        "settings": artifact.facts["settings"],
+        "reference": reference.digest,
+        "prompts": split_digests(prompts, "verify"),
+        "target": plan.target.name,
+        "hardware": vars(plan.target.hardware),
+        "runtime": plan.target.runtime,
+        "budget": vars(plan.target.budget_for(plan.recipe.task)),
+        "accuracy": plan.recipe.accuracy,
+    }
 
 
 def package(plan: Plan, artifact: Product, report: Product, session: Session) -> Built:

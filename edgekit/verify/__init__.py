@@ -6,7 +6,7 @@ arithmetic whether its INT8 is the target's, checks turns all that into verdicts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,6 @@ def verify(
     device: Device,
     coverage: Mapping[str, Any] | None = None,
     out: Path,
-    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json and outputs.npz.
 
@@ -110,8 +109,6 @@ def verify(
     runtime = pick(FORMATS, str(facts["format"]), f"{artifact}: format").RUNTIME
     options = _options(facts, target, runtime)
     budget = target.budget_for(task)
-    if progress:
-        progress(0, len(rows), "")
     measured = measure(
         artifact=artifact,
         file=str(facts["file"]),
@@ -124,8 +121,6 @@ def verify(
         device=device,
         out=out,
     )
-    if progress:
-        progress(len(rows), len(rows), "")
     answers, finite = _answers(reference, prompts, task, facts, measured.outputs, out_of_scope)
     truth = [row.label for row in rows]
     comparisons = _compare(task, answers, truth, margins, gate.alpha_for(looks))
@@ -133,11 +128,13 @@ def verify(
     found += checks.check_finite(finite)
     found += _check_machine(artifact / str(facts["file"]), facts, target, task, options, measured)
     report = _report(target, facts, answers, truth, comparisons, found, measured, out_of_scope)
-    report["models"] = open_product(reference, "record").facts.get("models", {})
-    report["coverage"] = coverage
-    report["layers"] = facts.get("layers", [])
-    report["accuracy_only"] = budget.p50_ms is None and budget.p95_ms is None
-    report["notes"] = plan_text(task, len(rows), accuracy, looks=looks)
+    report |= {
+        "models": open_product(reference, "record").facts.get("models", {}),
+        "coverage": coverage,
+        "layers": facts.get("layers", []),
+        "accuracy_only": budget.p50_ms is None and budget.p95_ms is None,
+        "notes": plan_text(task, len(rows), accuracy, looks=looks),
+    }
     if report["accuracy_only"]:
         report["notes"].insert(0, "accuracy only: the target states no latency limit (budget.p95_ms)")
     write_atomically(out / "report.json", dump_json(report))

@@ -82,9 +82,9 @@ def test_readme_commands_run(demo: Project, tmp_path_factory: pytest.TempPathFac
     shutil.copytree(teacher, demo.folder / "my-model")
     lines = ["text,label"]
     for split in ("train", "verify", "calibrate"):
-        for row in map(json.loads, (ROOT / "calib_data/assistant" / f"{split}.jsonl").read_text().splitlines()):
-            if row["label"] != "oos":
-                lines.append('"{}",{}'.format(row["text"].replace('"', '""'), row["label"]))
+        rows = map(json.loads, (ROOT / "calib_data/assistant" / f"{split}.jsonl").read_text().splitlines())
+        kept = [row for row in rows if row["label"] != "oos"]
+        lines += ['"{}",{}'.format(row["text"].replace('"', '""'), row["label"]) for row in kept]
     (demo.folder / "tickets.csv").write_text("\n".join(lines) + "\n")
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     for line in [line for block in blocks for line in block.splitlines() if line.startswith("edgekit ")]:

@@ -237,9 +237,9 @@ class _Turn:
         """A Linear of sequence-first input, its output as [sequence, batch, heads, channels of a head]."""
         source, result = self.turned_version(linear.source), f"{linear.result}.turned"
         self.emit("MatMul", [source, linear.weight], [f"{result}.product"], linear.matmul.name)
-        self.emit("Add", [f"{result}.product", linear.bias or ""], [result], f"{linear.path}/Add")
+        self.emit("Add", [f"{result}.product", linear.bias or ""], [result], f"{linear.name}/Add")
         shape = self.constant(f"shape.{block.heads}x{block.size}", [0, 0, block.heads, block.size])
-        self.emit("Reshape", [result, shape], [f"{result}.heads"], f"{linear.path}/Reshape")
+        self.emit("Reshape", [result, shape], [f"{result}.heads"], f"{linear.name}/Reshape")
         return f"{result}.heads"
 
     def mix(self, block: Attention) -> None:

@@ -297,7 +297,7 @@ def _name_nodes(graph: Graph) -> None:
     for node in graph.model.graph.node:
         linear = linears.get(node.output[0])
         if linear:
-            node.name = linear.path if linear.call == 0 else linear.key
+            node.name = linear.name
             continue
         name = f"{node.name}/{node.op_type}".lstrip("/")
         node.name = name if not seen[name] else f"{name}.{seen[name]}"

@@ -57,6 +57,11 @@ class Linear:
         return f"{self.path}#{self.call}"
 
     @property
+    def name(self) -> str:
+        """What its nodes are named after: the path, and the call where a module is called again (DeBERTa shares projections)."""
+        return self.path if self.call == 0 else self.key
+
+    @property
     def source(self) -> str:
         """The value that it multiplies."""
         return str(self.matmul.input[0])

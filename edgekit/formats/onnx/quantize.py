@@ -186,11 +186,11 @@ def _quantized_input(rewrite: _Rewrite, linear: Linear) -> tuple[str, str, str]:
         names = tuple(f"{prefix}.{len(rewrite.quantized_inputs)}{part}" for part in ("", ".scale", ".zero"))
         values, x_scale, x_zero = names
         if settings.ranges is None:
-            rewrite.emit("DynamicQuantizeLinear", [linear.source], [values, x_scale, x_zero], f"{linear.path}/Quantize")
+            rewrite.emit("DynamicQuantizeLinear", [linear.source], [values, x_scale, x_zero], f"{linear.name}/Quantize")
         else:
             graph.add_constant(x_scale, np.asarray(scale))
             graph.add_constant(x_zero, np.asarray(zero))
-            rewrite.emit("QuantizeLinear", [linear.source, x_scale, x_zero], [values], f"{linear.path}/Quantize")
+            rewrite.emit("QuantizeLinear", [linear.source, x_scale, x_zero], [values], f"{linear.name}/Quantize")
         rewrite.quantized_inputs[mark] = (values, x_scale, x_zero)
     return rewrite.quantized_inputs[mark]
 
@@ -199,7 +199,7 @@ def _dequantized_input(rewrite: _Rewrite, linear: Linear) -> str:
     values, scale, zero = _quantized_input(rewrite, linear)
     restored = f"{values}.dequantized"
     if all(restored not in node.output for node in rewrite.nodes):
-        rewrite.emit("DequantizeLinear", [values, scale, zero], [restored], f"{linear.path}/Dequantize")
+        rewrite.emit("DequantizeLinear", [values, scale, zero], [restored], f"{linear.name}/Dequantize")
     return restored
 
 

@@ -83,7 +83,7 @@ def smooth(graph: Graph, ranges: Mapping[str, Range], alpha: float, *, skip: Seq
             continue
         first = min(rewritten.index(linear.matmul) for linear in linears)
         factor = graph.add_constant(f"{source}.smoothing", inverse)
-        name = f"{linears[0].path}/smoothing"
+        name = f"{linears[0].name}/smoothing"
         rewritten.insert(first, onnx.helper.make_node("Mul", [source, factor], [f"{source}.smoothed"], name=name))
         for linear in linears:
             linear.matmul.input[0] = f"{source}.smoothed"
