@@ -57,7 +57,11 @@ def completion(shell: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' banners, bars and telemetry off the terminal."""
+    """Keep other libraries' banners, bars and telemetry off the terminal, and their waiting threads off the cores.
+
+    A thread of OpenMP that waits spins by default: beside one other busy process, matrix products on two cores were 7.6
+    times slower than with threads that sleep (measured: 17.8 against 136 a second).
+    """
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -65,6 +69,7 @@ def quiet_libraries() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "passive",
     }.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
