@@ -222,7 +222,7 @@ class Workspace:
 
         `make` fills the folder that it is given and returns the facts for its manifest. It runs under a lock, so two builds
         at once make a step once. A resumable step finds what it wrote before it was killed. `at` is a folder of the user's to
-        use instead of the workspace's own place; `fresh` makes the product again.
+        use instead of the workspace's own place (what the workspace holds is copied there); `fresh` makes the product again.
         """
         key = self._key(step, inputs)
         place = at.resolve() if at else self.root / step / key[:16]
@@ -237,12 +237,16 @@ class Workspace:
                 return done
             if partial.exists() and not (resumable and _made_for(partial) == key):
                 shutil.rmtree(partial)
+            kept = None if fresh else _finished(self.root / step / key[:16], step, key)
             try:
-                partial.mkdir(exist_ok=True)
-                (partial / _KEY).write_text(key)
-                facts = make(partial)
-                (partial / _KEY).unlink()
-                write_product(partial, step, key=key, inputs=inputs, facts=facts)
+                if kept is not None:
+                    shutil.copytree(kept.folder, partial, dirs_exist_ok=True)
+                else:
+                    partial.mkdir(exist_ok=True)
+                    (partial / _KEY).write_text(key)
+                    facts = make(partial)
+                    (partial / _KEY).unlink()
+                    write_product(partial, step, key=key, inputs=inputs, facts=facts)
                 _replace(partial, place)
             except BaseException as failed:
                 told = _explain(failed, place)

@@ -307,3 +307,19 @@ def test_folder_digest_depends_on_names_and_bytes(tmp_path: Path) -> None:
     second = folder_digest(tmp_path)
     (tmp_path / "b").write_text("y")
     assert len({first, second, folder_digest(tmp_path)}) == 3
+
+
+def test_a_folder_of_the_users_gets_a_copy_of_what_is_there(tmp_path: Path) -> None:
+    workspace, made = Workspace(tmp_path / "cache"), []
+
+    def make(out: Path) -> dict[str, str]:
+        made.append(out)
+        (out / "file").write_text("content")
+        return {}
+
+    kept = workspace.once("prompts", {"a": 1}, make)
+    copied = workspace.once("prompts", {"a": 1}, make, at=tmp_path / "mine")
+    assert len(made) == 1
+    assert copied.folder == tmp_path / "mine"
+    assert copied.digest == kept.digest
+    copied.check()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekit.formats.onnx.graph import MICROSOFT, Graph, Linear, attribute, float_array, import_microsoft
+from edgekit.formats.onnx.graph import MICROSOFT, Graph, Linear, attribute, copy_node, float_array, import_microsoft
 
 if TYPE_CHECKING:
     import onnx
@@ -257,7 +257,7 @@ class _Turn:
         if node.op_type == "Gather" and node.input[1] == "input_ids" and not attribute(node, "axis", 0):
             return self.append_turned(node, [node.input[0], "input_ids.turned"])
         if node.op_type == "Gather" and self.takes_first_token(node):
-            fresh = self.copy(node)
+            fresh = copy_node(node)
             fresh.input[0] = self.turned[node.input[0]]
             for entry in fresh.attribute:
                 if entry.name == "axis":
@@ -283,7 +283,7 @@ class _Turn:
 
     def append_turned(self, node: onnx.NodeProto, inputs: list[str]) -> bool:
         """Append a copy of a node that reads and makes sequence-first values."""
-        fresh = self.copy(node)
+        fresh = copy_node(node)
         for place, name in enumerate(inputs):
             fresh.input[place] = name
         self.turned[node.output[0]] = fresh.output[0] = f"{node.output[0]}.turned"
@@ -298,7 +298,7 @@ class _Turn:
         table = self.graph.constant(node.input[0])
         if table is None or table.ndim != 3 or table.shape[0] != 1 or self.graph.constant(node.input[3]) != [1]:
             return False
-        fresh = self.copy(node)
+        fresh = copy_node(node)
         fresh.input[0] = self.graph.add_constant(f"{node.input[0]}.turned", float_array(table.transpose(1, 0, 2)))
         fresh.input[3] = self.constant("axis.0", [0])
         self.turned[node.output[0]] = fresh.output[0] = f"{node.output[0]}.turned"
@@ -331,10 +331,3 @@ class _Turn:
         if name in self.turned and name not in self.restored:
             self.restored.add(name)
             self.emit("Transpose", [self.turned[name]], [name], f"turn/{name}", perm=[1, 0, 2])
-
-    @staticmethod
-    def copy(node: onnx.NodeProto) -> onnx.NodeProto:
-        """A node that can be changed."""
-        fresh = type(node)()
-        fresh.CopyFrom(node)
-        return fresh

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.formats.onnx.graph import Graph, attribute
+from edgekit.formats.onnx.graph import Graph, attribute, copy_node
 from edgekit.formats.onnx.session import Session, pad
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ def export_float(module: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int
                 model = exporter(module, _sample(ids, pad_id))
         except EXPORT_ERRORS as failed:
             reasons.append(_reason(failed))
-            log.debug("%s could not export: %s", exporter.__name__, failed)
+            log.info("export: %s: %s; trying the next exporter", exporter.__name__.removeprefix("_"), reasons[-1])
             continue
         tidy(model, output_name)
         try:
             check_parity(module, model, ids, pad_id=pad_id)
         except EdgekitError as wrong:
             reasons.append(wrong.message)
-            log.debug("%s exported a wrong graph: %s", exporter.__name__, wrong)
+            log.info("export: %s: %s; trying the next exporter", exporter.__name__.removeprefix("_"), wrong.message)
             continue
         return model
     raise EdgekitError(f"{type(module).__name__}: cannot be exported to ONNX: {_most_telling(reasons)}")
@@ -180,15 +180,17 @@ def _with_old_torch(module: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporters print and warn about their own insides; a user learns what went wrong from our error."""
-    exporters = logging.getLogger("torch.onnx")
-    level = exporters.level
-    exporters.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        exporters.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _reason(failed: BaseException) -> str:
@@ -216,6 +218,7 @@ def tidy(model: onnx.ModelProto, output_name: str) -> None:
     Linears become MatMul (+ Add) nodes named after their modules, weights are named after their Linears, dimensions are
     batch and sequence, the output has its name; traces, stale value_info and unread nodes are dropped.
     """
+    _hoist_constants(model)
     graph = Graph(model)
     for wanted, value in zip(INPUTS, model.graph.input, strict=True):
         _rename_value(graph, value.name, wanted)
@@ -245,11 +248,31 @@ def tidy(model: onnx.ModelProto, output_name: str) -> None:
 
 
 def _rename_value(graph: Graph, old: str, new: str) -> None:
+    """Give a value another name; a value that has that name already (the exporters name values freely) gets another."""
+    if old == new:
+        return
+    swapped = {old: new, new: f"{new}.inner"}
     for node in graph.model.graph.node:
         for names in (node.input, node.output):
             for place, name in enumerate(names):
-                if name == old:
-                    names[place] = new
+                names[place] = swapped.get(name, name)
+    for tensor in graph.model.graph.initializer:
+        tensor.name = swapped.get(tensor.name, tensor.name)
+
+
+def _hoist_constants(model: onnx.ModelProto) -> None:
+    """Constants that are nodes (the older exporter's) become initializers."""
+    kept = []
+    for node in model.graph.node:
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if value is None:
+            kept.append(node)
+            continue
+        value.name = node.output[0]
+        model.graph.initializer.append(value)
+    fresh = [copy_node(node) for node in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(fresh)
 
 
 def _module_path(node: onnx.NodeProto) -> str:

@@ -191,6 +191,12 @@ def _copy(proto: Any) -> Any:
     return fresh
 
 
+def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node that can be changed without touching this one."""
+    fresh: onnx.NodeProto = _copy(node)
+    return fresh
+
+
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """A model that can be rewritten without touching this one."""
     fresh: onnx.ModelProto = _copy(model)
