@@ -3,7 +3,7 @@
 A feed-forward block's second Linear reads f(u) with f = Gelu or Relu. In trained encoders a few of its channels reach three
 times as far as all others, and one scale for the tensor then wastes most of the 256 levels. Such a channel is repeated as
 rungs f(u), f(u - T), f(u - 2T), ... that read the same row of weights. Fixed quantization clips each rung at T, so that the
-rungs add up to f(u): exactly for Relu, and for Gelu up to 0.17 (its depth) while u is near a multiple of T. Where u is
+rungs add up to f(u): exactly for Relu, and for Gelu up to 0.2 while u is near a multiple of T. Where u is
 below T, as nearly always, only the first rung is not zero.
 
 This is edgekit's own. The nearest published idea is outlier channel splitting (Zhao et al. 2019, arXiv:1901.09504), which
