@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Answer, child_environment
 from safetensors.numpy import load_file, save_file
+
+from tests.conftest import Answer, child_environment
 
 Command = Callable[..., Answer]
 DRY = ("build", "--target", "laptop-cpu", "--dry-run", "--out", "dist")

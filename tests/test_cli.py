@@ -13,11 +13,11 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import Answer, child_environment
 
 from edgekit import __version__
 from edgekit.cli import cli
 from edgekit.cli.make import TASK_NAMES
+from tests.conftest import Answer, child_environment
 
 Command = Callable[..., Answer]
 VERBS = ("build", "finetune", "distill", "record", "calibrate", "export", "verify", "package")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 import pytest
-import readme
 
 from edgekit.cli import cli
+from tests import readme
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

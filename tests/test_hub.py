@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LABELS, child_environment, make_checkpoint
 from safetensors.numpy import load_file, save_file
+
+from tests.conftest import LABELS, child_environment, make_checkpoint
 
 FIRST, SECOND = "a" * 40, "b" * 40
 WEIGHTS = "model.safetensors"

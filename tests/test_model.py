@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LABELS, make_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model, read_header, weight_files
+from tests.conftest import LABELS, make_checkpoint
 
 
 def test_what_a_model_says(checkpoint: Path) -> None:

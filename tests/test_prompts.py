@@ -8,11 +8,11 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import LABELS, PATTERNS, SUBJECTS, make_data
 
 from edgekit.errors import EdgekitError
 from edgekit.prompts import SPLITS, Prompt, PromptSet, gather, near_pairs, words
 from edgekit.recipe import Data, Recipe, Split, Teacher
+from tests.conftest import LABELS, PATTERNS, SUBJECTS, make_data
 
 ROWS = [
     {"text": pattern.format(subject), "label": label} for subject in SUBJECTS for label, pattern in PATTERNS.items()

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 TESTS = {
     "test_good.py": "def test_good():\n    pass\n",

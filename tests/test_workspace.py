@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import child_environment
 
 import edgekit.workspace as workspace_module
 from edgekit.errors import EdgekitError
@@ -30,6 +29,7 @@ from edgekit.workspace import (
     write_atomically,
     write_product,
 )
+from tests.conftest import child_environment
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from e2e.conftest import STEPS, Project
+from tests.e2e.conftest import STEPS, Project
 
 SUMMARY = {"target", "format", "scheme", "verdict", "bundle", "archive", "report"}
 REPORT = {

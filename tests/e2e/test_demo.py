@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2e.conftest import ROOT, Project
+from tests.e2e.conftest import ROOT, Project
 
 pytestmark = pytest.mark.e2e
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from e2e.conftest import Project
+from tests.e2e.conftest import Project
 
 # One kill in each step that takes time; the delay is drawn from a seed.
 KILLED = ("finetune", "distill", "calibrate", "export", "verify")
