@@ -196,7 +196,7 @@ def test_static_layouts_compute_the_same(
         out.mkdir()
         facts = written(out, scheme="int8-static", float_layers=0, reduce_range=True, **chosen)
         answers.append(Session(out / facts["file"]).outputs(ids, 0))
-    np.testing.assert_allclose(answers[1], answers[0], atol=2e-2 * np.abs(answers[0]).max())
+    np.testing.assert_allclose(answers[1], answers[0], atol=6e-2 * np.abs(answers[0]).max())
 
 
 def test_writing_twice_gives_equal_bytes(written: Any, tmp_path: Path) -> None:

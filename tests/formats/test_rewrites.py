@@ -48,6 +48,40 @@ def test_attention_needs_one_transpose_per_layer_and_the_mask_three_nodes(
     assert len(after) < 0.8 * len(before)
 
 
+def rows_computed(model: onnx.ModelProto, ids: list[int]) -> dict[str, int]:
+    """How many tokens every Linear of an encoder layer computes for one prompt."""
+    watched = copy_model(model)
+    named = {linear.matmul.output[0]: linear.path for linear in Graph(model).linears() if ".layer." in linear.path}
+    del watched.graph.output[:]
+    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in named)
+    tokens, mask = pad([ids], 0)
+    session = Session(watched)._session
+    answers = session.run(list(named), {"input_ids": tokens, "attention_mask": mask})
+    return {path: value.shape[0] for path, value in zip(named.values(), answers, strict=True)}
+
+
+def test_the_last_layer_computes_the_token_that_is_read(rewritten: onnx.ModelProto) -> None:
+    rows = rows_computed(rewritten, list(range(5, 14)))
+    last = {path: count for path, count in rows.items() if ".layer.1." in path}
+    assert {path for path, count in last.items() if count == 9} == {
+        "model.bert.encoder.layer.1.attention.self.key",
+        "model.bert.encoder.layer.1.attention.self.value",
+    }
+    assert {count for path, count in last.items() if not path.endswith(("key", "value"))} == {1}
+    assert {count for path, count in rows.items() if ".layer.0." in path} == {9}
+
+
+def test_where_every_token_is_read_every_token_is_computed(exported: onnx.ModelProto, ids: list[list[int]]) -> None:
+    mean = copy_model(exported)
+    graph = Graph(mean)
+    first = next(node for node in reversed(mean.graph.node) if node.op_type == "Gather")
+    axis = graph.add_constant("axis.sequence", np.array([1], np.int64))
+    pooled = helper.make_node("ReduceMean", [first.input[0], axis], [first.output[0]], name="pool", keepdims=0)
+    graph.replace_nodes([pooled if node == first else node for node in mean.graph.node])
+    rows = rows_computed(simplify.simplified(mean, ids, pad_id=0, for_cpu=True), list(range(5, 14)))
+    assert set(rows.values()) == {9}
+
+
 def test_linears_keep_their_names(exported: onnx.ModelProto, rewritten: onnx.ModelProto) -> None:
     assert [linear.key for linear in Graph(rewritten).linears()] == [linear.key for linear in Graph(exported).linears()]
 

@@ -29,6 +29,7 @@ def simplified(model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: 
     import numpy as np
 
     from edgekit.formats.onnx.attention import sequence_first
+    from edgekit.formats.onnx.first_token import first_token_only
 
     fresh = copy_model(model)
     graph = Graph(fresh)
@@ -38,6 +39,7 @@ def simplified(model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: 
     plain_mask(graph)
     if for_cpu:
         sequence_first(graph)
+        first_token_only(graph)
     before, after = Session(model), Session(fresh)
     by_length = sorted(ids, key=len)
     for batch in ([by_length[0]], [by_length[-1]], [by_length[-1][:2]], [by_length[-1], by_length[0], *ids[:3]]):
