@@ -30,7 +30,7 @@ Mode = Literal["static", "dynamic"]
 Treatment = Literal["plain", "ladder", "smoothed"]
 # From "leave the outliers in the activations" to "put them in the weights". The best one differs between models: .8 for
 # the bare MiniLM, .75 for its BANKING77 classifier (measured with the ladder), .5 for OPT in the paper.
-ALPHAS = (None, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85)
+ALPHAS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85)
 # A candidate that costs time must be this much nearer to the float answers (share of the loss).
 WORTH_SMOOTHING = 0.1
 WORTH_A_FLOAT_LAYER = 0.15
@@ -163,7 +163,7 @@ def choose(source: Source, on: Trial, mode: Mode, *, float_layers: int, smoothin
     # Fixed ranges clip, so outliers can climb a ladder; ranges taken at run time do not.
     best = measured(Recipe8(mode=mode, alpha=None, activated="ladder" if mode == "static" else "plain"))
     if smoothing:
-        swept = [measured(replace(best, alpha=alpha)) for alpha in ALPHAS if alpha is not None]
+        swept = [measured(replace(best, alpha=alpha)) for alpha in ALPHAS]
         smoothest = min(swept, key=lambda recipe: recipe.loss)
         best = smoothest if _worth(smoothest, best, WORTH_SMOOTHING) else best
         everywhere = measured(replace(smoothest, activated="smoothed"))

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 # Protobuf's limit on one message (https://protobuf.dev/programming-guides/proto-limits/), with room for the graph itself.
 LARGEST_FILE = 2**31 - 2**24
-# onnxruntime's newest opset and IR version by its own version (https://onnxruntime.ai/docs/reference/compatibility.html).
-RUNTIME_BY_OPSET = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.19", 22: "1.20", 23: "1.23", 24: "1.24"}
-RUNTIME_BY_IR = {8: "1.10", 9: "1.15", 10: "1.18", 11: "1.21", 12: "1.23", 13: "1.24"}
+# The first onnxruntime with an opset and an IR version (https://onnxruntime.ai/docs/reference/compatibility.html up to 1.20;
+# later ones by the onnx release that each was built with).
+RUNTIME_BY_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23", 24: "1.24"}
+RUNTIME_BY_IR = {8: "1.10", 9: "1.16", 10: "1.18", 11: "1.23", 12: "1.24", 13: "1.24"}
 # The first onnxruntime whose CPU provider has the operator as we write it (its ContribOperators.md and release notes).
 RUNTIME_BY_OPERATOR = {
     "com.microsoft.DynamicQuantizeMatMul": "1.5",
     "com.microsoft.MatMulIntegerToFloat": "1.5",
-    "com.microsoft.FusedMatMul": "1.5",
-    "com.microsoft.MatMulNBits": "1.17",
-    "com.microsoft.GatherBlockQuantized": "1.22",
+    "com.microsoft.FusedMatMul": "1.12",  # with transBatchA and transBatchB
+    "com.microsoft.MatMulNBits": "1.22",  # with 8 bits, and with a bias
 }
 MICROSOFT = "com.microsoft"
 # Operators that multiply activations by weights that were quantized.
