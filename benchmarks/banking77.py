@@ -1,7 +1,7 @@
 """Is a quantized model as good as float, and is it faster than what others make of the same model?
 
 One run on one machine: the BANKING77 intent teacher (BERT MiniLM, 6 layers), our artifacts of it and of a 3-layer student
-distilled from it, and the peers' artifacts, all at batch 1 on one thread, interleaved. Goals (issue 2, "What must be shown", 3):
+distilled from it, and the peers' artifacts, all at batch 1 on one thread, interleaved. Goals:
 - teacher: its artifact keeps >= 99.7 % of the float accuracy in <= 0.28 of the float bytes
 - student: keeps >= 99.5 % of the teacher's accuracy in float, >= 99 % in INT8
 - speed against the teacher in torch float32 (sdpa), 64 tokens, on a CPU with VNNI (else shown, not judged): teacher >= 4.5x,
