@@ -1,6 +1,6 @@
 """How much memory does calibration take, and does it grow with the prompts?
 
-Goals (issue 2, "What must be shown", 4):
+Goals:
 - flat: peak memory at 3,200 prompts <= 1.1x that at 200
 - lean: at 3,200 prompts <= 1.25x that of plain float inference over the same prompts
 - padding: batches of one and padded batches give the same ranges, within 1e-4 of each layer's largest value

@@ -1,6 +1,6 @@
 """How often is the gate wrong? The error rates of the paired accuracy gate, by resampling.
 
-Goals (issue 2, "What must be shown", 6), each within three Monte-Carlo standard errors:
+Goals, each within three Monte-Carlo standard errors:
 - false pass: with a true loss at the margin, pass in at most 5 %, for n in {100, 1000, 3000} and flips {1, 2, 4, 10 %}
 - false alarm: exchangeable pairs (equal accuracy, real flips) have lo > 0 in at most 5 %
 - power: at zero loss, n = 1000, 1 % flips and a margin of 1 point, pass in at least 80 %
