@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,10 +19,11 @@ from edgekit.tasks import TASKS, find_pad_id, outputs, pad
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import nn
 
 SPLITS = ("calibrate", "verify")
 FILE = "reference.npz"
+# Texts that are timed, and calls before that are not.
+TIMED, WARM_UP = 40, 4
 
 
 def record(
@@ -58,7 +62,7 @@ def record(
             told = _from(done, total, role, progress)
             arrays[f"{role}_{split}"] = outputs(module, ids, find_pad_id(model), progress=told)
             done += len(ids)
-        figures[role] = {"bytes": _weight_bytes(model), "latency_ms": time_module(module, ids, find_pad_id(model))}
+        figures[role] = {"bytes": _weight_bytes(model)} | measure_alone(folder, task, ids[:TIMED])
     figures.setdefault("student", figures["teacher"])
     for split in SPLITS:
         arrays.setdefault(f"student_{split}", arrays[f"teacher_{split}"])
@@ -79,20 +83,46 @@ def record(
     }
 
 
-def time_module(module: nn.Module, ids: Sequence[Sequence[int]], pad_id: int, calls: int = 40) -> dict[str, float]:
-    """p50 and p95 in ms of a module in torch on this machine, one text a call at its own length: what float costs here."""
+def measure_alone(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What float costs on this machine, in torch, in a process of its own: {latency_ms: {p50, p95}, memory_mb}.
+
+    One text a call at its own length; memory_mb is the peak of the whole process in MiB, torch itself included, None where
+    the system does not tell. Raises EdgekitError where the process fails.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-m", "edgekit.record", str(folder), task],
+        input=json.dumps([list(row) for row in ids]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode != 0:
+        why = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no word")
+        raise EdgekitError(f"{folder}: measuring it in torch ended with exit code {ended.returncode}: {why[:300]}")
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+def _measure(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from edgekit.runtimes.machine import peak_memory_mb
+
+    module, pad_id = TASKS[task].load(folder), find_pad_id(load_model(folder))
     times = []
     with torch.inference_mode():
-        for row in [*ids[:4], *ids[:calls]]:
+        for row in [*ids[:WARM_UP], *ids]:
             tokens, mask = pad([row], pad_id)
             begin = time.perf_counter()
             module(tokens, mask)
             times.append(1e3 * (time.perf_counter() - begin))
-    p50, p95 = np.percentile(times[min(4, len(ids)) :], [50, 95])
-    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
+    p50, p95 = np.percentile(times[min(WARM_UP, len(ids)) :], [50, 95])
+    memory = peak_memory_mb()
+    return {
+        "latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
+        "memory_mb": memory and round(memory, 1),
+    }
 
 
 def _weight_bytes(model: Model) -> int:
@@ -106,3 +136,7 @@ def _from(
     if progress is None:
         return None
     return lambda part, _all, _note: progress(done + part, total, note)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_measure(Path(sys.argv[1]), sys.argv[2], json.load(sys.stdin))))

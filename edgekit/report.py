@@ -2,9 +2,9 @@
 
 Beside the stable names of report.json these keys are shown where they are there:
 recipe, target: names. models: {teacher | student: {bytes, latency_ms: {p50, p95}, memory_mb}}. scope: figures of
-out-of-scope detection by name. layers: [{name, error}], relative error of each layer's output. confusion: [{from, to,
-gained, lost}], `from` being the right label and `to` the answer: mistakes that the artifact makes and its float student
-does not, and the other way round. notes: [text].
+out-of-scope detection by name. layers: [{name, error}], each layer's squared error as a share of its output's power. confusion:
+[{from, to, gained, lost}], `from` being the right label and `to` the answer: mistakes that the artifact makes and its float
+student does not, and the other way round. notes: [text].
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def write_html(report: Row, path: Path) -> None:
         _section("Compared on the same prompts", _comparisons_table(report["comparisons"])),
         _section("Out of scope", _facts(report.get("scope"))),
         _section(
-            "Error of each layer", _layers(report.get("layers")), "relative error of the layer's output, worst first"
+            "Error of each layer",
+            _layers(report.get("layers")),
+            "share of the output's power that the layer gets wrong (its inputs' errors included), worst first",
         ),
         _section(
             "Changed confusions",
@@ -181,8 +183,8 @@ def _conditions_lines(report: Row) -> list[str]:
     real = report.get("latency_real") or {}
     if real.get("p50") is not None and any(model.get("latency_ms") for model in (report.get("models") or {}).values()):
         lines.append(
-            "teacher and float student: fp32 in torch where the build ran, at the texts' own lengths;"
-            f" there the artifact's p50 is {number(real['p50'], 3)} ms"
+            "teacher and float student: fp32 in torch (its memory included) where the build ran, at the texts' own"
+            f" lengths; there the artifact's p50 is {number(real['p50'], 3)} ms"
         )
     return lines
 

@@ -10,7 +10,7 @@ import pytest
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
-from edgekit.record import FILE, record
+from edgekit.record import FILE, measure_alone, record
 from edgekit.tasks import TASKS, outputs
 from tests.conftest import LABELS, make_checkpoint, make_data
 
@@ -42,6 +42,21 @@ def test_rows_are_in_the_order_of_the_split(checkpoint: Path, prompts: Path, tmp
             np.testing.assert_allclose(arrays[f"{role}_{split}"], alone, atol=1e-6)
     assert told[-1][:2] == (36, 36)
     assert [note for _, _, note in told] == sorted(note for _, _, note in told)
+
+
+def test_what_float_costs_is_measured(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    student = make_checkpoint(tmp_path / "student", labels=LABELS, seed=9)
+    models = record(checkpoint, student, prompts, out=tmp_path, **OPTIONS)["models"]
+    assert sorted(models) == ["student", "teacher"]
+    for figures in models.values():
+        assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["p95"]
+        assert figures["memory_mb"] > 50, "torch alone takes more"
+        assert figures["bytes"] > 1000
+
+
+def test_a_process_that_fails_is_told(tmp_path: Path) -> None:
+    with pytest.raises(EdgekitError, match=r"absent: measuring it in torch ended with exit code 1: .*absent"):
+        measure_alone(tmp_path / "absent", "text-classification", [[1, 2]])
 
 
 def test_one_folder_is_run_once(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:

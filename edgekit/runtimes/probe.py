@@ -44,11 +44,13 @@ def say(event: str, **facts: Any) -> None:
 def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path) -> None:
     import numpy as np
 
-    say("device", **machine.describe())
+    device = machine.describe()
+    say("device", **device)
     with np.load(folder / request["inputs"], allow_pickle=False) as inputs:
         flat, offsets, pad_id = inputs["ids"], inputs["offsets"], int(inputs["pad_id"])
     texts = [flat[begin:end] if end > begin else np.array([pad_id]) for begin, end in itertools.pairwise(offsets)]
-    file, options, timing = folder / request["file"], request["options"], request["timing"]
+    file, timing = folder / request["file"], request["timing"]
+    options = _fitting(request["options"], int(device["cores"]))
     asked = str(options.get("provider", ""))
 
     begun = time.perf_counter()
@@ -76,6 +78,12 @@ def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path) -> None:
     del session
     say("work", asked=asked, **runtime.work(file, options, shape))
     say("machine", **machine.measure())
+
+
+def _fitting(options: Mapping[str, Any], cores: int) -> dict[str, Any]:
+    """The options with at most a thread per core: more would wait for each other, which says nothing of the artifact."""
+    threads = options.get("threads")
+    return {**options, "threads": min(int(threads), cores)} if threads else dict(options)
 
 
 def _time(session: Session, ids: NDArray[np.int64], timing: Mapping[str, Any]) -> list[float]:

@@ -18,6 +18,7 @@ from edgekit.formats import FORMATS
 from edgekit.formats import onnx as format_onnx
 from edgekit.formats.onnx import float_graph
 from edgekit.formats.onnx.graph import Graph, save
+from edgekit.formats.onnx.layers import layer_errors
 from edgekit.formats.onnx.session import Session, pad
 from tests.formats.conftest import VOCABULARY, Classifier
 
@@ -182,6 +183,23 @@ def test_schemes(
     assert facts["opset"] >= 18
     assert "LayerNormalization" in facts["operators"]
     assert facts["calibrate_score"]["score"] <= facts["calibrate_score"]["float"]
+    assert len(facts["layers"]) == linears
+    errors = [layer["error"] for layer in facts["layers"]]
+    assert max(errors) <= error**2 * 4
+    assert (min(errors) > 0) == (scheme != "fp32")
+
+
+def test_the_layer_that_loses_is_named(exported: onnx.ModelProto, ids: list[list[int]]) -> None:
+    damaged = onnx.ModelProto()
+    damaged.CopyFrom(exported)
+    graph = Graph(damaged)
+    names = [linear.key for linear in graph.linears()]
+    bad = graph.linears()[6]
+    graph.add_constant(bad.weight, -graph.constant(bad.weight))
+    errors = {layer["name"]: layer["error"] for layer in layer_errors(exported, damaged, ids, 0)}
+    assert list(errors) == names
+    assert set(list(errors.values())[:6]) == {0.0}
+    assert errors[bad.key] == max(errors.values()) > 1
 
 
 @pytest.mark.parametrize(

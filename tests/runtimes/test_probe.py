@@ -59,6 +59,13 @@ assert not ours and "torch" not in sys.modules and "onnx" not in sys.modules, ou
 """
 
 
+def test_no_more_threads_than_cores(tmp_path: Path) -> None:
+    make_layers(tmp_path / "model.onnx")
+    ended = ask(tmp_path, options={"threads": 4096, "provider": ort.CPU, "disabled_optimizers": []})
+    told = {line["event"]: line for line in map(json.loads, ended.stdout.splitlines())}
+    assert told["latency"]["shape"]["threads"] == told["device"]["cores"]
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_probe_speaks_the_protocol(tmp_path: Path, name: str) -> None:
     make_layers(tmp_path / "model.onnx")

@@ -49,9 +49,10 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    """A scheme's graph, the keys of its quantized Linears, and what was chosen on the way."""
+    """A scheme's graph, the float graph of the same Linears, the keys of the quantized ones, and what was chosen."""
 
     model: onnx.ModelProto
+    exact: onnx.ModelProto
     quantized: Sequence[str]
     choices: Mapping[str, Any]
     scheme: str
@@ -77,6 +78,7 @@ def write(
     from edgekit.formats.onnx import graph
     from edgekit.formats.onnx.choose import trial
     from edgekit.formats.onnx.float_graph import export_float
+    from edgekit.formats.onnx.layers import layer_errors
     from edgekit.formats.onnx.session import DISABLED_OPTIMIZERS
     from edgekit.formats.onnx.simplify import simplified
 
@@ -105,6 +107,7 @@ def write(
         },
         "choices": dict(written.choices),
         "calibrate_score": _scores(path, on),
+        "layers": layer_errors(written.exact, written.model, on.ids, pad_id),
     }
 
 
@@ -151,15 +154,20 @@ def _write_scheme(exported: onnx.ModelProto, calibration: Calibration, options: 
     from edgekit.formats.onnx.graph import Graph, copy_model
 
     if options.scheme == "fp32":
-        return _Written(model=exported, quantized=(), choices={}, scheme="fp32")
+        return _Written(model=exported, exact=exported, quantized=(), choices={}, scheme="fp32")
     if options.scheme == "fp16":
-        return _Written(model=to_half(copy_model(exported)), quantized=(), choices={}, scheme="fp16")
+        half = to_half(copy_model(exported))
+        return _Written(model=half, exact=exported, quantized=(), choices={}, scheme="fp16")
     if options.scheme in {"w8", "w4"}:
         bits = int(options.scheme[1:])
         graph = Graph(copy_model(exported))
         keys = quantize_blocks(graph, bits=bits, block=options.block)
         return _Written(
-            model=graph.model, quantized=keys, choices={"bits": bits, "block": options.block}, scheme=options.scheme
+            model=graph.model,
+            exact=exported,
+            quantized=keys,
+            choices={"bits": bits, "block": options.block},
+            scheme=options.scheme,
         )
     return _write_int8(exported, calibration, options, on)
 
@@ -188,7 +196,7 @@ def _write_int8(exported: onnx.ModelProto, calibration: Calibration, options: Op
     model, keys = source.quantized(best)
     losses = {mode: recipe.loss for mode, recipe in tried.items()}
     choices = best.describe() | {"candidates": {"loss": losses, "score": scores}}
-    return _Written(model=model, quantized=keys, choices=choices, scheme=f"int8-{best.mode}")
+    return _Written(model=model, exact=source.exact(best), quantized=keys, choices=choices, scheme=f"int8-{best.mode}")
 
 
 def _ranges(exported: onnx.ModelProto, calibration: Calibration) -> dict[str, Any]:

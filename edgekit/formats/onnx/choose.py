@@ -140,6 +140,13 @@ class Source:
             ranges = smooth(graph, ranges, recipe.alpha, skip=() if recipe.activated == "smoothed" else skip)
         return graph, ranges
 
+    def exact(self, recipe: Recipe8) -> onnx.ModelProto:
+        """The float graph with a recipe's smoothing and nothing else: what its quantized graph's values stand for."""
+        graph, _ = self.prepared(
+            replace(recipe, activated="plain" if recipe.activated == "ladder" else recipe.activated)
+        )
+        return graph.model
+
     def noisiest(self, recipe: Recipe8) -> list[str]:
         """The keys of the Linears that a recipe quantizes, the one that loses most of its input first."""
         graph, ranges = self.prepared(recipe)

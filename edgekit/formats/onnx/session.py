@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 
@@ -56,17 +56,22 @@ class Session:
 
     def run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """The output [batch, width] for int64 [batch, sequence] inputs."""
-        feeds = {
-            name: value for name, value in (("input_ids", tokens), ("attention_mask", mask)) if name in self.inputs
-        }
-        answer: NDArray[np.float32] = self._session.run(None, feeds)[0]
+        answer: NDArray[np.float32] = self._session.run(None, self._feeds(tokens, mask))[0]
         return answer
+
+    def values(self, names: Sequence[str], tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> list[NDArray[Any]]:
+        """Outputs by name, for the inputs of `run`."""
+        return list(self._session.run(list(names), self._feeds(tokens, mask)))
 
     def outputs(self, ids: Sequence[Sequence[int]], pad_id: int) -> NDArray[np.float32]:
         """The outputs [n, width] of n prompts, each run by itself as a device would."""
         import numpy as np
 
         return np.concatenate([self.run(*pad([row], pad_id)) for row in ids]).astype(np.float32)
+
+    def _feeds(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        given = {"input_ids": tokens, "attention_mask": mask}
+        return {name: value for name, value in given.items() if name in self.inputs}
 
 
 def _load_errors() -> tuple[type[Exception], ...]:
