@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import __version__
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.formats import FORMATS
 from edgekit.report import flips, human_bytes, number, pair, percent, read_report, write_html
+from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, read_json, read_text
 from edgekit.workspace import (
     Product,
@@ -294,7 +296,7 @@ def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[st
 def _describe(product: Product, name: str, recipe: str, target: Target, lineage: Mapping[str, Any]) -> dict[str, Any]:
     facts = product.facts
     settings = dict(facts.get("settings") or {})
-    runtime, asked = target.runtime.get("onnxruntime", {}), facts["runtime_options"]
+    runtime = FORMATS[str(facts["format"])].RUNTIME
     return {
         "format_version": MANIFEST_FORMAT,
         "edgekit": __version__,
@@ -313,13 +315,9 @@ def _describe(product: Product, name: str, recipe: str, target: Target, lineage:
         "model": facts["file"],
         "tokenizer": "tokenizer.json",
         "runtime": {
-            "name": "onnxruntime",
+            "name": runtime,
             "minimum": facts["minimum_runtime"],
-            "threads": runtime.get("threads"),
-            "provider": runtime.get("provider") or "CPUExecutionProvider",
-            "disabled_optimizers": sorted(
-                {*asked.get("disabled_optimizers", ()), *runtime.get("disabled_optimizers", ())}
-            ),
+            **RUNTIMES[runtime].joined(target.runtime.get(runtime, {}), facts["runtime_options"]),
         },
         "artifact": {key: facts.get(key) for key in ARTIFACT_FACTS},
         "lineage": {key: value for key, value in lineage.items() if value is not None and "license" not in key},

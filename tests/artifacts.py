@@ -116,7 +116,10 @@ def make_artifact(folder: Path, *, external: bool = False, output: str = "logits
         "ir_version": 10,
         "operators": ["Gather", "MatMul"],
         "minimum_runtime": "1.18",
-        "runtime_options": {"disabled_optimizers": ["SkipLayerNormFusion"]},
+        "runtime_options": {
+            "disabled_optimizers": ["SkipLayerNormFusion"],
+            "config_entries": {"session.x64quantprecision": "1"},
+        },
         "quantized": {"matmul": 0, "float": []},
     }
     write_product(folder, "export", key="test", inputs={"student": "a test"}, facts=facts)

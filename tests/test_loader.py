@@ -141,12 +141,14 @@ def test_session_options_of_the_manifest_are_used(
     class Session:
         def __init__(self, file: str, options: Any, **keywords: Any) -> None:
             seen.update(keywords, file=file, threads=options.intra_op_num_threads)
+            seen["exact"] = options.get_session_config_entry("session.x64quantprecision")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     loader = shipped(bundle)
     loader.Bundle(str(bundle))
     assert seen["threads"] == 1
     assert seen["disabled_optimizers"] == ["ConstantFolding", "SkipLayerNormFusion"]
+    assert seen["exact"] == "1"
     assert seen["providers"] == ["CPUExecutionProvider"]
     loader.Bundle(bundle, provider="NoSuchExecutionProvider")
     assert seen["providers"] == ["CPUExecutionProvider"]
@@ -211,7 +213,9 @@ def test_the_example_app_runs_in_a_venv_with_three_packages(bundle: Path, tmp_pa
 
 def test_answers_equal_those_of_the_session_that_verifies(bundle: Path) -> None:
     manifest = json.loads((bundle / "bundle.json").read_text())
-    options = {key: manifest["runtime"][key] for key in ("threads", "provider", "disabled_optimizers")}
+    options = {
+        key: manifest["runtime"][key] for key in ("threads", "provider", "disabled_optimizers", "config_entries")
+    }
     tokenizer = make_tokenizer(bundle.parent / "tokenizer.json", MAX_LENGTH)
     ids = [tokenizer.encode(text).ids for text in TEXTS]
     verified = ort.outputs(bundle / "model.onnx", ids, pad_id=manifest["pad_id"], options=options)

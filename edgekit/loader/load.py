@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 class Bundle:
@@ -25,6 +22,8 @@ class Bundle:
             raise RuntimeError(f"onnxruntime {found} is too old for this bundle: it needs {runtime['minimum']}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = (runtime["threads"] or 0) if threads is None else threads
+        for key, value in runtime["config_entries"].items():
+            options.add_session_config_entry(key, value)
         wanted = dict.fromkeys([provider or runtime["provider"], "CPUExecutionProvider"])
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         file, off = str(self.folder / self.manifest["model"]), runtime["disabled_optimizers"]
@@ -32,7 +31,7 @@ class Bundle:
         # tokenizer.json itself truncates long texts, as it did when the model was verified.
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
-    def output(self, text: str) -> NDArray[np.float32]:
+    def output(self, text: str) -> np.typing.NDArray[np.float32]:
         """The model's raw output for one text, float32 [width]: logits or the embedding."""
         ids = np.array([self.tokenizer.encode(text).ids or [self.manifest["pad_id"]]], dtype=np.int64)
         known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}

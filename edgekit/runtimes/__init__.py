@@ -41,6 +41,9 @@ class Runtime(Protocol):
     def providers(self) -> list[str]:
         """The execution providers that this installation has."""
 
+    def joined(self, target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a session: a target's table of this runtime with what an artifact's facts ask for."""
+
     def load(self, file: Path, options: Mapping[str, Any]) -> Session:
         """Open an artifact's main file."""
 

@@ -40,12 +40,13 @@ class Options:
     """`[runtime.onnxruntime]` of a target.
 
     threads: those of one operator; None leaves it to onnxruntime. disabled_optimizers: names of graph optimizers that a
-    session must leave off, beside those that the artifact names itself.
+    session must leave off; config_entries: onnxruntime's session configuration by key. The artifact's own join them (`joined`).
     """
 
     provider: str = CPU
     threads: int | None = None
     disabled_optimizers: list[str] = field(default_factory=list)
+    config_entries: dict[str, str] = field(default_factory=dict)
 
 
 class Session:
@@ -62,6 +63,8 @@ class Session:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = wanted.threads or 0
+        for key, value in wanted.config_entries.items():
+            settings.add_session_config_entry(key, value)
         if profile is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(profile)
@@ -104,6 +107,14 @@ def providers() -> list[str]:
     import onnxruntime
 
     return list(onnxruntime.get_available_providers())
+
+
+def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
+    """A session's options: a target's `[runtime.onnxruntime]` with what the artifact needs, which wins."""
+    wanted = vars(Options(**dict(target)))
+    off = sorted({*wanted["disabled_optimizers"], *artifact.get("disabled_optimizers", ())})
+    entries = dict(sorted({**wanted["config_entries"], **artifact.get("config_entries", {})}.items()))
+    return wanted | {"disabled_optimizers": off, "config_entries": entries}
 
 
 def load(file: Path, options: Mapping[str, Any]) -> Session:

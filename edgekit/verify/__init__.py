@@ -151,12 +151,10 @@ def _encode(artifact: Path, rows: Sequence[Prompt]) -> list[list[int]]:
 
 
 def _options(facts: Mapping[str, Any], target: Target, runtime: str) -> dict[str, Any]:
-    """The runtime's options: the target's, with the optimizers that the artifact wants off."""
+    """The runtime's options: the target's, with what the artifact needs."""
     where = f"{target.path}: runtime.{runtime}"
-    options = dict(vars(parse(RUNTIMES[runtime].Options, dict(target.runtime.get(runtime, {})), where)))
-    wanted = facts.get("runtime_options", {}).get("disabled_optimizers", [])
-    options["disabled_optimizers"] = sorted({*options["disabled_optimizers"], *wanted})
-    return options
+    asked = vars(parse(RUNTIMES[runtime].Options, dict(target.runtime.get(runtime, {})), where))
+    return RUNTIMES[runtime].joined(asked, facts["runtime_options"])
 
 
 def _answers(
@@ -236,7 +234,9 @@ def _check_machine(
         *checks.check_budget(target.budget_for(task), measured, int(facts["bytes"]), foreign, impossible),
         checks.check_plausible(impossible),
         checks.check_provider(options["provider"], measured),
-        checks.check_arithmetic(target.hardware, measured.device, arithmetic.saturating_share(file)),
+        checks.check_arithmetic(
+            target.hardware, measured.device, arithmetic.saturating_share(file), exact=arithmetic.is_exact(options)
+        ),
     ]
 
 

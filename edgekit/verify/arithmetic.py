@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,16 @@ _INTEGER: dict[str, tuple[int, int | None]] = {
     "QLinearMatMul": (3, 2),
     "DynamicQuantizeMatMul": (1, None),
 }
+
+
+# onnxruntime's session entry that makes an x86 CPU without VNNI multiply without saturation (its
+# onnxruntime_session_options_config_keys.h: kOrtSessionOptionsAvx2PrecisionMode); other CPUs ignore it.
+EXACT = ("session.x64quantprecision", "1")
+
+
+def is_exact(options: Mapping[str, Any]) -> bool:
+    """Whether a session with these options multiplies bytes exactly wherever it runs."""
+    return EXACT in options.get("config_entries", {}).items()
 
 
 def saturating_share(file: Path) -> float | None:

@@ -241,10 +241,11 @@ def check_provider(asked: str, measured: Measurements) -> Check:
     return Check(name=name, measured=share, limit=PROVIDER_SHARE, detail=detail, verdict="fail", remedy=remedy)
 
 
-def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float | None) -> Check:
+def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float | None, *, exact: bool) -> Check:
     """Whether INT8 products that saturate on one of host and target, and not on the other, could change the answers.
 
     `share`: weight pairs of the artifact that may saturate (`arithmetic.saturating_share`); None where it has no such products.
+    exact: the session asks for products that saturate nowhere (`arithmetic.is_exact`).
     """
     here, there = (
         saturates(str(device["arch"]), list(device["features"])),
@@ -255,8 +256,9 @@ def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float
         detail = "no products of unsigned and signed bytes"
         return Check(name=name, measured=None, limit=None, verdict="pass", detail=detail)
     told = f"{share:.2%} of weight pairs may exceed 16 bits"
-    if here == there or share == 0.0:
-        same = "both saturate" if here and there else "both are exact" if here == there else "nothing can saturate"
+    if exact or here == there or share == 0.0:
+        same = "both saturate" if here and there else "nothing can saturate" if share == 0.0 else "both are exact"
+        same = "the session asks for exact sums on every CPU" if exact and (here or there) else same
         return Check(name=name, measured=share, limit=None, verdict="pass", detail=f"{told}; {same}")
     if there:
         remedy = (

@@ -75,3 +75,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def built(tiny: Project) -> Mapping[str, Any]:
     """The tiny project built once for its first target; the entry of `bundles`."""
     return dict(tiny.build("--target", "first")["bundles"][0])
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """An empty folder in which the demo was built."""
+    folder = tmp_path_factory.mktemp("demo")
+    project = Project(folder=folder, cache=folder / ".edgekit")
+    project.run("build", "--target", "raspberrypi")
+    return project

@@ -21,15 +21,6 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """An empty folder in which the demo was built."""
-    folder = tmp_path_factory.mktemp("demo")
-    project = Project(folder=folder, cache=folder / ".edgekit")
-    project.run("build", "--target", "raspberrypi")
-    return project
-
-
-@pytest.fixture(scope="session")
 def report(demo: Project) -> Mapping[str, Any]:
     """The demo's report.json."""
     return dict(json.loads((demo.folder / "dist" / "assistant-raspberrypi.report.json").read_text()))

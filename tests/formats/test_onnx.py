@@ -179,7 +179,7 @@ def test_schemes(
     else:
         assert facts["quantized"]["matmul"] + len(facts["quantized"]["float"]) == linears
         assert facts["quantized"]["matmul"] >= linears - 1
-    assert facts["runtime_options"] == {"disabled_optimizers": ["SkipLayerNormFusion"]}
+    assert facts["runtime_options"] == {"disabled_optimizers": ["SkipLayerNormFusion"], "config_entries": {}}
     assert facts["opset"] >= 18
     assert "LayerNormalization" in facts["operators"]
     assert facts["calibrate_score"]["score"] <= facts["calibrate_score"]["float"]
@@ -215,6 +215,35 @@ def test_static_layouts_compute_the_same(
         facts = written(out, scheme="int8-static", float_layers=0, reduce_range=True, **chosen)
         answers.append(Session(out / facts["file"]).outputs(ids, 0))
     np.testing.assert_allclose(answers[1], answers[0], atol=6e-2 * np.abs(answers[0]).max())
+
+
+@pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic"])
+def test_full_range_weights_are_exact_on_every_cpu(
+    scheme: str, written: Any, ids: list[list[int]], tmp_path: Path
+) -> None:
+    """An x86 CPU without VNNI saturates on such weights unless the session is told not to, which the facts say."""
+    facts = written(tmp_path, scheme=scheme, float_layers=0, reduce_range=False)
+    model = onnx.load(str(tmp_path / facts["file"]))
+    answers = Session(model, entries=facts["runtime_options"]["config_entries"]).outputs(ids, 0)
+    slow = np.concatenate([run_exactly(model, row) for row in ids])
+    np.testing.assert_allclose(answers, slow, atol=1e-3 * np.abs(slow).max())
+
+
+def run_exactly(model: onnx.ModelProto, row: list[int]) -> np.ndarray:
+    """The graph with its integer products in int32, by onnxruntime's U8U8 kernels: weights shifted by 128."""
+    shifted = onnx.ModelProto()
+    shifted.CopyFrom(model)
+    graph = Graph(shifted)
+    for node in shifted.graph.node:
+        if node.op_type not in {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}:
+            continue
+        place = 5 if node.op_type == "MatMulIntegerToFloat" else 3
+        weights = graph.constant(node.input[1])
+        while len(node.input) <= place:
+            node.input.append("")
+        node.input[1] = graph.add_constant(f"{node.name}.u8", (weights.astype(np.int16) + 128).astype(np.uint8))
+        node.input[place] = graph.add_constant(f"{node.name}.128", np.full(weights.shape[1], 128, np.uint8))
+    return Session(shifted).outputs([row], 0)
 
 
 def test_writing_twice_gives_equal_bytes(written: Any, tmp_path: Path) -> None:

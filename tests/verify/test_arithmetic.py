@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.target import Hardware
-from edgekit.verify.arithmetic import saturating_share
+from edgekit.verify.arithmetic import is_exact, saturating_share
 from edgekit.verify.checks import check_arithmetic
 
 
@@ -82,6 +82,15 @@ def test_signed_activations_do_not_count(tmp_path: Path, form: str) -> None:
 VNNI, NO_VNNI = ["avx2", "avx512_vnni"], ["avx2"]
 
 
+def test_a_session_that_asks_for_exact_sums_passes() -> None:
+    hardware = Hardware(arch="x86_64", cpu="x", cores=1, features=VNNI, memory_mb=1, sources=[])
+    here = {"arch": "x86_64", "features": NO_VNNI}
+    assert is_exact({"config_entries": {"session.x64quantprecision": "1"}})
+    assert not is_exact({"config_entries": {"session.x64quantprecision": "0"}})
+    assert check_arithmetic(hardware, here, 0.1, exact=True).verdict == "pass"
+    assert "exact" in str(check_arithmetic(hardware, here, 0.1, exact=True).detail)
+
+
 @pytest.mark.parametrize(
     ("here", "there", "share", "verdict", "says"),
     [
@@ -95,6 +104,6 @@ VNNI, NO_VNNI = ["avx2", "avx512_vnni"], ["avx2"]
 )
 def test_check(here: list[str], there: list[str], share: float | None, verdict: str, says: str | None) -> None:
     hardware = Hardware(arch="x86_64", cpu="x", cores=1, features=there, memory_mb=1, sources=[])
-    check = check_arithmetic(hardware, {"arch": "x86_64", "features": here}, share)
+    check = check_arithmetic(hardware, {"arch": "x86_64", "features": here}, share, exact=False)
     assert check.verdict == verdict
     assert (check.remedy is None) if says is None else (says in str(check.remedy))

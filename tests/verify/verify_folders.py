@@ -92,7 +92,7 @@ def make_artifact(folder: Path, file: Path | None = None, **changes: Any) -> Pat
         "settings": {"threshold": 0.6, "out_of_scope": OUTSIDE},
         "pad_id": 0,
         "max_length": MAX_LENGTH,
-        "runtime_options": {"disabled_optimizers": []},
+        "runtime_options": {"disabled_optimizers": [], "config_entries": {}},
     }
     write_product(folder, "export", key="test", inputs={}, facts=facts | changes)
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,6 +56,7 @@ class _Written:
     quantized: Sequence[str]
     choices: Mapping[str, Any]
     scheme: str
+    config_entries: Mapping[str, str] = field(default_factory=dict)
 
 
 def write(
@@ -96,7 +97,10 @@ def write(
     size = graph.save(written.model, path)
     _refuse_silent_success(written, size, float_size, linears)
     facts = describe_file(path)
-    facts["runtime_options"] = {"disabled_optimizers": list(DISABLED_OPTIMIZERS)}
+    facts["runtime_options"] = {
+        "disabled_optimizers": list(DISABLED_OPTIMIZERS),
+        "config_entries": dict(written.config_entries),
+    }
     return facts | {
         "scheme": written.scheme,
         "bytes": size,
@@ -106,8 +110,8 @@ def write(
             "float": [key for key in linears if key not in set(written.quantized)],
         },
         "choices": dict(written.choices),
-        "calibrate_score": _scores(path, on),
-        "layers": layer_errors(written.exact, written.model, on.ids, pad_id),
+        "calibrate_score": _scores(path, on, written.config_entries),
+        "layers": layer_errors(written.exact, written.model, on.ids, pad_id, written.config_entries),
     }
 
 
@@ -143,7 +147,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         "ir_version": model.ir_version,
         "operators": graph.operators(model),
         "minimum_runtime": graph.minimum_runtime(model),
-        "runtime_options": {"disabled_optimizers": []},
+        "runtime_options": {"disabled_optimizers": [], "config_entries": {}},
         "quantized": {"matmul": matmuls, "float": []},
         "choices": {},
     }
@@ -196,7 +200,14 @@ def _write_int8(exported: onnx.ModelProto, calibration: Calibration, options: Op
     model, keys = source.quantized(best)
     losses = {mode: recipe.loss for mode, recipe in tried.items()}
     choices = best.describe() | {"candidates": {"loss": losses, "score": scores}}
-    return _Written(model=model, exact=source.exact(best), quantized=keys, choices=choices, scheme=f"int8-{best.mode}")
+    return _Written(
+        model=model,
+        exact=source.exact(best),
+        quantized=keys,
+        choices=choices,
+        scheme=f"int8-{best.mode}",
+        config_entries=source.config_entries(best),
+    )
 
 
 def _ranges(exported: onnx.ModelProto, calibration: Calibration) -> dict[str, Any]:
@@ -239,10 +250,10 @@ def _refuse_silent_success(written: _Written, size: int, float_size: int, linear
         )
 
 
-def _scores(path: Path, on: Trial) -> dict[str, float]:
-    """How near the written file's answers are to the float graph's on the trial's prompts, in its real arithmetic."""
+def _scores(path: Path, on: Trial, entries: Mapping[str, str]) -> dict[str, float]:
+    """How near the written file's answers are to the float graph's on the trial's prompts, in onnxruntime's integers."""
     from edgekit.formats.onnx.session import Session
 
-    answers = Session(path).outputs(on.ids, on.pad_id)
+    answers = Session(path, entries=entries).outputs(on.ids, on.pad_id)
     perfect = float(on.score(on.reference, on.reference))
     return {"score": float(on.score(on.reference, answers)), "float": perfect, "prompts": float(len(on.ids))}

@@ -64,11 +64,11 @@ class Trial:
         error = answers - answers.mean(axis=1, keepdims=True) - wanted
         return float(np.mean((error**2).sum(axis=1) / np.maximum((wanted**2).sum(axis=1), 1e-12)))
 
-    def scores(self, model: onnx.ModelProto) -> NDArray[np.float64]:
-        """The task's score of a graph's answer to each prompt, in the arithmetic of this machine, float64 [n]."""
+    def scores(self, model: onnx.ModelProto, entries: Mapping[str, str]) -> NDArray[np.float64]:
+        """The task's score of a graph's answer to each prompt, in onnxruntime's integers, float64 [n]."""
         import numpy as np
 
-        answers = Session(model).outputs(self.ids, self.pad_id)
+        answers = Session(model, entries=entries).outputs(self.ids, self.pad_id)
         rows = range(len(answers))
         return np.array([self.score(self.reference[row : row + 1], answers[row : row + 1]) for row in rows])
 
@@ -121,12 +121,13 @@ class Source:
         """The graph quantized by a recipe, and the keys of the Linears that were."""
         graph, ranges = self.prepared(recipe)
         settings = replace(
-            self.settings,
-            ranges=ranges if recipe.mode == "static" else None,
-            keep_float=recipe.keep_float,
-            layout="emulated" if emulated else self.settings.layout,
+            self.settings, ranges=ranges if recipe.mode == "static" else None, keep_float=recipe.keep_float
         )
-        return graph.model, quantize_int8(graph, settings)
+        return graph.model, quantize_int8(graph, replace(settings, layout="emulated") if emulated else settings)
+
+    def config_entries(self, recipe: Recipe8) -> dict[str, str]:
+        """What a session of the quantized graph needs."""
+        return replace(self.settings, ranges=self.ranges if recipe.mode == "static" else None).config_entries
 
     def prepared(self, recipe: Recipe8) -> tuple[Graph, Mapping[str, Range]]:
         """A copy of the float graph with its outliers dealt with, and its Linears' input ranges."""
@@ -213,7 +214,10 @@ def better(source: Source, on: Trial, static: Recipe8, dynamic: Recipe8) -> tupl
     """
     import numpy as np
 
-    by_mode = {recipe.mode: on.scores(source.quantized(recipe)[0]) for recipe in (static, dynamic)}
+    by_mode = {
+        recipe.mode: on.scores(source.quantized(recipe)[0], source.config_entries(recipe))
+        for recipe in (static, dynamic)
+    }
     gained = by_mode["static"] - by_mode["dynamic"]
     error = float(gained.std(ddof=1) / np.sqrt(len(gained))) if len(gained) > 1 else 0.0
     means: dict[str, float] = {mode: float(scores.mean()) for mode, scores in by_mode.items()}

@@ -8,7 +8,7 @@ from edgekit.formats.onnx.graph import Graph, copy_model
 from edgekit.formats.onnx.session import Session, pad
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx
 
@@ -17,7 +17,11 @@ MOST_PROMPTS = 16
 
 
 def layer_errors(
-    exact: onnx.ModelProto, quantized: onnx.ModelProto, ids: Sequence[Sequence[int]], pad_id: int
+    exact: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    ids: Sequence[Sequence[int]],
+    pad_id: int,
+    entries: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """{name, error} of every Linear in graph order: error = sum |y - y'|^2 / sum |y|^2 over prompts, tokens and channels.
 
@@ -30,7 +34,7 @@ def layer_errors(
     made = {output for node in quantized.graph.node for output in node.output}
     linears = [linear for linear in Graph(exact).linears() if linear.result in made]
     names = [linear.result for linear in linears]
-    sessions = [Session(_exposing(model, names)) for model in (exact, quantized)]
+    sessions = [Session(_exposing(model, names), entries=entries) for model in (exact, quantized)]
     lost, power = np.zeros(len(names)), np.zeros(len(names))
     for row in ids[:: max(1, -(-len(ids) // MOST_PROMPTS))]:
         wanted, got = (session.values(names, *pad([row], pad_id)) for session in sessions)

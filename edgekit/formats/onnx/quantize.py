@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.formats.onnx.graph import MICROSOFT, Graph, Linear, import_microsoft
+from edgekit.formats.onnx.session import EXACT_SUMS
 from edgekit.formats.onnx.smooth import Range
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ class Int8:
     # operators: onnxruntime's fused kernels; qdq: Quantize/Dequantize pairs, which execution providers fuse themselves;
     # emulated: float arithmetic on the quantized values, free of any CPU's saturation, to judge choices by.
     layout: Layout = "operators"
+
+    @property
+    def config_entries(self) -> dict[str, str]:
+        """What a session needs so that it multiplies exactly on every CPU. At run time activations become unsigned."""
+        unsigned = self.ranges is None or self.activation == "uint8"
+        return dict(EXACT_SUMS) if unsigned and not self.reduce_range else {}
 
 
 @dataclass(kw_only=True)

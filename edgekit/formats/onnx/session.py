@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 DISABLED_OPTIMIZERS = ("SkipLayerNormFusion",)
 
 
+# What a session of unsigned activations and full-range weights needs: an x86 CPU without VNNI saturates otherwise.
+EXACT_SUMS = {"session.x64quantprecision": "1"}
+
+
 class Session:
     """An onnxruntime session on the CPU over (input_ids, attention_mask) -> [batch, width]."""
 

