@@ -18,7 +18,6 @@ import tempfile
 import weakref
 import zlib
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from edgekit.workspace import (
     disk_error,
     file_sha256,
     fingerprint,
+    library_version,
     list_files,
     locked,
     make_folder,
@@ -49,7 +49,7 @@ log = logging.getLogger("edgekit")
 
 LOADER = Path(__file__).parent / "loader" / "load.py"
 MANIFEST = "bundle.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 ARTIFACT_FACTS = ("format", "scheme", "bytes", "sha256", "opset", "ir_version", "operators", "quantized", "choices")
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
 LICENCE_OF = {"license": "this model", "teacher_license": "teacher", "data_license": "data"}
@@ -322,7 +322,7 @@ def _describe(product: Product, name: str, recipe: str, target: Target, lineage:
         "artifact": {key: facts.get(key) for key in ARTIFACT_FACTS},
         "lineage": {key: value for key, value in lineage.items() if value is not None and "license" not in key},
         "fingerprints": {"export": product.digest, "export_inputs": fingerprint(product.manifest["inputs"])},
-        "versions": {library: metadata.version(library) for library in LIBRARIES},
+        "versions": {library: library_version(library) for library in LIBRARIES},
         "licences": {LICENCE_OF[key]: value for key, value in lineage.items() if value and key in LICENCE_OF},
     }
 
@@ -355,7 +355,7 @@ def _check_bundle(folder: Path) -> dict[str, Any]:
         raise EdgekitError(f"{path}: not a manifest that edgekit wrote")
     if manifest["format_version"] != MANIFEST_FORMAT:
         raise EdgekitError(
-            f"{path}: format_version {manifest['format_version']}: written by another edgekit; update yours"
+            f"{path}: format_version {manifest['format_version']}: written by another edgekit; build it again"
         )
     names = [*manifest["files"], manifest["model"], manifest["tokenizer"]]
     for name in names:

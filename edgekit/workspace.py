@@ -29,14 +29,15 @@ log = logging.getLogger("edgekit")
 
 _SOURCE = Path(__file__).parent
 # The code and the libraries that a step's bytes depend on: a change in any of them makes a new fingerprint.
+_MODELS = ("tasks", "architectures", "model.py", "prompts.py")
 STEP_CODE: dict[str, tuple[str, ...]] = {
     "prompts": ("prompts.py",),
-    "finetune": ("distill", "tasks", "architectures", "model.py"),
-    "distill": ("distill", "tasks", "architectures", "model.py"),
-    "record": ("record.py", "tasks", "model.py"),
-    "calibrate": ("calibrate.py", "tasks", "model.py"),
-    "export": ("export.py", "formats", "tasks", "architectures", "model.py"),
-    "verify": ("verify", "runtimes", "tasks", "report.py"),
+    "finetune": ("distill", *_MODELS),
+    "distill": ("distill", *_MODELS),
+    "record": ("record.py", *_MODELS),
+    "calibrate": ("calibrate.py", *_MODELS),
+    "export": ("export.py", "calibrate.py", "formats", "runtimes", *_MODELS),
+    "verify": ("verify", "calibrate.py", "formats", "runtimes", "devices.py", "report.py", *_MODELS),
 }
 STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
     "prompts": (),
@@ -44,8 +45,18 @@ STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
     "distill": ("torch", "transformers", "tokenizers", "accelerate"),
     "record": ("torch", "transformers", "tokenizers"),
     "calibrate": ("torch", "transformers", "tokenizers", "numpy"),
-    "export": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy"),
-    "verify": ("onnxruntime", "numpy"),
+    "export": ("torch", "transformers", "tokenizers", "optimum", "onnx", "onnxscript", "onnxruntime", "numpy"),
+    "verify": ("onnxruntime", "onnx", "tokenizers", "numpy"),
+}
+# What gives a library under another name.
+DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
+    "onnxruntime": (
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "onnxruntime-directml",
+        "onnxruntime-openvino",
+        "onnxruntime-qnn",
+    ),
 }
 
 
@@ -72,18 +83,27 @@ class Product:
         files = self.manifest["files"]
         if fingerprint({name: entry["sha256"] for name, entry in files.items()}) != self.digest:
             raise EdgekitError(
-                f"{self.folder / self.step}.json: its digest is not that of its files; it was edited by hand"
+                f"{self.folder / self.step}.json: its digest is not that of its files; it was edited by hand: make it again"
             )
         for name, entry in files.items():
             path = self.folder / name
             if not _is_inside(path, self.folder):
                 raise EdgekitError(f"{self.folder}: the manifest names a path outside the folder: {name}")
             if not path.is_file():
-                raise EdgekitError(f"{path}: missing; rebuild this step (edgekit build --fresh)")
+                raise EdgekitError(f"{path}: missing; make this step again")
             if file_sha256(path) != entry["sha256"]:
                 raise EdgekitError(
-                    f"{path}: its sha256 is not the manifest's; the file was changed after the step finished"
+                    f"{path}: its sha256 is not the manifest's; the file was changed after the step finished: make the step"
+                    " again in another folder"
                 )
+
+
+def library_version(name: str) -> str:
+    """The installed version of a library, whichever distribution gives it; EdgekitError where none does."""
+    for distribution in DISTRIBUTIONS.get(name, (name,)):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    raise EdgekitError(f"{name} is not installed; run: pip install {name}")
 
 
 def fingerprint(value: Any) -> str:
@@ -99,11 +119,6 @@ def file_sha256(path: Path) -> str:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def folder_digest(folder: Path) -> str:
-    """sha256 over the names and contents of all files below a folder."""
-    return fingerprint({name: entry["sha256"] for name, entry in list_files(folder).items()})
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -135,7 +150,8 @@ def open_product(folder: Path, step: str) -> Product:
 def write_product(folder: Path, step: str, *, key: str, inputs: Any, facts: Mapping[str, Any]) -> Product:
     """Sync a folder's files to disk and write its manifest last. `key` is the fingerprint of all that made it."""
     files = list_files(folder)
-    files.pop(f"{step}.json", None)
+    for own in (f"{step}.json", _KEY):
+        files.pop(own, None)
     for name in files:
         _sync(folder / name)
     manifest = {
@@ -226,27 +242,28 @@ class Workspace:
         """
         key = self._key(step, inputs)
         place = at.resolve() if at else self.root / step / key[:16]
-        if (done := _finished(place, step, key)) and not fresh:
+        if (done := _finished(place, step, key, ours=at is None)) and not fresh:
             log.info("%s: kept %s", step, done.folder)
             return done
         _refuse_foreign(place, step)
         partial = place.with_name(f".{place.name}.partial")
         make_folder(place.parent)
         with locked(self._lock_file(place), f"{place}: another build is making this; waiting for it"):
-            if (done := _finished(place, step, key)) and not fresh:
+            if (done := _finished(place, step, key, ours=at is None)) and not fresh:
                 return done
-            if partial.exists() and not (resumable and _made_for(partial) == key):
+            complete = _finished(partial, step, key, ours=True) is not None
+            if partial.exists() and not complete and not (resumable and _made_for(partial) == key):
                 shutil.rmtree(partial)
-            kept = None if fresh else _finished(self.root / step / key[:16], step, key)
+            kept = None if fresh else _finished(self.root / step / key[:16], step, key, ours=True)
             try:
                 if kept is not None:
                     shutil.copytree(kept.folder, partial, dirs_exist_ok=True)
-                else:
+                elif not complete:
                     partial.mkdir(exist_ok=True)
                     (partial / _KEY).write_text(key)
                     facts = make(partial)
-                    (partial / _KEY).unlink()
                     write_product(partial, step, key=key, inputs=inputs, facts=facts)
+                (partial / _KEY).unlink(missing_ok=True)
                 _replace(partial, place)
             except BaseException as failed:
                 told = _explain(failed, place)
@@ -272,7 +289,7 @@ class Workspace:
         horizon = time.time() - older_than_days * 86400
         removed, freed = 0, 0
         for folder in sorted(self.root.glob("*/*")):
-            if not folder.is_dir() or folder.stat().st_mtime > horizon:
+            if not folder.is_dir() or _last_used(folder) > horizon:
                 continue
             lock = self._lock_file(folder.with_name(_KEPT_BESIDE.sub(r"\1", folder.name)))
             with locked(lock, f"{folder}: a build is making this; left as it is", wait=False) as free:
@@ -284,7 +301,7 @@ class Workspace:
         return removed, freed
 
     def _key(self, step: str, inputs: Any) -> str:
-        versions = {name: metadata.version(name) for name in STEP_LIBRARIES[step]}
+        versions = {name: library_version(name) for name in STEP_LIBRARIES[step]}
         return fingerprint({"step": step, "inputs": inputs, "versions": versions, "code": _code_digest(step)})
 
     def _lock_file(self, place: Path) -> Path:
@@ -316,11 +333,30 @@ def _explain(failed: BaseException, place: Path) -> BaseException:
     return failed
 
 
-def _finished(place: Path, step: str, key: str) -> Product | None:
-    if not (place / f"{step}.json").is_file():
+def _finished(place: Path, step: str, key: str, *, ours: bool) -> Product | None:
+    """The product at a place, if it has this key. One that was damaged is absent where the place is ours, else an error."""
+    manifest = place / f"{step}.json"
+    if not manifest.is_file():
         return None
-    product = open_product(place, step)
-    return product if product.manifest.get("key") == key else None
+    try:
+        product = open_product(place, step)
+        if product.manifest.get("key") != key:
+            return None
+        product.check()
+    except EdgekitError as damaged:
+        if not ours:
+            raise
+        log.warning("%s; it is made again", damaged.message)
+        return None
+    with suppress(OSError):
+        os.utime(manifest)
+    return product
+
+
+def _last_used(folder: Path) -> float:
+    """When a product was made or last reused: its manifest's time; without one, the folder's."""
+    manifest = folder / f"{folder.parent.name}.json"
+    return (manifest if manifest.is_file() else folder).stat().st_mtime
 
 
 def _made_for(partial: Path) -> str | None:

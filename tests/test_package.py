@@ -274,7 +274,7 @@ def test_a_changed_or_missing_file_is_refused(packed: Packaged) -> None:
 
 def test_a_manifest_of_a_later_edgekit_or_none_is_refused(packed: Packaged, tmp_path: Path) -> None:
     rewrite(packed.bundle, {"format_version": 99}, sign=True)
-    with pytest.raises(EdgekitError, match="update yours"):
+    with pytest.raises(EdgekitError, match="build it again"):
         open_bundle(packed.bundle)
     (packed.bundle / "bundle.json").write_text("[]")
     with pytest.raises(EdgekitError, match="not a manifest"):

@@ -23,7 +23,7 @@ from edgekit.workspace import (
     STEP_LIBRARIES,
     Workspace,
     fingerprint,
-    folder_digest,
+    library_version,
     list_files,
     open_product,
     write_atomically,
@@ -300,15 +300,6 @@ def test_write_atomically(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["file.json"]
 
 
-def test_folder_digest_depends_on_names_and_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("x")
-    first = folder_digest(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    second = folder_digest(tmp_path)
-    (tmp_path / "b").write_text("y")
-    assert len({first, second, folder_digest(tmp_path)}) == 3
-
-
 def test_a_folder_of_the_users_gets_a_copy_of_what_is_there(tmp_path: Path) -> None:
     workspace, made = Workspace(tmp_path / "cache"), []
 
@@ -323,3 +314,51 @@ def test_a_folder_of_the_users_gets_a_copy_of_what_is_there(tmp_path: Path) -> N
     assert copied.folder == tmp_path / "mine"
     assert copied.digest == kept.digest
     copied.check()
+
+
+def test_a_damaged_product_is_made_again(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    make = Counted()
+    first = workspace.once("record", {}, make)
+    (first.folder / "inner" / "file.txt").write_text("tampered")
+    assert workspace.once("record", {}, make).facts == {"runs": 2}
+    assert "made again" in caplog.text
+    (first.folder / "record.json").write_text("{}")
+    assert workspace.once("record", {}, make).facts == {"runs": 3}
+    assert litter(workspace.root) == []
+
+
+def test_a_users_folder_that_was_changed_is_not_replaced(workspace: Workspace, tmp_path: Path) -> None:
+    make, mine = Counted(), tmp_path / "mine"
+    workspace.once("record", {}, make, at=mine)
+    (mine / "inner" / "file.txt").write_text("edited by its owner")
+    with pytest.raises(EdgekitError, match=r"file\.txt: its sha256 is not the manifest's"):
+        workspace.once("record", {}, make, at=mine)
+    assert (mine / "inner" / "file.txt").read_text() == "edited by its owner"
+
+
+def test_a_step_killed_after_its_manifest_is_complete(workspace: Workspace) -> None:
+    make = Counted()
+    first = workspace.once("record", {}, make)
+    first.folder.rename(first.folder.with_name(f".{first.folder.name}.partial"))
+    again = workspace.once("record", {}, make)
+    assert (make.runs, again.folder) == (1, first.folder)
+    assert litter(workspace.root) == []
+
+
+def test_reuse_counts_as_use(workspace: Workspace) -> None:
+    make = Counted()
+    kept, unused = workspace.once("record", {"a": 1}, make), workspace.once("record", {"a": 2}, make)
+    for product in (kept, unused):
+        for path in (product.folder / "record.json", product.folder):
+            os.utime(path, (1_000_000, 1_000_000))
+    workspace.once("record", {"a": 1}, make)
+    assert workspace.prune(older_than_days=1)[0] == 1
+    assert kept.folder.is_dir()
+    assert not unused.folder.exists()
+
+
+def test_any_distribution_of_a_library_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(workspace_module.DISTRIBUTIONS, "onnxruntime", ("no-such-distribution", "onnxruntime"))
+    assert library_version("onnxruntime")[0].isdigit()
+    with pytest.raises(EdgekitError, match="absent-library is not installed; run: pip install absent-library"):
+        library_version("absent-library")

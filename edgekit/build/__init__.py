@@ -19,11 +19,10 @@ from edgekit.build.steps import (
     record,
     verify,
 )
-from edgekit.errors import CheckFailed, DeviceFailed, EdgekitError
+from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.recipe import Recipe
 from edgekit.schema import read_json
 from edgekit.target import Target
-from edgekit.workspace import Product
 
 __all__ = [
     "Built",
@@ -32,7 +31,6 @@ __all__ = [
     "Progress",
     "Session",
     "build",
-    "build_one",
     "calibrate",
     "check_recipe",
     "check_target",
@@ -53,30 +51,29 @@ __all__ = [
 
 
 def build(recipe: Recipe, targets: Sequence[Target], session: Session) -> list[Built]:
-    """Build, verify and package a recipe for every target; each target is tried even where another failed.
+    """The spine: what a recipe makes once, then for each target; every target is tried even where another failed.
 
-    Raises EdgekitError where the recipe itself cannot be built. A target's failed check or device is in its Built.error.
+    Raises EdgekitError where the recipe cannot be built, or a target cannot take it. What fails later for one target (export,
+    device, check) is in its Built.error.
     """
+    names = [target.name for target in targets]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise EdgekitError(f"two targets are named {twice}, and their bundles would be: rename one of the files")
     prompts = gather_prompts(recipe, session)
     plans = [resolve(recipe, target, prompts, session) for target in targets]
+    teacher = finetune(recipe, plans[0].teacher, prompts, session)
+    student = distill(recipe, teacher, prompts, session)
+    reference = record(recipe, teacher, student, prompts, session)
+    calibration = calibrate(recipe, student, prompts, session)
     built = []
     for plan in plans:
         try:
-            built.append(build_one(plan, prompts, session))
-        except (CheckFailed, DeviceFailed) as failed:
+            artifact = export(plan, student, calibration, prompts, session)
+            report = verify(plan, artifact, reference, prompts, session, student=student, calibration=calibration)
+            built.append(package(plan, artifact, report, session))
+        except EdgekitError as failed:
             built.append(_failure(plan, failed, session))
     return built
-
-
-def build_one(plan: Plan, prompts: Product, session: Session) -> Built:
-    """The spine."""
-    teacher = finetune(plan.recipe, plan.teacher, prompts, session)
-    student = distill(plan.recipe, teacher, prompts, session)
-    reference = record(plan.recipe, teacher, student, prompts, session)
-    calibration = calibrate(plan.recipe, student, prompts, session)
-    artifact = export(plan, student, calibration, prompts, session)
-    report = verify(plan, artifact, reference, prompts, session, student=student, calibration=calibration)
-    return package(plan, artifact, report, session)
 
 
 def run(bundle: Path, texts: Sequence[str], *, threads: int | None = None) -> list[Any]:
@@ -91,12 +88,12 @@ def run(bundle: Path, texts: Sequence[str], *, threads: int | None = None) -> li
 
 
 def exit_code(built: Sequence[Built], *, strict: bool) -> int:
-    """4 if a device failed, else 3 if a check failed (with strict: or was not proven), else 0."""
-    if any(isinstance(one.error, DeviceFailed) for one in built):
-        return DeviceFailed.exit_code
+    """4 if a device failed, else 3 if a check failed (with strict: or was not proven), else 1 after an error, else 0."""
     verdicts = {(one.report or {}).get("verdict") for one in built}
-    failed = any(one.error for one in built) or "fail" in verdicts or (strict and "not proven" in verdicts)
-    return CheckFailed.exit_code if failed else 0
+    codes = {one.error.exit_code for one in built if one.error}
+    if "fail" in verdicts or (strict and "not proven" in verdicts):
+        codes.add(CheckFailed.exit_code)
+    return max(codes, default=0)
 
 
 def _failure(plan: Plan, failed: EdgekitError, session: Session) -> Built:

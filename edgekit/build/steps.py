@@ -16,6 +16,7 @@ from edgekit.workspace import (
     Workspace,
     file_sha256,
     fingerprint,
+    locked,
     open_product,
     write_atomically,
 )
@@ -169,9 +170,13 @@ def export(
     """The artifact in the target's format and scheme."""
     from edgekit.export import export as run
 
-    recipe = plan.recipe
+    recipe, digest = plan.recipe, model_digest(student)
+    if calibration.manifest["inputs"]["student"] != digest:
+        raise EdgekitError(
+            f"{calibration.folder}: calibrated on another model than {student}; run: edgekit calibrate {student}"
+        )
     inputs = {
-        "student": model_digest(student),
+        "student": digest,
         "calibration": calibration.digest,
         "prompts": split_digests(prompts, "calibrate"),
         "task": recipe.task,
@@ -219,15 +224,15 @@ def verify(
     from edgekit.verify import verify as run
 
     recipe, target = plan.recipe, plan.target
-    looks = count_looks(session.workspace, prompts, plan, artifact)
+    looks = Looks(session.workspace, plan, artifact, prompts)
     device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
     inputs = _verify_inputs(plan, artifact, reference, prompts)
     inputs |= {
         "device": device.describe(),
-        "looks": looks,
+        "looks": looks.count,
         "coverage": calibration.digest if calibration and student else None,
     }
-    for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, looks=looks):
+    for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, looks=looks.count):
         session.listener.say(line)
 
     def make(out: Path, _: Progress) -> Mapping[str, Any]:
@@ -239,14 +244,14 @@ def verify(
             task=recipe.task,
             accuracy=recipe.accuracy,
             out_of_scope=recipe.data.out_of_scope,
-            looks=looks,
+            looks=looks.count,
             coverage=_cover(plan, student, calibration, prompts),
             device=device,
             out=out,
         )
 
     try:
-        return run_step(
+        product = run_step(
             session,
             "verify",
             inputs,
@@ -257,6 +262,8 @@ def verify(
         )
     finally:
         device.close()
+    looks.remember()
+    return product
 
 
 def _cover(plan: Plan, student: Path | None, calibration: Product | None, prompts: Product) -> dict[str, Any] | None:
@@ -269,11 +276,17 @@ def _cover(plan: Plan, student: Path | None, calibration: Product | None, prompt
 
 
 def _verify_inputs(plan: Plan, artifact: Product, reference: Product, prompts: Product) -> dict[str, Any]:
-    return {
-        "artifact": artifact.facts["sha256"],
-        "settings": artifact.facts["settings"],
+    return _judged(plan, artifact) | {
         "reference": reference.digest,
         "prompts": split_digests(prompts, "verify"),
+    }
+
+
+def _judged(plan: Plan, artifact: Product) -> dict[str, Any]:
+    """What a verdict is about: the artifact, and what it was measured against."""
+    return {
+        "artifact": artifact.digest,
+        "facts": fingerprint(artifact.facts),
         "target": plan.target.name,
         "hardware": vars(plan.target.hardware),
         "runtime": plan.target.runtime,
@@ -285,10 +298,17 @@ def _verify_inputs(plan: Plan, artifact: Product, reference: Product, prompts: P
 def package(plan: Plan, artifact: Product, report: Product, session: Session) -> Built:
     """The bundle and its archive where the verdict allows them, the evidence in any case.
 
-    Raises CheckFailed where a check failed, or with strict was not proven.
+    Raises CheckFailed where a check failed, or with strict was not proven, EdgekitError where the report was edited or is
+    about something else than this artifact, target and recipe.
     """
     from edgekit.package import package as run
 
+    report.check()
+    for key, wanted in _judged(plan, artifact).items():
+        if fingerprint(report.manifest["inputs"].get(key)) != fingerprint(wanted):
+            raise EdgekitError(
+                f"{report.folder}: its verdict is about another {key} than this build's; run: edgekit verify"
+            )
     session.listener.begin("package")
     made = run(
         artifact=artifact.folder,
@@ -359,20 +379,31 @@ def open_reference(recipe: Recipe, reference: Path, prompts: Product, session: S
     return record(recipe, reference, reference, prompts, session)
 
 
-def count_looks(workspace: Workspace, prompts: Product, plan: Plan, artifact: Product) -> int:
-    """How many different artifacts of this recipe and target these verify prompts have judged, this one included.
+class Looks:
+    """How many different artifacts of a recipe and a target a set of verify prompts has judged, an artifact's own included.
 
-    An artifact that was judged before keeps its place; the list lies in the workspace's looks.json.
+    An artifact that was judged before keeps its place. The lists lie in the workspace's looks.json.
     """
-    path = workspace.root / "looks.json"
-    seen: dict[str, list[str]] = read_json(path) if path.is_file() else {}
-    key = f"{plan.name}:{split_digests(prompts, 'verify')['verify'][:16]}"
-    artifacts = seen.setdefault(key, [])
-    sha256 = str(artifact.facts["sha256"])
-    if sha256 not in artifacts:
-        artifacts.append(sha256)
-        write_atomically(path, dump_json(seen))
-    return artifacts.index(sha256) + 1
+
+    def __init__(self, workspace: Workspace, plan: Plan, artifact: Product, prompts: Product) -> None:
+        self._root = workspace.root
+        self._key = f"{plan.name}:{split_digests(prompts, 'verify')['verify'][:16]}"
+        self._artifact = str(artifact.facts["sha256"])
+        judged = self._read().get(self._key, [])
+        self.count = (judged.index(self._artifact) if self._artifact in judged else len(judged)) + 1
+
+    def remember(self) -> None:
+        """The artifact has been judged."""
+        path = self._root / "looks.json"
+        with locked(path.with_suffix(".lock"), f"{path}: another build is writing it; waiting for it"):
+            seen = self._read()
+            if self._artifact not in seen.setdefault(self._key, []):
+                seen[self._key].append(self._artifact)
+                write_atomically(path, dump_json(seen))
+
+    def _read(self) -> dict[str, list[str]]:
+        path = self._root / "looks.json"
+        return dict(read_json(path)) if path.is_file() else {}
 
 
 def split_digests(prompts: Product, *splits: str) -> dict[str, str]:
@@ -381,12 +412,17 @@ def split_digests(prompts: Product, *splits: str) -> dict[str, str]:
 
 
 def model_digest(folder: Path) -> str:
-    """A model's identity: its product's digest, or sha256 over the checkpoint's own files."""
+    """A model's identity: sha256 over its files; of a product, the digest that its files were found to have.
+
+    Raises EdgekitError where a product was changed after its step.
+    """
     for step in ("distill", "finetune"):
         if (folder / f"{step}.json").is_file():
-            return open_product(folder, step).digest
-    names = sorted(path for path in folder.glob("*") if path.suffix in {".json", ".safetensors", ".txt", ".model"})
-    return fingerprint({path.name: file_sha256(path) for path in names})
+            product = open_product(folder, step)
+            product.check()
+            return product.digest
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors", ".txt", ".model"})
+    return fingerprint({path.relative_to(folder).as_posix(): file_sha256(path) for path in paths})
 
 
 def teacher_license(folder: Path) -> str | None:

@@ -21,7 +21,7 @@ from edgekit.verify import accuracy as compared
 from edgekit.verify import arithmetic, checks, gate, hardware
 from edgekit.verify.accuracy import Answers, Comparison, Margins
 from edgekit.verify.measurements import Measurements, measure
-from edgekit.workspace import open_product, write_atomically
+from edgekit.workspace import Product, file_sha256, open_product, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +104,7 @@ def verify(
     """
     product = open_product(artifact, "export")
     facts, margins = product.facts, read_margins(accuracy)
+    _check_reference(open_product(reference, "record"), product, prompts)
     rows = PromptSet(folder=prompts).split("verify")
     ids = _encode(artifact, rows)
     runtime = pick(FORMATS, str(facts["format"]), f"{artifact}: format").RUNTIME
@@ -142,6 +143,20 @@ def verify(
     return {"verdict": report["verdict"], "checks": {check.name: check.verdict for check in found}}
 
 
+def _check_reference(recorded: Product, artifact: Product, prompts: Path) -> None:
+    """Refuse what other prompts or another student answered: the comparison would be of anything."""
+    for split, sha256 in recorded.manifest["inputs"]["prompts"].items():
+        if file_sha256(prompts / f"{split}.jsonl") != sha256:
+            raise EdgekitError(
+                f"{recorded.folder}: recorded on other {split} prompts than {prompts}; run `edgekit record` again"
+            )
+    if recorded.manifest["inputs"]["student"] != artifact.manifest["inputs"]["student"]:
+        raise EdgekitError(
+            f"{recorded.folder}: what another student answered, not the one that {artifact.folder} was exported from; run"
+            " `edgekit record` on that one"
+        )
+
+
 def _encode(artifact: Path, rows: Sequence[Prompt]) -> list[list[int]]:
     """Token ids by the tokenizer that ships, which truncates by itself."""
     from tokenizers import Tokenizer
@@ -178,8 +193,6 @@ def _answers(
     found = {}
     for name in ("teacher", "student"):
         calibrate, verify_ = recorded_outputs[f"{name}_calibrate"], recorded_outputs[f"{name}_verify"]
-        if len(calibrate) != len(labels) or len(verify_) != len(outputs):
-            raise EdgekitError(f"{reference}: recorded on other prompts than {prompts}; run `edgekit record` again")
         settings = kind.fit(calibrate, labels, classes, out_of_scope)
         found[name] = _answer(name, verify_, task, settings, classes)
     finite = bool(np.isfinite(outputs).all())

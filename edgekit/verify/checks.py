@@ -222,7 +222,7 @@ def check_provider(asked: str, measured: Measurements) -> Check:
     """Whether the provider that the target asks for does the matrix products; one that is absent here proves nothing."""
     work: Mapping[str, float] = measured.work["matmul_ops"]
     total = sum(work.values())
-    share = work.get(asked, 0.0) / total if total else 1.0
+    share = work.get(asked, 0.0) / total if total else 0.0
     name, detail = "provider", f"share of the matrix products that {asked} does"
     if asked not in measured.available:
         package = _PACKAGES.get(asked)
@@ -230,6 +230,9 @@ def check_provider(asked: str, measured: Measurements) -> Check:
             f"this machine's onnxruntime has no {asked} (it has {', '.join(measured.available)}), so the CPU answered;"
             f" run `edgekit verify` on the target{f', with {package} installed there' if package else ''}"
         )
+        return Check(name=name, measured=None, limit=PROVIDER_SHARE, detail=detail, verdict="not proven", remedy=remedy)
+    if not total:
+        remedy = "no matrix product that edgekit knows: `edgekit inspect` on the artifact lists its operators"
         return Check(name=name, measured=None, limit=PROVIDER_SHARE, detail=detail, verdict="not proven", remedy=remedy)
     if share >= PROVIDER_SHARE:
         return Check(name=name, measured=share, limit=PROVIDER_SHARE, detail=detail, verdict="pass")

@@ -208,5 +208,19 @@ def test_folders_that_do_not_belong_together_are_refused(bench: Bench) -> None:
     with pytest.raises(EdgekitError, match="its classes are not the artifact's"):
         bench.verify(artifact, make_target(bench.folder, "", PI))
     other = make_prompts(bench.folder / "prompts", verify=8)
-    with pytest.raises(EdgekitError, match="recorded on other prompts"):
+    with pytest.raises(EdgekitError, match="recorded on other verify prompts"):
         bench.verify(make_artifact(bench.folder / "sound"), make_target(bench.folder, "", PI), prompts=other)
+
+
+def test_a_reference_of_anything_else_is_refused(bench: Bench) -> None:
+    """Equal numbers of prompts in another order, and another student, would prove anything."""
+    artifact = make_artifact(bench.folder / "artifact")
+    shuffled = make_prompts(bench.folder / "prompts")
+    rows = (shuffled / "verify.jsonl").read_text().splitlines()
+    (shuffled / "verify.jsonl").write_text("\n".join(reversed(rows)) + "\n")
+    with pytest.raises(EdgekitError, match="recorded on other verify prompts"):
+        bench.verify(artifact, make_target(bench.folder, "", PI), prompts=shuffled)
+    manifest = json.loads((artifact / "export.json").read_text())
+    (artifact / "export.json").write_text(json.dumps(manifest | {"inputs": {"student": "another"}}))
+    with pytest.raises(EdgekitError, match="what another student answered"):
+        bench.verify(artifact, make_target(bench.folder, "", PI))

@@ -94,7 +94,7 @@ def make_artifact(folder: Path, file: Path | None = None, **changes: Any) -> Pat
         "max_length": MAX_LENGTH,
         "runtime_options": {"disabled_optimizers": [], "config_entries": {}},
     }
-    write_product(folder, "export", key="test", inputs={}, facts=facts | changes)
+    write_product(folder, "export", key="test", inputs={"student": "sound"}, facts=facts | changes)
     return folder
 
 
@@ -117,7 +117,9 @@ def make_reference(folder: Path, prompts: Path) -> Path:
         rows = outputs_of(folder / "float.onnx", prompts, split, folder / "tokenizer.json")
         arrays |= {f"teacher_{split}": rows, f"student_{split}": rows}
     np.savez(folder / "reference.npz", **arrays)
-    write_product(folder, "record", key="test", inputs={}, facts={"classes": LABELS, "output": "logits"})
+    splits = {split: file_sha256(prompts / f"{split}.jsonl") for split in ("calibrate", "verify")}
+    inputs = {"student": "sound", "prompts": splits}
+    write_product(folder, "record", key="test", inputs=inputs, facts={"classes": LABELS, "output": "logits"})
     return folder
 
 
