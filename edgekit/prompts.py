@@ -10,12 +10,12 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError, first_line
-from edgekit.recipe import Data, Recipe
+from edgekit.recipe import Data, Recipe, Split
 from edgekit.schema import nearest, read_text
 
 if TYPE_CHECKING:
@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "calibrate", "verify")
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+# What data sets on a hub call the splits.
+HUB_SPLITS = {"train": "train", "calibrate": "validation", "verify": "test"}
 # Two short texts with this share of common words are one text for our purpose: a model that saw one knows the other.
 NEAR_DUPLICATE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One text and, where known, its label."""
+    """One text and, where known, its label; `row` counts from 1 in the file that it was read from."""
 
     text: str
     label: str | None = None
+    row: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class PromptSet:
 def sources(recipe: Recipe, splits: Sequence[str]) -> dict[str, Path | str]:
     """Where each needed split comes from: a file per split, or "*" for one source that is split by rule.
 
-    A `datasets` id stays a string. Raises EdgekitError naming the missing key or file.
+    A `datasets` id ("org/name", "org/name@revision") stays a string. Raises EdgekitError naming the missing key or file.
     """
     data = recipe.data
     named = {name: getattr(data, name) for name in SPLITS if getattr(data, name)}
@@ -68,7 +71,7 @@ def sources(recipe: Recipe, splits: Sequence[str]) -> dict[str, Path | str]:
         return {name: _split_file(place, name) for name in splits}
     if place.is_file():
         return {"*": place}
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", data.path) and not data.path.startswith("."):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", data.path) and not data.path.startswith("."):
         return {"*": data.path}
     raise EdgekitError(f"{recipe.path}: data.path: no such file or folder: {place}")
 
@@ -76,16 +79,18 @@ def sources(recipe: Recipe, splits: Sequence[str]) -> dict[str, Path | str]:
 def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
     """Read the recipe's data, check it, and write one JSON-lines file per split into `out`.
 
-    Returns what was found: rows and labels per split, and what was dropped as near duplicate. Raises EdgekitError for a
-    wrong column, an empty or one-class split, labels that differ by case only, and overlapping splits.
+    Returns what was found: rows and labels per split, and what was dropped as duplicate. Raises EdgekitError for a wrong
+    column, an empty or one-class split, labels that differ by case only, texts that verify repeats, and overlapping splits.
     """
     rows = _read_splits(recipe, splits)
-    where = sources(recipe, splits)
+    places = sources(recipe, splits)
+    where = {name: str(places.get(name) or places["*"]) for name in splits}
+    dropped = _drop_repeated(rows, recipe, where["verify"]) if "verify" in rows else Counter()
+    dropped += _separate(rows, recipe)
     for name in splits:
-        _check_split(recipe.data, name, rows[name], str(where.get(name) or where["*"]))
+        _check_split(recipe.data, name, rows[name], where[name], dropped[name])
     if recipe.data.label:
-        _check_labels(recipe, rows)
-    dropped = _separate(rows, recipe)
+        _check_labels(recipe, rows, dropped)
     for name in splits:
         lines = (json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) for row in rows[name])
         (out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
@@ -93,7 +98,7 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
     return {
         "rows": {name: len(rows[name]) for name in splits},
         "labels": [label for label in labels if label != recipe.data.out_of_scope],
-        "dropped_near_duplicates": dropped,
+        "dropped_near_duplicates": dropped.total(),
     }
 
 
@@ -151,24 +156,25 @@ def _read_splits(recipe: Recipe, splits: Sequence[str]) -> dict[str, list[Prompt
     if "*" not in where:
         return {name: _read_rows(Path(where[name]), recipe.data) for name in splits}
     if isinstance(where["*"], str):
-        return _read_hub(where["*"], recipe.data, splits)
-    return _divide(_read_rows(where["*"], recipe.data), recipe, splits)
-
-
-def _divide(rows: Iterable[Prompt], recipe: Recipe, splits: Sequence[str]) -> dict[str, list[Prompt]]:
-    """Send each row to the split that the hash of its words names, so that a text stays in its split when others are added."""
+        return _read_hub(where["*"], recipe, splits)
     rule = recipe.data.split
     if rule is None:
         raise EdgekitError(
             f"{recipe.path}: data.split: missing key; one file needs shares, such as split = {{ calibrate = 0.1, verify = 0.2 }}"
         )
+    parts = _divide(_read_rows(where["*"], recipe.data), recipe.seed, calibrate=rule.calibrate, verify=rule.verify)
+    return {name: parts[name] for name in splits}
+
+
+def _divide(rows: Iterable[Prompt], seed: int, *, calibrate: float, verify: float = 0.0) -> dict[str, list[Prompt]]:
+    """Send each row to the split that the hash of its words names, so that a text stays in its split when others are added."""
     parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
     for row in rows:
         key = " ".join(sorted(words(row.text)))
-        place = int.from_bytes(hashlib.sha256(f"{recipe.seed}:{key}".encode()).digest()[:8], "big") / 2**64
-        name = "verify" if place < rule.verify else "calibrate" if place < rule.verify + rule.calibrate else "train"
+        place = int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") / 2**64
+        name = "verify" if place < verify else "calibrate" if place < verify + calibrate else "train"
         parts[name].append(row)
-    return {name: parts[name] for name in splits}
+    return parts
 
 
 def _read_rows(path: Path, data: Data) -> list[Prompt]:
@@ -191,10 +197,16 @@ def _read_rows(path: Path, data: Data) -> list[Prompt]:
         # Every column is text: a label 007 stays 007, and a text NA is not a missing one.
         features = datasets.Features({column: datasets.Value("string") for column in columns})
         options = {"delimiter": delimiter, "features": features, "keep_default_na": False}
-    with tempfile.TemporaryDirectory() as scratch:
+    # In memory, and an uncleared folder is no error: Windows removes no file that is mapped.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         try:
             table = datasets.load_dataset(
-                SUFFIXES[path.suffix], data_files=str(path), split="train", cache_dir=scratch, **options
+                SUFFIXES[path.suffix],
+                data_files=str(path),
+                split="train",
+                cache_dir=scratch,
+                keep_in_memory=True,
+                **options,
             )
         except (
             datasets.exceptions.DatasetGenerationError,
@@ -205,7 +217,7 @@ def _read_rows(path: Path, data: Data) -> list[Prompt]:
         ) as bad:
             cause = bad.__cause__ or bad
             raise EdgekitError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(cause)}") from bad
-        return _to_prompts(table, data, str(path))
+    return _to_prompts(table, data, str(path))
 
 
 def _check_csv(path: Path, text: str, delimiter: str) -> list[str]:
@@ -232,17 +244,34 @@ def _check_csv(path: Path, text: str, delimiter: str) -> list[str]:
     return header
 
 
-def _read_hub(name: str, data: Data, splits: Sequence[str]) -> dict[str, list[Prompt]]:
+def _read_hub(source: str, recipe: Recipe, splits: Sequence[str]) -> dict[str, list[Prompt]]:
+    """The splits of a data set on a hub; where it has no validation split, calibrate is a share of its train split."""
     import datasets
 
-    names = {"train": "train", "calibrate": "validation", "verify": "test"}
+    where = f"{recipe.path}: data.path: {source}"
+    name, _, revision = source.partition("@")
     try:
-        return {
-            split: _to_prompts(datasets.load_dataset(name, split=names[split]), data, f"{name} ({split})")
-            for split in splits
+        there = datasets.get_dataset_split_names(name, revision=revision or None)
+        carved = "calibrate" in splits and HUB_SPLITS["calibrate"] not in there
+        needed = {*splits, "train"} - {"calibrate"} if carved else set(splits)
+        for split in (split for split in SPLITS if split in needed and HUB_SPLITS[split] not in there):
+            raise EdgekitError(
+                f"{where}: has no {HUB_SPLITS[split]} split (has: {', '.join(there)}); save its rows as files, and name them"
+                " in data.train, data.calibrate and data.verify"
+            )
+        tables = {
+            split: datasets.load_dataset(name, split=HUB_SPLITS[split], revision=revision or None) for split in needed
         }
     except (OSError, ValueError) as failed:
-        raise EdgekitError(f"data.path: {name}: cannot be loaded with datasets: {first_line(failed)}") from failed
+        raise EdgekitError(f"{where}: cannot be loaded with datasets: {first_line(failed)}") from failed
+    parts = {
+        split: _to_prompts(table, recipe.data, f"{source} ({HUB_SPLITS[split]})") for split, table in tables.items()
+    }
+    if carved:
+        share = (recipe.data.split or Split()).calibrate
+        divided = _divide(parts["train"], recipe.seed, calibrate=share)
+        parts |= {"train": divided["train"], "calibrate": divided["calibrate"]}
+    return {split: parts[split] for split in splits}
 
 
 def _to_prompts(table: datasets.Dataset, data: Data, where: str) -> list[Prompt]:
@@ -263,19 +292,23 @@ def _to_prompts(table: datasets.Dataset, data: Data, where: str) -> list[Prompt]
             label = names[label] if label >= 0 else None
         if data.label and (label is None or label == ""):
             raise EdgekitError(f"{where}: row {number}: {data.label}: no label; add one, or remove the row")
-        prompts.append(Prompt(text=text, label=None if label is None else str(label)))
+        prompts.append(Prompt(text=text, label=None if label is None else str(label), row=number))
     return prompts
 
 
-def _check_split(data: Data, name: str, rows: Sequence[Prompt], where: str) -> None:
+def _check_split(data: Data, name: str, rows: Sequence[Prompt], where: str, dropped: int) -> None:
     if not rows:
-        raise EdgekitError(f"{where}: the {name} split has no rows; add some, or a larger share of data.split")
+        raise EdgekitError(
+            f"{where}: the {name} split has no rows{_told(dropped)}; add some, or a larger share of data.split"
+        )
     if not data.label:
         return
     counts = Counter(row.label for row in rows if row.label != data.out_of_scope)
     if len(counts) < 2:
         only = f"only the class {next(iter(counts))!r}" if counts else "no class"
-        raise EdgekitError(f"{where}: {data.label}: the {name} split has {only}; a classifier needs at least two")
+        raise EdgekitError(
+            f"{where}: {data.label}: the {name} split has {only}{_told(dropped)}; a classifier needs at least two"
+        )
     folded: dict[str, str] = {}
     for label in sorted(str(label) for label in counts):
         twin = folded.setdefault(label.casefold().strip(), label)
@@ -283,29 +316,65 @@ def _check_split(data: Data, name: str, rows: Sequence[Prompt], where: str) -> N
             raise EdgekitError(f"{where}: labels {twin!r} and {label!r} differ by case or spaces only; make them one")
 
 
-def _check_labels(recipe: Recipe, rows: Mapping[str, Sequence[Prompt]]) -> None:
+def _told(dropped: int) -> str:
+    return f" after {dropped} duplicates were dropped from it" if dropped else ""
+
+
+def _check_labels(recipe: Recipe, rows: Mapping[str, Sequence[Prompt]], dropped: Mapping[str, int]) -> None:
     """Every split has every label where something is trained; a rejected label is there where the recipe names one."""
     every = {name: {str(row.label) for row in part} for name, part in rows.items()}
     rejected = recipe.data.out_of_scope
     for name in rows:
+        told = _told(dropped[name])
         if rejected is not None and rejected not in every[name]:
             known = nearest(rejected, every[name])
             raise EdgekitError(
-                f"{recipe.path}: data.out_of_scope: no row of the {name} split has the label {rejected!r}{known}"
+                f"{recipe.path}: data.out_of_scope: no row of the {name} split has the label {rejected!r}{told}{known}"
             )
         for other in rows:
             missing = sorted(every[other] - every[name])
             if missing and "train" in rows:
                 raise EdgekitError(
                     f"{recipe.path}: data: the {name} split lacks the label {missing[0]!r} that {other} has"
-                    f" ({len(missing)} such); every split needs every label"
+                    f" ({len(missing)} such){told}; every split needs every label"
                 )
 
 
-def _separate(rows: dict[str, list[Prompt]], recipe: Recipe) -> int:
-    """Drop from earlier splits, or refuse, texts that a later split has too; returns how many were dropped."""
+def _drop_repeated(rows: dict[str, list[Prompt]], recipe: Recipe, where: str) -> Counter[str]:
+    """Drop, or refuse, texts that verify has more than once: they would count as independent prompts in every bound.
+
+    Of a text whose copies agree the first stays; of one whose copies have different labels none does, as none is known right.
+    """
+    groups: dict[frozenset[str] | str, list[Prompt]] = defaultdict(list)
+    for row in rows["verify"]:
+        groups[words(row.text) or row.text.strip()].append(row)
+    repeated = [group for group in groups.values() if len(group) > 1]
+    if not repeated:
+        return Counter()
+    if recipe.data.near_duplicates == "refuse":
+        conflicts = [group for group in repeated if len({row.label for row in group}) > 1]
+        first, second = _differing(conflicts[0]) if conflicts else repeated[0][:2]
+        labels = f" with the labels {first.label!r} and {second.label!r}" if conflicts else ""
+        raise EdgekitError(
+            f"{where}: verify has {sum(len(group) - 1 for group in repeated)} texts that repeat another of its texts but for"
+            f" case, punctuation, numbers and order, such as row {first.row} ({first.text!r}) and row {second.row}"
+            f" ({second.text!r}){labels}; repeated texts prove nothing twice: remove them, or set"
+            ' data.near_duplicates = "drop" to drop them'
+        )
+    kept = [group[0] for group in groups.values() if len({row.label for row in group}) == 1]
+    dropped = len(rows["verify"]) - len(kept)
+    rows["verify"] = kept
+    return Counter(verify=dropped)
+
+
+def _differing(group: Sequence[Prompt]) -> tuple[Prompt, Prompt]:
+    return group[0], next(row for row in group if row.label != group[0].label)
+
+
+def _separate(rows: dict[str, list[Prompt]], recipe: Recipe) -> Counter[str]:
+    """Drop from earlier splits, or refuse, texts that a later split has too; returns how many were dropped from which."""
     policy = recipe.data.near_duplicates
-    dropped = 0
+    dropped: Counter[str] = Counter()
     names = [name for name in SPLITS if name in rows]
     for place, earlier in enumerate(names):
         for later in names[place + 1 :]:
@@ -319,6 +388,6 @@ def _separate(rows: dict[str, list[Prompt]], recipe: Recipe) -> int:
                     f' data.near_duplicates = "drop" to drop them from {earlier}'
                 )
             doomed = {first for first, _ in pairs}
-            dropped += len(doomed)
+            dropped[earlier] += len(doomed)
             rows[earlier] = [row for index, row in enumerate(rows[earlier]) if index not in doomed]
     return dropped

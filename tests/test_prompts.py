@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -106,27 +107,108 @@ def test_class_numbers_become_names(tmp_path: Path) -> None:
     assert {row.label for row in parts["verify"]} == set(LABELS)
 
 
-def test_hub_splits_have_our_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that `datasets` takes for the data set org/name; the recipe lies elsewhere."""
+    import datasets
+
+    (tmp_path / "here" / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "here" / "org" / "name"
+
+
+HALF = len(ROWS) // 2
+
+
+def test_hub_splits_have_our_names(hub: Path, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    for ours, theirs in {"train": "train", "calibrate": "validation", "verify": "test"}.items():
+        (data / f"{ours}.jsonl").rename(hub / f"{theirs}.jsonl")
+    parts = gathered(recipe(tmp_path, path="org/name"), tmp_path / "out")
+    assert {name: len(part) for name, part in parts.items()} == {"train": 12, "calibrate": 6, "verify": 12}
+    assert parts["verify"][0].text == json.loads((hub / "test.jsonl").read_text().split("\n")[0])["text"]
+
+
+@pytest.mark.parametrize("splits", [SPLITS, ("calibrate", "verify")])
+def test_hub_without_validation_gives_calibrate_a_share_of_train(
+    hub: Path, tmp_path: Path, splits: tuple[str, ...]
+) -> None:
+    """BANKING77's layout: train and test."""
+    write_rows(hub / "train.jsonl", ROWS[:HALF])
+    write_rows(hub / "test.jsonl", ROWS[HALF:])
+    made = recipe(tmp_path, path="org/name", split=Split(calibrate=0.4, verify=0.2))
+    parts = gathered(made, tmp_path / "out", splits)
+    assert [row.text for row in parts["verify"]] == [row["text"] for row in ROWS[HALF:]]
+    found = {row.text for row in parts["calibrate"]}
+    assert 0.2 * HALF < len(found) < 0.6 * HALF
+    rest = {row["text"] for row in ROWS[:HALF]} - found
+    if "train" in splits:
+        assert {row.text for row in parts["train"]} == rest
+
+
+def test_hub_without_test_is_refused(hub: Path, tmp_path: Path) -> None:
+    write_rows(hub / "train.jsonl", ROWS)
+    with pytest.raises(
+        EdgekitError, match=r"recipe\.toml: data\.path: org/name: has no test split \(has: train\); save"
+    ):
+        gathered(recipe(tmp_path, path="org/name"), tmp_path / "out")
+
+
+def test_hub_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     asked = []
 
-    def load(name: str, *, split: str) -> datasets.Dataset:
-        asked.append((name, split))
-        start = {"train": 0, "validation": 10, "test": 20}[split]
-        return datasets.Dataset.from_list(ROWS[start : start + 10])
+    def names(name: str, *, revision: str | None) -> list[str]:
+        asked.append((name, revision))
+        return ["train", "test"]
 
+    def load(name: str, *, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append((name, revision))
+        return datasets.Dataset.from_list(ROWS[:HALF] if split == "train" else ROWS[HALF:])
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", names)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    parts = gathered(recipe(tmp_path, path="org/name"), tmp_path / "out")
-    assert asked == [("org/name", "train"), ("org/name", "validation"), ("org/name", "test")]
-    assert parts["verify"][0].text == ROWS[20]["text"]
+    half = Split(calibrate=0.5)
+    gathered(recipe(tmp_path, path="org/name@refs/pr/1", split=half), tmp_path / "out")
+    gathered(recipe(tmp_path, path="org/name", split=half), tmp_path / "out")
+    assert asked == [("org/name", "refs/pr/1")] * 3 + [("org/name", None)] * 3
 
-    def fail(name: str, *, split: str) -> None:
+
+def test_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def fail(name: str, *, revision: str | None) -> None:
         raise ValueError
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(EdgekitError, match=r"data\.path: org/name: cannot be loaded with datasets: ValueError"):
+    monkeypatch.setattr(datasets, "get_dataset_split_names", fail)
+    with pytest.raises(
+        EdgekitError, match=r"recipe\.toml: data\.path: org/name: cannot be loaded with datasets: ValueError"
+    ):
         gathered(recipe(tmp_path, path="org/name"), tmp_path / "out")
+
+
+def test_no_file_stays_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows cannot remove the scratch folder while a table maps a file of it."""
+    import datasets
+    from datasets.table import MemoryMappedTable
+
+    tables = []
+    load = datasets.load_dataset
+
+    def spy(*arguments: object, **options: object) -> datasets.Dataset:
+        tables.append(load(*arguments, **options))
+        return tables[-1]
+
+    monkeypatch.setattr(datasets, "load_dataset", spy)
+    make_data(tmp_path / "data")
+    gathered(recipe(tmp_path, path="data"), tmp_path / "out")
+    assert len(tables) == 3
+    for table in tables:
+        blocks = [block for row in getattr(table.data, "blocks", [[table.data]]) for block in row]
+        assert blocks
+        assert not any(isinstance(block, MemoryMappedTable) for block in blocks)
 
 
 def test_unlabelled(tmp_path: Path) -> None:
@@ -248,6 +330,65 @@ def test_overlap_is_refused_or_dropped(tmp_path: Path, again: str, found: bool) 
     assert "near_duplicates" in told.value.message
     dropped = gathered(recipe(tmp_path, path="data", near_duplicates="drop"), tmp_path / "out")
     assert (len(dropped["train"]), len(dropped["verify"])) == (12, 13)
+
+
+def add_rows(path: Path, *rows: tuple[str, str]) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
+
+
+@pytest.mark.parametrize("policy", ["refuse", "drop"])
+@pytest.mark.parametrize(
+    ("again", "said", "left"),
+    [
+        ([("PLAY jazz, 7 times!", "music")], "row 13 ('play jazz 5 times') and row 14 ('PLAY jazz, 7 times!');", 13),
+        ([("play jazz 5 times", "light_on")], "row 14 ('play jazz 5 times') with the labels 'music' and 'light_on';", 12),
+        ([("play jazz 5 times", "music")] * 99, "verify has 99 texts that repeat another", 13),
+        ([("play jazz", "music")], None, 14),
+    ],
+)  # fmt: skip
+def test_a_text_counts_once_in_verify(
+    tmp_path: Path, policy: str, again: list[tuple[str, str]], said: str | None, left: int
+) -> None:
+    """Two texts fifty times over are not a hundred independent prompts: every bound counts them."""
+    data = make_data(tmp_path / "data")
+    add_rows(data / "verify.jsonl", ("play jazz 5 times", "music"), *again)
+    made = recipe(tmp_path, path="data", near_duplicates=policy)
+    if said is None or policy == "drop":
+        assert len(gathered(made, tmp_path / "out")["verify"]) == left
+        return
+    with pytest.raises(EdgekitError) as told:
+        gathered(made, tmp_path / "out")
+    assert said in told.value.message
+    assert "verify.jsonl: verify has " in told.value.message
+    assert 'near_duplicates = "drop"' in told.value.message
+
+
+def test_places_are_those_of_the_one_file(tmp_path: Path) -> None:
+    """A file that is split by rule is named with its own rows, not the split's."""
+    write_rows(tmp_path / "rows.jsonl", [*ROWS, *({**row, "text": row["text"].upper()} for row in ROWS)])
+    with pytest.raises(EdgekitError) as told:
+        gathered(recipe(tmp_path, path="rows.jsonl", split=Split()), tmp_path / "out")
+    found = re.search(r"rows\.jsonl: verify has .* row (\d+) \('.*'\) and row (\d+) ", told.value.message)
+    assert found is not None
+    assert int(found[2]) == int(found[1]) + len(ROWS)
+
+
+def test_what_is_dropped_is_checked_after(tmp_path: Path) -> None:
+    """Dropping can empty a split, or take its last text of a label; neither goes on to training."""
+    made = recipe(tmp_path, path="data", near_duplicates="drop")
+    data = make_data(tmp_path / "data")
+    (data / "train.jsonl").write_bytes((data / "verify.jsonl").read_bytes())
+    with pytest.raises(EdgekitError, match="the train split has no rows after 12 duplicates were dropped from it"):
+        gathered(made, tmp_path / "out")
+    data = make_data(tmp_path / "data")
+    add_rows(data / "train.jsonl", ("is it cold", "weather"))
+    add_rows(data / "calibrate.jsonl", ("will it rain tomorrow", "weather"))
+    add_rows(data / "verify.jsonl", ("it is cold", "weather"))
+    with pytest.raises(
+        EdgekitError, match=r"the train split lacks the label 'weather' .* after 1 duplicates were dropped"
+    ):
+        gathered(made, tmp_path / "out")
 
 
 def test_near_pairs_finds_what_all_pairs_find() -> None:
