@@ -19,6 +19,7 @@ from edgekit.model import load_model
 from edgekit.prompts import Prompt, PromptSet, words
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, batches, find_pad_id
+from edgekit.workspace import open_product
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,10 @@ HELD_OUT = 5
 COVERED = 256
 # Values are binned in pieces of this many, so that the histogram's scratch memory does not grow with the batch.
 _PIECE = 1 << 18
+# The narrowest histogram is -2^-64 .. 2^-64: its bins' scale is a float32 still, and all-zero inputs have a place.
+_SMALLEST_EXPONENT = -64
+# Above this, squares overflow float32.
+_LARGEST = 2.0**63
 # Above these shares the coverage report warns.
 _NEW_WORDS, _OUTSIDE, _LONGER = 0.25, 0.001, 0.02
 
@@ -113,6 +118,7 @@ def calibrate(
         "layers": len(watch.stats()),
         "task": task,
         "max_length": max_length,
+        "seed": seed,
         "coverage": covered,
         "warnings": warnings,
     }
@@ -199,8 +205,10 @@ def cover(
     For information only: it is read after every choice was made. At most COVERED prompts are run, chosen by their hash.
     """
     model = load_model(student)
-    rows = PromptSet(folder=prompts)
-    seen, held = rows.split("calibrate"), rows.split(split)
+    rows, facts = PromptSet(folder=prompts), open_product(calibration, "calibrate").facts
+    # What was calibrated: the prompts may have been limited.
+    seen = choose(rows.split("calibrate"), int(facts["prompts"]), int(facts.get("seed", 0)))
+    held = rows.split(split)
     texts = [prompt.text for prompt in choose(held, COVERED, 0)]
     pad_id = find_pad_id(model)
     outside = outside_ranges(
@@ -292,7 +300,7 @@ class Watch:
                 values[mask.bool()] if mask is not None and values.shape[:-1] == mask.shape else values.flatten(0, -2)
             )
             if key not in self._running:
-                self._running[key] = _Running(rows.shape[-1])
+                self._running[key] = _Running(rows.shape[-1], key)
             self._running[key].add(rows, None if self._ranges is None else self._ranges.get(key))
 
         return see
@@ -301,9 +309,10 @@ class Watch:
 class _Running:
     """Statistics of rows [n, channels] that come in pieces, in memory that does not grow."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, layer: str) -> None:
         import torch
 
+        self.layer = layer
         self.minimum = torch.full((channels,), torch.inf)
         self.maximum = torch.full((channels,), -torch.inf)
         self.squares = torch.zeros(channels, dtype=torch.float64)
@@ -313,17 +322,24 @@ class _Running:
         self.outside = 0
         self.watched = 0
 
-    def add(self, rows: Tensor, limits: tuple[float, float] | None) -> None:
+    def add(self, rows: Tensor, limits: tuple[float, float] | None = None) -> None:
         if not len(rows):
             return
         low, high = rows.amin(0), rows.amax(0)
+        largest = float(low.abs().maximum(high.abs()).max())
+        # Not the other way round: every comparison with NaN is false.
+        if not largest <= _LARGEST:
+            raise EdgekitError(
+                f"{self.layer}: this layer's input reaches {largest:g} on some prompt, which no INT8 range holds;"
+                " the model's weights are damaged or diverged in training: fetch or train it again"
+            )
         self.minimum, self.maximum = self.minimum.minimum(low), self.maximum.maximum(high)
         self.squares += rows.square().sum(0, dtype=self.squares.dtype)
         self.count += len(rows)
         if limits is not None:
             self.outside += int(((rows < limits[0]) | (rows > limits[1])).sum())
             self.watched += rows.numel()
-        self._bin(rows.flatten(), float(low.abs().maximum(high.abs()).max()))
+        self._bin(rows.flatten(), largest)
 
     def _bin(self, values: Tensor, largest: float) -> None:
         """Count values in bins over (-2^e, 2^e), e the smallest that holds all values so far.
@@ -335,7 +351,7 @@ class _Running:
 
         import torch
 
-        needed = math.frexp(largest)[1] if largest > 0 else -126
+        needed = max(math.frexp(largest)[1], _SMALLEST_EXPONENT) if largest > 0 else _SMALLEST_EXPONENT
         if self.exponent is None:
             self.exponent = needed
         while self.exponent < needed:

@@ -9,11 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit.calibrate import BINS, FILE, Watch, calibrate, choose, coverage, load_calibration, outside_ranges
+from edgekit.calibrate import (
+    BINS,
+    FILE,
+    Watch,
+    _Running,
+    calibrate,
+    choose,
+    cover,
+    coverage,
+    load_calibration,
+    outside_ranges,
+)
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.tasks import TASKS
+from edgekit.workspace import write_product
 from tests.conftest import make_data
 
 OPTIONS = {"task": "text-classification", "max_length": 32}
@@ -94,6 +106,37 @@ def test_a_histogram_that_had_to_grow_is_the_one_of_the_whole() -> None:
     np.testing.assert_array_equal(found[0].histogram_edges, found[1].histogram_edges)
 
 
+@pytest.mark.parametrize("small", [0.0, 1e-45, 1e-30, -1e-30])
+def test_zeros_are_counted_where_they_are(small: float) -> None:
+    """Inputs of nothing but zeros have a histogram, and stay in its middle when others come."""
+    running = _Running(4, "layer#0")
+    first, later = torch.full((3, 4), small), torch.linspace(-3, 3, 8).reshape(2, 4)
+    running.add(first)
+    frozen = running.freeze()
+    assert frozen.histogram.sum() == 12
+    assert np.isfinite(frozen.histogram_edges).all()
+    assert (frozen.histogram_edges != 0).all()
+    running.add(later)
+    whole = _Running(4, "layer#0")
+    whole.add(torch.cat([first, later]))
+    np.testing.assert_array_equal(running.freeze().histogram, whole.freeze().histogram)
+    assert running.freeze().histogram[BINS // 2 - (small < 0)] == 12
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e30])
+def test_inputs_that_are_no_numbers_name_the_layer(bad: float) -> None:
+    class One(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2)
+
+        def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.layer(torch.tensor([[1.0, bad]]).expand(len(tokens), 2))
+
+    with pytest.raises(EdgekitError, match=r"^layer#0: this layer's input reaches .*; .* fetch or train it again"):
+        Watch(One()).feed([[0]], 0, 1)
+
+
 def test_a_layer_that_is_called_twice_has_two_keys() -> None:
     class Twice(torch.nn.Module):
         def __init__(self) -> None:
@@ -132,6 +175,21 @@ def test_a_limit_takes_a_sample_and_not_the_top() -> None:
     assert chosen != choose(sorted_by_class, 100, seed=1)
     assert choose(sorted_by_class[::-1], 100, seed=0) == chosen
     assert len(choose(sorted_by_class, 0, seed=0)) == 1000
+
+
+def test_cover_counts_what_was_calibrated(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    """A limit leaves prompts out of the calibration, and so out of what it is said to cover."""
+    found = {}
+    for limit in (0, 2):
+        out = tmp_path / str(limit)
+        out.mkdir()
+        facts = calibrate(checkpoint, prompts, out=out, limit=limit, seed=3, **OPTIONS)
+        write_product(out, "calibrate", key="test", inputs={}, facts=facts)
+        found[limit] = cover(checkpoint, out, prompts, **OPTIONS)
+    assert [found[limit]["seen"] for limit in (0, 2)] == [6, 2]
+    assert found[2]["vocabulary"]["words"] < found[0]["vocabulary"]["words"]
+    kept = choose(PromptSet(folder=prompts).split("calibrate"), 2, 3)
+    assert found[2]["labels"]["seen"] == len({prompt.label for prompt in kept})
 
 
 def test_coverage_warns_with_a_remedy() -> None:
