@@ -150,7 +150,7 @@ def teach_student(
 
 
 def make_targets(rows: Sequence[Prompt], classes: Sequence[str], out_of_scope: str | None, where: str) -> Tensor:
-    """Wanted probabilities [rows, classes]: one class, all alike for an out-of-scope text, zeros where no label is known.
+    """Wanted probabilities [rows, classes]: one class, all alike for an out-of-scope text that has none, zeros without a label.
 
     Raises EdgekitError (beginning with `where`) for a label that is not a class.
     """
@@ -161,10 +161,10 @@ def make_targets(rows: Sequence[Prompt], classes: Sequence[str], out_of_scope: s
     for place, row in enumerate(rows):
         if row.label is None:
             continue
-        if row.label == out_of_scope:
-            targets[place] = 1 / len(classes)
-        elif row.label in places:
+        if row.label in places:
             targets[place, places[row.label]] = 1.0
+        elif row.label == out_of_scope:
+            targets[place] = 1 / len(classes)
         else:
             raise EdgekitError(
                 f"{where}: the label {row.label!r} is not one of its classes{nearest(row.label, classes)}"

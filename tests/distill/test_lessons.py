@@ -33,6 +33,12 @@ def test_an_out_of_scope_text_wants_every_class_alike() -> None:
     assert make_targets(rows, ["x", "y"], "oos", "here").tolist() == [[1, 0], [0.5, 0.5], [0, 0]]
 
 
+def test_an_out_of_scope_label_that_is_a_class_wants_that_class() -> None:
+    """A teacher may have learned the label for "none of them" as a class of its own."""
+    rows = [Prompt(text="a", label="x"), Prompt(text="b", label="oos")]
+    assert make_targets(rows, ["x", "oos"], "oos", "here").tolist() == [[1, 0], [0, 1]]
+
+
 def test_a_label_that_is_no_class_is_named() -> None:
     with pytest.raises(EdgekitError, match=r"^here: the label 'musik' .*did you mean music"):
         make_targets([Prompt(text="a", label="musik")], LABELS, None, "here")
