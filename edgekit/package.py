@@ -248,8 +248,13 @@ def _card_scope(manifest: Mapping[str, Any]) -> list[str]:
 
 def _card_accuracy(report: Mapping[str, Any]) -> list[str]:
     scores = {name: value for name, value in (report["accuracy"] or {}).items() if value is not None}
-    lines = ["| model | accuracy |", "|---|---|", *(f"| {name} | {percent(scores[name])} |" for name in sorted(scores))]
-    lines += ["", "| compared | metric | loss | flips |", "|---|---|---|---|"]
+    lines = []
+    if report.get("accuracy_only"):
+        lines += ["Accuracy only: the target states no latency limit, so no check judged its speed.", ""]
+    if scores:
+        lines += ["| model | accuracy |", "|---|---|"]
+        lines += [*(f"| {name} | {percent(scores[name])} |" for name in sorted(scores)), ""]
+    lines += ["| compared | metric | loss | flips |", "|---|---|---|---|"]
     for entry in report["comparisons"]:
         cells = [pair(entry), entry["metric"], number(entry["loss"], 3), flips(entry.get("flips"))]
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
