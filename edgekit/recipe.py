@@ -15,6 +15,8 @@ from edgekit.errors import EdgekitError
 from edgekit.schema import parse, read_toml
 from edgekit.workspace import make_folder, write_atomically
 
+MAX_LENGTH = 128
+
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
@@ -60,7 +62,7 @@ class Data:
     text: str = "text"
     label: str | None = "label"
     out_of_scope: str | None = None
-    max_length: Annotated[int, Ge(3)] = 128
+    max_length: Annotated[int, Ge(3)] = MAX_LENGTH
     split: Split | None = None
     near_duplicates: Literal["refuse", "drop"] = "refuse"
     license: str | None = None
@@ -168,6 +170,7 @@ def init(
     Raises EdgekitError where a column cannot be guessed, and what `check` raises; then nothing is written.
     """
     columns = _columns(Path(data))
+    limit = _positions(Path(teacher))
     text = text or _guess("text", TEXT_COLUMNS, columns, data)
     if task == "text-classification":
         label = label or _guess("label", LABEL_COLUMNS, columns, data)
@@ -189,8 +192,13 @@ def init(
         lines += [f"label = {_quote(label)}"]
     else:
         lines += ['label = ""']
+    if limit is not None and limit < MAX_LENGTH:
+        lines += [f"max_length = {limit}"]
     if Path(data).is_file():
-        lines += ["split = { calibrate = 0.1, verify = 0.2 }"]
+        lines += [
+            "split = { calibrate = 0.1, verify = 0.2 }",
+            'near_duplicates = "drop"  # texts that two splits share',
+        ]
     content = "\n".join(lines) + "\n"
     recipe = _read_table(tomllib.loads(content), out)
     if check is not None:
@@ -198,6 +206,12 @@ def init(
     make_folder(folder)
     write_atomically(out, content)
     return content
+
+
+def _positions(teacher: Path) -> int | None:
+    from edgekit.model import load_model
+
+    return load_model(teacher).max_positions if (teacher / "config.json").is_file() else None
 
 
 def _columns(path: Path) -> list[str]:
@@ -231,7 +245,7 @@ def _relative(place: str, folder: Path) -> str:
     import os
 
     path = Path(place)
-    if not path.exists():
+    if not path.exists() or path.is_absolute():
         return place
     try:
         return Path(os.path.relpath(path.resolve(), folder)).as_posix()

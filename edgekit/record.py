@@ -84,10 +84,10 @@ def record(
 
 
 def measure_alone(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """What float costs on this machine, in torch, in a process of its own: {latency_ms: {p50, p95}, memory_mb}.
+    """What float costs on this machine, in torch, in a process of its own: {latency_ms: {p50, p95}, memory_mb, threads, busy}.
 
-    One text a call at its own length; memory_mb is the peak of the whole process in MiB, torch itself included, None where
-    the system does not tell. Raises EdgekitError where the process fails.
+    One text a call at its own length; memory_mb is the peak of the whole process in MiB, torch itself included, busy the
+    load average, its own threads included; both None where the system does not tell. Raises EdgekitError where the process fails.
     """
     ended = subprocess.run(
         [sys.executable, "-m", "edgekit.record", str(folder), task],
@@ -107,7 +107,7 @@ def _measure(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str,
     import numpy as np
     import torch
 
-    from edgekit.runtimes.machine import peak_memory_mb
+    from edgekit.runtimes.machine import load_average, peak_memory_mb
 
     module, pad_id = TASKS[task].load(folder), find_pad_id(load_model(folder))
     times = []
@@ -122,6 +122,8 @@ def _measure(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str,
     return {
         "latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
         "memory_mb": memory and round(memory, 1),
+        "threads": torch.get_num_threads(),
+        "busy": load_average(),
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.build.plan import Built, Listener, Plan, Progress, Session
-from edgekit.build.preflight import check_recipe, check_target, gather_prompts, needed_splits, resolve
+from edgekit.build.preflight import check_recipe, check_target, gather_prompts, is_local, needed_splits, resolve
 from edgekit.build.steps import (
     calibrate,
     distill,
@@ -39,6 +39,7 @@ __all__ = [
     "export",
     "finetune",
     "gather_prompts",
+    "is_local",
     "needed_splits",
     "open_artifact",
     "open_reference",

@@ -126,6 +126,7 @@ def record(
             progress=progress,
         ),
         at=at,
+        fresh=session.fresh,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ import click
 
 from edgekit import __version__
 from edgekit.cli import look, make, stages
+from edgekit.cli.options import json_option
 
 
 class Ordered(click.Group):
@@ -42,7 +44,8 @@ for command in (make.build, make.run, make.init, *stages.COMMANDS, *look.COMMAND
 
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
+@json_option
+def completion(shell: str, as_json: bool) -> None:
     """Print the completion script for a shell.
 
     \b
@@ -51,9 +54,14 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
+    from edgekit.cli.show import print_json
+
     kind = get_completion_class(shell)
-    if kind is not None:
-        click.echo(kind(cli, {}, "edgekit", "_EDGEKIT_COMPLETE").source())
+    script = kind(cli, {}, "edgekit", "_EDGEKIT_COMPLETE").source() if kind is not None else ""
+    if as_json:
+        print_json({"shell": shell, "script": script})
+    else:
+        click.echo(script)
 
 
 def quiet_libraries() -> None:
@@ -77,14 +85,29 @@ def quiet_libraries() -> None:
     logging.getLogger("edgekit").setLevel(logging.WARNING)
 
 
+def speak_utf8() -> None:
+    """Texts and answers are UTF-8 on every system: a pipe on Windows has its code page, one in the C locale ASCII.
+
+    What UTF-8 cannot say (an argument of bytes that were no text) is replaced, so that no answer is lost over it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
 def run_command_line() -> int:
     """Run the command that sys.argv names; returns the exit code, errors shown as one line."""
+    speak_utf8()
     quiet_libraries()
     try:
         result: Any = cli.main(prog_name="edgekit", standalone_mode=False)
     except click.exceptions.Abort as aborted:
         raise KeyboardInterrupt from aborted
     except click.ClickException as failed:
+        if "--json" in sys.argv:
+            from edgekit.cli.show import print_json
+
+            print_json({"error": failed.format_message(), "exit_code": failed.exit_code})
         failed.show()
         return failed.exit_code
     except BrokenPipeError:

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from edgekit.cli.options import cache_option, complete_target, json_option
-from edgekit.errors import EdgekitError
 
 
 @click.group()
@@ -70,17 +69,9 @@ def check(names: tuple[str, ...], as_json: bool) -> int:
     """
     from edgekit.build import check_target
     from edgekit.cli.show import paint, print_json
-    from edgekit.target import find_targets, load_target
+    from edgekit.target import check_targets, find_targets
 
-    problems: dict[str, str | None] = {}
-    for name in names or tuple(find_targets()):
-        try:
-            target = load_target(name)
-            for task in target.export:
-                check_target(target, task)
-            problems[name] = None
-        except EdgekitError as bad:
-            problems[name] = bad.message
+    problems = check_targets(names or tuple(find_targets()), check_target)
     if as_json:
         print_json({"targets": [{"name": name, "problem": problem} for name, problem in problems.items()]})
     else:
@@ -139,8 +130,9 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 @click.command()
+@cache_option
 @json_option
-def doctor(as_json: bool) -> int:
+def doctor(cache: Path | None, as_json: bool) -> int:
     """Check this machine: versions, known conflicts and their remedy, CPU features, disk.
 
     \b
@@ -152,7 +144,7 @@ def doctor(as_json: bool) -> int:
     from edgekit.cli.show import paint, print_json
     from edgekit.devices import doctor as examine
 
-    findings = examine()
+    findings = examine(cache)
     if as_json:
         print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
@@ -173,7 +165,7 @@ def cache() -> None:
 @cache_option
 @json_option
 def list_cache(cache: Path | None, as_json: bool) -> None:
-    """List the finished steps, their age and size.
+    """List the finished steps, how long ago they were last used, and their size.
 
     \b
     Example:
@@ -190,7 +182,7 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
             "step": product.step,
             "folder": str(product.folder),
             "bytes": sum(entry["bytes"] for entry in product.manifest["files"].values()),
-            "age_days": round((time.time() - product.folder.stat().st_mtime) / 86400, 2),
+            "age_days": round((time.time() - last_used(product.folder)) / 86400, 2),
         }
         for product in workspace.products()
     ]
@@ -203,7 +195,8 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
 
 
 @cache.command()
-@click.option("--older-than", "days", type=click.FloatRange(min=0), default=0.0, help="Only what is older, days.")
+@click.option("--older-than", "days", type=click.FloatRange(min=0), default=0.0,
+              help="Only what was last made or used so many days ago.")  # fmt: skip
 @cache_option
 @json_option
 def prune(days: float, cache: Path | None, as_json: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,9 @@ from edgekit.cli.options import complete_target, json_option, open_session, read
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.build import Built
+    from edgekit.build import Built, Session
     from edgekit.recipe import Recipe
+    from edgekit.target import Target
 
 # The keys of TASKS, written out because --help loads no table; a test compares them.
 TASK_NAMES = ("text-classification", "feature-extraction")
@@ -43,7 +46,7 @@ def build(
       edgekit build -r recipe.toml -t raspberrypi -t laptop-cpu --strict --json
     """
     from edgekit.build import build as run
-    from edgekit.build import exit_code, gather_prompts, resolve
+    from edgekit.build import exit_code
     from edgekit.cli.show import print_json
     from edgekit.target import load_target
 
@@ -51,8 +54,7 @@ def build(
     targets = [load_target(name) for name in dict.fromkeys(target_names)]
     recipe = read_recipe(recipe_path, overrides)
     if dry_run:
-        prompts = gather_prompts(recipe, session)
-        plans = [resolve(recipe, target, prompts, session).describe() for target in targets]
+        plans = _plan(recipe, targets, session)
         if as_json:
             print_json({"plans": plans})
         else:
@@ -66,6 +68,20 @@ def build(
         for one in built:
             show_built(one)
     return exit_code(built, strict=strict)
+
+
+def _plan(recipe: Recipe, targets: Sequence[Target], session: Session) -> list[dict[str, Any]]:
+    """What a build would do. Where nothing was built yet, nothing is left behind."""
+    from tempfile import TemporaryDirectory
+
+    from edgekit.build import gather_prompts, resolve
+    from edgekit.workspace import Workspace
+
+    with TemporaryDirectory() as scratch:
+        if not session.workspace.root.exists():
+            session = replace(session, workspace=Workspace(Path(scratch)))
+        prompts = gather_prompts(recipe, session)
+        return [resolve(recipe, target, prompts, session).describe() for target in targets]
 
 
 def show_built(built: Built) -> None:
@@ -87,7 +103,7 @@ def show_built(built: Built) -> None:
         click.echo(paint(f"{built.target}: {built.error.message}", "red"), err=True)
     if built.bundle:
         click.echo("\nwhat to do next:")
-        click.echo(f'  try it            edgekit run {built.bundle} "your own text"')
+        click.echo(f'  try it            edgekit run {shlex.quote(str(built.bundle))} "your own text"')
         click.echo(f"  embed it          {built.bundle / 'README.md'} has the three lines of Python")
         for remedy in _remedies(built):
             click.echo(f"  prove the rest    {remedy}")
@@ -108,9 +124,15 @@ def _show_plans(plans: Sequence[dict[str, Any]]) -> None:
         click.echo(f"  steps     {' '.join(plan['steps'])}")
         click.echo(f"  export    {', '.join(f'{key} = {value}' for key, value in plan['export'].items())}")
         click.echo(
-            f"  estimate  {guess['seconds']:.0f} s, {guess['memory_mb']:.0f} MB of memory, {guess['disk_mb']:.0f} MB of disk;"
-            f" an artifact of about {guess['artifact_mb']:.1f} MB"
+            f"  estimate  {_duration(guess['seconds'])} where nothing is kept from before, {guess['memory_mb']:.0f} MB of memory,"
+            f" {guess['disk_mb']:.0f} MB of disk; an artifact of about {guess['artifact_mb']:.1f} MB"
         )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @click.command()
@@ -137,9 +159,9 @@ def run(bundle: Path, text: tuple[str, ...], file: Path | None, as_json: bool) -
     if text:
         texts = list(text)
     elif file and str(file) != "-":
-        texts = read_text(file).splitlines()
+        texts = _lines(read_text(file))
     elif not sys.stdin.isatty() or file:
-        texts = sys.stdin.read().splitlines()
+        texts = _lines(_read_input())
     else:
         raise click.UsageError("Give a text, --file, or texts on standard input.")
     answers = answer(bundle, texts)
@@ -148,6 +170,20 @@ def run(bundle: Path, text: tuple[str, ...], file: Path | None, as_json: bool) -
         return
     for one, said in zip(texts, answers, strict=True):
         click.echo(f"{_format_answer(said)}\t{one}")
+
+
+def _read_input() -> str:
+    """Standard input as UTF-8, whatever the locale; on Windows sys.stdin would decode it by the code page."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as bad:
+        byte = bad.object[bad.start]
+        raise EdgekitError(f"standard input: byte {bad.start} (0x{byte:02x}) is not UTF-8; send UTF-8") from bad
+
+
+def _lines(text: str) -> list[str]:
+    """The texts of a file, one a line. Not splitlines: a text may hold U+2028 or U+0085."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def _format_answer(answer: Any) -> str:
@@ -175,7 +211,7 @@ def init(
     task: str | None, teacher: str | None, data: str | None, text_column: str | None, label_column: str | None,
     layers: int | None, finetune: bool | None, out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write a recipe.toml for your own model and data, and check it. Asks for what no flag gives.
+    """Write a recipe.toml for your own model and data, and check it. On a terminal, asks for what no flag gives.
 
     \b
     Example:
@@ -197,7 +233,7 @@ def init(
         finetune = click.confirm("Fine-tune the teacher on this data first?", default=False)
     content = write(
         out, task=task, teacher=teacher, data=data, text=text_column, label=label_column, layers=layers,
-        finetune=bool(finetune), check=_check_data,
+        finetune=bool(finetune), check=_check,
     )  # fmt: skip
     if as_json:
         print_json({"recipe": str(out), "content": content})
@@ -205,17 +241,20 @@ def init(
     click.echo(f"wrote {out}; next: edgekit build --recipe {out} --target laptop-cpu --dry-run")
 
 
-def _check_data(recipe: Recipe) -> None:
-    """Read data that lies here as a build would; what a hub has is left to the build."""
+def _check(recipe: Recipe) -> None:
+    """Read data and teacher as a build would, where they lie here; what a hub has is left to the build."""
     from tempfile import TemporaryDirectory
 
-    from edgekit.build import needed_splits
-    from edgekit.prompts import gather, sources
+    from edgekit.build import check_recipe, gather_prompts, is_local, needed_splits
+    from edgekit.prompts import sources
 
-    splits = needed_splits(recipe)
-    if all(isinstance(place, Path) for place in sources(recipe, splits).values()):
-        with TemporaryDirectory() as scratch:
-            gather(recipe, splits, Path(scratch))
+    if not all(isinstance(place, Path) for place in sources(recipe, needed_splits(recipe)).values()):
+        return
+    with TemporaryDirectory() as scratch:
+        session = open_session(Path(scratch), Path(scratch))
+        prompts = gather_prompts(recipe, session)
+        if is_local(recipe):
+            check_recipe(recipe, prompts, session)
 
 
 def _ask(question: str, flag: str, asks: bool) -> str:

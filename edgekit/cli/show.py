@@ -17,6 +17,8 @@ from edgekit.schema import dump_json
 # Between two lines of progress where the output is a file or a CI log, seconds.
 PLAIN_INTERVAL = 15.0
 LIVE_INTERVAL = 0.1
+# A rate needs so many seconds.
+SHORTEST = 0.5
 COLOURS = {"pass": "green", "fail": "red", "not proven": "yellow"}
 
 
@@ -72,10 +74,12 @@ class Terminal(Listener):
         if not self.live and done >= total:
             return
         self._shown = now
-        rate = (done - self._first) / max(now - self._paced, 1e-9)
-        left = (total - done) / rate if rate else 0.0
         share = 100 * done // max(total, 1)
-        line = f"  {step:<10} {share:3d} %  {done}/{total}  {rate:.1f}/s  ETA {_clock(left)}  {text}"
+        pace = ""
+        if now - self._paced >= SHORTEST and done > self._first:
+            rate = (done - self._first) / (now - self._paced)
+            pace = f"{rate:.1f}/s  ETA {_clock((total - done) / rate)}  "
+        line = f"  {step:<10} {share:3d} %  {done}/{total}  {pace}{text}"
         self._draw(line.rstrip(), keep=not self.live)
 
     def _draw(self, line: str, *, keep: bool) -> None:

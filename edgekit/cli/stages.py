@@ -154,6 +154,8 @@ def verify(
     from edgekit.schema import read_json
     from edgekit.workspace import open_product
 
+    if (student is None) != (calibration is None):
+        raise click.UsageError("Give --student and --calibration together: neither says anything without the other.")
     recipe, prompts, session = _open(recipe_path, overrides, cache, fresh=fresh)
     plan = _plan(recipe, target_name, prompts, session)
     checked = spine.open_artifact(plan, artifact, reference, prompts, session)

@@ -290,6 +290,7 @@ def _report(
             "mean_tokens": sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
         },
         "work": dict(measured.work),
+        "busy": measured.busy,
         "prompts": len(truth),
     }
     if is_classifier:

@@ -93,7 +93,7 @@ def _accuracy_remedy(comparison: Comparison) -> str | None:
         )
     return (
         f"{comparison.prompts} prompts are too few for this margin; a fresh verify set of about {comparison.prompts_needed}"
-        f" would prove it (in four cases of five, should loss and flips stay): extend data.verify and run `edgekit verify` again"
+        f" would prove it (in four cases of five, should loss and flips stay): verify on new texts, and run `edgekit build` again"
     )
 
 
