@@ -357,17 +357,19 @@ def _check_machine() -> list[Finding]:
         memory = Finding(name="memory", found=memory.found, status="warning", remedy=remedy)
     return [
         Finding(name="cpu", found=f"{machine['cpu']}, {machine['cores']} cores"),
-        _judge_features(machine["arch"], features) if machine["features"] else untold,
+        _judge_features(machine["arch"], features, saturates(machine["arch"], machine["features"]))
+        if machine["features"]
+        else untold,
         memory,
     ]
 
 
-def _judge_features(arch: str, features: Sequence[str]) -> Finding:
+def _judge_features(arch: str, features: Sequence[str], saturating: bool | None) -> Finding:
     found = ", ".join(features) or "none that a fast matrix product needs"
     if arch == "x86_64" and "avx2" not in features:
         remedy = "INT8 will be slow and builds slower; measure on a CPU of 2015 or later"
         return Finding(name="cpu features", found=found, status="warning", remedy=remedy)
-    if saturates(arch, features):
+    if saturating:
         remedy = (
             "INT8 products of full-range weights saturate here; edgekit's own targets for such CPUs set reduce_range = true,"
             " and verify checks artifacts of other targets for it"
@@ -379,12 +381,16 @@ def _judge_features(arch: str, features: Sequence[str]) -> Finding:
     return Finding(name="cpu features", found=found)
 
 
-def saturates(arch: str, features: Sequence[str]) -> bool:
+def saturates(arch: str, features: Sequence[str]) -> bool | None:
     """Whether INT8 products add up in 16 bits, so that 8-bit weights saturate (x86 with VPMADDUBSW and without VNNI).
 
-    255 x 127 x 2 = 64,770 exceeds 32,767; 7-bit weights fit: onnxruntime's "Quantize ONNX models", "when to use reduce-range".
+    None where an x86 system tells no features (Windows). 255 x 127 x 2 = 64,770 exceeds 32,767; 7-bit weights fit:
+    onnxruntime's "Quantize ONNX models", "when to use reduce-range".
     """
-    return arch == "x86_64" and not {"avx512_vnni", "avx_vnni"} & set(features)
+    if arch != "x86_64":
+        return False
+    # macOS spells avx512_vnni without the underscore.
+    return not {"avx512vnni", "avxvnni"} & {name.replace("_", "") for name in features} if features else None
 
 
 def _existing(folder: Path) -> Path:
@@ -458,7 +464,7 @@ def _target_text(machine: Mapping[str, Any], *, p95_ms: float | None, memory_mb:
         "scheme": "auto",
         # Unsigned activations keep more accuracy, and signed ones are slow on x86.
         "activation": "uint8",
-        "reduce_range": saturates(machine["arch"], features),
+        "reduce_range": saturates(machine["arch"], machine["features"]) is not False,
     }
     budget = {"p95_ms": p95_ms, "memory_mb": memory_mb}
     tables: dict[str, Mapping[str, Any]] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
 
 from edgekit.errors import EdgekitError
 from edgekit.recipe import packaged
@@ -27,15 +29,15 @@ class Hardware:
 
     arch: str
     cpu: str
-    cores: int
+    cores: Annotated[int, Ge(1)]
     features: list[str]
-    memory_mb: int
+    memory_mb: Annotated[int, Gt(0)]
     sources: list[str]
-    usable_mb: int | None = None
-    clock_ghz: float | None = None
-    bandwidth_gbs: float | None = None
-    int8_gops: float | None = None
-    fp32_gflops: float | None = None
+    usable_mb: Annotated[int, Gt(0)] | None = None
+    clock_ghz: Annotated[float, Gt(0)] | None = None
+    bandwidth_gbs: Annotated[float, Gt(0)] | None = None
+    int8_gops: Annotated[float, Gt(0)] | None = None
+    fp32_gflops: Annotated[float, Gt(0)] | None = None
     generic: bool = False
     accelerator: str | None = None
     notes: str | None = None
@@ -45,11 +47,11 @@ class Hardware:
 class Budget:
     """Limits. p95_ms is for batch 1 at `sequence` tokens; memory_mb is the peak of the whole process; bytes the artifact's."""
 
-    p50_ms: float | None = None
-    p95_ms: float | None = None
-    memory_mb: float | None = None
-    bytes: int | None = None
-    sequence: int = 64
+    p50_ms: Annotated[float, Gt(0)] | None = None
+    p95_ms: Annotated[float, Gt(0)] | None = None
+    memory_mb: Annotated[float, Gt(0)] | None = None
+    bytes: Annotated[int, Gt(0)] | None = None
+    sequence: Annotated[int, Ge(1)] = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class Target:
 def load_target(name: str) -> Target:
     """Find a target by path (ending in .toml), then in ./targets, then among the packaged ones, and read it.
 
-    Raises EdgekitError for an unknown name and for unknown, missing or wrongly typed keys.
+    Raises EdgekitError for an unknown name, for unknown, missing or wrongly typed keys, and for values out of their bounds.
     """
     path = Path(name) if name.endswith(".toml") else find_targets().get(name)
     if path is None:
@@ -98,6 +100,7 @@ def load_target(name: str) -> Target:
                 f"{path}: {key}: this key is set by edgekit (the file's name is the target's); remove it"
             )
     target = parse(Target, table, str(path))
+    _check_threads(target, path)
     return replace(target, name=path.stem, path=path)
 
 
@@ -109,17 +112,21 @@ def find_targets() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def check_targets(paths: Iterable[Path]) -> list[str]:
-    """What is wrong with target files, a line each: keys, types, budgets, and facts without a source; none where all is well.
+def check_targets(names: Iterable[str], check_entries: Callable[[Target, str], object]) -> dict[str, str | None]:
+    """What is wrong with each target file, None where all is well: keys, types, bounds, budgets, facts without a source.
 
-    The tables `export`, `runtime` and `device` are checked further by the entries that they name (`build.check_target`).
+    `check_entries` checks the tables of one task by the entries that they name: `build.check_target`, which stands above this.
     """
-    problems = []
-    for path in paths:
+    problems: dict[str, str | None] = {}
+    for name in names:
         try:
-            _check_target(load_target(str(path)))
+            target = load_target(name)
+            _check_target(target)
+            for task in target.export:
+                check_entries(target, task)
+            problems[name] = None
         except EdgekitError as bad:
-            problems.append(bad.message)
+            problems[name] = bad.message
     return problems
 
 
@@ -128,6 +135,16 @@ def _check_target(target: Target) -> None:
         raise EdgekitError(f"{target.path}: export: empty; name a task, such as [export.text-classification]")
     if not any(source.strip() for source in target.hardware.sources):
         raise EdgekitError(f"{target.path}: hardware.sources: empty; say where the facts come from")
-    for task in target.budget.keys() | target.export.keys():
-        if task in target.export or isinstance(target.budget[task], dict):
+    for task, table in target.budget.items():
+        if isinstance(table, dict):
             target.budget_for(task)
+
+
+def _check_threads(target: Target, path: Path) -> None:
+    """Here because the entries of `runtimes` travel to devices, with no library that knows bounds."""
+    for name, table in target.runtime.items():
+        threads = table.get("threads")
+        if isinstance(threads, int) and threads < 1:
+            raise EdgekitError(
+                f"{path}: runtime.{name}.threads: should be at least 1, got {threads}; without it the runtime chooses"
+            )

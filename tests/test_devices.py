@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgekit import devices
+from edgekit.build import check_target
 from edgekit.devices import DEVICES, LocalDevice, doctor, probe_target, saturates
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.target import check_targets, load_target
@@ -218,9 +219,23 @@ def test_doctor_sees_a_cache_that_is_a_file(machine: dict[str, Any], tmp_path: P
 
 def test_saturation_follows_the_isa() -> None:
     assert saturates("x86_64", ["avx2", "fma"])
-    assert not saturates("x86_64", ["avx2", "avx_vnni"])
-    assert not saturates("x86_64", ["avx2", "avx512_vnni"])
-    assert not saturates("aarch64", ["asimd"])
+    assert saturates("x86_64", ["avx2", "avx_vnni"]) is False
+    assert saturates("x86_64", ["avx2", "avx512_vnni"]) is False
+    assert saturates("x86_64", ["avx2", "avx512vnni"]) is False
+    assert saturates("aarch64", ["asimd"]) is False
+    assert saturates("aarch64", []) is False
+
+
+def test_a_cpu_that_tells_no_features_may_saturate(
+    machine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows tells none: nobody knows whether it has VNNI, and a target of it is exported for the worse case."""
+    monkeypatch.chdir(tmp_path)
+    machine["features"] = []
+    assert saturates("x86_64", []) is None
+    target = load_target(str(probe_target("my-board")))
+    assert all(table["reduce_range"] is True for table in target.export.values())
+    assert {finding.name: finding.status for finding in doctor()}["cpu features"] == "ok"
 
 
 def test_probed_target_is_valid_and_has_no_budget(
@@ -229,7 +244,7 @@ def test_probed_target_is_valid_and_has_no_budget(
     monkeypatch.chdir(tmp_path)
     path = probe_target("my-board")
     assert path == Path("targets/my-board.toml")
-    assert check_targets([path]) == []
+    assert check_targets([str(path)], check_target) == {str(path): None}
     target = load_target("my-board")
     assert target.budget == {}
     assert target.hardware.cpu == MACHINE["cpu"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.build import check_target
 from edgekit.errors import EdgekitError
 from edgekit.recipe import packaged
 from edgekit.target import check_targets, find_targets, load_target
@@ -55,7 +56,7 @@ def test_promised_targets_are_packaged() -> None:
 @pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.stem)
 def test_packaged_target_is_complete_and_sourced(path: Path) -> None:
     target = load_target(str(path))
-    assert check_targets([path]) == []
+    assert check_targets([str(path)], check_target) == {str(path): None}
     assert target.name == path.stem
     assert target.title
     assert target.runtime["onnxruntime"]["provider"].endswith("ExecutionProvider")
@@ -122,23 +123,41 @@ def test_file_in_targets_stands_before_the_packaged_one(board: Path) -> None:
         ("memory_mb = 200", "memroy_mb = 200", ("budget.memroy_mb: unknown key (did you mean memory_mb?)",)),
         ("p95_ms = 40", 'p95_ms = "fast"', ("budget.p95_ms: ", "number", "'fast'")),
         ("p95_ms = 40", "p95 = 40", ("budget.p95: unknown key (did you mean p95_ms?)",)),
+        ("cores = 4", "cores = 0", ("hardware.cores: ", "greater than or equal to 1, got 0")),
+        ("memory_mb = 1024", "memory_mb = 0", ("hardware.memory_mb: ", "greater than 0, got 0")),
+        ("cores = 4", "cores = 4\nusable_mb = -1", ("hardware.usable_mb: ", "greater than 0, got -1")),
+        ("cores = 4", "cores = 4\nclock_ghz = 0.0", ("hardware.clock_ghz: ", "greater than 0, got 0.0")),
+        ("cores = 4", "cores = 4\nbandwidth_gbs = 0", ("hardware.bandwidth_gbs: ", "greater than 0")),
+        ("cores = 4", "cores = 4\nint8_gops = -3", ("hardware.int8_gops: ", "greater than 0")),
+        ("cores = 4", "cores = 4\nfp32_gflops = 0", ("hardware.fp32_gflops: ", "greater than 0")),
+        ("memory_mb = 200", "memory_mb = 0", ("budget.memory_mb: ", "greater than 0")),
+        ("memory_mb = 200", "p50_ms = 0", ("budget.p50_ms: ", "greater than 0")),
+        ("memory_mb = 200", "bytes = 0", ("budget.bytes: ", "greater than 0")),
+        ("p95_ms = 40", "p95_ms = -1", ("budget.p95_ms: ", "greater than 0, got -1")),
+        ("sequence = 32", "sequence = 0", ("budget.sequence: ", "greater than or equal to 1, got 0")),
+        ("[budget]", "[runtime.onnxruntime]\nthreads = 0\n[budget]", ("runtime.onnxruntime.threads: should be at least 1, got 0; without it",)),
+        ("[budget]", '[runtime.onnxruntime]\nthreads = "2"\n[budget]', ("runtime.onnxruntime.threads: ", "integer")),
+        ("[export.text-classification]", "[export]", ("export.format: ", "object")),
+        ('scheme = "auto"', 'scheme = "int7"', ("export.text-classification.scheme: ", "int7")),
+        ('[export.text-classification]\nformat = "onnx"\nscheme = "auto"', "[export]", ("export: empty; name a task",)),
         ('title = "A board"', 'name = "board"', ("name: ", "set by edgekit")),
         ('title = "A board"', "title = ", ("not valid TOML", "line 1")),
     ],
-)
+)  # fmt: skip
 def test_bad_file_is_named_with_its_key(board: Path, old: str, new: str, said: tuple[str, ...]) -> None:
     assert old in GOOD
     board.write_text(GOOD.replace(old, new), encoding="utf-8")
-    problems = check_targets([board])
-    assert len(problems) == 1
-    assert str(board) in problems[0]
-    assert "\n" not in problems[0]
+    problem = check_targets([str(board)], check_target)[str(board)]
+    assert problem is not None
+    assert str(board) in problem
+    assert "\n" not in problem
     for part in said:
-        assert part in problems[0]
+        assert part in problem
 
 
 def test_missing_file_and_unknown_name(board: Path) -> None:
-    assert check_targets([Path("targets/none.toml")]) == [f"{Path('targets/none.toml')}: no such file"]
+    none = str(Path("targets/none.toml"))
+    assert check_targets([none], check_target) == {none: f"{none}: no such file"}
     with pytest.raises(EdgekitError, match=r"'raspberypi': unknown \(did you mean raspberrypi\?\)"):
         load_target("raspberypi")
 
