@@ -1,30 +1,64 @@
 """Report: what verify measured, as a terminal table and as one HTML file with inline SVG, without scripts.
 
 Beside the stable names of report.json these keys are shown where they are there:
-recipe, target: names. models: {teacher | student: {bytes, latency_ms: {p50, p95}, memory_mb}}. scope: figures of
-out-of-scope detection by name. layers: [{name, error}], each layer's squared error as a share of its output's power. confusion:
-[{from, to, gained, lost}], `from` being the right label and `to` the answer: mistakes that the artifact makes and its float
-student does not, and the other way round. notes: [text].
+recipe, target: names. models: {teacher | student: {bytes, latency_ms: {p50, p95}, memory_mb, threads, busy}}; busy, also at
+the top for the artifact: the load average when it was timed. scope: figures of out-of-scope detection by name.
+layers: [{name, error}], each layer's squared error as a share of its output's power. confusion: [{from, to, gained, lost}],
+`from` being the right label and `to` the answer: mistakes that the artifact makes and its float student does not, and the
+other way round. notes: [text].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from edgekit import __version__
 from edgekit.errors import EdgekitError
+from edgekit.report_charts import KINDS, confusion, layers, margins, scatter
+from edgekit.report_figures import (
+    MISSING,
+    check_figures,
+    flips,
+    human_bytes,
+    lost,
+    number,
+    pair,
+    percent,
+    share,
+    words,
+)
 from edgekit.schema import read_json
 from edgekit.workspace import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+__all__ = [
+    "flips",
+    "human_bytes",
+    "number",
+    "pair",
+    "percent",
+    "read_report",
+    "terminal_table",
+    "verdict_text",
+    "write_html",
+]
+
 VERDICTS = ("pass", "fail", "not proven")
 NAMES = {"teacher": "teacher", "student": "float student", "artifact": "artifact"}
 REQUIRED = ("verdict", "checks", "accuracy", "comparisons", "latency_ms", "shape", "memory_mb", "artifact", "device")
-MISSING = "-"
-MOST_ROWS = 30
+WIDTH = 110
+CHECK_HEAD = ("check", "measured", "loss", "bound", "limit", "interval", "verdict")
+CHECK_NOTE = "bound: the worst that the measurement leaves possible; a check passes where its bound is within its limit"
+ACCURACY_ONLY = "accuracy only: the target states no latency limit"
+# A load average this far above a measurement's own threads is other programs' work.
+BUSY = 0.5
+# What is equal where teacher and float student are one model.
+SAME = ("bytes", "accuracy", "latency_ms")
 
 Row = Mapping[str, Any]
 
@@ -42,129 +76,73 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def terminal_table(report: Row) -> list[str]:
-    """The models and the checks in lines of plain text."""
+    """The models and the checks in lines of plain text, at most `WIDTH` wide but for long names."""
     head = ["", "accuracy", "size", "p50", "p95", "memory"]
-    lines = _columns([head, *([NAMES[name], *cells] for name, cells in _model_cells(report))], left=1)
-    lines += [*_conditions_lines(report), ""]
-    head = ["check", "measured", "limit", "loss", "bound", "interval", "verdict"]
-    return lines + _columns([head, *(_check_cells(check) for check in report["checks"])], left=1)
+    lines = _columns([head, *_model_cells(report)], left=1)
+    for told in _conditions_lines(report):
+        lines += wrap(told, WIDTH, subsequent_indent="  ")
+    lines += ["", *_columns([CHECK_HEAD, *(_check_cells(check) for check in report["checks"])], left=1)]
+    return [*lines, CHECK_NOTE] if report["checks"] else lines
+
+
+def verdict_text(report: Row) -> str:
+    """The verdict, and where the target states no latency limit, that it is of the accuracy only."""
+    return f"{report['verdict']} ({ACCURACY_ONLY})" if report.get("accuracy_only") else str(report["verdict"])
 
 
 def write_html(report: Row, path: Path) -> None:
     """Write the report as one self-contained HTML file, light and dark; equal reports are equal bytes."""
-    title = " on ".join(str(report[key]) for key in ("recipe", "target") if report.get(key)) or "edgekit report"
-    verdict = str(report["verdict"])
-    sections = [
-        f"<header><h1>{escape(title)}</h1>{_badge(verdict)}</header>",
-        f"<p class=lead>{escape(_summary(report))}</p>",
-        _section(
-            "Size, accuracy, latency", _models_table(report) + _scatter(report), "; ".join(_conditions_lines(report))
-        ),
-        _section("Checks", _margins(report["checks"]) + _checks_table(report["checks"]), _CHECKS_NOTE),
-        _section("Compared on the same prompts", _comparisons_table(report["comparisons"])),
-        _section("Out of scope", _facts(report.get("scope"))),
-        _section(
-            "Error of each layer",
-            _layers(report.get("layers")),
-            "share of the output's power that the layer gets wrong (its inputs' errors included), worst first",
-        ),
-        _section(
-            "Changed confusions",
-            _confusion(report.get("confusion")),
-            "right label → answer, in prompts: mistakes of the float student that are gone (left), new ones (right)",
-        ),
-        _section("How the calibration covers these prompts", _facts(_coverage(report.get("coverage")))),
-        _section("Notes", "".join(f"<p>{escape(str(note))}</p>" for note in report.get("notes") or ())),
-        "<div class=pair>",
-        _section("Artifact", _facts(report["artifact"])),
-        _section("Device that measured", _facts(report["device"] | _runtime(report))),
-        "</div>",
-    ]
+    title = _title(report)
     page = (
         '<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width,'
         ' initial-scale=1"><meta name=color-scheme content="light dark">\n'
-        f"<title>{escape(title)}: {escape(verdict)}</title>\n<style>{_STYLE}</style>\n<main>\n"
-        + "\n".join(part for part in sections if part)
-        + "\n</main></html>\n"
+        f"<title>{escape(title)}: {escape(verdict_text(report))}</title>\n<style>{_STYLE}</style>\n<main>\n"
+        + "\n".join(part for part in _parts(report, title) if part)
+        + f"\n<footer>edgekit {escape(__version__)}</footer>\n</main></html>\n"
     )
     write_atomically(path, page)
-
-
-def human_bytes(count: float | None) -> str:
-    """A number of bytes with its unit: 1 MB is 10^6 bytes."""
-    if count is None:
-        return MISSING
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
-    return f"{count:.0f} B"
-
-
-def pair(comparison: Row) -> str:
-    """Which two models a comparison compares: "artifact to float student"."""
-    return f"{_words(comparison.get('candidate', 'artifact'))} to {_words(comparison['reference'])}"
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """A value as a table shows it: a number to so many significant digits, None as a dash, anything else as text."""
-    if value is None:
-        return MISSING
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
-
-
-def percent(fraction: float | None) -> str:
-    """A fraction as percent with one decimal."""
-    return MISSING if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def flips(value: Any) -> str:
-    """Flips in words, whatever their shape: a count, or counts by direction."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {number(count)}" for key, count in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return " / ".join(number(count) for count in value)
-    return number(value)
 
 
 # --- what the terminal and the page share
 
 
-def _models(report: Row) -> list[tuple[str, dict[str, Any]]]:
+def _models(report: Row) -> list[dict[str, Any]]:
+    """What is known of each model; teacher and float student are one where no student was made."""
     accuracy, others = report["accuracy"] or {}, report.get("models") or {}
     own = {
         "bytes": report["artifact"].get("bytes"),
         "latency_ms": report["latency_ms"],
         "memory_mb": report["memory_mb"],
+        "busy": report.get("busy"),
+        "threads": (report["shape"] or {}).get("threads"),
     }
     found = []
-    for name in NAMES:
-        facts = own if name == "artifact" else dict(others.get(name) or {})
-        if facts or accuracy.get(name) is not None:
-            found.append((name, facts | {"accuracy": accuracy.get(name)}))
+    for role, name in NAMES.items():
+        facts = own if role == "artifact" else dict(others.get(role) or {})
+        if facts or accuracy.get(role) is not None:
+            facts |= {"accuracy": accuracy.get(role), "latency_ms": facts.get("latency_ms") or {}}
+            found.append(facts | {"role": role, "name": name, "bytes": facts.get("bytes")})
+    floats = [model for model in found if model["role"] != "artifact"]
+    if len(floats) == 2 and floats[0]["bytes"] and all(floats[0][key] == floats[1][key] for key in SAME):
+        found = [floats[1] | {"name": "float model"}, *found[2:]]
     return found
 
 
-def _model_cells(report: Row) -> list[tuple[str, list[str]]]:
+def _model_cells(report: Row) -> list[list[str]]:
     rows = []
-    for name, facts in _models(report):
-        latency = facts.get("latency_ms") or {}
-        times = [f"{number(latency[key], 3)} ms" if latency.get(key) is not None else MISSING for key in ("p50", "p95")]
-        memory = MISSING if facts.get("memory_mb") is None else f"{facts['memory_mb']:.0f} MB"
-        rows.append((name, [percent(facts["accuracy"]), human_bytes(facts.get("bytes")), *times, memory]))
+    for model in _models(report):
+        times = [model["latency_ms"].get(key) for key in ("p50", "p95")]
+        shown = [MISSING if time is None else f"{number(time, 3)} ms" for time in times]
+        memory = MISSING if model.get("memory_mb") is None else f"{model['memory_mb']:.0f} MB"
+        rows.append([model["name"], percent(model["accuracy"]), human_bytes(model["bytes"]), *shown, memory])
     return rows
 
 
 def _check_cells(check: Row) -> list[str]:
-    interval = check.get("interval")
-    shown = f"[{number(interval[0], 3)}, {number(interval[1], 3)}]" if interval else MISSING
+    *cells, interval = check_figures(check)
     if check.get("looks") not in (None, 0, 1):
-        shown += f" (look {check['looks']})"
-    cells = [number(check.get(key), 3) for key in ("measured", "limit", "loss", "bound")]
-    return [str(check["name"]), *cells, shown, str(check["verdict"])]
+        interval += f" (look {check['looks']})"
+    return [str(check["name"]), *cells, interval, str(check["verdict"])]
 
 
 def _conditions(report: Row) -> str:
@@ -181,12 +159,25 @@ def _conditions(report: Row) -> str:
 def _conditions_lines(report: Row) -> list[str]:
     lines = [_conditions(report)]
     real = report.get("latency_real") or {}
-    if real.get("p50") is not None and any(model.get("latency_ms") for model in (report.get("models") or {}).values()):
+    timed = [model for model in _models(report) if model["role"] != "artifact" and model["latency_ms"]]
+    if real.get("p50") is not None and timed:
+        threads = {str(model["threads"]) for model in timed if model.get("threads")}
+        told = f", {' and '.join(sorted(threads))} threads" if threads else ""
         lines.append(
-            "teacher and float student: fp32 in torch (its memory included) where the build ran, at the texts' own"
-            f" lengths; there the artifact's p50 is {number(real['p50'], 3)} ms"
+            f"{_and(model['name'] for model in timed)}: fp32 in torch (its memory included){told}, where the build ran, at"
+            f" the texts' own lengths; there the artifact's p50 is {number(real['p50'], 3)} ms"
         )
+    busy = [model for model in _models(report) if (model.get("busy") or 0.0) > (model.get("threads") or 1) + BUSY]
+    if busy:
+        names = _and(f"{model['name']} (load {model['busy']:.1f})" for model in busy)
+        verb = "was" if len(busy) == 1 else "were"
+        lines.append(f"the machine was busy when {names} {verb} measured: times are upper bounds")
     return lines
+
+
+def _and(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _summary(report: Row) -> str:
@@ -230,6 +221,7 @@ main{max-width:920px;margin:0 auto;padding:32px 20px 64px}
 header{display:flex;gap:14px;align-items:center;flex-wrap:wrap}
 h1{font-size:26px;margin:0;line-height:1.2;overflow-wrap:anywhere}h2{font-size:17px;margin:0 0 4px}
 .lead{color:var(--soft);margin:6px 0 20px}.note{color:var(--soft);font-size:13px;margin:0 0 10px}
+footer{color:var(--soft);font-size:13px}
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;margin:0 0 16px;
 overflow-x:auto;min-width:0}.pair{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(300px,1fr))}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
@@ -240,22 +232,73 @@ tr.remedy td{border-top:0;padding-top:0;color:var(--soft);white-space:normal;tex
 .badge{display:inline-block;border-radius:99px;padding:1px 10px;font-size:13px;font-weight:600;white-space:nowrap}
 header .badge{font-size:15px;padding:4px 14px}.pass{color:var(--good);background:var(--good-bg)}
 .fail{color:var(--bad);background:var(--bad-bg)}.open{color:var(--open);background:var(--open-bg)}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 16px;margin:8px 0 0;font-size:14px}dt{color:var(--soft)}
+dl{display:grid;grid-template-columns:minmax(0,max-content) minmax(45%,1fr);gap:3px 16px;
+margin:8px 0 0;font-size:14px}dt{color:var(--soft);overflow-wrap:anywhere}
+summary{cursor:pointer}header .note{margin:0}table~.note{margin:8px 0 0}
 dd{margin:0;overflow-wrap:anywhere}svg{display:block;width:100%;min-width:600px;height:auto;margin:12px 0;font-size:13px}
 svg text{fill:var(--ink)}svg .soft{fill:var(--soft)}svg .end{text-anchor:end}svg .mid{text-anchor:middle}
 .grid{stroke:var(--line)}.axis{stroke:var(--soft)}.limit{stroke:var(--bad);stroke-dasharray:4 3}
 .teacher{fill:var(--teacher)}.student{fill:var(--student)}.artifact{fill:var(--artifact)}.good{fill:var(--good)}
-.bad{fill:var(--bad)}.mark{stroke:var(--card);stroke-width:2}.range{stroke-width:6;stroke-linecap:round;opacity:.45}
+.bad{fill:var(--bad)}
+.disc{fill-opacity:.3;stroke-width:2}.disc.teacher{stroke:var(--teacher)}.disc.student{stroke:var(--student)}
+.disc.artifact{stroke:var(--artifact)}.mark{stroke:var(--card);stroke-width:2}.range{stroke-width:6;stroke-linecap:round;opacity:.45}
 .range.pass,.range.fail,.range.open{stroke:currentColor}g.pass,g.fail,g.open{background:none}.dot{fill:currentColor}
 @media print{section{break-inside:avoid}}
 """
-_CHECKS_NOTE = "the paired loss and its interval; every check is drawn in units of its own limit"
-_SIGNS = {"pass": ("pass", "✓ pass"), "fail": ("fail", "✕ fail"), "not proven": ("open", "? not proven")}
+_CHECKS_NOTE = "the loss and its interval on the same prompts, in units of each check's own limit"
+_SIGNS = {"pass": "✓ pass", "fail": "✕ fail", "not proven": "? not proven"}
+# CPU features that INT8 and half-precision products use.
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "asimdhp", "sve", "sve2")
+
+
+def _title(report: Row) -> str:
+    recipe, target = (str(report[key]) if report.get(key) else "" for key in ("recipe", "target"))
+    if recipe and target:
+        return f"{recipe} for {target}"
+    return recipe or (f"edgekit report for {target}" if target else "edgekit report")
+
+
+def _parts(report: Row, title: str) -> list[str]:
+    models = _models_table(report) + "".join(f"<p class=note>{escape(told)}</p>" for told in _conditions_lines(report))
+    only = f"<span class=note>{ACCURACY_ONLY}</span>" if report.get("accuracy_only") else ""
+    return [
+        f"<header><h1>{escape(title)}</h1>{_badge(str(report['verdict']))}{only}</header>",
+        f"<p class=lead>{escape(_summary(report))}</p>",
+        _section("Size, accuracy, latency", models + scatter(*_points(report))),
+        _section("Checks", margins(report["checks"]) + _checks_table(report["checks"]), _CHECKS_NOTE),
+        _section("Compared on the same prompts", _comparisons_table(report["comparisons"])),
+        _section("Out of scope", _facts(report.get("scope"))),
+        _section(
+            "Error of each layer",
+            layers(report.get("layers")),
+            "share of the output's power that the layer gets wrong (its inputs' errors included), worst first",
+        ),
+        _section(
+            "Changed confusions",
+            confusion(report.get("confusion")),
+            "right label → answer, in prompts: mistakes of the float student that are gone (left), new ones (right)",
+        ),
+        _section("How the calibration covers these prompts", _facts(_coverage(report.get("coverage")))),
+        _section("Notes", "".join(f"<p>{escape(str(note))}</p>" for note in report.get("notes") or ())),
+        "<div class=pair>",
+        _section("Artifact", _facts(report["artifact"])),
+        _section("Device that measured", _facts(report["device"] | _runtime(report))),
+        "</div>",
+    ]
+
+
+def _points(report: Row) -> tuple[list[dict[str, Any]], str]:
+    """The models for the chart, and what their latency is of: the texts' own lengths, where all were timed at these."""
+    real, models = (report.get("latency_real") or {}).get("p50"), _models(report)
+    alike = bool(real) and any(model["latency_ms"] for model in models if model["role"] != "artifact")
+    points = [model | {"p50": model["latency_ms"].get("p50")} for model in models]
+    if alike:
+        points[-1]["p50"] = real
+    return points, "p50 latency at the texts' own lengths" if alike else "p50 latency"
 
 
 def _badge(verdict: str) -> str:
-    kind, text = _SIGNS.get(verdict, ("open", verdict))
-    return f'<span class="badge {kind}">{escape(text)}</span>'
+    return f'<span class="badge {KINDS.get(verdict, "open")}">{escape(_SIGNS.get(verdict, verdict))}</span>'
 
 
 def _section(title: str, body: str, note: str = "") -> str:
@@ -274,12 +317,21 @@ def _cells(cells: Sequence[str]) -> str:
 def _facts(facts: Any) -> str:
     if not facts:
         return ""
-    shown = "".join(f"<dt>{escape(_words(key))}</dt><dd>{escape(_value(key, facts[key]))}</dd>" for key in facts)
+    shown = "".join(
+        f"<dt>{escape(words(key))}</dt><dd>{_features(value) if key == 'features' else escape(_value(key, value))}</dd>"
+        for key, value in facts.items()
+        if value is not None
+    )
     return f"<dl>{shown}</dl>"
 
 
-def _words(key: str) -> str:
-    return str(key).replace("_", " ")
+def _features(features: Any) -> str:
+    """The CPU features that count for products of integers; all of them on a click."""
+    if not isinstance(features, list):
+        return escape(_value("features", features))
+    first = [name for name in _FEATURES if name in features]
+    told = f"{', '.join(first) or 'none for INT8'} ({len(features)} in all)"
+    return f"<details><summary>{escape(told)}</summary>{escape(_value('features', features))}</details>"
 
 
 def _value(key: str, value: Any) -> str:
@@ -293,7 +345,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def _models_table(report: Row) -> str:
-    rows = [f"<tr><td>{escape(NAMES[name])}</td>{_cells(cells)}</tr>" for name, cells in _model_cells(report)]
+    rows = [f"<tr>{_cells(cells)}</tr>" for cells in _model_cells(report)]
     return _table(["", "accuracy", "size", "p50", "p95", "memory"], rows)
 
 
@@ -304,118 +356,18 @@ def _checks_table(checks: Sequence[Row]) -> str:
         rows.append(f"<tr><td>{escape(name)}</td>{_cells(cells)}<td>{_badge(verdict)}</td></tr>")
         if check.get("remedy"):
             rows.append(f"<tr class=remedy><td colspan=7>↳ {escape(str(check['remedy']))}</td></tr>")
-    return _table(["check", "measured", "limit", "loss", "bound", "interval", "verdict"], rows)
+    return _table(CHECK_HEAD, rows) + f"<p class=note>{CHECK_NOTE}</p>" if rows else ""
 
 
 def _comparisons_table(comparisons: Sequence[Row]) -> str:
     rows = []
     for entry in comparisons:
-        figures = [number(entry.get(key), 3) for key in ("loss", "bound", "margin")]
-        cells = _cells([str(entry.get("metric")), *figures, flips(entry.get("flips"))])
+        metric = str(entry.get("metric"))
+        figures = [lost(metric, entry.get(key), " points") for key in ("loss", "bound", "margin")]
+        cells = _cells([pair(entry), metric, *figures, flips(entry.get("flips"))])
         verdict = _badge(str(entry["verdict"])) if entry.get("verdict") else MISSING
-        rows.append(f"<tr><td>{escape(pair(entry))}</td>{cells}<td>{verdict}</td></tr>")
+        rows.append(f"<tr>{cells}<td>{verdict}</td></tr>")
     return _table(["compared", "metric", "loss", "bound", "margin", "flips", "verdict"], rows) if rows else ""
-
-
-def _svg(height: float, parts: Sequence[str], label: str) -> str:
-    return f'<svg viewBox="0 0 860 {height:g}" role=img aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
-
-
-def _text(x: float, y: float, text: str, kind: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
-
-
-def _ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers between low and high: steps of 1, 2 or 5 times a power of ten."""
-    import math
-
-    rough = max(high - low, 1e-12) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    first = math.ceil(low / step - 1e-9)
-    return [place * step for place in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _scatter(report: Row) -> str:
-    """Size to the right, accuracy up; a disc's area is the p50 latency, a ring has none."""
-    points = [(name, facts) for name, facts in _models(report) if facts["accuracy"] is not None and facts.get("bytes")]
-    if len(points) < 2:
-        return ""
-    left, right, top, bottom = 70.0, 830.0, 24.0, 250.0
-    widest: float = max(facts["bytes"] for _, facts in points) * 1.25
-    scores: list[float] = [facts["accuracy"] for _, facts in points]
-    room = max(max(scores) - min(scores), 0.01)
-    low, high = max(0.0, min(scores) - 0.5 * room), max(scores) + 0.6 * room
-    slowest = max((_p50(facts) or 0.0 for _, facts in points), default=0.0)
-
-    def across(count: float) -> float:
-        return left + (right - left) * count / widest
-
-    def up(score: float) -> float:
-        return bottom - (bottom - top) * (score - low) / (high - low)
-
-    parts = []
-    for tick in _ticks(low, high):
-        parts += [
-            _line(left, up(tick), right, up(tick), "grid"),
-            _text(left - 8, up(tick) + 4, percent(tick), "soft end"),
-        ]
-    for tick in _ticks(0, widest, 6):
-        parts.append(_text(across(tick), bottom + 20, human_bytes(tick) if tick else "0", "soft mid"))
-    parts += [
-        _line(left, bottom, right, bottom, "axis"),
-        _text(left, bottom + 44, "to the right: size; upwards: accuracy", "soft"),
-    ]
-    parts.append(
-        _text(right, bottom + 44, "area of a disc: p50 latency" if slowest else "latency: see the table", "soft end")
-    )
-    for name, facts in sorted(points, key=lambda point: -(_p50(point[1]) or 0.0)):
-        x, y, p50 = across(facts["bytes"]), up(facts["accuracy"]), _p50(facts)
-        radius = max(6.0, 24.0 * (p50 / slowest) ** 0.5) if p50 and slowest else 7.0
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="{name} mark"/>')
-        told = f"{NAMES[name]}, {number(p50, 3)} ms" if p50 else NAMES[name]
-        late = x > (left + right) / 2
-        parts.append(_text(x - radius - 6 if late else x + radius + 6, y + 4, told, "end" if late else ""))
-    return _svg(bottom + 54, parts, "size, accuracy and latency of teacher, float student and artifact")
-
-
-def _p50(facts: Row) -> float | None:
-    value = (facts.get("latency_ms") or {}).get("p50")
-    return None if value is None else float(value)
-
-
-def _margins(checks: Sequence[Row]) -> str:
-    """Each paired loss and its interval, on an axis in units of the check's own limit."""
-    shown = [
-        check for check in checks if check.get("interval") and check.get("loss") is not None and check.get("limit")
-    ]
-    if not shown:
-        return ""
-    spans: list[float] = [value / check["limit"] for check in shown for value in (*check["interval"], check["loss"])]
-    low, high = max(-3.0, min([-0.5, *spans])), min(4.0, max([1.5, *spans]))
-    left, right, row, top = 270.0, 830.0, 34.0, 30.0
-    bottom = top + row * len(shown)
-
-    def across(share: float) -> float:
-        return left + (right - left) * (min(max(share, low), high) - low) / (high - low)
-
-    parts = [
-        _line(across(0), top - 6, across(0), bottom, "axis"),
-        _line(across(1), top - 6, across(1), bottom, "limit"),
-    ]
-    parts += [_text(across(0), top - 12, "no loss", "soft mid"), _text(across(1), top - 12, "limit", "soft mid")]
-    for place, check in enumerate(shown):
-        y, kind = top + row * (place + 0.5), _SIGNS.get(check["verdict"], ("open", ""))[0]
-        begin, end = (across(value / check["limit"]) for value in check["interval"])
-        middle = across(check["loss"] / check["limit"])
-        parts.append(_text(left - 14, y + 4, _short(str(check["name"]), 36), "end"))
-        parts.append(f'<g class="{kind}">{_line(begin, y, end, y, f"range {kind}")}')
-        parts.append(f'<circle cx="{middle:.1f}" cy="{y:.1f}" r="5.5" class="dot mark"/></g>')
-    return _svg(bottom + 8, parts, "measured losses with their intervals, against their limits")
 
 
 def _coverage(coverage: Row | None) -> dict[str, Any]:
@@ -432,53 +384,4 @@ def _coverage(coverage: Row | None) -> dict[str, Any]:
         "labels without a calibrate prompt": ", ".join(coverage["labels"]["unseen"]) or "none",
         "layers with activations outside their range": len(outside),
     }
-    return told | {f"outside, {name}": f"{share:.4%}" for name, share in outside[:5]}
-
-
-def _layers(layers: Sequence[Row] | None) -> str:
-    worst = sorted(layers or (), key=lambda layer: (-layer["error"], layer["name"]))[:MOST_ROWS]
-    if not worst:
-        return ""
-    left, right, row = 330.0, 780.0, 22.0
-    largest = max(layer["error"] for layer in worst) or 1.0
-    parts = []
-    for place, layer in enumerate(worst):
-        y, width = 6 + row * place, max(1.0, (right - left) * layer["error"] / largest)
-        parts.append(_text(left - 10, y + 14, _short(str(layer["name"]), 46), "end"))
-        parts.append(
-            f'<rect x="{left}" y="{y + 3:.1f}" width="{width:.1f}" height="{row - 8}" rx="3" class=artifact />'
-        )
-        parts.append(_text(left + width + 8, y + 14, number(layer["error"], 3), "soft"))
-    hidden = len(layers or ()) - len(worst)
-    more = f"<p class=note>and {hidden} layers with less error</p>" if hidden else ""
-    return _svg(12 + row * len(worst), parts, "error of each layer") + more
-
-
-def _confusion(changes: Sequence[Row] | None) -> str:
-    ranked = sorted(changes or (), key=lambda entry: (-entry["gained"] - entry["lost"], entry["from"], entry["to"]))
-    worst = [entry for entry in ranked if entry["gained"] or entry["lost"]][:MOST_ROWS]
-    if not worst:
-        return ""
-    zero, reach, row = 640.0, 160.0, 22.0
-    largest = max(max(entry["gained"], entry["lost"]) for entry in worst)
-    parts = []
-    for place, entry in enumerate(worst):
-        y = 6 + row * place
-        parts.append(_text(zero - reach - 40, y + 14, _short(f"{entry['from']} → {entry['to']}", 56), "end"))
-        for key, kind, side in (("lost", "good", -1), ("gained", "bad", 1)):
-            if not entry[key]:
-                continue
-            width = reach * entry[key] / largest
-            begin = zero - width if side < 0 else zero
-            parts.append(
-                f'<rect x="{begin:.1f}" y="{y + 3:.1f}" width="{width:.1f}" height="{row - 8}" class={kind} />'
-            )
-            anchor = "soft end" if side < 0 else "soft"
-            parts.append(_text(zero + side * (width + 8), y + 14, number(entry[key]), anchor))
-    parts.append(_line(zero, 4, zero, 8 + row * len(worst), "axis"))
-    return _svg(14 + row * len(worst), parts, "confusions that changed")
-
-
-def _short(text: str, most: int) -> str:
-    """The end of a long name says most: the beginning gives way."""
-    return text if len(text) <= most else f"…{text[1 - most :]}"
+    return told | {f"outside, {name.removesuffix('#0')}": share(part) for name, part in outside[:5]}

@@ -24,6 +24,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "cli",
         "build",
         "distill record calibrate export verify package report inspect",
+        "report_charts",
+        "report_figures",
         "formats runtimes devices tasks",
         "architectures",
         "model",

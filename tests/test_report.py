@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 from artifacts import make_artifact, report_of
 
+from edgekit import __version__
 from edgekit.errors import EdgekitError
-from edgekit.report import flips, human_bytes, number, read_report, terminal_table, write_html
+from edgekit.report import flips, human_bytes, number, read_report, terminal_table, verdict_text, write_html
 
 VOID = {"meta", "circle", "rect", "line"}
 EVIL = "<script>alert('x')</script>\" onload=\"x"
@@ -78,9 +80,112 @@ def test_the_table_holds_the_figures(report: dict[str, Any]) -> None:
     assert re.search(r"teacher +94\.1 % +- +- +- +-", text)
     assert re.search(r"artifact +93\.0 % +\d+ B +1\.5 ms +2\.5 ms +88 MB", text)
     assert "batch 1, sequence 64, threads 1, onnxruntime 1.31.1, measured on A test CPU" in text
-    assert re.search(r"latency p95, ms .*\[2\.4, 2\.7\] +not proven", text)
+    assert re.search(r"latency p95, ms +2\.5 ms +- +2\.7 ms +10 ms +\[2\.4, 2\.7\] +not proven", text)
     assert "\x1b" not in text
     assert text.isascii()
+
+
+def check(name: str, **facts: Any) -> dict[str, Any]:
+    empty = {"loss": None, "bound": None, "interval": None, "looks": 1, "remedy": None, "verdict": "pass"}
+    return {"name": name, **empty, **facts}
+
+
+def test_figures_of_checks_have_units(report: dict[str, Any]) -> None:
+    """A loss stands beside its bound and limit: in points, but for a cosine's."""
+    loss = {"loss": 0.002, "bound": 0.0073, "interval": [-0.0032, 0.0073], "limit": 0.01}
+    checks = [
+        check("accuracy_vs_student", measured=0.874, looks=2, **loss),
+        check("neighbours_vs_student", measured=0.937, **(loss | {"limit": 0.1})),
+        check("cosine_vs_student", measured=0.9987, **(loss | {"loss": 4e-17})),
+        check("p95_ms", measured=7.321, bound=None, interval=[7.24, None], limit=30.0),
+        check("memory_mb", measured=84.3, limit=256.0),
+        check("bytes", measured=18149463, limit=64000000),
+        check("provider", measured=1.0, limit=0.8),
+        check("plausibility", measured="possible", limit=None),
+    ]
+    lines = terminal_table(report | {"checks": checks})
+    assert max(map(len, lines)) <= 110
+    text = re.sub(" {2,}", " | ", "\n".join(lines))
+    for told in (
+        "accuracy_vs_student | 87.4 % | 0.20 points | 0.73 points | 1.00 points | [-0.32, 0.73] (look 2) | pass",
+        "neighbours_vs_student | 93.7 % | 0.20 points | 0.73 points | 10.00 points | [-0.32, 0.73] | pass",
+        "cosine_vs_student | 0.9987 | 0.0000 | 0.0073 | 0.0100 | [-0.0032, 0.0073] | pass",
+        "p95_ms | 7.32 ms | - | - | 30 ms | [7.24, -] | pass",
+        "memory_mb | 84.3 MB | - | - | 256 MB | - | pass",
+        "bytes | 18.1 MB | - | - | 64 MB | - | pass",
+        "provider | 100 % | - | - | at least 80 % | - | pass",
+        "plausibility | possible | - | - | - | - | pass",
+    ):
+        assert told in text
+
+
+def test_a_teacher_that_is_the_student_is_one_row(report: dict[str, Any], tmp_path: Path) -> None:
+    twice = full(report) | {"accuracy": {"teacher": 0.932, "student": 0.932, "artifact": 0.93}}
+    text = "\n".join(terminal_table(twice))
+    assert re.search(r"^float model +93\.2 % +90 MB", text, re.MULTILINE)
+    assert "teacher" not in text
+    assert page(twice, tmp_path).text.count("float model") >= 2
+    assert "float model" not in "\n".join(terminal_table(full(report)))
+
+
+def test_a_busy_machine_and_threads_are_told(report: dict[str, Any], tmp_path: Path) -> None:
+    busy = full(report) | {"busy": 1.4, "latency_real": {"p50": 0.5}}
+    assert "busy" not in "\n".join(terminal_table(busy))
+    busy["models"]["teacher"] |= {"busy": 3.21, "threads": 2}
+    busy["models"]["student"] |= {"busy": 2.4, "threads": 2}
+    told = "the machine was busy when teacher (load 3.2) was measured: times are upper bounds"
+    text = "\n".join(terminal_table(busy))
+    assert told in text
+    assert "fp32 in torch (its memory included), 2 threads, where the build ran" in text
+    shown = page(busy | {"busy": 6.0}, tmp_path).text
+    assert "teacher (load 3.2) and artifact (load 6.0) were measured" in shown
+
+
+def test_a_verdict_of_accuracy_only_says_so(report: dict[str, Any], tmp_path: Path) -> None:
+    assert verdict_text(report) == "not proven"
+    only = report | {"accuracy_only": True, "verdict": "pass"}
+    assert verdict_text(only) == "pass (accuracy only: the target states no latency limit)"
+    assert "✓ passaccuracy only: the target states no latency limit" in page(only, tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("names", "title"),
+    [
+        ({}, "demo for board"),
+        ({"recipe": None}, "edgekit report for board"),
+        ({"target": ""}, "demo"),
+        ({"recipe": None, "target": None}, "edgekit report"),
+    ],
+)
+def test_the_title_names_recipe_and_target(report: dict[str, Any], tmp_path: Path, names: Any, title: str) -> None:
+    text = page(report | names, tmp_path).text
+    assert f"{title}: not proven" in text
+    assert f"edgekit {__version__}" in text
+
+
+def test_labels_of_the_chart_are_apart(report: dict[str, Any], tmp_path: Path) -> None:
+    alike = full(report) | {"accuracy": {"teacher": 1.0, "student": 0.999, "artifact": 0.999}}
+    alike["models"]["student"] = alike["models"]["student"] | {"bytes": 8.9e7}
+    alike["artifact"] = alike["artifact"] | {"bytes": 8.8e7}
+    write_html(alike, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    chart = text[text.index("<svg") : text.index("</svg>")]
+    assert "100.0 %" in chart
+    assert "100.1 %" not in chart
+    labels = re.findall(r'y="([\d.]+)" class="(?:end)?">([a-z ]+), [\d.]+ ms<', chart)
+    assert len(labels) == 3
+    heights = sorted(float(height) for height, _ in labels)
+    assert min(after - before for before, after in itertools.pairwise(heights)) >= 18
+
+
+def test_small_errors_and_features_are_readable(report: dict[str, Any], tmp_path: Path) -> None:
+    names = ["model.layer.0.query#0", "model.layer.1.query#0", "model.pooler#1"]
+    errors = [{"name": name, "error": error} for name, error in zip(names, (0.00643, 9.07e-05, 1e-7), strict=True)]
+    text = page(report | {"layers": errors}, tmp_path).text
+    for shown in ("0.643 %", "0.00907 %", "< 0.001 %", "avx2, avx512_vnni (2 in all)"):
+        assert shown in text
+    assert "model.layer" not in text
+    assert "layer.0.query" in text
 
 
 def test_the_page_is_self_contained_well_formed_and_the_same_each_time(report: dict[str, Any], tmp_path: Path) -> None:
