@@ -5,9 +5,11 @@ Each rewrite is exact in real numbers and looks for one pattern; where it does n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.graph import Graph, attribute, copy_model, float_array
 from edgekit.formats.onnx.session import Session, pad
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+log = logging.getLogger("edgekit")
 
 # Float32 sums in another order; every rewrite measured 0 to 4e-7 on the families of the tests.
 LARGEST_REORDERING = 1e-4
@@ -24,10 +27,8 @@ def simplified(model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: 
     """A copy of a float model (input_ids, attention_mask) with every rewrite that finds its pattern.
 
     for_cpu: also those that need onnxruntime's own CPU operators. The copy answers some of the prompts as the model does,
-    alone and in a padded batch, or a bug is raised.
+    alone and in a padded batch; where a rewrite changed the answers, the model is returned as it was, with a warning.
     """
-    import numpy as np
-
     from edgekit.formats.onnx.attention import sequence_first
     from edgekit.formats.onnx.first_token import first_token_only
 
@@ -40,13 +41,29 @@ def simplified(model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: 
     if for_cpu:
         sequence_first(graph)
         first_token_only(graph)
-    before, after = Session(model), Session(fresh)
+    try:
+        error = _difference(Session(model), Session(fresh), ids, pad_id)
+    except EdgekitError as failed:
+        log.warning("export: a rewrite broke the graph, which is used as it was (slower): %s", failed.message)
+        return copy_model(model)
+    if not error < LARGEST_REORDERING:
+        log.warning("export: a rewrite changed the answers by %.2g; the graph is used as it was (slower)", error)
+        return copy_model(model)
+    return fresh
+
+
+def _difference(before: Session, after: Session, ids: Sequence[Sequence[int]], pad_id: int) -> float:
+    """The worst difference of two graphs' answers over the largest answer; infinite for NaN and other shapes."""
+    import numpy as np
+
     by_length = sorted(ids, key=len)
+    worst = 0.0
     for batch in ([by_length[0]], [by_length[-1]], [by_length[-1][:2]], [by_length[-1], by_length[0], *ids[:3]]):
         wanted, given = (session.run(*pad(batch, pad_id)) for session in (before, after))
-        error = float(np.abs(wanted - given).max() / max(1e-6, float(np.abs(wanted).max())))
-        assert error < LARGEST_REORDERING, f"a rewrite changed the answers by {error:.2g}"
-    return fresh
+        if wanted.shape != given.shape or not np.isfinite(given).all():
+            return float("inf")
+        worst = max(worst, float(np.abs(wanted - given).max() / max(1e-6, float(np.abs(wanted).max()))))
+    return worst
 
 
 def fold_constant_rows(graph: Graph) -> None:
