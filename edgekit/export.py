@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, find_pad_id
-from edgekit.workspace import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +61,9 @@ def export(
     )
     model.tokenizer(max_length).save(str(out / "tokenizer.json"))
     answers = ort.outputs(out / facts["file"], ids, pad_id=find_pad_id(model), options=facts["runtime_options"])
-    return facts | _describe(out, facts, model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope)
+    return facts | _describe(
+        out / facts["file"], model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope
+    )
 
 
 def adopt(
@@ -71,29 +71,34 @@ def adopt(
 ) -> dict[str, Any]:
     """Make an artifact folder of an .onnx file that something else wrote, so that `verify` can judge it.
 
-    The checkpoint gives tokenizer and labels. Raises EdgekitError for a file that onnxruntime does not load.
+    The checkpoint gives tokenizer and labels. Raises EdgekitError for a file that onnxruntime does not load, that lacks a
+    file of its weights, or that does not map token ids to one row per text.
     """
-    from edgekit.formats.onnx import describe_file
+    from edgekit.formats.onnx import FILE, describe_file
+    from edgekit.formats.onnx.files import copy_files
+    from edgekit.formats.onnx.session import load_errors
     from edgekit.runtimes import ort
 
     if not file.is_file():
         raise EdgekitError(f"{file}: no such file")
     model = load_model(checkpoint)
-    shutil.copyfile(file, out / "model.onnx")
-    external = file.with_name(file.name + ".data")
-    if external.is_file():
-        shutil.copyfile(external, out / external.name)
-    facts = describe_file(out / "model.onnx")
+    copy_files(file, out / FILE)
+    facts = describe_file(out / FILE, named=file)
     rows = PromptSet(folder=prompts).split("calibrate")
     ids = model.encode([row.text for row in rows], max_length)
     model.tokenizer(max_length).save(str(out / "tokenizer.json"))
-    answers = ort.outputs(out / "model.onnx", ids, pad_id=find_pad_id(model), options=facts["runtime_options"])
-    return facts | _describe(out, facts, model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope)
+    try:
+        answers = ort.outputs(out / FILE, ids, pad_id=find_pad_id(model), options=facts["runtime_options"])
+    except load_errors() as failed:
+        raise EdgekitError(
+            f"{file}: onnxruntime fails on the calibrate prompts: {str(failed).splitlines()[0][:300]}; is {checkpoint} the"
+            " checkpoint that it was exported from?"
+        ) from failed
+    return facts | _describe(file, model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope)
 
 
 def _describe(
-    out: Path,
-    facts: Mapping[str, Any],
+    file: Path,
     model: Model,
     task: str,
     rows: Sequence[Prompt],
@@ -106,13 +111,10 @@ def _describe(
     classes = model.labels if kind.OUTPUT == "logits" else []
     if classes and answers.shape[1] != len(classes):
         raise EdgekitError(
-            f"{out / facts['file']}: gives {answers.shape[1]} scores, but the model has {len(classes)} labels"
+            f"{file}: gives {answers.shape[1]} scores, but the model has {len(classes)} labels; name the checkpoint that it"
+            " was exported from"
         )
-    main = out / facts["file"]
-    parts = [main, *out.glob(f"{main.name}.*")]
     return {
-        "bytes": sum(part.stat().st_size for part in parts),
-        "sha256": file_sha256(main),
         "task": task,
         "output": kind.OUTPUT,
         "classes": classes,

@@ -16,10 +16,12 @@ from torch import nn
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS
 from edgekit.formats import onnx as format_onnx
-from edgekit.formats.onnx import float_graph
+from edgekit.formats.onnx import choose, float_graph
+from edgekit.formats.onnx import graph as onnx_graph
 from edgekit.formats.onnx.graph import Graph, save
 from edgekit.formats.onnx.layers import layer_errors
 from edgekit.formats.onnx.session import Session, pad
+from edgekit.schema import parse
 from tests.formats.conftest import VOCABULARY, Classifier
 
 
@@ -253,9 +255,90 @@ def test_writing_twice_gives_equal_bytes(written: Any, tmp_path: Path) -> None:
     assert first == second
 
 
-def test_static_without_statistics_is_an_error(written: Any, tmp_path: Path) -> None:
-    with pytest.raises(EdgekitError, match="none of the model's 14 Linears was quantized"):
-        written(tmp_path, scheme="int8-static", calibration=SimpleNamespace(stats={}))
+@pytest.mark.parametrize("scheme", ["int8-static", "auto"])
+@pytest.mark.parametrize("kind", ["none", "one layer less", "narrower"])
+def test_static_with_the_statistics_of_another_model_is_an_error(
+    scheme: str, kind: str, written: Any, calibration: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = "model.bert.encoder.layer.1.attention.self.query#0"
+    stats = {} if kind == "none" else dict(calibration.stats)
+    if kind == "one layer less":
+        stats = {key: seen for key, seen in stats.items() if ".layer.1." not in key}
+    elif kind == "narrower":
+        stats[first] = SimpleNamespace(**{name: part[:32] for name, part in vars(stats[first]).items()})
+    count = {"none": 14, "one layer less": 6, "narrower": 1}[kind]
+    named = "model.bert.encoder.layer.0.attention.self.query#0" if kind == "none" else first
+    monkeypatch.setattr(choose, "trial", lambda *_, **__: pytest.fail("a trial was run"))
+    with pytest.raises(EdgekitError, match=f"that fit {count} of the model's 14 Linears .{named}.*this very model"):
+        written(tmp_path, scheme=scheme, calibration=SimpleNamespace(stats=stats))
+
+
+def test_dynamic_needs_no_statistics(written: Any, tmp_path: Path) -> None:
+    facts = written(tmp_path, scheme="int8-dynamic", calibration=SimpleNamespace(stats={}), float_layers=0)
+    assert facts["quantized"] == {"matmul": 14, "float": []}
+
+
+def test_qdq_is_static(written: Any, tmp_path: Path) -> None:
+    """A dynamic pair is not fused: its products would be float."""
+    facts = written(tmp_path, scheme="auto", layout="qdq", float_layers=0)
+    assert facts["scheme"] == "int8-static"
+    assert list(facts["choices"]["candidates"]["loss"]) == ["static"]
+    assert "DynamicQuantizeLinear" not in facts["operators"]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"float_layers": -1}, "x.toml: export.y.float_layers: should be greater than or equal to 0, got -1"),
+        ({"block": 48}, "x.toml: export.y.block: should be 16, 32, 64, 128 or 256, got 48"),
+        ({"layout": "qdq", "scheme": "int8-dynamic"}, "x.toml: export.y: .*use scheme = 'int8-static' or layout ="),
+    ],
+)
+def test_options_out_of_bounds_name_their_key(table: dict[str, Any], said: str) -> None:
+    with pytest.raises(EdgekitError, match=said):
+        parse(format_onnx.Options, table, "x.toml: export.y")
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
+def test_every_block_is_one_that_onnxruntime_runs(
+    block: Any, written: Any, ids: list[list[int]], tmp_path: Path
+) -> None:
+    assert parse(format_onnx.Options, {"block": block, "float_layers": 0}, "x").block == block
+    facts = written(tmp_path, scheme="w8", block=block)
+    assert facts["choices"]["block"] == block
+    assert np.isfinite(Session(tmp_path / facts["file"]).outputs(ids[:2], 0)).all()
+
+
+def test_a_model_over_two_gigabytes_is_refused_before_it_is_exported(
+    module: Classifier, ids: list[list[int]], calibration: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(float_graph, "export_float", lambda *_, **__: pytest.fail("was exported"))
+    with pytest.raises(EdgekitError, match=r"Classifier: float weights of 0\.\d+ GB: over the 2 GB .* a smaller model"):
+        format_onnx.write(
+            module=module,
+            ids=ids,
+            calibration=calibration,
+            options=format_onnx.Options(),
+            score=nearness,
+            out=tmp_path,
+            pad_id=0,
+            output_name="logits",
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_over_two_gigabytes_is_refused_too(exported: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter may repeat what the module shares."""
+    monkeypatch.setattr(onnx_graph, "LARGEST_FILE", 1000)
+    with pytest.raises(EdgekitError, match=r"the exported graph: float weights of .* over the 2 GB"):
+        Session(exported)
+
+
+def test_onnxruntime_logs_nothing_of_its_own(exported: onnx.ModelProto, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(EdgekitError, match=r"onnxruntime fails on ids of shape .1, 2.: .*Gather"):
+        Session(exported).run(*pad([[VOCABULARY, 1]], 0))
+    assert capfd.readouterr().err == ""
 
 
 def test_a_quantizing_scheme_must_be_smaller(written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +366,9 @@ def test_large_models_keep_their_weights_beside_them(
     exported: onnx.ModelProto, ids: list[list[int]], tmp_path: Path
 ) -> None:
     size = save(exported, tmp_path / "model.onnx", largest=1000)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
+    facts = format_onnx.describe_file(tmp_path / "model.onnx")
+    assert facts["files"] == sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert size == facts["bytes"] == sum(path.stat().st_size for path in tmp_path.iterdir())
     np.testing.assert_array_equal(
         Session(tmp_path / "model.onnx").outputs(ids[:3], 0), Session(exported).outputs(ids[:3], 0)
     )

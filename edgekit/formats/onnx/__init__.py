@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from edgekit.errors import EdgekitError
 
@@ -39,12 +41,25 @@ class Options:
     reduce_range: bool = True
     """int8: weights that no CPU's 16-bit sums of two products saturate on (x86 without VNNI); off gains a third of a bit."""
     layout: Literal["operators", "qdq"] = "operators"
-    """onnxruntime's own CPU operators, or ONNX's (int8-static: Quantize/Dequantize pairs) for other execution providers."""
+    """onnxruntime's own CPU operators, or ONNX's (int8-static: Quantize/Dequantize pairs) for other execution providers.
+
+    With qdq, auto tries int8-static only: onnxruntime fuses no dynamic pair, so that its products would be float."""
     smoothing: bool = True
-    float_layers: int = 1
+    float_layers: Annotated[int, Ge(0)] = 1
     """int8: how many Linears may stay float, where that brings the answers clearly nearer to the float ones."""
-    block: int = 32
-    """w8, w4: how many weights share a scale."""
+    block: Literal[16, 32, 64, 128, 256] = 32
+    """w8, w4: how many weights share a scale (the sizes that onnxruntime's MatMulNBits has)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is right key by key and not together."""
+        from pydantic_core import PydanticCustomError
+
+        if self.layout == "qdq" and self.scheme == "int8-dynamic":
+            raise PydanticCustomError(
+                "layout",
+                "scheme = 'int8-dynamic' with layout = 'qdq' has no integer products; use scheme = 'int8-static' or"
+                " layout = 'operators'",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +100,11 @@ def write(
 
     if not ids:
         raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
+    graph.check_size(4 * sum(weight.numel() for weight in module.parameters()), type(module).__name__)
     exported = export_float(module, ids, pad_id=pad_id, output_name=output_name)
     linears = [linear.key for linear in graph.Graph(exported).linears()]
+    if options.scheme in {"auto", "int8-static"}:
+        _refuse_other_calibration(module, exported, calibration)
     float_size = _float_size(exported)
     exported = simplified(
         exported, ids, pad_id=pad_id, for_cpu=options.layout == "operators" and options.scheme != "fp16"
@@ -115,34 +133,29 @@ def write(
     }
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """What any .onnx file needs to run, ours or not: opset, IR version, operators, minimum onnxruntime.
+def describe_file(path: Path, *, named: Path | None = None) -> dict[str, Any]:
+    """What any .onnx file needs to run, ours or not: files, opset, IR version, operators, minimum onnxruntime.
 
-    Raises EdgekitError for a file that is not ONNX or that onnxruntime does not load.
+    named: what errors call the file, where this is a copy. Raises EdgekitError for a file that is not ONNX, that lacks a
+    file of its weights, that onnxruntime does not load, or that is not (token ids) -> [batch, width].
     """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
     from edgekit.formats.onnx import graph
+    from edgekit.formats.onnx.files import digest, external_files, read
+    from edgekit.formats.onnx.interface import check_interface
     from edgekit.formats.onnx.session import Session
-    from edgekit.workspace import file_sha256
 
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as bad:
-        raise EdgekitError(f"{path}: not an ONNX file") from bad
-    except OSError as failed:
-        raise EdgekitError(f"{path}: cannot be read: {failed.strerror or failed}") from failed
-    Session(path)
+    model = read(path, named=named)
+    names = [path.name, *external_files(model, path)]
+    check_interface(Session(path, named=named), named or path)
     kinds = [node.op_type for node in graph.nodes(model.graph)]
     matmuls = sum(kinds.count(kind) for kind in graph.QUANTIZED_MATMULS)
-    external = path.with_name(path.name + ".data")
     return {
         "format": NAME,
         "scheme": "unknown",
         "file": path.name,
-        "bytes": path.stat().st_size + (external.stat().st_size if external.is_file() else 0),
-        "sha256": file_sha256(path),
+        "files": names,
+        "bytes": sum((path.parent / name).stat().st_size for name in names),
+        "sha256": digest(path.parent, names),
         "opset": graph.opset(model),
         "ir_version": model.ir_version,
         "operators": graph.operators(model),
@@ -187,7 +200,7 @@ def _write_int8(exported: onnx.ModelProto, calibration: Calibration, options: Op
             ranges=None, activation=options.activation, reduce_range=options.reduce_range, layout=options.layout
         ),
     )
-    modes: tuple[Literal["static", "dynamic"], ...] = ("static", "dynamic")
+    modes: tuple[Literal["static", "dynamic"], ...] = ("static",) if options.layout == "qdq" else ("static", "dynamic")
     tried = {
         mode: choose(source, on, mode, float_layers=options.float_layers, smoothing=options.smoothing)
         for mode in modes
@@ -195,7 +208,7 @@ def _write_int8(exported: onnx.ModelProto, calibration: Calibration, options: Op
     }
     best = next(iter(tried.values()))
     scores: dict[str, float] = {}
-    if len(tried) == len(modes):
+    if len(tried) > 1:
         best, scores = better(source, on, tried["static"], tried["dynamic"])
     model, keys = source.quantized(best)
     losses = {mode: recipe.loss for mode, recipe in tried.items()}
@@ -216,11 +229,43 @@ def _ranges(exported: onnx.ModelProto, calibration: Calibration) -> dict[str, An
     from edgekit.formats.onnx.smooth import Range
 
     found = {}
-    for linear in Graph(exported).linears():
+    graph = Graph(exported)
+    for linear in graph.linears():
         seen = calibration.stats.get(linear.key)
-        if seen is not None:
+        if seen is not None and _fits(seen, graph.initializers[linear.weight]):
             found[linear.key] = Range(minimum=seen.minimum, maximum=seen.maximum, mean_square=seen.mean_square)
     return found
+
+
+def _fits(seen: Any, weight: onnx.TensorProto) -> bool:
+    """Whether statistics are of as many channels as a weight [inputs, outputs] multiplies."""
+    return bool(seen.minimum.shape[0] == weight.dims[0])
+
+
+def _refuse_other_calibration(module: nn.Module, exported: onnx.ModelProto, calibration: Calibration) -> None:
+    """Raises EdgekitError where the calibration does not fit the module's Linears: they would silently stay float.
+
+    A product that is no torch Linear was never calibrated, and stays float.
+    """
+    from torch import nn
+
+    from edgekit.formats.onnx.graph import Graph
+
+    watched = {path for path, part in module.named_modules() if isinstance(part, nn.Linear)}
+    found = Graph(exported)
+    linears = found.linears()
+    missing = []
+    for linear in linears:
+        seen = calibration.stats.get(linear.key)
+        if linear.path in watched and (seen is None or not _fits(seen, found.initializers[linear.weight])):
+            missing.append(linear.key)
+    if missing:
+        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise EdgekitError(
+            f"calibration: no statistics that fit {len(missing)} of the model's {len(linears)} Linears ({named}), which a"
+            " static scheme would leave float; calibrate this very model (a calibration of another model is the usual"
+            " cause), or use scheme = 'int8-dynamic'"
+        )
 
 
 def _float_size(exported: onnx.ModelProto) -> int:
@@ -241,8 +286,8 @@ def _refuse_silent_success(written: _Written, size: int, float_size: int, linear
         return
     if not written.quantized:
         raise EdgekitError(
-            f"scheme {written.scheme}: none of the model's {len(linears)} Linears was quantized: the calibration has no"
-            " statistics for them; calibrate this very model, or use scheme = 'int8-dynamic'"
+            f"scheme {written.scheme}: none of the model's {len(linears)} products with constant weights was quantized;"
+            " use scheme = 'fp32'"
         )
     if size >= float_size:
         raise EdgekitError(

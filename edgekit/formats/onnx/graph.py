@@ -266,7 +266,7 @@ def save(model: onnx.ModelProto, path: Path, *, largest: int = LARGEST_FILE) -> 
     import onnx
 
     external = path.with_name(path.name + ".data")
-    weights = sum(tensor_bytes(tensor) for tensor in model.graph.initializer)
+    weights = weight_bytes(model)
     try:
         external.unlink(missing_ok=True)
         if weights > largest:
@@ -279,6 +279,20 @@ def save(model: onnx.ModelProto, path: Path, *, largest: int = LARGEST_FILE) -> 
             f"{path}: cannot be written: {failed.strerror or failed}; free space or choose another folder"
         ) from failed
     return path.stat().st_size + (external.stat().st_size if external.exists() else 0)
+
+
+def check_size(weights: int, where: str) -> None:
+    """Raises EdgekitError for a model whose weights, in bytes, protobuf cannot hold in one message."""
+    if weights > LARGEST_FILE:
+        raise EdgekitError(
+            f"{where}: float weights of {weights / 1e9:.3g} GB: over the 2 GB that one ONNX graph in memory can hold"
+            " (protobuf's limit); choose a smaller model or a student of fewer layers ([student] layers in the recipe)"
+        )
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """How many bytes a model's initializers take."""
+    return sum(tensor_bytes(tensor) for tensor in model.graph.initializer)
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:

@@ -32,35 +32,46 @@ class Session:
         threads: int = 1,
         fuse: bool = True,
         entries: Mapping[str, str] | None = None,
+        named: Path | None = None,
     ) -> None:
         """Raises EdgekitError where onnxruntime does not load the model.
 
-        fuse: False runs the graph's nodes as they are written, without any optimizer.
+        fuse: False runs the graph's nodes as they are written, without any optimizer; named: what errors call the file.
         """
         import onnxruntime
 
+        from edgekit.formats.onnx.graph import check_size, weight_bytes
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what onnxruntime would log of a failure is in its exception too
         if not fuse:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         for key, value in (entries or {}).items():
             options.add_session_config_entry(key, value)
+        self._named = str(named or model) if isinstance(model, Path) else "the exported graph"
+        if not isinstance(model, Path):
+            check_size(weight_bytes(model), self._named)
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         try:
             self._session = onnxruntime.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
             )
-        except _load_errors() as failed:
+        except load_errors() as failed:
             raise EdgekitError(
-                f"{model if isinstance(model, Path) else 'the exported graph'}: onnxruntime {onnxruntime.__version__}"
-                f" does not load it: {str(failed).splitlines()[0][:300]}"
+                f"{self._named}: onnxruntime {onnxruntime.__version__} does not load it: {_told(failed)}"
             ) from failed
-        self.inputs = [value.name for value in self._session.get_inputs()]
+        self.takes: list[Any] = self._session.get_inputs()
+        self.gives: list[Any] = self._session.get_outputs()
+        self.inputs = [value.name for value in self.takes]
 
     def run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The output [batch, width] for int64 [batch, sequence] inputs."""
-        answer: NDArray[np.float32] = self._session.run(None, self._feeds(tokens, mask))[0]
+        """The output [batch, width] for int64 [batch, sequence] inputs. EdgekitError where onnxruntime fails on them."""
+        try:
+            answer: NDArray[np.float32] = self._session.run(None, self._feeds(tokens, mask))[0]
+        except load_errors() as failed:
+            shape = list(tokens.shape)
+            raise EdgekitError(f"{self._named}: onnxruntime fails on ids of shape {shape}: {_told(failed)}") from failed
         return answer
 
     def values(self, names: Sequence[str], tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> list[NDArray[Any]]:
@@ -75,10 +86,13 @@ class Session:
 
     def _feeds(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         given = {"input_ids": tokens, "attention_mask": mask}
+        if "token_type_ids" in self.inputs:  # only in files that something else exported: all of one segment
+            given["token_type_ids"] = tokens * 0
         return {name: value for name, value in given.items() if name in self.inputs}
 
 
-def _load_errors() -> tuple[type[Exception], ...]:
+def load_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises for a model that it does not load or cannot run (its errors share no parent)."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = (
@@ -91,6 +105,10 @@ def _load_errors() -> tuple[type[Exception], ...]:
         "NoSuchFile",
     )
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
+
+
+def _told(failed: Exception) -> str:
+    return (str(failed).splitlines() or [""])[0][:300]
 
 
 def pad(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
