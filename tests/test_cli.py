@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -47,8 +50,7 @@ def test_help_has_an_example_and_json(path: tuple[str, ...], command: Command) -
     assert (answer.code, answer.err) == (0, "")
     assert re.search(rf"Examples?:\n.*edgekit {' '.join(path)}", answer.out, re.DOTALL)
     assert max(map(len, answer.out.splitlines())) <= 120
-    if path != ("completion",):
-        assert "--json" in answer.out
+    assert "--json" in answer.out
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
@@ -173,6 +175,7 @@ def test_usage_errors_end_with_2(command: Command, arguments: tuple[str, ...]) -
         ("cache", "list"),
         ("cache", "prune"),
         ("doctor",),
+        ("completion", "zsh"),
         ("inspect", "teacher"),
         ("build", "-t", "raspberrypi", "-t", "laptop-cpu", "--dry-run"),
         ("record", "teacher", "teacher", "-o", "made/reference"),
@@ -237,6 +240,17 @@ def test_targets_check(command: Command, tmp_path: Path) -> None:
     problems = {one["name"]: one["problem"] for one in json.loads(answer.out)["targets"]}
     assert problems[str(good)] is None
     assert "did you mean cores?" in problems[str(bad)]
+    text = good.read_text()
+    for old, new, said in (
+        ('sources = ["none"]', "sources = []", "hardware.sources: empty; say where the facts come from"),
+        ('[export.text-classification]\nformat = "onnx"', "[export]", "export: empty; name a task"),
+        ("threads = 1", "threads = 0", "runtime.onnxruntime.threads: should be at least 1, got 0"),
+    ):
+        assert old in text
+        bad.write_text(text.replace(old, new))
+        answer = command("targets", "check", bad)
+        assert answer.code == 1
+        assert answer.out == f"problem  {bad}: {said}{answer.out.partition(said)[2]}"
 
 
 def test_a_target_is_one_file(command: Command, project: Path) -> None:
@@ -279,12 +293,105 @@ def test_init_without_a_terminal_asks_for_flags(command: Command) -> None:
 
 def test_cache_list_and_prune(command: Command, project: Path) -> None:
     assert "0 products" in command("cache", "list").out
+    # Without one a dry run leaves nothing behind.
+    (project.parent / "cache").mkdir()
     command("build", "-t", "laptop-cpu", "--dry-run")
     listed = json.loads(command("cache", "list", "--json").out)["products"]
     assert [one["step"] for one in listed] == ["prompts"]
     assert command("cache", "prune", "--older-than", "1").out == "removed 0 folders, 0.0 MB\n"
     assert command("cache", "prune").out.startswith("removed 1 folders")
     assert "0 products" in command("cache", "list").out
+
+
+def test_the_age_of_a_step_counts_from_its_last_use(command: Command, project: Path) -> None:
+    """What a build reuses is young again: `list` says so and `prune --older-than` leaves it."""
+    dry = ("build", "-t", "laptop-cpu", "--dry-run")
+    (project.parent / "cache").mkdir()
+    command(*dry)
+    (listed,) = json.loads(command("cache", "list", "--json").out)["products"]
+    manifest = Path(listed["folder"]) / "prompts.json"
+    for place in (manifest, manifest.parent):
+        os.utime(place, (0, time.time() - 10 * 86400))
+    (listed,) = json.loads(command("cache", "list", "--json").out)["products"]
+    assert listed["age_days"] == pytest.approx(10, abs=0.1)
+    command(*dry)
+    (listed,) = json.loads(command("cache", "list", "--json").out)["products"]
+    assert listed["age_days"] < 0.1
+    assert command("cache", "prune", "--older-than", "5").out.startswith("removed 0 folders")
+    os.utime(manifest, (0, time.time() - 10 * 86400))
+    assert command("cache", "prune", "--older-than", "5").out.startswith("removed 1 folders")
+
+
+def test_doctor_examines_the_cache_that_is_named(command: Command, tmp_path: Path) -> None:
+    """Its remedy for a cache that cannot be written is --cache."""
+    (tmp_path / "mine").write_text("")
+    findings = json.loads(command("doctor", "--cache", tmp_path / "mine" / "x", "--json").out)["findings"]
+    (found,) = (one for one in findings if one["name"] == "cache")
+    assert found["status"] == "problem"
+    assert str(tmp_path / "mine") in found["found"]
+    assert "--cache" in found["remedy"]
+
+
+@pytest.mark.parametrize("option", ["--student", "--calibration"])
+def test_half_of_the_coverage_is_a_usage_error(command: Command, project: Path, option: str) -> None:
+    answer = command("verify", "artifact", "reference", "-t", "laptop-cpu", "-o", "made", option, "teacher")
+    assert answer.code == 2
+    assert "Give --student and --calibration together" in answer.err
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    from artifacts import make_artifact, make_report, make_target
+
+    from edgekit.package import package
+
+    artifact = make_artifact(tmp_path / "artifact")
+    lineage = {"teacher": "x", "teacher_revision": None, "license": None, "data_license": None}
+    return package(
+        artifact=artifact, report=make_report(tmp_path / "report", artifact), name="demo-board", recipe="demo",
+        target=make_target(tmp_path), lineage=lineage, out=tmp_path / "dist", strict=False,
+    ).bundle  # fmt: skip
+
+
+JAPANESE = "日本語, ćevapi and 🎵"
+
+
+def run_bundle(bundle: Path, *arguments: str, texts: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    """`edgekit run` with the pipes of a Windows of Western Europe."""
+    environment = child_environment(PYTHONIOENCODING="cp1252", PYTHONUTF8="0")
+    return subprocess.run(
+        [sys.executable, "-m", "edgekit", "run", str(bundle), *arguments],
+        input=texts, capture_output=True, check=False, env=environment,
+    )  # fmt: skip
+
+
+def test_texts_and_answers_are_utf8_in_any_locale(bundle: Path) -> None:
+    for ran in (
+        run_bundle(bundle, JAPANESE, "--json"),
+        run_bundle(bundle, "--json", texts=f"{JAPANESE}\n".encode()),
+        run_bundle(bundle, "--json", texts=f"\ufeff{JAPANESE}\r\n".encode()),
+    ):
+        assert ran.returncode == 0, ran.stderr
+        assert [one["text"] for one in json.loads(ran.stdout.decode("utf-8"))["answers"]] == [JAPANESE]
+    plain = run_bundle(bundle, JAPANESE)
+    assert plain.stdout.decode("utf-8").rstrip().endswith(f"\t{JAPANESE}")
+    wrong = run_bundle(bundle, texts="café".encode("cp1252"))
+    assert wrong.returncode == 1
+    assert wrong.stderr.decode() == "Error: standard input: byte 3 (0xe9) is not UTF-8; send UTF-8\n"
+    missing = run_bundle(bundle.with_name(JAPANESE), "a")
+    assert missing.returncode == 1
+    assert JAPANESE in missing.stderr.decode("utf-8")
+
+
+def test_a_text_ends_where_its_line_does(bundle: Path, tmp_path: Path) -> None:
+    """U+2028, U+0085 and a form feed end a line for str.splitlines; in a file of texts they are part of one."""
+    texts = ["turn\u2028the\u0085light\x0con", "", "play\rmusic"]
+    (tmp_path / "texts.txt").write_bytes("\r\n".join([*texts, ""]).encode())
+    for ran in (
+        run_bundle(bundle, "--json", "--file", str(tmp_path / "texts.txt")),
+        run_bundle(bundle, "--json", "--file", "-", texts="\n".join(texts).encode()),
+    ):
+        assert [one["text"] for one in json.loads(ran.stdout)["answers"]] == texts
 
 
 def test_completion(command: Command) -> None:
@@ -330,17 +437,21 @@ def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], mon
     from edgekit.cli import show
 
     monkeypatch.setattr(show, "PLAIN_INTERVAL", 0.0)
+    seconds = itertools.count()
+    monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     terminal = show.Terminal()
     progress = terminal.begin("distill", "6 layers to 3")
+    progress(1, 200, "loss 0.93")
     progress(50, 200, "loss 0.41")
     progress(200, 200, "")
     terminal.end("distill", Path("x"), kept=False)
     said = capsys.readouterr()
     assert said.out == ""
-    first, middle, last = said.err.splitlines()
+    first, early, middle, last = said.err.splitlines()
     assert first.split() == ["distill", "6", "layers", "to", "3"]
-    assert re.search(r"distill +25 % +50/200 +[\d.]+/s +ETA \d+:\d\d +loss 0\.41$", middle)
-    assert re.search(r"distill +done, \d+\.\d s", last)
+    assert early.split() == ["distill", "0", "%", "1/200", "loss", "0.93"]
+    assert middle.split() == ["distill", "25", "%", "50/200", "50.0/s", "ETA", "0:03", "loss", "0.41"]
+    assert last.split() == ["distill", "done,", "4.0", "s"]
 
 
 def test_output_that_is_cut_off_is_no_traceback(project: Path) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgekit.cli.options import cache_option, complete_target, json_option
+
+if TYPE_CHECKING:
+    from edgekit.workspace import Product
 
 
 @click.group()
@@ -182,7 +186,7 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
             "step": product.step,
             "folder": str(product.folder),
             "bytes": sum(entry["bytes"] for entry in product.manifest["files"].values()),
-            "age_days": round((time.time() - last_used(product.folder)) / 86400, 2),
+            "age_days": round((time.time() - _last_used(product)) / 86400, 2),
         }
         for product in workspace.products()
     ]
@@ -194,9 +198,14 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
     click.echo(f"{len(rows)} products, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB in {workspace.root}")
 
 
+def _last_used(product: Product) -> float:
+    """A build that reuses a product touches its manifest."""
+    return (product.folder / f"{product.step}.json").stat().st_mtime
+
+
 @cache.command()
 @click.option("--older-than", "days", type=click.FloatRange(min=0), default=0.0,
-              help="Only what was last made or used so many days ago.")  # fmt: skip
+              help="Only what no build made or used for so many days.")  # fmt: skip
 @cache_option
 @json_option
 def prune(days: float, cache: Path | None, as_json: bool) -> None:
