@@ -259,11 +259,17 @@ def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float
         detail = "no products of unsigned and signed bytes"
         return Check(name=name, measured=None, limit=None, verdict="pass", detail=detail)
     told = f"{share:.2%} of weight pairs may exceed 16 bits"
-    if exact or here == there or share == 0.0:
+    if exact or share == 0.0 or (here == there and here is not None):
         same = "both saturate" if here and there else "nothing can saturate" if share == 0.0 else "both are exact"
-        same = "the session asks for exact sums on every CPU" if exact and (here or there) else same
+        same = "the session asks for exact sums on every CPU" if exact and (here, there) != (False, False) else same
         return Check(name=name, measured=share, limit=None, verdict="pass", detail=f"{told}; {same}")
-    if there:
+    if here is None or there is None:
+        remedy = (
+            f"{'this machine' if here is None else 'the target'} tells no CPU features, so nobody knows whether its 16-bit sums"
+            " saturate: run `edgekit verify` on Linux, name the features in the target's [hardware], or set reduce_range = true"
+            " in its export table and run `edgekit build`"
+        )
+    elif there:
         remedy = (
             "the target has no VNNI, and its 16-bit sums would saturate where this machine's do not: set reduce_range = true"
             " in the target's export table and run `edgekit build`, or `edgekit verify` on a CPU like the target's"

@@ -89,6 +89,9 @@ def test_a_session_that_asks_for_exact_sums_passes() -> None:
     assert not is_exact({"config_entries": {"session.x64quantprecision": "0"}})
     assert check_arithmetic(hardware, here, 0.1, exact=True).verdict == "pass"
     assert "exact" in str(check_arithmetic(hardware, here, 0.1, exact=True).detail)
+    untold = check_arithmetic(hardware, here | {"features": []}, 0.1, exact=True)
+    assert untold.verdict == "pass"
+    assert "the session asks for exact sums" in str(untold.detail)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,13 @@ def test_a_session_that_asks_for_exact_sums_passes() -> None:
         (NO_VNNI, NO_VNNI, 0.1, "pass", None),
         (VNNI, NO_VNNI, 0.0, "pass", None),
         (VNNI, NO_VNNI, None, "pass", None),
+        # Windows tells no features: unknown is neither like a CPU without VNNI nor like another unknown one.
+        ([], NO_VNNI, 0.1, "not proven", "this machine tells no CPU features"),
+        ([], VNNI, 0.1, "not proven", "this machine tells no CPU features"),
+        (VNNI, [], 0.1, "not proven", "the target tells no CPU features"),
+        ([], [], 0.1, "not proven", "no CPU features"),
+        ([], NO_VNNI, 0.0, "pass", None),
+        ([], NO_VNNI, None, "pass", None),
     ],
 )
 def test_check(here: list[str], there: list[str], share: float | None, verdict: str, says: str | None) -> None:
