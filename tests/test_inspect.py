@@ -210,7 +210,9 @@ def test_our_own_folders(tmp_path: Path) -> None:
     assert (found["kind"], found["scheme"], found["labels"]) == ("artifact", "int8-static", LABELS)
     assert found["model"]["operators"]["Gather"] == 1
     report = make_report(tmp_path / "report", artifact)
-    assert told(report)[0]["verdict"] == "pass"
+    found, text = told(report)
+    assert (found["verdict"], found["checks"][0]["limit"]) == ("pass", 0.01)
+    assert "0.20 points  0.70 points  1.00 points  pass" in text
     packed = package(
         artifact=artifact,
         report=report,
@@ -224,7 +226,49 @@ def test_our_own_folders(tmp_path: Path) -> None:
         found, text = told(place)
         assert (found["kind"], found["name"], found["intact"]) == ("bundle", "demo-board", True)
         assert "tokenizer.json" in text
+    assert told(packed.bundle / "bundle.json") == told(packed.bundle)
+    assert told(artifact / "export.json") == told(artifact)
     assert told(packed.report)[0]["kind"] == "report"
+
+
+def test_the_text_has_no_python_in_it_and_nothing_empty() -> None:
+    found = {
+        "kind": "artifact",
+        "external_files": {},
+        "quantized": {"float": [], "matmul": 20},
+        "choices": {"mode": "static", "float_layers": [], "tried": {f"smoothing {place}": 0.1 for place in range(40)}},
+        "model": {
+            "products": [{"count": 2, "operator": "MatMul", "node_type": None}, {"count": 1, "operator": "Gemm"}],
+            "types": {"int8": {"tensors": 2, "bytes": 2_500_000}, "float32": {"tensors": 10, "bytes": 12}},
+            "operators": {"Add": 3, "MatMul": 12000},
+            "metadata": {"note": ""},
+        },
+        "files": {"load.py": 2500},
+        "intact": True,
+    }
+    assert describe_lines(found) == [
+        "kind       artifact",
+        "quantized",
+        "  matmul  20",
+        "choices",
+        "  mode   static",
+        "  tried  40 candidates",
+        "model",
+        "  products",
+        "    count  operator",
+        "    2      MatMul",
+        "    1      Gemm",
+        "  types",
+        "             tensors  bytes",
+        "    int8     2        2.5 MB",
+        "    float32  10       12 B",
+        "  operators",
+        "    Add     3",
+        "    MatMul  12,000",
+        "files",
+        "  load.py  2.5 kB",
+        "intact     yes",
+    ]
 
 
 def test_calibration_reference_and_prompts(tmp_path: Path) -> None:

@@ -8,21 +8,22 @@ from __future__ import annotations
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgekitError
 from edgekit.inspect.onnx_file import inspect_onnx
 from edgekit.inspect.tensors import MOST_TENSORS, by_type, largest
+from edgekit.inspect.text import describe_lines
 from edgekit.schema import read_json, read_toml
+
+__all__ = ["describe_lines", "inspect"]
 
 KINDS = (
     "a model folder (config.json), a .safetensors or .onnx file, a folder that a step wrote (export, calibrate, record,"
     " verify), a bundle or its .tar.gz, a prompts folder, a target's or recipe's .toml"
 )
-# Entries of a long list that are worth a line.
-MOST_SHOWN = 12
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -42,59 +43,19 @@ def inspect(path: Path) -> dict[str, Any]:
         return _inspect_bundle(path)
     if path.suffix == ".toml":
         return _inspect_toml(path)
-    if path.name == "report.json" or path.name.endswith(".report.json"):
+    if path.name.endswith(".report.json"):
         return _inspect_report(path)
+    if path.name in _folder_readers():
+        return _folder_readers()[path.name](path.parent)
     raise EdgekitError(f"{path}: not a kind of file that edgekit knows: {KINDS}")
-
-
-def describe_lines(found: Mapping[str, Any]) -> list[str]:
-    """What `inspect` found, as lines of text: nested tables are indented, lists of tables have a line per entry."""
-    width = max((len(key) for key in found), default=0)
-    lines = []
-    for key, value in found.items():
-        if value in (None, [], {}):
-            continue
-        label = key.replace("_", " ").ljust(width)
-        if isinstance(value, Mapping):
-            inner = max(len(str(name)) for name in value)
-            lines.append(label.rstrip())
-            lines += [f"  {str(name).ljust(inner)}  {_show(str(name), item)}" for name, item in value.items()]
-        elif isinstance(value, list) and isinstance(value[0], Mapping):
-            lines.append(label.rstrip())
-            head = [name.replace("_", " ") for name in value[0]]
-            rows = [head] + [[_show(name, item) for name, item in entry.items()] for entry in value]
-            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        else:
-            lines.append(f"{label}  {_show(key, value)}")
-    return lines
-
-
-def _show(key: str, value: Any) -> str:
-    from edgekit.report import human_bytes
-
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
-    if isinstance(value, int) and (key == "bytes" or key.endswith("_bytes")):
-        return human_bytes(value)
-    if isinstance(value, int):
-        return f"{value:,}" if value >= 10_000 else str(value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_show(str(name), item)}" for name, item in value.items())
-    if isinstance(value, list):
-        shown = ", ".join(str(item) for item in value[:MOST_SHOWN])
-        shown += f", ... ({len(value)})" if len(value) > MOST_SHOWN else ""
-        return f"[{shown}]" if key == "shape" else shown
-    return str(value)
 
 
 # --- folders
 
 
-def _inspect_folder(folder: Path) -> dict[str, Any]:
-    readers: dict[str, Callable[[Path], dict[str, Any]]] = {
+def _folder_readers() -> dict[str, Callable[[Path], dict[str, Any]]]:
+    """Who reads a folder, by the file that tells what it is."""
+    return {
         "bundle.json": _inspect_bundle,
         "export.json": _inspect_artifact,
         "calibrate.json": _inspect_calibration,
@@ -108,7 +69,10 @@ def _inspect_folder(folder: Path) -> dict[str, Any]:
         "train.jsonl": _inspect_prompts,
         "recipe.toml": lambda place: _inspect_toml(place / "recipe.toml"),
     }
-    for name, reader in readers.items():
+
+
+def _inspect_folder(folder: Path) -> dict[str, Any]:
+    for name, reader in _folder_readers().items():
         if (folder / name).is_file():
             return reader(folder)
     weights = sorted(folder.glob("*.onnx"))
@@ -243,8 +207,9 @@ def _inspect_report(path: Path) -> dict[str, Any]:
     from edgekit.report import read_report
 
     report = read_report(path)
-    checks = [{key: check.get(key) for key in ("name", "measured", "limit", "verdict")} for check in report["checks"]]
-    keys = ("verdict", "accuracy", "latency_ms", "shape", "memory_mb", "artifact", "runtime", "device")
+    shown = ("name", "measured", "loss", "bound", "limit", "verdict")
+    checks = [{key: check.get(key) for key in shown} for check in report["checks"]]
+    keys = ("verdict", "accuracy_only", "accuracy", "latency_ms", "shape", "memory_mb", "artifact", "runtime", "device")
     return {"kind": "report", "path": str(path)} | {key: report.get(key) for key in keys} | {"checks": checks}
 
 
