@@ -97,6 +97,16 @@ def adopt(
     return facts | _describe(file, model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope)
 
 
+def file_digest(file: Path) -> str:
+    """sha256 over an .onnx file and the files of its weights: what an adopted artifact depends on.
+
+    Raises EdgekitError for what `adopt` refuses of its files.
+    """
+    from edgekit.formats.onnx.files import digest, external_files, read
+
+    return digest(file.parent, [file.name, *external_files(read(file), file)])
+
+
 def _describe(
     file: Path,
     model: Model,

@@ -369,3 +369,25 @@ def test_ctrl_c_after_the_result(project: Path, moment: float) -> None:
     assert child.returncode in {0, 130}
     assert "Traceback" not in err
     assert (project.parent / "dist" / "reference" / "record.json").is_file()
+
+
+def test_a_file_of_another_tool(command: Command, project: Path) -> None:
+    """Another interface, or weights that are not there: one line that names the user's file."""
+    from onnx import TensorProto
+
+    from tests.formats.test_files import make_file
+
+    ids = {name: (TensorProto.INT64, ["b", "s"]) for name in ("input_ids", "position_ids")}
+    narrow = {"input_ids": (TensorProto.INT32, ["b", "s"])}
+    for options, said in (
+        ({"inputs": ids}, "takes the input position_ids; edgekit gives"),
+        ({"inputs": narrow}, "takes input_ids as tensor(int32)"),
+        ({"output": "rows"}, "its first output, rows, has the shape [1, 3, 3]"),
+        ({"location": "lost.bin"}, "its weights are in 'lost.bin', which is not beside it"),
+    ):
+        file = make_file(project.parent / "theirs.onnx", **options)
+        answer = command("verify", file, "teacher", "--target", "laptop-cpu", "--out", "dist")
+        assert answer.code == 1
+        assert f"Error: {file}: {said}" in answer.err
+        assert "Traceback" not in answer.err
+        assert litter(project.parent) == []

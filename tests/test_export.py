@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import EdgekitError
-from edgekit.export import adopt
+from edgekit.export import adopt, file_digest
 from edgekit.model import load_model
 from edgekit.runtimes import ort
 from tests.conftest import make_data
@@ -70,6 +70,7 @@ def test_equal_graphs_of_other_weights_are_other_artifacts(checkpoint: Path, tmp
     assert files[0].read_bytes() == files[1].read_bytes()
     first, second = (adopted(file, checkpoint, tmp_path, f"out{place}") for place, file in enumerate(files))
     assert first["sha256"] != second["sha256"]
+    assert file_digest(files[0]) != file_digest(files[1])
 
 
 def test_errors_name_the_users_file(checkpoint: Path, tmp_path: Path) -> None:
