@@ -110,6 +110,9 @@ def test_missing_recipe_and_unknown_target(command: Command, project: Path) -> N
         ("threads = 1", 'threads = 1\n[device]\nkind = "locl"', ("board.toml: device.kind: unknown value 'locl'",)),
         ("threads = 1", 'threads = 1\n[device]\nkind = "local"\nhost = "x"', ("board.toml: device.host: unknown key",)),
         ("threads = 1", "threads = 1\n[budget]\np95 = 3", ("board.toml: budget.p95: unknown key", "did you mean p95_ms?")),
+        ("threads = 1", "threads = 0", ("board.toml: runtime.onnxruntime.threads: should be at least 1, got 0",)),
+        ("cores = 4", "cores = 0", ("board.toml: hardware.cores: ", "greater than or equal to 1, got 0")),
+        ("[runtime.onnxruntime]", "[budget]\np95_ms = 0\n[runtime.onnxruntime]", ("board.toml: budget.p95_ms: ", "greater than 0, got 0")),
         ("threads = 1", "threads = 1\n[budget]\np95_ms = nan", ("board.toml: budget.p95_ms: expected a finite number",)),
         ("text-classification", "feature-extraction", ("board.toml: export.text-classification: missing",)),
         ("memory_mb = 4096", "memory_mb = 16", ("board.toml: hardware: 16 MB are usable",)),
@@ -231,7 +234,7 @@ def test_output_below_a_file(command: Command, project: Path) -> None:
     assert told.code == 1
     assert told.err.splitlines()[-1].startswith("Error: file/dist: ")
     assert_told(command("init", "--teacher", "a/b", "--data", "a/b", "-o", "file/x.toml"), "file", folder=folder)
-    assert_told(command(*DRY, "--cache", "file/cache"), "file", "cannot be written", folder=folder)
+    assert_told(command(*DRY, "--cache", "file/cache"), "file/cache: ", "is a file", folder=folder)
     assert (folder / "file").read_text() == "x"
 
 
@@ -261,6 +264,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def test_full_disk(command: Command, project: Path, small_disk: Callable[[str], Path]) -> None:
     folder = project.parent
     disk = small_disk("size=8k")
+    told = f"{disk / 'cache'}: 0 MB are free, but this build needs about"
+    assert_told(command(*DRY, "--cache", disk / "cache"), told, folder=folder)
+    assert list(disk.iterdir()) == []
+    (disk / "cache").mkdir()
     answer = command(*DRY, "--cache", disk / "cache")
     assert_told(answer, str(disk), "No space left", "free space", folder=folder)
     assert not [path for path in disk.rglob("*") if path.is_file() and path.suffix != ".lock"]

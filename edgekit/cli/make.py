@@ -78,9 +78,9 @@ def _plan(recipe: Recipe, targets: Sequence[Target], session: Session) -> list[d
     from edgekit.workspace import Workspace
 
     with TemporaryDirectory() as scratch:
-        if not session.workspace.root.exists():
-            session = replace(session, workspace=Workspace(Path(scratch)))
-        prompts = gather_prompts(recipe, session)
+        passing = replace(session, workspace=Workspace(Path(scratch)))
+        prompts = gather_prompts(recipe, session if session.workspace.root.exists() else passing)
+        # The session's own: whether its places can be written, and have room, is a part of the plan.
         return [resolve(recipe, target, prompts, session).describe() for target in targets]
 
 
