@@ -108,7 +108,7 @@ def package(
         with locked(_lock_file(put.bundle), f"{name}: another build is packaging this; waiting for it"):
             _clear_leftovers(put)
             write_atomically(put.report, read_text(report / "report.json"))
-            write_html(content, put.html)
+            write_html(content | {"recipe": recipe}, put.html)
             _judge(content, put, strict=strict)
             _write_bundle(product, _describe(product, name, recipe, target, lineage), content, put)
     except OSError as failed:
@@ -277,9 +277,8 @@ def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[st
     partial = _partial(put.bundle)
     partial.mkdir()
     try:
-        main = product.folder / manifest["model"]
-        for source in [main, *sorted(main.parent.glob(f"{main.name}.*")), product.folder / "tokenizer.json"]:
-            shutil.copyfile(source, partial / source.name)
+        for name in (*product.facts["files"], "tokenizer.json"):
+            shutil.copyfile(product.folder / name, partial / name)
         shutil.copyfile(LOADER, partial / "load.py")
         (partial / "README.md").write_text(model_card(manifest, report), encoding="utf-8", newline="\n")
         manifest["files"] = list_files(partial)

@@ -162,15 +162,16 @@ def init(
     label: str | None,
     layers: int | None,
     finetune: bool,
+    positions: int | None = None,
     check: Callable[[Recipe], object] | None = None,
 ) -> str:
     """Write a recipe for a user's own model and data, once `check` has nothing against it; returns its text.
 
-    A single file is split by rule, a fifth to verify. Columns that are not named are guessed from the file's own names.
-    Raises EdgekitError where a column cannot be guessed, and what `check` raises; then nothing is written.
+    positions: how many tokens the teacher takes. A single file is split by rule, a fifth to verify. Columns that are not named
+    are guessed from the file's own names. Raises EdgekitError where a column cannot be guessed, and what `check` raises; then
+    nothing is written.
     """
     columns = _columns(Path(data))
-    limit = _positions(Path(teacher))
     text = text or _guess("text", TEXT_COLUMNS, columns, data)
     if task == "text-classification":
         label = label or _guess("label", LABEL_COLUMNS, columns, data)
@@ -192,8 +193,8 @@ def init(
         lines += [f"label = {_quote(label)}"]
     else:
         lines += ['label = ""']
-    if limit is not None and limit < MAX_LENGTH:
-        lines += [f"max_length = {limit}"]
+    if positions is not None and positions < MAX_LENGTH:
+        lines += [f"max_length = {positions}"]
     if Path(data).is_file():
         lines += [
             "split = { calibrate = 0.1, verify = 0.2 }",
@@ -206,12 +207,6 @@ def init(
     make_folder(folder)
     write_atomically(out, content)
     return content
-
-
-def _positions(teacher: Path) -> int | None:
-    from edgekit.model import load_model
-
-    return load_model(teacher).max_positions if (teacher / "config.json").is_file() else None
 
 
 def _columns(path: Path) -> list[str]:

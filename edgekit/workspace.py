@@ -30,6 +30,7 @@ log = logging.getLogger("edgekit")
 _SOURCE = Path(__file__).parent
 # The code and the libraries that a step's bytes depend on: a change in any of them makes a new fingerprint.
 _MODELS = ("tasks", "architectures", "model.py", "prompts.py")
+_REPORT = ("report.py", "report_charts.py", "report_figures.py")
 STEP_CODE: dict[str, tuple[str, ...]] = {
     "prompts": ("prompts.py",),
     "finetune": ("distill", *_MODELS),
@@ -37,7 +38,7 @@ STEP_CODE: dict[str, tuple[str, ...]] = {
     "record": ("record.py", *_MODELS),
     "calibrate": ("calibrate.py", *_MODELS),
     "export": ("export.py", "calibrate.py", "formats", "runtimes", *_MODELS),
-    "verify": ("verify", "calibrate.py", "formats", "runtimes", "devices.py", "report.py", *_MODELS),
+    "verify": ("verify", "calibrate.py", "formats", "runtimes", "devices.py", *_REPORT, *_MODELS),
 }
 STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
     "prompts": (),

@@ -103,6 +103,7 @@ def make_artifact(folder: Path, *, external: bool = False, output: str = "logits
         "format": "onnx",
         "scheme": "int8-static",
         "file": "model.onnx",
+        "files": sorted(path.name for path in folder.glob("model.onnx*")),
         "bytes": sum(path.stat().st_size for path in folder.glob("model.onnx*")),
         "sha256": file_sha256(folder / "model.onnx"),
         "task": "text-classification" if logits else "feature-extraction",

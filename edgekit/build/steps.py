@@ -344,13 +344,13 @@ def open_artifact(plan: Plan, artifact: Path, checkpoint: Path, prompts: Product
     """The folder of an export, or an .onnx file that something else made, with the checkpoint whose tokenizer it uses."""
     if artifact.suffix != ".onnx":
         return open_product(artifact, "export")
-    from edgekit.export import adopt
+    from edgekit.export import adopt, file_digest
 
     recipe = plan.recipe
     if not artifact.is_file():
         raise EdgekitError(f"{artifact}: no such file")
     inputs = {
-        "file": file_sha256(artifact),
+        "file": file_digest(artifact),
         "student": model_digest(checkpoint),
         "prompts": split_digests(prompts, "calibrate"),
         "max_length": recipe.data.max_length,

@@ -87,13 +87,13 @@ def _plan(recipe: Recipe, targets: Sequence[Target], session: Session) -> list[d
 def show_built(built: Built) -> None:
     """The table, the verdict and where everything lies, for one target."""
     from edgekit.cli.show import paint, paint_verdict
-    from edgekit.report import terminal_table
+    from edgekit.report import terminal_table, verdict_text
 
     click.echo()
     if built.report is not None:
         for line in terminal_table(dict(built.report)):
             click.echo(line)
-        click.echo(f"\nverdict: {paint_verdict(str(built.report['verdict']))}")
+        click.echo(f"\nverdict: {paint_verdict(str(built.report['verdict']), verdict_text(built.report))}")
     if built.bundle:
         click.echo(f"bundle:  {built.bundle}")
         click.echo(f"archive: {built.archive}")
@@ -233,12 +233,18 @@ def init(
         finetune = click.confirm("Fine-tune the teacher on this data first?", default=False)
     content = write(
         out, task=task, teacher=teacher, data=data, text=text_column, label=label_column, layers=layers,
-        finetune=bool(finetune), check=_check,
+        finetune=bool(finetune), positions=_positions(Path(teacher)), check=_check,
     )  # fmt: skip
     if as_json:
         print_json({"recipe": str(out), "content": content})
         return
     click.echo(f"wrote {out}; next: edgekit build --recipe {out} --target laptop-cpu --dry-run")
+
+
+def _positions(teacher: Path) -> int | None:
+    from edgekit.model import load_model
+
+    return load_model(teacher).max_positions if (teacher / "config.json").is_file() else None
 
 
 def _check(recipe: Recipe) -> None:

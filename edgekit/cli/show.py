@@ -27,9 +27,9 @@ def paint(text: str, colour: str) -> str:
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour)
 
 
-def paint_verdict(verdict: str) -> str:
-    """A verdict in its colour."""
-    return paint(verdict, COLOURS.get(verdict, "white"))
+def paint_verdict(verdict: str, text: str | None = None) -> str:
+    """A verdict, or a text about it, in the verdict's colour."""
+    return paint(text or verdict, COLOURS.get(verdict, "white"))
 
 
 def print_json(value: Any) -> None:

@@ -61,7 +61,7 @@ class Session:
 
         wanted = Options(**dict(options))
         settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4
         settings.intra_op_num_threads = wanted.threads or 0
         for key, value in wanted.config_entries.items():
             settings.add_session_config_entry(key, value)

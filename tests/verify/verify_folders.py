@@ -84,6 +84,7 @@ def make_artifact(folder: Path, file: Path | None = None, **changes: Any) -> Pat
         "format": "onnx",
         "scheme": "fp32",
         "file": "model.onnx",
+        "files": ["model.onnx"],
         "bytes": (folder / "model.onnx").stat().st_size,
         "sha256": file_sha256(folder / "model.onnx"),
         "task": "text-classification",
