@@ -1,6 +1,8 @@
 # Two commands do all on a fresh machine: `make demo` and `make test`. Each sets itself up.
 PYTHON ?= python3
 VENV := .venv
+# For pip: where an index offers torch with CUDA first, name one with CPU builds, as in TORCH_OPTIONS="--index-url URL".
+TORCH_OPTIONS ?=
 ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
 else
@@ -15,7 +17,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "edgekit needs Python 3.11 or newer: make PYTHON=python3.11 setup")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_OPTIONS) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,dev]"
 	touch $(READY)
 

@@ -51,8 +51,8 @@ class Data:
     """The prompts: a folder with train / calibrate / verify files, one file to split, a `datasets` id, or a file per split.
 
     `out_of_scope` is the label of texts that belong to no class. `max_length` counts tokens, special tokens included.
-    `near_duplicates` says what to do with texts of different splits that are nearly equal: refuse, or drop the text of the
-    earlier split (verify keeps its texts).
+    `near_duplicates` says what to do with texts that are nearly equal, of different splits or within verify: refuse them, or
+    drop the text of the earlier split (verify keeps its texts) and verify's repeats.
     """
 
     path: str | None = None
