@@ -10,10 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit.calibrate import calibrate
 from edgekit.errors import EdgekitError
-from edgekit.export import adopt, file_digest
+from edgekit.export import adopt, export, file_digest
 from edgekit.model import load_model
+from edgekit.prompts import PromptSet
 from edgekit.runtimes import ort
+from edgekit.workspace import write_product
 from tests.conftest import make_data
 
 
@@ -118,3 +121,33 @@ def test_a_file_of_torchs_exporter(checkpoint: Path, tmp_path: Path) -> None:
     )
     facts = adopted(file, checkpoint, tmp_path)
     assert facts["files"] == ["model.onnx", "torch.onnx.data"]
+
+
+def test_padded_batches_calibrate_the_same_artifact(checkpoint: Path, tmp_path: Path) -> None:
+    """Padding is masked out of the statistics, so that an artifact does not depend on how prompts were batched."""
+    prompts = make_data(tmp_path / "data")
+    made = {"task": "text-classification", "max_length": 32, "prompts": prompts}
+    facts, answers = [], []
+    for batch in (1, 6):
+        calibration, out = tmp_path / f"calibration {batch}", tmp_path / f"artifact {batch}"
+        calibration.mkdir()
+        out.mkdir()
+        told = calibrate(checkpoint, batch=batch, out=calibration, **made)
+        write_product(calibration, "calibrate", key="test", inputs={}, facts=told)
+        options = {"scheme": "int8-static"}
+        facts.append(
+            export(
+                student=checkpoint,
+                calibration=calibration,
+                options=options,
+                where="test",
+                out_of_scope=None,
+                out=out,
+                **made,
+            )
+        )
+        ids = load_model(checkpoint).encode([row.text for row in PromptSet(folder=prompts).split("verify")], 32)
+        answers.append(ort.outputs(out / "model.onnx", ids, pad_id=0, options=facts[-1]["runtime_options"]))
+    assert facts[0]["quantized"] == facts[1]["quantized"]
+    assert facts[0]["choices"]["loss"] == pytest.approx(facts[1]["choices"]["loss"], rel=0.05)
+    np.testing.assert_allclose(answers[0], answers[1], atol=0.02 * np.abs(answers[0]).max())
