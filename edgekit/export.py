@@ -76,8 +76,8 @@ def adopt(
     """
     from edgekit.formats.onnx import FILE, describe_file
     from edgekit.formats.onnx.files import copy_files
-    from edgekit.formats.onnx.session import load_errors
     from edgekit.runtimes import ort
+    from edgekit.runtimes.ort import load_errors
 
     if not file.is_file():
         raise EdgekitError(f"{file}: no such file")

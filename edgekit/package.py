@@ -26,6 +26,7 @@ from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.formats import FORMATS
 from edgekit.report import flips, human_bytes, number, pair, percent, read_report, write_html
 from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes.ort import load_errors
 from edgekit.schema import dump_json, read_json, read_text
 from edgekit.workspace import (
     Product,
@@ -37,6 +38,7 @@ from edgekit.workspace import (
     locked,
     make_folder,
     open_product,
+    sync,
     write_atomically,
 )
 
@@ -155,20 +157,12 @@ def run_bundle(path: Path, texts: Sequence[str], *, threads: int | None = None) 
     spec.loader.exec_module(module)
     try:
         opened = module.Bundle(bundle.folder, threads=threads)
-    except _load_errors() as refused:
+    except load_errors() as refused:
         raise EdgekitError(f"{path}: {str(refused).splitlines()[0]}") from refused
     answers = [opened(text) for text in texts]
     if bundle.manifest["output"] == "embedding":
         return [[float(value) for value in answer] for answer in answers]
     return [{"label": answer[0][0], "score": answer[0][1], "scores": dict(answer)} for answer in answers]
-
-
-def _load_errors() -> tuple[type[Exception], ...]:
-    """What the loader and onnxruntime raise for a model that does not open (onnxruntime's errors share no parent)."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
-    return (RuntimeError, *(getattr(state, name) for name in (*names, "RuntimeException")))
 
 
 def write_archive(folder: Path, archive: Path, root: str) -> None:
@@ -185,7 +179,7 @@ def write_archive(folder: Path, archive: Path, root: str) -> None:
             entry.mode = 0o644
             with (folder / name).open("rb") as source:
                 tar.addfile(entry, source)
-    _sync(partial)
+    sync(partial)
     partial.replace(archive)
 
 
@@ -289,7 +283,7 @@ def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[st
             return
         for name in list_files(partial):
             (partial / name).chmod(0o644)
-            _sync(partial / name)
+            sync(partial / name)
         write_archive(partial, put.archive, put.bundle.name)
         _swap(partial, put.bundle)
     finally:
@@ -450,8 +444,3 @@ def _lock_file(place: Path) -> Path:
     locks = Path(tempfile.gettempdir()) / f"edgekit-locks{user}"
     make_folder(locks)
     return locks / f"{fingerprint(str(place.resolve()))[:16]}.lock"
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())

@@ -154,7 +154,7 @@ def write_product(folder: Path, step: str, *, key: str, inputs: Any, facts: Mapp
     for own in (f"{step}.json", _KEY):
         files.pop(own, None)
     for name in files:
-        _sync(folder / name)
+        sync(folder / name)
     manifest = {
         "step": step,
         "key": key,
@@ -172,7 +172,7 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8", newline="\n")
-        _sync(partial)
+        sync(partial)
         partial.replace(path)
     except OSError as failed:
         with suppress(OSError):
@@ -378,7 +378,7 @@ def _replace(partial: Path, place: Path) -> None:
     if place.exists():
         place.rename(old)
     partial.rename(place)
-    _sync(place.parent)
+    sync(place.parent)
     if old.exists():
         shutil.rmtree(old)
 
@@ -391,10 +391,12 @@ def _code_digest(step: str) -> str:
     return fingerprint({path.relative_to(_SOURCE).as_posix(): file_sha256(path) for path in sources if path.is_file()})
 
 
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or on POSIX a folder's entries; where the file system can't, that is only logged."""
+    if path.is_dir() and os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows syncs only what is open for writing; POSIX opens a folder only for reading.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     except OSError:

@@ -47,6 +47,8 @@ ALSO = {
     ("prompts", "recipe"),
     ("recipe", "workspace"),
     ("devices", "runtimes"),
+    ("formats", "runtimes"),
+    ("tasks", "runtimes"),
 }
 LIBRARIES = {
     "loader": {"numpy", "onnxruntime", "tokenizers"},

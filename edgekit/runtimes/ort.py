@@ -109,6 +109,22 @@ def providers() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
+def load_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises for a model that it does not load or cannot run (its errors share no parent)."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NotImplemented",
+        "RuntimeException",
+        "NoSuchFile",
+    )
+    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
+
+
 def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
     """A session's options: a target's `[runtime.onnxruntime]` with what the artifact needs, which wins."""
     wanted = vars(Options(**dict(target)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
+from edgekit.runtimes.ort import load_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,22 +90,6 @@ class Session:
         if "token_type_ids" in self.inputs:  # only in files that something else exported: all of one segment
             given["token_type_ids"] = tokens * 0
         return {name: value for name, value in given.items() if name in self.inputs}
-
-
-def load_errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises for a model that it does not load or cannot run (its errors share no parent)."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NotImplemented",
-        "RuntimeException",
-        "NoSuchFile",
-    )
-    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
 
 
 def _told(failed: Exception) -> str:
