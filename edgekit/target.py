@@ -91,7 +91,8 @@ def load_target(name: str) -> Target:
     path = Path(name) if name.endswith(".toml") else find_targets().get(name)
     if path is None:
         raise EdgekitError(
-            f"target {name!r}: unknown{nearest(name, find_targets())}; `edgekit targets list` shows them all"
+            f"target {name!r}: unknown{nearest(name, find_targets())}; looked among the packaged ones and in"
+            f" {Path('targets').resolve()}; `edgekit targets list` shows them all"
         )
     table = read_toml(path)
     for key in ("name", "path"):

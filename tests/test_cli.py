@@ -228,6 +228,19 @@ def test_stage_without_its_table_is_a_usage_error(command: Command, project: Pat
         assert said in answer.err
 
 
+def test_a_broken_target_hides_no_other(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "mine.toml").write_text("title = 3\n")
+    listed = command("targets", "list")
+    assert listed.code == 0
+    assert "raspberrypi " in listed.out
+    assert "mine.toml: " in listed.out
+    unknown = command("build", "--target", "nowhere")
+    assert unknown.code == 1
+    assert f"in {tmp_path / 'targets'}" in unknown.err
+
+
 def test_targets_check(command: Command, tmp_path: Path) -> None:
     from artifacts import make_target
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgekit.cli.options import cache_option, complete_target, json_option
+from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
     from edgekit.workspace import Product
@@ -28,16 +29,22 @@ def list_targets(as_json: bool) -> None:
     Example:
       edgekit targets list
     """
-    from edgekit.cli.show import print_json
+    from edgekit.cli.show import paint, print_json
     from edgekit.target import find_targets, load_target
 
-    every = [load_target(str(path)) for path in find_targets().values()]
+    found: list[dict[str, Any]] = []
+    for name, path in find_targets().items():
+        try:
+            target = load_target(str(path))
+            found.append({"name": name, "title": target.title, "tasks": sorted(target.export)})
+        except EdgekitError as broken:
+            found.append({"name": name, "error": broken.message})
     if as_json:
-        print_json({"targets": [{"name": one.name, "title": one.title, "tasks": sorted(one.export)} for one in every]})
+        print_json({"targets": found})
         return
-    width = max(len(one.name) for one in every)
-    for one in every:
-        click.echo(f"{one.name:<{width}}  {one.title}")
+    width = max(len(one["name"]) for one in found)
+    for one in found:
+        click.echo(f"{one['name']:<{width}}  {one.get('title') or paint(one['error'], 'red')}")
 
 
 @targets.command()
