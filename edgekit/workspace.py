@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from edgekit.schema import dump_json, read_json
 
 log = logging.getLogger("edgekit")
 
+# Weights are asked for often in a build; what is smaller is quicker to read than to remember.
+_LARGE = 1 << 20
 _SOURCE = Path(__file__).parent
 # The code and the libraries that a step's bytes depend on: a change in any of them makes a new fingerprint.
 _MODELS = ("tasks", "architectures", "model.py", "prompts.py")
@@ -114,7 +117,19 @@ def fingerprint(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, read in pieces."""
+    """sha256 of a file's bytes, read in pieces; a large file is read once for as long as its size and times stay."""
+    seen = path.stat()
+    if seen.st_size < _LARGE:
+        return _sha256(path)
+    return _sha256_once(path.resolve(), seen.st_size, seen.st_mtime_ns, seen.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_once(path: Path, _size: int, _modified: int, _inode: int) -> str:
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while piece := stream.read(1 << 20):

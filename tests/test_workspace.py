@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from edgekit.workspace import (
     STEP_CODE,
     STEP_LIBRARIES,
     Workspace,
+    file_sha256,
     fingerprint,
     library_version,
     list_files,
@@ -362,3 +364,14 @@ def test_any_distribution_of_a_library_will_do(monkeypatch: pytest.MonkeyPatch) 
     assert library_version("onnxruntime")[0].isdigit()
     with pytest.raises(EdgekitError, match="absent-library is not installed; run: pip install absent-library"):
         library_version("absent-library")
+
+
+def test_a_large_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"a" * (1 << 20))
+    first = file_sha256(path)
+    assert file_sha256(path) == first == hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("r+b") as stream:
+        stream.write(b"b")
+    os.utime(path, ns=(0, 1))
+    assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest() != first
