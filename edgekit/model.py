@@ -7,7 +7,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,9 +219,16 @@ def _adds_up(info: TensorInfo) -> bool:
 
 
 def _check_finite(model: Model) -> None:
+    for path in {info.file for info in model.tensors.values()}:
+        seen = path.stat()
+        _check_file_once(path.resolve(), seen.st_size, seen.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _check_file_once(path: Path, _size: int, _modified: int) -> None:
     import numpy as np
 
-    for name, info in model.tensors.items():
+    for name, info in read_header(path).items():
         if info.dtype not in _EXPONENT_MASK or info.begin == info.end:
             continue
         kind, mask = _EXPONENT_MASK[info.dtype]
