@@ -305,7 +305,7 @@ class Workspace:
         horizon = time.time() - older_than_days * 86400
         removed, freed = 0, 0
         for folder in sorted(self.root.glob("*/*")):
-            if not folder.is_dir() or _last_used(folder) > horizon:
+            if not folder.is_dir() or last_used(folder) > horizon:
                 continue
             lock = self._lock_file(folder.with_name(_KEPT_BESIDE.sub(r"\1", folder.name)))
             with locked(lock, f"{folder}: a build is making this; left as it is", wait=False) as free:
@@ -369,7 +369,7 @@ def _finished(place: Path, step: str, key: str, *, ours: bool) -> Product | None
     return product
 
 
-def _last_used(folder: Path) -> float:
+def last_used(folder: Path) -> float:
     """When a product was made or last reused: its manifest's time; without one, the folder's."""
     manifest = folder / f"{folder.parent.name}.json"
     return (manifest if manifest.is_file() else folder).stat().st_mtime

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from edgekit.cli.options import cache_option, complete_target, json_option
 from edgekit.errors import EdgekitError
-
-if TYPE_CHECKING:
-    from edgekit.workspace import Product
 
 
 @click.group()
@@ -185,7 +182,7 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
     import time
 
     from edgekit.cli.show import print_json
-    from edgekit.workspace import Workspace
+    from edgekit.workspace import Workspace, last_used
 
     workspace = Workspace(cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit")))
     rows = [
@@ -193,7 +190,7 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
             "step": product.step,
             "folder": str(product.folder),
             "bytes": sum(entry["bytes"] for entry in product.manifest["files"].values()),
-            "age_days": round((time.time() - _last_used(product)) / 86400, 2),
+            "age_days": round((time.time() - last_used(product.folder)) / 86400, 2),
         }
         for product in workspace.products()
     ]
@@ -203,11 +200,6 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
     for row in rows:
         click.echo(f"{row['step']:<10} {row['bytes'] / 1e6:8.1f} MB  {row['age_days']:6.2f} days  {row['folder']}")
     click.echo(f"{len(rows)} products, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB in {workspace.root}")
-
-
-def _last_used(product: Product) -> float:
-    """A build that reuses a product touches its manifest."""
-    return (product.folder / f"{product.step}.json").stat().st_mtime
 
 
 @cache.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from banking77_peers import quantize_dynamic, quantize_static
+from tiny_project import TARGET
 
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
@@ -15,22 +16,6 @@ from tests.e2e.conftest import ROOT, Project
 pytestmark = pytest.mark.e2e
 
 EXAMPLE = ("--recipe", ROOT / "examples" / "assistant")
-FLOAT_TARGET = """\
-title = "What other tools start from"
-
-[hardware]
-arch = "x86_64"
-cpu = "any"
-cores = 2
-features = []
-memory_mb = 4096
-sources = ["made up for a test"]
-
-[export.text-classification]
-format = "onnx"
-scheme = "fp32"
-layout = "qdq"
-"""
 EMBEDDINGS = f"""\
 task = "feature-extraction"
 
@@ -60,7 +45,8 @@ def float_file(demo: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's student as a float .onnx file of ONNX's own operators."""
     folder = tmp_path_factory.mktemp("theirs")
     student, calibration = (next(demo.cache.glob(f"{step}/*/{step}.json")).parent for step in ("distill", "calibrate"))
-    (folder / "float.toml").write_text(FLOAT_TARGET)
+    target = TARGET.format(scheme="fp32").replace('scheme = "fp32"', 'scheme = "fp32"\nlayout = "qdq"')
+    (folder / "float.toml").write_text(target)
     out = folder / "float"
     demo.run("export", student, calibration, "--target", folder / "float.toml", *EXAMPLE, "--out", out)
     return out / "model.onnx"

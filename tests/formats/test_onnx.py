@@ -208,15 +208,18 @@ def test_the_layer_that_loses_is_named(exported: onnx.ModelProto, ids: list[list
     "options", [{"layout": "qdq"}, {"activation": "int8"}, {"layout": "qdq", "activation": "int8"}]
 )
 def test_static_layouts_compute_the_same(
-    options: dict[str, Any], written: Any, ids: list[list[int]], tmp_path: Path
+    options: dict[str, Any], written: Any, ids: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With one recipe: on other graphs of the same model the choice may fall on another."""
+    same = choose.Recipe8(mode="static", alpha=0.6, activated="ladder")
+    monkeypatch.setattr(choose, "choose", lambda *_, **__: same)
     answers = []
     for place, chosen in enumerate(({}, options)):
         out = tmp_path / str(place)
         out.mkdir()
         facts = written(out, scheme="int8-static", float_layers=0, reduce_range=True, **chosen)
         answers.append(Session(out / facts["file"]).outputs(ids, 0))
-    np.testing.assert_allclose(answers[1], answers[0], atol=6e-2 * np.abs(answers[0]).max())
+    np.testing.assert_allclose(answers[1], answers[0], atol=2.5e-2 * np.abs(answers[0]).max())
 
 
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic"])
