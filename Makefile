@@ -9,6 +9,8 @@ else
 BIN := $(VENV)/bin
 endif
 READY := $(VENV)/.ready
+# llama.cpp is compiled here, which takes some minutes once: only what needs it waits for it.
+LLAMA := $(VENV)/.llama
 
 .PHONY: setup demo test check fmt bench docs release clean
 
@@ -21,10 +23,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,dev]"
 	touch $(READY)
 
+$(LLAMA): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[gguf]"
+	touch $(LLAMA)
+
 demo: setup
 	$(BIN)/edgekit build --target raspberrypi
 
-test: setup
+test: setup $(LLAMA)
 	$(BIN)/python -m pytest
 
 check: setup
@@ -37,7 +43,7 @@ fmt: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
+bench: setup $(LLAMA)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: setup

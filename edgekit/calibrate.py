@@ -87,9 +87,10 @@ def calibrate(
     chosen = choose(PromptSet(folder=prompts).split("calibrate"), limit, seed)
     if not chosen:
         raise EdgekitError(f"{prompts}: the calibrate split is empty")
-    ids = checked.encode([prompt.text for prompt in chosen], max_length)
-    held = [place for place in range(len(chosen)) if place % HELD_OUT == HELD_OUT - 1]
-    kept = [place for place in range(len(chosen)) if place % HELD_OUT != HELD_OUT - 1]
+    encoded = kind.encode(checked, chosen, max_length)
+    told, ids = [chosen[place] for place, _ in encoded], [tokens for _, tokens in encoded]
+    held = [place for place, (prompt, _) in enumerate(encoded) if prompt % HELD_OUT == HELD_OUT - 1]
+    kept = [place for place, (prompt, _) in enumerate(encoded) if prompt % HELD_OUT != HELD_OUT - 1]
 
     watch = Watch(kind.load(model))
     pad_id = find_pad_id(checked)
@@ -98,8 +99,8 @@ def calibrate(
     watch.feed([ids[place] for place in held], pad_id, batch, _told(progress, len(kept), len(ids)))
     _write(out / FILE, watch.stats())
     covered, warnings = coverage(
-        [chosen[place] for place in kept],
-        [chosen[place] for place in held],
+        [told[place] for place in kept],
+        [told[place] for place in held],
         [len(ids[place]) for place in kept],
         [len(ids[place]) for place in held],
         max_length=max_length,
@@ -209,12 +210,10 @@ def cover(
     # What was calibrated: the prompts may have been limited.
     seen = choose(rows.split("calibrate"), int(facts["prompts"]), int(facts.get("seed", 0)))
     held = rows.split(split)
-    texts = [prompt.text for prompt in choose(held, COVERED, 0)]
-    pad_id = find_pad_id(model)
-    outside = outside_ranges(
-        pick(TASKS, task, "task").load(student), model.encode(texts, max_length), pad_id, load_calibration(calibration)
-    )
-    lengths = [[len(ids) for ids in model.encode([row.text for row in part], max_length)] for part in (seen, held)]
+    kind, pad_id = pick(TASKS, task, "task"), find_pad_id(model)
+    ids = [tokens for _, tokens in kind.encode(model, choose(held, COVERED, 0), max_length)]
+    outside = outside_ranges(kind.load(student), ids, pad_id, load_calibration(calibration))
+    lengths = [[len(tokens) for _, tokens in kind.encode(model, part, max_length)] for part in (seen, held)]
     covered, _ = coverage(seen, held, *lengths, max_length=max_length)
     return covered | {"outside_ranges": {key: share for key, share in outside.items() if share > 0}}
 

@@ -31,11 +31,22 @@ NEAR_DUPLICATE = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One text and, where known, its label; `row` counts from 1 in the file that it was read from."""
+    """One text and, where known, its label; `row` counts from 1 in the file that it was read from.
+
+    For text-generation `label` is the wanted answer, `choices` those that the model picks the likeliest of, and `messages` a
+    whole conversation ({"role": ..., "content": ...} each, without the wanted answer), of which `text` is what the user says.
+    """
 
     text: str
     label: str | None = None
     row: int = field(default=0, compare=False)
+    choices: Sequence[str] | None = None
+    messages: Sequence[Mapping[str, str]] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """As a split's file has it: what is not there is left out, but for the label."""
+        more = {"choices": self.choices, "messages": self.messages}
+        return {"text": self.text, "label": self.label} | {key: value for key, value in more.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +103,7 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
     if recipe.data.label:
         _check_labels(recipe, rows, dropped)
     for name in splits:
-        lines = (json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) for row in rows[name])
+        lines = (json.dumps(row.facts(), ensure_ascii=False) for row in rows[name])
         (out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
     labels = sorted({row.label for part in rows.values() for row in part if row.label is not None})
     return {
@@ -276,7 +287,8 @@ def _read_hub(source: str, recipe: Recipe, splits: Sequence[str]) -> dict[str, l
 
 def _to_prompts(table: datasets.Dataset, data: Data, where: str) -> list[Prompt]:
     """The rows of a table; a column of class numbers (`datasets.ClassLabel`) becomes the classes' names."""
-    for key, column in (("text", data.text), ("label", data.label)):
+    told = ("messages", data.messages) if data.messages else ("text", data.text)
+    for key, column in (told, ("label", data.label), ("answer", data.answer), ("choices", data.choices)):
         if column and column not in table.column_names and table.num_rows:
             raise EdgekitError(
                 f"{where}: data.{key}: no column {column!r} (its columns: {', '.join(table.column_names)})"
@@ -284,6 +296,9 @@ def _to_prompts(table: datasets.Dataset, data: Data, where: str) -> list[Prompt]
     names = getattr(table.features.get(data.label), "names", None) if data.label else None
     prompts = []
     for number, row in enumerate(table.to_list(), start=1):
+        if data.messages:
+            prompts.append(_conversation(row, data, number, where))
+            continue
         text = row[data.text]
         if not isinstance(text, str):
             raise EdgekitError(f"{where}: row {number}: {data.text}: {text!r:.60} is not a string")
@@ -292,8 +307,56 @@ def _to_prompts(table: datasets.Dataset, data: Data, where: str) -> list[Prompt]
             label = names[label] if label >= 0 else None
         if data.label and (label is None or label == ""):
             raise EdgekitError(f"{where}: row {number}: {data.label}: no label; add one, or remove the row")
-        prompts.append(Prompt(text=text, label=None if label is None else str(label), row=number))
+        if data.answer:
+            label = _answer(row[data.answer], data.answer, number, where)
+        prompts.append(
+            Prompt(
+                text=text,
+                label=None if label is None else str(label),
+                row=number,
+                choices=_choices(row, label, data.choices, number, where),
+            )
+        )
     return prompts
+
+
+def _conversation(row: Mapping[str, Any], data: Data, number: int, where: str) -> Prompt:
+    """A row of whole conversations: a last turn of the assistant is the wanted answer."""
+    turns = row[data.messages or ""]
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in turns
+    ):
+        raise EdgekitError(
+            f'{where}: row {number}: {data.messages}: not a conversation; expected [{{"role": "user", "content": "..."}}, ...]'
+        )
+    messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    label = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
+    said = "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
+    if not said:
+        raise EdgekitError(f"{where}: row {number}: {data.messages}: the user says nothing; remove the row")
+    choices = _choices(row, label, data.choices, number, where)
+    return Prompt(text=said, label=label, row=number, messages=messages, choices=choices)
+
+
+def _answer(value: Any, column: str, number: int, where: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise EdgekitError(f"{where}: row {number}: {column}: {value!r:.60} is not a string")
+    return value or None
+
+
+def _choices(
+    row: Mapping[str, Any], label: str | None, column: str | None, number: int, where: str
+) -> list[str] | None:
+    """The answers to choose from, the wanted one among them."""
+    if not column or row[column] is None:
+        return None
+    choices = row[column]
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) for one in choices):
+        raise EdgekitError(f"{where}: row {number}: {column}: expected a list of two or more strings")
+    if label not in choices:
+        raise EdgekitError(f"{where}: row {number}: {column}: the wanted answer {label!r} is not among them")
+    return choices
 
 
 def _check_split(data: Data, name: str, rows: Sequence[Prompt], where: str, dropped: int) -> None:

@@ -22,12 +22,14 @@ MAX_LENGTH = 128
 class Teacher:
     """Where the teacher comes from: a folder, a hub id ("org/name") or a package resource ("package:name/path").
 
-    `finetune` is the raw table of `[teacher.finetune]`; where it is absent, the teacher is used as it is.
+    `finetune` is the raw table of `[teacher.finetune]`; where it is absent, the teacher is used as it is. `create` is that of
+    `[teacher.create]`: a new model instead of a source, trained on the train split from nothing.
     """
 
-    source: str
+    source: str | None = None
     revision: str | None = None
     finetune: dict[str, Any] | None = None
+    create: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,9 @@ class Data:
     `out_of_scope` is the label of texts that belong to no class. `max_length` counts tokens, special tokens included.
     `near_duplicates` says what to do with texts that are nearly equal, of different splits or within verify: refuse them, or
     drop the text of the earlier split (verify keeps its texts) and verify's repeats.
+
+    Of text-generation there are no labels but, in the column `answer`, the wanted answers, and in `choices` those to choose
+    from; or, in `messages`, whole conversations instead of texts.
     """
 
     path: str | None = None
@@ -61,6 +66,9 @@ class Data:
     verify: str | None = None
     text: str = "text"
     label: str | None = "label"
+    answer: str | None = None
+    choices: str | None = None
+    messages: str | None = None
     out_of_scope: str | None = None
     max_length: Annotated[int, Ge(3)] = MAX_LENGTH
     split: Split | None = None
@@ -128,12 +136,16 @@ def _read_table(table: dict[str, Any], path: Path) -> Recipe:
             raise EdgekitError(f"{path}: {key}: this key is set by edgekit; remove it")
     name = path.resolve().parent.name if path.name == "recipe.toml" else path.stem
     recipe = parse(Recipe, table, str(path))
+    if recipe.task == "text-generation" and "label" not in table.get("data", {}):
+        recipe = replace(recipe, data=replace(recipe.data, label=None))
     _check_sizes(recipe, str(path))
     return replace(recipe, name=name, path=path)
 
 
 def _check_sizes(recipe: Recipe, where: str) -> None:
-    split, student = recipe.data.split, recipe.student
+    split, student, teacher = recipe.data.split, recipe.student, recipe.teacher
+    if (teacher.source is None) == (teacher.create is None):
+        raise EdgekitError(f"{where}: teacher: give either source, a model that is there, or a [teacher.create] table")
     if split is not None and split.calibrate + split.verify >= 1:
         raise EdgekitError(f"{where}: data.split: calibrate and verify take all rows; leave a share for train")
     if student is not None and (student.layers is None) == (student.keep is None):

@@ -1,7 +1,7 @@
 """TASKS: what a model is asked to do. A task loads a checkpoint as a module of two inputs and reads its outputs.
 
-Every module that a task loads takes input_ids and attention_mask (int64 [batch, sequence]) and gives one float32 tensor
-[batch, width]: raw logits, or one embedding per text.
+Every module that a task loads takes input_ids and attention_mask (int64 [batch, sequence]) and gives one float32 tensor: a row
+per text ([batch, width]: raw logits, or an embedding), or of text-generation logits per token ([batch, sequence, vocabulary]).
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgekit.errors import EdgekitError
-from edgekit.tasks import feature_extraction, text_classification
+from edgekit.schema import pick
+from edgekit.tasks import feature_extraction, text_classification, text_generation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,17 +21,25 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgekit.model import Model
+    from edgekit.prompts import Prompt
 
 
 class Task(Protocol):
-    """What a task's module offers."""
+    """What every task's module offers."""
 
     NAME: str
     OUTPUT: str
-    """What a row of the output is: logits or embedding."""
+    """What comes out: a row of logits, a row that is an embedding, or tokens."""
 
     def load(self, folder: Path) -> nn.Module:
-        """The checkpoint in eval mode and float32, as a module (input_ids, attention_mask) -> [batch, width]."""
+        """The checkpoint in eval mode and float32, as a module (input_ids, attention_mask) -> [batch, ...]."""
+
+    def encode(self, model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
+        """(place of the prompt, token ids) of what the model reads for these prompts, special tokens included."""
+
+
+class RowTask(Task, Protocol):
+    """A task whose output is one row per text: OUTPUT is "logits" or "embedding"."""
 
     def fit(
         self,
@@ -51,7 +60,16 @@ class Task(Protocol):
 TASKS: dict[str, Task] = {
     text_classification.NAME: text_classification,
     feature_extraction.NAME: feature_extraction,
+    text_generation.NAME: text_generation,
 }
+
+
+def row_task(name: str, where: str = "task") -> RowTask:
+    """A task by its name that gives one row per text; EdgekitError where there is none of that name, or it gives tokens."""
+    found = pick(TASKS, name, where)
+    if found.OUTPUT == "tokens":
+        raise EdgekitError(f"{where}: {name}: gives tokens, not one row per text")
+    return cast("RowTask", found)
 
 
 def outputs(
@@ -104,7 +122,8 @@ def pad(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
 def find_pad_id(model: Model) -> int:
     """The padding token's id from config.json, else the pad_token of tokenizer_config.json, else tokenizer.json's.
 
-    Raises EdgekitError where none of them names one.
+    A decoder without one is padded with the token that ends its texts: what is masked is not read. Raises EdgekitError where
+    none of them names one.
     """
     if isinstance(model.config.get("pad_token_id"), int):
         return int(model.config["pad_token_id"])
@@ -116,6 +135,8 @@ def find_pad_id(model: Model) -> int:
     if found is None:
         padding = json.loads((model.folder / "tokenizer.json").read_text(encoding="utf-8")).get("padding") or {}
         found = padding.get("pad_id")
+    if found is None:
+        found = next(iter(text_generation.stop_ids(model)), None)
     if found is None:
         raise EdgekitError(f"{model.folder / 'config.json'}: pad_token_id: missing; add the padding token's id")
     return int(found)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import pick, read_json
+from edgekit.tasks.rows import encode
+
+__all__ = ["NAME", "OUTPUT", "answer", "encode", "fit", "load", "score"]
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,0 +1,15 @@
+"""What the tasks share that give one row per text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+    from edgekit.prompts import Prompt
+
+
+def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
+    """(place of the prompt, token ids) of each text, special tokens included, truncated at max_length."""
+    return list(enumerate(model.encode([prompt.text for prompt in prompts], max_length)))

@@ -1,0 +1,161 @@
+"""text-generation: a decoder continues a text, or answers a conversation through its chat template.
+
+Its output is not one row per text but the likelihood of each next token: record, verify and the probe have a path of their
+own for it ("tokens").
+"""
+
+from __future__ import annotations
+
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.errors import EdgekitError
+from edgekit.schema import read_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgekit.model import Model
+    from edgekit.prompts import Prompt
+
+NAME = "text-generation"
+OUTPUT = "tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """Token ids of a prompt with its answer, as a deployed model sees them; `prompt` is the prompt's place in its split.
+
+    The tokens from `start` on (at least 1) are what the model says: the answer, or of running text all but the first.
+    """
+
+    ids: list[int]
+    start: int
+    prompt: int
+
+    @property
+    def asked(self) -> list[int]:
+        """What the model is given to answer."""
+        return self.ids[: self.start]
+
+
+def load(folder: Path) -> nn.Module:
+    """A decoder: (input_ids, attention_mask) -> logits [batch, sequence, vocabulary], float32, in eval mode.
+
+    Raises EdgekitError for a checkpoint that is no decoder, or whose weights do not fit config.json.
+    """
+    from edgekit.tasks.decoders import load_decoder
+
+    return load_decoder(folder)
+
+
+def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
+    """(place of the prompt, token ids) of every passage: a running text that is longer than max_length gives several."""
+    return [(passage.prompt, passage.ids) for passage in passages(model, prompts, max_length)]
+
+
+def passages(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[Passage]:
+    """The prompts as the deployed model sees them, each with its wanted answer where it has one.
+
+    A model with a chat template gets conversations, and answers end as its template ends a turn. One without gets the text and
+    the answer behind each other, or running text, which is cut into blocks of max_length tokens. Raises EdgekitError for a
+    conversation without a template, and where a prompt leaves no room for an answer.
+    """
+    voice = Voice(model)
+    return [
+        passage
+        for place, prompt in enumerate(prompts)
+        for passage in voice.passages(prompt, prompt.label, place, max_length)
+    ]
+
+
+def choice_passages(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[list[Passage]]:
+    """Of every prompt one passage per choice: which one the model finds the likeliest is its answer."""
+    voice = Voice(model)
+    return [
+        [voice.passages(prompt, choice, place, max_length)[0] for choice in prompt.choices or ()]
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def stop_ids(model: Model) -> list[int]:
+    """The tokens that end an answer: eos_token_id of generation_config.json (one or several), else of config.json."""
+    for name in ("generation_config.json", "config.json"):
+        path = model.folder / name
+        found = read_json(path).get("eos_token_id") if path.is_file() else None
+        if found is not None:
+            return [int(one) for one in (found if isinstance(found, list) else [found])]
+    return []
+
+
+class Voice:
+    """How a model is spoken to: its chat template and tokens, or plain text."""
+
+    def __init__(self, model: Model) -> None:
+        from edgekit.chat_template import find_templates, special_tokens
+
+        self.model = model
+        self._tokenizer = model.tokenizer()
+        templates = find_templates(model.folder)
+        self.template = templates.get("default") or next(iter(templates.values()), None)
+        self._special = special_tokens(model.folder)
+        self._stops = stop_ids(model)
+
+    def passages(self, prompt: Prompt, answer: str | None, place: int, max_length: int) -> list[Passage]:
+        """The prompt's passages; without an answer to a conversation, the passage ends where the answer would begin."""
+        if self.template is None:
+            if prompt.messages:
+                raise EdgekitError(
+                    f"{self.model.folder}: no chat template in it, so it cannot take conversations (data.messages); name"
+                    " the fine-tuned (instruct) model, or give texts"
+                )
+            return self._plain(prompt, answer, place, max_length)
+        asked, whole = self._conversation(prompt, answer)
+        return [self._passage(prompt, self._encode(asked), self._encode(whole), place, max_length)]
+
+    def _plain(self, prompt: Prompt, answer: str | None, place: int, max_length: int) -> list[Passage]:
+        asked = self.model.encode([prompt.text], 1 << 30)[0]
+        if answer is None:
+            blocks = [asked[begin : begin + max_length] for begin in range(0, len(asked), max_length)]
+            return [Passage(ids=block, start=1, prompt=place) for block in blocks if len(block) > 1]
+        whole = self.model.encode([prompt.text + answer], 1 << 30)[0] + self._stops[:1]
+        return [self._passage(prompt, asked, whole, place, max_length)]
+
+    def _conversation(self, prompt: Prompt, answer: str | None) -> tuple[str, str]:
+        from edgekit.chat_template import render
+
+        messages = list(prompt.messages or [{"role": "user", "content": prompt.text}])
+        assert self.template is not None
+        asked = render(self.template, messages, generation_prompt=True, special_tokens=self._special)
+        if answer is None:
+            return asked, asked
+        said = [*messages, {"role": "assistant", "content": answer}]
+        whole = render(self.template, said, generation_prompt=False, special_tokens=self._special)
+        # Some templates write a finished turn otherwise than what they prompt with (an empty thought, for one).
+        return asked, whole if whole.startswith(asked) else asked + answer
+
+    def _encode(self, text: str) -> list[int]:
+        """The template writes the special tokens itself: none is added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _passage(self, prompt: Prompt, asked: list[int], whole: list[int], place: int, max_length: int) -> Passage:
+        start = _common(asked, whole)
+        if start >= max_length:
+            raise EdgekitError(
+                f"row {prompt.row or place + 1}: the prompt alone has {start} tokens, data.max_length is {max_length}:"
+                f" there is no room for an answer; raise data.max_length, or shorten it ({prompt.text[:60]!r})"
+            )
+        return Passage(ids=whole[:max_length], start=max(start, 1), prompt=place)
+
+
+def _common(left: Iterable[int], right: Iterable[int]) -> int:
+    """How many tokens two texts begin with alike: a tokenizer may join a prompt's last letter with the answer's first."""
+    count = 0
+    for one, other in zip(left, right, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
