@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.formats import FORMATS
+from edgekit.formats import DEFAULT, FORMATS, Source, format_of
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
-from edgekit.schema import pick
-from edgekit.tasks import TASKS, find_pad_id
+from edgekit.runtimes import RUNTIMES
+from edgekit.schema import parse, pick
+from edgekit.tasks import TASKS, find_pad_id, row_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,86 +39,89 @@ def export(
     Returns the artifact's facts. Raises EdgekitError where the student cannot be exported or nothing was quantized.
     """
     from edgekit.calibrate import load_calibration
-    from edgekit.runtimes import ort
-    from edgekit.schema import parse
 
-    format_ = pick(FORMATS, str(options.get("format", "onnx")), f"{where}.format")
+    format_ = pick(FORMATS, str(options.get("format", DEFAULT)), f"{where}.format")
     chosen = parse(format_.Options, {key: value for key, value in options.items() if key != "format"}, where)
-    model = load_model(student)
+    model, kind = load_model(student), TASKS[task]
     rows = PromptSet(folder=prompts).split("calibrate")
-    ids = model.encode([row.text for row in rows], max_length)
-    kind = TASKS[task]
-    facts: dict[str, Any] = dict(
-        format_.write(
-            module=kind.load(student),
-            ids=ids,
-            calibration=load_calibration(calibration),
-            options=chosen,
-            score=kind.score,
-            out=out,
-            pad_id=find_pad_id(model),
-            output_name=kind.OUTPUT,
-        )
+    ids = [tokens for _, tokens in kind.encode(model, rows, max_length)]
+    source = Source(
+        model=model,
+        load=lambda: kind.load(student),
+        calibration=lambda: load_calibration(calibration),
+        ids=ids,
+        texts=[row.text for row in rows],
+        output=kind.OUTPUT,
+        score=None if kind.OUTPUT == "tokens" else row_task(task).score,
+        pad_id=find_pad_id(model),
+        max_length=max_length,
     )
+    facts = format_.write(source, chosen, out)
     model.tokenizer(max_length).save(str(out / "tokenizer.json"))
-    answers = ort.outputs(out / facts["file"], ids, pad_id=find_pad_id(model), options=facts["runtime_options"])
-    return facts | _describe(
-        out / facts["file"], model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope
+    facts |= _shared(model, task, max_length)
+    if kind.OUTPUT == "tokens":
+        return facts
+    answers = RUNTIMES[format_.RUNTIME].outputs(
+        out / facts["file"], ids, pad_id=source.pad_id, options=facts["runtime_options"]
     )
+    return facts | _fitted(out / facts["file"], model, task, rows, answers, out_of_scope)
 
 
 def adopt(
     *, file: Path, checkpoint: Path, prompts: Path, task: str, max_length: int, out_of_scope: str | None, out: Path
 ) -> dict[str, Any]:
-    """Make an artifact folder of an .onnx file that something else wrote, so that `verify` can judge it.
+    """Make an artifact folder of a file that something else wrote, so that `verify` can judge it.
 
-    The checkpoint gives tokenizer and labels. Raises EdgekitError for a file that onnxruntime does not load, that lacks a
-    file of its weights, or that does not map token ids to one row per text.
+    The checkpoint gives tokenizer and labels. Raises EdgekitError for a file that its runtime does not load, that lacks a
+    file of its weights, or whose outputs are not what the task needs.
     """
-    from edgekit.formats.onnx import FILE, describe_file
-    from edgekit.formats.onnx.files import copy_files
-    from edgekit.runtimes import ort
-    from edgekit.runtimes.ort import load_errors
-
     if not file.is_file():
         raise EdgekitError(f"{file}: no such file")
-    model = load_model(checkpoint)
-    copy_files(file, out / FILE)
-    facts = describe_file(out / FILE, named=file)
-    rows = PromptSet(folder=prompts).split("calibrate")
-    ids = model.encode([row.text for row in rows], max_length)
+    format_, model = format_of(file), load_model(checkpoint)
+    facts = format_.adopt(file, out, TASKS[task].OUTPUT)
+    facts |= _shared(model, task, max_length)
     model.tokenizer(max_length).save(str(out / "tokenizer.json"))
+    if TASKS[task].OUTPUT == "tokens":
+        return facts
+    rows = PromptSet(folder=prompts).split("calibrate")
+    ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
+    runtime = RUNTIMES[format_.RUNTIME]
     try:
-        answers = ort.outputs(out / FILE, ids, pad_id=find_pad_id(model), options=facts["runtime_options"])
-    except load_errors() as failed:
+        answers = runtime.outputs(out / facts["file"], ids, pad_id=find_pad_id(model), options=facts["runtime_options"])
+    except runtime.load_errors() as failed:
         raise EdgekitError(
-            f"{file}: onnxruntime fails on the calibrate prompts: {str(failed).splitlines()[0][:300]}; is {checkpoint} the"
+            f"{file}: {runtime.NAME} fails on the calibrate prompts: {str(failed).splitlines()[0][:300]}; is {checkpoint} the"
             " checkpoint that it was exported from?"
         ) from failed
-    return facts | _describe(file, model, task, rows, answers, max_length=max_length, out_of_scope=out_of_scope)
+    return facts | _fitted(file, model, task, rows, answers, out_of_scope)
 
 
 def file_digest(file: Path) -> str:
-    """sha256 over an .onnx file and the files of its weights: what an adopted artifact depends on.
+    """sha256 over a file of any format and the files of its weights: what an adopted artifact depends on.
 
     Raises EdgekitError for what `adopt` refuses of its files.
     """
-    from edgekit.formats.onnx.files import digest, external_files, read
-
-    return digest(file.parent, [file.name, *external_files(read(file), file)])
+    return format_of(file).file_digest(file)
 
 
-def _describe(
-    file: Path,
-    model: Model,
-    task: str,
-    rows: Sequence[Prompt],
-    answers: Floats,
-    *,
-    max_length: int,
-    out_of_scope: str | None,
-) -> dict[str, Any]:
+def _shared(model: Model, task: str, max_length: int) -> dict[str, Any]:
     kind = TASKS[task]
+    return {
+        "task": task,
+        "output": kind.OUTPUT,
+        "classes": model.labels if kind.OUTPUT == "logits" else [],
+        "out_of_scope": None,
+        "settings": {},
+        "max_length": max_length,
+        "pad_id": find_pad_id(model),
+    }
+
+
+def _fitted(
+    file: Path, model: Model, task: str, rows: Sequence[Prompt], answers: Floats, out_of_scope: str | None
+) -> dict[str, Any]:
+    """What a task of rows learns from the artifact's own outputs on the calibrate prompts."""
+    kind = row_task(task)
     classes = model.labels if kind.OUTPUT == "logits" else []
     if classes and answers.shape[1] != len(classes):
         raise EdgekitError(
@@ -125,11 +129,6 @@ def _describe(
             " was exported from"
         )
     return {
-        "task": task,
-        "output": kind.OUTPUT,
-        "classes": classes,
         "out_of_scope": out_of_scope,
         "settings": kind.fit(answers, [row.label for row in rows], classes, out_of_scope),
-        "max_length": max_length,
-        "pad_id": find_pad_id(model),
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekit.formats import onnx
+from edgekit.errors import EdgekitError
+from edgekit.formats import gguf, onnx
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +16,29 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekit.calibrate import Calibration
+    from edgekit.model import Model
+
+DEFAULT = onnx.NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a format writes: a checkpoint, with what its task and the calibrate prompts say of it.
+
+    load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the calibrate
+    prompts as the model reads them; texts: what was said in them. output: the task's OUTPUT. score(float answers, answers),
+    [n, width] each: greater is better; None where the output is not rows.
+    """
+
+    model: Model
+    load: Callable[[], nn.Module]
+    calibration: Callable[[], Calibration]
+    ids: Sequence[Sequence[int]]
+    texts: Sequence[str]
+    output: str
+    score: Callable[[NDArray[np.float32], NDArray[np.float32]], float] | None
+    pad_id: int
+    max_length: int
 
 
 class Format(Protocol):
@@ -22,27 +47,36 @@ class Format(Protocol):
     NAME: str
     RUNTIME: str
     """The entry of RUNTIMES that runs it."""
+    SUFFIX: str
+    """How its main file's name ends."""
     SCHEMES: tuple[str, ...]
+    CARRIES_TOKENIZER: bool
+    """Whether the artifact's main file holds the tokenizer, so that none has to lie beside it."""
 
     @property
     def Options(self) -> type[Any]:  # noqa: N802  (a dataclass in the module)
         """The dataclass of a target's `[export.<task>]` table, less `format`."""
 
-    def write(
-        self,
-        *,
-        module: nn.Module,
-        ids: Sequence[Sequence[int]],
-        calibration: Calibration,
-        options: Any,
-        score: Callable[[NDArray[np.float32], NDArray[np.float32]], float],
-        out: Path,
-        pad_id: int,
-        output_name: str,
-    ) -> dict[str, Any]:
-        """Write a module into a folder; returns the artifact's facts that the format knows."""
+    def write(self, source: Source, options: Any, out: Path) -> dict[str, Any]:
+        """Write a student into a folder; returns the artifact's facts that the format knows."""
+
+    def adopt(self, file: Path, out: Path, output: str) -> dict[str, Any]:
+        """Copy what something else wrote into a folder, so that `verify` can judge it; returns the facts of `write`."""
+
+    def file_digest(self, file: Path) -> str:
+        """sha256 over a file and the files of its weights: what an adopted artifact depends on."""
 
 
 FORMATS: dict[str, Format] = {
     onnx.NAME: onnx,
+    gguf.NAME: gguf,
 }
+
+
+def format_of(file: Path) -> Format:
+    """The format of a file that something else made, by how its name ends; EdgekitError where it is none of ours."""
+    for known in FORMATS.values():
+        if file.suffix == known.SUFFIX:
+            return known
+    suffixes = " or ".join(known.SUFFIX for known in FORMATS.values())
+    raise EdgekitError(f"{file}: of no format that edgekit knows; expected a name that ends in {suffixes}")

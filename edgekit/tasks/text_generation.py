@@ -6,7 +6,6 @@ own for it ("tokens").
 
 from __future__ import annotations
 
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

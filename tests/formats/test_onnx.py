@@ -46,7 +46,7 @@ def written(
             return fresh
 
         monkeypatch.setattr(float_graph, "export_float", copy)
-        return format_onnx.write(
+        return format_onnx.write_encoder(
             module=module,
             ids=ids,
             calibration=calibration,
@@ -318,7 +318,7 @@ def test_a_model_over_two_gigabytes_is_refused_before_it_is_exported(
     monkeypatch.setattr(onnx_graph, "LARGEST_FILE", 1000)
     monkeypatch.setattr(float_graph, "export_float", lambda *_, **__: pytest.fail("was exported"))
     with pytest.raises(EdgekitError, match=r"Classifier: float weights of 0\.\d+ GB: over the 2 GB .* a smaller model"):
-        format_onnx.write(
+        format_onnx.write_encoder(
             module=module,
             ids=ids,
             calibration=calibration,
@@ -352,7 +352,7 @@ def test_a_quantizing_scheme_must_be_smaller(written: Any, tmp_path: Path, monke
 
 def test_without_prompts_nothing_is_written(module: Classifier, calibration: Any, tmp_path: Path) -> None:
     with pytest.raises(EdgekitError, match="no calibrate prompts"):
-        format_onnx.write(
+        format_onnx.write_encoder(
             module=module,
             ids=[],
             calibration=calibration,

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekit.calibrate import Calibration
+    from edgekit.formats import Source
     from edgekit.formats.onnx.choose import Trial
 
 log = logging.getLogger("edgekit")
 
 NAME = "onnx"
 RUNTIME = "onnxruntime"
+SUFFIX = ".onnx"
+CARRIES_TOKENIZER = False
 SCHEMES: tuple[str, ...] = ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32")
 FILE = "model.onnx"
 # Prompts that candidates are compared on: enough to rank them, few enough for a minute on two cores.
@@ -74,7 +77,51 @@ class _Written:
     config_entries: Mapping[str, str] = field(default_factory=dict)
 
 
-def write(
+def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
+    """Write a student into the folder `out`; returns the facts that the format knows.
+
+    Raises EdgekitError where it cannot be exported, nothing was quantized, or quantization does not make the file smaller.
+    """
+    if source.score is None:
+        from edgekit.formats.onnx.decoder import write_decoder
+
+        return write_decoder(student=source.model, load=source.load, ids=source.ids, options=options, out=out)
+    return write_encoder(
+        module=source.load(),
+        ids=source.ids,
+        calibration=source.calibration(),
+        options=options,
+        score=source.score,
+        out=out,
+        pad_id=source.pad_id,
+        output_name=source.output,
+    )
+
+
+def adopt(file: Path, out: Path, output: str) -> dict[str, Any]:
+    """Copy an .onnx file that something else wrote, with the files of its weights, and describe it.
+
+    Raises EdgekitError for what `describe_file` refuses, and for a file that is not there.
+    """
+    from edgekit.formats.onnx.files import copy_files
+
+    if output == "tokens":
+        raise EdgekitError(
+            f"{file}: an .onnx decoder of another tool is not judged yet: their caches have no common interface; export the"
+            " checkpoint with edgekit, or verify a .gguf file"
+        )
+    copy_files(file, out / FILE)
+    return describe_file(out / FILE, named=file)
+
+
+def file_digest(file: Path) -> str:
+    """sha256 over an .onnx file and the files of its weights; EdgekitError for a file that is damaged or lacks one."""
+    from edgekit.formats.onnx.files import digest, external_files, read
+
+    return digest(file.parent, [file.name, *external_files(read(file), file)])
+
+
+def write_encoder(
     *,
     module: nn.Module,
     ids: Sequence[Sequence[int]],

@@ -1,7 +1,11 @@
-"""record: the teacher's and the float student's outputs on the calibrate and verify prompts, for later comparison."""
+"""record: the teacher's and the float student's outputs on the calibrate and verify prompts, for later comparison.
+
+What gives one row per text is recorded here, what gives tokens in `tokens`.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -14,7 +18,7 @@ from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model, weight_files
 from edgekit.prompts import PromptSet
 from edgekit.schema import pick
-from edgekit.tasks import TASKS, find_pad_id, outputs, pad
+from edgekit.tasks import TASKS, find_pad_id, outputs, pad, row_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +28,8 @@ SPLITS = ("calibrate", "verify")
 FILE = "reference.npz"
 # Texts that are timed, and calls before that are not.
 TIMED, WARM_UP = 40, 4
+# Questions that are answered for the clock.
+TIMED_ANSWERS = 8
 
 
 def record(
@@ -38,13 +44,16 @@ def record(
 ) -> dict[str, Any]:
     """Run teacher and student in float32 over the calibrate and verify prompts and write reference.npz into `out`.
 
-    Arrays teacher_calibrate, teacher_verify, student_calibrate, student_verify: float32 [prompts, width], rows in the
-    order of the split. Where student and teacher are one folder, they are run once. Returns classes, output kind and rows.
-    Raises EdgekitError for unknown tasks, for models whose classes differ, and for outputs that are not finite.
+    Of text-generation see `tokens.record_tokens`. Else: arrays teacher_calibrate, teacher_verify, student_calibrate,
+    student_verify: float32 [prompts, width], rows in the order of the split. Where student and teacher are one folder, they
+    are run once. Returns classes, output kind and rows. Raises EdgekitError for unknown tasks, for models whose classes differ,
+    and for outputs that are not finite.
     """
     import numpy as np
 
-    kind = pick(TASKS, task, "task")
+    if pick(TASKS, task, "task").OUTPUT == "tokens":
+        return _record_tokens(teacher, student, prompts, task, max_length, out, progress)
+    kind = row_task(task)
     classes = load_model(student).labels if kind.OUTPUT == "logits" else []
     if kind.OUTPUT == "logits" and load_model(teacher).labels != classes:
         raise EdgekitError(f"{student}: its classes are not the teacher's ({teacher}); distil it from this teacher")
@@ -83,6 +92,32 @@ def record(
     }
 
 
+def _record_tokens(
+    teacher: Path,
+    student: Path,
+    prompts: Path,
+    task: str,
+    max_length: int,
+    out: Path,
+    progress: Callable[[int, int, str], None] | None,
+) -> dict[str, Any]:
+    import numpy as np
+
+    from edgekit.record.tokens import record_tokens
+
+    facts = record_tokens(teacher, student, prompts, max_length=max_length, out=out, progress=progress)
+    with np.load(out / FILE, allow_pickle=False) as arrays:
+        flat, offsets = arrays["asked"].tolist(), arrays["asked_offsets"].tolist()
+    asked = [flat[begin:end] for begin, end in itertools.pairwise(offsets)][:TIMED_ANSWERS]
+    once = {folder.resolve(): role for role, folder in (("student", student), ("teacher", teacher))}
+    figures = {
+        role: {"bytes": _weight_bytes(load_model(folder))} | measure_alone(folder, task, asked)
+        for folder, role in once.items()
+    }
+    figures.setdefault("student", figures["teacher"])
+    return facts | {"models": figures}
+
+
 def measure_alone(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     """What float costs on this machine, in torch, in a process of its own: {latency_ms: {p50, p95}, memory_mb, threads, busy}.
 
@@ -103,11 +138,29 @@ def measure_alone(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict
     return found
 
 
-def _measure(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-    import numpy as np
+def measure_here(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What `measure_alone` tells, of this very process: it should do nothing else."""
     import torch
 
     from edgekit.runtimes.machine import load_average, peak_memory_mb
+
+    if TASKS[task].OUTPUT == "tokens":
+        from edgekit.record.tokens import measure_decoder
+
+        times = measure_decoder(folder, ids)
+    else:
+        times = _measure_rows(folder, task, ids)
+    memory = peak_memory_mb()
+    return times | {
+        "memory_mb": memory and round(memory, 1),
+        "threads": torch.get_num_threads(),
+        "busy": load_average(),
+    }
+
+
+def _measure_rows(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+    import numpy as np
+    import torch
 
     module, pad_id = TASKS[task].load(folder), find_pad_id(load_model(folder))
     times = []
@@ -118,13 +171,7 @@ def _measure(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str,
             module(tokens, mask)
             times.append(1e3 * (time.perf_counter() - begin))
     p50, p95 = np.percentile(times[min(WARM_UP, len(ids)) :], [50, 95])
-    memory = peak_memory_mb()
-    return {
-        "latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
-        "memory_mb": memory and round(memory, 1),
-        "threads": torch.get_num_threads(),
-        "busy": load_average(),
-    }
+    return {"latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}}
 
 
 def _weight_bytes(model: Model) -> int:
@@ -138,7 +185,3 @@ def _from(
     if progress is None:
         return None
     return lambda part, _all, _note: progress(done + part, total, note)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_measure(Path(sys.argv[1]), sys.argv[2], json.load(sys.stdin))))

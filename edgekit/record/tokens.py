@@ -1,0 +1,278 @@
+"""What teacher and float student say token by token: likelihoods on the verify prompts, and their own greedy answers.
+
+reference.npz, flat arrays of all passages behind each other:
+ids, offsets int64 [passages + 1], starts, prompts int64 [passages]: passages as `tasks.text_generation.Passage` has them; a
+conversation without a wanted answer ends in the student's own.
+{role}_ids int32 [T, K], {role}_logprobs float32 [T, K], {role}_nll float32 [T]: the K likeliest next tokens of each of the T
+tokens that passages say, and the negative log-likelihood of the one that they do say. T is at most MOST_TOKENS, K at most
+MOST_LIKELY, so that a reference stays under 2 x 134 MB; whole prompts are left out beyond that.
+asked, asked_offsets, asked_prompts: what was asked for answers; {role}_answers, {role}_answer_offsets: what was said.
+choice_ids, choice_offsets, choice_starts, choice_prompts: a passage for each choice; {role}_choice_nll, one value for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError
+from edgekit.model import Model, load_model
+from edgekit.prompts import Prompt, PromptSet
+from edgekit.tasks.text_generation import Passage, Voice, choice_passages, passages, stop_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+MOST_TOKENS, MOST_LIKELY = 32_768, 512
+# Greedy answers are compared by their length; of prompts with a wanted answer also by what they say.
+ANSWERS, ANSWER_TOKENS = 64, 64
+# Running text is continued from its first tokens.
+CONTINUED = 16
+
+Progress = Callable[[int, int, str], None]
+
+
+def record_tokens(
+    teacher: Path, student: Path, prompts: Path, *, max_length: int, out: Path, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run teacher and student in float32 over the verify prompts and write reference.npz (see above) into `out`.
+
+    A teacher of another vocabulary gives answers only. Returns the facts of the record. Raises EdgekitError for models that
+    are no decoders and for likelihoods that are not finite.
+    """
+    import numpy as np
+
+    from edgekit.tasks.decoders import load_decoder
+
+    rows = PromptSet(folder=prompts).split("verify")
+    model, module = load_model(student), load_decoder(student)
+    asked, most = _asked(model, rows, max_length)
+    speakers = {"student": (model, module)}
+    if teacher.resolve() != student.resolve():
+        speakers["teacher"] = (load_model(teacher), load_decoder(teacher))
+    steps = _Steps(progress)
+    arrays: dict[str, NDArray[Any]] = _flat("asked", [one.ids for one in asked])
+    arrays["asked_prompts"] = np.array([one.prompt for one in asked], np.int64)
+    answers: dict[str, list[list[int]]] = {}
+    for role, (spoken, decoder) in speakers.items():
+        answers[role] = _answers(decoder, _asked(spoken, rows, max_length)[0], stop_ids(spoken), most, steps, role)
+        arrays |= _flat(f"{role}_answers", answers[role], f"{role}_answer_offsets")
+    said = _chosen(_said(model, rows, max_length, asked, answers["student"]))
+    choices = [one for group in choice_passages(model, rows, max_length) for one in group]
+    arrays |= _passages("", said) | _passages("choice_", choices)
+    shared = _share_vocabulary(*(speakers.get(role, speakers["student"])[0] for role in ("teacher", "student")))
+    for role, (_, decoder) in speakers.items():
+        if role == "student" or shared:
+            arrays |= _likelihoods(role, decoder, said, steps)
+            arrays[f"{role}_choice_nll"] = _choice_nll(decoder, choices)
+    return _write(out, arrays) | {
+        "rows": {"verify": len(rows)},
+        "output": "tokens",
+        "classes": [],
+        "max_length": max_length,
+        "passages": len(said),
+        "tokens": int(sum(len(one.ids) - one.start for one in said)),
+        "left_out": len(rows) - len({one.prompt for one in said}),
+        "shared_vocabulary": shared,
+        "max_new": most,
+        "stop": stop_ids(model),
+        "choices": len(choices),
+    }
+
+
+def _write(out: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    import numpy as np
+
+    # NumPy stamps every member with one fixed date: equal arrays are equal bytes.
+    with (out / "reference.npz").open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
+    return {}
+
+
+def _share_vocabulary(teacher: Model, student: Model) -> bool:
+    """Whether a token means the same to both."""
+    vocabularies = [model.tokenizer().get_vocab(with_added_tokens=True) for model in (teacher, student)]
+    sizes = [model.config.get("vocab_size") for model in (teacher, student)]
+    return vocabularies[0] == vocabularies[1] and sizes[0] == sizes[1]
+
+
+def _asked(model: Model, rows: Sequence[Prompt], max_length: int) -> tuple[list[Passage], int]:
+    """What the model is asked for greedy answers, and how many tokens an answer may have.
+
+    Where prompts have wanted answers, those are asked, and the longest wanted one, twice over, is room enough.
+    """
+    voice = Voice(model)
+    labelled = [place for place, row in enumerate(rows) if row.label is not None and not row.choices]
+    places = labelled or [place for place, row in enumerate(rows) if not row.choices]
+    chosen = sorted(sorted(places, key=lambda place: _hash(rows[place]))[: None if labelled else ANSWERS])
+    found, longest = [], 0
+    for place in chosen:
+        passage = next(iter(voice.passages(rows[place], rows[place].label, place, max_length)), None)
+        if passage is None:
+            continue
+        longest = max(longest, len(passage.ids) - passage.start)
+        running = voice.template is None and rows[place].label is None
+        ids = passage.ids[: min(CONTINUED, len(passage.ids) - 1)] if running else passage.asked
+        found.append(replace(passage, ids=ids, start=len(ids)))
+    return found, min(ANSWER_TOKENS, 2 * longest) if labelled else ANSWER_TOKENS
+
+
+def _said(
+    model: Model, rows: Sequence[Prompt], max_length: int, asked: Sequence[Passage], answers: Sequence[Sequence[int]]
+) -> list[Passage]:
+    """The passages to score: as the prompts have them, with the student's own answers where they have none."""
+    own = {one.prompt: [*one.ids, *answer] for one, answer in zip(asked, answers, strict=True)}
+    found = []
+    for passage in passages(model, rows, max_length):
+        if passage.start < len(passage.ids):
+            found.append(passage)
+        elif len(own.get(passage.prompt, ())) > passage.start:
+            found.append(replace(passage, ids=own[passage.prompt][:max_length]))
+    return found
+
+
+def _chosen(said: Sequence[Passage]) -> list[Passage]:
+    """Whole passages, in their order, of no more than MOST_TOKENS: which ones a hash decides."""
+    order = sorted(range(len(said)), key=lambda place: hashlib.sha256(repr(said[place].ids).encode()).digest())
+    kept: set[int] = set()
+    tokens = 0
+    for place in order:
+        tokens += len(said[place].ids) - said[place].start
+        if tokens > MOST_TOKENS and kept:
+            break
+        kept.add(place)
+    return [said[place] for place in sorted(kept)]
+
+
+def _hash(prompt: Prompt) -> bytes:
+    return hashlib.sha256(f"{prompt.text}\0{prompt.label}".encode()).digest()
+
+
+def _answers(
+    decoder: nn.Module, asked: Sequence[Passage], stops: Sequence[int], most: int, steps: _Steps, role: str
+) -> list[list[int]]:
+    found = []
+    for place, passage in enumerate(asked):
+        found.append(greedy(decoder, passage.ids, stops, most))
+        steps.tell(place + 1, len(asked), f"{role}'s answers")
+    return found
+
+
+def greedy(decoder: nn.Module, ids: Sequence[int], stops: Sequence[int], most: int) -> list[int]:
+    """The likeliest continuation token by token, without the stop token that ends it; `decoder` as a task loads it."""
+    return [token for token, _ in stream(decoder, ids, stops, most)]
+
+
+def stream(decoder: nn.Module, ids: Sequence[int], stops: Sequence[int], most: int) -> Iterator[tuple[int, float]]:
+    """Greedy tokens one after the other, each with the milliseconds that it took."""
+    import torch
+
+    model: Any = decoder.model
+    feed, cache = torch.tensor([list(ids)]), None
+    for _ in range(most):
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            told = model(input_ids=feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache, token = told.past_key_values, int(told.logits[0, -1].argmax())
+        if token in stops:
+            return
+        yield token, 1e3 * (time.perf_counter() - begin)
+        feed = torch.tensor([[token]])
+
+
+def _likelihoods(role: str, decoder: nn.Module, said: Sequence[Passage], steps: _Steps) -> dict[str, NDArray[Any]]:
+    import numpy as np
+    import torch
+
+    found: dict[str, list[Tensor]] = {"ids": [], "logprobs": [], "nll": []}
+    for place, passage in enumerate(said):
+        logits = _logits(decoder, passage)
+        likely = torch.log_softmax(logits.double(), dim=-1)
+        if not torch.isfinite(likely).all():
+            raise EdgekitError(f"the {role} gives NaN or infinite likelihoods on verify prompt {passage.prompt + 1}")
+        top = likely.topk(min(MOST_LIKELY, likely.shape[1]), dim=-1)
+        spoken = torch.tensor(passage.ids[passage.start :])
+        found["ids"].append(top.indices.int())
+        found["logprobs"].append(top.values.float())
+        found["nll"].append(-likely[torch.arange(len(spoken)), spoken].float())
+        steps.tell(place + 1, len(said), f"{role}'s likelihoods")
+    return {f"{role}_{key}": np.concatenate([one.numpy() for one in parts]) for key, parts in found.items()}
+
+
+def _logits(decoder: nn.Module, passage: Passage) -> Tensor:
+    """Logits [tokens said, vocabulary] before each token that the passage says."""
+    import torch
+
+    ids = torch.tensor([passage.ids])
+    with torch.inference_mode():
+        logits: Tensor = decoder(ids, torch.ones_like(ids))
+    return logits[0, passage.start - 1 : -1]
+
+
+def _choice_nll(decoder: nn.Module, choices: Sequence[Passage]) -> NDArray[np.float32]:
+    """The mean negative log-likelihood per token of each choice: long ones lose nothing by their length."""
+    import numpy as np
+    import torch
+
+    found = []
+    for passage in choices:
+        likely = torch.log_softmax(_logits(decoder, passage).double(), dim=-1)
+        spoken = torch.tensor(passage.ids[passage.start :])
+        found.append(-float(likely[torch.arange(len(spoken)), spoken].mean()))
+    return np.array(found, np.float32)
+
+
+def _flat(name: str, rows: Sequence[Sequence[int]], offsets: str = "") -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    return {
+        name: np.array([token for row in rows for token in row], np.int64),
+        offsets or f"{name}_offsets": np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64),
+    }
+
+
+def _passages(prefix: str, said: Sequence[Passage]) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    return _flat(f"{prefix}ids", [one.ids for one in said], f"{prefix}offsets") | {
+        f"{prefix}starts": np.array([one.start for one in said], np.int64),
+        f"{prefix}prompts": np.array([one.prompt for one in said], np.int64),
+    }
+
+
+def measure_decoder(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What the float decoder costs in torch in this process: {ttft_ms, tokens_per_second, latency_ms: {p50, p95} per token}."""
+    import numpy as np
+
+    from edgekit.tasks.decoders import load_decoder
+
+    decoder = load_decoder(folder)
+    firsts, times = [], []
+    for row in [*ids[:1], *ids]:
+        told = [ms for _, ms in stream(decoder, row, (), 1 + ANSWER_TOKENS // 4)]
+        firsts.append(told[0])
+        times += told[1:]
+    p50, p95 = np.percentile(times[len(times) // (len(ids) + 1) :], [50, 95])
+    prefill = sum(len(row) for row in ids) / max(sum(firsts[1:]) / 1e3, 1e-9)
+    return {
+        "latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
+        "ttft_ms": round(float(np.median(firsts[1:])), 3),
+        "tokens_per_second": {"prefill": round(prefill, 2), "decode": round(1e3 / float(p50), 2)},
+    }
+
+
+class _Steps:
+    """Progress over parts that come one after the other."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    def tell(self, done: int, total: int, note: str) -> None:
+        if self._progress is not None:
+            self._progress(done, total, note)
