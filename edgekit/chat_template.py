@@ -1,0 +1,231 @@
+"""Chat templates: which ones a checkpoint has, and a conversation written out as transformers writes it.
+
+A template is code that came with a model. It runs in Jinja's immutable sandbox, sees plain JSON values only, and whatever it
+does wrong is an EdgekitError. The environment's settings are those of transformers 5.23's `apply_chat_template`
+(https://huggingface.co/docs/transformers/chat_templating), so that the text is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from edgekit.errors import EdgekitError, first_line
+from edgekit.schema import read_json
+
+# transformers' PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES: the names that a template finds its tokens under.
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# What a template may raise beside Jinja's own errors: Python's, from the operations that it writes.
+_FAILS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
+# A message's reasoning goes by these names; templates read the first, gpt-oss's the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def find_templates(folder: Path) -> dict[str, str]:
+    """A checkpoint's chat templates by name; the one that is meant where none is named is `default`.
+
+    As transformers looks for them: chat_template.jinja and additional_chat_templates/*.jinja, before chat_template in
+    tokenizer_config.json (one template, or a list of named ones), before a processor's chat_template.json.
+    Raises EdgekitError where one of these is not what it should be.
+    """
+    found = {path.stem: _read(path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    if (folder / "chat_template.jinja").is_file():
+        found["default"] = _read(folder / "chat_template.jinja")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        if not found and (folder / name).is_file():
+            content = read_json(folder / name)
+            found = _named(folder / name, content.get("chat_template") if isinstance(content, dict) else None)
+    return found
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that a template may write: {"bos_token": "<s>", ...}, from tokenizer_config.json.
+
+    Where that names none, from special_tokens_map.json, which transformers wrote until version 4.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        content = read_json(folder / name) if (folder / name).is_file() else None
+        if not isinstance(content, dict):
+            continue
+        found = {key: _text(content.get(key)) for key in SPECIAL_TOKENS}
+        if any(found.values()):
+            return {key: token for key, token in found.items() if token}
+    return {}
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    special_tokens: Mapping[str, str],
+) -> str:
+    """A conversation as the text that the model was trained on.
+
+    messages: at least one {"role", "content", ...} of JSON values. generation_prompt: end with what opens the assistant's
+    turn. tools: JSON schemas of functions. special_tokens: see `special_tokens`.
+    Raises EdgekitError with the template's line where it is not a template, fails, or reaches for what the sandbox refuses.
+    """
+    if not messages:
+        raise EdgekitError("chat template: a conversation without messages; give at least one")
+    try:
+        return _compile(template).render(
+            messages=[_message(message) for message in messages],
+            tools=None if tools is None else [_plain(tool) for tool in tools],
+            documents=None,
+            add_generation_prompt=generation_prompt,
+            **special_tokens,
+        )
+    except jinja2.TemplateSyntaxError as bad:
+        raise EdgekitError(
+            f"chat template: line {bad.lineno}: {first_line(bad).rstrip('.')}; mend the template in the model's folder"
+        ) from bad
+    except jinja2.exceptions.SecurityError as bad:
+        raise EdgekitError(
+            f"chat template{_line(bad)}: {first_line(bad).rstrip('.')}: it reaches out of the sandbox, which edgekit never allows;"
+            " use a model that you trust"
+        ) from bad
+    except (jinja2.TemplateError, *_FAILS) as bad:
+        raise EdgekitError(
+            f"chat template{_line(bad)}: {first_line(bad).rstrip('.')}; the template does not take this conversation"
+        ) from bad
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as bad:
+        raise EdgekitError(f"{path}: {first_line(bad).rstrip('.')}; a chat template is UTF-8 text") from bad
+
+
+def _named(path: Path, content: object) -> dict[str, str]:
+    if content is None:
+        return {}
+    if isinstance(content, str):
+        return {"default": content}
+    if isinstance(content, list) and all(isinstance(one, dict) for one in content):
+        named = {one.get("name"): one.get("template") for one in content}
+        if all(isinstance(one, str) for pair in named.items() for one in pair):
+            return {str(name): str(template) for name, template in named.items()}
+    raise EdgekitError(f"{path}: chat_template: expected a template, or a list of {{name, template}}")
+
+
+def _text(token: object) -> str | None:
+    """A special token as it is saved: the text itself, or an AddedToken with its `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as transformers hands it to a template: without keys that are None, its reasoning under each name."""
+    plain = {key: value for key, value in _plain(message).items() if value is not None}
+    reasoning = next((plain[key] for key in _REASONING if key in plain), None)
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+def _plain(value: Any) -> Any:
+    """A copy of JSON values, of exactly their types: another object's methods are nothing for a template to call."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or type(value) in {str, int, float, bool}:
+        return value
+    raise EdgekitError(f"chat template: a message holds a {type(value).__name__}; give JSON values only")
+
+
+def _line(failed: BaseException) -> str:
+    """Where in the template it failed; Jinja rewrites the traceback to the template's own lines."""
+    lines = [frame.lineno for frame in traceback.extract_tb(failed.__traceback__) if frame.filename == "<template>"]
+    return f": line {lines[-1]}" if lines else ""
+
+
+class _Generation(Extension):
+    """{% generation %} ... {% endgeneration %} marks what the assistant says; the text is the same without it."""
+
+    tags = {"generation"}  # noqa: RUF012  (Jinja's own way to declare it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A call block, as in transformers: what the body sets stays inside it.
+        return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+
+    def _said(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Dict:
+    """`dict` in a template: a call makes one, and there is nothing else to reach."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """`namespace` in a template, without names that begin with an underscore: those are Python's own."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *positional = args
+        attributes = dict(*positional, **kwargs)
+        for name in attributes:
+            _refuse_underscore(name)
+        jinja2.utils.Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_underscore(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_underscore(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"namespace({name}=...)")
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own tojson escapes HTML; a prompt has none."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)  # local time, as in transformers
+
+
+@lru_cache(maxsize=32)
+def _compile(template: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+        "dict": _Dict(),
+        "namespace": _Namespace,
+    }
+    return environment.from_string(template)
