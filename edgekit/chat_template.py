@@ -94,8 +94,8 @@ def render(
         ) from bad
     except jinja2.exceptions.SecurityError as bad:
         raise EdgekitError(
-            f"chat template{_line(bad)}: {first_line(bad).rstrip('.')}: it reaches out of the sandbox, which edgekit never allows;"
-            " use a model that you trust"
+            f"chat template{_line(bad)}: {first_line(bad).rstrip('.')}: it reaches out of the sandbox, which"
+            " edgekit never allows; use a model that you trust"
         ) from bad
     except (jinja2.TemplateError, *_FAILS) as bad:
         raise EdgekitError(
