@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekit.runtimes import ort
+from edgekit.runtimes import llama, ort
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,26 @@ class Session(Protocol):
 
     def run(self, ids: Ids) -> NDArray[np.float32]:
         """The output [width] for one text's token ids."""
+
+
+class Generator(Protocol):
+    """A decoder that is loaded, is fed tokens and keeps them."""
+
+    vocabulary: int
+    context: int
+    """The most tokens that it takes before it is cleared."""
+
+    def clear(self) -> None:
+        """Forget what was fed."""
+
+    def logits(self, ids: Ids, wanted: slice | None = None) -> NDArray[np.float32]:
+        """Feed ids behind what was fed before; the logits [n, vocabulary] at those of them that are wanted (None: at none)."""
+
+    def work(self) -> dict[str, Any]:
+        """Where it runs: `provider`, and what else the runtime tells."""
+
+    def close(self) -> None:
+        """Free its memory."""
 
 
 class Runtime(Protocol):
@@ -44,11 +64,22 @@ class Runtime(Protocol):
     def joined(self, target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
         """The options of a session: a target's table of this runtime with what an artifact's facts ask for."""
 
+    def load_errors(self) -> tuple[type[Exception], ...]:
+        """What it raises for a model that it does not load or cannot run."""
+
     def load(self, file: Path, options: Mapping[str, Any]) -> Session:
-        """Open an artifact's main file."""
+        """Open the main file of an artifact that answers with rows."""
+
+    def generator(self, file: Path, options: Mapping[str, Any]) -> Generator:
+        """Open the main file of an artifact that goes on with tokens."""
+
+    def outputs(
+        self, file: Path, ids: Sequence[Sequence[int]], *, pad_id: int, options: Mapping[str, Any]
+    ) -> NDArray[np.float32]:
+        """The outputs [n, width] of n encoded texts, each run by itself and unpadded; an empty one is `pad_id`."""
 
     def work(self, file: Path, options: Mapping[str, Any], ids: Ids) -> dict[str, Any]:
         """Nodes and matrix-product work of one call, by execution provider."""
 
 
-RUNTIMES: dict[str, Runtime] = {ort.NAME: ort}
+RUNTIMES: dict[str, Runtime] = {ort.NAME: ort, llama.NAME: llama}

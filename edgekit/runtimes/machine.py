@@ -13,6 +13,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,28 +186,38 @@ def load_average() -> float | None:
 
 
 def measure() -> dict[str, float]:
-    """How fast the machine is: bandwidth_gbs, fp32_gflops and int8_gops; about a second, at most 256 MiB."""
-    # A buffer larger than the caches, and small on a board with little memory.
-    memory = int(describe()["memory_mb"]) * _MIB or _COPY_BYTES
-    return {"bandwidth_gbs": bandwidth_gbs(min(_COPY_BYTES, memory // 16)), **throughput()}
+    """How fast the machine is: bandwidth_gbs, and with onnxruntime fp32_gflops and int8_gops; about a second, at most 256 MiB."""
+    return {"bandwidth_gbs": bandwidth_gbs(), **throughput()}
 
 
-def bandwidth_gbs(size: int) -> float:
-    """Bytes read plus bytes written by one thread's copy of a buffer of `size` bytes, in 10^9 per second; the best of several."""
+def bandwidth_gbs(threads: int = 1) -> float:
+    """Bytes read plus bytes written by copies in so many threads at once, in 10^9 per second; the best of several."""
     import numpy as np
 
-    source = np.ones(size, dtype=np.uint8)
+    # Buffers larger than the caches, and small on a board with little memory.
+    memory = int(describe()["memory_mb"]) * _MIB or _COPY_BYTES
+    source = np.ones(min(_COPY_BYTES, memory // 16) // threads * threads, dtype=np.uint8)
     sink = np.zeros_like(source)
-    return 2 * size / _fastest(lambda: np.copyto(sink, source)) / 1e9
+    pairs = list(zip(np.split(sink, threads), np.split(source, threads), strict=True))
+    if threads == 1:
+        return 2 * len(source) / _fastest(lambda: np.copyto(sink, source)) / 1e9
+    with ThreadPoolExecutor(threads) as pool:
+        # NumPy lets go of the interpreter's lock while it copies.
+        return 2 * len(source) / _fastest(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs))) / 1e9
 
 
 def throughput() -> dict[str, float]:
     """fp32_gflops and int8_gops of one core: onnxruntime's products of 512 x 512 matrices, a constant one on the right.
 
-    10^9 multiplications and additions per second; int8 is unsigned by signed, as in quantized encoders.
+    10^9 multiplications and additions per second; int8 is unsigned by signed, as in quantized encoders. Empty where there is no
+    onnxruntime: a device that has llama.cpp alone.
     """
     import numpy as np
-    import onnxruntime
+
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        return {}
 
     numbers = np.random.default_rng(0)
     settings = onnxruntime.SessionOptions()

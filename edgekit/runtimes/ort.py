@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekit.runtimes import Generator
+
     Ids = Sequence[int] | NDArray[np.int64]
 
 NAME = "onnxruntime"
@@ -136,6 +138,13 @@ def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, 
 def load(file: Path, options: Mapping[str, Any]) -> Session:
     """Open an artifact with the options of its export and of its target."""
     return Session(file, options)
+
+
+def generator(file: Path, options: Mapping[str, Any]) -> Generator:
+    """Open a decoder."""
+    from edgekit.runtimes import ort_generation
+
+    return ort_generation.generator(file, options)
 
 
 def outputs(

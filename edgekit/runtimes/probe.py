@@ -7,6 +7,8 @@ repeats, least, seconds, sequence}: `repeats` timed calls, fewer when `seconds` 
 
 The lines, in this order: device, load, first, latency, latency_real, outputs, memory, work, machine, done. Without
 `done` it failed: the last line on standard error says why.
+
+A request with `kind` "tokens" has other inputs, timing, outputs and lines: see `edgekit.runtimes.generation`.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.runtimes import RUNTIMES, machine
+from edgekit.runtimes import RUNTIMES, generation, machine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
 def main(path: Path) -> None:
     """Answer a request; what goes wrong ends the process with its traceback on standard error."""
     request = json.loads(path.read_text(encoding="utf-8"))
-    _answer(RUNTIMES[request["runtime"]], request, path.parent)
+    device = machine.describe()
+    say("device", **device)
+    request["options"] = _fitting(request["options"], int(device["cores"]))
+    KINDS[request.get("kind", "rows")](RUNTIMES[request["runtime"]], request, path.parent, say)
     say("done")
 
 
@@ -41,16 +46,13 @@ def say(event: str, **facts: Any) -> None:
     sys.stdout.flush()
 
 
-def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path) -> None:
+def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Callable[..., None]) -> None:
     import numpy as np
 
-    device = machine.describe()
-    say("device", **device)
     with np.load(folder / request["inputs"], allow_pickle=False) as inputs:
         flat, offsets, pad_id = inputs["ids"], inputs["offsets"], int(inputs["pad_id"])
     texts = [flat[begin:end] if end > begin else np.array([pad_id]) for begin, end in itertools.pairwise(offsets)]
-    file, timing = folder / request["file"], request["timing"]
-    options = _fitting(request["options"], int(device["cores"]))
+    file, timing, options = folder / request["file"], request["timing"], request["options"]
     asked = str(options.get("provider", ""))
 
     begun = time.perf_counter()
@@ -82,8 +84,8 @@ def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path) -> None:
 
 def _fitting(options: Mapping[str, Any], cores: int) -> dict[str, Any]:
     """The options with at most a thread per core: more would wait for each other, which says nothing of the artifact."""
-    threads = options.get("threads")
-    return {**options, "threads": min(int(threads), cores)} if threads else dict(options)
+    asked = {key: options[key] for key in ("threads", "threads_batch") if options.get(key)}
+    return {**options, **{key: min(int(threads), cores) for key, threads in asked.items()}}
 
 
 def _time(session: Session, ids: NDArray[np.int64], timing: Mapping[str, Any]) -> list[float]:
@@ -103,6 +105,12 @@ def _time(session: Session, ids: NDArray[np.int64], timing: Mapping[str, Any]) -
 
 def _since(begun: float) -> float:
     return round(1000 * (time.perf_counter() - begun), 6)
+
+
+KINDS: dict[str, Callable[[Runtime, Mapping[str, Any], Path, Callable[..., None]], None]] = {
+    "rows": _answer,
+    "tokens": generation.answer,
+}
 
 
 if __name__ == "__main__":

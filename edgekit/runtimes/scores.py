@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating]
     Doubles = NDArray[np.float64]
 
+# A sum of float32 probabilities is known to about this: 2^-24 relative in each logarithm, times an entropy of at most 12 nats.
+_RESOLUTION = 1e-6
+
 
 def log_softmax(logits: Floats) -> Doubles:
     """Log-probabilities of logits along the last axis."""
@@ -36,6 +39,45 @@ def nll(logits: Floats, labels: NDArray[np.integer]) -> Doubles:
 
     picked: Doubles = -log_softmax(logits)[np.arange(len(labels)), labels]
     return picked
+
+
+def log_sum_exp(logits: Floats, piece: int = 1 << 18) -> Doubles:
+    """The logarithm of each row's sum of exponentials, [n, classes] -> [n]; about `piece` doubles of memory."""
+    import numpy as np
+
+    found = np.empty(len(logits), dtype=np.float64)
+    step = max(1, piece // logits.shape[-1])
+    for start in range(0, len(logits), step):
+        rows = logits[start : start + step].astype(np.float64)
+        highest = rows.max(axis=-1)
+        rows -= highest[:, None]
+        np.exp(rows, out=rows)
+        found[start : start + step] = np.log(rows.sum(axis=-1)) + highest
+    return found
+
+
+def sparse_kl(ids: NDArray[np.integer], logprobs: Floats, logits: Floats, log_sums: Doubles) -> Doubles:
+    """KL(reference || other) of each row in nats, of a reference of which only K classes are known; never below 0.
+
+    ids and logprobs [n, K] are the reference's classes and natural log-probabilities, logits [n, classes] the other's and
+    log_sums its `log_sum_exp`. The classes that are not known count as one more, with what is left of both. By the
+    data-processing inequality that is a lower bound of the divergence over all classes (Cover and Thomas, Elements of
+    Information Theory, 2.8: merging outcomes never raises it), and the divergence itself where K is all of them.
+    """
+    import numpy as np
+
+    p = logprobs.astype(np.float64)
+    q = np.take_along_axis(logits, ids, axis=-1).astype(np.float64) - log_sums[:, None]
+    left = 1.0 - np.exp(p).sum(axis=-1)
+    # Rounded log-probabilities do not sum to 1: a rest below their resolution, or below 0, is none, and the known are all.
+    known = (left <= _RESOLUTION) | (p.shape[-1] == logits.shape[-1])
+    p[known] -= np.log(np.exp(p[known]).sum(axis=-1, keepdims=True))
+    rest_p = np.where(known, 1.0, left)
+    # The rest of the other is only as exact as 1 minus a sum of doubles.
+    rest_q = np.maximum(1.0 - np.exp(q).sum(axis=-1), np.finfo(np.float64).eps)
+    tail = np.where(known, 0.0, rest_p * (np.log(rest_p) - np.log(rest_q)))
+    rows: Doubles = np.maximum((np.exp(p) * (p - q)).sum(axis=-1) + tail, 0.0)
+    return rows
 
 
 def top1(logits: Floats) -> NDArray[np.intp]:

@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gguf_files import write_bert
 from test_ort import N, make_layers
 
 import edgekit
@@ -66,11 +68,27 @@ def test_no_more_threads_than_cores(tmp_path: Path) -> None:
     assert told["latency"]["shape"]["threads"] == told["device"]["cores"]
 
 
+def make_bert(path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": N, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    write_bert(BertModel(BertConfig(vocab_size=100, max_position_embeddings=64, **sizes)), path)
+
+
+# A runtime's name -> a file that it runs, and its options.
+FILES: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
+    "onnxruntime": ("model.onnx", make_layers, {"threads": 1, "provider": ort.CPU}),
+    "llama-cpp": ("model.gguf", make_bert, {"threads": 1, "context": 0}),
+}
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_probe_speaks_the_protocol(tmp_path: Path, name: str) -> None:
-    make_layers(tmp_path / "model.onnx")
-    ended = ask(tmp_path, runtime=name)
+    file, make, options = FILES[name]
+    make(tmp_path / file)
+    ended = ask(tmp_path, runtime=name, file=file, options=options)
     assert ended.returncode == 0, ended.stderr
+    assert not ended.stderr
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [line["event"] for line in lines] == EVENTS
     told = {line["event"]: line for line in lines}
@@ -83,7 +101,7 @@ def test_probe_speaks_the_protocol(tmp_path: Path, name: str) -> None:
     assert told["work"]["matmul_ops"]
     with np.load(tmp_path / "out" / "outputs.npz") as arrays:
         assert arrays["outputs"].shape == (len(TEXTS), N)
-        direct = ort.outputs(tmp_path / "model.onnx", TEXTS, pad_id=0, options={"threads": 1})
+        direct = RUNTIMES[name].outputs(tmp_path / file, TEXTS, pad_id=0, options=options)
         assert np.array_equal(arrays["outputs"], direct)
 
 
