@@ -146,6 +146,8 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
     split, student, teacher = recipe.data.split, recipe.student, recipe.teacher
     if (teacher.source is None) == (teacher.create is None):
         raise EdgekitError(f"{where}: teacher: give either source, a model that is there, or a [teacher.create] table")
+    if teacher.create is not None and teacher.finetune is not None:
+        raise EdgekitError(f"{where}: teacher: a created model is trained already; remove [teacher.finetune]")
     if split is not None and split.calibrate + split.verify >= 1:
         raise EdgekitError(f"{where}: data.split: calibrate and verify take all rows; leave a share for train")
     if student is not None and (student.layers is None) == (student.keep is None):

@@ -79,7 +79,7 @@ def terminal_table(report: Row) -> list[str]:
     """The models and the checks in lines of plain text, at most `WIDTH` wide but for long names."""
     head = ["", "accuracy", "size", "p50", "p95", "memory"]
     lines = _columns([head, *_model_cells(report)], left=1)
-    for told in _conditions_lines(report):
+    for told in [*_generation_lines(report), *_conditions_lines(report)]:
         lines += wrap(told, WIDTH, subsequent_indent="  ")
     lines += ["", *_columns([CHECK_HEAD, *(_check_cells(check) for check in report["checks"])], left=1)]
     return [*lines, CHECK_NOTE] if report["checks"] else lines
@@ -136,6 +136,19 @@ def _model_cells(report: Row) -> list[list[str]]:
         memory = MISSING if model.get("memory_mb") is None else f"{model['memory_mb']:.0f} MB"
         rows.append([model["name"], percent(model["accuracy"]), human_bytes(model["bytes"]), *shown, memory])
     return rows
+
+
+def _generation_lines(report: Row) -> list[str]:
+    """Of a decoder: speed and perplexity, in words; nothing of others."""
+    if "tokens_per_second" not in report:
+        return []
+    rates, first = report["tokens_per_second"], report["ttft_ms"]
+    told = ", ".join(f"{number(time, 3)} ms after {length} tokens" for length, time in first.items())
+    likely = ", ".join(f"{name} {number(value, 4)}" for name, value in report["perplexity"].items())
+    return [
+        f"p50 and p95 are of one new token; {number(rates['decode'], 3)} tokens/s written, {number(rates['prefill'], 3)} read",
+        f"first token: {told}; perplexity: {likely}",
+    ]
 
 
 def _check_cells(check: Row) -> list[str]:
@@ -266,6 +279,7 @@ def _parts(report: Row, title: str) -> list[str]:
         f"<p class=lead>{escape(_summary(report))}</p>",
         _section("Size, accuracy, latency", models + scatter(*_points(report))),
         _section("Checks", margins(report["checks"]) + _checks_table(report["checks"]), _CHECKS_NOTE),
+        _section("Generation", _facts(_generated(report))),
         _section("Compared on the same prompts", _comparisons_table(report["comparisons"])),
         _section("Out of scope", _facts(report.get("scope"))),
         _section(
@@ -285,6 +299,12 @@ def _parts(report: Row, title: str) -> list[str]:
         _section("Device that measured", _facts(report["device"] | _runtime(report))),
         "</div>",
     ]
+
+
+def _generated(report: Row) -> dict[str, Any]:
+    """What a decoder's report has besides: likelihoods, speed of prompts and of new tokens."""
+    keys = ("kl", "top1", "perplexity", "ttft_ms", "tokens_per_second")
+    return {key: report[key] for key in keys if key in report} | dict(report.get("generation") or {})
 
 
 def _points(report: Row) -> tuple[list[dict[str, Any]], str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "-"
+# Metrics whose losses are no shares of prompts: of a cosine, in nats, of a ratio.
+AS_THEY_ARE = ("cosine", "kl", "perplexity")
 
 Row = Mapping[str, Any]
 
@@ -62,10 +65,12 @@ def share(fraction: float) -> str:
 
 
 def lost(metric: str, value: float | None, unit: str = "") -> str:
-    """A loss: of a cosine as it is, of shares of prompts in percentage points."""
+    """A loss: of a cosine, a divergence or a ratio as it is, of shares of prompts in percentage points."""
     if value is None:
         return MISSING
-    if metric.startswith("cosine"):
+    if not math.isfinite(value):
+        return "open"
+    if metric.startswith(AS_THEY_ARE):
         return f"{round(value, 4) + 0.0:.4f}"
     return f"{round(100 * value, 2) + 0.0:.2f}{unit}"
 
@@ -74,12 +79,12 @@ def check_figures(check: Row) -> list[str]:
     """A check's measured value, loss, bound, limit and interval, with their units."""
     name = str(check["name"])
     if check.get("loss") is not None:
-        measured = number(check.get("measured")) if name.startswith("cosine") else percent(check.get("measured"))
+        measured = number(check.get("measured")) if name.startswith(AS_THEY_ARE) else percent(check.get("measured"))
         cells = [measured, *(lost(name, check.get(key), " points") for key in ("loss", "bound", "limit"))]
         ends = [lost(name, end) for end in check.get("interval") or ()]
     else:
         limit = _with_unit(name, check.get("limit"))
-        limit = f"at least {limit}" if name == "provider" else limit
+        limit = f"at least {limit}" if name in {"provider", "offload", "tokens_per_second"} else limit
         cells = [_with_unit(name, check.get("measured")), MISSING, _with_unit(name, check.get("bound")), limit]
         ends = [number(end, 3) for end in check.get("interval") or ()]
     return [*cells, f"[{', '.join(ends)}]" if ends else MISSING]

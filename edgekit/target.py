@@ -45,13 +45,24 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Limits. p95_ms is for batch 1 at `sequence` tokens; memory_mb is the peak of the whole process; bytes the artifact's."""
+    """Limits. p95_ms is for batch 1 at `sequence` tokens; memory_mb is the peak of the whole process; bytes the artifact's.
+
+    Of text-generation p50_ms and p95_ms are of one new token, ttft_ms of the first one behind a prompt of `sequence` tokens, and
+    tokens_per_second are the least that a target wants written.
+    """
 
     p50_ms: Annotated[float, Gt(0)] | None = None
     p95_ms: Annotated[float, Gt(0)] | None = None
     memory_mb: Annotated[float, Gt(0)] | None = None
     bytes: Annotated[int, Gt(0)] | None = None
+    ttft_ms: Annotated[float, Gt(0)] | None = None
+    tokens_per_second: Annotated[float, Gt(0)] | None = None
     sequence: Annotated[int, Ge(1)] = 64
+
+    @property
+    def limits_time(self) -> bool:
+        """Whether any limit is one of speed."""
+        return any(getattr(self, key) is not None for key in ("p50_ms", "p95_ms", "ttft_ms", "tokens_per_second"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from edgekit.build.plan import Built, Listener, Plan, Progress, Session
 from edgekit.build.preflight import check_recipe, check_target, gather_prompts, is_local, needed_splits, resolve
 from edgekit.build.steps import (
     calibrate,
+    create,
     distill,
     export,
     finetune,
@@ -34,6 +36,7 @@ __all__ = [
     "calibrate",
     "check_recipe",
     "check_target",
+    "create",
     "distill",
     "exit_code",
     "export",
@@ -62,7 +65,9 @@ def build(recipe: Recipe, targets: Sequence[Target], session: Session) -> list[B
         raise EdgekitError(f"two targets are named {twice}, and their bundles would be: rename one of the files")
     prompts = gather_prompts(recipe, session)
     plans = [resolve(recipe, target, prompts, session) for target in targets]
-    teacher = finetune(recipe, plans[0].teacher, prompts, session)
+    base = plans[0].teacher or create(recipe, prompts, session)
+    plans = [replace(plan, teacher=base) for plan in plans]
+    teacher = finetune(recipe, base, prompts, session)
     student = distill(recipe, teacher, prompts, session)
     reference = record(recipe, teacher, student, prompts, session)
     calibration = calibrate(recipe, student, prompts, session)

@@ -25,7 +25,8 @@ class Plan:
 
     recipe: Recipe
     target: Target
-    teacher: Path
+    teacher: Path | None
+    """The checkpoint that the recipe names; None where it is created, until it is."""
     revision: str | None
     splits: tuple[str, ...]
     export: Mapping[str, Any]
@@ -42,7 +43,7 @@ class Plan:
             "recipe": self.recipe.name,
             "target": self.target.name,
             "task": self.recipe.task,
-            "teacher": str(self.teacher),
+            "teacher": str(self.teacher) if self.teacher else None,
             "revision": self.revision,
             "steps": [step for step, wanted in self._steps() if wanted],
             "export": dict(self.export),
@@ -52,6 +53,7 @@ class Plan:
     def _steps(self) -> list[tuple[str, bool]]:
         trains = self.recipe.student is not None
         return [
+            ("create", self.recipe.teacher.create is not None),
             ("finetune", self.recipe.teacher.finetune is not None),
             ("distill", trains),
             *((step, True) for step in ("record", "calibrate", "export", "verify", "package")),

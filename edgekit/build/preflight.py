@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekit.build.plan import Plan, Session, Step, once
 from edgekit.errors import EdgekitError, first_line
-from edgekit.model import Model, load_model
+from edgekit.model import EMBEDDINGS, Model, load_model
 from edgekit.prompts import PromptSet, gather, sources
 from edgekit.recipe import Recipe
 from edgekit.schema import dump_json, nearest, parse, pick, read_json
@@ -47,7 +48,8 @@ def gather_prompts(recipe: Recipe, session: Session) -> Product:
 
 def needed_splits(recipe: Recipe) -> tuple[str, ...]:
     """Train is needed only where something is trained."""
-    trains = recipe.student is not None or recipe.teacher.finetune is not None
+    teacher = recipe.teacher
+    trains = recipe.student is not None or teacher.finetune is not None or teacher.create is not None
     return ("train", "calibrate", "verify") if trains else ("calibrate", "verify")
 
 
@@ -65,15 +67,15 @@ def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session) 
         revision=revision,
         splits=needed_splits(recipe),
         export=check_target(target, recipe.task),
-        estimate=estimate(recipe, load_model(teacher), prompts),
+        estimate=estimate(recipe, prompts, _size(recipe, teacher)),
     )
     _check_fits(plan)
     _check_disk(plan, session)
     return plan
 
 
-def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Path, str | None]:
-    """The teacher's folder and its commit, if it comes from a hub.
+def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Path | None, str | None]:
+    """The teacher's folder, None where it is created, and its commit, if it comes from a hub.
 
     Raises EdgekitError for an unknown task, loss, margin or family, a teacher that is not there or cannot do the task, a
     student that cannot be cut from it, and labels that differ.
@@ -81,12 +83,14 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
     from edgekit import distill as training
     from edgekit.architectures import find_architecture
     from edgekit.tasks import TASKS
-    from edgekit.verify import read_margins
+    from edgekit.verify import check_accuracy_table
 
     where = str(recipe.path)
     pick(TASKS, recipe.task, f"{where}: task")
     training.check_options(recipe, where)
-    read_margins(recipe.accuracy, f"{where}: accuracy")
+    check_accuracy_table(recipe.task, recipe.accuracy, f"{where}: accuracy")
+    if recipe.teacher.create is not None:
+        return None, None
     teacher, revision = find_teacher(recipe, session)
     model = load_model(teacher)
     find_architecture(model.architecture, str(teacher / "config.json"))
@@ -100,12 +104,12 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
 def check_target(target: Target, task: str) -> Mapping[str, Any]:
     """The target's raw `[export.<task>]` table, once every table of the target was checked by the entry that it names."""
     from edgekit.devices import DEVICES
-    from edgekit.formats import FORMATS
+    from edgekit.formats import DEFAULT, FORMATS
     from edgekit.runtimes import RUNTIMES
 
     table = target.export_for(task)
     where = f"{target.path}: export.{task}"
-    format_ = pick(FORMATS, str(table.get("format", "onnx")), f"{where}.format")
+    format_ = pick(FORMATS, str(table.get("format", DEFAULT)), f"{where}.format")
     parse(format_.Options, {key: value for key, value in table.items() if key != "format"}, where)
     for name, options in target.runtime.items():
         parse(pick(RUNTIMES, name, f"{target.path}: runtime").Options, options, f"{target.path}: runtime.{name}")
@@ -118,7 +122,12 @@ def check_target(target: Target, task: str) -> Mapping[str, Any]:
 def is_local(recipe: Recipe) -> bool:
     """Whether the teacher is looked for on this machine alone: a hub is asked only for what looks like a hub id."""
     source = recipe.teacher.source
-    return source.startswith("package:") or recipe.locate(source).is_dir() or not HUB_ID.fullmatch(source)
+    return (
+        source is None
+        or source.startswith("package:")
+        or recipe.locate(source).is_dir()
+        or not HUB_ID.fullmatch(source)
+    )
 
 
 def find_teacher(recipe: Recipe, session: Session) -> tuple[Path, str | None]:
@@ -126,14 +135,14 @@ def find_teacher(recipe: Recipe, session: Session) -> tuple[Path, str | None]:
 
     Raises EdgekitError where the folder, package or hub id is not there.
     """
-    source, where = recipe.teacher.source, f"{recipe.path}: teacher.source"
+    source, where = str(recipe.teacher.source), f"{recipe.path}: teacher.source"
     if source.startswith("package:"):
         return _package_folder(source, where), None
     place = recipe.locate(source)
     if place.is_dir():
         return place, None
     if HUB_ID.fullmatch(source):
-        return _download(recipe, session)
+        return _download(recipe, source, session)
     raise EdgekitError(f"{where}: no such folder: {place}; give a folder, a hub id (org/name) or package:NAME/FOLDER")
 
 
@@ -152,20 +161,20 @@ def _package_folder(source: str, where: str) -> Path:
     return folder
 
 
-def _download(recipe: Recipe, session: Session) -> tuple[Path, str]:
+def _download(recipe: Recipe, source: str, session: Session) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # re-exported there for its users
 
     lock = session.out / f"{recipe.name}.lock.json"
     locked = read_json(lock) if lock.is_file() else {}
-    asked = {"source": recipe.teacher.source, "asked": recipe.teacher.revision}
+    asked = {"source": source, "asked": recipe.teacher.revision}
     known = locked.get("teacher", {})
     pinned = known.get("revision") if asked.items() <= known.items() else None
     try:
         # With a commit, whatever is in the hub's cache already is used without asking the hub.
         folder = Path(
             snapshot_download(
-                repo_id=recipe.teacher.source,
+                repo_id=source,
                 revision=pinned or recipe.teacher.revision,
                 allow_patterns=HUB_FILES,
                 token=os.environ.get("HF_TOKEN") or False,
@@ -173,7 +182,7 @@ def _download(recipe: Recipe, session: Session) -> tuple[Path, str]:
         )
     except (httpx.HTTPError, OSError, ValueError) as failed:
         raise EdgekitError(
-            f"{recipe.path}: teacher.source: {recipe.teacher.source}: no such folder here, and it cannot be fetched from the"
+            f"{recipe.path}: teacher.source: {source}: no such folder here, and it cannot be fetched from the"
             f" hub: {first_line(failed)}; check the name and the network (HF_ENDPOINT, HF_TOKEN), or give a local folder"
         ) from failed
     commit = folder.name
@@ -207,36 +216,60 @@ def _check_length(recipe: Recipe, model: Model) -> None:
         )
 
 
-def estimate(recipe: Recipe, model: Model, prompts: Product) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large the teacher is: weights in all, those of the embedding, and blocks."""
+
+    weights: int
+    embedding: int
+    layers: int
+
+
+def _size(recipe: Recipe, teacher: Path | None) -> Size:
+    if teacher is None:
+        from edgekit.distill.options import read_create_options
+
+        made = read_create_options(recipe.teacher.create or {}, recipe.data.max_length, "teacher.create")
+        block = made.hidden * (
+            2 * made.hidden
+            + 2 * made.hidden * (made.kv_heads or made.heads) // made.heads
+            + 3 * (made.intermediate or 3 * made.hidden)
+        )
+        embedding = made.vocabulary * made.hidden
+        return Size(weights=embedding + made.layers * block, embedding=embedding, layers=made.layers)
+    model = load_model(teacher)
+    tables = [info for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)]
+    embedding = sum(info.shape[0] * info.shape[1] for info in tables)
+    return Size(weights=model.parameters, embedding=embedding, layers=model.layers)
+
+
+def estimate(recipe: Recipe, prompts: Product, size: Size) -> dict[str, float]:
     """Rough time, memory and disk of a build on this machine: good to a factor of two, before anything runs.
 
     A training step costs 6 operations per weight and token (2 forward, 4 backward; Kaplan et al. 2020, section 2.1), of
     weights outside the embedding. Memory counts fp32 weights, gradients and AdamW's two moments of the model in training.
     """
-    embedding = sum(info.shape[0] * info.shape[1] for name, info in model.tensors.items() if "word_embeddings" in name)
-    weights = model.parameters
-    core = weights - embedding
+    core = size.weights - size.embedding
     rows = prompts.facts["rows"]
     texts = PromptSet(folder=prompts.folder).split("verify")[:200]
     tokens = min(recipe.data.max_length, 2 + 1.4 * sum(len(row.text.split()) for row in texts) / len(texts))
     share = 1.0
     if recipe.student is not None:
-        share = (
-            len(recipe.student.keep) if recipe.student.keep else recipe.student.layers or model.layers
-        ) / model.layers
+        kept = len(recipe.student.keep) if recipe.student.keep else recipe.student.layers
+        share = (kept or size.layers) / size.layers
     work = 0.0
-    if recipe.teacher.finetune is not None:
-        work += 6 * core * tokens * rows["train"] * int(recipe.teacher.finetune.get("epochs", 10))
+    trained = recipe.teacher.finetune if recipe.teacher.create is None else recipe.teacher.create
+    if trained is not None:
+        work += 6 * core * tokens * rows["train"] * int(trained.get("epochs", 10))
     if recipe.student is not None:
         work += (6 * share + 2) * core * tokens * rows["train"] * int(recipe.distill.get("epochs", 10))
     work += 2 * core * tokens * (sum(rows.values()) * 2 + 20 * rows["calibrate"])
-    speed = _matmul_speed()
-    trained = weights * 4 * (4 if recipe.teacher.finetune is not None or recipe.student is not None else 1)
+    held = size.weights * 4 * (4 if trained is not None or recipe.student is not None else 1)
     return {
-        "seconds": round(30 + work / speed, 0),
-        "memory_mb": round(700 + 2 * trained / 1e6, 0),
-        "disk_mb": round((weights * 4 * 5 + trained) / 1e6, 0),
-        "artifact_mb": round((embedding + core * share) * 1.03 / 1e6, 1),
+        "seconds": round(30 + work / _matmul_speed(), 0),
+        "memory_mb": round(700 + 2 * held / 1e6, 0),
+        "disk_mb": round((size.weights * 4 * 5 + held) / 1e6, 0),
+        "artifact_mb": round((size.embedding + core * share) * 1.03 / 1e6, 1),
     }
 
 

@@ -22,6 +22,36 @@ from edgekit.workspace import (
 )
 
 
+def create(recipe: Recipe, prompts: Product, session: Session, at: Path | None = None) -> Path:
+    """The teacher that the recipe describes, made from nothing but the train split."""
+    from edgekit import distill as training
+
+    options = recipe.teacher.create or {}
+    inputs = {
+        "prompts": split_digests(prompts, "train"),
+        "task": recipe.task,
+        "options": options,
+        "max_length": recipe.data.max_length,
+        "seed": recipe.seed,
+    }
+    return run_step(
+        session,
+        "create",
+        inputs,
+        lambda out, progress: training.create(
+            prompts=prompts.folder,
+            options=options,
+            max_length=recipe.data.max_length,
+            seed=recipe.seed,
+            out=out,
+            progress=progress,
+        ),
+        note=f"{prompts.facts['rows']['train']} texts",
+        resumable=True,
+        at=at,
+    ).folder
+
+
 def finetune(recipe: Recipe, base: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
     """The teacher, fine-tuned where the recipe asks; else the checkpoint as it is."""
     if recipe.teacher.finetune is None:
@@ -200,7 +230,7 @@ def export(
             out_of_scope=recipe.data.out_of_scope,
             out=out,
         ),
-        note=f"{plan.export.get('format', 'onnx')} {plan.export.get('scheme', 'auto')}",
+        note=" ".join(str(plan.export[key]) for key in ("format", "scheme") if key in plan.export),
         at=at,
     )
 
@@ -311,6 +341,7 @@ def package(plan: Plan, artifact: Product, report: Product, session: Session) ->
                 f"{report.folder}: its verdict is about another {key} than this build's; run: edgekit verify"
             )
     session.listener.begin("package")
+    teacher = _teacher(plan)
     made = run(
         artifact=artifact.folder,
         report=report.folder,
@@ -320,9 +351,9 @@ def package(plan: Plan, artifact: Product, report: Product, session: Session) ->
         lineage={
             "teacher": plan.recipe.teacher.source,
             "teacher_revision": plan.revision,
-            "teacher_digest": model_digest(plan.teacher),
+            "teacher_digest": model_digest(teacher),
             "student_digest": artifact.manifest["inputs"].get("student"),
-            "teacher_license": teacher_license(plan.teacher),
+            "teacher_license": teacher_license(teacher),
             "data_license": plan.recipe.data.license,
             "license": plan.recipe.license,
         },
@@ -340,9 +371,15 @@ def package(plan: Plan, artifact: Product, report: Product, session: Session) ->
     )
 
 
+def _teacher(plan: Plan) -> Path:
+    if plan.teacher is None:
+        raise EdgekitError(f"{plan.recipe.path}: its teacher is created: package what `edgekit build` makes")
+    return plan.teacher
+
+
 def open_artifact(plan: Plan, artifact: Path, checkpoint: Path, prompts: Product, session: Session) -> Product:
-    """The folder of an export, or an .onnx file that something else made, with the checkpoint whose tokenizer it uses."""
-    if artifact.suffix != ".onnx":
+    """The folder of an export, or a file that something else made, with the checkpoint whose tokenizer it uses."""
+    if artifact.is_dir():
         return open_product(artifact, "export")
     from edgekit.export import adopt, file_digest
 
@@ -417,7 +454,7 @@ def model_digest(folder: Path) -> str:
 
     Raises EdgekitError where a product was changed after its step.
     """
-    for step in ("distill", "finetune"):
+    for step in ("distill", "finetune", "create"):
         if (folder / f"{step}.json").is_file():
             product = open_product(folder, step)
             product.check()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 # The keys of TASKS, written out because --help loads no table; a test compares them.
-TASK_NAMES = ("text-classification", "feature-extraction")
+TASK_NAMES = ("text-classification", "feature-extraction", "text-generation")
 
 
 @click.command()

@@ -24,7 +24,7 @@ folder = click.Path(path_type=Path)
 def finetune(
     recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool, out: Path
 ) -> None:  # fmt: skip
-    """Fine-tune the recipe's teacher on the train split.
+    """Fine-tune the recipe's teacher on the train split, or create it there from nothing.
 
     \b
     Example:
@@ -33,9 +33,12 @@ def finetune(
     from edgekit import build as spine
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
-    if recipe.teacher.finetune is None:
+    if recipe.teacher.finetune is None and recipe.teacher.create is None:
         raise click.UsageError(f"{recipe.name} has no [teacher.finetune] table: its teacher is used as it is.")
     base, _ = spine.check_recipe(recipe, prompts, session)
+    if base is None:
+        _done(spine.create(recipe, prompts, session, at=out), as_json)
+        return
     _done(spine.finetune(recipe, base, prompts, session, at=out), as_json)
 
 

@@ -7,6 +7,7 @@ arithmetic whether its INT8 is the target's, checks turns all that into verdicts
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from edgekit.prompts import PromptSet
 from edgekit.report import write_html
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, parse, pick
-from edgekit.tasks import TASKS
+from edgekit.tasks import TASKS, row_task
 from edgekit.verify import accuracy as compared
-from edgekit.verify import arithmetic, checks, gate, hardware
+from edgekit.verify import arithmetic, checks, gate, generation, hardware
 from edgekit.verify.accuracy import Answers, Comparison, Margins
 from edgekit.verify.measurements import Measurements, measure
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-__all__ = ["Margins", "plan_text", "read_margins", "verify"]
+__all__ = ["Margins", "check_accuracy_table", "plan_text", "read_margins", "verify"]
 
 FLIPS_SHOWN = (0.01, 0.03, 0.10)
 
@@ -49,9 +50,17 @@ def read_margins(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -
     return margins
 
 
+def check_accuracy_table(task: str, accuracy: Mapping[str, Any], where: str) -> None:
+    """Refuse an `[accuracy]` table that the task cannot read."""
+    if pick(TASKS, task, "task").OUTPUT == "tokens":
+        generation.read_limits(accuracy, where)
+    else:
+        read_margins(accuracy, where)
+
+
 def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, looks: int = 1) -> list[str]:
     """What so many verify prompts can prove at all: said before anything is measured."""
-    margins, alpha = read_margins(accuracy), gate.alpha_for(looks)
+    alpha = gate.alpha_for(looks)
     lines = [
         f"verify: {prompts} prompts; a loss that never shows is still at most {_points(gate.floor(prompts, alpha))}"
     ]
@@ -59,6 +68,11 @@ def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, looks: in
         lines.append(
             f"this is look {looks} at these prompts: each bound uses alpha {alpha:g} instead of {gate.ALPHA:g}"
         )
+    if pick(TASKS, task, "task").OUTPUT == "tokens":
+        if prompts < gate.FEWEST_CLUSTERS:
+            lines.append(f"fewer than {gate.FEWEST_CLUSTERS} prompts prove nothing about likelihoods: give more")
+        return lines
+    margins = read_margins(accuracy)
     if pick(TASKS, task, "task").OUTPUT == "logits":
         provable = {flips: gate.smallest_margin(prompts, flips, alpha) for flips in FLIPS_SHOWN}
         asked = {"float student": margins.student_margin, "teacher": margins.teacher_margin}
@@ -103,44 +117,126 @@ def verify(
     DeviceFailed where the device does not answer.
     """
     product = open_product(artifact, "export")
-    facts, margins = product.facts, read_margins(accuracy)
-    _check_reference(open_product(reference, "record"), product, prompts)
-    rows = PromptSet(folder=prompts).split("verify")
-    ids = _encode(artifact, rows)
+    facts = product.facts
+    recorded = open_product(reference, "record")
+    _check_reference(recorded, product, prompts)
     runtime = pick(FORMATS, str(facts["format"]), f"{artifact}: format").RUNTIME
-    options = _options(facts, target, runtime)
-    budget = target.budget_for(task)
-    measured = measure(
+    run = _Run(
         artifact=artifact,
-        file=str(facts["file"]),
-        runtime=runtime,
-        ids=ids,
-        pad_id=int(facts["pad_id"]),
-        options=options,
-        # The tokenizer that ships cuts texts at max_length: no request is ever longer.
-        sequence=min(budget.sequence, int(facts["max_length"])),
+        facts=facts,
+        recorded=recorded,
+        prompts=prompts,
+        target=target,
+        task=task,
+        accuracy=accuracy,
+        out_of_scope=out_of_scope,
+        looks=looks,
         device=device,
+        runtime=runtime,
+        options=_options(facts, target, runtime),
         out=out,
     )
-    answers, finite = _answers(reference, prompts, task, facts, measured.outputs, out_of_scope)
-    truth = [row.label for row in rows]
-    comparisons = _compare(task, answers, truth, margins, gate.alpha_for(looks))
-    found = [checks.check_accuracy(entry, looks) for entry in comparisons if entry.margin is not None]
-    found += checks.check_finite(finite)
-    found += _check_machine(artifact / str(facts["file"]), facts, target, task, options, measured)
-    report = _report(target, facts, answers, truth, comparisons, found, measured, out_of_scope)
+    report, found = _verify_tokens(run) if TASKS[task].OUTPUT == "tokens" else _verify_rows(run)
+    budget = target.budget_for(task)
     report |= {
-        "models": open_product(reference, "record").facts.get("models", {}),
+        "models": recorded.facts.get("models", {}),
         "coverage": coverage,
         "layers": facts.get("layers", []),
-        "accuracy_only": budget.p50_ms is None and budget.p95_ms is None,
-        "notes": plan_text(task, len(rows), accuracy, looks=looks),
+        "accuracy_only": not budget.limits_time,
+        "notes": plan_text(task, report["prompts"], accuracy, looks=looks),
     }
     if report["accuracy_only"]:
         report["notes"].insert(0, "accuracy only: the target states no latency limit (budget.p95_ms)")
     write_atomically(out / "report.json", dump_json(report))
     write_html(report, out / "report.html")
     return {"verdict": report["verdict"], "checks": {check.name: check.verdict for check in found}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What one verify is about."""
+
+    artifact: Path
+    facts: Mapping[str, Any]
+    recorded: Product
+    prompts: Path
+    target: Target
+    task: str
+    accuracy: Mapping[str, Any]
+    out_of_scope: str | None
+    looks: int
+    device: Device
+    runtime: str
+    options: Mapping[str, Any]
+    out: Path
+
+    @property
+    def file(self) -> Path:
+        """The artifact's main file."""
+        return self.artifact / str(self.facts["file"])
+
+
+def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
+    """Verify what gives one row per text."""
+    facts, margins = run.facts, read_margins(run.accuracy)
+    rows = PromptSet(folder=run.prompts).split("verify")
+    measured = measure(
+        artifact=run.artifact,
+        file=str(facts["file"]),
+        runtime=run.runtime,
+        ids=_encode(run.artifact, rows),
+        pad_id=int(facts["pad_id"]),
+        options=run.options,
+        # The tokenizer that ships cuts texts at max_length: no request is ever longer.
+        sequence=min(run.target.budget_for(run.task).sequence, int(facts["max_length"])),
+        device=run.device,
+        out=run.out,
+    )
+    answers, finite = _answers(run.recorded, run.prompts, run.task, facts, measured.outputs, run.out_of_scope)
+    truth = [row.label for row in rows]
+    comparisons = _compare(run.task, answers, truth, margins, gate.alpha_for(run.looks))
+    found = [checks.check_accuracy(entry, run.looks) for entry in comparisons if entry.margin is not None]
+    found += [*checks.check_finite(finite), *_check_machine(run, measured)]
+    return _report(run, answers, truth, comparisons, found, measured), found
+
+
+def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
+    """Verify what gives tokens."""
+    limits = generation.read_limits(run.accuracy)
+    said = generation.read_said(run.recorded)
+    measured, arrays = generation.measure(
+        artifact=run.artifact,
+        file=str(run.facts["file"]),
+        runtime=run.runtime,
+        said=said,
+        options=run.options,
+        budget=run.target.budget_for(run.task),
+        device=run.device,
+        out=run.out,
+    )
+    asked = generation.default_limits(float(run.facts["bits_per_weight"]))
+    asked |= {key: value for key, value in vars(limits).items() if value is not None}
+    judged = generation.judge(
+        said,
+        arrays,
+        generation.verify_prompts(run.prompts),
+        asked,
+        generation.answers_in_words(run.artifact, arrays),
+        gate.alpha_for(run.looks),
+    )
+    found = [checks.check_accuracy(entry, run.looks) for entry in judged.comparisons if entry.margin is not None]
+    found += [*checks.check_finite(judged.finite), *_check_machine(run, measured)]
+    right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
+    accuracy = {role: entry.reference_score for role, entry in right.items()}
+    if right:
+        accuracy["artifact"] = next(iter(right.values())).score
+    report = _shared_report(run, accuracy, judged.comparisons, found, measured, int(said.facts["rows"]["verify"]))
+    told = dict(measured.generation or {})
+    return report | dict(judged.figures) | {
+        "ttft_ms": told.pop("ttft_ms"),
+        "tokens_per_second": told.pop("tokens_per_second"),
+        "generation": told | hardware.roofline(measured, float(run.facts["bytes_per_token"])),
+    }, found
 
 
 def _check_reference(recorded: Product, artifact: Product, prompts: Path) -> None:
@@ -173,7 +269,7 @@ def _options(facts: Mapping[str, Any], target: Target, runtime: str) -> dict[str
 
 
 def _answers(
-    reference: Path, prompts: Path, task: str, facts: Mapping[str, Any], outputs: Floats, out_of_scope: str | None
+    recorded: Product, prompts: Path, task: str, facts: Mapping[str, Any], outputs: Floats, out_of_scope: str | None
 ) -> tuple[dict[str, Answers], bool]:
     """Teacher, student and artifact on the verify prompts, and whether the artifact's outputs were finite.
 
@@ -182,8 +278,7 @@ def _answers(
     """
     import numpy as np
 
-    recorded = open_product(reference, "record")
-    kind = pick(TASKS, task, "task")
+    kind, reference = row_task(task), recorded.folder
     classes = list(facts["classes"])
     if kind.OUTPUT == "logits" and list(recorded.facts["classes"]) != classes:
         raise EdgekitError(f"{reference}: its classes are not the artifact's; record the reference of this model")
@@ -208,7 +303,7 @@ def _answers(
 
 
 def _answer(name: str, outputs: Floats, task: str, settings: Mapping[str, Any], classes: Sequence[str]) -> Answers:
-    kind = TASKS[task]
+    kind = row_task(task)
     labels = kind.answer(outputs, settings, classes) if kind.OUTPUT == "logits" else []
     return Answers(name=name, outputs=outputs, labels=list(labels))
 
@@ -231,69 +326,83 @@ def _compare(
     ]
 
 
-def _check_machine(
-    file: Path,
-    facts: Mapping[str, Any],
-    target: Target,
-    task: str,
-    options: Mapping[str, Any],
-    measured: Measurements,
-) -> list[checks.Check]:
+def _check_machine(run: _Run, measured: Measurements) -> list[checks.Check]:
+    target, facts, options = run.target, run.facts, run.options
     foreign = hardware.mismatches(target.hardware, measured.device, measured.speed, options["threads"])
-    if options["provider"] not in measured.available:
-        foreign.append(f"without {options['provider']}")
+    provider = options.get("provider")
+    if provider is not None and provider not in measured.available:
+        foreign.append(f"without {provider}")
     impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5))
+    impossible += hardware.above_roofline(measured, facts.get("bytes_per_token"))
+    placed = (
+        checks.check_offload(int(options.get("gpu_layers", 0)), measured)
+        if provider is None
+        else checks.check_provider(provider, measured)
+    )
     return [
-        *checks.check_budget(target.budget_for(task), measured, int(facts["bytes"]), foreign, impossible),
+        *checks.check_budget(target.budget_for(run.task), measured, int(facts["bytes"]), foreign, impossible),
         checks.check_plausible(impossible),
-        checks.check_provider(options["provider"], measured),
+        placed,
         checks.check_arithmetic(
-            target.hardware, measured.device, arithmetic.saturating_share(file), exact=arithmetic.is_exact(options)
+            target.hardware,
+            measured.device,
+            arithmetic.saturating_share(run.file),
+            exact=arithmetic.is_exact(options),
         ),
     ]
 
 
 def _report(
-    target: Target,
-    facts: Mapping[str, Any],
+    run: _Run,
     answers: Mapping[str, Answers],
     truth: Sequence[str | None],
     comparisons: Sequence[Comparison],
     found: Sequence[checks.Check],
     measured: Measurements,
-    out_of_scope: str | None,
 ) -> dict[str, Any]:
-    """report.json: the issue's stable names first, then what is shown where it is there (see report.py)."""
+    """report.json of what gives one row per text."""
     is_classifier = bool(answers["artifact"].labels)
     known = [row for row, label in enumerate(truth) if label is not None]
     accuracy = {
         name: sum(told.labels[row] == truth[row] for row in known) / len(known) if is_classifier and known else None
         for name, told in answers.items()
     }
+    report = _shared_report(run, accuracy, comparisons, found, measured, len(truth))
+    report["latency_real"] = {
+        "p50": gate.quantile(measured.real_times, 0.5),
+        "p95": gate.quantile(measured.real_times, 0.95),
+        "mean_tokens": sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
+    }
+    if is_classifier:
+        report["scope"] = compared.scope(answers["artifact"], truth, run.out_of_scope)
+        report["confusion"] = compared.confusion(answers["student"], answers["artifact"], truth)
+    return report
+
+
+def _shared_report(
+    run: _Run,
+    accuracy: Mapping[str, float | None],
+    comparisons: Sequence[Comparison],
+    found: Sequence[checks.Check],
+    measured: Measurements,
+    prompts: int,
+) -> dict[str, Any]:
+    """report.json: the stable names first, then what is shown where it is there (see report.py)."""
     times = {"p50": gate.quantile(measured.times, 0.5), "p95": gate.quantile(measured.times, 0.95)}
-    report: dict[str, Any] = {
+    return {
         "verdict": checks.whole_verdict(found),
         "checks": [check.facts() for check in found],
-        "accuracy": accuracy,
+        "accuracy": dict(accuracy),
         "comparisons": [entry.facts() for entry in comparisons],
         "latency_ms": times | {"first": measured.first_ms, "load": measured.load_ms},
         "shape": dict(measured.shape),
         "memory_mb": measured.peak_mb,
-        "artifact": {key: facts[key] for key in ("format", "scheme", "file", "bytes", "sha256")},
+        "artifact": {key: run.facts[key] for key in ("format", "scheme", "file", "bytes", "sha256")},
         "device": dict(measured.device) | dict(measured.speed),
         "runtime": dict(measured.runtime),
-        "target": target.name,
+        "target": run.target.name,
         "latency_raw_ms": list(measured.times),
-        "latency_real": {
-            "p50": gate.quantile(measured.real_times, 0.5),
-            "p95": gate.quantile(measured.real_times, 0.95),
-            "mean_tokens": sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
-        },
         "work": dict(measured.work),
         "busy": measured.busy,
-        "prompts": len(truth),
+        "prompts": prompts,
     }
-    if is_classifier:
-        report["scope"] = compared.scope(answers["artifact"], truth, out_of_scope)
-        report["confusion"] = compared.confusion(answers["student"], answers["artifact"], truth)
-    return report

@@ -36,7 +36,7 @@ def saturating_share(file: Path) -> float | None:
     An activation may be 255 (quantization maps the calibrated range to 0..255), so a pair may saturate where its weights of
     one sign sum to more than 32767 / 255.
     """
-    matrices = list(_signed_weights(file))
+    matrices = list(_signed_weights(file)) if file.suffix == ".onnx" else []
     if not matrices:
         return None
     risky = pairs = 0

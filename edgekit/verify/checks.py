@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgekit.devices import saturates
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # A provider that does less of the matrix-product work than this left the rest to the CPU without a word.
 PROVIDER_SHARE = 0.8
+GENERATED = ("kl", "top1", "perplexity", "answer_length")
 _PACKAGES = {
     "CUDAExecutionProvider": "onnxruntime-gpu",
     "TensorrtExecutionProvider": "onnxruntime-gpu",
@@ -76,6 +78,8 @@ def check_accuracy(comparison: Comparison, looks: int) -> Check:
 def _accuracy_remedy(comparison: Comparison) -> str | None:
     if comparison.verdict == "pass":
         return None
+    if comparison.metric in GENERATED:
+        return _generation_remedy(comparison)
     if comparison.verdict == "fail":
         if comparison.reference == "teacher":
             return (
@@ -94,6 +98,20 @@ def _accuracy_remedy(comparison: Comparison) -> str | None:
     return (
         f"{comparison.prompts} prompts are too few for this margin; a fresh verify set of about {comparison.prompts_needed}"
         f" would prove it (in four cases of five, should loss and flips stay): verify on new texts, and run `edgekit build` again"
+    )
+
+
+def _generation_remedy(comparison: Comparison) -> str:
+    if comparison.verdict == "fail":
+        return (
+            'quantization moves the model too far: a scheme of more bits (q5_k_m, q6_k, q8_0) or scheme = "mixed" in the'
+            " target's export table, imatrix = true with calibrate prompts like these, or a larger student; then `edgekit build`"
+        )
+    if not math.isfinite(comparison.bound):
+        return f"{comparison.prompts} prompts bound nothing: verify on at least 20, better 100"
+    return (
+        f"{comparison.prompts} prompts leave it between {comparison.lo:.3g} and {comparison.bound:.3g}: verify on a larger fresh"
+        " set, or choose a scheme of more bits"
     )
 
 
@@ -117,6 +135,13 @@ def check_budget(
         limit = getattr(budget, key)
         if limit is not None:
             checks.append(_check_time(key, q, limit, measured, foreign, impossible))
+    if budget.ttft_ms is not None and measured.generation is not None:
+        first = replace(
+            measured, times=measured.real_times, shape={**measured.shape, "sequence": measured.real_lengths[0]}
+        )
+        checks.append(_check_time("ttft_ms", 0.5, budget.ttft_ms, first, foreign, impossible))
+    if budget.tokens_per_second is not None and measured.generation is not None:
+        checks.append(_check_rate(budget.tokens_per_second, measured, foreign, impossible))
     if budget.memory_mb is not None:
         checks.append(_check_memory(budget.memory_mb, measured.peak_mb, foreign))
     if budget.bytes is not None:
@@ -162,6 +187,16 @@ def _check_time(
             " widens it): close them and measure again: `edgekit verify --fresh`"
         )
     return Check(name=name, measured=time, limit=limit, bound=hi, interval=(lo, hi), verdict=verdict, remedy=remedy)
+
+
+def _check_rate(limit: float, measured: Measurements, foreign: Sequence[str], impossible: Sequence[str]) -> Check:
+    """Tokens per second of decoding: a limit of the median time of a token, turned round."""
+    time = _check_time("", 0.5, 1000.0 / limit, measured, foreign, impossible)
+    lo, hi = (None if end is None else 1000.0 / float(end) for end in reversed(time.interval or (None, None)))
+    rate = 1000.0 / float(time.measured or math.inf)
+    return replace(
+        time, name="tokens_per_second", measured=rate, limit=limit, bound=lo, interval=(lo, hi), detail="at least"
+    )
 
 
 def _check_memory(limit: float, peak: float | None, foreign: Sequence[str]) -> Check:
@@ -242,6 +277,22 @@ def check_provider(asked: str, measured: Measurements) -> Check:
         " scheme (fp16 for GPUs), check its libraries with `edgekit doctor`, then `edgekit verify --fresh`"
     )
     return Check(name=name, measured=share, limit=PROVIDER_SHARE, detail=detail, verdict="fail", remedy=remedy)
+
+
+def check_offload(asked: int, measured: Measurements) -> Check:
+    """Whether as many layers as the target asks for really lie on the GPU (-1: all, the output counted as one)."""
+    work = measured.work
+    layers, there = int(work.get("layers", 0)), int(work.get("offloaded", 0))
+    wanted = layers if asked < 0 else min(asked, layers)
+    name, detail = "offload", f"layers on the GPU, of {layers}"
+    if there >= wanted:
+        return Check(name=name, measured=there, limit=wanted, verdict="pass", detail=detail)
+    remedy = (
+        f"a silent fallback: {wanted - there} layers stay on the CPU: this llama.cpp was built without the GPU's backend, or its"
+        " memory is full: install llama-cpp-python for the GPU (CMAKE_ARGS=-DGGML_CUDA=on), or set runtime.llama-cpp.gpu_layers"
+        " to what fits; then `edgekit verify --fresh`"
+    )
+    return Check(name=name, measured=there, limit=wanted, verdict="fail", detail=detail, remedy=remedy)
 
 
 def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float | None, *, exact: bool) -> Check:

@@ -47,7 +47,9 @@ def mismatches(
     if not stated:
         found.append("the target states no measured speed (bandwidth_gbs, int8_gops, fp32_gflops)")
     for key, value in stated.items():
-        if not value / _LIKE <= speed[key] <= value * _LIKE:
+        if key not in speed:
+            found.append(f"{SPEEDS[key]}: not measured there (onnxruntime is not installed)")
+        elif not value / _LIKE <= speed[key] <= value * _LIKE:
             found.append(f"{SPEEDS[key]}: {speed[key]:.3g}, not within a factor of two of {value:.3g}")
     return found
 
@@ -66,7 +68,9 @@ def _above_floor(
     if hardware.accelerator:
         found.append(f"whether its accelerator is above the floor ({hardware.accelerator}) is not measured")
     for key, value in stated.items():
-        if speed[key] > _FLOOR * value:
+        if key not in speed:
+            found.append(f"{SPEEDS[key]}: not measured there (onnxruntime is not installed)")
+        elif speed[key] > _FLOOR * value:
             found.append(f"{SPEEDS[key]}: {speed[key]:.3g}, above {_FLOOR} x the floor of {value:.3g}")
     return found
 
@@ -83,7 +87,7 @@ def _same_cpu(stated: str, told: str) -> bool:
 
 def impossibilities(measured: Measurements, p50_ms: float) -> list[str]:
     """What the median time claims beyond what this machine's cores and memory were measured to do; empty where nothing is."""
-    if measured.work["provider"] != "CPUExecutionProvider" or p50_ms <= 0:
+    if measured.work["provider"] != "CPUExecutionProvider" or "matmul_ops" not in measured.work or p50_ms <= 0:
         return []
     cores = min(measured.shape["threads"] or measured.device["cores"], measured.device["cores"])
     speed, seconds = measured.speed, p50_ms / 1000
@@ -98,3 +102,30 @@ def impossibilities(measured: Measurements, p50_ms: float) -> list[str]:
     if weights > _CACHE_BYTES and read > most:
         found.append(f"{read:.3g} GB/s of weights read, where a copy reaches {most / _IMPOSSIBLE:.3g}")
     return found
+
+
+def roofline(measured: Measurements, bytes_per_token: float) -> dict[str, float]:
+    """The share of the memory bandwidth that decoding uses: {bytes_per_token, roofline_share}.
+
+    A token reads every weight once, so tokens per second are at most bandwidth / bytes (Williams et al., "Roofline", CACM 52,
+    2009). The bandwidth is that of copies by the threads that decode, a byte counted once read and once written.
+    """
+    read = bytes_per_token * measured.generation["tokens_per_second"]["decode"] / 1e9 if measured.generation else 0.0
+    return {"bytes_per_token": bytes_per_token, "roofline_share": read / _bandwidth(measured)}
+
+
+def above_roofline(measured: Measurements, bytes_per_token: float | None) -> list[str]:
+    """What decoding claims to read beyond what this machine's memory gives; weights that a cache may hold are not judged."""
+    if measured.generation is None or not bytes_per_token or bytes_per_token <= _CACHE_BYTES:
+        return []
+    if measured.work.get("offloaded"):
+        return []
+    share = roofline(measured, bytes_per_token)["roofline_share"]
+    if share > _IMPOSSIBLE:
+        return [f"{share:.1f} x the memory's bandwidth read per second"]
+    return []
+
+
+def _bandwidth(measured: Measurements) -> float:
+    cores = int(measured.device["cores"])
+    return float(measured.speed["bandwidth_gbs"]) * min(int(measured.shape["threads"] or cores), cores)

@@ -31,7 +31,8 @@ class Measurements:
 
     device is what the machine is, speed how fast (bandwidth_gbs, fp32_gflops, int8_gops), work what one call does at the
     budget's shape (see `runtimes.ort.work`); times are at that shape, real_times at the prompts' own lengths. busy is the load
-    average after the timed calls, their own threads included.
+    average after the timed calls, their own threads included. Of a decoder a call is one new token, and generation has what
+    the probe says of prompts, threads and memory (see `runtimes.generation`).
     """
 
     device: Mapping[str, Any]
@@ -48,6 +49,7 @@ class Measurements:
     peak_mb: float | None
     busy: float | None
     outputs: NDArray[np.float32]
+    generation: Mapping[str, Any] | None = None
 
 
 def measure(
@@ -68,40 +70,9 @@ def measure(
     """
     import numpy as np
 
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        code, asked = Path(scratch, "code"), Path(scratch, "request")
-        _copy_runtimes(code)
-        asked.mkdir()
-        offsets = np.cumsum([0, *(len(row) for row in ids)], dtype=np.int64)
-        flat = np.array([token for row in ids for token in row], dtype=np.int64)
-        np.savez(asked / "inputs.npz", allow_pickle=False, ids=flat, offsets=offsets, pad_id=np.int64(pad_id))
-        request = {
-            "runtime": runtime,
-            "file": f"{device.push(artifact)}/{file}",
-            "inputs": "inputs.npz",
-            "outputs": _OUTPUTS,
-            "options": dict(options),
-            "timing": TIMING | {"sequence": sequence},
-        }
-        (asked / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        place = device.push(asked)
-        ended = device.run(
-            [device.python, "-m", "edgekit.runtimes.probe", f"{place}/request.json"],
-            timeout_s=_TIMEOUT_S,
-            env={"PYTHONPATH": device.push(code)},
-        )
-    lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
-    events = {event.pop("event"): event for event in map(json.loads, lines)}
-    if ended.returncode != 0 or "done" not in events:
-        raise DeviceFailed(f"{artifact / file}: {_why(ended.returncode, ended.stderr)}")
-    (out / "measurements.json").write_text(json.dumps(events, indent=1) + "\n", encoding="utf-8")
-    device.fetch(Path(_OUTPUTS).parent.as_posix(), out)
-    with np.load(out / Path(_OUTPUTS).name, allow_pickle=False) as arrays:
-        outputs = arrays["outputs"]
-    return _read(events, outputs)
-
-
-def _read(events: Mapping[str, Mapping[str, Any]], outputs: NDArray[np.float32]) -> Measurements:
+    request = {"runtime": runtime, "options": dict(options), "timing": TIMING | {"sequence": sequence}}
+    inputs = flat(ids) | {"pad_id": np.int64(pad_id)}
+    events, arrays = run_probe(artifact, file, request, inputs, device, out)
     load = events["load"]
     return Measurements(
         device=events["device"],
@@ -117,8 +88,50 @@ def _read(events: Mapping[str, Mapping[str, Any]], outputs: NDArray[np.float32])
         real_lengths=events["latency_real"]["lengths"],
         peak_mb=events["memory"]["peak_mb"],
         busy=events["latency"]["load"],
-        outputs=outputs,
+        outputs=arrays["outputs"],
     )
+
+
+def flat(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Rows of token ids as the probe reads them: all behind each other, and where each begins."""
+    import numpy as np
+
+    return {
+        "ids": np.array([token for row in rows for token in row], dtype=np.int64),
+        "offsets": np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64),
+    }
+
+
+def run_probe(
+    artifact: Path, file: str, request: Mapping[str, Any], inputs: Mapping[str, Any], device: Device, out: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray[Any]]]:
+    """Send the artifact, what runs it and a request to the device; the probe's lines by event, and the arrays that it made.
+
+    Both are written into `out` too. Raises DeviceFailed where the probe does not finish.
+    """
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        code, asked = Path(scratch, "code"), Path(scratch, "request")
+        _copy_runtimes(code)
+        asked.mkdir()
+        np.savez(asked / "inputs.npz", allow_pickle=False, **inputs)
+        places = {"file": f"{device.push(artifact)}/{file}", "inputs": "inputs.npz", "outputs": _OUTPUTS}
+        (asked / "request.json").write_text(json.dumps({**request, **places}), encoding="utf-8")
+        place = device.push(asked)
+        ended = device.run(
+            [device.python, "-m", "edgekit.runtimes.probe", f"{place}/request.json"],
+            timeout_s=_TIMEOUT_S,
+            env={"PYTHONPATH": device.push(code)},
+        )
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+    events = {event.pop("event"): event for event in map(json.loads, lines)}
+    if ended.returncode != 0 or "done" not in events:
+        raise DeviceFailed(f"{artifact / file}: {_why(ended.returncode, ended.stderr, str(request['runtime']))}")
+    (out / "measurements.json").write_text(json.dumps(events, indent=1) + "\n", encoding="utf-8")
+    device.fetch(Path(_OUTPUTS).parent.as_posix(), out)
+    with np.load(out / Path(_OUTPUTS).name, allow_pickle=False) as arrays:
+        return events, {name: arrays[name] for name in arrays.files}
 
 
 def _copy_runtimes(folder: Path) -> None:
@@ -128,12 +141,12 @@ def _copy_runtimes(folder: Path) -> None:
     shutil.copyfile(source / "__init__.py", folder / "edgekit" / "__init__.py")
 
 
-def _why(code: int, stderr: str) -> str:
+def _why(code: int, stderr: str, runtime: str) -> str:
     last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "nothing on standard error")
-    if code == -9:
+    if code in {-9, 137}:
         return (
             "the system killed the probe, most likely for want of memory; free some, or use a smaller student or scheme"
         )
     if last.startswith("ModuleNotFoundError"):
-        return f"the device's Python lacks a library ({last}); install onnxruntime and numpy there"
+        return f"the device's Python lacks a library ({last}); install {runtime} and numpy there"
     return f"the probe ended with exit code {code}: {last[:400]}; `edgekit inspect` on the artifact says what is in it"

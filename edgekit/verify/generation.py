@@ -1,0 +1,370 @@
+"""Verify, of a decoder: how far its likelihoods and answers moved from the float model's, and how fast it reads and writes.
+
+All bounds take a prompt (of running text a block of data.max_length tokens) as one observation: tokens of one text err together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Gt, Le
+
+from edgekit.errors import EdgekitError
+from edgekit.prompts import Prompt, PromptSet
+from edgekit.schema import parse, read_json
+from edgekit.verify import accuracy as compared
+from edgekit.verify import gate
+from edgekit.verify.accuracy import Answers, Comparison
+from edgekit.verify.measurements import Measurements, flat, run_probe
+from edgekit.workspace import Product
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekit.devices import Device
+    from edgekit.target import Budget
+
+    Arrays = Mapping[str, NDArray[Any]]
+
+# Prompt lengths in tokens at which the first token is timed, beside the budget's own; new tokens behind the longest; calls.
+TIMING = {"prompts": (16, 64, 256), "new": 64, "repeats": 8, "seconds": 30.0, "sweep": True}
+# An artifact of fewer bits per weight than this is held to the limits of 4 bits.
+EIGHT_BITS = 7.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The recipe's `[accuracy]` table of text-generation. Absent limits follow the artifact's bits per weight (`default_limits`).
+
+    kl: mean KL divergence from the float student in nats per token. top1: share of tokens whose likeliest is the same.
+    perplexity: the artifact's by the float student's. answer_length: greedy answers' tokens by the float student's.
+    student_margin, teacher_margin: loss of right answers, where prompts have wanted ones, as fractions.
+    """
+
+    kl: Annotated[float, Gt(0)] | None = None
+    top1: Annotated[float, Gt(0), Le(1)] | None = None
+    perplexity: Annotated[float, Gt(1)] | None = None
+    answer_length: Annotated[float, Gt(0), Le(1)] = 0.9
+    student_margin: Annotated[float, Gt(0), Le(1)] = 0.01
+    teacher_margin: Annotated[float, Gt(0), Le(1)] = 0.03
+
+
+def read_limits(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -> Limits:
+    """The recipe's `[accuracy]` table, checked; EdgekitError for an unknown key and a value out of its bounds."""
+    return parse(Limits, dict(accuracy), where)
+
+
+def default_limits(bits_per_weight: float) -> dict[str, float]:
+    """What an artifact may lose by default: published 4- and 8-bit files of good schemes keep well within (llama.cpp's
+    tools/perplexity/README.md: 0.03 nat and 92 % for q4_K_M of an 8B model, 0.0014 and 97.7 % for q8_0); small ones lose more."""
+    if bits_per_weight < EIGHT_BITS:
+        return {"kl": 0.10, "top1": 0.88, "perplexity": 1.05}
+    return {"kl": 0.01, "top1": 0.96, "perplexity": 1.01}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A record's arrays, with its facts and the answers in words ({role: [text]})."""
+
+    arrays: Arrays
+    facts: Mapping[str, Any]
+    texts: Mapping[str, Sequence[str]]
+
+    def rows(self, name: str, offsets: str = "") -> list[list[int]]:
+        """Rows of token ids that lie behind each other in the array `name`."""
+        flat_ids, places = self.arrays[name].tolist(), self.arrays[offsets or f"{name}_offsets"].tolist()
+        return [flat_ids[begin:end] for begin, end in itertools.pairwise(places)]
+
+
+def read_said(recorded: Product) -> Said:
+    """What a record of a decoder holds; EdgekitError where the record is of another task."""
+    import numpy as np
+
+    if recorded.facts.get("output") != "tokens":
+        raise EdgekitError(f"{recorded.folder}: not the record of a decoder; run `edgekit record` with this recipe")
+    with np.load(recorded.folder / "reference.npz", allow_pickle=False) as arrays:
+        held = {name: arrays[name] for name in arrays.files}
+    return Said(arrays=held, facts=recorded.facts, texts=read_json(recorded.folder / "answers.json"))
+
+
+def measure(
+    *,
+    artifact: Path,
+    file: str,
+    runtime: str,
+    said: Said,
+    options: Mapping[str, Any],
+    budget: Budget,
+    device: Device,
+    out: Path,
+) -> tuple[Measurements, dict[str, NDArray[Any]]]:
+    """Run the probe over what was recorded: first the questions, then the passages, then the choices.
+
+    Returns the measurements, a call being one new token, and the arrays that the probe made (see `runtimes.generation`).
+    Raises DeviceFailed where the probe does not finish.
+    """
+    import numpy as np
+
+    asked, passages = said.rows("asked"), said.rows("ids", "offsets")
+    choices = said.rows("choice_ids", "choice_offsets")
+    starts = [len(row) for row in asked], said.arrays["starts"].tolist(), said.arrays["choice_starts"].tolist()
+    inputs: dict[str, Any] = flat([*asked, *passages, *choices]) | {
+        "starts": np.array([start for part in starts for start in part], np.int64),
+        "referenced": len(asked) + len(passages),
+        "generate": len(asked),
+        "max_new": int(said.facts["max_new"]),
+        "stop": np.array(said.facts["stop"], np.int64),
+    }
+    for role in ("student", "teacher"):
+        if f"{role}_ids" in said.arrays:
+            inputs |= {key: said.arrays[key] for key in (f"{role}_ids", f"{role}_logprobs")}
+    lengths = sorted({*TIMING["prompts"], budget.sequence})  # type: ignore[misc]
+    request = {
+        "kind": "tokens",
+        "runtime": runtime,
+        "options": dict(options),
+        "timing": TIMING | {"prompts": lengths},
+    }
+    events, arrays = run_probe(artifact, file, request, inputs, device, out)
+    return _read(events, budget), arrays
+
+
+def _read(events: Mapping[str, Mapping[str, Any]], budget: Budget) -> Measurements:
+    import numpy as np
+
+    load, decode, prefill = events["load"], events["decode"], events["prefill"]
+    first = {
+        length: times for length, times in zip(prefill["lengths"], prefill["ms"], strict=True) if times
+    }  # the first of each is cold
+    asked = min(first, key=lambda length: abs(length - budget.sequence))
+    longest = max(first)
+    warm = {length: float(np.median(times[1:] or times)) for length, times in first.items()}
+    return Measurements(
+        device=events["device"],
+        speed=events["machine"],
+        work=events["work"],
+        runtime={"name": load["runtime"], "version": load["version"]},
+        available=load["available"],
+        shape={"batch": 1, "sequence": int(decode["depth"]), "threads": decode["threads"]},
+        load_ms=load["ms"],
+        first_ms=first[asked][0],
+        times=decode["ms"],
+        real_times=first[asked][1:] or first[asked],
+        real_lengths=[asked],
+        peak_mb=events["memory"]["peak_mb"],
+        busy=decode.get("load"),
+        outputs=np.zeros((0, 0), np.float32),
+        generation={
+            "ttft_ms": {str(length): time for length, time in warm.items()},
+            "ttft_cold_ms": {str(length): times[0] for length, times in first.items()},
+            "tokens_per_second": {
+                "prefill": 1e3 * longest / warm[longest],
+                "decode": 1e3 / float(np.median(decode["ms"])),
+            },
+            "threads": {key: dict(value) for key, value in events.get("threads", {}).items()},
+            "memory_mb": {key: value for key, value in events["memory"].items() if value is not None},
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The comparisons of an artifact's likelihoods and answers, and the figures of its report."""
+
+    comparisons: Sequence[Comparison]
+    figures: Mapping[str, Any]
+    finite: bool
+
+
+def judge(
+    said: Said,
+    arrays: Arrays,
+    prompts: Sequence[Prompt],
+    limits: Mapping[str, float],
+    answers: Sequence[str],
+    alpha: float,
+) -> Judged:
+    """Compare what the artifact said with the record. limits: kl, top1, perplexity, answer_length, student_margin,
+    teacher_margin. answers: the artifact's greedy answers in words."""
+    import numpy as np
+
+    tokens = _tokens(said)
+    nll = arrays["nll"].astype(np.float64)
+    passages, choices = nll[: len(tokens)], nll[len(tokens) :]
+    found = _compare_tokens(said, arrays, tokens, passages, limits, alpha)
+    found.append(_compare_lengths(said, arrays, limits["answer_length"], alpha))
+    found += _compare_answers(said, prompts, limits, answers, choices, alpha)
+    reference = said.arrays["student_nll"].astype(np.float64)
+    figures: dict[str, Any] = {
+        "kl": {"mean": float(arrays["student_kl"].mean()), "p99": float(np.quantile(arrays["student_kl"], 0.99))},
+        "top1": float(arrays["student_top1"].mean()),
+        "perplexity": {
+            "artifact": float(np.exp(passages.mean())),
+            "student": float(np.exp(reference.mean())),
+        },
+        "tokens": len(tokens),
+    }
+    if "teacher_nll" in said.arrays:
+        figures["perplexity"]["teacher"] = float(np.exp(said.arrays["teacher_nll"].astype(np.float64).mean()))
+    finite = bool(np.isfinite(nll).all() and np.isfinite(arrays["student_kl"]).all())
+    return Judged(comparisons=[one for one in found if one is not None], figures=figures, finite=finite)
+
+
+def _tokens(said: Said) -> NDArray[np.int64]:
+    """Of every token that the passages say, the prompt that it belongs to; of running text, the passage."""
+    import numpy as np
+
+    lengths = np.diff(said.arrays["offsets"]) - said.arrays["starts"]
+    return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def _compare_tokens(
+    said: Said,
+    arrays: Arrays,
+    tokens: NDArray[np.int64],
+    nll: NDArray[np.float64],
+    limits: Mapping[str, float],
+    alpha: float,
+) -> list[Comparison | None]:
+    """KL, likeliest tokens and perplexity against the float student, and KL against the teacher, which is shown only."""
+    import numpy as np
+
+    def per_passage(values: NDArray[Any]) -> NDArray[np.float64]:
+        sums: NDArray[np.float64] = np.bincount(
+            tokens, weights=values.astype(np.float64), minlength=int(tokens[-1]) + 1
+        )
+        return sums
+
+    counts = per_passage(np.ones(len(tokens)))
+    found: list[Comparison | None] = []
+    for role, judged in (("student", True), ("teacher", False)):
+        if f"{role}_kl" not in arrays:
+            continue
+        kl = gate.ratio_bounds(per_passage(arrays[f"{role}_kl"]), counts, alpha)
+        found.append(_comparison(role, "kl", kl, limits["kl"] if judged else None, len(counts), alpha))
+        changed = gate.ratio_bounds(per_passage(~arrays[f"{role}_top1"].astype(bool)), counts, alpha, share=True)
+        found.append(_comparison(role, "top1", changed, 1.0 - limits["top1"] if judged else None, len(counts), alpha))
+    rise = nll - said.arrays["student_nll"].astype(np.float64)
+    ratio = [np.expm1(value) for value in gate.ratio_bounds(per_passage(rise), counts, alpha)]
+    found.append(_comparison("student", "perplexity", tuple(ratio), limits["perplexity"] - 1.0, len(counts), alpha))
+    return found
+
+
+def _compare_lengths(said: Said, arrays: Arrays, least: float, alpha: float) -> Comparison | None:
+    """Tokens of greedy answers, by the float student's: what stops early only looks faster."""
+    import numpy as np
+
+    own = np.diff(said.arrays["student_answer_offsets"]).astype(np.float64)
+    told = np.diff(arrays["answer_offsets"]).astype(np.float64)
+    if not own.sum():
+        return None
+    bounds = gate.ratio_bounds(own - told, own, alpha)
+    return _comparison("student", "answer_length", bounds, 1.0 - least, len(own), alpha)
+
+
+def _compare_answers(
+    said: Said,
+    prompts: Sequence[Prompt],
+    limits: Mapping[str, float],
+    answers: Sequence[str],
+    choices: NDArray[np.float64],
+    alpha: float,
+) -> list[Comparison | None]:
+    """Right answers, where prompts have wanted ones: the same words, or the likeliest of the choices."""
+    wanted = [prompts[place].label for place in said.arrays["asked_prompts"].tolist()]
+    told = {"artifact": list(answers), **{role: list(texts) for role, texts in said.texts.items()}}
+    picked = _picked(said, prompts, choices)
+    roles = [role for role in ("student", "teacher") if role in told]
+    truth, labels = [], {role: list[str]() for role in ("artifact", *roles)}
+    for place, label in enumerate(wanted):
+        if label is not None:
+            truth.append(plain(label))
+            for role, said_by in labels.items():
+                said_by.append(plain(told[role][place]))
+    for place, one in picked.get("artifact", {}).items():
+        if all(place in picked.get(role, {}) for role in roles):
+            truth.append(str(prompts[place].label))
+            for role, said_by in labels.items():
+                said_by.append(one if role == "artifact" else picked[role][place])
+    if not truth:
+        return []
+    import numpy as np
+
+    nothing = np.zeros((len(truth), 1), np.float32)
+    spoken = {role: Answers(name=role, outputs=nothing, labels=told_) for role, told_ in labels.items()}
+    return [
+        compared.compare_labels(spoken[role], spoken["artifact"], truth, margin=limits[f"{role}_margin"], alpha=alpha)
+        for role in roles
+    ]
+
+
+def _picked(said: Said, prompts: Sequence[Prompt], choices: NDArray[np.float64]) -> dict[str, dict[int, str]]:
+    """Of every prompt with choices the one that each model finds the likeliest per token: {role: {prompt: choice}}."""
+    import numpy as np
+
+    places = said.arrays["choice_prompts"]
+    if not len(places):
+        return {}
+    lengths = np.diff(said.arrays["choice_offsets"]) - said.arrays["choice_starts"]
+    own = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=choices, minlength=len(lengths)) / lengths
+    scores = {"artifact": own} | {
+        role: said.arrays[f"{role}_choice_nll"]
+        for role in ("student", "teacher")
+        if f"{role}_choice_nll" in said.arrays
+    }
+    found: dict[str, dict[int, str]] = {}
+    for role, values in scores.items():
+        found[role] = {}
+        for place in np.unique(places).tolist():
+            of_prompt = np.flatnonzero(places == place)
+            found[role][place] = list(prompts[place].choices or ())[int(values[of_prompt].argmin())]
+    return found
+
+
+def plain(answer: str) -> str:
+    """An answer without case, outer spaces and a full stop, runs of spaces as one: what "the same answer" means."""
+    return " ".join(answer.casefold().split()).rstrip(".")
+
+
+def _comparison(
+    reference: str, metric: str, bounds: Sequence[float], margin: float | None, prompts: int, alpha: float
+) -> Comparison:
+    loss, lo, hi = (float(value) for value in bounds)
+    share = metric in {"top1", "answer_length"}
+    return Comparison(
+        reference=reference,
+        candidate="artifact",
+        metric=metric,
+        score=1.0 - loss if share else loss if metric == "kl" else 1.0 + loss,
+        reference_score=None,
+        loss=loss,
+        lo=lo,
+        bound=hi,
+        margin=margin,
+        prompts=prompts,
+        prompts_needed=None,
+        flips={},
+        agreement=1.0 - loss if metric == "top1" else 1.0,
+        divergence={},
+        verdict=None if margin is None else gate.verdict(loss, lo, hi, margin, prompts),
+        alpha=alpha,
+    )
+
+
+def answers_in_words(artifact: Path, arrays: Arrays) -> list[str]:
+    """The artifact's greedy answers as text, by the tokenizer that lies beside it."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    ids, offsets = arrays["answers"].tolist(), arrays["answer_offsets"].tolist()
+    return list(tokenizer.decode_batch([ids[begin:end] for begin, end in itertools.pairwise(offsets)]))
+
+
+def verify_prompts(prompts: Path) -> list[Prompt]:
+    """The verify split."""
+    return PromptSet(folder=prompts).split("verify")
