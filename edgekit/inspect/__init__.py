@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgekitError
+from edgekit.inspect.gguf_file import inspect_gguf
 from edgekit.inspect.onnx_file import inspect_onnx
 from edgekit.inspect.tensors import MOST_TENSORS, by_type, largest
 from edgekit.inspect.text import describe_lines
@@ -21,7 +22,7 @@ from edgekit.schema import read_json, read_toml
 __all__ = ["describe_lines", "inspect"]
 
 KINDS = (
-    "a model folder (config.json), a .safetensors or .onnx file, a folder that a step wrote (export, calibrate, record,"
+    "a model folder (config.json), a .safetensors, .onnx or .gguf file, a folder that a step wrote (export, calibrate, record,"
     " verify), a bundle or its .tar.gz, a prompts folder, a target's or recipe's .toml"
 )
 
@@ -39,6 +40,8 @@ def inspect(path: Path) -> dict[str, Any]:
         return _inspect_safetensors(path)
     if path.suffix == ".onnx":
         return inspect_onnx(path)
+    if path.suffix == ".gguf":
+        return inspect_gguf(path)
     if path.name.endswith((".tar.gz", ".tgz")):
         return _inspect_bundle(path)
     if path.suffix == ".toml":
@@ -75,9 +78,9 @@ def _inspect_folder(folder: Path) -> dict[str, Any]:
     for name, reader in _folder_readers().items():
         if (folder / name).is_file():
             return reader(folder)
-    weights = sorted(folder.glob("*.onnx"))
+    weights = sorted((*folder.glob("*.onnx"), *folder.glob("*.gguf")))
     if len(weights) == 1:
-        return inspect_onnx(weights[0])
+        return inspect(weights[0])
     raise EdgekitError(f"{folder}: not a kind of folder that edgekit knows: {KINDS}")
 
 
@@ -150,9 +153,9 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
 
 def _model_in(folder: Path, name: str) -> dict[str, Any]:
     """The main facts of an artifact's model, where it is a format that can be looked into."""
-    if not name.endswith(".onnx"):
-        return {}
-    found = inspect_onnx(folder / name)
+    readers = {".onnx": inspect_onnx, ".gguf": inspect_gguf}
+    reader = readers.get(Path(name).suffix)
+    found = {} if reader is None else reader(folder / name)
     return {key: value for key, value in found.items() if key not in {"kind", "path", "metadata", "largest"}}
 
 

@@ -1,0 +1,56 @@
+"""Talks through an edgekit bundle: `Bundle("folder")("Tell me a story.")`. Needs llama-cpp-python."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+
+class Bundle:
+    """An open bundle; `threads` and `context` (tokens of the whole conversation) override its manifest."""
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None, context: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
+        runtime = self.manifest["runtime"]
+        threads = threads or runtime["threads"] or os.cpu_count()
+        self.llama = llama_cpp.Llama(
+            str(self.folder / self.manifest["model"]),
+            n_ctx=context or runtime["context"] or self.manifest["max_length"],
+            n_batch=runtime["batch"],
+            n_threads=threads,
+            n_threads_batch=runtime["threads_batch"] or threads,
+            n_gpu_layers=runtime["gpu_layers"],
+            type_k=getattr(llama_cpp, f"GGML_TYPE_{runtime['kv_k'].upper()}"),
+            type_v=getattr(llama_cpp, f"GGML_TYPE_{runtime['kv_v'].upper()}"),
+            flash_attn=runtime["flash_attention"] != "off",
+            chat_format="chat_template.default",  # the file's own; unasked, llama_cpp uses one that looks alike
+            verbose=False,
+        )
+        self.chats = "tokenizer.chat_template" in self.llama.metadata
+
+    def stream(self, said: str | Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str]:
+        """The answer piece by piece, as it is made, until the model ends it or the context is full.
+
+        said: a text, or messages of {"role", "content"}; a model without a chat template continues a text. options: those of
+        llama_cpp's create_chat_completion (max_tokens, temperature, tools, ...). Unasked it takes the likeliest token each time.
+        """
+        options = {"max_tokens": None, "temperature": 0.0, **options, "stream": True}
+        if self.chats:
+            messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
+            for part in self.llama.create_chat_completion(messages, **options):
+                yield part["choices"][0]["delta"].get("content") or ""
+        elif isinstance(said, str):
+            for part in self.llama.create_completion(self.llama.tokenize(said.encode()), **options):
+                yield part["choices"][0]["text"]
+        else:
+            raise TypeError("this model has no chat template: give it one text to continue")
+
+    def __call__(self, said: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The whole answer; see `stream`."""
+        return "".join(self.stream(said, **options))

@@ -1,0 +1,55 @@
+"""Embeddings from an edgekit bundle: `Bundle("folder")("turn on the light")`. Needs llama-cpp-python, numpy."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+
+class Bundle:
+    """An open bundle; `threads` overrides how many threads its manifest asks for."""
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
+        runtime, length = self.manifest["runtime"], self.manifest["max_length"]
+        threads = threads or runtime["threads"] or os.cpu_count()
+        pooling = runtime["pooling"] or "unspecified"  # unspecified: as the file says
+        self.llama = llama_cpp.Llama(
+            str(self.folder / self.manifest["model"]),
+            embedding=True,
+            pooling_type=getattr(llama_cpp, f"LLAMA_POOLING_TYPE_{pooling.upper()}"),
+            n_ctx=length,
+            n_batch=length,  # a text is read in one step: its first token may look at its last
+            n_ubatch=length,
+            n_threads=threads,
+            n_threads_batch=runtime["threads_batch"] or threads,
+            n_gpu_layers=runtime["gpu_layers"],
+            flash_attn=runtime["flash_attention"] != "off",
+            verbose=False,
+        )
+        self.normalize: bool = (self.manifest["settings"] or {}).get("normalize", True)
+
+    def tokens(self, text: str) -> list[int]:
+        """A text's token ids; a long text is cut before its closing token, as it was when the model was verified."""
+        ids: list[int] = self.llama.tokenize(text.encode(), special=True)
+        room, plain = self.manifest["max_length"], self.llama.tokenize(text.encode(), add_bos=False, special=True)
+        closing = ids[-1:] if plain[-1:] != ids[-1:] else []
+        return ids if len(ids) <= room else ids[: room - len(closing)] + closing
+
+    def __call__(self, text: str) -> np.typing.NDArray[np.float32]:
+        """The embedding, float32 [width], of length 1 unless the checkpoint's own embeddings are not."""
+        ids, context = self.tokens(text), self.llama.ctx
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * len(ids))(*ids), len(ids))
+        if llama_cpp.llama_decode(context, batch) != 0:
+            raise RuntimeError(f"llama.cpp cannot embed {len(ids)} tokens")
+        found = llama_cpp.llama_get_embeddings_seq(context, 0)
+        output = np.ctypeslib.as_array(found, (self.llama.n_embd(),)).copy()
+        length = np.linalg.norm(output) if self.normalize else 1.0
+        return np.asarray(output / max(float(length), 1e-12), dtype=np.float32)

@@ -1,0 +1,68 @@
+"""How a GGUF bundle is used without Python: Ollama's Modelfile and the exact command lines of llama.cpp's programs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+
+def modelfile(manifest: Mapping[str, Any]) -> str:
+    """The Modelfile with which `ollama create` serves a bundle's model as it was verified: greedily, at its context.
+
+    Ollama reads a chat template from the GGUF file itself; a model that has none continues the text.
+    Format: https://docs.ollama.com/modelfile.
+    """
+    runtime = manifest["runtime"]
+    lines = [
+        f"# ollama create {manifest['name']} -f Modelfile && ollama run {manifest['name']}",
+        f"FROM ./{manifest['model']}",
+        f"PARAMETER num_ctx {_context(manifest)}",
+    ]
+    if runtime["threads"]:
+        lines.append(f"PARAMETER num_thread {runtime['threads']}")
+    if manifest["output"] == "tokens":
+        lines.append("PARAMETER temperature 0")
+        lines += [f"PARAMETER stop {_quote(text)}" for text in manifest["settings"].get("stop", ())]
+        if not manifest["settings"].get("chat"):
+            lines.append("TEMPLATE {{ .Prompt }}")
+    return "\n".join(lines) + "\n"
+
+
+def command_line(manifest: Mapping[str, Any], *, serve: bool = False) -> str:
+    """The llama.cpp command that uses a bundle's model from its folder, with the settings that were verified.
+
+    A model with a chat template talks (llama-cli), one without continues a text (llama-completion), an embedder embeds one
+    (llama-embedding); or, with `serve`, llama-server answers OpenAI-compatible requests at http://127.0.0.1:8080.
+    """
+    runtime, context = manifest["runtime"], str(_context(manifest))
+    options = ["-m", manifest["model"], "-c", context]
+    if runtime["threads"]:
+        options += ["-t", str(runtime["threads"])]
+    if runtime["threads_batch"]:
+        options += ["-tb", str(runtime["threads_batch"])]
+    options += ["-ngl", "all" if runtime["gpu_layers"] < 0 else str(runtime["gpu_layers"])]
+    if runtime["flash_attention"] != "auto":
+        options += ["-fa", runtime["flash_attention"]]
+    if manifest["output"] == "embedding":
+        # A text is read in one step, so a step must hold the longest one.
+        options += ["-b", context, "-ub", context]
+        options += ["--pooling", runtime["pooling"]] if runtime["pooling"] else []
+        program, more = "llama-embedding", ["-p", "turn on the light"]
+    else:
+        options += ["-b", str(runtime["batch"]), "-ctk", runtime["kv_k"], "-ctv", runtime["kv_v"], "--temp", "0"]
+        chats = bool(manifest["settings"].get("chat"))
+        program, more = ("llama-cli", []) if chats else ("llama-completion", ["-no-cnv", "-p", "Once upon a time"])
+    if serve:
+        program, more = "llama-server", ["--embeddings"] if manifest["output"] == "embedding" else []
+    return shlex.join([program, *options, *more])
+
+
+def _context(manifest: Mapping[str, Any]) -> int:
+    return int(manifest["runtime"]["context"] or manifest["max_length"])
+
+
+def _quote(text: str) -> str:
+    """Ollama's parser ends a text at the quotes that it began with, and knows no escapes."""
+    quotes = '"""' if '"' in text or "\n" in text else '"'
+    return f"{quotes}{text}{quotes}"
