@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.distill.options import TrainingOptions, choose_blocks, read_distill_options
+from edgekit.distill.options import TrainingOptions, choose_blocks, read_create_options, read_distill_options
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
@@ -25,6 +25,9 @@ Progress = Callable[[int, int, str], None]
 
 def check_options(recipe: Recipe, where: str) -> None:
     """Refuse, before anything runs, training tables that cannot work (`where` is the recipe's file)."""
+    if recipe.teacher.create is not None:
+        _check_create(recipe.task, f"{where}: teacher.create")
+        read_create_options(recipe.teacher.create, recipe.data.max_length, f"{where}: teacher.create")
     if recipe.teacher.finetune is not None:
         _check_finetune(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
     kind = pick(TASKS, recipe.task, f"{where}: task")
@@ -34,6 +37,30 @@ def check_options(recipe: Recipe, where: str) -> None:
 def check_layers(teacher: Path, layers: int | None, keep: Sequence[int] | None, where: str) -> list[int]:
     """Which of the teacher's layers a student keeps; EdgekitError where the teacher does not have them."""
     return choose_blocks(load_model(teacher).layers, layers, keep, where)
+
+
+def create(
+    prompts: Path,
+    *,
+    options: Mapping[str, Any],
+    max_length: int,
+    out: Path,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Make a decoder and its tokenizer from nothing but the train split, into `out`; a killed run continues there.
+
+    It is trained to say the next token of running text, of texts with an answer the two behind each other, in blocks of
+    max_length tokens. Raises EdgekitError for unknown options, sizes that do not fit, and a train split that is too short.
+    """
+    settings = read_create_options(options, max_length, "teacher.create")
+    rows = PromptSet(folder=prompts).split("train")
+    if any(row.messages for row in rows):
+        raise EdgekitError(f"{prompts}: a model made from nothing has no chat template; give texts (data.text)")
+    from edgekit.distill.create import create_decoder
+
+    texts = [row.text + (row.label or "") for row in rows]
+    return create_decoder(texts, settings, max_length=max_length, out=out, seed=seed, progress=progress)
 
 
 def finetune(
@@ -113,6 +140,11 @@ def distill(
         out_of_scope=out_of_scope,
         progress=progress,
     )
+
+
+def _check_create(task: str, where: str) -> None:
+    if task != "text-generation":
+        raise EdgekitError(f"{where}: only models for text-generation can be made from nothing, not for {task}")
 
 
 def _check_finetune(task: str, options: Mapping[str, Any], where: str) -> TrainingOptions:

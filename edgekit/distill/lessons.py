@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgekit.distill.checkpoint import drop_checkpoint
 from edgekit.distill.losses import LOSSES, Batch, Signal, labels
@@ -92,7 +92,7 @@ def teach_labels(
         run = _fingerprint(base, ids, targets, options, seed, {})
         width = dimensions(cast(Any, module.model).config).hidden
         facts = train(module, lesson, options, width=width, seed=seed, folder=out, run=run, progress=progress)
-    _save(module, base, out, TOKENIZER_FILES)
+    save(module, base, out, TOKENIZER_FILES)
     return facts | {"classes": list(classes), "precision": precision}
 
 
@@ -138,7 +138,7 @@ def teach_student(
         run = _fingerprint(teacher, ids, targets, options, seed, {"keep": list(kept), "losses": dict(weights)})
         width = dimensions(cast(Any, module.model).config).hidden
         facts = train(module, lesson, options, width=width, seed=seed, folder=out, run=run, progress=progress)
-    _save(module, teacher, out, TOKENIZER_FILES + (EMBEDDING_FILES if task.OUTPUT == "embedding" else ()))
+    save(module, teacher, out, TOKENIZER_FILES + (EMBEDDING_FILES if task.OUTPUT == "embedding" else ()))
     return facts | {
         "keep": list(kept),
         "teacher_layers": model.layers,
@@ -221,15 +221,16 @@ def _lesson(
     loss: Callable[[list[int]], Tensor],
     judge: Callable[[list[int]], Tensor],
 ) -> Lesson:
-    """Split the train texts by the hash of their text, so that a text stays on its side when others are added."""
-    shares = [
-        int.from_bytes(hashlib.sha256(f"holdout:{row.text}".encode()).digest()[:8], "big") / 2**64 for row in rows
-    ]
-    held = [place for place, share in enumerate(shares) if share < holdout]
-    kept = [place for place, share in enumerate(shares) if share >= holdout]
-    if not kept:
-        held, kept = [], held
+    kept, held = hold_out([row.text for row in rows], holdout)
     return Lesson(lengths=[len(row) for row in ids], train=kept, held=held, loss=loss, judge=judge)
+
+
+def hold_out(texts: Sequence[str], share: float) -> tuple[list[int], list[int]]:
+    """Places of the texts to train on, and of those held out: by a text's hash, so that it stays when others are added."""
+    drawn = [int.from_bytes(hashlib.sha256(f"holdout:{text}".encode()).digest()[:8], "big") / 2**64 for text in texts]
+    held = [place for place, number in enumerate(drawn) if number < share]
+    kept = [place for place, number in enumerate(drawn) if number >= share]
+    return (kept, held) if kept else (held, [])
 
 
 def _fingerprint(
@@ -254,8 +255,8 @@ def _fingerprint(
     )
 
 
-def _save(module: Encoder, source: Path, out: Path, patterns: Sequence[str]) -> None:
-    """Write weights and configuration, copy the files that the patterns name, and drop the checkpoint."""
+def save(module: nn.Module, source: Path, out: Path, patterns: Sequence[str]) -> None:
+    """Write a module's weights and configuration, copy the files that the patterns name, and drop the checkpoint."""
     model: Any = module.model
     # Where a model was loaded from is this machine's business: without it equal models are equal bytes.
     model.config._name_or_path = ""

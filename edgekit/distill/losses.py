@@ -18,7 +18,8 @@ class Signal:
     """What one model says about a batch."""
 
     output: Tensor
-    """Logits or embeddings [batch, width]."""
+    """Logits or embeddings [batch, width]; of a decoder the last hidden states [batch, sequence, channels], or the logits of
+    the scored tokens [tokens, vocabulary]."""
     hidden: tuple[Tensor, ...] = ()
     """Outputs of matched blocks, each [batch, sequence, channels]."""
     projections: tuple[Tensor, ...] = ()
@@ -32,7 +33,7 @@ class Batch:
     mask: Tensor
     """1 for a real token, 0 for padding [batch, sequence]."""
     targets: Tensor
-    """Wanted class probabilities [batch, classes]; zeros in a row whose label is not known."""
+    """Wanted class probabilities [batch, classes], zeros in a row whose label is not known; or the wanted ids [tokens]."""
 
 
 def logits(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
@@ -47,10 +48,12 @@ def logits(student: Signal, teacher: Signal, batch: Batch, temperature: float) -
 
 
 def labels(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
-    """Cross-entropy with the data's labels, mean over the rows that have one.
+    """Cross-entropy with the data's labels, mean over the rows that have one; of a decoder, with the data's next tokens.
 
     An out-of-scope row's target is uniform: outlier exposure, Hendrycks, Mazeika, Dietterich (arXiv:1812.04606), section 3.
     """
+    if not batch.targets.is_floating_point():
+        return -student.output.log_softmax(dim=-1).gather(-1, batch.targets[:, None]).mean()
     known = batch.targets.sum(dim=-1)
     surprise = -(batch.targets * student.output.log_softmax(dim=-1)).sum(dim=-1)
     return surprise.sum() / known.sum().clamp(min=1.0)

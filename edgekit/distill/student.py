@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from edgekit.architectures import Architecture, find_architecture
 from edgekit.distill.losses import Signal
-from edgekit.tasks.encoders import Encoder, dimensions
+from edgekit.tasks.encoders import dimensions
 
 
-def cut(module: Encoder, keep: Sequence[int]) -> None:
+def cut(module: nn.Module, keep: Sequence[int]) -> None:
     """Leave only the named blocks in a loaded model, and make its configuration say so."""
     model: Any = module.model
     architecture = _architecture(module)
@@ -27,7 +27,7 @@ def cut(module: Encoder, keep: Sequence[int]) -> None:
     setattr(model.base_model.get_submodule(path), name, nn.ModuleList(blocks))
 
 
-def find_blocks(module: Encoder) -> nn.ModuleList:
+def find_blocks(module: nn.Module) -> nn.ModuleList:
     """The model's list of transformer blocks."""
     model: Any = module.model
     return cast(nn.ModuleList, model.base_model.get_submodule(_architecture(module).LAYERS))
@@ -46,17 +46,17 @@ class Tap:
     """Runs a module and collects what the losses compare: outputs of some blocks, and the last block's query, key, value."""
 
     def __init__(
-        self, module: Encoder, *, blocks: Sequence[int] = (), relations: bool = False, precision: str = "fp32"
+        self, module: nn.Module, *, blocks: Sequence[int] = (), relations: bool = False, precision: str = "fp32"
     ) -> None:
         self.module = module
         self._bf16 = precision == "bf16"
         self._hidden: dict[int, Tensor] = {}
         self._projections: dict[int, Tensor] = {}
-        self._heads = dimensions(cast(Any, module.model).config).heads
-        found = find_blocks(module)
+        self._heads = dimensions(cast(Any, module.model).config).heads if relations else 0
         for index in blocks:
-            found[index].register_forward_hook(_keep_first(self._hidden, index))
+            find_blocks(module)[index].register_forward_hook(_keep_first(self._hidden, index))
         if relations:
+            found = find_blocks(module)
             for place, path in enumerate(_architecture(module).PROJECTIONS):
                 found[-1].get_submodule(path).register_forward_hook(_keep_first(self._projections, place))
 
@@ -64,7 +64,7 @@ class Tap:
         """input_ids and attention_mask [batch, sequence] -> the module's signal, always in float32."""
         self._hidden.clear()
         self._projections.clear()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+        with self.autocast():
             output = self.module(tokens, mask)
         projections = [self._projections[place].float() for place in sorted(self._projections)]
         if len(projections) == 1:
@@ -74,6 +74,10 @@ class Tap:
             hidden=tuple(self._hidden[index].float() for index in sorted(self._hidden)),
             projections=tuple(one.view(*one.shape[:2], self._heads, -1).transpose(1, 2) for one in projections),
         )
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the tap's calls, for what belongs to the same model."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self._bf16)
 
 
 def _keep_first(seen: dict[int, Tensor], key: int) -> Callable[[nn.Module, Any, Any], None]:
@@ -85,6 +89,6 @@ def _keep_first(seen: dict[int, Tensor], key: int) -> Callable[[nn.Module, Any, 
     return keep
 
 
-def _architecture(module: Encoder) -> Architecture:
+def _architecture(module: nn.Module) -> Architecture:
     config: Any = cast(Any, module.model).config
     return find_architecture(config.model_type, "model")

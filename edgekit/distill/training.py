@@ -89,7 +89,7 @@ def train(
                 saved = time.monotonic()
     accelerator.free_memory()
     if state.best:
-        module.load_state_dict(state.best)
+        _put(module, state.best)
     module.eval()
     return {
         "steps": state.step,
@@ -174,7 +174,7 @@ class _State:
         self.scores.append(score)
         if score <= min(self.scores):
             self.best_epoch = len(self.scores) - 1
-            self.best = {key: one.detach().clone() for key, one in module.state_dict().items()}
+            self.best = {key: one.clone() for key, one in _weights(module).items()}
 
     def stopped(self, patience: int) -> bool:
         return len(self.scores) - 1 - self.best_epoch >= patience
@@ -205,7 +205,7 @@ def _begin(folder: Path, run: str, module: nn.Module, optimizer: torch.optim.Opt
 
 
 def _snapshot(state: _State, module: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> Checkpoint:
-    tensors = {f"weight/{key}": one for key, one in module.state_dict().items()}
+    tensors = {f"weight/{key}": one for key, one in _weights(module).items()}
     tensors |= {f"best/{key}": one for key, one in state.best.items()}
     for place, parameter in enumerate(_parameters(optimizer)):
         tensors |= {f"moment/{place}/{key}": one for key, one in optimizer.state[parameter].items()}
@@ -222,12 +222,29 @@ def _restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.O
     state.scores = checkpoint.state["scores"]
     state.best_epoch = checkpoint.state["best_epoch"]
     state.best = _part(checkpoint.tensors, "best/")
-    module.load_state_dict(_part(checkpoint.tensors, "weight/"))
+    _put(module, _part(checkpoint.tensors, "weight/"))
     for place, parameter in enumerate(_parameters(optimizer)):
         if moments := _part(checkpoint.tensors, f"moment/{place}/"):
             optimizer.state[parameter] = moments
     torch.set_rng_state(checkpoint.tensors["random/cpu"])
     return state
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """What a module's state holds, a tensor that has two names (a tied head) under its first one."""
+    first: dict[int, str] = {}
+    state = module.state_dict()
+    for key, one in state.items():
+        first.setdefault(one.data_ptr(), key)
+    return {key: state[key].detach() for key in first.values()}
+
+
+def _put(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy what `_weights` gave into the module; a tied tensor gets its values through its first name."""
+    state = module.state_dict()
+    with torch.no_grad():
+        for key, one in weights.items():
+            state[key].copy_(one)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
