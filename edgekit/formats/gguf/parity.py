@@ -1,0 +1,319 @@
+"""Whether llama.cpp reads texts as the original tokenizer does: ids against ids, the first difference is the answer.
+
+The original is the checkpoint's tokenizer.json in the `tokenizers` library. What llama.cpp cannot do for any file is told as a
+limit, and texts of ours that run into one are left out or rewritten; the user's own texts never are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError, first_line, require
+from edgekit.formats.gguf.probe_texts import PROBES
+from edgekit.formats.gguf.tokenizer_json import normalization, space_prefix, space_scheme, stop_tokens
+
+if TYPE_CHECKING:
+    from edgekit.model import Model
+
+# llama.h, enum llama_token_attr.
+_UNKNOWN, _CONTROL, _LSTRIP, _RSTRIP = 1, 8, 128, 256
+_STRING_OVERRIDE = 3  # llama.h, LLAMA_KV_OVERRIDE_TYPE_STR
+_ERROR = 4  # ggml.h, GGML_LOG_LEVEL_ERROR
+_SHOWN = 8
+
+
+class Vocabulary:
+    """llama.cpp's tokenizer of a GGUF file; the weights are not read.
+
+    pre: a pre-tokenizer to use instead of the file's tokenizer.ggml.pre. Raises EdgekitError where llama.cpp does not load it.
+    """
+
+    def __init__(self, path: Path, pre: str | None = None) -> None:
+        self._library = require("llama_cpp", extra="gguf")
+        said = _listen(self._library)
+        settings = self._library.llama_model_default_params()
+        settings.vocab_only = True
+        settings.n_gpu_layers = 0
+        if pre is not None:
+            overrides = (self._library.llama_model_kv_override * 2)()  # the second, empty one ends the list
+            overrides[0].tag = _STRING_OVERRIDE
+            overrides[0].key = b"tokenizer.ggml.pre"
+            overrides[0].value.val_str = pre.encode()
+            settings.kv_overrides = overrides
+        self._model = self._library.llama_model_load_from_file(str(path).encode(), settings)
+        if not self._model:
+            raise EdgekitError(
+                f"{path}: llama.cpp does not load its vocabulary: {'; '.join(said[:2]) or 'no reason given'}"
+            )
+        self._vocabulary = self._library.llama_model_get_vocab(self._model)
+        self._room = (self._library.llama_token * 4096)()
+
+    def encode(self, text: str, *, special: bool, add: bool) -> list[int]:
+        """Token ids. special: special tokens in the text become tokens. add: as configured, BOS and EOS are put around it."""
+        data = text.encode("utf-8")
+        while True:
+            room = len(self._room)
+            count = self._library.llama_tokenize(self._vocabulary, data, len(data), self._room, room, add, special)
+            if count >= 0:
+                return list(self._room[:count])
+            self._room = (self._library.llama_token * -count)()
+
+    def attributes(self, token: int) -> int:
+        """The bits of llama.cpp's enum llama_token_attr."""
+        return int(self._library.llama_vocab_get_attr(self._vocabulary, token))
+
+    def text(self, token: int) -> str:
+        """A token as the file names it."""
+        return str(self._library.llama_vocab_get_text(self._vocabulary, token).decode("utf-8", "replace"))
+
+    @cached_property
+    def stops(self) -> list[int]:
+        """The tokens that end a generation."""
+        count = self._library.llama_vocab_n_tokens(self._vocabulary)
+        return [token for token in range(count) if self._library.llama_vocab_is_eog(self._vocabulary, token)]
+
+    @property
+    def bos(self) -> int | None:
+        """The token that `encode(add=True)` puts before a text, where it puts one."""
+        if not self._library.llama_vocab_get_add_bos(self._vocabulary):
+            return None
+        return int(self._library.llama_vocab_bos(self._vocabulary))
+
+    def close(self) -> None:
+        """Free what llama.cpp holds."""
+        if self._model:
+            self._library.llama_model_free(self._model)
+        self._model = None
+
+
+@contextmanager
+def open_vocabulary(path: Path, pre: str | None = None) -> Iterator[Vocabulary]:
+    """A Vocabulary that is closed at the end of the block."""
+    vocabulary = Vocabulary(path, pre)
+    try:
+        yield vocabulary
+    finally:
+        vocabulary.close()
+
+
+def check_parity(model: Model, gguf: Path, texts: Sequence[str]) -> dict[str, Any]:
+    """Compare the ids of our texts and of the user's (`texts`), special tokens parsed or not, added or not.
+
+    Returns {"texts", "kinds", "user_texts", "limits", "stops"}. Raises EdgekitError that shows the first difference, and where a
+    token that ends a generation in the original does not in llama.cpp.
+    """
+    with open_vocabulary(gguf) as ours:
+        comparison = Comparison(model, ours, gguf)
+        for kind, probes in comparison.probes().items():
+            comparison.compare(kind, probes)
+        comparison.compare("prompts", texts)
+        for special in (False, True):
+            comparison.compare_special_tokens(special)
+        comparison.check_stops()
+        return comparison.facts(len(texts))
+
+
+class Comparison:
+    """One tokenizer and llama.cpp's reading of it, with what llama.cpp cannot do for it."""
+
+    def __init__(self, model: Model, ours: Vocabulary, where: Path) -> None:
+        self.model, self.ours, self.where = model, ours, where
+        self.original = model.tokenizer()
+        self.content: dict[str, Any] = json.loads(self.original.to_str())
+        self.limits: dict[str, str] = {}
+        self.compared = 0
+        self.kinds: set[str] = set()
+
+    def probes(self) -> dict[str, list[str]]:
+        """Our texts, without those that llama.cpp cannot read as the original; why is noted in `limits`."""
+        return {
+            kind: [text for probe in texts for text in self._within_limits(kind, probe)]
+            for kind, texts in PROBES.items()
+        }
+
+    def compare(self, kind: str, texts: Sequence[str], modes: Iterable[tuple[bool, bool]] | None = None) -> None:
+        """Compare all texts in each mode (special tokens parsed, special tokens added)."""
+        self.kinds.add(kind)
+        self.compared += len(texts)
+        for special, add in modes or ((False, False), (False, True), (True, False), (True, True)):
+            wanted = self.encode(texts, special=special, add=add)
+            for text, ids in zip(texts, wanted, strict=True):
+                found = self.ours.encode(self.spaced(text), special=special, add=add)
+                if found != ids:
+                    raise self._differs(kind, text, ids, found, special=special, add=add)
+
+    def encode(self, texts: Sequence[str], *, special: bool, add: bool) -> list[list[int]]:
+        """The original's ids."""
+        self.original.encode_special_tokens = not special
+        try:
+            return [found.ids for found in self.original.encode_batch_fast(list(texts), add_special_tokens=add)]
+        except (TypeError, UnicodeEncodeError) as bad:
+            raise EdgekitError(f"{self.where}: tokenizer parity: a text is not Unicode: {first_line(bad)}") from bad
+
+    def compare_special_tokens(self, special: bool) -> None:
+        """Each added token within text and beside spaces, as a token (special) or as mere text."""
+        kind = "special tokens as tokens" if special else "special tokens as text"
+        texts: list[str] = []
+        for token in self.content["added_tokens"]:
+            content, bits = token["content"], self.ours.attributes(token["id"])
+            if not special and token["special"] != bool(bits & (_CONTROL | _UNKNOWN)):
+                self._limit("as text", f"{content} is read as {'text' if bits & _CONTROL else 'a token'} unless asked")
+                continue
+            if token["single_word"]:
+                self._limit("single word", f"{content} is a token inside of words, too")
+                continue
+            tries = self._around(token, bits, special)
+            if not special and token["special"]:
+                read = [text for text in tries if token["id"] in self.ours.encode(text, special=False, add=False)]
+                if any(token["id"] not in ids for ids in self.encode(read, special=False, add=False)):
+                    self._limit(
+                        "text to token", f"the mere text {content} becomes the token: never pass it on from outside"
+                    )
+                    continue
+            texts += tries
+        self.compare(kind, texts, [(special, False), (special, True)])
+
+    def check_stops(self) -> None:
+        """Whether llama.cpp stops where the original does."""
+        missing = [token for token in stop_tokens(self.model) if token not in self.ours.stops]
+        if missing:
+            names = ", ".join(f"{token} ({self.ours.text(token)})" for token in missing)
+            raise EdgekitError(
+                f"{self.where}: the tokens {names} end a generation in the original, but not in llama.cpp, which has room for"
+                " three; take from generation_config.json's eos_token_id those that the model never says"
+            )
+
+    def facts(self, user_texts: int) -> dict[str, Any]:
+        """What was compared, and what llama.cpp does not do as the original."""
+        return {
+            "texts": self.compared,
+            "user_texts": user_texts,
+            "kinds": sorted(self.kinds),
+            "limits": sorted(self.limits.values()),
+            "stops": {"original": sorted(stop_tokens(self.model)), "llama.cpp": self.ours.stops},
+        }
+
+    def spaced(self, text: str) -> str:
+        """A text with the space before its first word that the original adds and this file leaves to the caller.
+
+        See `tokenizer.space_prefix`: such a file is for conversations, whose templates write every space.
+        """
+        if not self._caller_writes_space or not text or text.startswith((" ", "▁", *self._added)):
+            return text
+        self._limit("caller", "before the first word of a text that is no conversation the caller writes a space")
+        return f" {text}"
+
+    def _within_limits(self, kind: str, text: str) -> list[str]:
+        """The text, or what of it llama.cpp can read as the original."""
+        form = normalization(self.content)
+        if form and self.original.normalizer.normalize_str(text) != text:
+            self._limit(form, f"texts are not brought into {form}, as the original does: pass them in {form}")
+            text = self.original.normalizer.normalize_str(text)
+        longest = self.content["model"].get("max_input_chars_per_word")
+        if longest is not None and kind == "very long word" and len(text) > longest:
+            self._limit("long", f"words of more than {longest} characters are not one unknown token")
+            text = text[:longest]
+        if self._spaces in {"first", "always"} and not self._caller_writes_space and text.startswith((" ", "▁")):
+            self._limit("space", "a space at the start of a text gets another before it")
+            return []
+        return [text]
+
+    def _around(self, token: Mapping[str, Any], bits: int, special: bool) -> list[str]:
+        """Texts with the token in them, of the shapes that llama.cpp can read as the original."""
+        content = token["content"]
+        tight, spaced = f"ab{content}cd", f"ab {content} cd"
+        if not special and token["special"]:
+            return [content, tight, spaced]
+        if self._spaces == "first" and not self._caller_writes_space:
+            self._limit("behind", "text behind a special token gets a space before it")
+            tight, spaced = f"ab{content}", f"ab {content}"
+        elif self._spaces == "always":
+            spaced = f"ab {content}cd"
+        if (token["lstrip"], token["rstrip"]) != (bool(bits & _LSTRIP), bool(bits & _RSTRIP)):
+            self._limit("strip", f"spaces around {content} are kept")
+            return [content, tight]
+        return [content, tight, spaced]
+
+    @cached_property
+    def _added(self) -> tuple[str, ...]:
+        return tuple(token["content"] for token in self.content["added_tokens"])
+
+    @cached_property
+    def _spaces(self) -> str:
+        return space_scheme(self.content)
+
+    @cached_property
+    def _caller_writes_space(self) -> bool:
+        return self._spaces == "first" and not space_prefix(self.model, self.content)
+
+    def _limit(self, name: str, why: str) -> None:
+        self.limits.setdefault(name, f"llama.cpp: {why}")
+
+    def _differs(
+        self, kind: str, text: str, wanted: list[int], found: list[int], *, special: bool, add: bool
+    ) -> EdgekitError:
+        mode = f"special tokens {'parsed' if special else 'as text'}, {'with' if add else 'without'} those it adds"
+        why = "".join(f"; {limit}" for limit in self._reasons(text))
+        return EdgekitError(
+            f"{self.where}: llama.cpp reads a text otherwise than the original tokenizer ({kind}; {mode}):"
+            f" {_escaped(text)}: {difference(wanted, found, self.ours)}{why}"
+        )
+
+    def _reasons(self, text: str) -> list[str]:
+        """The limits that this text of the user's runs into."""
+        before = dict(self.limits)
+        self.limits = {}
+        longest = max((len(word) for word in text.split()), default=0)
+        self._within_limits("very long word" if longest > (1 << 30) else "", text)
+        reasons, self.limits = list(self.limits.values()), before
+        return reasons
+
+
+def difference(wanted: Sequence[int], found: Sequence[int], ours: Vocabulary) -> str:
+    """The ids around the first place where two lists differ, with the pieces that they stand for."""
+    place = next(
+        (place for place, (one, other) in enumerate(zip(wanted, found, strict=False)) if one != other),
+        min(len(wanted), len(found)),
+    )
+    start = max(place - 2, 0)
+
+    def show(ids: Sequence[int]) -> str:
+        shown = " ".join(f"{token}({_escaped(ours.text(token))[1:-1]})" for token in ids[start : start + _SHOWN])
+        return f"[{'... ' * (start > 0)}{shown}{' ...' * (len(ids) > start + _SHOWN)}]"
+
+    return f"from token {place} on the original has {show(wanted)}, llama.cpp has {show(found)}"
+
+
+def _escaped(text: str) -> str:
+    shown = text if len(text) <= 160 else f"{text[:80]}...{text[-80:]}"
+    return (
+        "'" + "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in shown) + "'"
+    )
+
+
+_HEARD: list[str] = []
+
+
+def _listen(library: Any) -> list[str]:
+    """llama.cpp's error lines from here on, instead of its log on standard error."""
+    _HEARD.clear()
+    library.llama_log_set(_listener(library), ctypes.c_void_p(0))
+    return _HEARD
+
+
+@lru_cache(maxsize=1)
+def _listener(library: Any) -> Callable[..., None]:
+    """Kept for as long as the process lives: the library calls it whenever it likes."""
+
+    @library.llama_log_callback  # type: ignore[untyped-decorator]
+    def listen(level: int, line: bytes, _: ctypes.c_void_p) -> None:
+        if level == _ERROR:
+            _HEARD.append(line.decode("utf-8", "replace").strip())
+
+    return listen  # type: ignore[no-any-return]
