@@ -5,8 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekit.architectures import bert, deberta_v2, distilbert, electra, modernbert, mpnet, roberta
-from edgekit.schema import pick
+from edgekit.architectures import (
+    bert,
+    deberta_v2,
+    distilbert,
+    electra,
+    gemma2,
+    gemma3,
+    gemma3_text,
+    llama,
+    mistral,
+    modernbert,
+    mpnet,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+)
+from edgekit.architectures.gguf import Gguf
+from edgekit.errors import EdgekitError
+from edgekit.schema import nearest, pick
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,8 +49,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deberta-v2": deberta_v2,
     "distilbert": distilbert,
     "electra": electra,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "gemma3_text": gemma3_text,
+    "llama": llama,
+    "mistral": mistral,
     "modernbert": modernbert,
     "mpnet": mpnet,
+    "phi3": phi3,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
     "roberta": roberta,
     "xlm-roberta": roberta,
 }
@@ -41,3 +67,20 @@ ARCHITECTURES: dict[str, Architecture] = {
 def find_architecture(model_type: str, where: str) -> Architecture:
     """A family by its `model_type`; EdgekitError (beginning with `where`) where edgekit does not know it."""
     return pick(ARCHITECTURES, model_type, f"{where}: model_type")
+
+
+def gguf_families() -> list[str]:
+    """The families that edgekit writes as GGUF, sorted."""
+    return sorted(family for family, module in ARCHITECTURES.items() if hasattr(module, "GGUF"))
+
+
+def find_gguf(model_type: str, where: str) -> Gguf:
+    """How a family is written as GGUF; EdgekitError (beginning with `where`) names the families that are, and the nearest."""
+    families = gguf_families()
+    if model_type in families:
+        found = getattr(ARCHITECTURES[model_type], "GGUF")  # noqa: B009 - not every family's module has it
+        assert isinstance(found, Gguf)
+        return found
+    close = nearest(model_type, families)
+    known = "" if "known:" in close else f"; known: {', '.join(families)}"
+    raise EdgekitError(f"{where}: model_type: no GGUF of the family {model_type!r}{close}{known}")

@@ -1,0 +1,199 @@
+"""ggml's number types, and its own conversions between them, called in the library that llama-cpp-python brings.
+
+The table needs no library; the functions do. They release Python's lock while they compute, so threads compute at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError, require
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class GgmlType:
+    """A number type: its id in a file, how many values one block holds, and how many bytes a block takes."""
+
+    id: int
+    block: int
+    bytes: int
+
+
+# https://github.com/ggml-org/llama.cpp, ggml/include/ggml.h (enum ggml_type) and ggml/src/ggml-common.h (the blocks).
+TYPES: dict[str, GgmlType] = {
+    "f32": GgmlType(0, 1, 4),
+    "f16": GgmlType(1, 1, 2),
+    "q4_0": GgmlType(2, 32, 18),
+    "q4_1": GgmlType(3, 32, 20),
+    "q5_0": GgmlType(6, 32, 22),
+    "q5_1": GgmlType(7, 32, 24),
+    "q8_0": GgmlType(8, 32, 34),
+    "q8_1": GgmlType(9, 32, 36),
+    "q2_k": GgmlType(10, 256, 84),
+    "q3_k": GgmlType(11, 256, 110),
+    "q4_k": GgmlType(12, 256, 144),
+    "q5_k": GgmlType(13, 256, 176),
+    "q6_k": GgmlType(14, 256, 210),
+    "q8_k": GgmlType(15, 256, 292),
+    "iq2_xxs": GgmlType(16, 256, 66),
+    "iq2_xs": GgmlType(17, 256, 74),
+    "iq3_xxs": GgmlType(18, 256, 98),
+    "iq1_s": GgmlType(19, 256, 50),
+    "iq4_nl": GgmlType(20, 32, 18),
+    "iq3_s": GgmlType(21, 256, 110),
+    "iq2_s": GgmlType(22, 256, 82),
+    "iq4_xs": GgmlType(23, 256, 136),
+    "i8": GgmlType(24, 1, 1),
+    "i16": GgmlType(25, 1, 2),
+    "i32": GgmlType(26, 1, 4),
+    "i64": GgmlType(27, 1, 8),
+    "f64": GgmlType(28, 1, 8),
+    "iq1_m": GgmlType(29, 256, 56),
+    "bf16": GgmlType(30, 1, 2),
+    "tq1_0": GgmlType(34, 256, 54),
+    "tq2_0": GgmlType(35, 256, 66),
+    "mxfp4": GgmlType(39, 32, 17),
+    "nvfp4": GgmlType(40, 64, 36),
+    "q1_0": GgmlType(41, 128, 18),
+    "q2_0": GgmlType(42, 64, 18),
+}
+
+
+def row_bytes(kind: str, columns: int) -> int:
+    """The bytes of one row of `columns` values; EdgekitError where they do not fill whole blocks."""
+    found = TYPES[kind]
+    if columns % found.block:
+        raise EdgekitError(f"{kind}: rows of {columns} values do not fill blocks of {found.block}; choose another type")
+    return columns // found.block * found.bytes
+
+
+def quantize(
+    rows: NDArray[np.float32], kind: str, importance: NDArray[np.float32] | None = None, out: Any = None
+) -> NDArray[np.uint8]:
+    """The bytes of float32 rows, [n, columns], in a type, as llama.cpp's own quantizer makes them: [n, bytes of a row].
+
+    importance: what an error in each column weighs, float32 [columns]. out: a writable buffer of n rows to fill and return.
+    Raises EdgekitError for a width that does not fill the type's blocks, and where the library is missing.
+    """
+    import numpy as np
+
+    wide = row_bytes(kind, rows.shape[1])
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    filled = np.empty(len(rows) * wide, np.uint8) if out is None else np.frombuffer(out, np.uint8, len(rows) * wide)
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, dtype=np.float32)
+        assert importance.shape == rows.shape[1:], f"{importance.shape} is not one weight for each of {rows.shape[1]}"
+    # https://github.com/ggml-org/llama.cpp, ggml/src/ggml.c: rows are quantized one by one, whatever their number.
+    written = _library().ggml_quantize_chunk(
+        TYPES[kind].id,
+        rows.ctypes.data,
+        filled.ctypes.data,
+        0,
+        len(rows),
+        rows.shape[1],
+        None if importance is None else importance.ctypes.data,
+    )
+    assert written == filled.nbytes, f"{kind}: {written} bytes instead of {filled.nbytes}"
+    return filled.reshape(len(rows), wide)
+
+
+def dequantize(data: NDArray[np.uint8], kind: str, columns: int) -> NDArray[np.float32]:
+    """The float32 values, [n, columns], of rows that a file holds in a type; `data` has the bytes of whole rows."""
+    import numpy as np
+
+    data = np.ascontiguousarray(data)
+    rows = data.nbytes // row_bytes(kind, columns)
+    out = np.empty((rows, columns), np.float32)
+    if kind == "f32":
+        out.view(np.uint8).reshape(-1)[:] = data.reshape(-1)
+    elif kind in {"f16", "bf16"}:
+        to_float(data.reshape(-1).view(np.uint16), kind, out.reshape(-1))
+    else:
+        _to_float(kind)(data.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def to_float(values: NDArray[np.uint16], kind: str, out: NDArray[np.float32]) -> None:
+    """Fill `out` with the float32 values of the bits of f16 or bf16 numbers; both arrays are contiguous, of one size."""
+    call = _library().ggml_fp16_to_fp32_row if kind == "f16" else _library().ggml_bf16_to_fp32_row
+    call(values.ctypes.data, out.ctypes.data, values.size)
+
+
+def from_float(values: NDArray[np.float32], kind: str, out: NDArray[np.uint16]) -> None:
+    """Fill `out` with the bits of the f16 or bf16 numbers nearest to float32 values, ties to even."""
+    # ggml_fp32_to_bf16_row takes another instruction where the CPU has one, which makes subnormal numbers zero.
+    call = _library().ggml_fp32_to_fp16_row if kind == "f16" else _library().ggml_fp32_to_bf16_row_ref
+    call(values.ctypes.data, out.ctypes.data, values.size)
+
+
+def load() -> None:
+    """Open the library now; EdgekitError names the remedy where it is missing."""
+    _library()
+
+
+class _Traits(ctypes.Structure):
+    """The beginning of ggml.h's `struct ggml_type_traits`."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+def _to_float(kind: str) -> Callable[[int, int, int], None]:
+    call = _library().ggml_get_type_traits(TYPES[kind].id).contents.to_float
+    if not call:
+        raise EdgekitError(f"{kind}: this version of ggml cannot turn it into floats")
+    return call  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    """The ggml that llama_cpp itself uses, with the signatures of what is called here."""
+    package = require("llama_cpp", extra="gguf")
+    folder = Path(str(package.__file__)).parent / "lib"
+    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise EdgekitError(f'{folder}: no ggml-base library in it; run: pip install --force-reinstall "edgekit[gguf]"')
+    library = ctypes.CDLL(str(found))
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    for name in (
+        "ggml_fp16_to_fp32_row",
+        "ggml_bf16_to_fp32_row",
+        "ggml_fp32_to_fp16_row",
+        "ggml_fp32_to_bf16_row_ref",
+    ):
+        call = getattr(library, name)
+        call.argtypes, call.restype = [pointer, pointer, count], None
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+    _check_table(library)
+    return library
+
+
+def _check_table(library: ctypes.CDLL) -> None:
+    for name, kind in TYPES.items():
+        if kind.id > TYPES["bf16"].id:
+            continue  # newer types: a library that lacks one ends the process when it is asked for it
+        traits = library.ggml_get_type_traits(kind.id).contents
+        if (traits.blck_size, traits.type_size) != (kind.block, kind.bytes):
+            raise EdgekitError(
+                f"llama_cpp: its {name} has blocks of {traits.blck_size} values in {traits.type_size} bytes, not of"
+                f' {kind.block} in {kind.bytes}; run: pip install "edgekit[gguf]"'
+            )

@@ -1,0 +1,146 @@
+"""The keys of a GGUF file that are not the tokenizer's: what the model is, how it is quantized, what it was made from.
+
+Names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Nothing of the moment enters: equal inputs, equal keys.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit import __version__
+from edgekit.errors import EdgekitError
+from edgekit.formats.gguf.file import Value
+from edgekit.formats.gguf.plan import read_config
+from edgekit.model import Model
+from edgekit.schema import read_json, read_text
+
+# llama.h, enum llama_ftype: what a file is said to be mostly. A mixture is none of them.
+FILE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q4_k_s": 14,
+    "q4_k_m": 15,
+    "q5_k_m": 17,
+    "q6_k": 18,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
+    "bf16": 32,
+    "mixed": 1024,
+}
+# ggml.h, GGML_QNT_VERSION.
+_QUANTIZATION_VERSION = 2
+# llama.h, enum llama_pooling_type, by the keys of sentence-transformers' Pooling layer.
+_POOLINGS = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
+
+
+def describe_model(model: Model, *, name: str | None = None) -> dict[str, Value]:
+    """general.* and the architecture's keys of a checkpoint.
+
+    name: what a program may call the model; nothing is taken from the folder's name. Licence, base model, languages and tags
+    are those of the folder's model card (README.md). Raises EdgekitError for what `read_config` and the family refuse.
+    """
+    family, config = read_config(model)
+    found: dict[str, Value] = {
+        "general.architecture": family.architecture,
+        "general.type": "model",
+        "general.size_label": size_label(model.parameters),
+        **_card(model.folder / "README.md"),
+    }
+    if name:
+        # llama.cpp gives models with these names tokens of Phi-3, and ends where the vocabulary does not have them.
+        found["general.name"] = re.sub(r"(?i)phi-?3", "Phi 3", name)
+    for key, value in family.keys(config).items():
+        found[key if key.startswith("tokenizer.") else f"{family.architecture}.{key}"] = value
+    if "attention.causal" in family.keys(config) and (pooling := _pooling(model.folder)) is not None:
+        found[f"{family.architecture}.pooling_type"] = pooling
+    return found
+
+
+def describe_quantization(scheme: str, *, imatrix: Mapping[str, Any] | None = None) -> dict[str, Value]:
+    """What a file is mostly quantized to, and the importance matrix that was used.
+
+    imatrix: file, dataset, entries (tensors) and chunks, as llama.cpp's quantizer names them; a missing one is left out.
+    """
+    found: dict[str, Value] = {"general.file_type": FILE_TYPES[scheme]}
+    if scheme not in {"f32", "f16", "bf16"}:
+        found["general.quantization_version"] = _QUANTIZATION_VERSION
+    given = imatrix or {}
+    for key in ("file", "dataset"):
+        if given.get(key):
+            found[f"quantize.imatrix.{key}"] = str(given[key])
+    for key in ("entries", "chunks"):
+        if key in given:
+            found[f"quantize.imatrix.{key}_count"] = np.int32(given[key])
+    return found
+
+
+def describe_origin(fingerprints: Mapping[str, str], *, scheme: str) -> dict[str, Value]:
+    """edgekit.*: version, scheme, and what the file was made from, as {what: sha256}."""
+    origin: dict[str, Value] = {f"edgekit.{key}.sha256": digest for key, digest in fingerprints.items()}
+    return origin | {"edgekit.version": __version__, "edgekit.scheme": scheme}
+
+
+def size_label(parameters: int) -> str:
+    """How large a model is, as in its name: 135M, 1.1B."""
+    for unit, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if parameters >= unit:
+            share = parameters / unit
+            digits = max(1 - math.floor(math.log10(share)), 0)
+            return f"{share:.{digits}f}".removesuffix(".0") + letter
+    return str(parameters)
+
+
+def _pooling(folder: Path) -> int | None:
+    """How sentence-transformers makes one vector of a text's, where the folder says so."""
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return None
+    for module in read_json(modules):
+        if str(module.get("type", "")).endswith(".Pooling"):
+            said = read_json(folder / str(module["path"]) / "config.json")
+            for key, number in _POOLINGS.items():
+                if said.get(key):
+                    return number
+    return None
+
+
+def _card(path: Path) -> dict[str, Value]:
+    """What the head of a model card says that has a key in GGUF."""
+    text = read_text(path) if path.is_file() else ""
+    head = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
+    if head is None:
+        return {}
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        said = yaml.safe_load(head[1])
+    except yaml.YAMLError as bad:
+        raise EdgekitError(f"{path}: its head is not YAML: {bad}") from bad
+    if not isinstance(said, dict):
+        return {}
+    found: dict[str, Value] = {}
+    for key, name in (("license", "license"), ("license_name", "license.name"), ("license_link", "license.link")):
+        if isinstance(said.get(key), str):
+            found[f"general.{name}"] = said[key]
+    for key, name in (("language", "languages"), ("tags", "tags")):
+        if texts := _texts(said.get(key)):
+            found[f"general.{name}"] = texts
+    for place, source in enumerate(bases := _texts(said.get("base_model"))):
+        owner, _, model = source.rpartition("/")
+        found[f"general.base_model.{place}.name"] = model
+        found |= {f"general.base_model.{place}.organization": owner} if owner else {}
+    return found | ({"general.base_model.count": len(bases)} if bases else {})
+
+
+def _texts(value: Any) -> Sequence[str]:
+    values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return [one for one in values if isinstance(one, str)]
