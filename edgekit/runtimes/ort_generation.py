@@ -1,0 +1,148 @@
+"""onnxruntime: a decoder with its key/value cache, fed token by token or many at once.
+
+The cache lives in buffers that the graph reads and writes in place (onnxruntime's GroupQueryAttention does where past and
+present are one buffer), so that a token costs no copy of what was said before. The buffers grow by doubling, up to the
+model's context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.runtimes.ort import CPU, Options, providers
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ids = Sequence[int] | NDArray[np.int64]
+
+# In the file's metadata: the context in tokens, and the length above which a model rotates all its keys otherwise (longrope).
+CONTEXT, SWITCH = "edgekit.context", "edgekit.rope_switch"
+KEEP = "num_logits_to_keep"
+# A prefill is fed in pieces of this many tokens: attention's scores take heads * piece * context floats.
+PIECE = 512
+SMALLEST_CACHE = 256
+
+
+class Generator:
+    """A loaded decoder and what it was fed so far."""
+
+    vocabulary: int
+    """How many logits a token has."""
+    context: int
+    """How many tokens it can be fed."""
+    provider: str
+
+    def __init__(self, file: Path, options: Mapping[str, Any]) -> None:
+        """Raises what onnxruntime raises for a file that it does not load, ValueError for one that is no decoder of edgekit."""
+        import onnxruntime
+
+        wanted = Options(**dict(options))
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 4
+        settings.intra_op_num_threads = wanted.threads or 0
+        for key, value in wanted.config_entries.items():
+            settings.add_session_config_entry(key, value)
+        ordered = [wanted.provider] if wanted.provider in providers() else []
+        self._session = onnxruntime.InferenceSession(
+            str(file),
+            settings,
+            providers=[*ordered, *([CPU] if CPU not in ordered else [])],
+            disabled_optimizers=wanted.disabled_optimizers,
+        )
+        facts = self._session.get_modelmeta().custom_metadata_map
+        if CONTEXT not in facts:
+            raise ValueError(f"{file}: not a decoder that edgekit wrote: its metadata has no {CONTEXT}")
+        self.context = int(facts[CONTEXT])
+        self.provider = self._session.get_providers()[0]
+        self._switch = int(facts[SWITCH]) if SWITCH in facts else None
+        self._pasts = [value for value in self._session.get_inputs() if len(value.shape) == 4]
+        self._logits, *self._presents = self._session.get_outputs()
+        self.vocabulary = int(self._logits.shape[-1])
+        self._binding = self._session.io_binding()
+        self._binding.bind_output(self._logits.name)  # the first to be bound is the first of its outputs
+        self._buffers: list[NDArray[np.float32]] = []
+        self._capacity = 0
+        self._fed: list[int] = []
+
+    def clear(self) -> None:
+        """Forget what was fed; the buffers stay."""
+        self._fed = []
+
+    def logits(self, ids: Ids, wanted: slice | None = None) -> NDArray[np.float32]:
+        """Feed ids behind what was fed before; returns float32 [n, vocabulary], the logits behind the wanted ones of them.
+
+        wanted: a slice of `ids`, all of them where it is None. Raises ValueError where they do not fit the context.
+        """
+        import numpy as np
+
+        fresh = [int(one) for one in ids]
+        places = range(len(fresh))[wanted if wanted is not None else slice(None)]
+        before = len(self._fed)
+        if before + len(fresh) > self.context:
+            raise ValueError(f"{before + len(fresh)} tokens do not fit the model's context of {self.context}")
+        if not fresh:
+            return np.zeros((0, self.vocabulary), np.float32)
+        if self._switch is not None and before <= self._switch < before + len(fresh):
+            # All keys are rotated otherwise from here on: they are made anew, in one piece, as transformers does.
+            past, self._fed = self._fed, []
+            rows = [self._feed([*past, *fresh], keep=len(fresh) - min(places, default=len(fresh)))]
+            first = len(fresh) - len(rows[0])
+        else:
+            rows, first = [], min(places, default=len(fresh))
+            for begin in range(0, len(fresh), PIECE):
+                piece = fresh[begin : begin + PIECE]
+                rows.append(self._feed(piece, keep=min(len(piece), max(0, begin + len(piece) - first))))
+        found = np.concatenate([row for row in rows if len(row)] or [rows[0]])
+        return found[[place - first for place in places]]
+
+    def close(self) -> None:
+        """Free the session and the cache."""
+        del self._binding, self._session, self._buffers
+
+    def _feed(self, ids: list[int], *, keep: int) -> NDArray[np.float32]:
+        """The last `keep` rows of logits, at least one of which is computed: a graph without rows has no meaning."""
+        import numpy as np
+        import onnxruntime
+
+        total = len(self._fed) + len(ids)
+        self._grow(total)
+        binding = self._binding
+        binding.bind_cpu_input("input_ids", np.array([ids], dtype=np.int64))
+        binding.bind_cpu_input("attention_mask", np.ones((1, total), dtype=np.int64))
+        # An input with a default: bind_cpu_input does not know it.
+        rows_wanted = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(max(keep, 1), dtype=np.int64))
+        binding.bind_ortvalue_input(KEEP, rows_wanted)
+        binding.bind_output(self._logits.name)
+        self._session.run_with_iobinding(binding)
+        self._fed += ids
+        rows: NDArray[np.float32] = binding.get_outputs()[0].numpy()[0]
+        return rows[len(rows) - keep :]
+
+    def _grow(self, total: int) -> None:
+        """Make the buffers hold `total` tokens, with what they hold now."""
+        import numpy as np
+        import onnxruntime
+
+        if total <= self._capacity:
+            return
+        old, self._buffers = self._buffers, []
+        capacity = min(self.context, max(SMALLEST_CACHE, 2 * self._capacity, total))
+        for place, (past, present) in enumerate(zip(self._pasts, self._presents, strict=True)):
+            _, heads, _, width = past.shape
+            buffer = np.zeros((1, heads, capacity, width), np.float32)
+            if old:
+                buffer[:, :, : self._capacity] = old[place]
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)  # the same memory
+            self._buffers.append(buffer)
+            self._binding.bind_ortvalue_input(past.name, value)
+            self._binding.bind_ortvalue_output(present.name, value)
+        self._capacity = capacity
+
+
+def generator(file: Path, options: Mapping[str, Any]) -> Generator:
+    """Open a decoder that edgekit exported, with the options of its export and of its target."""
+    return Generator(file, options)
