@@ -1,0 +1,317 @@
+"""Bits per tensor by measured sensitivity: the types that lose least at a number of bytes.
+
+Second order: where y = W x and only W is rounded, KL(float || quantized) grows by 1/2 E[(g . dW x)^2], g the gradient of the
+log-likelihood at y (its Fisher information). With x and g taken as uncorrelated, and each by its diagonal, that is
+1/2 sum_i g_i sum_j m_j dW_ij^2 nats a token, g_i and m_j the mean squares of output gradient and input (K-FAC's
+factors, arXiv:1503.05671). Without gradients a measured loss per role stands in. Losses of tensors add up, so the best types
+at a size are a knapsack with one choice per tensor, which dynamic programming solves; `refine` then asks the true KL.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import EdgekitError
+from edgekit.formats.gguf.ggml import TYPES, dequantize, quantize, row_bytes
+from edgekit.formats.gguf.types import TOKEN_EMBEDDING, Shape
+
+# Types that multiply fast on the CPUs of an instruction set. Interleaved kernels: llama.cpp, ggml/src/ggml-cpu/repack.cpp,
+# ggml_repack_get_optimal_repack_type. None has one for IQ4_XS, IQ3 and Q3_K, which therefore are in no row. AVX2 reads
+# Q5_K, Q6_K and Q8_0 without one, but not slower than memory. ARM's Q6_K costs 2-7 % of decoding on a Cortex-A76
+# (llama.cpp pull request 19360); without dot products every bit that must be shifted out costs, so two types remain beside
+# the plain ones.
+TYPES_FOR: dict[str, tuple[str, ...]] = {
+    "x86-avx2": ("q4_0", "iq4_nl", "q4_k", "q5_k", "q6_k", "q8_0"),
+    "arm-i8mm": ("q4_0", "iq4_nl", "q4_k", "q5_k", "q6_k", "q8_0"),
+    "arm-dotprod": ("q4_0", "iq4_nl", "q4_k", "q5_k", "q8_0"),
+    "arm-neon": ("q4_0", "q4_k", "q5_k", "q8_0"),
+    "other": ("q4_0", "q4_k", "q5_k", "q6_k", "q8_0"),
+}
+# What llama.cpp itself takes for rows that fill no block of 256 (types.FALLBACKS).
+NARROW = ("q5_0", "q5_1")
+# Rows that are looked up, not multiplied: no kernel's speed matters.
+LOOKED_UP = ("q3_k", "iq4_xs")
+# Nats a token for a relative squared error of 1 in all tensors of a role of a model, were losses linear that far.
+# Measured by benchmarks/gguf_quality.py on its Llama.
+ROLE_LOSS = {
+    "token_embd": 1.0,
+    "attn_q": 1.0,
+    "attn_k": 1.0,
+    "attn_v": 1.0,
+    "attn_output": 1.0,
+    "ffn_gate": 1.0,
+    "ffn_up": 1.0,
+    "ffn_down": 1.0,
+    "output": 1.0,
+}
+_ROLE = re.compile(r"^(?:blk\.(\d+)\.)?(\w+)\.weight$")
+# Sizes that the dynamic programming tells apart; the bytes of a model's shapes have a large common divisor, so that this is
+# rarely reached and the result exact.
+_SIZES = 1 << 16
+# Of a target's bandwidth, what decoding reaches (70-74 % were measured with 4-bit types on two x86 cores).
+_ROOFLINE = 0.7
+# A change must lower the measured KL by this share to be kept.
+_WORTH = 0.002
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """What each type that fits a tensor costs: bytes, and the predicted growth of the KL divergence in nats a token."""
+
+    name: str
+    bytes: Mapping[str, int]
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A type for every tensor, their bytes, and the predicted KL divergence in nats a token."""
+
+    types: Mapping[str, str]
+    bytes: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refined:
+    """The mixture with the least measured KL, what was measured, and by what each group's predicted loss was corrected."""
+
+    mixture: Mixture
+    kl: float
+    scales: Mapping[str, float]
+    evaluations: int
+    first_kl: float
+
+
+def instruction_set(arch: str, features: Collection[str]) -> str:
+    """The row of TYPES_FOR of a target's `[hardware]`: arch ("x86_64", "aarch64") and Linux's names of CPU features."""
+    if arch in {"aarch64", "arm64"}:
+        return "arm-i8mm" if "i8mm" in features else "arm-dotprod" if "asimddp" in features else "arm-neon"
+    return "x86-avx2" if arch == "x86_64" and "avx2" in features else "other"
+
+
+def candidates(tensor: Shape, instructions: str, *, tied: bool) -> tuple[str, ...]:
+    """The types that this tensor may get on such a CPU, those whose blocks its rows fill; f16 where there is none."""
+    kinds = TYPES_FOR[instructions]
+    if tensor.name == TOKEN_EMBEDDING and not tied:
+        kinds = (*LOOKED_UP, *kinds)
+    if tensor.columns % 256:
+        kinds = (*kinds, *NARROW)
+    return tuple(kind for kind in kinds if tensor.columns % TYPES[kind].block == 0) or ("f16",)
+
+
+def measure(
+    tensor: Shape,
+    blocks: Iterable[NDArray[np.float32]],
+    kinds: Sequence[str],
+    *,
+    layers: int,
+    importance: NDArray[np.float32] | None = None,
+    gradient: NDArray[np.float32] | None = None,
+) -> Sensitivity:
+    """Quantize a tensor to each of some types and weigh the errors.
+
+    `blocks` are its rows in order, float32 [n, columns], as many at once as the caller likes. `importance` is the mean square
+    of each input channel, float32 [columns]; `gradient` the mean square, over tokens, of the gradient of a sequence's
+    summed log-likelihood at each output channel, float32 [rows]. For an embedding, whose input is a token, `gradient`
+    is each token's share of the text and `importance` the gradient's mean square, float32 [columns].
+    """
+    weight = np.ones(tensor.columns, np.float32) if importance is None else importance
+    errors = dict.fromkeys(kinds, 0.0)
+    signal, row = 0.0, 0
+    for block in blocks:
+        share = None if gradient is None else gradient[row : row + len(block)].astype(np.float64)
+        row += len(block)
+        signal += float(np.square(block, dtype=np.float64).sum(0) @ weight)
+        for kind in kinds:
+            data = quantize(block, kind, importance) if TYPES[kind].block > 1 else quantize(block, kind)
+            each = np.square(block - dequantize(data, kind, tensor.columns)) @ weight
+            errors[kind] += float(each.sum(dtype=np.float64) if share is None else each @ share)
+    assert row == tensor.rows, f"{tensor.name}: {row} of {tensor.rows} rows came"
+    if gradient is not None:
+        losses = {kind: error / 2 for kind, error in errors.items()}
+    else:
+        among = layers if tensor.name.startswith("blk.") else 1
+        scale = ROLE_LOSS.get(_role(tensor.name), 1.0) / among / max(signal, 1e-30)
+        losses = {kind: scale * error for kind, error in errors.items()}
+    sizes = {kind: tensor.rows * row_bytes(kind, tensor.columns) for kind in kinds}
+    return Sensitivity(name=tensor.name, bytes=sizes, losses=losses)
+
+
+def allocate(sensitivities: Sequence[Sensitivity], budget: int, *, free: Collection[str] = ()) -> Mixture:
+    """The types with the least predicted loss whose tensors take no more than `budget` bytes together.
+
+    Bytes of tensors in `free` do not count: of the token embedding, where the budget is the bytes read per token. Raises
+    EdgekitError where not even the smallest types fit.
+    """
+    options = [_useful(one, one.name in free) for one in sensitivities]
+    least = sum(one[0][0] for one in options)
+    slack = budget - least
+    if slack < 0:
+        raise EdgekitError(
+            f"mixed: {budget:,} bytes are too few: the smallest types that the target runs fast take {least:,};"
+            " raise the budget or distil into a smaller student"
+        )
+    above = [[cost - one[0][0] for cost, _, _ in one] for one in options]
+    unit = max(math.gcd(*(cost for one in above for cost in one)), -(-slack // _SIZES), 1)
+    size = slack // unit + 1
+    # best[s]: the least loss of the tensors so far within s units above their smallest types.
+    best = np.zeros(size)
+    taken: list[NDArray[np.uint8]] = []
+    for one, costs in zip(options, above, strict=True):
+        found, choice = best + one[0][1], np.zeros(size, np.uint8)
+        for place, cost in enumerate(costs[1:], 1):
+            units = -(-cost // unit)
+            if units >= size:
+                break
+            tried = best[: size - units] + one[place][1]
+            better = tried < found[units:]
+            found[units:][better] = tried[better]
+            choice[units:][better] = place
+        taken.append(choice)
+        best = found
+    types: dict[str, str] = {}
+    left = size - 1
+    for sensitivity, one, costs, choice in reversed(list(zip(sensitivities, options, above, taken, strict=True))):
+        place = int(choice[left])
+        left -= -(-costs[place] // unit)
+        types[sensitivity.name] = one[place][2]
+    return _mixture(sensitivities, types)
+
+
+def refine(
+    sensitivities: Sequence[Sensitivity],
+    budget: int,
+    kl: Callable[[Mapping[str, str]], float],
+    *,
+    evaluations: int = 24,
+    free: Collection[str] = (),
+) -> Refined:
+    """The mixture whose measured KL is least, in at most `evaluations` calls of `kl(type by tensor)`, nats a token.
+
+    First each group of tensors (by role, and by depth where the calls suffice) takes its smallest types while all others keep
+    their largest: what that costs corrects the group's predicted losses. Then, while calls are left, the heaviest groups'
+    losses are doubled or halved and the types chosen again; a mixture that measures better stays. `kl` must not see prompts
+    that verify.
+    """
+    known: dict[tuple[str, ...], float] = {}
+
+    def ask(types: Mapping[str, str]) -> float:
+        key = tuple(types[one.name] for one in sensitivities)
+        if key not in known:
+            known[key] = kl(types)
+        return known[key]
+
+    groups = _groups(sensitivities, evaluations // 2)
+    first = allocate(sensitivities, budget, free=free)
+    chosen, least = first, ask(first.types)
+    first_kl, scales = least, dict.fromkeys(sorted(set(groups.values())), 1.0)
+
+    def attempt(tried: Mapping[str, float]) -> bool:
+        nonlocal chosen, least, scales
+        mixture = allocate(_scaled(sensitivities, groups, tried), budget, free=free)
+        measured = ask(mixture.types)
+        if measured < least * (1 - _WORTH):
+            chosen, least, scales = mixture, measured, dict(tried)
+            return True
+        return False
+
+    if len(scales) + 3 <= evaluations:
+        probed = _probe(sensitivities, groups, ask)
+        if not attempt(probed):
+            # The geometric mean of what was predicted and what was measured.
+            attempt({group: math.sqrt(scale) for group, scale in probed.items()})
+    for group, factor in _steps(sensitivities, groups, chosen):
+        if len(known) >= evaluations:
+            break
+        while attempt(scales | {group: scales[group] * factor}) and len(known) < evaluations:
+            pass
+    return Refined(
+        mixture=_mixture(sensitivities, chosen.types),
+        kl=least,
+        scales=scales,
+        evaluations=len(known),
+        first_kl=first_kl,
+    )
+
+
+def read_budget(tokens_per_second: float, bandwidth_gbs: float) -> int:
+    """Bytes that may be read per token for a decode rate at a memory bandwidth, in 10^9 bytes a second."""
+    return int(bandwidth_gbs * 1e9 * _ROOFLINE / tokens_per_second)
+
+
+def _useful(one: Sensitivity, free: bool) -> list[tuple[int, float, str]]:
+    """(cost, loss, type) from the smallest up, without those that cost as much as a better one."""
+    useful: list[tuple[int, float, str]] = []
+    for cost, loss, kind in sorted((0 if free else one.bytes[kind], one.losses[kind], kind) for kind in one.bytes):
+        if not useful or loss < useful[-1][1]:
+            useful.append((cost, loss, kind))
+    return useful
+
+
+def _mixture(sensitivities: Sequence[Sensitivity], types: Mapping[str, str]) -> Mixture:
+    return Mixture(
+        types={one.name: types[one.name] for one in sensitivities},
+        bytes=sum(one.bytes[types[one.name]] for one in sensitivities),
+        loss=math.fsum(one.losses[types[one.name]] for one in sensitivities),
+    )
+
+
+def _scaled(
+    sensitivities: Sequence[Sensitivity], groups: Mapping[str, str], scales: Mapping[str, float]
+) -> list[Sensitivity]:
+    return [
+        replace(one, losses={kind: loss * scales[groups[one.name]] for kind, loss in one.losses.items()})
+        for one in sensitivities
+    ]
+
+
+def _probe(
+    sensitivities: Sequence[Sensitivity], groups: Mapping[str, str], ask: Callable[[Mapping[str, str]], float]
+) -> dict[str, float]:
+    """Measured over predicted growth of the KL, per group, when its tensors go from their best to their smallest types."""
+    small = {one.name: _useful(one, False)[0][2] for one in sensitivities}
+    large = {one.name: _useful(one, False)[-1][2] for one in sensitivities}
+    floor, scales = ask(large), {}
+    for group in sorted(set(groups.values())):
+        members = [one for one in sensitivities if groups[one.name] == group]
+        predicted = math.fsum(one.losses[small[one.name]] - one.losses[large[one.name]] for one in members)
+        measured = ask(large | {one.name: small[one.name] for one in members}) - floor
+        # What cannot be told from nothing keeps a little weight, so that bytes left over still go to it.
+        scales[group] = max(measured, 1e-3 * predicted) / predicted if predicted > 0 else 1.0
+    return scales
+
+
+def _steps(
+    sensitivities: Sequence[Sensitivity], groups: Mapping[str, str], chosen: Mixture
+) -> Iterator[tuple[str, float]]:
+    """Which group's losses to change next, and by what factor: the heaviest first, both ways."""
+    heavy: dict[str, int] = {}
+    for one in sensitivities:
+        heavy[groups[one.name]] = heavy.get(groups[one.name], 0) + one.bytes[chosen.types[one.name]]
+    for step in (2.0, 1.5):
+        for group in sorted(heavy, key=lambda name: (-heavy[name], name)):
+            yield group, step
+            yield group, 1 / step
+
+
+def _groups(sensitivities: Sequence[Sensitivity], most: int) -> dict[str, str]:
+    """The group of each tensor: its role, and the third of the depth where that makes no more than `most` groups."""
+    blocks = {one.name: int(found[1]) for one in sensitivities if (found := _ROLE.match(one.name)) and found[1]}
+    depth = max(blocks.values(), default=0) + 1
+    fine = {
+        one.name: f"{_role(one.name)}/{3 * blocks[one.name] // depth}" if one.name in blocks else _role(one.name)
+        for one in sensitivities
+    }
+    return fine if len(set(fine.values())) <= most else {one.name: _role(one.name) for one in sensitivities}
+
+
+def _role(name: str) -> str:
+    found = _ROLE.match(name)
+    return found[2] if found else name
