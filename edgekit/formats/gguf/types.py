@@ -68,8 +68,8 @@ class Chosen:
     """The type of every tensor by its GGUF name, and what a person should know of the choice.
 
     `fallbacks` has a sentence for each tensor whose rows do not fit the type that the scheme wants. `uncovered` are the
-    tensors whose type weighs errors by importance and that the importance matrix does not cover, the token embedding
-    aside: its rows are looked up, nothing is multiplied with them, so no matrix covers it.
+    tensors of layers whose type weighs errors by importance and that the importance matrix does not cover; of embedding,
+    head and classifier nothing is asked, because llama-imatrix does not measure them.
     """
 
     types: Mapping[str, str]
@@ -199,11 +199,9 @@ def fit(kind: str, columns: int) -> str:
 
 
 def uncovered(types: Mapping[str, str], imatrix: Collection[str]) -> tuple[str, ...]:
-    """The tensors whose type weighs errors by importance and that the matrix does not cover (the token embedding aside)."""
+    """The layers' tensors whose type weighs errors by importance and that the matrix does not cover."""
     return tuple(
-        sorted(
-            name for name, kind in types.items() if kind in WEIGHTED and name not in imatrix and name != TOKEN_EMBEDDING
-        )
+        sorted(name for name, kind in types.items() if kind in WEIGHTED and name not in imatrix and name[:4] == "blk.")
     )
 
 
