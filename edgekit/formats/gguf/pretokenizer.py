@@ -107,7 +107,7 @@ def _all_mergeable(content: Mapping[str, Any]) -> bool:
 
 def _by_behaviour(model: Model, keys: Mapping[str, Value]) -> str:
     """The first of llama.cpp's pre-tokenizers that gives the original's ids for all our texts."""
-    best: tuple[int, EdgekitError] | None = None
+    best: tuple[int, str, str] | None = None
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         path = Path(folder) / "vocabulary.gguf"
         with GgufWriter(path, {**keys, "general.architecture": "llama", "tokenizer.ggml.pre": "default"}, []) as writer:
@@ -119,11 +119,11 @@ def _by_behaviour(model: Model, keys: Mapping[str, Value]) -> str:
             if differs is None:
                 return name
             if best is None or agreed > best[0]:
-                best = agreed, EdgekitError(f"{differs.message} (nearest: {name})")
+                best = agreed, name, differs.message
     assert best is not None
     raise EdgekitError(
-        f"{model.folder / 'tokenizer.json'}: pre_tokenizer: none of llama.cpp's splits texts as this one does;"
-        f" {best[1].message}; a model with one of the usual tokenizers, or --format onnx, works"
+        f"{best[2]}; none of llama.cpp's pre-tokenizers splits texts as this one does ({best[1]} is the nearest): take a model"
+        " with one of the usual tokenizers, or --format onnx"
     )
 
 

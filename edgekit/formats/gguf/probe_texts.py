@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 PROBES: dict[str, tuple[str, ...]] = {
     "plain": ("Hello, world! This is it: a test; isn't it? They'RE sure we'Ve 'told him.", "The quick brown fox."),
     "accents": ("Ça déjà vu, naïve café, Größe, Ærøskøbing, señor, žluťoučký kůň", "İstanbul ıŞıK ǅ ﬁne ſ"),
@@ -24,3 +26,45 @@ PROBES: dict[str, tuple[str, ...]] = {
     "very long word": ("a" * 90 + "Zebra" * 2, "x" * 1200, "1" * 400, "Donaudampfschifffahrtsgesellschaft" * 12),
     "empty": ("",),
 }  # fmt: skip
+
+# Conversations for a model with a chat template; those that it refuses (a system prompt, tools) are not compared.
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
+    "one turn": [{"role": "user", "content": "Hello! What's 12 × 34?"}],
+    "system prompt": [
+        {"role": "system", "content": "You answer in one sentence.\n"},
+        {"role": "user", "content": "  Grüße aus 東京 👋🏽\n\n\tcode()  "},
+    ],
+    "several turns": [
+        {"role": "user", "content": "Name a colour."},
+        {"role": "assistant", "content": "Blue."},
+        {"role": "user", "content": "<b>Another</b> & 'one', {{ please }}"},
+        {"role": "assistant", "content": "Red!"},
+        {"role": "user", "content": "2 more\r\n- first\r\n- second"},
+    ],
+    "answered": [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "No.\n"}],
+    "tool call": [
+        {"role": "user", "content": "How warm is it?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"type": "function", "id": "call00001", "function": {"name": "warmth", "arguments": {"room": "Küche"}}}
+            ],
+        },
+        {"role": "tool", "name": "warmth", "tool_call_id": "call00001", "content": '{"degrees": 21.5}'},
+    ],
+}
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "warmth",
+            "description": "The temperature of a <room>, in °C.",
+            "parameters": {
+                "type": "object",
+                "properties": {"room": {"type": "string", "description": "which one"}},
+                "required": ["room"],
+            },
+        },
+    }
+]

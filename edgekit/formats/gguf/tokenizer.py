@@ -29,7 +29,9 @@ from edgekit.formats.gguf.tokenizer_json import (
     pretokenizer_steps,
     space_prefix,
     space_scheme,
+    squeezes_spaces,
     stop_tokens,
+    strips_accents,
 )
 from edgekit.model import EMBEDDINGS
 from edgekit.schema import read_json
@@ -218,8 +220,6 @@ def _unigram(source: TokenizerFiles) -> dict[str, Value]:
         raise EdgekitError(
             f"{source.where}: model.unk_id: a Unigram tokenizer without an unknown token: llama.cpp needs one"
         )
-    steps = normalizer_steps(source.content)
-    kinds = {step["type"] for step in pretokenizer_steps(source.content)}
     keys: dict[str, Value] = {
         "tokenizer.ggml.model": "t5",
         "tokenizer.ggml.pre": "default",
@@ -227,18 +227,13 @@ def _unigram(source: TokenizerFiles) -> dict[str, Value]:
         "tokenizer.ggml.token_type": np.array(types, np.int32),
         "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.add_space_prefix": space_scheme(source.content) != "never",
-        "tokenizer.ggml.remove_extra_whitespaces": "WhitespaceSplit" in kinds or any(_squeezes(step) for step in steps),
+        "tokenizer.ggml.remove_extra_whitespaces": squeezes_spaces(source.content),
     }
-    for step in steps:
+    for step in normalizer_steps(source.content):
         if step["type"] == "Precompiled" and step.get("precompiled_charsmap"):
             charsmap = base64.b64decode(step["precompiled_charsmap"])
             keys["tokenizer.ggml.precompiled_charsmap"] = np.frombuffer(charsmap, np.uint8)
     return keys
-
-
-def _squeezes(step: Mapping[str, Any]) -> bool:
-    """Whether a normalizer makes one space of several (as SentencePiece's remove_extra_whitespaces)."""
-    return step["type"] == "Replace" and bool(step["pattern"].get("Regex") == " {2,}")
 
 
 def _word_piece(source: TokenizerFiles) -> dict[str, Value]:
@@ -253,21 +248,14 @@ def _word_piece(source: TokenizerFiles) -> dict[str, Value]:
         else _SPACE + token
         for token, kind in zip(_tokens(source), types, strict=True)
     ]
-    steps = normalizer_steps(source.content)
-    lowercase = any(step["type"] == "Lowercase" or step.get("lowercase") for step in steps)
-    # BertNormalizer strips accents where it lowercases, unless told otherwise.
-    accents = any(
-        step["type"] == "StripAccents"
-        or (step["type"] == "BertNormalizer" and (lowercase if (told := step.get("strip_accents")) is None else told))
-        for step in steps
-    )
+    lowercase = any(step["type"] == "Lowercase" or step.get("lowercase") for step in normalizer_steps(source.content))
     return {
         "tokenizer.ggml.model": "bert",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.normalizer.lowercase": lowercase,
-        "tokenizer.ggml.normalizer.strip_accents": accents,
+        "tokenizer.ggml.normalizer.strip_accents": strips_accents(source.content),
     }
 
 

@@ -98,6 +98,22 @@ def normalization(content: Mapping[str, Any]) -> str | None:
     return "+".join(forms) if forms and set(forms) <= _FORMS else None
 
 
+def strips_accents(content: Mapping[str, Any]) -> bool:
+    """Whether a WordPiece tokenizer drops accents; BertNormalizer does where it lowercases, unless told otherwise."""
+    for step in normalizer_steps(content):
+        told = step.get("strip_accents")
+        if step["type"] == "StripAccents" or (step.get("lowercase") if told is None else told):
+            return True
+    return False
+
+
+def squeezes_spaces(content: Mapping[str, Any]) -> bool:
+    """Whether several spaces count as one and those around a text as none (SentencePiece's remove_extra_whitespaces)."""
+    return any(step["type"] == "WhitespaceSplit" for step in pretokenizer_steps(content)) or any(
+        step["type"] == "Replace" and step["pattern"].get("Regex") == " {2,}" for step in normalizer_steps(content)
+    )
+
+
 def space_scheme(content: Mapping[str, Any]) -> str:
     """When the original writes a space before text: never; first (of the whole text); always (behind special tokens, too, but
     where there is one); prepend (even where there is one)."""
