@@ -37,7 +37,7 @@ class Generator(Protocol):
         """Forget what was fed."""
 
     def logits(self, ids: Ids, wanted: slice | None = None) -> NDArray[np.float32]:
-        """Feed ids behind what was fed before; the logits [n, vocabulary] at those of them that are wanted (None: at none)."""
+        """Feed ids behind what was fed before; the logits [n, vocabulary] at the wanted ones of them (None: at all)."""
 
     def work(self) -> dict[str, Any]:
         """Where it runs: `provider`, and what else the runtime tells."""

@@ -118,7 +118,7 @@ def answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Say)
     begun = time.perf_counter()
     generator = runtime.generator(file, options)
     say("load", ms=_since(begun), runtime=runtime.NAME, version=version, available=available)
-    limit = generator.context
+    limit, loaded = generator.context, machine.peak_memory_mb()
     generator.close()
     if inputs.context > limit:
         raise ValueError(
@@ -134,7 +134,7 @@ def answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Say)
     if request["timing"]["sweep"]:
         sweep(lambda threads: runtime.generator(file, _with_threads(options, threads)), timing, say)
     # Before what follows asks for more logits than an answer takes, and measures the machine.
-    say("memory", peak_mb=machine.peak_memory_mb(), baseline_mb=baseline)
+    say("memory", peak_mb=machine.peak_memory_mb(), baseline_mb=baseline, loaded_mb=loaded)
     with closing(runtime.generator(file, options)) as generator:
         found = score(generator, inputs, int(options.get("batch", 512))) | answers(generator, inputs)
     write(Path(request["outputs"]), found, say)
@@ -226,7 +226,7 @@ def _scored(
         piece = ids[begin : min(begin + step, len(ids) - 1)]
         first = max(start - 1 - begin, 0)
         if first >= len(piece):
-            generator.logits(piece)
+            generator.logits(piece, slice(0))
         else:
             yield generator.logits(piece, slice(first, None)), ids[begin + first + 1 : begin + len(piece) + 1]
 

@@ -29,9 +29,10 @@ CPU, GPU = "CPU", "GPU"
 # Numbers of llama.h and ggml.h.
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
-_POOLING = {None: -1, "mean": 1, "cls": 2, "last": 3, "rank": 4}
+_POOLING = {None: -1, "mean": 1, "cls": 2, "last": 3}
 _NO_POOLING, _RANK = 0, 4
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5
+_MOST_WARNINGS = 20
 
 _BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|output|compute) buffer size =\s*([\d.]+) MiB")
 _PLACED = re.compile(r"layer\s+(\d+) assigned to device ([^,]+),")
@@ -63,7 +64,7 @@ class Options:
     kv_v: Literal["f32", "f16", "bf16", "q8_0"] = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     gpu_layers: int = 0
-    pooling: Literal["mean", "cls", "last", "rank"] | None = None
+    pooling: Literal["mean", "cls", "last"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +106,15 @@ def _listen() -> None:
     _LOG.clear()
 
 
-def _told(level: int) -> list[str]:
-    """The log's different lines of one level, without the name of the function that wrote them."""
-    lines = (re.sub(r"^\w+: ", "", line.text.strip()) for line in _LOG if line.level == level)
-    return list(dict.fromkeys(line for line in lines if line))
+def _told(level: int, lines: Iterable[_Line]) -> list[str]:
+    """The different lines of one level, without the name of the function that wrote them."""
+    texts = (re.sub(r"^\w+: ", "", line.text.strip()) for line in lines if line.level == level)
+    return list(dict.fromkeys(text for text in texts if text))
 
 
 def _failure(file: Path, what: str, remedy: str) -> LlamaError:
     """The first error in the log says why, those behind it say who else failed for it."""
-    why = next(iter(_told(_ERROR)), "") or "; ".join(_told(_WARNING)[-1:]) or "it does not say why"
+    why = next(iter([*_told(_ERROR, _LOG), *_told(_WARNING, _LOG)]), "it does not say why")
     return LlamaError(f"{file}: llama.cpp {what}: {why}; {remedy}")
 
 
@@ -206,11 +207,15 @@ class Loaded:
             raise LlamaError(f"{self.file}: it was closed, or its last context could not be made; open it again")
         return self._handles.context
 
+    @property
+    def memory(self) -> Any:
+        """What keeps the tokens that were fed; None for an encoder."""
+        return self._library.llama_get_memory(self._context)
+
     def clear(self) -> None:
         """Forget all tokens."""
-        memory = self._library.llama_get_memory(self._context)
-        if memory:
-            self._library.llama_memory_clear(memory, False)
+        if self.memory:
+            self._library.llama_memory_clear(self.memory, False)
 
     def decode(self, ids: NDArray[np.int32], marked: NDArray[np.int8]) -> None:
         """Feed ids, at most a batch, behind those before; those that are marked give an output. Waits until all is done."""
@@ -220,9 +225,7 @@ class Loaded:
         batch.logits = marked.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         _LOG.clear()
         if self._library.llama_decode(self._context, batch) != 0:
-            raise _failure(
-                self.file, f"does not take {len(ids)} tokens", "was this file made from this tokenizer's model?"
-            )
+            raise _failure(self.file, f"does not take {len(ids)} tokens", "do they come from this model's tokenizer?")
         self._library.llama_synchronize(self._context)
 
     def logits(self, rows: int) -> NDArray[np.float32]:
@@ -270,7 +273,7 @@ class Loaded:
             "flash_attention": {"on": True, "off": False, "auto": auto}[self.flash_attention],
             "threads": dict(zip(("decode", "prefill"), self.threads, strict=True)),
             "instructions": re.findall(r"(\w+) = 1", library.llama_print_system_info().decode()),
-            "warnings": list(dict.fromkeys(line.text.strip() for line in lines if line.level == _WARNING)),
+            "warnings": _told(_WARNING, lines)[:_MOST_WARNINGS],
         }
 
     def close(self) -> None:
@@ -336,7 +339,7 @@ class Generator:
     """
 
     def __init__(self, file: Path, options: Mapping[str, Any]) -> None:
-        """Raises LlamaError for a file that llama.cpp does not load, and for a context that is longer than the model's."""
+        """Raises LlamaError for a file that is no decoder, and for a context that is longer than the model's."""
         self._loaded = Loaded(file, options)
         wanted = self._loaded.options
         self.vocabulary = self._loaded.vocabulary
@@ -344,6 +347,8 @@ class Generator:
         self._room, self._rows = min(wanted.context or _ROOM, self.context), 1
         self._fed: list[int] = []
         self._reserve()
+        if not self._loaded.memory:
+            raise LlamaError(f"{file}: an encoder, which does not generate; export it for feature-extraction")
 
     def _reserve(self) -> None:
         self._batch = min(self._loaded.options.batch, self._room)
@@ -355,7 +360,7 @@ class Generator:
         self._fed.clear()
 
     def logits(self, ids: Ids, wanted: slice | None = None) -> NDArray[np.float32]:
-        """Feed ids behind what was fed before; the logits [n, vocabulary] at those of them that are wanted.
+        """Feed ids behind what was fed before; the logits [n, vocabulary] at the wanted ones of them (None: at all).
 
         Raises LlamaError where they are more than the context, or a token is none of the vocabulary's.
         """
@@ -363,8 +368,7 @@ class Generator:
 
         tokens = np.ascontiguousarray(ids, dtype=np.int32)
         marked = np.zeros(len(tokens), dtype=np.int8)
-        if wanted is not None:
-            marked[wanted] = 1
+        marked[wanted if wanted is not None else slice(None)] = 1
         rows = int(marked.sum())
         self._make_room(len(self._fed) + len(tokens), rows)
         found, done = np.empty((rows, self.vocabulary), dtype=np.float32), 0
@@ -396,7 +400,7 @@ class Generator:
         fed = list(self._fed)
         self._fed.clear()
         if fed:
-            self.logits(fed)
+            self.logits(fed, slice(0))
 
     def work(self) -> dict[str, Any]:
         """See `Loaded.work`; kv: the cache's types."""

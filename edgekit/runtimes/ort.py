@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekit.runtimes import Generator
+    from edgekit.runtimes.ort_generation import Generator
 
     Ids = Sequence[int] | NDArray[np.int64]
 
@@ -142,9 +142,9 @@ def load(file: Path, options: Mapping[str, Any]) -> Session:
 
 def generator(file: Path, options: Mapping[str, Any]) -> Generator:
     """Open a decoder."""
-    from edgekit.runtimes import ort_generation
+    from edgekit.runtimes.ort_generation import Generator
 
-    return ort_generation.generator(file, options)
+    return Generator(file, options)
 
 
 def outputs(

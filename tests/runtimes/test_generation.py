@@ -185,7 +185,7 @@ def test_probe_speaks_the_protocol_of_tokens(
     for kind in ("prefill", "decode"):
         assert {"1", str(cores)} <= set(told["threads"][kind]) <= {str(count) for count in range(1, cores + 1)}
         assert min(told["threads"][kind].values()) > 10
-    assert 10 < told["memory"]["baseline_mb"] < told["memory"]["peak_mb"]
+    assert 10 < told["memory"]["baseline_mb"] < told["memory"]["loaded_mb"] <= told["memory"]["peak_mb"]
     assert (told["work"]["provider"], told["work"]["layers"], told["work"]["offloaded"]) == ("CPU", 6, 0)
     # The longest sequence has 120 tokens, the longest answer ends at 20 + 8, timing at 64 + 12: 256 cells are llama.cpp's least.
     assert told["work"]["buffers"]["kv"]["CPU"] == pytest.approx(2 * 5 * 32 * 256 * 4 / (1 << 20), abs=0.01)

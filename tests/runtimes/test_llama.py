@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from edgekit.runtimes import llama
 
 EXACT = {"threads": 1, "kv_k": "f32", "kv_v": "f32"}
+Decoder = tuple[Path, np.ndarray, LlamaForCausalLM]
 IDS = np.random.default_rng(0).integers(3, 200, 150)
 
 
@@ -25,8 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def decoder(folder: Path) -> tuple[Path, np.ndarray]:
-    """A Llama with grouped heads of 32 channels, and transformers' logits of IDS."""
+def decoder(folder: Path) -> Decoder:
+    """A Llama with grouped heads of 32 channels, transformers' logits of IDS, and the model."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(vocab_size=200, intermediate_size=256, max_position_embeddings=1024, **sizes)
@@ -36,7 +37,7 @@ def decoder(folder: Path) -> tuple[Path, np.ndarray]:
         weight.data *= 4 if weight.ndim == 2 else 1
     with torch.no_grad():
         logits = model(torch.tensor(IDS)[None]).logits[0].numpy()
-    return write_llama(model, folder / "decoder.gguf"), logits
+    return write_llama(model, folder / "decoder.gguf"), logits, model
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +53,22 @@ def embed(model: BertModel, ids: np.ndarray) -> np.ndarray:
         return model(torch.tensor(ids)[None]).last_hidden_state[0].numpy()
 
 
-def test_logits_are_those_of_transformers_at_once_and_one_by_one(decoder: tuple[Path, np.ndarray]) -> None:
-    file, wanted = decoder
+def test_logits_are_those_of_transformers_at_once_and_one_by_one(decoder: Decoder) -> None:
+    file, wanted, _ = decoder
     generator = llama.generator(file, EXACT)
     assert (generator.vocabulary, generator.context) == (200, 1024)
-    at_once = generator.logits(IDS, slice(None))
+    at_once = generator.logits(IDS)
     assert at_once.dtype == np.float32
     assert np.abs(at_once - wanted).max() < 1e-4 * np.abs(wanted).max()
     generator.clear()
-    assert generator.logits(IDS[:100]).shape == (0, 200)
+    assert generator.logits(IDS[:100], slice(0)).shape == (0, 200)
     one_by_one = [generator.logits([token], slice(-1, None)) for token in IDS[100:]]
     assert np.abs(np.concatenate(one_by_one) - wanted[100:]).max() < 1e-4 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("batch", [7, 512])
-def test_rows_are_those_that_are_wanted_whatever_the_batch(decoder: tuple[Path, np.ndarray], batch: int) -> None:
-    file, wanted = decoder
+def test_rows_are_those_that_are_wanted_whatever_the_batch(decoder: Decoder, batch: int) -> None:
+    file, wanted, _ = decoder
     generator = llama.generator(file, EXACT | {"batch": batch})
     near = {"atol": 1e-4 * np.abs(wanted).max(), "rtol": 0}
     assert np.allclose(generator.logits(IDS[:40], slice(-1, None)), wanted[39:40], **near)
@@ -76,20 +77,20 @@ def test_rows_are_those_that_are_wanted_whatever_the_batch(decoder: tuple[Path, 
     assert np.allclose(generator.logits(IDS[120:], slice(None)), wanted[120:], **near)
 
 
-def test_cache_grows_with_what_is_fed(decoder: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    file, wanted = decoder
+def test_cache_grows_with_what_is_fed(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, wanted, _ = decoder
     monkeypatch.setattr(llama, "_ROOM", 256)
     generator = llama.generator(file, EXACT)
     small = generator.work()["buffers"]["kv"]["CPU"]
     again = np.concatenate([IDS, IDS, IDS])
-    generator.logits(again[:200])
-    rows = np.concatenate([generator.logits(again[200:256]), generator.logits(again[256:], slice(-1, None))])
+    generator.logits(again[:200], slice(0))
+    rows = np.concatenate([generator.logits(again[200:256], slice(0)), generator.logits(again[256:], slice(-1, None))])
     assert generator.work()["buffers"]["kv"]["CPU"] == pytest.approx(2 * small, abs=0.02)
     fixed = llama.generator(file, EXACT | {"context": 512})
     assert np.allclose(fixed.logits(again, slice(-1, None)), rows, atol=1e-4 * np.abs(wanted).max())
 
 
-def test_memory_of_the_cache_is_as_computed(decoder: tuple[Path, np.ndarray]) -> None:
+def test_memory_of_the_cache_is_as_computed(decoder: Decoder) -> None:
     """Keys and values of 3 layers, 2 heads of 32 channels and 1024 tokens; q8_0 is 34 bytes for 32 values (ggml-common.h)."""
     for kind, size in {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}.items():
         generator = llama.generator(decoder[0], {"threads": 1, "context": 1024, "kv_k": kind, "kv_v": kind})
@@ -101,7 +102,7 @@ def test_memory_of_the_cache_is_as_computed(decoder: tuple[Path, np.ndarray]) ->
         assert work["buffers"]["output"]["CPU"] < 0.01
 
 
-def test_work_says_where_layers_lie(decoder: tuple[Path, np.ndarray]) -> None:
+def test_work_says_where_layers_lie(decoder: Decoder) -> None:
     work = llama.generator(decoder[0], {"threads": 1, "threads_batch": 2, "gpu_layers": -1}).work()
     assert work["layers"] == 4
     assert work["offloaded"] == (4 if llama.providers()[0] == llama.GPU else 0)
@@ -137,6 +138,21 @@ def test_pooling_is_the_files_unless_the_options_say(encoder: tuple[Path, BertMo
     assert np.allclose(llama.load(none, EXACT | {"pooling": "cls"}).run(IDS), states[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_decoder_may_embed(decoder: Decoder, pooling: str) -> None:
+    """What is embedded does not depend on what was before it."""
+    session = llama.load(decoder[0], EXACT | {"pooling": pooling})
+    first, _, again = session.run(IDS), session.run(IDS[:7]), session.run(IDS)
+    assert np.array_equal(first, again)
+    states = decoder[2](torch.tensor(IDS)[None], output_hidden_states=True).hidden_states[-1][0].detach().numpy()
+    assert np.allclose(first, states[-1] if pooling == "last" else states.mean(axis=0), atol=1e-4)
+
+
+def test_an_encoder_does_not_generate(encoder: tuple[Path, BertModel]) -> None:
+    with pytest.raises(llama.LlamaError, match=r"encoder.gguf: an encoder, which does not generate"):
+        llama.generator(encoder[0], {})
+
+
 def test_work_of_an_embedder_counts_all_but_its_table(encoder: tuple[Path, BertModel]) -> None:
     work = llama.work(encoder[0], {"threads": 1}, list(range(3, 13)))
     beside = ("embeddings.word_embeddings", "pooler")
@@ -152,14 +168,12 @@ def test_work_of_an_embedder_counts_all_but_its_table(encoder: tuple[Path, BertM
         ({"kv_v": "q8_0", "flash_attention": "off"}, "quantized V cache requires flash_attn"),
     ],
 )
-def test_options_that_do_not_fit_are_explained(
-    decoder: tuple[Path, np.ndarray], options: dict[str, Any], words: str
-) -> None:
+def test_options_that_do_not_fit_are_explained(decoder: Decoder, options: dict[str, Any], words: str) -> None:
     with pytest.raises(llama.LlamaError, match=rf"decoder.gguf: .*{words}.*\[runtime.llama-cpp\]"):
         llama.generator(decoder[0], options)
 
 
-def test_sequences_that_do_not_fit_are_explained(decoder: tuple[Path, np.ndarray], encoder: tuple[Path, Any]) -> None:
+def test_sequences_that_do_not_fit_are_explained(decoder: Decoder, encoder: tuple[Path, Any]) -> None:
     generator = llama.generator(decoder[0], {"threads": 1, "context": 100})
     with pytest.raises(llama.LlamaError, match="101 tokens do not fit into a context of 100"):
         generator.logits(IDS[:101])
@@ -171,7 +185,7 @@ def test_sequences_that_do_not_fit_are_explained(decoder: tuple[Path, np.ndarray
 
 
 def test_files_that_do_not_load_are_explained_and_nothing_is_printed(
-    decoder: tuple[Path, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    decoder: Decoder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     whole = decoder[0].read_bytes()
     broken = {
@@ -191,13 +205,13 @@ def test_files_that_do_not_load_are_explained_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_closed_is_closed_and_memory_is_given_back(decoder: tuple[Path, np.ndarray]) -> None:
+def test_closed_is_closed_and_memory_is_given_back(decoder: Decoder) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
     def use(close: bool) -> None:
         generator = llama.generator(decoder[0], {"threads": 1, "context": 1024})
-        generator.logits(IDS, slice(None))
+        generator.logits(IDS)
         if close:
             generator.close()
             generator.close()

@@ -81,3 +81,15 @@ def test_speeds_are_of_a_computer(monkeypatch: pytest.MonkeyPatch) -> None:
     speed = machine.measure()
     assert set(speed) == {"bandwidth_gbs", "fp32_gflops", "int8_gops"}
     assert all(0.1 < value < 1e5 for value in speed.values())
+
+
+def test_a_device_without_onnxruntime_tells_its_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_SPELL_S", 0.05)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert set(machine.measure()) == {"bandwidth_gbs"}
+
+
+def test_bandwidth_of_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_SPELL_S", 0.05)
+    alone, together = machine.bandwidth_gbs(), machine.bandwidth_gbs(threads=3)
+    assert 0.2 * alone < together < 20 * alone
