@@ -32,10 +32,12 @@ def export(
     max_length: int,
     out_of_scope: str | None,
     out: Path,
+    name: str = "",
+    fingerprints: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the student in the format and scheme that `options` (a target's `[export.<task>]` table) names.
 
-    Only the calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's own outputs.
+    name and fingerprints (sha256 by what) are for the file's own record. Only the calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's own outputs.
     Returns the artifact's facts. Raises EdgekitError where the student cannot be exported or nothing was quantized.
     """
     from edgekit.calibrate import load_calibration
@@ -52,6 +54,9 @@ def export(
         ids=ids,
         texts=[row.text for row in rows],
         output=kind.OUTPUT,
+        name=name,
+        dataset=f"{name} calibrate" if name else "calibrate",
+        fingerprints=fingerprints or {},
         score=None if kind.OUTPUT == "tokens" else row_task(task).score,
         pad_id=find_pad_id(model),
         max_length=max_length,
@@ -111,7 +116,7 @@ def _shared(model: Model, task: str, max_length: int) -> dict[str, Any]:
         "output": kind.OUTPUT,
         "classes": model.labels if kind.OUTPUT == "logits" else [],
         "out_of_scope": None,
-        "settings": {},
+        "settings": kind.settings(model),
         "max_length": max_length,
         "pad_id": find_pad_id(model),
     }
@@ -130,5 +135,5 @@ def _fitted(
         )
     return {
         "out_of_scope": out_of_scope,
-        "settings": kind.fit(answers, [row.label for row in rows], classes, out_of_scope),
+        "settings": kind.settings(model) | kind.fit(answers, [row.label for row in rows], classes, out_of_scope),
     }

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 from edgekit import __version__
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.formats import FORMATS
-from edgekit.report import flips, human_bytes, number, pair, percent, read_report, write_html
+from edgekit.package_card import model_card
+from edgekit.package_llama import modelfile
+from edgekit.report import read_report, write_html
 from edgekit.runtimes import RUNTIMES
-from edgekit.runtimes.ort import load_errors
 from edgekit.schema import dump_json, read_json, read_text
 from edgekit.workspace import (
     Product,
@@ -49,11 +50,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgekit")
 
-LOADER = Path(__file__).parent / "loader" / "load.py"
+# The loader that ships as load.py, by format and output.
+LOADERS = {
+    ("onnx", "logits"): "load.py",
+    ("onnx", "embedding"): "load.py",
+    ("onnx", "tokens"): "generate.py",
+    ("gguf", "embedding"): "embed.py",
+    ("gguf", "tokens"): "chat.py",
+}
 MANIFEST = "bundle.json"
 MANIFEST_FORMAT = 2
 ARTIFACT_FACTS = ("format", "scheme", "bytes", "sha256", "opset", "ir_version", "operators", "quantized", "choices")
-LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "tokenizers", "torch", "transformers")
+LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 LICENCE_OF = {"license": "this model", "teacher_license": "teacher", "data_license": "data"}
 
 
@@ -142,27 +150,48 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def run_bundle(path: Path, texts: Sequence[str], *, threads: int | None = None) -> list[Any]:
-    """A bundle's answer to each text, through the very loader that ships: {label, score, scores} or list[float].
+    """A bundle's answer to each text, through the very loader that ships: {label, score, scores}, list[float] or a text.
 
-    The code that runs is edgekit's own copy, never a bundle's: a bundle may come from anywhere. Raises EdgekitError for
-    whatever `open_bundle` refuses, and where onnxruntime cannot open the model.
+    Raises EdgekitError for whatever `open_bundle` refuses, and where the runtime cannot open the model.
     """
     bundle = open_bundle(path)
-    if bundle.manifest["files"].get("load.py", {}).get("sha256") != file_sha256(LOADER):
-        log.warning("%s: its load.py is not that of edgekit %s, which answers here", path, __version__)
-    spec = importlib.util.spec_from_file_location("edgekit_bundle_loader", LOADER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        opened = module.Bundle(bundle.folder, threads=threads)
-    except load_errors() as refused:
-        raise EdgekitError(f"{path}: {str(refused).splitlines()[0]}") from refused
+    opened = load_bundle(bundle, path, threads=threads)
     answers = [opened(text) for text in texts]
+    if bundle.manifest["output"] == "tokens":
+        return answers
     if bundle.manifest["output"] == "embedding":
         return [[float(value) for value in answer] for answer in answers]
     return [{"label": answer[0][0], "score": answer[0][1], "scores": dict(answer)} for answer in answers]
+
+
+def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> Any:
+    """The loader's own object over a bundle that was opened from `path`.
+
+    The code that runs is edgekit's own copy, never a bundle's: a bundle may come from anywhere. Raises EdgekitError where the
+    runtime is absent or cannot open the model.
+    """
+    manifest = bundle.manifest
+    loader = loader_file(str(manifest["artifact"]["format"]), str(manifest["output"]))
+    if manifest["files"].get("load.py", {}).get("sha256") != file_sha256(loader):
+        log.warning("%s: its load.py is not that of edgekit %s, which answers here", path, __version__)
+    runtime = RUNTIMES[FORMATS[str(manifest["artifact"]["format"])].RUNTIME]
+    spec = importlib.util.spec_from_file_location("edgekit_bundle_loader", loader)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.Bundle(bundle.folder, threads=threads)
+    except ModuleNotFoundError as absent:
+        extra = "gguf" if runtime.NAME == "llama-cpp" else "onnx"
+        raise EdgekitError(f'{path}: {absent.name} is not installed; run: pip install "edgekit[{extra}]"') from absent
+    except runtime.load_errors() as refused:
+        raise EdgekitError(f"{path}: {str(refused).splitlines()[0]}") from refused
+
+
+def loader_file(format_: str, output: str) -> Path:
+    """The loader that ships with what a format makes of an output."""
+    return Path(__file__).parent / "loader" / LOADERS[format_, output]
 
 
 def write_archive(folder: Path, archive: Path, root: str) -> None:
@@ -183,78 +212,6 @@ def write_archive(folder: Path, archive: Path, root: str) -> None:
     partial.replace(archive)
 
 
-def model_card(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
-    """README.md of a bundle: what it is, its use, accuracy and origin. No figure of a clock."""
-    artifact, runtime = manifest["artifact"], manifest["runtime"]
-    name = manifest["name"]
-    use = "the embedding, float32" if manifest["output"] == "embedding" else "[(label, score), ...], the answer first"
-    lines = [
-        f"# {name}",
-        "",
-        f"A {manifest['task']} model for {manifest['target_title']}, made by edgekit {manifest['edgekit']}:",
-        f"{artifact['format']} {artifact['scheme']}, {human_bytes(artifact['bytes'])}.",
-        "",
-        "## Use",
-        "",
-        "```python",
-        "# pip install onnxruntime tokenizers numpy; run it in this folder",
-        "from load import Bundle",
-        "",
-        'bundle = Bundle(".")',
-        f'bundle("turn on the light")  # {use}',
-        "```",
-        "",
-        f"It needs {runtime['name']} {runtime['minimum']} or newer. A text ends at {manifest['max_length']} tokens.",
-        *_card_scope(manifest),
-        "",
-        "## Accuracy on prompts that it never saw",
-        "",
-        *_card_accuracy(report),
-        "",
-        "## Latency and memory",
-        "",
-        f"Not in this folder, which is the same whenever it is built: see `{name}.report.html` beside the archive.",
-        "It names the device that measured, and says so where that was not the target.",
-        "",
-        "## Where it comes from",
-        "",
-        f"- artifact sha256: `{artifact['sha256']}`",
-        *(f"- {key}: `{value}`" for key, value in sorted((manifest["lineage"] | manifest["fingerprints"]).items())),
-        *(f"- {key} {value}" for key, value in sorted(manifest["versions"].items())),
-        "",
-        "## Licences",
-        "",
-        *(f"- {key}: {value}" for key, value in sorted(manifest["licences"].items())),
-        *([] if manifest["licences"] else ["The recipe states none."]),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _card_scope(manifest: Mapping[str, Any]) -> list[str]:
-    if not manifest["labels"]:
-        return []
-    lines = ["", f"Its {len(manifest['labels'])} labels: {', '.join(manifest['labels'])}."]
-    if manifest["threshold"] is not None:
-        limit = number(manifest["threshold"])
-        lines += ["", f"A text whose best score is under {limit} is answered with `{manifest['out_of_scope']}`."]
-    return lines
-
-
-def _card_accuracy(report: Mapping[str, Any]) -> list[str]:
-    scores = {name: value for name, value in (report["accuracy"] or {}).items() if value is not None}
-    lines = []
-    if report.get("accuracy_only"):
-        lines += ["Accuracy only: the target states no latency limit, so no check judged its speed.", ""]
-    if scores:
-        lines += ["| model | accuracy |", "|---|---|"]
-        lines += [*(f"| {name} | {percent(scores[name])} |" for name in sorted(scores)), ""]
-    lines += ["| compared | metric | loss | flips |", "|---|---|---|---|"]
-    for entry in report["comparisons"]:
-        cells = [pair(entry), entry["metric"], number(entry["loss"], 3), flips(entry.get("flips"))]
-        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
-    return lines
-
-
 def _judge(content: Mapping[str, Any], put: Packaged, *, strict: bool) -> None:
     verdict = content["verdict"]
     if verdict == "pass" or (verdict == "not proven" and not strict):
@@ -271,10 +228,13 @@ def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[st
     partial = _partial(put.bundle)
     partial.mkdir()
     try:
-        for name in (*product.facts["files"], "tokenizer.json"):
+        for name in manifest["ships"]:
             shutil.copyfile(product.folder / name, partial / name)
-        shutil.copyfile(LOADER, partial / "load.py")
+        shutil.copyfile(loader_file(str(product.facts["format"]), str(manifest["output"])), partial / "load.py")
+        if manifest["runtime"]["name"] == "llama-cpp":
+            (partial / "Modelfile").write_text(modelfile(manifest), encoding="utf-8", newline="\n")
         (partial / "README.md").write_text(model_card(manifest, report), encoding="utf-8", newline="\n")
+        del manifest["ships"]
         manifest["files"] = list_files(partial)
         manifest = json.loads(dump_json(manifest))
         manifest["digest"] = fingerprint(manifest)
@@ -294,8 +254,13 @@ def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[st
 def _describe(product: Product, name: str, recipe: str, target: Target, lineage: Mapping[str, Any]) -> dict[str, Any]:
     facts = product.facts
     settings = dict(facts.get("settings") or {})
-    runtime = FORMATS[str(facts["format"])].RUNTIME
+    format_ = FORMATS[str(facts["format"])]
+    runtime = format_.RUNTIME
+    tokenizer = None if format_.CARRIES_TOKENIZER else "tokenizer.json"
+    libraries = sorted({*LIBRARIES, *format_.LIBRARIES})
     return {
+        # What the bundle's folder takes from the artifact's; not a part of the manifest that ships.
+        "ships": [*facts["files"], *([tokenizer] if tokenizer else [])],
         "format_version": MANIFEST_FORMAT,
         "edgekit": __version__,
         "name": name,
@@ -311,7 +276,7 @@ def _describe(product: Product, name: str, recipe: str, target: Target, lineage:
         "max_length": facts["max_length"],
         "pad_id": facts["pad_id"],
         "model": facts["file"],
-        "tokenizer": "tokenizer.json",
+        "tokenizer": tokenizer,
         "runtime": {
             "name": runtime,
             "minimum": facts["minimum_runtime"],
@@ -320,7 +285,7 @@ def _describe(product: Product, name: str, recipe: str, target: Target, lineage:
         "artifact": {key: facts.get(key) for key in ARTIFACT_FACTS},
         "lineage": {key: value for key, value in lineage.items() if value is not None and "license" not in key},
         "fingerprints": {"export": product.digest, "export_inputs": fingerprint(product.manifest["inputs"])},
-        "versions": {library: library_version(library) for library in LIBRARIES},
+        "versions": {library: library_version(library) for library in libraries},
         "licences": {LICENCE_OF[key]: value for key, value in lineage.items() if value and key in LICENCE_OF},
     }
 

@@ -32,25 +32,28 @@ log = logging.getLogger("edgekit")
 _LARGE = 1 << 20
 _SOURCE = Path(__file__).parent
 # The code and the libraries that a step's bytes depend on: a change in any of them makes a new fingerprint.
-_MODELS = ("tasks", "architectures", "model.py", "prompts.py")
+_MODELS = ("tasks", "architectures", "model.py", "prompts.py", "chat_template.py")
 _REPORT = ("report.py", "report_charts.py", "report_figures.py")
 STEP_CODE: dict[str, tuple[str, ...]] = {
     "prompts": ("prompts.py",),
+    "create": ("distill", *_MODELS),
     "finetune": ("distill", *_MODELS),
     "distill": ("distill", *_MODELS),
-    "record": ("record.py", *_MODELS),
+    "record": ("record", *_MODELS),
     "calibrate": ("calibrate.py", *_MODELS),
     "export": ("export.py", "calibrate.py", "formats", "runtimes", *_MODELS),
     "verify": ("verify", "calibrate.py", "formats", "runtimes", "devices.py", *_REPORT, *_MODELS),
 }
 STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
     "prompts": (),
+    "create": ("torch", "transformers", "tokenizers", "accelerate"),
     "finetune": ("torch", "transformers", "tokenizers", "accelerate"),
     "distill": ("torch", "transformers", "tokenizers", "accelerate"),
     "record": ("torch", "transformers", "tokenizers"),
     "calibrate": ("torch", "transformers", "tokenizers", "numpy"),
-    "export": ("torch", "transformers", "tokenizers", "optimum", "onnx", "onnxscript", "onnxruntime", "numpy"),
-    "verify": ("onnxruntime", "onnx", "tokenizers", "numpy"),
+    # And what the format names (Format.LIBRARIES), which these two steps have among their inputs.
+    "export": ("torch", "transformers", "tokenizers", "optimum", "numpy"),
+    "verify": ("tokenizers", "numpy"),
 }
 # What gives a library under another name.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {

@@ -8,14 +8,16 @@ from typing import Any
 
 from edgekit.build.plan import Built, Plan, Progress, Session, run_step
 from edgekit.errors import EdgekitError
+from edgekit.formats import DEFAULT
 from edgekit.model import load_model
 from edgekit.recipe import Recipe
-from edgekit.schema import dump_json, read_json
+from edgekit.schema import dump_json, pick, read_json
 from edgekit.workspace import (
     Product,
     Workspace,
     file_sha256,
     fingerprint,
+    library_version,
     locked,
     open_product,
     write_atomically,
@@ -214,6 +216,8 @@ def export(
         "options": plan.export,
         "out_of_scope": recipe.data.out_of_scope,
         "max_length": recipe.data.max_length,
+        "name": recipe.name,
+        "libraries": _libraries(str(plan.export.get("format", DEFAULT))),
     }
     return run_step(
         session,
@@ -229,6 +233,8 @@ def export(
             max_length=recipe.data.max_length,
             out_of_scope=recipe.data.out_of_scope,
             out=out,
+            name=recipe.name,
+            fingerprints={"student": digest, "calibration": calibration.digest},
         ),
         note=" ".join(str(plan.export[key]) for key in ("format", "scheme") if key in plan.export),
         at=at,
@@ -261,6 +267,7 @@ def verify(
     inputs |= {
         "device": device.describe(),
         "looks": looks.count,
+        "libraries": _libraries(str(artifact.facts["format"])),
         "coverage": calibration.digest if calibration and student else None,
     }
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, looks=looks.count):
@@ -295,6 +302,12 @@ def verify(
         device.close()
     looks.remember()
     return product
+
+
+def _libraries(format_: str) -> dict[str, str]:
+    from edgekit.formats import FORMATS
+
+    return {name: library_version(name) for name in pick(FORMATS, format_, "export.format").LIBRARIES}
 
 
 def _cover(plan: Plan, student: Path | None, calibration: Product | None, prompts: Product) -> dict[str, Any] | None:

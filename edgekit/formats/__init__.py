@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +26,8 @@ class Source:
     """What a format writes: a checkpoint, with what its task and the calibrate prompts say of it.
 
     load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the calibrate
-    prompts as the model reads them; texts: what was said in them. output: the task's OUTPUT. score(float answers, answers),
+    prompts as the model reads them; texts: what was said in them. name: what the model is called; dataset: what its prompts are;
+    fingerprints: sha256 of what it was made from, by what. output: the task's OUTPUT. score(float answers, answers),
     [n, width] each: greater is better; None where the output is not rows.
     """
 
@@ -36,6 +37,9 @@ class Source:
     ids: Sequence[Sequence[int]]
     texts: Sequence[str]
     output: str
+    name: str
+    dataset: str
+    fingerprints: Mapping[str, str]
     score: Callable[[NDArray[np.float32], NDArray[np.float32]], float] | None
     pad_id: int
     max_length: int
@@ -50,6 +54,8 @@ class Format(Protocol):
     SUFFIX: str
     """How its main file's name ends."""
     SCHEMES: tuple[str, ...]
+    LIBRARIES: tuple[str, ...]
+    """What its files' bytes and its runtime's answers depend on."""
     CARRIES_TOKENIZER: bool
     """Whether the artifact's main file holds the tokenizer, so that none has to lie beside it."""
 

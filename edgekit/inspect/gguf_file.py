@@ -6,17 +6,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from edgekit.inspect.tensors import by_type, largest
 
 if TYPE_CHECKING:
     from edgekit.formats.gguf.file import GgufFile, TensorPlace
 
-# Rows of these are looked up by a token's id or place: decoding reads one row (llama.cpp, src/llama-arch.cpp, the tensors of
-# GGML_OP_GET_ROWS).
-GATHERED = ("token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
-HEAD = "output.weight"
 # Entries of an array that are worth showing, and characters of a text.
 MOST_VALUES, MOST_CHARACTERS = 6, 120
 
@@ -26,6 +22,7 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(.+?)(\.weight)?$")
 def inspect_gguf(path: Path) -> dict[str, Any]:
     """Everything that can be told of a GGUF file; no weight is read. EdgekitError where it is not a whole one."""
     from edgekit.formats.gguf.file import read_gguf
+    from edgekit.formats.gguf.reading import reading
 
     file = read_gguf(path)
     if file.metadata.get("general.type") == "imatrix":
@@ -41,63 +38,29 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "version": file.version,
         "name": _plain(keys.get("general.name")),
-        "architecture": architecture or None,
+        "architecture": _plain(architecture) or None,
         "parameters": parameters,
         "bits_per_weight": round(8 * weights / parameters, 3) if parameters else None,
-        **_reading(file, architecture),
+        **reading(file),
         "types": by_type((place.type, place.shape, place.bytes) for place in tensors.values()),
         "tensors": len(tensors),
         "layers": _layers(tensors),
         "outside_layers": [
-            {"name": name, "type": place.type, "shape": list(place.shape), "bytes": place.bytes}
+            {"name": _plain(name), "type": place.type, "shape": list(place.shape), "bytes": place.bytes}
             for name, place in tensors.items()
             if not _BLOCK.match(name)
         ],
-        "largest": largest((name, place.type, place.shape, place.bytes) for name, place in tensors.items()),
-        "model": {name: _plain(keys[key]) for name, key in sorted(own.items())},
+        "largest": largest(
+            (str(_plain(name)), place.type, place.shape, place.bytes) for name, place in tensors.items()
+        ),
+        "model": {str(_plain(name)): _plain(keys[key]) for name, key in sorted(own.items())},
         "tokenizer": _tokenizer(keys),
         "metadata": {
-            key: _plain(value)
+            str(_plain(key)): _plain(value)
             for key, value in sorted(keys.items())
             if key not in own.values() and not key.startswith("tokenizer.")
         },
     }
-
-
-def _reading(file: GgufFile, architecture: str) -> dict[str, int | None]:
-    """Bytes that decoding one token reads: of the weights, and of an f16 cache for each token before it.
-
-    Embedding rows are gathered, so that a table counts only where it is the head too (tied: there is no output.weight). Of
-    experts, those that a token is sent to count. None where the file is no decoder's.
-    """
-    keys, tensors = file.metadata, file.tensors
-    if "token_embd.weight" not in tensors or keys.get(f"{architecture}.attention.causal") is False:
-        return {"bytes_per_token": None, "cache_bytes_per_token_f16": None}
-    experts, used = keys.get(f"{architecture}.expert_count"), keys.get(f"{architecture}.expert_used_count")
-    share = min(used / experts, 1.0) if _is_count(experts) and _is_count(used) else 1.0
-    read = 0.0
-    for name, place in tensors.items():
-        if name not in GATHERED or (name == "token_embd.weight" and HEAD not in tensors):
-            read += place.bytes * (share if "_exps." in name else 1.0)
-    return {"bytes_per_token": round(read), "cache_bytes_per_token_f16": _cache(keys, architecture)}
-
-
-def _cache(keys: Mapping[str, Any], architecture: str) -> int | None:
-    """Bytes that one token takes in an f16 cache of keys and values; None where the file does not tell its heads."""
-
-    def told(name: str) -> Any:
-        return keys.get(f"{architecture}.{name}")
-
-    layers, width, heads = told("block_count"), told("embedding_length"), told("attention.head_count")
-    cached = told("attention.head_count_kv") if told("attention.head_count_kv") is not None else heads
-    of_keys, of_values = told("attention.key_length"), told("attention.value_length")
-    if not (_is_count(of_keys) and _is_count(of_values)):
-        if not (_is_count(width) and _is_count(heads)):
-            return None
-        of_keys = of_values = width // heads
-    if getattr(cached, "dtype", None) is not None and cached.dtype.kind in "iu":  # one number for each layer
-        return 2 * int(cached.sum()) * (of_keys + of_values)
-    return 2 * layers * cached * (of_keys + of_values) if _is_count(layers) and _is_count(cached) else None
 
 
 def _layers(tensors: Mapping[str, TensorPlace]) -> list[dict[str, Any]]:
@@ -108,7 +71,7 @@ def _layers(tensors: Mapping[str, TensorPlace]) -> list[dict[str, Any]]:
             layer = layers.setdefault(int(found[1]), {"other": set(), "bytes": 0})
             layer["bytes"] += place.bytes
             if len(place.shape) > 1 and found[3]:
-                layer[found[2]] = place.type
+                layer[str(_plain(found[2]))] = place.type
             else:
                 layer["other"].add(place.type)
     columns = dict.fromkeys(key for layer in layers.values() for key in layer if key not in {"other", "bytes"})
@@ -138,10 +101,10 @@ def _tokenizer(keys: Mapping[str, Any]) -> dict[str, Any]:
     pieces = pieces if isinstance(pieces, list) else []
     told: dict[str, Any] = {}
     for key, value in sorted(keys.items()):
-        name = key.removeprefix("tokenizer.").removeprefix("ggml.")
-        if name == key or hasattr(value, "dtype"):  # scores and types: a number for each piece
+        name = str(_plain(key.removeprefix("tokenizer.").removeprefix("ggml.")))
+        if not key.startswith("tokenizer.") or hasattr(value, "dtype"):  # scores and types: a number for each piece
             continue
-        if name.endswith("_token_id") and _is_count(value) and value < len(pieces):
+        if name.endswith("_token_id") and isinstance(value, int) and 0 <= value < len(pieces):
             told[name] = f"{value} {_plain(pieces[value])}"
         elif name == "chat_template" or name.startswith("chat_template."):
             told[name] = f"{len(value)} characters: {_plain(value)}" if isinstance(value, str) else _plain(value)
@@ -168,7 +131,7 @@ def _inspect_imatrix(file: GgufFile) -> dict[str, Any]:
             seen = read_tensor(file, name).reshape(-1).view("<f4")
             counts[matrix] = float(seen.max(initial=0.0))
             if not (seen > 0).all():
-                uncovered.append(matrix)
+                uncovered.append(str(_plain(matrix)))
     return {
         "kind": "importance matrix",
         "path": str(file.path),
@@ -176,9 +139,9 @@ def _inspect_imatrix(file: GgufFile) -> dict[str, Any]:
         "matrices": len(columns),
         "tokens": max(map(int, filter(math.isfinite, counts.values())), default=0),
         "uncovered": uncovered,
-        "without_counts": sorted(set(columns) - set(counts)),
+        "without_counts": [_plain(matrix) for matrix in sorted(set(columns) - set(counts))],
         "columns": {f"{width} columns": count for width, count in sorted(_count(columns.values()).items())},
-        "metadata": {key: _plain(value) for key, value in sorted(file.metadata.items())},
+        "metadata": {str(_plain(key)): _plain(value) for key, value in sorted(file.metadata.items())},
     }
 
 
@@ -190,17 +153,13 @@ def _count(values: Iterable[int]) -> dict[int, int]:
 
 
 def _plain(value: Any) -> Any:
-    """A value for JSON and a terminal: long arrays and texts shortened, bytes that are no characters replaced."""
+    """A value for JSON and a terminal: long arrays and texts shortened, and nothing in it that a terminal would obey."""
     if isinstance(value, str):
-        text = value.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
-        return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
+        text = value if len(value) <= MOST_CHARACTERS else f"{value[:MOST_CHARACTERS]}..."
+        return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     shown = [_plain(entry) for entry in (value.tolist() if hasattr(value, "tolist") else value)[:MOST_VALUES]]
     return shown if len(value) <= MOST_VALUES else [*shown, f"... ({len(value)})"]
-
-
-def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -34,6 +34,9 @@ class Task(Protocol):
     def load(self, folder: Path) -> nn.Module:
         """The checkpoint in eval mode and float32, as a module (input_ids, attention_mask) -> [batch, ...]."""
 
+    def settings(self, model: Model) -> dict[str, Any]:
+        """What a loader must know of the checkpoint besides its answers' meaning."""
+
     def encode(self, model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
         """(place of the prompt, token ids) of what the model reads for these prompts, special tokens included."""
 

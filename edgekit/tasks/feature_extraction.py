@@ -11,12 +11,14 @@ from edgekit.errors import EdgekitError
 from edgekit.schema import pick, read_json
 from edgekit.tasks.rows import encode
 
-__all__ = ["NAME", "OUTPUT", "answer", "encode", "fit", "load", "score"]
+__all__ = ["NAME", "OUTPUT", "answer", "encode", "fit", "load", "score", "settings"]
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
+
+    from edgekit.model import Model
 
 NAME = "feature-extraction"
 OUTPUT = "embedding"
@@ -54,6 +56,11 @@ def load(folder: Path) -> nn.Module:
     if missing:
         raise EdgekitError(f"{folder}: the checkpoint lacks the weights {missing[0]}; not a whole encoder")
     return Embedder(encoder, pool, normalise=pooling.normalise).eval()
+
+
+def settings(model: Model) -> dict[str, Any]:
+    """Whether embeddings have length 1, for runtimes that normalise outside the model."""
+    return {"normalize": read_pooling(model.folder).normalise}
 
 
 def read_pooling(folder: Path) -> Pooling:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgekit.model import Model
     from edgekit.prompts import Prompt
+
+
+def settings(model: Model) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
+    """Nothing: the module answers as it is."""
+    return {}
 
 
 def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:

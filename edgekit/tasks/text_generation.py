@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from edgekit.chat_template import find_templates, render, special_tokens
 from edgekit.errors import EdgekitError
 from edgekit.schema import read_json
 
@@ -49,6 +50,13 @@ def load(folder: Path) -> nn.Module:
     from edgekit.tasks.decoders import load_decoder
 
     return load_decoder(folder)
+
+
+def settings(model: Model) -> dict[str, Any]:
+    """chat: whether it takes conversations; stop: the tokens that end an answer, as text."""
+    tokenizer, voice = model.tokenizer(), Voice(model)
+    ends = [tokenizer.id_to_token(token) for token in stop_ids(model)]
+    return {"chat": voice.template is not None, "stop": [end for end in ends if end]}
 
 
 def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
@@ -94,8 +102,6 @@ class Voice:
     """How a model is spoken to: its chat template and tokens, or plain text."""
 
     def __init__(self, model: Model) -> None:
-        from edgekit.chat_template import find_templates, special_tokens
-
         self.model = model
         self._tokenizer = model.tokenizer()
         templates = find_templates(model.folder)
@@ -124,8 +130,6 @@ class Voice:
         return [self._passage(prompt, asked, whole, place, max_length)]
 
     def _conversation(self, prompt: Prompt, answer: str | None) -> tuple[str, str]:
-        from edgekit.chat_template import render
-
         messages = list(prompt.messages or [{"role": "user", "content": prompt.text}])
         assert self.template is not None
         asked = render(self.template, messages, generation_prompt=True, special_tokens=self._special)

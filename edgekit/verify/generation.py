@@ -166,7 +166,7 @@ def _read(events: Mapping[str, Mapping[str, Any]], budget: Budget) -> Measuremen
                 "prefill": 1e3 * longest / warm[longest],
                 "decode": 1e3 / float(np.median(decode["ms"])),
             },
-            "threads": {key: dict(value) for key, value in events.get("threads", {}).items()},
+            "threads": {key: value for key, value in events.get("threads", {}).items() if key in {"prefill", "decode"}},
             "memory_mb": {key: value for key, value in events["memory"].items() if value is not None},
         },
     )
@@ -235,10 +235,8 @@ def _compare_tokens(
     import numpy as np
 
     def per_passage(values: NDArray[Any]) -> NDArray[np.float64]:
-        sums: NDArray[np.float64] = np.bincount(
-            tokens, weights=values.astype(np.float64), minlength=int(tokens[-1]) + 1
-        )
-        return sums
+        sums = np.bincount(tokens, weights=values.astype(np.float64), minlength=int(tokens[-1]) + 1)
+        return np.asarray(sums, np.float64)
 
     counts = per_passage(np.ones(len(tokens)))
     found: list[Comparison | None] = []

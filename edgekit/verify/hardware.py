@@ -111,7 +111,7 @@ def roofline(measured: Measurements, bytes_per_token: float) -> dict[str, float]
     2009). The bandwidth is that of copies by the threads that decode, a byte counted once read and once written.
     """
     read = bytes_per_token * measured.generation["tokens_per_second"]["decode"] / 1e9 if measured.generation else 0.0
-    return {"bytes_per_token": bytes_per_token, "roofline_share": read / _bandwidth(measured)}
+    return {"bytes_per_token": bytes_per_token, "roofline_share": read / measured.speed["copy_gbs"]}
 
 
 def above_roofline(measured: Measurements, bytes_per_token: float | None) -> list[str]:
@@ -124,8 +124,3 @@ def above_roofline(measured: Measurements, bytes_per_token: float | None) -> lis
     if share > _IMPOSSIBLE:
         return [f"{share:.1f} x the memory's bandwidth read per second"]
     return []
-
-
-def _bandwidth(measured: Measurements) -> float:
-    cores = int(measured.device["cores"])
-    return float(measured.speed["bandwidth_gbs"]) * min(int(measured.shape["threads"] or cores), cores)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,15 +15,22 @@ from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
     from edgekit.formats import Source
+    from edgekit.formats.gguf.imatrix import Imatrix
+    from edgekit.formats.gguf.plan import Tensor
+    from edgekit.formats.gguf.types import Shape
+    from edgekit.model import Model
 
 NAME = "gguf"
 RUNTIME = "llama-cpp"
 SUFFIX = ".gguf"
 CARRIES_TOKENIZER = True
+LIBRARIES: tuple[str, ...] = ("gguf", "llama-cpp-python")
 SCHEMES: tuple[str, ...] = (
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "mixed",
 )  # fmt: skip
-FILE = "model.gguf"
+FILE, IMATRIX = "model.gguf", "imatrix.gguf"
+# llama.cpp's releases have no numbers that a loader could compare; this is the binding that the tests ran with.
+MINIMUM_RUNTIME = "0.3.36"
 
 Scheme = Literal[
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "mixed"
@@ -42,6 +50,8 @@ class Options:
     """mixed: no more bytes than this scheme takes."""
     bytes: Annotated[int, Gt(0)] | None = None
     """mixed: no more bytes than these, instead of `like`."""
+    instructions: Literal["x86-avx2", "arm-i8mm", "arm-dotprod", "arm-neon", "other"] = "other"
+    """mixed: only types that are fast with these instructions."""
 
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""
@@ -58,23 +68,200 @@ class Options:
 def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     """Write a student into the folder `out` as model.gguf, tokenizer and chat template included.
 
-    Returns the facts that the format knows. Raises EdgekitError for a family that GGUF has no name for, a tokenizer that
-    llama.cpp does not read as the original does, and weights that are missing, misshapen or not finite.
+    Returns the facts that the format knows. Beside it lies the importance matrix, which no loader needs. Raises EdgekitError for
+    a family that GGUF has no name for, a tokenizer that llama.cpp does not read as the original does, weights that are missing,
+    misshapen or not finite, and a calibration of another model.
     """
-    raise EdgekitError("gguf: not written yet")
+    from edgekit.formats.gguf.convert import convert
+    from edgekit.formats.gguf.imatrix import write_imatrix
+    from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
+    from edgekit.formats.gguf.parity import check_parity
+    from edgekit.formats.gguf.plan import plan
+    from edgekit.formats.gguf.tokenizer import vocabulary
+
+    if source.output == "logits":
+        raise EdgekitError(
+            'export: format = "gguf" is for text-generation and feature-extraction: llama.cpp\'s classifiers are rerankers;'
+            ' use format = "onnx"'
+        )
+    model, tensors = source.model, plan(source.model)
+    keys = vocabulary(model)
+    matrix = _matrix(source, options)
+    types, facts = _choose(source, tensors, options, matrix)
+    told = None
+    if matrix is not None:
+        write_imatrix(out / IMATRIX, matrix)
+        told = {"file": IMATRIX, "dataset": matrix.datasets[0], "entries": len(matrix.entries), "chunks": matrix.chunks}
+    metadata = (
+        describe_model(model, name=source.name)
+        | describe_quantization(options.scheme, imatrix=told)
+        | describe_origin(source.fingerprints, scheme=options.scheme)
+        | keys
+    )
+    made = convert(
+        model,
+        out / FILE,
+        types=types,
+        metadata=metadata,
+        through=None if options.through == "none" else options.through,
+        importance=matrix.importance() if matrix is not None else None,
+        threads=threads(),
+    )
+    parity = check_parity(model, out / FILE, source.texts)
+    return (
+        describe_file(out / FILE)
+        | facts
+        | {
+            "scheme": options.scheme,
+            "sha256": made["sha256"],
+            "quantized": made["types"],
+            "parity": parity,
+            "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
+        }
+    )
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What any .gguf file needs to run, ours or not; EdgekitError where it is damaged."""
+    from edgekit.formats.gguf.file import read_gguf
+    from edgekit.formats.gguf.reading import reading
+    from edgekit.workspace import file_sha256
+
+    file = read_gguf(path)
+    parameters = sum(math.prod(place.shape) for place in file.tensors.values())
+    weights = sum(place.bytes for place in file.tensors.values())
+    kinds: dict[str, int] = {}
+    for place in file.tensors.values():
+        kinds[place.type] = kinds.get(place.type, 0) + 1
+    read = reading(file)
+    return {
+        "format": NAME,
+        "scheme": str(file.metadata.get("edgekit.scheme", "unknown")),
+        "file": path.name,
+        "files": [path.name],
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+        "minimum_runtime": MINIMUM_RUNTIME,
+        "runtime_options": {},
+        "quantized": dict(sorted(kinds.items())),
+        "choices": {},
+        "architecture": str(file.metadata.get("general.architecture", "")),
+        "parameters": parameters,
+        "bits_per_weight": round(8 * weights / max(parameters, 1), 4),
+        "bytes_per_token": read["bytes_per_token"] or 0,
+        "cache_bytes_per_token": read["cache_bytes_per_token_f16"],
+    }
 
 
 def adopt(file: Path, out: Path, output: str) -> dict[str, Any]:
-    """Link or copy a .gguf file that something else made and describe it; EdgekitError where it is damaged."""
-    raise EdgekitError("gguf: not written yet")
+    """Link (or copy) a .gguf file that something else made and describe it; EdgekitError where it is damaged."""
+    import shutil
+
+    if output == "logits":
+        raise EdgekitError(f"{file}: a .gguf file answers with tokens or embeddings, not with labels")
+    described = describe_file(file)
+    try:
+        os.link(file, out / FILE)
+    except OSError:
+        shutil.copyfile(file, out / FILE)
+    return described | {"file": FILE, "files": [FILE]}
 
 
 def file_digest(file: Path) -> str:
-    """sha256 of a .gguf file."""
+    """sha256 of a .gguf file; EdgekitError where it is damaged."""
+    from edgekit.formats.gguf.file import read_gguf
     from edgekit.workspace import file_sha256
 
+    read_gguf(file)
     return file_sha256(file)
 
 
-def _threads() -> int:
+def predict(model: Model, options: Options) -> dict[str, Any]:
+    """What an export will be, before anything is converted: {bytes, bytes_per_token, cache_bytes_per_token, fallbacks}.
+
+    bytes are the tensors'; a mixture takes its budget. Raises EdgekitError for what `write` refuses of the checkpoint's headers.
+    """
+    from edgekit.formats.gguf.ggml import row_bytes
+    from edgekit.formats.gguf.metadata import describe_model
+    from edgekit.formats.gguf.plan import plan
+    from edgekit.formats.gguf.reading import GATHERED, HEAD, cache_bytes
+
+    tensors = plan(model)
+    scheme = options.like if options.scheme == "mixed" else options.scheme
+    chosen = _types(model, tensors, scheme, ())
+    sizes = {one.name: one.shape[0] * row_bytes(chosen.types[one.name], one.columns) for one in tensors}
+    total = sum(sizes.values())
+    gathered = {name for name in GATHERED if name in sizes and (name != "token_embd.weight" or HEAD in sizes)}
+    share = (options.bytes or total) / total if options.scheme == "mixed" else 1.0
+    return {
+        "bytes": int(total * share),
+        "bytes_per_token": int(share * (total - sum(sizes[name] for name in gathered))),
+        "cache_bytes_per_token": cache_bytes(describe_model(model)),
+        "fallbacks": list(chosen.fallbacks),
+    }
+
+
+def threads() -> int:
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _matrix(source: Source, options: Options) -> Imatrix | None:
+    """The importance matrix of the calibration; None where nothing is quantized, or none is asked for."""
+    from edgekit.formats.gguf.imatrix import from_calibration
+    from edgekit.formats.gguf.plan import layer_names
+
+    if not options.imatrix or options.scheme in {"f32", "f16", "bf16"}:
+        return None
+    calibration = source.calibration()
+    # A task's module holds transformers' model as `model`.
+    paths = {key.rpartition("#")[0] for key in calibration.stats}
+    names = layer_names(source.model, sorted(path.removeprefix("model.") for path in paths))
+    known = {path: names[inner] for path in paths if (inner := path.removeprefix("model.")) in names}
+    return from_calibration(calibration, known, dataset=source.dataset)
+
+
+def _types(model: Model, tensors: Sequence[Tensor], scheme: str, covered: Sequence[str]) -> Any:
+    from edgekit.formats.gguf.metadata import describe_model
+    from edgekit.formats.gguf.types import ModelFacts, choose_types
+
+    keys = describe_model(model)
+    architecture = str(keys["general.architecture"])
+    heads = int(str(keys[f"{architecture}.attention.head_count"]))
+    facts = ModelFacts(
+        architecture=architecture,
+        layers=int(str(keys[f"{architecture}.block_count"])),
+        heads=heads,
+        kv_heads=int(str(keys.get(f"{architecture}.attention.head_count_kv", heads))),
+    )
+    return choose_types(shapes(tensors), scheme, facts=facts, imatrix=covered)
+
+
+def shapes(tensors: Sequence[Tensor]) -> list[Shape]:
+    """Names, rows and columns of tensors: a vector is one row."""
+    from edgekit.formats.gguf.types import Shape
+
+    return [
+        Shape(name=one.name, rows=one.shape[0], columns=one.shape[1])
+        if len(one.shape) > 1
+        else Shape(name=one.name, rows=1, columns=one.shape[0])
+        for one in tensors
+    ]
+
+
+def _choose(
+    source: Source, tensors: Sequence[Tensor], options: Options, matrix: Imatrix | None
+) -> tuple[Mapping[str, str], dict[str, Any]]:
+    """The type of each tensor, and what a person should know of the choice."""
+    from edgekit.formats.gguf.imatrix import check_imatrix
+
+    covered = sorted(matrix.importance()) if matrix is not None else []
+    scheme = options.like if options.scheme == "mixed" else options.scheme
+    chosen = _types(source.model, tensors, scheme, covered)
+    if matrix is not None:
+        check_imatrix(matrix, shapes(tensors), chosen, "calibration")
+    if options.scheme == "mixed":
+        from edgekit.formats.gguf.mixture import mix
+
+        return mix(source, tensors, chosen.types, options, matrix)
+    return chosen.types, {"fallbacks": list(chosen.fallbacks)}

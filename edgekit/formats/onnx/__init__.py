@@ -28,6 +28,7 @@ NAME = "onnx"
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
 CARRIES_TOKENIZER = False
+LIBRARIES: tuple[str, ...] = ("onnx", "onnxruntime", "onnxscript")
 SCHEMES: tuple[str, ...] = ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32")
 FILE = "model.onnx"
 # Prompts that candidates are compared on: enough to rank them, few enough for a minute on two cores.
@@ -85,7 +86,14 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     if source.score is None:
         from edgekit.formats.onnx.decoder import write_decoder
 
-        return write_decoder(student=source.model, load=source.load, ids=source.ids, options=options, out=out)
+        return write_decoder(
+            student=source.model,
+            load=source.load,
+            ids=source.ids,
+            calibration=source.calibration(),
+            options=options,
+            out=out,
+        )
     return write_encoder(
         module=source.load(),
         ids=source.ids,
