@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.architectures import ARCHITECTURES
 from edgekit.calibrate import calibrate
 from edgekit.export import export
 from edgekit.formats import FORMATS
@@ -18,7 +17,7 @@ from edgekit.runtimes import ort, scores
 from edgekit.schema import nearest
 from edgekit.tasks import TASKS, find_pad_id, outputs
 from edgekit.workspace import write_product
-from tests.architectures.families import make_family
+from tests.architectures.families import MORE, make_family
 from tests.conftest import LABELS, make_data
 
 
@@ -54,7 +53,7 @@ def answers(folder: Path, student: Path, task: str, facts: dict[str, Any]) -> tu
     return floats, ort.outputs(file, ids, pad_id=pad, options=facts["runtime_options"])
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", sorted(MORE))
 def test_a_family_is_exported_and_quantized(family: str, tmp_path: Path) -> None:
     student = make_family(family, tmp_path / "model", LABELS)
     facts, _ = make_artifact(tmp_path, student, "text-classification", "int8-static")

@@ -124,14 +124,13 @@ def dequantize(data: NDArray[np.uint8], kind: str, columns: int) -> NDArray[np.f
 
 def to_float(values: NDArray[np.uint16], kind: str, out: NDArray[np.float32]) -> None:
     """Fill `out` with the float32 values of the bits of f16 or bf16 numbers; both arrays are contiguous, of one size."""
-    call = _library().ggml_fp16_to_fp32_row if kind == "f16" else _library().ggml_bf16_to_fp32_row
+    call = _conversions()[kind, "f32"]
     call(values.ctypes.data, out.ctypes.data, values.size)
 
 
 def from_float(values: NDArray[np.float32], kind: str, out: NDArray[np.uint16]) -> None:
     """Fill `out` with the bits of the f16 or bf16 numbers nearest to float32 values, ties to even."""
-    # ggml_fp32_to_bf16_row takes another instruction where the CPU has one, which makes subnormal numbers zero.
-    call = _library().ggml_fp32_to_fp16_row if kind == "f16" else _library().ggml_fp32_to_bf16_row_ref
+    call = _conversions()["f32", kind]
     call(values.ctypes.data, out.ctypes.data, values.size)
 
 
@@ -161,30 +160,42 @@ def _to_float(kind: str) -> Callable[[int, int, int], None]:
 
 
 @lru_cache(maxsize=1)
+def _conversions() -> dict[tuple[str, str], Any]:
+    """ggml's functions between f32 and the short types, by (from, to)."""
+    library, quick = _library(), _open("ggml-cpu")
+    found = {
+        ("f16", "f32"): getattr(quick, "ggml_cpu_fp16_to_fp32", None) or library.ggml_fp16_to_fp32_row,
+        ("f32", "f16"): getattr(quick, "ggml_cpu_fp32_to_fp16", None) or library.ggml_fp32_to_fp16_row,
+        ("bf16", "f32"): library.ggml_bf16_to_fp32_row,
+        # The one without _ref takes another instruction where the CPU has one, which makes subnormal numbers zero.
+        ("f32", "bf16"): library.ggml_fp32_to_bf16_row_ref,
+    }
+    for call in found.values():
+        call.argtypes, call.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+    return found
+
+
+@lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     """The ggml that llama_cpp itself uses, with the signatures of what is called here."""
-    package = require("llama_cpp", extra="gguf")
-    folder = Path(str(package.__file__)).parent / "lib"
-    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None:
-        raise EdgekitError(f'{folder}: no ggml-base library in it; run: pip install --force-reinstall "edgekit[gguf]"')
-    library = ctypes.CDLL(str(found))
+    library = _open("ggml-base")
+    if library is None:
+        raise EdgekitError('llama_cpp: no ggml-base library in it; run: pip install --force-reinstall "edgekit[gguf]"')
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    for name in (
-        "ggml_fp16_to_fp32_row",
-        "ggml_bf16_to_fp32_row",
-        "ggml_fp32_to_fp16_row",
-        "ggml_fp32_to_bf16_row_ref",
-    ):
-        call = getattr(library, name)
-        call.argtypes, call.restype = [pointer, pointer, count], None
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_get_type_traits.argtypes = [ctypes.c_int]
     library.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
     _check_table(library)
     return library
+
+
+def _open(stem: str) -> ctypes.CDLL | None:
+    """One of llama_cpp's libraries; some builds have the CPU's in several files for several CPUs, and none by this name."""
+    folder = Path(str(require("llama_cpp", extra="gguf").__file__)).parent / "lib"
+    names = (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll", f"lib{stem}.dll")
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    return ctypes.CDLL(str(found)) if found else None
 
 
 def _check_table(library: ctypes.CDLL) -> None:

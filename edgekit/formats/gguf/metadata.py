@@ -45,8 +45,9 @@ _POOLINGS = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "poolin
 def describe_model(model: Model, *, name: str | None = None) -> dict[str, Value]:
     """general.* and the architecture's keys of a checkpoint.
 
-    name: what a program may call the model; nothing is taken from the folder's name. Licence, base model, languages and tags
-    are those of the folder's model card (README.md). Raises EdgekitError for what `read_config` and the family refuse.
+    name: what programs call the model, and what llama.cpp takes hints from (see `tokenizer.general_name`). Licence, base model,
+    languages and tags are those of the folder's model card (README.md). Raises EdgekitError for what `read_config` and the
+    family refuse.
     """
     family, config = read_config(model)
     found: dict[str, Value] = {
@@ -56,11 +57,11 @@ def describe_model(model: Model, *, name: str | None = None) -> dict[str, Value]
         **_card(model.folder / "README.md"),
     }
     if name:
-        # llama.cpp gives models with these names tokens of Phi-3, and ends where the vocabulary does not have them.
-        found["general.name"] = re.sub(r"(?i)phi-?3", "Phi 3", name)
-    for key, value in family.keys(config).items():
+        found["general.name"] = name
+    keys = family.keys(config)
+    for key, value in keys.items():
         found[key if key.startswith("tokenizer.") else f"{family.architecture}.{key}"] = value
-    if "attention.causal" in family.keys(config) and (pooling := _pooling(model.folder)) is not None:
+    if "attention.causal" in keys and (pooling := _pooling(model.folder)) is not None:
         found[f"{family.architecture}.pooling_type"] = pooling
     return found
 
