@@ -7,6 +7,7 @@ lie and what memory was reserved. Its high-level class is not used: that one hol
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import weakref
 from collections import deque
@@ -148,7 +149,7 @@ class Loaded:
         nothing = (ctypes.c_void_p * 1)()
         if self.options.gpu_layers == 0:
             settings.devices = ctypes.cast(nothing, ctypes.c_void_p)
-        self._handles.model = self._library.llama_model_load_from_file(str(file).encode(), settings)
+        self._handles.model = self._library.llama_model_load_from_file(os.fsencode(file), settings)
         if not self._handles.model:
             remedy = "`edgekit inspect` on the file says what is in it"
             raise _failure(file, "does not load it", remedy)
@@ -185,7 +186,7 @@ class Loaded:
         # As llama.cpp's own programs: windows that slide keep no more than they see.
         settings.swa_full = False
         settings.offload_kqv = settings.op_offload = wanted.gpu_layers != 0
-        self._handles.context = library.llama_init_from_model(self._handles.model, settings)
+        self._handles.context = library.llama_init_from_model(self._model, settings)
         if not self._handles.context:
             raise _failure(
                 self.file,
@@ -200,6 +201,12 @@ class Loaded:
         """As asked; auto is off for a cache of float32, which it would round to 16 bits (llama-graph.cpp, build_attn_mha)."""
         exact = self.options.kv_k == self.options.kv_v == "f32"
         return "off" if exact and self.options.flash_attention == "auto" else self.options.flash_attention
+
+    @property
+    def _model(self) -> Any:
+        if not self._handles.model:
+            raise LlamaError(f"{self.file}: it was closed; open it again")
+        return self._handles.model
 
     @property
     def _context(self) -> Any:
@@ -239,7 +246,7 @@ class Loaded:
         """The last step's pooled output [width], not normalized."""
         import numpy as np
 
-        library, model, context = self._library, self._handles.model, self._context
+        library, model, context = self._library, self._model, self._context
         pooling = library.llama_pooling_type(context)
         if pooling == _NO_POOLING:
             raise LlamaError(
@@ -257,7 +264,7 @@ class Loaded:
         (model, kv, output, compute) and device; weights_mb and parameters of the file; flash_attention; threads; instructions
         that llama.cpp was built for and found; its warnings.
         """
-        library, model = self._library, self._handles.model
+        library, model = self._library, self._model
         placed = {match[1]: match[2] for match in _matches(_PLACED, self._loading)}
         devices = [device for device in placed.values() if device != CPU]
         auto = not any("Flash Attention not supported" in line.text for line in self._reserving)
@@ -362,7 +369,7 @@ class Generator:
     def logits(self, ids: Ids, wanted: slice | None = None) -> NDArray[np.float32]:
         """Feed ids behind what was fed before; the logits [n, vocabulary] at the wanted ones of them (None: at all).
 
-        Raises LlamaError where they are more than the context, or a token is none of the vocabulary's.
+        Raises LlamaError where they are more than the context, or a token is none of the vocabulary's; then `clear` it.
         """
         import numpy as np
 
@@ -429,8 +436,14 @@ def load_errors() -> tuple[type[Exception], ...]:
 
 
 def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
-    """A session's options: a target's `[runtime.llama-cpp]` with what the artifact needs, which wins."""
-    return vars(Options(**{**target, **artifact}))
+    """A session's options: a target's `[runtime.llama-cpp]` with what the artifact needs, which wins.
+
+    The artifact's `longest` is the model's own context: no session has a longer one.
+    """
+    wanted = {**target, **artifact}
+    longest = wanted.pop("longest", None)
+    options = vars(Options(**wanted))
+    return options | {"context": min(options["context"], longest)} if longest else options
 
 
 def load(file: Path, options: Mapping[str, Any]) -> Session:

@@ -217,6 +217,8 @@ def test_closed_is_closed_and_memory_is_given_back(decoder: Decoder) -> None:
             generator.close()
             with pytest.raises(llama.LlamaError, match="closed"):
                 generator.logits([1])
+            with pytest.raises(llama.LlamaError, match="closed"):
+                generator.work()
 
     use(close=True)
     before = resident()
