@@ -75,12 +75,18 @@ def finetune(
     out_of_scope: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train a classifier on an encoder with the labels of the train split, into `out`; a killed run continues there.
+    """Train a model on the labels of the train split, into `out`; a killed run continues there.
 
-    The classes are the labels in sorted order, without `out_of_scope`: its texts are taught as "no class in particular".
-    Raises EdgekitError for unknown options, a task without fine-tuning, and a train split without two labels.
+    text-classification: a classifier on an encoder. The classes are the labels in sorted order, without `out_of_scope`: its
+    texts are taught as "no class in particular". text-generation: the wanted answers, or all tokens of running text.
+    Raises EdgekitError for unknown options, a task without fine-tuning, and a train split without two labels or any answer.
     """
     settings = _check_finetune(task, options, "teacher.finetune")
+    if task == "text-generation":
+        from edgekit.distill.language import teach_answers
+
+        texts = PromptSet(folder=prompts).split("train")
+        return teach_answers(base, texts, settings, max_length=max_length, out=out, seed=seed, progress=progress)
     rows = [prompt for prompt in PromptSet(folder=prompts).split("train") if prompt.label is not None]
     classes = sorted({str(prompt.label) for prompt in rows} - {out_of_scope})
     if len(classes) < 2:
@@ -125,6 +131,12 @@ def distill(
     rows = PromptSet(folder=prompts).split("train")
     if not rows:
         raise EdgekitError(f"{prompts}: the train split is empty")
+    if kind.OUTPUT == "tokens":
+        from edgekit.distill.language import teach_decoder
+
+        return teach_decoder(
+            teacher, rows, kept, settings, weights, max_length=max_length, out=out, seed=seed, progress=progress
+        )
     from edgekit.distill.lessons import teach_student
 
     return teach_student(
@@ -148,6 +160,8 @@ def _check_create(task: str, where: str) -> None:
 
 
 def _check_finetune(task: str, options: Mapping[str, Any], where: str) -> TrainingOptions:
-    if task != "text-classification":
-        raise EdgekitError(f"{where}: fine-tuning is for text-classification, not {task}; remove this table")
+    if task not in {"text-classification", "text-generation"}:
+        raise EdgekitError(
+            f"{where}: fine-tuning is for text-classification and text-generation, not {task}; remove this table"
+        )
     return parse(TrainingOptions, options, where)

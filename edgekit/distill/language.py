@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from edgekit.distill.losses import Batch, Signal, labels
-from edgekit.distill.student import Tap
-from edgekit.distill.training import Lesson
+from edgekit.distill.lessons import (
+    CHAT_FILES,
+    SIGNAL_BYTES,
+    TOKENIZER_FILES,
+    ask_teacher,
+    hold_out,
+    identify,
+    save,
+)
+from edgekit.distill.losses import LOSSES, Batch, Signal, labels
+from edgekit.distill.options import DistillOptions, TrainingOptions
+from edgekit.distill.student import Tap, cut, match_blocks
+from edgekit.distill.training import Lesson, choose_precision, reproducible, train
+from edgekit.errors import EdgekitError
+from edgekit.model import Model, load_model
+from edgekit.prompts import Prompt
 from edgekit.tasks import pad
-from edgekit.tasks.text_generation import Passage
+from edgekit.tasks.text_generation import Passage, load, passages, stop_ids
+
+Progress = Callable[[int, int, str], None]
 
 # Logits of at most this many bytes are there at once (a few copies of them within a loss), however long the texts are.
 LOGIT_BYTES = 64 << 20
@@ -66,16 +82,143 @@ class Body(nn.Module):
         return said if cap is None else torch.tanh(said / cap) * cap
 
 
-def score(passages: Sequence[Passage]) -> Scored:
+def teach_answers(
+    base: Path,
+    rows: Sequence[Prompt],
+    options: TrainingOptions,
+    *,
+    max_length: int,
+    out: Path,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Train a decoder on the wanted answers, or on all of running text. Early stop: the same loss on the held-out rows."""
+    model = load_model(base)
+    read = read_passages(model, rows, max_length)
+    kept, held = _sides(read, rows, options.holdout)
+    with reproducible(seed):
+        body = Body(load(base).model)
+        precision = choose_precision(options.precision)
+        lesson = next_token_lesson(body, Tap(body, precision=precision), read, kept, held)
+        run = identify(base, *_numbers(read), options, seed, {})
+        width = body.model.config.hidden_size
+        facts = train(body, lesson, options, width=width, seed=seed, folder=out, run=run, progress=progress)
+    save(body, base, out, TOKENIZER_FILES + CHAT_FILES)
+    return facts | {"precision": precision} | _count(read, kept)
+
+
+def teach_decoder(
+    teacher: Path,
+    rows: Sequence[Prompt],
+    kept: Sequence[int],
+    options: DistillOptions,
+    weights: Mapping[str, float],
+    *,
+    max_length: int,
+    out: Path,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Train a decoder of the kept layers on the weighted sum of losses. Early stop: the same sum on the held-out rows."""
+    model = load_model(teacher)
+    read = read_passages(model, rows, max_length)
+    train_on, held = _sides(read, rows, options.holdout)
+    matched = match_blocks(model.layers, kept) if "hidden" in weights else []
+    with reproducible(seed):
+        body, shown = Body(load(teacher).model), Body(load(teacher).model)
+        cut(body, kept)
+        precision = choose_precision(options.precision)
+        tap = Tap(body, blocks=range(len(kept)) if matched else (), precision=precision)
+        ask = ask_teacher(Tap(shown, blocks=matched), _numbers(read)[0], 0, SIGNAL_BYTES)
+
+        def loss(places: list[int]) -> Tensor:
+            batch = score([read[place] for place in places])
+            said, wanted = tap(batch.tokens, batch.mask), ask(places)
+            mine, theirs = (one.output[batch.rows, batch.places] for one in (said, wanted))
+
+            def compare(part: slice) -> Tensor:
+                with tap.autocast():
+                    heard = Signal(output=body.logits(mine[part]))
+                with torch.no_grad():
+                    asked = Signal(output=shown.logits(theirs[part])) if "logits" in weights else heard
+                facts = Batch(mask=batch.mask, targets=batch.wanted[part])
+                terms = [
+                    weight * LOSSES[name](heard, asked, facts, options.temperature)
+                    for name, weight in weights.items()
+                    if name != "hidden"
+                ]
+                return torch.stack(terms).sum()
+
+            total = torch.zeros(())
+            if set(weights) - {"hidden"}:
+                total = mean_over_tokens(len(batch.wanted), body.vocabulary, compare)
+            if matched:
+                whole = Batch(mask=batch.mask, targets=batch.wanted)
+                total = total + weights["hidden"] * LOSSES["hidden"](said, wanted, whole, options.temperature)
+            return total
+
+        lesson = make_lesson(read, train_on, held, loss)
+        run = identify(teacher, *_numbers(read), options, seed, {"keep": list(kept), "losses": dict(weights)})
+        width = body.model.config.hidden_size
+        facts = train(body, lesson, options, width=width, seed=seed, folder=out, run=run, progress=progress)
+    save(body, teacher, out, TOKENIZER_FILES + CHAT_FILES)
+    return (
+        facts
+        | _count(read, train_on)
+        | {
+            "keep": list(kept),
+            "teacher_layers": model.layers,
+            "matched_layers": matched,
+            "losses": dict(weights),
+            "temperature": options.temperature,
+            "precision": precision,
+        }
+    )
+
+
+def read_passages(model: Model, rows: Sequence[Prompt], max_length: int) -> list[Passage]:
+    """What there is to say in each row. The end of a running text is said too, else a model would forget how to stop.
+
+    Raises EdgekitError where no row has anything to say: conversations without an answer.
+    """
+    found = [passage for passage in passages(model, rows, max_length) if passage.start < len(passage.ids)]
+    if not found:
+        raise EdgekitError(f"{model.folder}: no train row has an answer to learn; name their column in data.answer")
+    end = stop_ids(model)[:1]
+    last = {passage.prompt: place for place, passage in enumerate(found) if rows[passage.prompt].label is None}
+    for prompt, place in last.items():
+        ids = found[place].ids
+        if len(ids) < max_length and ids[-1:] != end:
+            found[place] = Passage(ids=ids + end, start=found[place].start, prompt=prompt)
+    return found
+
+
+def _sides(read: Sequence[Passage], rows: Sequence[Prompt], holdout: float) -> tuple[list[int], list[int]]:
+    """Places of the passages to train on, and of those held out: a row's passages stay together."""
+    chosen = set(hold_out([row.text for row in rows], holdout)[1])
+    held = [place for place, passage in enumerate(read) if passage.prompt in chosen]
+    kept = [place for place, passage in enumerate(read) if passage.prompt not in chosen]
+    return (kept, held) if kept else (held, [])
+
+
+def _numbers(read: Sequence[Passage]) -> tuple[list[list[int]], Tensor]:
+    return [passage.ids for passage in read], torch.tensor([passage.start for passage in read])
+
+
+def _count(read: Sequence[Passage], kept: Sequence[int]) -> dict[str, int]:
+    return {"train_tokens": sum(len(read[place].ids) - read[place].start for place in kept)}
+
+
+def score(read: Sequence[Passage]) -> Scored:
     """Passages as one batch, padded on the right: a decoder sees nothing to the right of a token."""
-    tokens, mask = pad([passage.ids for passage in passages], 0)
-    lengths = torch.tensor([len(passage.ids) - passage.start for passage in passages])
+    tokens, mask = pad([passage.ids for passage in read], 0)
+    lengths = torch.tensor([len(passage.ids) - passage.start for passage in read])
     return Scored(
         tokens=tokens,
         mask=mask,
-        rows=torch.repeat_interleave(torch.arange(len(passages)), lengths),
-        places=torch.cat([torch.arange(passage.start - 1, len(passage.ids) - 1) for passage in passages]),
-        wanted=torch.tensor([token for passage in passages for token in passage.ids[passage.start :]]),
+        rows=torch.repeat_interleave(torch.arange(len(read)), lengths),
+        places=torch.cat([torch.arange(passage.start - 1, len(passage.ids) - 1) for passage in read]),
+        wanted=torch.tensor([token for passage in read for token in passage.ids[passage.start :]]),
     )
 
 
@@ -97,12 +240,12 @@ def mean_over_tokens(count: int, width: int, loss: Callable[[slice], Tensor]) ->
 
 
 def next_token_lesson(
-    body: Body, tap: Tap, passages: Sequence[Passage], train: Sequence[int], held: Sequence[int]
+    body: Body, tap: Tap, read: Sequence[Passage], kept: Sequence[int], held: Sequence[int]
 ) -> Lesson:
     """Cross-entropy with the passages' own tokens, mean over those that the model is to say."""
 
     def loss(rows: list[int]) -> Tensor:
-        batch = score([passages[row] for row in rows])
+        batch = score([read[row] for row in rows])
         states = tap(batch.tokens, batch.mask).output[batch.rows, batch.places]
 
         def surprise(part: slice) -> Tensor:
@@ -112,19 +255,19 @@ def next_token_lesson(
 
         return mean_over_tokens(len(batch.wanted), body.vocabulary, surprise)
 
-    return make_lesson(passages, train, held, loss)
+    return make_lesson(read, kept, held, loss)
 
 
 def make_lesson(
-    passages: Sequence[Passage], train: Sequence[int], held: Sequence[int], loss: Callable[[list[int]], Tensor]
+    read: Sequence[Passage], kept: Sequence[int], held: Sequence[int], loss: Callable[[list[int]], Tensor]
 ) -> Lesson:
     """A lesson whose score counts every held-out token alike, whatever batch it is in: of cross-entropy, the logarithm of the
     perplexity."""
-    said = [len(passage.ids) - passage.start for passage in passages]
+    said = [len(passage.ids) - passage.start for passage in read]
     mean = sum(said[row] for row in held) / max(len(held), 1)
     return Lesson(
-        lengths=[len(passage.ids) for passage in passages],
-        train=train,
+        lengths=[len(passage.ids) for passage in read],
+        train=kept,
         held=held,
         loss=loss,
         judge=lambda rows: loss(rows) * (sum(said[row] for row in rows) / (mean * len(rows))),

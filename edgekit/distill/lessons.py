@@ -41,6 +41,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+CHAT_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
 EMBEDDING_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_*/config.json")
 # Above this much memory the teacher answers each batch anew instead of once per text.
 SIGNAL_BYTES = 2 << 30
@@ -89,7 +90,7 @@ def teach_labels(
             return (signal.output.softmax(dim=-1) - batch.targets).square().sum(dim=-1).mean()
 
         lesson = _lesson(rows, ids, options.holdout, loss, brier)
-        run = _fingerprint(base, ids, targets, options, seed, {})
+        run = identify(base, ids, targets, options, seed, {})
         width = dimensions(cast(Any, module.model).config).hidden
         facts = train(module, lesson, options, width=width, seed=seed, folder=out, run=run, progress=progress)
     save(module, base, out, TOKENIZER_FILES)
@@ -135,7 +136,7 @@ def teach_student(
             return torch.stack(terms).sum()
 
         lesson = _lesson(rows, ids, options.holdout, loss, loss)
-        run = _fingerprint(teacher, ids, targets, options, seed, {"keep": list(kept), "losses": dict(weights)})
+        run = identify(teacher, ids, targets, options, seed, {"keep": list(kept), "losses": dict(weights)})
         width = dimensions(cast(Any, module.model).config).hidden
         facts = train(module, lesson, options, width=width, seed=seed, folder=out, run=run, progress=progress)
     save(module, teacher, out, TOKENIZER_FILES + (EMBEDDING_FILES if task.OUTPUT == "embedding" else ()))
@@ -185,7 +186,9 @@ def ask_teacher(tap: Tap, ids: Sequence[Sequence[int]], pad_id: int, limit_bytes
     probe = live([0])
     per_token = sum(one.shape[-1] for one in probe.hidden)
     per_token += sum(one.shape[1] * one.shape[-1] for one in probe.projections)
-    needed = 4 * (per_token * sum(map(len, ids)) + probe.output.shape[-1] * len(ids))
+    whole = probe.output.ndim == 2  # one row per text; a decoder's has one per token
+    needed = 4 * per_token * sum(map(len, ids))
+    needed += 4 * probe.output.shape[-1] * (len(ids) if whole else sum(map(len, ids)))
     if needed > limit_bytes:
         return live
 
@@ -195,7 +198,7 @@ def ask_teacher(tap: Tap, ids: Sequence[Sequence[int]], pad_id: int, limit_bytes
         for row, place in enumerate(places):
             length = len(ids[place])
             known[place] = Signal(
-                output=signal.output[row],
+                output=signal.output[row] if whole else signal.output[row, :length].clone(),
                 hidden=tuple(one[row, :length].clone() for one in signal.hidden),
                 projections=tuple(one[row, :, :length].clone() for one in signal.projections),
             )
@@ -209,8 +212,11 @@ def _stack(signals: Sequence[Signal]) -> Signal:
     hidden = [pad_sequence(list(one), batch_first=True) for one in zip(*(each.hidden for each in signals), strict=True)]
     turned = zip(*([one.transpose(0, 1) for one in each.projections] for each in signals), strict=True)
     projections = [pad_sequence(list(one), batch_first=True).transpose(1, 2) for one in turned]
+    outputs = [each.output for each in signals]
     return Signal(
-        output=torch.stack([each.output for each in signals]), hidden=tuple(hidden), projections=tuple(projections)
+        output=torch.stack(outputs) if outputs[0].ndim == 1 else pad_sequence(outputs, batch_first=True),
+        hidden=tuple(hidden),
+        projections=tuple(projections),
     )
 
 
@@ -233,7 +239,7 @@ def hold_out(texts: Sequence[str], share: float) -> tuple[list[int], list[int]]:
     return (kept, held) if kept else (held, [])
 
 
-def _fingerprint(
+def identify(
     model: Path,
     ids: Sequence[Sequence[int]],
     targets: Tensor,

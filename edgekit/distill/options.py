@@ -16,8 +16,14 @@ from edgekit.schema import nearest, parse
 DEFAULT_LOSSES: dict[str, dict[str, float]] = {
     "logits": {"logits": 0.5, "labels": 0.5, "hidden": 1.0, "attention_relation": 1.0},
     "embedding": {"embedding": 1.0, "hidden": 1.0, "attention_relation": 1.0},
+    "tokens": {"logits": 1.0, "labels": 0.5, "hidden": 1.0},
 }
-_FITS = {"logits": set(LOSSES) - {"embedding"}, "embedding": set(LOSSES) - {"logits", "labels"}}
+# Relations of a decoder's block would have to leave out what a token cannot see, and it may have fewer keys than queries.
+_FITS = {
+    "logits": set(LOSSES) - {"embedding"},
+    "embedding": set(LOSSES) - {"logits", "labels"},
+    "tokens": {"logits", "labels", "hidden"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,7 @@ class DistillOptions(TrainingOptions):
 
 
 def read_distill_options(table: Mapping[str, Any], output: str, where: str) -> tuple[DistillOptions, dict[str, float]]:
-    """A recipe's [distill] table, and the weights of the losses that count, for a kind of output (logits, embedding).
+    """A recipe's [distill] table, and the weights of the losses that count, for a kind of output (logits, embedding, tokens).
 
     Raises EdgekitError for unknown keys and losses, and for a loss that the output has no use for.
     """
