@@ -32,8 +32,8 @@ def modelfile(manifest: Mapping[str, Any]) -> str:
 def command_line(manifest: Mapping[str, Any], *, serve: bool = False) -> str:
     """The llama.cpp command that uses a bundle's model from its folder, with the settings that were verified.
 
-    A model with a chat template talks (llama-cli), one without continues a text (llama-completion), an embedder embeds one
-    (llama-embedding); or, with `serve`, llama-server answers OpenAI-compatible requests at http://127.0.0.1:8080.
+    A model with a chat template talks (llama-cli), one without continues a text (llama-completion). An embedder, or any model
+    with `serve`, is served: llama-server answers OpenAI-compatible requests at http://127.0.0.1:8080.
     """
     runtime, context = manifest["runtime"], str(_context(manifest))
     options = ["-m", manifest["model"], "-c", context]
@@ -46,16 +46,16 @@ def command_line(manifest: Mapping[str, Any], *, serve: bool = False) -> str:
         options += ["-fa", runtime["flash_attention"]]
     if manifest["output"] == "embedding":
         # A text is read in one step, so a step must hold the longest one.
-        options += ["-b", context, "-ub", context]
+        options += ["--embeddings", "-b", context, "-ub", context, "-np", "1"]
         options += ["--pooling", runtime["pooling"]] if runtime["pooling"] else []
-        program, more = "llama-embedding", ["-p", "turn on the light"]
-    else:
-        options += ["-b", str(runtime["batch"]), "-ctk", runtime["kv_k"], "-ctv", runtime["kv_v"], "--temp", "0"]
-        chats = bool(manifest["settings"].get("chat"))
-        program, more = ("llama-cli", []) if chats else ("llama-completion", ["-no-cnv", "-p", "Once upon a time"])
+        return shlex.join(["llama-server", *options])
+    options += ["-b", str(runtime["batch"]), "-ctk", runtime["kv_k"], "-ctv", runtime["kv_v"], "--temp", "0"]
     if serve:
-        program, more = "llama-server", ["--embeddings"] if manifest["output"] == "embedding" else []
-    return shlex.join([program, *options, *more])
+        # One conversation at a time, which has the whole context.
+        return shlex.join(["llama-server", *options, "-np", "1"])
+    if manifest["settings"].get("chat"):
+        return shlex.join(["llama-cli", *options])
+    return shlex.join(["llama-completion", *options, "-no-cnv", "-p", "Once upon a time"])
 
 
 def _context(manifest: Mapping[str, Any]) -> int:

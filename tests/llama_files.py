@@ -1,4 +1,4 @@
-"""Small GGUF files of Llama checkpoints, written with llama.cpp's own Python package: edgekit's converter has no part in them."""
+"""Small GGUF files of Llama and BERT checkpoints, written with llama.cpp's own Python package: edgekit's converter has no part in them."""
 
 from __future__ import annotations
 
@@ -40,6 +40,49 @@ def write_llama(checkpoint: Path, out: Path, *, template: str | None = None) -> 
         count = {"q_proj": heads, "k_proj": groups}.get(name.split(".")[-2])
         values = tensor if count is None else _interleave(tensor, count)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def write_bert(checkpoint: Path, out: Path) -> Path:
+    """A BERT encoder (float32, WordPiece) as a float32 GGUF file of an embedder that takes the mean."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((checkpoint / "config.json").read_text())
+    vocabulary = json.loads((checkpoint / "tokenizer.json").read_text())["model"]["vocab"]
+    pieces = sorted(vocabulary, key=vocabulary.__getitem__)
+    writer = gguf.GGUFWriter(str(out), "bert")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_layer_norm_eps(config["layer_norm_eps"])
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_type_count(config["type_vocab_size"])
+    special = [piece.startswith("[") for piece in pieces]
+    # Of a word's pieces the first is marked in GGUF, where WordPiece marks the others.
+    marked = [
+        piece if control else piece.removeprefix("##") if piece.startswith("##") else f"\u2581{piece}"
+        for piece, control in zip(pieces, special, strict=True)
+    ]
+    writer.add_token_list(marked)
+    writer.add_token_types([int(gguf.TokenType.CONTROL if control else gguf.TokenType.NORMAL) for control in special])
+    # llama.cpp closes texts with bos and separator (the format's own spelling), which are BERT's 101 and 102 unless told.
+    ids = {"bos": "[CLS]", "eos": "[SEP]", "padding": "[PAD]", "unknown": "[UNK]", "cls": "[CLS]", "seperator": "[SEP]"}
+    for name, piece in ids.items():
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", vocabulary[piece])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, config["num_hidden_layers"])
+    for name, tensor in load_file(checkpoint / "model.safetensors").items():
+        if not name.startswith("pooler."):
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -10,6 +10,8 @@ from typing import Any
 
 import llama_cpp
 
+GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}  # ggml.h; llama_cpp names no bf16
+
 
 class Bundle:
     """An open bundle; `threads` and `context` (tokens of the whole conversation) override its manifest."""
@@ -26,8 +28,8 @@ class Bundle:
             n_threads=threads,
             n_threads_batch=runtime["threads_batch"] or threads,
             n_gpu_layers=runtime["gpu_layers"],
-            type_k=getattr(llama_cpp, f"GGML_TYPE_{runtime['kv_k'].upper()}"),
-            type_v=getattr(llama_cpp, f"GGML_TYPE_{runtime['kv_v'].upper()}"),
+            type_k=GGML_TYPES[runtime["kv_k"]],
+            type_v=GGML_TYPES[runtime["kv_v"]],
             flash_attn=runtime["flash_attention"] != "off",
             chat_format="chat_template.default",  # the file's own; unasked, llama_cpp uses one that looks alike
             verbose=False,

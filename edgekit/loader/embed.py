@@ -46,8 +46,8 @@ class Bundle:
         """The embedding, float32 [width], of length 1 unless the checkpoint's own embeddings are not."""
         ids, context = self.tokens(text), self.llama.ctx
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * len(ids))(*ids), len(ids))
-        if llama_cpp.llama_decode(context, batch) != 0:
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)  # llama.cpp borrows them
+        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(ids))) != 0:
             raise RuntimeError(f"llama.cpp cannot embed {len(ids)} tokens")
         found = llama_cpp.llama_get_embeddings_seq(context, 0)
         output = np.ctypeslib.as_array(found, (self.llama.n_embd(),)).copy()
