@@ -164,6 +164,12 @@ def run_bundle(path: Path, texts: Sequence[str], *, threads: int | None = None) 
     return [{"label": answer[0][0], "score": answer[0][1], "scores": dict(answer)} for answer in answers]
 
 
+def open_speaker(path: Path, *, threads: int | None = None) -> Any:
+    """The loader of a bundle that generates text, opened; None for a bundle that gives rows. Raises as `load_bundle` does."""
+    bundle = open_bundle(path)
+    return load_bundle(bundle, path, threads=threads) if bundle.manifest["output"] == "tokens" else None
+
+
 def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> Any:
     """The loader's own object over a bundle that was opened from `path`.
 
@@ -320,7 +326,7 @@ def _check_bundle(folder: Path) -> dict[str, Any]:
         raise EdgekitError(
             f"{path}: format_version {manifest['format_version']}: written by another edgekit; build it again"
         )
-    names = [*manifest["files"], manifest["model"], manifest["tokenizer"]]
+    names = [*manifest["files"], manifest["model"], *([manifest["tokenizer"]] if manifest["tokenizer"] else [])]
     for name in names:
         if not _stays_inside(folder, str(name)):
             raise EdgekitError(f"{path}: names a path outside the bundle: {name}; do not use this bundle")

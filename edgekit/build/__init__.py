@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,12 @@ __all__ = [
     "needed_splits",
     "open_artifact",
     "open_reference",
+    "open_speaker",
     "package",
     "record",
     "resolve",
     "run",
+    "speak",
     "verify",
 ]
 
@@ -91,6 +93,27 @@ def run(bundle: Path, texts: Sequence[str], *, threads: int | None = None) -> li
     from edgekit.package import run_bundle
 
     return run_bundle(bundle, texts, threads=threads)
+
+
+def open_speaker(bundle: Path, *, threads: int | None = None) -> Any:
+    """The loader of a bundle that generates text, opened: `.chats` says whether it takes conversations. None for others.
+
+    Raises EdgekitError as `run` does.
+    """
+    from edgekit.package import open_speaker as open_it
+
+    return open_it(bundle, threads=threads)
+
+
+def speak(speaker: Any, said: Any, options: Mapping[str, Any]) -> Iterator[str]:
+    """The pieces of an opened speaker's answer to a text or a conversation, as they are made.
+
+    options: max_tokens, temperature and others of the loader. Raises EdgekitError where the context is full.
+    """
+    try:
+        yield from speaker.stream(said, **options)
+    except (ValueError, RuntimeError) as refused:
+        raise EdgekitError(f"{speaker.folder}: {str(refused).splitlines()[0]}; begin a new conversation") from refused
 
 
 def exit_code(built: Sequence[Built], *, strict: bool) -> int:

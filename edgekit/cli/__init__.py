@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from edgekit import __version__
-from edgekit.cli import look, make, stages
+from edgekit.cli import look, make, stages, talk
 from edgekit.cli.options import json_option
 
 
@@ -38,7 +38,7 @@ def cli() -> None:
     """
 
 
-for command in (make.build, make.run, make.init, *stages.COMMANDS, *look.COMMANDS):
+for command in (make.build, talk.run, make.init, *stages.COMMANDS, *look.COMMANDS):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that make something whole: build, run, init."""
+"""The commands that make something whole: build, init."""
 
 from __future__ import annotations
 
@@ -133,64 +133,6 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("text", nargs=-1)
-@click.option(
-    "--file", "file", type=click.Path(path_type=Path), help="A file with one text a line; - for standard input."
-)
-@json_option
-def run(bundle: Path, text: tuple[str, ...], file: Path | None, as_json: bool) -> None:
-    """Answer texts with a bundle, through the loader that ships in it.
-
-    \b
-    Examples:
-      edgekit run dist/assistant-raspberrypi "turn on the kitchen light"
-      edgekit run dist/assistant-raspberrypi --file texts.txt --json
-    """
-    from edgekit.build import run as answer
-    from edgekit.cli.show import print_json
-    from edgekit.schema import read_text
-
-    if text and file:
-        raise click.UsageError("Give texts or --file, not both.")
-    if text:
-        texts = list(text)
-    elif file and str(file) != "-":
-        texts = _lines(read_text(file))
-    elif not sys.stdin.isatty() or file:
-        texts = _lines(_read_input())
-    else:
-        raise click.UsageError("Give a text, --file, or texts on standard input.")
-    answers = answer(bundle, texts)
-    if as_json:
-        print_json({"answers": [{"text": one, "answer": said} for one, said in zip(texts, answers, strict=True)]})
-        return
-    for one, said in zip(texts, answers, strict=True):
-        click.echo(f"{_format_answer(said)}\t{one}")
-
-
-def _read_input() -> str:
-    """Standard input as UTF-8, whatever the locale; on Windows sys.stdin would decode it by the code page."""
-    try:
-        return sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as bad:
-        byte = bad.object[bad.start]
-        raise EdgekitError(f"standard input: byte {bad.start} (0x{byte:02x}) is not UTF-8; send UTF-8") from bad
-
-
-def _lines(text: str) -> list[str]:
-    """The texts of a file, one a line. Not splitlines: a text may hold U+2028 or U+0085."""
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
-
-
-def _format_answer(answer: Any) -> str:
-    if isinstance(answer, dict) and "label" in answer:
-        return f"{answer['label']}\t{answer['score']:.3f}"
-    values = list(answer)
-    return f"[{', '.join(f'{value:.4f}' for value in values[:4])}, ...] ({len(values)} numbers)"
 
 
 @click.command()

@@ -134,6 +134,8 @@ def describe_file(path: Path) -> dict[str, Any]:
     for place in file.tensors.values():
         kinds[place.type] = kinds.get(place.type, 0) + 1
     read = reading(file)
+    architecture = str(file.metadata.get("general.architecture", ""))
+    longest = file.metadata.get(f"{architecture}.context_length")
     return {
         "format": NAME,
         "scheme": str(file.metadata.get("edgekit.scheme", "unknown")),
@@ -142,10 +144,10 @@ def describe_file(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "sha256": file_sha256(path),
         "minimum_runtime": MINIMUM_RUNTIME,
-        "runtime_options": {},
+        "runtime_options": {"longest": longest} if isinstance(longest, int) else {},
         "quantized": dict(sorted(kinds.items())),
         "choices": {},
-        "architecture": str(file.metadata.get("general.architecture", "")),
+        "architecture": architecture,
         "parameters": parameters,
         "bits_per_weight": round(8 * weights / max(parameters, 1), 4),
         "bytes_per_token": read["bytes_per_token"] or 0,
