@@ -99,6 +99,10 @@ class Generator:
         found = np.concatenate([row for row in rows if len(row)] or [rows[0]])
         return found[[place - first for place in places]]
 
+    def work(self) -> dict[str, Any]:
+        """Where it runs."""
+        return {"provider": self.provider}
+
     def close(self) -> None:
         """Free the session and the cache."""
         del self._binding, self._session, self._buffers

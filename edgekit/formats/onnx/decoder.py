@@ -1,0 +1,244 @@
+"""A decoder as one ONNX graph with a key/value cache: proven against torch, then quantized, for onnxruntime on a CPU.
+
+The graph takes and gives what onnxruntime-genai and optimum call it: input_ids, attention_mask, past_key_values.<layer>.key and
+.value; logits, present.<layer>.key and .value. One graph serves prefill (no past), decode (one new token) and anything between.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError
+from edgekit.formats.onnx import graph
+from edgekit.formats.onnx.files import digest
+from edgekit.formats.onnx.float_graph import TOLERANCE
+from edgekit.runtimes.ort import load_errors
+from edgekit.runtimes.ort_generation import CONTEXT, SWITCH, Generator
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from edgekit.calibrate import Calibration
+    from edgekit.formats.onnx import Options
+    from edgekit.formats.onnx.decoder_trace import Geometry
+    from edgekit.model import Model
+
+log = logging.getLogger("edgekit")
+
+NAME, FILE = "onnx", "model.onnx"
+SCHEMES = ("auto", "int8-dynamic", "w8", "w4", "fp32")
+# What auto is: the scheme that decodes fastest, because a token reads every weight once (stack.md, decoders quantized).
+AUTO = "w4"
+# Prompts, and tokens of each, that parity and the loss of quantization are measured on.
+PARITY_PROMPTS, TRIAL_PROMPTS, LONGEST = 3, 16, 128
+# The first onnxruntime whose CPU provider has these as we use them (ContribOperators.md by release).
+RUNTIME_BY_OPERATOR = {
+    "com.microsoft.GroupQueryAttention": "1.20",  # with softcap and a local window
+    "com.microsoft.GatherBlockQuantized": "1.23",  # of 8 bits
+}
+
+
+def write_decoder(
+    *,
+    student: Model,
+    load: Callable[[], nn.Module],
+    ids: Sequence[Sequence[int]],
+    calibration: Calibration,
+    options: Options,
+    out: Path,
+) -> dict[str, Any]:
+    """Write a causal language model into the folder `out`; returns the facts that the format knows.
+
+    load: the task's module, whose attribute `model` is transformers' causal language model. ids: the calibrate prompts, which
+    prove that the float graph computes what torch does and measure what quantization costs. Raises EdgekitError for a scheme
+    that decoders do not have, a family that cannot be exported, a graph that computes something else, and weights over 2 GB.
+    """
+    from edgekit.formats.onnx.decoder_trace import export_decoder, head_path
+
+    scheme = _scheme(options)
+    prompts = [list(row[:LONGEST]) for row in ids if len(row) > 1]
+    if not prompts:
+        raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
+    module = load()
+    model: Any = module.model
+    graph.check_size(4 * sum(weight.numel() for weight in model.parameters()), str(student.folder))
+    text = model.config.get_text_config()
+    switch = _rope_switch(text, student)
+    exported, geometry = export_decoder(model)
+    context = int(text.max_position_embeddings)
+    _note(exported, {CONTEXT: context} | ({} if switch is None else {SWITCH: switch}))
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        plain = Path(scratch) / FILE
+        float_size = graph.save(exported, plain)
+        _check_parity(model, plain, prompts)
+        head = head_path(model)
+        del module, model
+        quantized, keys, entries = _quantized(exported, head, scheme, options, calibration)
+        size = graph.save(quantized, out / FILE)
+        if scheme != "fp32" and size >= float_size:
+            raise EdgekitError(
+                f"scheme {scheme}: the file has {size} bytes, the float one {float_size}; use scheme = 'fp32'"
+            )
+        runtime_options = {"disabled_optimizers": [], "config_entries": entries}
+        score = _compare(plain, out / FILE, prompts, runtime_options)
+    linears = [linear.key for linear in graph.Graph(exported).linears()]
+    return _describe(out / FILE, quantized) | {
+        "scheme": scheme,
+        "bytes_float": float_size,
+        "runtime_options": runtime_options,
+        "quantized": {"matmul": len(keys), "float": [key for key in linears if key not in set(keys)]},
+        "choices": {} if scheme in {"fp32", "int8-dynamic"} else {"bits": int(scheme[1:]), "block": options.block},
+        "calibrate_score": score,
+        "generation": _generation(geometry, context, switch),
+    }
+
+
+def _scheme(options: Options) -> str:
+    scheme = AUTO if options.scheme == "auto" else options.scheme
+    if scheme not in SCHEMES:
+        raise EdgekitError(
+            f"export.text-generation.scheme: {scheme} is not for decoders in ONNX; use one of {', '.join(SCHEMES)}"
+        )
+    return scheme
+
+
+def _rope_switch(text: Any, student: Model) -> int | None:
+    """The length in tokens up to which longrope uses its short factors; None for every other rotary embedding."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    tables = [rope, *(table for table in rope.values() if isinstance(table, Mapping))]
+    kinds = {str(table.get("rope_type")): table for table in tables}
+    if "dynamic" in kinds:
+        raise EdgekitError(
+            f"{student.folder / 'config.json'}: rope_type dynamic: its frequencies change with the length, which no fixed"
+            " graph does; use format = 'gguf'"
+        )
+    if "longrope" not in kinds:
+        return None
+    found = kinds["longrope"].get("original_max_position_embeddings")
+    return int(text.original_max_position_embeddings if found is None else found)
+
+
+def _note(model: onnx.ModelProto, facts: Mapping[str, int]) -> None:
+    """Write what a runtime must know into the file's metadata."""
+    for key, value in sorted(facts.items()):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, str(value)
+
+
+def _check_parity(model: Any, file: Path, prompts: Sequence[Sequence[int]]) -> None:
+    """Compare a graph with torch over a prefill in one piece, in pieces, and token by token.
+
+    Raises EdgekitError where the logits differ by more than TOLERANCE of the largest.
+    """
+    import numpy as np
+    import torch
+
+    generator = _open(file, {})
+    by_length = sorted(prompts, key=len)
+    for row in [by_length[-1], by_length[len(by_length) // 2], by_length[0]][:PARITY_PROMPTS]:
+        with torch.inference_mode():
+            expected = model(input_ids=torch.tensor([row]), use_cache=False).logits[0].float().numpy()
+        half = len(row) // 2
+        for cuts in ([len(row)], [half, len(row) - half], [max(1, len(row) - 4), *[1] * min(4, len(row) - 1)]):
+            given = _in_pieces(generator, row, cuts)
+            difference = float(np.abs(given - expected).max() / max(1e-6, float(np.abs(expected).max())))
+            if not difference <= TOLERANCE:
+                raise EdgekitError(
+                    f"{type(model).__name__}: the float graph differs from torch by {difference:.2g} of its largest logit"
+                    f" (limit {TOLERANCE:.0e}) for {len(row)} tokens fed as {cuts}; use format = 'gguf'"
+                )
+    generator.close()
+
+
+def _in_pieces(generator: Generator, ids: Sequence[int], cuts: Sequence[int]) -> NDArray[np.float32]:
+    import numpy as np
+
+    generator.clear()
+    begins = np.cumsum([0, *cuts])
+    return np.concatenate(
+        [generator.logits(ids[begin : begin + cut]) for begin, cut in zip(begins, cuts, strict=False)]
+    )
+
+
+def _open(file: Path, options: Mapping[str, Any]) -> Generator:
+    try:
+        return Generator(file, {"threads": 1} | dict(options))
+    except load_errors() as failed:
+        raise EdgekitError(f"the exported decoder: onnxruntime does not load it: {str(failed)[:300]}") from failed
+
+
+def _quantized(
+    exported: onnx.ModelProto, head: str, scheme: str, options: Options, calibration: Calibration
+) -> tuple[onnx.ModelProto, list[str], dict[str, str]]:
+    """A graph in a scheme, the keys of the Linears that are no longer float, and the session entries that it needs."""
+    from edgekit.formats.onnx.decoder_weights import quantize_decoder_blocks, quantize_decoder_int8
+
+    if scheme == "fp32":
+        return exported, [], {}
+    rewritten = graph.Graph(graph.copy_model(exported))
+    if scheme == "int8-dynamic":
+        keys, entries = quantize_decoder_int8(rewritten, reduce_range=options.reduce_range)
+        return rewritten.model, keys, entries
+    importance = {key: seen.mean_square for key, seen in calibration.stats.items()}
+    keys = quantize_decoder_blocks(rewritten, head, importance, bits=int(scheme[1:]), block=options.block)
+    return rewritten.model, keys, {}
+
+
+def _compare(plain: Path, file: Path, prompts: Sequence[Sequence[int]], options: Mapping[str, Any]) -> dict[str, float]:
+    """How near a file's distributions of the next token are to the float graph's: mean KL in nat, share of equal top tokens."""
+    import numpy as np
+
+    from edgekit.runtimes.scores import kl, top1
+
+    exact, given = _open(plain, {}), _open(file, options)
+    losses, same = [], []
+    some = prompts[:: max(1, -(-len(prompts) // TRIAL_PROMPTS))]
+    for row in some:
+        exact.clear()
+        given.clear()
+        wanted, found = (generator.logits(row) for generator in (exact, given))
+        losses.append(kl(wanted, found))
+        same.append(top1(wanted) == top1(found))
+    exact.close()
+    given.close()
+    loss, score = float(np.concatenate(losses).mean()), float(np.concatenate(same).mean())
+    if not np.isfinite(loss):
+        raise EdgekitError("export: the quantized decoder gives logits that are not numbers; use scheme = 'fp32'")
+    return {"score": score, "float": 1.0, "kl": loss, "prompts": float(len(some))}
+
+
+def _generation(geometry: Geometry, context: int, switch: int | None) -> dict[str, Any]:
+    return {
+        "context": context,
+        "layers": geometry.layers,
+        "kv_heads": geometry.kv_heads,
+        "head_dim": geometry.head_dim,
+        "windows": list(geometry.windows),
+        "kv_bytes_per_token": 2 * 4 * geometry.layers * geometry.kv_heads * geometry.head_dim,
+        "rope_switch": switch,
+    }
+
+
+def _describe(path: Path, model: onnx.ModelProto) -> dict[str, Any]:
+    """What the file needs to run; as `describe_file` gives it for graphs of one row per text."""
+    names = [path.name, *(one.name for one in path.parent.glob(f"{path.name}.data"))]
+    used = graph.operators(model)
+    needs = [graph.minimum_runtime(model), *(RUNTIME_BY_OPERATOR[name] for name in used if name in RUNTIME_BY_OPERATOR)]
+    return {
+        "format": NAME,
+        "file": path.name,
+        "files": names,
+        "bytes": sum((path.parent / name).stat().st_size for name in names),
+        "sha256": digest(path.parent, names),
+        "opset": graph.opset(model),
+        "ir_version": model.ir_version,
+        "operators": used,
+        "minimum_runtime": max(needs, key=lambda version: [int(part) for part in version.split(".")]),
+    }

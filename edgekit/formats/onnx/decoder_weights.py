@@ -1,0 +1,271 @@
+"""A decoder's weights in 8 or 4 bits: its Linears as an encoder's are, and a table that embedding and head share kept once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekit.formats.onnx.blocks import ACCURACY_LEVEL, pack_blocks
+from edgekit.formats.onnx.graph import MICROSOFT, Graph, Linear, import_microsoft
+from edgekit.formats.onnx.quantize import Int8, is_table, quantize_int8, quantize_table, weight_int8
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    Packed = tuple[NDArray[np.uint8], NDArray[np.float32]]
+
+# The head decides between tokens whose logits are close: 4 bits there cost more than anywhere else for their bytes, and
+# llama.cpp's 4-bit mixes keep 6 bits for it too (llama_tensor_get_type, "output.weight").
+HEAD_BITS = 8
+# The levels that a block's largest weight is tried at: clipping it a little, or giving up some of the range.
+LOWEST = tuple(-8.0 + 0.25 * step for step in range(-4, 5))
+# Share of the mean importance that every channel has.
+FLOOR = 0.01
+# Weights that are packed at once: bounds the scratch memory.
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tied:
+    """A table that an embedding looks rows up in and a head multiplies by."""
+
+    table: str
+    lookup: onnx.NodeProto
+    transpose: onnx.NodeProto
+    product: onnx.NodeProto
+
+
+def quantize_decoder_int8(graph: Graph, *, reduce_range: bool) -> tuple[list[str], dict[str, str]]:
+    """Linears in int8 with ranges taken at run time, in place: the keys of those, and the session entries that they need."""
+    settings = Int8(ranges=None, reduce_range=reduce_range)
+    shared = _share_int8(graph, settings)
+    return quantize_int8(graph, settings) + shared, settings.config_entries
+
+
+def quantize_decoder_blocks(
+    graph: Graph, head: str, importance: Mapping[str, NDArray[np.float32]], *, bits: int, block: int
+) -> list[str]:
+    """Linears in blocks of `bits` bits with a scale each, the head in 8, in place; the keys of the Linears quantized.
+
+    importance: each Linear's mean square input, float32 [inputs], by calibration key; where it has none, all count alike.
+    """
+    shared = _share_blocks(graph, block)
+    linears = {linear.matmul.output[0]: linear for linear in graph.linears()}
+    adds = {linear.add.output[0] for linear in linears.values() if linear.add is not None}
+    fresh: list[onnx.NodeProto] = []
+    for node in graph.model.graph.node:
+        linear = linears.get(node.output[0])
+        if linear is not None:
+            weight = graph.constant(linear.weight)
+            assert weight is not None
+            wide = bits == HEAD_BITS or linear.path == head
+            packed = (
+                pack_blocks(weight, bits=HEAD_BITS, block=block)
+                if wide
+                else pack_weighted(weight, importance.get(linear.key), block=block)
+            )
+            fresh.append(_product(graph, linear, packed, HEAD_BITS if wide else bits, block))
+        elif is_table(graph, node):
+            fresh += quantize_table(graph, node)
+        elif node.output[0] not in adds:
+            fresh.append(node)
+    graph.replace_nodes(fresh)
+    graph.sort()
+    import_microsoft(graph.model)
+    return [linear.key for linear in linears.values()] + shared
+
+
+def _product(graph: Graph, linear: Linear, packed: Packed, bits: int, block: int) -> onnx.NodeProto:
+    import onnx
+
+    inputs, outputs = graph.initializers[linear.weight].dims
+    operands = [
+        linear.source,
+        graph.add_constant(f"{linear.weight}.int{bits}", packed[0]),
+        graph.add_constant(f"{linear.weight}.scale", packed[1]),
+        *(("", "", linear.bias) if linear.bias else ()),
+    ]
+    return onnx.helper.make_node(
+        "MatMulNBits",
+        operands,
+        [linear.result],
+        name=linear.matmul.name,
+        domain=MICROSOFT,
+        K=inputs,
+        N=outputs,
+        bits=bits,
+        block_size=block,
+        accuracy_level=ACCURACY_LEVEL,
+    )
+
+
+def pack_weighted(weight: NDArray[np.float32], importance: NDArray[np.float32] | None, *, block: int) -> Packed:
+    """`pack_blocks` of 4 bits with the scales that cost a product least: of several, each block's least-squares best.
+
+    A scale s with levels q costs sum_i m_i (w_i - s q_i)^2, m_i the mean square of input i: what the product's output
+    differs by where inputs are independent. For given levels the best scale is sum(m w q) / sum(m q^2).
+    """
+    import numpy as np
+
+    inputs, outputs = weight.shape
+    count = -(-inputs // block)
+    padding = ((0, 0), (0, count * block - inputs))
+    values = np.pad(weight.T.astype(np.float32), padding).reshape(outputs, count, block)
+    given = np.ones(inputs, np.float32) if importance is None else importance.astype(np.float32)
+    # A channel that no prompt used may be used by another: a floor keeps its weights from being rounded to anything.
+    counts = np.pad(given + max(float(given.mean()), 1e-30) * FLOOR, (0, padding[1][1])).reshape(count, block)
+    packed = np.empty((outputs, count, block // 2), np.uint8)
+    scales = np.empty((outputs, count), np.float32)
+    piece = max(1, PIECE // (count * block))
+    for begin in range(0, outputs, piece):
+        rows = slice(begin, begin + piece)
+        levels, scales[rows] = _best_levels(values[rows], counts)
+        packed[rows] = levels[..., 0::2] | (levels[..., 1::2] << 4)
+    return packed, scales.reshape(-1)
+
+
+def _best_levels(values: NDArray[np.float32], counts: NDArray[np.float32]) -> Packed:
+    """Levels 0..15 around 8 of values [rows, blocks, block], uint8, and the scale of each block, float32 [rows, blocks]."""
+    import numpy as np
+
+    places = np.abs(values).argmax(axis=2)[..., None]
+    peak = np.take_along_axis(values, places, axis=2)
+    inverse = np.where(peak == 0, 0, 1 / np.where(peak == 0, 1, peak))
+    weighted = values * counts
+    best = np.full(peak.shape[:2], -1, np.float32)
+    scales = np.zeros(peak.shape[:2], np.float32)
+    chosen = np.zeros(values.shape, np.int8)
+    for lowest in LOWEST:
+        levels = np.clip(np.rint(values * (inverse * np.float32(lowest))), -8, 7)
+        product = (weighted * levels).sum(axis=2)
+        power = (levels * levels * counts).sum(axis=2)
+        gain = np.where(power > 0, product**2 / np.where(power > 0, power, 1), 0)
+        better = gain > best
+        best = np.where(better, gain, best)
+        scales = np.where(better, product / np.where(power > 0, power, 1), scales)
+        chosen = np.where(better[..., None], levels.astype(np.int8), chosen)
+    return (chosen + 8).astype(np.uint8), scales.astype(np.float32)
+
+
+def _tied(graph: Graph) -> _Tied | None:
+    for transpose in graph.model.graph.node:
+        if transpose.op_type != "Transpose" or transpose.input[0] not in graph.initializers:
+            continue
+        table = str(transpose.input[0])
+        lookups = [node for node in graph.readers[table] if node.op_type == "Gather"]
+        product = graph.only_reader(transpose.output[0])
+        if len(lookups) == 1 and product is not None and product.op_type == "MatMul":
+            return _Tied(table=table, lookup=lookups[0], transpose=transpose, product=product)
+    return None
+
+
+def _share_int8(graph: Graph, settings: Int8) -> list[str]:
+    """The shared table as int8 with a scale for each token, which is a row of the table and a column of the head."""
+    import numpy as np
+    import onnx
+
+    tied = _tied(graph)
+    if tied is None:
+        return []
+    weight = graph.constant(tied.table)
+    assert weight is not None
+    integers, scales = weight_int8(weight.T, reduce_range=settings.reduce_range)
+    packed = graph.add_constant(f"{tied.table}.int8", integers.T)
+    scale = graph.add_constant(f"{tied.table}.scale", scales)
+    node, name, answer = onnx.helper.make_node, tied.lookup.name, tied.lookup.output[0]
+    axes = graph.add_constant(f"{tied.table}.axes", np.array([-1]))
+    rows, levels, factor, factors = (f"{answer}.{part}" for part in ("int8", "levels", "scale", "scales"))
+    turned = f"{tied.table}.int8.transposed"
+    lookup = [
+        node("Gather", [packed, tied.lookup.input[1]], [rows], name=name, axis=0),
+        node("Cast", [rows], [levels], name=f"{name}/Cast", to=onnx.TensorProto.FLOAT),
+        node("Gather", [scale, tied.lookup.input[1]], [factor], name=f"{name}/Scale", axis=0),
+        node("Unsqueeze", [factor, axes], [factors], name=f"{name}/Unsqueeze"),
+        node("Mul", [levels, factors], [answer], name=f"{name}/Dequantize"),
+    ]
+    product = tied.product
+    head = [
+        node("Transpose", [packed], [turned], name=tied.transpose.name, perm=[1, 0]),
+        node(
+            "DynamicQuantizeMatMul",
+            [product.input[0], turned, scale],
+            [product.output[0]],
+            name=product.name,
+            domain=MICROSOFT,
+        ),
+    ]
+    _swap(graph, tied, lookup, head)
+    return [f"{product.name.split('/')[0]}#0"]
+
+
+def _share_blocks(graph: Graph, block: int) -> list[str]:
+    """The shared table in blocks of HEAD_BITS bits: a matrix to MatMulNBits, rows to GatherBlockQuantized."""
+    import numpy as np
+    import onnx
+
+    tied = _tied(graph)
+    if tied is None:
+        return []
+    weight = graph.constant(tied.table)
+    assert weight is not None
+    tokens, width = weight.shape
+    packed_values, scale_values = pack_blocks(weight.T, bits=HEAD_BITS, block=block)
+    count = packed_values.shape[1]
+    packed = graph.add_constant(f"{tied.table}.int{HEAD_BITS}", packed_values)
+    scale = graph.add_constant(f"{tied.table}.scale", scale_values.reshape(tokens, count, 1))
+    node, name, answer = onnx.helper.make_node, tied.lookup.name, tied.lookup.output[0]
+    flat = graph.add_constant(f"{tied.table}.flat", np.array([-1]))
+    joined = graph.add_constant(f"{tied.table}.joined", np.array([1, -1, count * block]))
+    blocks, rows, scales = f"{answer}.blocks", f"{answer}.rows", f"{tied.table}.scale.flat"
+    lookup = [
+        node(
+            "GatherBlockQuantized",
+            [packed, tied.lookup.input[1], scale],
+            [blocks],
+            name=name,
+            domain=MICROSOFT,
+            bits=HEAD_BITS,
+            block_size=block,
+            gather_axis=0,
+            quantize_axis=2,
+        ),
+        node("Reshape", [blocks, joined], [answer if count * block == width else rows], name=f"{name}/Join"),
+    ]
+    if count * block != width:  # the last block of a row is padded
+        cut = [graph.add_constant(f"{tied.table}.{part}", np.array([at])) for part, at in (("from", 0), ("to", width))]
+        axes = graph.add_constant(f"{tied.table}.axes", np.array([2]))
+        lookup.append(node("Slice", [rows, *cut, axes], [answer], name=f"{name}/Cut"))
+    product = tied.product
+    head = [
+        node("Reshape", [scale, flat], [scales], name=f"{name}/Flatten"),
+        node(
+            "MatMulNBits",
+            [product.input[0], packed, scales],
+            [product.output[0]],
+            name=product.name,
+            domain=MICROSOFT,
+            K=width,
+            N=tokens,
+            bits=HEAD_BITS,
+            block_size=block,
+            accuracy_level=ACCURACY_LEVEL,
+        ),
+    ]
+    _swap(graph, tied, lookup, head)
+    return [f"{product.name.split('/')[0]}#0"]
+
+
+def _swap(graph: Graph, tied: _Tied, lookup: list[onnx.NodeProto], head: list[onnx.NodeProto]) -> None:
+    fresh: list[onnx.NodeProto] = []
+    for node in graph.model.graph.node:
+        if node.output[0] == tied.lookup.output[0]:
+            fresh += lookup
+        elif node.output[0] == tied.product.output[0]:
+            fresh += head
+        elif node.output[0] != tied.transpose.output[0]:
+            fresh.append(node)
+    graph.replace_nodes(fresh)
+    import_microsoft(graph.model)

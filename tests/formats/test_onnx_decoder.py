@@ -1,0 +1,319 @@
+"""Decoders as ONNX: every family's graph against transformers, quantized ones against float, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from edgekit.errors import EdgekitError
+from edgekit.formats.onnx import Options
+from edgekit.formats.onnx.decoder import write_decoder
+from edgekit.formats.onnx.decoder_trace import export_decoder
+from edgekit.model import Model
+from edgekit.runtimes.ort_generation import generator
+from edgekit.runtimes.scores import cosine, kl
+from edgekit.tasks.decoders import Decoder
+from tests.architectures.decoders import make_decoder
+from tests.conftest import ROOT
+
+STORIES = ROOT.parent / "shared" / "data" / "stories260K" / "hf"
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.05 * place for place in range(8)],
+    "long_factor": [2.0 + 0.3 * place for place in range(8)],
+    "original_max_position_embeddings": 32,
+}
+TWO_KINDS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+# Small models with random weights of the real shapes: grouped heads, windows (16 tokens), soft caps, q/k norms, biases.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"num_hidden_layers": 2}),
+    "mistral": ("mistral", {"num_hidden_layers": 2}),
+    "qwen2": ("qwen2", {"num_hidden_layers": 2}),
+    "qwen3": ("qwen3", {"num_hidden_layers": 2}),
+    "phi3": ("phi3", {"num_hidden_layers": 2}),
+    "phi4-mini": ("phi3", {"num_hidden_layers": 2, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
+    "longrope": (
+        "phi3",
+        {"num_hidden_layers": 2, "rope_parameters": LONGROPE, "original_max_position_embeddings": 32},
+    ),
+    "gemma2": ("gemma2", TWO_KINDS),
+    "gemma3_text": ("gemma3_text", TWO_KINDS),
+    "gemma3": ("gemma3", TWO_KINDS),
+}
+TOKENS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A checkpoint and its float artifact."""
+
+    model: Any
+    file: Path
+    facts: dict[str, Any]
+    ids: list[int]
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        with torch.inference_mode():
+            return self.model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].numpy()
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def write(folder: Path, out: Path, scheme: str = "fp32", ids: Sequence[Sequence[int]] = (), **more: Any) -> Any:
+    out.mkdir(parents=True)
+    return write_decoder(
+        student=Model(folder=folder),
+        load=lambda: Decoder(load(folder)).eval(),
+        ids=ids or [list(range(5, 25))],
+        calibration=more.pop("calibration", SimpleNamespace(stats={})),
+        options=Options(scheme=scheme, **more),
+        out=out,
+    )
+
+
+def pieces(file: Path, ids: Sequence[int], cuts: Sequence[int]) -> np.ndarray:
+    loaded, rows, done = generator(file, {"threads": 1}), [], 0
+    for cut in cuts:
+        rows.append(loaded.logits(ids[done : done + cut]))
+        done += cut
+    loaded.close()
+    return np.concatenate(rows)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written]:
+    """The float artifact of a family, made once."""
+    made: dict[str, Written] = {}
+
+    def get(name: str) -> Written:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            family, changes = FAMILIES[name]
+            make_decoder(family, folder / "model", **changes)
+            facts = write(folder / "model", folder / "out")
+            ids = np.random.default_rng(0).integers(5, 500, size=TOKENS).tolist()
+            made[name] = Written(
+                model=load(folder / "model"), file=folder / "out" / facts["file"], facts=facts, ids=ids
+            )
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cuts", [(TOKENS,), (20, 3, 1, 1, 1, 34)], ids=["prefill", "pieces"])
+def test_logits_are_transformers(written: Callable[[str], Written], family: str, cuts: tuple[int, ...]) -> None:
+    """Over prefill, decode and pieces, longer than every window; longrope keeps its short factors up to its switch."""
+    made = written(family)
+    given = pieces(made.file, made.ids, cuts)
+    expected = made.logits(made.ids)
+    if family == "longrope" and len(cuts) > 1:
+        # 26 tokens by the short factors, then a piece that crosses the switch at 32: all keys anew by the long ones.
+        expected[:26] = made.logits(made.ids[:26])
+    assert np.abs(given - expected).max() < 1e-4
+
+
+def test_longrope_switches_while_decoding(written: Callable[[str], Written]) -> None:
+    """Token by token over the switch, as transformers' generate does it: the cache is made anew at 32 tokens."""
+    made = written("longrope")
+    assert made.facts["generation"]["rope_switch"] == 32
+    prompt = made.ids[:28]
+    answer = made.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=-1)
+    loaded, ids = generator(made.file, {"threads": 1}), list(prompt)
+    row = loaded.logits(prompt, slice(-1, None))
+    for _ in range(12):
+        ids.append(int(row[0].argmax()))
+        row = loaded.logits(ids[-1:])
+    assert ids == answer[0].tolist()
+
+
+def test_windows_are_facts(written: Callable[[str], Written]) -> None:
+    assert written("gemma2").facts["generation"]["windows"] == [16, None]
+    assert written("mistral").facts["generation"] == {
+        "context": 256,
+        "layers": 2,
+        "kv_heads": 2,
+        "head_dim": 24,
+        "windows": [16, 16],
+        "kv_bytes_per_token": 2 * 4 * 2 * 2 * 24,
+        "rope_switch": None,
+    }
+
+
+def test_graph_is_small_and_names_its_layers(written: Callable[[str], Written]) -> None:
+    """Attention, rotary embedding and norms are one node each; a Linear is named as calibration names it."""
+    model = onnx.load(written("llama").file)
+    kinds = [node.op_type for node in model.graph.node]
+    assert [kinds.count(kind) for kind in ("GroupQueryAttention", "RotaryEmbedding")] == [2, 4]
+    assert kinds.count("SimplifiedLayerNormalization") == 5
+    assert len(kinds) < 65
+    names = {node.name for node in model.graph.node if node.op_type == "MatMul"}
+    assert "model.model.layers.1.mlp.down_proj" in names
+    assert {node.domain for node in model.graph.node} == {"", "com.microsoft"}
+
+
+def test_export_leaves_the_model_as_it_was(written: Callable[[str], Written]) -> None:
+    made = written("qwen3")
+    before = made.logits(made.ids)
+    export_decoder(made.model)
+    assert np.array_equal(made.logits(made.ids), before)
+    assert made.model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi4-mini"])
+@pytest.mark.parametrize(("scheme", "least"), [("int8-dynamic", 0.99), ("w8", 0.999), ("w4", 0.9)])
+def test_quantized_graphs(
+    written: Callable[[str], Written], tmp_path: Path, family: str, scheme: str, least: float
+) -> None:
+    """Tied and untied heads, biases and fused Linears: fewer bytes, and logits that point where the float ones do."""
+    from edgekit.formats.onnx.decoder import _quantized
+    from edgekit.formats.onnx.graph import save
+
+    made = written(family)
+    model, keys, entries = _quantized(
+        onnx.load(made.file), "model.lm_head", scheme, Options(scheme=scheme), SimpleNamespace(stats={})
+    )
+    size = save(model, tmp_path / "model.onnx")
+    given = generator(tmp_path / "model.onnx", {"threads": 1, "config_entries": entries}).logits(made.ids)
+    assert cosine(given, made.logits(made.ids)).mean() > least
+    assert "model.lm_head#0" in keys
+    # Tables of less than 1024 rows stay float where the head has a table of its own.
+    untied = 4 * 512 * 64 if family == "llama" else 0
+    assert size - untied < (0.4 if scheme == "w4" else 0.5) * (made.facts["bytes"] - untied)
+
+
+def test_same_bytes_twice(tmp_path: Path) -> None:
+    make_decoder("llama", tmp_path / "model", num_hidden_layers=1)
+    first, second = (write(tmp_path / "model", tmp_path / name, "w4") for name in ("first", "second"))
+    assert (tmp_path / "first" / "model.onnx").read_bytes() == (tmp_path / "second" / "model.onnx").read_bytes()
+    assert first == second
+    assert first["scheme"] == "w4"
+    assert first["bytes"] == (tmp_path / "first" / "model.onnx").stat().st_size < 0.6 * first["bytes_float"]
+    assert first["quantized"] == {"matmul": 8, "float": []}
+    assert first["calibrate_score"]["kl"] < 0.5
+
+
+def test_refusals(tmp_path: Path) -> None:
+    make_decoder("llama", tmp_path / "model", num_hidden_layers=1)
+    with pytest.raises(EdgekitError, match="int8-static is not for decoders in ONNX; use one of auto, int8-dynamic"):
+        write(tmp_path / "model", tmp_path / "a", "int8-static")
+    with pytest.raises(EdgekitError, match="no calibrate prompts"):
+        write(tmp_path / "model", tmp_path / "b", ids=[[1]])
+    make_decoder(
+        "llama",
+        tmp_path / "dynamic",
+        num_hidden_layers=1,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    )
+    with pytest.raises(EdgekitError, match=r"rope_type dynamic.*use format = 'gguf'"):
+        write(tmp_path / "dynamic", tmp_path / "c")
+
+
+def test_layers_without_a_cache_are_refused() -> None:
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    config = Qwen3NextConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        num_experts=0,
+        layer_types=["linear_attention", "full_attention"],
+    )
+    with pytest.raises(EdgekitError, match="Qwen3NextForCausalLM: "):
+        export_decoder(Qwen3NextForCausalLM(config).eval())
+
+
+def test_a_wrong_graph_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator that computes something else (here: a wrong scale of the scores) is found by the comparison with torch."""
+    from edgekit.formats.onnx import decoder_trace
+
+    make_decoder("llama", tmp_path / "model", num_hidden_layers=1)
+    right = decoder_trace._attend
+    monkeypatch.setattr(decoder_trace, "_attend", lambda *given, **named: right(*given, **(named | {"scaling": 1.0})))
+    with pytest.raises(EdgekitError, match="the float graph differs from torch by"):
+        write(tmp_path / "model", tmp_path / "out")
+
+
+class TestStories:
+    """A trained decoder: stories260K."""
+
+    @pytest.fixture(scope="class")
+    def stories(self, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+        if not STORIES.is_dir():
+            pytest.skip("needs ../shared/data/stories260K")
+        model = load(STORIES)
+        torch.manual_seed(0)
+        told = model.generate(torch.tensor([[1]] * 6), max_new_tokens=100, do_sample=True, eos_token_id=-1).tolist()
+        out = tmp_path_factory.mktemp("stories")
+        facts = {
+            scheme: write(STORIES, out / scheme, scheme, told[:3], calibration=_calibration(model, told[:3]))
+            for scheme in ("fp32", "int8-dynamic", "auto")
+        }
+        return SimpleNamespace(model=model, held=told[3:], out=out, facts=facts)
+
+    def test_greedy_text_is_transformers(self, stories: SimpleNamespace) -> None:
+        loaded = generator(stories.out / "fp32" / "model.onnx", {"threads": 1})
+        wanted = stories.model.generate(torch.tensor([[1]]), max_new_tokens=64, do_sample=False, eos_token_id=-1)
+        ids = [1]
+        for _ in range(64):
+            ids.append(int(loaded.logits(ids[-1:])[0].argmax()))
+        assert ids == wanted[0].tolist()
+
+    @pytest.mark.parametrize(
+        ("scheme", "nearest", "loss", "share"), [("int8-dynamic", 0.999, 0.03, 0.3), ("auto", 0.99, 0.25, 0.21)]
+    )
+    def test_quantized(self, stories: SimpleNamespace, scheme: str, nearest: float, loss: float, share: float) -> None:
+        facts, cosines, losses = stories.facts[scheme], [], []
+        options = {"threads": 1} | facts["runtime_options"]
+        loaded = generator(stories.out / scheme / "model.onnx", options)
+        for ids in stories.held:
+            loaded.clear()
+            with torch.inference_mode():
+                expected = stories.model(torch.tensor([ids])).logits[0].numpy()
+            given = loaded.logits(ids)
+            cosines.append(cosine(given, expected).mean())
+            losses.append(kl(expected, given).mean())
+        assert np.mean(cosines) > nearest
+        assert np.mean(losses) < loss
+        assert facts["bytes"] < share * stories.facts["fp32"]["bytes"]
+        assert facts["calibrate_score"]["kl"] < loss
+        assert facts["quantized"] == {"matmul": 36, "float": []}
+
+
+def _calibration(model: Any, rows: Sequence[Sequence[int]]) -> SimpleNamespace:
+    stats: dict[str, Any] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            seen = inputs[0].reshape(-1, inputs[0].shape[-1])
+            stats[f"model.{path}#0"] = SimpleNamespace(mean_square=seen.square().mean(0).numpy())
+
+        return hook
+
+    parts = [(path, part) for path, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
+    hooks = [part.register_forward_pre_hook(watch(path)) for path, part in parts]
+    with torch.inference_mode():
+        model(torch.tensor(rows))
+    for hook in hooks:
+        hook.remove()
+    return SimpleNamespace(stats=stats)
