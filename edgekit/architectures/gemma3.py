@@ -39,7 +39,8 @@ def keys(config: Config) -> Keys:
     spelled = Config(values={**config.values, "layer_types": config.get("layer_types", usual)}, where=config.where)
     keys = decoder_keys(config, rope(config, ("default", "linear"))) | window_keys(spelled, 6)
     keys["rope.freq_base_swa"] = base
-    if (cap := config.get("final_logit_softcapping")) is not None:
+    # transformers caps in the text model's class only, not in the one with images (modeling_gemma3.py).
+    if (cap := config.get("final_logit_softcapping")) is not None and config.get("text_config") is None:
         keys["final_logit_softcapping"] = float(cap)
     return keys
 

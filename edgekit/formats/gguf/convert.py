@@ -195,7 +195,7 @@ def _compute(piece: _Piece, scratch: _Scratch, out: bytearray) -> memoryview:
         return view
     source = _SOURCES[tensor.source.dtype]
     raw = _read(piece, scratch)
-    if source == piece.type and source in _EXPONENTS and not tensor.add:
+    if source in _EXPONENTS and {piece.type, piece.through or source} == {source} and not tensor.add:
         # The bits stay as they are.
         words = raw.view(np.uint16)
         _check_bits(piece, words, _EXPONENTS[source])
@@ -271,3 +271,18 @@ def _check_range(piece: _Piece, values: NDArray[np.float32], limit: float) -> No
 
 def _damaged(piece: _Piece) -> EdgekitError:
     return EdgekitError(f"{piece.tensor.where} has NaN or infinite weights; the checkpoint is damaged")
+
+
+def float_rows(tensor: Tensor) -> Iterator[NDArray[np.float32]]:
+    """A tensor's rows in float32 [n, columns], in the file's order, so many at once as a thread converts.
+
+    What is given is valid until the next is asked for. Raises EdgekitError as `convert` does.
+    """
+    scratch = _Scratch()
+    for piece in _pieces([tensor], {tensor.name: "f32"}, None, {}):
+        if tensor.source is None:
+            assert tensor.values is not None
+            yield tensor.values.reshape(-1, tensor.columns)[piece.first :][: piece.rows]
+        else:
+            values = _floats(piece, _read(piece, scratch), _SOURCES[tensor.source.dtype], scratch)
+            yield values.reshape(piece.rows, tensor.columns)

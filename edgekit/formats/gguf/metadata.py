@@ -16,7 +16,7 @@ import numpy as np
 from edgekit import __version__
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import Value
-from edgekit.formats.gguf.plan import read_config
+from edgekit.formats.gguf.plan import plan, read_config
 from edgekit.model import Model
 from edgekit.schema import read_json, read_text
 
@@ -46,14 +46,13 @@ def describe_model(model: Model, *, name: str | None = None) -> dict[str, Value]
     """general.* and the architecture's keys of a checkpoint.
 
     name: what programs call the model, and what llama.cpp takes hints from (see `tokenizer.general_name`). Licence, base model,
-    languages and tags are those of the folder's model card (README.md). Raises EdgekitError for what `read_config` and the
-    family refuse.
+    languages and tags are those of the folder's model card (README.md). Raises EdgekitError for what `plan` refuses.
     """
     family, config = read_config(model)
     found: dict[str, Value] = {
         "general.architecture": family.architecture,
         "general.type": "model",
-        "general.size_label": size_label(model.parameters),
+        "general.size_label": size_label(sum(math.prod(one.shape) for one in plan(model))),
         **_card(model.folder / "README.md"),
     }
     if name:
