@@ -40,9 +40,9 @@ STEP_CODE: dict[str, tuple[str, ...]] = {
     "finetune": ("distill", *_MODELS),
     "distill": ("distill", *_MODELS),
     "record": ("record", *_MODELS),
-    "calibrate": ("calibrate.py", *_MODELS),
-    "export": ("export.py", "calibrate.py", "formats", "runtimes", *_MODELS),
-    "verify": ("verify", "calibrate.py", "formats", "runtimes", "devices.py", *_REPORT, *_MODELS),
+    "calibrate": ("calibrate", *_MODELS),
+    "export": ("export.py", "calibrate", "formats", "runtimes", *_MODELS),
+    "verify": ("verify", "calibrate", "formats", "runtimes", "devices.py", *_REPORT, *_MODELS),
 }
 STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
     "prompts": (),

@@ -55,8 +55,8 @@ ALSO = {
     ("tasks", "runtimes"),
 }
 LIBRARIES = {
-    "loader": {"numpy", "onnxruntime", "tokenizers"},
-    "runtimes": {"numpy", "onnxruntime"},
+    "loader": {"numpy", "onnxruntime", "tokenizers", "llama_cpp", "jinja2"},
+    "runtimes": {"numpy", "onnxruntime", "llama_cpp"},
 }
 HEAVY = {"torch", "transformers"}
 HEAVY_PARTS = {"distill", "record", "calibrate", "export", "model", "tasks", "architectures", "formats"}

@@ -72,7 +72,9 @@ def build(recipe: Recipe, targets: Sequence[Target], session: Session) -> list[B
     teacher = finetune(recipe, base, prompts, session)
     student = distill(recipe, teacher, prompts, session)
     reference = record(recipe, teacher, student, prompts, session)
-    calibration = calibrate(recipe, student, prompts, session)
+    calibration = calibrate(
+        recipe, student, prompts, session, gradients=any(plan.export.get("scheme") == "mixed" for plan in plans)
+    )
     built = []
     for plan in plans:
         try:

@@ -162,8 +162,16 @@ def record(
     )
 
 
-def calibrate(recipe: Recipe, student: Path, prompts: Product, session: Session, at: Path | None = None) -> Product:
-    """The student's activation statistics on the calibrate prompts."""
+def calibrate(
+    recipe: Recipe,
+    student: Path,
+    prompts: Product,
+    session: Session,
+    at: Path | None = None,
+    *,
+    gradients: bool = False,
+) -> Product:
+    """The student's activation statistics on the calibrate prompts; with gradients, which the scheme "mixed" weighs by."""
     from edgekit.calibrate import calibrate as run
 
     inputs = {
@@ -173,6 +181,7 @@ def calibrate(recipe: Recipe, student: Path, prompts: Product, session: Session,
         "options": vars(recipe.calibrate),
         "max_length": recipe.data.max_length,
         "seed": recipe.seed,
+        "gradients": gradients,
     }
     product = run_step(
         session,
@@ -186,6 +195,7 @@ def calibrate(recipe: Recipe, student: Path, prompts: Product, session: Session,
             batch=recipe.calibrate.batch,
             max_length=recipe.data.max_length,
             seed=recipe.seed,
+            gradients=gradients,
             out=out,
             progress=progress,
         ),

@@ -88,8 +88,10 @@ def record(
 @click.argument("student", type=folder)
 @recipe_options
 @out_option
+@click.option("--gradients", is_flag=True, help="Also what the scheme mixed weighs by (text-generation).")
 def calibrate(
-    student: Path, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool, out: Path
+    student: Path, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool, out: Path,
+    gradients: bool,
 ) -> None:  # fmt: skip
     """Collect the activation statistics of STUDENT on the calibrate split.
 
@@ -100,7 +102,8 @@ def calibrate(
     from edgekit import build as spine
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
-    _done(spine.calibrate(recipe, student, prompts, session, at=out).folder, as_json)
+    product = spine.calibrate(recipe, student, prompts, session, at=out, gradients=gradients)
+    _done(product.folder, as_json)
 
 
 @click.command()

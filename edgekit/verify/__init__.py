@@ -214,7 +214,7 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         device=run.device,
         out=run.out,
     )
-    asked = generation.default_limits(float(run.facts["bits_per_weight"]))
+    asked = generation.default_limits(float(run.facts["bits"]))
     asked |= {key: value for key, value in vars(limits).items() if value is not None}
     judged = generation.judge(
         said,

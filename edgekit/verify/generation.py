@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 # Prompt lengths in tokens at which the first token is timed, beside the budget's own; new tokens behind the longest; calls.
 TIMING = {"prompts": (16, 64, 256), "new": 64, "repeats": 8, "seconds": 30.0, "sweep": True}
-# An artifact of fewer bits per weight than this is held to the limits of 4 bits.
+# An artifact of fewer bits than this is held to the limits of 4 bits.
 EIGHT_BITS = 7.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The recipe's `[accuracy]` table of text-generation. Absent limits follow the artifact's bits per weight (`default_limits`).
+    """The recipe's `[accuracy]` table of text-generation. Absent limits follow the artifact's bits (`default_limits`).
 
     kl: mean KL divergence from the float student in nats per token. top1: share of tokens whose likeliest is the same.
     perplexity: the artifact's by the float student's. answer_length: greedy answers' tokens by the float student's.
@@ -59,10 +59,10 @@ def read_limits(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") ->
     return parse(Limits, dict(accuracy), where)
 
 
-def default_limits(bits_per_weight: float) -> dict[str, float]:
-    """What an artifact may lose by default: published 4- and 8-bit files of good schemes keep well within (llama.cpp's
+def default_limits(bits: float) -> dict[str, float]:
+    """What an artifact may lose by default, by the bits of a weight in the type that most of its weights have: published 4- and 8-bit files of good schemes keep well within (llama.cpp's
     tools/perplexity/README.md: 0.03 nat and 92 % for q4_K_M of an 8B model, 0.0014 and 97.7 % for q8_0); small ones lose more."""
-    if bits_per_weight < EIGHT_BITS:
+    if bits < EIGHT_BITS:
         return {"kl": 0.10, "top1": 0.88, "perplexity": 1.05}
     return {"kl": 0.01, "top1": 0.96, "perplexity": 1.01}
 

@@ -15,6 +15,7 @@ from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
     from edgekit.formats import Source
+    from edgekit.formats.gguf.file import Value
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.plan import Tensor
     from edgekit.formats.gguf.types import Shape
@@ -87,7 +88,6 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     model, tensors = source.model, plan(source.model)
     keys = vocabulary(model)
     matrix = _matrix(source, options)
-    types, facts = _choose(source, tensors, options, matrix)
     told = None
     if matrix is not None:
         write_imatrix(out / IMATRIX, matrix)
@@ -98,6 +98,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         | describe_origin(source.fingerprints, scheme=options.scheme)
         | keys
     )
+    types, facts = _choose(source, tensors, options, matrix, metadata)
     made = convert(
         model,
         out / FILE,
@@ -124,6 +125,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 def describe_file(path: Path) -> dict[str, Any]:
     """What any .gguf file needs to run, ours or not; EdgekitError where it is damaged."""
     from edgekit.formats.gguf.file import read_gguf
+    from edgekit.formats.gguf.ggml import TYPES
     from edgekit.formats.gguf.reading import reading
     from edgekit.workspace import file_sha256
 
@@ -131,8 +133,11 @@ def describe_file(path: Path) -> dict[str, Any]:
     parameters = sum(math.prod(place.shape) for place in file.tensors.values())
     weights = sum(place.bytes for place in file.tensors.values())
     kinds: dict[str, int] = {}
+    values: dict[str, int] = {}
     for place in file.tensors.values():
         kinds[place.type] = kinds.get(place.type, 0) + 1
+        values[place.type] = values.get(place.type, 0) + math.prod(place.shape)
+    most = max(values, key=lambda kind: (values[kind], kind), default="f32")
     read = reading(file)
     architecture = str(file.metadata.get("general.architecture", ""))
     longest = file.metadata.get(f"{architecture}.context_length")
@@ -150,6 +155,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         "architecture": architecture,
         "parameters": parameters,
         "bits_per_weight": round(8 * weights / max(parameters, 1), 4),
+        "bits": 8 * TYPES[most].bytes / TYPES[most].block,
         "bytes_per_token": read["bytes_per_token"] or 0,
         "cache_bytes_per_token": read["cache_bytes_per_token_f16"],
     }
@@ -252,7 +258,11 @@ def shapes(tensors: Sequence[Tensor]) -> list[Shape]:
 
 
 def _choose(
-    source: Source, tensors: Sequence[Tensor], options: Options, matrix: Imatrix | None
+    source: Source,
+    tensors: Sequence[Tensor],
+    options: Options,
+    matrix: Imatrix | None,
+    metadata: Mapping[str, Value],
 ) -> tuple[Mapping[str, str], dict[str, Any]]:
     """The type of each tensor, and what a person should know of the choice."""
     from edgekit.formats.gguf.imatrix import check_imatrix
@@ -265,5 +275,5 @@ def _choose(
     if options.scheme == "mixed":
         from edgekit.formats.gguf.mixture import mix
 
-        return mix(source, tensors, chosen.types, options, matrix)
+        return mix(source, tensors, chosen.types, options, matrix, metadata)
     return chosen.types, {"fallbacks": list(chosen.fallbacks)}

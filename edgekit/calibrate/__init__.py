@@ -46,7 +46,8 @@ _NEW_WORDS, _OUTSIDE, _LONGER = 0.25, 0.001, 0.02
 class Stats:
     """One layer's input over all real tokens: float32 [channels] each, and a histogram of all channels together.
 
-    `histogram` counts values in equal bins over `histogram_edges`, which are -2^k and 2^k; `count` is tokens.
+    `histogram` counts values in equal bins over `histogram_edges`, which are -2^k and 2^k; `count` is tokens. `grad_square`,
+    float32 [output channels], is that of `gradients.gradient_squares` where it was asked for.
     """
 
     minimum: NDArray[np.float32]
@@ -55,6 +56,7 @@ class Stats:
     histogram: NDArray[np.int64]
     histogram_edges: NDArray[np.float32]
     count: int
+    grad_square: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +77,13 @@ def calibrate(
     limit: int = 0,
     batch: int = 16,
     seed: int = 0,
+    gradients: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Stream the calibrate split through a model and write calibration.npz into `out`.
 
     `limit` limits the prompts (0: all); which ones is decided by a hash of seed and text, so a sorted file does no harm.
+    `gradients` also asks a decoder how much each output channel matters (`gradients.gradient_squares`).
     Returns the facts: prompts, tokens, layers, the coverage report and its warnings. Raises EdgekitError where there are
     no prompts.
     """
@@ -97,7 +101,14 @@ def calibrate(
     watch.feed([ids[place] for place in kept], pad_id, batch, _told(progress, 0, len(ids)))
     watch.begin_held_out()
     watch.feed([ids[place] for place in held], pad_id, batch, _told(progress, len(kept), len(ids)))
-    _write(out / FILE, watch.stats())
+    squares = {}
+    if gradients and kind.OUTPUT == "tokens":
+        from edgekit.calibrate.gradients import gradient_squares
+
+        squares = gradient_squares(
+            watch.module, ids, seed=seed, progress=progress and (lambda done, all_: progress(done, all_, "gradients"))
+        )
+    _write(out / FILE, watch.stats(), squares)
     covered, warnings = coverage(
         [told[place] for place in kept],
         [told[place] for place in held],
@@ -141,6 +152,7 @@ def load_calibration(folder: Path) -> Calibration:
                 histogram=arrays[f"{key}/histogram"],
                 histogram_edges=arrays[f"{key}/histogram_edges"],
                 count=int(arrays[f"{key}/count"]),
+                grad_square=arrays.get(f"{key}/grad_square"),
             )
             for key in keys
         }
@@ -380,10 +392,11 @@ class _Running:
         )
 
 
-def _write(path: Path, stats: Mapping[str, Stats]) -> None:
+def _write(path: Path, stats: Mapping[str, Stats], squares: Mapping[str, NDArray[np.float32]]) -> None:
     import numpy as np
 
-    arrays: dict[str, Any] = {}
+    # A layer that is called once has its gradients with its first call.
+    arrays: dict[str, Any] = {f"{path}#0/grad_square": one for path, one in squares.items() if f"{path}#0" in stats}
     for key, one in stats.items():
         arrays |= {
             f"{key}/min": one.minimum,

@@ -1,0 +1,190 @@
+"""The scheme "mixed": bits per tensor by sensitivity, with llama.cpp as the judge of the likeliest mixtures.
+
+Calibrate prompts alone decide: the statistics are of all of them, and the KL divergence is measured on some.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import EdgekitError
+from edgekit.formats.gguf.convert import convert, float_rows
+from edgekit.formats.gguf.ggml import row_bytes
+from edgekit.formats.gguf.mixed import Sensitivity, allocate, candidates, measure, refine
+from edgekit.formats.gguf.plan import Tensor, layer_names
+from edgekit.formats.gguf.types import OUTPUT, TOKEN_EMBEDDING, Shape, quantizable
+from edgekit.runtimes import scores
+
+if TYPE_CHECKING:
+    from edgekit.calibrate import Calibration
+    from edgekit.formats import Source
+    from edgekit.formats.gguf import Options
+    from edgekit.formats.gguf.imatrix import Imatrix
+
+# Tokens on which mixtures are compared, and mixtures that are: a difference of KL that matters shows on so many.
+JUDGED_TOKENS, EVALUATIONS = 2048, 24
+
+
+def mix(
+    source: Source,
+    tensors: Sequence[Tensor],
+    like: Mapping[str, str],
+    options: Options,
+    matrix: Imatrix | None,
+    metadata: Mapping[str, Any],
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The type of each tensor with the least loss at the budget's bytes, and what is to be known of the choice.
+
+    like: the types whose bytes are the budget, where options.bytes gives none. metadata: keys of a file that llama.cpp loads.
+    Raises EdgekitError where no mixture is small enough.
+    """
+    sizes = {one.name: one.rows * row_bytes(like[one.name], one.columns) for one in tensors}
+    shapes = {
+        one.name: Shape(name=one.name, rows=one.rows, columns=one.columns) for one in tensors if len(one.shape) > 1
+    }
+    free = [one for one in tensors if one.name in shapes and quantizable(shapes[one.name])]
+    kept = {one.name: like[one.name] for one in tensors if one not in free}
+    budget = (options.bytes or sum(sizes.values())) - sum(sizes[name] for name in kept)
+    calibration = source.calibration()
+    sensitivities = _sensitivities(source, free, shapes, options, matrix, calibration)
+    importance = matrix.importance() if matrix is not None else {}
+
+    def written(types: Mapping[str, str], out: Path) -> Path:
+        convert(
+            source.model,
+            out,
+            types={**kept, **types},
+            metadata=metadata,
+            importance={name: value for name, value in importance.items() if {**kept, **types}[name] not in _FLOATS},
+            threads=options_threads(),
+        )
+        return out
+
+    if source.output != "tokens":
+        mixture = allocate(sensitivities, budget)
+        return {**kept, **mixture.types}, {"choices": {"predicted_kl": mixture.loss, "tensor_bytes": mixture.bytes}}
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        judge = Judge(source, lambda types: written(types, Path(scratch) / "tried.gguf"))
+        judge.listen({one.name: "f32" for one in free})
+        found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS)
+    return {**kept, **found.mixture.types}, {
+        "choices": {
+            "predicted_kl": found.mixture.loss,
+            "measured_kl": found.kl,
+            "first_kl": found.first_kl,
+            "evaluations": found.evaluations,
+            "tensor_bytes": found.mixture.bytes + sum(sizes[name] for name in kept),
+            "types": dict(sorted(found.mixture.types.items())),
+        }
+    }
+
+
+_FLOATS = {"f32", "f16", "bf16"}
+
+
+def options_threads() -> int:
+    """The cores that this process may use."""
+    from edgekit.formats.gguf import threads
+
+    return threads()
+
+
+class Judge:
+    """The KL divergence from the float model of what other types make of it, in llama.cpp, on some calibrate prompts."""
+
+    def __init__(self, source: Source, write: Callable[[Mapping[str, str]], Path]) -> None:
+        self._write = write
+        self._passages = list(_some(source.ids, JUDGED_TOKENS))
+        if not self._passages:
+            raise EdgekitError('export: scheme = "mixed" is judged on calibrate prompts, and there are none; add some')
+        self._context = max(len(ids) for ids in self._passages)
+        self._float: list[NDArray[np.float32]] = []
+
+    def listen(self, types: Mapping[str, str]) -> None:
+        """Keep what the float model says: float16 logits of at most JUDGED_TOKENS tokens."""
+        self._float = [logits.astype(np.float16) for logits in self._logits(self._write(types))]
+
+    def kl(self, types: Mapping[str, str]) -> float:
+        """Nats a token."""
+        file = self._write(types)
+        sums = [
+            float(scores.kl(own.astype(np.float32), said).sum())
+            for own, said in zip(self._float, self._logits(file), strict=True)
+        ]
+        return sum(sums) / sum(len(own) for own in self._float)
+
+    def _logits(self, file: Path) -> Iterator[NDArray[np.float32]]:
+        from edgekit.runtimes import llama
+
+        asked = {"context": self._context, "threads": options_threads(), "kv_k": "f16", "kv_v": "f16"}
+        with closing(llama.generator(file, asked)) as generator:
+            for ids in self._passages:
+                generator.clear()
+                yield generator.logits(ids, slice(None))
+
+
+def _some(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+    """Passages from all over the list, no more tokens than that."""
+    order = np.random.default_rng(0).permutation(len(ids))
+    for place in order:
+        row = list(ids[place])[:tokens]
+        if len(row) < 2:
+            continue
+        tokens -= len(row)
+        yield row
+        if tokens < 2:
+            return
+
+
+def _sensitivities(
+    source: Source,
+    tensors: Sequence[Tensor],
+    shapes: Mapping[str, Shape],
+    options: Options,
+    matrix: Imatrix | None,
+    calibration: Calibration,
+) -> list[Sensitivity]:
+    importance = matrix.importance() if matrix is not None else {}
+    gradients = _gradients(source, tensors, calibration)
+    tied = not any(one.name == OUTPUT for one in tensors)
+    return [
+        measure(
+            shapes[one.name],
+            float_rows(one),
+            candidates(shapes[one.name], options.instructions, tied=tied),
+            layers=source.model.layers,
+            importance=importance.get(one.name),
+            gradient=gradients.get(one.name),
+        )
+        for one in tensors
+    ]
+
+
+def _gradients(source: Source, tensors: Sequence[Tensor], calibration: Calibration) -> dict[str, NDArray[np.float32]]:
+    """The mean square of the gradient at each row's output, by GGUF name, where the calibration has it."""
+    known = {
+        key.rpartition("#")[0].removeprefix("model."): stats.grad_square
+        for key, stats in calibration.stats.items()
+        if stats.grad_square is not None
+    }
+    names = layer_names(source.model, sorted(known))
+    found = {name: known[path] for path, name in names.items()}
+    for one in tensors:
+        gradient = found.get(one.name)
+        if gradient is None:
+            continue
+        gradient = gradient[len(gradient) - one.rows :] if len(gradient) != one.rows else gradient
+        # Rows of heads that llama.cpp wants interleaved: their gradients go along.
+        found[one.name] = (
+            gradient.reshape(-1, 2, one.head // 2).swapaxes(1, 2).reshape(-1) if one.head else gradient
+        ).astype(np.float32)
+    if TOKEN_EMBEDDING in found and any(one.name == OUTPUT for one in tensors):
+        del found[TOKEN_EMBEDDING]
+    return found
