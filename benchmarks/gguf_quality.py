@@ -1,0 +1,454 @@
+"""How much does a quantized Llama lose at its bytes? edgekit's mixtures against llama.cpp's schemes, on unseen text.
+
+Goals, with the trained Llama of train_tiny_llama.py, all measured in llama.cpp:
+- mean KL of `mixed` at the bytes of Q4_K_M + imatrix (+0/-1 %): at most 0.7 of Q4_K_M's
+- mean KL of `mixed` at the bytes of Q4_0 + imatrix (+0/-1 %): at most 0.8 of Q4_0's
+- `mixed` at the bytes of Q4_K_M decodes at 0.95 of its speed or faster: lower 95 % bound over interleaved pairs
+
+Text that the model was not trained on is parted by hash: half of the files give importance matrix and gradients, a fifth the KL
+that refines the mixtures, and only the rest is judged. Beside the goals: importance matrices from the same kind of text, from
+WikiText and none, the other schemes, and the share of the memory bandwidth that decoding reaches.
+
+Usage: python benchmarks/gguf_quality.py [--model FOLDER] [--data ../shared/data] [--pairs 40] [--evaluations 24]
+       [--svg FILE] [--json]; exit code 1 where a goal is missed, 2 where data is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from train_tiny_llama import SHARED, default_cache, held_out_texts, pieces, tiny_llama  # noqa: E402
+
+from edgekit.formats.gguf.convert import convert  # noqa: E402
+from edgekit.formats.gguf.file import read_gguf, read_tensor  # noqa: E402
+from edgekit.formats.gguf.ggml import row_bytes  # noqa: E402
+from edgekit.formats.gguf.metadata import describe_model  # noqa: E402
+from edgekit.formats.gguf.mixed import (  # noqa: E402
+    Refined,
+    Sensitivity,
+    candidates,
+    instruction_set,
+    measure,
+    refine,
+)
+from edgekit.formats.gguf.plan import layer_names, plan  # noqa: E402
+from edgekit.formats.gguf.tokenizer import vocabulary  # noqa: E402
+from edgekit.formats.gguf.types import TOKEN_EMBEDDING, ModelFacts, Shape, choose_types  # noqa: E402
+from edgekit.model import load_model  # noqa: E402
+from edgekit.runtimes import llama, machine, scores  # noqa: E402
+
+Floats = NDArray[np.float32]
+SCHEMES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl")
+GOALS = {"q4_k_m": 0.7, "q4_0": 0.8}
+SPEED_GOAL = 0.95
+LENGTH, PROMPT, NEW = 512, 16, 64
+# Blocks of LENGTH tokens: statistics, the KL that refines, the KL that is shown.
+BLOCKS = {"calibrate": 48, "refine": 16, "verify": 48}
+PARTS = {"calibrate": range(5), "refine": range(5, 7), "verify": range(7, 10)}
+RESAMPLINGS = 2000
+WIKITEXT = "wikitext2-raw"
+
+
+def main() -> int:
+    """Measure, show, and say by the exit code whether every goal is met."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a Llama's checkpoint folder (default: the trained tiny Llama)")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="where the trained Llama is kept")
+    parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--pairs", type=int, default=40, help="interleaved pairs of decodes")
+    parser.add_argument("--evaluations", type=int, default=24, help="KLs that may be measured to refine a mixture")
+    parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 4))
+    parser.add_argument("--svg", type=Path, help="write bytes against KL as a picture")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    if not list((asked.data / WIKITEXT).rglob("*")):
+        print(f"{asked.data / WIKITEXT}: not here; name the folder with --data", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="edgekit-quality-") as scratch:
+        bench = Bench(asked.model or tiny_llama(asked.cache, asked.data), asked.data, Path(scratch), asked.threads)
+        found = bench.compare(asked.evaluations)
+        found["speed"] = bench.speed(asked.pairs)
+    found["goals"] = judge(found)
+    if asked.svg:
+        asked.svg.write_text(draw(found["rows"]), encoding="utf-8")
+    if asked.json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
+    return 0 if all(goal["met"] for goal in found["goals"]) else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Mean squares by GGUF tensor name: of each input channel, and of the log-likelihood's gradient at each output."""
+
+    inputs: Mapping[str, Floats]
+    gradients: Mapping[str, Floats]
+
+
+class Bench:
+    """The model, the texts in their parts, and llama.cpp as the judge."""
+
+    def __init__(self, folder: Path, data: Path, scratch: Path, threads: int) -> None:
+        self.scratch, self.threads = scratch, threads
+        self.options = {"threads": threads, "kv_k": "f32", "kv_v": "f32"}
+        self.model = load_model(folder)
+        self.metadata = describe_model(self.model) | vocabulary(self.model) | {"general.file_type": 0}
+        self.tensors = {one.name: one for one in plan(self.model)}
+        self.shapes = [
+            Shape(name=one.name, rows=one.rows if len(one.shape) > 1 else 1, columns=one.shape[-1])
+            for one in self.tensors.values()
+        ]
+        self.tied = "output.weight" not in self.tensors
+        texts = held_out_texts(data)
+        # They come in the order of their hashes.
+        shares = {part: [text for at, text in enumerate(texts) if at % 10 in some] for part, some in PARTS.items()}
+        self.blocks = {part: self.cut(some, BLOCKS[part]) for part, some in shares.items()}
+        wiki = sorted((data / WIKITEXT).rglob("*.txt"))[0].read_text(encoding="utf-8")[:4_000_000]
+        self.wiki = self.cut(pieces(wiki), BLOCKS["calibrate"])
+        self.float_file = self.write("f32", dict.fromkeys(self.tensors, "f32"), {})
+
+    def cut(self, texts: Sequence[str], count: int) -> list[list[int]]:
+        """Blocks of LENGTH tokens, at most two of each text."""
+        found: list[list[int]] = []
+        for ids in self.model.encode(list(texts), 2 * LENGTH):
+            found += [ids[at : at + LENGTH] for at in range(0, len(ids) - LENGTH + 1, LENGTH)]
+            if len(found) >= count:
+                break
+        return found[:count]
+
+    def write(self, name: str, types: Mapping[str, str], importance: Mapping[str, Floats]) -> Path:
+        """A GGUF file of these types; the others of the same name are replaced."""
+        path = self.scratch / f"{name}.gguf"
+        convert(
+            self.model,
+            path,
+            types=types,
+            metadata=self.metadata,
+            importance={tensor: values for tensor, values in importance.items() if types[tensor] != "f32"},
+            threads=self.threads,
+        )
+        return path
+
+    def bytes(self, types: Mapping[str, str]) -> int:
+        """The bytes of the tensors."""
+        return sum(one.rows * row_bytes(types[one.name], one.columns) for one in self.shapes)
+
+    @cached_property
+    def references(self) -> dict[str, Floats]:
+        """The float file's logits of the parts that are compared, on disk: float32 [blocks, LENGTH, vocabulary]."""
+        decoder = llama.generator(self.float_file, self.options)
+        found: dict[str, Floats] = {}
+        for part in ("refine", "verify"):
+            shape = (len(self.blocks[part]), LENGTH, decoder.vocabulary)
+            kept = np.memmap(self.scratch / f"{part}.f32", np.float32, "w+", shape=shape)
+            for at, ids in enumerate(self.blocks[part]):
+                decoder.clear()
+                kept[at] = decoder.logits(np.array(ids), slice(None))
+            found[part] = kept
+        decoder.close()
+        return found
+
+    def divergence(self, file: Path, part: str) -> dict[str, Any]:
+        """{kl: mean over tokens, blocks: mean of each block, p99, top1} of a file against the float one, in llama.cpp."""
+        decoder = llama.generator(file, self.options)
+        rows, same = [], 0
+        for ids, reference in zip(self.blocks[part], self.references[part], strict=True):
+            decoder.clear()
+            logits = decoder.logits(np.array(ids), slice(None))
+            rows.append(scores.kl(reference, logits))
+            same += int((reference.argmax(-1) == logits.argmax(-1)).sum())
+        decoder.close()
+        every = np.concatenate(rows)
+        return {
+            "kl": float(every.mean()),
+            "p99": float(np.quantile(every, 0.99)),
+            "top1": same / every.size,
+            "blocks": [float(one.mean()) for one in rows],
+        }
+
+    def statistics(self, blocks: Sequence[Sequence[int]]) -> Statistics:
+        """Mean squares of inputs and of gradients while blocks go through the float model.
+
+        The label of each token is drawn from the model's own answer, so that squared gradients are its Fisher information;
+        at the head it is p(1 - p) of each token. An embedding's input is which token it is.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        module = AutoModelForCausalLM.from_pretrained(self.model.folder, dtype=torch.float32).eval()
+        names = layer_names(self.model, [path for path, _ in module.named_modules()])
+        layers = {name: module.get_submodule(path) for path, name in names.items() if self.tensors[name].columns > 1}
+        head = "output.weight"
+        inputs: dict[str, Any] = dict.fromkeys(layers, 0.0)
+        gradients: dict[str, Any] = dict.fromkeys(layers, 0.0)
+
+        def watch(name: str) -> Callable[..., None]:
+            def seen(layer: Any, given: tuple[Any, ...], out: Any) -> None:
+                if name == TOKEN_EMBEDDING:
+                    inputs[name] += torch.bincount(given[0].flatten(), minlength=len(layer.weight)).double()
+                else:
+                    inputs[name] += given[0].detach()[0].double().square().sum(0)
+                if name != head:
+                    out.register_hook(
+                        lambda g: gradients.update({name: gradients[name] + g[0].double().square().sum(0)})
+                    )
+
+            return seen
+
+        for name, layer in layers.items():
+            layer.register_forward_hook(watch(name))
+        torch.manual_seed(0)
+        for block in blocks:
+            logs = torch.log_softmax(module(torch.tensor([block])).logits[0].float(), -1)
+            chances = logs.detach().exp()
+            gradients[head] = gradients.get(head, 0.0) + (chances * (1 - chances)).double().sum(0)
+            drawn = logs.gather(1, torch.multinomial(chances, 1)).sum()
+            drawn.backward()  # type: ignore[no-untyped-call]
+            module.zero_grad(set_to_none=True)
+        tokens = sum(map(len, blocks))
+        return Statistics(
+            inputs={name: (total / tokens).float().numpy() for name, total in inputs.items()},
+            gradients={name: self.in_order(name, (gradients[name] / tokens).float().numpy()) for name in layers},
+        )
+
+    def in_order(self, name: str, rows: Floats) -> Floats:
+        """Values of output channels in the order of the file's rows: heads that llama.cpp rotates are interleaved there."""
+        head = self.tensors[name].head
+        return rows.reshape(-1, 2, head // 2).swapaxes(1, 2).ravel() if head else rows
+
+    def types(self, scheme: str, importance: Mapping[str, Floats]) -> Mapping[str, str]:
+        """As llama.cpp chooses."""
+        keys = {key.partition(".")[2]: value for key, value in self.metadata.items()}
+        facts = ModelFacts(
+            architecture=str(self.metadata["general.architecture"]),
+            layers=int(str(keys["block_count"])),
+            heads=int(str(keys["attention.head_count"])),
+            kv_heads=int(str(keys["attention.head_count_kv"])),
+        )
+        return choose_types(self.shapes, scheme, facts=facts, imatrix=importance).types
+
+    def sensitivities(self, found: Statistics, importance: Mapping[str, Floats]) -> list[Sensitivity]:
+        """What each type costs each matrix, with the types that this machine's instructions run fast."""
+        file, told = read_gguf(self.float_file), machine.describe()
+        instructions = instruction_set(str(told["arch"]), told["features"])
+        layers = int(str(self.metadata[f"{self.metadata['general.architecture']}.block_count"]))
+        kept = self.types("q8_0", {})
+        made = []
+        for one in self.shapes:
+            if kept[one.name] == "f32":
+                continue
+            rows = np.asarray(read_tensor(file, one.name)).view(np.float32).reshape(one.rows, one.columns)
+            gradient = found.inputs[one.name] if one.name == TOKEN_EMBEDDING else found.gradients[one.name]
+            kinds = candidates(one, instructions, tied=self.tied)
+            made.append(measure(one, [rows], kinds, layers=layers, importance=importance[one.name], gradient=gradient))
+        return made
+
+    def compare(self, evaluations: int) -> dict[str, Any]:
+        """Every row of the table, and how the mixtures were made."""
+        say(f"statistics of {len(self.blocks['calibrate'])} blocks, and of WikiText")
+        ours = self.statistics(self.blocks["calibrate"])
+        sources = {"none": {}, "wikitext": self.matrix(self.statistics(self.wiki)), "in-domain": self.matrix(ours)}
+        rows = []
+        for scheme in SCHEMES:
+            chosen = sources if scheme in GOALS else {"in-domain": sources["in-domain"]}
+            rows += [self.row(scheme, name, self.types(scheme, matrix), matrix) for name, matrix in chosen.items()]
+        # The embedding is looked up: what its columns weigh is the gradient behind them.
+        weighed = sources["in-domain"] | {TOKEN_EMBEDDING: ours.gradients[TOKEN_EMBEDDING]}
+        sensitivities = self.sensitivities(ours, weighed)
+        mixtures = {}
+        for like in GOALS:
+            say(f"mixed at the bytes of {like}")
+            types = self.types(like, sources["in-domain"])
+            made = self.refined(sensitivities, types, weighed, evaluations)
+            mixed = {**types, **made.mixture.types}
+            rows.append(self.row(f"mixed @ {like}", "in-domain", mixed, weighed))
+            mixtures[like] = {
+                "predicted_kl": made.mixture.loss,
+                "refine_kl": made.kl,
+                "first_refine_kl": made.first_kl,
+                "evaluations": made.evaluations,
+                "scales": made.scales,
+                "types": made.mixture.types,
+            }
+        return {"machine": machine.describe(), "rows": rows, "mixtures": mixtures}
+
+    def matrix(self, found: Statistics) -> dict[str, Floats]:
+        """An importance matrix as edgekit makes one: of all that is multiplied."""
+        return {name: values for name, values in found.inputs.items() if name != TOKEN_EMBEDDING}
+
+    def refined(
+        self,
+        sensitivities: Sequence[Sensitivity],
+        types: Mapping[str, str],
+        importance: Mapping[str, Floats],
+        evaluations: int,
+    ) -> Refined:
+        """The mixture at the bytes of these types, refined on the part of the text that is kept for it."""
+        shapes = {one.name: one for one in self.shapes}
+        matrices = [shapes[one.name] for one in sensitivities]
+        budget = sum(one.rows * row_bytes(types[one.name], one.columns) for one in matrices)
+
+        def kl(mixed: Mapping[str, str]) -> float:
+            return float(self.divergence(self.write("trial", {**types, **mixed}, importance), "refine")["kl"])
+
+        return refine(sensitivities, budget, kl, evaluations=evaluations)
+
+    def row(self, name: str, source: str, types: Mapping[str, str], importance: Mapping[str, Floats]) -> dict[str, Any]:
+        """One row of the table; its file stays for the times."""
+        file = self.write(name.replace(" ", ""), types, importance)
+        found = {"name": name, "imatrix": source, "bytes": self.bytes(types)} | self.divergence(file, "verify")
+        say(f"{name:16} {source:10} {found['bytes']:>11,} bytes, KL {found['kl']:.5f}")
+        return found
+
+    def speed(self, pairs: int) -> dict[str, Any]:
+        """Decode of `mixed` over that of Q4_K_M in interleaved pairs, its 95 % interval, and the share of the roofline."""
+        say(f"{pairs} pairs of decodes")
+        # What llama.cpp does when nobody asks for anything else.
+        options = {"threads": self.threads}
+        files = {name: self.scratch / f"{name}.gguf" for name in ("mixed@q4_k_m", "q4_k_m")}
+        decoders = {name: llama.generator(file, options) for name, file in files.items()}
+        prompt = np.array(self.blocks["verify"][0][:PROMPT])
+
+        def decode(name: str) -> float:
+            decoder = decoders[name]
+            decoder.clear()
+            token = int(decoder.logits(prompt, slice(-1, None)).argmax())
+            begun = time.perf_counter()
+            for _ in range(NEW):
+                token = int(decoder.logits(np.array([token]), slice(None)).argmax())
+            return NEW / (time.perf_counter() - begun)
+
+        for name in decoders:
+            decode(name)
+        rates: dict[str, list[float]] = {name: [] for name in decoders}
+        for pair in range(pairs):
+            for name in sorted(decoders, reverse=bool(pair % 2)):
+                rates[name].append(decode(name))
+        for decoder in decoders.values():
+            decoder.close()
+        ratios = np.array(rates["mixed@q4_k_m"]) / np.array(rates["q4_k_m"])
+        low, high = interval(lambda chosen: float(np.median(ratios[chosen])), pairs)
+        bandwidth = machine.bandwidth_gbs(self.threads)
+        read = {name: read_per_token(file) for name, file in files.items()}
+        shares = {name: statistics.median(rates[name]) * read[name] / bandwidth / 1e9 for name in files}
+        medians = {name: statistics.median(rates[name]) for name in files}
+        return {
+            "tokens_per_second": medians,
+            "ratio": float(np.median(ratios)),
+            "interval": [low, high],
+            "pairs": pairs,
+            "bandwidth_gbs": bandwidth,
+            "roofline_share": shares,
+            "threads": self.threads,
+        }
+
+
+def read_per_token(file: Path) -> int:
+    """Bytes of weights that one token reads: all but an embedding that is no head."""
+    places = read_gguf(file).tensors
+    return sum(
+        place.bytes for name, place in places.items() if name != TOKEN_EMBEDDING or "output.weight" not in places
+    )
+
+
+def interval(statistic: Callable[[NDArray[np.intp]], float], count: int) -> tuple[float, float]:
+    """The 95 % interval of a statistic of `count` things, by resampling their places."""
+    numbers = np.random.default_rng(0)
+    drawn = sorted(statistic(numbers.integers(0, count, count)) for _ in range(RESAMPLINGS))
+    return drawn[int(0.025 * RESAMPLINGS)], drawn[int(0.975 * RESAMPLINGS)]
+
+
+def judge(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The goals: {goal, measured, interval, limit, met}."""
+    rows = {(row["name"], row["imatrix"]): row for row in found["rows"]}
+    goals = []
+    for like, limit in GOALS.items():
+        base, mixed = rows[like, "in-domain"], rows[f"mixed @ {like}", "in-domain"]
+        ours, theirs = np.array(mixed["blocks"]), np.array(base["blocks"])
+        ends = interval(lambda chosen: float(ours[chosen].mean() / theirs[chosen].mean()), len(ours))  # noqa: B023
+        ratio, size = mixed["kl"] / base["kl"], mixed["bytes"] / base["bytes"]
+        goals.append(_goal(f"KL of mixed / {like}", ratio, list(ends), limit, ratio <= limit))
+        goals.append(_goal(f"bytes of mixed / {like}", size, None, 1.0, 0.99 <= size <= 1.0))
+    speed = found["speed"]
+    met = speed["interval"][0] >= SPEED_GOAL
+    goals.append(_goal("decode of mixed / q4_k_m, lower bound", speed["ratio"], speed["interval"], SPEED_GOAL, met))
+    return goals
+
+
+def _goal(name: str, measured: float, ends: list[float] | None, limit: float, met: bool) -> dict[str, Any]:
+    return {"goal": name, "measured": measured, "interval": ends, "limit": limit, "met": met}
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """The table for people."""
+    print(f"{'scheme':16} {'imatrix':10} {'bytes':>12} {'mean KL':>9} {'p99 KL':>8} {'top-1':>7}")
+    for row in sorted(found["rows"], key=lambda one: (one["bytes"], one["kl"])):
+        print(
+            f"{row['name']:16} {row['imatrix']:10} {row['bytes']:>12,} {row['kl']:>9.5f} {row['p99']:>8.4f}"
+            f" {row['top1']:>7.2%}"
+        )
+    speed = found["speed"]
+    print(f"\ndecode with {speed['threads']} threads, {speed['bandwidth_gbs']:.1f} GB/s:")
+    for name, rate in speed["tokens_per_second"].items():
+        print(f"  {name:16} {rate:8.1f} tokens/s, {speed['roofline_share'][name]:.0%} of the roofline")
+    print()
+    for goal in found["goals"]:
+        ends = "" if goal["interval"] is None else " ({:.3f} to {:.3f})".format(*goal["interval"])
+        print(
+            f"{'met   ' if goal['met'] else 'MISSED'} {goal['goal']}: {goal['measured']:.3f}{ends}, goal {goal['limit']}"
+        )
+
+
+def draw(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Bytes against mean KL, both axes logarithmic, as an SVG of its own."""
+    width, height, edge = 720, 440, 60
+    sizes, losses = [math.log(row["bytes"]) for row in rows], [math.log(row["kl"]) for row in rows]
+
+    def place(values: Sequence[float], value: float, begin: float, end: float) -> float:
+        low, high = min(values), max(values)
+        return begin + (value - low) / max(high - low, 1e-9) * (end - begin)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        f'<path d="M{edge} {edge / 2}V{height - edge}H{width - edge / 2}" fill="none" stroke="#888"/>',
+        f'<text x="{width / 2}" y="{height - 20}" text-anchor="middle">bytes (logarithmic)</text>',
+        f'<text x="16" y="{edge / 2 - 8}">mean KL, nats (logarithmic)</text>',
+    ]
+    for row, size, loss in zip(rows, sizes, losses, strict=True):
+        x = place(sizes, size, edge + 20, width - edge - 90)
+        y = place(losses, loss, height - edge - 20, edge)
+        color = "#c0392b" if str(row["name"]).startswith("mixed") else "#2c6fbb"
+        source = "" if row["imatrix"] == "in-domain" else f", imatrix: {row['imatrix']}"
+        label = f"{row['name']}{source} ({row['bytes'] / 1e6:.2f} MB, {row['kl']:.4f})"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
+        parts.append(f'<text x="{x + 7:.1f}" y="{y + 4:.1f}" fill="{color}" font-size="10">{label}</text>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def say(what: str) -> None:
+    """Progress, beside the table."""
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
