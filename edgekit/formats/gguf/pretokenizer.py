@@ -107,23 +107,22 @@ def _all_mergeable(content: Mapping[str, Any]) -> bool:
 
 def _by_behaviour(model: Model, keys: Mapping[str, Value]) -> str:
     """The first of llama.cpp's pre-tokenizers that gives the original's ids for all our texts."""
-    best: tuple[int, str, str] | None = None
+    best: tuple[int, str, EdgekitError] | None = None
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         path = Path(folder) / "vocabulary.gguf"
         with GgufWriter(path, {**keys, "general.architecture": "llama", "tokenizer.ggml.pre": "default"}, []) as writer:
             writer.finish()
         for name in BEHAVIOURS:
             with open_vocabulary(path, name) as ours:
-                comparison = Comparison(model, ours, model.folder / "tokenizer.json")
-                agreed, differs = _agreement(comparison)
+                agreed, differs = _agreement(Comparison(model, ours, model.folder / "tokenizer.json"))
             if differs is None:
                 return name
             if best is None or agreed > best[0]:
-                best = agreed, name, differs.message
+                best = agreed, name, differs
     assert best is not None
     raise EdgekitError(
-        f"{best[2]}; none of llama.cpp's pre-tokenizers splits texts as this one does ({best[1]} is the nearest): take a model"
-        " with one of the usual tokenizers, or --format onnx"
+        f"{best[2].message}; none of llama.cpp's pre-tokenizers splits texts as this one does ({best[1]} is the nearest): take a"
+        " model with one of the usual tokenizers, or --format onnx"
     )
 
 
@@ -131,11 +130,9 @@ def _agreement(comparison: Comparison) -> tuple[int, EdgekitError | None]:
     """How many of our texts give the same ids, and the first difference."""
     agreed, first = 0, None
     for kind, texts in comparison.probes().items():
-        for text in texts:
-            try:
-                comparison.compare(kind, [text], [(False, False)])
-            except EdgekitError as differs:
-                first = first or differs
-            else:
-                agreed += 1
+        for text, ids in zip(texts, comparison.encode(texts, special=False, add=False), strict=True):
+            found = comparison.ours.encode(text, special=False, add=False)
+            agreed += found == ids
+            if found != ids and first is None:
+                first = comparison.differs(kind, text, ids, found, special=False, add=False)
     return agreed, first

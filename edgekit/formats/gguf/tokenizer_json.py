@@ -73,9 +73,9 @@ class TokenizerFiles:
         """What llama.cpp is told that a token is."""
         if place not in self.pieces:
             return UNUSED
-        if place == self.unknown:
-            return UNKNOWN
         if place in self.added:
+            if place == self.unknown:
+                return UNKNOWN
             return CONTROL if self.added[place]["special"] else USER_DEFINED
         return NORMAL
 
