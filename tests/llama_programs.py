@@ -76,6 +76,16 @@ add_subdirectory(${SOURCE}/common common EXCLUDE_FROM_ALL)
 foreach(tool ${TOOLS})
   add_subdirectory(${SOURCE}/tools/${tool} tools/${tool} EXCLUDE_FROM_ALL)
 endforeach()
+foreach(program ${PROGRAMS})
+  target_sources(${program} PRIVATE ${CMAKE_SOURCE_DIR}/flush.cpp)
+endforeach()
+"""
+# llama.cpp's log has a thread of its own, and what it has not written when a program ends is lost (common/log.cpp,
+# common_log_main): without this, a summary is sometimes missing.
+FLUSH = """\
+#include "log.h"
+#include <cstdlib>
+static const int registered = std::atexit([] { common_log_flush(common_log_main()); });
 """
 # Not optimized: compiling is most of what the programs cost, and the arithmetic is in the libraries.
 SETTINGS = (
@@ -175,7 +185,7 @@ def _cache_folder() -> Path:
 
 def _digest(libraries: list[Path]) -> str:
     """Twelve letters for what the programs are made from: the libraries (so this CPU's flags), how, and for which machine."""
-    told = hashlib.sha256(repr((PROJECT, SETTINGS, PROGRAMS, platform.machine(), sys.platform)).encode())
+    told = hashlib.sha256(repr((PROJECT, FLUSH, SETTINGS, PROGRAMS, platform.machine(), sys.platform)).encode())
     for path in libraries:
         told.update(path.name.encode())
         with path.open("rb") as stream:
@@ -189,10 +199,17 @@ def _build(scratch: Path, libraries: list[Path]) -> Path:
     project, build = scratch / "project", scratch / "build"
     project.mkdir()
     (project / "CMakeLists.txt").write_text(PROJECT, encoding="utf-8")
+    (project / "flush.cpp").write_text(FLUSH, encoding="utf-8")
     cmake = _cmake()
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    places = [f"-DSOURCE={source}", f"-DLIBRARIES={libraries[0].parent}", f"-DTOOLS={';'.join(TOOLS)}"]
-    _run(cmake, "-S", project, "-B", build, *generator, *places, *SETTINGS)
+    places = {
+        "SOURCE": source,
+        "LIBRARIES": libraries[0].parent,
+        "TOOLS": ";".join(TOOLS),
+        "PROGRAMS": ";".join(PROGRAMS),
+    }
+    given = [f"-D{name}={value}" for name, value in places.items()]
+    _run(cmake, "-S", project, "-B", build, *generator, *given, *SETTINGS)
     _run(cmake, "--build", build, "--parallel", os.cpu_count() or 1, "--target", *PROGRAMS)
     made = build / "bin"
     for path in libraries:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from conftest import ROOT
 from llama_files import write_llama
 from llama_programs import PROGRAMS, Server, programs, run_program, serve
 
-from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_tensor
+from edgekit.formats.gguf.file import read_gguf, read_tensor
+from edgekit.formats.gguf.imatrix import read_imatrix, write_imatrix
 from edgekit.runtimes import scores
 from tests.architectures.decoders import TEMPLATE, make_decoder
 
@@ -226,18 +227,7 @@ def test_llama_imatrix_s_file_is_readable(imatrix: Path, model: Path, texts: Pat
         assert read_tensor(file, f"{name}.counts").view("<f4").item() == tokens
 
 
-def mean_squares(imatrix: Path) -> dict[str, Any]:
-    """What llama.cpp's quantizer takes of an imatrix file: each input channel's mean square, by tensor."""
-    file = read_gguf(imatrix)
-    return {
-        name.removesuffix(".in_sum2"): read_tensor(file, name).view("<f4").reshape(-1)
-        / read_tensor(file, f"{name.removesuffix('.in_sum2')}.counts").view("<f4").reshape(-1)
-        for name in file.tensors
-        if name.endswith(".in_sum2")
-    }
-
-
-def quantize_in_process(model: Path, out: Path, scheme: str, importance: dict[str, Any]) -> None:
+def quantize_in_process(model: Path, out: Path, scheme: str, importance: Mapping[str, Any]) -> None:
     """llama_model_quantize of the installed library, with importance by tensor."""
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype, settings.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{scheme}"), 1
@@ -256,9 +246,9 @@ def test_llama_quantize_takes_an_imatrix_and_equals_the_library(
 ) -> None:
     ran = run_program("llama-quantize", "--imatrix", imatrix, model, tmp_path / "theirs.gguf", scheme, "1")
     assert "importance matrix" in ran.stdout + ran.stderr
-    quantize_in_process(model, tmp_path / "ours.gguf", scheme, mean_squares(imatrix))
+    quantize_in_process(model, tmp_path / "ours.gguf", scheme, read_imatrix(imatrix).importance())
     theirs, ours = read_gguf(tmp_path / "theirs.gguf"), read_gguf(tmp_path / "ours.gguf")
-    assert theirs.metadata["quantize.imatrix.entries_count"] == len(mean_squares(imatrix))
+    assert theirs.metadata["quantize.imatrix.entries_count"] == len(read_imatrix(imatrix).entries)
     assert {name: place.type for name, place in theirs.tensors.items()} == {
         name: place.type for name, place in ours.tensors.items()
     }
@@ -271,15 +261,16 @@ def test_llama_quantize_takes_an_imatrix_and_equals_the_library(
 
 
 def test_llama_quantize_takes_an_imatrix_that_edgekit_writes(model: Path, imatrix: Path, tmp_path: Path) -> None:
-    """The same file, written by edgekit's own writer from what its reader read, gives the same model."""
-    file = read_gguf(imatrix)
-    headers = [TensorHeader(name=name, type=place.type, shape=place.shape) for name, place in file.tensors.items()]
-    with GgufWriter(tmp_path / "imatrix.gguf", file.metadata, headers) as writer:
-        for header in headers:
-            writer.append(np.ascontiguousarray(read_tensor(file, header.name)).reshape(-1))
-        writer.finish()
-    for name, statistics in {"theirs": imatrix, "ours": tmp_path / "imatrix.gguf"}.items():
-        run_program("llama-quantize", "--imatrix", statistics, model, tmp_path / f"{name}.gguf", "Q4_K_M", "1")
-    theirs, ours = read_gguf(tmp_path / "theirs.gguf"), read_gguf(tmp_path / "ours.gguf")
+    """Read and written again by edgekit, llama-imatrix's statistics give the same model, to the byte but for the file's name."""
+    (tmp_path / "ours").mkdir()
+    write_imatrix(tmp_path / "ours" / imatrix.name, read_imatrix(imatrix))
+    made = {}
+    for name, statistics in {"theirs": imatrix, "ours": tmp_path / "ours" / imatrix.name}.items():
+        out = tmp_path / f"{name}.gguf"
+        run_program("llama-quantize", "--imatrix", statistics, model, out, "Q4_K_M", "1")
+        made[name] = read_gguf(out)
+    theirs, ours = made["theirs"], made["ours"]
     for name in theirs.tensors:
         np.testing.assert_array_equal(read_tensor(theirs, name), read_tensor(ours, name), err_msg=name)
+    for key in ("dataset", "entries_count", "chunks_count"):
+        assert ours.metadata[f"quantize.imatrix.{key}"] == theirs.metadata[f"quantize.imatrix.{key}"]
