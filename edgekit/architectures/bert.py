@@ -45,7 +45,7 @@ def keys(config: Config) -> Keys:
         "block_count": config.number("num_hidden_layers"),
         "feed_forward_length": config.number("intermediate_size"),
         "attention.head_count": config.number("num_attention_heads"),
-        "attention.layer_norm_epsilon": float(config.values["layer_norm_eps"]),
+        "attention.layer_norm_epsilon": config.real("layer_norm_eps"),
         "attention.causal": False,
         "tokenizer.ggml.token_type_count": config.number("type_vocab_size"),
     }

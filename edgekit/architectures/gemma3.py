@@ -32,8 +32,8 @@ def keys(config: Config) -> Keys:
     config.must("attn_logit_softcapping", None)
     near = rope(config, ("default",), "sliding_attention") if _nested(config) else None
     # Version 4 has one key for the layers in a window, and scales only those of full attention.
-    base = near.theta if near else float(config.get("rope_local_base_freq", 10000.0))
-    period = int(config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6)))
+    base = near.theta if near else config.real("rope_local_base_freq")
+    period = config.number("sliding_window_pattern")
     layers = config.number("num_hidden_layers")
     usual = ["sliding_attention" if (place + 1) % period else "full_attention" for place in range(layers)]
     spelled = Config(values={**config.values, "layer_types": config.get("layer_types", usual)}, where=config.where)
@@ -62,5 +62,12 @@ GGUF = Gguf(
     # The text model is what llama.cpp runs; images have a file of their own there.
     ignored=(*IGNORED, "vision_tower.", "multi_modal_projector."),
     tied=True,
-    defaults={**DEFAULTS, "vocab_size": 262208, "max_position_embeddings": 131072, "rope_theta": 1000000.0},
+    defaults={
+        **DEFAULTS,
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window_pattern": 6,
+    },
 )

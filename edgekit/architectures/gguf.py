@@ -41,6 +41,13 @@ class Config:
             raise self.error(key, f"{value!r} is not a number above zero")
         return value
 
+    def real(self, key: str) -> float:
+        """A number above zero; EdgekitError where it is missing or something else."""
+        value = self.values.get(key)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self.error(key, f"{value!r} is not a number above zero")
+        return float(value)
+
     def error(self, key: str, what: str) -> EdgekitError:
         """What to tell a user about a key."""
         return EdgekitError(f"{self.where}: {key}: {what}")
@@ -48,7 +55,7 @@ class Config:
     def must(self, key: str, *wanted: Any) -> None:
         """Raises EdgekitError unless a key has one of these values: llama.cpp computes no other in this family."""
         if self.values.get(key) not in wanted:
-            known = " or ".join(repr(one) for one in wanted)
+            known = " or ".join(repr(one) for one in wanted if one is not None) or "none"
             raise self.error(
                 key, f"llama.cpp computes {known} in this family, not {self.values.get(key)!r}; export as ONNX"
             )
@@ -107,13 +114,13 @@ class Gguf:
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """How positions turn queries and keys: kind, base, share of each head, and the kind's own numbers."""
+    """How positions turn queries and keys: kind, base, share of each head, original context, and the kind's own numbers."""
 
     kind: str
     theta: float
     partial: float
     original: int
-    values: Mapping[str, Any]
+    said: Config
 
 
 def rope(config: Config, kinds: Collection[str], layers: str = "full_attention") -> Rope:
@@ -122,25 +129,31 @@ def rope(config: Config, kinds: Collection[str], layers: str = "full_attention")
     kinds: what llama.cpp computes in this family. Raises EdgekitError for another one.
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    found = given[layers] if isinstance(given.get(layers), dict) else given
-    kind = str(found.get("rope_type", found.get("type", "default")))
+    if not isinstance(given, dict):
+        raise config.error("rope_parameters", f"{given!r} is not a table")
+    nested = given.get(layers)
+    found = {key: config.get(key) for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
+    found |= nested if isinstance(nested, dict) else given
+    said = Config(values=found, where=f"{config.where}: rope_parameters")
+    kind = str(said.get("rope_type", said.get("type", "default")))
     if kind not in kinds:
-        raise config.error("rope_parameters.rope_type", f"unknown value {kind!r}{nearest(kind, kinds)}")
+        raise said.error("rope_type", f"unknown value {kind!r}{nearest(kind, kinds)}")
     # transformers gives the configuration's own key the word over the dictionary's.
-    original = config.get("original_max_position_embeddings", found.get("original_max_position_embeddings"))
+    places = (config, "original_max_position_embeddings"), (said, "original_max_position_embeddings")
+    original = next((place.number(key) for place, key in places if place.get(key)), None)
     return Rope(
         kind=kind,
-        theta=float(found.get("rope_theta") or config.get("rope_theta", 10000.0)),
-        partial=float(found.get("partial_rotary_factor") or config.get("partial_rotary_factor", 1.0)),
-        original=int(original or config.number("max_position_embeddings")),
-        values=found,
+        theta=said.real("rope_theta") if said.get("rope_theta") else 10000.0,
+        partial=said.real("partial_rotary_factor") if said.get("partial_rotary_factor") else 1.0,
+        original=original or config.number("max_position_embeddings"),
+        said=said,
     )
 
 
 def head_width(config: Config) -> int:
     """The channels of one head; EdgekitError where the heads do not divide the model's width."""
-    if width := config.get("head_dim"):
-        return int(width)
+    if config.get("head_dim"):
+        return config.number("head_dim")
     width, rest = divmod(config.number("hidden_size"), config.number("num_attention_heads"))
     if rest:
         raise config.error("num_attention_heads", f"does not divide hidden_size ({config.number('hidden_size')})")
@@ -150,7 +163,7 @@ def head_width(config: Config) -> int:
 def decoder_sizes(config: Config) -> dict[str, int]:
     """The sizes that the shapes of decoders are made of."""
     heads, width = config.number("num_attention_heads"), head_width(config)
-    pairs = int(config.get("num_key_value_heads", heads))
+    pairs = config.number("num_key_value_heads") if config.get("num_key_value_heads") else heads
     if heads % pairs or width % 2:
         raise config.error("num_key_value_heads", f"{heads} heads of {width} channels on {pairs} do not fit together")
     return {
@@ -180,7 +193,7 @@ def decoder_keys(config: Config, turning: Rope, *, context: int | None = None) -
         "attention.head_count_kv": sizes["key_heads"],
         "attention.key_length": sizes["head"],
         "attention.value_length": sizes["head"],
-        "attention.layer_norm_rms_epsilon": float(config.values["rms_norm_eps"]),
+        "attention.layer_norm_rms_epsilon": config.real("rms_norm_eps"),
         "rope.dimension_count": int(sizes["head"] * turning.partial),
         "rope.freq_base": turning.theta,
         **_scaling_keys(config, turning),
@@ -189,7 +202,7 @@ def decoder_keys(config: Config, turning: Rope, *, context: int | None = None) -
 
 def _scaling_keys(config: Config, turning: Rope) -> Keys:
     if turning.kind == "linear":
-        return {"rope.scaling.type": "linear", "rope.scaling.factor": _factor(config, turning)}
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": turning.said.real("factor")}
     if turning.kind in {"longrope", "su"}:
         return {
             "rope.scaling.type": "longrope",
@@ -200,9 +213,8 @@ def _scaling_keys(config: Config, turning: Rope) -> Keys:
         return {}
     # llama.cpp's loader takes these from no file of these families.
     for key, only in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
-        if turning.values.get(key) not in {None, only}:
-            raise config.error(f"rope_parameters.{key}", f"llama.cpp computes {only} only, not {turning.values[key]!r}")
-    factor = _factor(config, turning)
+        turning.said.must(key, None, only)
+    factor = turning.said.real("factor")
     keys: Keys = {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
@@ -214,13 +226,6 @@ def _scaling_keys(config: Config, turning: Rope) -> Keys:
     return keys
 
 
-def _factor(config: Config, turning: Rope) -> float:
-    factor = turning.values.get("factor")
-    if not isinstance(factor, int | float) or factor <= 0:
-        raise config.error("rope_parameters.factor", f"{factor!r} is not a number above zero")
-    return float(factor)
-
-
 def _yarn_scale(factor: float, scale: float = 1.0) -> float:
     """The square root of the attention's temperature that YaRN recommends (arXiv:2309.00071, eq. 22)."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1.0 else 1.0
@@ -228,7 +233,7 @@ def _yarn_scale(factor: float, scale: float = 1.0) -> float:
 
 def _yarn_attention(turning: Rope, factor: float) -> float:
     """What transformers multiplies sines and cosines with (modeling_rope_utils._compute_yarn_parameters)."""
-    given = turning.values
+    given = turning.said
     if (wanted := given.get("attention_factor")) is not None:
         return float(wanted)
     if (one := given.get("mscale")) and (all_of_them := given.get("mscale_all_dim")):
@@ -238,9 +243,9 @@ def _yarn_attention(turning: Rope, factor: float) -> float:
 
 def _longrope_attention(config: Config, turning: Rope) -> float:
     """As transformers computes it (modeling_rope_utils._compute_longrope_parameters; arXiv:2402.13753)."""
-    if (wanted := turning.values.get("attention_factor")) is not None:
+    if (wanted := turning.said.get("attention_factor")) is not None:
         return float(wanted)
-    factor = turning.values.get("factor") or config.number("max_position_embeddings") / turning.original
+    factor = turning.said.get("factor") or config.number("max_position_embeddings") / turning.original
     return math.sqrt(1 + math.log(factor) / math.log(turning.original)) if factor > 1.0 else 1.0
 
 
@@ -253,9 +258,9 @@ def longrope_factors(config: Config, turning: Rope) -> dict[str, NDArray[np.floa
     wanted = int(head_width(config) * turning.partial) // 2
     found = {}
     for side in ("long", "short"):
-        factors = turning.values.get(f"{side}_factor")
+        factors = turning.said.get(f"{side}_factor")
         if not isinstance(factors, list) or len(factors) != wanted:
-            raise config.error(f"rope_parameters.{side}_factor", f"must be a list of {wanted} numbers")
+            raise turning.said.error(f"{side}_factor", f"must be a list of {wanted} numbers")
         found[f"rope_factors_{side}.weight"] = np.array(factors, np.float32)
     return found
 
@@ -266,12 +271,7 @@ def llama3_factors(config: Config, turning: Rope) -> dict[str, NDArray[np.float3
 
     if turning.kind != "llama3":
         return {}
-    try:
-        factor, low, high = (float(turning.values[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    except (KeyError, TypeError, ValueError) as bad:
-        raise config.error(
-            "rope_parameters", f"llama3 needs factor, low_freq_factor and high_freq_factor: {bad}"
-        ) from bad
+    factor, low, high = (turning.said.real(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     width = head_width(config)
     one = np.float32(1)
     lengths = np.float32(2 * math.pi) * np.float32(turning.theta) ** (np.arange(0, width, 2, dtype=np.float32) / width)

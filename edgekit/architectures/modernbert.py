@@ -38,8 +38,7 @@ def sizes(config: Config) -> dict[str, int]:
 
 def keys(config: Config) -> Keys:
     """The keys of `modern-bert.*`."""
-    # llama.cpp knows the others by the names of GLUs, which no configuration of this family uses.
-    config.must("hidden_activation", "gelu", "gelu_pytorch_tanh")
+    config.must("hidden_activation", "gelu", "silu")
     head_width(config)
     nested = isinstance(config.get("rope_parameters"), dict)
     period = config.number("global_attn_every_n_layers")
@@ -54,11 +53,12 @@ def keys(config: Config) -> Keys:
         "block_count": config.number("num_hidden_layers"),
         "feed_forward_length": config.number("intermediate_size"),
         "attention.head_count": config.number("num_attention_heads"),
-        "attention.layer_norm_epsilon": float(config.values["norm_eps"]),
+        "attention.layer_norm_epsilon": config.real("norm_eps"),
         "attention.causal": False,
+        "hidden_activation": str(config.values["hidden_activation"]),
         "rope.scaling.type": "none",
-        "rope.freq_base": far.theta if nested else float(config.values["global_rope_theta"]),
-        "rope.freq_base_swa": near.theta if nested else float(config.values["local_rope_theta"]),
+        "rope.freq_base": far.theta if nested else config.real("global_rope_theta"),
+        "rope.freq_base_swa": near.theta if nested else config.real("local_rope_theta"),
         # The window is of local_attention tokens in all, in llama.cpp as in transformers: half of it on each side.
         **window_keys(Config(values={**config.values, **spelled}, where=config.where), 3, full_first=True),
     }

@@ -70,9 +70,10 @@ def describe_quantization(scheme: str, *, imatrix: Mapping[str, Any] | None = No
 
     imatrix: file, dataset, entries (tensors) and chunks, as llama.cpp's quantizer names them; a missing one is left out.
     """
-    found: dict[str, Value] = {"general.file_type": FILE_TYPES[scheme]}
-    if scheme not in {"f32", "f16", "bf16"}:
-        found["general.quantization_version"] = _QUANTIZATION_VERSION
+    found: dict[str, Value] = {
+        "general.file_type": FILE_TYPES[scheme],
+        "general.quantization_version": _QUANTIZATION_VERSION,
+    }
     given = imatrix or {}
     for key in ("file", "dataset"):
         if given.get(key):
@@ -87,6 +88,18 @@ def describe_origin(fingerprints: Mapping[str, str], *, scheme: str) -> dict[str
     """edgekit.*: version, scheme, and what the file was made from, as {what: sha256}."""
     origin: dict[str, Value] = {f"edgekit.{key}.sha256": digest for key, digest in fingerprints.items()}
     return origin | {"edgekit.version": __version__, "edgekit.scheme": scheme}
+
+
+def note_context(model: Model) -> str | None:
+    """What to tell a user where the file promises shorter contexts than the checkpoint: llama.cpp's graph has no window."""
+    family, config = read_config(model)
+    promised, own = family.keys(config)["context_length"], config.number("max_position_embeddings")
+    if not family.head or promised == own:
+        return None
+    return (
+        f"llama.cpp has no sliding window for this family: up to {promised} tokens it computes what the model computes, so the"
+        f" file's context is {promised} tokens, not {own}"
+    )
 
 
 def size_label(parameters: int) -> str:

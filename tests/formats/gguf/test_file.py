@@ -121,13 +121,13 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
 
 
 def test_lying_numbers_never_crash_nor_fill_the_memory(tmp_path: Path) -> None:
-    """Every byte of the header changed, and every 8 of them made huge: an answer or an EdgekitError, within 4 MB."""
+    """Every byte of the header changed, and runs of 8 of them made huge: an answer or an EdgekitError, within 4 MB."""
     path, _ = write(tmp_path / "model.gguf")
     whole, header = path.read_bytes(), read_gguf(path).data_offset
     rng = np.random.default_rng(0)
     lies = [(at, bytes([whole[at] ^ int(rng.integers(1, 256))])) for at in range(header)]
     lies += [
-        (at, struct.pack("<Q", value)) for at in range(4, header - 8) for value in (1 << 31, 1 << 62, (1 << 64) - 1)
+        (at, struct.pack("<Q", value)) for at in range(4, header - 8, 3) for value in (1 << 31, 1 << 62, (1 << 64) - 1)
     ]
     refused = 0
     tracemalloc.start()
