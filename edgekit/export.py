@@ -33,12 +33,15 @@ def export(
     out_of_scope: str | None,
     out: Path,
     name: str = "",
+    arch: str = "",
+    features: Sequence[str] = (),
     fingerprints: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the student in the format and scheme that `options` (a target's `[export.<task>]` table) names.
 
-    name and fingerprints (sha256 by what) are for the file's own record. Only the calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's own outputs.
-    Returns the artifact's facts. Raises EdgekitError where the student cannot be exported or nothing was quantized.
+    arch and features are the target's, name and fingerprints (sha256 by what) for the file's own record. Only the calibrate
+    split is read: it chooses the scheme and fits the task's settings on the artifact's own outputs. Returns the artifact's
+    facts. Raises EdgekitError where the student cannot be exported or nothing was quantized.
     """
     from edgekit.calibrate import load_calibration
 
@@ -57,6 +60,8 @@ def export(
         name=name,
         dataset=f"{name} calibrate" if name else "calibrate",
         fingerprints=fingerprints or {},
+        arch=arch,
+        features=features,
         score=None if kind.OUTPUT == "tokens" else row_task(task).score,
         pad_id=find_pad_id(model),
         max_length=max_length,

@@ -143,7 +143,8 @@ def _generation_lines(report: Row) -> list[str]:
     if "tokens_per_second" not in report:
         return []
     rates, first = report["tokens_per_second"], report["ttft_ms"]
-    told = ", ".join(f"{number(time, 3)} ms after {length} tokens" for length, time in sorted(first.items(), key=lambda one: int(one[0])))
+    ordered = sorted(first.items(), key=lambda one: int(one[0]))
+    told = ", ".join(f"{number(time, 3)} ms after {length} tokens" for length, time in ordered)
     likely = ", ".join(f"{name} {number(value, 4)}" for name, value in report["perplexity"].items())
     return [
         f"p50 and p95 are of one new token; {number(rates['decode'], 3)} tokens/s written, {number(rates['prefill'], 3)} read",

@@ -25,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "build",
         "distill record calibrate export verify package package_card report inspect",
         "report_charts",
+        "report_compare",
         "report_figures",
         "package_llama",
         "formats runtimes devices tasks",

@@ -56,8 +56,12 @@ __all__ = [
 ]
 
 
-def build(recipe: Recipe, targets: Sequence[Target], session: Session) -> list[Built]:
+def build(
+    recipe: Recipe, targets: Sequence[Target], session: Session, formats: Sequence[str | None] = (None,)
+) -> list[Built]:
     """The spine: what a recipe makes once, then for each target; every target is tried even where another failed.
+
+    formats: those to build of each target, by name, instead of the target's own (None).
 
     Raises EdgekitError where the recipe cannot be built, or a target cannot take it. What fails later for one target (export,
     device, check) is in its Built.error.
@@ -66,7 +70,7 @@ def build(recipe: Recipe, targets: Sequence[Target], session: Session) -> list[B
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise EdgekitError(f"two targets are named {twice}, and their bundles would be: rename one of the files")
     prompts = gather_prompts(recipe, session)
-    plans = [resolve(recipe, target, prompts, session) for target in targets]
+    plans = [resolve(recipe, target, prompts, session, format_) for target in targets for format_ in formats]
     base = plans[0].teacher or create(recipe, prompts, session)
     plans = [replace(plan, teacher=base) for plan in plans]
     teacher = finetune(recipe, base, prompts, session)

@@ -30,12 +30,15 @@ class Plan:
     revision: str | None
     splits: tuple[str, ...]
     export: Mapping[str, Any]
-    estimate: Mapping[str, float]
+    variant: str | None = None
+    """The format that was asked for by name, which then is a part of the bundle's name."""
+    estimate: Mapping[str, float] = field(default_factory=dict)
+    """Of the build: seconds, memory_mb, disk_mb; of the artifact: artifact_mb and what else `preflight.predict` tells."""
 
     @property
     def name(self) -> str:
         """The bundle's name."""
-        return f"{self.recipe.name}-{self.target.name}"
+        return "-".join(part for part in (self.recipe.name, self.target.name, self.variant) if part)
 
     def describe(self) -> dict[str, Any]:
         """What `--dry-run` shows."""
@@ -47,6 +50,7 @@ class Plan:
             "revision": self.revision,
             "steps": [step for step, wanted in self._steps() if wanted],
             "export": dict(self.export),
+            "usable_mb": self.target.hardware.usable_mb or self.target.hardware.memory_mb,
             "estimate": dict(self.estimate),
         }
 

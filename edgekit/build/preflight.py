@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ def needed_splits(recipe: Recipe) -> tuple[str, ...]:
     return ("train", "calibrate", "verify") if trains else ("calibrate", "verify")
 
 
-def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session) -> Plan:
-    """Check everything that can fail cheaply, and say what each step will get.
+def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session, format_: str | None = None) -> Plan:
+    """Check everything that can fail cheaply, and say what each step will get; `format_` instead of the target's own.
 
     Raises EdgekitError for whatever `check_recipe` and `check_target` refuse, a model that does not fit the target, and too
     little disk.
@@ -66,9 +66,11 @@ def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session) 
         teacher=teacher,
         revision=revision,
         splits=needed_splits(recipe),
-        export=check_target(target, recipe.task),
+        export=check_target(target, recipe.task, format_),
+        variant=format_,
         estimate=estimate(recipe, prompts, _size(recipe, teacher)),
     )
+    plan = replace(plan, estimate={**plan.estimate, **predict(plan)})
     _check_fits(plan)
     _check_disk(plan, session)
     return plan
@@ -101,13 +103,18 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
     return teacher, revision
 
 
-def check_target(target: Target, task: str) -> Mapping[str, Any]:
-    """The target's raw `[export.<task>]` table, once every table of the target was checked by the entry that it names."""
+def check_target(target: Target, task: str, format_name: str | None = None) -> Mapping[str, Any]:
+    """The target's raw `[export.<task>]` table, once every table of the target was checked by the entry that it names.
+
+    format_name: another format than the table's, with that format's own defaults.
+    """
     from edgekit.devices import DEVICES
     from edgekit.formats import DEFAULT, FORMATS
     from edgekit.runtimes import RUNTIMES
 
     table = target.export_for(task)
+    if format_name is not None and format_name != table.get("format", DEFAULT):
+        table = {"format": format_name}
     where = f"{target.path}: export.{task}"
     format_ = pick(FORMATS, str(table.get("format", DEFAULT)), f"{where}.format")
     parse(format_.Options, {key: value for key, value in table.items() if key != "format"}, where)
@@ -273,6 +280,39 @@ def estimate(recipe: Recipe, prompts: Product, size: Size) -> dict[str, float]:
     }
 
 
+def predict(plan: Plan) -> dict[str, float]:
+    """What the artifact will be, where its format can tell from the teacher's headers: sizes in MB, memory at the context.
+
+    Memory is weights, cache (16 bits, or as the runtime's kv_k and kv_v say), buffers of a step of the prompt and 40 MB of the
+    process itself. Raises EdgekitError for what the format refuses of the checkpoint. {} where nothing is known yet.
+    """
+    from edgekit.formats import DEFAULT, FORMATS
+    from edgekit.runtimes import RUNTIMES
+
+    format_ = FORMATS[str(plan.export.get("format", DEFAULT))]
+    if plan.teacher is None or plan.recipe.student is not None:
+        return {}
+    options = parse(format_.Options, {key: value for key, value in plan.export.items() if key != "format"}, "export")
+    model = load_model(plan.teacher)
+    told = format_.predict(model, options)
+    if told is None:
+        return {}
+    runtime = vars(RUNTIMES[format_.RUNTIME].Options(**plan.target.runtime.get(format_.RUNTIME, {})))
+    context = min(int(runtime.get("context") or plan.recipe.data.max_length), model.max_positions or 1 << 30)
+    width = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
+    share = (width[str(runtime.get("kv_k", "f16"))] + width[str(runtime.get("kv_v", "f16"))]) / 4
+    cache = context * (told["cache_bytes_per_token"] or 0) * share
+    config = model.config.get("text_config") or model.config
+    step = 4 * int(runtime.get("batch", 512)) * (8 * int(config["hidden_size"]) + 2 * int(config["intermediate_size"]))
+    return {
+        "artifact_mb": round(told["bytes"] / 1e6, 1),
+        "context": context,
+        "cache_mb": round(cache / 1e6, 1),
+        "needed_mb": round((told["bytes"] + cache + step) / 1e6 + 40, 0),
+        "bytes_per_token": told["bytes_per_token"],
+    }
+
+
 def _matmul_speed() -> float:
     """Operations per second of small fp32 matrix products here, what short texts in training reach."""
     import time
@@ -290,11 +330,11 @@ def _matmul_speed() -> float:
 
 def _check_fits(plan: Plan) -> None:
     usable = plan.target.hardware.usable_mb or plan.target.hardware.memory_mb
-    needed = plan.estimate["artifact_mb"] * 1.2 + 40
+    needed = plan.estimate.get("needed_mb", plan.estimate["artifact_mb"] * 1.2 + 40)
     if needed > usable:
         raise EdgekitError(
             f"{plan.target.path}: hardware: {usable} MB are usable, but the artifact and its runtime need about {needed:.0f} MB;"
-            " choose a smaller teacher, a [student] with fewer layers, or a larger target"
+            " choose a smaller teacher, a [student] with fewer layers, a scheme of fewer bits, or a larger target"
         )
 
 

@@ -218,6 +218,7 @@ def export(
         raise EdgekitError(
             f"{calibration.folder}: calibrated on another model than {student}; run: edgekit calibrate {student}"
         )
+    scheme = plan.export.get("scheme")
     inputs = {
         "student": digest,
         "calibration": calibration.digest,
@@ -227,6 +228,8 @@ def export(
         "out_of_scope": recipe.data.out_of_scope,
         "max_length": recipe.data.max_length,
         "name": recipe.name,
+        # A mixture has the types that are fast there; all else is the same for all.
+        "hardware": [plan.target.hardware.arch, *plan.target.hardware.features] if scheme == "mixed" else None,
         "libraries": _libraries(str(plan.export.get("format", DEFAULT))),
     }
     return run_step(
@@ -244,6 +247,8 @@ def export(
             out_of_scope=recipe.data.out_of_scope,
             out=out,
             name=recipe.name,
+            arch=plan.target.hardware.arch,
+            features=plan.target.hardware.features,
             fingerprints={"student": digest, "calibration": calibration.digest},
         ),
         note=" ".join(str(plan.export[key]) for key in ("format", "scheme") if key in plan.export),

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from edgekit.recipe import Recipe
     from edgekit.target import Target
 
-# The keys of TASKS, written out because --help loads no table; a test compares them.
+# The keys of FORMATS and TASKS, written out because --help loads no table; a test compares them.
+FORMAT_NAMES = ("onnx", "gguf")
 TASK_NAMES = ("text-classification", "feature-extraction", "text-generation")
 
 
@@ -31,12 +32,14 @@ TASK_NAMES = ("text-classification", "feature-extraction", "text-generation")
 @recipe_options
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("dist"), show_default=True,
               help="Where bundles, archives and reports go.")  # fmt: skip
+@click.option("--format", "formats", multiple=True, type=click.Choice(FORMAT_NAMES),
+              help="Build this format instead of the target's own; give it again to compare.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; build nothing.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
 def build(
     target_names: tuple[str, ...], recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
-    out: Path, dry_run: bool, fresh: bool, strict: bool,
+    out: Path, formats: tuple[str, ...], dry_run: bool, fresh: bool, strict: bool,
 ) -> int:  # fmt: skip
     """Distill, calibrate, export, verify and package for one or many targets.
 
@@ -44,33 +47,41 @@ def build(
     Examples:
       edgekit build --target raspberrypi
       edgekit build -r recipe.toml -t raspberrypi -t laptop-cpu --strict --json
+      edgekit build -r chat.toml -t laptop-cpu --format onnx --format gguf
     """
     from edgekit.build import build as run
     from edgekit.build import exit_code
     from edgekit.cli.show import print_json
+    from edgekit.report_compare import compare
     from edgekit.target import load_target
 
     session = open_session(cache, out, fresh=fresh, strict=strict)
     targets = [load_target(name) for name in dict.fromkeys(target_names)]
     recipe = read_recipe(recipe_path, overrides)
+    wanted: list[str | None] = [*dict.fromkeys(formats)] or [None]
     if dry_run:
-        plans = _plan(recipe, targets, session)
+        plans = _plan(recipe, targets, session, wanted)
         if as_json:
             print_json({"plans": plans})
         else:
             _show_plans(plans)
         return 0
     click.echo(f"{recipe.name} for {', '.join(target.name for target in targets)}", err=True)
-    built = run(recipe, targets, session)
+    built = run(recipe, targets, session, wanted)
+    chosen = compare([one.report for one in built if one.report])
     if as_json:
-        print_json({"bundles": [one.summary() for one in built]})
+        print_json({"bundles": [one.summary() for one in built], "ship": chosen.ship})
     else:
         for one in built:
             show_built(one)
+        if len(chosen.rows) > 1:
+            click.echo("\n" + "\n".join(chosen.lines()))
     return exit_code(built, strict=strict)
 
 
-def _plan(recipe: Recipe, targets: Sequence[Target], session: Session) -> list[dict[str, Any]]:
+def _plan(
+    recipe: Recipe, targets: Sequence[Target], session: Session, formats: Sequence[str | None]
+) -> list[dict[str, Any]]:
     """What a build would do. Where nothing was built yet, nothing is left behind."""
     from tempfile import TemporaryDirectory
 
@@ -81,7 +92,8 @@ def _plan(recipe: Recipe, targets: Sequence[Target], session: Session) -> list[d
         passing = replace(session, workspace=Workspace(Path(scratch)))
         prompts = gather_prompts(recipe, session if session.workspace.root.exists() else passing)
         # The session's own: whether its places can be written, and have room, is a part of the plan.
-        return [resolve(recipe, target, prompts, session).describe() for target in targets]
+        plans = [resolve(recipe, target, prompts, session, one) for target in targets for one in formats]
+        return [plan.describe() for plan in plans]
 
 
 def show_built(built: Built) -> None:
@@ -127,6 +139,11 @@ def _show_plans(plans: Sequence[dict[str, Any]]) -> None:
             f"  estimate  {_duration(guess['seconds'])} where nothing is kept from before, {guess['memory_mb']:.0f} MB of memory,"
             f" {guess['disk_mb']:.0f} MB of disk; an artifact of about {guess['artifact_mb']:.1f} MB"
         )
+        if "needed_mb" in guess:
+            click.echo(
+                f"  on target {guess['needed_mb']:.0f} MB of memory, {guess['cache_mb']:.1f} MB of them for"
+                f" {guess['context']} tokens of context; {plan['usable_mb']} MB are usable: it fits"
+            )
 
 
 def _duration(seconds: float) -> str:

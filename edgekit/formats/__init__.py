@@ -26,9 +26,10 @@ class Source:
     """What a format writes: a checkpoint, with what its task and the calibrate prompts say of it.
 
     load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the calibrate
-    prompts as the model reads them; texts: what was said in them. name: what the model is called; dataset: what its prompts are;
-    fingerprints: sha256 of what it was made from, by what. output: the task's OUTPUT. score(float answers, answers),
-    [n, width] each: greater is better; None where the output is not rows.
+    prompts as the model reads them; texts: what was said in them. name: what the model is called; dataset: what its prompts
+    are; fingerprints: sha256 of what it was made from, by what. arch and features are the target's (see `target.Hardware`).
+    output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is better; None where the output is not
+    rows.
     """
 
     model: Model
@@ -40,6 +41,8 @@ class Source:
     name: str
     dataset: str
     fingerprints: Mapping[str, str]
+    arch: str
+    features: Sequence[str]
     score: Callable[[NDArray[np.float32], NDArray[np.float32]], float] | None
     pad_id: int
     max_length: int
@@ -62,6 +65,9 @@ class Format(Protocol):
     @property
     def Options(self) -> type[Any]:  # noqa: N802  (a dataclass in the module)
         """The dataclass of a target's `[export.<task>]` table, less `format`."""
+
+    def predict(self, model: Model, options: Any) -> dict[str, Any] | None:
+        """Of headers alone: {bytes, bytes_per_token, cache_bytes_per_token, fallbacks} of an export; None: nobody knows yet."""
 
     def write(self, source: Source, options: Any, out: Path) -> dict[str, Any]:
         """Write a student into a folder; returns the artifact's facts that the format knows."""

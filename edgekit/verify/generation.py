@@ -60,8 +60,11 @@ def read_limits(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") ->
 
 
 def default_limits(bits: float) -> dict[str, float]:
-    """What an artifact may lose by default, by the bits of a weight in the type that most of its weights have: published 4- and 8-bit files of good schemes keep well within (llama.cpp's
-    tools/perplexity/README.md: 0.03 nat and 92 % for q4_K_M of an 8B model, 0.0014 and 97.7 % for q8_0); small ones lose more."""
+    """What an artifact may lose by default, by the bits of a weight in the type that most of its weights have.
+
+    Published 4- and 8-bit files of good schemes keep well within (llama.cpp's tools/perplexity/README.md: 0.03 nat and 92 % for
+    q4_K_M of an 8B model, 0.0014 nat and 97.7 % for q8_0); small models lose more.
+    """
     if bits < EIGHT_BITS:
         return {"kl": 0.10, "top1": 0.88, "perplexity": 1.05}
     return {"kl": 0.01, "top1": 0.96, "perplexity": 1.01}

@@ -51,8 +51,6 @@ class Options:
     """mixed: no more bytes than this scheme takes."""
     bytes: Annotated[int, Gt(0)] | None = None
     """mixed: no more bytes than these, instead of `like`."""
-    instructions: Literal["x86-avx2", "arm-i8mm", "arm-dotprod", "arm-neon", "other"] = "other"
-    """mixed: only types that are fast with these instructions."""
 
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.convert import convert, float_rows
 from edgekit.formats.gguf.ggml import row_bytes
-from edgekit.formats.gguf.mixed import Sensitivity, allocate, candidates, measure, refine
+from edgekit.formats.gguf.mixed import Sensitivity, allocate, candidates, instruction_set, measure, refine
 from edgekit.formats.gguf.plan import Tensor, layer_names
 from edgekit.formats.gguf.types import OUTPUT, TOKEN_EMBEDDING, Shape, quantizable
 from edgekit.runtimes import scores
@@ -53,7 +53,7 @@ def mix(
     kept = {one.name: like[one.name] for one in tensors if one not in free}
     budget = (options.bytes or sum(sizes.values())) - sum(sizes[name] for name in kept)
     calibration = source.calibration()
-    sensitivities = _sensitivities(source, free, shapes, options, matrix, calibration)
+    sensitivities = _sensitivities(source, free, shapes, matrix, calibration)
     importance = matrix.importance() if matrix is not None else {}
 
     def written(types: Mapping[str, str], out: Path) -> Path:
@@ -147,18 +147,18 @@ def _sensitivities(
     source: Source,
     tensors: Sequence[Tensor],
     shapes: Mapping[str, Shape],
-    options: Options,
     matrix: Imatrix | None,
     calibration: Calibration,
 ) -> list[Sensitivity]:
     importance = matrix.importance() if matrix is not None else {}
     gradients = _gradients(source, tensors, calibration)
     tied = not any(one.name == OUTPUT for one in tensors)
+    instructions = instruction_set(source.arch, source.features)
     return [
         measure(
             shapes[one.name],
             float_rows(one),
-            candidates(shapes[one.name], options.instructions, tied=tied),
+            candidates(shapes[one.name], instructions, tied=tied),
             layers=source.model.layers,
             importance=importance.get(one.name),
             gradient=gradients.get(one.name),

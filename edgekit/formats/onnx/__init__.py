@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgekit.calibrate import Calibration
     from edgekit.formats import Source
     from edgekit.formats.onnx.choose import Trial
+    from edgekit.model import Model
 
 log = logging.getLogger("edgekit")
 
@@ -104,6 +105,11 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         pad_id=source.pad_id,
         output_name=source.output,
     )
+
+
+def predict(model: Model, options: Options) -> dict[str, Any] | None:  # noqa: ARG001 - one signature for all
+    """Nothing: what a graph and its quantization take is known when they are there."""
+    return None
 
 
 def adopt(file: Path, out: Path, output: str) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""One table of several artifacts of a recipe, and which of them to ship to each target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.report_figures import MISSING, human_bytes, number, percent
+
+HEAD = (
+    "target",
+    "format",
+    "scheme",
+    "size",
+    "right",
+    "KL",
+    "top-1",
+    "first token",
+    "tokens/s",
+    "p95",
+    "memory",
+    "verdict",
+)
+_ORDER = {"pass": 0, "not proven": 1, "fail": 2}
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The reports as rows, and the format and scheme to ship for each target that has one."""
+
+    rows: Sequence[Row]
+    ship: Mapping[str, str]
+
+    def lines(self) -> list[str]:
+        """The table as text, with what to ship below it."""
+        cells = [HEAD, *(_cells(row) for row in self.rows)]
+        widths = [max(len(row[place]) for row in cells) for place in range(len(HEAD))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        ]
+        return [*lines, "", *(f"ship to {target}: {what}" for target, what in self.ship.items())]
+
+
+def compare(reports: Sequence[Row]) -> Compared:
+    """Put reports of verify side by side.
+
+    To ship is the one with the best verdict; of those, the one that answers fastest (of decoders: writes the most tokens a
+    second; else: the lowest p95). What fails is never shipped.
+    """
+    rows = [_row(report) for report in reports]
+    ship = {}
+    for target in dict.fromkeys(row["target"] for row in rows):
+        among = [row for row in rows if row["target"] == target and row["verdict"] != "fail"]
+        if among:
+            best = min(among, key=lambda row: (_ORDER[row["verdict"]], -(row["rate"] or 0.0), row["p95"]))
+            told = f"{best['format']} {best['scheme']}"
+            reason = "the fastest that does not fail" if len(among) > 1 else "the only one that does not fail"
+            ship[target] = f"{told} ({reason if len(rows) > 1 else best['verdict']})"
+    return Compared(rows=rows, ship=ship)
+
+
+def _row(report: Row) -> dict[str, Any]:
+    kl, first = report.get("kl") or {}, report.get("ttft_ms") or {}
+    longest = max(first, key=int, default=None)
+    return {
+        "target": report["target"],
+        "format": report["artifact"]["format"],
+        "scheme": report["artifact"]["scheme"],
+        "bytes": report["artifact"]["bytes"],
+        "right": (report["accuracy"] or {}).get("artifact"),
+        "kl": kl.get("mean"),
+        "top1": report.get("top1"),
+        "first": first[longest] if longest else None,
+        "rate": (report.get("tokens_per_second") or {}).get("decode"),
+        "p95": report["latency_ms"]["p95"],
+        "memory": report["memory_mb"],
+        "verdict": report["verdict"],
+    }
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        str(row["target"]),
+        str(row["format"]),
+        str(row["scheme"]),
+        human_bytes(row["bytes"]),
+        percent(row["right"]),
+        number(row["kl"], 3),
+        percent(row["top1"]),
+        MISSING if row["first"] is None else f"{number(row['first'], 3)} ms",
+        number(row["rate"], 3),
+        f"{number(row['p95'], 3)} ms",
+        MISSING if row["memory"] is None else f"{row['memory']:.0f} MB",
+        str(row["verdict"]),
+    )
