@@ -60,7 +60,7 @@ class Body(nn.Module):
         super().__init__()
         self.model = model
         # Several times less memory than eager attention; soft-capped attention scores (Gemma 2) exist in eager only.
-        if getattr(model.config, "attn_logit_softcapping", None) is None:
+        if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is None:
             model.set_attn_implementation("sdpa")
 
     @property
@@ -78,7 +78,7 @@ class Body(nn.Module):
         """Hidden states [tokens, channels] -> float32 logits [tokens, vocabulary], soft-capped where the family does."""
         said: Tensor = self.model.get_output_embeddings()(states).float()
         # Gemma 2 (arXiv:2408.00118), section 2: cap * tanh(logits / cap).
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return said if cap is None else torch.tanh(said / cap) * cap
 
 
@@ -101,7 +101,7 @@ def teach_answers(
         precision = choose_precision(options.precision)
         lesson = next_token_lesson(body, Tap(body, precision=precision), read, kept, held)
         run = identify(base, *_numbers(read), options, seed, {})
-        width = body.model.config.hidden_size
+        width = body.model.config.get_text_config().hidden_size
         facts = train(body, lesson, options, width=width, seed=seed, folder=out, run=run, progress=progress)
     save(body, base, out, TOKENIZER_FILES + CHAT_FILES)
     return facts | {"precision": precision} | _count(read, kept)
@@ -159,7 +159,7 @@ def teach_decoder(
 
         lesson = make_lesson(read, train_on, held, loss)
         run = identify(teacher, *_numbers(read), options, seed, {"keep": list(kept), "losses": dict(weights)})
-        width = body.model.config.hidden_size
+        width = body.model.config.get_text_config().hidden_size
         facts = train(body, lesson, options, width=width, seed=seed, folder=out, run=run, progress=progress)
     save(body, teacher, out, TOKENIZER_FILES + CHAT_FILES)
     return (
