@@ -22,7 +22,7 @@ PROBES: dict[str, tuple[str, ...]] = {
     "byte fallback": ("𓀀𓂀 ㍐ 𝕏 𠜎𠜱 \U000f0000 \ue000", "\u0378"),
     "control characters": ("a\x01b\x1fc\x7fd\x85e", "tab\tbell\x07esc\x1b[0m", "zero\u200bwidth\u2060\u00ad"),
     "byte order mark": ("\ufefftext", "te\ufeffxt"),
-    "mixed": ("http://example.org/a?b=c&d=%20#x user@host.tld C:\\dir\\file.txt 10:30am £5.99/kg", "iPhone15Pro snake_case"),
+    "mixed": ("http://example.org/a?b=c&d=%20#x user@host.tld \\\\dir\\file.txt 10:30am £5.99/kg", "iPhone15Pro snake_case"),
     "very long word": ("a" * 90 + "Zebra" * 2, "x" * 1200, "1" * 400, "Donaudampfschifffahrtsgesellschaft" * 12),
     "empty": ("",),
 }  # fmt: skip
