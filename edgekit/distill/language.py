@@ -131,32 +131,7 @@ def teach_decoder(
         tap = Tap(body, blocks=range(len(kept)) if matched else (), precision=precision)
         ask = ask_teacher(Tap(shown, blocks=matched), _numbers(read)[0], 0, SIGNAL_BYTES)
 
-        def loss(places: list[int]) -> Tensor:
-            batch = score([read[place] for place in places])
-            said, wanted = tap(batch.tokens, batch.mask), ask(places)
-            mine, theirs = (one.output[batch.rows, batch.places] for one in (said, wanted))
-
-            def compare(part: slice) -> Tensor:
-                with tap.autocast():
-                    heard = Signal(output=body.logits(mine[part]))
-                with torch.no_grad():
-                    asked = Signal(output=shown.logits(theirs[part])) if "logits" in weights else heard
-                facts = Batch(mask=batch.mask, targets=batch.wanted[part])
-                terms = [
-                    weight * LOSSES[name](heard, asked, facts, options.temperature)
-                    for name, weight in weights.items()
-                    if name != "hidden"
-                ]
-                return torch.stack(terms).sum()
-
-            total = torch.zeros(())
-            if set(weights) - {"hidden"}:
-                total = mean_over_tokens(len(batch.wanted), body.vocabulary, compare)
-            if matched:
-                whole = Batch(mask=batch.mask, targets=batch.wanted)
-                total = total + weights["hidden"] * LOSSES["hidden"](said, wanted, whole, options.temperature)
-            return total
-
+        loss = _distillation(body, tap, shown, ask, read, weights, options.temperature)
         lesson = make_lesson(read, train_on, held, loss)
         run = identify(teacher, *_numbers(read), options, seed, {"keep": list(kept), "losses": dict(weights)})
         width = body.model.config.get_text_config().hidden_size
@@ -174,6 +149,43 @@ def teach_decoder(
             "precision": precision,
         }
     )
+
+
+def _distillation(
+    body: Body,
+    tap: Tap,
+    teacher: Body,
+    ask: Callable[[list[int]], Signal],
+    read: Sequence[Passage],
+    weights: Mapping[str, float],
+    temperature: float,
+) -> Callable[[list[int]], Tensor]:
+    """The weighted sum of losses: of the tokens that the student is to say, and of the matched blocks at every token."""
+    by_token = {name: weight for name, weight in weights.items() if name != "hidden"}
+
+    def loss(places: list[int]) -> Tensor:
+        batch = score([read[place] for place in places])
+        said, shown = tap(batch.tokens, batch.mask), ask(places)
+        facts = Batch(mask=batch.mask, targets=batch.wanted)
+        mine, theirs = (one.output[batch.rows, batch.places] for one in (said, shown))
+
+        def compare(part: slice) -> Tensor:
+            with tap.autocast():
+                heard = Signal(output=body.logits(mine[part]))
+            with torch.no_grad():
+                wanted = Signal(output=teacher.logits(theirs[part])) if "logits" in by_token else heard
+            here = Batch(mask=batch.mask, targets=batch.wanted[part])
+            terms = [weight * LOSSES[name](heard, wanted, here, temperature) for name, weight in by_token.items()]
+            return torch.stack(terms).sum()
+
+        total = torch.zeros(())
+        if by_token:
+            total = total + mean_over_tokens(len(batch.wanted), body.vocabulary, compare)
+        if "hidden" in weights:
+            total = total + weights["hidden"] * LOSSES["hidden"](said, shown, facts, temperature)
+        return total
+
+    return loss
 
 
 def read_passages(model: Model, rows: Sequence[Prompt], max_length: int) -> list[Passage]:
