@@ -60,11 +60,11 @@ SCHEMES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl")
 GOALS = {"q4_k_m": 0.7, "q4_0": 0.8}
 SPEED_GOAL = 0.95
 LENGTH, PROMPT, NEW = 512, 16, 64
-# Blocks of LENGTH tokens: statistics, the KL that refines, the KL that is shown.
-BLOCKS = {"calibrate": 48, "refine": 16, "verify": 48}
+# Of ten files, those for statistics, for the KL that refines, and for the KL that is shown; and of --blocks, how many.
 PARTS = {"calibrate": range(5), "refine": range(5, 7), "verify": range(7, 10)}
+SHARES = {"calibrate": 1 / 2, "refine": 1 / 4, "verify": 1.0}
 RESAMPLINGS = 2000
-WIKITEXT = "wikitext2-raw"
+WIKITEXT = "wikitext2-raw/wikitext-test.txt"
 
 
 def main() -> int:
@@ -75,15 +75,17 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--pairs", type=int, default=40, help="interleaved pairs of decodes")
     parser.add_argument("--evaluations", type=int, default=24, help="KLs that may be measured to refine a mixture")
+    parser.add_argument("--blocks", type=int, default=48, help=f"judged blocks of {LENGTH} tokens")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 4))
     parser.add_argument("--svg", type=Path, help="write bytes against KL as a picture")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    if not list((asked.data / WIKITEXT).rglob("*")):
+    if not (asked.data / WIKITEXT).is_file():
         print(f"{asked.data / WIKITEXT}: not here; name the folder with --data", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="edgekit-quality-") as scratch:
-        bench = Bench(asked.model or tiny_llama(asked.cache, asked.data), asked.data, Path(scratch), asked.threads)
+        folder = asked.model or tiny_llama(asked.cache, asked.data)
+        bench = Bench(folder, asked.data, Path(scratch), asked.threads, asked.blocks)
         found = bench.compare(asked.evaluations)
         found["speed"] = bench.speed(asked.pairs)
     found["goals"] = judge(found)
@@ -107,7 +109,7 @@ class Statistics:
 class Bench:
     """The model, the texts in their parts, and llama.cpp as the judge."""
 
-    def __init__(self, folder: Path, data: Path, scratch: Path, threads: int) -> None:
+    def __init__(self, folder: Path, data: Path, scratch: Path, threads: int, blocks: int) -> None:
         self.scratch, self.threads = scratch, threads
         self.options = {"threads": threads, "kv_k": "f32", "kv_v": "f32"}
         self.model = load_model(folder)
@@ -121,9 +123,9 @@ class Bench:
         texts = held_out_texts(data)
         # They come in the order of their hashes.
         shares = {part: [text for at, text in enumerate(texts) if at % 10 in some] for part, some in PARTS.items()}
-        self.blocks = {part: self.cut(some, BLOCKS[part]) for part, some in shares.items()}
-        wiki = sorted((data / WIKITEXT).rglob("*.txt"))[0].read_text(encoding="utf-8")[:4_000_000]
-        self.wiki = self.cut(pieces(wiki), BLOCKS["calibrate"])
+        self.blocks = {part: self.cut(some, math.ceil(SHARES[part] * blocks)) for part, some in shares.items()}
+        wiki = (data / WIKITEXT).read_text(encoding="utf-8")
+        self.wiki = self.cut(pieces(wiki), len(self.blocks["calibrate"]))
         self.float_file = self.write("f32", dict.fromkeys(self.tensors, "f32"), {})
 
     def cut(self, texts: Sequence[str], count: int) -> list[list[int]]:
@@ -185,8 +187,8 @@ class Bench:
             "blocks": [float(one.mean()) for one in rows],
         }
 
-    def statistics(self, blocks: Sequence[Sequence[int]]) -> Statistics:
-        """Mean squares of inputs and of gradients while blocks go through the float model.
+    def statistics(self, blocks: Sequence[Sequence[int]], *, gradients: bool) -> Statistics:
+        """Mean squares of inputs, and of gradients where asked for, while blocks go through the float model.
 
         The label of each token is drawn from the model's own answer, so that squared gradients are its Fisher information;
         at the head it is p(1 - p) of each token. An embedding's input is which token it is.
@@ -199,7 +201,7 @@ class Bench:
         layers = {name: module.get_submodule(path) for path, name in names.items() if self.tensors[name].columns > 1}
         head = "output.weight"
         inputs: dict[str, Any] = dict.fromkeys(layers, 0.0)
-        gradients: dict[str, Any] = dict.fromkeys(layers, 0.0)
+        squares: dict[str, Any] = dict.fromkeys(layers, 0.0)
 
         def watch(name: str) -> Callable[..., None]:
             def seen(layer: Any, given: tuple[Any, ...], out: Any) -> None:
@@ -207,10 +209,8 @@ class Bench:
                     inputs[name] += torch.bincount(given[0].flatten(), minlength=len(layer.weight)).double()
                 else:
                     inputs[name] += given[0].detach()[0].double().square().sum(0)
-                if name != head:
-                    out.register_hook(
-                        lambda g: gradients.update({name: gradients[name] + g[0].double().square().sum(0)})
-                    )
+                if gradients and name != head:
+                    out.register_hook(lambda g: squares.update({name: squares[name] + g[0].double().square().sum(0)}))
 
             return seen
 
@@ -218,16 +218,23 @@ class Bench:
             layer.register_forward_hook(watch(name))
         torch.manual_seed(0)
         for block in blocks:
-            logs = torch.log_softmax(module(torch.tensor([block])).logits[0].float(), -1)
-            chances = logs.detach().exp()
-            gradients[head] = gradients.get(head, 0.0) + (chances * (1 - chances)).double().sum(0)
-            drawn = logs.gather(1, torch.multinomial(chances, 1)).sum()
-            drawn.backward()  # type: ignore[no-untyped-call]
-            module.zero_grad(set_to_none=True)
+            with torch.set_grad_enabled(gradients):
+                logits = module(torch.tensor([block])).logits[0]
+            if gradients:
+                logs = torch.log_softmax(logits, -1)
+                chances = logs.detach().exp()
+                squares[head] = squares.get(head, 0.0) + (chances * (1 - chances)).double().sum(0)
+                drawn = logs.gather(1, torch.multinomial(chances, 1)).sum()
+                drawn.backward()  # type: ignore[no-untyped-call]
+                module.zero_grad(set_to_none=True)
         tokens = sum(map(len, blocks))
         return Statistics(
             inputs={name: (total / tokens).float().numpy() for name, total in inputs.items()},
-            gradients={name: self.in_order(name, (gradients[name] / tokens).float().numpy()) for name in layers},
+            gradients={
+                name: self.in_order(name, (total / tokens).float().numpy())
+                for name, total in squares.items()
+                if gradients
+            },
         )
 
     def in_order(self, name: str, rows: Floats) -> Floats:
@@ -265,8 +272,12 @@ class Bench:
     def compare(self, evaluations: int) -> dict[str, Any]:
         """Every row of the table, and how the mixtures were made."""
         say(f"statistics of {len(self.blocks['calibrate'])} blocks, and of WikiText")
-        ours = self.statistics(self.blocks["calibrate"])
-        sources = {"none": {}, "wikitext": self.matrix(self.statistics(self.wiki)), "in-domain": self.matrix(ours)}
+        ours = self.statistics(self.blocks["calibrate"], gradients=True)
+        sources = {
+            "none": {},
+            "wikitext": self.matrix(self.statistics(self.wiki, gradients=False)),
+            "in-domain": self.matrix(ours),
+        }
         rows = []
         for scheme in SCHEMES:
             chosen = sources if scheme in GOALS else {"in-domain": sources["in-domain"]}

@@ -150,6 +150,20 @@ def test_losses_are_the_weighed_errors() -> None:
     assert 0 < plain.losses["f16"] < plain.losses["q4_k"] / 1000
 
 
+def test_a_large_tensor_is_measured_by_some_of_its_rows() -> None:
+    pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
+    pick = np.random.default_rng(0)
+    rows = (pick.normal(size=(5000, 64)) * pick.lognormal(0, 0.3, size=(5000, 1))).astype(np.float32)
+    inputs, outputs = pick.gamma(1.0, size=64).astype(np.float32), pick.lognormal(0, 1, size=5000).astype(np.float32)
+    tensor = Shape(name="output.weight", rows=5000, columns=64)
+    whole = [rows[at : at + 77] for at in range(0, 5000, 77)]
+    found = measure(tensor, whole, ("q4_0",), layers=1, importance=inputs, gradient=outputs)
+    squares = (rows - ggml.dequantize(ggml.quantize(rows, "q4_0", inputs), "q4_0", 64)) ** 2
+    assert found.losses["q4_0"] == pytest.approx(0.5 * outputs @ squares @ inputs, rel=0.1)
+    at_once = measure(tensor, [rows], ("q4_0",), layers=1, importance=inputs, gradient=outputs)
+    assert found.losses["q4_0"] == pytest.approx(at_once.losses["q4_0"], rel=1e-6)
+
+
 def test_refining_finds_what_was_predicted_wrongly() -> None:
     """Attention values cost 40 times what is predicted and ffn_up nothing: measuring finds the optimum of the true losses."""
     some = sensitive(6)
