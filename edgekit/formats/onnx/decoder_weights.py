@@ -163,7 +163,7 @@ def _tied(graph: Graph) -> _Tied | None:
 
 
 def _share_int8(graph: Graph, settings: Int8) -> list[str]:
-    """The shared table as int8 with a scale for each token, which is a row of the table and a column of the head."""
+    """The shared table as int8 with a scale for each token, as the head multiplies by it: [width, tokens]."""
     import numpy as np
     import onnx
 
@@ -173,14 +173,16 @@ def _share_int8(graph: Graph, settings: Int8) -> list[str]:
     weight = graph.constant(tied.table)
     assert weight is not None
     integers, scales = weight_int8(weight.T, reduce_range=settings.reduce_range)
-    packed = graph.add_constant(f"{tied.table}.int8", integers.T)
+    packed = graph.add_constant(f"{tied.table}.int8", integers)
     scale = graph.add_constant(f"{tied.table}.scale", scales)
     node, name, answer = onnx.helper.make_node, tied.lookup.name, tied.lookup.output[0]
     axes = graph.add_constant(f"{tied.table}.axes", np.array([-1]))
-    rows, levels, factor, factors = (f"{answer}.{part}" for part in ("int8", "levels", "scale", "scales"))
-    turned = f"{tied.table}.int8.transposed"
+    columns, rows, levels, factor, factors = (
+        f"{answer}.{part}" for part in ("columns", "int8", "levels", "scale", "scales")
+    )
     lookup = [
-        node("Gather", [packed, tied.lookup.input[1]], [rows], name=name, axis=0),
+        node("Gather", [packed, tied.lookup.input[1]], [columns], name=name, axis=1),
+        node("Transpose", [columns], [rows], name=f"{name}/Transpose", perm=[1, 2, 0]),
         node("Cast", [rows], [levels], name=f"{name}/Cast", to=onnx.TensorProto.FLOAT),
         node("Gather", [scale, tied.lookup.input[1]], [factor], name=f"{name}/Scale", axis=0),
         node("Unsqueeze", [factor, axes], [factors], name=f"{name}/Unsqueeze"),
@@ -188,10 +190,9 @@ def _share_int8(graph: Graph, settings: Int8) -> list[str]:
     ]
     product = tied.product
     head = [
-        node("Transpose", [packed], [turned], name=tied.transpose.name, perm=[1, 0]),
         node(
             "DynamicQuantizeMatMul",
-            [product.input[0], turned, scale],
+            [product.input[0], packed, scale],
             [product.output[0]],
             name=product.name,
             domain=MICROSOFT,
