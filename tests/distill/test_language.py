@@ -142,6 +142,33 @@ def test_a_created_model_has_learned(storyteller: tuple[Path, dict[str, Any]]) -
     assert facts["scores"] == sorted(facts["scores"], reverse=True)
 
 
+def test_llama_cpp_reads_a_created_model_as_transformers_does(
+    storyteller: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The tokenizer is one whose pre-tokenizer llama.cpp knows, and 32 greedy tokens are the same."""
+    from llama_cpp import Llama
+    from transformers import AutoModelForCausalLM
+
+    from edgekit.formats.gguf.convert import convert
+    from edgekit.formats.gguf.metadata import describe_model
+    from edgekit.formats.gguf.parity import check_parity
+    from edgekit.formats.gguf.plan import plan
+    from edgekit.formats.gguf.tokenizer import vocabulary
+
+    model, file = load_model(storyteller[0]), tmp_path / "model.gguf"
+    metadata = {**vocabulary(model), **describe_model(model)}
+    assert metadata["tokenizer.ggml.pre"] == "llama-bpe"
+    convert(model, file, types={tensor.name: "f32" for tensor in plan(model)}, metadata=metadata)
+    assert check_parity(model, file, UNICODE)["stops"] == {"original": [END_ID], "llama.cpp": [END_ID]}
+    asked = model.encode(["Once there was"], 64)[0]
+    told = AutoModelForCausalLM.from_pretrained(model.folder)
+    wanted = told.generate(torch.tensor([asked]), max_new_tokens=32, do_sample=False)[0].tolist()
+    engine = Llama(str(file), verbose=False, n_ctx=64)
+    said = itertools.islice(engine.generate(asked, temp=0.0), len(wanted) - len(asked))
+    assert [*asked, *said] == wanted
+    engine.close()
+
+
 def test_blocks_hold_every_token_once() -> None:
     texts = stories(40)
     tokenizer = train_tokenizer(texts, 320)
