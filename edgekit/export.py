@@ -56,6 +56,7 @@ def export(
         calibration=lambda: load_calibration(calibration),
         ids=ids,
         texts=[row.text for row in rows],
+        conversations=[row.messages or [{"role": "user", "content": row.text}] for row in rows],
         output=kind.OUTPUT,
         name=name,
         dataset=f"{name} calibrate" if name else "calibrate",

@@ -27,6 +27,8 @@ _WIDTHS = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
+# Bytes that are looked through at once.
+_PIECE = 1 << 24
 _EXPONENT_MASK = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
@@ -129,15 +131,15 @@ class TensorInfo:
 def load_model(folder: Path) -> Model:
     """Open a checkpoint folder and refuse what would fail later.
 
-    Raises EdgekitError for a missing file, remote code (`auto_map`), weights that are only pickles, a truncated file,
-    NaN or infinite weights, and a tokenizer with more ids than the embedding has rows.
+    Raises EdgekitError for a missing file, a family that is code of its own (`auto_map`), weights that are only pickles, a
+    truncated file, NaN or infinite weights, and a tokenizer with more ids than the embedding has rows.
     """
     if not folder.is_dir():
         raise EdgekitError(f"{folder}: no such model folder")
     model = Model(folder=folder)
     if not isinstance(model.config.get("model_type"), str):
         raise EdgekitError(f"{folder / 'config.json'}: model_type: missing key; not a transformers checkpoint")
-    if "auto_map" in model.config:
+    if "auto_map" in model.config and not _is_native(model.architecture):
         raise EdgekitError(
             f"{folder / 'config.json'}: auto_map: this model wants to run code of its own, which edgekit never does;"
             " save it as one of transformers' own architectures"
@@ -149,6 +151,13 @@ def load_model(folder: Path) -> Model:
         )
     _check_vocabulary(model)
     return model
+
+
+def _is_native(model_type: str) -> bool:
+    """Whether transformers has this family itself: then code that a checkpoint brings along is never looked at."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return model_type in CONFIG_MAPPING_NAMES
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -232,12 +241,19 @@ def _check_file_once(path: Path, _size: int, _modified: int) -> None:
         if info.dtype not in _EXPONENT_MASK or info.begin == info.end:
             continue
         kind, mask = _EXPONENT_MASK[info.dtype]
-        bits = np.memmap(info.file, dtype=np.uint8, mode="r", offset=info.begin, shape=(info.end - info.begin,))
-        words = np.frombuffer(bits, dtype=kind)
-        piece = 1 << 22
-        for start in range(0, len(words), piece):
-            if ((words[start : start + piece] & mask) == mask).any():
-                raise EdgekitError(f"{info.file}: tensor {name} has NaN or infinite weights; the checkpoint is damaged")
+        # Read, not mapped: pages of a mapped file count as this process's memory.
+        with info.file.open("rb", buffering=0) as stream:
+            stream.seek(info.begin)
+            left = info.end - info.begin
+            while left:
+                words = np.frombuffer(stream.read(min(left, _PIECE)), dtype=kind)
+                if not len(words):
+                    raise EdgekitError(f"{info.file}: it became shorter while it was read")
+                if ((words & mask) == mask).any():
+                    raise EdgekitError(
+                        f"{info.file}: tensor {name} has NaN or infinite weights; the checkpoint is damaged"
+                    )
+                left -= words.nbytes
 
 
 def _check_vocabulary(model: Model) -> None:

@@ -223,7 +223,10 @@ def _judge(content: Mapping[str, Any], put: Packaged, *, strict: bool) -> None:
     if verdict == "pass" or (verdict == "not proven" and not strict):
         return
     culprits = [check for check in content["checks"] if check["verdict"] == verdict]
-    reasons = "; ".join(f"{check['name']}: {check.get('remedy') or 'no remedy is known'}" for check in culprits)
+    remedies: dict[str, list[str]] = {}
+    for check in culprits:
+        remedies.setdefault(check.get("remedy") or "no remedy is known", []).append(str(check["name"]))
+    reasons = "; ".join(f"{', '.join(names)}: {remedy}" for remedy, names in remedies.items())
     left = f"; the older {put.archive.name} was left as it was" if put.archive.exists() else ""
     raise CheckFailed(f"{put.bundle.name}: {verdict}: {reasons} (no archive written{left}; evidence: {put.report})")
 

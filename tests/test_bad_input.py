@@ -207,7 +207,7 @@ def overlong_header(folder: Path) -> None:
         (shrink, "the tokenizer belongs to another model"),
         (truncate, "model.safetensors: truncated: its header promises more bytes than it has; fetch it again"),
         (overlong_header, "model.safetensors: truncated or not a safetensors file"),
-        (lambda folder: configure(folder, auto_map={"AutoModel": "evil.Model"}), "config.json: auto_map: this model wants to run code"),
+        (lambda folder: configure(folder, model_type="evil", auto_map={"AutoModel": "evil.Model"}), "config.json: auto_map: this model wants to run code"),
         (lambda folder: configure(folder, architectures=["BertModel"]), "not a classifier (architectures: ['BertModel']); add [teacher.finetune]"),
         (lambda folder: configure(folder, model_type="no_such_family"), "no_such_family"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json; write one with transformers"),

@@ -100,7 +100,7 @@ NOT_A_HEADER = "its header is not a safetensors header; fetch it again"
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json: not a transformers configuration"),
         (change_json("config.json", model_type=None), "config.json: model_type: missing key"),
-        (change_json("config.json", auto_map={"AutoModel": "evil.Model"}), "config.json: auto_map: this model wants to run code"),
+        (change_json("config.json", model_type="evil", auto_map={"AutoModel": "evil.Model"}), "config.json: auto_map: this model wants to run code"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors in it"),
         (only_pickle, "pytorch_model.bin: pickled weights can run code and are never loaded"),
         (cut("model.safetensors", 5), "truncated or not a safetensors file"),

@@ -64,6 +64,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def is_decoder(architecture: Architecture) -> bool:
+    """Whether a family's models say the next token."""
+    family = getattr(architecture, "GGUF", None)
+    return isinstance(family, Gguf) and family.head is not None
+
+
 def find_architecture(model_type: str, where: str) -> Architecture:
     """A family by its `model_type`; EdgekitError (beginning with `where`) where edgekit does not know it."""
     return pick(ARCHITECTURES, model_type, f"{where}: model_type")

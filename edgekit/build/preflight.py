@@ -83,7 +83,7 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
     student that cannot be cut from it, and labels that differ.
     """
     from edgekit import distill as training
-    from edgekit.architectures import find_architecture
+    from edgekit.architectures import find_architecture, is_decoder
     from edgekit.tasks import TASKS
     from edgekit.verify import check_accuracy_table
 
@@ -95,7 +95,10 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
         return None, None
     teacher, revision = find_teacher(recipe, session)
     model = load_model(teacher)
-    find_architecture(model.architecture, str(teacher / "config.json"))
+    family = find_architecture(model.architecture, str(teacher / "config.json"))
+    if is_decoder(family) != (TASKS[recipe.task].OUTPUT == "tokens"):
+        kind = "decoder, which generates text" if is_decoder(family) else "encoder, which generates no text"
+        raise EdgekitError(f"{where}: task: {recipe.task}, but {teacher} is a {model.architecture}: a {kind}")
     if recipe.student is not None:
         training.check_layers(teacher, recipe.student.layers, recipe.student.keep, f"{where}: student")
     _check_labels(recipe, model, prompts)

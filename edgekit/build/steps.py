@@ -6,21 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekit.build.looks import Looks, split_digests
 from edgekit.build.plan import Built, Plan, Progress, Session, run_step
 from edgekit.errors import EdgekitError
 from edgekit.formats import DEFAULT
 from edgekit.model import load_model
 from edgekit.recipe import Recipe
-from edgekit.schema import dump_json, pick, read_json
+from edgekit.schema import pick, read_json
 from edgekit.workspace import (
     Product,
-    Workspace,
     file_sha256,
     fingerprint,
     library_version,
-    locked,
     open_product,
-    write_atomically,
 )
 
 
@@ -232,7 +230,7 @@ def export(
         "hardware": [plan.target.hardware.arch, *plan.target.hardware.features] if scheme == "mixed" else None,
         "libraries": _libraries(str(plan.export.get("format", DEFAULT))),
     }
-    return run_step(
+    product = run_step(
         session,
         "export",
         inputs,
@@ -254,6 +252,9 @@ def export(
         note=" ".join(str(plan.export[key]) for key in ("format", "scheme") if key in plan.export),
         at=at,
     )
+    for line in product.facts.get("notes", ()):
+        session.listener.say(f"note: {line}")
+    return product
 
 
 def verify(
@@ -275,8 +276,7 @@ def verify(
     from edgekit.verify import plan_text
     from edgekit.verify import verify as run
 
-    recipe, target = plan.recipe, plan.target
-    looks = Looks(session.workspace, plan, artifact, prompts)
+    recipe, target, looks = plan.recipe, plan.target, Looks(session.workspace, plan, artifact, prompts)
     device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
     inputs = _verify_inputs(plan, artifact, reference, prompts)
     inputs |= {
@@ -443,38 +443,6 @@ def open_reference(recipe: Recipe, reference: Path, prompts: Product, session: S
     if (reference / "record.json").is_file():
         return open_product(reference, "record")
     return record(recipe, reference, reference, prompts, session)
-
-
-class Looks:
-    """How many different artifacts of a recipe and a target a set of verify prompts has judged, an artifact's own included.
-
-    An artifact that was judged before keeps its place. The lists lie in the workspace's looks.json.
-    """
-
-    def __init__(self, workspace: Workspace, plan: Plan, artifact: Product, prompts: Product) -> None:
-        self._root = workspace.root
-        self._key = f"{plan.name}:{split_digests(prompts, 'verify')['verify'][:16]}"
-        self._artifact = str(artifact.facts["sha256"])
-        judged = self._read().get(self._key, [])
-        self.count = (judged.index(self._artifact) if self._artifact in judged else len(judged)) + 1
-
-    def remember(self) -> None:
-        """The artifact has been judged."""
-        path = self._root / "looks.json"
-        with locked(path.with_suffix(".lock"), f"{path}: another build is writing it; waiting for it"):
-            seen = self._read()
-            if self._artifact not in seen.setdefault(self._key, []):
-                seen[self._key].append(self._artifact)
-                write_atomically(path, dump_json(seen))
-
-    def _read(self) -> dict[str, list[str]]:
-        path = self._root / "looks.json"
-        return dict(read_json(path)) if path.is_file() else {}
-
-
-def split_digests(prompts: Product, *splits: str) -> dict[str, str]:
-    """The hashes of the splits that a step reads: another split may change without it."""
-    return {name: str(prompts.manifest["files"][f"{name}.jsonl"]["sha256"]) for name in splits}
 
 
 def model_digest(folder: Path) -> str:

@@ -7,6 +7,7 @@ matrices (per-channel mean squares). Padding never counts, so batches may be pad
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,15 +83,12 @@ def calibrate(
 ) -> dict[str, Any]:
     """Stream the calibrate split through a model and write calibration.npz into `out`.
 
-    `limit` limits the prompts (0: all); which ones is decided by a hash of seed and text, so a sorted file does no harm.
-    `gradients` also asks a decoder how much each output channel matters (`gradients.gradient_squares`).
-    Returns the facts: prompts, tokens, layers, the coverage report and its warnings. Raises EdgekitError where there are
-    no prompts.
+    `limit` limits the prompts (0: all), chosen by a hash of seed and text, so a sorted file does no harm. `gradients` also asks
+    a decoder how much each output channel matters (`gradients.gradient_squares`). Returns prompts, tokens, layers, the coverage
+    report and its warnings. Raises EdgekitError where there are no prompts.
     """
     checked, kind = load_model(model), pick(TASKS, task, "task")
-    chosen = choose(PromptSet(folder=prompts).split("calibrate"), limit, seed)
-    if not chosen:
-        raise EdgekitError(f"{prompts}: the calibrate split is empty")
+    chosen = _chosen(prompts, limit, seed)
     encoded = kind.encode(checked, chosen, max_length)
     told, ids = [chosen[place] for place, _ in encoded], [tokens for _, tokens in encoded]
     held = [place for place, (prompt, _) in enumerate(encoded) if prompt % HELD_OUT == HELD_OUT - 1]
@@ -101,20 +99,15 @@ def calibrate(
     watch.feed([ids[place] for place in kept], pad_id, batch, _told(progress, 0, len(ids)))
     watch.begin_held_out()
     watch.feed([ids[place] for place in held], pad_id, batch, _told(progress, len(kept), len(ids)))
-    squares = {}
-    if gradients and kind.OUTPUT == "tokens":
-        from edgekit.calibrate.gradients import gradient_squares
-
-        squares = gradient_squares(
-            watch.module, ids, seed=seed, progress=progress and (lambda done, all_: progress(done, all_, "gradients"))
-        )
-    _write(out / FILE, watch.stats(), squares)
+    asked = gradients and kind.OUTPUT == "tokens"
+    _write(out / FILE, watch.stats(), _gradients(watch.module, ids, seed, progress) if asked else {})
     covered, warnings = coverage(
         [told[place] for place in kept],
         [told[place] for place in held],
         [len(ids[place]) for place in kept],
         [len(ids[place]) for place in held],
-        max_length=max_length,
+        # A running text that is longer goes on in a block of its own.
+        max_length=max_length if kind.OUTPUT != "tokens" else sys.maxsize,
     )
     outside = {key: share for key, share in watch.outside().items() if share > 0}
     covered["outside_ranges"] = outside
@@ -134,6 +127,28 @@ def calibrate(
         "coverage": covered,
         "warnings": warnings,
     }
+
+
+def _chosen(prompts: Path, limit: int, seed: int) -> list[Prompt]:
+    chosen = choose(PromptSet(folder=prompts).split("calibrate"), limit, seed)
+    if not chosen:
+        raise EdgekitError(f"{prompts}: the calibrate split is empty")
+    return chosen
+
+
+def _gradients(
+    module: nn.Module,
+    ids: Sequence[Sequence[int]],
+    seed: int,
+    progress: Callable[[int, int, str], None] | None,
+) -> dict[str, NDArray[np.float32]]:
+    from edgekit.calibrate.gradients import gradient_squares
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done, total, "gradients")
+
+    return gradient_squares(module, ids, seed=seed, progress=tell)
 
 
 def load_calibration(folder: Path) -> Calibration:
@@ -226,7 +241,7 @@ def cover(
     ids = [tokens for _, tokens in kind.encode(model, choose(held, COVERED, 0), max_length)]
     outside = outside_ranges(kind.load(student), ids, pad_id, load_calibration(calibration))
     lengths = [[len(tokens) for _, tokens in kind.encode(model, part, max_length)] for part in (seen, held)]
-    covered, _ = coverage(seen, held, *lengths, max_length=max_length)
+    covered, _ = coverage(seen, held, *lengths, max_length=max_length if kind.OUTPUT != "tokens" else sys.maxsize)
     return covered | {"outside_ranges": {key: share for key, share in outside.items() if share > 0}}
 
 

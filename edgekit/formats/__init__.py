@@ -26,10 +26,10 @@ class Source:
     """What a format writes: a checkpoint, with what its task and the calibrate prompts say of it.
 
     load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the calibrate
-    prompts as the model reads them; texts: what was said in them. name: what the model is called; dataset: what its prompts
-    are; fingerprints: sha256 of what it was made from, by what. arch and features are the target's (see `target.Hardware`).
-    output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is better; None where the output is not
-    rows.
+    prompts as the model reads them; texts: what was said in them, conversations: as messages. name: what the model is called;
+    dataset: what its prompts are; fingerprints: sha256 of what it was made from, by what. arch and features are the target's
+    (see `target.Hardware`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is better; None
+    where the output is not rows.
     """
 
     model: Model
@@ -37,6 +37,7 @@ class Source:
     calibration: Callable[[], Calibration]
     ids: Sequence[Sequence[int]]
     texts: Sequence[str]
+    conversations: Sequence[Sequence[Mapping[str, str]]]
     output: str
     name: str
     dataset: str

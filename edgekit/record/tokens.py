@@ -7,6 +7,7 @@ conversation without a wanted answer ends in the student's own.
 tokens that passages say, and the negative log-likelihood of the one that they do say. T is at most MOST_TOKENS, K at most
 MOST_LIKELY, so that a reference stays under 2 x 134 MB; whole prompts are left out beyond that.
 asked, asked_offsets, asked_prompts: what was asked for answers; {role}_answers, {role}_answer_offsets: what was said.
+answers.json has these answers in words, {role: [text]}.
 choice_ids, choice_offsets, choice_starts, choice_prompts: a passage for each choice; {role}_choice_nll, one value for each.
 """
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
+from edgekit.schema import dump_json
 from edgekit.tasks.text_generation import Passage, Voice, choice_passages, passages, stop_ids
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ def record_tokens(
     for role, (spoken, decoder) in speakers.items():
         answers[role] = _answers(decoder, _asked(spoken, rows, max_length)[0], stop_ids(spoken), most, steps, role)
         arrays |= _flat(f"{role}_answers", answers[role], f"{role}_answer_offsets")
+    words = {role: _words(speakers[role][0], rows_) for role, rows_ in answers.items()}
+    (out / "answers.json").write_text(dump_json(words), encoding="utf-8", newline="\n")
     said = _chosen(_said(model, rows, max_length, asked, answers["student"]))
     choices = [one for group in choice_passages(model, rows, max_length) for one in group]
     arrays |= _passages("", said) | _passages("choice_", choices)
@@ -84,6 +88,10 @@ def record_tokens(
         "stop": stop_ids(model),
         "choices": len(choices),
     }
+
+
+def _words(model: Model, answers: Sequence[Sequence[int]]) -> list[str]:
+    return list(model.tokenizer().decode_batch([list(row) for row in answers]))
 
 
 def _write(out: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:

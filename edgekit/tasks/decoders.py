@@ -41,6 +41,7 @@ def load_decoder(folder: Path) -> Decoder:
                 dtype=torch.float32,
                 attn_implementation="eager",  # the one that all families have, Gemma 2 with its soft caps too
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,

@@ -61,6 +61,7 @@ def load_encoder(folder: Path, task: str, head: Mapping[str, Any] | None = None)
             dtype=torch.float32,
             attn_implementation="eager",
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,

@@ -145,7 +145,7 @@ class Voice:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _passage(self, prompt: Prompt, asked: list[int], whole: list[int], place: int, max_length: int) -> Passage:
-        start = _common(asked, whole)
+        start = _alike(asked, whole)
         if start >= max_length:
             raise EdgekitError(
                 f"row {prompt.row or place + 1}: the prompt alone has {start} tokens, data.max_length is {max_length}:"
@@ -154,7 +154,7 @@ class Voice:
         return Passage(ids=whole[:max_length], start=max(start, 1), prompt=place)
 
 
-def _common(left: Iterable[int], right: Iterable[int]) -> int:
+def _alike(left: Iterable[int], right: Iterable[int]) -> int:
     """How many tokens two texts begin with alike: a tokenizer may join a prompt's last letter with the answer's first."""
     count = 0
     for one, other in zip(left, right, strict=False):

@@ -143,7 +143,7 @@ def verify(
         "coverage": coverage,
         "layers": facts.get("layers", []),
         "accuracy_only": not budget.limits_time,
-        "notes": plan_text(task, report["prompts"], accuracy, looks=looks),
+        "notes": [*plan_text(task, report["prompts"], accuracy, looks=looks), *facts.get("notes", ())],
     }
     if report["accuracy_only"]:
         report["notes"].insert(0, "accuracy only: the target states no latency limit (budget.p95_ms)")

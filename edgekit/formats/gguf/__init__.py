@@ -71,12 +71,13 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     a family that GGUF has no name for, a tokenizer that llama.cpp does not read as the original does, weights that are missing,
     misshapen or not finite, and a calibration of another model.
     """
+    from edgekit.formats.gguf.chat_parity import check_chat_parity
     from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.imatrix import write_imatrix
-    from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
+    from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization, note_context
     from edgekit.formats.gguf.parity import check_parity
     from edgekit.formats.gguf.plan import plan
-    from edgekit.formats.gguf.tokenizer import vocabulary
+    from edgekit.formats.gguf.tokenizer import general_name, vocabulary
 
     if source.output == "logits":
         raise EdgekitError(
@@ -91,7 +92,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         write_imatrix(out / IMATRIX, matrix)
         told = {"file": IMATRIX, "dataset": matrix.datasets[0], "entries": len(matrix.entries), "chunks": matrix.chunks}
     metadata = (
-        describe_model(model, name=source.name)
+        describe_model(model, name=general_name(model, source.name))
         | describe_quantization(options.scheme, imatrix=told)
         | describe_origin(source.fingerprints, scheme=options.scheme)
         | keys
@@ -107,17 +108,18 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         threads=threads(),
     )
     parity = check_parity(model, out / FILE, source.texts)
-    return (
-        describe_file(out / FILE)
-        | facts
-        | {
-            "scheme": options.scheme,
-            "sha256": made["sha256"],
-            "quantized": made["types"],
-            "parity": parity,
-            "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
-        }
-    )
+    if source.output == "tokens":
+        parity |= {"chat": check_chat_parity(model, out / FILE, source.conversations)}
+    notes = [*facts.pop("fallbacks", ()), *parity["limits"], *parity.get("chat", {}).get("limits", ())]
+    made_facts = {
+        "scheme": options.scheme,
+        "sha256": made["sha256"],
+        "quantized": made["types"],
+        "parity": parity,
+        "notes": [*notes, *filter(None, [note_context(model)])],
+        "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
+    }
+    return describe_file(out / FILE) | facts | made_facts
 
 
 def describe_file(path: Path) -> dict[str, Any]:

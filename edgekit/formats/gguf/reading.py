@@ -55,4 +55,5 @@ def cache_bytes(keys: Mapping[str, Any]) -> int | None:
 
 
 def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a file's metadata says a number of something."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

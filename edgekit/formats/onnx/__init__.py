@@ -32,6 +32,8 @@ CARRIES_TOKENIZER = False
 LIBRARIES: tuple[str, ...] = ("onnx", "onnxruntime", "onnxscript")
 SCHEMES: tuple[str, ...] = ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32")
 FILE = "model.onnx"
+# Bits of a weight, scales included, of what decoders can be (blocks of 32 weights share a 16-bit scale).
+DECODER_BITS = {"fp32": 32.0, "int8-dynamic": 8.0, "w8": 8.5, "w4": 4.5}
 # Prompts that candidates are compared on: enough to rank them, few enough for a minute on two cores.
 TRIAL_PROMPTS = 128
 
@@ -87,7 +89,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     if source.score is None:
         from edgekit.formats.onnx.decoder import write_decoder
 
-        return write_decoder(
+        facts = write_decoder(
             student=source.model,
             load=source.load,
             ids=source.ids,
@@ -95,6 +97,8 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
             options=options,
             out=out,
         )
+        # A token reads every weight but the embedding's: of a table that is the head too, all.
+        return facts | {"bits": DECODER_BITS[facts["scheme"]], "bytes_per_token": facts["bytes"]}
     return write_encoder(
         module=source.load(),
         ids=source.ids,

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.float_graph import (
     EXPORT_ERRORS,
-    _hoist_constants,
-    _module_path,
-    _name_nodes,
-    _name_weights,
-    _quiet,
-    _reason,
-    _split_gemms,
+    hoist_constants,
+    module_path,
+    name_nodes,
+    name_weights,
+    quiet,
+    reason,
+    split_gemms,
 )
 from edgekit.formats.onnx.graph import Graph, attribute
 
@@ -86,7 +86,7 @@ def export_decoder(model: nn.Module) -> tuple[onnx.ModelProto, Geometry]:
     free = torch.export.Dim.DYNAMIC
     names = [name.format(layer) for layer in range(geometry.layers) for name in (KEY, VALUE)]
     presents = [name.format(layer) for layer in range(geometry.layers) for name in (PRESENT_KEY, PRESENT_VALUE)]
-    with _quiet(), _own_operators(model):
+    with quiet(), _own_operators(model):
         try:
             program = torch.onnx.export(
                 wrapper,
@@ -99,7 +99,7 @@ def export_decoder(model: nn.Module) -> tuple[onnx.ModelProto, Geometry]:
             )
         except EXPORT_ERRORS as failed:
             raise EdgekitError(
-                f"{type(model).__name__}: cannot be exported to ONNX with a cache: {_reason(failed)}"
+                f"{type(model).__name__}: cannot be exported to ONNX with a cache: {reason(failed)}"
             ) from failed
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
@@ -367,7 +367,7 @@ def head_path(model: Any) -> str:
 
 def _tidy(model: onnx.ModelProto) -> None:
     """As `float_graph.tidy`: names after modules, free dimensions named, nothing that differs between machines."""
-    _hoist_constants(model)
+    hoist_constants(model)
     for value in (*model.graph.input, *model.graph.output):
         extents = value.type.tensor_type.shape.dim
         place = 2 if len(extents) == 4 else 1
@@ -380,7 +380,7 @@ def _tidy(model: onnx.ModelProto) -> None:
     model.producer_name, model.producer_version, model.doc_string = "edgekit", "", ""
     model.graph.name, model.graph.doc_string = "edgekit", ""
     for node in model.graph.node:
-        node.name = _module_path(node)
+        node.name = module_path(node)
         node.doc_string = ""
         del node.metadata_props[:]
     for tensor in model.graph.initializer:
@@ -388,10 +388,10 @@ def _tidy(model: onnx.ModelProto) -> None:
         del tensor.metadata_props[:]
     graph = Graph(model)
     graph.prune()
-    _split_gemms(graph)
+    split_gemms(graph)
     _drop_reshapes(graph)
-    _name_nodes(graph)
-    _name_weights(graph)
+    name_nodes(graph)
+    name_weights(graph)
 
 
 def _drop_reshapes(graph: Graph) -> None:

@@ -56,10 +56,10 @@ def export_float(module: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int
     reasons: list[str] = []
     for exporter in (_with_transformers, _with_torch, _with_old_torch):
         try:
-            with _quiet():
+            with quiet():
                 model = exporter(module, _sample(ids, pad_id))
         except EXPORT_ERRORS as failed:
-            reasons.append(_reason(failed))
+            reasons.append(reason(failed))
             log.info("export: %s: %s; trying the next exporter", exporter.__name__.removeprefix("_"), reasons[-1])
             continue
         tidy(model, output_name)
@@ -178,7 +178,7 @@ def _with_old_torch(module: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporters print and warn about their own insides; a user learns what went wrong from our error."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "transformers")]
     levels = [logger.level for logger in loggers]
@@ -193,7 +193,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _reason(failed: BaseException) -> str:
+def reason(failed: BaseException) -> str:
+    """Why an exporter gave up, in a line: the operator that it lacks, where it names one."""
     text = str(failed)
     operator = re.search(
         r"(?:operator|op=|function for|kernel for|Unsupported:?)[ '\"]*((?:aten|torchvision|quantized|prim)::?[\w.:]+)",
@@ -218,7 +219,7 @@ def tidy(model: onnx.ModelProto, output_name: str) -> None:
     Linears become MatMul (+ Add) nodes named after their modules, weights are named after their Linears, dimensions are
     batch and sequence, the output has its name; traces, stale value_info and unread nodes are dropped.
     """
-    _hoist_constants(model)
+    hoist_constants(model)
     graph = Graph(model)
     for wanted, value in zip(INPUTS, model.graph.input, strict=True):
         _rename_value(graph, value.name, wanted)
@@ -232,7 +233,7 @@ def tidy(model: onnx.ModelProto, output_name: str) -> None:
     del model.graph.output[1:], model.metadata_props[:], model.graph.metadata_props[:]
     model.producer_name, model.producer_version, model.doc_string = "edgekit", "", ""
     model.graph.name, model.graph.doc_string = "edgekit", ""
-    paths = {index: _module_path(node) for index, node in enumerate(model.graph.node)}
+    paths = {index: module_path(node) for index, node in enumerate(model.graph.node)}
     for index, node in enumerate(model.graph.node):
         node.name = paths[index]
         node.doc_string = ""
@@ -242,9 +243,9 @@ def tidy(model: onnx.ModelProto, output_name: str) -> None:
         del tensor.metadata_props[:]
     graph.refresh()
     graph.prune()
-    _split_gemms(graph)
-    _name_nodes(graph)
-    _name_weights(graph)
+    split_gemms(graph)
+    name_nodes(graph)
+    name_weights(graph)
 
 
 def _rename_value(graph: Graph, old: str, new: str) -> None:
@@ -260,7 +261,7 @@ def _rename_value(graph: Graph, old: str, new: str) -> None:
         tensor.name = swapped.get(tensor.name, tensor.name)
 
 
-def _hoist_constants(model: onnx.ModelProto) -> None:
+def hoist_constants(model: onnx.ModelProto) -> None:
     """Constants that are nodes (the older exporter's) become initializers."""
     kept = []
     for node in model.graph.node:
@@ -275,7 +276,7 @@ def _hoist_constants(model: onnx.ModelProto) -> None:
     model.graph.node.extend(fresh)
 
 
-def _module_path(node: onnx.NodeProto) -> str:
+def module_path(node: onnx.NodeProto) -> str:
     """The path of the torch module whose forward made a node; empty for the outermost."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
@@ -286,7 +287,7 @@ def _module_path(node: onnx.NodeProto) -> str:
     return ".".join(part for part in node.name.split("/")[:-1] if part)
 
 
-def _split_gemms(graph: Graph) -> None:
+def split_gemms(graph: Graph) -> None:
     """A Gemm with a constant weight becomes MatMul and Add, so that every Linear looks alike."""
     import onnx
 
@@ -313,7 +314,7 @@ def _split_gemms(graph: Graph) -> None:
     graph.replace_nodes(rewritten)
 
 
-def _name_nodes(graph: Graph) -> None:
+def name_nodes(graph: Graph) -> None:
     """Node names: a Linear's MatMul is its path (then path#1, ... for more calls), everything else path/operator, numbered."""
     linears = {linear.matmul.output[0]: linear for linear in graph.linears()}
     seen: Counter[str] = Counter()
@@ -327,7 +328,8 @@ def _name_nodes(graph: Graph) -> None:
         seen[name] += 1
 
 
-def _name_weights(graph: Graph) -> None:
+def name_weights(graph: Graph) -> None:
+    """Weights of Linears that no other node reads are called as in torch: <module path>.weight."""
     for linear in graph.linears():
         if not linear.path or len(graph.readers[linear.weight]) != 1:
             continue
