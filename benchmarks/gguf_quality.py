@@ -5,8 +5,8 @@ Goals, with the trained Llama of train_tiny_llama.py, all measured in llama.cpp:
 - mean KL of `mixed` at the bytes of Q4_0 + imatrix (+0/-1 %): at most 0.8 of Q4_0's
 - `mixed` at the bytes of Q4_K_M decodes at 0.95 of its speed or faster: lower 95 % bound over interleaved pairs
 
-Text that the model was not trained on is parted by hash: half of the files give importance matrix and gradients, a fifth the KL
-that refines the mixtures, and only the rest is judged. Beside the goals: importance matrices from the same kind of text, from
+Text that the model was not trained on is parted by hash: seven files of ten calibrate, through edgekit's own calibration and
+mixtures, and only the other three are judged. Beside the goals: importance matrices from the same kind of text, from
 WikiText and none, the other schemes, and the share of the memory bandwidth that decoding reaches.
 
 Usage: python benchmarks/gguf_quality.py [--model FOLDER] [--data ../shared/data] [--pairs 40] [--evaluations 24]
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,32 +37,30 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from train_tiny_llama import SHARED, default_cache, held_out_texts, pieces, tiny_llama  # noqa: E402
 
+from edgekit.calibrate import Calibration, Watch  # noqa: E402
+from edgekit.calibrate.gradients import EMBEDDING, gradient_squares  # noqa: E402
+from edgekit.formats import Source  # noqa: E402
+from edgekit.formats.gguf import Options, mixture  # noqa: E402
 from edgekit.formats.gguf.convert import convert  # noqa: E402
-from edgekit.formats.gguf.file import read_gguf, read_tensor  # noqa: E402
+from edgekit.formats.gguf.file import read_gguf  # noqa: E402
 from edgekit.formats.gguf.ggml import row_bytes  # noqa: E402
+from edgekit.formats.gguf.imatrix import Imatrix, from_calibration  # noqa: E402
 from edgekit.formats.gguf.metadata import describe_model  # noqa: E402
-from edgekit.formats.gguf.mixed import (  # noqa: E402
-    Refined,
-    Sensitivity,
-    candidates,
-    instruction_set,
-    measure,
-    refine,
-)
 from edgekit.formats.gguf.plan import layer_names, plan  # noqa: E402
 from edgekit.formats.gguf.tokenizer import vocabulary  # noqa: E402
 from edgekit.formats.gguf.types import TOKEN_EMBEDDING, ModelFacts, Shape, choose_types  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.runtimes import llama, machine, scores  # noqa: E402
+from edgekit.tasks.decoders import load_decoder  # noqa: E402
 
 Floats = NDArray[np.float32]
 SCHEMES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl")
 GOALS = {"q4_k_m": 0.7, "q4_0": 0.8}
 SPEED_GOAL = 0.95
 LENGTH, PROMPT, NEW = 512, 16, 64
-# Of ten files, those for statistics, for the KL that refines, and for the KL that is shown; and of --blocks, how many.
-PARTS = {"calibrate": range(5), "refine": range(5, 7), "verify": range(7, 10)}
-SHARES = {"calibrate": 1 / 2, "refine": 1 / 4, "verify": 1.0}
+# Of ten files, those that calibrate (a fifth of their blocks judges mixtures) and those that are judged; of --blocks, how many.
+PARTS = {"calibrate": range(7), "verify": range(7, 10)}
+SHARES = {"calibrate": 3 / 4, "verify": 1.0}
 RESAMPLINGS = 2000
 WIKITEXT = "wikitext2-raw/wikitext-test.txt"
 
@@ -96,14 +94,6 @@ def main() -> int:
     else:
         show(found)
     return 0 if all(goal["met"] for goal in found["goals"]) else 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """Mean squares by GGUF tensor name: of each input channel, and of the log-likelihood's gradient at each output."""
-
-    inputs: Mapping[str, Floats]
-    gradients: Mapping[str, Floats]
 
 
 class Bench:
@@ -159,7 +149,7 @@ class Bench:
         """The float file's logits of the parts that are compared, on disk: float32 [blocks, LENGTH, vocabulary]."""
         decoder = llama.generator(self.float_file, self.options)
         found: dict[str, Floats] = {}
-        for part in ("refine", "verify"):
+        for part in ("verify",):
             shape = (len(self.blocks[part]), LENGTH, decoder.vocabulary)
             kept = np.memmap(self.scratch / f"{part}.f32", np.float32, "w+", shape=shape)
             for at, ids in enumerate(self.blocks[part]):
@@ -187,60 +177,23 @@ class Bench:
             "blocks": [float(one.mean()) for one in rows],
         }
 
-    def statistics(self, blocks: Sequence[Sequence[int]], *, gradients: bool) -> Statistics:
-        """Mean squares of inputs, and of gradients where asked for, while blocks go through the float model.
+    def calibration(self, blocks: Sequence[Sequence[int]], *, gradients: bool) -> Calibration:
+        """What `edgekit calibrate` keeps of blocks that go through the float model."""
+        module = load_decoder(self.model.folder)
+        watch = Watch(module)
+        watch.feed(blocks, 0, 4)
+        squares = gradient_squares(module, blocks, seed=0) if gradients else {}
+        stats = {
+            key: replace(one, grad_square=squares.get(key.removesuffix("#0"))) for key, one in watch.stats().items()
+        }
+        return Calibration(folder=self.scratch, stats=stats, embedding=squares.get(EMBEDDING))
 
-        The label of each token is drawn from the model's own answer, so that squared gradients are its Fisher information;
-        at the head it is p(1 - p) of each token. An embedding's input is which token it is.
-        """
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        module = AutoModelForCausalLM.from_pretrained(self.model.folder, dtype=torch.float32).eval()
-        names = layer_names(self.model, [path for path, _ in module.named_modules()])
-        layers = {name: module.get_submodule(path) for path, name in names.items() if self.tensors[name].columns > 1}
-        head = "output.weight"
-        inputs: dict[str, Any] = dict.fromkeys(layers, 0.0)
-        squares: dict[str, Any] = dict.fromkeys(layers, 0.0)
-
-        def watch(name: str) -> Callable[..., None]:
-            def seen(layer: Any, given: tuple[Any, ...], out: Any) -> None:
-                if name == TOKEN_EMBEDDING:
-                    inputs[name] += torch.bincount(given[0].flatten(), minlength=len(layer.weight)).double()
-                else:
-                    inputs[name] += given[0].detach()[0].double().square().sum(0)
-                if gradients and name != head:
-                    out.register_hook(lambda g: squares.update({name: squares[name] + g[0].double().square().sum(0)}))
-
-            return seen
-
-        for name, layer in layers.items():
-            layer.register_forward_hook(watch(name))
-        torch.manual_seed(0)
-        for block in blocks:
-            with torch.set_grad_enabled(gradients):
-                logits = module(torch.tensor([block])).logits[0]
-            if gradients:
-                logs = torch.log_softmax(logits, -1)
-                chances = logs.detach().exp()
-                squares[head] = squares.get(head, 0.0) + (chances * (1 - chances)).double().sum(0)
-                drawn = logs.gather(1, torch.multinomial(chances, 1)).sum()
-                drawn.backward()  # type: ignore[no-untyped-call]
-                module.zero_grad(set_to_none=True)
-        tokens = sum(map(len, blocks))
-        return Statistics(
-            inputs={name: (total / tokens).float().numpy() for name, total in inputs.items()},
-            gradients={
-                name: self.in_order(name, (total / tokens).float().numpy())
-                for name, total in squares.items()
-                if gradients
-            },
-        )
-
-    def in_order(self, name: str, rows: Floats) -> Floats:
-        """Values of output channels in the order of the file's rows: heads that llama.cpp rotates are interleaved there."""
-        head = self.tensors[name].head
-        return rows.reshape(-1, 2, head // 2).swapaxes(1, 2).ravel() if head else rows
+    def matrix(self, calibration: Calibration) -> Imatrix:
+        """An importance matrix as an export makes one."""
+        paths = {key.removesuffix("#0") for key in calibration.stats}
+        names = layer_names(self.model, sorted(path.removeprefix("model.") for path in paths))
+        known = {path: names[path.removeprefix("model.")] for path in paths if path.removeprefix("model.") in names}
+        return from_calibration(calibration, known, dataset="benchmark")
 
     def types(self, scheme: str, importance: Mapping[str, Floats]) -> Mapping[str, str]:
         """As llama.cpp chooses."""
@@ -253,75 +206,57 @@ class Bench:
         )
         return choose_types(self.shapes, scheme, facts=facts, imatrix=importance).types
 
-    def sensitivities(self, found: Statistics, importance: Mapping[str, Floats]) -> list[Sensitivity]:
-        """What each type costs each matrix, with the types that this machine's instructions run fast."""
-        file, told = read_gguf(self.float_file), machine.describe()
-        instructions = instruction_set(str(told["arch"]), told["features"])
-        layers = int(str(self.metadata[f"{self.metadata['general.architecture']}.block_count"]))
-        kept = self.types("q8_0", {})
-        made = []
-        for one in self.shapes:
-            if kept[one.name] == "f32":
-                continue
-            rows = np.asarray(read_tensor(file, one.name)).view(np.float32).reshape(one.rows, one.columns)
-            gradient = found.inputs[one.name] if one.name == TOKEN_EMBEDDING else found.gradients[one.name]
-            kinds = candidates(one, instructions, tied=self.tied)
-            made.append(measure(one, [rows], kinds, layers=layers, importance=importance[one.name], gradient=gradient))
-        return made
-
     def compare(self, evaluations: int) -> dict[str, Any]:
         """Every row of the table, and how the mixtures were made."""
         say(f"statistics of {len(self.blocks['calibrate'])} blocks, and of WikiText")
-        ours = self.statistics(self.blocks["calibrate"], gradients=True)
-        sources = {
+        ours = self.calibration(self.blocks["calibrate"], gradients=True)
+        matrix = self.matrix(ours)
+        sources: dict[str, Mapping[str, Floats]] = {
             "none": {},
-            "wikitext": self.matrix(self.statistics(self.wiki, gradients=False)),
-            "in-domain": self.matrix(ours),
+            "wikitext": self.matrix(self.calibration(self.wiki, gradients=False)).importance(),
+            "in-domain": matrix.importance(),
         }
         rows = []
         for scheme in SCHEMES:
             chosen = sources if scheme in GOALS else {"in-domain": sources["in-domain"]}
-            rows += [self.row(scheme, name, self.types(scheme, matrix), matrix) for name, matrix in chosen.items()]
-        # The embedding is looked up: what its columns weigh is the gradient behind them.
-        weighed = sources["in-domain"] | {TOKEN_EMBEDDING: ours.gradients[TOKEN_EMBEDDING]}
-        sensitivities = self.sensitivities(ours, weighed)
+            rows += [self.row(scheme, name, self.types(scheme, known), known) for name, known in chosen.items()]
         mixtures = {}
+        mixture.EVALUATIONS = evaluations
         for like in GOALS:
             say(f"mixed at the bytes of {like}")
-            types = self.types(like, sources["in-domain"])
-            made = self.refined(sensitivities, types, weighed, evaluations)
-            mixed = {**types, **made.mixture.types}
-            rows.append(self.row(f"mixed @ {like}", "in-domain", mixed, weighed))
-            mixtures[like] = {
-                "predicted_kl": made.mixture.loss,
-                "refine_kl": made.kl,
-                "first_refine_kl": made.first_kl,
-                "evaluations": made.evaluations,
-                "scales": made.scales,
-                "types": made.mixture.types,
-            }
+            begun = time.perf_counter()
+            types, facts = mixture.mix(
+                self.source(ours),
+                list(self.tensors.values()),
+                self.types(like, sources["in-domain"]),
+                Options(scheme="mixed", like=like),  # type: ignore[arg-type]
+                matrix,
+                self.metadata,
+            )
+            rows.append(self.row(f"mixed @ {like}", "in-domain", types, facts["importance"]))
+            mixtures[like] = facts["choices"] | {"seconds": round(time.perf_counter() - begun, 1)}
         return {"machine": machine.describe(), "rows": rows, "mixtures": mixtures}
 
-    def matrix(self, found: Statistics) -> dict[str, Floats]:
-        """An importance matrix as edgekit makes one: of all that is multiplied."""
-        return {name: values for name, values in found.inputs.items() if name != TOKEN_EMBEDDING}
-
-    def refined(
-        self,
-        sensitivities: Sequence[Sensitivity],
-        types: Mapping[str, str],
-        importance: Mapping[str, Floats],
-        evaluations: int,
-    ) -> Refined:
-        """The mixture at the bytes of these types, refined on the part of the text that is kept for it."""
-        shapes = {one.name: one for one in self.shapes}
-        matrices = [shapes[one.name] for one in sensitivities]
-        budget = sum(one.rows * row_bytes(types[one.name], one.columns) for one in matrices)
-
-        def kl(mixed: Mapping[str, str]) -> float:
-            return float(self.divergence(self.write("trial", {**types, **mixed}, importance), "refine")["kl"])
-
-        return refine(sensitivities, budget, kl, evaluations=evaluations)
+    def source(self, calibration: Calibration) -> Source:
+        """What an export gives its format."""
+        told = machine.describe()
+        return Source(
+            model=self.model,
+            load=lambda: load_decoder(self.model.folder),
+            calibration=lambda: calibration,
+            ids=self.blocks["calibrate"],
+            texts=[],
+            conversations=[],
+            output="tokens",
+            name="benchmark",
+            dataset="benchmark",
+            fingerprints={},
+            arch=str(told["arch"]),
+            features=list(told["features"]),
+            score=None,
+            pad_id=0,
+            max_length=LENGTH,
+        )
 
     def row(self, name: str, source: str, types: Mapping[str, str], importance: Mapping[str, Floats]) -> dict[str, Any]:
         """One row of the table; its file stays for the times."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from edgekit.calibrate.gradients import EMBEDDING, gradient_squares
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import Prompt, PromptSet, words
@@ -66,6 +67,8 @@ class Calibration:
 
     folder: Path
     stats: Mapping[str, Stats]
+    embedding: NDArray[np.float32] | None = None
+    """Of a decoder whose gradients were asked for: the mean square of those of the token embedding's channels."""
 
 
 def calibrate(
@@ -142,8 +145,6 @@ def _gradients(
     seed: int,
     progress: Callable[[int, int, str], None] | None,
 ) -> dict[str, NDArray[np.float32]]:
-    from edgekit.calibrate.gradients import gradient_squares
-
     def tell(done: int, total: int) -> None:
         if progress is not None:
             progress(done, total, "gradients")
@@ -158,7 +159,8 @@ def load_calibration(folder: Path) -> Calibration:
     if not (folder / FILE).is_file():
         raise EdgekitError(f"{folder}: no {FILE} in it: not the folder of a calibrate step")
     with np.load(folder / FILE, allow_pickle=False) as arrays:
-        keys = sorted({name.rpartition("/")[0] for name in arrays.files})
+        keys = sorted({name.rpartition("/")[0] for name in arrays.files} - {""})
+        embedding = arrays.get(EMBEDDING)
         stats = {
             key: Stats(
                 minimum=arrays[f"{key}/min"],
@@ -171,7 +173,7 @@ def load_calibration(folder: Path) -> Calibration:
             )
             for key in keys
         }
-    return Calibration(folder=folder, stats=stats)
+    return Calibration(folder=folder, stats=stats, embedding=embedding)
 
 
 def choose(prompts: Sequence[Prompt], limit: int, seed: int) -> list[Prompt]:
@@ -412,6 +414,8 @@ def _write(path: Path, stats: Mapping[str, Stats], squares: Mapping[str, NDArray
 
     # A layer that is called once has its gradients with its first call.
     arrays: dict[str, Any] = {f"{path}#0/grad_square": one for path, one in squares.items() if f"{path}#0" in stats}
+    if EMBEDDING in squares:
+        arrays[EMBEDDING] = squares[EMBEDDING]
     for key, one in stats.items():
         arrays |= {
             f"{key}/min": one.minimum,

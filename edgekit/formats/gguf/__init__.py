@@ -29,6 +29,7 @@ LIBRARIES: tuple[str, ...] = ("gguf", "llama-cpp-python")
 SCHEMES: tuple[str, ...] = (
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "mixed",
 )  # fmt: skip
+FLOATS = frozenset({"f32", "f16", "bf16"})
 FILE, IMATRIX = "model.gguf", "imatrix.gguf"
 # llama.cpp's releases have no numbers that a loader could compare; this is the binding that the tests ran with.
 MINIMUM_RUNTIME = "0.3.36"
@@ -98,13 +99,14 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         | keys
     )
     types, facts = _choose(source, tensors, options, matrix, metadata)
+    importance = facts.pop("importance", matrix.importance() if matrix is not None else {})
     made = convert(
         model,
         out / FILE,
         types=types,
         metadata=metadata,
         through=None if options.through == "none" else options.through,
-        importance=matrix.importance() if matrix is not None else None,
+        importance={name: values for name, values in importance.items() if types[name] not in FLOATS},
         threads=threads(),
     )
     parity = check_parity(model, out / FILE, source.texts)

@@ -5,6 +5,7 @@ Calibrate prompts alone decide: the statistics are of all of them, and the KL di
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -45,6 +46,7 @@ def mix(
     like: the types whose bytes are the budget, where options.bytes gives none. metadata: keys of a file that llama.cpp loads.
     Raises EdgekitError where no mixture is small enough.
     """
+    # The rows of an embedding that is no head are looked up: what their columns weigh is the gradient behind them.
     sizes = {one.name: one.rows * row_bytes(like[one.name], one.columns) for one in tensors}
     shapes = {
         one.name: Shape(name=one.name, rows=one.rows, columns=one.columns) for one in tensors if len(one.shape) > 1
@@ -53,8 +55,10 @@ def mix(
     kept = {one.name: like[one.name] for one in tensors if one not in free}
     budget = (options.bytes or sum(sizes.values())) - sum(sizes[name] for name in kept)
     calibration = source.calibration()
-    sensitivities = _sensitivities(source, free, shapes, matrix, calibration)
-    importance = matrix.importance() if matrix is not None else {}
+    importance = _importance(tensors, matrix, calibration)
+    sensitivities = _sensitivities(source, free, shapes, importance, calibration)
+
+    from edgekit.formats.gguf import FLOATS
 
     def written(types: Mapping[str, str], out: Path) -> Path:
         convert(
@@ -62,19 +66,21 @@ def mix(
             out,
             types={**kept, **types},
             metadata=metadata,
-            importance={name: value for name, value in importance.items() if {**kept, **types}[name] not in _FLOATS},
+            importance={name: value for name, value in importance.items() if {**kept, **types}[name] not in FLOATS},
             threads=options_threads(),
         )
         return out
 
     if source.output != "tokens":
         mixture = allocate(sensitivities, budget)
-        return {**kept, **mixture.types}, {"choices": {"predicted_kl": mixture.loss, "tensor_bytes": mixture.bytes}}
+        chosen = {"predicted_kl": mixture.loss, "tensor_bytes": mixture.bytes}
+        return {**kept, **mixture.types}, {"choices": chosen, "importance": importance}
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         judge = Judge(source, lambda types: written(types, Path(scratch) / "tried.gguf"))
         judge.listen({one.name: "f32" for one in free})
         found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS)
     return {**kept, **found.mixture.types}, {
+        "importance": importance,
         "choices": {
             "predicted_kl": found.mixture.loss,
             "measured_kl": found.kl,
@@ -82,11 +88,8 @@ def mix(
             "evaluations": found.evaluations,
             "tensor_bytes": found.mixture.bytes + sum(sizes[name] for name in kept),
             "types": dict(sorted(found.mixture.types.items())),
-        }
+        },
     }
-
-
-_FLOATS = {"f32", "f16", "bf16"}
 
 
 def options_threads() -> int:
@@ -101,7 +104,8 @@ class Judge:
 
     def __init__(self, source: Source, write: Callable[[Mapping[str, str]], Path]) -> None:
         self._write = write
-        self._passages = list(_some(source.ids, JUDGED_TOKENS))
+        judged = [ids for ids in source.ids if is_judged(ids)]
+        self._passages = list(_some(judged or source.ids, JUDGED_TOKENS))
         if not self._passages:
             raise EdgekitError('export: scheme = "mixed" is judged on calibrate prompts, and there are none; add some')
         self._context = max(len(ids) for ids in self._passages)
@@ -130,6 +134,11 @@ class Judge:
                 yield generator.logits(ids, slice(None))
 
 
+def is_judged(ids: Sequence[int]) -> bool:
+    """Whether a calibrate prompt is kept for judging: a fifth of them are, and no gradient is taken of these."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).digest()[0] % 5 == 0
+
+
 def _some(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
     """Passages from all over the list, no more tokens than that."""
     order = np.random.default_rng(0).permutation(len(ids))
@@ -147,10 +156,9 @@ def _sensitivities(
     source: Source,
     tensors: Sequence[Tensor],
     shapes: Mapping[str, Shape],
-    matrix: Imatrix | None,
+    importance: Mapping[str, NDArray[np.float32]],
     calibration: Calibration,
 ) -> list[Sensitivity]:
-    importance = matrix.importance() if matrix is not None else {}
     gradients = _gradients(source, tensors, calibration)
     tied = not any(one.name == OUTPUT for one in tensors)
     instructions = instruction_set(source.arch, source.features)
@@ -165,6 +173,16 @@ def _sensitivities(
         )
         for one in tensors
     ]
+
+
+def _importance(
+    tensors: Sequence[Tensor], matrix: Imatrix | None, calibration: Calibration
+) -> dict[str, NDArray[np.float32]]:
+    """Float32 [columns] by tensor: the importance matrix, and for an embedding that is no head its gradient."""
+    found = dict(matrix.importance()) if matrix is not None else {}
+    if calibration.embedding is not None and any(one.name == OUTPUT for one in tensors):
+        found[TOKEN_EMBEDDING] = calibration.embedding
+    return found
 
 
 def _gradients(source: Source, tensors: Sequence[Tensor], calibration: Calibration) -> dict[str, NDArray[np.float32]]:
@@ -185,6 +203,9 @@ def _gradients(source: Source, tensors: Sequence[Tensor], calibration: Calibrati
         found[one.name] = (
             gradient.reshape(-1, 2, one.head // 2).swapaxes(1, 2).reshape(-1) if one.head else gradient
         ).astype(np.float32)
-    if TOKEN_EMBEDDING in found and any(one.name == OUTPUT for one in tensors):
-        del found[TOKEN_EMBEDDING]
+    if calibration.embedding is not None and any(one.name == OUTPUT for one in tensors):
+        # Its input is a token: each row weighs as often as its token is there.
+        rows = next(one.rows for one in tensors if one.name == TOKEN_EMBEDDING)
+        counts = np.bincount([token for row in source.ids for token in row], minlength=rows)[:rows]
+        found[TOKEN_EMBEDDING] = (counts / max(counts.sum(), 1)).astype(np.float32)
     return found
