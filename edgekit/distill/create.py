@@ -54,7 +54,7 @@ def create_decoder(
     if not blocks[0]:
         raise EdgekitError(f"the train split has less than {max_length} tokens to create a model from; add texts")
     passages = [Passage(ids=block, start=1, prompt=place) for place, block in enumerate([*blocks[0], *blocks[1]])]
-    options = replace(options, learning_rate=options.learning_rate or 3e-3 * 256 / options.hidden)
+    options = replace(options, learning_rate=options.learning_rate or 2e-3 * 256 / options.hidden)
     with reproducible(seed):
         body = Body(make_decoder(options, tokenizer.get_vocab_size()))
         precision = choose_precision(options.precision)

@@ -51,8 +51,8 @@ class CreateOptions(TrainingOptions):
 
     `vocabulary` is the most tokens that its tokenizer may have (special tokens included), `kv_heads` are as many as `heads`
     where not given, and `intermediate` is three times `hidden`. For llama.cpp's K-quants `hidden` and `intermediate` must be
-    multiples of 256. Without `learning_rate`: 3e-3 at 256 channels, falling as 1 / width, which at 1 to 10 million weights
-    trains several times faster than a fine-tuning rate.
+    multiples of 256. Without `learning_rate`: 2e-3 at 256 channels, falling as 1 / width. A small `batch` makes the most of few
+    tokens: on the stories, 2,280 steps of 2 texts ended at a held-out perplexity of 2.5, 912 steps of 4 at 4.2.
     """
 
     family: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama"
@@ -64,7 +64,7 @@ class CreateOptions(TrainingOptions):
     intermediate: Annotated[int, Gt(0)] | None = None
     context: Annotated[int, Gt(1)] = 512
     tied: bool = True
-    batch: Annotated[int, Gt(0)] = 8
+    batch: Annotated[int, Gt(0)] = 4
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.05
     weight_decay: Annotated[float, Ge(0)] = 0.1
 
