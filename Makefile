@@ -9,6 +9,8 @@ else
 BIN := $(VENV)/bin
 endif
 READY := $(VENV)/.ready
+# How many tests run at a time: two cores share whole builds and everything else.
+WORKERS ?= 2
 # llama.cpp is compiled here, which takes some minutes once: only what needs it waits for it.
 LLAMA := $(VENV)/.llama
 
@@ -31,7 +33,7 @@ demo: setup
 	$(BIN)/edgekit build --target raspberrypi
 
 test: setup $(LLAMA)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 check: setup
 	$(BIN)/ruff check .

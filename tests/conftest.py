@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,8 +57,16 @@ class NoSkips:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         self.skipped.append(f"{report.nodeid}: {reason}")
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """A worker of pytest-xdist ends: files that it skipped as a whole are told to nobody else."""
+        told = getattr(node, "workeroutput", {}).get("skipped", [])
+        self.skipped += [line for line in told if line not in self.skipped]
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["skipped"] = self.skipped
         if self.skipped and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -71,6 +80,15 @@ class NoSkips:
 def pytest_configure(config: pytest.Config) -> None:
     if skips_fail(os.environ, ROOT):
         config.pluginmanager.register(NoSkips(), "no-skips")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist: whole builds share one worker and begin first; of the others, a file's tests stay together."""
+    groups = {}
+    for item in items:
+        groups[item] = "e2e" if "e2e" in item.path.parts else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: groups[item] != "e2e")
 
 
 def make_checkpoint(folder: Path, *, labels: list[str] | None = None, seed: int = 0) -> Path:

@@ -31,21 +31,38 @@ def targets_table() -> str:
     from edgekit.recipe import packaged
     from edgekit.target import load_target
 
-    rows = ["| target | device | cores | features that matter | scheme |", "|---|---|---|---|---|"]
+    rows = ["| target | device | cores | features that matter | encoders | decoders |", "|---|---|---|---|---|---|"]
     for path in sorted(packaged("targets").glob("*.toml")):
         target = load_target(str(path))
         facts = target.hardware
-        table = target.export_for("text-classification")
-        scheme = f"{table['format']} {table.get('scheme', 'auto')}"
+        schemes = []
+        for task in ("text-classification", "text-generation"):
+            table = target.export_for(task)
+            schemes.append(f"{table['format']} {table.get('scheme', 'auto')}")
         telling = [name for name in facts.features if name in TELLING] or ["none"]
-        rows.append(f"| `{target.name}` | {target.title} | {facts.cores} | {', '.join(telling)} | {scheme} |")
+        rows.append(f"| `{target.name}` | {target.title} | {facts.cores} | {', '.join(telling)} | {' | '.join(schemes)} |")
+    return "\n".join(rows)
+
+
+def families_table() -> str:
+    """Every family with what it can be built as."""
+    from edgekit.architectures import ARCHITECTURES, is_decoder
+    from edgekit.architectures.gguf import Gguf
+
+    rows = ["| family (`model_type`) | what it is | tasks | ONNX | GGUF |", "|---|---|---|---|---|"]
+    for name, module in sorted(ARCHITECTURES.items()):
+        said = str(getattr(module, "__doc__", "")).strip().splitlines()[0].partition(": ")[0].rstrip(".")
+        decoder, gguf = is_decoder(module), getattr(module, "GGUF", None)
+        tasks = "text-generation" if decoder else "text-classification, feature-extraction"
+        written = "yes" if isinstance(gguf, Gguf) else "no"
+        rows.append(f"| `{name}` | {said} | {tasks} | yes | {written if decoder or written == 'no' else 'embeddings'} |")
     return "\n".join(rows)
 
 
 # CPU features that decide how fast INT8 is.
 TELLING = ("asimddp", "i8mm", "avx2", "avx_vnni", "avx512_vnni", "simd128")
 
-TABLES: dict[str, Callable[[], str]] = {"commands": commands_table, "targets": targets_table}
+TABLES: dict[str, Callable[[], str]] = {"commands": commands_table, "targets": targets_table, "families": families_table}
 
 
 def first_sentence(command: click.Command) -> str:
