@@ -12,7 +12,7 @@ from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import parse, pick
-from edgekit.tasks import TASKS, find_pad_id, row_task
+from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,13 +68,12 @@ def export(
         max_length=max_length,
     )
     facts = format_.write(source, chosen, out)
-    model.tokenizer(max_length).save(str(out / "tokenizer.json"))
-    facts |= _shared(model, task, max_length)
+    facts |= _shared(model, task, max_length, out)
     if kind.OUTPUT == "tokens":
         return facts
-    answers = RUNTIMES[format_.RUNTIME].outputs(
-        out / facts["file"], ids, pad_id=source.pad_id, options=facts["runtime_options"]
-    )
+    runtime = RUNTIMES[format_.RUNTIME]
+    fitting = runtime.joined({}, facts["runtime_options"])
+    answers = runtime.outputs(out / facts["file"], ids, pad_id=source.pad_id, options=fitting)
     return facts | _fitted(out / facts["file"], model, task, rows, answers, out_of_scope)
 
 
@@ -90,15 +89,15 @@ def adopt(
         raise EdgekitError(f"{file}: no such file")
     format_, model = format_of(file), load_model(checkpoint)
     facts = format_.adopt(file, out, TASKS[task].OUTPUT)
-    facts |= _shared(model, task, max_length)
-    model.tokenizer(max_length).save(str(out / "tokenizer.json"))
+    facts |= _shared(model, task, max_length, out)
     if TASKS[task].OUTPUT == "tokens":
         return facts
     rows = PromptSet(folder=prompts).split("calibrate")
     ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
     runtime = RUNTIMES[format_.RUNTIME]
+    fitting = runtime.joined({}, facts["runtime_options"])
     try:
-        answers = runtime.outputs(out / facts["file"], ids, pad_id=find_pad_id(model), options=facts["runtime_options"])
+        answers = runtime.outputs(out / facts["file"], ids, pad_id=find_pad_id(model), options=fitting)
     except runtime.load_errors() as failed:
         raise EdgekitError(
             f"{file}: {runtime.NAME} fails on the calibrate prompts: {str(failed).splitlines()[0][:300]}; is {checkpoint} the"
@@ -115,8 +114,13 @@ def file_digest(file: Path) -> str:
     return format_of(file).file_digest(file)
 
 
-def _shared(model: Model, task: str, max_length: int) -> dict[str, Any]:
+def _shared(model: Model, task: str, max_length: int, out: Path) -> dict[str, Any]:
+    """The facts that follow from the checkpoint, whose tokenizer and chat template are put beside the artifact's file."""
     kind = TASKS[task]
+    model.tokenizer(max_length).save(str(out / "tokenizer.json"))
+    template = text_generation.chat_template(model) if kind.OUTPUT == "tokens" else None
+    if template is not None:
+        (out / text_generation.TEMPLATE).write_text(template, encoding="utf-8", newline="\n")
     return {
         "task": task,
         "output": kind.OUTPUT,

@@ -29,6 +29,7 @@ from edgekit.package_llama import modelfile
 from edgekit.report import read_report, write_html
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, read_json, read_text
+from edgekit.tasks.text_generation import TEMPLATE
 from edgekit.workspace import (
     Product,
     disk_error,
@@ -185,13 +186,15 @@ def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> An
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # What a loader says itself is a RuntimeError, or llama_cpp's ValueError.
+    refusals: tuple[type[Exception], ...] = (*runtime.load_errors(), RuntimeError, ValueError)
     try:
         spec.loader.exec_module(module)
         return module.Bundle(bundle.folder, threads=threads)
     except ModuleNotFoundError as absent:
         extra = "gguf" if runtime.NAME == "llama-cpp" else "onnx"
         raise EdgekitError(f'{path}: {absent.name} is not installed; run: pip install "edgekit[{extra}]"') from absent
-    except runtime.load_errors() as refused:
+    except refusals as refused:
         raise EdgekitError(f"{path}: {str(refused).splitlines()[0]}") from refused
 
 
@@ -266,10 +269,11 @@ def _describe(product: Product, name: str, recipe: str, target: Target, lineage:
     format_ = FORMATS[str(facts["format"])]
     runtime = format_.RUNTIME
     tokenizer = None if format_.CARRIES_TOKENIZER else "tokenizer.json"
+    beside = [tokenizer, *([TEMPLATE] if settings.get("chat") else [])] if tokenizer else []
     libraries = sorted({*LIBRARIES, *format_.LIBRARIES})
     return {
         # What the bundle's folder takes from the artifact's; not a part of the manifest that ships.
-        "ships": [*facts["files"], *([tokenizer] if tokenizer else [])],
+        "ships": [*facts["files"], *beside],
         "format_version": MANIFEST_FORMAT,
         "edgekit": __version__,
         "name": name,

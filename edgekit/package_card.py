@@ -8,8 +8,14 @@ from typing import Any
 from edgekit.package_llama import command_line
 from edgekit.report import flips, human_bytes, number, pair, percent
 
-# What each runtime's loader imports, as pip calls it.
-PIP = {"onnxruntime": "onnxruntime tokenizers numpy", "llama-cpp": "llama-cpp-python numpy"}
+# What the loaders import, as pip calls it, by runtime and output.
+PIP = {
+    ("onnxruntime", "logits"): "onnxruntime tokenizers numpy",
+    ("onnxruntime", "embedding"): "onnxruntime tokenizers numpy",
+    ("onnxruntime", "tokens"): "onnxruntime tokenizers jinja2 numpy",
+    ("llama-cpp", "embedding"): "llama-cpp-python numpy",
+    ("llama-cpp", "tokens"): "llama-cpp-python",
+}
 USES = {
     "logits": 'bundle("turn on the light")  # [(label, score), ...], the answer first',
     "embedding": 'bundle("turn on the light")  # the embedding, float32',
@@ -20,7 +26,7 @@ USES = {
 def model_card(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """README.md of a bundle: what it is, its use, accuracy and origin. No figure of a clock."""
     artifact, runtime = manifest["artifact"], manifest["runtime"]
-    name, engine = manifest["name"], PIP[runtime["name"]]
+    name, engine = manifest["name"], PIP[runtime["name"], manifest["output"]]
     lines = [
         f"# {name}",
         "",

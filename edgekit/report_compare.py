@@ -16,6 +16,8 @@ HEAD = (
     "right",
     "KL",
     "top-1",
+    "cosine",
+    "neighbours",
     "first token",
     "tokens/s",
     "p95",
@@ -35,9 +37,11 @@ class Compared:
     ship: Mapping[str, str]
 
     def lines(self) -> list[str]:
-        """The table as text, with what to ship below it."""
-        cells = [HEAD, *(_cells(row) for row in self.rows)]
-        widths = [max(len(row[place]) for row in cells) for place in range(len(HEAD))]
+        """The table as text, with what to ship below it; a column that no row fills is left out."""
+        filled = [_cells(row) for row in self.rows]
+        shown = [place for place in range(len(HEAD)) if any(row[place] != MISSING for row in filled)]
+        cells = [[row[place] for place in shown] for row in (HEAD, *filled)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
         ]
@@ -65,6 +69,7 @@ def compare(reports: Sequence[Row]) -> Compared:
 def _row(report: Row) -> dict[str, Any]:
     kl, first = report.get("kl") or {}, report.get("ttft_ms") or {}
     longest = max(first, key=int, default=None)
+    kept = {(one["metric"], one["reference"], one["candidate"]): one["score"] for one in report["comparisons"]}
     return {
         "target": report["target"],
         "format": report["artifact"]["format"],
@@ -73,6 +78,8 @@ def _row(report: Row) -> dict[str, Any]:
         "right": (report["accuracy"] or {}).get("artifact"),
         "kl": kl.get("mean"),
         "top1": report.get("top1"),
+        "cosine": kept.get(("cosine", "student", "artifact")),
+        "neighbours": kept.get(("neighbours", "student", "artifact")),
         "first": first[longest] if longest else None,
         "rate": (report.get("tokens_per_second") or {}).get("decode"),
         "p95": report["latency_ms"]["p95"],
@@ -90,6 +97,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         percent(row["right"]),
         number(row["kl"], 3),
         percent(row["top1"]),
+        number(row["cosine"], 4),
+        percent(row["neighbours"]),
         MISSING if row["first"] is None else f"{number(row['first'], 3)} ms",
         number(row["rate"], 3),
         f"{number(row['p95'], 3)} ms",

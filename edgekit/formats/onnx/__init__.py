@@ -29,8 +29,11 @@ NAME = "onnx"
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
 CARRIES_TOKENIZER = False
+NEEDS: tuple[str, ...] = ()
 LIBRARIES: tuple[str, ...] = ("onnx", "onnxruntime", "onnxscript")
 SCHEMES: tuple[str, ...] = ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32")
+# The default of Options is for every output.
+SCHEME_FOR: Mapping[str, str] = {}
 FILE = "model.onnx"
 # Bits of a weight, scales included, of what decoders can be (blocks of 32 weights share a 16-bit scale).
 DECODER_BITS = {"fp32": 32.0, "int8-dynamic": 8.0, "w8": 8.5, "w4": 4.5}
