@@ -73,9 +73,9 @@ def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session, 
         estimate=estimate(recipe, prompts, _size(recipe, teacher)),
     )
     plan = replace(plan, estimate={**plan.estimate, **predict(plan)})
-    format_ = FORMATS[str(plan.export.get("format", DEFAULT))]
-    for module in format_.NEEDS:
-        require(module, extra=format_.NAME)
+    chosen = FORMATS[str(plan.export.get("format", DEFAULT))]
+    for module in chosen.NEEDS:
+        require(module, extra=chosen.NAME)
     _check_fits(plan)
     _check_disk(plan, session)
     return plan

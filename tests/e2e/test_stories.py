@@ -1,0 +1,62 @@
+"""The storyteller: made from nothing, built in both formats, compared, told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+from tests.e2e.conftest import ROOT, Project
+
+pytestmark = pytest.mark.e2e
+# A quarter of the example's training: sentences are not yet stories, and every step is the same.
+SHORTER = ("--set", "teacher.create.epochs=1")
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A folder with the example and its texts, built as README says."""
+    folder = tmp_path_factory.mktemp("stories")
+    for name in ("examples/stories", "calib_data/stories"):
+        shutil.copytree(ROOT / name, folder / name)
+    return Project(folder=folder, cache=folder / ".edgekit")
+
+
+def test_both_formats_are_built_and_one_is_named(stories: Project) -> None:
+    line = ("--recipe", "examples/stories", "--target", "laptop-cpu", "--format", "gguf", "--format", "onnx", *SHORTER)
+    told = stories.run("build", *line)
+    rows = [text.split() for text in told.stdout.splitlines() if text.startswith("laptop-cpu  ")]
+    assert [row[1] for row in rows] == ["gguf", "onnx"]
+    assert "ship to laptop-cpu: " in told.stdout
+    found = json.loads(stories.run("build", "--json", *line).stdout)
+    assert {one["format"] for one in found["bundles"]} == {"gguf", "onnx"}
+    assert found["ship"]["laptop-cpu"].split()[0] in {"gguf", "onnx"}
+    for one in found["bundles"]:
+        report = json.loads(Path(stories.folder, one["report"]).read_text())
+        assert report["verdict"] != "fail", [check for check in report["checks"] if check["verdict"] == "fail"]
+        assert report["kl"]["mean"] < 0.1
+        assert report["tokens_per_second"]["decode"] > 0
+        assert set(report["ttft_ms"]) >= {"16", "64"}
+
+
+@pytest.mark.parametrize("format_", ["gguf", "onnx"])
+def test_a_story_is_told(stories: Project, format_: str) -> None:
+    bundle = f"dist/stories-laptop-cpu-{format_}"
+    said = stories.run("run", bundle, "Once upon a time", "--most", "20").stdout
+    assert len(said.split()) >= 5
+    again = json.loads(stories.run("run", bundle, "Once upon a time", "--most", "20", "--json").stdout)
+    assert again["answers"][0]["answer"].strip() == said.strip()
+
+
+def test_what_others_open_is_in_the_bundle(stories: Project) -> None:
+    bundle = stories.folder / "dist" / "stories-laptop-cpu-gguf"
+    assert {path.name for path in bundle.iterdir()} == {
+        "bundle.json", "load.py", "model.gguf", "Modelfile", "README.md"
+    }  # fmt: skip
+    found = json.loads(stories.run("inspect", bundle / "model.gguf", "--json").stdout)
+    assert found["architecture"] == "llama"
+    assert found["metadata"]["edgekit.scheme"] == "q4_k_m"
