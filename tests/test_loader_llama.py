@@ -130,6 +130,19 @@ def test_a_loader_is_short_and_imports_little(name: str, lines: int) -> None:
     assert imported - set(sys.stdlib_module_names) <= {"llama_cpp", "numpy"}
 
 
+@pytest.mark.parametrize(("name", "output"), [("chat.py", "tokens"), ("embed.py", "embedding")])
+def test_a_runtime_that_is_too_old_is_told(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, output: str
+) -> None:
+    (tmp_path / "model.gguf").symlink_to(bundle / "model.gguf")
+    write_manifest(tmp_path, output=output, runtime=RUNTIME | {"minimum": "0.3.36"})
+    monkeypatch.setattr(llama_cpp, "__version__", "0.3.9")
+    with pytest.raises(RuntimeError, match=r"llama-cpp-python 0.3.9 is too old for this bundle: it needs 0.3.36"):
+        shipped(name).Bundle(tmp_path)
+    monkeypatch.setattr(llama_cpp, "__version__", "0.4.0")
+    assert shipped(name).Bundle(tmp_path).manifest["output"] == output
+
+
 def test_a_conversation_is_answered_as_transformers_answers_it(checkpoint: Path, bundle: Path) -> None:
     from transformers import AutoTokenizer
 
