@@ -253,6 +253,7 @@ class Bench:
             fingerprints={},
             arch=str(told["arch"]),
             features=list(told["features"]),
+            bandwidth_gbs=None,
             score=None,
             pad_id=0,
             max_length=LENGTH,

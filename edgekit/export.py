@@ -35,13 +35,14 @@ def export(
     name: str = "",
     arch: str = "",
     features: Sequence[str] = (),
+    bandwidth_gbs: float | None = None,
     fingerprints: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the student in the format and scheme that `options` (a target's `[export.<task>]` table) names.
 
-    arch and features are the target's, name and fingerprints (sha256 by what) for the file's own record. Only the calibrate
-    split is read: it chooses the scheme and fits the task's settings on the artifact's own outputs. Returns the artifact's
-    facts. Raises EdgekitError where the student cannot be exported or nothing was quantized.
+    arch, features and bandwidth_gbs are the target's, name and fingerprints (sha256 by what) for the file's own record. Only the
+    calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's own outputs. Returns the
+    artifact's facts. Raises EdgekitError where the student cannot be exported or nothing was quantized.
     """
     from edgekit.calibrate import load_calibration
 
@@ -63,6 +64,7 @@ def export(
         fingerprints=fingerprints or {},
         arch=arch,
         features=features,
+        bandwidth_gbs=bandwidth_gbs,
         score=None if kind.OUTPUT == "tokens" else row_task(task).score,
         pad_id=find_pad_id(model),
         max_length=max_length,

@@ -216,7 +216,7 @@ def export(
         raise EdgekitError(
             f"{calibration.folder}: calibrated on another model than {student}; run: edgekit calibrate {student}"
         )
-    scheme = plan.export.get("scheme")
+    scheme, hardware = plan.export.get("scheme"), plan.target.hardware
     inputs = {
         "student": digest,
         "calibration": calibration.digest,
@@ -227,7 +227,7 @@ def export(
         "max_length": recipe.data.max_length,
         "name": recipe.name,
         # A mixture has the types that are fast there; all else is the same for all.
-        "hardware": [plan.target.hardware.arch, *plan.target.hardware.features] if scheme == "mixed" else None,
+        "hardware": [hardware.arch, hardware.bandwidth_gbs, *hardware.features] if scheme == "mixed" else None,
         "libraries": _libraries(str(plan.export.get("format", DEFAULT))),
     }
     product = run_step(
@@ -245,8 +245,9 @@ def export(
             out_of_scope=recipe.data.out_of_scope,
             out=out,
             name=recipe.name,
-            arch=plan.target.hardware.arch,
-            features=plan.target.hardware.features,
+            arch=hardware.arch,
+            features=hardware.features,
+            bandwidth_gbs=hardware.bandwidth_gbs,
             fingerprints={"student": digest, "calibration": calibration.digest},
         ),
         note=" ".join(str(plan.export[key]) for key in ("format", "scheme") if key in plan.export),

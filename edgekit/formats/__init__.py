@@ -27,9 +27,9 @@ class Source:
 
     load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the calibrate
     prompts as the model reads them; texts: what was said in them, conversations: as messages. name: what the model is called;
-    dataset: what its prompts are; fingerprints: sha256 of what it was made from, by what. arch and features are the target's
-    (see `target.Hardware`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is better; None
-    where the output is not rows.
+    dataset: what its prompts are; fingerprints: sha256 of what it was made from, by what. arch, features and bandwidth_gbs are
+    the target's (see `target.Hardware`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is
+    better; None where the output is not rows.
     """
 
     model: Model
@@ -44,6 +44,7 @@ class Source:
     fingerprints: Mapping[str, str]
     arch: str
     features: Sequence[str]
+    bandwidth_gbs: float | None
     score: Callable[[NDArray[np.float32], NDArray[np.float32]], float] | None
     pad_id: int
     max_length: int

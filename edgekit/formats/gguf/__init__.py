@@ -55,6 +55,8 @@ class Options:
     """mixed: no more bytes than this scheme takes."""
     bytes: Annotated[int, Gt(0)] | None = None
     """mixed: no more bytes than these, instead of `like`."""
+    tokens_per_second: Annotated[float, Gt(0)] | None = None
+    """mixed: no more bytes read per token than the target's bandwidth gives at this rate, instead of `like`."""
 
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""
@@ -62,6 +64,8 @@ class Options:
 
         if self.like == "mixed":
             raise PydanticCustomError("like", "like = 'mixed' is no size; name another scheme, or give bytes")
+        if self.tokens_per_second is not None and (self.scheme != "mixed" or self.bytes is not None):
+            raise PydanticCustomError("rate", "tokens_per_second is for scheme = 'mixed', and without bytes")
         if self.bytes is not None and self.scheme != "mixed":
             raise PydanticCustomError(
                 "bytes", "bytes is for scheme = 'mixed' alone: the others' sizes follow from them"
@@ -82,6 +86,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     from edgekit.formats.gguf.parity import check_parity
     from edgekit.formats.gguf.plan import plan
     from edgekit.formats.gguf.tokenizer import general_name, vocabulary
+    from edgekit.formats.gguf.types import main_file_type
 
     if source.output == "logits":
         raise EdgekitError(
@@ -97,11 +102,13 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         told = {"file": IMATRIX, "dataset": matrix.datasets[0], "entries": len(matrix.entries), "chunks": matrix.chunks}
     metadata = (
         describe_model(model, name=general_name(model, source.name))
-        | describe_quantization(options.scheme, imatrix=told)
+        | describe_quantization(options.like if options.scheme == "mixed" else options.scheme, imatrix=told)
         | describe_origin(source.fingerprints, scheme=options.scheme)
         | keys
     )
     types, facts = _choose(source, tensors, options, matrix, metadata)
+    if options.scheme == "mixed":
+        metadata |= {"general.file_type": main_file_type(shapes(tensors), types)}
     importance = facts.pop("importance", matrix.importance() if matrix is not None else {})
     made = convert(
         model,

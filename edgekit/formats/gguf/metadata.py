@@ -20,22 +20,6 @@ from edgekit.formats.gguf.plan import plan, read_config
 from edgekit.model import Model
 from edgekit.schema import read_json, read_text
 
-# llama.h, enum llama_ftype: what a file is said to be mostly. A mixture is none of them.
-FILE_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q8_0": 7,
-    "q4_k_s": 14,
-    "q4_k_m": 15,
-    "q5_k_m": 17,
-    "q6_k": 18,
-    "iq4_nl": 25,
-    "iq4_xs": 30,
-    "bf16": 32,
-    "mixed": 1024,
-}
 # ggml.h, GGML_QNT_VERSION.
 _QUANTIZATION_VERSION = 2
 # llama.h, enum llama_pooling_type, by the keys of sentence-transformers' Pooling layer.
@@ -66,12 +50,12 @@ def describe_model(model: Model, *, name: str | None = None) -> dict[str, Value]
 
 
 def describe_quantization(scheme: str, *, imatrix: Mapping[str, Any] | None = None) -> dict[str, Value]:
-    """What a file is mostly quantized to, and the importance matrix that was used.
+    """What a file is mostly quantized to (of a mixture: see `types.main_file_type`), and the importance matrix that was used.
 
     imatrix: file, dataset, entries (tensors) and chunks, as llama.cpp's quantizer names them; a missing one is left out.
     """
     found: dict[str, Value] = {
-        "general.file_type": FILE_TYPES[scheme],
+        "general.file_type": SCHEMES[scheme].file_type,
         "general.quantization_version": _QUANTIZATION_VERSION,
     }
     given = imatrix or {}

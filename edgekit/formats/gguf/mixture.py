@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.convert import convert, float_rows
 from edgekit.formats.gguf.ggml import row_bytes
-from edgekit.formats.gguf.mixed import Sensitivity, allocate, candidates, instruction_set, measure, refine
+from edgekit.formats.gguf.mixed import Sensitivity, allocate, candidates, instruction_set, measure, read_budget, refine
 from edgekit.formats.gguf.plan import Tensor, layer_names
 from edgekit.formats.gguf.types import OUTPUT, TOKEN_EMBEDDING, Shape, quantizable
 from edgekit.runtimes import scores
@@ -53,7 +53,8 @@ def mix(
     }
     free = [one for one in tensors if one.name in shapes and quantizable(shapes[one.name])]
     kept = {one.name: like[one.name] for one in tensors if one not in free}
-    budget = (options.bytes or sum(sizes.values())) - sum(sizes[name] for name in kept)
+    budget, gathered = _budget(source, options, sizes)
+    budget -= sum(sizes[name] for name in kept)
     calibration = source.calibration()
     importance = _importance(tensors, matrix, calibration)
     sensitivities = _sensitivities(source, free, shapes, importance, calibration)
@@ -72,13 +73,13 @@ def mix(
         return out
 
     if source.output != "tokens":
-        mixture = allocate(sensitivities, budget)
+        mixture = allocate(sensitivities, budget, free=gathered)
         chosen = {"predicted_kl": mixture.loss, "tensor_bytes": mixture.bytes}
         return {**kept, **mixture.types}, {"choices": chosen, "importance": importance}
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         judge = Judge(source, lambda types: written(types, Path(scratch) / "tried.gguf"))
         judge.listen({one.name: "f32" for one in free})
-        found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS)
+        found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS, free=gathered)
     return {**kept, **found.mixture.types}, {
         "importance": importance,
         "choices": {
@@ -90,6 +91,18 @@ def mix(
             "types": dict(sorted(found.mixture.types.items())),
         },
     }
+
+
+def _budget(source: Source, options: Options, sizes: Mapping[str, int]) -> tuple[int, frozenset[str]]:
+    """Bytes of all tensors, or read per token, and the tensors that do not count there: rows that are looked up."""
+    if options.tokens_per_second is None:
+        return options.bytes or sum(sizes.values()), frozenset()
+    if source.bandwidth_gbs is None:
+        raise EdgekitError(
+            "export.text-generation.tokens_per_second: the target states no bandwidth_gbs; state it in [hardware], or give bytes"
+        )
+    free = frozenset({TOKEN_EMBEDDING} if OUTPUT in sizes else ())
+    return read_budget(options.tokens_per_second, source.bandwidth_gbs), free
 
 
 def options_threads() -> int:
