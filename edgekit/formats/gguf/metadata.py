@@ -17,6 +17,7 @@ from edgekit import __version__
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import Value
 from edgekit.formats.gguf.plan import plan, read_config
+from edgekit.formats.gguf.types import SCHEMES
 from edgekit.model import Model
 from edgekit.schema import read_json, read_text
 
