@@ -2,7 +2,8 @@
 
 Goals:
 - after every kill the next run goes on, and the archive at the end has the same sha256 as that of a build that was left alone;
-- no torn file and no left-over temporary folder.
+- no torn file and no left-over temporary folder;
+- the same of conversions to GGUF, which are killed too (`--conversions N`): what has the final name is whole.
 
 Every round deletes the products of one step and of all after it, starts a build, and kills it (SIGKILL) within the time that an
 undisturbed build takes; `--kills N` says how often.
@@ -22,9 +23,22 @@ import tempfile
 import time
 from pathlib import Path
 
+from random_llama import Shape, write_checkpoint
 from tiny_project import make_project
 
 ROOT = Path(__file__).resolve().parents[1]
+FAULTS = ("errors", "different", "left_over", "torn_conversions", "different_conversions")
+# 66 MB in two shards: a second or two of work.
+SHAPE = Shape(layers=8, hidden=512, intermediate=1536, heads=8, kv_heads=4, vocabulary=6000)
+CONVERT = """
+import sys
+from pathlib import Path
+from edgekit.formats.gguf.convert import convert, plan
+from edgekit.model import Model
+model = Model(folder=Path(sys.argv[1]))
+types = {one.name: "q4_k" if len(one.shape) > 1 else "f32" for one in plan(model)}
+convert(model, Path(sys.argv[2]), types=types, metadata={}, threads=2)
+"""
 STEPS = ("finetune", "distill", "record", "calibrate", "export", "verify")
 
 
@@ -33,16 +47,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--kills", type=int, default=100, help="how many kills (default: 100)")
+    parser.add_argument("--conversions", type=int, default=100, help="how many kills of conversions (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = soak(Path(scratch), options.kills, random.Random(options.seed))
-    missed = found["different"] + found["left_over"] + found["errors"] > 0
+        found = soak(Path(scratch), options.kills, random.Random(options.seed)) if options.kills else {}
+        if options.conversions:
+            found |= soak_conversions(Path(scratch), options.conversions, random.Random(options.seed))
+    missed = sum(found.get(name, 0) for name in FAULTS) > 0
     if options.json:
         print(json.dumps({"measured": found, "missed": ["soak"] if missed else []}, indent=2))
     else:
         for name, value in found.items():
-            print(f"{name:<12} {value}")
+            print(f"{name:<22} {value}")
         print("missed" if missed else "met")
     return 1 if missed else 0
 
@@ -71,6 +88,32 @@ def soak(folder: Path, kills: int, rng: random.Random) -> dict[str, int]:
             continue
         found["different"] += archive_sha256(project) != expected
         found["left_over"] += sum(1 for _ in project.rglob(".*.partial*"))
+    return found
+
+
+def soak_conversions(folder: Path, kills: int, rng: random.Random) -> dict[str, int]:
+    """Count kills that hit a conversion, files under the final name that were not whole, and whole ones that differ."""
+    source, out = folder / "llama", folder / "model.gguf"
+    source.mkdir()
+    write_checkpoint(source, SHAPE)
+    command = [sys.executable, "-c", CONVERT, str(source), str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    begin = time.monotonic()
+    subprocess.run(command, check=True, env=environment)
+    whole = time.monotonic() - begin
+    expected = hashlib.sha256(out.read_bytes()).hexdigest()
+    found = {"conversion_kills": 0, "conversions_too_late": 0, "torn_conversions": 0, "different_conversions": 0}
+    while found["conversion_kills"] < kills:
+        out.unlink(missing_ok=True)
+        process = subprocess.Popen(command, env=environment)
+        time.sleep(rng.uniform(0.3, 1.0) * whole)
+        process.kill()
+        found["conversion_kills" if process.wait() == -9 else "conversions_too_late"] += 1
+        if out.exists():
+            found["torn_conversions"] += hashlib.sha256(out.read_bytes()).hexdigest() != expected
+        if found["conversion_kills"] % 10 == 0:
+            subprocess.run(command, check=True, env=environment)
+            found["different_conversions"] += hashlib.sha256(out.read_bytes()).hexdigest() != expected
     return found
 
 
