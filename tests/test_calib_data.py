@@ -165,3 +165,49 @@ def test_example_recipe_gathers_it(tmp_path: Path) -> None:
     assert facts["rows"] == {"train": 1998, "calibrate": 448, "verify": 1000}
     assert len(facts["labels"]) == 24
     assert facts["dropped_near_duplicates"] == 0
+
+
+CHAT = packaged("calib_data/chat")
+
+
+def conversations(split: str) -> list[list[dict[str, str]]]:
+    lines = (CHAT / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert all(set(row) == {"messages"} for row in rows)
+    return [row["messages"] for row in rows]
+
+
+def test_chat_readme_counts_are_true() -> None:
+    readme = (CHAT / "README.md").read_text(encoding="utf-8")
+    for split in ("calibrate", "verify"):
+        line = next(line for line in readme.splitlines() if line.startswith(f"| `{split}.jsonl`"))
+        told = [int(cell) for cell in line.split("|")[2:5]]
+        rows = conversations(split)
+        with_system = [turns for turns in rows if turns[0]["role"] == "system"]
+        long = [turns for turns in rows if sum(turn["role"] == "user" for turn in turns) > 1]
+        assert told == [len(rows), len(with_system), len(long)]
+
+
+@pytest.mark.parametrize("split", ["calibrate", "verify"])
+def test_conversations_end_with_the_user(split: str) -> None:
+    for turns in conversations(split):
+        roles = [turn["role"] for turn in turns]
+        spoken = roles[1:] if roles[0] == "system" else roles
+        assert spoken == [*["user", "assistant"] * (len(spoken) // 2), "user"]
+        assert all(turn["content"] == turn["content"].strip() != "" for turn in turns)
+        assert all(turn["content"].isprintable() for turn in turns)
+
+
+def test_no_question_is_asked_twice(tmp_path: Path) -> None:
+    from edgekit.prompts import gather
+
+    texts = {
+        split: [" ".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in conversations(split)]
+        for split in ("calibrate", "verify")
+    }
+    found = near_pairs(texts["calibrate"], texts["verify"], 0.5)
+    assert not found, [(texts["calibrate"][one], texts["verify"][other]) for one, other in found]
+    found = [(one, other) for one, other in near_pairs(texts["verify"], texts["verify"], 0.5) if one < other]
+    assert not found, [(texts["verify"][one], texts["verify"][other]) for one, other in found]
+    facts = gather(load_recipe(packaged("examples/chat")), ("calibrate", "verify"), tmp_path)
+    assert facts["rows"] == {"calibrate": 120, "verify": 120}

@@ -44,9 +44,10 @@ class Hub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, repository: dict[str, bytes]) -> None:
+    def __init__(self, repository: dict[str, bytes], name: str = "org/name") -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.repository = repository
+        self.name = name
         self.branches = {"main": FIRST}
         self.log: list[tuple[str, str, dict[str, str]]] = []
         self.drop_after: int | None = None
@@ -77,22 +78,22 @@ class Answer(BaseHTTPRequestHandler):
         hub.log.append((self.command, path, dict(self.headers)))
         if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
             self.reply(401, b"{}", {"X-Error-Message": "Invalid credentials"})
-        elif path.startswith("/api/models/org/name/revision/"):
+        elif path.startswith(f"/api/models/{hub.name}/revision/"):
             commit = hub.branches.get(path.rpartition("/")[2])
             if commit is None:
                 self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             else:
                 files = [{"rfilename": name} for name in hub.repository]
-                self.reply_json({"id": "org/name", "modelId": "org/name", "sha": commit, "siblings": files})
-        elif path.startswith("/api/models/org/name/tree/"):
+                self.reply_json({"id": hub.name, "modelId": hub.name, "sha": commit, "siblings": files})
+        elif path.startswith(f"/api/models/{hub.name}/tree/"):
             self.reply_json(
                 [
                     {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
                     for name, content in hub.repository.items()
                 ]
             )
-        elif path.startswith("/org/name/resolve/"):
-            commit, _, name = path.removeprefix("/org/name/resolve/").partition("/")
+        elif path.startswith(f"/{hub.name}/resolve/"):
+            commit, _, name = path.removeprefix(f"/{hub.name}/resolve/").partition("/")
             self.reply_file(commit, hub.repository[name])
         else:
             self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
