@@ -450,7 +450,7 @@ def probe_target(
 
 
 def _target_text(machine: Mapping[str, Any], *, p95_ms: float | None, memory_mb: float | None) -> str:
-    """The measured machine as a target file: facts, both encoder tasks, onnxruntime on all cores."""
+    """The measured machine as a target file: facts, every task, its runtimes on all cores."""
     features = [feature for feature in KERNEL_FEATURES if feature in machine["features"]]
     hardware = {key: machine[key] for key in ("arch", "cpu", "cores")}
     hardware |= {"features": features, "memory_mb": machine["memory_mb"]}
@@ -472,7 +472,9 @@ def _target_text(machine: Mapping[str, Any], *, p95_ms: float | None, memory_mb:
         "hardware": hardware,
         "export.text-classification": export,
         "export.feature-extraction": export,
+        "export.text-generation": {"format": "gguf", "scheme": "q4_k_m"},
         "runtime.onnxruntime": {"provider": "CPUExecutionProvider", "threads": machine["cores"]},
+        "runtime.llama-cpp": {"threads": machine["cores"], "context": 4096},
         "device": {"kind": "local"},
         "budget": {key: value for key, value in budget.items() if value is not None},
     }

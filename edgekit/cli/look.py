@@ -119,7 +119,7 @@ def probe(name: str, p95_ms: float | None, memory_mb: float | None, out: Path, f
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Say what is in a model, artifact, bundle, calibration, .onnx or .safetensors file, whoever made it.
+    """Say what is in a model, artifact, bundle, calibration, .onnx, .gguf or .safetensors file, whoever made it.
 
     \b
     Example:
