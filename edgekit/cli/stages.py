@@ -146,8 +146,8 @@ def verify(
 ) -> int:  # fmt: skip
     """Run ARTIFACT on the target's device and judge it against REFERENCE.
 
-    ARTIFACT is the folder of an `export`, or an .onnx or .gguf file that something else made. REFERENCE is the folder of a `record`, or
-    a checkpoint.
+    ARTIFACT is the folder of an `export`, or an .onnx or .gguf file that something else made. REFERENCE is the folder of a
+    `record`, or a checkpoint.
 
     \b
     Examples:
