@@ -94,7 +94,7 @@ def _accuracy_remedy(comparison: Comparison) -> str | None:
     if comparison.prompts_needed is None:
         return (
             f"{comparison.prompts} prompts leave the loss between {comparison.lo:.3g} and {comparison.bound:.3g}; verify on a"
-            ' larger fresh set, or keep more layers in float (export scheme "auto")'
+            " larger fresh set, or take an export scheme of more bits"
         )
     return (
         f"{comparison.prompts} prompts are too few for this margin; a fresh verify set of about {comparison.prompts_needed}"
