@@ -93,6 +93,7 @@ def adopt(
     facts = format_.adopt(file, out, TASKS[task].OUTPUT)
     facts |= _shared(model, task, max_length, out)
     if TASKS[task].OUTPUT == "tokens":
+        _check_vocabulary(file, facts["vocabulary"], model)
         return facts
     rows = PromptSet(folder=prompts).split("calibrate")
     ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
@@ -106,6 +107,15 @@ def adopt(
             " checkpoint that it was exported from?"
         ) from failed
     return facts | _fitted(file, model, task, rows, answers, out_of_scope)
+
+
+def _check_vocabulary(file: Path, found: int | None, model: Model) -> None:
+    config = model.config.get("text_config") or model.config
+    if found is not None and found != config.get("vocab_size"):
+        raise EdgekitError(
+            f"{file}: its vocabulary has {found} tokens, that of {model.folder} {config.get('vocab_size')}; name the checkpoint"
+            " that it was made from"
+        )
 
 
 def file_digest(file: Path) -> str:

@@ -352,8 +352,10 @@ def _choices(
     if not column or row[column] is None:
         return None
     choices = row[column]
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) for one in choices):
-        raise EdgekitError(f"{where}: row {number}: {column}: expected a list of two or more strings")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) and one for one in choices):
+        raise EdgekitError(
+            f"{where}: row {number}: {column}: expected a list of two or more strings, none of them empty"
+        )
     if label not in choices:
         raise EdgekitError(f"{where}: row {number}: {column}: the wanted answer {label!r} is not among them")
     return choices

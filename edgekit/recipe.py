@@ -150,6 +150,13 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         raise EdgekitError(f"{where}: teacher: a created model is trained already; remove [teacher.finetune]")
     if split is not None and split.calibrate + split.verify >= 1:
         raise EdgekitError(f"{where}: data.split: calibrate and verify take all rows; leave a share for train")
+    told = [key for key in ("answer", "choices", "messages") if getattr(recipe.data, key) is not None]
+    if told and recipe.task != "text-generation":
+        raise EdgekitError(f"{where}: data.{told[0]}: for text-generation only; remove it, or change task")
+    if recipe.data.messages is not None and recipe.data.answer is not None:
+        raise EdgekitError(
+            f"{where}: data.answer: a conversation ends with its wanted answer (data.messages); remove it"
+        )
     if student is not None and (student.layers is None) == (student.keep is None):
         raise EdgekitError(f"{where}: student: give either layers, such as 3, or keep, such as [0, 2, 5]")
 

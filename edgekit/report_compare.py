@@ -61,7 +61,9 @@ def compare(reports: Sequence[Row]) -> Compared:
         if among:
             best = min(among, key=lambda row: (_ORDER[row["verdict"]], -(row["rate"] or 0.0), row["p95"]))
             told = f"{best['format']} {best['scheme']}"
-            reason = "the fastest that does not fail" if len(among) > 1 else "the only one that does not fail"
+            does = "passes" if best["verdict"] == "pass" else "does not fail"
+            rivals = [row for row in among if row["verdict"] == best["verdict"]]
+            reason = f"the fastest that {does}" if len(rivals) > 1 else f"the only one that {does}"
             ship[target] = f"{told} ({reason if len(rows) > 1 else best['verdict']})"
     return Compared(rows=rows, ship=ship)
 

@@ -143,6 +143,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "teacher", labels=LABELS)
 
 
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with a chat template that answers orders rightly and ends its answers; not to be changed."""
+    from tests.architectures.decoders import teach_decoder
+
+    return teach_decoder(tmp_path_factory.mktemp("talker") / "talker", steps=80)
+
+
 @pytest.fixture
 def classifier(checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the classifier that the test may damage."""

@@ -419,6 +419,7 @@ def open_artifact(plan: Plan, artifact: Path, checkpoint: Path, prompts: Product
         "file": file_digest(artifact),
         "student": model_digest(checkpoint),
         "prompts": split_digests(prompts, "calibrate"),
+        "task": recipe.task,
         "max_length": recipe.data.max_length,
         "out_of_scope": recipe.data.out_of_scope,
     }

@@ -107,7 +107,10 @@ def _record_tokens(
 
     facts = record_tokens(teacher, student, prompts, max_length=max_length, out=out, progress=progress)
     with np.load(out / FILE, allow_pickle=False) as arrays:
-        flat, offsets = arrays["asked"].tolist(), arrays["asked_offsets"].tolist()
+        # Where all prompts are choices, nothing is asked.
+        kind = "asked" if len(arrays["asked"]) else "choice_ids"
+        places = "asked_offsets" if len(arrays["asked"]) else "choice_offsets"
+        flat, offsets = arrays[kind].tolist(), arrays[places].tolist()
     asked = [flat[begin:end] for begin, end in itertools.pairwise(offsets)][:TIMED_ANSWERS]
     once = {folder.resolve(): role for role, folder in (("student", student), ("teacher", teacher))}
     figures = {

@@ -8,7 +8,8 @@ tokens that passages say, and the negative log-likelihood of the one that they d
 MOST_LIKELY, so that a reference stays under 2 x 134 MB; whole prompts are left out beyond that.
 asked, asked_offsets, asked_prompts: what was asked for answers; {role}_answers, {role}_answer_offsets: what was said.
 answers.json has these answers in words, {role: [text]}.
-choice_ids, choice_offsets, choice_starts, choice_prompts: a passage for each choice; {role}_choice_nll, one value for each.
+choice_ids, choice_offsets, choice_starts, choice_prompts: a passage for each choice, as the student reads it; {role}_choice_nll:
+one value for each, the teacher's of its own tokens.
 """
 
 from __future__ import annotations
@@ -54,27 +55,34 @@ def record_tokens(
 
     rows = PromptSet(folder=prompts).split("verify")
     model, module = load_model(student), load_decoder(student)
-    asked, most = _asked(model, rows, max_length)
     speakers = {"student": (model, module)}
     if teacher.resolve() != student.resolve():
         speakers["teacher"] = (load_model(teacher), load_decoder(teacher))
+    questions, most = _questions({role: spoken for role, (spoken, _) in speakers.items()}, rows, max_length)
+    asked = questions["student"]
     steps = _Steps(progress)
     arrays: dict[str, NDArray[Any]] = _flat("asked", [one.ids for one in asked])
     arrays["asked_prompts"] = np.array([one.prompt for one in asked], np.int64)
     answers: dict[str, list[list[int]]] = {}
     for role, (spoken, decoder) in speakers.items():
-        answers[role] = _answers(decoder, _asked(spoken, rows, max_length)[0], stop_ids(spoken), most, steps, role)
+        answers[role] = _answers(decoder, questions[role], stop_ids(spoken), most, steps, role)
         arrays |= _flat(f"{role}_answers", answers[role], f"{role}_answer_offsets")
     words = {role: _words(speakers[role][0], rows_) for role, rows_ in answers.items()}
     (out / "answers.json").write_text(dump_json(words), encoding="utf-8", newline="\n")
     said = _chosen(_said(model, rows, max_length, asked, answers["student"]))
-    choices = [one for group in choice_passages(model, rows, max_length) for one in group]
+    if not said:
+        raise EdgekitError(
+            f"{prompts}: nothing in the verify prompts is said by the model: they have no answers, and {student} gives none to"
+            " any; give longer texts, or prompts with wanted answers (data.answer)"
+        )
+    choices = _choices(model, rows, max_length)
     arrays |= _passages("", said) | _passages("choice_", choices)
     shared = _share_vocabulary(*(speakers.get(role, speakers["student"])[0] for role in ("teacher", "student")))
-    for role, (_, decoder) in speakers.items():
+    for role, (spoken, decoder) in speakers.items():
         if role == "student" or shared:
             arrays |= _likelihoods(role, decoder, said, steps)
-            arrays[f"{role}_choice_nll"] = _choice_nll(decoder, choices)
+        # Each in its own tokens: choices are compared within a model, and then what was chosen.
+        arrays[f"{role}_choice_nll"] = _choice_nll(decoder, _choices(spoken, rows, max_length))
     return _write(out, arrays) | {
         "rows": {"verify": len(rows)},
         "output": "tokens",
@@ -108,6 +116,20 @@ def _share_vocabulary(teacher: Model, student: Model) -> bool:
     vocabularies = [model.tokenizer().get_vocab(with_added_tokens=True) for model in (teacher, student)]
     sizes = [model.config.get("vocab_size") for model in (teacher, student)]
     return vocabularies[0] == vocabularies[1] and sizes[0] == sizes[1]
+
+
+def _choices(model: Model, rows: Sequence[Prompt], max_length: int) -> list[Passage]:
+    return [one for group in choice_passages(model, rows, max_length) for one in group]
+
+
+def _questions(
+    models: dict[str, Model], rows: Sequence[Prompt], max_length: int
+) -> tuple[dict[str, list[Passage]], int]:
+    """What each is asked, in the same order, and how many tokens an answer may have: a text may be too short for one of them."""
+    found = {role: _asked(model, rows, max_length) for role, model in models.items()}
+    common = set.intersection(*({one.prompt for one in asked} for asked, _ in found.values()))
+    kept = {role: [one for one in asked if one.prompt in common] for role, (asked, _) in found.items()}
+    return kept, found["student"][1]
 
 
 def _asked(model: Model, rows: Sequence[Prompt], max_length: int) -> tuple[list[Passage], int]:

@@ -140,7 +140,9 @@ class Voice:
         if answer is None:
             blocks = [asked[begin : begin + max_length] for begin in range(0, len(asked), max_length)]
             return [Passage(ids=block, start=1, prompt=place) for block in blocks if len(block) > 1]
-        whole = self.model.encode([prompt.text + answer], 1 << 30)[0] + self._stops[:1]
+        whole = self.model.encode([prompt.text + answer], 1 << 30)[0]
+        # Some tokenizers end a text themselves.
+        whole += self._stops[:1] if whole[-1:] != self._stops[:1] else []
         return [self._passage(prompt, asked, whole, place, max_length)]
 
     def _conversation(self, prompt: Prompt, answer: str | None) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -58,8 +59,11 @@ class Comparison:
     alpha: float = field(default=gate.ALPHA)
 
     def facts(self) -> dict[str, Any]:
-        """As report.json has it."""
-        return asdict(self)
+        """As report.json has it: JSON has no infinity, so a bound that is none is null there."""
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

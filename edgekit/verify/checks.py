@@ -46,8 +46,15 @@ class Check:
     detail: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """As report.json has it."""
-        return asdict(self) | {"interval": None if self.interval is None else list(self.interval)}
+        """As report.json has it: JSON has no infinity, so a bound or an interval that is none is null there."""
+        told = {key: value if finite(value) else None for key, value in asdict(self).items()}
+        bounded = self.interval is not None and all(map(finite, self.interval))
+        return told | {"interval": list(self.interval) if self.interval is not None and bounded else None}
+
+
+def finite(value: Any) -> bool:
+    """Whether JSON can hold a value: anything but a number that is infinite or none."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def whole_verdict(checks: Sequence[Check]) -> gate.Verdict:

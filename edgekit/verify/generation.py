@@ -6,6 +6,7 @@ All bounds take a prompt (of running text a block of data.max_length tokens) as 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,18 +205,27 @@ def judge(
     found += _compare_answers(said, prompts, limits, answers, choices, alpha)
     reference = said.arrays["student_nll"].astype(np.float64)
     figures: dict[str, Any] = {
-        "kl": {"mean": float(arrays["student_kl"].mean()), "p99": float(np.quantile(arrays["student_kl"], 0.99))},
+        "kl": {"mean": _figure(arrays["student_kl"].mean()), "p99": _figure(np.quantile(arrays["student_kl"], 0.99))},
         "top1": float(arrays["student_top1"].mean()),
-        "perplexity": {
-            "artifact": float(np.exp(passages.mean())),
-            "student": float(np.exp(reference.mean())),
-        },
+        "perplexity": {"artifact": _perplexity(passages), "student": _perplexity(reference)},
         "tokens": len(tokens),
     }
     if "teacher_nll" in said.arrays:
-        figures["perplexity"]["teacher"] = float(np.exp(said.arrays["teacher_nll"].astype(np.float64).mean()))
+        figures["perplexity"]["teacher"] = _perplexity(said.arrays["teacher_nll"].astype(np.float64))
     finite = bool(np.isfinite(nll).all() and np.isfinite(arrays["student_kl"]).all())
     return Judged(comparisons=[one for one in found if one is not None], figures=figures, finite=finite)
+
+
+def _perplexity(nll: NDArray[np.float64]) -> float | None:
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return _figure(np.exp(nll.mean()))
+
+
+def _figure(value: Any) -> float | None:
+    """A number that JSON can hold; None where an artifact's answers are none."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _tokens(said: Said) -> NDArray[np.int64]:

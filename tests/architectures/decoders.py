@@ -174,3 +174,48 @@ def make_decoder(
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
     save_tokenizer(folder, config.get_text_config().vocab_size, pattern)
     return folder
+
+
+ROOMS = [
+    *("kitchen", "hall", "porch", "garage", "attic", "cellar", "bathroom", "study", "bedroom", "landing", "pantry"),
+    *("lobby", "shed", "stable", "tower", "chapel", "balcony", "library", "nursery", "cabin", "parlour", "archive"),
+    *("workshop", "laundry", "gallery", "veranda", "office", "studio", "dormitory", "armoury"),
+]
+ORDERS = {
+    "light_on": "please turn the {} light on",
+    "light_off": "switch off every lamp in the {}",
+    "music": "some jazz on the {} speaker would be nice",
+}
+
+
+def orders(rooms: list[str]) -> list[tuple[str, str]]:
+    """(what is said, the wanted answer) for each room."""
+    return [(said.format(room), answer) for room in rooms for answer, said in ORDERS.items()]
+
+
+def teach_decoder(folder: Path, *, layers: int = 2, seed: int = 0, steps: int = 40, **changes: Any) -> Path:
+    """A small Llama that was taught to answer the orders of the first ten rooms, and ends its answers: it is right and sure."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(seed)
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    config = configure("llama", num_hidden_layers=layers, **({"rope_parameters": rope} | changes))
+    model = AutoModelForCausalLM.from_config(config)
+    model.generation_config.eos_token_id = END
+    save_tokenizer(folder, config.vocab_size)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = []
+    for said, answer in orders(ROOMS[:10]):
+        talk = [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+        rows.append(tokenizer.apply_chat_template(talk, return_dict=False))
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
+    wanted = ids.masked_fill(ids == PAD, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(input_ids=ids, attention_mask=(ids != PAD).long(), labels=wanted).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    return folder

@@ -33,6 +33,7 @@ SCHEMES: tuple[str, ...] = (
 FLOATS = frozenset({"f32", "f16", "bf16"})
 # Of an embedding every number counts, and encoders are small: at 4 bits MiniLM finds other neighbours for 12 % of texts.
 SCHEME_FOR: Mapping[str, str] = {"embedding": "q8_0"}
+EMBEDDING = "token_embd.weight"
 FILE, IMATRIX = "model.gguf", "imatrix.gguf"
 # llama.cpp's releases have no numbers that a loader could compare; this is the binding that the tests ran with.
 MINIMUM_RUNTIME = "0.3.36"
@@ -165,6 +166,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         "quantized": dict(sorted(kinds.items())),
         "choices": {},
         "architecture": architecture,
+        "vocabulary": file.tensors[EMBEDDING].shape[0] if EMBEDDING in file.tensors else None,
         "parameters": parameters,
         "bits_per_weight": round(8 * weights / max(parameters, 1), 4),
         "bits": 8 * TYPES[most].bytes / TYPES[most].block,
@@ -181,7 +183,8 @@ def adopt(file: Path, out: Path, output: str) -> dict[str, Any]:
         raise EdgekitError(f"{file}: a .gguf file answers with tokens or embeddings, not with labels")
     described = describe_file(file)
     try:
-        os.link(file, out / FILE)
+        # A link to the file itself: caches hold links to it, which lead nowhere from another folder.
+        os.link(file.resolve(), out / FILE)
     except OSError:
         shutil.copyfile(file, out / FILE)
     return described | {"file": FILE, "files": [FILE]}
@@ -208,10 +211,12 @@ def predict(model: Model, options: Options) -> dict[str, Any]:
 
     tensors = plan(model)
     scheme = options.like if options.scheme == "mixed" else options.scheme
-    chosen = _types(model, tensors, scheme, ())
+    # Some types follow from whether there is an importance matrix at all, not from what it covers.
+    weighed = options.imatrix and options.scheme not in FLOATS
+    chosen = _types(model, tensors, scheme, [one.name for one in tensors] if weighed else ())
     sizes = {one.name: one.shape[0] * row_bytes(chosen.types[one.name], one.columns) for one in tensors}
     total = sum(sizes.values())
-    gathered = {name for name in GATHERED if name in sizes and (name != "token_embd.weight" or HEAD in sizes)}
+    gathered = {name for name in GATHERED if name in sizes and (name != EMBEDDING or HEAD in sizes)}
     share = (options.bytes or total) / total if options.scheme == "mixed" else 1.0
     return {
         "bytes": int(total * share),
@@ -231,7 +236,7 @@ def _matrix(source: Source, options: Options) -> Imatrix | None:
     from edgekit.formats.gguf.imatrix import from_calibration
     from edgekit.formats.gguf.plan import layer_names
 
-    if not options.imatrix or options.scheme in {"f32", "f16", "bf16"}:
+    if not options.imatrix or options.scheme in FLOATS:
         return None
     calibration = source.calibration()
     # A task's module holds transformers' model as `model`.

@@ -74,7 +74,8 @@ def mix(
 
     if source.output != "tokens":
         mixture = allocate(sensitivities, budget, free=gathered)
-        chosen = {"predicted_kl": mixture.loss, "tensor_bytes": mixture.bytes}
+        total = mixture.bytes + sum(sizes[name] for name in kept)
+        chosen = {"predicted_kl": mixture.loss, "tensor_bytes": total}
         return {**kept, **mixture.types}, {"choices": chosen, "importance": importance}
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         judge = Judge(source, lambda types: written(types, Path(scratch) / "tried.gguf"))
