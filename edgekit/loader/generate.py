@@ -25,6 +25,7 @@ class Bundle:
         if _numbers(found) < _numbers(runtime["minimum"]):
             raise RuntimeError(f"onnxruntime {found} is too old for this bundle: it needs {runtime['minimum']}")
         options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # it warns of the input that has a default
         options.intra_op_num_threads = (runtime["threads"] or 0) if threads is None else threads
         for key, value in runtime["config_entries"].items():
             options.add_session_config_entry(key, value)
