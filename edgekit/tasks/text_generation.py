@@ -153,8 +153,10 @@ class Voice:
             return asked, asked
         said = [*messages, {"role": "assistant", "content": answer}]
         whole = render(self.template, said, generation_prompt=False, special_tokens=self._special)
-        # Some templates write a finished turn otherwise than what they prompt with (an empty thought, for one).
-        return asked, whole if whole.startswith(asked) else asked + answer
+        if whole.startswith(asked):
+            return asked, whole
+        # Some templates write a finished turn otherwise than what they prompt with (an empty thought, for one): it still ends.
+        return asked, asked + answer + (whole.rpartition(answer)[2] if answer else "")
 
     def _encode(self, text: str) -> list[int]:
         """The template writes the special tokens itself: none is added."""

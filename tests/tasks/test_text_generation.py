@@ -1,0 +1,164 @@
+"""text-generation: what of a prompt is given, what is said, and how answers end, against transformers' own templates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.errors import EdgekitError
+from edgekit.model import Model, load_model
+from edgekit.prompts import Prompt
+from edgekit.tasks.text_generation import choice_passages, encode, load, passages, settings, stop_ids
+from tests.architectures.decoders import BEGIN, END, TEMPLATE
+from tests.conftest import make_checkpoint
+
+TALK = [
+    {"role": "user", "content": "turn the light on"},
+    {"role": "assistant", "content": "it is on"},
+    {"role": "user", "content": "and the music?"},
+]
+# A prompt begins with an empty thought that a finished turn does not have.
+THINKS = TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think></think>{% endif %}")
+
+
+def copied(talker: Path, folder: Path, template: str | None) -> Model:
+    """The talker with another chat template, or with none."""
+    copy = Path(shutil.copytree(talker, folder / "copy"))
+    (copy / "chat_template.jinja").unlink()
+    if template is not None:
+        (copy / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return load_model(copy)
+
+
+@pytest.fixture
+def plain(talker: Path, tmp_path: Path) -> Model:
+    """A model without a chat template."""
+    return copied(talker, tmp_path, None)
+
+
+@pytest.fixture
+def tokenizer(talker: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(talker)
+
+
+def test_running_text_is_cut_into_blocks(plain: Model) -> None:
+    text = "some jazz on the hall speaker would be nice " * 8
+    whole = plain.encode([text], 1 << 20)[0]
+    found = passages(plain, [Prompt(text="jazz"), Prompt(text=text), Prompt(text="")], 16)
+    assert [one.ids for one in found if one.prompt == 1] == [
+        whole[begin : begin + 16] for begin in range(0, len(whole), 16) if len(whole) - begin > 1
+    ]
+    assert found[0].ids[0] == BEGIN
+    assert {one.start for one in found} == {1}
+    assert {one.prompt for one in found} == {0, 1}, "an empty text says nothing"
+    assert encode(plain, [Prompt(text=text)], 16) == [(0, one.ids) for one in found if one.prompt == 1]
+
+
+def test_an_answer_follows_its_text_and_ends(plain: Model) -> None:
+    (found,) = passages(plain, [Prompt(text="the light is", label=" on")], 32)
+    assert found.ids == [*plain.encode(["the light is on"], 32)[0], END]
+    assert found.asked == plain.encode(["the light is"], 32)[0]
+    # A tokenizer may join the last letters of the text with the first ones of the answer: then they are said, too.
+    (joined,) = passages(plain, [Prompt(text="the l", label="amp")], 32)
+    assert joined.ids == [*plain.encode(["the lamp"], 32)[0], END]
+    assert joined.asked == plain.encode(["the"], 32)[0]
+
+
+def test_a_tokenizer_that_ends_texts_itself_ends_them_once(talker: Path, tmp_path: Path) -> None:
+    model = copied(talker, tmp_path, None)
+    path = model.folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["post_processor"]["single"].append({"SpecialToken": {"id": "<|end|>", "type_id": 0}})
+    content["post_processor"]["special_tokens"]["<|end|>"] = {"id": "<|end|>", "ids": [END], "tokens": ["<|end|>"]}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    model = load_model(model.folder)
+    (found,) = passages(model, [Prompt(text="the light is", label=" on")], 32)
+    assert found.ids == model.encode(["the light is on"], 32)[0]
+    assert found.ids.count(END) == 1
+    assert END not in found.asked
+
+
+@pytest.mark.parametrize("label", ["it plays", None])
+def test_a_conversation_is_what_transformers_makes_of_it(talker: Path, tokenizer: Any, label: str | None) -> None:
+    model = load_model(talker)
+    (found,) = passages(model, [Prompt(text="and the music?", label=label, messages=TALK)], 128)
+    asked = tokenizer.apply_chat_template(TALK, add_generation_prompt=True, return_dict=False)
+    said = [*TALK, {"role": "assistant", "content": label}]
+    whole = tokenizer.apply_chat_template(said, return_dict=False) if label else asked
+    assert found.ids == whole
+    assert found.asked == asked
+    assert found.ids.count(BEGIN) == 1
+    if label:
+        assert found.ids[-1] == END
+
+
+def test_a_text_is_what_the_user_says(talker: Path) -> None:
+    model = load_model(talker)
+    text, talk = (
+        Prompt(text="hi", label="yes"),
+        Prompt(text="", label="yes", messages=[{"role": "user", "content": "hi"}]),
+    )
+    assert passages(model, [text], 64)[0].ids == passages(model, [talk], 64)[0].ids
+    assert settings(model)["chat"] is True
+    assert settings(model)["stop"] == ["<|end|>"]
+
+
+def test_a_template_that_writes_finished_turns_differently(talker: Path, tmp_path: Path) -> None:
+    """The answer stands behind what the model is really given."""
+    model = copied(talker, tmp_path, THINKS)
+    (found,) = passages(model, [Prompt(text="hi", label="yes")], 64)
+    tokenizer = model.tokenizer()
+    assert (
+        tokenizer.decode(found.asked, skip_special_tokens=False)
+        == "<|begin|><|user|>hi<|end|><|assistant|><think></think>"
+    )
+    assert tokenizer.decode(found.ids[found.start :], skip_special_tokens=False) == "yes<|end|>"
+
+
+def test_choices_share_a_prompt(talker: Path) -> None:
+    prompts = [
+        Prompt(text="on or off?", label="on", choices=["on", "off", "both of them"]),
+        Prompt(text="and now?"),
+        Prompt(text="yes or no?", label="no", choices=["yes", "no"]),
+    ]
+    groups = choice_passages(load_model(talker), prompts, 64)
+    assert [len(group) for group in groups] == [3, 0, 2]
+    tokenizer = load_model(talker).tokenizer()
+    for prompt, group in zip(prompts, groups, strict=True):
+        assert len({tuple(one.asked) for one in group}) <= 1
+        said = [tokenizer.decode(one.ids[one.start :]) for one in group]
+        assert said == list(prompt.choices or [])
+
+
+def test_where_answers_end(talker: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(talker, tmp_path / "copy"))
+    assert stop_ids(load_model(folder)) == [END]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [END, 4]}), encoding="utf-8")
+    assert stop_ids(load_model(folder)) == [END, 4]
+    (folder / "generation_config.json").unlink()
+    assert stop_ids(load_model(folder)) == [END], "config.json says it too"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}), encoding="utf-8")
+    assert stop_ids(load_model(folder)) == []
+
+
+def test_what_is_refused(talker: Path, plain: Model, tmp_path: Path) -> None:
+    with pytest.raises(EdgekitError, match=r"copy: no chat template in it, so it cannot take conversations"):
+        passages(plain, [Prompt(text="hi", messages=[{"role": "user", "content": "hi"}])], 64)
+    long = "please turn the light on " * 10
+    with pytest.raises(
+        EdgekitError, match=r"row 7: the prompt alone has \d+ tokens, data\.max_length is 32: .*'please"
+    ):
+        passages(load_model(talker), [Prompt(text=long, label="yes", row=7)], 32)
+    with pytest.raises(EdgekitError, match=r"row 2: the prompt alone has"):
+        passages(plain, [Prompt(text="a"), Prompt(text=long, label="yes")], 32)
+    with pytest.raises(EdgekitError, match=r"encoder: the weights do not fit config\.json: .* is missing"):
+        load(make_checkpoint(tmp_path / "encoder"))
+    (cut,) = passages(load_model(talker), [Prompt(text="hi", label="no " * 100)], 24)
+    assert len(cut.ids) == 24
