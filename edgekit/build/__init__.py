@@ -21,7 +21,7 @@ from edgekit.build.steps import (
     record,
     verify,
 )
-from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.errors import CheckFailed, EdgekitError, first_line
 from edgekit.recipe import Recipe
 from edgekit.schema import read_json
 from edgekit.target import Target
@@ -114,10 +114,15 @@ def open_speaker(bundle: Path, *, threads: int | None = None) -> Any:
 def speak(speaker: Any, said: Any, options: Mapping[str, Any]) -> Iterator[str]:
     """The pieces of an opened speaker's answer to a text or a conversation, as they are made.
 
-    options: max_tokens, temperature and others of the loader. Raises EdgekitError where the context is full.
+    options: max_tokens, temperature and others of the loader. Raises EdgekitError where the context is full, and where the chat
+    template refuses the conversation.
     """
+    from jinja2 import TemplateError
+
     try:
         yield from speaker.stream(said, **options)
+    except TemplateError as refused:
+        raise EdgekitError(f"{speaker.folder}: its chat template refuses this: {first_line(refused)}") from refused
     except (ValueError, RuntimeError) as refused:
         raise EdgekitError(f"{speaker.folder}: {str(refused).splitlines()[0]}; begin a new conversation") from refused
 
