@@ -28,7 +28,7 @@ _WIDTHS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 # Bytes that are looked through at once.
-_PIECE = 1 << 24
+_PIECE = 1 << 20
 _EXPONENT_MASK = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
@@ -237,23 +237,26 @@ def _check_finite(model: Model) -> None:
 def _check_file_once(path: Path, _size: int, _modified: int) -> None:
     import numpy as np
 
+    buffer = np.empty(_PIECE, np.uint8)
     for name, info in read_header(path).items():
         if info.dtype not in _EXPONENT_MASK or info.begin == info.end:
             continue
         kind, mask = _EXPONENT_MASK[info.dtype]
-        # Read, not mapped: pages of a mapped file count as this process's memory.
+        # Read, not mapped: pages of a mapped file count as this process's memory. One buffer, which a CPU's cache holds.
         with info.file.open("rb", buffering=0) as stream:
             stream.seek(info.begin)
             left = info.end - info.begin
             while left:
-                words = np.frombuffer(stream.read(min(left, _PIECE)), dtype=kind)
-                if not len(words):
+                words = buffer[: min(left, _PIECE)].view(kind)
+                count = stream.readinto(words.view(np.uint8).data)
+                if count != words.nbytes:
                     raise EdgekitError(f"{info.file}: it became shorter while it was read")
-                if ((words & mask) == mask).any():
+                np.bitwise_and(words, mask, out=words)
+                if words.max() == mask:
                     raise EdgekitError(
                         f"{info.file}: tensor {name} has NaN or infinite weights; the checkpoint is damaged"
                     )
-                left -= words.nbytes
+                left -= count
 
 
 def _check_vocabulary(model: Model) -> None:
