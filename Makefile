@@ -33,7 +33,7 @@ demo: setup
 	$(BIN)/edgekit build --target raspberrypi
 
 test: setup $(LLAMA)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

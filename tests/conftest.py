@@ -82,14 +82,22 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(NoSkips(), "no-skips")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist: whole builds share one worker and begin first; of the others, a file's tests stay together."""
-    groups = {}
-    for item in items:
-        groups[item] = "e2e" if "e2e" in item.path.parts else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    items.sort(key=lambda item: groups[item] != "e2e")
+    """Whole builds begin first: of two workers one has them alone."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole builds share one worker, for they share what they build; of the others, a file's tests stay together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "e2e" if "/e2e/" in path else path
+
+    return Together(config, log)
 
 
 def make_checkpoint(folder: Path, *, labels: list[str] | None = None, seed: int = 0) -> Path:
