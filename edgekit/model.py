@@ -27,6 +27,15 @@ _WIDTHS = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
+# sentence-transformers' key in 1_Pooling/config.json before version 6 -> the mode's name since.
+_OLD_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 # Bytes that are looked through at once.
 _PIECE = 1 << 20
 _EXPONENT_MASK = {
@@ -267,3 +276,39 @@ def _check_vocabulary(model: Model) -> None:
                 f"{model.folder}: the tokenizer has ids up to {largest}, but {name} has {info.shape[0]} rows;"
                 " the tokenizer belongs to another model"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """How token vectors become one embedding. Without sentence-transformers modules: the mean, as it is."""
+
+    mode: str = "mean"
+    normalise: bool = False
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """Pooling and normalisation from modules.json; the defaults where the folder has none."""
+    place = folder / "modules.json"
+    if not place.is_file():
+        return Pooling()
+    mode, normalise = "mean", False
+    for module in read_json(place):
+        kind = str(module["type"]).rsplit(".", maxsplit=1)[-1]
+        if kind == "Pooling":
+            mode = _read_mode(folder / module["path"] / "config.json")
+        elif kind == "Normalize":
+            normalise = True
+        elif kind != "Transformer":
+            raise EdgekitError(f"{place}: module {kind} is not supported; only Transformer, Pooling and Normalize are")
+    return Pooling(mode=mode, normalise=normalise)
+
+
+def _read_mode(place: Path) -> str:
+    settings = read_json(place)
+    modes = settings.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _OLD_POOLING_KEYS.items() if settings.get(key)] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1:
+        raise EdgekitError(f"{place}: {len(modes)} pooling modes at once are not supported; use one of them")
+    return str(modes[0])

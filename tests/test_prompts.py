@@ -412,3 +412,77 @@ def test_near_pairs_finds_what_all_pairs_find() -> None:
 
 def test_words_mask_numbers() -> None:
     assert words("Set 5 timers, at 10!") == {"set", "#", "timers", "at"}
+
+
+def write_lines(folder: Path, rows: list[dict[str, object]]) -> Path:
+    """The same kind of rows for calibrate and verify, other words in each."""
+    for name, word in {"calibrate": "garden", "verify": "harbour"}.items():
+        lines = [json.dumps(row).replace("PLACE", f"{word} {number}") for number, row in enumerate(rows)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def generated(folder: Path, rows: list[dict[str, object]], **data: object) -> list[Prompt]:
+    """The verify split of a recipe for text-generation."""
+    write_lines(folder, rows)
+    asked = Data(calibrate="calibrate.jsonl", verify="verify.jsonl", **({"label": None} | data))  # type: ignore[arg-type]
+    made = Recipe(task="text-generation", teacher=Teacher(source="x"), data=asked, path=folder / "recipe.toml")
+    return gathered(made, folder / "out", ("calibrate", "verify"))["verify"]
+
+
+TURN = {"role": "user", "content": "where is the PLACE?"}
+SAID = {"role": "assistant", "content": "over there"}
+
+
+def test_conversations(tmp_path: Path) -> None:
+    """A last turn of the assistant is the wanted answer; what else rows have is left out."""
+    system = {"role": "system", "content": "Be brief."}
+    rows: list[dict[str, object]] = [
+        {"talk": [system, TURN, SAID]},
+        {"talk": [TURN | {"name": "Ann"}, SAID, {"role": "user", "content": "and how far is the sea?"}]},
+    ]
+    first, second = generated(tmp_path, rows, messages="talk")
+    assert first == Prompt(
+        text="where is the harbour 0?",
+        label="over there",
+        messages=[system, {"role": "user", "content": "where is the harbour 0?"}],
+    )
+    assert second.label is None
+    assert second.text == "where is the harbour 1?\nand how far is the sea?"
+    assert second.messages is not None
+    assert [set(turn) for turn in second.messages] == [{"role", "content"}] * 3
+
+
+def test_answers_and_choices(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"question": "is the PLACE near?", "reply": "yes", "options": ["yes", "no"]},
+        {"question": "what lies behind the PLACE?", "reply": "", "options": None},
+        {"question": "who owns this PLACE?", "reply": None, "options": None},
+    ]
+    found = generated(tmp_path, rows, text="question", answer="reply", choices="options")
+    assert [(row.label, row.choices) for row in found] == [("yes", ["yes", "no"]), (None, None), (None, None)]
+    assert found[0].text == "is the harbour 0 near?"
+
+
+@pytest.mark.parametrize(
+    ("row", "data", "said"),
+    [
+        ({"text": "a PLACE"}, {"messages": "talk"}, "data.messages: no column 'talk' (its columns: text)"),
+        ({"text": "a PLACE"}, {"answer": "reply"}, "data.answer: no column 'reply' (its columns: text)"),
+        ({"text": "a PLACE"}, {"choices": "options"}, "data.choices: no column 'options' (its columns: text)"),
+        ({"talk": "a PLACE"}, {"messages": "talk"}, "row 1: talk: not a conversation; expected [{"),
+        ({"talk": [{"role": "user"}]}, {"messages": "talk"}, "row 1: talk: not a conversation"),
+        ({"talk": [{"role": "system", "content": "PLACE"}]}, {"messages": "talk"}, "row 1: talk: the user says nothing"),
+        ({"talk": []}, {"messages": "talk"}, "row 1: talk: the user says nothing; remove the row"),
+        ({"text": "PLACE", "reply": 7}, {"answer": "reply"}, "row 1: reply: 7 is not a string"),
+        ({"text": "PLACE", "reply": "a", "o": ["b", "c"]}, {"answer": "reply", "choices": "o"}, "row 1: o: the wanted answer 'a' is not among them"),
+        ({"text": "PLACE", "reply": "a", "o": ["a"]}, {"answer": "reply", "choices": "o"}, "row 1: o: expected a list of two or more strings"),
+        ({"text": "PLACE", "reply": "a", "o": ["a", ""]}, {"answer": "reply", "choices": "o"}, "none of them empty"),
+        ({"text": "PLACE", "reply": "a", "o": "a"}, {"answer": "reply", "choices": "o"}, "row 1: o: expected a list of two"),
+    ],
+)  # fmt: skip
+def test_bad_rows_of_generation(tmp_path: Path, row: dict[str, object], data: dict[str, object], said: str) -> None:
+    with pytest.raises(EdgekitError) as told:
+        generated(tmp_path, [row], **data)
+    assert said in told.value.message
+    assert "calibrate.jsonl" in told.value.message

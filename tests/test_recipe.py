@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,46 @@ def test_bad_key(path: Path, override: str, said: str) -> None:
         load_recipe(path, (override,))
     assert said in told.value.message
     assert "\n" not in told.value.message
+
+
+CREATED = """task = "text-generation"
+[teacher.create]
+hidden = 64
+[data]
+path = "data"
+"""
+
+
+def test_a_teacher_that_is_created(path: Path) -> None:
+    path.write_text(CREATED)
+    recipe = load_recipe(path)
+    assert recipe.teacher.source is None
+    assert recipe.teacher.create == {"hidden": 64}
+    for override, said in {
+        "teacher.source=org/name": "teacher: give either source, a model that is there, or a [teacher.create] table",
+        "teacher.finetune.epochs=1": "a created model is trained already; remove [teacher.finetune]",
+        "teacher={}": "teacher: give either source",
+    }.items():
+        with pytest.raises(EdgekitError, match=re.escape(said)):
+            load_recipe(path, (override,))
+
+
+def test_generation_has_no_labels_unless_it_is_told(path: Path) -> None:
+    path.write_text(CREATED)
+    assert load_recipe(path).data.label is None
+    assert load_recipe(path, ("data.label=kind",)).data.label == "kind"
+    path.write_text(GOOD)
+    assert load_recipe(path).data.label == "label"
+
+
+def test_what_only_generation_has(path: Path) -> None:
+    for key in ("answer", "choices", "messages"):
+        with pytest.raises(EdgekitError, match=rf"recipe\.toml: data\.{key}: for text-generation only"):
+            load_recipe(path, (f"data.{key}=column",))
+    path.write_text(CREATED)
+    assert load_recipe(path, ("data.answer=a", "data.choices=b")).data.answer == "a"
+    with pytest.raises(EdgekitError, match=r"data\.answer: a conversation ends with its wanted answer"):
+        load_recipe(path, ("data.answer=a", "data.messages=b"))
 
 
 @pytest.mark.parametrize(

@@ -457,7 +457,9 @@ def model_digest(folder: Path) -> str:
             product = open_product(folder, step)
             product.check()
             return product.digest
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors", ".txt", ".model"})
+    paths = sorted(
+        path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}
+    )
     return fingerprint({path.relative_to(folder).as_posix(): file_sha256(path) for path in paths})
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.schema import pick, read_json
+from edgekit.model import read_pooling
+from edgekit.schema import pick
 from edgekit.tasks.rows import encode
 
-__all__ = ["NAME", "OUTPUT", "answer", "encode", "fit", "load", "score", "settings"]
+__all__ = ["NAME", "OUTPUT", "answer", "encode", "fit", "load", "read_pooling", "score", "settings"]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,24 +22,6 @@ if TYPE_CHECKING:
 
 NAME = "feature-extraction"
 OUTPUT = "embedding"
-
-# sentence-transformers' key in 1_Pooling/config.json before version 6 -> the mode's name since.
-_OLD_POOLING_KEYS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pooling:
-    """How token vectors become one embedding. Without sentence-transformers modules: the mean, as it is."""
-
-    mode: str = "mean"
-    normalise: bool = False
 
 
 def load(folder: Path) -> nn.Module:
@@ -61,34 +43,6 @@ def load(folder: Path) -> nn.Module:
 def settings(model: Model) -> dict[str, Any]:
     """Whether embeddings have length 1, for runtimes that normalise outside the model."""
     return {"normalize": read_pooling(model.folder).normalise}
-
-
-def read_pooling(folder: Path) -> Pooling:
-    """Pooling and normalisation from modules.json; the defaults where the folder has none."""
-    place = folder / "modules.json"
-    if not place.is_file():
-        return Pooling()
-    mode, normalise = "mean", False
-    for module in read_json(place):
-        kind = str(module["type"]).rsplit(".", maxsplit=1)[-1]
-        if kind == "Pooling":
-            mode = _read_mode(folder / module["path"] / "config.json")
-        elif kind == "Normalize":
-            normalise = True
-        elif kind != "Transformer":
-            raise EdgekitError(f"{place}: module {kind} is not supported; only Transformer, Pooling and Normalize are")
-    return Pooling(mode=mode, normalise=normalise)
-
-
-def _read_mode(place: Path) -> str:
-    settings = read_json(place)
-    modes = settings.get("pooling_mode")
-    if modes is None:
-        modes = [mode for key, mode in _OLD_POOLING_KEYS.items() if settings.get(key)] or ["mean"]
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    if len(modes) != 1:
-        raise EdgekitError(f"{place}: {len(modes)} pooling modes at once are not supported; use one of them")
-    return str(modes[0])
 
 
 def fit(

@@ -11,15 +11,20 @@ import torch
 
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
-from edgekit.tasks import TASKS, batches, find_pad_id, outputs, pad
+from edgekit.prompts import Prompt
+from edgekit.tasks import TASKS, batches, find_pad_id, outputs, pad, row_task
+from tests.architectures.decoders import make_decoder
 from tests.conftest import LABELS, make_checkpoint
 
 TEXTS = ["jazz", "please turn the hall light on", "", "some jazz on the attic speaker would be nice"]
 
 
-@pytest.mark.parametrize("name", TASKS)
+ROWS = [name for name, task in TASKS.items() if task.OUTPUT != "tokens"]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_every_task_keeps_its_promises(name: str, checkpoint: Path, tmp_path: Path) -> None:
-    task = TASKS[name]
+    task = row_task(name)
     assert name == task.NAME
     folder = checkpoint if task.OUTPUT == "logits" else make_checkpoint(tmp_path / "encoder")
     module = task.load(folder)
@@ -35,11 +40,34 @@ def test_every_task_keeps_its_promises(name: str, checkpoint: Path, tmp_path: Pa
     assert len(task.answer(rows, settings, LABELS)) == len(TEXTS)
 
 
+def test_a_task_of_tokens_keeps_its_promises(tmp_path: Path) -> None:
+    (name,) = set(TASKS) - set(ROWS)
+    folder, task = make_decoder("qwen3", tmp_path / "decoder", num_hidden_layers=1), TASKS[name]
+    assert name == task.NAME
+    module, model = task.load(folder), load_model(folder)
+    assert not module.training
+    assert {one.dtype for one in module.parameters()} == {torch.float32}
+    found = task.encode(model, [Prompt(text=text) for text in TEXTS], 32)
+    assert [place for place, _ in found] == [0, 1, 2, 3]
+    tokens, mask = pad([ids for _, ids in found], find_pad_id(model))
+    with torch.inference_mode():
+        together = module(tokens, mask)
+        alone = module(tokens[:1, : mask[0].sum()], mask[:1, : mask[0].sum()])
+    assert together.shape == (*tokens.shape, 512)
+    torch.testing.assert_close(together[0, : mask[0].sum()], alone[0], atol=1e-4, rtol=1e-4)
+    assert json.loads(json.dumps(task.settings(model))) == task.settings(model)
+    with pytest.raises(EdgekitError, match=r"task: text-generation: gives tokens, not one row per text"):
+        row_task(name)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_half_precision_checkpoints_are_loaded_in_float32(name: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = make_checkpoint(tmp_path / "model", labels=LABELS if TASKS[name].OUTPUT == "logits" else None)
+    if TASKS[name].OUTPUT == "tokens":
+        folder = make_decoder("llama", tmp_path / "model", num_hidden_layers=1)
+    else:
+        folder = make_checkpoint(tmp_path / "model", labels=LABELS if TASKS[name].OUTPUT == "logits" else None)
     path = folder / "model.safetensors"
     save_file({key: one.half() for key, one in load_file(path).items()}, path, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"dtype": "float16"}

@@ -119,6 +119,47 @@ def test_mean_bound_is_tight_enough_for_good_embeddings() -> None:
     assert gate.mean_bounds(np.array([2.0]), 2.0)[1] == 2.0
 
 
+def clusters(numbers: np.random.Generator, kind: str, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Sums and counts of prompts of 4 to 63 tokens, whose losses per token have the mean 1."""
+    counts = numbers.integers(4, 64, n).astype(float)
+    losses = {
+        "normal": lambda: numbers.normal(1.0, 0.6, n),
+        "exponential": lambda: numbers.exponential(1.0, n),
+        "log-normal": lambda: numbers.lognormal(-0.5, 1.0, n),
+    }[kind]()
+    return counts * losses, counts
+
+
+@pytest.mark.parametrize("n", [40, 100])
+@pytest.mark.parametrize("kind", ["normal", "exponential", "log-normal"])
+def test_ratio_bounds_hold_where_few_prompts_have_most_of_the_loss(kind: str, n: int) -> None:
+    numbers = np.random.default_rng([n, len(kind)])
+    bounds = np.array([gate.ratio_bounds(*clusters(numbers, kind, n)) for _ in range(300)])
+    # 6 % and three Monte-Carlo standard errors; below, where tails are short, 5 %.
+    assert (bounds[:, 2] < 1.0).mean() <= 0.101
+    assert (bounds[:, 1] > 1.0).mean() <= 0.088
+    # And it is no wider than it must be: half of all bounds of 100 prompts are within 1.5 times the truth.
+    assert n < 100 or np.median(bounds[:, 2]) < 1.5
+
+
+def test_ratio_bounds_of_equal_losses_and_of_few_clusters() -> None:
+    ones = np.ones(60)
+    assert gate.ratio_bounds(0.25 * ones, ones) == (0.25, 0.25, 0.25)
+    assert gate.ratio_bounds(0 * ones, ones, share=True) == (0.0, 0.0, gate.floor(60))
+    assert gate.ratio_bounds(0.25 * ones[:19], ones[:19]) == (0.25, -np.inf, np.inf)
+    ratio, lo, hi = gate.ratio_bounds(np.arange(20.0), np.arange(1.0, 21.0))
+    assert ratio == pytest.approx(190 / 210)
+    assert lo < ratio < hi
+    # Of several clusters the counts weigh: a long text is more of the mean, and no more evidence.
+    assert gate.ratio_bounds(np.r_[10.0, 0 * ones], np.r_[1000.0, ones])[0] == pytest.approx(10 / 1060)
+    # One cluster that loses everything: what Poisson's bound leaves possible (4.7 of 40), roughly.
+    assert 3.5 < 40 * gate.ratio_bounds(np.eye(40)[0], np.ones(40))[2] < 5.0
+    stricter = gate.ratio_bounds(np.arange(20.0), np.ones(20), gate.alpha_for(2))
+    plain = gate.ratio_bounds(np.arange(20.0), np.ones(20))
+    assert stricter[1] < plain[1]
+    assert stricter[2] > plain[2]
+
+
 def test_quantile_bounds_need_59_runs_for_p95() -> None:
     assert gate.runs_needed(0.95) == 59
     assert gate.quantile_bounds(range(58), 0.95)[1] is None

@@ -18,13 +18,13 @@ from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import Value
 from edgekit.formats.gguf.plan import plan, read_config
 from edgekit.formats.gguf.types import SCHEMES
-from edgekit.model import Model
-from edgekit.schema import read_json, read_text
+from edgekit.model import Model, read_pooling
+from edgekit.schema import read_text
 
 # ggml.h, GGML_QNT_VERSION.
 _QUANTIZATION_VERSION = 2
-# llama.h, enum llama_pooling_type, by the keys of sentence-transformers' Pooling layer.
-_POOLINGS = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
+# llama.h, enum llama_pooling_type, by the modes of sentence-transformers' Pooling layer.
+_POOLINGS = {"mean": 1, "cls": 2, "lasttoken": 3}
 
 
 def describe_model(model: Model, *, name: str | None = None) -> dict[str, Value]:
@@ -45,8 +45,8 @@ def describe_model(model: Model, *, name: str | None = None) -> dict[str, Value]
     keys = family.keys(config)
     for key, value in keys.items():
         found[key if key.startswith("tokenizer.") else f"{family.architecture}.{key}"] = value
-    if "attention.causal" in keys and (pooling := _pooling(model.folder)) is not None:
-        found[f"{family.architecture}.pooling_type"] = pooling
+    if "attention.causal" in keys:
+        found[f"{family.architecture}.pooling_type"] = _pooling(model.folder)
     return found
 
 
@@ -97,18 +97,13 @@ def size_label(parameters: int) -> str:
     return str(parameters)
 
 
-def _pooling(folder: Path) -> int | None:
-    """How sentence-transformers makes one vector of a text's, where the folder says so."""
-    modules = folder / "modules.json"
-    if not modules.is_file():
-        return None
-    for module in read_json(modules):
-        if str(module.get("type", "")).endswith(".Pooling"):
-            said = read_json(folder / str(module["path"]) / "config.json")
-            for key, number in _POOLINGS.items():
-                if said.get(key):
-                    return number
-    return None
+def _pooling(folder: Path) -> int:
+    """How a text's vectors become one: as the task makes them in float."""
+    mode = read_pooling(folder).mode
+    if mode not in _POOLINGS:
+        known = ", ".join(_POOLINGS)
+        raise EdgekitError(f'{folder}: llama.cpp has no pooling {mode} (only {known}); use format = "onnx"')
+    return _POOLINGS[mode]
 
 
 def _card(path: Path) -> dict[str, Value]:

@@ -1,0 +1,82 @@
+"""Several artifacts side by side: what is shown, and which one is shipped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgekit.report_compare import HEAD, compare
+
+
+def report(scheme: str, verdict: str, *, target: str = "board", **more: Any) -> dict[str, Any]:
+    """What compare reads of a report of an encoder; `more` replaces it."""
+    return {
+        "target": target,
+        "artifact": {"format": "gguf" if "_" in scheme else "onnx", "scheme": scheme, "bytes": 2_500_000},
+        "accuracy": {"artifact": 0.931},
+        "comparisons": [],
+        "latency_ms": {"p95": 12.5},
+        "memory_mb": 88.4,
+        "verdict": verdict,
+    } | more
+
+
+def decoder(scheme: str, verdict: str, rate: float, **more: Any) -> dict[str, Any]:
+    """And of a decoder."""
+    figures = {"kl": {"mean": 0.0123, "p99": 0.1}, "top1": 0.97, "tokens_per_second": {"decode": rate, "prefill": 1.0}}
+    first = {"ttft_ms": {"64": 20.0, "256": 71.0, "16": 9.0}, "accuracy": {}}
+    return report(scheme, verdict, **(figures | first | more))
+
+
+def test_the_fastest_of_the_best_verdict_is_shipped() -> None:
+    slow, fast, failed = decoder("q8_0", "pass", 20.0), decoder("q4_0", "pass", 31.0), decoder("q4_1", "fail", 99.0)
+    assert compare([slow, fast, failed]).ship == {"board": "gguf q4_0 (the fastest that passes)"}
+    open_ = decoder("q4_k_m", "not proven", 50.0)
+    assert compare([slow, open_]).ship == {"board": "gguf q8_0 (the only one that passes)"}
+    assert compare([open_, failed]).ship == {"board": "gguf q4_k_m (the only one that does not fail)"}
+    assert compare([open_, decoder("q5_k_m", "not proven", 60.0)]).ship == {
+        "board": "gguf q5_k_m (the fastest that does not fail)"
+    }
+    assert compare([slow]).ship == {"board": "gguf q8_0 (pass)"}
+    assert compare([failed]).ship == {}
+    assert compare([]).ship == {}
+
+
+def test_of_encoders_the_lowest_p95_is_the_fastest() -> None:
+    quick, slow = report("int8-static", "pass", latency_ms={"p95": 4.0}), report("q8_0", "pass")
+    assert compare([slow, quick]).ship == {"board": "onnx int8-static (the fastest that passes)"}
+
+
+def test_each_target_has_its_own() -> None:
+    rows = [decoder("q4_0", "pass", 9.0, target=target) for target in ("pi", "laptop")]
+    found = compare([*rows, decoder("q8_0", "pass", 10.0, target="laptop")])
+    assert found.ship == {
+        "pi": "gguf q4_0 (the only one that passes)",
+        "laptop": "gguf q8_0 (the fastest that passes)",
+    }
+    assert found.lines()[-2:] == [f"ship to {target}: {what}" for target, what in found.ship.items()]
+
+
+def test_the_table_shows_what_there_is() -> None:
+    lines = compare([decoder("q4_0", "pass", 31.25), decoder("int8-dynamic", "fail", 8.0, memory_mb=None)]).lines()
+    head, first, second = (line.split("  ") for line in lines[:3])
+    assert [cell.strip() for cell in head if cell.strip()] == [
+        name for name in HEAD if name not in {"right", "cosine", "neighbours"}
+    ]
+    for told in ("2.5 MB", "0.0123", "97.0 %", "71 ms", "31.2", "12.5 ms", "88 MB", "pass"):
+        assert told in " ".join(first), told
+    assert "fail" in " ".join(second)
+    assert len({line.index("fail" if "fail" in line else "pass") for line in lines[1:3]}) == 1, "columns are aligned"
+
+
+def test_embedders_show_what_they_keep() -> None:
+    kept = [
+        {"metric": metric, "reference": "student", "candidate": "artifact", "score": score}
+        for metric, score in (("cosine", 0.99871), ("neighbours", 0.953))
+    ]
+    other = [one | {"reference": "teacher", "score": 0.1} for one in kept]
+    lines = compare([report("q8_0", "pass", accuracy=None, comparisons=[*other, *kept])]).lines()
+    assert "cosine" in lines[0]
+    assert "KL" not in lines[0]
+    assert "right" not in lines[0]
+    assert "0.9987" in lines[1]
+    assert "95.3 %" in lines[1]
