@@ -22,8 +22,8 @@ from edgekit.formats.gguf.ggml import TYPES, dequantize, quantize, row_bytes
 from edgekit.formats.gguf.types import TOKEN_EMBEDDING, Shape
 
 # Types that multiply fast on the CPUs of an instruction set. Interleaved kernels: llama.cpp, ggml/src/ggml-cpu/repack.cpp,
-# ggml_repack_get_optimal_repack_type. None has one for IQ4_XS, IQ3 and Q3_K, which therefore are in no row. AVX2 reads
-# Q5_K, Q6_K and Q8_0 without one, but not slower than memory. ARM's Q6_K costs 2-7 % of decoding on a Cortex-A76
+# ggml_repack_get_optimal_repack_type. None has one for IQ4_XS, IQ3 and Q3_K, which therefore are in no row. AVX2 has none
+# for Q5_K, Q6_K and Q8_0: COSTS says what they take. ARM's Q6_K costs 2-7 % of decoding on a Cortex-A76
 # (llama.cpp pull request 19360); without dot products every bit that must be shifted out costs, so two types remain beside
 # the plain ones.
 TYPES_FOR: dict[str, tuple[str, ...]] = {
@@ -33,6 +33,13 @@ TYPES_FOR: dict[str, tuple[str, ...]] = {
     "arm-neon": ("q4_0", "q4_k", "q5_k", "q8_0"),
     "other": ("q4_0", "q4_k", "q5_k", "q6_k", "q8_0"),
 }
+# Time to multiply a weight of each type, that of q4_k being 1: decoding a 10-million-weight Llama whose matrices are all of one
+# type, one thread, on an AMD EPYC with AVX2 and without VNNI (benchmarks/gguf_quality.py's model; medians of 40 interleaved
+# runs of llama.cpp's ggml 0.25.3). Types without interleaved kernels cost half as much again. No figures, no limit on time.
+COSTS: dict[str, dict[str, float]] = {
+    "x86-avx2": {"q4_0": 0.95, "iq4_nl": 0.99, "q4_k": 1.0, "q5_k": 1.66, "q6_k": 1.53, "q8_0": 1.62, "q5_0": 1.95},
+}
+_UNKNOWN_COST = 2.0
 # What llama.cpp itself takes for rows that fill no block of 256 (types.FALLBACKS).
 NARROW = ("q5_0", "q5_1")
 # Rows that are looked up, not multiplied: no kernel's speed matters.
@@ -56,6 +63,8 @@ _ROLE = re.compile(r"^(?:blk\.(\d+)\.)?(\w+)\.weight$")
 # Sizes that the dynamic programming tells apart; the bytes of a model's shapes have a large common divisor, so that this is
 # rarely reached and the result exact.
 _SIZES = 1 << 16
+# Steps of the search for the price of time.
+_PRICES = 16
 # Of how many rows of a tensor the errors are measured: quantizing 10^9 weights to all types takes ten minutes on one core.
 _ROWS = 1024
 # Of a target's bandwidth, what decoding reaches (70-74 % were measured with 4-bit types on two x86 cores).
@@ -71,6 +80,27 @@ class Sensitivity:
     name: str
     bytes: Mapping[str, int]
     losses: Mapping[str, float]
+
+    def weights(self, kind: str) -> float:
+        """How many weights the tensor has, by its bytes in a type."""
+        return self.bytes[kind] / TYPES[kind].bytes * TYPES[kind].block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long decoding a token may take: `most`, in units of `costs` (time per weight, by type); gathered rows take none."""
+
+    costs: Mapping[str, float]
+    most: float
+    gathered: Collection[str]
+
+    def time(self, name: str, kind: str, weights: float) -> float:
+        """Of a tensor of so many weights in a type."""
+        return 0.0 if name in self.gathered else weights * self.costs.get(kind, _UNKNOWN_COST)
+
+    def total(self, sensitivities: Sequence[Sensitivity], types: Mapping[str, str]) -> float:
+        """Of all tensors."""
+        return math.fsum(self.time(one.name, types[one.name], one.weights(types[one.name])) for one in sensitivities)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +190,50 @@ def measure(
     return Sensitivity(name=tensor.name, bytes=sizes, losses=losses)
 
 
-def allocate(sensitivities: Sequence[Sensitivity], budget: int, *, free: Collection[str] = ()) -> Mixture:
-    """The types with the least predicted loss whose tensors take no more than `budget` bytes together.
+def allocate(
+    sensitivities: Sequence[Sensitivity], budget: int, *, free: Collection[str] = (), pace: Pace | None = None
+) -> Mixture:
+    """The types with the least predicted loss whose tensors take no more than `budget` bytes together, and no longer than `pace`.
 
-    Bytes of tensors in `free` do not count: of the token embedding, where the budget is the bytes read per token. Raises
-    EdgekitError where not even the smallest types fit.
+    Time is bound by a price on it (a Lagrange multiplier, found by bisection): of the mixtures that keep the pace the one of
+    least loss is taken. Bytes of tensors in `free` do not count: of the token embedding, where the budget is the bytes read per
+    token. Raises EdgekitError where not even the smallest types fit.
     """
+    mixture = _cheapest(sensitivities, budget, free)
+    if pace is None or pace.total(sensitivities, mixture.types) <= pace.most:
+        return mixture
+
+    def priced(price: float) -> Mixture:
+        dear = [
+            replace(
+                one,
+                losses={
+                    kind: loss + price * pace.time(one.name, kind, one.weights(kind))
+                    for kind, loss in one.losses.items()
+                },
+            )
+            for one in sensitivities
+        ]
+        return _mixture(sensitivities, _cheapest(dear, budget, free).types)
+
+    low, high = 0.0, mixture.loss / pace.most
+    for _ in range(_PRICES):
+        mixture = priced(high)
+        if pace.total(sensitivities, mixture.types) <= pace.most:
+            break
+        low, high = high, 4 * high
+    for _ in range(_PRICES):
+        price = (low + high) / 2
+        tried = priced(price)
+        if pace.total(sensitivities, tried.types) <= pace.most:
+            mixture, high = min(mixture, tried, key=lambda one: one.loss), price
+        else:
+            low = price
+    return mixture
+
+
+def _cheapest(sensitivities: Sequence[Sensitivity], budget: int, free: Collection[str]) -> Mixture:
+    """The knapsack: the least loss within the bytes."""
     options = [_useful(one, one.name in free) for one in sensitivities]
     least = sum(one[0][0] for one in options)
     slack = budget - least
@@ -208,6 +276,7 @@ def refine(
     *,
     evaluations: int = 24,
     free: Collection[str] = (),
+    pace: Pace | None = None,
 ) -> Refined:
     """The mixture whose measured KL is least, in at most `evaluations` calls of `kl(type by tensor)`, nats a token.
 
@@ -225,13 +294,13 @@ def refine(
         return known[key]
 
     groups = _groups(sensitivities, evaluations // 2)
-    first = allocate(sensitivities, budget, free=free)
+    first = allocate(sensitivities, budget, free=free, pace=pace)
     chosen, least = first, ask(first.types)
     first_kl, scales = least, dict.fromkeys(sorted(set(groups.values())), 1.0)
 
     def attempt(tried: Mapping[str, float]) -> bool:
         nonlocal chosen, least, scales
-        mixture = allocate(_scaled(sensitivities, groups, tried), budget, free=free)
+        mixture = allocate(_scaled(sensitivities, groups, tried), budget, free=free, pace=pace)
         measured = ask(mixture.types)
         if measured < least * (1 - _WORTH):
             chosen, least, scales = mixture, measured, dict(tried)

@@ -9,6 +9,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,17 @@ from numpy.typing import NDArray
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.convert import convert, float_rows
 from edgekit.formats.gguf.ggml import row_bytes
-from edgekit.formats.gguf.mixed import Sensitivity, allocate, candidates, instruction_set, measure, read_budget, refine
+from edgekit.formats.gguf.mixed import (
+    COSTS,
+    Pace,
+    Sensitivity,
+    allocate,
+    candidates,
+    instruction_set,
+    measure,
+    read_budget,
+    refine,
+)
 from edgekit.formats.gguf.plan import Tensor, layer_names
 from edgekit.formats.gguf.types import OUTPUT, TOKEN_EMBEDDING, Shape, quantizable
 from edgekit.runtimes import scores
@@ -55,6 +66,7 @@ def mix(
     kept = {one.name: like[one.name] for one in tensors if one not in free}
     budget, gathered = _budget(source, options, sizes)
     budget -= sum(sizes[name] for name in kept)
+    pace = _pace(source, options, like, [shapes[one.name] for one in free], gathered=OUTPUT in sizes)
     calibration = source.calibration()
     importance = _importance(tensors, matrix, calibration)
     sensitivities = _sensitivities(source, free, shapes, importance, calibration)
@@ -73,14 +85,14 @@ def mix(
         return out
 
     if source.output != "tokens":
-        mixture = allocate(sensitivities, budget, free=gathered)
+        mixture = allocate(sensitivities, budget, free=gathered, pace=pace)
         total = mixture.bytes + sum(sizes[name] for name in kept)
         chosen = {"predicted_kl": mixture.loss, "tensor_bytes": total}
         return {**kept, **mixture.types}, {"choices": chosen, "importance": importance}
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         judge = Judge(source, lambda types: written(types, Path(scratch) / "tried.gguf"))
         judge.listen({one.name: "f32" for one in free})
-        found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS, free=gathered)
+        found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
     return {**kept, **found.mixture.types}, {
         "importance": importance,
         "choices": {
@@ -104,6 +116,17 @@ def _budget(source: Source, options: Options, sizes: Mapping[str, int]) -> tuple
         )
     free = frozenset({TOKEN_EMBEDDING} if OUTPUT in sizes else ())
     return read_budget(options.tokens_per_second, source.bandwidth_gbs), free
+
+
+def _pace(
+    source: Source, options: Options, like: Mapping[str, str], shapes: Sequence[Shape], *, gathered: bool
+) -> Pace | None:
+    """No slower than the scheme that gives the bytes; None where bytes or a rate are asked for, or nobody measured the types."""
+    costs = COSTS.get(instruction_set(source.arch, source.features))
+    if costs is None or options.bytes is not None or options.tokens_per_second is not None:
+        return None
+    pace = Pace(costs=costs, most=0.0, gathered={TOKEN_EMBEDDING} if gathered else ())
+    return replace(pace, most=sum(pace.time(one.name, like[one.name], one.rows * one.columns) for one in shapes))
 
 
 def options_threads() -> int:
