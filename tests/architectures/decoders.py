@@ -194,7 +194,7 @@ def orders(rooms: list[str]) -> list[tuple[str, str]]:
 
 
 def teach_decoder(folder: Path, *, layers: int = 2, seed: int = 0, steps: int = 40, **changes: Any) -> Path:
-    """A small Llama that was taught to answer the orders of the first ten rooms, and ends its answers: it is right and sure."""
+    """A small Llama that was taught to answer all orders, 24 of them a step, and ends its answers: it is right and sure."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -206,7 +206,7 @@ def teach_decoder(folder: Path, *, layers: int = 2, seed: int = 0, steps: int = 
     save_tokenizer(folder, config.vocab_size)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = []
-    for said, answer in orders(ROOMS[:10]):
+    for said, answer in orders(ROOMS):
         talk = [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
         rows.append(tokenizer.apply_chat_template(talk, return_dict=False))
     width = max(map(len, rows))
@@ -215,7 +215,8 @@ def teach_decoder(folder: Path, *, layers: int = 2, seed: int = 0, steps: int = 
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
     for _ in range(steps):
         optimizer.zero_grad()
-        model(input_ids=ids, attention_mask=(ids != PAD).long(), labels=wanted).loss.backward()
+        some = torch.randperm(len(ids))[:24]
+        model(input_ids=ids[some], attention_mask=(ids[some] != PAD).long(), labels=wanted[some]).loss.backward()
         optimizer.step()
     model.save_pretrained(folder)
     return folder
