@@ -40,7 +40,9 @@ def targets_table() -> str:
             table = target.export_for(task)
             schemes.append(f"{table['format']} {table.get('scheme', 'auto')}")
         telling = [name for name in facts.features if name in TELLING] or ["none"]
-        rows.append(f"| `{target.name}` | {target.title} | {facts.cores} | {', '.join(telling)} | {' | '.join(schemes)} |")
+        rows.append(
+            f"| `{target.name}` | {target.title} | {facts.cores} | {', '.join(telling)} | {' | '.join(schemes)} |"
+        )
     return "\n".join(rows)
 
 
@@ -55,14 +57,20 @@ def families_table() -> str:
         decoder, gguf = is_decoder(module), getattr(module, "GGUF", None)
         tasks = "text-generation" if decoder else "text-classification, feature-extraction"
         written = "yes" if isinstance(gguf, Gguf) else "no"
-        rows.append(f"| `{name}` | {said} | {tasks} | yes | {written if decoder or written == 'no' else 'embeddings'} |")
+        rows.append(
+            f"| `{name}` | {said} | {tasks} | yes | {written if decoder or written == 'no' else 'embeddings'} |"
+        )
     return "\n".join(rows)
 
 
 # CPU features that decide how fast INT8 is.
 TELLING = ("asimddp", "i8mm", "avx2", "avx_vnni", "avx512_vnni", "simd128")
 
-TABLES: dict[str, Callable[[], str]] = {"commands": commands_table, "targets": targets_table, "families": families_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "commands": commands_table,
+    "targets": targets_table,
+    "families": families_table,
+}
 
 
 def first_sentence(command: click.Command) -> str:
