@@ -25,7 +25,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 @lru_cache
 def texts() -> list[str]:
     """English, code and our probes, so that merges run across all that a pre-tokenizer may separate."""
-    read = [(ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "tests/conftest.py")]
+    read = [(ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "tests/fixtures/tokenizer_corpus.txt")]
     return read + [text for probes in PROBES.values() for text in probes] * 3
 
 
