@@ -119,7 +119,7 @@ def test_missing_recipe_and_unknown_target(command: Command, project: Path) -> N
     ],
 )  # fmt: skip
 def test_target(command: Command, project: Path, old: str, new: str, said: tuple[str, ...]) -> None:
-    from artifacts import make_target
+    from tests.artifacts import make_target
 
     path = make_target(project.parent).path
     replace(path, old, new)

@@ -242,7 +242,7 @@ def test_a_broken_target_hides_no_other(command: Command, tmp_path: Path, monkey
 
 
 def test_targets_check(command: Command, tmp_path: Path) -> None:
-    from artifacts import make_target
+    from tests.artifacts import make_target
 
     good = make_target(tmp_path).path
     assert command("targets", "check", good).out == f"ok       {good}\n"
@@ -268,7 +268,7 @@ def test_targets_check(command: Command, tmp_path: Path) -> None:
 
 def test_a_target_is_one_file(command: Command, project: Path) -> None:
     """A file dropped into ./targets is listed, shown, checked, completed and built for."""
-    from artifacts import make_target
+    from tests.artifacts import make_target
 
     (project.parent / "targets").mkdir()
     make_target(project.parent / "targets", "my-board")
@@ -354,9 +354,8 @@ def test_half_of_the_coverage_is_a_usage_error(command: Command, project: Path, 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    from artifacts import make_artifact, make_report, make_target
-
     from edgekit.package import package
+    from tests.artifacts import make_artifact, make_report, make_target
 
     artifact = make_artifact(tmp_path / "artifact")
     lineage = {"teacher": "x", "teacher_revision": None, "license": None, "data_license": None}

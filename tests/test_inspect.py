@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from artifacts import LABELS, TARGET, make_artifact, make_model, make_report, make_target, make_tokenizer
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import EdgekitError
 from edgekit.inspect import describe_lines, inspect
 from edgekit.package import package
 from edgekit.workspace import write_product
+from tests.artifacts import LABELS, TARGET, make_artifact, make_model, make_report, make_target, make_tokenizer
 
 WIDTH = 64
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_programs import run_program
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, Value
 from edgekit.inspect import describe_lines, inspect
+from tests.llama_programs import run_program
 
 LLAMA: dict[str, Value] = {
     "general.architecture": "llama",

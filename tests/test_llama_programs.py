@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from llama_files import write_llama
-from llama_programs import PROGRAMS, Server, programs, run_program, serve
 
 from edgekit.formats.gguf.file import read_gguf, read_tensor
 from edgekit.formats.gguf.imatrix import read_imatrix, write_imatrix
 from edgekit.runtimes import scores
 from tests.architectures.decoders import TEMPLATE, make_decoder
+from tests.conftest import ROOT
+from tests.llama_files import write_llama
+from tests.llama_programs import PROGRAMS, Server, programs, run_program, serve
 
 llama_cpp = pytest.importorskip("llama_cpp")
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from artifacts import LABELS, MAX_LENGTH, make_artifact, make_report, make_target, make_tokenizer
 
 from edgekit.package import loader_file, package
 from edgekit.runtimes import ort
 from edgekit.tasks import text_classification
+from tests.artifacts import LABELS, MAX_LENGTH, make_artifact, make_report, make_target, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "examples" / "embed-python"

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import ROOT
-from test_chat_template import CHATML, LLAMA3, MISTRAL
 
 from edgekit.chat_template import render
 from edgekit.formats.onnx import Options
@@ -25,6 +23,8 @@ from edgekit.runtimes.ort_generation import generator
 from edgekit.tasks import text_generation
 from edgekit.tasks.decoders import Decoder
 from tests.architectures.decoders import END, SPECIAL, make_decoder
+from tests.conftest import ROOT
+from tests.test_chat_template import CHATML, LLAMA3, MISTRAL
 
 LOADER = ROOT / "edgekit" / "loader" / "generate.py"
 RUNTIME = {

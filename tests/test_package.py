@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import make_artifact, make_report, make_target
 
 from edgekit import package as package_module
 from edgekit.build import run
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.package import Packaged, open_bundle, package, run_bundle
 from edgekit.workspace import file_sha256, fingerprint
+from tests.artifacts import make_artifact, make_report, make_target
 
 LINEAGE = {"teacher": "org/teacher", "teacher_revision": None, "license": "Apache-2.0", "data_license": "CC0-1.0"}
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from artifacts import make_artifact, report_of
 
 from edgekit import __version__
 from edgekit.errors import EdgekitError
 from edgekit.report import flips, human_bytes, number, read_report, terminal_table, verdict_text, write_html
+from tests.artifacts import make_artifact, report_of
 
 VOID = {"meta", "circle", "rect", "line"}
 EVIL = "<script>alert('x')</script>\" onload=\"x"

@@ -219,7 +219,7 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     judged = generation.judge(
         said,
         arrays,
-        generation.verify_prompts(run.prompts),
+        PromptSet(folder=run.prompts).split("verify"),
         asked,
         generation.answers_in_words(run.artifact, arrays),
         gate.alpha_for(run.looks),

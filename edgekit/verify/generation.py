@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Gt, Le
 
 from edgekit.errors import EdgekitError
-from edgekit.prompts import Prompt, PromptSet
+from edgekit.prompts import Prompt
 from edgekit.schema import parse, read_json
 from edgekit.verify import accuracy as compared
 from edgekit.verify import gate
@@ -374,8 +374,3 @@ def answers_in_words(artifact: Path, arrays: Arrays) -> list[str]:
     tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
     ids, offsets = arrays["answers"].tolist(), arrays["answer_offsets"].tolist()
     return list(tokenizer.decode_batch([ids[begin:end] for begin, end in itertools.pairwise(offsets)]))
-
-
-def verify_prompts(prompts: Path) -> list[Prompt]:
-    """The verify split."""
-    return PromptSet(folder=prompts).split("verify")

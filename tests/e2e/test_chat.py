@@ -104,7 +104,7 @@ def test_it_talks(chat: Online, built: Mapping[str, Any]) -> None:
     said = chat.run(*ask).stdout
     (answer,) = json.loads(chat.run(*ask, "--json").stdout)["answers"]
     assert answer["text"] == ASKED
-    assert answer["answer"].strip() == said.strip() != ""
+    assert answer["answer"].splitlines() == said.removesuffix("\n").splitlines() != []
     (other,) = json.loads(chat.run(*ask, "--system", "Answer in French.", "--json").stdout)["answers"]
     assert other["answer"] != answer["answer"]
 
@@ -129,6 +129,6 @@ def test_the_same_student_talks_through_onnx(chat: Online, built: Mapping[str, A
     ask = ("run", told["bundle"], ASKED, "--most", "12")
     said = chat.run(*ask).stdout
     (answer,) = json.loads(chat.run(*ask, "--json").stdout)["answers"]
-    assert answer["answer"].strip() == said.strip() != ""
+    assert answer["answer"].splitlines() == said.removesuffix("\n").splitlines() != []
     warm = [chat.run(*ask, "--temperature", "5").stdout for _ in range(2)]
     assert len({said, *warm}) == 3

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf_files import write_llama
-from test_probe import ask
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from edgekit.runtimes import generation, llama, scores
+from tests.runtimes.gguf_files import write_llama
+from tests.runtimes.test_probe import ask
 
 EXACT = {"threads": 1, "kv_k": "f32", "kv_v": "f32", "context": 0}
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260K" / "hf"

@@ -10,10 +10,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf_files import write_bert, write_llama
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from edgekit.runtimes import llama
+from tests.runtimes.gguf_files import write_bert, write_llama
 
 EXACT = {"threads": 1, "kv_k": "f32", "kv_v": "f32"}
 Decoder = tuple[Path, np.ndarray, LlamaForCausalLM]

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_files import write_bert
-from test_ort import N, make_layers
 
 import edgekit
 from edgekit.runtimes import RUNTIMES, ort
+from tests.runtimes.gguf_files import write_bert
+from tests.runtimes.test_ort import N, make_layers
 
 EVENTS = ["device", "load", "first", "latency", "latency_real", "outputs", "memory", "work", "machine", "done"]
 TEXTS = [[1, 2, 3], [4, 5], [], [6, 7, 8, 9]]

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from verify_folders import OUTSIDE, make_artifact, make_graph, make_prompts, make_reference, make_target
 
 from edgekit.devices import LocalDevice
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.report import read_report, terminal_table, write_html
 from edgekit.target import Target
 from edgekit.verify import measurements, verify
+from tests.verify.verify_folders import OUTSIDE, make_artifact, make_graph, make_prompts, make_reference, make_target
 
 PI = 'arch = "aarch64"\ncpu = "Cortex-A76"\ncores = 4\nfeatures = ["asimddp"]\nmemory_mb = 4096\nbandwidth_gbs = 11.2'
 ROOMY = "p95_ms = 1000\nmemory_mb = 4000\nbytes = 100_000_000\nsequence = 6"

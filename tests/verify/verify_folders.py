@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from artifacts import LABELS, MAX_LENGTH, WORDS, make_tokenizer
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.runtimes import machine, ort
 from edgekit.target import Target, load_target
 from edgekit.workspace import file_sha256, write_product
+from tests.artifacts import LABELS, MAX_LENGTH, WORDS, make_tokenizer
 
 OUTSIDE = "none"
 SAID = {

@@ -126,17 +126,16 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     notes = [*facts.pop("fallbacks", ()), *parity["limits"], *parity.get("chat", {}).get("limits", ())]
     made_facts = {
         "scheme": options.scheme,
-        "sha256": made["sha256"],
         "quantized": made["types"],
         "parity": parity,
         "notes": [*notes, *filter(None, [note_context(model)])],
         "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
     }
-    return describe_file(out / FILE) | facts | made_facts
+    return describe_file(out / FILE, made["sha256"]) | facts | made_facts
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """What any .gguf file needs to run, ours or not; EdgekitError where it is damaged."""
+def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """What any .gguf file needs to run, ours or not, with its sha256 where that is known; EdgekitError where it is damaged."""
     from edgekit.formats.gguf.file import read_gguf
     from edgekit.formats.gguf.ggml import TYPES
     from edgekit.formats.gguf.reading import reading
@@ -160,7 +159,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         "file": path.name,
         "files": [path.name],
         "bytes": path.stat().st_size,
-        "sha256": file_sha256(path),
+        "sha256": sha256 or file_sha256(path),
         "minimum_runtime": MINIMUM_RUNTIME,
         "runtime_options": {"longest": longest} if isinstance(longest, int) else {},
         "quantized": dict(sorted(kinds.items())),
