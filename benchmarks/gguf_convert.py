@@ -374,30 +374,24 @@ def sizes(folder: Path) -> Iterator[int]:
 
 def work_ours(folder: str, out: str, scheme: str, through: str | None) -> dict[str, Any]:
     """What edgekit's export does for GGUF, without the parity of its texts and without calibration."""
-    from edgekit.formats.gguf import shapes, threads
+    from edgekit.formats.gguf import scheme_types
     from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
     from edgekit.formats.gguf.plan import plan
     from edgekit.formats.gguf.tokenizer import general_name, vocabulary
-    from edgekit.formats.gguf.types import ModelFacts, choose_types
     from edgekit.model import Model
+    from edgekit.runtimes.machine import available_cores
 
     model = Model(folder=Path(folder))
-    tensors, keys, config = plan(model), vocabulary(model), model.config
-    facts = ModelFacts(
-        architecture="llama",
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-    )
+    tensors, keys = plan(model), vocabulary(model)
     metadata = describe_model(model, name=general_name(model, "benchmark")) | describe_quantization(scheme)
     made = convert(
         model,
         Path(out),
-        types=choose_types(shapes(tensors), scheme, facts=facts).types,
+        types=scheme_types(model, tensors, scheme).types,
         metadata=metadata | describe_origin({}, scheme=scheme) | keys,
         through=through,
-        threads=threads(),
+        threads=available_cores(),
     )
     assert not {"torch", "transformers"} & set(sys.modules), "the converter imports torch or transformers"
     return {"bytes": made["bytes"], "sha256": made["sha256"]}

@@ -40,7 +40,7 @@ from train_tiny_llama import SHARED, default_cache, held_out_texts, pieces, tiny
 from edgekit.calibrate import Calibration, Watch  # noqa: E402
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares  # noqa: E402
 from edgekit.formats import Source  # noqa: E402
-from edgekit.formats.gguf import Options, mixture  # noqa: E402
+from edgekit.formats.gguf import Options, mixture, scheme_types, shapes  # noqa: E402
 from edgekit.formats.gguf.convert import convert  # noqa: E402
 from edgekit.formats.gguf.file import read_gguf  # noqa: E402
 from edgekit.formats.gguf.ggml import row_bytes  # noqa: E402
@@ -48,7 +48,7 @@ from edgekit.formats.gguf.imatrix import Imatrix, from_calibration  # noqa: E402
 from edgekit.formats.gguf.metadata import describe_model  # noqa: E402
 from edgekit.formats.gguf.plan import layer_names, plan  # noqa: E402
 from edgekit.formats.gguf.tokenizer import vocabulary  # noqa: E402
-from edgekit.formats.gguf.types import TOKEN_EMBEDDING, ModelFacts, Shape, choose_types  # noqa: E402
+from edgekit.formats.gguf.types import TOKEN_EMBEDDING  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.runtimes import llama, machine, scores  # noqa: E402
 from edgekit.tasks.decoders import load_decoder  # noqa: E402
@@ -105,11 +105,7 @@ class Bench:
         self.model = load_model(folder)
         self.metadata = describe_model(self.model) | vocabulary(self.model) | {"general.file_type": 0}
         self.tensors = {one.name: one for one in plan(self.model)}
-        self.shapes = [
-            Shape(name=one.name, rows=one.rows if len(one.shape) > 1 else 1, columns=one.shape[-1])
-            for one in self.tensors.values()
-        ]
-        self.tied = "output.weight" not in self.tensors
+        self.shapes = shapes(list(self.tensors.values()))
         texts = held_out_texts(data)
         # They come in the order of their hashes.
         shares = {part: [text for at, text in enumerate(texts) if at % 10 in some] for part, some in PARTS.items()}
@@ -135,7 +131,7 @@ class Bench:
             path,
             types=types,
             metadata=self.metadata,
-            importance={tensor: values for tensor, values in importance.items() if types[tensor] != "f32"},
+            importance=importance,
             threads=self.threads,
         )
         return path
@@ -190,21 +186,12 @@ class Bench:
 
     def matrix(self, calibration: Calibration) -> Imatrix:
         """An importance matrix as an export makes one."""
-        paths = {key.removesuffix("#0") for key in calibration.stats}
-        names = layer_names(self.model, sorted(path.removeprefix("model.") for path in paths))
-        known = {path: names[path.removeprefix("model.")] for path in paths if path.removeprefix("model.") in names}
-        return from_calibration(calibration, known, dataset="benchmark")
+        names = layer_names(self.model, {key.removesuffix("#0") for key in calibration.stats})
+        return from_calibration(calibration, names, dataset="benchmark")
 
     def types(self, scheme: str, importance: Mapping[str, Floats]) -> Mapping[str, str]:
         """As llama.cpp chooses."""
-        keys = {key.partition(".")[2]: value for key, value in self.metadata.items()}
-        facts = ModelFacts(
-            architecture=str(self.metadata["general.architecture"]),
-            layers=int(str(keys["block_count"])),
-            heads=int(str(keys["attention.head_count"])),
-            kv_heads=int(str(keys["attention.head_count_kv"])),
-        )
-        return choose_types(self.shapes, scheme, facts=facts, imatrix=importance).types
+        return scheme_types(self.model, list(self.tensors.values()), scheme, importance).types
 
     def compare(self, evaluations: int) -> dict[str, Any]:
         """Every row of the table, and how the mixtures were made."""
@@ -274,22 +261,12 @@ class Bench:
         files = {name: self.scratch / f"{name}.gguf" for name in ("mixed@q4_k_m", "q4_k_m")}
         decoders = {name: llama.generator(file, options) for name, file in files.items()}
         prompt = np.array(self.blocks["verify"][0][:PROMPT])
-
-        def decode(name: str) -> float:
-            decoder = decoders[name]
-            decoder.clear()
-            token = int(decoder.logits(prompt, slice(-1, None)).argmax())
-            begun = time.perf_counter()
-            for _ in range(NEW):
-                token = int(decoder.logits(np.array([token]), slice(None)).argmax())
-            return NEW / (time.perf_counter() - begun)
-
-        for name in decoders:
-            decode(name)
+        for decoder in decoders.values():
+            decode(decoder, prompt)
         rates: dict[str, list[float]] = {name: [] for name in decoders}
         for pair in range(pairs):
             for name in sorted(decoders, reverse=bool(pair % 2)):
-                rates[name].append(decode(name))
+                rates[name].append(decode(decoders[name], prompt))
         for decoder in decoders.values():
             decoder.close()
         ratios = np.array(rates["mixed@q4_k_m"]) / np.array(rates["q4_k_m"])
@@ -307,6 +284,16 @@ class Bench:
             "roofline_share": shares,
             "threads": self.threads,
         }
+
+
+def decode(decoder: llama.Generator, prompt: NDArray[np.intp]) -> float:
+    """Tokens per second of NEW greedy tokens behind the prompt."""
+    decoder.clear()
+    token = int(decoder.logits(prompt, slice(-1, None)).argmax())
+    begun = time.perf_counter()
+    for _ in range(NEW):
+        token = int(decoder.logits(np.array([token]), slice(None)).argmax())
+    return NEW / (time.perf_counter() - begun)
 
 
 def read_per_token(file: Path) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgekit.distill.checkpoint import Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
 from edgekit.distill.options import TrainingOptions
+from edgekit.runtimes.machine import available_cores
 
 log = logging.getLogger("edgekit")
 
@@ -154,7 +155,7 @@ def count_threads() -> int:
 
     if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
         return int(asked)
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = available_cores()
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 

@@ -103,9 +103,14 @@ def _describe_linux() -> dict[str, Any]:
     }
 
 
+def available_cores() -> int:
+    """The logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _count_cores(cpuinfo: str) -> int:
     """Physical cores that this process may use."""
-    mine: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    mine = available_cores()
     sockets = re.findall(r"^physical id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
     cores = re.findall(r"^core id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
     # Virtual machines may number every core 0.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgekit.formats.gguf.file import Value
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.plan import Tensor
-    from edgekit.formats.gguf.types import Shape
+    from edgekit.formats.gguf.types import Chosen, Shape
     from edgekit.model import Model
 
 NAME = "gguf"
@@ -88,6 +88,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     from edgekit.formats.gguf.plan import plan
     from edgekit.formats.gguf.tokenizer import general_name, vocabulary
     from edgekit.formats.gguf.types import main_file_type
+    from edgekit.runtimes.machine import available_cores
 
     if source.output == "logits":
         raise EdgekitError(
@@ -117,8 +118,8 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         types=types,
         metadata=metadata,
         through=None if options.through == "none" else options.through,
-        importance={name: values for name, values in importance.items() if types[name] not in FLOATS},
-        threads=threads(),
+        importance=importance,
+        threads=available_cores(),
     )
     parity = check_parity(model, out / FILE, source.texts)
     if source.output == "tokens":
@@ -212,7 +213,7 @@ def predict(model: Model, options: Options) -> dict[str, Any]:
     scheme = options.like if options.scheme == "mixed" else options.scheme
     # Some types follow from whether there is an importance matrix at all, not from what it covers.
     weighed = options.imatrix and options.scheme not in FLOATS
-    chosen = _types(model, tensors, scheme, [one.name for one in tensors] if weighed else ())
+    chosen = scheme_types(model, tensors, scheme, [one.name for one in tensors] if weighed else ())
     sizes = {one.name: one.shape[0] * row_bytes(chosen.types[one.name], one.columns) for one in tensors}
     total = sum(sizes.values())
     gathered = {name for name in GATHERED if name in sizes and (name != EMBEDDING or HEAD in sizes)}
@@ -225,11 +226,6 @@ def predict(model: Model, options: Options) -> dict[str, Any]:
     }
 
 
-def threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _matrix(source: Source, options: Options) -> Imatrix | None:
     """The importance matrix of the calibration; None where nothing is quantized, or none is asked for."""
     from edgekit.formats.gguf.imatrix import from_calibration
@@ -238,14 +234,12 @@ def _matrix(source: Source, options: Options) -> Imatrix | None:
     if not options.imatrix or options.scheme in FLOATS:
         return None
     calibration = source.calibration()
-    # A task's module holds transformers' model as `model`.
-    paths = {key.rpartition("#")[0] for key in calibration.stats}
-    names = layer_names(source.model, sorted(path.removeprefix("model.") for path in paths))
-    known = {path: names[inner] for path in paths if (inner := path.removeprefix("model.")) in names}
-    return from_calibration(calibration, known, dataset=source.dataset)
+    names = layer_names(source.model, {key.rpartition("#")[0] for key in calibration.stats})
+    return from_calibration(calibration, names, dataset=source.dataset)
 
 
-def _types(model: Model, tensors: Sequence[Tensor], scheme: str, covered: Sequence[str]) -> Any:
+def scheme_types(model: Model, tensors: Sequence[Tensor], scheme: str, covered: Collection[str] = ()) -> Chosen:
+    """The types that llama.cpp gives a model's tensors in a scheme; `covered` are those that an importance matrix knows."""
     from edgekit.formats.gguf.metadata import describe_model
     from edgekit.formats.gguf.types import ModelFacts, choose_types
 
@@ -285,7 +279,7 @@ def _choose(
 
     covered = sorted(matrix.importance()) if matrix is not None else []
     scheme = options.like if options.scheme == "mixed" else options.scheme
-    chosen = _types(source.model, tensors, scheme, covered)
+    chosen = scheme_types(source.model, tensors, scheme, covered)
     if matrix is not None:
         check_imatrix(matrix, shapes(tensors), chosen, "calibration")
     if options.scheme == "mixed":

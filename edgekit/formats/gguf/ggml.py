@@ -81,14 +81,17 @@ def quantize(
 ) -> NDArray[np.uint8]:
     """The bytes of float32 rows, [n, columns], in a type, as llama.cpp's own quantizer makes them: [n, bytes of a row].
 
-    importance: what an error in each column weighs, float32 [columns]. out: a writable buffer of n rows to fill and return.
-    Raises EdgekitError for a width that does not fill the type's blocks, and where the library is missing.
+    importance: what an error in each column weighs, float32 [columns]; float types do not ask for it. out: a writable buffer of
+    n rows to fill and return. Raises EdgekitError for a width that does not fill the type's blocks, and where the library is
+    missing.
     """
     import numpy as np
 
     wide = row_bytes(kind, rows.shape[1])
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     filled = np.empty(len(rows) * wide, np.uint8) if out is None else np.frombuffer(out, np.uint8, len(rows) * wide)
+    if TYPES[kind].block == 1:
+        importance = None
     if importance is not None:
         importance = np.ascontiguousarray(importance, dtype=np.float32)
         assert importance.shape == rows.shape[1:], f"{importance.shape} is not one weight for each of {rows.shape[1]}"

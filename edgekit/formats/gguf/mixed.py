@@ -33,13 +33,19 @@ TYPES_FOR: dict[str, tuple[str, ...]] = {
     "arm-neon": ("q4_0", "q4_k", "q5_k", "q8_0"),
     "other": ("q4_0", "q4_k", "q5_k", "q6_k", "q8_0"),
 }
-# Time to multiply a weight of each type, that of q4_k being 1: decoding a 10-million-weight Llama whose matrices are all of one
-# type, one thread, on an AMD EPYC with AVX2 and without VNNI (benchmarks/gguf_quality.py's model; medians of 40 interleaved
-# runs of llama.cpp's ggml 0.25.3). Types without interleaved kernels cost half as much again. No figures, no limit on time.
-COSTS: dict[str, dict[str, float]] = {
-    "x86-avx2": {"q4_0": 0.95, "iq4_nl": 0.99, "q4_k": 1.0, "q5_k": 1.66, "q6_k": 1.53, "q8_0": 1.62, "q5_0": 1.95},
+# What multiplying takes longer than in q4_k: (picoseconds a weight, nanoseconds a row), on one core of an AMD EPYC with AVX2 and
+# without VNNI, in llama.cpp's ggml 0.25.3 (benchmarks/gguf_costs.py). Other CPUs need other figures of their own only where
+# the order of their types differs: a mixture is compared with a scheme on the same figures. No figures, no limit on time.
+COSTS: dict[str, dict[str, tuple[float, float]]] = {
+    "x86-avx2": {
+        "q4_0": (-10.0, 4.0),
+        "iq4_nl": (-21.0, 6.0),
+        "q4_k": (0.0, 0.0),
+        "q5_k": (25.0, 17.0),
+        "q6_k": (11.0, 13.0),
+        "q8_0": (39.0, 6.6),
+    },
 }
-_UNKNOWN_COST = 2.0
 # What llama.cpp itself takes for rows that fill no block of 256 (types.FALLBACKS).
 NARROW = ("q5_0", "q5_1")
 # Rows that are looked up, not multiplied: no kernel's speed matters.
@@ -65,6 +71,8 @@ _ROLE = re.compile(r"^(?:blk\.(\d+)\.)?(\w+)\.weight$")
 _SIZES = 1 << 16
 # Steps of the search for the price of time.
 _PRICES = 16
+# A share of the loss that is no gain.
+_NOTHING = 1e-9
 # Of how many rows of a tensor the errors are measured: quantizing 10^9 weights to all types takes ten minutes on one core.
 _ROWS = 1024
 # Of a target's bandwidth, what decoding reaches (70-74 % were measured with 4-bit types on two x86 cores).
@@ -81,26 +89,36 @@ class Sensitivity:
     bytes: Mapping[str, int]
     losses: Mapping[str, float]
 
-    def weights(self, kind: str) -> float:
-        """How many weights the tensor has, by its bytes in a type."""
-        return self.bytes[kind] / TYPES[kind].bytes * TYPES[kind].block
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long decoding a token may take: `most`, in units of `costs` (time per weight, by type); gathered rows take none."""
+    """How long decoding a token may take: no longer than with the types `like`.
 
-    costs: Mapping[str, float]
-    most: float
-    gathered: Collection[str]
+    `shapes` are the tensors that are multiplied, by name: rows that are looked up take no time. `costs` is a row of COSTS; what
+    has no figure there counts as the slowest.
+    """
 
-    def time(self, name: str, kind: str, weights: float) -> float:
-        """Of a tensor of so many weights in a type."""
-        return 0.0 if name in self.gathered else weights * self.costs.get(kind, _UNKNOWN_COST)
+    costs: Mapping[str, tuple[float, float]]
+    shapes: Mapping[str, Shape]
+    like: Mapping[str, str]
 
-    def total(self, sensitivities: Sequence[Sensitivity], types: Mapping[str, str]) -> float:
+    def time(self, name: str, kind: str) -> float:
+        """Picoseconds that multiplying a tensor in a type takes longer than in q4_k."""
+        if name not in self.shapes:
+            return 0.0
+        shape = self.shapes[name]
+        if kind not in self.costs:
+            return max(self.time(name, known) for known in self.costs)
+        weight, row = self.costs[kind]
+        return shape.rows * (shape.columns * weight + 1000 * row)
+
+    def total(self, types: Mapping[str, str]) -> float:
         """Of all tensors."""
-        return math.fsum(self.time(one.name, types[one.name], one.weights(types[one.name])) for one in sensitivities)
+        return math.fsum(self.time(name, types[name]) for name in self.shapes)
+
+    def excess(self, types: Mapping[str, str]) -> float:
+        """Picoseconds a token by which these types take longer than `like`."""
+        return self.total(types) - self.total(self.like)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +191,8 @@ def measure(
         signal += float(np.square(some, dtype=np.float64).sum(0) @ weight)
         seen += float(those.sum())
         for kind in kinds:
-            data = quantize(some, kind, importance) if TYPES[kind].block > 1 else quantize(some, kind)
-            errors[kind] += float(np.square(some - dequantize(data, kind, tensor.columns)) @ weight @ those)
+            rounded = dequantize(quantize(some, kind, importance), kind, tensor.columns)
+            errors[kind] += float(np.square(some - rounded) @ weight @ those)
     assert row == tensor.rows, f"{tensor.name}: {row} of {tensor.rows} rows came"
     if gradient is not None:
         # The rows that were left out err as those that were measured, and matter as much as their gradients say.
@@ -195,41 +213,84 @@ def allocate(
 ) -> Mixture:
     """The types with the least predicted loss whose tensors take no more than `budget` bytes together, and no longer than `pace`.
 
-    Time is bound by a price on it (a Lagrange multiplier, found by bisection): of the mixtures that keep the pace the one of
-    least loss is taken. Bytes of tensors in `free` do not count: of the token embedding, where the budget is the bytes read per
-    token. Raises EdgekitError where not even the smallest types fit.
+    Time is bound by a price on it (a Lagrange multiplier, found by bisection), and what that leaves over is used up by exchanges;
+    the result loses no more than the types of `pace.like`, where these are candidates and fit. Bytes of tensors in `free` do not
+    count: of the token embedding, where the budget is the bytes read per token. Raises EdgekitError where not even the smallest
+    types fit.
     """
     mixture = _cheapest(sensitivities, budget, free)
-    if pace is None or pace.total(sensitivities, mixture.types) <= pace.most:
+    if pace is None or pace.excess(mixture.types) <= 0:
         return mixture
+    starts = [_priced(sensitivities, budget, free, pace, mixture)]
+    if all(pace.like[one.name] in one.losses for one in sensitivities):
+        starts.append(_mixture(sensitivities, pace.like))
+    exchanged = [
+        _exchanged(sensitivities, budget, free, pace, start)
+        for start in starts
+        if pace.excess(start.types) <= 0 and _counted(sensitivities, start.types, free) <= budget
+    ]
+    return min(exchanged, key=lambda one: one.loss, default=starts[0])
+
+
+def _priced(
+    sensitivities: Sequence[Sensitivity], budget: int, free: Collection[str], pace: Pace, mixture: Mixture
+) -> Mixture:
+    """The mixture of the lowest price on time that keeps the pace; `mixture` is the one of no price, which does not."""
 
     def priced(price: float) -> Mixture:
         dear = [
-            replace(
-                one,
-                losses={
-                    kind: loss + price * pace.time(one.name, kind, one.weights(kind))
-                    for kind, loss in one.losses.items()
-                },
-            )
+            replace(one, losses={kind: loss + price * pace.time(one.name, kind) for kind, loss in one.losses.items()})
             for one in sensitivities
         ]
         return _mixture(sensitivities, _cheapest(dear, budget, free).types)
 
-    low, high = 0.0, mixture.loss / pace.most
+    low, high = 0.0, mixture.loss / pace.excess(mixture.types)
     for _ in range(_PRICES):
         mixture = priced(high)
-        if pace.total(sensitivities, mixture.types) <= pace.most:
+        if pace.excess(mixture.types) <= 0:
             break
         low, high = high, 4 * high
     for _ in range(_PRICES):
         price = (low + high) / 2
         tried = priced(price)
-        if pace.total(sensitivities, tried.types) <= pace.most:
+        if pace.excess(tried.types) <= 0:
             mixture, high = min(mixture, tried, key=lambda one: one.loss), price
         else:
             low = price
     return mixture
+
+
+def _exchanged(
+    sensitivities: Sequence[Sensitivity], budget: int, free: Collection[str], pace: Pace, start: Mixture
+) -> Mixture:
+    """What one tensor's or two tensors' other types make better, until none does, within the bytes and the time."""
+    types = dict(start.types)
+    while True:
+        # One that changes nothing makes single changes pairs, too.
+        moves = [(-1, "", 0.0, 0.0, 0.0)]
+        for place, one in enumerate(sensitivities):
+            own, count = types[one.name], one.name not in free
+            moves += [
+                (
+                    place,
+                    kind,
+                    one.losses[kind] - one.losses[own],
+                    float(count * (one.bytes[kind] - one.bytes[own])),
+                    pace.time(one.name, kind) - pace.time(one.name, own),
+                )
+                for kind in one.losses
+                if kind != own
+            ]
+        places = np.array([move[0] for move in moves])
+        loss, cost, time = (np.add.outer(each, each) for each in np.array([move[2:] for move in moves]).T)
+        large = cost > budget - _counted(sensitivities, types, free)
+        loss[large | (time > -pace.excess(types)) | np.equal.outer(places, places)] = 0.0
+        best = int(loss.argmin())
+        if loss.flat[best] >= -_NOTHING * max(_mixture(sensitivities, types).loss, 0.0):
+            return _mixture(sensitivities, types)
+        for place, kind, *_ in (moves[best // len(moves)], moves[best % len(moves)]):
+            if place >= 0:
+                types[sensitivities[place].name] = kind
 
 
 def _cheapest(sensitivities: Sequence[Sensitivity], budget: int, free: Collection[str]) -> Mixture:
@@ -267,6 +328,11 @@ def _cheapest(sensitivities: Sequence[Sensitivity], budget: int, free: Collectio
         left -= -(-costs[place] // unit)
         types[sensitivity.name] = one[place][2]
     return _mixture(sensitivities, types)
+
+
+def _counted(sensitivities: Sequence[Sensitivity], types: Mapping[str, str], free: Collection[str]) -> int:
+    """The bytes that a budget is about."""
+    return sum(one.bytes[types[one.name]] for one in sensitivities if one.name not in free)
 
 
 def refine(

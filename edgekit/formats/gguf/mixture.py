@@ -9,7 +9,6 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from edgekit.formats.gguf.mixed import (
 from edgekit.formats.gguf.plan import Tensor, layer_names
 from edgekit.formats.gguf.types import OUTPUT, TOKEN_EMBEDDING, Shape, quantizable
 from edgekit.runtimes import scores
+from edgekit.runtimes.machine import available_cores
 
 if TYPE_CHECKING:
     from edgekit.calibrate import Calibration
@@ -64,14 +64,13 @@ def mix(
     }
     free = [one for one in tensors if one.name in shapes and quantizable(shapes[one.name])]
     kept = {one.name: like[one.name] for one in tensors if one not in free}
-    budget, gathered = _budget(source, options, sizes)
-    budget -= sum(sizes[name] for name in kept)
-    pace = _pace(source, options, like, [shapes[one.name] for one in free], gathered=OUTPUT in sizes)
+    looked_up = frozenset({TOKEN_EMBEDDING} if OUTPUT in sizes else ())
+    gathered = looked_up if options.tokens_per_second is not None else frozenset()
+    budget = _budget(source, options, sizes) - sum(sizes[name] for name in kept)
+    pace = _pace(source, options, like, {one.name: shapes[one.name] for one in free if one.name not in looked_up})
     calibration = source.calibration()
     importance = _importance(tensors, matrix, calibration)
     sensitivities = _sensitivities(source, free, shapes, importance, calibration)
-
-    from edgekit.formats.gguf import FLOATS
 
     def written(types: Mapping[str, str], out: Path) -> Path:
         convert(
@@ -79,8 +78,8 @@ def mix(
             out,
             types={**kept, **types},
             metadata=metadata,
-            importance={name: value for name, value in importance.items() if {**kept, **types}[name] not in FLOATS},
-            threads=options_threads(),
+            importance=importance,
+            threads=available_cores(),
         )
         return out
 
@@ -106,34 +105,23 @@ def mix(
     }
 
 
-def _budget(source: Source, options: Options, sizes: Mapping[str, int]) -> tuple[int, frozenset[str]]:
-    """Bytes of all tensors, or read per token, and the tensors that do not count there: rows that are looked up."""
+def _budget(source: Source, options: Options, sizes: Mapping[str, int]) -> int:
+    """Bytes of all tensors, or read per token where a rate is asked for."""
     if options.tokens_per_second is None:
-        return options.bytes or sum(sizes.values()), frozenset()
+        return options.bytes or sum(sizes.values())
     if source.bandwidth_gbs is None:
         raise EdgekitError(
             "export.text-generation.tokens_per_second: the target states no bandwidth_gbs; state it in [hardware], or give bytes"
         )
-    free = frozenset({TOKEN_EMBEDDING} if OUTPUT in sizes else ())
-    return read_budget(options.tokens_per_second, source.bandwidth_gbs), free
+    return read_budget(options.tokens_per_second, source.bandwidth_gbs)
 
 
-def _pace(
-    source: Source, options: Options, like: Mapping[str, str], shapes: Sequence[Shape], *, gathered: bool
-) -> Pace | None:
+def _pace(source: Source, options: Options, like: Mapping[str, str], multiplied: Mapping[str, Shape]) -> Pace | None:
     """No slower than the scheme that gives the bytes; None where bytes or a rate are asked for, or nobody measured the types."""
     costs = COSTS.get(instruction_set(source.arch, source.features))
     if costs is None or options.bytes is not None or options.tokens_per_second is not None:
         return None
-    pace = Pace(costs=costs, most=0.0, gathered={TOKEN_EMBEDDING} if gathered else ())
-    return replace(pace, most=sum(pace.time(one.name, like[one.name], one.rows * one.columns) for one in shapes))
-
-
-def options_threads() -> int:
-    """The cores that this process may use."""
-    from edgekit.formats.gguf import threads
-
-    return threads()
+    return Pace(costs=costs, shapes=multiplied, like=like)
 
 
 class Judge:
@@ -164,7 +152,7 @@ class Judge:
     def _logits(self, file: Path) -> Iterator[NDArray[np.float32]]:
         from edgekit.runtimes import llama
 
-        asked = {"context": self._context, "threads": options_threads(), "kv_k": "f16", "kv_v": "f16"}
+        asked = {"context": self._context, "threads": available_cores(), "kv_k": "f16", "kv_v": "f16"}
         with closing(llama.generator(file, asked)) as generator:
             for ids in self._passages:
                 generator.clear()
@@ -225,11 +213,11 @@ def _importance(
 def _gradients(source: Source, tensors: Sequence[Tensor], calibration: Calibration) -> dict[str, NDArray[np.float32]]:
     """The mean square of the gradient at each row's output, by GGUF name, where the calibration has it."""
     known = {
-        key.rpartition("#")[0].removeprefix("model."): stats.grad_square
+        key.rpartition("#")[0]: stats.grad_square
         for key, stats in calibration.stats.items()
         if stats.grad_square is not None
     }
-    names = layer_names(source.model, sorted(known))
+    names = layer_names(source.model, known)
     found = {name: known[path] for path, name in names.items()}
     for one in tensors:
         gradient = found.get(one.name)

@@ -105,16 +105,19 @@ def plan(model: Model) -> list[Tensor]:
 
 
 def layer_names(model: Model, paths: Iterable[str]) -> dict[str, str]:
-    """The GGUF name of the weight of each of these layers, by path in the transformers model; others are left out.
+    """The GGUF name of the weight of each of these layers, by path as given; others are left out.
 
-    A head that is the embedding has the embedding's name.
+    A path is one in the transformers model, or in a task's module, which holds it as `model`. A head that is the embedding has
+    the embedding's name.
     """
     family, _ = read_config(model)
     tensors = plan(model)
     names = {one.layer: one.name for one in tensors if one.name.endswith(".weight")}
     if family.head and family.head not in names:
         names[family.head] = "token_embd.weight"
-    found = {path: names.get(_bare(path, family)) for path in paths}
+    found = {
+        path: names.get(_bare(path, family)) or names.get(_bare(path.removeprefix("model."), family)) for path in paths
+    }
     return {path: name for path, name in found.items() if name is not None}
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf import ggml
 from edgekit.formats.gguf.mixed import (
+    COSTS,
     ROLE_LOSS,
     TYPES_FOR,
+    Pace,
     Sensitivity,
     allocate,
     candidates,
@@ -96,6 +100,47 @@ def test_sizes_without_a_common_divisor_stay_within_the_budget() -> None:
     budget = (size(some, "q4_k") + size(some, "q6_k")) // 2
     found = allocate(some, budget)
     assert 0.995 * budget <= found.bytes <= budget
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_choice_takes_no_longer_than_what_it_is_like(seed: int) -> None:
+    """Against every one of the 4^8 ways: the bytes and the time are kept, and few ways lose less."""
+    some = sensitive(2, seed)
+    shapes = {one.name: Shape(name=one.name, rows=one.bytes["q8_0"] // 544, columns=512) for one in some}
+    like = {one.name: "q6_k" if "ffn_down" in one.name else "q4_k" for one in some}
+    pace = Pace(costs={"q4_k": (0, 0), "q5_k": (90, 9), "q6_k": (40, 5), "q8_0": (60, -3)}, shapes=shapes, like=like)
+    ways = np.array(list(itertools.product(range(len(KINDS)), repeat=len(some))))
+
+    def total(of: Callable[[Sensitivity, str], float]) -> NDArray[np.float64]:
+        return sum(np.array([of(one, kind) for kind in KINDS])[ways[:, at]] for at, one in enumerate(some))  # type: ignore[return-value]
+
+    costs, losses = total(lambda one, kind: one.bytes[kind]), total(lambda one, kind: one.losses[kind])
+    times = total(lambda one, kind: pace.time(one.name, kind))
+    budget = int(1.05 * sum(one.bytes[like[one.name]] for one in some))
+    possible = (costs <= budget) & (times <= pace.total(like))
+    found = allocate(some, budget, pace=pace)
+    assert found.bytes <= budget
+    assert pace.excess(found.types) <= 0
+    assert found.loss <= 1.2 * losses[possible].min()
+    assert found.loss <= (1 + 1e-9) * sum(one.losses[like[one.name]] for one in some)
+    # With time enough nothing changes.
+    slow = {one.name: "q5_k" for one in some}
+    assert allocate(some, budget, pace=replace(pace, like=slow)) == allocate(some, budget)
+
+
+def test_time_of_types_without_figures_counts_as_the_slowest() -> None:
+    shape = Shape(name="blk.0.ffn_up.weight", rows=10, columns=100)
+    pace = Pace(costs={"q4_k": (0, 0), "q8_0": (2, 3)}, shapes={shape.name: shape}, like={shape.name: "q8_0"})
+    assert pace.time(shape.name, "q8_0") == 10 * (100 * 2 + 1000 * 3)
+    assert pace.time(shape.name, "q5_0") == pace.time(shape.name, "q8_0")
+    assert pace.time("token_embd.weight", "q8_0") == 0
+    assert pace.excess({shape.name: "q4_k"}) == -32_000
+
+
+@pytest.mark.parametrize("instructions", sorted(COSTS))
+def test_figures_are_there_for_all_types_of_an_instruction_set(instructions: str) -> None:
+    assert set(COSTS[instructions]) == set(TYPES_FOR[instructions])
+    assert COSTS[instructions]["q4_k"] == (0, 0)
 
 
 def test_bytes_that_are_not_read_do_not_count() -> None:
