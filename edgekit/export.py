@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.formats import DEFAULT, FORMATS, Source, format_of
+from edgekit.formats import Source, format_of, parse_options
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.runtimes import RUNTIMES
-from edgekit.schema import parse, pick
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
 
 if TYPE_CHECKING:
@@ -46,9 +45,9 @@ def export(
     """
     from edgekit.calibrate import load_calibration
 
-    format_ = pick(FORMATS, str(options.get("format", DEFAULT)), f"{where}.format")
-    chosen = parse(format_.Options, {key: value for key, value in options.items() if key != "format"}, where)
-    model, kind = load_model(student), TASKS[task]
+    kind = TASKS[task]
+    format_, chosen = parse_options(options, kind.OUTPUT, where)
+    model, runtime = load_model(student), RUNTIMES[format_.RUNTIME]
     rows = PromptSet(folder=prompts).split("calibrate")
     ids = [tokens for _, tokens in kind.encode(model, rows, max_length)]
     source = Source(
@@ -73,7 +72,6 @@ def export(
     facts |= _shared(model, task, max_length, out)
     if kind.OUTPUT == "tokens":
         return facts
-    runtime = RUNTIMES[format_.RUNTIME]
     fitting = runtime.joined({}, facts["runtime_options"])
     answers = runtime.outputs(out / facts["file"], ids, pad_id=source.pad_id, options=fitting)
     return facts | _fitted(out / facts["file"], model, task, rows, answers, out_of_scope)

@@ -117,7 +117,7 @@ def check_target(target: Target, task: str, format_name: str | None = None) -> M
     format_name: another format than the table's, with that format's own defaults.
     """
     from edgekit.devices import DEVICES
-    from edgekit.formats import DEFAULT, FORMATS
+    from edgekit.formats import DEFAULT, FORMATS, parse_options
     from edgekit.runtimes import RUNTIMES
     from edgekit.tasks import TASKS
 
@@ -126,8 +126,7 @@ def check_target(target: Target, task: str, format_name: str | None = None) -> M
         scheme = pick(FORMATS, format_name, "--format").SCHEME_FOR.get(TASKS[task].OUTPUT)
         table = {"format": format_name} | ({"scheme": scheme} if scheme else {})
     where = f"{target.path}: export.{task}"
-    format_ = pick(FORMATS, str(table.get("format", DEFAULT)), f"{where}.format")
-    parse(format_.Options, {key: value for key, value in table.items() if key != "format"}, where)
+    parse_options(table, TASKS[task].OUTPUT, where)
     for name, options in target.runtime.items():
         parse(pick(RUNTIMES, name, f"{target.path}: runtime").Options, options, f"{target.path}: runtime.{name}")
     device = pick(DEVICES, str(target.device.get("kind", "local")), f"{target.path}: device.kind")
@@ -296,13 +295,13 @@ def predict(plan: Plan) -> dict[str, float]:
     Memory is weights, cache (16 bits, or as the runtime's kv_k and kv_v say), buffers of a step of the prompt and 40 MB of the
     process itself. Raises EdgekitError for what the format refuses of the checkpoint. {} where nothing is known yet.
     """
-    from edgekit.formats import DEFAULT, FORMATS
+    from edgekit.formats import parse_options
     from edgekit.runtimes import RUNTIMES
+    from edgekit.tasks import TASKS
 
-    format_ = FORMATS[str(plan.export.get("format", DEFAULT))]
     if plan.teacher is None or plan.recipe.student is not None:
         return {}
-    options = parse(format_.Options, {key: value for key, value in plan.export.items() if key != "format"}, "export")
+    format_, options = parse_options(plan.export, TASKS[plan.recipe.task].OUTPUT, "export")
     model = load_model(plan.teacher)
     told = format_.predict(model, options)
     if told is None:

@@ -57,7 +57,7 @@ def run(
         if system is not None and not speaker.chats:
             raise click.UsageError("--system is for models with a chat template; this one continues a text.")
         options: dict[str, Any] = {"temperature": temperature} | ({"max_tokens": most} if most else {})
-        if not text and not file and sys.stdin.isatty():
+        if not (text or file or as_json) and sys.stdin.isatty():
             _talk(speaker, system, options)
             return
         texts = _texts(text, file)

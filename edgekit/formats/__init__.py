@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekit.errors import EdgekitError
 from edgekit.formats import gguf, onnx
+from edgekit.schema import parse, pick
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,8 @@ class Format(Protocol):
     """The entry of RUNTIMES that runs it."""
     SUFFIX: str
     """How its main file's name ends."""
-    SCHEMES: tuple[str, ...]
+    SCHEMES: Mapping[str, tuple[str, ...]]
+    """By output of a task (logits, embedding, tokens): what models of it can be written in; no output that is not there."""
     SCHEME_FOR: Mapping[str, str]
     """The scheme by output, where that is another than the default of Options."""
     NEEDS: tuple[str, ...]
@@ -89,6 +91,25 @@ FORMATS: dict[str, Format] = {
     onnx.NAME: onnx,
     gguf.NAME: gguf,
 }
+
+
+def parse_options(table: Mapping[str, Any], output: str, where: str) -> tuple[Format, Any]:
+    """The format and the Options of a target's `[export.<task>]` table, for a task's output.
+
+    Raises EdgekitError for what no format has, and for what this one does not have for such models.
+    """
+    name = str(table.get("format", DEFAULT))
+    found = pick(FORMATS, name, f"{where}.format")
+    options = parse(found.Options, {key: value for key, value in table.items() if key != "format"}, where)
+    if output not in found.SCHEMES:
+        others = " or ".join(repr(other.NAME) for other in FORMATS.values() if output in other.SCHEMES)
+        raise EdgekitError(f"{where}.format: {name} has no models that answer with {output}; use {others}")
+    if options.scheme not in found.SCHEMES[output]:
+        raise EdgekitError(
+            f"{where}.scheme: {options.scheme} is not for {name} models that answer with {output}; use one of"
+            f" {', '.join(found.SCHEMES[output])}"
+        )
+    return found, options
 
 
 def format_of(file: Path) -> Format:

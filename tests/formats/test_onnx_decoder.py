@@ -254,8 +254,6 @@ def test_a_large_tied_table_is_kept_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_refusals(tmp_path: Path) -> None:
     make_decoder("llama", tmp_path / "model", num_hidden_layers=1)
-    with pytest.raises(EdgekitError, match="int8-static is not for decoders in ONNX; use one of auto, int8-dynamic"):
-        write(tmp_path / "model", tmp_path / "a", "int8-static")
     with pytest.raises(EdgekitError, match="no calibrate prompts"):
         write(tmp_path / "model", tmp_path / "b", ids=[[1]])
     make_decoder(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from annotated_types import Gt
 
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
     from edgekit.formats.gguf.types import Chosen, Shape
     from edgekit.model import Model
 
+Scheme = Literal[
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "mixed"
+]
+
 NAME = "gguf"
 RUNTIME = "llama-cpp"
 SUFFIX = ".gguf"
 CARRIES_TOKENIZER = True
 NEEDS: tuple[str, ...] = ("llama_cpp",)
 LIBRARIES: tuple[str, ...] = ("gguf", "llama-cpp-python")
-SCHEMES: tuple[str, ...] = (
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "mixed",
-)  # fmt: skip
+# No logits: llama.cpp's classifiers are rerankers.
+SCHEMES: Mapping[str, tuple[str, ...]] = dict.fromkeys(("tokens", "embedding"), get_args(Scheme))
 FLOATS = frozenset({"f32", "f16", "bf16"})
 # Of an embedding every number counts, and encoders are small: at 4 bits MiniLM finds other neighbours for 12 % of texts.
 SCHEME_FOR: Mapping[str, str] = {"embedding": "q8_0"}
@@ -37,10 +40,6 @@ EMBEDDING = "token_embd.weight"
 FILE, IMATRIX = "model.gguf", "imatrix.gguf"
 # llama.cpp's releases have no numbers that a loader could compare; this is the binding that the tests ran with.
 MINIMUM_RUNTIME = "0.3.36"
-
-Scheme = Literal[
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "mixed"
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +77,17 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 
     Returns the facts that the format knows. Beside it lies the importance matrix, which no loader needs. Raises EdgekitError for
     a family that GGUF has no name for, a tokenizer that llama.cpp does not read as the original does, weights that are missing,
-    misshapen or not finite, and a calibration of another model.
+    misshapen or not finite, a calibration of another model, and a file that llama.cpp does not run.
     """
+    from edgekit.runtimes.llama import LlamaError
+
+    try:
+        return _write(source, options, out)
+    except LlamaError as failed:
+        raise EdgekitError(f"export: {failed}") from failed
+
+
+def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     from edgekit.formats.gguf.chat_parity import check_chat_parity
     from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.imatrix import write_imatrix
@@ -90,11 +98,6 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     from edgekit.formats.gguf.types import main_file_type
     from edgekit.runtimes.machine import available_cores
 
-    if source.output == "logits":
-        raise EdgekitError(
-            'export: format = "gguf" is for text-generation and feature-extraction: llama.cpp\'s classifiers are rerankers;'
-            ' use format = "onnx"'
-        )
     model, tensors = source.model, plan(source.model)
     keys = vocabulary(model)
     matrix = _matrix(source, options)

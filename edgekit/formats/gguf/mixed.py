@@ -38,12 +38,12 @@ TYPES_FOR: dict[str, tuple[str, ...]] = {
 # the order of their types differs: a mixture is compared with a scheme on the same figures. No figures, no limit on time.
 COSTS: dict[str, dict[str, tuple[float, float]]] = {
     "x86-avx2": {
-        "q4_0": (-10.0, 4.0),
-        "iq4_nl": (-21.0, 6.0),
+        "q4_0": (-16.0, 4.1),
+        "iq4_nl": (6.0, -2.6),
         "q4_k": (0.0, 0.0),
-        "q5_k": (25.0, 17.0),
-        "q6_k": (11.0, 13.0),
-        "q8_0": (39.0, 6.6),
+        "q5_k": (37.0, 14.5),
+        "q6_k": (14.0, 10.9),
+        "q8_0": (25.0, 10.1),
     },
 }
 # What llama.cpp itself takes for rows that fill no block of 256 (types.FALLBACKS).

@@ -31,7 +31,11 @@ SUFFIX = ".onnx"
 CARRIES_TOKENIZER = False
 NEEDS: tuple[str, ...] = ()
 LIBRARIES: tuple[str, ...] = ("onnx", "onnxruntime", "onnxscript")
-SCHEMES: tuple[str, ...] = ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32")
+SCHEMES: Mapping[str, tuple[str, ...]] = {
+    "logits": ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"),
+    "embedding": ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"),
+    "tokens": ("auto", "int8-dynamic", "w8", "w4", "fp32"),
+}
 # The default of Options is for every output.
 SCHEME_FOR: Mapping[str, str] = {}
 FILE = "model.onnx"
