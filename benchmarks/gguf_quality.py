@@ -123,7 +123,13 @@ class Bench:
                 break
         return found[:count]
 
-    def write(self, name: str, types: Mapping[str, str], importance: Mapping[str, Floats]) -> Path:
+    def write(
+        self,
+        name: str,
+        types: Mapping[str, str],
+        importance: Mapping[str, Floats],
+        feedback: mixture.Feedback | None = None,
+    ) -> Path:
         """A GGUF file of these types; the others of the same name are replaced."""
         path = self.scratch / f"{name}.gguf"
         convert(
@@ -132,6 +138,7 @@ class Bench:
             types=types,
             metadata=self.metadata,
             importance=importance,
+            feedback=feedback,
             threads=self.threads,
         )
         return path
@@ -220,7 +227,7 @@ class Bench:
                 matrix,
                 self.metadata,
             )
-            rows.append(self.row(f"mixed @ {like}", "in-domain", types, facts["importance"]))
+            rows.append(self.row(f"mixed @ {like}", "in-domain", types, facts["importance"], facts["feedback"]))
             mixtures[like] = facts["choices"] | {"seconds": round(time.perf_counter() - begun, 1)}
         return {"machine": machine.describe(), "rows": rows, "mixtures": mixtures}
 
@@ -246,9 +253,16 @@ class Bench:
             max_length=LENGTH,
         )
 
-    def row(self, name: str, source: str, types: Mapping[str, str], importance: Mapping[str, Floats]) -> dict[str, Any]:
+    def row(
+        self,
+        name: str,
+        source: str,
+        types: Mapping[str, str],
+        importance: Mapping[str, Floats],
+        feedback: mixture.Feedback | None = None,
+    ) -> dict[str, Any]:
         """One row of the table; its file stays for the times."""
-        file = self.write(name.replace(" ", ""), types, importance)
+        file = self.write(name.replace(" ", ""), types, importance, feedback)
         found = {"name": name, "imatrix": source, "bytes": self.bytes(types)} | self.divergence(file, "verify")
         say(f"{name:16} {source:10} {found['bytes']:>11,} bytes, KL {found['kl']:.5f}")
         return found

@@ -58,6 +58,9 @@ class Options:
     tokens_per_second: Annotated[float, Gt(0)] | None = None
     """mixed: no more bytes read per token than the target's bandwidth gives at this rate, instead of `like`."""
 
+    feedback: bool = True
+    """mixed: round columns one after another, the later making up for the earlier (GPTQ); the float model runs once more."""
+
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""
         from pydantic_core import PydanticCustomError
@@ -114,6 +117,9 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     types, facts = _choose(source, tensors, options, matrix, metadata)
     if options.scheme == "mixed":
         metadata |= {"general.file_type": main_file_type(shapes(tensors), types)}
+    feedback = facts.pop("feedback", None)
+    if feedback is not None:
+        metadata["edgekit.rounding"] = "feedback"
     importance = facts.pop("importance", matrix.importance() if matrix is not None else {})
     made = convert(
         model,
@@ -122,6 +128,7 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         metadata=metadata,
         through=None if options.through == "none" else options.through,
         importance=importance,
+        feedback=feedback,
         threads=available_cores(),
     )
     parity = check_parity(model, out / FILE, source.texts)

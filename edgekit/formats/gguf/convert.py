@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf import ggml
+from edgekit.formats.gguf.feedback import CODES, round_rows
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, Value
 from edgekit.formats.gguf.plan import Tensor, plan
 from edgekit.model import Model
@@ -48,6 +49,7 @@ class _Piece:
     type: str
     through: str | None
     importance: NDArray[np.float32] | None
+    told: NDArray[np.float32] | None
 
     @property
     def bytes(self) -> int:
@@ -62,6 +64,7 @@ def convert(
     metadata: Mapping[str, Value],
     through: str | None = None,
     importance: Mapping[str, NDArray[np.float32]] | None = None,
+    feedback: Callable[[str], NDArray[np.float32] | None] | None = None,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -69,7 +72,8 @@ def convert(
 
     types: the ggml type of each tensor of `plan`, by its GGUF name. through: "f16" or "bf16" to round matrices to that type
     before they are quantized, as llama.cpp's converter and quantizer in a row do. importance: float32 [columns] by GGUF name.
-    progress: called with the bytes written so far and in all.
+    feedback: asked once for each tensor of a type in feedback.CODES, in the file's order; what it gives is `round_rows`' `told`,
+    None to round as ggml does. progress: called with the bytes written so far and in all.
 
     The file grows under another name beside its place and is renamed when the disk holds it. Raises EdgekitError for what
     `plan` refuses, for weights that are NaN, infinite or too large for their type, and for a type that does not fit a tensor.
@@ -82,7 +86,7 @@ def convert(
     headers = [TensorHeader(name=one.name, type=types[one.name], shape=one.shape) for one in tensors]
     with GgufWriter(out, metadata, headers) as file:
         written = file.size - sum(header.bytes for header in headers)
-        for data in _converted(_pieces(tensors, types, through, importance), threads):
+        for data in _converted(_pieces(tensors, types, through, importance, feedback), threads):
             file.append(data)
             written += len(data)
             if progress is not None:
@@ -126,8 +130,10 @@ def _pieces(
     types: Mapping[str, str],
     through: str | None,
     importance: Mapping[str, NDArray[np.float32]],
+    feedback: Callable[[str], NDArray[np.float32] | None] | None = None,
 ) -> Iterator[_Piece]:
     for one in tensors:
+        told = feedback(one.name) if feedback is not None and types[one.name] in CODES else None
         matrix = len(one.shape) > 1 and not one.name.endswith("_norm.weight") and one.name not in _KEPT
         group = one.head or 1
         step = max(_VALUES // one.columns // group, 1) * group
@@ -139,6 +145,7 @@ def _pieces(
                 type=types[one.name],
                 through=through if matrix else None,
                 importance=importance.get(one.name),
+                told=told,
             )
 
 
@@ -201,8 +208,11 @@ def _compute(piece: _Piece, scratch: _Scratch, out: bytearray) -> memoryview:
         _check_bits(piece, words, _EXPONENTS[source])
         np.frombuffer(view, np.uint8)[:] = words.view(np.uint8)
         return view
-    values = _floats(piece, raw, source, scratch)
-    ggml.quantize(values.reshape(piece.rows, tensor.columns), piece.type, piece.importance, view)
+    rows = _floats(piece, raw, source, scratch).reshape(piece.rows, tensor.columns)
+    if piece.told is not None:
+        view[:] = round_rows(rows, piece.type, piece.told, piece.importance).reshape(-1).data
+    else:
+        ggml.quantize(rows, piece.type, piece.importance, view)
     return view
 
 

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.convert import convert, float_rows
+from edgekit.formats.gguf.feedback import CODES, feedback, input_grams, linear_paths
 from edgekit.formats.gguf.ggml import row_bytes
 from edgekit.formats.gguf.mixed import (
     COSTS,
     Pace,
+    Refined,
     Sensitivity,
     allocate,
     candidates,
@@ -72,36 +74,44 @@ def mix(
     importance = _importance(tensors, matrix, calibration)
     sensitivities = _sensitivities(source, free, shapes, importance, calibration)
 
-    def written(types: Mapping[str, str], out: Path) -> Path:
+    def told(types: Mapping[str, str]) -> Feedback | None:
+        return Feedback(source, [one for one in tensors if types.get(one.name) in CODES]) if options.feedback else None
+
+    def written(types: Mapping[str, str], rounding: Feedback | None, out: Path) -> None:
         convert(
             source.model,
             out,
             types={**kept, **types},
             metadata=metadata,
             importance=importance,
+            feedback=rounding,
             threads=available_cores(),
         )
-        return out
 
+    choices: dict[str, Any]
     if source.output != "tokens":
         mixture = allocate(sensitivities, budget, free=gathered, pace=pace)
-        total = mixture.bytes + sum(sizes[name] for name in kept)
-        chosen = {"predicted_kl": mixture.loss, "tensor_bytes": total}
-        return {**kept, **mixture.types}, {"choices": chosen, "importance": importance}
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        judge = Judge(source, lambda types: written(types, Path(scratch) / "tried.gguf"))
-        judge.listen({one.name: "f32" for one in free})
-        found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
-    return {**kept, **found.mixture.types}, {
-        "importance": importance,
-        "choices": {
-            "predicted_kl": found.mixture.loss,
-            "measured_kl": found.kl,
-            "first_kl": found.first_kl,
-            "evaluations": found.evaluations,
-            "tensor_bytes": found.mixture.bytes + sum(sizes[name] for name in kept),
-            "types": dict(sorted(found.mixture.types.items())),
-        },
+        rounding, choices = told(mixture.types), {"predicted_kl": mixture.loss}
+    else:
+        with Judge(source, written) as judge:
+            judge.listen({one.name: "f32" for one in free})
+            found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
+            mixture = found.mixture
+            rounded = judge.kl(mixture.types, told(mixture.types))
+        # Feedback is measured as all else is, and left out where it does not help.
+        rounding = told(mixture.types) if rounded < found.kl else None
+        choices = _told(found) | {"measured_kl": min(rounded, found.kl)}
+    choices["tensor_bytes"] = mixture.bytes + sum(sizes[name] for name in kept)
+    return {**kept, **mixture.types}, {"choices": choices, "importance": importance, "feedback": rounding}
+
+
+def _told(found: Refined) -> dict[str, Any]:
+    return {
+        "predicted_kl": found.mixture.loss,
+        "without_feedback_kl": found.kl,
+        "first_kl": found.first_kl,
+        "evaluations": found.evaluations,
+        "types": dict(sorted(found.mixture.types.items())),
     }
 
 
@@ -125,38 +135,68 @@ def _pace(source: Source, options: Options, like: Mapping[str, str], multiplied:
 
 
 class Judge:
-    """The KL divergence from the float model of what other types make of it, in llama.cpp, on some calibrate prompts."""
+    """The KL divergence from the float model of what other types make of it, in llama.cpp, on some calibrate prompts.
 
-    def __init__(self, source: Source, write: Callable[[Mapping[str, str]], Path]) -> None:
+    write: puts a file of these types, rounded with this feedback, where it is told.
+    """
+
+    def __init__(self, source: Source, write: Callable[[Mapping[str, str], Feedback | None, Path], None]) -> None:
         self._write = write
         judged = [ids for ids in source.ids if is_judged(ids)]
         self._passages = list(_some(judged or source.ids, JUDGED_TOKENS))
         if not self._passages:
             raise EdgekitError('export: scheme = "mixed" is judged on calibrate prompts, and there are none; add some')
+        self._scratch = tempfile.TemporaryDirectory(prefix="edgekit-")
         self._context = max(len(ids) for ids in self._passages)
         self._float: list[NDArray[np.float32]] = []
 
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.cleanup()
+
     def listen(self, types: Mapping[str, str]) -> None:
         """Keep what the float model says: float16 logits of at most JUDGED_TOKENS tokens."""
-        self._float = [logits.astype(np.float16) for logits in self._logits(self._write(types))]
+        self._float = [logits.astype(np.float16) for logits in self._logits(types)]
 
-    def kl(self, types: Mapping[str, str]) -> float:
+    def kl(self, types: Mapping[str, str], feedback: Feedback | None = None) -> float:
         """Nats a token."""
-        file = self._write(types)
         sums = [
             float(scores.kl(own.astype(np.float32), said).sum())
-            for own, said in zip(self._float, self._logits(file), strict=True)
+            for own, said in zip(self._float, self._logits(types, feedback), strict=True)
         ]
         return sum(sums) / sum(len(own) for own in self._float)
 
-    def _logits(self, file: Path) -> Iterator[NDArray[np.float32]]:
+    def _logits(self, types: Mapping[str, str], feedback: Feedback | None = None) -> Iterator[NDArray[np.float32]]:
         from edgekit.runtimes import llama
 
+        file = Path(self._scratch.name) / "tried.gguf"
+        self._write(types, feedback, file)
         asked = {"context": self._context, "threads": available_cores(), "kv_k": "f16", "kv_v": "f16"}
         with closing(llama.generator(file, asked)) as generator:
             for ids in self._passages:
                 generator.clear()
                 yield generator.logits(ids, slice(None))
+
+
+class Feedback:
+    """What `feedback` says for the tensors of a file, asked for in their order; None for those whose inputs nobody sees."""
+
+    def __init__(self, source: Source, tensors: Sequence[Tensor]) -> None:
+        module = source.load()
+        paths = {name: path for path, name in layer_names(source.model, linear_paths(module)).items()}
+        self._names = [one.name for one in tensors if one.name in paths]
+        ids = [row for row in source.ids if not is_judged(row)] or source.ids
+        self._grams = input_grams(module, ids, [paths[name] for name in self._names])
+        self._place = 0
+
+    def __call__(self, name: str) -> NDArray[np.float32] | None:
+        """float32 [columns, columns]."""
+        if self._place == len(self._names) or name != self._names[self._place]:
+            return None
+        self._place += 1
+        return feedback(next(self._grams)[1])
 
 
 def is_judged(ids: Sequence[int]) -> bool:

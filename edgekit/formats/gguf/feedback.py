@@ -1,0 +1,229 @@
+"""Rounding with feedback: columns are rounded one after another, and each one's error is made up for by those that follow.
+
+The method is GPTQ (arXiv:2210.17323) on ggml's own blocks: a block's scales are those that ggml finds for what the columns before
+have made of it, and only its integers differ from ggml's choice. It costs no byte and no time when the file runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.formats.gguf.ggml import TYPES, dequantize, quantize
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+# Tokens whose inputs are seen: several times the width of most layers.
+MOST_TOKENS = 32768
+# Bytes of Gram matrices that are summed up at once; a model that has more is run again for the next layers.
+MOST_BYTES = 1 << 30
+# Of the mean of a Gram matrix's diagonal, added to it all: what GPTQ's authors take against directions that no text has.
+_DAMPING = 0.01
+# Columns that are rounded before what follows is told; errors reach the others as one matrix product.
+_STEP = 32
+# ggml-common.h, kvalues_iq4nl.
+_IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """How a type's blocks hold their integers: what an integer stands for, and how they are put into bytes [n, bytes]."""
+
+    levels: Floats
+    put: Callable[[Bytes, Bytes], None]
+
+
+def _put_nibbles(blocks: Bytes, codes: Bytes) -> None:
+    blocks[:, 2:] = codes[:, :16] | codes[:, 16:] << 4
+
+
+def _put_q4_k(blocks: Bytes, codes: Bytes) -> None:
+    pairs = codes.reshape(-1, 4, 2, 32)
+    blocks[:, 16:] = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
+
+
+def _put_q5_k(blocks: Bytes, codes: Bytes) -> None:
+    pairs = codes.reshape(-1, 4, 2, 32)
+    low, high = pairs & 15, pairs >> 4
+    places = np.arange(8, dtype=np.uint8).reshape(4, 2, 1)
+    blocks[:, 16:48] = np.bitwise_or.reduce((high << places).reshape(-1, 8, 32), axis=1)
+    blocks[:, 48:] = (low[:, :, 0] | low[:, :, 1] << 4).reshape(-1, 128)
+
+
+def _put_q6_k(blocks: Bytes, codes: Bytes) -> None:
+    quarters = codes.reshape(-1, 2, 4, 32)
+    low, high = quarters & 15, quarters >> 4
+    blocks[:, :128] = (low[:, :, :2] | low[:, :, 2:] << 4).reshape(-1, 128)
+    places = 2 * np.arange(4, dtype=np.uint8).reshape(4, 1)
+    blocks[:, 128:192] = np.bitwise_or.reduce(high << places, axis=2).reshape(-1, 64)
+
+
+# The layouts are those of ggml-common.h's blocks and ggml-quants.c's dequantize_row_*. Rounding to 8 bits loses too little.
+CODES: dict[str, _Codes] = {
+    "q4_0": _Codes(np.arange(16, dtype=np.float32), _put_nibbles),
+    "iq4_nl": _Codes(_IQ4_NL, _put_nibbles),
+    "q4_k": _Codes(np.arange(16, dtype=np.float32), _put_q4_k),
+    "q5_k": _Codes(np.arange(32, dtype=np.float32), _put_q5_k),
+    "q6_k": _Codes(np.arange(64, dtype=np.float32), _put_q6_k),
+}
+
+
+def feedback(gram: Floats) -> Floats:
+    """What an error of each column takes from the best values of those that follow, float32 [columns, columns].
+
+    gram: the mean of x x^T over a layer's inputs, float32 [columns, columns]. With H its damped form and H^-1 = U^T U (U upper
+    triangular), row j is U_j / U_jj, which is 1 on
+    the diagonal (arXiv:2210.17323, section 3.3).
+    """
+    damped = gram.astype(np.float64)
+    place = np.arange(len(damped))
+    damped[place, place] += _DAMPING * max(float(np.mean(damped[place, place])), 1e-30)
+    # H = M M^T with M upper triangular, from Cholesky's lower one of the reversed matrix: then U is M's inverse.
+    upper = np.linalg.inv(np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1])
+    scaled = np.triu(upper / upper[place, place][:, None])
+    return scaled.astype(np.float32)
+
+
+def round_rows(rows: Floats, kind: str, told: Floats, importance: Floats | None = None) -> Bytes:
+    """The bytes of float32 rows, [n, columns], in a type of CODES: [n, bytes of a row]. told: what `feedback` gives.
+
+    importance: what an error in each column weighs where ggml looks for scales, float32 [columns].
+    """
+    values = np.array(rows, np.float32)
+    count, columns = values.shape
+    block, width = TYPES[kind].block, TYPES[kind].bytes
+    out = np.empty((count, columns // block, width), np.uint8)
+    group = max(block, 8 * _STEP)
+    for begin in range(0, columns, group):
+        end = min(begin + group, columns)
+        errors = np.empty((count, end - begin), np.float32)
+        for first in range(begin, end, block):
+            weights = None if importance is None else importance[first : first + block]
+            inner = values[:, begin:end], errors, told[begin:end, begin:end]
+            out[:, first // block] = _round_block(kind, *inner, first - begin, weights)
+        values[:, end:] -= errors @ told[begin:end, end:]
+    return out.reshape(count, -1)
+
+
+def _round_block(
+    kind: str, values: Floats, errors: Floats, told: Floats, first: int, importance: Floats | None
+) -> Bytes:
+    """Round one block of the columns of a group; fills in its errors and changes the group's columns that follow."""
+    block = TYPES[kind].block
+    bytes_ = quantize(np.ascontiguousarray(values[:, first : first + block]), kind, importance)
+    base, scale = _grid(kind, bytes_)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scale != 0, 1 / scale, 0).astype(np.float32)
+    codes = np.empty((len(values), block), np.uint8)
+    levels = CODES[kind].levels
+    borders = (levels[1:] + levels[:-1]) / 2
+    even = np.array_equal(levels, np.arange(len(levels)))
+    for begin in range(first, first + block, _STEP):
+        for at in range(begin, begin + _STEP):
+            column, own = values[:, at], at - first
+            wanted = (column - base[:, own]) * inverse[:, own]
+            if even:
+                chosen = np.clip(np.rint(wanted), 0, len(levels) - 1).astype(np.uint8)
+            else:
+                chosen = np.searchsorted(borders, wanted).astype(np.uint8)
+            codes[:, own] = chosen
+            errors[:, at] = column - (base[:, own] + scale[:, own] * levels[chosen])
+            after = slice(at + 1, begin + _STEP)
+            values[:, after] -= errors[:, at, None] * told[at, after]
+        done = slice(begin, begin + _STEP)
+        values[:, begin + _STEP :] -= errors[:, done] @ told[done, begin + _STEP :]
+    CODES[kind].put(bytes_, codes)
+    return bytes_
+
+
+def _grid(kind: str, blocks: Bytes) -> tuple[Floats, Floats]:
+    """(base, scale) of every value in blocks [n, bytes]: a value is base + scale * level."""
+    block, codes = TYPES[kind].block, CODES[kind]
+
+    def all_of(code: int) -> Floats:
+        same = blocks.copy()
+        codes.put(same, np.full((len(blocks), block), code, np.uint8))
+        return dequantize(same, kind, block)
+
+    first, last = all_of(0), all_of(len(codes.levels) - 1)
+    scale = (last - first) / (codes.levels[-1] - codes.levels[0])
+    return first - scale * codes.levels[0], scale
+
+
+def linear_paths(module: nn.Module) -> list[str]:
+    """The paths of a module's Linears."""
+    from torch import nn
+
+    return [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+
+
+def input_grams(module: nn.Module, ids: Sequence[Sequence[int]], paths: Sequence[str]) -> Iterator[tuple[str, Floats]]:
+    """The mean of x x^T over the tokens of some texts, for each of these Linears, in the order of `paths`.
+
+    module: as a task loads one. Texts are run one by one, the first MOST_TOKENS tokens of them, again for every MOST_BYTES of
+    matrices. Layers with the same input share a matrix.
+    """
+    layers: Mapping[str, Any] = dict(module.named_modules())
+    groups: list[list[str]] = [[]]
+    held = 0
+    for path in paths:
+        size = 4 * layers[path].in_features ** 2
+        if groups[-1] and held + size > MOST_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(path)
+        held += size
+    for group in groups:
+        grams = _run(module, ids, {path: layers[path] for path in group})
+        for path in group:
+            yield path, grams[path]
+
+
+def _run(module: nn.Module, ids: Sequence[Sequence[int]], layers: Mapping[str, Any]) -> dict[str, Floats]:
+    import torch
+
+    sums: dict[str, Any] = {}
+    shared: dict[str, str] = {}
+    # The inputs of a text, kept so that no other has their place in memory.
+    seen: list[tuple[Any, str]] = []
+    tokens = 0
+
+    def watch(path: str) -> Callable[..., None]:
+        def see(_layer: nn.Module, inputs: Any) -> None:
+            same = next((other for value, other in seen if value is inputs[0]), None)
+            shared[path] = same or path
+            if same is None:
+                seen.append((inputs[0], path))
+                flat = inputs[0].flatten(0, -2).float()
+                sums[path] = torch.addmm(sums[path], flat.T, flat) if path in sums else flat.T @ flat
+
+        return see
+
+    with _hooked(layers, watch), torch.inference_mode():
+        for row in ids:
+            if tokens >= MOST_TOKENS:
+                break
+            feed = torch.tensor([list(row)])
+            module(feed, torch.ones_like(feed))
+            tokens += len(row)
+            seen.clear()
+    return {path: (sums[shared[path]] / max(tokens, 1)).numpy() for path in layers}
+
+
+@contextmanager
+def _hooked(layers: Mapping[str, Any], watch: Callable[[str], Callable[..., None]]) -> Iterator[None]:
+    handles = [layer.register_forward_pre_hook(watch(path)) for path, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
