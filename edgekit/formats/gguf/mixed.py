@@ -46,10 +46,6 @@ COSTS: dict[str, dict[str, tuple[float, float]]] = {
         "q8_0": (25.0, 10.1),
     },
 }
-# About what q4_k itself takes there, picoseconds a weight: two thirds of a decode of the same model are products.
-Q4_K = 70.0
-# The share of that by which a mixture may be slower than the scheme whose bytes it takes.
-SLACK = 0.05
 # What llama.cpp itself takes for rows that fill no block of 256 (types.FALLBACKS).
 NARROW = ("q5_0", "q5_1")
 # Rows that are looked up, not multiplied: no kernel's speed matters.
@@ -96,7 +92,7 @@ class Sensitivity:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long decoding a token may take: hardly longer than with the types `like`.
+    """How long decoding a token may take: no longer than with the types `like`.
 
     `shapes` are the tensors that are multiplied, by name: rows that are looked up take no time. `costs` is a row of COSTS; what
     has no figure there counts as the slowest.
@@ -121,9 +117,8 @@ class Pace:
         return math.fsum(self.time(name, types[name]) for name in self.shapes)
 
     def excess(self, types: Mapping[str, str]) -> float:
-        """Picoseconds a token by which these types take longer than `like` and SLACK allow."""
-        weights = math.fsum(shape.rows * shape.columns for shape in self.shapes.values())
-        return self.total(types) - self.total(self.like) - SLACK * Q4_K * weights
+        """Picoseconds a token by which these types take longer than `like`."""
+        return self.total(types) - self.total(self.like)
 
 
 @dataclass(frozen=True, kw_only=True)
