@@ -83,7 +83,8 @@ def record_tokens(
             arrays |= _likelihoods(role, decoder, said, steps)
         # Each in its own tokens: choices are compared within a model, and then what was chosen.
         arrays[f"{role}_choice_nll"] = _choice_nll(decoder, _choices(spoken, rows, max_length))
-    return _write(out, arrays) | {
+    _write(out, arrays)
+    return {
         "rows": {"verify": len(rows)},
         "output": "tokens",
         "classes": [],
@@ -102,13 +103,12 @@ def _words(model: Model, answers: Sequence[Sequence[int]]) -> list[str]:
     return list(model.tokenizer().decode_batch([list(row) for row in answers]))
 
 
-def _write(out: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+def _write(out: Path, arrays: dict[str, NDArray[Any]]) -> None:
     import numpy as np
 
     # NumPy stamps every member with one fixed date: equal arrays are equal bytes.
     with (out / "reference.npz").open("wb") as stream:
         np.savez(stream, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
-    return {}
 
 
 def _share_vocabulary(teacher: Model, student: Model) -> bool:

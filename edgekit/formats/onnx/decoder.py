@@ -37,11 +37,6 @@ NAME, FILE = "onnx", "model.onnx"
 AUTO = "w4"
 # Prompts, and tokens of each, that parity and the loss of quantization are measured on.
 PARITY_PROMPTS, TRIAL_PROMPTS, LONGEST = 3, 16, 128
-# The first onnxruntime whose CPU provider has these as we use them (ContribOperators.md by release).
-RUNTIME_BY_OPERATOR = {
-    "com.microsoft.GroupQueryAttention": "1.20",  # with softcap and a local window
-    "com.microsoft.GatherBlockQuantized": "1.23",  # of 8 bits
-}
 
 
 def write_decoder(
@@ -219,8 +214,6 @@ def _generation(geometry: Geometry, context: int, switch: int | None) -> dict[st
 def _describe(path: Path, model: onnx.ModelProto) -> dict[str, Any]:
     """What the file needs to run; as `describe_file` gives it for graphs of one row per text."""
     names = [path.name, *(one.name for one in path.parent.glob(f"{path.name}.data"))]
-    used = graph.operators(model)
-    needs = [graph.minimum_runtime(model), *(RUNTIME_BY_OPERATOR[name] for name in used if name in RUNTIME_BY_OPERATOR)]
     return {
         "format": NAME,
         "file": path.name,
@@ -229,6 +222,6 @@ def _describe(path: Path, model: onnx.ModelProto) -> dict[str, Any]:
         "sha256": digest(path.parent, names),
         "opset": graph.opset(model),
         "ir_version": model.ir_version,
-        "operators": used,
-        "minimum_runtime": max(needs, key=lambda version: [int(part) for part in version.split(".")]),
+        "operators": graph.operators(model),
+        "minimum_runtime": graph.minimum_runtime(model),
     }

@@ -27,6 +27,8 @@ RUNTIME_BY_OPERATOR = {
     "com.microsoft.MatMulIntegerToFloat": "1.5",
     "com.microsoft.FusedMatMul": "1.12",  # with transBatchA and transBatchB
     "com.microsoft.MatMulNBits": "1.22",  # with 8 bits, and with a bias
+    "com.microsoft.GroupQueryAttention": "1.20",  # with softcap and a local window
+    "com.microsoft.GatherBlockQuantized": "1.23",  # of 8 bits
 }
 MICROSOFT = "com.microsoft"
 # Operators that multiply activations by weights that were quantized.
