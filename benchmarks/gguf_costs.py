@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from gguf_quality import PROMPT, Bench, decode, say  # noqa: E402
 from train_tiny_llama import SHARED, default_cache, tiny_llama  # noqa: E402
 
+from edgekit.formats.gguf.plan import shapes as shapes_of  # noqa: E402
 from edgekit.formats.gguf.types import TOKEN_EMBEDDING, Shape, quantizable  # noqa: E402
 from edgekit.runtimes import llama, machine  # noqa: E402
 
@@ -53,7 +54,11 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgekit-costs-") as scratch:
         bench = Bench(tiny_llama(asked.cache, asked.data), asked.data, Path(scratch), threads=1, blocks=4)
-        shapes = {one.name: one for one in bench.shapes if quantizable(one) and one.name != TOKEN_EMBEDDING}
+        shapes = {
+            one.name: one
+            for one in shapes_of(bench.tensors.values())
+            if quantizable(one) and one.name != TOKEN_EMBEDDING
+        }
         base = bench.types("q4_k_m", {name: np.ones(0, np.float32) for name in bench.tensors})
         tried, more, whole = measure(bench, shapes, base, asked.mixtures, asked.pairs)
     found = fit(shapes, base, tried, more, whole)

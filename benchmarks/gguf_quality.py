@@ -40,10 +40,9 @@ from train_tiny_llama import SHARED, default_cache, held_out_texts, pieces, tiny
 from edgekit.calibrate import Calibration, Watch  # noqa: E402
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares  # noqa: E402
 from edgekit.formats import Source  # noqa: E402
-from edgekit.formats.gguf import Options, mixture, scheme_types, shapes  # noqa: E402
+from edgekit.formats.gguf import Options, mixture, scheme_types  # noqa: E402
 from edgekit.formats.gguf.convert import convert  # noqa: E402
 from edgekit.formats.gguf.file import read_gguf  # noqa: E402
-from edgekit.formats.gguf.ggml import row_bytes  # noqa: E402
 from edgekit.formats.gguf.imatrix import Imatrix, from_calibration  # noqa: E402
 from edgekit.formats.gguf.metadata import describe_model  # noqa: E402
 from edgekit.formats.gguf.plan import layer_names, plan  # noqa: E402
@@ -105,7 +104,6 @@ class Bench:
         self.model = load_model(folder)
         self.metadata = describe_model(self.model) | vocabulary(self.model) | {"general.file_type": 0}
         self.tensors = {one.name: one for one in plan(self.model)}
-        self.shapes = shapes(list(self.tensors.values()))
         texts = held_out_texts(data)
         # They come in the order of their hashes.
         shares = {part: [text for at, text in enumerate(texts) if at % 10 in some] for part, some in PARTS.items()}
@@ -123,13 +121,7 @@ class Bench:
                 break
         return found[:count]
 
-    def write(
-        self,
-        name: str,
-        types: Mapping[str, str],
-        importance: Mapping[str, Floats],
-        feedback: mixture.Feedback | None = None,
-    ) -> Path:
+    def write(self, name: str, types: Mapping[str, str], importance: Mapping[str, Floats]) -> Path:
         """A GGUF file of these types; the others of the same name are replaced."""
         path = self.scratch / f"{name}.gguf"
         convert(
@@ -138,14 +130,9 @@ class Bench:
             types=types,
             metadata=self.metadata,
             importance=importance,
-            feedback=feedback,
             threads=self.threads,
         )
         return path
-
-    def bytes(self, types: Mapping[str, str]) -> int:
-        """The bytes of the tensors."""
-        return sum(one.rows * row_bytes(types[one.name], one.columns) for one in self.shapes)
 
     @cached_property
     def references(self) -> dict[str, Floats]:
@@ -213,21 +200,24 @@ class Bench:
         rows = []
         for scheme in SCHEMES:
             chosen = sources if scheme in GOALS else {"in-domain": sources["in-domain"]}
-            rows += [self.row(scheme, name, self.types(scheme, known), known) for name, known in chosen.items()]
+            for name, known in chosen.items():
+                rows.append(self.row(scheme, name, self.write(scheme, self.types(scheme, known), known)))
         mixtures = {}
         mixture.EVALUATIONS = evaluations
         for like in GOALS:
             say(f"mixed at the bytes of {like}")
             begun = time.perf_counter()
-            types, facts = mixture.mix(
+            file = self.scratch / f"mixed@{like}.gguf"
+            _, facts = mixture.mix(
                 self.source(ours),
                 list(self.tensors.values()),
                 self.types(like, sources["in-domain"]),
                 Options(scheme="mixed", like=like),  # type: ignore[arg-type]
                 matrix,
                 self.metadata,
+                file,
             )
-            rows.append(self.row(f"mixed @ {like}", "in-domain", types, facts["importance"], facts["feedback"]))
+            rows.append(self.row(f"mixed @ {like}", "in-domain", file))
             mixtures[like] = facts["choices"] | {"seconds": round(time.perf_counter() - begun, 1)}
         return {"machine": machine.describe(), "rows": rows, "mixtures": mixtures}
 
@@ -253,17 +243,10 @@ class Bench:
             max_length=LENGTH,
         )
 
-    def row(
-        self,
-        name: str,
-        source: str,
-        types: Mapping[str, str],
-        importance: Mapping[str, Floats],
-        feedback: mixture.Feedback | None = None,
-    ) -> dict[str, Any]:
-        """One row of the table; its file stays for the times."""
-        file = self.write(name.replace(" ", ""), types, importance, feedback)
-        found = {"name": name, "imatrix": source, "bytes": self.bytes(types)} | self.divergence(file, "verify")
+    def row(self, name: str, source: str, file: Path) -> dict[str, Any]:
+        """One row of the table."""
+        size = sum(place.bytes for place in read_gguf(file).tensors.values())
+        found = {"name": name, "imatrix": source, "bytes": size} | self.divergence(file, "verify")
         say(f"{name:16} {source:10} {found['bytes']:>11,} bytes, KL {found['kl']:.5f}")
         return found
 

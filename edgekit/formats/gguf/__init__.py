@@ -15,10 +15,9 @@ from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
     from edgekit.formats import Source
-    from edgekit.formats.gguf.file import Value
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.plan import Tensor
-    from edgekit.formats.gguf.types import Chosen, Shape
+    from edgekit.formats.gguf.types import Chosen
     from edgekit.model import Model
 
 Scheme = Literal[
@@ -59,7 +58,7 @@ class Options:
     """mixed: no more bytes read per token than the target's bandwidth gives at this rate, instead of `like`."""
 
     feedback: bool = True
-    """mixed: round columns one after another, the later making up for the earlier (GPTQ); the float model runs once more."""
+    """mixed: round columns one after another, the later making up for the earlier (GPTQ); some thousand tokens run again."""
 
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""
@@ -93,12 +92,12 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     from edgekit.formats.gguf.chat_parity import check_chat_parity
     from edgekit.formats.gguf.convert import convert
-    from edgekit.formats.gguf.imatrix import write_imatrix
+    from edgekit.formats.gguf.imatrix import check_imatrix, write_imatrix
     from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization, note_context
+    from edgekit.formats.gguf.mixture import mix
     from edgekit.formats.gguf.parity import check_parity
-    from edgekit.formats.gguf.plan import plan
+    from edgekit.formats.gguf.plan import plan, shapes
     from edgekit.formats.gguf.tokenizer import general_name, vocabulary
-    from edgekit.formats.gguf.types import main_file_type
     from edgekit.runtimes.machine import available_cores
 
     model, tensors = source.model, plan(source.model)
@@ -114,23 +113,24 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         | describe_origin(source.fingerprints, scheme=options.scheme)
         | keys
     )
-    types, facts = _choose(source, tensors, options, matrix, metadata)
+    scheme = options.like if options.scheme == "mixed" else options.scheme
+    importance = matrix.importance() if matrix is not None else {}
+    chosen = scheme_types(model, tensors, scheme, importance)
+    if matrix is not None:
+        check_imatrix(matrix, shapes(tensors), chosen, "calibration")
+    facts: dict[str, Any] = {"fallbacks": list(chosen.fallbacks)}
     if options.scheme == "mixed":
-        metadata |= {"general.file_type": main_file_type(shapes(tensors), types)}
-    feedback = facts.pop("feedback", None)
-    if feedback is not None:
-        metadata["edgekit.rounding"] = "feedback"
-    importance = facts.pop("importance", matrix.importance() if matrix is not None else {})
-    made = convert(
-        model,
-        out / FILE,
-        types=types,
-        metadata=metadata,
-        through=None if options.through == "none" else options.through,
-        importance=importance,
-        feedback=feedback,
-        threads=available_cores(),
-    )
+        made, facts = mix(source, tensors, chosen.types, options, matrix, metadata, out / FILE)
+    else:
+        made = convert(
+            model,
+            out / FILE,
+            types=chosen.types,
+            metadata=metadata,
+            through=None if options.through == "none" else options.through,
+            importance=importance,
+            threads=available_cores(),
+        )
     parity = check_parity(model, out / FILE, source.texts)
     if source.output == "tokens":
         parity |= {"chat": check_chat_parity(model, out / FILE, source.conversations)}
@@ -251,6 +251,7 @@ def _matrix(source: Source, options: Options) -> Imatrix | None:
 def scheme_types(model: Model, tensors: Sequence[Tensor], scheme: str, covered: Collection[str] = ()) -> Chosen:
     """The types that llama.cpp gives a model's tensors in a scheme; `covered` are those that an importance matrix knows."""
     from edgekit.formats.gguf.metadata import describe_model
+    from edgekit.formats.gguf.plan import shapes
     from edgekit.formats.gguf.types import ModelFacts, choose_types
 
     keys = describe_model(model)
@@ -263,37 +264,3 @@ def scheme_types(model: Model, tensors: Sequence[Tensor], scheme: str, covered: 
         kv_heads=int(str(keys.get(f"{architecture}.attention.head_count_kv", heads))),
     )
     return choose_types(shapes(tensors), scheme, facts=facts, imatrix=covered)
-
-
-def shapes(tensors: Sequence[Tensor]) -> list[Shape]:
-    """Names, rows and columns of tensors: a vector is one row."""
-    from edgekit.formats.gguf.types import Shape
-
-    return [
-        Shape(name=one.name, rows=one.shape[0], columns=one.shape[1])
-        if len(one.shape) > 1
-        else Shape(name=one.name, rows=1, columns=one.shape[0])
-        for one in tensors
-    ]
-
-
-def _choose(
-    source: Source,
-    tensors: Sequence[Tensor],
-    options: Options,
-    matrix: Imatrix | None,
-    metadata: Mapping[str, Value],
-) -> tuple[Mapping[str, str], dict[str, Any]]:
-    """The type of each tensor, and what a person should know of the choice."""
-    from edgekit.formats.gguf.imatrix import check_imatrix
-
-    covered = sorted(matrix.importance()) if matrix is not None else []
-    scheme = options.like if options.scheme == "mixed" else options.scheme
-    chosen = scheme_types(source.model, tensors, scheme, covered)
-    if matrix is not None:
-        check_imatrix(matrix, shapes(tensors), chosen, "calibration")
-    if options.scheme == "mixed":
-        from edgekit.formats.gguf.mixture import mix
-
-        return mix(source, tensors, chosen.types, options, matrix, metadata)
-    return chosen.types, {"fallbacks": list(chosen.fallbacks)}

@@ -1,6 +1,7 @@
 """A checkpoint's tensors, from safetensors to a GGUF file in one pass: rows are read by position, converted, quantized, written.
 
-Nothing is ever held whole. Threads compute while this one writes and hashes in order, so the bytes do not depend on how many.
+Nothing is ever held whole. Threads compute while this one writes and hashes in order, so the bytes do not depend on how many
+(rounding with feedback multiplies matrices, whose last bits may).
 """
 
 from __future__ import annotations
@@ -136,7 +137,9 @@ def _pieces(
         told = feedback(one.name) if feedback is not None and types[one.name] in CODES else None
         matrix = len(one.shape) > 1 and not one.name.endswith("_norm.weight") and one.name not in _KEPT
         group = one.head or 1
-        step = max(_VALUES // one.columns // group, 1) * group
+        # With feedback, each column is a step in Python: more rows at once.
+        values = _VALUES * (16 if told is not None else 1)
+        step = max(values // one.columns // group, 1) * group
         for first in range(0, one.rows, step):
             yield _Piece(
                 tensor=one,

@@ -6,8 +6,8 @@ have made of it, and only its integers differ from ggml's choice. It costs no by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,9 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 # Tokens whose inputs are seen: several times the width of most layers.
-MOST_TOKENS = 32768
+MOST_TOKENS = 16384
 # Bytes of Gram matrices that are summed up at once; a model that has more is run again for the next layers.
-MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 31
 # Of the mean of a Gram matrix's diagonal, added to it all: what GPTQ's authors take against directions that no text has.
 _DAMPING = 0.01
 # Columns that are rounded before what follows is told; errors reach the others as one matrix product.
@@ -84,13 +84,16 @@ def feedback(gram: Floats) -> Floats:
     triangular), row j is U_j / U_jj, which is 1 on
     the diagonal (arXiv:2210.17323, section 3.3).
     """
-    damped = gram.astype(np.float64)
-    place = np.arange(len(damped))
-    damped[place, place] += _DAMPING * max(float(np.mean(damped[place, place])), 1e-30)
+    import torch
+
+    damped = torch.from_numpy(gram).double()
+    damped.diagonal().add_(_DAMPING * max(float(damped.diagonal().mean()), 1e-30))
     # H = M M^T with M upper triangular, from Cholesky's lower one of the reversed matrix: then U is M's inverse.
-    upper = np.linalg.inv(np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1])
-    scaled = np.triu(upper / upper[place, place][:, None])
-    return scaled.astype(np.float32)
+    factor = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    del damped
+    upper = torch.linalg.solve_triangular(factor, torch.eye(len(gram), dtype=torch.float64), upper=True)
+    scaled: Floats = (upper / upper.diagonal()[:, None]).float().numpy()
+    return scaled
 
 
 def round_rows(rows: Floats, kind: str, told: Floats, importance: Floats | None = None) -> Bytes:
@@ -166,64 +169,98 @@ def linear_paths(module: nn.Module) -> list[str]:
     return [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
 
 
-def input_grams(module: nn.Module, ids: Sequence[Sequence[int]], paths: Sequence[str]) -> Iterator[tuple[str, Floats]]:
+def input_grams(module: nn.Module, ids: Sequence[Sequence[int]], paths: Sequence[str]) -> Generator[Floats, None, None]:
     """The mean of x x^T over the tokens of some texts, for each of these Linears, in the order of `paths`.
 
     module: as a task loads one. Texts are run one by one, the first MOST_TOKENS tokens of them, again for every MOST_BYTES of
-    matrices. Layers with the same input share a matrix.
+    matrices, and only as far as the last layer that is asked about. Layers with the same input get the same matrix.
     """
     layers: Mapping[str, Any] = dict(module.named_modules())
-    groups: list[list[str]] = [[]]
-    held = 0
-    for path in paths:
-        size = 4 * layers[path].in_features ** 2
-        if groups[-1] and held + size > MOST_BYTES:
-            groups.append([])
-            held = 0
-        groups[-1].append(path)
-        held += size
-    for group in groups:
-        grams = _run(module, ids, {path: layers[path] for path in group})
-        for path in group:
-            yield path, grams[path]
+    shared = _share_inputs(module, ids[0], {path: layers[path] for path in paths})
+    held: dict[str, Floats] = {}
+    for place, path in enumerate(paths):
+        if shared[path] not in held:
+            # What the next ones need goes before they are made.
+            held.clear()
+            group: list[str] = []
+            size = 0
+            for ahead in dict.fromkeys(shared[other] for other in paths[place:]):
+                size += 4 * layers[ahead].in_features ** 2
+                if group and size > MOST_BYTES:
+                    break
+                group.append(ahead)
+            held = _run(module, ids, {ahead: layers[ahead] for ahead in group})
+        yield held[shared[path]]
+
+
+def _share_inputs(module: nn.Module, row: Sequence[int], layers: Mapping[str, Any]) -> dict[str, str]:
+    """The first layer, in the order of computing, that sees the same input as each."""
+    shared: dict[str, str] = {}
+    # Kept, so that no other tensor has an input's place in memory.
+    seen: list[tuple[Any, str]] = []
+
+    def watch(path: str) -> Callable[..., None]:
+        def see(_layer: nn.Module, inputs: Any) -> None:
+            shared[path] = next((other for value, other in seen if value is inputs[0]), path)
+            seen.append((inputs[0], path))
+
+        return see
+
+    _feed(module, [row], layers, watch)
+    return shared
 
 
 def _run(module: nn.Module, ids: Sequence[Sequence[int]], layers: Mapping[str, Any]) -> dict[str, Floats]:
+    """The matrices of layers whose inputs differ."""
     import torch
 
     sums: dict[str, Any] = {}
-    shared: dict[str, str] = {}
-    # The inputs of a text, kept so that no other has their place in memory.
-    seen: list[tuple[Any, str]] = []
+    left: set[str] = set()
     tokens = 0
 
     def watch(path: str) -> Callable[..., None]:
         def see(_layer: nn.Module, inputs: Any) -> None:
-            same = next((other for value, other in seen if value is inputs[0]), None)
-            shared[path] = same or path
-            if same is None:
-                seen.append((inputs[0], path))
-                flat = inputs[0].flatten(0, -2).float()
-                sums[path] = torch.addmm(sums[path], flat.T, flat) if path in sums else flat.T @ flat
+            flat = inputs[0].flatten(0, -2).float()
+            if path in sums:
+                sums[path].addmm_(flat.T, flat)
+            else:
+                sums[path] = flat.T @ flat
+            left.discard(path)
+            if not left:
+                raise _Enough
 
         return see
 
-    with _hooked(layers, watch), torch.inference_mode():
-        for row in ids:
-            if tokens >= MOST_TOKENS:
-                break
-            feed = torch.tensor([list(row)])
-            module(feed, torch.ones_like(feed))
-            tokens += len(row)
-            seen.clear()
-    return {path: (sums[shared[path]] / max(tokens, 1)).numpy() for path in layers}
+    for row in ids:
+        if tokens >= MOST_TOKENS:
+            break
+        left |= set(layers)
+        _feed(module, [row], layers, watch)
+        tokens += len(row)
+    with torch.inference_mode():
+        return {path: total.div_(max(tokens, 1)).numpy() for path, total in sums.items()}
 
 
-@contextmanager
-def _hooked(layers: Mapping[str, Any], watch: Callable[[str], Callable[..., None]]) -> Iterator[None]:
+class _Enough(Exception):
+    pass
+
+
+def _feed(
+    module: nn.Module,
+    rows: Sequence[Sequence[int]],
+    layers: Mapping[str, Any],
+    watch: Callable[[str], Callable[..., None]],
+) -> None:
+    """Run texts while layers are watched."""
+    import torch
+
     handles = [layer.register_forward_pre_hook(watch(path)) for path, layer in layers.items()]
     try:
-        yield
+        with torch.inference_mode():
+            for row in rows:
+                feed = torch.tensor([list(row)])
+                with suppress(_Enough):
+                    module(feed, torch.ones_like(feed))
     finally:
         for handle in handles:
             handle.remove()

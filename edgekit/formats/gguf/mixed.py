@@ -34,8 +34,8 @@ TYPES_FOR: dict[str, tuple[str, ...]] = {
     "other": ("q4_0", "q4_k", "q5_k", "q6_k", "q8_0"),
 }
 # What multiplying takes longer than in q4_k: (picoseconds a weight, nanoseconds a row), on one core of an AMD EPYC with AVX2 and
-# without VNNI, in llama.cpp's ggml 0.25.3 (benchmarks/gguf_costs.py). Other CPUs need other figures of their own only where
-# the order of their types differs: a mixture is compared with a scheme on the same figures. No figures, no limit on time.
+# without VNNI, in llama.cpp's ggml 0.25.3 (benchmarks/gguf_costs.py); for others with AVX2 they are a guess, better than none.
+# A mixture is compared with a scheme on the same figures. No figures, no limit on time.
 COSTS: dict[str, dict[str, tuple[float, float]]] = {
     "x86-avx2": {
         "q4_0": (-16.0, 4.1),
@@ -95,7 +95,7 @@ class Pace:
     """How long decoding a token may take: no longer than with the types `like`.
 
     `shapes` are the tensors that are multiplied, by name: rows that are looked up take no time. `costs` is a row of COSTS; what
-    has no figure there counts as the slowest.
+    has no figure there counts as the slowest, in `like` too.
     """
 
     costs: Mapping[str, tuple[float, float]]

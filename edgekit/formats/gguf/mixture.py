@@ -31,8 +31,8 @@ from edgekit.formats.gguf.mixed import (
     read_budget,
     refine,
 )
-from edgekit.formats.gguf.plan import Tensor, layer_names
-from edgekit.formats.gguf.types import OUTPUT, TOKEN_EMBEDDING, Shape, quantizable
+from edgekit.formats.gguf.plan import Tensor, layer_names, shapes
+from edgekit.formats.gguf.types import OUTPUT, TOKEN_EMBEDDING, Shape, main_file_type, quantizable
 from edgekit.runtimes import scores
 from edgekit.runtimes.machine import available_cores
 
@@ -53,56 +53,62 @@ def mix(
     options: Options,
     matrix: Imatrix | None,
     metadata: Mapping[str, Any],
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """The type of each tensor with the least loss at the budget's bytes, and what is to be known of the choice.
+    out: Path,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write a model with the types of least loss at the budget's bytes; returns what `convert` made, and what is to be known.
 
-    like: the types whose bytes are the budget, where options.bytes gives none. metadata: keys of a file that llama.cpp loads.
-    Raises EdgekitError where no mixture is small enough.
+    like: the types whose bytes are the budget, where options.bytes gives none. metadata: the file's keys, but those that tell of
+    the mixture. Raises EdgekitError where no mixture is small enough.
     """
-    # The rows of an embedding that is no head are looked up: what their columns weigh is the gradient behind them.
     sizes = {one.name: one.rows * row_bytes(like[one.name], one.columns) for one in tensors}
-    shapes = {
-        one.name: Shape(name=one.name, rows=one.rows, columns=one.columns) for one in tensors if len(one.shape) > 1
-    }
-    free = [one for one in tensors if one.name in shapes and quantizable(shapes[one.name])]
+    matrices = {one.name: one for one in shapes(one for one in tensors if len(one.shape) > 1)}
+    free = [one for one in tensors if one.name in matrices and quantizable(matrices[one.name])]
     kept = {one.name: like[one.name] for one in tensors if one not in free}
-    looked_up = frozenset({TOKEN_EMBEDDING} if OUTPUT in sizes else ())
+    # The rows of an embedding that is no head are looked up.
+    looked_up = frozenset({TOKEN_EMBEDDING} if OUTPUT in sizes or source.output != "tokens" else ())
     gathered = looked_up if options.tokens_per_second is not None else frozenset()
     budget = _budget(source, options, sizes) - sum(sizes[name] for name in kept)
-    pace = _pace(source, options, like, {one.name: shapes[one.name] for one in free if one.name not in looked_up})
+    pace = _pace(source, options, like, {one.name: matrices[one.name] for one in free if one.name not in looked_up})
     calibration = source.calibration()
     importance = _importance(tensors, matrix, calibration)
-    sensitivities = _sensitivities(source, free, shapes, importance, calibration)
+    sensitivities = _sensitivities(source, free, matrices, importance, calibration)
 
-    def told(types: Mapping[str, str]) -> Feedback | None:
-        return Feedback(source, [one for one in tensors if types.get(one.name) in CODES]) if options.feedback else None
-
-    def written(types: Mapping[str, str], rounding: Feedback | None, out: Path) -> None:
-        convert(
+    def written(types: Mapping[str, str], place: Path, feedback: Feedback | None = None) -> dict[str, Any]:
+        every = {**kept, **types}
+        more = {"general.file_type": main_file_type(shapes(tensors), every)}
+        return convert(
             source.model,
-            out,
-            types={**kept, **types},
-            metadata=metadata,
+            place,
+            types=every,
+            metadata={**metadata, **more} | ({"edgekit.rounding": "feedback"} if feedback else {}),
+            through=None if options.through == "none" else options.through,
             importance=importance,
-            feedback=rounding,
+            feedback=feedback,
             threads=available_cores(),
         )
 
     choices: dict[str, Any]
     if source.output != "tokens":
         mixture = allocate(sensitivities, budget, free=gathered, pace=pace)
-        rounding, choices = told(mixture.types), {"predicted_kl": mixture.loss}
+        choices = {"predicted_kl": mixture.loss}
+        made = written(mixture.types, out, _feedback(source, tensors, options, mixture.types))
     else:
         with Judge(source, written) as judge:
             judge.listen({one.name: "f32" for one in free})
             found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
-            mixture = found.mixture
-            rounded = judge.kl(mixture.types, told(mixture.types))
-        # Feedback is measured as all else is, and left out where it does not help.
-        rounding = told(mixture.types) if rounded < found.kl else None
-        choices = _told(found) | {"measured_kl": min(rounded, found.kl)}
+            mixture, choices = found.mixture, _told(found)
+            made = written(mixture.types, out, _feedback(source, tensors, options, mixture.types))
+            choices["measured_kl"] = judge.compare(out)
+        if choices["measured_kl"] > found.kl:
+            # Feedback is measured as all else is, and left out where it does not help.
+            made, choices["measured_kl"] = written(mixture.types, out), found.kl
     choices["tensor_bytes"] = mixture.bytes + sum(sizes[name] for name in kept)
-    return {**kept, **mixture.types}, {"choices": choices, "importance": importance, "feedback": rounding}
+    return made, {"choices": choices}
+
+
+def _feedback(source: Source, tensors: Sequence[Tensor], options: Options, types: Mapping[str, str]) -> Feedback | None:
+    those = [one for one in tensors if types.get(one.name) in CODES]
+    return Feedback(source, those) if options.feedback and those else None
 
 
 def _told(found: Refined) -> dict[str, Any]:
@@ -137,16 +143,17 @@ def _pace(source: Source, options: Options, like: Mapping[str, str], multiplied:
 class Judge:
     """The KL divergence from the float model of what other types make of it, in llama.cpp, on some calibrate prompts.
 
-    write: puts a file of these types, rounded with this feedback, where it is told.
+    write: puts a file of these types where it is told.
     """
 
-    def __init__(self, source: Source, write: Callable[[Mapping[str, str], Feedback | None, Path], None]) -> None:
+    def __init__(self, source: Source, write: Callable[[Mapping[str, str], Path], object]) -> None:
         self._write = write
         judged = [ids for ids in source.ids if is_judged(ids)]
         self._passages = list(_some(judged or source.ids, JUDGED_TOKENS))
         if not self._passages:
             raise EdgekitError('export: scheme = "mixed" is judged on calibrate prompts, and there are none; add some')
         self._scratch = tempfile.TemporaryDirectory(prefix="edgekit-")
+        self._tried = Path(self._scratch.name) / "tried.gguf"
         self._context = max(len(ids) for ids in self._passages)
         self._float: list[NDArray[np.float32]] = []
 
@@ -158,21 +165,25 @@ class Judge:
 
     def listen(self, types: Mapping[str, str]) -> None:
         """Keep what the float model says: float16 logits of at most JUDGED_TOKENS tokens."""
-        self._float = [logits.astype(np.float16) for logits in self._logits(types)]
+        self._write(types, self._tried)
+        self._float = [logits.astype(np.float16) for logits in self._logits(self._tried)]
 
-    def kl(self, types: Mapping[str, str], feedback: Feedback | None = None) -> float:
+    def kl(self, types: Mapping[str, str]) -> float:
         """Nats a token."""
+        self._write(types, self._tried)
+        return self.compare(self._tried)
+
+    def compare(self, file: Path) -> float:
+        """Nats a token of a file that is there."""
         sums = [
             float(scores.kl(own.astype(np.float32), said).sum())
-            for own, said in zip(self._float, self._logits(types, feedback), strict=True)
+            for own, said in zip(self._float, self._logits(file), strict=True)
         ]
         return sum(sums) / sum(len(own) for own in self._float)
 
-    def _logits(self, types: Mapping[str, str], feedback: Feedback | None = None) -> Iterator[NDArray[np.float32]]:
+    def _logits(self, file: Path) -> Iterator[NDArray[np.float32]]:
         from edgekit.runtimes import llama
 
-        file = Path(self._scratch.name) / "tried.gguf"
-        self._write(types, feedback, file)
         asked = {"context": self._context, "threads": available_cores(), "kv_k": "f16", "kv_v": "f16"}
         with closing(llama.generator(file, asked)) as generator:
             for ids in self._passages:
@@ -181,22 +192,35 @@ class Judge:
 
 
 class Feedback:
-    """What `feedback` says for the tensors of a file, asked for in their order; None for those whose inputs nobody sees."""
+    """What `feedback` says for the tensors of a file, asked for in their order; None for those whose inputs nobody sees.
+
+    Texts come from all over the calibrate prompts, without those on which mixtures are judged.
+    """
 
     def __init__(self, source: Source, tensors: Sequence[Tensor]) -> None:
         module = source.load()
         paths = {name: path for path, name in layer_names(source.model, linear_paths(module)).items()}
-        self._names = [one.name for one in tensors if one.name in paths]
+        self._left = [one.name for one in reversed(tensors) if one.name in paths]
         ids = [row for row in source.ids if not is_judged(row)] or source.ids
-        self._grams = input_grams(module, ids, [paths[name] for name in self._names])
-        self._place = 0
+        order = np.random.default_rng(0).permutation(len(ids))
+        wanted = [paths[name] for name in reversed(self._left)]
+        self._grams = input_grams(module, [ids[place] for place in order], wanted)
+        self._last: tuple[object, NDArray[np.float32]] | None = None
 
     def __call__(self, name: str) -> NDArray[np.float32] | None:
         """float32 [columns, columns]."""
-        if self._place == len(self._names) or name != self._names[self._place]:
+        if not self._left or name != self._left[-1]:
             return None
-        self._place += 1
-        return feedback(next(self._grams)[1])
+        self._left.pop()
+        gram = next(self._grams)
+        if self._last is None or self._last[0] is not gram:
+            self._last = gram, feedback(gram)
+        told = self._last[1]
+        if not self._left:
+            # The float model is not needed any more.
+            self._grams.close()
+            self._last = None
+        return told
 
 
 def is_judged(ids: Sequence[int]) -> bool:
@@ -220,7 +244,7 @@ def _some(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
 def _sensitivities(
     source: Source,
     tensors: Sequence[Tensor],
-    shapes: Mapping[str, Shape],
+    matrices: Mapping[str, Shape],
     importance: Mapping[str, NDArray[np.float32]],
     calibration: Calibration,
 ) -> list[Sensitivity]:
@@ -229,9 +253,9 @@ def _sensitivities(
     instructions = instruction_set(source.arch, source.features)
     return [
         measure(
-            shapes[one.name],
+            matrices[one.name],
             float_rows(one),
-            candidates(shapes[one.name], instructions, tied=tied),
+            candidates(matrices[one.name], instructions, tied=tied),
             layers=source.model.layers,
             importance=importance.get(one.name),
             gradient=gradients.get(one.name),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgekit.architectures import find_gguf
 from edgekit.architectures.gguf import Config, Gguf, Place
 from edgekit.errors import EdgekitError
+from edgekit.formats.gguf.types import Shape
 from edgekit.model import Model, TensorInfo, read_header, weight_files
 from edgekit.schema import read_json
 
@@ -102,6 +103,16 @@ def plan(model: Model) -> list[Tensor]:
             " something else; export as ONNX"
         )
     return found
+
+
+def shapes(tensors: Iterable[Tensor]) -> list[Shape]:
+    """Names, rows and columns of tensors: a vector is one row."""
+    return [
+        Shape(name=one.name, rows=one.shape[0], columns=one.shape[1])
+        if len(one.shape) > 1
+        else Shape(name=one.name, rows=1, columns=one.shape[0])
+        for one in tensors
+    ]
 
 
 def layer_names(model: Model, paths: Iterable[str]) -> dict[str, str]:

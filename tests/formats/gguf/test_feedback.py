@@ -130,10 +130,29 @@ def test_grams_are_of_what_layers_see(tmp_path: Path, monkeypatch: pytest.Monkey
         module(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long))
     for handle in handles:
         handle.remove()
-    found = dict(input_grams(module, ids, paths))
+    grams = list(input_grams(module, ids, paths))
+    found = dict(zip(paths, grams, strict=True))
+    # Queries, keys and values have one input; so have gate and up.
+    assert len({id(gram) for gram in grams}) == 3 * 4 + 1
     for path in paths:
         seen = torch.cat(inputs[path]).double()
         np.testing.assert_allclose(found[path], (seen.T @ seen / len(seen)).numpy(), rtol=1e-4, atol=1e-6)
     monkeypatch.setattr("edgekit.formats.gguf.feedback.MOST_BYTES", 1)
-    for path, again in input_grams(module, ids, paths):
+    for path, again in zip(paths, input_grams(module, ids, paths), strict=True):
         np.testing.assert_allclose(again, found[path], rtol=1e-6)
+
+
+def test_no_more_is_computed_than_is_asked_about(tmp_path: Path) -> None:
+    import torch
+
+    from edgekit.tasks.decoders import load_decoder
+
+    module = load_decoder(make_decoder("llama", tmp_path / "model"))
+    ran: list[int] = []
+    for place, layer in enumerate(module.model.model.layers):
+        layer.register_forward_hook(lambda *_, place=place: ran.append(place))
+    list(input_grams(module, [[1, 2], [3, 4], [5]], ["model.model.layers.1.self_attn.v_proj"]))
+    assert ran.count(0) == 4  # once to see what is shared
+    assert ran.count(1) == ran.count(2) == 1
+    with torch.inference_mode():
+        assert module(torch.tensor([[1]]), torch.ones(1, 1)).shape[1] == 1
