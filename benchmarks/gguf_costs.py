@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from gguf_quality import PROMPT, Bench, decode, say  # noqa: E402
 from train_tiny_llama import SHARED, default_cache, tiny_llama  # noqa: E402
 
+from edgekit.formats.gguf.mixed import role_of  # noqa: E402
 from edgekit.formats.gguf.plan import shapes as shapes_of  # noqa: E402
 from edgekit.formats.gguf.types import TOKEN_EMBEDDING, Shape, quantizable  # noqa: E402
 from edgekit.runtimes import llama, machine  # noqa: E402
@@ -77,9 +78,9 @@ def measure(
     tried: list[Types] = []
     more, whole = [], []
     for number in range(count):
-        common = {role(name): str(numbers.choice(KINDS)) for name in sorted(shapes)}
+        common = {role_of(name): str(numbers.choice(KINDS)) for name in sorted(shapes)}
         types = {
-            name: common[role(name)] if numbers.random() < ALIKE else str(numbers.choice(KINDS))
+            name: common[role_of(name)] if numbers.random() < ALIKE else str(numbers.choice(KINDS))
             for name in sorted(shapes)
         }
         decoder = llama.generator(bench.write("tried", {**base, **types}, {}), {"threads": 1})
@@ -119,11 +120,6 @@ def count(shapes: Mapping[str, Shape], types: Types) -> Floats:
         those = [shape for name, shape in shapes.items() if types[name] == kind]
         found += [sum(one.rows * one.columns for one in those), sum(one.rows for one in those)]
     return np.array(found, np.float64)
-
-
-def role(name: str) -> str:
-    """A tensor's name without its layer."""
-    return name.split(".")[-2]
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from edgekit.model import read_pooling
 from edgekit.schema import pick
 from edgekit.tasks.rows import encode
 
-__all__ = ["NAME", "OUTPUT", "answer", "encode", "fit", "load", "read_pooling", "score", "settings"]
+__all__ = ["NAME", "OUTPUT", "answer", "encode", "fit", "load", "score", "settings"]
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from edgekit.errors import EdgekitError
-from edgekit.model import load_model
+from edgekit.model import load_model, read_pooling
 from edgekit.tasks import outputs
-from edgekit.tasks.feature_extraction import load, read_pooling
+from edgekit.tasks.feature_extraction import load
 from edgekit.tasks.pooling import POOLINGS
 from tests.conftest import make_checkpoint
 

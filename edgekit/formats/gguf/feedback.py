@@ -206,7 +206,7 @@ def _share_inputs(module: nn.Module, row: Sequence[int], layers: Mapping[str, An
 
         return see
 
-    _feed(module, [row], layers, watch)
+    _feed(module, row, layers, watch)
     return shared
 
 
@@ -235,7 +235,7 @@ def _run(module: nn.Module, ids: Sequence[Sequence[int]], layers: Mapping[str, A
         if tokens >= MOST_TOKENS:
             break
         left |= set(layers)
-        _feed(module, [row], layers, watch)
+        _feed(module, row, layers, watch)
         tokens += len(row)
     with torch.inference_mode():
         return {path: total.div_(max(tokens, 1)).numpy() for path, total in sums.items()}
@@ -247,20 +247,18 @@ class _Enough(Exception):
 
 def _feed(
     module: nn.Module,
-    rows: Sequence[Sequence[int]],
+    row: Sequence[int],
     layers: Mapping[str, Any],
     watch: Callable[[str], Callable[..., None]],
 ) -> None:
-    """Run texts while layers are watched."""
+    """Run a text while layers are watched."""
     import torch
 
     handles = [layer.register_forward_pre_hook(watch(path)) for path, layer in layers.items()]
     try:
-        with torch.inference_mode():
-            for row in rows:
-                feed = torch.tensor([list(row)])
-                with suppress(_Enough):
-                    module(feed, torch.ones_like(feed))
+        with torch.inference_mode(), suppress(_Enough):
+            feed = torch.tensor([list(row)])
+            module(feed, torch.ones_like(feed))
     finally:
         for handle in handles:
             handle.remove()

@@ -201,7 +201,7 @@ def measure(
     else:
         among = layers if tensor.name.startswith("blk.") else 1
         # An embedding that something is multiplied with is the head as well.
-        role = "output" if tensor.name == TOKEN_EMBEDDING and importance is not None else _role(tensor.name)
+        role = "output" if tensor.name == TOKEN_EMBEDDING and importance is not None else role_of(tensor.name)
         scale = ROLE_LOSS.get(role, 1.0) / among / max(signal, 1e-30)
         losses = {kind: scale * error for kind, error in errors.items()}
     sizes = {kind: tensor.rows * row_bytes(kind, tensor.columns) for kind in kinds}
@@ -457,12 +457,13 @@ def _groups(sensitivities: Sequence[Sensitivity], most: int) -> dict[str, str]:
     blocks = {one.name: int(found[1]) for one in sensitivities if (found := _ROLE.match(one.name)) and found[1]}
     depth = max(blocks.values(), default=0) + 1
     fine = {
-        one.name: f"{_role(one.name)}/{3 * blocks[one.name] // depth}" if one.name in blocks else _role(one.name)
+        one.name: f"{role_of(one.name)}/{3 * blocks[one.name] // depth}" if one.name in blocks else role_of(one.name)
         for one in sensitivities
     }
-    return fine if len(set(fine.values())) <= most else {one.name: _role(one.name) for one in sensitivities}
+    return fine if len(set(fine.values())) <= most else {one.name: role_of(one.name) for one in sensitivities}
 
 
-def _role(name: str) -> str:
+def role_of(name: str) -> str:
+    """A tensor's name without its layer and without "weight"."""
     found = _ROLE.match(name)
     return found[2] if found else name

@@ -97,8 +97,10 @@ def mix(
             judge.listen({one.name: "f32" for one in free})
             found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
             mixture, choices = found.mixture, _told(found)
-            made = written(mixture.types, out, _feedback(source, tensors, options, mixture.types))
-            choices["measured_kl"] = judge.compare(out)
+            rounding = _feedback(source, tensors, options, mixture.types)
+            made = written(mixture.types, out, rounding)
+            # What was written without feedback is what was measured.
+            choices["measured_kl"] = judge.compare(out) if rounding else found.kl
         if choices["measured_kl"] > found.kl:
             # Feedback is measured as all else is, and left out where it does not help.
             made, choices["measured_kl"] = written(mixture.types, out), found.kl

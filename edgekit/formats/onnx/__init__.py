@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from annotated_types import Ge
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgekit")
 
+Scheme = Literal["auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"]
+
 NAME = "onnx"
 RUNTIME = "onnxruntime"
 SUFFIX = ".onnx"
@@ -32,8 +34,8 @@ CARRIES_TOKENIZER = False
 NEEDS: tuple[str, ...] = ()
 LIBRARIES: tuple[str, ...] = ("onnx", "onnxruntime", "onnxscript")
 SCHEMES: Mapping[str, tuple[str, ...]] = {
-    "logits": ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"),
-    "embedding": ("auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"),
+    "logits": get_args(Scheme),
+    "embedding": get_args(Scheme),
     "tokens": ("auto", "int8-dynamic", "w8", "w4", "fp32"),
 }
 # The default of Options is for every output.
@@ -49,7 +51,7 @@ TRIAL_PROMPTS = 128
 class Options:
     """A target's `[export.<task>]` table for this format."""
 
-    scheme: Literal["auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"] = "auto"
+    scheme: Scheme = "auto"
     activation: Literal["uint8", "int8"] = "uint8"
     """int8-static: uint8 for x86, int8 for ARM and NPUs (onnxruntime's quantization guide)."""
     reduce_range: bool = True
