@@ -104,6 +104,28 @@ def test_conversations_without_answers_end_in_the_students_own(recorded: Any, ta
     assert facts["max_new"] == tokens.ANSWER_TOKENS
 
 
+def test_wanted_answers_beyond_the_room_for_one_are_not_compared_by_their_words(recorded: Any, talker: Path) -> None:
+    """Greedy answers end after ANSWER_TOKENS: a longer wanted one could never be said, and 0 % by 0 % would pass."""
+    tokenizer = tokenizer_of(talker)
+    long = " ".join(row["label"] for row in ORDERS) * 4
+    room = tokens.ANSWER_TOKENS - 1
+    spaces = next(count for count in range(200) if len(tokenizer("a" + "! " * count).input_ids) >= room)
+    fits = "a" + "! " * spaces
+    assert len(tokenizer(fits, add_special_tokens=False).input_ids) in {room - 1, room}
+    assert len(tokenizer(long, add_special_tokens=False).input_ids) > 100
+    rows = [*ORDERS[:2], {"text": "all of it", "label": long}, {"text": "nearly all", "label": fits}]
+    facts, arrays = recorded(rows, max_length=60)
+    assert arrays["asked_prompts"].tolist() == [0, 1, 2, 3], "the long one's answer is compared by its length"
+    assert arrays["asked_worded"].tolist() == [True, True, False, True]
+    assert facts["max_new"] == tokens.ANSWER_TOKENS
+    assert facts["left_out"] == 0
+    (warning,) = facts["warnings"]
+    assert warning.startswith("1 wanted answers take more than 64 tokens: ")
+    _, arrays = recorded([{"text": row["text"], "label": long} for row in ORDERS])
+    assert not arrays["asked_worded"].any()
+    assert len(arrays["asked_prompts"]) == len(ORDERS)
+
+
 def test_a_model_that_says_nothing_is_refused(recorded: Any, talker: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -176,6 +198,9 @@ def test_whole_prompts_are_left_out_beyond_the_limit(recorded: Any, monkeypatch:
     monkeypatch.setattr(tokens, "MOST_LIKELY", 7)
     facts, fewer = recorded(ORDERS)
     assert every["left_out"] == 0
+    assert every["warnings"] == []
+    (warning,) = facts["warnings"]
+    assert warning.startswith(f"{facts['left_out']} of 6 verify prompts are not scored: ")
     assert facts["left_out"] == len(ORDERS) - facts["passages"] > 0
     assert facts["tokens"] < every["tokens"]
     assert fewer["student_logprobs"].shape == (facts["tokens"], 7)

@@ -142,7 +142,7 @@ def record(
         "task": recipe.task,
         "max_length": recipe.data.max_length,
     }
-    return run_step(
+    product = run_step(
         session,
         "record",
         inputs,
@@ -158,6 +158,8 @@ def record(
         at=at,
         fresh=session.fresh,
     )
+    _say_warnings(product, session)
+    return product
 
 
 def calibrate(
@@ -200,9 +202,13 @@ def calibrate(
         note=f"{prompts.facts['rows']['calibrate']} prompts",
         at=at,
     )
+    _say_warnings(product, session)
+    return product
+
+
+def _say_warnings(product: Product, session: Session) -> None:
     for warning in product.facts["warnings"]:
         session.listener.say(f"warning: {warning}")
-    return product
 
 
 def export(

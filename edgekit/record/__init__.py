@@ -89,6 +89,7 @@ def record(
         "rows": {split: len(texts[split]) for split in SPLITS},
         "max_length": max_length,
         "models": figures,
+        "warnings": [],
     }
 
 

@@ -6,7 +6,8 @@ conversation without a wanted answer ends in the student's own.
 {role}_ids int32 [T, K], {role}_logprobs float32 [T, K], {role}_nll float32 [T]: the K likeliest next tokens of each of the T
 tokens that passages say, and the negative log-likelihood of the one that they do say. T is at most MOST_TOKENS, K at most
 MOST_LIKELY, so that a reference stays under 2 x 134 MB; whole prompts are left out beyond that.
-asked, asked_offsets, asked_prompts: what was asked for answers; {role}_answers, {role}_answer_offsets: what was said.
+asked, asked_offsets, asked_prompts: what was asked for answers; asked_worded bool: whether the answer is compared with a wanted
+one; {role}_answers, {role}_answer_offsets: what was said.
 answers.json has these answers in words, {role: [text]}.
 choice_ids, choice_offsets, choice_starts, choice_prompts: a passage for each choice, as the student reads it; {role}_choice_nll:
 one value for each, the teacher's of its own tokens.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ MOST_TOKENS, MOST_LIKELY = 32_768, 512
 ANSWERS, ANSWER_TOKENS = 64, 64
 # Running text is continued from its first tokens.
 CONTINUED = 16
+_ANY_LENGTH = 1 << 30
 
 Progress = Callable[[int, int, str], None]
 
@@ -58,14 +60,15 @@ def record_tokens(
     speakers = {"student": (model, module)}
     if teacher.resolve() != student.resolve():
         speakers["teacher"] = (load_model(teacher), load_decoder(teacher))
-    questions, most = _questions({role: spoken for role, (spoken, _) in speakers.items()}, rows, max_length)
-    asked = questions["student"]
+    questions = _questions({role: spoken for role, (spoken, _) in speakers.items()}, rows, max_length)
+    asked = questions.asked["student"]
     steps = _Steps(progress)
     arrays: dict[str, NDArray[Any]] = _flat("asked", [one.ids for one in asked])
     arrays["asked_prompts"] = np.array([one.prompt for one in asked], np.int64)
+    arrays["asked_worded"] = np.array(questions.worded, np.bool_)
     answers: dict[str, list[list[int]]] = {}
     for role, (spoken, decoder) in speakers.items():
-        answers[role] = _answers(decoder, questions[role], stop_ids(spoken), most, steps, role)
+        answers[role] = _answers(decoder, questions.asked[role], stop_ids(spoken), questions.most, steps, role)
         arrays |= _flat(f"{role}_answers", answers[role], f"{role}_answer_offsets")
     words = {role: _words(speakers[role][0], rows_) for role, rows_ in answers.items()}
     (out / "answers.json").write_text(dump_json(words), encoding="utf-8", newline="\n")
@@ -75,6 +78,7 @@ def record_tokens(
             f"{prompts}: nothing in the verify prompts is said by the model: they have no answers, and {student} gives none to"
             " any; give longer texts, or prompts with wanted answers (data.answer)"
         )
+    left_out = len(rows) - len({one.prompt for one in said})
     choices = _choices(model, rows, max_length)
     arrays |= _passages("", said) | _passages("choice_", choices)
     shared = _share_vocabulary(*(speakers.get(role, speakers["student"])[0] for role in ("teacher", "student")))
@@ -91,12 +95,30 @@ def record_tokens(
         "max_length": max_length,
         "passages": len(said),
         "tokens": int(sum(len(one.ids) - one.start for one in said)),
-        "left_out": len(rows) - len({one.prompt for one in said}),
+        "left_out": left_out,
+        "warnings": _warnings(rows, left_out, sum(questions.worded)),
         "shared_vocabulary": shared,
-        "max_new": most,
+        "max_new": questions.most,
         "stop": stop_ids(model),
         "choices": len(choices),
     }
+
+
+def _warnings(rows: Sequence[Prompt], left_out: int, worded: int) -> list[str]:
+    """What the verdict does not rest on, though the prompts have it."""
+    found = []
+    if left_out:
+        found.append(
+            f"{left_out} of {len(rows)} verify prompts are not scored: nothing is said in them, or all that is said takes more"
+            f" than {MOST_TOKENS} tokens"
+        )
+    long = sum(row.label is not None and not row.choices for row in rows) - worded
+    if long:
+        found.append(
+            f"{long} wanted answers take more than {ANSWER_TOKENS} tokens: how likely the model finds them and how long its own"
+            " are is compared, not their words"
+        )
+    return found
 
 
 def _words(model: Model, answers: Sequence[Sequence[int]]) -> list[str]:
@@ -122,35 +144,52 @@ def _choices(model: Model, rows: Sequence[Prompt], max_length: int) -> list[Pass
     return [one for group in choice_passages(model, rows, max_length) for one in group]
 
 
-def _questions(
-    models: dict[str, Model], rows: Sequence[Prompt], max_length: int
-) -> tuple[dict[str, list[Passage]], int]:
-    """What each is asked, in the same order, and how many tokens an answer may have: a text may be too short for one of them."""
-    found = {role: _asked(model, rows, max_length) for role, model in models.items()}
-    common = set.intersection(*({one.prompt for one in asked} for asked, _ in found.values()))
-    kept = {role: [one for one in asked if one.prompt in common] for role, (asked, _) in found.items()}
-    return kept, found["student"][1]
+@dataclass(frozen=True, kw_only=True)
+class _Questions:
+    """What each model is asked, in the same order; whether its answer is compared with a wanted one; room in tokens for it."""
+
+    asked: dict[str, list[Passage]]
+    worded: list[bool]
+    most: int
 
 
-def _asked(model: Model, rows: Sequence[Prompt], max_length: int) -> tuple[list[Passage], int]:
-    """What the model is asked for greedy answers, and how many tokens an answer may have.
+def _questions(models: dict[str, Model], rows: Sequence[Prompt], max_length: int) -> _Questions:
+    """All prompts whose wanted answers an answer has room for, and some of the others, whose answers are compared by length.
 
-    Where prompts have wanted answers, those are asked, and the longest wanted one, twice over, is room enough.
+    The longest wanted answer, twice over, is room enough. A text may be too short for one of the models to be asked.
     """
+    lengths = _answer_lengths(models["student"], rows)
+    worded = {place for place, length in lengths.items() if length <= ANSWER_TOKENS}
+    others = [place for place, row in enumerate(rows) if not row.choices and place not in worded]
+    some = sorted(others, key=lambda place: _hash(rows[place]))[:ANSWERS]
+    asked = {role: _asked(model, rows, sorted([*worded, *some]), max_length) for role, model in models.items()}
+    common = sorted(set.intersection(*map(set, asked.values())))
+    enough = 2 * max((lengths[place] for place in worded), default=ANSWER_TOKENS)
+    return _Questions(
+        asked={role: [found[place] for place in common] for role, found in asked.items()},
+        worded=[place in worded for place in common],
+        most=ANSWER_TOKENS if some else min(ANSWER_TOKENS, enough),
+    )
+
+
+def _answer_lengths(model: Model, rows: Sequence[Prompt]) -> dict[int, int]:
+    """Of each prompt with a wanted answer and no choices, the answer's tokens with the one that ends it."""
     voice = Voice(model)
-    labelled = [place for place, row in enumerate(rows) if row.label is not None and not row.choices]
-    places = labelled or [place for place, row in enumerate(rows) if not row.choices]
-    chosen = sorted(sorted(places, key=lambda place: _hash(rows[place]))[: None if labelled else ANSWERS])
-    found, longest = [], 0
-    for place in chosen:
-        passage = next(iter(voice.passages(rows[place], rows[place].label, place, max_length)), None)
-        if passage is None:
-            continue
-        longest = max(longest, len(passage.ids) - passage.start)
-        running = voice.template is None and rows[place].label is None
-        ids = passage.ids[: min(CONTINUED, len(passage.ids) - 1)] if running else passage.asked
-        found.append(replace(passage, ids=ids, start=len(ids)))
-    return found, min(ANSWER_TOKENS, 2 * longest) if labelled else ANSWER_TOKENS
+    labelled = [(place, row) for place, row in enumerate(rows) if row.label is not None and not row.choices]
+    found = {place: voice.passages(row, row.label, place, max_length=_ANY_LENGTH)[0] for place, row in labelled}
+    return {place: len(passage.ids) - passage.start for place, passage in found.items()}
+
+
+def _asked(model: Model, rows: Sequence[Prompt], places: Sequence[int], max_length: int) -> dict[int, Passage]:
+    """What the model is asked of each prompt: the prompt before its answer, or the beginning of a running text."""
+    voice = Voice(model)
+    found = {}
+    for place in places:
+        for passage in voice.passages(rows[place], rows[place].label, place, max_length)[:1]:
+            running = voice.template is None and rows[place].label is None
+            ids = passage.ids[: min(CONTINUED, len(passage.ids) - 1)] if running else passage.asked
+            found[place] = replace(passage, ids=ids, start=len(ids))
+    return found
 
 
 def _said(

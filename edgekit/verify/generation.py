@@ -287,16 +287,16 @@ def _compare_answers(
     alpha: float,
 ) -> list[Comparison | None]:
     """Right answers, where prompts have wanted ones: the same words, or the likeliest of the choices."""
-    wanted = [prompts[place].label for place in said.arrays["asked_prompts"].tolist()]
+    import numpy as np
+
     told = {"artifact": list(answers), **{role: list(texts) for role, texts in said.texts.items()}}
     picked = _picked(said, prompts, choices)
     roles = [role for role in ("student", "teacher") if role in told]
     truth, labels = [], {role: list[str]() for role in ("artifact", *roles)}
-    for place, label in enumerate(wanted):
-        if label is not None:
-            truth.append(plain(label))
-            for role, said_by in labels.items():
-                said_by.append(plain(told[role][place]))
+    for row in np.flatnonzero(said.arrays["asked_worded"]).tolist():
+        truth.append(plain(str(prompts[said.arrays["asked_prompts"][row]].label)))
+        for role, said_by in labels.items():
+            said_by.append(plain(told[role][row]))
     for place, one in picked.get("artifact", {}).items():
         if all(place in picked.get(role, {}) for role in roles):
             truth.append(str(prompts[place].label))
@@ -304,8 +304,6 @@ def _compare_answers(
                 said_by.append(one if role == "artifact" else picked[role][place])
     if not truth:
         return []
-    import numpy as np
-
     nothing = np.zeros((len(truth), 1), np.float32)
     spoken = {role: Answers(name=role, outputs=nothing, labels=told_) for role, told_ in labels.items()}
     return [

@@ -334,6 +334,7 @@ def spoken(said: int, passages: int = 40, **more: np.ndarray) -> Said:
         "student_nll": np.full(passages * said, 2.0, np.float32),
         "student_answer_offsets": np.arange(passages + 1) * 10,
         "asked_prompts": np.arange(passages),
+        "asked_worded": np.zeros(passages, bool),
         "choice_prompts": nothing,
         "choice_starts": nothing,
         "choice_offsets": np.zeros(1, np.int64),
@@ -367,6 +368,19 @@ def test_a_prompt_counts_once_however_many_tokens_it_has() -> None:
     assert found[0].verdict != "pass"
     assert found[1].verdict == "pass"
     assert found[0].bound - found[0].loss > 3 * (found[1].bound - found[1].loss)
+
+
+def test_only_answers_that_have_room_are_compared_by_their_words() -> None:
+    """A wanted answer that no greedy answer could reach says nothing: 0 % right before and after would pass."""
+    said = spoken(20)
+    prompts = [Prompt(text="x", label="X." if place < 30 else "too long") for place in range(40)]
+    answers = ["x"] * 29 + ["y"] * 11
+    none = judge(said, heard(said, np.zeros(800)), prompts, LIMITS, answers, 0.05).comparisons
+    assert "accuracy" not in {one.metric for one in none}
+    some = spoken(20, asked_worded=np.arange(40) < 30)
+    found = judge(some, heard(some, np.zeros(800)), prompts, LIMITS, answers, 0.05).comparisons
+    (accuracy,) = (one for one in found if one.metric == "accuracy")
+    assert (accuracy.prompts, accuracy.flips) == (30, {"lost": 1, "gained": 0})
 
 
 def test_perplexity_and_length_have_their_own_verdicts() -> None:
