@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Project:
 
     folder: Path
     cache: Path
+    made: Mapping[str, Path] = field(default_factory=dict)
+    """The product of each step but the last in the fixture's own build: tests add others to the cache."""
 
     def environment(self) -> dict[str, str]:
         """The variables of a run."""
@@ -83,4 +85,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("demo")
     project = Project(folder=folder, cache=folder / ".edgekit")
     project.run("build", "--target", "raspberrypi")
-    return project
+    found = {step: list(project.cache.glob(f"{step}/*/{step}.json")) for step in STEPS[:-1]}
+    assert {step: len(manifests) for step, manifests in found.items()} == dict.fromkeys(STEPS[:-1], 1)
+    return replace(project, made={step: manifest.parent for step, (manifest,) in found.items()})

@@ -42,12 +42,9 @@ def test_what_ships_is_what_was_verified(demo: Project, report: Mapping[str, Any
     from edgekit.workspace import open_product
 
     bundle = demo.folder / "dist" / "assistant-raspberrypi"
-    artifact = next(
-        product
-        for product in (open_product(path.parent, "export") for path in demo.cache.glob("export/*/export.json"))
-        if product.facts["sha256"] == report["artifact"]["sha256"]
-    )
+    artifact = open_product(demo.made["export"], "export")
     facts = artifact.facts
+    assert facts["sha256"] == report["artifact"]["sha256"]
     rows = (ROOT / "calib_data" / "assistant" / "verify.jsonl").read_text().splitlines()
     texts = [json.loads(row)["text"] for row in rows] + ["", " ", "turn on " * 400, "é" * 300]
     labels = [json.loads(row)["label"] for row in rows]
@@ -69,8 +66,7 @@ def test_readme_commands_run(demo: Project, tmp_path_factory: pytest.TempPathFac
     """Every console line of README, in its order, in one folder that has what README says it has."""
     shutil.copytree(ROOT / "examples", demo.folder / "examples")
     shutil.copytree(ROOT / "calib_data", demo.folder / "calib_data")
-    teacher = next(demo.cache.glob("finetune/*/finetune.json")).parent
-    shutil.copytree(teacher, demo.folder / "my-model")
+    shutil.copytree(demo.made["finetune"], demo.folder / "my-model")
     lines = ["text,label"]
     for split in ("train", "verify", "calibrate"):
         rows = map(json.loads, (ROOT / "calib_data/assistant" / f"{split}.jsonl").read_text().splitlines())

@@ -44,11 +44,19 @@ def test_a_probed_machine_passes(tiny: Project) -> None:
 def float_file(demo: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's student as a float .onnx file of ONNX's own operators."""
     folder = tmp_path_factory.mktemp("theirs")
-    student, calibration = (next(demo.cache.glob(f"{step}/*/{step}.json")).parent for step in ("distill", "calibrate"))
     target = TARGET.format(scheme="fp32").replace('scheme = "fp32"', 'scheme = "fp32"\nlayout = "qdq"')
     (folder / "float.toml").write_text(target)
     out = folder / "float"
-    demo.run("export", student, calibration, "--target", folder / "float.toml", *EXAMPLE, "--out", out)
+    demo.run(
+        "export",
+        demo.made["distill"],
+        demo.made["calibrate"],
+        "--target",
+        folder / "float.toml",
+        *EXAMPLE,
+        "--out",
+        out,
+    )
     return out / "model.onnx"
 
 
@@ -60,7 +68,7 @@ def float_file(demo: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_of_another_tool_is_judged(
     make: object, verdicts: set[str], code: int, demo: Project, float_file: Path, tmp_path: Path
 ) -> None:
-    student = next(demo.cache.glob("distill/*/distill.json")).parent
+    student = demo.made["distill"]
     rows = PromptSet(folder=ROOT / "calib_data" / "assistant").split("calibrate")
     ids = load_model(student).encode([row.text for row in rows], 64)
     theirs = make(float_file, ids)  # type: ignore[operator]
