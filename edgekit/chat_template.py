@@ -2,7 +2,7 @@
 
 A template is code that came with a model. It runs in Jinja's immutable sandbox, sees plain JSON values only, and whatever it
 does wrong is an EdgekitError. The environment's settings are those of transformers 5.23's `apply_chat_template`
-(https://huggingface.co/docs/transformers/chat_templating), so that the text is the same to the byte.
+(https://huggingface.co/docs/transformers/chat_templating), so that the text is the same to the byte, but for the date (`TODAY`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from edgekit.schema import read_json
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # What a template may raise beside Jinja's own errors: Python's, from the operations that it writes.
 _FAILS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError)
+# What a template that asks for the date is told: the same recipe gives the same bytes on any day. (Llama 3.2's template has
+# this day where nobody tells it one.) Bundles tell theirs the day on which they run.
+TODAY = datetime(2024, 7, 26)
 # A message's reasoning goes by these names; templates read the first, gpt-oss's the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -213,7 +216,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)  # local time, as in transformers
+    return TODAY.strftime(form)
 
 
 @lru_cache(maxsize=32)

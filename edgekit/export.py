@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.formats import Source, format_of, parse_options
-from edgekit.model import Model, load_model
+from edgekit.model import EMBEDDINGS, Model, load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.runtimes import RUNTIMES
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
@@ -108,10 +108,11 @@ def adopt(
 
 
 def _check_vocabulary(file: Path, found: int | None, model: Model) -> None:
-    config = model.config.get("text_config") or model.config
-    if found is not None and found != config.get("vocab_size"):
+    # Some configurations leave the size to their family: the tensor knows it.
+    sizes = {info.shape[0] for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)}
+    if found is not None and sizes and found not in sizes:
         raise EdgekitError(
-            f"{file}: its vocabulary has {found} tokens, that of {model.folder} {config.get('vocab_size')}; name the checkpoint"
+            f"{file}: its vocabulary has {found} tokens, that of {model.folder} {max(sizes)}; name the checkpoint"
             " that it was made from"
         )
 

@@ -74,12 +74,29 @@ class Model:
         return [str(named[key]) for key in sorted(named, key=int)]
 
     @property
+    def text_config(self) -> dict[str, Any]:
+        """config.json, or of a model that also takes images the part that its text model has."""
+        part = self.config.get("text_config")
+        return part if isinstance(part, dict) else self.config
+
+    @property
     def layers(self) -> int:
-        """How many transformer blocks the model has."""
+        """How many transformer blocks the (text) model has."""
         for key in ("num_hidden_layers", "n_layers", "num_layers", "n_layer"):
-            if key in self.config:
-                return int(self.config[key])
+            if key in self.text_config:
+                return int(self.text_config[key])
         raise EdgekitError(f"{self.folder / 'config.json'}: no number of layers in it (num_hidden_layers)")
+
+    @property
+    def stops(self) -> list[int]:
+        """The tokens that end an answer: eos_token_id of generation_config.json (one or several), else of config.json."""
+        path = self.folder / "generation_config.json"
+        generation = read_json(path) if path.is_file() else {}
+        for content in (generation, self.config, self.text_config):
+            found = content.get("eos_token_id")
+            if found is not None:
+                return [int(one) for one in (found if isinstance(found, list) else [found])]
+        return []
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -97,7 +114,7 @@ class Model:
     @property
     def max_positions(self) -> int | None:
         """The longest sequence in tokens that the position embeddings allow, where the config says so."""
-        limit = self.config.get("max_position_embeddings")
+        limit = self.text_config.get("max_position_embeddings")
         if limit is None:
             return None
         # RoBERTa and MPNet number positions from the padding id + 1 (transformers' create_position_ids_from_input_ids).

@@ -111,7 +111,7 @@ def verified(bundle: Path, ids: Sequence[int], most: int) -> list[int]:
     """What the runtime that verifies says greedily behind ids."""
     model = Model(folder=bundle / "checkpoint")
     found = generator(bundle / "model.onnx", {"threads": 1})
-    return list(continuation(found, list(ids), most, frozenset(text_generation.stop_ids(model))))
+    return list(continuation(found, list(ids), most, frozenset(model.stops)))
 
 
 def words(bundle: Path, asked: Sequence[int], said: Sequence[int]) -> str:

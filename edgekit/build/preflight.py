@@ -311,8 +311,8 @@ def predict(plan: Plan) -> dict[str, float]:
     width = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
     share = (width[str(runtime.get("kv_k", "f16"))] + width[str(runtime.get("kv_v", "f16"))]) / 4
     cache = context * (told["cache_bytes_per_token"] or 0) * share
-    config = model.config.get("text_config") or model.config
-    step = 4 * int(runtime.get("batch", 512)) * (8 * int(config["hidden_size"]) + 2 * int(config["intermediate_size"]))
+    hidden, inner = (int(model.text_config[key]) for key in ("hidden_size", "intermediate_size"))
+    step = 4 * int(runtime.get("batch", 512)) * (8 * hidden + 2 * inner)
     return {
         "artifact_mb": round(told["bytes"] / 1e6, 1),
         "context": context,

@@ -28,7 +28,7 @@ from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt
 from edgekit.tasks import pad
-from edgekit.tasks.text_generation import Passage, load, passages, stop_ids
+from edgekit.tasks.text_generation import Passage, load, passages
 
 Progress = Callable[[int, int, str], None]
 
@@ -196,7 +196,7 @@ def read_passages(model: Model, rows: Sequence[Prompt], max_length: int) -> list
     found = [passage for passage in passages(model, rows, max_length) if passage.start < len(passage.ids)]
     if not found:
         raise EdgekitError(f"{model.folder}: no train row has an answer to learn; name their column in data.answer")
-    end = stop_ids(model)[:1]
+    end = model.stops[:1]
     last = {passage.prompt: place for place, passage in enumerate(found) if rows[passage.prompt].label is None}
     for prompt, place in last.items():
         ids = found[place].ids

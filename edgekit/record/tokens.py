@@ -26,7 +26,7 @@ from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import dump_json
-from edgekit.tasks.text_generation import Passage, Voice, choice_passages, passages, stop_ids
+from edgekit.tasks.text_generation import Passage, Voice, choice_passages, passages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MOST_TOKENS, MOST_LIKELY = 32_768, 512
-# Greedy answers are compared by their length; of prompts with a wanted answer also by what they say.
-ANSWERS, ANSWER_TOKENS = 64, 64
+# Greedy answers are compared by their length; of prompts with a wanted answer also by what they say. So many of the others
+# are asked: 74 that never differ prove that 96 % of the likeliest tokens are the same, each costs as many steps as it has tokens.
+ANSWERS, ANSWER_TOKENS = 128, 64
 # Running text is continued from its first tokens.
 CONTINUED = 16
 _ANY_LENGTH = 1 << 30
@@ -68,7 +69,7 @@ def record_tokens(
     arrays["asked_worded"] = np.array(questions.worded, np.bool_)
     answers: dict[str, list[list[int]]] = {}
     for role, (spoken, decoder) in speakers.items():
-        answers[role] = _answers(decoder, questions.asked[role], stop_ids(spoken), questions.most, steps, role)
+        answers[role] = _answers(decoder, questions.asked[role], spoken.stops, questions.most, steps, role)
         arrays |= _flat(f"{role}_answers", answers[role], f"{role}_answer_offsets")
     words = {role: _words(speakers[role][0], rows_) for role, rows_ in answers.items()}
     (out / "answers.json").write_text(dump_json(words), encoding="utf-8", newline="\n")
@@ -99,7 +100,7 @@ def record_tokens(
         "warnings": _warnings(rows, left_out, sum(questions.worded)),
         "shared_vocabulary": shared,
         "max_new": questions.most,
-        "stop": stop_ids(model),
+        "stop": model.stops,
         "choices": len(choices),
     }
 
@@ -109,8 +110,8 @@ def _warnings(rows: Sequence[Prompt], left_out: int, worded: int) -> list[str]:
     found = []
     if left_out:
         found.append(
-            f"{left_out} of {len(rows)} verify prompts are not scored: nothing is said in them, or all that is said takes more"
-            f" than {MOST_TOKENS} tokens"
+            f"{left_out} of {len(rows)} verify prompts are not scored: of those without a wanted answer {ANSWERS} are asked for"
+            f" one, and no more than {MOST_TOKENS} tokens of answers are scored"
         )
     long = sum(row.label is not None and not row.choices for row in rows) - worded
     if long:

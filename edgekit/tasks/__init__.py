@@ -139,7 +139,7 @@ def find_pad_id(model: Model) -> int:
         padding = json.loads((model.folder / "tokenizer.json").read_text(encoding="utf-8")).get("padding") or {}
         found = padding.get("pad_id")
     if found is None:
-        found = next(iter(text_generation.stop_ids(model)), None)
+        found = next(iter(model.stops), None)
     if found is None:
         raise EdgekitError(f"{model.folder / 'config.json'}: pad_token_id: missing; add the padding token's id")
     return int(found)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.chat_template import find_templates, render, special_tokens
 from edgekit.errors import EdgekitError
-from edgekit.schema import read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +24,8 @@ NAME = "text-generation"
 OUTPUT = "tokens"
 TEMPLATE = "chat_template.jinja"
 """What a chat template's file is called, by transformers too."""
+# What follows an answer in a template shows behind this one, which no template rewrites.
+_ANY_ANSWER = "An answer."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def settings(model: Model) -> dict[str, Any]:
     Tokens are texts, those of `special` by name ("bos_token", ...).
     """
     tokenizer, voice = model.tokenizer(), Voice(model)
-    ends = [tokenizer.id_to_token(token) for token in stop_ids(model)]
+    ends = [tokenizer.id_to_token(token) for token in model.stops]
     return {
         "chat": voice.template is not None,
         "stop": [end for end in ends if end],
@@ -102,16 +103,6 @@ def choice_passages(model: Model, prompts: Sequence[Prompt], max_length: int) ->
     ]
 
 
-def stop_ids(model: Model) -> list[int]:
-    """The tokens that end an answer: eos_token_id of generation_config.json (one or several), else of config.json."""
-    for name in ("generation_config.json", "config.json"):
-        path = model.folder / name
-        found = read_json(path).get("eos_token_id") if path.is_file() else None
-        if found is not None:
-            return [int(one) for one in (found if isinstance(found, list) else [found])]
-    return []
-
-
 class Voice:
     """How a model is spoken to: its chat template and tokens, or plain text."""
 
@@ -121,7 +112,7 @@ class Voice:
         templates = find_templates(model.folder)
         self.template = templates.get("default") or next(iter(templates.values()), None)
         self._special = special_tokens(model.folder)
-        self._stops = stop_ids(model)
+        self._stops = model.stops
 
     def passages(self, prompt: Prompt, answer: str | None, place: int, max_length: int) -> list[Passage]:
         """The prompt's passages; without an answer to a conversation, the passage ends where the answer would begin."""
@@ -156,7 +147,9 @@ class Voice:
         if whole.startswith(asked):
             return asked, whole
         # Some templates write a finished turn otherwise than what they prompt with (an empty thought, for one): it still ends.
-        return asked, asked + answer + (whole.rpartition(answer)[2] if answer else "")
+        ended = [*messages, {"role": "assistant", "content": _ANY_ANSWER}]
+        end = render(self.template, ended, generation_prompt=False, special_tokens=self._special)
+        return asked, asked + answer + (end.rpartition(_ANY_ANSWER)[2] if _ANY_ANSWER in end else "")
 
     def _encode(self, text: str) -> list[int]:
         """The template writes the special tokens itself: none is added."""

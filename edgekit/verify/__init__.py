@@ -143,7 +143,11 @@ def verify(
         "coverage": coverage,
         "layers": facts.get("layers", []),
         "accuracy_only": not budget.limits_time,
-        "notes": [*plan_text(task, report["prompts"], accuracy, looks=looks), *facts.get("notes", ())],
+        "notes": [
+            *plan_text(task, report["prompts"], accuracy, looks=looks),
+            *report.get("notes", ()),
+            *facts.get("notes", ()),
+        ],
     }
     if report["accuracy_only"]:
         report["notes"].insert(0, "accuracy only: the target states no latency limit (budget.p95_ms)")
@@ -230,9 +234,11 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     accuracy = {role: entry.reference_score for role, entry in right.items()}
     if right:
         accuracy["artifact"] = next(iter(right.values())).score
-    report = _shared_report(run, accuracy, judged.comparisons, found, measured, int(said.facts["rows"]["verify"]))
+    scored = int(said.facts["rows"]["verify"]) - int(said.facts["left_out"])
+    report = _shared_report(run, accuracy, judged.comparisons, found, measured, scored)
     told = dict(measured.generation or {})
     return report | dict(judged.figures) | {
+        "notes": [*said.facts["warnings"], *judged.notes],
         "ttft_ms": told.pop("ttft_ms"),
         "tokens_per_second": told.pop("tokens_per_second"),
         "generation": told | hardware.roofline(measured, float(run.facts["bytes_per_token"])),

@@ -119,7 +119,7 @@ def _generation_remedy(comparison: Comparison) -> str:
         return f"{comparison.prompts} prompts bound nothing: verify on at least 20, better 100"
     return (
         f"{comparison.prompts} prompts leave it between {comparison.lo:.3g} and {comparison.bound:.3g}: verify on a larger fresh"
-        " set, or choose a scheme of more bits"
+        " set of prompts with wanted answers (of others a part is asked), or choose a scheme of more bits"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 TIMING = {"prompts": (16, 64, 256), "new": 64, "repeats": 8, "seconds": 30.0, "sweep": True}
 # An artifact of fewer bits than this is held to the limits of 4 bits.
 EIGHT_BITS = 7.5
+_WORSE = ("pass", "not proven", "fail")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ class Limits:
     """The recipe's `[accuracy]` table of text-generation. Absent limits follow the artifact's bits (`default_limits`).
 
     kl: mean KL divergence from the float student in nats per token. top1: share of tokens whose likeliest is the same.
-    perplexity: the artifact's by the float student's. answer_length: greedy answers' tokens by the float student's.
+    perplexity: the artifact's by the float student's. answer_length: greedy answers' tokens by the float student's, at least;
+    and no more than turned round.
     student_margin, teacher_margin: loss of right answers, where prompts have wanted ones, as fractions.
     """
 
@@ -183,6 +185,7 @@ class Judged:
     comparisons: Sequence[Comparison]
     figures: Mapping[str, Any]
     finite: bool
+    notes: Sequence[str]
 
 
 def judge(
@@ -213,7 +216,18 @@ def judge(
     if "teacher_nll" in said.arrays:
         figures["perplexity"]["teacher"] = _perplexity(said.arrays["teacher_nll"].astype(np.float64))
     finite = bool(np.isfinite(nll).all() and np.isfinite(arrays["student_kl"]).all())
-    return Judged(comparisons=[one for one in found if one is not None], figures=figures, finite=finite)
+    comparisons = [one for one in found if one is not None]
+    return Judged(comparisons=comparisons, figures=figures, finite=finite, notes=_notes(comparisons))
+
+
+def _notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """What was compared and not judged, though a limit was asked for."""
+    return [
+        f"accuracy against the {one.reference} is shown and not judged: the {one.reference} gives {one.reference_score:.0%} of"
+        " the wanted answers word for word, so losing them all would not fail"
+        for one in comparisons
+        if one.metric == "accuracy" and one.margin is None
+    ]
 
 
 def _perplexity(nll: NDArray[np.float64]) -> float | None:
@@ -267,15 +281,25 @@ def _compare_tokens(
 
 
 def _compare_lengths(said: Said, arrays: Arrays, least: float, alpha: float) -> Comparison | None:
-    """Tokens of greedy answers, by the float student's: what stops early only looks faster."""
+    """Tokens of greedy answers, by the float student's: what stops early only looks faster, what does not stop is no use.
+
+    Answers must be neither shorter than `least` of the student's nor longer than 1 / least: the worse of both counts.
+    """
     import numpy as np
 
     own = np.diff(said.arrays["student_answer_offsets"]).astype(np.float64)
     told = np.diff(arrays["answer_offsets"]).astype(np.float64)
     if not own.sum():
         return None
-    bounds = gate.ratio_bounds(own - told, own, alpha)
-    return _comparison("student", "answer_length", bounds, 1.0 - least, len(own), alpha)
+    sides = [
+        _comparison("student", "answer_length", bounds, margin, len(own), alpha)
+        for bounds, margin in (
+            (gate.ratio_bounds(own - told, own, alpha, share=True), 1.0 - least),
+            (gate.ratio_bounds(told - own, own, alpha, share=True), 1.0 / least - 1.0),
+        )
+    ]
+    worse = max(sides, key=lambda side: (_WORSE.index(str(side.verdict)), side.bound / (side.margin or 1.0)))
+    return replace(worse, score=float(told.sum() / own.sum()))
 
 
 def _compare_answers(
@@ -307,9 +331,22 @@ def _compare_answers(
     nothing = np.zeros((len(truth), 1), np.float32)
     spoken = {role: Answers(name=role, outputs=nothing, labels=told_) for role, told_ in labels.items()}
     return [
-        compared.compare_labels(spoken[role], spoken["artifact"], truth, margin=limits[f"{role}_margin"], alpha=alpha)
+        compared.compare_labels(
+            spoken[role],
+            spoken["artifact"],
+            truth,
+            margin=_margin_that_can_fail(labels[role], truth, limits[f"{role}_margin"], alpha),
+            alpha=alpha,
+        )
         for role in roles
     ]
+
+
+def _margin_that_can_fail(before: Sequence[str], truth: Sequence[str], margin: float, alpha: float) -> float | None:
+    """The margin, or None where the reference is right so rarely that losing all of it would not fail: that judges nothing."""
+    right, n = sum(told == wanted for told, wanted in zip(before, truth, strict=True)), len(truth)
+    lo, hi = gate.paired_bounds(right, 0, n, alpha)
+    return margin if gate.verdict(right / n, lo, hi, margin, n) == "fail" else None
 
 
 def _picked(said: Said, prompts: Sequence[Prompt], choices: NDArray[np.float64]) -> dict[str, dict[int, str]]:

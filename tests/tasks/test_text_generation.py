@@ -12,7 +12,7 @@ import pytest
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt
-from edgekit.tasks.text_generation import choice_passages, encode, load, passages, settings, stop_ids
+from edgekit.tasks.text_generation import choice_passages, encode, load, passages, settings
 from tests.architectures.decoders import BEGIN, END, TEMPLATE
 from tests.conftest import make_checkpoint
 
@@ -121,6 +121,17 @@ def test_a_template_that_writes_finished_turns_differently(talker: Path, tmp_pat
     assert tokenizer.decode(found.ids[found.start :], skip_special_tokens=False) == "yes<|end|>"
 
 
+@pytest.mark.parametrize("answer", ["it is late.</think>yes", "  yes "], ids=["a thought", "spaces"])
+def test_a_template_that_rewrites_answers(talker: Path, tmp_path: Path, answer: str) -> None:
+    """R1's templates keep what lies behind the thought: an answer that is not in the finished turn still ends as one."""
+    rewrites = THINKS.replace("message['content']", "message['content'].split('</think>')[-1] | trim")
+    assert rewrites != THINKS
+    model = copied(talker, tmp_path, rewrites)
+    (found,) = passages(model, [Prompt(text="hi", label=answer)], 64)
+    said = model.tokenizer().decode(found.ids, skip_special_tokens=False)
+    assert said == f"<|begin|><|user|>hi<|end|><|assistant|><think></think>{answer}<|end|>"
+
+
 def test_choices_share_a_prompt(talker: Path) -> None:
     prompts = [
         Prompt(text="on or off?", label="on", choices=["on", "off", "both of them"]),
@@ -138,14 +149,14 @@ def test_choices_share_a_prompt(talker: Path) -> None:
 
 def test_where_answers_end(talker: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(talker, tmp_path / "copy"))
-    assert stop_ids(load_model(folder)) == [END]
+    assert load_model(folder).stops == [END]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [END, 4]}), encoding="utf-8")
-    assert stop_ids(load_model(folder)) == [END, 4]
+    assert load_model(folder).stops == [END, 4]
     (folder / "generation_config.json").unlink()
-    assert stop_ids(load_model(folder)) == [END], "config.json says it too"
+    assert load_model(folder).stops == [END], "config.json says it too"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}), encoding="utf-8")
-    assert stop_ids(load_model(folder)) == []
+    assert load_model(folder).stops == []
 
 
 def test_what_is_refused(talker: Path, plain: Model, tmp_path: Path) -> None:

@@ -160,6 +160,22 @@ def test_ratio_bounds_of_equal_losses_and_of_few_clusters() -> None:
     assert stricter[2] > plain[2]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_every_look_widens_ratio_bounds(seed: int) -> None:
+    """Of 4,000 resamples none is rarer than one in 4,000: the bound of the eighth look was that of the sixteenth."""
+    losses, counts = np.random.default_rng(seed).exponential(size=60), np.ones(60)
+    bounds = [gate.ratio_bounds(losses, counts, gate.alpha_for(look)) for look in range(1, 17)]
+    grown = np.diff([hi for _, _, hi in bounds])
+    assert (grown > 0.01 * bounds[0][2]).all()
+    assert (np.diff([lo for _, lo, _ in bounds]) < 0).all()
+    many = np.random.default_rng(seed + 10).integers(0, 60, (200_000, 60))
+    drawn = losses[many]
+    means, spreads = drawn.mean(1), drawn.std(1, ddof=1) / np.sqrt(60)
+    error = losses.std(ddof=1) / np.sqrt(60)
+    rare = np.quantile((means - losses.mean()) / np.maximum(spreads, error / 3.0), gate.alpha_for(10) / 2)
+    assert bounds[9][2] >= losses.mean() - rare * error
+
+
 def test_quantile_bounds_need_59_runs_for_p95() -> None:
     assert gate.runs_needed(0.95) == 59
     assert gate.quantile_bounds(range(58), 0.95)[1] is None

@@ -383,6 +383,34 @@ def test_only_answers_that_have_room_are_compared_by_their_words() -> None:
     assert (accuracy.prompts, accuracy.flips) == (30, {"lost": 1, "gained": 0})
 
 
+def test_accuracy_that_is_not_there_cannot_be_kept() -> None:
+    """A model that thinks first says no wanted answer in its 64 tokens: as few right answers after as before prove nothing."""
+    said = spoken(20, passages=320, asked_worded=np.ones(320, bool))
+    prompts = [Prompt(text="x", label="never said") for _ in range(320)]
+    found = judge(said, heard(said, np.zeros(6400)), prompts, LIMITS, ["garbage"] * 320, 0.05)
+    (accuracy,) = (one for one in found.comparisons if one.metric == "accuracy")
+    assert (accuracy.margin, accuracy.verdict, accuracy.score) == (None, None, 0.0)
+    (note,) = found.notes
+    assert note.startswith("accuracy against the student is shown and not judged: the student gives 0% of the wanted")
+    known = [Prompt(text="x", label="x" if place < 100 else "never said") for place in range(320)]
+    found = judge(said, heard(said, np.zeros(6400)), known, LIMITS, ["garbage"] * 320, 0.05)
+    (accuracy,) = (one for one in found.comparisons if one.metric == "accuracy")
+    assert (accuracy.verdict, accuracy.loss, found.notes) == ("fail", 100 / 320, [])
+
+
+@pytest.mark.parametrize(
+    ("passages", "length", "verdict"),
+    [(40, 10, "pass"), (20, 10, "not proven"), (40, 8, "fail"), (40, 64, "fail"), (20, 64, "fail")],
+    ids=["alike", "few", "short", "never stops", "few never stop"],
+)
+def test_lengths_are_kept_on_both_sides(passages: int, length: int, verdict: str) -> None:
+    """20 equal lengths leave a share of 13.9 % possible; a lost stop token is a longer answer, and no better than a lost end."""
+    said = spoken(20, passages=passages)
+    told = judged(said, heard(said, np.zeros(20 * passages), length=length))["answer_length"]
+    assert told.verdict == verdict
+    assert told.score == pytest.approx(length / 10)
+
+
 def test_perplexity_and_length_have_their_own_verdicts() -> None:
     said = spoken(20)
     sound = judged(said, heard(said, np.full(800, 0.01)))

@@ -27,7 +27,6 @@ from edgekit.formats.gguf.tokenizer_json import (
     space_prefix,
     space_scheme,
     squeezes_spaces,
-    stop_tokens,
     strips_accents,
 )
 
@@ -228,7 +227,7 @@ class Comparison:
 
     def check_stops(self) -> None:
         """Whether llama.cpp stops where the original does."""
-        missing = [token for token in stop_tokens(self.model) if token not in self.ours.stops]
+        missing = [token for token in self.model.stops if token not in self.ours.stops]
         if missing:
             names = ", ".join(f"{token} ({self.ours.text(token)})" for token in missing)
             raise EdgekitError(
@@ -243,7 +242,7 @@ class Comparison:
             "user_texts": user_texts,
             "kinds": sorted(self.kinds),
             "limits": sorted(self.limits.values()),
-            "stops": {"original": sorted(stop_tokens(self.model)), "llama.cpp": self.ours.stops},
+            "stops": {"original": sorted(self.model.stops), "llama.cpp": self.ours.stops},
         }
 
     def spaced(self, text: str, *, special: bool) -> str:

@@ -30,7 +30,6 @@ from edgekit.formats.gguf.tokenizer_json import (
     space_prefix,
     space_scheme,
     squeezes_spaces,
-    stop_tokens,
     strips_accents,
 )
 from edgekit.model import EMBEDDINGS
@@ -314,7 +313,7 @@ def _special(source: TokenizerFiles, *, bert: bool) -> dict[str, Value]:
         found |= {"cls_token": before[0], "sep_token": after[0]}
     if before:
         found["bos_token"] = before[0]
-    stops = stop_tokens(source.model)
+    stops = source.model.stops
     if after and not bert:
         found["eos_token"] = after[0]
     elif stops and found.get("eos_token") not in stops:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.chat_template import find_templates, special_tokens
 from edgekit.errors import EdgekitError
-from edgekit.schema import read_json
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -133,14 +132,3 @@ def space_prefix(model: Model, content: Mapping[str, Any]) -> bool:
     """
     scheme = space_scheme(content)
     return scheme != "never" and not (scheme == "first" and bool(find_templates(model.folder)))
-
-
-def stop_tokens(model: Model) -> list[int]:
-    """The ids that end a generation: eos_token_id of generation_config.json, else of config.json; none for an encoder."""
-    for name in ("generation_config.json", "config.json"):
-        path = model.folder / name
-        content = read_json(path) if path.is_file() else {}
-        found = content.get("eos_token_id", (content.get("text_config") or {}).get("eos_token_id"))
-        if found is not None:
-            return [int(token) for token in (found if isinstance(found, list) else [found])]
-    return []
