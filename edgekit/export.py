@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.formats import Source, format_of, parse_options
+from edgekit.formats import Format, Source, format_of, parse_options
 from edgekit.model import EMBEDDINGS, Model, load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.runtimes import RUNTIMES
@@ -56,7 +56,7 @@ def export(
         calibration=lambda: load_calibration(calibration),
         ids=ids,
         texts=[row.text for row in rows],
-        conversations=[row.messages or [{"role": "user", "content": row.text}] for row in rows],
+        conversations=_conversations(rows),
         output=kind.OUTPUT,
         name=name,
         dataset=f"{name} calibrate" if name else "calibrate",
@@ -90,10 +90,12 @@ def adopt(
     format_, model = format_of(file), load_model(checkpoint)
     facts = format_.adopt(file, out, TASKS[task].OUTPUT)
     facts |= _shared(model, task, max_length, out)
+    rows = PromptSet(folder=prompts).split("calibrate")
     if TASKS[task].OUTPUT == "tokens":
         _check_vocabulary(file, facts["vocabulary"], model)
+    facts |= _reading(format_, out / facts["file"], model, rows, TASKS[task].OUTPUT)
+    if TASKS[task].OUTPUT == "tokens":
         return facts
-    rows = PromptSet(folder=prompts).split("calibrate")
     ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
     runtime = RUNTIMES[format_.RUNTIME]
     fitting = runtime.joined({}, facts["runtime_options"])
@@ -105,6 +107,20 @@ def adopt(
             " checkpoint that it was exported from?"
         ) from failed
     return facts | _fitted(file, model, task, rows, answers, out_of_scope)
+
+
+def _reading(format_: Format, file: Path, model: Model, rows: Sequence[Prompt], output: str) -> dict[str, Any]:
+    """Whether another tool's file reads texts as the checkpoint does: its `parity`, or as `misread` the first difference."""
+    conversations = _conversations(rows) if output == "tokens" else None
+    try:
+        parity = format_.check_reading(model, file, [row.text for row in rows], conversations)
+    except EdgekitError as differs:
+        return {"misread": differs.message}
+    return {"parity": parity, "notes": parity["limits"]} if parity else {}
+
+
+def _conversations(rows: Sequence[Prompt]) -> list[Sequence[Mapping[str, str]]]:
+    return [row.messages or [{"role": "user", "content": row.text}] for row in rows]
 
 
 def _check_vocabulary(file: Path, found: int | None, model: Model) -> None:

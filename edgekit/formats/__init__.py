@@ -83,6 +83,18 @@ class Format(Protocol):
     def adopt(self, file: Path, out: Path, output: str) -> dict[str, Any]:
         """Copy what something else wrote into a folder, so that `verify` can judge it; returns the facts of `write`."""
 
+    def check_reading(
+        self,
+        model: Model,
+        file: Path,
+        texts: Sequence[str],
+        conversations: Sequence[Sequence[Mapping[str, str]]] | None,
+    ) -> dict[str, Any]:
+        """Prove that what the file holds of tokenizer and chat template reads as the checkpoint's: {texts, limits, ...}.
+
+        {} where it holds none. conversations: None of models that take none. Raises EdgekitError with the first difference.
+        """
+
     def file_digest(self, file: Path) -> str:
         """sha256 over a file and the files of its weights: what an adopted artifact depends on."""
 

@@ -348,6 +348,7 @@ def _check_machine(run: _Run, measured: Measurements) -> list[checks.Check]:
     return [
         *checks.check_budget(target.budget_for(run.task), measured, int(facts["bytes"]), foreign, impossible),
         checks.check_plausible(impossible),
+        *checks.check_reading(facts.get("parity"), facts.get("misread")),
         placed,
         checks.check_arithmetic(
             target.hardware,

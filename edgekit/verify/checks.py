@@ -123,6 +123,32 @@ def _generation_remedy(comparison: Comparison) -> str:
     )
 
 
+def check_reading(parity: Mapping[str, Any] | None, misread: str | None) -> list[Check]:
+    """A failed check where the file's own tokenizer or chat template reads a text otherwise than the checkpoint's (`misread`).
+
+    parity: what was compared; nothing is checked of a file that holds no tokenizer.
+    """
+    if misread is not None:
+        remedy = (
+            f"{misread}: an app that gives this file texts feeds the model other tokens than those that were judged here; convert"
+            " the checkpoint again (`edgekit build`), or name the checkpoint that this tokenizer and template are of"
+        )
+        return [Check(name="tokenizer", measured="differs", limit=None, verdict="fail", remedy=remedy)]
+    if not parity:
+        return []
+    rendered = parity.get("chat", {}).get("rendered", 0)
+    detail = f"{parity['texts'] + parity['user_texts']} texts" + (f" and {rendered} conversations" if rendered else "")
+    return [
+        Check(
+            name="tokenizer",
+            measured="as the original",
+            limit=None,
+            verdict="pass",
+            detail=f"{detail} become the checkpoint's tokens",
+        )
+    ]
+
+
 def check_finite(outputs_are_finite: bool) -> list[Check]:
     """A failed check where the artifact answered NaN or infinity, nothing otherwise."""
     if outputs_are_finite:

@@ -14,8 +14,8 @@ import pytest
 
 from edgekit.devices import LocalDevice
 from edgekit.errors import EdgekitError
-from edgekit.export import export
-from edgekit.formats.gguf.file import read_gguf
+from edgekit.export import adopt, export
+from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_tensor
 from edgekit.prompts import Prompt
 from edgekit.record import record
 from edgekit.report import read_report, terminal_table
@@ -304,6 +304,55 @@ def test_a_file_of_llama_cpps_own_quantizer(
     refused = command("verify", theirs, tmp_path / "other", *asked[2:], "--out", "none")
     assert refused.code == 1
     assert "theirs.gguf: its vocabulary has 512 tokens, that of" in refused.err
+
+
+def with_metadata(file: Path, out: Path, **changes: Any) -> Path:
+    """A copy of a GGUF file with other metadata ("." of a key as "__"; None: without it)."""
+    whole = read_gguf(file)
+    told = whole.metadata | {key.replace("__", "."): value for key, value in changes.items()}
+    headers = [TensorHeader(name=name, type=one.type, shape=one.shape) for name, one in whole.tensors.items()]
+    with GgufWriter(out, {key: value for key, value in told.items() if value is not None}, headers) as writer:
+        for name in whole.tensors:
+            writer.append(read_tensor(whole, name).tobytes())
+        writer.finish()
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        ({"tokenizer__ggml__add_bos_token": False}, "reads a text otherwise than the original tokenizer"),
+        ({"tokenizer__ggml__pre": "gpt-2"}, "reads a text otherwise than the original tokenizer"),
+        ({"tokenizer__chat_template": None}, "tokenizer.chat_template: not the checkpoint's chat template"),
+        ({"tokenizer__chat_template": "{{ messages }}"}, "tokenizer.chat_template: not the checkpoint's chat template"),
+    ],
+    ids=["sound", "another beginning", "another pre-tokenizer", "no template", "another template"],
+)
+def test_what_another_tools_file_makes_of_texts(
+    bench: Bench, verified: Callable[..., dict[str, Any]], tmp_path: Path, changes: dict[str, Any], says: str | None
+) -> None:
+    """The likelihoods are those of the checkpoint's tokens: an app that has only the file gives the model its own."""
+    theirs = with_metadata(bench.f16 / "model.gguf", tmp_path / "theirs.gguf", **changes)
+    out = tmp_path / "adopted"
+    out.mkdir()
+    asked = {"checkpoint": bench.student, "prompts": bench.prompts, "task": TASK, "max_length": 64}
+    facts = adopt(file=theirs, out=out, out_of_scope=None, **asked)
+    write_product(out, "export", key="test", inputs={"student": "taught"}, facts=facts)
+    check = verified(out)["by_name"]["tokenizer"]
+    if says is None:
+        assert check["verdict"] == "pass"
+        assert " conversations become the checkpoint's tokens" in check["detail"]
+    else:
+        assert check["verdict"] == "fail"
+        assert says in check["remedy"]
+
+
+def test_a_part_of_a_file_is_refused(bench: Bench, tmp_path: Path) -> None:
+    part = with_metadata(bench.f16 / "model.gguf", tmp_path / "x-00001-of-00002.gguf", split__count=2)
+    asked = {"checkpoint": bench.student, "prompts": bench.prompts, "task": TASK, "max_length": 64}
+    with pytest.raises(EdgekitError, match=r"one of 2 parts of a model; merge them .*--merge x-00001-of-00002.gguf"):
+        adopt(file=part, out=tmp_path, out_of_scope=None, **asked)
 
 
 def test_limits_follow_the_bits_of_most_weights() -> None:

@@ -90,12 +90,10 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 
 
 def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
-    from edgekit.formats.gguf.chat_parity import check_chat_parity
     from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.imatrix import check_imatrix, write_imatrix
     from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization, note_context
     from edgekit.formats.gguf.mixture import mix
-    from edgekit.formats.gguf.parity import check_parity
     from edgekit.formats.gguf.plan import plan, shapes
     from edgekit.formats.gguf.tokenizer import general_name, vocabulary
     from edgekit.runtimes.machine import available_cores
@@ -131,18 +129,34 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
             importance=importance,
             threads=available_cores(),
         )
-    parity = check_parity(model, out / FILE, source.texts)
-    if source.output == "tokens":
-        parity |= {"chat": check_chat_parity(model, out / FILE, source.conversations)}
-    notes = [*facts.pop("fallbacks", ()), *parity["limits"], *parity.get("chat", {}).get("limits", ())]
+    conversations = source.conversations if source.output == "tokens" else None
+    parity = check_reading(model, out / FILE, source.texts, conversations)
     made_facts = {
         "scheme": options.scheme,
         "quantized": made["types"],
         "parity": parity,
-        "notes": [*notes, *filter(None, [note_context(model)])],
+        "notes": [*facts.pop("fallbacks", ()), *parity["limits"], *filter(None, [note_context(model)])],
         "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
     }
     return describe_file(out / FILE, made["sha256"]) | facts | made_facts
+
+
+def check_reading(
+    model: Model, file: Path, texts: Sequence[str], conversations: Sequence[Sequence[Mapping[str, str]]] | None
+) -> dict[str, Any]:
+    """Prove that the file's tokenizer, and with conversations its chat template, read as the checkpoint's.
+
+    Returns {texts, limits, ...} of `parity.check_parity`, with `chat` of `chat_parity.check_chat_parity`. Raises EdgekitError
+    that shows the first difference.
+    """
+    from edgekit.formats.gguf.chat_parity import check_chat_parity
+    from edgekit.formats.gguf.parity import check_parity
+
+    parity = check_parity(model, file, texts)
+    if conversations is None:
+        return parity
+    chat = check_chat_parity(model, file, conversations)
+    return parity | {"chat": chat, "limits": [*parity["limits"], *chat["limits"]]}
 
 
 def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
@@ -153,6 +167,11 @@ def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
     from edgekit.workspace import file_sha256
 
     file = read_gguf(path)
+    if int(file.metadata.get("split.count", 0)) > 1:
+        raise EdgekitError(
+            f"{path}: one of {file.metadata['split.count']} parts of a model; merge them with llama.cpp's"
+            f" `llama-gguf-split --merge {path.name} whole.gguf` and name that file"
+        )
     parameters = sum(math.prod(place.shape) for place in file.tensors.values())
     weights = sum(place.bytes for place in file.tensors.values())
     kinds: dict[str, int] = {}

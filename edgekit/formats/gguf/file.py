@@ -206,7 +206,7 @@ class _Reader:
 
 
 class GgufWriter:
-    """A GGUF file in the making: header at once, then the tensors' data in the order of `tensors`, then `finish`.
+    """A GGUF file in the making: header on entering the block, then the tensors' data in the order of `tensors`, then `finish`.
 
     Keys are sorted and nothing of the moment enters, so equal contents give equal bytes. The file grows beside its place, under
     its name with `.partial` behind it; leaving the block without `finish` deletes it. The digest is computed on the way.
@@ -216,15 +216,10 @@ class GgufWriter:
         self.path = path
         self.partial = path.with_name(f"{path.name}.partial")
         self.tensors = tensors
-        header = _header(path, metadata, tensors)
-        self._ends = _ends(len(header), tensors)
+        self._header = _header(path, metadata, tensors)
+        self._ends = _ends(len(self._header), tensors)
         self._current = self._place = 0
         self._digest = hashlib.sha256()
-        try:
-            self._stream = self.partial.open("wb", buffering=0)
-        except OSError as failed:
-            raise disk_error(self.partial, failed) from failed
-        self._write(header)
 
     @property
     def size(self) -> int:
@@ -253,11 +248,23 @@ class GgufWriter:
         return self._place, self._digest.hexdigest()
 
     def __enter__(self) -> Self:
+        try:
+            self._stream = self.partial.open("wb", buffering=0)
+        except OSError as failed:
+            raise disk_error(self.partial, failed) from failed
+        try:
+            self._write(self._header)
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._discard()
+
+    def _discard(self) -> None:
         self._stream.close()
         with suppress(OSError):
             self.partial.unlink(missing_ok=True)

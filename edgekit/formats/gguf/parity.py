@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError, first_line, require
+from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.probe_texts import PROBES
 from edgekit.formats.gguf.tokenizer_json import (
     normalization,
     normalizer_steps,
     pretokenizer_steps,
-    space_prefix,
     space_scheme,
     squeezes_spaces,
     strips_accents,
@@ -355,7 +355,10 @@ class Comparison:
 
     @cached_property
     def _caller_writes_space(self) -> bool:
-        return self._spaces == "first" and not space_prefix(self.model, self.content)
+        # A file that does not say so has llama.cpp write it, as SentencePiece does.
+        return self._spaces == "first" and not read_gguf(self.where).metadata.get(
+            "tokenizer.ggml.add_space_prefix", True
+        )
 
     def note(self, name: str, why: str) -> None:
         """Keep what llama.cpp cannot do, once for each name."""

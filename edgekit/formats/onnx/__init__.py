@@ -141,6 +141,13 @@ def adopt(file: Path, out: Path, output: str) -> dict[str, Any]:
     return describe_file(out / FILE, named=file)
 
 
+def check_reading(
+    _model: Model, _file: Path, _texts: Sequence[str], _conversations: Sequence[Sequence[Mapping[str, str]]] | None
+) -> dict[str, Any]:
+    """Nothing: an .onnx file takes tokens, and the tokenizer beside it is the checkpoint's."""
+    return {}
+
+
 def file_digest(file: Path) -> str:
     """sha256 over an .onnx file and the files of its weights; EdgekitError for a file that is damaged or lacks one."""
     from edgekit.formats.onnx.files import digest, external_files, read

@@ -183,6 +183,21 @@ def test_a_writer_that_does_not_finish_leaves_nothing(tmp_path: Path) -> None:
     assert path.read_bytes() == b"an older one"
 
 
+def test_a_disk_that_does_not_hold_the_header(tmp_path: Path) -> None:
+    """A vocabulary takes megabytes: what is left of them is deleted, and the file handle closed."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with (
+            pytest.raises(EdgekitError, match=r"model\.gguf\.partial"),
+            GgufWriter(tmp_path / "model.gguf", METADATA, TENSORS),
+        ):
+            pytest.fail("the header fits")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
