@@ -323,7 +323,7 @@ def with_metadata(file: Path, out: Path, **changes: Any) -> Path:
     [
         ({}, None),
         ({"tokenizer__ggml__add_bos_token": False}, "reads a text otherwise than the original tokenizer"),
-        ({"tokenizer__ggml__pre": "gpt-2"}, "reads a text otherwise than the original tokenizer"),
+        ({"tokenizer__ggml__pre": "llama-bpe"}, "reads a text otherwise than the original tokenizer"),
         ({"tokenizer__chat_template": None}, "tokenizer.chat_template: not the checkpoint's chat template"),
         ({"tokenizer__chat_template": "{{ messages }}"}, "tokenizer.chat_template: not the checkpoint's chat template"),
     ],
