@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def modelfile(manifest: Mapping[str, Any]) -> str:
-    """The Modelfile with which `ollama create` serves a bundle's model as it was verified: greedily, at its context.
+_CHATS = [
+    "# Ollama writes conversations with a template of its own, where it knows one that is like the model's, and else with none;",
+    "# what was verified is the file's. See `ollama show --template`; llama-server (in the model card) runs the file's own.",
+]
 
-    Ollama reads a chat template from the GGUF file itself; a model that has none continues the text.
+
+def modelfile(manifest: Mapping[str, Any]) -> str:
+    """The Modelfile with which `ollama create` serves a bundle's model with the settings that were verified.
+
+    Ollama does not run the file's chat template: it takes its own one for templates that it recognises, and none for others
+    (its template/template.go, `Named`). A model that continues texts is told so.
     Format: https://docs.ollama.com/modelfile.
     """
     runtime = manifest["runtime"]
@@ -24,8 +31,7 @@ def modelfile(manifest: Mapping[str, Any]) -> str:
     if manifest["output"] == "tokens":
         lines.append("PARAMETER temperature 0")
         lines += [f"PARAMETER stop {_quote(text)}" for text in manifest["settings"].get("stop", ())]
-        if not manifest["settings"].get("chat"):
-            lines.append("TEMPLATE {{ .Prompt }}")
+        lines += _CHATS if manifest["settings"].get("chat") else ["TEMPLATE {{ .Prompt }}"]
     return "\n".join(lines) + "\n"
 
 

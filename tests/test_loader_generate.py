@@ -178,6 +178,28 @@ def test_a_conversation_is_not_read_again(bundle: Path) -> None:
     assert ran[0][1] <= len(opened.tokens(talk)) - first
 
 
+def test_a_call_that_fails_does_not_change_what_was_said(bundle: Path) -> None:
+    """The caches are written in place: an app that catches an error must not go on with another conversation's."""
+    opened = shipped().Bundle(bundle)
+    first = opened.tokens(TALK)
+    wanted = opened.read([*first, 7])
+    session = opened.session
+
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(session, name)
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            session.run_with_iobinding(binding)
+            raise MemoryError
+
+    opened.session = Failing()
+    with pytest.raises(MemoryError):
+        opened.read([first[0], *(5 for _ in first[1:]), 9, 9])
+    opened.session = session
+    np.testing.assert_allclose(opened.read([*first, 7]), wanted, atol=1e-5)
+
+
 def test_an_answer_comes_piece_by_piece(bundle: Path) -> None:
     opened = shipped().Bundle(bundle)
     pieces = list(opened.stream(TALK, max_tokens=24))

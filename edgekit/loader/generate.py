@@ -99,6 +99,7 @@ class Bundle:
             kept = 0
         if len(ids) > self.room:
             self._grow(len(ids))
+        self.fed = list(ids[:kept])  # should a call fail, no more than this is still in the caches
         step = len(ids) if len(ids) > self.switch else 512  # bounds the memory that attention takes
         for begin in range(kept, len(ids), step):
             piece = np.array([ids[begin : begin + step]], dtype=np.int64)
@@ -111,16 +112,17 @@ class Bundle:
 
     def _grow(self, total: int) -> None:
         """Make the key/value caches, which the graph reads and writes in place, hold `total` tokens."""
-        self.room = min(self.context, max(256, 2 * total))
+        room = min(self.context, max(256, 2 * total))
         pasts = [value for value in self.session.get_inputs() if len(value.shape) == 4]
-        for past, present in zip(pasts, self.session.get_outputs()[1:], strict=True):
-            cache = np.zeros((1, past.shape[1], self.room, past.shape[3]), dtype=np.float32)
+        larger = [np.zeros((1, past.shape[1], room, past.shape[3]), dtype=np.float32) for past in pasts]
+        for past, present, cache in zip(pasts, self.session.get_outputs()[1:], larger, strict=True):
             old = self.caches.get(past.name, cache[:, :, :0])
             cache[:, :, : old.shape[2]] = old
             value = onnxruntime.OrtValue.ortvalue_from_numpy(cache)  # the same memory
             self.binding.bind_ortvalue_input(past.name, value)
             self.binding.bind_ortvalue_output(present.name, value)
             self.caches[past.name] = cache
+        self.room = room
 
 
 def _compile(file: Path) -> Any:
