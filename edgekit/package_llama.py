@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-
 _CHATS = [
     "# Ollama writes conversations with a template of its own, where it knows one that is like the model's, and else with none;",
     "# what was verified is the file's. See `ollama show --template`; llama-server (in the model card) runs the file's own.",

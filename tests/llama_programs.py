@@ -28,6 +28,8 @@ import pytest
 import requests
 from filelock import FileLock
 
+from edgekit.runtimes.machine import available_cores
+
 PACKAGE = "llama-cpp-python"
 PROGRAMS = (
     "llama-server",
@@ -210,7 +212,7 @@ def _build(scratch: Path, libraries: list[Path]) -> Path:
     }
     given = [f"-D{name}={value}" for name, value in places.items()]
     _run(cmake, "-S", project, "-B", build, *generator, *given, *SETTINGS)
-    _run(cmake, "--build", build, "--parallel", os.cpu_count() or 1, "--target", *PROGRAMS)
+    _run(cmake, "--build", build, "--parallel", min(available_cores(), 8), "--target", *PROGRAMS)
     made = build / "bin"
     for path in libraries:
         shutil.copy2(path, made / path.name)

@@ -332,7 +332,42 @@ def test_ctrl_c(project: Path, moment: float) -> None:
         return
     assert child.returncode == 130, err
     assert lines == ["interrupted; the next run continues from the last finished step"]
-    assert litter(folder) == []
+    left = litter(folder)
+    if (
+        folder / "dist" / "reference" / "record.json"
+    ).is_file():  # it came behind the last rename: the product is whole
+        left = [path for path in left if not path.startswith("dist/reference")]
+    assert left == []
+
+
+SWALLOWED = """
+import os, signal, time
+import edgekit.__main__, edgekit.cli
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+def command():
+    Finalized()
+    time.sleep(50)
+
+edgekit.cli.run_command_line = command
+edgekit.__main__.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
+def test_ctrl_c_that_a_finalizer_swallows(tmp_path: Path) -> None:
+    """Python drops what is raised in __del__ and in weak references' callbacks, of which imports are full."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SWALLOWED],
+        cwd=tmp_path, env=child_environment(), capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 130
+    assert ended.stderr.splitlines() == ["interrupted; the next run continues from the last finished step"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")

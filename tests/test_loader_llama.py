@@ -274,6 +274,8 @@ def test_the_modelfile_says_what_was_verified() -> None:
         'PARAMETER stop """',
         "",
         '"""',
+        "# Ollama writes conversations with a template of its own, where it knows one that is like the model's, and else with none;",
+        "# what was verified is the file's. See `ollama show --template`; llama-server (in the model card) runs the file's own.",
     ]
     plain = modelfile(make_manifest(settings={}, runtime=RUNTIME | {"threads": None, "context": 64}))
     assert "TEMPLATE {{ .Prompt }}" in plain

@@ -58,6 +58,7 @@ _MIB = 1 << 20
 _COPY_BYTES = 128 * _MIB
 _SIDE = 512
 _SPELL_S = 0.2
+_CGROUP = "/sys/fs/cgroup"
 
 
 def describe() -> dict[str, Any]:
@@ -104,8 +105,22 @@ def _describe_linux() -> dict[str, Any]:
 
 
 def available_cores() -> int:
-    """The logical cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The logical cores that this process may use: those of its affinity, and no more than its container's share of time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _quota() or cores)
+
+
+def _quota() -> int | None:
+    """The cores' worth of time that the control group may take, rounded up; None where it has no limit.
+
+    Version 2 has "quota period" in microseconds ("max": no limit), version 1 a file each (-1: no limit);
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files.
+    """
+    told = _read(f"{_CGROUP}/cpu.max") or " ".join(
+        _read(f"{_CGROUP}/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")
+    )
+    quota, _, period = told.partition(" ")
+    return -(-int(quota) // int(period)) if quota.isdigit() and period.isdigit() and int(period) else None
 
 
 def _count_cores(cpuinfo: str) -> int:

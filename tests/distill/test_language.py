@@ -46,6 +46,7 @@ SMALL: dict[str, Any] = {
     "epochs": 1,
     "batch": 24,
     "holdout": 0.1,
+    "precision": "fp32",  # what is compared with transformers' float32
 }
 # gemma3 as such sees pictures too: text alone is its gemma3_text.
 FAMILIES = sorted(set(DECODERS) - {"gemma3"})

@@ -15,11 +15,11 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from tests.architectures.decoders import SPECIAL, make_decoder
-from tests.e2e.conftest import ROOT, Project
+from tests.e2e.conftest import ROOT, SLOWEST, Project
 from tests.test_chat_template import CHATML
 from tests.test_hub import FIRST, Hub
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RECIPE, TARGET = ("--recipe", "examples/chat/recipe.toml"), ("--target", "raspberrypi")
 # Random weights lose more by quantization than trained ones, and what they say says nothing.

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import ROOT, Project
+from tests.e2e.conftest import ROOT, SLOWEST, Project
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 
 
 @pytest.fixture(scope="session")

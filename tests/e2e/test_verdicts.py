@@ -11,9 +11,9 @@ from tiny_project import TARGET
 
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
-from tests.e2e.conftest import ROOT, Project
+from tests.e2e.conftest import ROOT, SLOWEST, Project
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 
 EXAMPLE = ("--recipe", ROOT / "examples" / "assistant")
 EMBEDDINGS = f"""\

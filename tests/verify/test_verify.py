@@ -16,7 +16,7 @@ from edgekit.devices import LocalDevice
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.report import read_report, terminal_table, write_html
 from edgekit.target import Target
-from edgekit.verify import measurements, verify
+from edgekit.verify import hardware, measurements, verify
 from tests.verify.verify_folders import OUTSIDE, make_artifact, make_graph, make_prompts, make_reference, make_target
 
 PI = 'arch = "aarch64"\ncpu = "Cortex-A76"\ncores = 4\nfeatures = ["asimddp"]\nmemory_mb = 4096\nbandwidth_gbs = 11.2'
@@ -66,6 +66,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def bench(shared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setitem(measurements.TIMING, "seconds", 3.0)
+    # Neighbours slow a shared machine by more than two; the rule itself is tested with figures of its own.
+    monkeypatch.setattr(hardware, "_LIKE", 1e3)
     return Bench(folder=tmp_path, prompts=shared[0], reference=shared[1])
 
 
@@ -153,9 +155,9 @@ def test_a_second_look_costs_half_the_alpha(bench: Bench) -> None:
 
 
 def test_a_slowdown_and_a_limit_that_is_too_low_fail(bench: Bench) -> None:
-    """Twice the layers take twice the time; the limit lies between."""
+    """Six times the layers take several times the time; the limit lies between."""
     make_graph(bench.folder / "plain.onnx", depth=20)
-    make_graph(bench.folder / "slow.onnx", depth=60)
+    make_graph(bench.folder / "slow.onnx", depth=120)
     plain = make_artifact(bench.folder / "plain", bench.folder / "plain.onnx")
     slow = make_artifact(bench.folder / "slow", bench.folder / "slow.onnx")
     target = make_target(bench.folder, "p50_ms = 1000")
