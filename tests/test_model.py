@@ -29,6 +29,33 @@ def test_what_a_model_says(checkpoint: Path) -> None:
     assert all(info.dtype == "F32" for info in model.tensors.values())
 
 
+def test_the_text_model_of_one_that_takes_images(
+    tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 3 from 4B on: what the text model is stands in a table of its own, and the family completes it."""
+    from tests.architectures.decoders import END, make_decoder
+
+    folder = make_decoder("gemma3", tmp_path / "model")
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = config["text_config"] | {"eos_token_id": END}
+    config.pop("eos_token_id", None)
+    (folder / "config.json").write_text(json.dumps(config | {"text_config": text}), encoding="utf-8")
+    model = load_model(folder)
+    assert (model.layers, model.max_positions) == (text["num_hidden_layers"], text["max_position_embeddings"])
+    assert model.stops == [END]
+    (tmp_path / "verify.jsonl").write_text("".join(f'{{"text": "turn {place} on"}}\n' for place in range(80)))
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text(
+        'task = "text-generation"\n[teacher]\nsource = "./model"\n[data]\npath = "verify.jsonl"\nmax_length = 32\nsplit = { calibrate = 0.3, verify = 0.7 }\n'
+    )
+    told = command("build", "-t", "raspberrypi", "--dry-run", "--json")
+    assert told.code == 0, told.err
+    (plan,) = json.loads(told.out)["plans"]
+    assert plan["estimate"]["bytes_per_token"] > 0
+    assert 0 < plan["estimate"]["cache_mb"] < plan["estimate"]["needed_mb"]
+
+
 def test_labels_in_the_order_of_the_logits(tmp_path: Path) -> None:
     labels = [f"label {place}" for place in range(12)]
     assert load_model(make_checkpoint(tmp_path / "model", labels=labels)).labels == labels

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import STEPS, Project
+from tests.e2e.conftest import SLOWEST, STEPS, Project
+
+pytestmark = pytest.mark.timeout(SLOWEST)
 
 SUMMARY = {"target", "format", "scheme", "verdict", "bundle", "archive", "report"}
 REPORT = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import STEPS, Project
+from tests.e2e.conftest import SLOWEST, STEPS, Project
 
 # A kill that came too late is tried again, sooner.
 TRIES = 6
@@ -55,6 +55,7 @@ def kill_in(project: Project, step: str, delay: float, out: Path) -> bool:
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(SLOWEST)
 def test_killed_in_every_step_the_archive_is_the_same(tiny: Project, tmp_path: Path) -> None:
     rng = random.Random(20261121)
     undisturbed = tmp_path / "undisturbed"
