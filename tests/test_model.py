@@ -47,7 +47,7 @@ def test_the_text_model_of_one_that_takes_images(
     (tmp_path / "verify.jsonl").write_text("".join(f'{{"text": "turn {place} on"}}\n' for place in range(80)))
     monkeypatch.chdir(tmp_path)
     Path("recipe.toml").write_text(
-        'task = "text-generation"\n[teacher]\nsource = "./model"\n[data]\npath = "verify.jsonl"\nmax_length = 32\nsplit = { calibrate = 0.3, verify = 0.7 }\n'
+        'task = "text-generation"\n[teacher]\nsource = "./model"\n[data]\npath = "verify.jsonl"\nmax_length = 32\nsplit = { calibrate = 0.3, verify = 0.6 }\n'
     )
     told = command("build", "-t", "raspberrypi", "--dry-run", "--json")
     assert told.code == 0, told.err
