@@ -44,10 +44,10 @@ def test_the_text_model_of_one_that_takes_images(
     model = load_model(folder)
     assert (model.layers, model.max_positions) == (text["num_hidden_layers"], text["max_position_embeddings"])
     assert model.stops == [END]
-    (tmp_path / "verify.jsonl").write_text("".join(f'{{"text": "turn {place} on"}}\n' for place in range(80)))
     monkeypatch.chdir(tmp_path)
+    prompts = (Path(__file__).parents[1] / "calib_data" / "chat").as_posix()
     Path("recipe.toml").write_text(
-        'task = "text-generation"\n[teacher]\nsource = "./model"\n[data]\npath = "verify.jsonl"\nmax_length = 32\nsplit = { calibrate = 0.3, verify = 0.6 }\n'
+        f'task = "text-generation"\n[teacher]\nsource = "./model"\n[data]\npath = "{prompts}"\nmessages = "messages"\n'
     )
     told = command("build", "-t", "raspberrypi", "--dry-run", "--json")
     assert told.code == 0, told.err
