@@ -137,7 +137,7 @@ def check_reading(parity: Mapping[str, Any] | None, misread: str | None) -> list
     if not parity:
         return []
     rendered = parity.get("chat", {}).get("rendered", 0)
-    detail = f"{parity['texts'] + parity['user_texts']} texts" + (f" and {rendered} conversations" if rendered else "")
+    detail = f"{parity['texts']} texts" + (f" and {rendered} conversations" if rendered else "")
     return [
         Check(
             name="tokenizer",
