@@ -36,10 +36,12 @@ def export(
     features: Sequence[str] = (),
     bandwidth_gbs: float | None = None,
     fingerprints: Mapping[str, str] | None = None,
+    license: str | None = None,  # noqa: A002 - the recipe's name for it
 ) -> dict[str, Any]:
     """Write the student in the format and scheme that `options` (a target's `[export.<task>]` table) names.
 
-    arch, features and bandwidth_gbs are the target's, name and fingerprints (sha256 by what) for the file's own record. Only the
+    arch, features and bandwidth_gbs are the target's; name, fingerprints (sha256 by what) and license (where it is not the
+    checkpoint's own) are for the file's own record. Only the
     calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's own outputs. Returns the
     artifact's facts. Raises EdgekitError where the student cannot be exported or nothing was quantized.
     """
@@ -67,6 +69,7 @@ def export(
         score=None if kind.OUTPUT == "tokens" else row_task(task).score,
         pad_id=find_pad_id(model),
         max_length=max_length,
+        license=license,
     )
     facts = format_.write(source, chosen, out)
     facts |= _shared(model, task, max_length, out)

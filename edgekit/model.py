@@ -121,16 +121,48 @@ class Model:
         offset = 2 if self.architecture in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
         return int(limit) - offset
 
+    @cached_property
+    def tokenizer_content(self) -> dict[str, Any]:
+        """tokenizer.json, without added tokens that the model has no embedding of (as Gemma 3's `<image_soft_token>` in the
+        sizes that take text only): written in a text they are text, to llama.cpp as well.
+
+        Raises EdgekitError where it is no tokenizer of the tokenizers library.
+        """
+        added = self._tokenizer_file["added_tokens"]
+        return self._tokenizer_file | {"added_tokens": [token for token in added if int(token["id"]) < self.rows]}
+
+    @cached_property
+    def _tokenizer_file(self) -> dict[str, Any]:
+        path = self.folder / "tokenizer.json"
+        content = read_json(path)
+        # tokenizers' own error for a damaged file names neither the file nor a remedy.
+        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+            raise EdgekitError(f"{path}: not a tokenizer that the tokenizers library wrote; save it again")
+        return content | {"added_tokens": content.get("added_tokens") or []}
+
+    @property
+    def added_tokens(self) -> list[dict[str, Any]]:
+        """tokenizer.json's added tokens, those without an embedding too."""
+        return list(self._tokenizer_file["added_tokens"])
+
+    @cached_property
+    def rows(self) -> float:
+        """How many tokens the embedding has; infinity where the folder has no weights, or no embedding that edgekit knows."""
+        if not any(self.folder.glob("*.safetensors")):
+            return math.inf
+        sizes = [info.shape[0] for name, info in self.tensors.items() if name.endswith(EMBEDDINGS)]
+        return min(sizes, default=math.inf)
+
     def tokenizer(self, max_length: int | None = None) -> Tokenizer:
         """The folder's tokenizer.json, without padding, truncating at max_length tokens (special tokens included)."""
         from tokenizers import Tokenizer
 
-        path = self.folder / "tokenizer.json"
-        # tokenizers' own error for a damaged file names neither the file nor a remedy.
-        content = read_json(path)
-        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-            raise EdgekitError(f"{path}: not a tokenizer that the tokenizers library wrote; save it again")
-        tokenizer = Tokenizer.from_file(str(path))
+        whole = self.tokenizer_content["added_tokens"] == self._tokenizer_file["added_tokens"]
+        tokenizer = (
+            Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+            if whole
+            else Tokenizer.from_str(json.dumps(self.tokenizer_content))
+        )
         tokenizer.no_padding()
         if max_length is None:
             tokenizer.no_truncation()
@@ -286,7 +318,18 @@ def _check_file_once(path: Path, _size: int, _modified: int) -> None:
 
 
 def _check_vocabulary(model: Model) -> None:
-    largest = max(model.tokenizer().get_vocab(with_added_tokens=True).values(), default=-1)
+    """Refuse a tokenizer whose own tokens, or those that the model is spoken to with, have no embedding."""
+    from edgekit.chat_template import find_templates, special_tokens
+
+    known = model.tokenizer().get_vocab(with_added_tokens=True)
+    templates = "".join(find_templates(model.folder).values())
+    special = special_tokens(model.folder).values()
+    spoken = [
+        int(token["id"])
+        for token in model.added_tokens
+        if token["content"] in special or token["content"] in templates or token["id"] in model.stops
+    ]
+    largest = max([*known.values(), *spoken], default=-1)
     for name, info in model.tensors.items():
         if name.endswith(EMBEDDINGS) and info.shape[0] <= largest:
             raise EdgekitError(

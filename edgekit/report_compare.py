@@ -25,6 +25,8 @@ HEAD = (
     "verdict",
 )
 _ORDER = {"pass": 0, "not proven": 1, "fail": 2}
+_OF_TIME = frozenset({"p50_ms", "p95_ms", "ttft_ms", "tokens_per_second"})
+_OF_MACHINE = _OF_TIME | {"memory_mb", "plausibility", "provider", "offload"}
 
 Row = Mapping[str, Any]
 
@@ -51,24 +53,35 @@ class Compared:
 def compare(reports: Sequence[Row]) -> Compared:
     """Put reports of verify side by side.
 
-    To ship is the one with the best verdict; of those, the one that answers fastest (of decoders: writes the most tokens a
-    second; else: the lowest p95). What fails is never shipped.
+    To ship is the one with the best verdict; of those, the one whose answers are proven best (a machine that is not the target
+    leaves all verdicts open, and says nothing of that); of those, the one that answers fastest (of decoders: writes the most
+    tokens a second; else: the lowest p95). What fails is never shipped.
     """
     rows = [_row(report) for report in reports]
     ship = {}
     for target in dict.fromkeys(row["target"] for row in rows):
         among = [row for row in rows if row["target"] == target and row["verdict"] != "fail"]
         if among:
-            best = min(among, key=lambda row: (_ORDER[row["verdict"]], -(row["rate"] or 0.0), row["p95"]))
+            best = min(among, key=lambda row: (*_proven(row), -(row["rate"] or 0.0), row["p95"]))
             told = f"{best['format']} {best['scheme']}"
             does = "passes" if best["verdict"] == "pass" else "does not fail"
             rivals = [row for row in among if row["verdict"] == best["verdict"]]
-            reason = f"the fastest that {does}" if len(rivals) > 1 else f"the only one that {does}"
+            fastest = "the fastest" if best["timed"] else "on this machine the fastest"
+            if len([row for row in rivals if _proven(row) == _proven(best)]) < len(rivals):
+                reason = "its answers are the best proven"
+            else:
+                reason = f"{fastest} that {does}" if len(rivals) > 1 else f"the only one that {does}"
             ship[target] = f"{told} ({reason if len(rows) > 1 else best['verdict']})"
     return Compared(rows=rows, ship=ship)
 
 
+def _proven(row: Row) -> tuple[int, int]:
+    return _ORDER[row["verdict"]], _ORDER[row["answers"]]
+
+
 def _row(report: Row) -> dict[str, Any]:
+    judged = {check["name"]: str(check["verdict"]) for check in report["checks"]}
+    answers = [verdict for name, verdict in judged.items() if name not in _OF_MACHINE]
     kl, first = report.get("kl") or {}, report.get("ttft_ms") or {}
     longest = max(first, key=int, default=None)
     kept = {(one["metric"], one["reference"], one["candidate"]): one["score"] for one in report["comparisons"]}
@@ -87,6 +100,8 @@ def _row(report: Row) -> dict[str, Any]:
         "p95": report["latency_ms"]["p95"],
         "memory": report["memory_mb"],
         "verdict": report["verdict"],
+        "answers": max(answers, key=_ORDER.__getitem__, default="pass"),
+        "timed": all(judged[name] != "not proven" for name in _OF_TIME & judged.keys()),
     }
 
 

@@ -40,7 +40,7 @@ STEP_CODE: dict[str, tuple[str, ...]] = {
     "finetune": ("distill", *_MODELS),
     "distill": ("distill", *_MODELS),
     "record": ("record", *_MODELS),
-    "calibrate": ("calibrate", *_MODELS),
+    "calibrate": ("calibrate", "formats/gguf/mixture.py", *_MODELS),
     "export": ("export.py", "calibrate", "formats", "runtimes", *_MODELS),
     "verify": ("verify", "calibrate", "formats", "runtimes", "devices.py", *_REPORT, *_MODELS),
 }

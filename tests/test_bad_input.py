@@ -298,6 +298,13 @@ def test_read_only_disk(command: Command, project: Path, small_disk: Callable[[s
     assert f"Error: {disk}" in answer.err.splitlines()[-1]
 
 
+def test_a_format_that_the_target_has_no_runtime_for(command: Command, project: Path) -> None:
+    answer = command("build", "--target", "browser", "--format", "gguf", "--dry-run", "--out", "dist")
+    assert_told(
+        answer, "--format gguf: ", "browser.toml has no [runtime.llama-cpp]; add that table", folder=project.parent
+    )
+
+
 STARTED = """
 import sys
 import edgekit.__main__

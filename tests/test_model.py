@@ -56,6 +56,33 @@ def test_the_text_model_of_one_that_takes_images(
     assert 0 < plan["estimate"]["cache_mb"] < plan["estimate"]["needed_mb"]
 
 
+def with_token(folder: Path, content: str) -> Path:
+    """The checkpoint with one more added token than its embedding has rows."""
+    file = folder / "tokenizer.json"
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    whole["added_tokens"].append({"id": load_model(folder).rows, "content": content, **flags})
+    file.write_text(json.dumps(whole), encoding="utf-8")
+    return folder
+
+
+def test_an_added_token_without_an_embedding_is_text(talker: Path, tmp_path: Path) -> None:
+    """Gemma 3's tokenizer has <image_soft_token> behind the last row of the sizes that see no images."""
+    folder = with_token(Path(shutil.copytree(talker, tmp_path / "copy")), "<image_soft_token>")
+    model, text = load_model(folder), "an <image_soft_token> here"
+    assert model.encode([text], 64) == load_model(talker).encode([text], 64)
+    assert max(model.encode([text], 64)[0]) < model.rows
+    assert model.tokenizer().token_to_id("<image_soft_token>") is None
+
+
+def test_a_token_that_is_needed_has_an_embedding(talker: Path, tmp_path: Path) -> None:
+    folder = with_token(Path(shutil.copytree(talker, tmp_path / "copy")), "<|new|>")
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(f"<|new|>{template}", encoding="utf-8")
+    with pytest.raises(EdgekitError, match=r"ids up to 512, but model\.embed_tokens\.weight has 512 rows"):
+        load_model(folder)
+
+
 def test_labels_in_the_order_of_the_logits(tmp_path: Path) -> None:
     labels = [f"label {place}" for place in range(12)]
     assert load_model(make_checkpoint(tmp_path / "model", labels=labels)).labels == labels

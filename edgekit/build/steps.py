@@ -232,6 +232,8 @@ def export(
         "out_of_scope": recipe.data.out_of_scope,
         "max_length": recipe.data.max_length,
         "name": recipe.name,
+        "license": recipe.license,
+        "card": file_sha256(student / "README.md") if (student / "README.md").is_file() else None,
         # A mixture has the types that are fast there; all else is the same for all.
         "hardware": [hardware.arch, hardware.bandwidth_gbs, *hardware.features] if scheme == "mixed" else None,
         "libraries": _libraries(str(plan.export.get("format", DEFAULT))),
@@ -255,6 +257,7 @@ def export(
             features=hardware.features,
             bandwidth_gbs=hardware.bandwidth_gbs,
             fingerprints={"student": digest, "calibration": calibration.digest},
+            license=recipe.license,
         ),
         note=" ".join(str(plan.export[key]) for key in ("format", "scheme") if key in plan.export),
         at=at,

@@ -28,9 +28,9 @@ class Source:
 
     load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the calibrate
     prompts as the model reads them; texts: what was said in them, conversations: as messages. name: what the model is called;
-    dataset: what its prompts are; fingerprints: sha256 of what it was made from, by what. arch, features and bandwidth_gbs are
-    the target's (see `target.Hardware`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is
-    better; None where the output is not rows.
+    license: what it ships under, where that is not the checkpoint's own; dataset: what its prompts are; fingerprints: sha256 of
+    what it was made from, by what. arch, features and bandwidth_gbs are the target's (see `target.Hardware`). output: the
+    task's OUTPUT. score(float answers, answers), [n, width] each: greater is better; None where the output is not rows.
     """
 
     model: Model
@@ -49,6 +49,7 @@ class Source:
     score: Callable[[NDArray[np.float32], NDArray[np.float32]], float] | None
     pad_id: int
     max_length: int
+    license: str | None = None
 
 
 class Format(Protocol):

@@ -183,8 +183,8 @@ class Loaded:
         settings.flash_attn_type = _FLASH_ATTENTION[self.flash_attention]
         settings.embeddings = embeddings
         settings.pooling_type = _POOLING[wanted.pooling] if embeddings else -1
-        # As llama.cpp's own programs: windows that slide keep no more than they see.
-        settings.swa_full = False
+        # As in bundles' loaders: what slid out of a window is kept, and the next turn of a conversation goes on from it.
+        settings.swa_full = True
         settings.offload_kqv = settings.op_offload = wanted.gpu_layers != 0
         self._handles.context = library.llama_init_from_model(self._model, settings)
         if not self._handles.context:
@@ -198,9 +198,8 @@ class Loaded:
 
     @property
     def flash_attention(self) -> str:
-        """As asked; auto is off for a cache of float32, which it would round to 16 bits (llama-graph.cpp, build_attn_mha)."""
-        exact = self.options.kv_k == self.options.kv_v == "f32"
-        return "off" if exact and self.options.flash_attention == "auto" else self.options.flash_attention
+        """As asked, or what "auto" comes to."""
+        return _resolved(self.options)
 
     @property
     def _model(self) -> Any:
@@ -442,8 +441,15 @@ def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, 
     """
     wanted = {**target, **artifact}
     longest = wanted.pop("longest", None)
-    options = vars(Options(**wanted))
+    chosen = Options(**wanted)
+    options = vars(chosen) | {"flash_attention": _resolved(chosen)}
     return options | {"context": min(options["context"], longest)} if longest else options
+
+
+def _resolved(options: Options) -> str:
+    """As asked; auto is off for a cache of float32, which it would round to 16 bits (llama-graph.cpp, build_attn_mha)."""
+    exact = options.kv_k == options.kv_v == "f32"
+    return "off" if exact and options.flash_attention == "auto" else options.flash_attention
 
 
 def load(file: Path, options: Mapping[str, Any]) -> Session:

@@ -228,6 +228,14 @@ def test_closed_is_closed_and_memory_is_given_back(decoder: Decoder) -> None:
     assert resident() - before < 20 << 20
 
 
+def test_joined_options_say_what_auto_came_to() -> None:
+    """What is verified goes into the bundle's manifest, and its loader knows no "auto" that depends on the cache."""
+    exact = {"kv_k": "f32", "kv_v": "f32"}
+    assert llama.joined(exact, {})["flash_attention"] == "off"
+    assert llama.joined(exact | {"flash_attention": "on"}, {})["flash_attention"] == "on"
+    assert llama.joined({"kv_k": "f32"}, {})["flash_attention"] == "auto"
+
+
 def test_joined_options_are_the_artifacts_where_it_asks() -> None:
     assert llama.joined({"threads": 2}, {"context": 64}) == vars(llama.Options(threads=2, context=64))
     with pytest.raises(TypeError, match="colour"):

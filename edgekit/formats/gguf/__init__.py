@@ -109,6 +109,7 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         describe_model(model, name=general_name(model, source.name))
         | describe_quantization(options.like if options.scheme == "mixed" else options.scheme, imatrix=told)
         | describe_origin(source.fingerprints, scheme=options.scheme)
+        | ({"general.license": source.license} if source.license else {})
         | keys
     )
     scheme = options.like if options.scheme == "mixed" else options.scheme

@@ -93,7 +93,7 @@ def mix(
         choices = {"predicted_kl": mixture.loss}
         made = written(mixture.types, out, _feedback(source, tensors, options, mixture.types))
     else:
-        with Judge(source, written) as judge:
+        with Judge(source, written, out.parent) as judge:
             judge.listen({one.name: "f32" for one in free})
             found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
             mixture, choices = found.mixture, _told(found)
@@ -145,16 +145,17 @@ def _pace(source: Source, options: Options, like: Mapping[str, str], multiplied:
 class Judge:
     """The KL divergence from the float model of what other types make of it, in llama.cpp, on some calibrate prompts.
 
-    write: puts a file of these types where it is told.
+    write: puts a file of these types where it is told. folder: where a float32 copy of the model may lie for a while.
     """
 
-    def __init__(self, source: Source, write: Callable[[Mapping[str, str], Path], object]) -> None:
+    def __init__(self, source: Source, write: Callable[[Mapping[str, str], Path], object], folder: Path) -> None:
         self._write = write
         judged = [ids for ids in source.ids if is_judged(ids)]
         self._passages = list(_some(judged or source.ids, JUDGED_TOKENS))
         if not self._passages:
             raise EdgekitError('export: scheme = "mixed" is judged on calibrate prompts, and there are none; add some')
-        self._scratch = tempfile.TemporaryDirectory(prefix="edgekit-")
+        # Beside what is made, where preflight asked for room: temporary folders may lie in memory.
+        self._scratch = tempfile.TemporaryDirectory(prefix=".judged-", dir=folder)
         self._tried = Path(self._scratch.name) / "tried.gguf"
         self._context = max(len(ids) for ids in self._passages)
         self._float: list[NDArray[np.float32]] = []

@@ -33,7 +33,6 @@ from edgekit.formats.gguf.tokenizer_json import (
     strips_accents,
 )
 from edgekit.model import EMBEDDINGS
-from edgekit.schema import read_json
 
 if TYPE_CHECKING:
     from edgekit.formats.gguf.file import Value
@@ -67,7 +66,7 @@ def vocabulary(model: Model) -> dict[str, Value]:
     Raises EdgekitError for a kind of tokenizer that llama.cpp has not, one with ids beyond the embedding, tokens that llama.cpp
     would take for one, and a pre-tokenizer that is none of llama.cpp's.
     """
-    content = read_json(model.folder / "tokenizer.json")
+    content = model.tokenizer_content
     source = TokenizerFiles(model=model, content=content, rows=_rows(model))
     largest = max(source.pieces, default=-1)
     if largest >= source.rows:
@@ -104,7 +103,7 @@ def general_name(model: Model, wanted: str) -> str:
     It strips what follows them in files whose name holds "phi-3", and fails to load such a file without Phi-3's tokens; in files
     named "modern-bert", what is before [MASK] (llama-vocab.cpp, "set attributes by model/tokenizer/architecture name").
     """
-    added = {token["content"]: token for token in read_json(model.folder / "tokenizer.json").get("added_tokens") or []}
+    added = {token["content"]: token for token in model.tokenizer_content.get("added_tokens") or []}
     strips = any(token["rstrip"] for token in added.values())
     if strips and {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= set(added):
         return wanted if re.search("phi-?3", wanted, re.IGNORECASE) else f"{wanted} (phi-3)"

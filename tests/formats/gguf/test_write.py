@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from edgekit.workspace import file_sha256, write_product
 from tests.architectures.decoders import ROOMS, make_decoder, orders
 from tests.artifacts import make_report
 from tests.conftest import child_environment, make_checkpoint, make_data
+from tests.test_model import with_token
 
 pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
 
@@ -47,6 +49,7 @@ class Source:
 
     def __init__(self, model: Path, folder: Path, task: str, *, gradients: bool = False) -> None:
         self.model, self.task, self.folder = model, task, folder
+        self.license: str | None = None
         self.prompts = write_splits(folder / "prompts")
         self.calibration = folder / "calibration"
         self.calibration.mkdir()
@@ -69,6 +72,7 @@ class Source:
             arch="x86_64",
             features=("avx2", "fma"),
             fingerprints={"student": "0" * 64},
+            license=self.license,
         )
 
 
@@ -221,6 +225,26 @@ def test_an_embedder_bundle_is_the_onnx_embedder(
     assert cosines.min() > 0.999
     # Not because all texts are alike.
     assert (ours @ ours.T / np.outer(*[np.linalg.norm(ours, axis=1)] * 2)).min() < 0.99
+
+
+def test_a_file_says_what_it_ships_under(talker: Path, tmp_path: Path) -> None:
+    source = Source(talker, tmp_path, "text-generation")
+    source.export(tmp_path / "a", scheme="f16", imatrix=False)
+    assert "general.license" not in read_gguf(tmp_path / "a" / "model.gguf").metadata
+    source.license = "Apache-2.0"
+    source.export(tmp_path / "b", scheme="f16", imatrix=False)
+    assert read_gguf(tmp_path / "b" / "model.gguf").metadata["general.license"] == "Apache-2.0"
+
+
+def test_an_added_token_without_an_embedding_is_left_out(talker: Path, tmp_path: Path) -> None:
+    """As llama.cpp's converter does it with Gemma 3's <image_soft_token>: parity is proven with it as text."""
+    model = with_token(Path(shutil.copytree(talker, tmp_path / "model")), "<image_soft_token>")
+    facts = Source(model, tmp_path, "text-generation").export(tmp_path / "out", scheme="f16", imatrix=False)
+    tokens = read_gguf(tmp_path / "out" / "model.gguf").metadata["tokenizer.ggml.tokens"]
+    assert len(tokens) == facts["vocabulary"] == load_model(model).rows
+    assert "<image_soft_token>" not in tokens
+    assert facts["parity"]["texts"] > 100
+    assert "image_soft" not in (tmp_path / "out" / "tokenizer.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("scheme", ["q8_0", "q4_0", "mixed"])
