@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.formats import Format, Source, format_of, parse_options
-from edgekit.model import EMBEDDINGS, Model, load_model
+from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.runtimes import RUNTIMES
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
@@ -127,11 +128,9 @@ def _conversations(rows: Sequence[Prompt]) -> list[Sequence[Mapping[str, str]]]:
 
 
 def _check_vocabulary(file: Path, found: int | None, model: Model) -> None:
-    # Some configurations leave the size to their family: the tensor knows it.
-    sizes = {info.shape[0] for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)}
-    if found is not None and sizes and found not in sizes:
+    if found is not None and model.rows not in {found, math.inf}:
         raise EdgekitError(
-            f"{file}: its vocabulary has {found} tokens, that of {model.folder} {max(sizes)}; name the checkpoint"
+            f"{file}: its vocabulary has {found} tokens, that of {model.folder} {model.rows}; name the checkpoint"
             " that it was made from"
         )
 

@@ -7,6 +7,7 @@ tokenizer.json is what the original does; `parity` proves that both read texts a
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -115,10 +116,9 @@ def general_name(model: Model, wanted: str) -> str:
 
 def _rows(model: Model) -> int:
     """How many ids the embedding takes."""
-    for name, info in model.tensors.items():
-        if name.endswith(EMBEDDINGS):
-            return info.shape[0]
-    raise EdgekitError(f"{model.folder}: no embedding among its tensors ({', '.join(EMBEDDINGS)})")
+    if model.rows == math.inf:
+        raise EdgekitError(f"{model.folder}: no embedding among its tensors ({', '.join(EMBEDDINGS)})")
+    return int(model.rows)
 
 
 def _byte_level(source: TokenizerFiles) -> dict[str, Value]:
