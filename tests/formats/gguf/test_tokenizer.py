@@ -274,10 +274,17 @@ def test_rows_beyond_the_tokens_are_unused(tmp_path: Path) -> None:
     assert types[size - 1 :].tolist() == [USER_DEFINED] + [UNUSED] * (1024 - size)
     assert tokens[size - 1] == "<tool>"
     assert "tokenizer.ggml.scores" not in keys
-    with pytest.raises(
-        EdgekitError, match=rf"ids up to {size - 1} \('<tool>'\), but the embedding has {size - 1} rows"
-    ):
-        vocabulary(save(tokenizer, tmp_path / "short", rows=size - 1))
+
+
+def test_only_added_tokens_may_be_without_an_embedding(tmp_path: Path) -> None:
+    tokenizer = byte_level(QWEN2)
+    size, plain = tokenizer.get_vocab_size(), tokenizer.get_vocab_size(with_added_tokens=False)
+    tokens = vocabulary(save(tokenizer, tmp_path / "short", rows=size - 1))["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    assert len(tokens) == size - 1
+    assert "<tool>" not in tokens
+    with pytest.raises(EdgekitError, match=rf"ids up to {plain - 1} \('.+'\), but the embedding has {plain - 1} rows"):
+        vocabulary(save(tokenizer, tmp_path / "shorter", rows=plain - 1))
 
 
 def test_what_llama_cpp_cannot_hold_is_refused(tmp_path: Path) -> None:
