@@ -87,7 +87,7 @@ class Model:
                 return int(self.text_config[key])
         raise EdgekitError(f"{self.folder / 'config.json'}: no number of layers in it (num_hidden_layers)")
 
-    @property
+    @cached_property
     def stops(self) -> list[int]:
         """The tokens that end an answer: eos_token_id of generation_config.json (one or several), else of config.json."""
         path = self.folder / "generation_config.json"
@@ -323,7 +323,7 @@ def _check_vocabulary(model: Model) -> None:
 
     known = model.tokenizer().get_vocab(with_added_tokens=True)
     templates = "".join(find_templates(model.folder).values())
-    special = special_tokens(model.folder).values()
+    special = set(special_tokens(model.folder).values())
     spoken = [
         int(token["id"])
         for token in model.added_tokens

@@ -67,7 +67,7 @@ def compare(reports: Sequence[Row]) -> Compared:
             does = "passes" if best["verdict"] == "pass" else "does not fail"
             rivals = [row for row in among if row["verdict"] == best["verdict"]]
             fastest = "the fastest" if best["timed"] else "on this machine the fastest"
-            if len([row for row in rivals if _proven(row) == _proven(best)]) < len(rivals):
+            if any(_proven(row) != _proven(best) for row in rivals):
                 reason = "its answers are the best proven"
             else:
                 reason = f"{fastest} that {does}" if len(rivals) > 1 else f"the only one that {does}"

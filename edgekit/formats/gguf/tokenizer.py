@@ -297,7 +297,7 @@ def _special(source: TokenizerFiles, *, bert: bool) -> dict[str, Value]:
     named = special_tokens(source.model.folder)
     found = {name: source.ids[token] for name, token in named.items() if token in source.ids}
     for name in _IDS:
-        given = source.model.config.get(f"{name}_id", (source.model.config.get("text_config") or {}).get(f"{name}_id"))
+        given = source.model.config.get(f"{name}_id", source.model.text_config.get(f"{name}_id"))
         if isinstance(given, int) and 0 <= given < source.rows:
             found.setdefault(name, given)
     if source.unknown is not None:
