@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.duplicates import near_pairs, words
 from edgekit.errors import EdgekitError, first_line
 from edgekit.recipe import Data, Recipe, Split
 from edgekit.schema import nearest, read_text
@@ -25,27 +26,29 @@ SPLITS = ("train", "calibrate", "verify")
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # What data sets on a hub call the splits.
 HUB_SPLITS = {"train": "train", "calibrate": "validation", "verify": "test"}
-# Two short texts with this share of common words are one text for our purpose: a model that saw one knows the other.
-NEAR_DUPLICATE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """One text and, where known, its label; `row` counts from 1 in the file that it was read from.
 
-    For text-generation `label` is the wanted answer, `choices` those that the model picks the likeliest of, and `messages` a
-    whole conversation ({"role": ..., "content": ...} each, without the wanted answer), of which `text` is what the user says.
+    For text-generation `label` is the wanted answer, `choices` those that the model picks the likeliest of, `messages` a
+    whole conversation ({"role": ..., "content": ...} each, without the wanted answer), of which `text` is what the user says,
+    and `tools` the JSON schemas of the functions that the model may call in it. `group` names what texts have in common that
+    are not independent of each other: their speaker, document, template or ticket.
     """
 
     text: str
     label: str | None = None
     row: int = field(default=0, compare=False)
     choices: Sequence[str] | None = None
-    messages: Sequence[Mapping[str, str]] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    group: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """As a split's file has it: what is not there is left out, but for the label."""
-        more = {"choices": self.choices, "messages": self.messages}
+        more = {"choices": self.choices, "messages": self.messages, "tools": self.tools, "group": self.group}
         return {"text": self.text, "label": self.label} | {key: value for key, value in more.items() if value}
 
 
@@ -96,7 +99,8 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
     rows = _read_splits(recipe, splits)
     places = sources(recipe, splits)
     where = {name: str(places.get(name) or places["*"]) for name in splits}
-    dropped = _drop_repeated(rows, recipe, where["verify"]) if "verify" in rows else Counter()
+    dropped = _separate_groups(rows, recipe) if recipe.data.group else Counter()
+    dropped += _drop_repeated(rows, recipe, where["verify"]) if "verify" in rows else Counter()
     dropped += _separate(rows, recipe)
     for name in splits:
         _check_split(recipe.data, name, rows[name], where[name], dropped[name])
@@ -111,39 +115,6 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
         "labels": [label for label in labels if label != recipe.data.out_of_scope],
         "dropped_near_duplicates": dropped.total(),
     }
-
-
-def words(text: str) -> frozenset[str]:
-    """A text's lower-case words, numbers masked."""
-    return frozenset("#" if word.isdigit() else word for word in re.findall(r"\w+", text.casefold()))
-
-
-def near_pairs(earlier: Sequence[str], later: Sequence[str], share: float = NEAR_DUPLICATE) -> list[tuple[int, int]]:
-    """Pairs (i, j) of texts whose word sets have Jaccard similarity >= share.
-
-    Prefix filtering (Chaudhuri et al., "A Primitive Operator for Similarity Joins", ICDE 2006): two sets that similar share
-    one of the first |x| - ceil(share |x|) + 1 words of x in any fixed order; rarest first keeps the lists short.
-    """
-    sets_a, sets_b = [words(text) for text in earlier], [words(text) for text in later]
-    counts = Counter(word for group in (*sets_a, *sets_b) for word in group)
-    index: dict[str, list[int]] = defaultdict(list)
-    for place, group in enumerate(sets_a):
-        for word in _rarest(group, counts, share):
-            index[word].append(place)
-    pairs = set()
-    for place, group in enumerate(sets_b):
-        candidates = {other for word in _rarest(group, counts, share) for other in index[word]}
-        for other in candidates:
-            if len(group & sets_a[other]) >= share * len(group | sets_a[other]):
-                pairs.add((other, place))
-        if not group:
-            pairs |= {(other, place) for other, text in enumerate(earlier) if text.strip() == later[place].strip()}
-    return sorted(pairs)
-
-
-def _rarest(group: frozenset[str], counts: Mapping[str, int], share: float) -> list[str]:
-    keep = len(group) - math.ceil(share * len(group)) + 1
-    return sorted(group, key=lambda word: (counts[word], word))[:keep]
 
 
 def _existing(recipe: Recipe, named: Mapping[str, str], name: str) -> Path:
@@ -178,10 +149,13 @@ def _read_splits(recipe: Recipe, splits: Sequence[str]) -> dict[str, list[Prompt
 
 
 def _divide(rows: Iterable[Prompt], seed: int, *, calibrate: float, verify: float = 0.0) -> dict[str, list[Prompt]]:
-    """Send each row to the split that the hash of its words names, so that a text stays in its split when others are added."""
+    """Send each row to the split that the hash of its group, or else of its words, names.
+
+    So a text stays in its split when others are added, and a group is in one split.
+    """
     parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
     for row in rows:
-        key = " ".join(sorted(words(row.text)))
+        key = " ".join(sorted(words(row.text))) if row.group is None else f"group {row.group}"
         place = int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") / 2**64
         name = "verify" if place < verify else "calibrate" if place < verify + calibrate else "train"
         parts[name].append(row)
@@ -288,7 +262,8 @@ def _read_hub(source: str, recipe: Recipe, splits: Sequence[str]) -> dict[str, l
 def _to_prompts(table: datasets.Dataset, data: Data, where: str) -> list[Prompt]:
     """The rows of a table; a column of class numbers (`datasets.ClassLabel`) becomes the classes' names."""
     told = ("messages", data.messages) if data.messages else ("text", data.text)
-    for key, column in (told, ("label", data.label), ("answer", data.answer), ("choices", data.choices)):
+    more = {key: getattr(data, key) for key in ("label", "answer", "choices", "tools", "group")}
+    for key, column in (told, *more.items()):
         if column and column not in table.column_names and table.num_rows:
             raise EdgekitError(
                 f"{where}: data.{key}: no column {column!r} (its columns: {', '.join(table.column_names)})"
@@ -315,6 +290,8 @@ def _to_prompts(table: datasets.Dataset, data: Data, where: str) -> list[Prompt]
                 label=None if label is None else str(label),
                 row=number,
                 choices=_choices(row, label, data.choices, number, where),
+                tools=_tools(row, data.tools, number, where),
+                group=_group(row, data.group, number, where),
             )
         )
     return prompts
@@ -336,7 +313,40 @@ def _conversation(row: Mapping[str, Any], data: Data, number: int, where: str) -
     if not said:
         raise EdgekitError(f"{where}: row {number}: {data.messages}: the user says nothing; remove the row")
     choices = _choices(row, label, data.choices, number, where)
-    return Prompt(text=said, label=label, row=number, messages=messages, choices=choices)
+    return Prompt(
+        text=said,
+        label=label,
+        row=number,
+        messages=messages,
+        choices=choices,
+        tools=_tools(row, data.tools, number, where),
+        group=_group(row, data.group, number, where),
+    )
+
+
+def _tools(row: Mapping[str, Any], column: str | None, number: int, where: str) -> list[dict[str, Any]] | None:
+    """The functions that may be called, as JSON schemas, or as the JSON text of their list."""
+    value = row[column] if column else None
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as bad:
+            raise EdgekitError(f"{where}: row {number}: {column}: not valid JSON: {first_line(bad)}") from bad
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise EdgekitError(f"{where}: row {number}: {column}: expected a list of functions' JSON schemas")
+    return value
+
+
+def _group(row: Mapping[str, Any], column: str | None, number: int, where: str) -> str | None:
+    """What a row's text shares with others; a row without one stands for itself."""
+    value = row[column] if column else None
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, list | dict):
+        raise EdgekitError(f"{where}: row {number}: {column}: {value!r:.60} is no group; give a name or a number")
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _answer(value: Any, column: str, number: int, where: str) -> str | None:
@@ -434,6 +444,24 @@ def _drop_repeated(rows: dict[str, list[Prompt]], recipe: Recipe, where: str) ->
 
 def _differing(group: Sequence[Prompt]) -> tuple[Prompt, Prompt]:
     return group[0], next(row for row in group if row.label != group[0].label)
+
+
+def _separate_groups(rows: dict[str, list[Prompt]], recipe: Recipe) -> Counter[str]:
+    """Drop from earlier splits, or refuse, rows whose group a later split has too; returns how many were dropped from which."""
+    dropped: Counter[str] = Counter()
+    names = [name for name in SPLITS if name in rows]
+    for index, earlier in enumerate(names):
+        later = {row.group for name in names[index + 1 :] for row in rows[name]} - {None}
+        shared = [row for row in rows[earlier] if row.group in later]
+        if shared and recipe.data.near_duplicates == "refuse":
+            raise EdgekitError(
+                f"{recipe.path}: data.group: {len(shared)} rows of {earlier} are of groups that a later split has too, such as"
+                f" row {shared[0].row} of group {shared[0].group!r}; keep each group in one split, or set"
+                f' data.near_duplicates = "drop" to drop those rows from {earlier}'
+            )
+        dropped[earlier] += len(shared)
+        rows[earlier] = [row for row in rows[earlier] if row.group not in later]
+    return dropped
 
 
 def _separate(rows: dict[str, list[Prompt]], recipe: Recipe) -> Counter[str]:

@@ -54,10 +54,11 @@ class Data:
 
     `out_of_scope` is the label of texts that belong to no class. `max_length` counts tokens, special tokens included.
     `near_duplicates` says what to do with texts that are nearly equal, of different splits or within verify: refuse them, or
-    drop the text of the earlier split (verify keeps its texts) and verify's repeats.
+    drop the text of the earlier split (verify keeps its texts) and verify's repeats. `group` is a column of what texts have in
+    common that are not independent (speaker, document, template, ticket): no group is in two splits.
 
     Of text-generation there are no labels but, in the column `answer`, the wanted answers, and in `choices` those to choose
-    from; or, in `messages`, whole conversations instead of texts.
+    from; or, in `messages`, whole conversations instead of texts, and in `tools` the functions that the model may call.
     """
 
     path: str | None = None
@@ -69,6 +70,8 @@ class Data:
     answer: str | None = None
     choices: str | None = None
     messages: str | None = None
+    tools: str | None = None
+    group: str | None = None
     out_of_scope: str | None = None
     max_length: Annotated[int, Ge(3)] = MAX_LENGTH
     split: Split | None = None
@@ -150,7 +153,7 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         raise EdgekitError(f"{where}: teacher: a created model is trained already; remove [teacher.finetune]")
     if split is not None and split.calibrate + split.verify >= 1:
         raise EdgekitError(f"{where}: data.split: calibrate and verify take all rows; leave a share for train")
-    told = [key for key in ("answer", "choices", "messages") if getattr(recipe.data, key) is not None]
+    told = [key for key in ("answer", "choices", "messages", "tools") if getattr(recipe.data, key) is not None]
     if told and recipe.task != "text-generation":
         raise EdgekitError(f"{where}: data.{told[0]}: for text-generation only; remove it, or change task")
     if recipe.data.messages is not None and recipe.data.answer is not None:

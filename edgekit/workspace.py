@@ -35,7 +35,7 @@ _SOURCE = Path(__file__).parent
 _MODELS = ("tasks", "architectures", "model.py", "prompts.py", "chat_template.py")
 _REPORT = ("report.py", "report_charts.py", "report_figures.py")
 STEP_CODE: dict[str, tuple[str, ...]] = {
-    "prompts": ("prompts.py",),
+    "prompts": ("prompts.py", "duplicates.py"),
     "create": ("distill", *_MODELS),
     "finetune": ("distill", *_MODELS),
     "distill": ("distill", *_MODELS),

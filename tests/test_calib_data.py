@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.prompts import SPLITS, near_pairs
+from edgekit.duplicates import near_pairs
+from edgekit.prompts import SPLITS
 from edgekit.recipe import load_recipe, packaged
 
 FOLDERS = sorted(path for path in packaged("calib_data").iterdir() if path.is_dir())

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
-from edgekit.prompts import SPLITS, Prompt, PromptSet, gather, near_pairs, words
+from edgekit.prompts import SPLITS, Prompt, PromptSet, gather
 from edgekit.recipe import Data, Recipe, Split, Teacher
 from tests.conftest import LABELS, PATTERNS, SUBJECTS, make_data
 
@@ -391,29 +392,6 @@ def test_what_is_dropped_is_checked_after(tmp_path: Path) -> None:
         gathered(made, tmp_path / "out")
 
 
-def test_near_pairs_finds_what_all_pairs_find() -> None:
-    """The prefix filter loses nothing: compared with every pair, on texts that differ by a word or two."""
-    generator = random.Random(1)
-    vocabulary = [f"w{number}" for number in range(40)]
-    texts = [" ".join(generator.sample(vocabulary, generator.randint(1, 14))) for _ in range(150)]
-    texts += [f"{text} w{generator.randint(0, 39)}" for text in texts[:80]]
-    generator.shuffle(texts)
-    earlier, later = texts[:120], texts[120:]
-    for share in (0.5, 0.7, 0.9, 1.0):
-        expected = [
-            (place, other)
-            for place, one in enumerate(earlier)
-            for other, two in enumerate(later)
-            if len(words(one) & words(two)) >= share * len(words(one) | words(two))
-        ]
-        assert near_pairs(earlier, later, share) == expected
-    assert near_pairs(["!!", "??"], ["??", "a"]) == [(1, 0)]
-
-
-def test_words_mask_numbers() -> None:
-    assert words("Set 5 timers, at 10!") == {"set", "#", "timers", "at"}
-
-
 def write_lines(folder: Path, rows: list[dict[str, object]]) -> Path:
     """The same kind of rows for calibrate and verify, other words in each."""
     for name, word in {"calibrate": "garden", "verify": "harbour"}.items():
@@ -486,3 +464,42 @@ def test_bad_rows_of_generation(tmp_path: Path, row: dict[str, object], data: di
         generated(tmp_path, [row], **data)
     assert said in told.value.message
     assert "calibrate.jsonl" in told.value.message
+
+
+def test_a_group_is_in_one_split(tmp_path: Path) -> None:
+    """Tickets of one customer go together, whatever their words are."""
+    rows = [row | {"who": f"customer {number % 12}"} for number, row in enumerate(ROWS)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    parts = gathered(
+        recipe(tmp_path, path="rows.jsonl", group="who", split=Split(calibrate=0.3, verify=0.4)), tmp_path / "out"
+    )
+    groups = {name: {row.group for row in part} for name, part in parts.items()}
+    assert set.union(*groups.values()) == {f"customer {number}" for number in range(12)}
+    assert sum(map(len, groups.values())) == 12
+
+
+def test_a_group_of_two_files_is_refused_or_dropped(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    for name in SPLITS:
+        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+        groups = {"train": 7.0, "calibrate": None, "verify": 8.0}
+        told = [row | {"who": 7 if (name, number) == ("verify", 0) else groups[name]} for number, row in enumerate(rows)]
+        write_rows(data / f"{name}.jsonl", told[::-1] if name == "train" else told)
+    with pytest.raises(EdgekitError, match=r"data\.group: 12 rows of train are of groups .* row 1 of group '7'; keep"):
+        gathered(recipe(tmp_path, path="data", group="who"), tmp_path / "out")
+    made = recipe(tmp_path, path="data", group="who", near_duplicates="drop")
+    with pytest.raises(EdgekitError, match="the train split has no rows after 12 duplicates"):
+        gathered(made, tmp_path / "out")
+    without = recipe(tmp_path, path="data", group="who")
+    parts = gathered(without, tmp_path / "out", ("calibrate", "verify"))
+    assert [row.group for row in parts["verify"]][:2] == ["7", "8"]
+    assert {row.group for row in parts["calibrate"]} == {None}
+
+
+def test_tools_reach_the_prompt(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    rows: list[dict[str, object]] = [{"talk": [TURN, SAID], "can": [tool]}, {"talk": [{"role": "user", "content": "who owns this PLACE?"}], "can": []}]
+    first, second = generated(tmp_path, rows, messages="talk", tools="can")
+    assert (first.tools, second.tools) == ([tool], None)
+    with pytest.raises(EdgekitError, match="row 1: can: not valid JSON"):
+        generated(tmp_path, [{"talk": [TURN], "can": "f("}], messages="talk", tools="can")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.prompts import SPLITS, gather, near_pairs
+from edgekit.duplicates import near_pairs
+from edgekit.prompts import SPLITS, gather
 from edgekit.recipe import load_recipe, packaged
 
 STORIES = packaged("calib_data/stories")

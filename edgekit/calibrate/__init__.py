@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares
+from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
-from edgekit.prompts import Prompt, PromptSet, words
+from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, batches, find_pad_id
 from edgekit.workspace import open_product

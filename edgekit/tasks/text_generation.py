@@ -6,7 +6,7 @@ own for it ("tokens").
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,19 +137,30 @@ class Voice:
         return [self._passage(prompt, asked, whole, place, max_length)]
 
     def _conversation(self, prompt: Prompt, answer: str | None) -> tuple[str, str]:
-        messages = list(prompt.messages or [{"role": "user", "content": prompt.text}])
-        assert self.template is not None
-        asked = render(self.template, messages, generation_prompt=True, special_tokens=self._special)
+        messages: list[Mapping[str, Any]] = list(prompt.messages or [{"role": "user", "content": prompt.text}])
+        asked = self._render(prompt, messages, generation_prompt=True)
         if answer is None:
             return asked, asked
         said = [*messages, {"role": "assistant", "content": answer}]
-        whole = render(self.template, said, generation_prompt=False, special_tokens=self._special)
+        whole = self._render(prompt, said)
         if whole.startswith(asked):
             return asked, whole
         # Some templates write a finished turn otherwise than what they prompt with (an empty thought, for one): it still ends.
         ended = [*messages, {"role": "assistant", "content": _ANY_ANSWER}]
-        end = render(self.template, ended, generation_prompt=False, special_tokens=self._special)
+        end = self._render(prompt, ended)
         return asked, asked + answer + (end.rpartition(_ANY_ANSWER)[2] if _ANY_ANSWER in end else "")
+
+    def _render(
+        self, prompt: Prompt, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = False
+    ) -> str:
+        assert self.template is not None
+        return render(
+            self.template,
+            messages,
+            generation_prompt=generation_prompt,
+            tools=prompt.tools,
+            special_tokens=self._special,
+        )
 
     def _encode(self, text: str) -> list[int]:
         """The template writes the special tokens itself: none is added."""
