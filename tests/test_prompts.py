@@ -483,7 +483,9 @@ def test_a_group_of_two_files_is_refused_or_dropped(tmp_path: Path) -> None:
     for name in SPLITS:
         rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
         groups = {"train": 7.0, "calibrate": None, "verify": 8.0}
-        told = [row | {"who": 7 if (name, number) == ("verify", 0) else groups[name]} for number, row in enumerate(rows)]
+        told = [
+            row | {"who": 7 if (name, number) == ("verify", 0) else groups[name]} for number, row in enumerate(rows)
+        ]
         write_rows(data / f"{name}.jsonl", told[::-1] if name == "train" else told)
     with pytest.raises(EdgekitError, match=r"data\.group: 12 rows of train are of groups .* row 1 of group '7'; keep"):
         gathered(recipe(tmp_path, path="data", group="who"), tmp_path / "out")
@@ -498,7 +500,10 @@ def test_a_group_of_two_files_is_refused_or_dropped(tmp_path: Path) -> None:
 
 def test_tools_reach_the_prompt(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    rows: list[dict[str, object]] = [{"talk": [TURN, SAID], "can": [tool]}, {"talk": [{"role": "user", "content": "who owns this PLACE?"}], "can": []}]
+    rows: list[dict[str, object]] = [
+        {"talk": [TURN, SAID], "can": [tool]},
+        {"talk": [{"role": "user", "content": "who owns this PLACE?"}], "can": []},
+    ]
     first, second = generated(tmp_path, rows, messages="talk", tools="can")
     assert (first.tools, second.tools) == ([tool], None)
     with pytest.raises(EdgekitError, match="row 1: can: not valid JSON"):

@@ -150,9 +150,7 @@ class Voice:
         end = self._render(prompt, ended)
         return asked, asked + answer + (end.rpartition(_ANY_ANSWER)[2] if _ANY_ANSWER in end else "")
 
-    def _render(
-        self, prompt: Prompt, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = False
-    ) -> str:
+    def _render(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = False) -> str:
         assert self.template is not None
         return render(
             self.template,
