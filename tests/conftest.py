@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What tests judge and measure is not the user's; each test has a state of its own (`state`).
+_STATE = tempfile.TemporaryDirectory(prefix="edgekit-state-")
+os.environ["EDGEKIT_STATE"] = _STATE.name
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's job in the background ignores Ctrl-C, and so would every child that is to be interrupted.
@@ -148,6 +152,14 @@ def make_data(folder: Path) -> Path:
             for label, pattern in PATTERNS.items()
         ]
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's state, empty at first; what a session's fixtures build lies in another one."""
+    folder = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("EDGEKIT_STATE", str(folder))
     return folder
 
 

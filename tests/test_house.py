@@ -33,7 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "model",
         "chat_template",
         "recipe target prompts workspace loader",
-        "duplicates",
+        "duplicates state",
         "schema",
         "errors",
         "__init__",
