@@ -7,13 +7,15 @@ does wrong is an EdgekitError. The environment's settings are those of transform
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from jinja2 import nodes
@@ -31,6 +33,9 @@ _FAILS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, R
 # What a template that asks for the date is told: the same recipe gives the same bytes on any day. (Llama 3.2's template has
 # this day where nobody tells it one.) Bundles tell theirs the day on which they run.
 TODAY = datetime(2024, 7, 26)
+Sandbox = TypeVar("Sandbox", bound=ImmutableSandboxedEnvironment)
+# A word that no template writes by itself.
+_PROBE = "Zebrafink7"
 # A message's reasoning goes by these names; templates read the first, gpt-oss's the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -67,6 +72,100 @@ def special_tokens(folder: Path) -> dict[str, str]:
     return {}
 
 
+def pick_template(templates: Mapping[str, str], *, tools: bool = False) -> str | None:
+    """The template that transformers takes: `default`, with tools `tool_use` where there is one; None where there is none."""
+    if tools and "tool_use" in templates:
+        return templates["tool_use"]
+    return templates.get("default") or next(iter(templates.values()), None)
+
+
+def converse(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    special_tokens: Mapping[str, str],
+    compiled: jinja2.Template | None = None,
+) -> str:
+    """A conversation as `render` writes it, each text in the form that the template reads.
+
+    Where a template walks over a message's parts, a text is one part; where it takes texts only, text parts are one text, a
+    line each, as llama.cpp and vLLM join them. Raises EdgekitError as `render` does, and where the text does not hold what the
+    user says.
+    """
+    spoken = in_form(template_form(template, special_tokens), messages)
+    text = render(
+        template,
+        spoken,
+        generation_prompt=generation_prompt,
+        tools=tools,
+        special_tokens=special_tokens,
+        compiled=compiled,
+    )
+    _check_said(messages, text)
+    return text
+
+
+def in_form(form: str, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Messages with their contents as a template of this form (see `template_form`) reads them."""
+    return [
+        {**message, "content": _content(form, message["content"])} if "content" in message else message
+        for message in messages
+    ]
+
+
+def _content(form: str, content: Any) -> Any:
+    if form == "parts" and isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if form == "text" and isinstance(content, list) and content and all(map(_is_text_part, content)):
+        return "\n".join(part["text"] for part in content)
+    return content
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+@lru_cache(maxsize=32)
+def _form(template: str, tokens: tuple[tuple[str, str], ...]) -> str:
+    found = {}
+    for form, content in {"text": _PROBE, "parts": [{"type": "text", "text": _PROBE}]}.items():
+        try:
+            text = render(template, [{"role": "user", "content": content}], special_tokens=dict(tokens))
+        except EdgekitError:
+            text = ""
+        # Parts that are written as they are, quotes and all, were taken for a text.
+        found[form] = _PROBE in text and not re.search(rf"""['"]text['"]: ?['"]{_PROBE}""", text)
+    return {(True, False): "text", (False, True): "parts"}.get((found["text"], found["parts"]), "any")
+
+
+def template_form(template: str, special_tokens: Mapping[str, str]) -> str:
+    """How a template reads what a message says: "text", "parts" (it walks over them), or "any" where it takes both or neither."""
+    return _form(template, tuple(sorted(special_tokens.items())))
+
+
+def _check_said(messages: Sequence[Mapping[str, Any]], text: str) -> None:
+    """Raises EdgekitError where a text does not hold what the user says, spaces, letter case and JSON's escapes aside."""
+    plain, escaped = _letters(text), _letters(text.replace("\\", ""))
+    for message in messages:
+        content = message.get("content")
+        parts = (
+            [content] if isinstance(content, str) else [part["text"] for part in content or () if _is_text_part(part)]
+        )
+        for said in parts if message.get("role") == "user" else ():
+            forms = said, json.dumps(said), json.dumps(said, ensure_ascii=False), html.escape(said)
+            if not any(_letters(form.strip('"')) in plain for form in forms) and _letters(said) not in escaped:
+                raise EdgekitError(
+                    f"chat template: the user says {said[:60]!r}, and the template does not write it: the model would never read"
+                    " it; give the conversation in the form that the template takes, or mend the template in the model's folder"
+                )
+
+
+def _letters(text: str) -> str:
+    return "".join(text.split()).casefold()
+
+
 def render(
     template: str,
     messages: Sequence[Mapping[str, Any]],
@@ -74,22 +173,25 @@ def render(
     generation_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     special_tokens: Mapping[str, str],
+    compiled: jinja2.Template | None = None,
+    **more: Any,
 ) -> str:
     """A conversation as the text that the model was trained on.
 
     messages: at least one {"role", "content", ...} of JSON values. generation_prompt: end with what opens the assistant's
-    turn. tools: JSON schemas of functions. special_tokens: see `special_tokens`.
+    turn. tools: JSON schemas of functions. special_tokens: see `special_tokens`. compiled: the template in another environment
+    than `sandbox`'s. more: what else the template finds under a name.
     Raises EdgekitError with the template's line where it is not a template, fails, or reaches for what the sandbox refuses.
     """
     if not messages:
         raise EdgekitError("chat template: a conversation without messages; give at least one")
     try:
-        return _compile(template).render(
+        return (compiled or _compile(template)).render(
             messages=[_message(message) for message in messages],
             tools=None if tools is None else [_plain(tool) for tool in tools],
             documents=None,
             add_generation_prompt=generation_prompt,
-            **special_tokens,
+            **{**special_tokens, **more},
         )
     except jinja2.TemplateSyntaxError as bad:
         raise EdgekitError(
@@ -221,9 +323,12 @@ def _strftime_now(form: str) -> str:
 
 @lru_cache(maxsize=32)
 def _compile(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    return sandbox(ImmutableSandboxedEnvironment).from_string(template)
+
+
+def sandbox(kind: type[Sandbox]) -> Sandbox:
+    """An environment as transformers makes it for chat templates, of the sandbox's own class or one made from it."""
+    environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals |= {
         "raise_exception": _raise_exception,
@@ -231,4 +336,4 @@ def _compile(template: str) -> jinja2.Template:
         "dict": _Dict(),
         "namespace": _Namespace,
     }
-    return environment.from_string(template)
+    return environment

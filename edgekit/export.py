@@ -124,7 +124,7 @@ def _reading(format_: Format, file: Path, model: Model, rows: Sequence[Prompt], 
 
 
 def _conversations(rows: Sequence[Prompt]) -> list[Sequence[Mapping[str, str]]]:
-    return [row.messages or [{"role": "user", "content": row.text}] for row in rows]
+    return [text_generation.conversation(row) for row in rows]
 
 
 def _check_vocabulary(file: Path, found: int | None, model: Model) -> None:

@@ -89,14 +89,49 @@ class Model:
 
     @cached_property
     def stops(self) -> list[int]:
-        """The tokens that end an answer: eos_token_id of generation_config.json (one or several), else of config.json."""
-        path = self.folder / "generation_config.json"
-        generation = read_json(path) if path.is_file() else {}
-        for content in (generation, self.config, self.text_config):
+        """The tokens that end an answer: eos_token_id of generation_config.json (one or several), else of config.json, and the
+        tokenizer's own eos_token, which a fine-tuned model often says in place of them.
+
+        Raises EdgekitError for an id that is no whole number, or has no embedding. (A negative one is no token: it ends nothing.)
+        """
+        from edgekit.chat_template import special_tokens
+
+        found = [stop for stop in self._configured_stops() if stop >= 0]
+        named = special_tokens(self.folder).get("eos_token")
+        own = None if named is None else self._token_id(named)
+        return list(dict.fromkeys([*found, *([] if own is None or own >= self.rows else [own])]))
+
+    def _configured_stops(self) -> list[int]:
+        generation, config = self.folder / "generation_config.json", self.folder / "config.json"
+        said = read_json(generation) if generation.is_file() else {}
+        if not isinstance(said, dict):
+            raise EdgekitError(f"{generation}: expected a JSON object; save the model again")
+        for path, content in ((generation, said), (config, self.config), (config, self.text_config)):
             found = content.get("eos_token_id")
-            if found is not None:
-                return [int(one) for one in (found if isinstance(found, list) else [found])]
+            if found is None:
+                continue
+            for one in found if isinstance(found, list) else [found]:
+                if type(one) is not int:
+                    raise EdgekitError(
+                        f"{path}: eos_token_id: {one!r} is no token id; give a whole number, or a list of them"
+                    )
+                if one >= self.rows:
+                    raise EdgekitError(
+                        f"{path}: eos_token_id: {one}: the embedding has {self.rows} rows, so no answer can end with it; take it"
+                        " out, or fetch the model again"
+                    )
+            return list(found) if isinstance(found, list) else [found]
         return []
+
+    def _token_id(self, text: str) -> int | None:
+        """A token's id by its text in tokenizer.json; None where it has no such token."""
+        for token in self._tokenizer_file["added_tokens"]:
+            if token["content"] == text:
+                return int(token["id"])
+        vocabulary = self._tokenizer_file["model"].get("vocab")
+        if isinstance(vocabulary, list):
+            return next((place for place, pair in enumerate(vocabulary) if pair[0] == text), None)
+        return vocabulary.get(text) if isinstance(vocabulary, dict) else None
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

@@ -47,6 +47,9 @@ class Bundle:
         options = {"max_tokens": None, "temperature": 0.0, **options, "stream": True}
         if self.chats:
             messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
+            if self.manifest["settings"].get("parts"):  # the template walks over what a message says
+                messages = [turn | {"content": [{"type": "text", "text": turn["content"]}]}
+                            if isinstance(turn.get("content"), str) else turn for turn in map(dict, messages)]  # fmt: skip
             for part in self.llama.create_chat_completion(messages, **options):
                 yield part["choices"][0]["delta"].get("content") or ""
         elif isinstance(said, str):

@@ -44,7 +44,7 @@ class Bundle:
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.stops = {self.tokenizer.token_to_id(text) for text in settings["stop"]}
-        self.special, self.chats = settings["special"], bool(settings["chat"])
+        self.special, self.chats, self.parts = settings["special"], bool(settings["chat"]), bool(settings.get("parts"))
         # What a person types is text, also where it looks like a token of the model's own; a template writes tokens.
         self.tokenizer.encode_special_tokens = not self.chats
         self.template = _compile(self.folder / "chat_template.jinja") if self.chats else None
@@ -88,6 +88,9 @@ class Bundle:
             return list(self.tokenizer.encode(said).ids)
         messages = [{"role": "user", "content": said}] if isinstance(said, str) else said
         plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        if self.parts:  # the template walks over what a message says
+            plain = [said | {"content": [{"type": "text", "text": said["content"]}]}
+                     if isinstance(said.get("content"), str) else said for said in plain]  # fmt: skip
         text = self.template.render(messages=plain, tools=tools, add_generation_prompt=True, **self.special)
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 

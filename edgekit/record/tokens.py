@@ -26,7 +26,7 @@ from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import dump_json
-from edgekit.tasks.text_generation import Passage, Voice, choice_passages, passages
+from edgekit.tasks.text_generation import Passage, Voice, choice_passages, endless_turns, passages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +97,7 @@ def record_tokens(
         "passages": len(said),
         "tokens": int(sum(len(one.ids) - one.start for one in said)),
         "left_out": left_out,
-        "warnings": _warnings(rows, left_out, sum(questions.worded)),
+        "warnings": [*filter(None, [endless_turns(model)]), *_warnings(rows, left_out, sum(questions.worded))],
         "shared_vocabulary": shared,
         "max_new": questions.most,
         "stop": model.stops,

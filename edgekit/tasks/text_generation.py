@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.chat_template import find_templates, render, special_tokens
+from edgekit.chat_template import converse, find_templates, pick_template, special_tokens, template_form
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
@@ -56,16 +56,18 @@ def load(folder: Path) -> nn.Module:
 
 
 def settings(model: Model) -> dict[str, Any]:
-    """chat: whether it takes conversations; stop: the tokens that end an answer; special: what a chat template may write.
+    """chat: whether it takes conversations; parts: whether its template wants a text as a list of parts; stop: the tokens that
+    end an answer; special: what a chat template may write.
 
     Tokens are texts, those of `special` by name ("bos_token", ...).
     """
-    tokenizer, voice = model.tokenizer(), Voice(model)
+    tokenizer, voice, special = model.tokenizer(), Voice(model), special_tokens(model.folder)
     ends = [tokenizer.id_to_token(token) for token in model.stops]
     return {
         "chat": voice.template is not None,
+        "parts": voice.template is not None and template_form(voice.template, special) == "parts",
         "stop": [end for end in ends if end],
-        "special": special_tokens(model.folder),
+        "special": special,
     }
 
 
@@ -94,6 +96,11 @@ def passages(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[P
     ]
 
 
+def conversation(prompt: Prompt) -> list[Mapping[str, Any]]:
+    """A prompt as messages: its own, or its text as what the user says."""
+    return list(prompt.messages or [{"role": "user", "content": prompt.text}])
+
+
 def choice_passages(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[list[Passage]]:
     """Of every prompt one passage per choice: which one the model finds the likeliest is its answer."""
     voice = Voice(model)
@@ -103,14 +110,34 @@ def choice_passages(model: Model, prompts: Sequence[Prompt], max_length: int) ->
     ]
 
 
+def endless_turns(model: Model) -> str | None:
+    """A warning where what the chat template writes behind an answer holds no token that ends one; None where all is well."""
+    voice = Voice(model)
+    if voice.template is None:
+        return None
+    try:
+        asked = voice.render([{"role": "user", "content": "Hello."}, {"role": "assistant", "content": _ANY_ANSWER}])
+    except EdgekitError:
+        return None  # a template that takes no such conversation is told of where its own are rendered
+    end = asked.rpartition(_ANY_ANSWER)[2]
+    tokenizer = model.tokenizer()
+    if _ANY_ANSWER not in asked or set(tokenizer.encode(end, add_special_tokens=False).ids) & set(model.stops):
+        return None
+    known = ", ".join(repr(tokenizer.id_to_token(stop)) for stop in model.stops) or "none"
+    return (
+        f"{model.folder}: the chat template ends an answer with {end!r}, in which no token stops a generation (those that do:"
+        f" {known}): answers go on to the limit; add the token's id to eos_token_id in generation_config.json"
+    )
+
+
 class Voice:
     """How a model is spoken to: its chat template and tokens, or plain text."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self._tokenizer = model.tokenizer()
-        templates = find_templates(model.folder)
-        self.template = templates.get("default") or next(iter(templates.values()), None)
+        self._templates = find_templates(model.folder)
+        self.template = pick_template(self._templates)
         self._special = special_tokens(model.folder)
         self._stops = model.stops
 
@@ -133,31 +160,35 @@ class Voice:
             return [Passage(ids=block, start=1, prompt=place) for block in blocks if len(block) > 1]
         whole = self.model.encode([prompt.text + answer], 1 << 30)[0]
         # Some tokenizers end a text themselves.
-        whole += self._stops[:1] if whole[-1:] != self._stops[:1] else []
+        whole += [] if whole and whole[-1] in self._stops else self._stops[:1]
         return [self._passage(prompt, asked, whole, place, max_length)]
 
     def _conversation(self, prompt: Prompt, answer: str | None) -> tuple[str, str]:
-        messages: list[Mapping[str, Any]] = list(prompt.messages or [{"role": "user", "content": prompt.text}])
-        asked = self._render(prompt, messages, generation_prompt=True)
+        messages = conversation(prompt)
+        asked = self.render(messages, prompt.tools, generation_prompt=True)
         if answer is None:
             return asked, asked
         said = [*messages, {"role": "assistant", "content": answer}]
-        whole = self._render(prompt, said)
+        whole = self.render(said, prompt.tools)
         if whole.startswith(asked):
             return asked, whole
         # Some templates write a finished turn otherwise than what they prompt with (an empty thought, for one): it still ends.
         ended = [*messages, {"role": "assistant", "content": _ANY_ANSWER}]
-        end = self._render(prompt, ended)
+        end = self.render(ended, prompt.tools)
         return asked, asked + answer + (end.rpartition(_ANY_ANSWER)[2] if _ANY_ANSWER in end else "")
 
-    def _render(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = False) -> str:
-        assert self.template is not None
-        return render(
-            self.template,
-            messages,
-            generation_prompt=generation_prompt,
-            tools=prompt.tools,
-            special_tokens=self._special,
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        generation_prompt: bool = False,
+    ) -> str:
+        """A conversation as the model's template writes it; see `chat_template.converse`."""
+        template = pick_template(self._templates, tools=tools is not None)
+        assert template is not None
+        return converse(
+            template, messages, tools=tools, generation_prompt=generation_prompt, special_tokens=self._special
         )
 
     def _encode(self, text: str) -> list[int]:

@@ -12,8 +12,8 @@ import pytest
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt
-from edgekit.tasks.text_generation import choice_passages, encode, load, passages, settings
-from tests.architectures.decoders import BEGIN, END, TEMPLATE
+from edgekit.tasks.text_generation import choice_passages, encode, endless_turns, load, passages, settings
+from tests.architectures.decoders import BEGIN, END, PAD, SPECIAL, TEMPLATE
 from tests.conftest import make_checkpoint
 
 TALK = [
@@ -156,7 +156,104 @@ def test_where_answers_end(talker: Path, tmp_path: Path) -> None:
     assert load_model(folder).stops == [END], "config.json says it too"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}), encoding="utf-8")
+    assert load_model(folder).stops == [END], "and the tokenizer's own eos_token"
+    (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
     assert load_model(folder).stops == []
+
+
+def test_the_tokenizers_own_end_stops_too(talker: Path, tmp_path: Path) -> None:
+    """A fine-tuned model says the tokenizer's eos_token where generation_config.json still has the first model's."""
+    folder = Path(shutil.copytree(talker, tmp_path / "copy"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [PAD]}), encoding="utf-8")
+    model = load_model(folder)
+    assert model.stops == [PAD, END]
+    assert settings(model)["stop"] == [SPECIAL[PAD], SPECIAL[END]]
+    assert endless_turns(model) is None
+    (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    told = endless_turns(load_model(folder))
+    assert told is not None
+    assert f"ends an answer with {SPECIAL[END]!r}, in which no token stops a generation" in told
+    assert f"({SPECIAL[PAD]!r})" in told.replace("those that do: ", "")
+
+
+@pytest.mark.parametrize(
+    ("written", "match"),
+    [
+        ({"eos_token_id": [END, 9999]}, r"eos_token_id: 9999: the embedding has \d+ rows"),
+        ({"eos_token_id": "<|end|>"}, r"eos_token_id: '<\|end\|>' is no token id"),
+        ({"eos_token_id": [END, None]}, r"eos_token_id: None is no token id"),
+        ([END], r"generation_config\.json: expected a JSON object"),
+    ],
+)
+def test_ends_that_are_none_are_refused(talker: Path, tmp_path: Path, written: Any, match: str) -> None:
+    folder = Path(shutil.copytree(talker, tmp_path / "copy"))
+    (folder / "generation_config.json").write_text(json.dumps(written), encoding="utf-8")
+    with pytest.raises(EdgekitError, match=match):
+        _ = load_model(folder).stops
+
+
+PARTS = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_a_template_over_parts_gets_parts(talker: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = copied(talker, tmp_path, PARTS)
+    (found,) = passages(model, [Prompt(text="why is it dark?", label="night")], 64)
+    tokenizer = AutoTokenizer.from_pretrained(model.folder)
+    talk = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", "why is it dark?"), ("assistant", "night"))
+    ]
+    assert found.ids == tokenizer.apply_chat_template(talk, return_dict=False)
+    assert "night" in tokenizer.decode(found.ids)
+    assert settings(model)["parts"] is True
+    assert settings(load_model(talker))["parts"] is False
+
+
+def test_text_parts_are_one_text_where_a_template_takes_texts(talker: Path, tokenizer: Any) -> None:
+    parts = [{"type": "text", "text": "turn it"}, {"type": "text", "text": "on"}]
+    talk = [{"role": "user", "content": parts}]
+    (found,) = passages(load_model(talker), [Prompt(text="turn it on", messages=talk)], 64)
+    plain = [{"role": "user", "content": "turn it\non"}]
+    assert found.ids == tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
+
+
+def test_a_prompt_without_the_users_words_is_refused(talker: Path, tmp_path: Path) -> None:
+    last = "<|user|>{{ messages[-1]['content'] }}<|end|>{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    model = copied(talker, tmp_path, last)
+    assert passages(model, [Prompt(text="hi there", label=None)], 64)[0].ids
+    with pytest.raises(EdgekitError, match=r"the user says 'turn the light on', and the template does not write it"):
+        passages(model, [Prompt(text="x", messages=TALK)], 64)
+
+
+CALLS = (
+    "{% for t in tools or [] %}<|user|>{{ t.function.name }}{% endfor %}{% for m in messages %}<|{{ m.role }}|>"
+    "{{ m['content'] or '' }}{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}{{ c.function.arguments|tojson }}</call>"
+    "{% endfor %}{{ m.name }}{{ m.tool_call_id }}{{ m.reasoning_content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_calls_of_tools_reach_the_template(talker: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = copied(talker, tmp_path, CALLS)
+    call = {"type": "function", "function": {"name": "light", "arguments": {"room": "hall"}}}
+    talk = [
+        {"role": "user", "content": "it is dark"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"},
+        {"role": "tool", "name": "light", "tool_call_id": "a1", "content": "on"},
+    ]
+    tools = [{"type": "function", "function": {"name": "light", "parameters": {"type": "object", "properties": {}}}}]
+    (found,) = passages(model, [Prompt(text="it is dark", label="done", messages=talk, tools=tools)], 256)
+    tokenizer = AutoTokenizer.from_pretrained(model.folder)
+    said = [*talk, {"role": "assistant", "content": "done"}]
+    assert found.ids == tokenizer.apply_chat_template(said, tools=tools, return_dict=False)
+    assert '<call>light{"room": "hall"}</call>' in tokenizer.decode(found.ids)
 
 
 def test_what_is_refused(talker: Path, plain: Model, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.chat_template import find_templates, render, special_tokens
+from edgekit.chat_template import converse, find_templates, pick_template, special_tokens
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.parity import Comparison, difference, escaped, open_vocabulary
@@ -38,7 +38,7 @@ def check_chat_parity(model: Model, gguf: Path, conversations: Sequence[Conversa
                 for tools in (None, TOOLS) if "tools" in template else (None,):
                     if not chat.compare(template, title, messages, tools, needed=title == "one turn" and tools is None):
                         facts["refused"].append(f"{name}: {title}{' with tools' if tools else ''}")
-        default = templates.get("default") or next(iter(templates.values()))
+        default = pick_template(templates) or ""
         for place, conversation in enumerate(conversations):
             chat.compare(default, f"conversation {place + 1}", conversation, None, needed=True)
         facts |= {"rendered": chat.rendered, "limits": sorted(chat.comparison.limits.values())}
@@ -73,7 +73,7 @@ class _Chat:
         """Whether the template takes the conversation; where it does, the ids are the same."""
         for prompt in (True, False):
             try:
-                text = render(template, messages, generation_prompt=prompt, tools=tools, special_tokens=self.special)
+                text = converse(template, messages, generation_prompt=prompt, tools=tools, special_tokens=self.special)
             except EdgekitError:
                 if needed:
                     raise
