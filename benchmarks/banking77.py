@@ -44,9 +44,10 @@ from edgekit.calibrate import calibrate  # noqa: E402
 from edgekit.distill import distill  # noqa: E402
 from edgekit.errors import EdgekitError, require  # noqa: E402
 from edgekit.export import export  # noqa: E402
-from edgekit.model import load_model, weight_files  # noqa: E402
+from edgekit.model import load_model  # noqa: E402
 from edgekit.runtimes import ort, scores  # noqa: E402
 from edgekit.tasks import TASKS, find_pad_id, outputs  # noqa: E402
+from edgekit.weights import weight_files  # noqa: E402
 from edgekit.workspace import Workspace, file_sha256  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import read_json
+from edgekit.weights import TensorInfo, check_finite, check_names, read_header, weight_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
 # Rows of these tensors are token ids (the names that transformers' families use).
 EMBEDDINGS = ("word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight", "wte.weight")
-# Bytes of one value, by safetensors' names (https://github.com/huggingface/safetensors, enum Dtype).
-_WIDTHS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
-}
 # sentence-transformers' key in 1_Pooling/config.json before version 6 -> the mode's name since.
 _OLD_POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
@@ -35,14 +27,6 @@ _OLD_POOLING_KEYS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
-}
-# Bytes that are looked through at once.
-_PIECE = 1 << 20
-_EXPONENT_MASK = {
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-    "F32": ("<u4", 0x7F800000),
-    "F64": ("<u8", 0x7FF << 52),
 }
 
 
@@ -210,22 +194,12 @@ class Model:
         return [encoding.ids for encoding in self.tokenizer(max_length).encode_batch(list(texts))]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorInfo:
-    """Where a tensor lies: file, type as safetensors names it, shape, and byte range in the file."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
 def load_model(folder: Path) -> Model:
     """Open a checkpoint folder and refuse what would fail later.
 
-    Raises EdgekitError for a missing file, a family that is code of its own (`auto_map`), weights that are only pickles, a
-    truncated file, NaN or infinite weights, and a tokenizer with more ids than the embedding has rows.
+    Raises EdgekitError for a missing file, a family that is code of its own (`auto_map`), weights that are only pickles, quantized
+    already or saved inside a wrapper, a truncated file, NaN or infinite weights, and a tokenizer with more ids than the embedding
+    has rows.
     """
     if not folder.is_dir():
         raise EdgekitError(f"{folder}: no such model folder")
@@ -237,7 +211,9 @@ def load_model(folder: Path) -> Model:
             f"{folder / 'config.json'}: auto_map: this model wants to run code of its own, which edgekit never does;"
             " save it as one of transformers' own architectures"
         )
-    _check_finite(model)
+    _check_quantization(model)
+    check_names(model.tensors)
+    check_finite(info.file for info in model.tensors.values())
     if not (folder / "tokenizer.json").is_file():
         raise EdgekitError(
             f"{folder}: no tokenizer.json; write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
@@ -253,103 +229,15 @@ def _is_native(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING_NAMES
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The checkpoint's safetensors files; EdgekitError where there are none or a listed shard is missing."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        content = read_json(index)
-        shards = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(shards, dict) or not shards:
-            raise EdgekitError(f"{index}: weight_map: missing; fetch the checkpoint again")
-        files = [folder / str(name) for name in sorted({str(name) for name in shards.values()})]
-        for path in files:
-            if path.parent != folder or not path.is_file():
-                raise EdgekitError(f"{index}: names {path.name}, which is not in the folder")
-        return files
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise EdgekitError(
-            f"{folder / pickles[0]}: pickled weights can run code and are never loaded; save the model as safetensors"
-        )
-    raise EdgekitError(f"{folder}: no model.safetensors in it")
-
-
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors that a safetensors file lists; EdgekitError where the file is not as long as its header says.
-
-    Format: 8 bytes little-endian header length, JSON header, data (https://github.com/huggingface/safetensors#format).
-    """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if 8 + length > size:
-            raise EdgekitError(f"{path}: truncated or not a safetensors file; fetch it again")
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            found = {
-                name: TensorInfo(
-                    file=path,
-                    dtype=entry["dtype"],
-                    shape=tuple(entry["shape"]),
-                    begin=8 + length + entry["data_offsets"][0],
-                    end=8 + length + entry["data_offsets"][1],
+def _check_quantization(model: Model) -> None:
+    """transformers needs a package for each of these formats, and would give weights that have lost once already."""
+    for place in (model.config, model.text_config):
+        for key in ("quantization_config", "compression_config", "quantization"):
+            if place.get(key):
+                raise EdgekitError(
+                    f"{model.folder / 'config.json'}: {key}: its weights are quantized already; start from the unquantized"
+                    " checkpoint"
                 )
-                for name, entry in header.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as bad:
-            raise EdgekitError(f"{path}: its header is not a safetensors header; fetch it again") from bad
-    if any(info.end > size for info in found.values()):
-        raise EdgekitError(f"{path}: truncated: its header promises more bytes than it has; fetch it again")
-    place = 8 + length
-    for name, info in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if info.begin != place or not _adds_up(info):
-            raise EdgekitError(f"{path}: tensor {name}: its bytes do not match its shape; fetch the file again")
-        place = info.end
-    return found
-
-
-def _adds_up(info: TensorInfo) -> bool:
-    """Whether a tensor's byte range is as long as its shape and type say; types that are new to us are believed."""
-    if not all(isinstance(extent, int) and extent >= 0 for extent in info.shape) or info.begin > info.end:
-        return False
-    width = _WIDTHS.get(info.dtype)
-    return width is None or info.end - info.begin == width * math.prod(info.shape)
-
-
-def _check_finite(model: Model) -> None:
-    for path in {info.file for info in model.tensors.values()}:
-        seen = path.stat()
-        _check_file_once(path.resolve(), seen.st_size, seen.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _check_file_once(path: Path, _size: int, _modified: int) -> None:
-    import numpy as np
-
-    buffer = np.empty(_PIECE, np.uint8)
-    for name, info in read_header(path).items():
-        if info.dtype not in _EXPONENT_MASK or info.begin == info.end:
-            continue
-        kind, mask = _EXPONENT_MASK[info.dtype]
-        # Read, not mapped: pages of a mapped file count as this process's memory. One buffer, which a CPU's cache holds.
-        with info.file.open("rb", buffering=0) as stream:
-            stream.seek(info.begin)
-            left = info.end - info.begin
-            while left:
-                words = buffer[: min(left, _PIECE)].view(kind)
-                count = stream.readinto(words.view(np.uint8).data)
-                if count != words.nbytes:
-                    raise EdgekitError(f"{info.file}: it became shorter while it was read")
-                np.bitwise_and(words, mask, out=words)
-                if words.max() == mask:
-                    raise EdgekitError(
-                        f"{info.file}: tensor {name} has NaN or infinite weights; the checkpoint is damaged"
-                    )
-                left -= count
 
 
 def _check_vocabulary(model: Model) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from edgekit.errors import EdgekitError
 
 T = TypeVar("T")
+_POINTER = b"version https://git-lfs"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -22,6 +23,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as bad:
         raise EdgekitError(f"{path}: not valid TOML: {bad}") from bad
+    except RecursionError as deep:
+        raise EdgekitError(f"{path}: lists or tables inside each other, too deep to be read") from deep
 
 
 def read_json(path: Path) -> Any:
@@ -30,12 +33,16 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as bad:
         raise EdgekitError(f"{path}: not valid JSON: {bad}") from bad
+    except RecursionError as deep:
+        raise EdgekitError(f"{path}: lists or objects inside each other, too deep to be read") from deep
 
 
 def read_text(path: Path) -> str:
     """A UTF-8 file's text; EdgekitError where it is missing, unreadable or not UTF-8 (with the byte's place)."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        refuse_pointer(path, content)
+        return content.decode("utf-8-sig")
     except FileNotFoundError as missing:
         raise EdgekitError(f"{path}: no such file") from missing
     except OSError as unreadable:
@@ -43,6 +50,15 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as bad:
         byte = bad.object[bad.start]
         raise EdgekitError(f"{path}: byte {bad.start} (0x{byte:02x}) is not UTF-8; save the file as UTF-8") from bad
+
+
+def refuse_pointer(path: Path, content: bytes | None = None) -> None:
+    """Raises EdgekitError for a file that Git LFS left a pointer of (its specification: three lines, `version` first)."""
+    if content is None:
+        with path.open("rb") as stream:
+            content = stream.read(len(_POINTER))
+    if content.startswith(_POINTER):
+        raise EdgekitError(f"{path}: a pointer of Git LFS, not the file itself; fetch the file: git lfs pull")
 
 
 def dump_json(value: Any) -> str:

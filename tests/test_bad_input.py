@@ -220,6 +220,19 @@ def test_checkpoint(command: Command, project: Path, damage: Callable[[Path], ob
     assert not (teacher / "RAN").exists()
 
 
+def test_an_index_that_was_left_behind(command: Command, project: Path) -> None:
+    """transformers saves a sharded model again as one file, takes the shards away and leaves the index; it reads the file."""
+    teacher = project.parent / "teacher"
+    index = {
+        "metadata": {"total_size": 1},
+        "weight_map": {"bert.pooler.dense.weight": "model-00001-of-00002.safetensors"},
+    }
+    (teacher / "model.safetensors.index.json").write_text(json.dumps(index))
+    answer = command(*DRY)
+    assert answer.code == 0, answer.err
+    assert "index.json: not read: model.safetensors is there, which transformers takes first" in answer.err
+
+
 def test_init_refuses_data_that_a_build_would_refuse(command: Command, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\na,x\nb,x\n")
     answer = command("init", "--teacher", "org/name", "--data", "rows.csv")

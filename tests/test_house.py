@@ -31,6 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "formats runtimes devices tasks",
         "architectures",
         "model",
+        "weights",
         "chat_template",
         "recipe target prompts workspace loader",
         "duplicates state",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgekit.inspect import describe_lines, inspect
 from edgekit.package import package
 from edgekit.workspace import write_product
 from tests.artifacts import LABELS, TARGET, make_artifact, make_model, make_report, make_target, make_tokenizer
+from tests.conftest import Answer
 
 WIDTH = 64
 
@@ -330,3 +332,13 @@ def test_inspect_imports_no_torch(two_layers: Path) -> None:
     code = f"import sys, pathlib, edgekit.inspect as i; i.inspect(pathlib.Path({str(two_layers)!r})); print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.gguf", "model.safetensors", "recipe.toml"])
+def test_a_pointer_of_git_lfs_is_named(command: Callable[..., Answer], tmp_path: Path, name: str) -> None:
+    """What a clone without Git LFS leaves in the place of a large file."""
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4200000\n"
+    (tmp_path / name).write_text(pointer)
+    answer = command("inspect", name)
+    assert answer.code == 1
+    assert answer.err == f"Error: {name}: a pointer of Git LFS, not the file itself; fetch the file: git lfs pull\n"

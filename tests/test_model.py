@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgekit.errors import EdgekitError
-from edgekit.model import load_model, read_header, weight_files
+from edgekit.model import load_model
+from edgekit.weights import read_header, weight_files
 from tests.conftest import LABELS, make_checkpoint
 
 
@@ -143,6 +144,22 @@ def tensor(header: dict[str, Any]) -> dict[str, Any]:
 
 
 EMBEDDING = "bert.embeddings.word_embeddings.weight"
+QUANTIZED = "its weights are quantized already; start from the unquantized checkpoint"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 42\n"
+
+
+def only_index(content: str) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(content)
+
+    return damage
+
+
+def rename(prefix: str) -> Callable[[Path], object]:
+    return change_weights(lambda arrays: [arrays.__setitem__(prefix + name, arrays.pop(name)) for name in list(arrays)])
+
+
 NOT_A_HEADER = "its header is not a safetensors header; fetch it again"
 
 
@@ -174,15 +191,23 @@ NOT_A_HEADER = "its header is not a safetensors header; fetch it again"
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json; write one with transformers"),
         (cut("tokenizer.json", 50), "tokenizer.json: not valid JSON"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json: not a tokenizer"),
-        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "index.json: weight_map: missing"),
-        (
-            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../teacher/model.safetensors"}}'),
-            "which is not in the folder",
-        ),
-        (
-            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00002.safetensors"}}'),
-            "names model-00002.safetensors, which is not in the folder",
-        ),
+        (only_index("{}"), "index.json: weight_map: missing"),
+        (only_index('{"weight_map": {"x": "../teacher/model.safetensors"}}'), "which is not in the folder"),
+        (only_index('{"weight_map": {"x": "model-00002.safetensors"}}'), "names model-00002.safetensors, which is not in the folder"),
+        (change_json("config.json", quantization_config={"quant_method": "awq", "bits": 4}), f"quantization_config: {QUANTIZED}"),
+        (change_json("config.json", quantization={"group_size": 64, "bits": 4}), f"quantization: {QUANTIZED}"),
+        (change_weights(lambda arrays: arrays.update({"bert.x.qweight": np.zeros(2, np.int32)})), f"tensor bert.x.qweight: {QUANTIZED}"),
+        (change_weights(lambda arrays: arrays.update({"bert.x.weight_scale": np.ones(2, np.float16)})), f"weight_scale: {QUANTIZED}"),
+        (change_weights(lambda arrays: arrays.update({"bert.x.weight": np.zeros(2, np.uint8)})), f"tensor bert.x.weight: {QUANTIZED}"),
+        (rename("_orig_mod."), "_orig_mod. is a name that torch.compile adds"),
+        (rename("module."), "save it again with model.module.save_pretrained(...), or remove module. from the names"),
+        (rename("base_model.model."), "base_model.model. is a name that PEFT adds"),
+        (rename("bert._orig_mod."), "save it again with model._orig_mod.save_pretrained(...)"),
+        (change_weights(lambda arrays: arrays.update({"bert.x.base_layer.weight": np.ones(2, np.float32)})), "base_layer: an adapter that is not merged"),
+        *((lambda folder, name=name: (folder / name).write_bytes(POINTER), f"{name}: a pointer of Git LFS, not the file itself; fetch the file: git lfs pull")
+          for name in ("config.json", "model.safetensors", "tokenizer.json")),
+        *((lambda folder, name=name: (folder / name).write_text("[" * 100_000), f"{name}: lists or objects inside each other, too deep to be read")
+          for name in ("config.json", "tokenizer.json")),
     ],
 )  # fmt: skip
 def test_refused(
@@ -212,6 +237,8 @@ def test_shards(classifier: Path) -> None:
         save_file({name: arrays[name] for name in inside}, classifier / file)
     index = {"weight_map": {name: file for file, inside in parts.items() for name in inside}}
     (classifier / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weight_files(classifier) == [classifier / "model.safetensors"], "as transformers does"
+    (classifier / "model.safetensors").unlink()
     whole = load_model(classifier).tensors
     assert set(whole) == set(arrays)
     assert {info.file.name for info in whole.values()} == set(parts)

@@ -18,6 +18,7 @@ from edgekit.prompts import PromptSet, gather, sources
 from edgekit.recipe import Recipe
 from edgekit.schema import dump_json, nearest, parse, pick, read_json
 from edgekit.target import Target
+from edgekit.weights import note_stale_index
 from edgekit.workspace import Product, file_sha256, make_folder, write_atomically
 
 log = logging.getLogger("edgekit")
@@ -100,6 +101,8 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
         return None, None
     teacher, revision = find_teacher(recipe, session)
     model = load_model(teacher)
+    if note := note_stale_index(teacher):
+        session.listener.say(f"note: {note}")
     family = find_architecture(model.architecture, str(teacher / "config.json"))
     if is_decoder(family) != (TASKS[recipe.task].OUTPUT == "tokens"):
         kind = "decoder, which generates text" if is_decoder(family) else "encoder, which generates no text"

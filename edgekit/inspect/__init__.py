@@ -109,7 +109,7 @@ def _inspect_model(folder: Path) -> dict[str, Any]:
 
 
 def _inspect_safetensors(path: Path) -> dict[str, Any]:
-    from edgekit.model import read_header
+    from edgekit.weights import read_header
 
     tensors = read_header(path)
     return {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.inspect.tensors import by_type, largest
+from edgekit.schema import refuse_pointer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,6 +97,7 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
 
     undecodable = importlib.import_module("google.protobuf.message").DecodeError
     try:
+        refuse_pointer(path)
         model = onnx.load(str(path), load_external_data=False)
     except (undecodable, OSError) as bad:
         raise EdgekitError(f"{path}: not a whole ONNX file: {bad}; export or fetch it again") from bad

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.model import Model, load_model, weight_files
+from edgekit.model import Model, load_model
 from edgekit.prompts import PromptSet
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, find_pad_id, outputs, pad, row_task
+from edgekit.weights import weight_files
 
 if TYPE_CHECKING:
     import numpy as np

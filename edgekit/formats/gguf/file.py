@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.ggml import TYPES, row_bytes
+from edgekit.schema import refuse_pointer
 from edgekit.workspace import disk_error, sync
 
 MAGIC = b"GGUF"
@@ -92,6 +93,7 @@ def read_gguf(path: Path) -> GgufFile:
     Raises EdgekitError for whatever is not a whole GGUF file. Memory stays within what the file really holds.
     """
     try:
+        refuse_pointer(path)
         with path.open("rb") as stream:
             return _Reader(path, stream, os.fstat(stream.fileno()).st_size).read()
     except OSError as failed:

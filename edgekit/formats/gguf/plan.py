@@ -11,8 +11,8 @@ from edgekit.architectures import find_gguf
 from edgekit.architectures.gguf import Config, Gguf, Place
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.types import Shape
-from edgekit.model import Model, TensorInfo, read_header, weight_files
-from edgekit.schema import read_json
+from edgekit.model import Model
+from edgekit.weights import INDEX, TensorInfo, read_header, read_index, weight_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,15 +57,11 @@ class Tensor:
 def read_config(model: Model) -> tuple[Gguf, Config]:
     """How the checkpoint's family is written as GGUF, and its configuration.
 
-    Raises EdgekitError for a family that is not, and for weights that are quantized already.
+    Raises EdgekitError for a family that is not.
     """
     where = model.folder / "config.json"
     family = find_gguf(model.architecture, str(where))
     config = family.config(model.config, where)
-    if config.get("quantization_config"):
-        raise config.error(
-            "quantization_config", "its weights are quantized already; start from the unquantized checkpoint"
-        )
     return family, config
 
 
@@ -239,12 +235,12 @@ def _same_bytes(one: TensorInfo, other: TensorInfo | None) -> bool:
 
 def _check_index(model: Model) -> None:
     """Raises EdgekitError where the index of a sharded checkpoint does not say what its shards hold."""
-    path = model.folder / "model.safetensors.index.json"
-    if not path.is_file():
+    index = read_index(model.folder)
+    if not index:
         return
-    listed = {(name, str(shard)) for name, shard in read_json(path)["weight_map"].items()}
+    listed = set(index.items())
     held = {(name, file.name) for file in weight_files(model.folder) for name in read_header(file)}
     if wrong := sorted(listed ^ held):
         name, shard = wrong[0]
         said = f"is not in {shard}" if (name, shard) in listed else f"is in {shard}, which the index does not say"
-        raise EdgekitError(f"{path}: tensor {name} {said}; fetch the checkpoint again")
+        raise EdgekitError(f"{model.folder / INDEX}: tensor {name} {said}; fetch the checkpoint again")

@@ -10,6 +10,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
+from edgekit.schema import refuse_pointer
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +28,7 @@ def read(path: Path, *, named: Path | None = None) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
+        refuse_pointer(path)
         return onnx.load(str(path), load_external_data=False)
     except DecodeError as bad:
         raise EdgekitError(f"{named or path}: not an ONNX file; export or fetch it again") from bad
@@ -51,6 +53,7 @@ def external_files(model: onnx.ModelProto, path: Path) -> list[str]:
             raise EdgekitError(
                 f"{path}: its weights are in {name!r}, which is not beside it; copy that file to {path.parent}"
             )
+        refuse_pointer(path.parent / name)
     return names
 
 
