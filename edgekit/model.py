@@ -197,9 +197,9 @@ class Model:
 def load_model(folder: Path) -> Model:
     """Open a checkpoint folder and refuse what would fail later.
 
-    Raises EdgekitError for a missing file, a family that is code of its own (`auto_map`), weights that are only pickles, quantized
-    already or saved inside a wrapper, a truncated file, NaN or infinite weights, and a tokenizer with more ids than the embedding
-    has rows.
+    Raises EdgekitError for a missing file, a family that is code of its own (`auto_map`), weights that are only pickles,
+    quantized already or saved inside a wrapper, a truncated file, NaN or infinite weights, and a tokenizer with more ids than the
+    embedding has rows.
     """
     if not folder.is_dir():
         raise EdgekitError(f"{folder}: no such model folder")

@@ -175,7 +175,7 @@ def check_names(tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def check_finite(files: Iterable[Path]) -> None:
-    """Raises EdgekitError for the first NaN or infinite weight of safetensors files; each file is read once as long as it stays."""
+    """Raises EdgekitError for the first NaN or infinite weight of these files; each is read once for as long as it stays."""
     for path in sorted(set(files)):
         seen = path.stat()
         _check_file_once(path.resolve(), seen.st_size, seen.st_mtime_ns)
