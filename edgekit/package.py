@@ -26,6 +26,8 @@ from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.formats import FORMATS
 from edgekit.package_card import model_card
 from edgekit.package_llama import modelfile
+from edgekit.package_place import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
+from edgekit.package_place import partial as partial_of
 from edgekit.report import read_report, write_html
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, read_json, read_text
@@ -59,7 +61,6 @@ LOADERS = {
     ("gguf", "embedding"): "embed.py",
     ("gguf", "tokens"): "chat.py",
 }
-MANIFEST = "bundle.json"
 MANIFEST_FORMAT = 2
 ARTIFACT_FACTS = ("format", "scheme", "bytes", "sha256", "opset", "ir_version", "operators", "quantized", "choices")
 LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
@@ -100,7 +101,7 @@ def package(
     artifact: an export step's folder; report: a verify step's folder; lineage: where the model comes from (teacher,
     digests, licences), for the manifest. Everything is written beside its place and renamed: an older bundle survives
     a failure. A failed verdict, or one not proven under `strict`, raises CheckFailed once the evidence is on disk and
-    leaves an older bundle of that name as it was. Raises EdgekitError where artifact and report do not belong together, a
+    leaves an older bundle of that name as it was. Raises EdgekitError where something else lies at these places, where artifact and report do not belong together, a
     file was changed, or the folder cannot be written.
     """
     product = open_product(artifact, "export")
@@ -117,7 +118,8 @@ def package(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(_lock_file(put.bundle), f"{name}: another build is packaging this; waiting for it"):
-            _clear_leftovers(put)
+            refuse_foreign(out, name)
+            clear_leftovers(put.bundle, (put.archive, put.report, put.html))
             write_atomically(put.report, read_text(report / "report.json"))
             write_html(content | {"recipe": recipe}, put.html)
             _judge(content, put, strict=strict)
@@ -235,10 +237,9 @@ def _judge(content: Mapping[str, Any], put: Packaged, *, strict: bool) -> None:
 
 
 def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[str, Any], put: Packaged) -> None:
-    if put.bundle.exists() and not (put.bundle / MANIFEST).is_file():
-        raise EdgekitError(f"{put.bundle}: is there and is not a bundle; move it away or choose another --out")
-    partial = _partial(put.bundle)
+    partial = partial_of(put.bundle)
     partial.mkdir()
+    (partial / MARK).touch()
     try:
         for name in manifest["ships"]:
             shutil.copyfile(product.folder / name, partial / name)
@@ -247,17 +248,19 @@ def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[st
             (partial / "Modelfile").write_text(modelfile(manifest), encoding="utf-8", newline="\n")
         (partial / "README.md").write_text(model_card(manifest, report), encoding="utf-8", newline="\n")
         del manifest["ships"]
-        manifest["files"] = list_files(partial)
+        files = {name: entry for name, entry in list_files(partial).items() if name != MARK}
+        manifest["files"] = files
         manifest = json.loads(dump_json(manifest))
         manifest["digest"] = fingerprint(manifest)
         (partial / MANIFEST).write_text(dump_json(manifest), encoding="utf-8", newline="\n")
         if _is_current(put, manifest):
             return
+        (partial / MARK).unlink()
         for name in list_files(partial):
             (partial / name).chmod(0o644)
             sync(partial / name)
         write_archive(partial, put.archive, put.bundle.name)
-        _swap(partial, put.bundle)
+        swap(partial, put.bundle)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         put.archive.with_name(f".{put.archive.name}.partial").unlink(missing_ok=True)
@@ -377,43 +380,6 @@ def _extract(archive: Path, scratch: Path) -> Path:
     if len(found) != 1:
         raise EdgekitError(f"{archive}: no {MANIFEST} in it: not a bundle's archive")
     return found[0].parent
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def _swap(partial: Path, place: Path) -> None:
-    """Put a finished folder in its place.
-
-    A folder cannot be replaced in one call: a kill between the two renames leaves the older one under its hidden name,
-    and `_clear_leftovers` puts it back.
-    """
-    old = _old(place)
-    if place.exists():
-        place.rename(old)
-    try:
-        partial.rename(place)
-    except OSError:
-        if old.exists():
-            old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _clear_leftovers(put: Packaged) -> None:
-    old = _old(put.bundle)
-    if old.exists() and not put.bundle.exists():
-        old.rename(put.bundle)
-    for folder in (old, _partial(put.bundle)):
-        if folder.exists():
-            shutil.rmtree(folder)
-    for path in (put.archive, put.report, put.html):
-        path.with_name(f".{path.name}.partial").unlink(missing_ok=True)
 
 
 def _lock_file(place: Path) -> Path:

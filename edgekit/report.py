@@ -95,7 +95,8 @@ def write_html(report: Row, path: Path) -> None:
     title = _title(report)
     page = (
         '<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width,'
-        ' initial-scale=1"><meta name=color-scheme content="light dark">\n'
+        f' initial-scale=1"><meta name=color-scheme content="light dark">'
+        f'<meta name=generator content="edgekit {escape(__version__)}">\n'
         f"<title>{escape(title)}: {escape(verdict_text(report))}</title>\n<style>{_STYLE}</style>\n<main>\n"
         + "\n".join(part for part in _parts(report, title) if part)
         + f"\n<footer>edgekit {escape(__version__)}</footer>\n</main></html>\n"

@@ -12,10 +12,8 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -149,6 +147,13 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def list_names(folder: Path) -> set[str]:
+    """What `list_files` names, and links that lead nowhere or to folders; a link is not followed."""
+    return {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
+
+
 def open_product(folder: Path, step: str) -> Product:
     """A finished step's folder; EdgekitError where it is not one."""
     manifest = folder / f"{step}.json"
@@ -264,22 +269,24 @@ class Workspace:
         if (done := _finished(place, step, key, ours=at is None)) and not fresh:
             log.info("%s: kept %s", step, done.folder)
             return done
-        _refuse_foreign(place, step)
         partial = place.with_name(f".{place.name}.partial")
+        if at is not None:
+            _refuse_foreign(place, step)
         make_folder(place.parent)
-        with locked(self._lock_file(place), f"{place}: another build is making this; waiting for it"):
+        with locked(self.lock_file(place), f"{place}: another build is making this; waiting for it"):
             if (done := _finished(place, step, key, ours=at is None)) and not fresh:
                 return done
             complete = _finished(partial, step, key, ours=True) is not None
             if partial.exists() and not complete and not (resumable and _made_for(partial) == key):
-                shutil.rmtree(partial)
+                discard(partial)
             kept = None if fresh else _finished(self.root / step / key[:16], step, key, ours=True)
             try:
+                if not complete:
+                    partial.mkdir(exist_ok=True)
+                    (partial / _KEY).write_text(key)
                 if kept is not None:
                     shutil.copytree(kept.folder, partial, dirs_exist_ok=True)
                 elif not complete:
-                    partial.mkdir(exist_ok=True)
-                    (partial / _KEY).write_text(key)
                     facts = make(partial)
                     write_product(partial, step, key=key, inputs=inputs, facts=facts)
                 (partial / _KEY).unlink(missing_ok=True)
@@ -300,31 +307,12 @@ class Workspace:
             for manifest in sorted(self.root.glob(f"{step}/*/{step}.json")):
                 yield open_product(manifest.parent, step)
 
-    def prune(self, *, older_than_days: float = 0.0) -> tuple[int, int]:
-        """Delete finished and partial folders last used before that; returns how many, and how many bytes.
-
-        What a build is making at this moment is left, and so is what it would replace.
-        """
-        horizon = time.time() - older_than_days * 86400
-        removed, freed = 0, 0
-        for folder in sorted(self.root.glob("*/*")):
-            if not folder.is_dir() or last_used(folder) > horizon:
-                continue
-            lock = self._lock_file(folder.with_name(_KEPT_BESIDE.sub(r"\1", folder.name)))
-            with locked(lock, f"{folder}: a build is making this; left as it is", wait=False) as free:
-                # Until the lock was ours, a build may have renamed its partial folder.
-                if free and folder.is_dir():
-                    freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                    shutil.rmtree(folder)
-                    removed += 1
-        return removed, freed
-
     def _key(self, step: str, inputs: Any) -> str:
         versions = {name: library_version(name) for name in STEP_LIBRARIES[step]}
         return fingerprint({"step": step, "inputs": inputs, "versions": versions, "code": _code_digest(step)})
 
-    def _lock_file(self, place: Path) -> Path:
-        """In the workspace, not beside the place: a folder that a user names gets nothing but the product."""
+    def lock_file(self, place: Path) -> Path:
+        """Of a place: in the workspace, not beside the place: a folder that a user names gets nothing but the product."""
         locks = self.root / "locks"
         make_folder(locks)
         return locks / f"{fingerprint(str(place.resolve()))[:16]}.lock"
@@ -332,8 +320,6 @@ class Workspace:
 
 # Names the fingerprint that a partial folder is being made for.
 _KEY = ".key"
-# The hidden folders beside a place, by the place's name.
-_KEPT_BESIDE = re.compile(r"^\.(.+)\.(?:partial|old)$")
 
 
 # What the disk says when it is full, read-only or not ours.
@@ -382,23 +368,54 @@ def _made_for(partial: Path) -> str | None:
     return (partial / _KEY).read_text() if (partial / _KEY).is_file() else None
 
 
+def is_ours(folder: Path, step: str) -> bool:
+    """Whether edgekit made a folder for a step: finished, half (its mark lies in it), or still empty. A link never is."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return (folder / _KEY).is_file() or (folder / f"{step}.json").is_file() or not any(folder.iterdir())
+
+
+def discard(folder: Path, last: Collection[str] = frozenset({_KEY, *(f"{step}.json" for step in STEP_CODE)})) -> None:
+    """Delete a folder of edgekit's own, links as links; what shows whose it is goes last, so that a killed deletion can go on."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name not in last:
+            entry.unlink()
+    shutil.rmtree(folder)
+
+
 def _refuse_foreign(place: Path, step: str) -> None:
-    """A folder that holds something else is the user's; edgekit replaces only its own products."""
-    if place.is_file() or (place.is_dir() and any(place.iterdir()) and not (place / f"{step}.json").is_file()):
+    """What is not exactly a product of this step is the user's, and so is a product with a file that was changed or added."""
+    for beside in (place.with_name(f".{place.name}.partial"), place.with_name(f".{place.name}.old")):
+        if os.path.lexists(beside) and not is_ours(beside, step):
+            raise EdgekitError(f"{beside}: already there, and not edgekit's; move it away or choose another --out")
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    if not (place / f"{step}.json").is_file():
         raise EdgekitError(f"{place}: already there, and not the folder of a {step} step; choose another --out")
+    product = open_product(place, step)
+    product.check()
+    added = sorted(list_names(place) - product.manifest["files"].keys() - {f"{step}.json", _KEY})
+    if added:
+        raise EdgekitError(
+            f"{place / added[0]}: not of the {step} step that made this folder; move it away or choose another --out"
+        )
 
 
 def _replace(partial: Path, place: Path) -> None:
     """Put a finished folder in its place; an older product stays until the new one is complete."""
     old = place.with_name(f".{place.name}.old")
     if old.exists():
-        shutil.rmtree(old)
+        discard(old)
     if place.exists():
         place.rename(old)
     partial.rename(place)
     sync(place.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    if old.is_symlink():
+        old.unlink()
+    elif old.exists():
+        discard(old)
 
 
 def _code_digest(step: str) -> str:

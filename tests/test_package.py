@@ -78,7 +78,8 @@ def test_an_unchanged_bundle_is_left_alone_and_a_changed_one_replaced(tmp_path: 
     out = tmp_path / "out"
     before = pack(tmp_path / "a", out).archive.stat()
     assert pack(tmp_path / "b", out, p50=3.0).archive.stat().st_mtime_ns == before.st_mtime_ns
-    (out / "demo-board.tar.gz").write_bytes(b"torn")
+    torn = (out / "demo-board.tar.gz").read_bytes()
+    (out / "demo-board.tar.gz").write_bytes(torn[: len(torn) // 2])
     assert open_bundle(pack(tmp_path / "c", out).archive)
     after = pack(tmp_path / "d", out, scale=2.0)
     assert open_bundle(after.bundle).manifest["digest"] == open_bundle(after.archive).manifest["digest"]
@@ -143,11 +144,55 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     assert (mine / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo-board.tar.gz",
+        "demo-board.report.json",
+        "demo-board.report.html",
+        "demo-board/app.py",
+        "demo-board/README.md",
+        ".demo-board.partial/thesis.txt",
+        ".demo-board.old/thesis.txt",
+    ],
+)
+@pytest.mark.parametrize("built", [False, True])
+def test_nothing_of_the_users_is_replaced(tmp_path: Path, name: str, built: bool) -> None:
+    """Before a first build and beside an earlier bundle, in it too: a user's file stops the packaging and stays."""
+    out = tmp_path / "out"
+    if built:
+        pack(tmp_path / "a", out)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text('{"mine": 1}')
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(EdgekitError, match="move it away or choose another --out"):
+        pack(tmp_path / "b", out, scale=2.0)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_an_archive_of_the_users_with_the_same_name_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "demo-board").mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with tarfile.open(out / "demo-board.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "notes.txt", "demo-board/notes.txt")
+    with pytest.raises(EdgekitError, match=r"tar\.gz: is there and edgekit did not write it"):
+        pack(tmp_path / "a", out)
+
+
+def test_what_python_leaves_in_a_bundle_is_no_users_file(tmp_path: Path) -> None:
+    packed = pack(tmp_path / "a", tmp_path / "out")
+    (packed.bundle / "__pycache__").mkdir()
+    (packed.bundle / "__pycache__" / "load.cpython-311.pyc").write_bytes(b"x")
+    assert open_bundle(pack(tmp_path / "b", tmp_path / "out", scale=2.0).bundle)
+
+
 def test_leftovers_of_a_killed_run_are_cleared_and_the_older_bundle_comes_back(tmp_path: Path) -> None:
     out = tmp_path / "out"
     packed = pack(tmp_path / "a", out)
     packed.bundle.rename(out / ".demo-board.old")
     (out / ".demo-board.partial").mkdir()
+    (out / ".demo-board.partial" / ".key").touch()
     (out / ".demo-board.partial" / "model.onnx").write_bytes(b"half")
     (out / ".demo-board.tar.gz.partial").write_bytes(b"half")
     with pytest.raises(CheckFailed):

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import edgekit.workspace as workspace_module
+from edgekit.cache import Kept, choose, kept, prune
 from edgekit.errors import EdgekitError
 from edgekit.workspace import (
     STEP_CODE,
@@ -51,6 +52,10 @@ class Counted:
         (out / "inner").mkdir(exist_ok=True)
         (out / "inner" / "file.txt").write_text(self.text)
         return {"runs": self.runs}
+
+
+def prune_all(workspace: Workspace, **limits: float) -> list[Kept]:
+    return prune(workspace, choose(kept(workspace), **limits))
 
 
 def litter(root: Path) -> list[str]:
@@ -200,6 +205,54 @@ def test_at_a_place_of_the_users(workspace: Workspace, tmp_path: Path) -> None:
     assert (tmp_path / "own" / "thesis.txt").read_text() == "do not lose me"
 
 
+def test_what_a_user_added_or_changed_is_never_replaced(workspace: Workspace, tmp_path: Path) -> None:
+    """Other inputs for a folder that was made before: all in it must be as the step left it."""
+    mine = tmp_path / "mine"
+
+    def refused(said: str) -> None:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "locks" not in path.parts}
+        for fresh in (False, True):
+            with pytest.raises(EdgekitError, match=said):
+                workspace.once("record", {"a": 2}, Counted(), at=mine, fresh=fresh)
+        assert all(path.read_bytes() == content for path, content in before.items())
+
+    workspace.once("record", {"a": 1}, Counted(), at=mine)
+    (mine / "inner" / "notes.txt").write_text("mine")
+    refused(r"notes\.txt: not of the record step")
+    (mine / "inner" / "notes.txt").unlink()
+    (mine / "link").symlink_to(tmp_path)
+    refused("link: not of the record step")
+    (mine / "link").unlink()
+    (mine / "inner" / "file.txt").write_text("edited")
+    refused("its sha256 is not the manifest's")
+    (mine / "inner" / "file.txt").write_text("made")
+    for name in (".mine.partial", ".mine.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("mine")
+        refused(f"{name}: already there, and not edgekit's")
+        (tmp_path / name).rename(tmp_path / "away")
+        (tmp_path / "away" / "thesis.txt").unlink()
+        (tmp_path / "away").rmdir()
+    assert workspace.once("record", {"a": 2}, Counted("other"), at=mine).folder == mine
+
+
+def test_a_link_to_a_folder_is_written_through(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    workspace.once("record", {"a": 1}, Counted(), at=tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "record.json").is_file()
+
+
+def test_a_product_in_the_cache_that_is_a_link_keeps_what_it_leads_to(workspace: Workspace, tmp_path: Path) -> None:
+    made = workspace.once("record", {}, Counted())
+    made.folder.rename(tmp_path / "moved")
+    made.folder.symlink_to(tmp_path / "moved")
+    workspace.once("record", {}, Counted("anew"), fresh=True)
+    assert (made.folder / "inner" / "file.txt").read_text() == "anew"
+    assert (tmp_path / "moved" / "inner" / "file.txt").read_text() == "made"
+
+
 def test_path_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(EdgekitError, match=r"file.*cannot be written"):
@@ -256,10 +309,10 @@ def test_list_and_prune(workspace: Workspace) -> None:
         workspace.once("record", {"n": number}, Counted())
     workspace.once("calibrate", {}, Counted())
     assert [product.step for product in workspace.products()] == ["calibrate", "record", "record", "record"]
-    assert workspace.prune(older_than_days=1) == (0, 0)
-    removed, freed = workspace.prune()
-    assert removed == 4
-    assert freed > 0
+    assert prune_all(workspace, older_than_days=1) == []
+    removed = prune_all(workspace)
+    assert len(removed) == 4
+    assert all(one.bytes > 0 for one in removed)
     assert list(workspace.products()) == []
 
 
@@ -280,16 +333,16 @@ def test_prune_leaves_what_a_build_is_making(workspace: Workspace, caplog: pytes
     thread = threading.Thread(target=lambda: made.append(workspace.once("record", {"a": 1}, slow, fresh=True)))
     thread.start()
     assert inside.wait(60)
-    removed, _ = workspace.prune()
+    removed = prune_all(workspace)
     left = sorted(path.name for path in (workspace.root / "record").iterdir())
     go.set()
     thread.join()
-    assert removed == 2
+    assert len(removed) == 2
     assert left == [f".{place.name}.partial", place.name]
     assert caplog.text.count("a build is making this; left as it is") == 2
     assert made[0].manifest["files"].keys() == {"half"}
     assert litter(workspace.root) == []
-    assert workspace.prune()[0] == 1
+    assert len(prune_all(workspace)) == 1
 
 
 def test_write_atomically(tmp_path: Path) -> None:
@@ -354,7 +407,7 @@ def test_reuse_counts_as_use(workspace: Workspace) -> None:
         for path in (product.folder / "record.json", product.folder):
             os.utime(path, (1_000_000, 1_000_000))
     workspace.once("record", {"a": 1}, make)
-    assert workspace.prune(older_than_days=1)[0] == 1
+    assert len(prune_all(workspace, older_than_days=1)) == 1
     assert kept.folder.is_dir()
     assert not unused.folder.exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.build.plan import Built, Listener, Plan, Progress, Session
-from edgekit.build.preflight import check_recipe, check_target, gather_prompts, is_local, needed_splits, resolve
+from edgekit.build.preflight import check_places, check_recipe, check_target, gather_prompts, is_local, needed_splits, resolve
 from edgekit.build.steps import (
     calibrate,
     create,
@@ -34,6 +34,7 @@ __all__ = [
     "Session",
     "build",
     "calibrate",
+    "check_places",
     "check_recipe",
     "check_target",
     "create",
@@ -71,6 +72,8 @@ def build(
         raise EdgekitError(f"two targets are named {twice}, and their bundles would be: rename one of the files")
     prompts = gather_prompts(recipe, session)
     plans = [resolve(recipe, target, prompts, session, format_) for target in targets for format_ in formats]
+    for plan in plans:
+        check_places(plan, session)
     base = plans[0].teacher or create(recipe, prompts, session)
     plans = [replace(plan, teacher=base) for plan in plans]
     teacher = finetune(recipe, base, prompts, session)

@@ -144,6 +144,13 @@ def check_target(target: Target, task: str, format_name: str | None = None) -> M
     return table
 
 
+def check_places(plan: Plan, session: Session) -> None:
+    """Refuse to begin where the bundle, its archive or its report would replace something that edgekit did not write."""
+    from edgekit.package_place import refuse_foreign
+
+    refuse_foreign(session.out, plan.name)
+
+
 def is_local(recipe: Recipe) -> bool:
     """Whether the teacher is looked for on this machine alone: a hub is asked only for what looks like a hub id."""
     source = recipe.teacher.source
@@ -192,6 +199,8 @@ def _download(recipe: Recipe, source: str, session: Session) -> tuple[Path, str]
 
     lock = session.out / f"{recipe.name}.lock.json"
     locked = read_json(lock) if lock.is_file() else {}
+    if not isinstance(locked, dict) or not isinstance(locked.get("teacher", {}), dict):
+        raise EdgekitError(f"{lock}: is there and edgekit did not write it; move it away or choose another --out")
     asked = {"source": source, "asked": recipe.teacher.revision}
     known = locked.get("teacher", {})
     pinned = known.get("revision") if asked.items() <= known.items() else None

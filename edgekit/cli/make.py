@@ -85,7 +85,7 @@ def _plan(
     """What a build would do. Where nothing was built yet, nothing is left behind."""
     from tempfile import TemporaryDirectory
 
-    from edgekit.build import gather_prompts, resolve
+    from edgekit.build import check_places, gather_prompts, resolve
     from edgekit.workspace import Workspace
 
     with TemporaryDirectory() as scratch:
@@ -93,6 +93,8 @@ def _plan(
         prompts = gather_prompts(recipe, session if session.workspace.root.exists() else passing)
         # The session's own: whether its places can be written, and have room, is a part of the plan.
         plans = [resolve(recipe, target, prompts, session, one) for target in targets for one in formats]
+        for plan in plans:
+            check_places(plan, session)
         return [plan.describe() for plan in plans]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekit.cli.options import open_session, out_option, read_recipe, recipe_options, target_option
-from edgekit.errors import CheckFailed
+from edgekit.errors import CheckFailed, EdgekitError
 
 if TYPE_CHECKING:
     from edgekit.build import Plan, Session
@@ -36,6 +36,7 @@ def finetune(
     if recipe.teacher.finetune is None and recipe.teacher.create is None:
         raise click.UsageError(f"{recipe.name} has no [teacher.finetune] table: its teacher is used as it is.")
     base, _ = spine.check_recipe(recipe, prompts, session)
+    _keep_apart(out, base)
     if base is None:
         _done(spine.create(recipe, prompts, session, at=out), as_json)
         return
@@ -60,6 +61,7 @@ def distill(
     recipe, prompts, session = _open(recipe_path, overrides, cache)
     if recipe.student is None:
         raise click.UsageError(f"{recipe.name} has no [student] table: nothing is distilled.")
+    _keep_apart(out, teacher)
     _done(spine.distill(recipe, teacher, prompts, session, at=out), as_json)
 
 
@@ -81,6 +83,7 @@ def record(
     from edgekit import build as spine
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
+    _keep_apart(out, teacher, student)
     _done(spine.record(recipe, teacher, student, prompts, session, at=out).folder, as_json)
 
 
@@ -102,6 +105,7 @@ def calibrate(
     from edgekit import build as spine
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
+    _keep_apart(out, student)
     product = spine.calibrate(recipe, student, prompts, session, at=out, gradients=gradients)
     _done(product.folder, as_json)
 
@@ -126,6 +130,7 @@ def export(
     from edgekit.workspace import open_product
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
+    _keep_apart(out, student, calibration)
     plan = _plan(recipe, target_name, prompts, session)
     _done(spine.export(plan, student, open_product(calibration, "calibrate"), prompts, session, at=out).folder, as_json)
 
@@ -163,6 +168,7 @@ def verify(
     if (student is None) != (calibration is None):
         raise click.UsageError("Give --student and --calibration together: neither says anything without the other.")
     recipe, prompts, session = _open(recipe_path, overrides, cache, fresh=fresh)
+    _keep_apart(out, artifact, reference, student, calibration)
     plan = _plan(recipe, target_name, prompts, session)
     checked = spine.open_artifact(plan, artifact, reference, prompts, session)
     recorded = spine.open_reference(recipe, reference, prompts, session)
@@ -200,6 +206,7 @@ def package(
     from edgekit.workspace import open_product
 
     recipe, prompts, session = _open(recipe_path, overrides, cache, out=out, strict=strict)
+    _keep_apart(out / "NAME", artifact, report)
     plan = _plan(recipe, target_name, prompts, session)
     built = spine.package(plan, open_product(artifact, "export"), open_product(report, "verify"), session)
     if as_json:
@@ -218,6 +225,15 @@ def _open(
 
     recipe, session = read_recipe(recipe_path, overrides), open_session(cache, out, **options)
     return recipe, gather_prompts(recipe, session), session
+
+
+def _keep_apart(out: Path, *inputs: Path | None) -> None:
+    """Refuse an --out that is, holds or lies in a folder that the step reads: its product would replace or change that."""
+    place = out.resolve()
+    for one in inputs:
+        source = one.resolve() if one is not None else None
+        if source is not None and (place.is_relative_to(source) or source.is_relative_to(place)):
+            raise EdgekitError(f"{out}: --out would change {one}, which this step reads; choose another folder")
 
 
 def _plan(recipe: Recipe, target_name: str, prompts: Product, session: Session) -> Plan:
