@@ -149,9 +149,7 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def list_names(folder: Path) -> set[str]:
     """What `list_files` names, and links that lead nowhere or to folders; a link is not followed."""
-    return {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
-    }
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 
 def open_product(folder: Path, step: str) -> Product:

@@ -119,9 +119,7 @@ def test_sizes() -> None:
 
 
 @pytest.mark.parametrize(("answer", "left"), [("n\n", True), ("\n", True), ("y\n", False)])
-def test_a_terminal_is_asked_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, left: bool
-) -> None:
+def test_a_terminal_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, left: bool) -> None:
     from click.testing import CliRunner
 
     from edgekit.cli import cli, look

@@ -210,7 +210,9 @@ def test_what_a_user_added_or_changed_is_never_replaced(workspace: Workspace, tm
     mine = tmp_path / "mine"
 
     def refused(said: str) -> None:
-        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "locks" not in path.parts}
+        before = {
+            path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "locks" not in path.parts
+        }
         for fresh in (False, True):
             with pytest.raises(EdgekitError, match=said):
                 workspace.once("record", {"a": 2}, Counted(), at=mine, fresh=fresh)

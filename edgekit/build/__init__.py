@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.build.plan import Built, Listener, Plan, Progress, Session
-from edgekit.build.preflight import check_places, check_recipe, check_target, gather_prompts, is_local, needed_splits, resolve
+from edgekit.build.preflight import (
+    check_places,
+    check_recipe,
+    check_target,
+    gather_prompts,
+    is_local,
+    needed_splits,
+    resolve,
+)
 from edgekit.build.steps import (
     calibrate,
     create,

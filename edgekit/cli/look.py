@@ -202,14 +202,18 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
         return
     for row in rows:
         half = "" if row["finished"] else "  (half)"
-        click.echo(f"{row['step']:<10} {row['bytes'] / 1e6:8.1f} MB  {row['age_days']:6.2f} days  {row['folder']}{half}")
+        click.echo(
+            f"{row['step']:<10} {row['bytes'] / 1e6:8.1f} MB  {row['age_days']:6.2f} days  {row['folder']}{half}"
+        )
     click.echo(f"{len(rows)} products, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB in {workspace.root}")
 
 
 @cache.command()
 @click.option("--older-than", "days", type=click.FloatRange(min=0), default=0.0,
               help="Only what no build made or used for so many days.")  # fmt: skip
-@click.option("--max-size", "size", metavar="SIZE", help="Only as much, the longest unused first, as leaves SIZE (2GB).")
+@click.option(
+    "--max-size", "size", metavar="SIZE", help="Only as much, the longest unused first, as leaves SIZE (2GB)."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would go; delete nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask first, as is done on a terminal.")
 @cache_option
