@@ -101,8 +101,8 @@ def package(
     artifact: an export step's folder; report: a verify step's folder; lineage: where the model comes from (teacher,
     digests, licences), for the manifest. Everything is written beside its place and renamed: an older bundle survives
     a failure. A failed verdict, or one not proven under `strict`, raises CheckFailed once the evidence is on disk and
-    leaves an older bundle of that name as it was. Raises EdgekitError where something else lies at these places, where artifact and report do not belong together, a
-    file was changed, or the folder cannot be written.
+    leaves an older bundle of that name as it was. Raises EdgekitError where something else lies at these places, where
+    artifact and report do not belong together, a file was changed, or the folder cannot be written.
     """
     product = open_product(artifact, "export")
     product.check()
