@@ -318,6 +318,7 @@ class Workspace:
 
 # Names the fingerprint that a partial folder is being made for.
 _KEY = ".key"
+_MARKS = frozenset({_KEY, *(f"{step}.json" for step in STEP_CODE)})
 
 
 # What the disk says when it is full, read-only or not ours.
@@ -373,7 +374,7 @@ def is_ours(folder: Path, step: str) -> bool:
     return (folder / _KEY).is_file() or (folder / f"{step}.json").is_file() or not any(folder.iterdir())
 
 
-def discard(folder: Path, last: Collection[str] = frozenset({_KEY, *(f"{step}.json" for step in STEP_CODE)})) -> None:
+def discard(folder: Path, last: Collection[str] = _MARKS) -> None:
     """Delete a folder of edgekit's own, links as links; what shows whose it is goes last, so that a killed deletion can go on."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():

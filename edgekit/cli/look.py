@@ -187,7 +187,7 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
     from edgekit.workspace import Workspace
 
     workspace = Workspace(cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit")))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "step": one.step,
             "folder": str(one.folder),
