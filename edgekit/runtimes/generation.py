@@ -10,8 +10,9 @@ outputs becomes an .npz with `nll` (float32) and `top1` (int32) of every scored 
 `scores.sparse_kl`) and `r_top1` (bool: the same likeliest token) of those with a reference, `answers` (int32, in a row) and
 `answer_offsets` (int64 [generate + 1]).
 
-timing is {prompts, new, repeats, seconds, sweep}: prompt lengths, tokens to write behind the longest, calls of each kind, fewer
-when `seconds` are over. The lines: load, prefill, decode, threads (with sweep), memory, outputs, work, machine.
+timing is {prompts, new, repeats, seconds, sweep, only}: prompt lengths, tokens to write behind the longest, calls of each kind,
+fewer when `seconds` are over. The lines: load, prefill, decode, threads (with sweep), memory, outputs, work, machine; with
+timing.only, which asks for times and nothing else, load, prefill, decode.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from edgekit.runtimes import machine, scores
+from edgekit.runtimes import machine, neighbours, scores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +132,8 @@ def answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Say)
         options["context"] = min(limit, max(inputs.context, timing.prompts[-1] + timing.new))
 
     work = time_calls(lambda: runtime.generator(file, options), timing, options, say)
+    if request["timing"].get("only"):
+        return
     if request["timing"]["sweep"]:
         sweep(lambda threads: runtime.generator(file, _with_threads(options, threads)), timing, say)
     # Before what follows asks for more logits than an answer takes, and measures the machine.
@@ -139,7 +142,9 @@ def answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Say)
         found = score(generator, inputs, int(options.get("batch", 512))) | answers(generator, inputs)
     write(Path(request["outputs"]), found, say)
     say("work", asked=str(options.get("provider", "")), **work)
-    say("machine", **machine.measure(), copy_gbs=machine.bandwidth_gbs(threads=_threads(options)))
+    told = neighbours.watch()
+    speed = machine.measure() | {"copy_gbs": machine.bandwidth_gbs(threads=_threads(options))}
+    say("machine", speed=speed, neighbours=told())
 
 
 def fit(asked: Mapping[str, Any], ids: Integers, limit: int) -> Timing:
@@ -164,6 +169,7 @@ def time_calls(opened: Callable[[], Generator], timing: Timing, options: Mapping
     prefill: list[list[float]] = []
     tokens: list[float] = []
     work: dict[str, Any] = {}
+    told = neighbours.watch()
     for length in timing.prompts:
         with closing(opened()) as generator:
             prefill.append(_time_prompt(generator, timing.ids[:length], timing, timing.seconds / len(timing.prompts)))
@@ -172,7 +178,7 @@ def time_calls(opened: Callable[[], Generator], timing: Timing, options: Mapping
                 work = generator.work()
     threads = {"threads": _threads(options), "threads_batch": options.get("threads_batch") or _threads(options)}
     say("prefill", lengths=timing.prompts, ms=prefill, cold=True, **threads)
-    say("decode", depth=timing.prompts[-1], new=timing.new, ms=tokens, load=machine.load_average(), **threads)
+    say("decode", depth=timing.prompts[-1], new=timing.new, ms=tokens, neighbours=told(), **threads)
     return work
 
 

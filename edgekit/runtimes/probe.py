@@ -3,10 +3,12 @@
 `python -m edgekit.runtimes.probe REQUEST.json`. The request: {runtime, file, inputs, outputs, options, timing}. Paths are
 relative to the request's folder, `outputs` to the current one. inputs is an .npz with `ids` (int64, all texts in a row),
 `offsets` (int64 [texts + 1]) and `pad_id`; outputs becomes one with `outputs` (float32 [texts, width]). timing is {warmup,
-repeats, least, seconds, sequence}: `repeats` timed calls, fewer when `seconds` are over, but never fewer than `least`.
+repeats, least, seconds, sequence, only}: `repeats` timed calls, fewer when `seconds` are over, but never fewer than `least`;
+`warmup` calls before them, fewer when a second is over.
 
-The lines, in this order: device, load, first, latency, latency_real, outputs, memory, work, machine, done. Without
-`done` it failed: the last line on standard error says why.
+The lines, in this order: device, load, first, latency, latency_real, outputs, memory, work, machine, done; with timing.only,
+which asks for times and nothing else, device, load, first, latency, done. Without `done` it failed: the last line on standard
+error says why. latency and machine have what the machine did meanwhile (`neighbours`, see there).
 
 A request with `kind` "tokens" has other inputs, timing, outputs and lines: see `edgekit.runtimes.generation`.
 """
@@ -21,13 +23,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.runtimes import RUNTIMES, generation, machine
+from edgekit.runtimes import RUNTIMES, generation, machine, neighbours
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from edgekit.runtimes import Runtime, Session
+
+# A slow model is warm after fewer calls.
+_WARM_S = 1.0
 
 
 def main(path: Path) -> None:
@@ -55,6 +60,7 @@ def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Cal
     file, timing, options = folder / request["file"], request["timing"], request["options"]
     asked = str(options.get("provider", ""))
 
+    told = neighbours.watch()
     begun = time.perf_counter()
     session = runtime.load(file, options)
     say("load", ms=_since(begun), runtime=runtime.NAME, version=runtime.version(), available=runtime.providers())
@@ -64,7 +70,9 @@ def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Cal
     say("first", ms=_since(begun))
     times = _time(session, shape, timing)
     facts = {"batch": 1, "sequence": len(shape), "threads": options.get("threads")}
-    say("latency", shape=facts, ms=times, load=machine.load_average())
+    say("latency", shape=facts, ms=times, neighbours=told())
+    if timing.get("only"):
+        return
 
     rows, real = [], []
     for text in texts:
@@ -79,7 +87,9 @@ def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Cal
     say("memory", peak_mb=machine.peak_memory_mb())
     del session
     say("work", asked=asked, **runtime.work(file, options, shape))
-    say("machine", **machine.measure())
+    told = neighbours.watch()
+    speed = machine.measure()
+    say("machine", speed=speed, neighbours=told())
 
 
 def _fitting(options: Mapping[str, Any], cores: int) -> dict[str, Any]:
@@ -90,8 +100,11 @@ def _fitting(options: Mapping[str, Any], cores: int) -> dict[str, Any]:
 
 def _time(session: Session, ids: NDArray[np.int64], timing: Mapping[str, Any]) -> list[float]:
     """Milliseconds of each timed call."""
+    warm = time.perf_counter() + _WARM_S
     for _ in range(int(timing["warmup"])):
         session.run(ids)
+        if time.perf_counter() > warm:
+            break
     times: list[float] = []
     end = time.perf_counter() + float(timing["seconds"])
     while len(times) < int(timing["repeats"]):

@@ -19,8 +19,9 @@ from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, parse, pick
 from edgekit.tasks import TASKS, row_task
 from edgekit.verify import accuracy as compared
-from edgekit.verify import arithmetic, checks, gate, generation, hardware
+from edgekit.verify import arithmetic, checks, gate, generation, hardware, latency
 from edgekit.verify.accuracy import Answers, Comparison, Margins
+from edgekit.verify.kept import keep
 from edgekit.verify.measurements import Measurements, measure
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
 
@@ -194,14 +195,16 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         # The tokenizer that ships cuts texts at max_length: no request is ever longer.
         sequence=min(run.target.budget_for(run.task).sequence, int(facts["max_length"])),
         device=run.device,
+        is_judged=lambda first: _is_judged(run, first),
         out=run.out,
     )
+    conditions, measured = _conditions(run, measured)
     answers, finite = _answers(run.recorded, run.prompts, run.task, facts, measured.outputs, run.out_of_scope)
     truth = [row.label for row in rows]
     comparisons = _compare(run.task, answers, truth, margins, gate.alpha_for(run.looks))
     found = [checks.check_accuracy(entry, run.looks) for entry in comparisons if entry.margin is not None]
-    found += [*checks.check_finite(finite), *_check_machine(run, measured)]
-    return _report(run, answers, truth, comparisons, found, measured), found
+    found += [*checks.check_finite(finite), *_check_machine(run, measured, conditions)]
+    return _report(run, answers, truth, comparisons, found, measured, conditions), found
 
 
 def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
@@ -216,8 +219,10 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         options=run.options,
         budget=run.target.budget_for(run.task),
         device=run.device,
+        is_judged=lambda first: _is_judged(run, first),
         out=run.out,
     )
+    conditions, measured = _conditions(run, measured)
     asked = generation.default_limits(float(run.facts["bits"]))
     asked |= {key: value for key, value in vars(limits).items() if value is not None}
     judged = generation.judge(
@@ -229,13 +234,13 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         gate.alpha_for(run.looks),
     )
     found = [checks.check_accuracy(entry, run.looks) for entry in judged.comparisons if entry.margin is not None]
-    found += [*checks.check_finite(judged.finite), *_check_machine(run, measured)]
+    found += [*checks.check_finite(judged.finite), *_check_machine(run, measured, conditions)]
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
     accuracy = {role: entry.reference_score for role, entry in right.items()}
     if right:
         accuracy["artifact"] = next(iter(right.values())).score
     scored = int(said.facts["rows"]["verify"]) - int(said.facts["left_out"])
-    report = _shared_report(run, accuracy, judged.comparisons, found, measured, scored)
+    report = _shared_report(run, accuracy, judged.comparisons, found, measured, scored, conditions)
     told = dict(measured.generation or {})
     return report | dict(judged.figures) | {
         "notes": [*said.facts["warnings"], *judged.notes],
@@ -332,22 +337,52 @@ def _compare(
     ]
 
 
-def _check_machine(run: _Run, measured: Measurements) -> list[checks.Check]:
-    target, facts, options = run.target, run.facts, run.options
-    foreign = hardware.mismatches(target.hardware, measured.device, measured.speed, options["threads"])
-    provider = options.get("provider")
+def _foreign(run: _Run, measured: Measurements) -> list[str]:
+    """Why the machine that measured may not vouch for the target."""
+    found = hardware.mismatches(run.target.hardware, measured.device, measured.speed, run.options["threads"])
+    provider = run.options.get("provider")
     if provider is not None and provider not in measured.available:
-        foreign.append(f"without {provider}")
+        found.append(f"without {provider}")
+    return found
+
+
+def _is_judged(run: _Run, measured: Measurements) -> bool:
+    """Whether times are judged: where the target limits them, and this machine may vouch for it. Else one process shows them."""
+    return run.target.budget_for(run.task).limits_time and not _foreign(run, measured)
+
+
+def _conditions(run: _Run, measured: Measurements) -> tuple[checks.Conditions, Measurements]:
+    """What bears on the times, and the measurements with the earlier ones of this artifact; kept where times are judged."""
     impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5))
-    impossible += hardware.above_roofline(measured, facts.get("bytes_per_token"))
+    impossible += hardware.above_roofline(measured, run.facts.get("bytes_per_token"))
+    threads = int(measured.shape["threads"] or measured.device["cores"])
+    disturbed = hardware.disturbances([process.neighbours for process in measured.processes], threads)
+    disturbed = disturbed or [
+        f"while its speed was measured, {why}" for why in hardware.disturbances([measured.neighbours], 1)
+    ]
+    conditions = checks.Conditions(
+        foreign=_foreign(run, measured),
+        impossible=impossible,
+        disturbed=disturbed,
+        scales=hardware.scales(run.target.hardware, measured.speed),
+    )
+    if _is_judged(run, measured):
+        proves_nothing = [*disturbed, *impossible]
+        measured = keep(measured, artifact=str(run.facts["sha256"]), options=run.options, disturbed=proves_nothing)
+    return conditions, measured
+
+
+def _check_machine(run: _Run, measured: Measurements, conditions: checks.Conditions) -> list[checks.Check]:
+    target, facts, options = run.target, run.facts, run.options
+    provider = options.get("provider")
     placed = (
         checks.check_offload(int(options.get("gpu_layers", 0)), measured)
         if provider is None
         else checks.check_provider(provider, measured)
     )
     return [
-        *checks.check_budget(target.budget_for(run.task), measured, int(facts["bytes"]), foreign, impossible),
-        checks.check_plausible(impossible),
+        *checks.check_budget(target.budget_for(run.task), measured, int(facts["bytes"]), conditions),
+        checks.check_plausible(conditions.impossible),
         *checks.check_reading(facts.get("parity"), facts.get("misread")),
         placed,
         checks.check_arithmetic(
@@ -366,6 +401,7 @@ def _report(
     comparisons: Sequence[Comparison],
     found: Sequence[checks.Check],
     measured: Measurements,
+    conditions: checks.Conditions,
 ) -> dict[str, Any]:
     """report.json of what gives one row per text."""
     is_classifier = bool(answers["artifact"].labels)
@@ -374,7 +410,7 @@ def _report(
         name: sum(told.labels[row] == truth[row] for row in known) / len(known) if is_classifier and known else None
         for name, told in answers.items()
     }
-    report = _shared_report(run, accuracy, comparisons, found, measured, len(truth))
+    report = _shared_report(run, accuracy, comparisons, found, measured, len(truth), conditions)
     report["latency_real"] = {
         "p50": gate.quantile(measured.real_times, 0.5),
         "p95": gate.quantile(measured.real_times, 0.95),
@@ -393,9 +429,12 @@ def _shared_report(
     found: Sequence[checks.Check],
     measured: Measurements,
     prompts: int,
+    conditions: checks.Conditions,
 ) -> dict[str, Any]:
     """report.json: the stable names first, then what is shown where it is there (see report.py)."""
-    times = {"p50": gate.quantile(measured.times, 0.5), "p95": gate.quantile(measured.times, 0.95)}
+    quantiles = {"p50": 0.5, "p95": 0.95}
+    own = [{key: latency.level(one.times, q) for key, q in quantiles.items()} for one in measured.processes]
+    times = {key: latency.centre([one[key] for one in own]) for key in quantiles}
     return {
         "verdict": checks.whole_verdict(found),
         "checks": [check.facts() for check in found],
@@ -410,6 +449,14 @@ def _shared_report(
         "target": run.target.name,
         "latency_raw_ms": list(measured.times),
         "work": dict(measured.work),
-        "busy": measured.busy,
+        "busy": measured.processes[0].neighbours.get("load"),
+        "disturbed": list(conditions.disturbed),
+        "measurement": measured.measurement,
+        "latency_processes_ms": own,
+        "vouches": {
+            "scales": list(conditions.scales),
+            "foreign": list(conditions.foreign),
+            "told": hardware.tolerances(run.target.hardware),
+        },
         "prompts": prompts,
     }

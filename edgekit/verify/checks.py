@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgekit.devices import saturates
-from edgekit.verify import gate
+from edgekit.verify import gate, latency
 
 if TYPE_CHECKING:
     from edgekit.target import Budget, Hardware
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # A provider that does less of the matrix-product work than this left the rest to the CPU without a word.
 PROVIDER_SHARE = 0.8
+# Processes that differ by more disagree.
+APART = 1.5
 GENERATED = ("kl", "top1", "perplexity", "answer_length")
 _PACKAGES = {
     "CUDAExecutionProvider": "onnxruntime-gpu",
@@ -29,7 +31,8 @@ _PACKAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One verdict. `loss`, `bound` and `interval` are None where nothing was estimated; `looks` counts those at the prompts.
+    """One verdict. `loss`, `bound` and `interval` are None where nothing was estimated; `looks` counts those at the prompts; of a time,
+    the measurements.
 
     detail says in words what a bare figure leaves open.
     """
@@ -160,24 +163,37 @@ def check_finite(outputs_are_finite: bool) -> list[Check]:
     return [Check(name="finite_outputs", measured="NaN or infinite", limit="finite", verdict="fail", remedy=remedy)]
 
 
-def check_budget(
-    budget: Budget, measured: Measurements, size: int, foreign: Sequence[str], impossible: Sequence[str]
-) -> list[Check]:
-    """The checks of the limits that the budget states. `foreign`: why this machine may not vouch for the target's speed."""
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What bears on the measured times besides the artifact.
+
+    foreign: why this machine may not vouch for the target; impossible: which times cannot be; disturbed: what kept the machine
+    busy or slow; scales: what a lower and an upper bound are multiplied with (`hardware.scales`).
+    """
+
+    foreign: Sequence[str] = ()
+    impossible: Sequence[str] = ()
+    disturbed: Sequence[str] = ()
+    scales: tuple[float, float] = (1.0, 1.0)
+
+
+def check_budget(budget: Budget, measured: Measurements, size: int, conditions: Conditions) -> list[Check]:
+    """The checks of the limits that the budget states."""
     checks = []
     for key, q in (("p50_ms", 0.5), ("p95_ms", 0.95)):
         limit = getattr(budget, key)
         if limit is not None:
-            checks.append(_check_time(key, q, limit, measured, foreign, impossible))
+            checks.append(_check_time(key, q, limit, measured, conditions))
     if budget.ttft_ms is not None and measured.generation is not None:
-        first = replace(
-            measured, times=measured.real_times, shape={**measured.shape, "sequence": measured.real_lengths[0]}
-        )
-        checks.append(_check_time("ttft_ms", 0.5, budget.ttft_ms, first, foreign, impossible))
+        processes = [replace(one, times=one.first) for one in measured.processes]
+        earlier = [replace(one, times=one.first) for one in measured.earlier]
+        shape = {**measured.shape, "sequence": measured.real_lengths[0]}
+        first = replace(measured, processes=processes, earlier=earlier, shape=shape)
+        checks.append(_check_time("ttft_ms", 0.5, budget.ttft_ms, first, conditions))
     if budget.tokens_per_second is not None and measured.generation is not None:
-        checks.append(_check_rate(budget.tokens_per_second, measured, foreign, impossible))
+        checks.append(_check_rate(budget.tokens_per_second, measured, conditions))
     if budget.memory_mb is not None:
-        checks.append(_check_memory(budget.memory_mb, measured.peak_mb, foreign))
+        checks.append(_check_memory(budget.memory_mb, measured.peak_mb, conditions.foreign))
     if budget.bytes is not None:
         fits = size <= budget.bytes
         remedy = (
@@ -196,40 +212,83 @@ def check_budget(
     return checks
 
 
-def _check_time(
-    name: str, q: float, limit: float, measured: Measurements, foreign: Sequence[str], impossible: Sequence[str]
-) -> Check:
-    time = gate.quantile(measured.times, q)
-    lo, hi = gate.quantile_bounds(measured.times, q)
+def _check_time(name: str, q: float, limit: float, measured: Measurements, conditions: Conditions) -> Check:
+    """A time's bounds over all processes that timed this artifact here, moved by how fast this machine is for the target."""
+    levels = [latency.level(process.times, q) for process in (*measured.processes, *measured.earlier)]
+    time = latency.centre(levels)
+    lo, hi = latency.bounds(levels, q, latency.alpha_for(measured.measurement))
+    if lo is not None and hi is not None:
+        lo, hi = lo * conditions.scales[0], hi * conditions.scales[1]
     verdict: gate.Verdict = "not proven"
     remedy: str | None = None
-    if foreign:
-        remedy = _foreign_remedy(foreign)
-    elif impossible:
+    if conditions.foreign:
+        remedy = _foreign_remedy(conditions.foreign)
+    elif conditions.impossible:
         remedy = "the times are not plausible (see that check); measure again: `edgekit verify --fresh`"
+    elif conditions.disturbed:
+        remedy = (
+            f"the machine was busy or slowed ({'; '.join(conditions.disturbed)}): that is not the artifact's time; close other"
+            " programs and measure again: `edgekit verify --fresh`"
+        )
     elif hi is not None and hi <= limit:
         verdict = "pass"
     elif lo is not None and lo > limit:
         verdict = "fail"
-        remedy = _busy(measured) + (
+        remedy = (
             f"{time:.3g} ms, {time / limit:.2f} x the limit, at {_shape(measured)}: fewer layers (student.layers), a shorter"
             " budget.sequence if texts are shorter, a faster scheme, or other runtime threads; then `edgekit build`"
         )
     else:
-        remedy = _busy(measured) + (
-            f"{len(measured.times)} calls leave it open (a bound of p95 needs {gate.runs_needed(0.95)}; noise of other programs"
-            " widens it): close them and measure again: `edgekit verify --fresh`"
+        remedy = _open_remedy(levels, hi, limit)
+    detail = _processes(levels, measured.measurement, conditions.scales)
+    return Check(
+        name=name,
+        measured=time,
+        limit=limit,
+        bound=hi,
+        interval=(lo, hi),
+        looks=measured.measurement,
+        verdict=verdict,
+        remedy=remedy,
+        detail=detail,
+    )
+
+
+def _processes(levels: Sequence[float], measurement: int, scales: tuple[float, float]) -> str:
+    """How many processes a time is of, and how far they lie apart."""
+    told = f"{len(levels)} processes" if len(levels) > 1 else "one process"
+    if measurement > 1:
+        told += f" of {measurement} measurements"
+    if len(levels) > 1:
+        told += f", {min(levels):.3g} to {max(levels):.3g} ms"
+    if scales[1] > 1.005:
+        told += f"; bound x {scales[1]:.2f}, this machine's speed by the target's"
+    return told
+
+
+def _open_remedy(levels: Sequence[float], hi: float | None, limit: float) -> str:
+    if hi is None:
+        return (
+            f"{len(levels)} processes: a bound needs at least {latency.FEWEST}; measure again: `edgekit verify --fresh`"
         )
-    return Check(name=name, measured=time, limit=limit, bound=hi, interval=(lo, hi), verdict=verdict, remedy=remedy)
+    if min(levels) * APART < max(levels):
+        why = f"the processes disagree ({min(levels):.3g} to {max(levels):.3g} ms): something slows some of them"
+    else:
+        why = f"{len(levels)} processes leave up to {hi:.3g} ms possible, and {limit:.3g} are allowed"
+    return (
+        f"{why}; close other programs, let the machine cool, and measure again (`edgekit verify --fresh`: all measurements are"
+        " judged together), or take a faster scheme"
+    )
 
 
-def _check_rate(limit: float, measured: Measurements, foreign: Sequence[str], impossible: Sequence[str]) -> Check:
+def _check_rate(limit: float, measured: Measurements, conditions: Conditions) -> Check:
     """Tokens per second of decoding: a limit of the median time of a token, turned round."""
-    time = _check_time("", 0.5, 1000.0 / limit, measured, foreign, impossible)
+    time = _check_time("", 0.5, 1000.0 / limit, measured, conditions)
     lo, hi = (None if end is None else 1000.0 / float(end) for end in reversed(time.interval or (None, None)))
     rate = 1000.0 / float(time.measured or math.inf)
+    detail = f"at least; a token's time: {time.detail}"
     return replace(
-        time, name="tokens_per_second", measured=rate, limit=limit, bound=lo, interval=(lo, hi), detail="at least"
+        time, name="tokens_per_second", measured=rate, limit=limit, bound=lo, interval=(lo, hi), detail=detail
     )
 
 
@@ -254,15 +313,6 @@ def _foreign_remedy(foreign: Sequence[str]) -> str:
         f"measured on a machine that may not vouch for the target ({'; '.join(foreign)}): shown as the host's; run"
         " `edgekit verify` on the target itself, or describe this machine with `edgekit targets probe --name NAME`"
     )
-
-
-def _busy(measured: Measurements) -> str:
-    """A warning where other programs wanted the cores too."""
-    cores = measured.device["cores"]
-    others = (measured.busy or 0.0) - (measured.shape["threads"] or cores)
-    if others < cores / 4:
-        return ""
-    return f"the machine was busy (load {measured.busy:.1f} on {cores} cores): measure again when it is quiet; else "
 
 
 def _shape(measured: Measurements) -> str:

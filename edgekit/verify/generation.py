@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,7 @@ from edgekit.schema import parse, read_json
 from edgekit.verify import accuracy as compared
 from edgekit.verify import gate
 from edgekit.verify.accuracy import Answers, Comparison
-from edgekit.verify.measurements import Measurements, flat, run_probe
+from edgekit.verify.measurements import Measurements, Question, Timed, flat, run_probe, time_again, write
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Prompt lengths in tokens at which the first token is timed, beside the budget's own; new tokens behind the longest; calls.
 TIMING = {"prompts": (16, 64, 256), "new": 64, "repeats": 8, "seconds": 30.0, "sweep": True}
+# Of the processes that follow, for their times alone.
+AGAIN = {"repeats": 3, "seconds": 3.0, "sweep": False}
 # An artifact of fewer bits than this is held to the limits of 4 bits.
 EIGHT_BITS = 7.5
 _WORSE = ("pass", "not proven", "fail")
@@ -107,11 +109,13 @@ def measure(
     options: Mapping[str, Any],
     budget: Budget,
     device: Device,
+    is_judged: Callable[[Measurements], bool],
     out: Path,
 ) -> tuple[Measurements, dict[str, NDArray[Any]]]:
     """Run the probe over what was recorded: first the questions, then the passages, then the choices.
 
     Returns the measurements, a call being one new token, and the arrays that the probe made (see `runtimes.generation`).
+    is_judged: whether a process's times will be judged; then others follow, which time the budget's prompt and the longest.
     Raises DeviceFailed where the probe does not finish.
     """
     import numpy as np
@@ -136,8 +140,24 @@ def measure(
         "options": dict(options),
         "timing": TIMING | {"prompts": lengths},
     }
-    events, arrays = run_probe(artifact, file, request, inputs, device, out)
-    return _read(events, budget), arrays
+    question = Question(artifact=artifact, file=file, request=request, inputs=inputs)
+    events, arrays = run_probe(question, device)
+    found, again = _read(events, budget), []
+    if is_judged(found):
+        longest = int(events["decode"]["depth"])
+        few = question.only_times(prompts=sorted({found.real_lengths[0], longest}), **AGAIN)
+        bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
+        again = time_again(replace(few, inputs=bare | {"referenced": 0}), device)
+    write(out, events, again, arrays)
+    processes = [*found.processes, *(_read_timed(one, found.real_lengths[0]) for one in again)]
+    return replace(found, processes=processes), arrays
+
+
+def _read_timed(events: Mapping[str, Mapping[str, Any]], length: int) -> Timed:
+    """The tokens of one process, and its times to the first one behind `length`, a cold one only where there is no other."""
+    prefill, decode = events["prefill"], events["decode"]
+    first = dict(zip(prefill["lengths"], prefill["ms"], strict=True))[length]
+    return Timed(times=decode["ms"], first=first[1:] or first, neighbours=decode["neighbours"])
 
 
 def _read(events: Mapping[str, Mapping[str, Any]], budget: Budget) -> Measurements:
@@ -152,18 +172,18 @@ def _read(events: Mapping[str, Mapping[str, Any]], budget: Budget) -> Measuremen
     warm = {length: float(np.median(times[1:] or times)) for length, times in first.items()}
     return Measurements(
         device=events["device"],
-        speed=events["machine"],
+        speed=events["machine"]["speed"],
         work=events["work"],
         runtime={"name": load["runtime"], "version": load["version"]},
         available=load["available"],
         shape={"batch": 1, "sequence": int(decode["depth"]), "threads": decode["threads"]},
         load_ms=load["ms"],
         first_ms=first[asked][0],
-        times=decode["ms"],
+        processes=[_read_timed(events, asked)],
         real_times=first[asked][1:] or first[asked],
         real_lengths=[asked],
         peak_mb=events["memory"]["peak_mb"],
-        busy=decode.get("load"),
+        neighbours=events["machine"]["neighbours"],
         outputs=np.zeros((0, 0), np.float32),
         generation={
             "ttft_ms": {str(length): time for length, time in warm.items()},

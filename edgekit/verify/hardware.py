@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ SPEEDS = {
 # House rule 8: the same part measures within a factor of two under load and other clocks; a floor leaves a fifth.
 _LIKE = 2.0
 _FLOOR = 1.2
+# What a busy machine is: threads that waited for a core, time that a hypervisor or a control group took, cores' worth of others.
+_WAITED, _STOLEN, _DENIED, _OTHERS = 0.05, 0.05, 0.01, 0.25
 # A core's best speed in a short run may be above its measured one, by a turbo clock and by caches; not by this factor.
 _IMPOSSIBLE = 2.0
 # Weights below this may stay in a server's last-level cache between calls, where the copy bandwidth does not bound them.
@@ -30,7 +32,8 @@ def mismatches(
     """Why the machine that measured may not vouch for the target's latency and memory; empty where it may.
 
     A target for one machine wants its arch, cpu, cores and features, and the speeds that it states within a factor of two.
-    A generic target wants a machine of its arch that is at most 1.2 times as fast as the floor that it states.
+    A generic target wants a machine of its arch that is at most 1.2 times as fast as the floor that it states. Within these
+    tolerances `scales` says by how much the times' bounds are moved.
     """
     if device["arch"] != hardware.arch:
         return [f"arch {device['arch']}, not {hardware.arch}"]
@@ -75,14 +78,77 @@ def _above_floor(
     return found
 
 
+def scales(hardware: Hardware, speed: Mapping[str, float]) -> tuple[float, float]:
+    """What the lower and the upper bound of a time are multiplied with, so that they hold for the target: (<= 1, >= 1).
+
+    The largest of measured / stated speed above, so that a faster machine does not vouch for a slower target; the smallest
+    below, so that a slower one does not fail what the target runs in time. A speed that is the same but for noise moves both a
+    little away.
+    """
+    ratios = [speed[key] / getattr(hardware, key) for key in SPEEDS if getattr(hardware, key) and key in speed]
+    return min([1.0, *ratios]), max([1.0, *ratios])
+
+
+def tolerances(hardware: Hardware) -> str:
+    """In words, what a machine must be to vouch for the target."""
+    if hardware.generic:
+        return (
+            f"any {hardware.arch} machine that is at most {_FLOOR:g} x as fast as the target's floor may vouch for it; times"
+            " are multiplied by how much faster it is"
+        )
+    return (
+        f"a machine with the same CPU, cores and features, and speeds within a factor of {_LIKE:g} of the target's, may vouch"
+        " for it; times are multiplied by how much faster it is"
+    )
+
+
+def disturbances(told: Sequence[Mapping[str, Any]], threads: int) -> list[str]:
+    """What disturbed the timed calls, from what each process saw of its neighbours; empty where the machine was quiet.
+
+    `told`: as `runtimes.neighbours` has it; averaged over the time that each took. The load average counts only where a system
+    tells nothing better: it is of a whole minute, and of a container's whole host.
+    """
+
+    def mean(key: str) -> float | None:
+        known = [(one[key], one["seconds"]) for one in told if one.get(key) is not None]
+        seconds = sum(weight for _, weight in known)
+        return sum(value * weight for value, weight in known) / seconds if seconds else None
+
+    found = []
+    waited, others, steal, denied = (mean(key) for key in ("waited", "others", "steal", "throttled"))
+    cpus = max((int(one.get("cpus") or 0) for one in told), default=0)
+    if waited is not None and waited > _WAITED:
+        found.append(f"its threads waited {waited:.0%} of their time for a core")
+    if others is not None and cpus and others + min(threads, cpus) > cpus + _OTHERS:
+        found.append(f"other programs took {others:.1f} of {cpus} cores")
+    if steal is not None and steal > _STOLEN:
+        found.append(f"the hypervisor gave {steal:.0%} of the cores' time to others")
+    if denied is not None and denied > _DENIED:
+        found.append(f"its container was denied a core {denied:.0%} of the time")
+    if any(one.get("slowed") for one in told):
+        found.append("heat or the power supply lowered its clock")
+    load = mean("load")
+    if waited is None and others is None and load is not None and cpus and load > threads + max(cpus / 4, 1.0):
+        found.append(f"load {load:.1f} on {cpus} cores")
+    return found
+
+
+# What a CPU's name may say or leave out: marks, its maker, its generation, clock, count of cores and graphics.
+_SPELLING = re.compile(
+    r"\((r|tm|c)\)|@.*$|\bw(ith|/) .*$|\b\d+(st|nd|rd|th) gen\b|\b\d+-core\b|\b(cpu|processor|intel|amd|apple|arm)\b"
+)
+
+
 def _same_cpu(stated: str, told: str) -> bool:
-    """Whether two spellings mean one CPU: "Intel N100" and "Intel(R) N100 @ 3.40GHz"."""
+    """Whether two spellings mean one CPU, word by word: "Intel N100" and "Intel(R) N100 @ 3.40GHz", not "M1" and "M1 Max".
+
+    A chip of several kinds of cores ("Cortex-A76 + Cortex-A55") is told by one of them.
+    """
 
     def plain(text: str) -> list[str]:
-        return re.sub(r"\((r|tm|c)\)|@.*$|\bcpu\b|\bprocessor\b", " ", text.lower()).split()
+        return _SPELLING.sub(" ", text.lower()).split() or text.lower().split()
 
-    one, other = sorted((plain(stated), plain(told)), key=len)
-    return bool(one) and " ".join(one) in " ".join(other)
+    return plain(told) in [plain(stated), *map(plain, stated.split("+"))]
 
 
 def impossibilities(measured: Measurements, p50_ms: float) -> list[str]:

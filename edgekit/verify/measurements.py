@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import DeviceFailed
+from edgekit.verify import latency
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,11 +20,24 @@ if TYPE_CHECKING:
 
     from edgekit.devices import Device
 
+    Events = Mapping[str, Mapping[str, Any]]
+
 # A slow board may need ten minutes for a thousand prompts; an hour is a hang.
 _TIMEOUT_S = 3600.0
-# 59 is what an upper bound of p95 needs (gate.runs_needed); 200 calls narrow it.
-TIMING = {"warmup": 10, "repeats": 200, "least": 59, "seconds": 20.0}
+# Of 20 calls the largest is the p95 (`latency.level`); 200 narrow it. Seconds are of one process.
+TIMING = {"warmup": 10, "repeats": 200, "least": 20, "seconds": 2.0}
+# Beyond so many seconds no process is started, once there are as many as a bound needs.
+AGAIN_S = 60.0
 _OUTPUTS = "measured/outputs.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """The timed calls of one process, in ms; first: of a decoder, the times to the first token; neighbours: see that module."""
+
+    times: Sequence[float]
+    first: Sequence[float] = ()
+    neighbours: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +45,11 @@ class Measurements:
     """What the probe reported. Times in ms, peak_mb in MiB; None where the device does not tell.
 
     device is what the machine is, speed how fast (bandwidth_gbs, fp32_gflops, int8_gops), work what one call does at the
-    budget's shape (see `runtimes.ort.work`); times are at that shape, real_times at the prompts' own lengths. busy is the load
-    average after the timed calls, their own threads included. Of a decoder a call is one new token, and generation has what
-    the probe says of prompts, threads and memory (see `runtimes.generation`).
+    budget's shape (see `runtimes.ort.work`). processes have the timed calls at that shape, first of all those of the process
+    that gave the outputs; earlier are those of earlier measurements of the same artifact there, `measurement` how many
+    measurements that makes. real_times are at the prompts' own lengths. neighbours: what the machine did while its speed was
+    measured. Of a decoder a call is one new token, and generation has what the probe says of prompts, threads and memory (see
+    `runtimes.generation`).
     """
 
     device: Mapping[str, Any]
@@ -43,13 +60,34 @@ class Measurements:
     shape: Mapping[str, int | None]
     load_ms: float
     first_ms: float
-    times: Sequence[float]
+    processes: Sequence[Timed]
     real_times: Sequence[float]
     real_lengths: Sequence[int]
     peak_mb: float | None
-    busy: float | None
     outputs: NDArray[np.float32]
+    neighbours: Mapping[str, Any] = field(default_factory=dict)
+    earlier: Sequence[Timed] = ()
+    measurement: int = 1
     generation: Mapping[str, Any] | None = None
+
+    @property
+    def times(self) -> list[float]:
+        """The timed calls of all of this measurement's processes."""
+        return [time for process in self.processes for time in process.times]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What the probe is asked: an artifact's file, a request of its protocol, and the request's arrays."""
+
+    artifact: Path
+    file: str
+    request: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+
+    def only_times(self, **timing: Any) -> Question:
+        """The same, of which nothing but times is wanted."""
+        return replace(self, request={**self.request, "timing": {**self.request["timing"], **timing, "only": True}})
 
 
 def measure(
@@ -62,34 +100,63 @@ def measure(
     options: Mapping[str, Any],
     sequence: int,
     device: Device,
+    is_judged: Callable[[Measurements], bool],
     out: Path,
 ) -> Measurements:
     """Run the probe on the device over `ids` and write measurements.json (all its lines) and outputs.npz into `out`.
 
-    Raises DeviceFailed where the probe does not finish.
+    is_judged: whether a process's times will be judged; then others follow, each for its times alone. Raises DeviceFailed
+    where the probe does not finish.
     """
     import numpy as np
 
     request = {"runtime": runtime, "options": dict(options), "timing": TIMING | {"sequence": sequence}}
     inputs = flat(ids) | {"pad_id": np.int64(pad_id)}
-    events, arrays = run_probe(artifact, file, request, inputs, device, out)
+    question = Question(artifact=artifact, file=file, request=request, inputs=inputs)
+    events, arrays = run_probe(question, device)
     load = events["load"]
-    return Measurements(
+    found = Measurements(
         device=events["device"],
-        speed=events["machine"],
+        speed=events["machine"]["speed"],
         work=events["work"],
         runtime={"name": load["runtime"], "version": load["version"]},
         available=load["available"],
         shape=events["latency"]["shape"],
         load_ms=load["ms"],
         first_ms=events["first"]["ms"],
-        times=events["latency"]["ms"],
+        processes=[_read_timed(events)],
         real_times=events["latency_real"]["ms"],
         real_lengths=events["latency_real"]["lengths"],
         peak_mb=events["memory"]["peak_mb"],
-        busy=events["latency"]["load"],
+        neighbours=events["machine"]["neighbours"],
         outputs=arrays["outputs"],
     )
+    again = time_again(question.only_times(), device) if is_judged(found) else []
+    write(out, events, again, arrays)
+    return replace(found, processes=[*found.processes, *map(_read_timed, again)])
+
+
+def _read_timed(events: Events) -> Timed:
+    return Timed(times=events["latency"]["ms"], neighbours=events["latency"]["neighbours"])
+
+
+def time_again(question: Question, device: Device) -> list[Events]:
+    """The lines of further processes, one after the other: `latency.PROCESSES` with the first one, fewer where they take long."""
+    found: list[Events] = []
+    end = time.perf_counter() + AGAIN_S
+    while len(found) < latency.PROCESSES - 1 and (len(found) < latency.FEWEST - 1 or time.perf_counter() < end):
+        found.append(run_probe(question, device)[0])
+    return found
+
+
+def write(out: Path, events: Events, again: Sequence[Events], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write measurements.json, the lines of the first process and under `again` those of the others, and outputs.npz."""
+    import numpy as np
+
+    told = {**events, "again": list(again)}
+    (out / "measurements.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    with (out / Path(_OUTPUTS).name).open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
 
 
 def flat(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -102,36 +169,41 @@ def flat(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
     }
 
 
-def run_probe(
-    artifact: Path, file: str, request: Mapping[str, Any], inputs: Mapping[str, Any], device: Device, out: Path
-) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray[Any]]]:
-    """Send the artifact, what runs it and a request to the device; the probe's lines by event, and the arrays that it made.
+def run_probe(question: Question, device: Device) -> tuple[Events, dict[str, NDArray[Any]]]:
+    """Send the artifact, what runs it and a question to the device; the probe's lines by event, and the arrays that it made.
 
-    Both are written into `out` too. Raises DeviceFailed where the probe does not finish.
+    Raises DeviceFailed where the probe does not finish.
     """
     import numpy as np
 
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        code, asked = Path(scratch, "code"), Path(scratch, "request")
+        code, asked, told = Path(scratch, "code"), Path(scratch, "request"), Path(scratch, "told")
         _copy_runtimes(code)
         asked.mkdir()
-        np.savez(asked / "inputs.npz", allow_pickle=False, **inputs)
-        places = {"file": f"{device.push(artifact)}/{file}", "inputs": "inputs.npz", "outputs": _OUTPUTS}
-        (asked / "request.json").write_text(json.dumps({**request, **places}), encoding="utf-8")
+        told.mkdir()
+        np.savez(asked / "inputs.npz", allow_pickle=False, **question.inputs)
+        places = {
+            "file": f"{device.push(question.artifact)}/{question.file}",
+            "inputs": "inputs.npz",
+            "outputs": _OUTPUTS,
+        }
+        (asked / "request.json").write_text(json.dumps({**question.request, **places}), encoding="utf-8")
         place = device.push(asked)
         ended = device.run(
             [device.python, "-m", "edgekit.runtimes.probe", f"{place}/request.json"],
             timeout_s=_TIMEOUT_S,
             env={"PYTHONPATH": device.push(code)},
         )
-    lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
-    events = {event.pop("event"): event for event in map(json.loads, lines)}
-    if ended.returncode != 0 or "done" not in events:
-        raise DeviceFailed(f"{artifact / file}: {_why(ended.returncode, ended.stderr, str(request['runtime']))}")
-    (out / "measurements.json").write_text(json.dumps(events, indent=1) + "\n", encoding="utf-8")
-    device.fetch(Path(_OUTPUTS).parent.as_posix(), out)
-    with np.load(out / Path(_OUTPUTS).name, allow_pickle=False) as arrays:
-        return events, {name: arrays[name] for name in arrays.files}
+        lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+        events = {event.pop("event"): event for event in map(json.loads, lines)}
+        if ended.returncode != 0 or "done" not in events:
+            why = _why(ended.returncode, ended.stderr, str(question.request["runtime"]))
+            raise DeviceFailed(f"{question.artifact / question.file}: {why}")
+        if question.request["timing"].get("only"):
+            return events, {}
+        device.fetch(Path(_OUTPUTS).parent.as_posix(), told)
+        with np.load(told / Path(_OUTPUTS).name, allow_pickle=False) as arrays:
+            return events, {name: arrays[name] for name in arrays.files}
 
 
 def _copy_runtimes(folder: Path) -> None:

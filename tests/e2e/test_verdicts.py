@@ -36,7 +36,8 @@ def test_a_probed_machine_passes(tiny: Project) -> None:
     verdicts = {check["name"]: check for check in report["checks"]}
     busy = {name: verdicts.pop(name) for name in ("p95_ms", "memory_mb") if verdicts[name]["verdict"] != "pass"}
     assert {name: check["verdict"] for name, check in verdicts.items()} == dict.fromkeys(verdicts, "pass")
-    assert all("not within a factor of two" in check["remedy"] for check in busy.values())
+    reasons = ("not within a factor of two", "busy or slowed", "processes")
+    assert all(any(reason in check["remedy"] for reason in reasons) for check in busy.values())
     assert bundle["verdict"] == ("not proven" if busy else "pass")
 
 

@@ -189,7 +189,8 @@ def test_probe_speaks_the_protocol_of_tokens(
     assert (told["work"]["provider"], told["work"]["layers"], told["work"]["offloaded"]) == ("CPU", 6, 0)
     # The longest sequence has 120 tokens, the longest answer ends at 20 + 8, timing at 64 + 12: 256 cells are llama.cpp's least.
     assert told["work"]["buffers"]["kv"]["CPU"] == pytest.approx(2 * 5 * 32 * 256 * 4 / (1 << 20), abs=0.01)
-    assert told["machine"]["copy_gbs"] > 0.1
+    assert told["machine"]["speed"]["copy_gbs"] > 0.1
+    assert told["decode"]["neighbours"]["seconds"] > 0
     assert told["outputs"] == {"event": "outputs", "file": "out/outputs.npz", "scored": 207, "answers": 3}
     with np.load(tmp_path / "out" / "outputs.npz") as found:
         direct = score(file, inputs)
@@ -197,6 +198,12 @@ def test_probe_speaks_the_protocol_of_tokens(
             assert np.array_equal(found[key], value), key
         assert found["answer_offsets"].shape == (4,)
         assert len(found["answers"]) == found["answer_offsets"][-1]
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "model.gguf").symlink_to(file)
+    (tmp_path / "again" / "tokens.npz").symlink_to(inputs)
+    again = ask(tmp_path / "again", **request | {"timing": {**timing, "only": True}}, options=EXACT)
+    lines = [json.loads(line)["event"] for line in again.stdout.splitlines()]
+    assert lines == ["device", "load", "prefill", "decode", "done"]
 
 
 def test_a_context_longer_than_the_models_is_one_clear_line(

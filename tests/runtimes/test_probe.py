@@ -97,6 +97,8 @@ def test_probe_speaks_the_protocol(tmp_path: Path, name: str) -> None:
     assert len(told["latency"]["ms"]) == 70
     assert min(told["latency"]["ms"]) > 0
     assert told["latency_real"]["lengths"] == [3, 2, 1, 4]
+    assert told["latency"]["neighbours"]["seconds"] > 0
+    assert told["machine"]["speed"]["bandwidth_gbs"] > 0
     assert told["memory"]["peak_mb"] > 10
     assert told["work"]["matmul_ops"]
     with np.load(tmp_path / "out" / "outputs.npz") as arrays:
@@ -111,6 +113,15 @@ def test_probe_stops_when_time_is_over_but_not_before_the_least(tmp_path: Path) 
     ended = ask(tmp_path, timing=timing)
     (latency,) = (line for line in map(json.loads, ended.stdout.splitlines()) if line["event"] == "latency")
     assert len(latency["ms"]) == 59
+
+
+def test_probe_that_is_asked_for_times_tells_nothing_else(tmp_path: Path) -> None:
+    make_layers(tmp_path / "model.onnx")
+    timing = {"warmup": 0, "repeats": 30, "least": 20, "seconds": 5, "sequence": 4, "only": True}
+    lines = [json.loads(line) for line in ask(tmp_path, timing=timing).stdout.splitlines()]
+    assert [line["event"] for line in lines] == ["device", "load", "first", "latency", "done"]
+    assert len(lines[3]["ms"]) == 30
+    assert not (tmp_path / "out").exists()
 
 
 def test_probe_fails_aloud(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgekit.target import Budget, Hardware
-from edgekit.verify.checks import check_budget, check_plausible, check_provider
-from edgekit.verify.hardware import impossibilities, mismatches
-from edgekit.verify.measurements import Measurements
+from edgekit.verify.checks import Conditions, check_budget, check_plausible, check_provider
+from edgekit.verify.hardware import disturbances, impossibilities, mismatches, scales, tolerances
+from edgekit.verify.measurements import Measurements, Timed
 
 SPEED = {"bandwidth_gbs": 11.0, "int8_gops": 120.0, "fp32_gflops": 32.0}
 PI = Hardware(
@@ -52,7 +52,16 @@ def test_a_target_without_speeds_is_matched_by_nothing() -> None:
         ("Intel N100", "Intel(R) N100", True),
         ("Intel Core i7-10750H", "Intel(R) Core(TM) i7-10750H CPU @ 2.60GHz", True),
         ("AMD EPYC", "AMD EPYC", True),
+        ("Intel Core i5-1135G7", "11th Gen Intel(R) Core(TM) i5-1135G7 @ 2.40GHz", True),
+        ("AMD Ryzen 5 5600", "AMD Ryzen 5 5600 6-Core Processor", True),
+        ("AMD Ryzen 7 5800H", "AMD Ryzen 7 5800H with Radeon Graphics", True),
+        ("Cortex-A76 + Cortex-A55", "Cortex-A55", True),
         ("Cortex-A76", "Cortex-A72", False),
+        ("Cortex-A7", "Cortex-A76", False),
+        ("Apple M1", "Apple M1 Max", False),
+        ("Apple M1 Max", "Apple M1", False),
+        ("AMD Ryzen 5 5600", "AMD Ryzen 5 5600X 6-Core Processor", False),
+        ("Intel N100", "", False),
     ],
 )
 def test_cpu_names_are_spelt_in_many_ways(stated: str, told: str, same: bool) -> None:
@@ -79,33 +88,107 @@ def measurements(**work: Any) -> Measurements:
         shape={"batch": 1, "sequence": 64, "threads": 2},
         load_ms=1.0,
         first_ms=1.0,
-        times=[1.0],
+        processes=[Timed(times=[1.0])],
         real_times=[1.0],
         real_lengths=[1],
         peak_mb=None,
-        busy=None,
         outputs=np.zeros((1, 1), np.float32),
     )
 
 
-def test_a_busy_machine_is_told() -> None:
-    slow = replace(measurements(), times=[50.0] * 100, busy=9.0)
-    (check,) = check_budget(Budget(p95_ms=10), slow, 1, [], [])
-    assert check.verdict == "fail"
-    assert str(check.remedy).startswith("the machine was busy (load 9.0 on 4 cores)")
-    (check,) = check_budget(Budget(p95_ms=10), replace(slow, busy=2.2), 1, [], [])
-    assert str(check.remedy).startswith("50 ms, 5.00 x the limit, at batch 1, 64 tokens, 2 threads")
+def timed(*levels: float) -> list[Timed]:
+    return [Timed(times=[level] * 60) for level in levels]
 
 
-def test_too_few_calls_prove_no_p95() -> None:
-    (check,) = check_budget(Budget(p95_ms=10), replace(measurements(), times=[1.0] * 58), 1, [], [])
+QUIET = {
+    "seconds": 2.0,
+    "cpus": 4,
+    "others": 0.1,
+    "steal": 0.0,
+    "waited": 0.01,
+    "throttled": 0.0,
+    "slowed": 0,
+    "load": 9.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({}, None),
+        ({"waited": 0.3}, "its threads waited 30% of their time for a core"),
+        ({"others": 2.4}, "other programs took 2.4 of 4 cores"),
+        ({"steal": 0.2}, "the hypervisor gave 20% of the cores' time to others"),
+        ({"throttled": 0.5}, "its container was denied a core 50% of the time"),
+        ({"slowed": 1}, "heat or the power supply lowered its clock"),
+        ({"waited": None, "others": None}, "load 9.0 on 4 cores"),
+        ({"waited": None, "others": None, "load": 2.6}, None),
+    ],
+)
+def test_what_disturbs_a_machine_is_told(told: dict[str, Any], says: str | None) -> None:
+    assert disturbances([QUIET | told, QUIET | told], 2) == ([] if says is None else [says])
+    # One process of ten met something short.
+    if says is not None and "lowered" not in says and "load" not in says:
+        assert disturbances([QUIET | told | {"seconds": 0.1}, *[QUIET] * 9], 2) == []
+
+
+def test_a_busy_machine_proves_nothing_and_fails_nothing() -> None:
+    """Times on a busy machine are of both, whatever they are."""
+    for time, quiet_verdict in ((50.0, "fail"), (1.0, "pass")):
+        measured = replace(measurements(), processes=timed(*[time] * 5))
+        (check,) = check_budget(Budget(p95_ms=10), measured, 1, Conditions(disturbed=["load 9"]))
+        assert check.verdict == "not proven"
+        assert str(check.remedy).startswith("the machine was busy or slowed (load 9)")
+        (check,) = check_budget(Budget(p95_ms=10), measured, 1, Conditions())
+        assert check.verdict == quiet_verdict
+    assert check_budget(Budget(p95_ms=10), replace(measurements(), processes=timed(*[50.0] * 5)), 1, Conditions())[
+        0
+    ].remedy.startswith("50 ms, 5.00 x the limit, at batch 1, 64 tokens, 2 threads")  # type: ignore[union-attr]
+
+
+def test_too_few_processes_and_those_that_disagree_prove_nothing() -> None:
+    (check,) = check_budget(Budget(p95_ms=10), replace(measurements(), processes=timed(1, 1, 1, 1)), 1, Conditions())
     assert check.verdict == "not proven"
-    assert "needs 59" in str(check.remedy)
+    assert "4 processes: a bound needs at least 5" in str(check.remedy)
+    apart = replace(measurements(), processes=timed(18.0, 17.0, 72.0, 77.0, 18.0))
+    for limit in (30.0, 80.0):
+        (check,) = check_budget(Budget(p95_ms=limit), apart, 1, Conditions())
+        assert check.verdict == "not proven"
+        assert "the processes disagree (17 to 77 ms)" in str(check.remedy)
+    assert check.detail == "5 processes, 17 to 77 ms"
+
+
+def test_a_faster_host_does_not_vouch_for_a_slower_target() -> None:
+    fast, slow = SPEED | {"bandwidth_gbs": 20.0, "fp32_gflops": 32.1}, SPEED | {"bandwidth_gbs": 6.0}
+    assert scales(PI, fast) == pytest.approx((1.0, 20.0 / 11.2))
+    assert scales(PI, slow) == pytest.approx((6.0 / 11.2, 1.0))
+    assert scales(FLOOR, SPEED | {"int8_gops": 121.0}) == pytest.approx((11.0 / 11.2, 1.1))
+    host = replace(measurements(), processes=timed(*[6.0] * 5))
+    (check,) = check_budget(Budget(p95_ms=10), host, 1, Conditions(scales=scales(PI, fast)))
+    assert (check.verdict, check.bound) == ("not proven", pytest.approx(6.0 * 20.0 / 11.2))
+    assert "bound x 1.79" in str(check.detail)
+    late = replace(measurements(), processes=timed(*[12.0] * 5))
+    (check,) = check_budget(Budget(p95_ms=10), late, 1, Conditions(scales=scales(PI, slow)))
+    assert check.verdict == "not proven", "a host of half its speed does not fail it"
+    assert "factor of 2" in tolerances(PI)
+    assert "1.2 x" in tolerances(FLOOR)
+
+
+def test_a_decoders_first_token_and_rate_are_of_processes_too() -> None:
+    processes = [Timed(times=[10.0] * 60, first=[100.0 + place]) for place in range(5)]
+    measured = replace(measurements(), processes=processes, generation={})
+    first, rate = check_budget(Budget(ttft_ms=120, tokens_per_second=90), measured, 1, Conditions())
+    assert (first.name, first.verdict) == ("ttft_ms", "pass")
+    assert 102.0 < float(first.bound or 0) < 110.0
+    assert (rate.name, rate.verdict, rate.measured) == ("tokens_per_second", "pass", pytest.approx(100.0))
+    (rate,) = check_budget(Budget(tokens_per_second=110), measured, 1, Conditions())
+    assert rate.verdict == "fail"
 
 
 def test_impossible_times_prove_nothing() -> None:
     found = impossibilities(measurements(), 1.0)
-    (check,) = check_budget(Budget(p95_ms=10), replace(measurements(), times=[1.0] * 100), 1, [], found)
+    measured = replace(measurements(), processes=timed(*[1.0] * 5))
+    (check,) = check_budget(Budget(p95_ms=10), measured, 1, Conditions(impossible=found))
     assert check.verdict == check_plausible(found).verdict == "not proven"
     assert "Gop/s" in str(check_plausible(found).detail)
 

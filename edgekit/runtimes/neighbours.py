@@ -1,0 +1,137 @@
+"""What else the machine did while something was timed here: other programs' work, waiting, stolen time, a lowered clock.
+
+Counters of Linux (proc(5), cgroups(7), https://docs.kernel.org/scheduler/sched-stats.html); elsewhere the load average is all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgekit.runtimes.machine import load_average
+
+_STAT, _TASKS = "/proc/stat", "/proc/self/task"
+# Version 2 counts microseconds, version 1 nanoseconds.
+_GROUPS = {"/sys/fs/cgroup/cpu.stat": ("throttled_usec", 1e6), "/sys/fs/cgroup/cpu/cpu.stat": ("throttled_time", 1e9)}
+_HEAT = ("/sys/devices/system/cpu", "cpu*/thermal_throttle/*_throttle_count")
+# Bits 0 to 3 of the Raspberry Pi's word are of this moment: under-voltage, a capped clock, throttled, a soft limit of heat.
+_PI = "/sys/devices/platform/soc/soc:firmware/get_throttled"
+_NOW = 0b1111
+# What the system counts in ticks (10 ms) may be off by one on each end.
+_TICKS_S = 0.02
+
+
+def watch() -> Callable[[], dict[str, Any]]:
+    """Look at the machine's counters; what is returned looks again and says what happened in between.
+
+    seconds: the time in between. others: the cores' worth that other programs worked, of `cpus` cores (hardware threads).
+    steal: share of the cores' time that the hypervisor gave to others. waited: share of this process's wish for a core that it
+    waited for one. throttled: share of the time that its control group was denied a core. slowed: how often heat or the power
+    supply lowered the clock. switches: how often another thread took its core. load: the load average. None: not told.
+    """
+    before = _counters()
+
+    def tell() -> dict[str, Any]:
+        after = _counters()
+        passed: dict[str, float | None] = {
+            key: None if value is None or after[key] is None else max(float(after[key] or 0.0) - value, 0.0)
+            for key, value in before.items()
+        }
+        seconds, own = max(passed["clock"] or 0.0, 1e-9), passed["own"] or 0.0
+        busy, steal, waited = passed["busy"], passed["steal"], passed["waited"]
+        cpus = _cpus()
+        return {
+            "seconds": round(seconds, 6),
+            "cpus": cpus,
+            "others": None if busy is None else round(max(busy - own - _TICKS_S, 0.0) / seconds, 4),
+            "steal": None if steal is None else round(max(steal - _TICKS_S, 0.0) / seconds / cpus, 4),
+            "waited": None if waited is None else round(waited / max(waited + own, 1e-9), 4),
+            "throttled": None if passed["throttled"] is None else round(passed["throttled"] / seconds, 4),
+            "slowed": int(passed["slowed"] or 0) + (1 if _lowered() else 0),
+            "switches": None if passed["switches"] is None else int(passed["switches"]),
+            "load": load_average(),
+        }
+
+    return tell
+
+
+def _counters() -> dict[str, float | None]:
+    """All counters, of times in seconds."""
+    busy, steal = _stat()
+    return {
+        "clock": time.perf_counter(),
+        "own": time.process_time(),
+        "busy": busy,
+        "steal": steal,
+        "waited": _waited(),
+        "throttled": _throttled(),
+        "slowed": _slowed(),
+        "switches": _switches(),
+    }
+
+
+def _stat() -> tuple[float | None, float | None]:
+    """Seconds that all cores together worked (guests' are in user's), and that were stolen, since the system started."""
+    told = re.match(r"cpu +(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", _read(_STAT))
+    if told is None or not hasattr(os, "sysconf"):
+        return None, None
+    user, nice, system, _idle, _io, irq, soft, steal = (
+        int(value) / os.sysconf("SC_CLK_TCK") for value in told.groups()
+    )
+    # A sandbox has the file, with nothing in it.
+    return (user + nice + system + irq + soft, steal) if user + system else (None, None)
+
+
+def _cpus() -> int:
+    return len(re.findall(r"^cpu\d+ ", _read(_STAT), re.MULTILINE)) or os.cpu_count() or 1
+
+
+def _waited() -> float | None:
+    """Seconds that this process's threads were ready to run and did not."""
+    told = [_read(f"{_TASKS}/{task}/schedstat").split() for task in _list(_TASKS)]
+    waits = [int(words[1]) for words in told if len(words) > 1]
+    return sum(waits) / 1e9 if waits else None
+
+
+def _throttled() -> float | None:
+    for path, (key, unit) in _GROUPS.items():
+        if told := re.search(rf"^{key} (\d+)$", _read(path), re.MULTILINE):
+            return int(told.group(1)) / unit
+    return None
+
+
+def _slowed() -> float | None:
+    folder, pattern = _HEAT
+    counts = [_read(str(path)) for path in Path(folder).glob(pattern)]
+    return float(sum(int(count) for count in counts if count.isdigit()))
+
+
+def _lowered() -> bool:
+    word = _read(_PI)
+    return bool(re.fullmatch(r"(0x)?[0-9a-fA-F]+", word)) and bool(int(word, 16) & _NOW)
+
+
+def _switches() -> float | None:
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _list(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []

@@ -1,0 +1,60 @@
+"""Measurements are kept in the user's state: measuring an artifact again until it passes is several looks at one thing.
+
+`<state>/measured/<key>/<name>.json`, a file for each measurement: {"processes": [{times, first, neighbours}], "disturbed":
+[reason]}. The key is of what was measured where; nothing but the times' judgement reads it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import EdgekitError
+from edgekit.schema import dump_json, read_json
+from edgekit.state import state_folder
+from edgekit.verify.measurements import Measurements, Timed
+from edgekit.workspace import fingerprint, make_folder, write_atomically
+
+# What names a device: a new kernel or Python is the same machine.
+_DEVICE = ("arch", "cpu", "part", "cores", "memory_mb")
+
+
+def keep(
+    measured: Measurements, *, artifact: str, options: Mapping[str, Any], disturbed: Sequence[str]
+) -> Measurements:
+    """The same with the processes of earlier measurements of this artifact there; this one is kept for later ones.
+
+    artifact: the digest of its file. disturbed: why this one proves nothing of a quiet machine; it is kept, and does not count
+    later. Raises EdgekitError where the state folder cannot be read or written.
+    """
+    key = {
+        "artifact": artifact,
+        "runtime": dict(measured.runtime),
+        "options": dict(options),
+        "shape": dict(measured.shape),
+        "first": measured.real_lengths[:1] if measured.generation else None,
+        "device": {name: measured.device.get(name) for name in _DEVICE},
+    }
+    folder = state_folder() / "measured" / fingerprint(key)
+    earlier = [one for one in map(_read, sorted(folder.glob("*.json"))) if not one["disturbed"]]
+    content = {"processes": [asdict(process) for process in measured.processes], "disturbed": list(disturbed)}
+    make_folder(folder)
+    write_atomically(folder / f"{uuid.uuid4().hex}.json", dump_json(content))
+    return replace(
+        measured,
+        earlier=[Timed(**process) for one in earlier for process in one["processes"]],
+        measurement=len(earlier) + 1,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    try:
+        for process in content["processes"]:
+            Timed(**process)
+        return {"processes": content["processes"], "disturbed": content["disturbed"]}
+    except (KeyError, TypeError) as wrong:
+        raise EdgekitError(f"{path}: not a measurement that edgekit kept ({wrong}); remove it") from wrong

@@ -1,0 +1,84 @@
+"""What the machine did meanwhile, read from Linux's counters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgekit.runtimes import neighbours
+
+STAT = "cpu  {user} 0 {system} 900 0 0 0 {steal} 0 0\ncpu0 1 0 0 0 0 0 0 0 0 0\ncpu1 1 0 0 0 0 0 0 0 0 0\n"
+
+
+def test_counters_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat, group, heat = tmp_path / "stat", tmp_path / "cpu.stat", tmp_path / "cpu0" / "thermal_throttle"
+    task = tmp_path / "tasks" / "1"
+    task.mkdir(parents=True)
+    heat.mkdir(parents=True)
+    stat.write_text(STAT.format(user=100, system=100, steal=0))
+    (task / "schedstat").write_text("5000000000 0 1")
+    group.write_text("usage_usec 1\nthrottled_usec 0\n")
+    (heat / "core_throttle_count").write_text("3\n")
+    monkeypatch.setattr(neighbours, "_STAT", str(stat))
+    monkeypatch.setattr(neighbours, "_TASKS", str(tmp_path / "tasks"))
+    monkeypatch.setattr(neighbours, "_GROUPS", {str(group): ("throttled_usec", 1e6)})
+    monkeypatch.setattr(neighbours, "_HEAT", (str(tmp_path), "cpu*/thermal_throttle/*_throttle_count"))
+    monkeypatch.setattr(neighbours, "_PI", str(tmp_path / "get_throttled"))
+    clock, own = iter([10.0, 12.0]), iter([1.0, 3.0])
+    monkeypatch.setattr(neighbours.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(neighbours.time, "process_time", lambda: next(own))
+    tell = neighbours.watch()
+    # In ticks of 10 ms: 3 s of all work, of which this process did 2, and 0.42 s were stolen; it waited 2 s beside them.
+    stat.write_text(STAT.format(user=350, system=150, steal=42))
+    (task / "schedstat").write_text("7000000000 2000000000 1")
+    group.write_text("usage_usec 1\nthrottled_usec 500000\n")
+    (heat / "core_throttle_count").write_text("5\n")
+    told = tell()
+    assert told["cpus"] == 2
+    assert told["seconds"] == 2.0
+    assert told["others"] == pytest.approx((3.0 - 2.0 - 0.02) / 2.0)
+    assert told["steal"] == pytest.approx((0.42 - 0.02) / 2.0 / 2)
+    assert told["waited"] == 0.5
+    assert told["throttled"] == 0.25
+    assert told["slowed"] == 2
+
+
+def test_what_is_not_told_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_STAT", "_TASKS", "_PI"):
+        monkeypatch.setattr(neighbours, name, str(tmp_path / "absent"))
+    monkeypatch.setattr(neighbours, "_GROUPS", {})
+    told = neighbours.watch()()
+    assert told["others"] is told["steal"] is told["waited"] is told["throttled"] is None
+    # A sandbox that has the file, with nothing in it.
+    (tmp_path / "stat").write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
+    monkeypatch.setattr(neighbours, "_STAT", str(tmp_path / "stat"))
+    assert neighbours.watch()()["others"] is None
+
+
+def test_a_lowered_clock_of_a_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    word = tmp_path / "get_throttled"
+    monkeypatch.setattr(neighbours, "_PI", str(word))
+    monkeypatch.setattr(neighbours, "_HEAT", (str(tmp_path), "none"))
+    for told, slowed in (("50000", 0), ("50005", 1), ("0x4", 1), ("", 0), ("odd", 0)):
+        word.write_text(told)
+        assert neighbours.watch()()["slowed"] == slowed, told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counters of Linux")
+def test_a_busy_neighbour_is_seen() -> None:
+    """A real program beside this one, for half a second of work."""
+    tell = neighbours.watch()
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        end = time.process_time() + 0.5
+        while time.process_time() < end:
+            pass
+        told = tell()
+    finally:
+        busy.kill()
+        busy.wait()
+    assert (told["others"] or 0.0) > 0.2 or (told["waited"] or 0.0) > 0.1

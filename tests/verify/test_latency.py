@@ -1,0 +1,60 @@
+"""Bounds over processes: the factors as SciPy has them, and how often a pass is false where calls of a process are alike."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from edgekit.verify import latency
+
+
+@pytest.mark.parametrize("n", [5, 10, 40])
+@pytest.mark.parametrize("q", [0.75, 0.95])
+@pytest.mark.parametrize("alpha", [0.05, 0.025, 0.003])
+def test_tolerance_factors_are_the_noncentral_t_ones(n: int, q: float, alpha: float) -> None:
+    root = math.sqrt(n)
+    wanted = stats.nct.ppf(1 - alpha, n - 1, NormalDist().inv_cdf(q) * root) / root
+    assert latency.tolerance_factor(n, q, alpha) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_bounds_are_of_the_levels_logarithms() -> None:
+    levels = [10.0, 11.0, 12.0, 9.0, 10.5]
+    lo, hi = latency.bounds(levels, 0.95, 0.05)
+    logs = np.log(levels)
+    assert hi == pytest.approx(np.exp(logs.mean() + 4.2027 * logs.std(ddof=1)), rel=1e-4)
+    assert lo == pytest.approx(np.exp(logs.mean() - stats.t.ppf(0.95, 4) * logs.std(ddof=1) / math.sqrt(5)))
+    assert lo < latency.centre(levels) < hi
+    assert latency.bounds(levels[:4], 0.95) == (None, None)
+    assert latency.bounds([7.0] * 5, 0.5) == (pytest.approx(7.0), pytest.approx(7.0))
+
+
+def test_levels_of_few_calls_are_not_too_low() -> None:
+    assert latency.level(list(range(1, 21)), 0.95) == 20
+    assert latency.level(list(range(1, 201)), 0.95) == 191
+    assert latency.level([3.0], 0.95) == 3.0
+    assert latency.level([1.0, 2.0, 3.0], 0.5) == 2.0
+
+
+def test_alphas_sum_to_alpha() -> None:
+    assert latency.alpha_for(1) == 0.025
+    assert sum(latency.alpha_for(place) for place in range(1, 60)) == pytest.approx(0.05)
+
+
+def test_a_shift_between_processes_passes_at_the_limit_no_more_than_it_may() -> None:
+    """A clock or a memory layout of its own shifts each process by 5 %: the p95 is of all of them."""
+    numbers = np.random.default_rng(0)
+    p95 = math.exp(NormalDist().inv_cdf(0.95) * math.hypot(0.05, 0.02))
+    passed, of_one = 0, 0
+    for _ in range(400):
+        shifts = 0.05 * numbers.standard_normal((latency.FEWEST, 1))
+        calls = np.exp(shifts + 0.02 * numbers.standard_normal((latency.FEWEST, 200)))
+        levels = [latency.level(row.tolist(), 0.95) for row in calls]
+        hi = latency.bounds(levels, 0.95)[1]
+        passed += hi is not None and hi <= p95
+        of_one += np.sort(calls[0])[195] <= p95  # what order statistics of one process take for a bound
+    assert passed / 400 < 0.05
+    assert of_one / 400 > 0.5
