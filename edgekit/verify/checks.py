@@ -31,8 +31,8 @@ _PACKAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One verdict. `loss`, `bound` and `interval` are None where nothing was estimated; `looks` counts those at the prompts; of a time,
-    the measurements.
+    """One verdict. `loss`, `bound` and `interval` are None where nothing was estimated; `looks` counts those at the
+    prompts, or of a time the measurements.
 
     detail says in words what a bare figure leaves open.
     """
