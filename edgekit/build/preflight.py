@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.build.looks import check_state
 from edgekit.build.plan import Plan, Session, Step, once
 from edgekit.errors import EdgekitError, first_line, require
 from edgekit.model import EMBEDDINGS, Model, load_model
@@ -63,6 +64,7 @@ def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session, 
     from edgekit.formats import DEFAULT, FORMATS
 
     teacher, revision = check_recipe(recipe, prompts, session)
+    check_state()
     plan = Plan(
         recipe=recipe,
         target=target,

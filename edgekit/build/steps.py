@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.build.looks import Looks, split_digests
+from edgekit.build.looks import settle, split_digests, take
 from edgekit.build.plan import Built, Plan, Progress, Session, run_step
 from edgekit.errors import EdgekitError
 from edgekit.formats import DEFAULT
@@ -286,16 +286,17 @@ def verify(
     from edgekit.verify import plan_text
     from edgekit.verify import verify as run
 
-    recipe, target, looks = plan.recipe, plan.target, Looks(session.workspace, plan, artifact, prompts)
+    recipe, target = plan.recipe, plan.target
     device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
     inputs = _verify_inputs(plan, artifact, reference, prompts)
+    look = take(artifact, prompts, recipe.accuracy)
     inputs |= {
         "device": device.describe(),
-        "looks": looks.count,
+        "look": vars(look),
         "libraries": _libraries(str(artifact.facts["format"])),
         "coverage": calibration.digest if calibration and student else None,
     }
-    for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, looks=looks.count):
+    for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, look=look):
         session.listener.say(line)
 
     def make(out: Path, _: Progress) -> Mapping[str, Any]:
@@ -307,7 +308,7 @@ def verify(
             task=recipe.task,
             accuracy=recipe.accuracy,
             out_of_scope=recipe.data.out_of_scope,
-            looks=looks.count,
+            look=look,
             coverage=_cover(plan, student, calibration, prompts),
             device=device,
             out=out,
@@ -325,8 +326,14 @@ def verify(
         )
     finally:
         device.close()
-    looks.remember()
+    if _accuracy_passed(read_json(product.folder / "report.json")):
+        settle(artifact, prompts, recipe.accuracy)
     return product
+
+
+def _accuracy_passed(report: Mapping[str, Any]) -> bool:
+    verdicts = [entry["verdict"] for entry in report["comparisons"] if entry["verdict"] is not None]
+    return bool(verdicts) and set(verdicts) == {"pass"}
 
 
 def _libraries(format_: str) -> dict[str, str]:

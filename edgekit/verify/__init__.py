@@ -38,13 +38,14 @@ if TYPE_CHECKING:
 __all__ = ["Margins", "check_accuracy_table", "plan_text", "read_margins", "verify"]
 
 FLIPS_SHOWN = (0.01, 0.03, 0.10)
+FIRST = gate.Look()
 
 
 def read_margins(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -> Margins:
     """The recipe's `[accuracy]` table, checked; EdgekitError for an unknown key and for a margin outside (0, 1)."""
     margins = parse(Margins, dict(accuracy), where)
     for key, value in vars(margins).items():
-        if not 0.0 < value < 1.0:
+        if key != "stages" and not 0.0 < value < 1.0:
             raise EdgekitError(
                 f"{where}.{key}: a margin is a fraction between 0 and 1 (0.01 is one point), got {value:g}"
             )
@@ -59,15 +60,17 @@ def check_accuracy_table(task: str, accuracy: Mapping[str, Any], where: str) -> 
         read_margins(accuracy, where)
 
 
-def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, looks: int = 1) -> list[str]:
+def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, look: gate.Look = FIRST) -> list[str]:
     """What so many verify prompts can prove at all: said before anything is measured."""
-    alpha = gate.alpha_for(looks)
+    alpha = look.alpha
     lines = [
         f"verify: {prompts} prompts; a loss that never shows is still at most {_points(gate.floor(prompts, alpha))}"
     ]
-    if looks > 1:
+    if look.index > 1 or look.stages > 1:
+        stage = f", stage {look.stage} of {look.stages}" if look.stages > 1 else ""
         lines.append(
-            f"this is look {looks} at these prompts: each bound uses alpha {alpha:g} instead of {gate.ALPHA:g}"
+            f"this is look {look.index} at these prompts{stage}: each bound uses alpha {alpha:.2g} instead of"
+            f" {gate.FIRST_LOOK:g}"
         )
     if pick(TASKS, task, "task").OUTPUT == "tokens":
         if prompts < gate.FEWEST_CLUSTERS:
@@ -105,15 +108,15 @@ def verify(
     task: str,
     accuracy: Mapping[str, Any],
     out_of_scope: str | None,
-    looks: int,
+    look: gate.Look,
     device: Device,
     coverage: Mapping[str, Any] | None = None,
     out: Path,
 ) -> dict[str, Any]:
     """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json and outputs.npz.
 
-    artifact, reference, prompts: folders of export, record and prompts. accuracy: the recipe's `[accuracy]` table. looks:
-    how many artifacts these prompts have judged, this one included. coverage: what `calibrate.cover` says of these prompts,
+    artifact, reference, prompts: folders of export, record and prompts. accuracy: the recipe's `[accuracy]` table. look:
+    which look at these prompts this is. coverage: what `calibrate.cover` says of these prompts,
     passed on. Returns {verdict, checks: {name: verdict}}. Raises EdgekitError where the folders do not belong together,
     DeviceFailed where the device does not answer.
     """
@@ -131,7 +134,7 @@ def verify(
         task=task,
         accuracy=accuracy,
         out_of_scope=out_of_scope,
-        looks=looks,
+        look=look,
         device=device,
         runtime=runtime,
         options=_options(facts, target, runtime),
@@ -145,7 +148,7 @@ def verify(
         "layers": facts.get("layers", []),
         "accuracy_only": not budget.limits_time,
         "notes": [
-            *plan_text(task, report["prompts"], accuracy, looks=looks),
+            *plan_text(task, report["prompts"], accuracy, look=look),
             *report.get("notes", ()),
             *facts.get("notes", ()),
         ],
@@ -169,7 +172,7 @@ class _Run:
     task: str
     accuracy: Mapping[str, Any]
     out_of_scope: str | None
-    looks: int
+    look: gate.Look
     device: Device
     runtime: str
     options: Mapping[str, Any]
@@ -201,8 +204,8 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     conditions, measured = _conditions(run, measured)
     answers, finite = _answers(run.recorded, run.prompts, run.task, facts, measured.outputs, run.out_of_scope)
     truth = [row.label for row in rows]
-    comparisons = _compare(run.task, answers, truth, margins, gate.alpha_for(run.looks))
-    found = [checks.check_accuracy(entry, run.looks) for entry in comparisons if entry.margin is not None]
+    comparisons = _compare(run.task, answers, truth, margins, run.look.alpha)
+    found = [checks.check_accuracy(entry, run.look.index) for entry in comparisons if entry.margin is not None]
     found += [*checks.check_finite(finite), *_check_machine(run, measured, conditions)]
     return _report(run, answers, truth, comparisons, found, measured, conditions), found
 
@@ -231,9 +234,9 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         PromptSet(folder=run.prompts).split("verify"),
         asked,
         generation.answers_in_words(run.artifact, arrays),
-        gate.alpha_for(run.looks),
+        run.look.alpha,
     )
-    found = [checks.check_accuracy(entry, run.looks) for entry in judged.comparisons if entry.margin is not None]
+    found = [checks.check_accuracy(entry, run.look.index) for entry in judged.comparisons if entry.margin is not None]
     found += [*checks.check_finite(judged.finite), *_check_machine(run, measured, conditions)]
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
     accuracy = {role: entry.reference_score for role, entry in right.items()}
@@ -459,4 +462,5 @@ def _shared_report(
             "told": hardware.tolerances(run.target.hardware),
         },
         "prompts": prompts,
+        "look": vars(run.look),
     }

@@ -6,7 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Le
 
 from edgekit.runtimes import scores
 from edgekit.verify import gate
@@ -17,19 +19,24 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
+# How many looks at a growing set of prompts are planned as one.
+Stages = Annotated[int, Ge(1), Le(20)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Margins:
     """The recipe's `[accuracy]` table: how much an artifact may lose, as fractions (0.01 is one point).
 
     student_margin and teacher_margin: accuracy against the float student and the teacher. cosine_margin and
-    neighbour_margin: of embeddings against the float student, mean 1 - cosine and share of changed nearest neighbours.
+    neighbour_margin: of embeddings against the float student, mean 1 - cosine and share of changed nearest neighbours. stages:
+    how often prompts may be added to those of verify (see `gate.stage_share`).
     """
 
     student_margin: float = 0.01
     teacher_margin: float = 0.03
     cosine_margin: float = 0.01
     neighbour_margin: float = 0.10
+    stages: Stages = 1
 
 
 @dataclass(frozen=True, kw_only=True)

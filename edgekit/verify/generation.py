@@ -19,7 +19,7 @@ from edgekit.prompts import Prompt
 from edgekit.schema import parse, read_json
 from edgekit.verify import accuracy as compared
 from edgekit.verify import gate
-from edgekit.verify.accuracy import Answers, Comparison
+from edgekit.verify.accuracy import Answers, Comparison, Stages
 from edgekit.verify.measurements import Measurements, Question, Timed, flat, run_probe, time_again, write
 from edgekit.workspace import Product
 
@@ -48,7 +48,8 @@ class Limits:
     kl: mean KL divergence from the float student in nats per token. top1: share of tokens whose likeliest is the same.
     perplexity: the artifact's by the float student's. answer_length: greedy answers' tokens by the float student's, at least;
     and no more than turned round.
-    student_margin, teacher_margin: loss of right answers, where prompts have wanted ones, as fractions.
+    student_margin, teacher_margin: loss of right answers, where prompts have wanted ones, as fractions. stages: how often
+    prompts may be added to those of verify (see `gate.stage_share`).
     """
 
     kl: Annotated[float, Gt(0)] | None = None
@@ -57,6 +58,7 @@ class Limits:
     answer_length: Annotated[float, Gt(0), Le(1)] = 0.9
     student_margin: Annotated[float, Gt(0), Le(1)] = 0.01
     teacher_margin: Annotated[float, Gt(0), Le(1)] = 0.03
+    stages: Stages = 1
 
 
 def read_limits(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -> Limits:

@@ -8,6 +8,7 @@ import pytest
 from edgekit.errors import EdgekitError
 from edgekit.verify import Margins, plan_text, read_margins
 from edgekit.verify.accuracy import Answers, auroc, compare_embeddings, compare_labels, confusion, scope
+from edgekit.verify.gate import Look
 
 NUMBERS = np.random.default_rng(0)
 
@@ -110,7 +111,7 @@ def test_plan_says_what_the_prompts_can_prove() -> None:
     for share in ("1% flips", "3% flips", "10% flips"):
         assert share in lines
     assert "cannot prove" not in lines
-    few = "\n".join(plan_text("text-classification", 100, {}, looks=2))
+    few = "\n".join(plan_text("text-classification", 100, {}, look=Look(index=2, alpha=0.025)))
     assert "look 2" in few
     assert "cannot prove 1.00 points; at least 368 are needed" in few
     assert "cosine loss: at least 0.0060" in "\n".join(plan_text("feature-extraction", 1000, {}))

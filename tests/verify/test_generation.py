@@ -22,6 +22,7 @@ from edgekit.report import read_report, terminal_table
 from edgekit.target import Target, load_target
 from edgekit.verify import generation, verify
 from edgekit.verify.generation import Said, default_limits, judge, plain, read_limits
+from edgekit.verify.gate import Look
 from edgekit.workspace import file_sha256, open_product, write_product
 from tests.architectures.decoders import END, ROOMS, orders, teach_decoder
 
@@ -138,7 +139,7 @@ def verified(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
                 "task": TASK,
                 "accuracy": {},
                 "out_of_scope": None,
-                "looks": 1,
+                "look": Look(),
                 "device": device,
                 "out": out,
             }

@@ -17,6 +17,7 @@ from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.report import read_report, terminal_table, write_html
 from edgekit.target import Target
 from edgekit.verify import hardware, latency, measurements, verify
+from edgekit.verify.gate import Look
 from tests.verify.verify_folders import OUTSIDE, make_artifact, make_graph, make_prompts, make_reference, make_target
 
 PI = 'arch = "aarch64"\ncpu = "Cortex-A76"\ncores = 4\nfeatures = ["asimddp"]\nmemory_mb = 4096\nbandwidth_gbs = 11.2'
@@ -45,7 +46,7 @@ class Bench:
                     "task": "text-classification",
                     "accuracy": {},
                     "out_of_scope": OUTSIDE,
-                    "looks": 1,
+                    "look": Look(),
                     "device": device,
                     "out": out,
                 }
@@ -151,14 +152,15 @@ def test_few_prompts_prove_nothing(bench: Bench) -> None:
     )
     check = report["by_name"]["accuracy_vs_student"]
     assert report["verdict"] == check["verdict"] == "not proven"
-    assert "about 299" in check["remedy"]
+    assert "about 300" in check["remedy"]
 
 
-def test_a_second_look_costs_half_the_alpha(bench: Bench) -> None:
-    report = bench.verify(make_artifact(bench.folder / "artifact"), make_target(bench.folder, "", PI), looks=2)
+def test_a_later_look_has_what_the_first_left(bench: Bench) -> None:
+    report = bench.verify(make_artifact(bench.folder / "artifact"), make_target(bench.folder, "", PI), look=Look(index=2, alpha=0.0004))
     check = report["by_name"]["accuracy_vs_student"]
     assert check["looks"] == 2
-    assert check["bound"] == pytest.approx(1 - 0.025 ** (1 / 400))
+    assert report["look"] == {"index": 2, "alpha": 0.0004, "stage": 1, "stages": 1}
+    assert check["bound"] == pytest.approx(1 - 0.0004 ** (1 / 400))
 
 
 def test_a_slowdown_and_a_limit_that_is_too_low_fail(bench: Bench) -> None:
