@@ -9,52 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.duplicates import text_digest
 from edgekit.errors import EdgekitError
 from edgekit.prompts import PromptSet
 from edgekit.schema import dump_json, read_json
+from edgekit.state import state_folder
 from edgekit.workspace import Product, fingerprint, locked, make_folder, write_atomically
 
 if TYPE_CHECKING:
     from edgekit.verify.gate import Look
 
-STATE = "EDGEKIT_STATE"
 # Of a prompt's hash the first bytes are the text's; the others tell its label, choices and conversation.
 _TEXT, _ROW = 8, 12
 # A look that passed under several tables of limits made several claims with its error, and hands none of it on.
 _SEVERAL = "several"
-
-
-def state_folder() -> Path:
-    """Where looks are kept: EDGEKIT_STATE, else edgekit in XDG_STATE_HOME (~/.local/state), on Windows in LOCALAPPDATA."""
-    if named := os.environ.get(STATE):
-        return Path(named).expanduser()
-    home = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_STATE_HOME")
-    try:
-        return (Path(home) if home else Path.home() / ".local" / "state") / "edgekit"
-    except RuntimeError as homeless:
-        raise EdgekitError(f"no home folder to count looks at prompts in ({homeless}); set {STATE} to a folder") from None
-
-
-def check_state() -> None:
-    """Refuse a state folder that cannot be written, before anything is made. Makes nothing.
-
-    Without it a look could not be counted, and a verdict would claim more than it may.
-    """
-    folder = state_folder().resolve()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise EdgekitError(
-            f"{folder}: cannot be written: looks at verify prompts are counted there; set {STATE} to a folder that stays"
-            " from one build to the next"
-        )
 
 
 def take(artifact: Product, prompts: Product, accuracy: Mapping[str, Any], split: str = "verify") -> Look:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit.build.looks import check_state
 from edgekit.build.plan import Plan, Session, Step, once
 from edgekit.errors import EdgekitError, first_line, require
 from edgekit.model import EMBEDDINGS, Model, load_model
 from edgekit.prompts import PromptSet, gather, sources
 from edgekit.recipe import Recipe
 from edgekit.schema import dump_json, nearest, parse, pick, read_json
+from edgekit.state import check_state
 from edgekit.target import Target
 from edgekit.weights import note_stale_index
 from edgekit.workspace import Product, file_sha256, make_folder, write_atomically

@@ -70,7 +70,9 @@ def test_the_errors_of_all_looks_sum_to_five_percent() -> None:
         assert sum(shares) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("n", "margin"), [(200, 0.01), (300, 0.01), (500, 0.01), (1000, 0.01), (200, 0.02), (300, 0.03)])
+@pytest.mark.parametrize(
+    ("n", "margin"), [(200, 0.01), (300, 0.01), (500, 0.01), (1000, 0.01), (200, 0.02), (300, 0.03)]
+)
 def test_the_first_look_keeps_its_power(n: int, margin: float) -> None:
     """Of what it would have if it were the only one."""
     first, alone = (

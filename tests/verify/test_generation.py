@@ -21,8 +21,8 @@ from edgekit.record import record
 from edgekit.report import read_report, terminal_table
 from edgekit.target import Target, load_target
 from edgekit.verify import generation, verify
-from edgekit.verify.generation import Said, default_limits, judge, plain, read_limits
 from edgekit.verify.gate import Look
+from edgekit.verify.generation import Said, default_limits, judge, plain, read_limits
 from edgekit.workspace import file_sha256, open_product, write_product
 from tests.architectures.decoders import END, ROOMS, orders, teach_decoder
 

@@ -156,7 +156,9 @@ def test_few_prompts_prove_nothing(bench: Bench) -> None:
 
 
 def test_a_later_look_has_what_the_first_left(bench: Bench) -> None:
-    report = bench.verify(make_artifact(bench.folder / "artifact"), make_target(bench.folder, "", PI), look=Look(index=2, alpha=0.0004))
+    report = bench.verify(
+        make_artifact(bench.folder / "artifact"), make_target(bench.folder, "", PI), look=Look(index=2, alpha=0.0004)
+    )
     check = report["by_name"]["accuracy_vs_student"]
     assert check["looks"] == 2
     assert report["look"] == {"index": 2, "alpha": 0.0004, "stage": 1, "stages": 1}
