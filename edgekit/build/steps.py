@@ -288,9 +288,8 @@ def verify(
 
     recipe, target = plan.recipe, plan.target
     device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
-    inputs = _verify_inputs(plan, artifact, reference, prompts)
     look = take(artifact, prompts, recipe.accuracy)
-    inputs |= {
+    inputs = _verify_inputs(plan, artifact, reference, prompts) | {
         "device": device.describe(),
         "look": vars(look),
         "libraries": _libraries(str(artifact.facts["format"])),
@@ -326,14 +325,15 @@ def verify(
         )
     finally:
         device.close()
-    if _accuracy_passed(read_json(product.folder / "report.json")):
-        settle(artifact, prompts, recipe.accuracy)
+    _settle(product, artifact, prompts, recipe)
     return product
 
 
-def _accuracy_passed(report: Mapping[str, Any]) -> bool:
-    verdicts = [entry["verdict"] for entry in report["comparisons"] if entry["verdict"] is not None]
-    return bool(verdicts) and set(verdicts) == {"pass"}
+def _settle(report: Product, artifact: Product, prompts: Product, recipe: Recipe) -> None:
+    """Where all that looked at the prompts passed, the next look may use the error of this one."""
+    entries = read_json(report.folder / "report.json")["comparisons"]
+    if {entry["verdict"] for entry in entries if entry["verdict"] is not None} == {"pass"}:
+        settle(artifact, prompts, recipe.accuracy)
 
 
 def _libraries(format_: str) -> dict[str, str]:
