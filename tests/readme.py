@@ -63,6 +63,17 @@ def families_table() -> str:
     return "\n".join(rows)
 
 
+def checks_table() -> str:
+    """What each check proves, as `edgekit explain` says it."""
+    from edgekit.verify.explain import EXPLANATIONS
+
+    told = []
+    for name, text in EXPLANATIONS.items():
+        first, _, rest = text.partition("\n")
+        told.append(f"- `{name}`: **{first}** {' '.join(rest.split())}")
+    return "\n".join(told)
+
+
 # CPU features that decide how fast INT8 is.
 TELLING = ("asimddp", "i8mm", "avx2", "avx_vnni", "avx512_vnni", "simd128")
 
@@ -70,6 +81,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "commands": commands_table,
     "targets": targets_table,
     "families": families_table,
+    "checks": checks_table,
 }
 
 

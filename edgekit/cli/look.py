@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgekit.cli.options import cache_option, complete_target, json_option
+from edgekit.cli.options import cache_option, complete_check, complete_target, json_option
 from edgekit.errors import EdgekitError
 
 
@@ -139,6 +139,30 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("check", required=False, shell_complete=complete_check)
+@json_option
+def explain(check: str | None, as_json: bool) -> None:
+    """Say what a CHECK of a report proves and what it does not; without one, list them all.
+
+    \b
+    Example:
+      edgekit explain accuracy_vs_teacher
+    """
+    from edgekit.cli.show import print_json
+    from edgekit.verify.explain import EXPLANATIONS
+    from edgekit.verify.explain import explain as tell
+
+    texts = {check: tell(check)} if check else EXPLANATIONS
+    if as_json:
+        print_json({"checks": [{"name": name, "text": text} for name, text in texts.items()]})
+    elif check:
+        click.echo(texts[check])
+    else:
+        for name, text in texts.items():
+            click.echo(f"{name:<18} {text.splitlines()[0]}")
+
+
+@click.command()
 @cache_option
 @json_option
 def doctor(cache: Path | None, as_json: bool) -> int:
@@ -253,4 +277,4 @@ def is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-COMMANDS = (targets, inspect, doctor, cache)
+COMMANDS = (targets, inspect, explain, doctor, cache)

@@ -27,6 +27,15 @@ def complete_target(_ctx: click.Context, _param: click.Parameter, incomplete: st
     return [CompletionItem(name) for name in find_targets() if name.startswith(incomplete)]
 
 
+def complete_check(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The checks whose names begin so."""
+    from click.shell_completion import CompletionItem
+
+    from edgekit.verify.explain import EXPLANATIONS
+
+    return [CompletionItem(name) for name in EXPLANATIONS if name.startswith(incomplete)]
+
+
 recipe_option = click.option(
     "-r",
     "--recipe",

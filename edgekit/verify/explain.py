@@ -1,0 +1,143 @@
+"""What each check of a report proves: `edgekit explain CHECK` prints these texts, README and the report show them."""
+
+from __future__ import annotations
+
+from edgekit.errors import EdgekitError
+from edgekit.schema import nearest
+
+# At most ten lines of 80 columns each; the first line says it all in one sentence.
+EXPLANATIONS: dict[str, str] = {
+    "accuracy": """\
+How many right answers the artifact loses against another model, on the same prompts.
+accuracy_vs_student compares with the float student (what export cost), and
+accuracy_vs_teacher with the teacher (what distillation and export cost).
+Prompts that one of the two gets right and the other wrong are counted both ways;
+from these flips follows a bound that the true loss exceeds in 5 % of such
+experiments at most (Tango's score interval). pass: the bound is within the
+margin. fail: the loss is surely beyond it. not proven: the prompts are too few
+to tell; more, or fewer flips, would decide it. It assumes that the prompts are
+independent of each other and like those of real use.""",
+    "agreement": """\
+How often the artifact answers otherwise than another model, where no right answers are known.
+Prompts without labels cannot show accuracy. If the artifact answers like its
+reference on all but d prompts, it can lose at most d right answers, so the bound
+of the disagreement also bounds the loss of accuracy. It is a stricter question
+than accuracy: a flip from wrong to right counts against the artifact, too.
+pass, fail and not proven are decided as for accuracy.""",
+    "cosine": """\
+How far the artifact's embeddings point from the float student's, as 1 - cosine, on average.
+The bound holds with 95 % confidence for the mean over prompts like these; it
+says nothing about the worst single text (the report has the share of prompts
+beyond a loss). pass: the bound is within accuracy.cosine_margin.""",
+    "neighbours": """\
+How often a prompt's nearest other prompt stays the nearest in the artifact's embeddings.
+Search and clustering live from who is near whom, not from the vectors. For each
+prompt the nearest of the others is found by the float student and by the
+artifact; the share that differs is bounded with 95 % confidence. pass: the bound
+is within accuracy.neighbour_margin. Among few prompts, neighbours are easier to
+keep than among a million.""",
+    "kl": """\
+How far the artifact's next-token probabilities are from the float student's (KL divergence, nats a token).
+Both read the same texts, and at each token their probabilities are compared.
+0 is equal; 4-bit files of good quality have 0.01 to 0.1. The bound is over
+prompts, not tokens: tokens of one prompt are not independent. It is a lower
+bound of the whole divergence where the vocabulary is larger than 512: the
+likeliest 512 tokens count one by one, the rest as one. pass: the bound is within
+accuracy.kl.""",
+    "top1": """\
+How often the artifact's likeliest next token is the float student's.
+On the verify texts, token by token; the bound is over whole prompts, because
+tokens of one prompt are not independent. Where the student itself is undecided
+between two tokens a change of the likeliest one costs little, so read it beside
+kl. pass: the bound of the share is at least accuracy.top1.""",
+    "perplexity": """\
+How much more surprised the artifact is by real text than the float student, as a ratio of perplexities.
+1.00 is as the student; 1.05 means that each token costs 5 % more choices. Only
+where prompts have wanted answers or are running texts does it say how well the
+model knows the language; the bound is over prompts. pass: the bound is within
+accuracy.perplexity.""",
+    "answer_length": """\
+Whether the artifact's own answers are as long as the float student's: what rambles or stops early shows here.
+Both answer the same prompts greedily. The shorter of the two mean lengths is
+divided by the longer; 1.0 is equal. Damaged models repeat themselves to the
+limit or end at once long before kl tells. pass: the bound is at least
+accuracy.answer_length.""",
+    "tokenizer": """\
+Whether the file's own tokenizer and chat template turn texts into the original's tokens.
+A model that is fed other tokens than it was trained on is wrong with a perfect
+file. Texts of many scripts, your prompts and whole conversations are read by the
+runtime that ships and by the checkpoint's own tokenizer (transformers); the ids
+must be equal. fail: the first text that differs is named.""",
+    "finite_outputs": """\
+Whether the artifact answers with numbers at all: no NaN and no infinity.
+Shown only where it failed. 16-bit floats end at 65504; activations of some
+models do not. It was seen on the verify prompts; other texts may overflow where
+these did not.""",
+    "bytes": """\
+Whether what ships is within the target's size limit (budget.bytes).
+The artifact's files are added, the tokenizer that lies beside an ONNX file and
+the loader are not. An exact count: it passes or fails.""",
+    "p50_ms": """\
+Whether half of all calls are answered within the limit, on a machine that may vouch for the target.
+Batch 1 at budget.sequence tokens; of a decoder, one new token. The bound comes
+from the order statistics of the measured calls, without assuming their
+distribution, and holds for this machine in this state. It can pass or fail only
+where CPU, features, cores and measured speed match the target's; elsewhere, and
+on a busy machine, it is not proven.""",
+    "p95_ms": """\
+Whether 19 of 20 calls are answered within the limit, on a machine that may vouch for the target.
+As p50_ms, of the slow end: the bound of the 95th percentile needs at least 59
+calls. It says how calls are spread that run one after another on an otherwise
+quiet machine; your app's own load, heat and power saving come on top.""",
+    "ttft_ms": """\
+Whether the first token comes within the limit after a prompt of budget.sequence tokens.
+The prompt is read in one go by the runtime that ships, with an empty cache. As
+p50_ms it can pass or fail only on a machine that matches the target.""",
+    "tokens_per_second": """\
+Whether new tokens are written as fast as the target wants (budget.tokens_per_second).
+The median time of a new token, turned round, with a short context: with a long
+one each token reads more cache and takes longer. As p50_ms it can pass or fail
+only on a machine that matches the target.""",
+    "memory_mb": """\
+Whether the whole process stays within the target's memory limit (budget.memory_mb).
+The peak that the operating system tells of the process that answered: Python,
+NumPy, runtime, weights, buffers and cache. The loader alone in your app needs
+about the same; a runtime in C++ about 70 MB less.""",
+    "plausibility": """\
+Whether the measured times are possible at all on the machine that measured them.
+Operations per call over the measured peak, and bytes per call over the measured
+bandwidth, give a time that nothing can beat. A median below it means that a
+clock, a cache or a measurement is wrong, and then no time of this report is to be
+trusted: it is not proven.""",
+    "provider": """\
+Whether the execution provider that the target asks for really did the work (ONNX).
+onnxruntime falls back to the CPU without a word where a provider lacks an
+operator or cannot start. The session is profiled: at least the given share of
+the matrix products must have run on the provider. For the CPU it is always so.
+fail: a silent fallback. not proven: this machine does not have the provider.""",
+    "offload": """\
+Whether as many layers as the target asks for really lie on the GPU (llama.cpp).
+llama.cpp keeps layers on the CPU without an error where it was built without the
+GPU's backend or the memory is full. The layers are counted where they lie.
+0 of 0 is right for a target that asks for none.""",
+    "arithmetic": """\
+Whether the target's INT8 products give the sums that were judged here.
+x86 CPUs without VNNI add pairs of products in 16 bits and saturate; ARM and CPUs
+with VNNI do not. Where host and target differ, and weights of the artifact can
+saturate, the accuracy measured here is not the target's: not proven. The share
+of weight pairs that may exceed 16 bits is shown. pass: both are alike, or nothing
+can saturate, or the session asks for exact sums.""",
+}
+
+
+def explain(check: str) -> str:
+    """What a check proves, by its name in a report ("accuracy_vs_teacher", "p95_ms").
+
+    Raises EdgekitError for a name that no check has.
+    """
+    name = check.partition("_vs_")[0]
+    if name not in EXPLANATIONS:
+        raise EdgekitError(
+            f"{check}: no check of this name{nearest(name, EXPLANATIONS)}; `edgekit explain` lists them all"
+        )
+    return EXPLANATIONS[name]
