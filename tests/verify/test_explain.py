@@ -22,7 +22,9 @@ def names_of_checks() -> Iterator[str]:
                         yield from (
                             inner.value
                             for inner in ast.walk(keyword.value)
-                            if isinstance(inner, ast.Constant) and isinstance(inner.value, str) and "_vs_" not in inner.value
+                            if isinstance(inner, ast.Constant)
+                            and isinstance(inner.value, str)
+                            and "_vs_" not in inner.value
                         )
 
 
