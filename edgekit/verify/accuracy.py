@@ -98,7 +98,7 @@ def compare_labels(
     n = len(rows)
     lo, hi = gate.paired_bounds(lost, gained, n, alpha)
     loss = (lost - gained) / max(n, 1)
-    judged = None if margin is None else gate.verdict(loss, lo, hi, margin, n)
+    judged = None if margin is None else gate.verdict(lo, hi, margin)
     same = [a == b for a, b in zip(reference.labels, candidate.labels, strict=True)]
     return Comparison(
         reference=reference.name,
@@ -154,14 +154,14 @@ def compare_embeddings(
         losses = 1.0 - cosine
         lo, hi = gate.mean_bounds(losses, 2.0, alpha)
         loss, margin = float(losses.mean()), margins.cosine_margin if margins else None
-        judged = None if margin is None else gate.verdict(loss, lo, hi, margin, pairs)
+        judged = None if margin is None else gate.verdict(lo, hi, margin)
         judgement = {"loss": loss, "lo": lo, "bound": hi, "margin": margin, "verdict": judged}
         if judged == "not proven" and margin is not None:
             judgement["prompts_needed"] = gate.prompts_needed_for_mean(loss, 2.0, margin, alpha)
         found.append(Comparison(**(shared | judgement), metric="cosine", score=1.0 - loss))
     lo, hi = gate.proportion_bounds(changed, pairs, alpha)
     loss, margin = 1.0 - agreement, margins.neighbour_margin if margins else None
-    judged = None if margin is None else gate.verdict(loss, lo, hi, margin, pairs)
+    judged = None if margin is None else gate.verdict(lo, hi, margin)
     judgement = {"loss": loss, "lo": lo, "bound": hi, "margin": margin, "verdict": judged}
     return [*found, Comparison(**(shared | judgement), metric="neighbours", score=agreement)]
 

@@ -88,8 +88,20 @@ def check_accuracy(comparison: Comparison, looks: int) -> Check:
 def _accuracy_remedy(comparison: Comparison) -> str | None:
     if comparison.verdict == "pass":
         return None
-    if comparison.metric in GENERATED:
-        return _generation_remedy(comparison)
+    return _probably(comparison) + (
+        _generation_remedy(comparison) if comparison.metric in GENERATED else _paired_remedy(comparison)
+    )
+
+
+def _probably(comparison: Comparison) -> str:
+    """What is seen and not proven: a loss above its limit, which chance may have made."""
+    loss, limit = comparison.loss, comparison.margin
+    if comparison.verdict != "not proven" or limit is None or not loss > limit:
+        return ""
+    return f"probably too much: {loss:.3g} was seen, {loss / limit:.2f} x the limit, and at least {comparison.lo:.3g} is sure; "
+
+
+def _paired_remedy(comparison: Comparison) -> str:
     if comparison.verdict == "fail":
         if comparison.reference == "teacher":
             return (

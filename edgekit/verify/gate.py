@@ -29,6 +29,8 @@ FIRST_LOOK = 0.0492
 _CORRECTION_HI = 0.5
 _CORRECTION_LO = 1.0
 _STEPS = 60
+# Of `power_of`: parts of a distribution, and how many expected losses are many.
+_PARTS, _MANY = 25, 1000.0
 # Below this a mean's interval rests on its distribution's shape, which nobody knows.
 FEWEST_CLUSTERS = 20
 _RESAMPLES, _PIECE = 4000, 250
@@ -231,14 +233,12 @@ def quantile(times: Sequence[float], q: float) -> float:
     return ordered[max(math.ceil(q * len(ordered)) - 1, 0)]
 
 
-def verdict(loss: float, lo: float, hi: float, margin: float, n: int) -> Verdict:
-    """pass: the bound is within the margin. fail: it surely is not, or the loss exceeds the margin on enough prompts
-    (n >= 3 / margin: there even one lost prompt less would be seen, the rule of three). Else not proven."""
+def verdict(lo: float, hi: float, margin: float) -> Verdict:
+    """pass: the loss surely is within the margin. fail: it surely is not. Else not proven, however large the loss that was seen:
+    chance alone puts it above the margin in half of all sets whose true loss is just below."""
     if hi <= margin:
         return "pass"
-    if lo > margin or (loss > margin and n * margin >= 3.0):
-        return "fail"
-    return "not proven"
+    return "fail" if lo > margin else "not proven"
 
 
 def smallest_margin(n: int, flips: float, alpha: float = ALPHA) -> float:
@@ -248,32 +248,68 @@ def smallest_margin(n: int, flips: float, alpha: float = ALPHA) -> float:
 
 
 def prompts_needed(b: float, c: float, n: int, margin: float, alpha: float = ALPHA, power: float = 0.8) -> int | None:
-    """How many prompts of a *fresh* set prove the margin with that probability if loss and flips stay as observed.
+    """How many prompts of a *fresh* set prove the margin with that probability if both rates of flips stay as observed.
 
     None where no number does: the observed loss is not below the margin. (Adding prompts to a set that was looked at is a
     second look; a fresh set is not.)
     """
-    loss, flips = (b - c) / n, (b + c) / n
-    if loss >= margin:
+    if (b - c) / n >= margin:
         return None
-    spread = NormalDist().inv_cdf(power) * math.sqrt(max(flips - loss * loss, 0.0))
+    lost, won = b / n, c / n
 
     def proves(count: int) -> bool:
-        unlucky = min(loss + spread / math.sqrt(count), flips)
-        lost, won = (flips + unlucky) / 2 * count, (flips - unlucky) / 2 * count
-        return paired_bounds(lost, won, count, alpha)[1] <= margin
+        return power_of(count, lost, won, margin, alpha) >= power
 
     least = math.ceil(math.log(alpha) / math.log1p(-margin)) if margin < 1 else 1
     high = least
     while not proves(high):
         high *= 2
-        if high > 1 << 40:
+        if high > 1 << 30:
             return None
     low = max(high // 2, least - 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if proves(middle) else (middle, high)
     return high
+
+
+def power_of(n: int, lost: float, won: float, margin: float, alpha: float = ALPHA) -> float:
+    """How probably n prompts prove the margin where shares `lost` and `won` of all prompts flip.
+
+    The number won is taken at the middles of _PARTS equally probable parts of its distribution, the number lost is summed
+    exactly; from _MANY expected losses on by the normal distribution.
+    """
+    normal = NormalDist()
+    width = math.sqrt(n * won * (1.0 - won))
+    share = min(lost / (1.0 - won), 1.0) if won < 1.0 else 0.0
+    total = 0.0
+    for part in range(_PARTS):
+        # Skewed as a Poisson number is (Cornish and Fisher's first term); exact for none.
+        z = normal.inv_cdf((part + 0.5) / _PARTS)
+        c = max(round(n * won + width * z + (z * z - 1.0) / 6.0), 0) if won else 0
+        most = _most_lost(c, n, margin, alpha)
+        if most < 0:
+            continue
+        left, expected = n - c, (n - c) * share
+        if expected < _MANY:
+            total += _binomial_cdf(most, left, share)
+        else:
+            total += normal.cdf((most + 0.5 - expected) / math.sqrt(expected * (1.0 - share)))
+    return total / _PARTS
+
+
+def _most_lost(c: int, n: int, margin: float, alpha: float) -> int:
+    """The most prompts that may be lost beside c won ones for `paired_bounds` to be within the margin; -1: none may."""
+    critical = -NormalDist().inv_cdf(1.0 - alpha)
+    low, high = 0, min(c + math.ceil(margin * n), n - c)
+    # Score tests at the margin itself: its bound is below where the test of the margin is rejected.
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _score(middle, c, n, margin, _CORRECTION_HI) <= critical:
+            low = middle
+        else:
+            high = middle - 1
+    return low if low or paired_bounds(0, c, n, alpha)[1] <= margin else -1
 
 
 def prompts_needed_for_mean(loss: float, most: float, margin: float, alpha: float = ALPHA) -> int | None:

@@ -368,7 +368,7 @@ def _margin_that_can_fail(before: Sequence[str], truth: Sequence[str], margin: f
     """The margin, or None where the reference is right so rarely that losing all of it would not fail: that judges nothing."""
     right, n = sum(told == wanted for told, wanted in zip(before, truth, strict=True)), len(truth)
     lo, hi = gate.paired_bounds(right, 0, n, alpha)
-    return margin if gate.verdict(right / n, lo, hi, margin, n) == "fail" else None
+    return margin if gate.verdict(lo, hi, margin) == "fail" else None
 
 
 def _picked(said: Said, prompts: Sequence[Prompt], choices: NDArray[np.float64]) -> dict[str, dict[int, str]]:
@@ -419,7 +419,7 @@ def _comparison(
         flips={},
         agreement=1.0 - loss if metric == "top1" else 1.0,
         divergence={},
-        verdict=None if margin is None else gate.verdict(loss, lo, hi, margin, prompts),
+        verdict=None if margin is None else gate.verdict(lo, hi, margin),
         alpha=alpha,
     )
 
