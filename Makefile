@@ -31,7 +31,7 @@ $(LLAMA): $(READY)
 	touch $(LLAMA)
 
 demo: setup
-	$(BIN)/edgekit build --target raspberrypi
+	$(BIN)/edgekit build --example assistant --target raspberrypi
 
 test: setup $(LLAMA)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -164,10 +165,14 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         raise EdgekitError(f"{where}: student: give either layers, such as 3, or keep, such as [0, 2, 5]")
 
 
-def default_recipe() -> Path:
-    """recipe.toml of the current folder, else the packaged example."""
-    here = Path("recipe.toml")
-    return here if here.is_file() else packaged("examples/assistant/recipe.toml")
+def find_recipes(folder: Path) -> list[Path]:
+    """The TOML files of a folder, and the recipe.toml one below it, that look like recipes: they name a task."""
+    found = []
+    for path in sorted([*folder.glob("*.toml"), *folder.glob("*/recipe.toml")]):
+        with suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+            if "task" in tomllib.loads(path.read_text(encoding="utf-8")):
+                found.append(path)
+    return found
 
 
 def packaged(relative: str) -> Path:

