@@ -167,7 +167,10 @@ def test_recipes_are_found_by_what_they_hold(tmp_path: Path) -> None:
     }.items():  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content.encode("latin-1"))
-    assert [path.relative_to(tmp_path).as_posix() for path in find_recipes(tmp_path)] == ["deep/recipe.toml", "mine.toml"]
+    assert [path.relative_to(tmp_path).as_posix() for path in find_recipes(tmp_path)] == [
+        "deep/recipe.toml",
+        "mine.toml",
+    ]
 
 
 @pytest.mark.parametrize("recipe", sorted(packaged("examples").rglob("recipe.toml")), ids=lambda path: path.parent.name)
