@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.formats import Format, Source, format_of, parse_options
-from edgekit.model import Model, load_model
+from edgekit.model import Model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.runtimes import RUNTIMES
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
@@ -50,7 +50,7 @@ def export(
 
     kind = TASKS[task]
     format_, chosen = parse_options(options, kind.OUTPUT, where)
-    model, runtime = load_model(student), RUNTIMES[format_.RUNTIME]
+    model, runtime = kind.open_model(student), RUNTIMES[format_.RUNTIME]
     rows = PromptSet(folder=prompts).split("calibrate")
     ids = [tokens for _, tokens in kind.encode(model, rows, max_length)]
     source = Source(
@@ -91,7 +91,7 @@ def adopt(
     """
     if not file.is_file():
         raise EdgekitError(f"{file}: no such file")
-    format_, model = format_of(file), load_model(checkpoint)
+    format_, model = format_of(file), TASKS[task].open_model(checkpoint)
     facts = format_.adopt(file, out, TASKS[task].OUTPUT)
     facts |= _shared(model, task, max_length, out)
     rows = PromptSet(folder=prompts).split("calibrate")
@@ -146,6 +146,7 @@ def file_digest(file: Path) -> str:
 def _shared(model: Model, task: str, max_length: int, out: Path) -> dict[str, Any]:
     """The facts that follow from the checkpoint, whose tokenizer and chat template are put beside the artifact's file."""
     kind = TASKS[task]
+    max_length = kind.length(model, max_length)
     model.tokenizer(max_length).save(str(out / "tokenizer.json"))
     template = text_generation.chat_template(model) if kind.OUTPUT == "tokens" else None
     if template is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,22 +19,18 @@ if TYPE_CHECKING:
 
 # Rows of these tensors are token ids (the names that transformers' families use).
 EMBEDDINGS = ("word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight", "wte.weight")
-# sentence-transformers' key in 1_Pooling/config.json before version 6 -> the mode's name since.
-_OLD_POOLING_KEYS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A checkpoint folder that passed `load_model`'s checks."""
+    """A checkpoint folder that passed `load_model`'s checks.
+
+    tokenizer_text: what is read instead of the folder's tokenizer; as_file: tokenizer.json is read as it is.
+    """
 
     folder: Path
+    tokenizer_text: str | None = None
+    as_file: bool = False
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -153,11 +149,28 @@ class Model:
     @cached_property
     def _tokenizer_file(self) -> dict[str, Any]:
         path = self.folder / "tokenizer.json"
-        content = read_json(path)
+        content = read_json(path) if self.read_text is None else json.loads(self.read_text)
         # tokenizers' own error for a damaged file names neither the file nor a remedy.
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise EdgekitError(f"{path}: not a tokenizer that the tokenizers library wrote; save it again")
         return content | {"added_tokens": content.get("added_tokens") or []}
+
+    @cached_property
+    def read_text(self) -> str | None:
+        """The tokenizer as a tokenizer.json: of an encoder as AutoTokenizer reads the folder, of a decoder None: its own file.
+
+        Raises EdgekitError for a tokenizer that transformers cannot read.
+        """
+        if self.tokenizer_text is not None or self.as_file:
+            return self.tokenizer_text
+        from edgekit.architectures import ARCHITECTURES, is_decoder
+
+        family = ARCHITECTURES.get(self.architecture)
+        if family is None or is_decoder(family):
+            return None
+        from edgekit.owners_tokenizer import read_tokenizer
+
+        return read_tokenizer(self.folder)
 
     @property
     def added_tokens(self) -> list[dict[str, Any]]:
@@ -172,21 +185,26 @@ class Model:
         sizes = [info.shape[0] for name, info in self.tensors.items() if name.endswith(EMBEDDINGS)]
         return min(sizes, default=math.inf)
 
+    @property
+    def truncation_side(self) -> str:
+        """Where a long text is cut: "right" or "left"."""
+        return str((self._tokenizer_file.get("truncation") or {}).get("direction", "right")).lower()
+
     def tokenizer(self, max_length: int | None = None) -> Tokenizer:
-        """The folder's tokenizer.json, without padding, truncating at max_length tokens (special tokens included)."""
+        """The folder's tokenizer, without padding, truncating at max_length tokens (special tokens included)."""
         from tokenizers import Tokenizer
 
-        whole = self.tokenizer_content["added_tokens"] == self._tokenizer_file["added_tokens"]
-        tokenizer = (
-            Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-            if whole
-            else Tokenizer.from_str(json.dumps(self.tokenizer_content))
-        )
+        if self.tokenizer_content["added_tokens"] != self._tokenizer_file["added_tokens"]:
+            tokenizer = Tokenizer.from_str(json.dumps(self.tokenizer_content))
+        elif self.read_text is not None:
+            tokenizer = Tokenizer.from_str(self.read_text)
+        else:
+            tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         tokenizer.no_padding()
         if max_length is None:
             tokenizer.no_truncation()
         else:
-            tokenizer.enable_truncation(max_length)
+            tokenizer.enable_truncation(max_length, direction=self.truncation_side)
         return tokenizer
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -242,6 +260,8 @@ def _check_quantization(model: Model) -> None:
 
 def _check_vocabulary(model: Model) -> None:
     """Refuse a tokenizer whose own tokens, or those that the model is spoken to with, have no embedding."""
+    # transformers is not asked for so much: it adds special tokens alone, which are left out where they have no embedding.
+    model = replace(model, as_file=True)
     from edgekit.chat_template import find_templates, special_tokens
 
     known = model.tokenizer().get_vocab(with_added_tokens=True)
@@ -259,39 +279,3 @@ def _check_vocabulary(model: Model) -> None:
                 f"{model.folder}: the tokenizer has ids up to {largest}, but {name} has {info.shape[0]} rows;"
                 " the tokenizer belongs to another model"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pooling:
-    """How token vectors become one embedding. Without sentence-transformers modules: the mean, as it is."""
-
-    mode: str = "mean"
-    normalise: bool = False
-
-
-def read_pooling(folder: Path) -> Pooling:
-    """Pooling and normalisation from modules.json; the defaults where the folder has none."""
-    place = folder / "modules.json"
-    if not place.is_file():
-        return Pooling()
-    mode, normalise = "mean", False
-    for module in read_json(place):
-        kind = str(module["type"]).rsplit(".", maxsplit=1)[-1]
-        if kind == "Pooling":
-            mode = _read_mode(folder / module["path"] / "config.json")
-        elif kind == "Normalize":
-            normalise = True
-        elif kind != "Transformer":
-            raise EdgekitError(f"{place}: module {kind} is not supported; only Transformer, Pooling and Normalize are")
-    return Pooling(mode=mode, normalise=normalise)
-
-
-def _read_mode(place: Path) -> str:
-    settings = read_json(place)
-    modes = settings.get("pooling_mode")
-    if modes is None:
-        modes = [mode for key, mode in _OLD_POOLING_KEYS.items() if settings.get(key)] or ["mean"]
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    if len(modes) != 1:
-        raise EdgekitError(f"{place}: {len(modes)} pooling modes at once are not supported; use one of them")
-    return str(modes[0])

@@ -29,10 +29,12 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "report_figures",
         "package_llama package_place",
         "formats runtimes devices tasks",
-        "architectures",
         "model",
         "weights",
+        "architectures",
         "chat_template",
+        "embedding_files",
+        "checkpoint_keys owners_tokenizer",
         "recipe target prompts workspace loader",
         "duplicates state",
         "schema",
@@ -62,7 +64,7 @@ LIBRARIES = {
     "runtimes": {"numpy", "onnxruntime", "llama_cpp"},
 }
 HEAVY = {"torch", "transformers"}
-HEAVY_PARTS = {"distill", "record", "calibrate", "export", "model", "tasks", "architectures", "formats"}
+HEAVY_PARTS = {"distill", "record", "calibrate", "export", "model", "tasks", "architectures", "formats", "owners_tokenizer"}
 # Packages whose inner modules are all torch, and are imported inside functions only.
 HEAVY_INSIDE = {"distill", "tasks"}
 TABLES = {

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares
 from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
-from edgekit.model import load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, batches, find_pad_id
@@ -91,7 +90,8 @@ def calibrate(
     a decoder how much each output channel matters (`gradients.gradient_squares`). Returns prompts, tokens, layers, the coverage
     report and its warnings. Raises EdgekitError where there are no prompts.
     """
-    checked, kind = load_model(model), pick(TASKS, task, "task")
+    kind = pick(TASKS, task, "task")
+    checked = kind.open_model(model)
     chosen = _chosen(prompts, limit, seed)
     encoded = kind.encode(checked, chosen, max_length)
     told, ids = [chosen[place] for place, _ in encoded], [tokens for _, tokens in encoded]
@@ -111,7 +111,7 @@ def calibrate(
         [len(ids[place]) for place in kept],
         [len(ids[place]) for place in held],
         # A running text that is longer goes on in a block of its own.
-        max_length=max_length if kind.OUTPUT != "tokens" else sys.maxsize,
+        max_length=kind.length(checked, max_length) if kind.OUTPUT != "tokens" else sys.maxsize,
     )
     outside = {key: share for key, share in watch.outside().items() if share > 0}
     covered["outside_ranges"] = outside
@@ -235,16 +235,18 @@ def cover(
 
     For information only: it is read after every choice was made. At most COVERED prompts are run, chosen by their hash.
     """
-    model = load_model(student)
+    kind = pick(TASKS, task, "task")
+    model = kind.open_model(student)
     rows, facts = PromptSet(folder=prompts), open_product(calibration, "calibrate").facts
     # What was calibrated: the prompts may have been limited.
     seen = choose(rows.split("calibrate"), int(facts["prompts"]), int(facts.get("seed", 0)))
     held = rows.split(split)
-    kind, pad_id = pick(TASKS, task, "task"), find_pad_id(model)
+    pad_id = find_pad_id(model)
     ids = [tokens for _, tokens in kind.encode(model, choose(held, COVERED, 0), max_length)]
     outside = outside_ranges(kind.load(student), ids, pad_id, load_calibration(calibration))
     lengths = [[len(tokens) for _, tokens in kind.encode(model, part, max_length)] for part in (seen, held)]
-    covered, _ = coverage(seen, held, *lengths, max_length=max_length if kind.OUTPUT != "tokens" else sys.maxsize)
+    longest = kind.length(model, max_length) if kind.OUTPUT != "tokens" else sys.maxsize
+    covered, _ = coverage(seen, held, *lengths, max_length=longest)
     return covered | {"outside_ranges": {key: share for key, share in outside.items() if share > 0}}
 
 

@@ -18,10 +18,10 @@ from edgekit.distill.options import DistillOptions, TrainingOptions
 from edgekit.distill.student import Tap, cut, match_blocks
 from edgekit.distill.training import Lesson, choose_precision, reproducible, train
 from edgekit.errors import EdgekitError
-from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.schema import nearest
 from edgekit.tasks import Task, batches, find_pad_id, pad
+from edgekit.tasks import text_classification
 from edgekit.tasks.encoders import Encoder, dimensions, load_encoder, quiet
 from edgekit.workspace import file_sha256, fingerprint
 
@@ -42,7 +42,13 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 CHAT_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
-EMBEDDING_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_*/config.json")
+EMBEDDING_FILES = (
+    "modules.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+    "*_*/config.json",
+    "*_*/model.safetensors",
+)
 # Above this much memory the teacher answers each batch anew instead of once per text.
 SIGNAL_BYTES = 2 << 30
 
@@ -61,9 +67,10 @@ def teach_labels(
 ) -> dict[str, Any]:
     """Train a fresh classifier on an encoder. Early stop: the Brier score (Brier 1950) of the held-out rows, which unlike
     cross-entropy does not punish a model for growing surer of what it gets right."""
-    ids = load_model(base).encode([row.text for row in rows], max_length)
+    model = text_classification.open_model(base)
+    ids = [tokens for _, tokens in text_classification.encode(model, rows, max_length)]
     targets = make_targets(rows, classes, out_of_scope, str(base))
-    pad_id = find_pad_id(load_model(base))
+    pad_id = find_pad_id(model)
     with reproducible(seed):
         head = {
             "num_labels": len(classes),
@@ -112,8 +119,8 @@ def teach_student(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Train a student of the kept layers on the weighted sum of losses. Early stop: the same sum on the held-out rows."""
-    model = load_model(teacher)
-    ids = model.encode([row.text for row in rows], max_length)
+    model = task.open_model(teacher)
+    ids = [tokens for _, tokens in task.encode(model, rows, max_length)]
     targets = make_targets(rows, model.labels if task.OUTPUT == "logits" else [], out_of_scope, str(teacher))
     pad_id = find_pad_id(model)
     with reproducible(seed):

@@ -58,17 +58,17 @@ def record(
     classes = load_model(student).labels if kind.OUTPUT == "logits" else []
     if kind.OUTPUT == "logits" and load_model(teacher).labels != classes:
         raise EdgekitError(f"{student}: its classes are not the teacher's ({teacher}); distil it from this teacher")
-    texts = {split: [prompt.text for prompt in PromptSet(folder=prompts).split(split)] for split in SPLITS}
+    rows = {split: PromptSet(folder=prompts).split(split) for split in SPLITS}
     models = {"teacher": teacher, "student": student}
     once = {folder.resolve(): role for role, folder in reversed(models.items())}
 
     arrays: dict[str, NDArray[np.float32]] = {}
     figures: dict[str, dict[str, Any]] = {}
-    total, done = len(once) * sum(map(len, texts.values())), 0
+    total, done = len(once) * sum(map(len, rows.values())), 0
     for folder, role in once.items():
-        model, module = load_model(folder), kind.load(folder)
+        model, module = kind.open_model(folder), kind.load(folder)
         for split in SPLITS:
-            ids = model.encode(texts[split], max_length)
+            ids = [tokens for _, tokens in kind.encode(model, rows[split], max_length)]
             told = _from(done, total, role, progress)
             arrays[f"{role}_{split}"] = outputs(module, ids, find_pad_id(model), progress=told)
             done += len(ids)
@@ -87,7 +87,7 @@ def record(
     return {
         "classes": classes,
         "output": kind.OUTPUT,
-        "rows": {split: len(texts[split]) for split in SPLITS},
+        "rows": {split: len(rows[split]) for split in SPLITS},
         "max_length": max_length,
         "models": figures,
         "warnings": [],

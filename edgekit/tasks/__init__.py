@@ -34,6 +34,12 @@ class Task(Protocol):
     def load(self, folder: Path) -> nn.Module:
         """The checkpoint in eval mode and float32, as a module (input_ids, attention_mask) -> [batch, ...]."""
 
+    def open_model(self, folder: Path) -> Model:
+        """The checkpoint, with the tokenizer that reads texts as its owner does."""
+
+    def length(self, model: Model, max_length: int) -> int:
+        """How many tokens of a text are read at most, where the recipe allows max_length."""
+
     def settings(self, model: Model) -> dict[str, Any]:
         """What a loader must know of the checkpoint besides its answers' meaning."""
 

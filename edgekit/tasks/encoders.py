@@ -5,9 +5,7 @@ Of optimum, only TasksManager and NormalizedConfigManager are used, and only her
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +17,10 @@ from torch import Tensor, nn
 from edgekit.architectures import find_architecture
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
+from edgekit.owners_tokenizer import quiet
+
+
+__all__ = ["Dimensions", "Encoder", "dimensions", "load_encoder", "model_class", "quiet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,22 +99,3 @@ def dimensions(config: Any) -> Dimensions:
     normal = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
     return Dimensions(layers=normal.num_layers, hidden=normal.hidden_size, heads=normal.num_attention_heads)
 
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' load report and progress bar: edgekit says itself what a user must know."""
-    from transformers.utils import logging as transformers_logging
-
-    noisy = [logging.getLogger(name) for name in ("transformers", "optimum")]
-    levels = [logger.level for logger in noisy]
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    for logger in noisy:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)
-        if bar:
-            transformers_logging.enable_progress_bar()

@@ -1,17 +1,17 @@
-"""feature-extraction: one embedding per text, pooled and normalised as sentence-transformers' modules.json says."""
+"""feature-extraction: one embedding per text, as sentence-transformers' `encode` gives it by the folder's files.
+
+A folder without modules.json gives the mean of its token vectors, as sentence-transformers does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.model import read_pooling
-from edgekit.schema import pick
-from edgekit.tasks.rows import encode
-
-__all__ = ["NAME", "OUTPUT", "answer", "encode", "fit", "load", "score", "settings"]
+from edgekit.embedding_files import read_embedding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,30 +19,79 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekit.model import Model
+    from edgekit.prompts import Prompt
 
 NAME = "feature-extraction"
 OUTPUT = "embedding"
 
 
 def load(folder: Path) -> nn.Module:
-    """An embedder: (input_ids, attention_mask) -> embedding [batch, hidden].
+    """An embedder: (input_ids, attention_mask) -> embedding [batch, width].
 
-    Raises EdgekitError for pooling or modules that edgekit cannot put into the graph.
+    Raises EdgekitError for modules, keys and weights that edgekit cannot put into the graph.
     """
     from edgekit.tasks.encoders import load_encoder
-    from edgekit.tasks.pooling import POOLINGS, Embedder
+    from edgekit.tasks.pooling import Embedder, load_steps
 
-    pooling = read_pooling(folder)
-    pool = pick(POOLINGS, pooling.mode, f"{folder / 'modules.json'}: pooling mode")
+    said = read_embedding(folder)
     encoder, missing = load_encoder(folder, NAME)
     if missing:
         raise EdgekitError(f"{folder}: the checkpoint lacks the weights {missing[0]}; not a whole encoder")
-    return Embedder(encoder, pool, normalise=pooling.normalise).eval()
+    unread = 0 if said.include_prompt else prompt_tokens(open_model(folder))
+    return Embedder(
+        encoder, modes=said.modes, unread=unread, steps=load_steps(said.steps), width=said.truncate_dim
+    ).eval()
+
+
+def open_model(folder: Path) -> Model:
+    """The checkpoint with the tokenizer that sentence-transformers makes of it."""
+    from edgekit.model import load_model
+    from edgekit.owners_tokenizer import lower_cased, read_tokenizer
+
+    model = load_model(folder)
+    if not read_embedding(folder).lower_case:
+        return model
+    return replace(model, tokenizer_text=lower_cased(read_tokenizer(folder)))
+
+
+def length(model: Model, max_length: int) -> int:
+    """How many tokens of a text are read at most: max_length, or what the checkpoint's own files say where that is less."""
+    from edgekit.owners_tokenizer import longest_text
+
+    said = read_embedding(model.folder).max_seq_length
+    if said is None and model.read_text is not None:
+        said = longest_text(model.read_text)
+    return min(max_length, said or max_length)
+
+
+def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
+    """(place of the prompt, token ids) of each text behind the default prompt, special tokens included, truncated."""
+    before = read_embedding(model.folder).prompt
+    texts = [before + prompt.text for prompt in prompts]
+    return list(enumerate(model.encode(texts, length(model, max_length))))
+
+
+def prompt_tokens(model: Model) -> int:
+    """How many tokens the default prompt is, those before it included, as sentence-transformers counts them."""
+    before = read_embedding(model.folder).prompt
+    if not before:
+        return 0
+    tokenizer = model.tokenizer()
+    ids = tokenizer.encode(before).ids
+    special = {int(token["id"]) for token in model.added_tokens if token["special"]}
+    return len(ids) - (ids[-1] in special)
 
 
 def settings(model: Model) -> dict[str, Any]:
-    """Whether embeddings have length 1, for runtimes that normalise outside the model."""
-    return {"normalize": read_pooling(model.folder).normalise}
+    """normalize: whether embeddings have length 1, for runtimes that normalise outside the model; prompt: what is put before
+    every text; prompts: others, by name; similarity: how sentence-transformers compares two embeddings."""
+    said = read_embedding(model.folder)
+    found: dict[str, Any] = {"normalize": said.normalise}
+    if said.prompt:
+        found["prompt"] = said.prompt
+    # Where the prompt is not pooled, the graph leaves out as many tokens as the default prompt has.
+    others = {name: text for name, text in said.prompts.items() if text} if said.include_prompt else {}
+    return found | ({"prompts": others} if others else {}) | ({"similarity": said.similarity} if said.similarity else {})
 
 
 def fit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,9 +11,21 @@ if TYPE_CHECKING:
     from edgekit.prompts import Prompt
 
 
+def open_model(folder: Path) -> Model:
+    """The checkpoint with the tokenizer that transformers' AutoTokenizer makes of it."""
+    from edgekit.model import load_model
+
+    return load_model(folder)
+
+
 def settings(model: Model) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
     """Nothing: the module answers as it is."""
     return {}
+
+
+def length(model: Model, max_length: int) -> int:  # noqa: ARG001 - one signature for all
+    """How many tokens of a text are read at most: max_length, as `pipeline(..., truncation=True, max_length=...)` does."""
+    return max_length
 
 
 def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.tasks.rows import encode, settings
+from edgekit.tasks.rows import encode, length, open_model, settings
 
-__all__ = ["NAME", "OUTPUT", "answer", "encode", "fit", "load", "score", "settings"]
+__all__ = ["NAME", "OUTPUT", "answer", "encode", "fit", "length", "load", "open_model", "score", "settings"]
 
 if TYPE_CHECKING:
     import numpy as np

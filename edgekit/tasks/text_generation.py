@@ -55,6 +55,18 @@ def load(folder: Path) -> nn.Module:
     return load_decoder(folder)
 
 
+def open_model(folder: Path) -> Model:
+    """The checkpoint with its tokenizer.json."""
+    from edgekit.model import load_model
+
+    return load_model(folder)
+
+
+def length(model: Model, max_length: int) -> int:  # noqa: ARG001 - one signature for all
+    """How many tokens a passage has at most: max_length."""
+    return max_length
+
+
 def settings(model: Model) -> dict[str, Any]:
     """chat: whether it takes conversations; parts: whether its template wants a text as a list of parts; stop: the tokens that
     end an answer; special: what a chat template may write.

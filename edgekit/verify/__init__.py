@@ -192,7 +192,7 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         artifact=run.artifact,
         file=str(facts["file"]),
         runtime=run.runtime,
-        ids=_encode(run.artifact, rows),
+        ids=_encode(run.artifact, rows, facts["settings"]),
         pad_id=int(facts["pad_id"]),
         options=run.options,
         # The tokenizer that ships cuts texts at max_length: no request is ever longer.
@@ -267,12 +267,12 @@ def _check_reference(recorded: Product, artifact: Product, prompts: Path) -> Non
         )
 
 
-def _encode(artifact: Path, rows: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids by the tokenizer that ships, which truncates by itself."""
+def _encode(artifact: Path, rows: Sequence[Prompt], settings: Mapping[str, Any]) -> list[list[int]]:
+    """Token ids by the tokenizer that ships, which truncates by itself, behind the prompt that ships."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-    return [encoding.ids for encoding in tokenizer.encode_batch([row.text for row in rows])]
+    return [encoding.ids for encoding in tokenizer.encode_batch([settings.get("prompt", "") + row.text for row in rows])]
 
 
 def _options(facts: Mapping[str, Any], target: Target, runtime: str) -> dict[str, Any]:

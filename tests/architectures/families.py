@@ -77,6 +77,8 @@ def make_family(family: str, folder: Path, labels: list[str] | None = None) -> P
     model.save_pretrained(folder)
     tokenizer = make_checkpoint(folder.with_name(f"{folder.name}-tokenizer")) / "tokenizer.json"
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    # Not the family's own tokenizer: transformers reads the file as it is.
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
     return folder
 
 

@@ -147,9 +147,9 @@ def test_an_embedding_student_keeps_pooling_and_size(tmp_path: Path) -> None:
     (teacher / "1_Pooling").mkdir()
     (teacher / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}', encoding="utf-8")
     modules = [
-        {"type": "a.Transformer", "path": ""},
-        {"type": "a.Pooling", "path": "1_Pooling"},
-        {"type": "a.Normalize", "path": ""},
+        {"type": "sentence_transformers.models.Transformer", "path": ""},
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+        {"type": "sentence_transformers.models.Normalize", "path": ""},
     ]
     (teacher / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     out.mkdir()

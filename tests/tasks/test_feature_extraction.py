@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from edgekit.errors import EdgekitError
-from edgekit.model import load_model, read_pooling
+from edgekit.embedding_files import read_embedding
+from edgekit.model import load_model
 from edgekit.tasks import outputs
 from edgekit.tasks.feature_extraction import load
 from edgekit.tasks.pooling import POOLINGS
@@ -51,7 +52,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_old_and_new_pooling_files_are_read(encoder: Path, settings: dict[str, Any], mode: str) -> None:
-    assert read_pooling(write_modules(encoder, settings)).mode == mode
+    assert read_embedding(write_modules(encoder, settings)).modes == (mode,)
 
 
 @pytest.mark.parametrize("mode", POOLINGS)
@@ -65,6 +66,7 @@ def test_pooling_by_hand(encoder: Path, mode: str) -> None:
         "max": lambda vectors: vectors.max(0),
         "mean": lambda vectors: vectors.mean(0),
         "mean_sqrt_len_tokens": lambda vectors: vectors.sum(0) / len(vectors) ** 0.5,
+        "weightedmean": lambda vectors: np.average(vectors, 0, weights=np.arange(1, len(vectors) + 1)),
     }[mode]
     with torch.no_grad():
         for row, tokens in zip(told, ids, strict=True):
@@ -83,12 +85,31 @@ def test_the_pooler_is_no_part_of_the_module(encoder: Path) -> None:
 
 
 def test_what_cannot_be_built_is_named(encoder: Path) -> None:
-    with pytest.raises(EdgekitError, match=r"modules\.json: module Dense is not supported"):
-        load(write_modules(encoder, {}, "Dense"))
-    with pytest.raises(EdgekitError, match=r"2 pooling modes at once"):
-        load(write_modules(encoder, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}))
-    with pytest.raises(EdgekitError, match=r"unknown value 'weightedmean'"):
-        load(write_modules(encoder, {"pooling_mode": "weightedmean"}))
+    """By the file and the key, module or value."""
+
+    def told(pooling: dict[str, Any], *more: str, **files: Any) -> str:
+        write_modules(encoder, pooling, *more)
+        for name, content in files.items():
+            (encoder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(EdgekitError) as refused:
+            load(encoder)
+        for name in files:
+            (encoder / f"{name}.json").unlink()
+        return str(refused.value)
+
+    assert "modules.json: module CNN in place 2" in told({}, "CNN")
+    assert "2_Dense: no model.safetensors in it" in told({}, "Dense")
+    assert "pooling_mode: unknown value 'average'" in told({"pooling_mode": "average"})
+    assert "1_Pooling/config.json: weights: edgekit does not know this key" in told({"weights": "idf"}).replace("\\", "/")
+    modules = [{"type": "mine.Transformer", "path": ""}, {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    assert "type mine.Transformer: code of its own" in told({}, modules=modules)
+    assert "module Pooling in place 0" in told({}, modules=modules[1:])
+    assert "query_expansion: edgekit does not do" in told({}, sentence_bert_config={"query_expansion": {"length": 32}})
+    image = {"modality_config": {"image": {"method": "forward"}}}
+    assert "modality_config: edgekit embeds texts" in told({}, sentence_bert_config=image)
+    sentence = {"prompts": {"query": "q: "}, "default_prompt_name": "passage"}
+    assert "default_prompt_name: 'passage' is none of its prompts (query)" in told({}, config_sentence_transformers=sentence)
+    assert "model_type: SparseEncoder" in told({}, config_sentence_transformers={"model_type": "SparseEncoder"})
 
 
 def test_the_packaged_encoder_gives_what_sentence_transformers_gives() -> None:

@@ -18,7 +18,8 @@ from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import Value
 from edgekit.formats.gguf.plan import plan, read_config
 from edgekit.formats.gguf.types import SCHEMES
-from edgekit.model import Model, read_pooling
+from edgekit.embedding_files import read_embedding
+from edgekit.model import Model
 from edgekit.schema import read_text
 
 # ggml.h, GGML_QNT_VERSION.
@@ -99,11 +100,16 @@ def size_label(parameters: int) -> str:
 
 def _pooling(folder: Path) -> int:
     """How a text's vectors become one: as the task makes them in float."""
-    mode = read_pooling(folder).mode
-    if mode not in _POOLINGS:
-        known = ", ".join(_POOLINGS)
-        raise EdgekitError(f'{folder}: llama.cpp has no pooling {mode} (only {known}); use format = "onnx"')
-    return _POOLINGS[mode]
+    said = read_embedding(folder)
+    others = [step.kind for step in said.steps if step.kind != "Normalize"]
+    lacks = [f"module {kind} behind the pooling" for kind in others]
+    lacks += [f"pooling {mode} (only {', '.join(_POOLINGS)})" for mode in said.modes if mode not in _POOLINGS]
+    lacks += ["pooling that joins several"] if len(said.modes) > 1 else []
+    lacks += ["pooling without the prompt's tokens"] if said.prompt and not said.include_prompt else []
+    lacks += ["truncate_dim"] if said.truncate_dim is not None else []
+    if lacks:
+        raise EdgekitError(f'{folder}: llama.cpp has no {lacks[0]}; use format = "onnx"')
+    return _POOLINGS[said.modes[0]]
 
 
 def _card(path: Path) -> dict[str, Value]:
