@@ -124,8 +124,8 @@ def _kind(entry: Mapping[str, Any], place: Path) -> str:
 def _check_root(entry: Mapping[str, Any], place: Path) -> None:
     if entry.get("path"):
         raise EdgekitError(
-            f"{place}: its Transformer lies in {entry['path']!r}, edgekit looks for it beside {MODULES}; save the model again with"
-            " a newer sentence-transformers"
+            f"{place}: its Transformer lies in {entry['path']!r}, edgekit looks for it beside {MODULES}; save the model again"
+            " with a newer sentence-transformers"
         )
 
 
@@ -147,7 +147,9 @@ def _step(kind: str, inside: Path, root: Path) -> Step:
     settings = read_known(path, _STEPS[kind]) if inside != root else {}
     for key in ("module_input_name", "module_output_name"):
         if settings.get(key) not in (None, "sentence_embedding"):
-            raise EdgekitError(f"{path}: {key}: {settings[key]}: edgekit passes the sentence_embedding from module to module")
+            raise EdgekitError(
+                f"{path}: {key}: {settings[key]}: edgekit passes the sentence_embedding from module to module"
+            )
     if kind != "Normalize" and not (inside / "model.safetensors").is_file():
         raise EdgekitError(
             f"{inside}: no model.safetensors in it (pickled weights can run code and are never loaded); save the model with"
@@ -178,7 +180,9 @@ def _model(path: Path) -> dict[str, Any]:
     prompts = {str(name): str(text or "") for name, text in given.items()}
     name = settings.get("default_prompt_name")
     if name is not None and name not in prompts:
-        raise EdgekitError(f"{path}: default_prompt_name: {name!r} is none of its prompts ({', '.join(prompts) or 'none'})")
+        raise EdgekitError(
+            f"{path}: default_prompt_name: {name!r} is none of its prompts ({', '.join(prompts) or 'none'})"
+        )
     return {
         "prompts": prompts,
         "prompt_name": name,

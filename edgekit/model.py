@@ -260,7 +260,7 @@ def _check_quantization(model: Model) -> None:
 
 def _check_vocabulary(model: Model) -> None:
     """Refuse a tokenizer whose own tokens, or those that the model is spoken to with, have no embedding."""
-    # transformers is not asked for so much: it adds special tokens alone, which are left out where they have no embedding.
+    # As the file says: transformers adds special tokens alone, which are left out where they have no embedding.
     model = replace(model, as_file=True)
     from edgekit.chat_template import find_templates, special_tokens
 

@@ -18,7 +18,9 @@ TEXTS = [
     "",
 ]
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_LETTERS = sorted({letter for text in TEXTS for word in (text, text.lower()) for letter in word if not letter.isspace()})
+_LETTERS = sorted(
+    {letter for text in TEXTS for word in (text, text.lower()) for letter in word if not letter.isspace()}
+)
 _PLAIN = [letter for letter in "abcdefghijklmnopqrstuvwxyz" if letter not in _LETTERS]
 
 
@@ -37,7 +39,9 @@ def make_bert(folder: Path, labels: list[str] | None) -> Path:
     vocabulary = {piece: place for place, piece in enumerate(dict.fromkeys([*_SPECIAL, *pieces]))}
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=160, initializer_range=0.3, **sizes)
-    return _save(folder, config, BertForSequenceClassification if labels else BertModel, labels, BertTokenizer(vocabulary), torch)
+    return _save(
+        folder, config, BertForSequenceClassification if labels else BertModel, labels, BertTokenizer(vocabulary), torch
+    )
 
 
 def make_roberta(folder: Path, labels: list[str] | None) -> Path:
@@ -47,11 +51,18 @@ def make_roberta(folder: Path, labels: list[str] | None) -> Path:
     from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaModel, RobertaTokenizer
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {piece: place for place, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, "Ġc", "Ġr"])}
+    vocabulary = {
+        piece: place for place, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, "Ġc", "Ġr"])
+    }
     tokenizer = RobertaTokenizer(vocabulary, [("Ġ", "c"), ("Ġ", "r")])
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     config = RobertaConfig(
-        vocab_size=len(vocabulary), max_position_embeddings=200, type_vocab_size=1, initializer_range=0.3, pad_token_id=1, **sizes
+        vocab_size=len(vocabulary),
+        max_position_embeddings=200,
+        type_vocab_size=1,
+        initializer_range=0.3,
+        pad_token_id=1,
+        **sizes,
     )
     return _save(folder, config, RobertaForSequenceClassification if labels else RobertaModel, labels, tokenizer, torch)
 
@@ -71,13 +82,22 @@ def make_embedder(folder: Path, pooling: dict[str, Any] | None = None, *more: st
     make_bert(folder, None)
     kinds = ["Transformer", "Pooling", *more]
     listed = [
-        {"idx": place, "name": str(place), "path": f"{place}_{kind}" if place else "", "type": f"sentence_transformers.models.{kind}"}
+        {
+            "idx": place,
+            "name": str(place),
+            "path": f"{place}_{kind}" if place else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
         for place, kind in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
     for entry in listed[1:]:
         (folder / entry["path"]).mkdir()
-    edit(folder / "1_Pooling" / "config.json", word_embedding_dimension=32, **(pooling or {"pooling_mode_mean_tokens": True}))
+    edit(
+        folder / "1_Pooling" / "config.json",
+        word_embedding_dimension=32,
+        **(pooling or {"pooling_mode_mean_tokens": True}),
+    )
     edit(folder / "sentence_bert_config.json", max_seq_length=128, do_lower_case=False)
     return folder
 
@@ -88,7 +108,9 @@ def add_weights(folder: Path, **shapes: tuple[int, ...]) -> None:
     from safetensors.numpy import save_file
 
     random = np.random.default_rng(0)
-    arrays = {name.replace("_", "."): random.standard_normal(shape, dtype=np.float32) * 0.3 for name, shape in shapes.items()}
+    arrays = {
+        name.replace("_", "."): random.standard_normal(shape, dtype=np.float32) * 0.3 for name, shape in shapes.items()
+    }
     save_file(arrays, folder / "model.safetensors")
 
 
@@ -96,7 +118,12 @@ def with_dense(folder: Path, *, inner: int = 32, outer: int, activation: str, re
     """An embedder with a Dense and a Normalize behind its pooling."""
     modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True} if inner == 64 else None
     make_embedder(folder, modes, "Dense", "Normalize")
-    told = {"in_features": inner, "out_features": outer, "bias": True, "activation_function": f"torch.nn.modules.{activation}"}
+    told = {
+        "in_features": inner,
+        "out_features": outer,
+        "bias": True,
+        "activation_function": f"torch.nn.modules.{activation}",
+    }
     edit(folder / "2_Dense" / "config.json", **told, **({"use_residual": True} if residual else {}))
     more = {"residual_weight": (outer, inner)} if residual and inner != outer else {}
     add_weights(folder / "2_Dense", linear_weight=(outer, inner), linear_bias=(outer,), **more)
@@ -158,7 +185,9 @@ EMBEDDERS: dict[str, Callable[[Path], Any]] = {
     "max": lambda at: make_embedder(at, {"pooling_mode": "max"}),
     "lasttoken": lambda at: make_embedder(at, {"pooling_mode": "lasttoken"}),
     "weightedmean": lambda at: make_embedder(at, {"pooling_mode_weightedmean_tokens": True}, "Normalize"),
-    "three poolings": lambda at: make_embedder(at, {"pooling_mode": ["mean", "cls", "mean_sqrt_len_tokens"]}, "Normalize"),
+    "three poolings": lambda at: make_embedder(
+        at, {"pooling_mode": ["mean", "cls", "mean_sqrt_len_tokens"]}, "Normalize"
+    ),
     "prompt": _embedder(_SENTENCE, prompts={"query": "query: ", "document": "passage: "}, default_prompt_name="query"),
     "prompt left out of the mean": _prompt_left_out("mean"),
     "prompt left out of the weighted mean": _prompt_left_out("weightedmean"),

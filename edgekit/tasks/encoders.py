@@ -19,7 +19,6 @@ from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.owners_tokenizer import quiet
 
-
 __all__ = ["Dimensions", "Encoder", "dimensions", "load_encoder", "model_class", "quiet"]
 
 
@@ -98,4 +97,3 @@ def dimensions(config: Any) -> Dimensions:
 
     normal = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
     return Dimensions(layers=normal.num_layers, hidden=normal.hidden_size, heads=normal.num_attention_heads)
-

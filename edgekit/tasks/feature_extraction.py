@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import EdgekitError
 from edgekit.embedding_files import read_embedding
+from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,9 @@ def settings(model: Model) -> dict[str, Any]:
         found["prompt"] = said.prompt
     # Where the prompt is not pooled, the graph leaves out as many tokens as the default prompt has.
     others = {name: text for name, text in said.prompts.items() if text} if said.include_prompt else {}
-    return found | ({"prompts": others} if others else {}) | ({"similarity": said.similarity} if said.similarity else {})
+    return (
+        found | ({"prompts": others} if others else {}) | ({"similarity": said.similarity} if said.similarity else {})
+    )
 
 
 def fit(

@@ -1,7 +1,8 @@
 """POOLINGS: token vectors to one embedding, inside the graph.
 
 Each function takes hidden [batch, sequence, channels] and mask [batch, sequence, 1] (1.0 for a token that is pooled: real,
-padding on the right, and not of a prompt that is left out) and gives [batch, channels]. Definitions: sentence-transformers, sentence_transformer/modules/pooling.py.
+padding on the right, and not of a prompt that is left out) and gives [batch, channels]. Definitions:
+sentence-transformers, sentence_transformer/modules/pooling.py.
 """
 
 from __future__ import annotations

@@ -272,7 +272,9 @@ def _encode(artifact: Path, rows: Sequence[Prompt], settings: Mapping[str, Any])
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-    return [encoding.ids for encoding in tokenizer.encode_batch([settings.get("prompt", "") + row.text for row in rows])]
+    return [
+        encoding.ids for encoding in tokenizer.encode_batch([settings.get("prompt", "") + row.text for row in rows])
+    ]
 
 
 def _options(facts: Mapping[str, Any], target: Target, runtime: str) -> dict[str, Any]:

@@ -103,7 +103,12 @@ def test_a_student_is_cut_and_taught(family: str, folders: dict[str, Path], tmp_
         out=out,
     )
     assert facts["keep"] == [0, 3]
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     student = load_model(out)
     assert student.layers == 2
     assert student.labels == LABELS

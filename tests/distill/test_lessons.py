@@ -19,7 +19,7 @@ from edgekit.tasks import TASKS, outputs
 from tests.architectures.families import make_family
 from tests.conftest import LABELS, PATTERNS, SUBJECTS, make_checkpoint, make_data
 
-FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
 
 def write_train(folder: Path, rows: list[dict[str, str | None]]) -> Path:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit.errors import EdgekitError
 from edgekit.embedding_files import read_embedding
+from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.tasks import outputs
 from edgekit.tasks.feature_extraction import load
@@ -100,15 +100,22 @@ def test_what_cannot_be_built_is_named(encoder: Path) -> None:
     assert "modules.json: module CNN in place 2" in told({}, "CNN")
     assert "2_Dense: no model.safetensors in it" in told({}, "Dense")
     assert "pooling_mode: unknown value 'average'" in told({"pooling_mode": "average"})
-    assert "1_Pooling/config.json: weights: edgekit does not know this key" in told({"weights": "idf"}).replace("\\", "/")
-    modules = [{"type": "mine.Transformer", "path": ""}, {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    assert "1_Pooling/config.json: weights: edgekit does not know this key" in told({"weights": "idf"}).replace(
+        "\\", "/"
+    )
+    modules = [
+        {"type": "mine.Transformer", "path": ""},
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+    ]
     assert "type mine.Transformer: code of its own" in told({}, modules=modules)
     assert "module Pooling in place 0" in told({}, modules=modules[1:])
     assert "query_expansion: edgekit does not do" in told({}, sentence_bert_config={"query_expansion": {"length": 32}})
     image = {"modality_config": {"image": {"method": "forward"}}}
     assert "modality_config: edgekit embeds texts" in told({}, sentence_bert_config=image)
     sentence = {"prompts": {"query": "q: "}, "default_prompt_name": "passage"}
-    assert "default_prompt_name: 'passage' is none of its prompts (query)" in told({}, config_sentence_transformers=sentence)
+    assert "default_prompt_name: 'passage' is none of its prompts (query)" in told(
+        {}, config_sentence_transformers=sentence
+    )
     assert "model_type: SparseEncoder" in told({}, config_sentence_transformers={"model_type": "SparseEncoder"})
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from edgekit import __version__
+from edgekit.embedding_files import read_embedding
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import Value
 from edgekit.formats.gguf.plan import plan, read_config
 from edgekit.formats.gguf.types import SCHEMES
-from edgekit.embedding_files import read_embedding
 from edgekit.model import Model
 from edgekit.schema import read_text
 
