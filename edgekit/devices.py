@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from edgekit.errors import DeviceFailed, EdgekitError
+from edgekit.runtimes import neighbours
 from edgekit.runtimes.machine import describe, measure
 from edgekit.schema import parse
 from edgekit.target import find_targets, load_target
@@ -178,6 +179,8 @@ KERNEL_FEATURES = (
 _FREE_DISK_GB = 3.0
 # Training the example's student peaks below 2 GB.
 _MEMORY_GB = 3.0
+# How often a machine's speed is measured, and by which factor the measurements may differ.
+_ROUNDS, _AGREE = 3, 1.3
 
 
 def doctor(cache: Path | None = None) -> list[Finding]:
@@ -427,11 +430,13 @@ def probe_target(
     memory_mb: float | None = None,
     out: Path = Path("targets"),
     force: bool = False,
+    busy: bool = False,
 ) -> Path:
     """Measure this machine and write `out`/NAME.toml, a target that describes it; the file's path.
 
     A budget is written only of the limits given. Raises EdgekitError for a name that is no file name, a target that is there
-    already (unless `force`), and a folder that cannot be written.
+    already (unless `force`), a folder that cannot be written, and a machine that other programs keep busy or whose
+    measurements differ: its speeds are not the machine's. With `busy` they are written, and the file says so.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".toml"):
         raise EdgekitError(f"--name {name}: use letters, digits, '-', '_' and '.' only, without .toml")
@@ -439,7 +444,15 @@ def probe_target(
     there = path if path.exists() else find_targets().get(name)
     if there is not None and not force:
         raise EdgekitError(f"{there}: this target is there already; choose another --name, or replace it with --force")
-    machine = describe() | measure()
+    speed, disturbed = _measure_speed()
+    if disturbed and not busy:
+        raise EdgekitError(
+            f"{path}: not written: this machine is busy ({'; '.join(disturbed)}), and a target that states its speed now would"
+            " be of nothing; close other programs and probe again, or write it all the same with --busy (the file will say so)"
+        )
+    machine = describe() | speed
+    if disturbed:
+        machine["notes"] = f"Measured on a busy machine ({'; '.join(disturbed)}): its speeds are higher; probe again."
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as failed:
@@ -447,6 +460,19 @@ def probe_target(
     write_atomically(path, _target_text(machine, p95_ms=p95_ms, memory_mb=memory_mb))
     load_target(str(path))
     return path
+
+
+def _measure_speed() -> tuple[dict[str, float], list[str]]:
+    """The machine's speeds, the best of several measurements, and why they are not to be trusted."""
+    tell = neighbours.watch()
+    rounds = [measure() for _ in range(_ROUNDS)]
+    # One thread measures, but bandwidth and caches are shared by all.
+    disturbed = neighbours.disturbances([tell()], int(describe()["cores"]))
+    for key in rounds[0]:
+        low, high = min(one[key] for one in rounds), max(one[key] for one in rounds)
+        if high > _AGREE * low:
+            disturbed.append(f"{key} was {low:.3g} and {high:.3g} in {_ROUNDS} measurements")
+    return {key: max(one[key] for one in rounds) for key in rounds[0]}, disturbed
 
 
 def _target_text(machine: Mapping[str, Any], *, p95_ms: float | None, memory_mb: float | None) -> str:
@@ -458,6 +484,8 @@ def _target_text(machine: Mapping[str, Any], *, p95_ms: float | None, memory_mb:
         if machine.get(key) is not None:
             # Three digits: the next ones change from run to run.
             hardware[key] = float(f"{machine[key]:.3g}")
+    if machine.get("notes"):
+        hardware["notes"] = machine["notes"]
     hardware["sources"] = [f"edgekit targets probe, {date.today().isoformat()}, {platform.platform(aliased=True)}"]
     export = {
         "format": "onnx",

@@ -28,12 +28,16 @@ MACHINE = {
 }
 
 
+SPEEDS = ("bandwidth_gbs", "fp32_gflops", "int8_gops")
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A known machine instead of this one; tests change its facts."""
     facts: dict[str, Any] = dict(MACHINE)
     monkeypatch.setattr(devices, "describe", lambda: facts)
-    monkeypatch.setattr(devices, "measure", lambda: facts)
+    monkeypatch.setattr(devices, "measure", lambda: {key: facts[key] for key in SPEEDS if key in facts})
+    monkeypatch.setattr(devices.neighbours, "disturbances", lambda *_: [])
     return facts
 
 
@@ -285,8 +289,30 @@ def test_probe_refuses_to_overwrite_and_odd_names(
         probe_target("y", out=Path("file"))
 
 
+def test_probe_writes_nothing_of_a_busy_machine(
+    machine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices.neighbours, "disturbances", lambda *_: ["other programs took 1.0 of 2 cores"])
+    with pytest.raises(EdgekitError, match=r"other programs took 1.0 of 2 cores.*close other programs.*--busy"):
+        probe_target("mine", out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    target = load_target(str(probe_target("mine", out=tmp_path, busy=True)))
+    assert "busy machine (other programs took 1.0 of 2 cores)" in str(target.hardware.notes)
+
+
+def test_probe_writes_nothing_where_measurements_differ(
+    machine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([19.5, 0.185, 19.0, 19.5, 19.0, 18.0])
+    monkeypatch.setattr(devices, "measure", lambda: {"bandwidth_gbs": next(told)})
+    with pytest.raises(EdgekitError, match=r"bandwidth_gbs was 0.185 and 19.5 in 3 measurements"):
+        probe_target("mine", out=tmp_path)
+    target = load_target(str(probe_target("mine", out=tmp_path)))
+    assert (target.hardware.bandwidth_gbs, target.hardware.notes) == (19.5, None)
+
+
 def test_probe_measures_this_machine(tmp_path: Path) -> None:
-    target = load_target(str(probe_target("here", out=tmp_path)))
+    target = load_target(str(probe_target("here", out=tmp_path, busy=True)))
     hardware = target.hardware
     assert hardware.cores >= 1
     assert hardware.memory_mb > 100

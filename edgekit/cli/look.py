@@ -98,9 +98,12 @@ def check(names: tuple[str, ...], as_json: bool) -> int:
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("targets"), show_default=True,
               help="The folder that gets the file.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a target that is there.")
+@click.option("--busy", is_flag=True, help="Write what a busy machine measured; the file says so.")
 @json_option
-def probe(name: str, p95_ms: float | None, memory_mb: float | None, out: Path, force: bool, as_json: bool) -> None:
-    """Measure this machine and write it as a target.
+def probe(
+    name: str, p95_ms: float | None, memory_mb: float | None, out: Path, force: bool, busy: bool, as_json: bool
+) -> None:
+    """Measure this machine and write it as a target; refused while other programs keep it busy.
 
     \b
     Example:
@@ -109,7 +112,7 @@ def probe(name: str, p95_ms: float | None, memory_mb: float | None, out: Path, f
     from edgekit.cli.show import print_json
     from edgekit.devices import probe_target
 
-    path = probe_target(name, p95_ms=p95_ms, memory_mb=memory_mb, out=out, force=force)
+    path = probe_target(name, p95_ms=p95_ms, memory_mb=memory_mb, out=out, force=force, busy=busy)
     if as_json:
         print_json({"target": name, "file": str(path)})
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ _PI = "/sys/devices/platform/soc/soc:firmware/get_throttled"
 _NOW = 0b1111
 # What the system counts in ticks (10 ms) may be off by one on each end.
 _TICKS_S = 0.02
+# What a busy machine is: threads that waited for a core, time that a hypervisor or a control group took, cores' worth of others.
+_WAITED, _STOLEN, _DENIED, _OTHERS = 0.05, 0.05, 0.01, 0.25
 
 
 def watch() -> Callable[[], dict[str, Any]]:
@@ -57,6 +59,37 @@ def watch() -> Callable[[], dict[str, Any]]:
         }
 
     return tell
+
+
+def disturbances(told: Sequence[Mapping[str, Any]], threads: int) -> list[str]:
+    """What disturbed the timed calls, from what each process saw of its neighbours; empty where the machine was quiet.
+
+    `told`: as `watch` tells it; averaged over the time that each took. The load average counts only where a system
+    tells nothing better: it is of a whole minute, and of a container's whole host.
+    """
+
+    def mean(key: str) -> float | None:
+        known = [(one[key], one["seconds"]) for one in told if one.get(key) is not None]
+        seconds = sum(weight for _, weight in known)
+        return sum(value * weight for value, weight in known) / seconds if seconds else None
+
+    found = []
+    waited, others, steal, denied = (mean(key) for key in ("waited", "others", "steal", "throttled"))
+    cpus = max((int(one.get("cpus") or 0) for one in told), default=0)
+    if waited is not None and waited > _WAITED:
+        found.append(f"its threads waited {waited:.0%} of their time for a core")
+    if others is not None and cpus and others + min(threads, cpus) > cpus + max(_OTHERS, _STOLEN * cpus):
+        found.append(f"other programs took {others:.1f} of {cpus} cores")
+    if steal is not None and steal > _STOLEN:
+        found.append(f"the hypervisor gave {steal:.0%} of the cores' time to others")
+    if denied is not None and denied > _DENIED:
+        found.append(f"its container was denied a core {denied:.0%} of the time")
+    if any(one.get("slowed") for one in told):
+        found.append("heat or the power supply lowered its clock")
+    load = mean("load")
+    if waited is None and others is None and load is not None and cpus and load > threads + max(cpus / 4, 1.0):
+        found.append(f"load {load:.1f} on {cpus} cores")
+    return found
 
 
 def _counters() -> dict[str, float | None]:

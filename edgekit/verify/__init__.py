@@ -15,7 +15,7 @@ from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS
 from edgekit.prompts import PromptSet
 from edgekit.report import write_html
-from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.schema import dump_json, parse, pick
 from edgekit.tasks import TASKS, row_task
 from edgekit.verify import accuracy as compared
@@ -361,9 +361,9 @@ def _conditions(run: _Run, measured: Measurements) -> tuple[checks.Conditions, M
     impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5))
     impossible += hardware.above_roofline(measured, run.facts.get("bytes_per_token"))
     threads = int(measured.shape["threads"] or measured.device["cores"])
-    disturbed = hardware.disturbances([process.neighbours for process in measured.processes], threads)
+    disturbed = neighbours.disturbances([process.neighbours for process in measured.processes], threads)
     disturbed = disturbed or [
-        f"while its speed was measured, {why}" for why in hardware.disturbances([measured.neighbours], 1)
+        f"while its speed was measured, {why}" for why in neighbours.disturbances([measured.neighbours], 1)
     ]
     conditions = checks.Conditions(
         foreign=_foreign(run, measured),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ SPEEDS = {
 # House rule 8: the same part measures within a factor of two under load and other clocks; a floor leaves a fifth.
 _LIKE = 2.0
 _FLOOR = 1.2
-# What a busy machine is: threads that waited for a core, time that a hypervisor or a control group took, cores' worth of others.
-_WAITED, _STOLEN, _DENIED, _OTHERS = 0.05, 0.05, 0.01, 0.25
 # A core's best speed in a short run may be above its measured one, by a turbo clock and by caches; not by this factor.
 _IMPOSSIBLE = 2.0
 # Weights below this may stay in a server's last-level cache between calls, where the copy bandwidth does not bound them.
@@ -100,37 +98,6 @@ def tolerances(hardware: Hardware) -> str:
         f"a machine with the same CPU, cores and features, and speeds within a factor of {_LIKE:g} of the target's, may vouch"
         " for it; times are multiplied by how much faster it is"
     )
-
-
-def disturbances(told: Sequence[Mapping[str, Any]], threads: int) -> list[str]:
-    """What disturbed the timed calls, from what each process saw of its neighbours; empty where the machine was quiet.
-
-    `told`: as `runtimes.neighbours` has it; averaged over the time that each took. The load average counts only where a system
-    tells nothing better: it is of a whole minute, and of a container's whole host.
-    """
-
-    def mean(key: str) -> float | None:
-        known = [(one[key], one["seconds"]) for one in told if one.get(key) is not None]
-        seconds = sum(weight for _, weight in known)
-        return sum(value * weight for value, weight in known) / seconds if seconds else None
-
-    found = []
-    waited, others, steal, denied = (mean(key) for key in ("waited", "others", "steal", "throttled"))
-    cpus = max((int(one.get("cpus") or 0) for one in told), default=0)
-    if waited is not None and waited > _WAITED:
-        found.append(f"its threads waited {waited:.0%} of their time for a core")
-    if others is not None and cpus and others + min(threads, cpus) > cpus + _OTHERS:
-        found.append(f"other programs took {others:.1f} of {cpus} cores")
-    if steal is not None and steal > _STOLEN:
-        found.append(f"the hypervisor gave {steal:.0%} of the cores' time to others")
-    if denied is not None and denied > _DENIED:
-        found.append(f"its container was denied a core {denied:.0%} of the time")
-    if any(one.get("slowed") for one in told):
-        found.append("heat or the power supply lowered its clock")
-    load = mean("load")
-    if waited is None and others is None and load is not None and cpus and load > threads + max(cpus / 4, 1.0):
-        found.append(f"load {load:.1f} on {cpus} cores")
-    return found
 
 
 # What a CPU's name may say or leave out: marks, its maker, its generation, clock, count of cores and graphics.

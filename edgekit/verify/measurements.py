@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 3600.0
 # Of 20 calls the largest is the p95 (`latency.level`); 200 narrow it. Seconds are of one process.
 TIMING = {"warmup": 10, "repeats": 200, "least": 20, "seconds": 2.0}
-# Beyond so many seconds no process is started, once there are as many as a bound needs.
-AGAIN_S = 60.0
 _OUTPUTS = "measured/outputs.npz"
 
 
@@ -141,12 +138,8 @@ def _read_timed(events: Events) -> Timed:
 
 
 def time_again(question: Question, device: Device) -> list[Events]:
-    """The lines of further processes, one after the other: `latency.PROCESSES` with the first one, fewer where they take long."""
-    found: list[Events] = []
-    end = time.perf_counter() + AGAIN_S
-    while len(found) < latency.PROCESSES - 1 and (len(found) < latency.FEWEST - 1 or time.perf_counter() < end):
-        found.append(run_probe(question, device)[0])
-    return found
+    """The lines of further processes, one after the other: `latency.PROCESSES` with the first one."""
+    return [run_probe(question, device)[0] for _ in range(latency.PROCESSES - 1)]
 
 
 def write(out: Path, events: Events, again: Sequence[Events], arrays: Mapping[str, NDArray[Any]]) -> None:

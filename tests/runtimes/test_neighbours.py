@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,3 +83,35 @@ def test_a_busy_neighbour_is_seen() -> None:
         busy.kill()
         busy.wait()
     assert (told["others"] or 0.0) > 0.2 or (told["waited"] or 0.0) > 0.1
+
+
+QUIET = {
+    "seconds": 2.0,
+    "cpus": 4,
+    "others": 0.1,
+    "steal": 0.0,
+    "waited": 0.01,
+    "throttled": 0.0,
+    "slowed": 0,
+    "load": 9.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({}, None),
+        ({"waited": 0.3}, "its threads waited 30% of their time for a core"),
+        ({"others": 2.4}, "other programs took 2.4 of 4 cores"),
+        ({"steal": 0.2}, "the hypervisor gave 20% of the cores' time to others"),
+        ({"throttled": 0.5}, "its container was denied a core 50% of the time"),
+        ({"slowed": 1}, "heat or the power supply lowered its clock"),
+        ({"waited": None, "others": None}, "load 9.0 on 4 cores"),
+        ({"waited": None, "others": None, "load": 2.6}, None),
+    ],
+)
+def test_what_disturbs_a_machine_is_told(told: dict[str, Any], says: str | None) -> None:
+    assert neighbours.disturbances([QUIET | told, QUIET | told], 2) == ([] if says is None else [says])
+    # One process of ten met something short.
+    if says is not None and "lowered" not in says and "load" not in says:
+        assert neighbours.disturbances([QUIET | told | {"seconds": 0.1}, *[QUIET] * 9], 2) == []

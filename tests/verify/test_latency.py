@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -13,7 +17,7 @@ from edgekit.verify import latency
 
 
 @pytest.mark.parametrize("n", [5, 10, 40])
-@pytest.mark.parametrize("q", [0.75, 0.95])
+@pytest.mark.parametrize("q", [0.75, 0.95, 0.99])
 @pytest.mark.parametrize("alpha", [0.05, 0.025, 0.003])
 def test_tolerance_factors_are_the_noncentral_t_ones(n: int, q: float, alpha: float) -> None:
     root = math.sqrt(n)
@@ -58,3 +62,13 @@ def test_a_shift_between_processes_passes_at_the_limit_no_more_than_it_may() -> 
         of_one += np.sort(calls[0])[195] <= p95  # what order statistics of one process take for a bound
     assert passed / 400 < 0.05
     assert of_one / 400 > 0.5
+
+
+def test_small_benchmark_meets_its_goals() -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "benchmarks/gate_latency.py", "--simulations", "40", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = json.loads(ended.stdout)["rows"]
+    assert all(row["met"] for row in rows)
+    assert any(row["one_process"] > 0.4 for row in rows), "what independent calls would allow"

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from edgekit.devices import LocalDevice
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.report import read_report, terminal_table, write_html
+from edgekit.runtimes import neighbours
 from edgekit.target import Target
 from edgekit.verify import hardware, latency, measurements, verify
 from edgekit.verify.gate import Look
@@ -71,7 +72,7 @@ def bench(shared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
     # Neighbours slow a shared machine by more than two; the rules themselves are tested with figures of their own.
     monkeypatch.setattr(hardware, "_LIKE", 1e3)
     monkeypatch.setattr(hardware, "scales", lambda *_: (1.0, 1.0))
-    monkeypatch.setattr(hardware, "disturbances", lambda *_: [])
+    monkeypatch.setattr(neighbours, "disturbances", lambda *_: [])
     return Bench(folder=tmp_path, prompts=shared[0], reference=shared[1])
 
 
@@ -245,13 +246,13 @@ def test_measuring_again_until_it_passes_is_several_measurements(bench: Bench, m
     target = make_target(bench.folder, ROOMY)
     first = bench.verify(artifact, target)
     assert first["by_name"]["p95_ms"]["looks"] == first["measurement"] == 1
-    monkeypatch.setattr(hardware, "disturbances", lambda *_: ["other programs took 1.0 of 2 cores"])
+    monkeypatch.setattr(neighbours, "disturbances", lambda *_: ["other programs took 1.0 of 2 cores"])
     busy = bench.verify(artifact, make_target(bench.folder, "p95_ms = 1e-4\nsequence = 6"))
     check = busy["by_name"]["p95_ms"]
     assert (check["verdict"], busy["verdict"], busy["measurement"]) == ("not proven", "not proven", 2)
     assert "other programs took 1.0 of 2 cores" in check["remedy"]
     assert busy["disturbed"] == ["other programs took 1.0 of 2 cores"]
-    monkeypatch.setattr(hardware, "disturbances", lambda *_: [])
+    monkeypatch.setattr(neighbours, "disturbances", lambda *_: [])
     # Another target, whose runtime and shape are the same.
     third = bench.verify(artifact, make_target(bench.folder, "p95_ms = 1e-4\nsequence = 6"))
     check = third["by_name"]["p95_ms"]
