@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "__main__",
         "cli",
         "build",
-        "distill record calibrate export verify package package_card report inspect cache",
+        "distill record calibrate export verify package package_card report inspect cache probed",
         "report_charts",
         "report_compare",
         "report_figures",
@@ -87,7 +87,19 @@ TABLES = {
 }
 FORBIDDEN = {"manager", "handler", "helper", "helpers", "util", "utils", "engine", "base", "common", "misc"}
 # Modules where a person's words arrive: their errors are EdgekitError, never a bare ValueError.
-FACING_USERS = {"cli", "build", "recipe", "target", "prompts", "schema", "model", "workspace", "package", "devices"}
+FACING_USERS = {
+    "cli",
+    "build",
+    "recipe",
+    "target",
+    "prompts",
+    "schema",
+    "model",
+    "workspace",
+    "package",
+    "devices",
+    "probed",
+}
 
 
 def part(path: Path) -> str:

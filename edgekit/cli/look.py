@@ -110,7 +110,7 @@ def probe(
       edgekit targets probe --name my-laptop --p95-ms 20
     """
     from edgekit.cli.show import print_json
-    from edgekit.devices import probe_target
+    from edgekit.probed import probe_target
 
     path = probe_target(name, p95_ms=p95_ms, memory_mb=memory_mb, out=out, force=force, busy=busy)
     if as_json:
