@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from annotated_types import Gt
 
+from edgekit.apart import apart
 from edgekit.errors import EdgekitError
+from edgekit.model import Model
 
 if TYPE_CHECKING:
     from edgekit.formats import Source
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.plan import Tensor
     from edgekit.formats.gguf.types import Chosen
-    from edgekit.model import Model
 
 Scheme = Literal[
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "mixed"
@@ -143,20 +144,37 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 
 
 def check_reading(
-    model: Model, file: Path, texts: Sequence[str], conversations: Sequence[Sequence[Mapping[str, str]]] | None
+    model: Model, file: Path, texts: Sequence[str], conversations: Sequence[Sequence[Mapping[str, Any]]] | None
 ) -> dict[str, Any]:
     """Prove that the file's tokenizer, and with conversations its chat template, read as the checkpoint's.
 
-    Returns {texts, limits, ...} of `parity.check_parity`, with `chat` of `chat_parity.check_chat_parity`. Raises EdgekitError
-    that shows the first difference.
+    In a process of its own: llama.cpp ends the one that it runs in at files that it does not expect. Returns what `reading_here`
+    does. Raises EdgekitError that shows the first difference, or says how llama.cpp ended.
     """
+    told: dict[str, Any] = apart(
+        "edgekit.formats.gguf:reading_here",
+        what=f"{file}: llama.cpp, reading its vocabulary",
+        remedy=f"it is no file that llama.cpp can open; convert {model.folder} again, or fetch it again",
+        folder=str(model.folder),
+        file=str(file),
+        texts=list(texts),
+        conversations=None if conversations is None else [list(one) for one in conversations],
+    )
+    return told
+
+
+def reading_here(
+    folder: str, file: str, texts: Sequence[str], conversations: Sequence[Sequence[Mapping[str, Any]]] | None
+) -> dict[str, Any]:
+    """{texts, limits, ...} of `parity.check_parity`, with `chat` of `chat_parity.check_chat_parity`, in this process."""
     from edgekit.formats.gguf.chat_parity import check_chat_parity
     from edgekit.formats.gguf.parity import check_parity
 
-    parity = check_parity(model, file, texts)
+    model = Model(folder=Path(folder))
+    parity = check_parity(model, Path(file), texts)
     if conversations is None:
         return parity
-    chat = check_chat_parity(model, file, conversations)
+    chat = check_chat_parity(model, Path(file), conversations)
     return parity | {"chat": chat, "limits": [*parity["limits"], *chat["limits"]]}
 
 

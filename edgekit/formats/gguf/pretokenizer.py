@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.apart import apart
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import GgufWriter
 from edgekit.formats.gguf.parity import Comparison, open_vocabulary
 from edgekit.formats.gguf.tokenizer_json import pretokenizer_steps
+from edgekit.model import Model
 
 if TYPE_CHECKING:
     from edgekit.formats.gguf.file import Value
-    from edgekit.model import Model
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -107,18 +108,34 @@ def _all_mergeable(content: Mapping[str, Any]) -> bool:
 
 def _by_behaviour(model: Model, keys: Mapping[str, Value]) -> str:
     """The first of llama.cpp's pre-tokenizers that gives the original's ids for all our texts."""
-    best: tuple[int, str, EdgekitError] | None = None
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         path = Path(folder) / "vocabulary.gguf"
         with GgufWriter(path, {**keys, "general.architecture": "llama", "tokenizer.ggml.pre": "default"}, []) as writer:
             writer.finish()
-        for name in BEHAVIOURS:
-            with open_vocabulary(path, name) as ours:
-                agreed, differs = _agreement(Comparison(model, ours, model.folder / "tokenizer.json"))
-            if differs is None:
-                return name
-            if best is None or agreed > best[0]:
-                best = agreed, name, differs
+        name: str = apart(
+            "edgekit.formats.gguf.pretokenizer:alike_here",
+            what=f"{model.folder / 'tokenizer.json'}: llama.cpp, reading it as its pre-tokenizers do",
+            remedy="take a model with one of the usual tokenizers, or --format onnx",
+            folder=str(model.folder),
+            path=str(path),
+        )
+    return name
+
+
+def alike_here(folder: str, path: str) -> str:
+    """The name of the first pre-tokenizer that reads our texts as the checkpoint's in `folder`, with the vocabulary at `path`.
+
+    Raises EdgekitError where there is none.
+    """
+    model = Model(folder=Path(folder))
+    best: tuple[int, str, EdgekitError] | None = None
+    for name in BEHAVIOURS:
+        with open_vocabulary(Path(path), name) as ours:
+            agreed, differs = _agreement(Comparison(model, ours, model.folder / "tokenizer.json"))
+        if differs is None:
+            return name
+        if best is None or agreed > best[0]:
+            best = agreed, name, differs
     assert best is not None
     raise EdgekitError(
         f"{best[2].message}; none of llama.cpp's pre-tokenizers splits texts as this one does ({best[1]} is the nearest): take a"
