@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.chat_template import converse, find_templates, pick_template, special_tokens
+import jinja2
+
+from edgekit.chat_template import converse, find_templates, pick_template, sandbox, special_tokens
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.parity import Comparison, difference, escaped, open_vocabulary
 from edgekit.formats.gguf.probe_texts import CONVERSATIONS, TOOLS
+from edgekit.formats.gguf.template_audit import Audit, unreadable
+from edgekit.formats.gguf.template_server import Request, Served
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -18,22 +22,28 @@ if TYPE_CHECKING:
 Conversation = Sequence[Mapping[str, Any]]
 
 
+# What ran a file's template, as a report says it.
+PYTHON = "Python's Jinja, watched for what llama.cpp's engine has not"
+
+
 def check_chat_parity(model: Model, gguf: Path, conversations: Sequence[Conversation] = ()) -> dict[str, Any]:
     """Compare the ids of our conversations and of the user's (`conversations`), rendered by each of the model's templates.
 
-    With and without generation prompt, and tools where a template has them. Returns {"templates", "rendered", "refused",
-    "limits"}.
-    Raises EdgekitError that shows the first difference, where the beginning of a text would be there twice, and where a template
-    does not render a single question or one of the user's conversations.
+    With and without generation prompt, and tools where a template has them. The default template also runs in llama-server, where
+    there is one; else what its engine has not is looked for. Returns {"templates", "rendered", "refused", "limits", "engine"}.
+    Raises EdgekitError that shows the first difference, where the beginning of a text would be there twice, where a template does
+    not render a single question or one of the user's conversations, and where llama.cpp's engine has not what they need of it.
     """
     templates = find_templates(model.folder)
-    facts: dict[str, Any] = {"templates": sorted(templates), "rendered": 0, "refused": [], "limits": []}
+    facts: dict[str, Any] = {"templates": sorted(templates), "rendered": 0, "refused": [], "limits": [], "engine": None}
     if not templates:
         return facts
     _check_stored(gguf, templates)
+    served = Served(gguf)
     with open_vocabulary(gguf) as ours:
-        chat = _Chat(Comparison(model, ours, gguf), special_tokens(model.folder))
+        chat = _Chat(Comparison(model, ours, gguf), special_tokens(model.folder), served)
         for name, template in templates.items():
+            chat.check_readable(template, needed=template == pick_template(templates))
             for title, messages in CONVERSATIONS.items():
                 for tools in (None, TOOLS) if "tools" in template else (None,):
                     if not chat.compare(template, title, messages, tools, needed=title == "one turn" and tools is None):
@@ -41,8 +51,10 @@ def check_chat_parity(model: Model, gguf: Path, conversations: Sequence[Conversa
         default = pick_template(templates) or ""
         for place, conversation in enumerate(conversations):
             chat.compare(default, f"conversation {place + 1}", conversation, None, needed=True)
+        if served.program:
+            served.check(chat.texts)
         facts |= {"rendered": chat.rendered, "limits": sorted(chat.comparison.limits.values())}
-    return facts
+    return facts | {"engine": served.name or PYTHON}
 
 
 def _check_stored(gguf: Path, templates: Mapping[str, str]) -> None:
@@ -57,9 +69,24 @@ def _check_stored(gguf: Path, templates: Mapping[str, str]) -> None:
 class _Chat:
     """One model's way of writing conversations, in the original and in llama.cpp."""
 
-    def __init__(self, comparison: Comparison, special: Mapping[str, str]) -> None:
-        self.comparison, self.special = comparison, special
+    def __init__(self, comparison: Comparison, special: Mapping[str, str], served: Served) -> None:
+        self.comparison, self.special, self.served = comparison, special, served
         self.rendered = 0
+        self.texts: list[tuple[str, Request, str]] = []
+        self._audits: dict[str, tuple[Audit, jinja2.Template]] = {}
+
+    def check_readable(self, template: str, *, needed: bool) -> None:
+        """Whether the engine can read the template at all; EdgekitError where it cannot, and it is the one that is used."""
+        try:
+            refused = [] if self.served.program else unreadable(template)
+        except jinja2.TemplateSyntaxError:
+            return  # no template in Python either: rendering says so
+        if refused and needed:
+            raise self._lacks(refused, "llama-server ends at start")
+        if refused:
+            self.comparison.note(
+                "unreadable", f"its template engine cannot read one of the further templates: {refused[0]}"
+            )
 
     def compare(
         self,
@@ -72,15 +99,49 @@ class _Chat:
     ) -> bool:
         """Whether the template takes the conversation; where it does, the ids are the same."""
         for prompt in (True, False):
+            asked = Request(messages=messages, tools=tools, generation_prompt=prompt)
             try:
-                text = converse(template, messages, generation_prompt=prompt, tools=tools, special_tokens=self.special)
+                text = self._render(template, asked, title, needed=needed)
             except EdgekitError:
                 if needed:
                     raise
                 return False
-            self._compare_ids(f"{title}{', generation prompt' if prompt else ''}{', tools' if tools else ''}", text)
+            full = f"{title}{', generation prompt' if prompt else ''}{', tools' if tools else ''}"
+            self._compare_ids(full, text)
+            if needed:
+                self.texts.append((full, asked, text))
             self.rendered += 1
         return True
+
+    def _render(self, template: str, asked: Request, title: str, *, needed: bool) -> str:
+        """The text, after what the engine would do otherwise on the way is refused, or of what is ours alone noted."""
+        if template not in self._audits:
+            audit = sandbox(Audit)
+            audit.watch()
+            self._audits[template] = audit, audit.from_string(template)
+        audit, compiled = self._audits[template]
+        text = converse(
+            template,
+            asked.messages,
+            generation_prompt=asked.generation_prompt,
+            tools=asked.tools,
+            special_tokens=self.special,
+            compiled=compiled,
+        )
+        if audit.found and not self.served.program:
+            if needed:
+                raise self._lacks(list(audit.found), "llama-server stops there, or writes another text")
+            self.comparison.note(
+                f"engine {title}", f"its template engine has not for {title!r}: {', '.join(audit.found)}"
+            )
+            audit.found.clear()
+        return text
+
+    def _lacks(self, what: Sequence[str], then: str) -> EdgekitError:
+        return EdgekitError(
+            f"{self.comparison.where}: the chat template needs what llama.cpp's template engine has not: {'; '.join(what[:5])}:"
+            f" {then}; write these parts of the template otherwise, or --format onnx, whose bundle runs it in Python"
+        )
 
     def _compare_ids(self, title: str, text: str) -> None:
         ours, where = self.comparison.ours, self.comparison.where

@@ -16,17 +16,62 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.runtime import LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from edgekit.chat_template import SPECIAL_TOKENS, sandbox
 
-# The engine's statements and expressions, as Jinja's nodes. Anything else ends its parser ("Unknown statement", "Unexpected token").
-_KNOWN = (
-    nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Name, nodes.NSRef, nodes.Getattr, nodes.Getitem, nodes.Slice,
-    nodes.Call, nodes.Keyword, nodes.Filter, nodes.Test, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos, nodes.Add, nodes.Sub,
-    nodes.Mul, nodes.Div, nodes.Mod, nodes.Concat, nodes.Compare, nodes.Operand, nodes.CondExpr, nodes.For, nodes.If, nodes.Assign,
-    nodes.AssignBlock, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair,
-    nodes.Continue, nodes.Break, nodes.ExtensionAttribute,
-)  # fmt: skip
+# The engine's statements and expressions, as Jinja's nodes. Anything else ends its parser ("Unknown statement", ...).
+_KNOWN = tuple(
+    getattr(nodes, name)
+    for name in (
+        *(
+            "Template",
+            "Output",
+            "TemplateData",
+            "Const",
+            "Name",
+            "NSRef",
+            "Getattr",
+            "Getitem",
+            "Slice",
+            "Call",
+            "Keyword",
+            "Filter",
+        ),
+        *(
+            "Test",
+            "And",
+            "Or",
+            "Not",
+            "Neg",
+            "Pos",
+            "Add",
+            "Sub",
+            "Mul",
+            "Div",
+            "Mod",
+            "Concat",
+            "Compare",
+            "Operand",
+            "CondExpr",
+        ),
+        *(
+            "For",
+            "If",
+            "Assign",
+            "AssignBlock",
+            "Macro",
+            "CallBlock",
+            "FilterBlock",
+            "List",
+            "Tuple",
+            "Dict",
+            "Pair",
+            "Continue",
+        ),
+        *("Break", "ExtensionAttribute"),
+    )
+)
 _WRITTEN = {"FloorDiv": "//", "Pow": "**", "ScopedEvalContextModifier": "{% autoescape %}"}
 _ESCAPES = set("ntrbfv\\'\"")
 _ALIASES = {"count": "length", "d": "default", "e": "escape", "trim": "strip"}
@@ -150,6 +195,8 @@ _GLOBALS = {"raise_exception", "dict", "namespace", "strftime_now", "range", "to
 _LOOP = {"index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem"}
 # Special tokens that the engine is told; the others are undefined there.
 _TOLD = {"bos_token", "eos_token"}
+# A name that no template can write.
+_SLICE = "a slice"
 # C's isspace, which "trim" goes by.
 _SPACES = " \t\n\r\v\f"
 
@@ -215,10 +262,10 @@ class Audit(ImmutableSandboxedEnvironment):
 
     def watch(self) -> None:
         """From here on filters and tests are noted as they are called: to be called once, when all of them are there."""
-        self.filters |= {
-            name: _taking_context(call, partial(self._filter, name)) for name, call in self.filters.items()
-        }
-        self.tests |= {name: _taking_context(call, partial(self._test, name)) for name, call in self.tests.items()}
+        filters: dict[str, Any] = dict(self.filters)
+        tests: dict[str, Any] = dict(self.tests)
+        self.filters |= {name: _taking_context(call, partial(self._filter, name)) for name, call in filters.items()}
+        self.tests |= {name: _taking_context(call, partial(self._test, name)) for name, call in tests.items()}
 
     def _filter(self, name: str, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         name = _ALIASES.get(name, name)
@@ -293,7 +340,7 @@ class Audit(ImmutableSandboxedEnvironment):
             self.note(f"loop.{attribute}")
         elif isinstance(obj, Mapping) and attribute in _OF_OBJECTS and not callable(found):
             self.note(f".{attribute} as a key: it is a method in llama.cpp; write ['{attribute}']")
-        elif isinstance(obj, str | list | tuple | dict) and callable(found):
+        elif isinstance(obj, str | list | tuple | dict) and callable(found) and not isinstance(found, Undefined):
             kind, known = _kind(obj)
             if attribute not in known or attribute in {"default", "slice"}:
                 self.note(f".{attribute}() of {kind}")
@@ -302,13 +349,25 @@ class Audit(ImmutableSandboxedEnvironment):
         return found
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """As in Jinja; the engine cuts texts into bytes, and knows no place from their end."""
-        if isinstance(obj, str) and isinstance(argument, slice | int):
-            if not obj.isascii():
-                self.note("a part of a text that is not ASCII: llama.cpp counts bytes")
-            elif isinstance(argument, int) and argument < 0:
-                self.note("a letter counted from a text's end")
+        """As in Jinja; the engine counts a text's bytes, and knows no place from its end."""
+        if isinstance(obj, str) and isinstance(argument, int) and argument < 0:
+            self.note("a letter counted from a text's end")
+        self._cut(obj, argument)
         return super().getitem(obj, argument)
+
+    def _cut(self, obj: Any, argument: Any) -> None:
+        if isinstance(obj, str) and isinstance(argument, slice | int) and not obj.isascii():
+            self.note("a part of a text that is not ASCII: llama.cpp counts bytes")
+
+    def _slice(self, obj: Any, start: Any, stop: Any, step: Any) -> Any:
+        """obj[start:stop:step], noted."""
+        self._cut(obj, slice(start, stop, step))
+        return obj[start:stop:step]
+
+    def _generate(self, source: nodes.Template, *arguments: Any, **settings: Any) -> str:
+        # Jinja's own code for a slice asks no environment.
+        self.filters.setdefault(_SLICE, self._slice)
+        return super()._generate(_Slices().visit(source), *arguments, **settings)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """As in Jinja; arithmetic with texts and lists that the engine has not is noted."""
@@ -317,6 +376,19 @@ class Audit(ImmutableSandboxedEnvironment):
         elif operator == "*" and (isinstance(left, list | tuple) or isinstance(right, list | tuple)):
             self.note("a list times a number")
         return super().call_binop(context, operator, left, right)
+
+
+class _Slices(NodeTransformer):
+    """Slices as a filter, which can be noted."""
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802 (the class of the node)
+        """obj[a:b:c] -> obj|_SLICE(a, b, c)."""
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        nothing = nodes.Const(None)
+        bounds = [bound or nothing for bound in (node.arg.start, node.arg.stop, node.arg.step)]
+        return nodes.Filter(node.node, _SLICE, bounds, [], None, None).set_lineno(node.lineno)
 
 
 class _Method:
