@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import read_json
+from edgekit.tokenizing import encode, read_tokenizer
 from edgekit.weights import TensorInfo, check_finite, check_names, read_header, weight_files
 
 if TYPE_CHECKING:
@@ -194,12 +195,15 @@ class Model:
         """The folder's tokenizer, without padding, truncating at max_length tokens (special tokens included)."""
         from tokenizers import Tokenizer
 
+        path = self.folder / "tokenizer.json"
+        text = None
         if self.tokenizer_content["added_tokens"] != self._tokenizer_file["added_tokens"]:
-            tokenizer = Tokenizer.from_str(json.dumps(self.tokenizer_content))
+            text = json.dumps(self.tokenizer_content)
         elif self.read_text is not None:
-            tokenizer = Tokenizer.from_str(self.read_text)
-        else:
-            tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+            text = self.read_text
+        tokenizer = read_tokenizer(
+            lambda: Tokenizer.from_file(str(path)) if text is None else Tokenizer.from_str(text), path
+        )
         tokenizer.no_padding()
         if max_length is None:
             tokenizer.no_truncation()
@@ -209,7 +213,8 @@ class Model:
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Token ids of each text, special tokens included, truncated at max_length, not padded."""
-        return [encoding.ids for encoding in self.tokenizer(max_length).encode_batch(list(texts))]
+        found = encode(self.tokenizer(max_length), texts, self.folder / "tokenizer.json")
+        return [encoding.ids for encoding in found]
 
 
 def load_model(folder: Path) -> Model:

@@ -37,7 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "checkpoint_keys owners_tokenizer",
         "recipe target prompts workspace loader",
         "duplicates state",
-        "schema apart",
+        "schema apart tokenizing",
         "errors",
         "__init__",
     )

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# What transformers computes beside that (modeling_rope_utils.ROPE_INIT_FUNCTIONS).
+_OTHER_ROPES = frozenset({"linear", "dynamic", "yarn", "llama3", "longrope", "proportional"})
 Keys = dict[str, str | bool | int | float | list[bool]]
 
 
@@ -123,10 +125,11 @@ class Rope:
     said: Config
 
 
-def rope(config: Config, kinds: Collection[str], layers: str = "full_attention") -> Rope:
+def rope(config: Config, kinds: Collection[str], layers: str = "full_attention", *, partial: bool = False) -> Rope:
     """The rotary embedding of a kind of layers, from keys that transformers 4 or 5 wrote.
 
-    kinds: what llama.cpp computes in this family. Raises EdgekitError for another one.
+    kinds: what llama.cpp computes in this family. partial: whether the family may turn a share of each head only; in the others
+    transformers' own code takes no notice of partial_rotary_factor. Raises EdgekitError for another kind.
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, dict):
@@ -137,14 +140,23 @@ def rope(config: Config, kinds: Collection[str], layers: str = "full_attention")
     said = Config(values=found, where=f"{config.where}: rope_parameters")
     kind = str(said.get("rope_type", said.get("type", "default")))
     if kind not in kinds:
+        if kind in _OTHER_ROPES:
+            raise said.error(
+                "rope_type", f"llama.cpp computes {' or '.join(kinds)} in this family, not {kind!r}; export as ONNX"
+            )
         raise said.error("rope_type", f"unknown value {kind!r}{nearest(kind, kinds)}")
+    share = said.real("partial_rotary_factor") if said.get("partial_rotary_factor") else 1.0
+    if share != 1.0 and not partial and kind != "default":
+        raise said.error(
+            "partial_rotary_factor", f"transformers' code of this family fails at it with rope_type {kind!r}"
+        )
     # transformers gives the configuration's own key the word over the dictionary's.
     places = (config, "original_max_position_embeddings"), (said, "original_max_position_embeddings")
     original = next((place.number(key) for place, key in places if place.get(key)), None)
     return Rope(
         kind=kind,
         theta=said.real("rope_theta") if said.get("rope_theta") else 10000.0,
-        partial=said.real("partial_rotary_factor") if said.get("partial_rotary_factor") else 1.0,
+        partial=share if partial else 1.0,
         original=original or config.number("max_position_embeddings"),
         said=said,
     )
@@ -234,8 +246,8 @@ def _yarn_scale(factor: float, scale: float = 1.0) -> float:
 def _yarn_attention(turning: Rope, factor: float) -> float:
     """What transformers multiplies sines and cosines with (modeling_rope_utils._compute_yarn_parameters)."""
     given = turning.said
-    if (wanted := given.get("attention_factor")) is not None:
-        return float(wanted)
+    if given.get("attention_factor") is not None:
+        return given.real("attention_factor")
     if (one := given.get("mscale")) and (all_of_them := given.get("mscale_all_dim")):
         return _yarn_scale(factor, one) / _yarn_scale(factor, all_of_them)
     return _yarn_scale(factor)
@@ -243,8 +255,8 @@ def _yarn_attention(turning: Rope, factor: float) -> float:
 
 def _longrope_attention(config: Config, turning: Rope) -> float:
     """As transformers computes it (modeling_rope_utils._compute_longrope_parameters; arXiv:2402.13753)."""
-    if (wanted := turning.said.get("attention_factor")) is not None:
-        return float(wanted)
+    if turning.said.get("attention_factor") is not None:
+        return turning.said.real("attention_factor")
     factor = turning.said.get("factor") or config.number("max_position_embeddings") / turning.original
     return math.sqrt(1 + math.log(factor) / math.log(turning.original)) if factor > 1.0 else 1.0
 
@@ -259,7 +271,8 @@ def longrope_factors(config: Config, turning: Rope) -> dict[str, NDArray[np.floa
     found = {}
     for side in ("long", "short"):
         factors = turning.said.get(f"{side}_factor")
-        if not isinstance(factors, list) or len(factors) != wanted:
+        numbers = isinstance(factors, list) and all(type(one) in {int, float} for one in factors)
+        if not numbers or len(factors) != wanted:
             raise turning.said.error(f"{side}_factor", f"must be a list of {wanted} numbers")
         found[f"rope_factors_{side}.weight"] = np.array(factors, np.float32)
     return found
@@ -272,6 +285,8 @@ def llama3_factors(config: Config, turning: Rope) -> dict[str, NDArray[np.float3
     if turning.kind != "llama3":
         return {}
     factor, low, high = (turning.said.real(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    if low >= high:
+        raise turning.said.error("low_freq_factor", f"{low} is not below high_freq_factor ({high})")
     width = head_width(config)
     one = np.float32(1)
     lengths = np.float32(2 * math.pi) * np.float32(turning.theta) ** (np.arange(0, width, 2, dtype=np.float32) / width)

@@ -28,7 +28,7 @@ PROJECTIONS: tuple[str, ...] = ("self_attn.qkv_proj",)
 
 
 def _rope(config: Config) -> Rope:
-    turning = rope(config, ("default", "longrope", "su", "yarn"))
+    turning = rope(config, ("default", "longrope", "su", "yarn"), partial=True)
     # Configurations older than transformers' Phi-3 have other names for it (configuration_phi3.py).
     return turning if turning.kind == "default" else Rope(**{**vars(turning), "kind": "longrope"})
 

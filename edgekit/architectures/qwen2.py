@@ -20,7 +20,7 @@ def keys(config: Config) -> Keys:
         if kinds
         else config.number("num_hidden_layers") > config.get("max_window_layers", 0)
     )
-    context = context_within(config, config.get("sliding_window") if windowed else None)
+    context = context_within(config, config.values.get("sliding_window", 4096) if windowed else None)
     return decoder_keys(config, rope(config, ROPES), context=context)
 
 

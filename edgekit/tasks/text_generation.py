@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit import tokenizing
 from edgekit.chat_template import converse, find_templates, pick_template, special_tokens, template_form
 from edgekit.errors import EdgekitError
 
@@ -205,7 +206,8 @@ class Voice:
 
     def _encode(self, text: str) -> list[int]:
         """The template writes the special tokens itself: none is added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        where = self.model.folder / "tokenizer.json"
+        return list(tokenizing.encode(self._tokenizer, [text], where, add_special_tokens=False)[0].ids)
 
     def _passage(self, prompt: Prompt, asked: list[int], whole: list[int], place: int, max_length: int) -> Passage:
         start = _alike(asked, whole)

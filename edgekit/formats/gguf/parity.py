@@ -18,7 +18,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import EdgekitError, first_line, require
+from edgekit import tokenizing
+from edgekit.errors import EdgekitError, require
 from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.probe_texts import PROBES
 from edgekit.formats.gguf.tokenizer_json import (
@@ -187,10 +188,8 @@ class Comparison:
     def encode(self, texts: Sequence[str], *, special: bool, add: bool) -> list[list[int]]:
         """The original's ids."""
         self.original.encode_special_tokens = not special
-        try:
-            return [found.ids for found in self.original.encode_batch_fast(list(texts), add_special_tokens=add)]
-        except (TypeError, UnicodeEncodeError) as bad:
-            raise EdgekitError(f"{self.where}: tokenizer parity: a text is not Unicode: {first_line(bad)}") from bad
+        found = tokenizing.encode(self.original, texts, f"{self.where}: tokenizer parity", add_special_tokens=add)
+        return [encoding.ids for encoding in found]
 
     def compare_special_tokens(self, special: bool) -> None:
         """Each added token within text and beside spaces, as a token (special) or as mere text."""
