@@ -87,6 +87,7 @@ def converse(
     tools: Sequence[Mapping[str, Any]] | None = None,
     special_tokens: Mapping[str, str],
     compiled: jinja2.Template | None = None,
+    **more: Any,
 ) -> str:
     """A conversation as `render` writes it, each text in the form that the template reads.
 
@@ -102,6 +103,7 @@ def converse(
         tools=tools,
         special_tokens=special_tokens,
         compiled=compiled,
+        **more,
     )
     _check_said(messages, text)
     return text

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
+from edgekit.record.original import compare_decoders, greedy_changes
 from edgekit.schema import dump_json
 from edgekit.tasks.text_generation import Passage, Voice, choice_passages, endless_turns, passages
 
@@ -71,6 +72,13 @@ def record_tokens(
     for role, (spoken, decoder) in speakers.items():
         answers[role] = _answers(decoder, questions.asked[role], spoken.stops, questions.most, steps, role)
         arrays |= _flat(f"{role}_answers", answers[role], f"{role}_answer_offsets")
+    original = compare_decoders(
+        speakers,
+        rows,
+        {role: [one.ids for one in passages_] for role, passages_ in questions.asked.items()},
+        answers,
+        questions.most,
+    )
     words = {role: _words(speakers[role][0], rows_) for role, rows_ in answers.items()}
     (out / "answers.json").write_text(dump_json(words), encoding="utf-8", newline="\n")
     said = _chosen(_said(model, rows, max_length, asked, answers["student"]))
@@ -97,7 +105,11 @@ def record_tokens(
         "passages": len(said),
         "tokens": int(sum(len(one.ids) - one.start for one in said)),
         "left_out": left_out,
-        "warnings": [*filter(None, [endless_turns(model)]), *_warnings(rows, left_out, sum(questions.worded))],
+        "as_original": original,
+        "warnings": [
+            *filter(None, [endless_turns(model), greedy_changes(model)]),
+            *_warnings(rows, left_out, sum(questions.worded)),
+        ],
         "shared_vocabulary": shared,
         "max_new": questions.most,
         "stop": model.stops,

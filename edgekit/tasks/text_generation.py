@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,8 +152,14 @@ class Voice:
         self._tokenizer = model.tokenizer()
         self._templates = find_templates(model.folder)
         self.template = pick_template(self._templates)
-        self._special = special_tokens(model.folder)
+        self.special = special_tokens(model.folder)
         self._stops = model.stops
+
+    def asked(self, prompt: Prompt, *, today: datetime | None = None) -> list[int]:
+        """The ids of what the model is given before its answer, however long; see `render`."""
+        if self.template is None:
+            return self.model.encode([prompt.text], 1 << 30)[0]
+        return self._encode(self.render(conversation(prompt), prompt.tools, generation_prompt=True, today=today))
 
     def passages(self, prompt: Prompt, answer: str | None, place: int, max_length: int) -> list[Passage]:
         """The prompt's passages; without an answer to a conversation, the passage ends where the answer would begin."""
@@ -196,12 +203,14 @@ class Voice:
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
         generation_prompt: bool = False,
+        today: datetime | None = None,
     ) -> str:
-        """A conversation as the model's template writes it; see `chat_template.converse`."""
+        """A conversation as the model's template writes it; see `chat_template.converse`. today: what it is told of the date."""
         template = pick_template(self._templates, tools=tools is not None)
         assert template is not None
+        more: dict[str, Any] = {} if today is None else {"strftime_now": today.strftime}
         return converse(
-            template, messages, tools=tools, generation_prompt=generation_prompt, special_tokens=self._special
+            template, messages, tools=tools, generation_prompt=generation_prompt, special_tokens=self.special, **more
         )
 
     def _encode(self, text: str) -> list[int]:

@@ -389,6 +389,7 @@ def _check_machine(run: _Run, measured: Measurements, conditions: checks.Conditi
         *checks.check_budget(target.budget_for(run.task), measured, int(facts["bytes"]), conditions),
         checks.check_plausible(conditions.impossible),
         *checks.check_reading(facts.get("parity"), facts.get("misread")),
+        *checks.check_as_original(run.recorded.facts.get("as_original")),
         placed,
         checks.check_arithmetic(
             target.hardware,

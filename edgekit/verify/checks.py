@@ -164,6 +164,33 @@ def check_reading(parity: Mapping[str, Any] | None, misread: str | None) -> list
     ]
 
 
+def check_as_original(compared: Mapping[str, Any] | None) -> list[Check]:
+    """Whether the checkpoint is read as its owner reads it, as the record found: {rows, ids_equal, answers, answers_equal,
+    difference}; nothing of a record that did not compare."""
+    if not compared:
+        return []
+    rows, answers = compared["rows"], compared["answers"]
+    same = compared["ids_equal"] == rows and compared["answers_equal"] == answers
+    detail = (
+        f"{compared['ids_equal']} of {rows} texts have transformers' own tokens, {compared['answers_equal']} of {answers} answers"
+        " are its own"
+    )
+    remedy = (
+        f"{compared['difference']}: what was compared with is not what the checkpoint's owner runs; see the files of its"
+        " tokenizer and its configuration for a setting that edgekit does not apply"
+    )
+    return [
+        Check(
+            name="as_original",
+            measured="as the original" if same else "differs",
+            limit=None,
+            verdict="pass" if same else "fail",
+            detail=detail,
+            remedy=None if same else remedy,
+        )
+    ]
+
+
 def check_finite(outputs_are_finite: bool) -> list[Check]:
     """A failed check where the artifact answered NaN or infinity, nothing otherwise."""
     if outputs_are_finite:

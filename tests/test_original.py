@@ -1,0 +1,104 @@
+"""Whether a decoder is read as transformers reads it: equal where it is, and the first difference where it is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.model import load_model
+from edgekit.prompts import Prompt
+from edgekit.record.original import compare_decoders, greedy_changes
+from edgekit.record.tokens import greedy
+from edgekit.tasks.decoders import load_decoder
+from edgekit.tasks.text_generation import Voice
+from edgekit.verify.checks import check_as_original
+from tests.tasks.test_text_generation import CALLS, PARTS
+
+CALL = {"type": "function", "function": {"name": "light", "arguments": {"room": "hall"}}}
+TOOLS = [{"type": "function", "function": {"name": "light", "parameters": {"type": "object", "properties": {}}}}]
+PROMPTS = [
+    Prompt(text="turn the light on"),
+    Prompt(
+        text="and off",
+        messages=[
+            {"role": "user", "content": "and off"},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "name": "light", "content": "ok"},
+        ],
+        tools=TOOLS,
+    ),
+]
+DATED = "<|user|>{{ strftime_now('%Y') }}{{ messages[0]['content'] }}<|end|><|assistant|>"
+
+
+def compared(folder: Path, prompts: list[Prompt] = PROMPTS, answers: list[list[int]] | None = None) -> dict[str, Any]:
+    model, decoder = load_model(folder), load_decoder(folder)
+    asked = [Voice(model).asked(prompt) for prompt in prompts]
+    answers = answers or [greedy(decoder, ids, model.stops, 64) for ids in asked]
+    return compare_decoders({"student": (model, decoder)}, prompts, {"student": asked}, {"student": answers}, 64)
+
+
+@pytest.mark.parametrize(
+    "template", ["its own", CALLS, PARTS, DATED, None], ids=["own", "calls", "parts", "dated", "none"]
+)
+def test_ids_and_answers_are_transformers(talker: Path, tmp_path: Path, template: str | None) -> None:
+    folder = Path(shutil.copytree(talker, tmp_path / "copy"))
+    if template is None:
+        (folder / "chat_template.jinja").unlink()
+    elif template != "its own":
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    prompts = PROMPTS if template == CALLS else PROMPTS[:1]
+    found = compared(folder, prompts)
+    counts = {"rows": len(prompts), "ids_equal": len(prompts), "answers": len(prompts), "answers_equal": len(prompts)}
+    assert found == counts | {"difference": None}
+    (check,) = check_as_original(found)
+    assert (check.name, check.verdict, check.measured) == ("as_original", "pass", "as the original")
+
+
+def test_a_setting_that_only_transformers_applies_is_a_difference(talker: Path, tmp_path: Path) -> None:
+    """A tokenizer whose configuration overrides tokenizer.json: edgekit reads one, AutoTokenizer both."""
+    folder = Path(shutil.copytree(talker, tmp_path / "copy"))
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"normalizer": {"type": "Lowercase"}}), encoding="utf-8")
+    found = compared(talker, [Prompt(text="Turn The Light On")])
+    assert found["ids_equal"] == 1
+    model, decoder = load_model(folder), load_decoder(folder)
+    theirs = {"student": (load_model(talker), decoder)}
+    asked = {"student": [Voice(model).asked(PROMPTS[0])]}
+    wrong = compare_decoders(theirs, PROMPTS[:1], asked, {"student": [[5, 6]]}, 64)
+    assert (wrong["ids_equal"], wrong["answers_equal"]) == (1, 0)
+    assert "the student's answer: from token 0 on edgekit has 5(" in wrong["difference"]
+    (check,) = check_as_original(wrong)
+    assert check.verdict == "fail"
+    assert "0 of 1 answers" in str(check.detail)
+    assert "from token 0 on" in str(check.remedy)
+
+
+def test_other_ids_are_a_difference(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Voice.asked
+    monkeypatch.setattr(Voice, "asked", lambda *given, **named: [*asked(*given, **named), 9])
+    found = compared(talker, PROMPTS[:1])
+    assert found["ids_equal"] == 0
+    assert found["difference"].startswith("the student's tokens of 'turn the light on': from token ")
+
+
+def test_what_changes_greedy_answers_is_told(talker: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(talker, tmp_path / "copy"))
+    assert greedy_changes(load_model(folder)) is None
+    written = {"repetition_penalty": 1.3, "temperature": 0.7, "num_beams": 1}
+    (folder / "generation_config.json").write_text(json.dumps(written), encoding="utf-8")
+    told = greedy_changes(load_model(folder))
+    assert told is not None
+    assert "repetition_penalty = 1.3: transformers' `generate` applies it" in told
+    assert "temperature" not in told
+    found = compared(folder, PROMPTS[:1])
+    assert found["answers_equal"] == 1, "compared without"
+
+
+def test_a_record_without_a_comparison_checks_nothing() -> None:
+    assert check_as_original(None) == []
