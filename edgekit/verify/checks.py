@@ -153,13 +153,14 @@ def check_reading(parity: Mapping[str, Any] | None, misread: str | None) -> list
         return []
     rendered = parity.get("chat", {}).get("rendered", 0)
     detail = f"{parity['texts']} texts" + (f" and {rendered} conversations" if rendered else "")
+    engine = parity.get("chat", {}).get("engine")
     return [
         Check(
             name="tokenizer",
             measured="as the original",
             limit=None,
             verdict="pass",
-            detail=f"{detail} become the checkpoint's tokens",
+            detail=f"{detail} become the checkpoint's tokens" + (f"; the template ran in {engine}" if engine else ""),
         )
     ]
 
