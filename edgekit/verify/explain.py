@@ -67,10 +67,10 @@ Whether the file's own tokenizer and chat template turn texts into the original'
 A model that is fed other tokens than it was trained on is wrong with a perfect
 file. Texts of many scripts, your prompts and whole conversations are read by the
 runtime that ships and by the checkpoint's own tokenizer; the ids must be equal.
-llama.cpp's server runs a chat template in an engine of its own: where a
-llama-server is in PATH (or EDGEKIT_LLAMA_SERVER names one) it writes them too; else
-they are written in Python, and what that engine has not is looked for. The report
-says which. fail: the first text that differs is named.""",
+llama.cpp runs a chat template in an engine of its own: where llama-server is in
+PATH (or EDGEKIT_LLAMA_SERVER names one) it writes them too, else Python does, and
+what that engine has not is looked for: the report says which. fail: the first
+text that differs is named.""",
     "finite_outputs": """\
 Whether the artifact answers with numbers at all: no NaN and no infinity.
 Shown only where it failed. 16-bit floats end at 65504; activations of some
@@ -108,11 +108,11 @@ NumPy, runtime, weights, buffers and cache. The loader alone in your app needs
 about the same; a runtime in C++ about 70 MB less.""",
     "as_original": """\
 Whether the checkpoint was read as its owner reads it, before anything was quantized.
-What the artifact is compared with is edgekit's own reading of the checkpoint. Here
-that is held against transformers: the tokens of every verify prompt (through the
-chat template, where there is one), and answers of the float model. The same
-weights and settings give the same of both. fail: a setting of the checkpoint's
-files is not applied, so all other checks are about another model.""",
+What the artifact is compared with is edgekit's own reading of the checkpoint. It
+is held against transformers: the tokens of every verify prompt (through the chat
+template, where there is one), and answers of the float model. The same weights
+and settings give the same of both. fail: a setting of the checkpoint's files is
+not applied, so all other checks are about another model.""",
     "plausibility": """\
 Whether the measured times are possible at all on the machine that measured them.
 Operations per call over the measured peak, and bytes per call over the measured
