@@ -53,8 +53,6 @@ def record_tokens(
     A teacher of another vocabulary gives answers only. Returns the facts of the record. Raises EdgekitError for models that
     are no decoders and for likelihoods that are not finite.
     """
-    import numpy as np
-
     from edgekit.tasks.decoders import load_decoder
 
     rows = PromptSet(folder=prompts).split("verify")
@@ -65,20 +63,12 @@ def record_tokens(
     questions = _questions({role: spoken for role, (spoken, _) in speakers.items()}, rows, max_length)
     asked = questions.asked["student"]
     steps = _Steps(progress)
-    arrays: dict[str, NDArray[Any]] = _flat("asked", [one.ids for one in asked])
-    arrays["asked_prompts"] = np.array([one.prompt for one in asked], np.int64)
-    arrays["asked_worded"] = np.array(questions.worded, np.bool_)
+    arrays = _asked_arrays(questions)
     answers: dict[str, list[list[int]]] = {}
     for role, (spoken, decoder) in speakers.items():
         answers[role] = _answers(decoder, questions.asked[role], spoken.stops, questions.most, steps, role)
         arrays |= _flat(f"{role}_answers", answers[role], f"{role}_answer_offsets")
-    original = compare_decoders(
-        speakers,
-        rows,
-        {role: [one.ids for one in passages_] for role, passages_ in questions.asked.items()},
-        answers,
-        questions.most,
-    )
+    original = compare_decoders(speakers, rows, questions.ids, answers, questions.most)
     words = {role: _words(speakers[role][0], rows_) for role, rows_ in answers.items()}
     (out / "answers.json").write_text(dump_json(words), encoding="utf-8", newline="\n")
     said = _chosen(_said(model, rows, max_length, asked, answers["student"]))
@@ -106,10 +96,7 @@ def record_tokens(
         "tokens": int(sum(len(one.ids) - one.start for one in said)),
         "left_out": left_out,
         "as_original": original,
-        "warnings": [
-            *filter(None, [endless_turns(model), greedy_changes(model)]),
-            *_warnings(rows, left_out, sum(questions.worded)),
-        ],
+        "warnings": _warnings(model, rows, left_out, sum(questions.worded)),
         "shared_vocabulary": shared,
         "max_new": questions.most,
         "stop": model.stops,
@@ -117,9 +104,19 @@ def record_tokens(
     }
 
 
-def _warnings(rows: Sequence[Prompt], left_out: int, worded: int) -> list[str]:
-    """What the verdict does not rest on, though the prompts have it."""
-    found = []
+def _asked_arrays(questions: _Questions) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    asked = questions.asked["student"]
+    return _flat("asked", [one.ids for one in asked]) | {
+        "asked_prompts": np.array([one.prompt for one in asked], np.int64),
+        "asked_worded": np.array(questions.worded, np.bool_),
+    }
+
+
+def _warnings(model: Model, rows: Sequence[Prompt], left_out: int, worded: int) -> list[str]:
+    """What of the model's own settings is not applied, and what of the prompts the verdict does not rest on."""
+    found = [warning for warning in (endless_turns(model), greedy_changes(model)) if warning]
     if left_out:
         found.append(
             f"{left_out} of {len(rows)} verify prompts are not scored: of those without a wanted answer {ANSWERS} are asked for"
@@ -163,6 +160,11 @@ class _Questions:
     asked: dict[str, list[Passage]]
     worded: list[bool]
     most: int
+
+    @property
+    def ids(self) -> dict[str, list[list[int]]]:
+        """What each model is asked, as token ids."""
+        return {role: [one.ids for one in found] for role, found in self.asked.items()}
 
 
 def _questions(models: dict[str, Model], rows: Sequence[Prompt], max_length: int) -> _Questions:
