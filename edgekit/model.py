@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.configuration import check_files, read_configuration
 from edgekit.errors import EdgekitError
 from edgekit.schema import read_json
 from edgekit.tokenizing import encode, read_tokenizer
@@ -35,13 +36,8 @@ class Model:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json, as it is in the folder."""
-        content = read_json(self.folder / "config.json")
-        if not isinstance(content, dict):
-            raise EdgekitError(
-                f"{self.folder / 'config.json'}: not a transformers configuration; expected a JSON object"
-            )
-        return content
+        """config.json, as it is in the folder. Raises EdgekitError for a key of another kind than it should be."""
+        return read_configuration(self.folder / "config.json")
 
     @property
     def architecture(self) -> str:
@@ -227,6 +223,7 @@ def load_model(folder: Path) -> Model:
     if not folder.is_dir():
         raise EdgekitError(f"{folder}: no such model folder")
     model = Model(folder=folder)
+    check_files(folder)
     if not isinstance(model.config.get("model_type"), str):
         raise EdgekitError(f"{folder / 'config.json'}: model_type: missing key; not a transformers checkpoint")
     if "auto_map" in model.config and not _is_native(model.architecture):

@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "package_llama package_place",
         "formats runtimes devices tasks",
         "model",
-        "weights",
+        "weights configuration",
         "architectures",
         "chat_template",
         "embedding_files",

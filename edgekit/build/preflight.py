@@ -102,6 +102,7 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
     from edgekit import distill as training
     from edgekit.architectures import find_architecture, is_decoder
     from edgekit.tasks import TASKS
+    from edgekit.tasks.loading import check_checkpoint
     from edgekit.verify import check_accuracy_table
 
     where = str(recipe.path)
@@ -122,6 +123,8 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
         training.check_layers(teacher, recipe.student.layers, recipe.student.keep, f"{where}: student")
     _check_labels(recipe, model, prompts)
     _check_length(recipe, model)
+    head = {"num_labels": len(prompts.facts["labels"])} if recipe.teacher.finetune is not None else None
+    check_checkpoint(teacher, recipe.task, head if recipe.task == "text-classification" else None)
     return teacher, revision
 
 
@@ -244,6 +247,12 @@ def _check_labels(recipe: Recipe, model: Model, prompts: Product) -> None:
         raise EdgekitError(
             f"{model.folder}: not a classifier (architectures: {model.config.get('architectures')});"
             " add [teacher.finetune] to train one on the recipe's labels"
+        )
+    kind = model.config.get("problem_type")
+    if len(model.labels) == 1 or kind in {"regression", "multi_label_classification"}:
+        raise EdgekitError(
+            f"{model.folder / 'config.json'}: not a single-label classifier ({len(model.labels)} outputs, problem_type {kind});"
+            " edgekit builds single-label classifiers"
         )
     for label in prompts.facts["labels"]:
         if label not in model.labels:

@@ -20,8 +20,9 @@ from edgekit.distill.training import Lesson, choose_precision, reproducible, tra
 from edgekit.errors import EdgekitError
 from edgekit.prompts import Prompt
 from edgekit.schema import nearest
+from edgekit.owners_tokenizer import quiet
 from edgekit.tasks import Task, batches, find_pad_id, pad, text_classification
-from edgekit.tasks.encoders import Encoder, dimensions, load_encoder, quiet
+from edgekit.tasks.encoders import Encoder, dimensions, load_encoder
 from edgekit.workspace import file_sha256, fingerprint
 
 Progress = Callable[[int, int, str], None]
@@ -77,9 +78,7 @@ def teach_labels(
             "label2id": {name: place for place, name in enumerate(classes)},
             "problem_type": "single_label_classification",
         }
-        module, missing = load_encoder(base, "text-classification", head)
-        if missing:
-            raise EdgekitError(f"{base}: the checkpoint lacks the weights {missing[0]}; not a whole encoder")
+        module = load_encoder(base, "text-classification", head)
         precision = choose_precision(options.precision)
         tap = Tap(module, precision=precision)
 

@@ -8,10 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgekit.architectures import find_architecture
-from edgekit.errors import EdgekitError
-from edgekit.model import load_model
-from edgekit.tasks.encoders import model_class, quiet
+from edgekit.tasks.loading import load_checkpoint
 
 
 class Decoder(nn.Module):
@@ -27,29 +24,5 @@ class Decoder(nn.Module):
 
 
 def load_decoder(folder: Path) -> Decoder:
-    """A checkpoint's causal language model in eval mode and float32.
-
-    Raises EdgekitError for what `load_model` refuses, a family that is not in ARCHITECTURES, and weights that are missing or
-    do not fit config.json.
-    """
-    checked = load_model(folder)
-    find_architecture(checked.architecture, str(folder / "config.json"))
-    with quiet():
-        try:
-            model, report = model_class("text-generation").from_pretrained(
-                folder,
-                dtype=torch.float32,
-                attn_implementation="eager",  # the one that all families have, Gemma 2 with its soft caps too
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        except ValueError as refused:
-            raise EdgekitError(
-                f"{folder / 'config.json'}: model_type {checked.architecture}: not a model that generates text"
-            ) from refused
-    if wrong := sorted(str(key) for key in [*report["mismatched_keys"], *report["missing_keys"]]):
-        raise EdgekitError(f"{folder}: the weights do not fit config.json: {wrong[0]} is missing or of another shape")
-    return Decoder(model).eval()
+    """A checkpoint's causal language model in eval mode and float32. Raises EdgekitError as `load_checkpoint` does."""
+    return Decoder(load_checkpoint(folder, "text-generation")).eval()

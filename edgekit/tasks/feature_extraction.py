@@ -34,9 +34,7 @@ def load(folder: Path) -> nn.Module:
     from edgekit.tasks.pooling import Embedder, load_steps
 
     said = read_embedding(folder)
-    encoder, missing = load_encoder(folder, NAME)
-    if missing:
-        raise EdgekitError(f"{folder}: the checkpoint lacks the weights {missing[0]}; not a whole encoder")
+    encoder = load_encoder(folder, NAME)
     unread = 0 if said.include_prompt else prompt_tokens(open_model(folder))
     return Embedder(
         encoder, modes=said.modes, unread=unread, steps=load_steps(said.steps), width=said.truncate_dim

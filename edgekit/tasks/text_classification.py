@@ -30,12 +30,7 @@ def load(folder: Path) -> nn.Module:
     """
     from edgekit.tasks.encoders import load_encoder
 
-    module, missing = load_encoder(folder, NAME)
-    if missing:
-        raise EdgekitError(
-            f"{folder}: the checkpoint has no trained classifier (it lacks {missing[0]}); add a [teacher.finetune]"
-            " table to the recipe, or name a fine-tuned model"
-        )
+    module = load_encoder(folder, NAME)
     config: Any = module.model.config
     if config.num_labels < 2 or config.problem_type == "multi_label_classification":
         raise EdgekitError(

@@ -383,7 +383,7 @@ Q = "model.layers.1.self_attn.q_proj.weight"
         (lambda at: edit(at, hidden_act="gelu"), "hidden_act: llama.cpp computes 'silu' in this family, not 'gelu'"),
         (lambda at: edit(at, num_attention_heads=5), "num_attention_heads|num_key_value_heads"),
         (lambda at: edit(at, num_hidden_layers=2), "has no place for it"),
-        (lambda at: edit(at, vocab_size="many"), "vocab_size: 'many' is not a number above zero"),
+        (lambda at: edit(at, vocab_size="many"), "vocab_size: 'many' is not a whole number above zero"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_one(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
