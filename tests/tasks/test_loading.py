@@ -36,7 +36,9 @@ def add(folder: Path, **shapes: tuple[int, ...]) -> None:
 
 def remove(folder: Path, part: str) -> None:
     path = folder / "model.safetensors"
-    save_file({name: array for name, array in load_file(path).items() if part not in name}, path, metadata={"format": "pt"})
+    save_file(
+        {name: array for name, array in load_file(path).items() if part not in name}, path, metadata={"format": "pt"}
+    )
 
 
 def told(folder: Path, task: str, head: dict[str, Any] | None = None) -> str:
@@ -102,7 +104,12 @@ def test_another_head_than_the_class_has(classifier: Path) -> None:
 def test_what_a_model_does_without(classifier: Path, decoder: Path) -> None:
     """Numbers that are computed now, heads of pretraining, an old head where a new one is made, a pooler that is not used."""
     whole = load_checkpoint(classifier, CLASSIFY)
-    add(classifier, bert__embeddings__position_ids=(1, 64), cls__predictions__bias=(26,), cls__seq_relationship__bias=(2,))
+    add(
+        classifier,
+        bert__embeddings__position_ids=(1, 64),
+        cls__predictions__bias=(26,),
+        cls__seq_relationship__bias=(2,),
+    )
     for head in (None, HEAD):
         check_checkpoint(classifier, CLASSIFY, head)
     check_checkpoint(classifier, EMBED)
@@ -182,7 +189,9 @@ def test_a_byte_order_mark(classifier: Path, name: str) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + (path.read_bytes() if path.is_file() else b"{}"))
     with pytest.raises(EdgekitError) as refused:
         load_model(classifier)
-    assert refused.value.message.startswith(f"{path}: begins with a byte order mark, with which transformers cannot read it")
+    assert refused.value.message.startswith(
+        f"{path}: begins with a byte order mark, with which transformers cannot read it"
+    )
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"])
