@@ -268,7 +268,8 @@ def _check_vocabulary(model: Model) -> None:
 
     known = model.tokenizer().get_vocab(with_added_tokens=True)
     templates = "".join(find_templates(model.folder).values())
-    special = set(special_tokens(model.folder).values())
+    # Padding is masked: it needs no embedding, and is read as what it is written with.
+    special = {text for name, text in special_tokens(model.folder).items() if name != "pad_token"}
     spoken = [
         int(token["id"])
         for token in model.added_tokens

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
+from edgekit.tasks import find_pad_id
 from edgekit.weights import read_header, weight_files
 from tests.conftest import LABELS, make_checkpoint
 
@@ -74,6 +75,21 @@ def test_an_added_token_without_an_embedding_is_text(talker: Path, tmp_path: Pat
     assert model.encode([text], 64) == load_model(talker).encode([text], 64)
     assert max(model.encode([text], 64)[0]) < model.rows
     assert model.tokenizer().token_to_id("<image_soft_token>") is None
+
+
+def test_a_padding_token_without_an_embedding(talker: Path, tmp_path: Path) -> None:
+    """Whoever adds [PAD] and leaves the embedding as it was can still answer one text at a time, as transformers can."""
+    folder = with_token(Path(shutil.copytree(talker, tmp_path / "copy")), "[PAD]")
+    settings = folder / "tokenizer_config.json"
+    content = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    settings.write_text(json.dumps(content | {"pad_token": "[PAD]"}), encoding="utf-8")
+    change_json("config.json", pad_token_id=None)(folder)
+    model = load_model(folder)
+    assert find_pad_id(model) in model.stops
+    assert max(model.encode(["[PAD] hello"], 64)[0]) < model.rows
+    settings.write_text(json.dumps(content | {"bos_token": "[PAD]"}), encoding="utf-8")
+    with pytest.raises(EdgekitError, match=r"ids up to 512, but model\.embed_tokens\.weight has 512 rows"):
+        load_model(folder)
 
 
 def test_a_token_that_is_needed_has_an_embedding(talker: Path, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from edgekit.architectures import (
 )
 from edgekit.architectures.gguf import Gguf
 from edgekit.errors import EdgekitError
-from edgekit.schema import nearest, pick
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +71,11 @@ def is_decoder(architecture: Architecture) -> bool:
 
 def find_architecture(model_type: str, where: str) -> Architecture:
     """A family by its `model_type`; EdgekitError (beginning with `where`) where edgekit does not know it."""
-    return pick(ARCHITECTURES, model_type, f"{where}: model_type")
+    if model_type not in ARCHITECTURES:
+        raise EdgekitError(
+            f"{where}: model_type: edgekit has no family {model_type!r}; it has {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[model_type]
 
 
 def gguf_families() -> list[str]:
@@ -81,12 +84,12 @@ def gguf_families() -> list[str]:
 
 
 def find_gguf(model_type: str, where: str) -> Gguf:
-    """How a family is written as GGUF; EdgekitError (beginning with `where`) names the families that are, and the nearest."""
+    """How a family is written as GGUF; EdgekitError (beginning with `where`) names the families that are."""
     families = gguf_families()
     if model_type in families:
         found = getattr(ARCHITECTURES[model_type], "GGUF")  # noqa: B009 - not every family's module has it
         assert isinstance(found, Gguf)
         return found
-    close = nearest(model_type, families)
-    known = "" if "known:" in close else f"; known: {', '.join(families)}"
-    raise EdgekitError(f"{where}: model_type: no GGUF of the family {model_type!r}{close}{known}")
+    raise EdgekitError(
+        f"{where}: model_type: edgekit writes no GGUF of the family {model_type!r}; it does of {', '.join(families)}"
+    )

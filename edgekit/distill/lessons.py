@@ -18,9 +18,9 @@ from edgekit.distill.options import DistillOptions, TrainingOptions
 from edgekit.distill.student import Tap, cut, match_blocks
 from edgekit.distill.training import Lesson, choose_precision, reproducible, train
 from edgekit.errors import EdgekitError
+from edgekit.owners_tokenizer import quiet
 from edgekit.prompts import Prompt
 from edgekit.schema import nearest
-from edgekit.owners_tokenizer import quiet
 from edgekit.tasks import Task, batches, find_pad_id, pad, text_classification
 from edgekit.tasks.encoders import Encoder, dimensions, load_encoder
 from edgekit.workspace import file_sha256, fingerprint

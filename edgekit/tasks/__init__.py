@@ -6,13 +6,13 @@ per text ([batch, width]: raw logits, or an embedding), or of text-generation lo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from edgekit.chat_template import special_tokens
 from edgekit.errors import EdgekitError
-from edgekit.schema import pick
+from edgekit.schema import pick, read_json
 from edgekit.tasks import feature_extraction, text_classification, text_generation
 
 if TYPE_CHECKING:
@@ -134,18 +134,17 @@ def find_pad_id(model: Model) -> int:
     A decoder without one is padded with the token that ends its texts: what is masked is not read. Raises EdgekitError where
     none of them names one.
     """
-    if isinstance(model.config.get("pad_token_id"), int):
-        return int(model.config["pad_token_id"])
-    tokenizer = model.tokenizer()
-    settings = model.folder / "tokenizer_config.json"
-    token = json.loads(settings.read_text(encoding="utf-8")).get("pad_token") if settings.is_file() else None
-    token = token.get("content") if isinstance(token, dict) else token
-    found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-    if found is None:
-        padding = json.loads((model.folder / "tokenizer.json").read_text(encoding="utf-8")).get("padding") or {}
-        found = padding.get("pad_id")
-    if found is None:
-        found = next(iter(model.stops), None)
-    if found is None:
-        raise EdgekitError(f"{model.folder / 'config.json'}: pad_token_id: missing; add the padding token's id")
-    return int(found)
+    token = special_tokens(model.folder).get("pad_token")
+    padding = read_json(model.folder / "tokenizer.json").get("padding") or {}
+    places = (
+        lambda: model.config.get("pad_token_id"),
+        lambda: model.tokenizer().token_to_id(token) if token else None,
+        lambda: padding.get("pad_id"),
+        lambda: next(iter(model.stops), None),
+    )
+    for place in places:
+        found = place()
+        # A padding token that was added without an embedding is in no text; any other one is as good, for it is masked.
+        if isinstance(found, int) and 0 <= found < model.rows:
+            return found
+    raise EdgekitError(f"{model.folder / 'config.json'}: pad_token_id: missing; add the padding token's id")

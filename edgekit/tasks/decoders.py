@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from edgekit.tasks.loading import load_checkpoint

@@ -41,7 +41,7 @@ class Encoder(nn.Module):
 
 
 def load_encoder(folder: Path, task: str, head: Mapping[str, Any] | None = None) -> Encoder:
-    """A checkpoint's model for a task, in eval mode; `head` asks for a new head. Raises EdgekitError as `load_checkpoint` does."""
+    """A checkpoint's model for a task, in eval mode; `head` asks for a new one. Raises EdgekitError as `load_checkpoint` does."""
     model = load_checkpoint(folder, task, head)
     if task == "feature-extraction" and getattr(model, "pooler", None) is not None:
         # transformers adds an untrained or unused pooler; sentence embeddings are pooled from the last hidden state.

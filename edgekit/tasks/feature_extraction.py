@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.embedding_files import read_embedding
-from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
     import numpy as np

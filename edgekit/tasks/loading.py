@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from edgekit.architectures import find_architecture
-from edgekit.errors import EdgekitError, first_line
+from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.owners_tokenizer import quiet
 
@@ -22,7 +22,7 @@ _REFUSALS = (
 )
 # Tensors that a model does without: numbers that it computes itself now, and a pooler that its class does not use.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|masked_bias)$|(^|\.)pooler\.")
-# Heads by transformers' names: those of pretraining, which a classifier leaves out, and those of tasks, which a new head replaces.
+# Heads by transformers' names: those of pretraining, which a classifier leaves out, and those that a new head replaces.
 _PRETRAINING = re.compile(
     r"^(cls|lm_head|vocab_transform|vocab_layer_norm|vocab_projector|generator_predictions|generator_lm_head"
     r"|discriminator_predictions|lm_predictions|mask_predictions|head|decoder)\."

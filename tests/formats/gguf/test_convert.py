@@ -360,7 +360,7 @@ Q = "model.layers.1.self_attn.q_proj.weight"
         ),
         (
             lambda at: edit(at, model_type="lama"),
-            r"no GGUF of the family 'lama' \(did you mean llama\?\); known: bert, gemma2",
+            r"no GGUF of the family 'lama'; it does of bert, gemma2",
         ),
         (lambda at: edit(at, model_type="electra"), "no GGUF of the family 'electra'"),
         (lambda at: edit(at, rope_parameters={"rope_type": "dynamic"}), "rope_type: unknown value 'dynamic'"),
