@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from edgekit.chat_template import in_form, template_form
 from edgekit.errors import EdgekitError, first_line
 from edgekit.model import Model
+from edgekit.owners_tokenizer import quiet
 from edgekit.prompts import Prompt
 from edgekit.schema import read_json
-from edgekit.tasks.encoders import quiet
 from edgekit.tasks.text_generation import Voice, conversation
 
 if TYPE_CHECKING:
