@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -14,7 +13,7 @@ from edgekit.devices import KERNEL_FEATURES, saturates
 from edgekit.errors import EdgekitError
 from edgekit.runtimes import neighbours
 from edgekit.runtimes.machine import describe, measure
-from edgekit.target import find_targets, load_target
+from edgekit.target import check_new_name, load_target
 from edgekit.workspace import write_atomically
 
 # How often the machine's speed is measured, and by which factor the measurements may differ.
@@ -36,12 +35,7 @@ def probe_target(
     already (unless `force`), a folder that cannot be written, and a machine that other programs keep busy or whose
     measurements differ: its speeds are not the machine's. With `busy` they are written, and the file says so.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".toml"):
-        raise EdgekitError(f"--name {name}: use letters, digits, '-', '_' and '.' only, without .toml")
-    path = out / f"{name}.toml"
-    there = path if path.exists() else find_targets().get(name)
-    if there is not None and not force:
-        raise EdgekitError(f"{there}: this target is there already; choose another --name, or replace it with --force")
+    path = check_new_name(name, out=out, force=force)
     speed, disturbed = _measure_speed()
     if disturbed and not busy:
         raise EdgekitError(

@@ -138,6 +138,11 @@ def _read_table(table: dict[str, Any], path: Path) -> Recipe:
     for key in _SET_BY_LOADER:
         if key in table:
             raise EdgekitError(f"{path}: {key}: this key is set by edgekit; remove it")
+    if "export" in table:
+        raise EdgekitError(
+            f"{path}: export: format and scheme are the target's: --scheme NAME or --format NAME chooses for one run, and a"
+            " target of your own keeps it: edgekit targets copy NAME my-NAME, then its [export.<task>] table"
+        )
     name = path.resolve().parent.name if path.name == "recipe.toml" else path.stem
     recipe = parse(Recipe, table, str(path))
     if recipe.task == "text-generation" and "label" not in table.get("data", {}):

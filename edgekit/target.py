@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +13,8 @@ from annotated_types import Ge, Gt
 
 from edgekit.errors import EdgekitError
 from edgekit.recipe import packaged
-from edgekit.schema import nearest, parse, read_toml
+from edgekit.schema import nearest, parse, read_text, read_toml
+from edgekit.workspace import make_folder, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,32 @@ def load_target(name: str) -> Target:
     target = parse(Target, table, str(path))
     _check_threads(target, path)
     return replace(target, name=path.stem, path=path)
+
+
+def copy_target(name: str, new: str, *, out: Path = Path("targets"), force: bool = False) -> Path:
+    """Write a target's file as `out`/NEW.toml, to be edited; the new file's path.
+
+    Raises EdgekitError for an unknown target, a name that is no file name or is a target already (unless `force`), and a folder
+    that cannot be written.
+    """
+    source = load_target(name).path
+    path = check_new_name(new, out=out, force=force)
+    make_folder(out)
+    write_atomically(
+        path, f"# A copy of {source.stem}; a file in ./targets is a target of its own.\n{read_text(source)}"
+    )
+    return path
+
+
+def check_new_name(name: str, *, out: Path, force: bool) -> Path:
+    """The file that a new target of this name gets; EdgekitError where it cannot be one, or is there (unless `force`)."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".toml"):
+        raise EdgekitError(f"{name}: not a target's name; use letters, digits, '-', '_' and '.' only, without .toml")
+    path = out / f"{name}.toml"
+    there = path if os.path.lexists(path) else find_targets().get(name)
+    if there is not None and not force:
+        raise EdgekitError(f"{there}: this target is there already; choose another name, or replace it with --force")
+    return path
 
 
 def find_targets() -> dict[str, Path]:

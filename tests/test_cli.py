@@ -20,7 +20,7 @@ import pytest
 from edgekit import __version__
 from edgekit.cli import cli
 from edgekit.cli.make import TASK_NAMES
-from edgekit.cli.options import EXAMPLES
+from edgekit.cli.options import EXAMPLES, FORMAT_NAMES
 from tests.conftest import Answer, child_environment
 
 Command = Callable[..., Answer]
@@ -40,7 +40,7 @@ ALL = dict(commands())
 
 def test_promised_commands_are_there() -> None:
     promised = {(verb,) for verb in (*VERBS, "run", "inspect", "init", "doctor")}
-    promised |= {("targets", name) for name in ("list", "show", "check", "probe")}
+    promised |= {("targets", name) for name in ("list", "show", "check", "copy", "probe")}
     promised |= {("cache", "list"), ("cache", "prune")}
     assert set(ALL) >= promised
 
@@ -247,6 +247,71 @@ def test_examples_are_the_packaged_ones(command: Command, project: Path) -> None
     answer = command("build", "-t", "laptop-cpu", "--dry-run", "--example", "assistant", "--recipe", project)
     assert answer.code == 2
     assert "Give --recipe or --example, not both." in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "built"),
+    [
+        (("--scheme", "w8"), [("onnx", "w8", "w8")]),
+        (("--scheme", "w8", "--scheme", "fp32"), [("onnx", "w8", "w8"), ("onnx", "fp32", "fp32")]),
+        (("--format", "onnx", "--scheme", "w4"), [("onnx", "w4", "onnx-w4")]),
+    ],
+)
+def test_a_scheme_by_name(
+    command: Command, project: Path, arguments: tuple[str, ...], built: list[tuple[str, str, str]]
+) -> None:
+    plans = json.loads(command("build", "-t", "laptop-cpu", "--dry-run", "--json", *arguments).out)["plans"]
+    recipe = project.parent.name
+    assert [(plan["export"]["format"], plan["export"]["scheme"], plan["bundle"]) for plan in plans] == [
+        (format_, scheme, f"{recipe}-laptop-cpu-{name}") for format_, scheme, name in built
+    ]
+
+
+def test_schemes_that_are_not_there(command: Command, project: Path) -> None:
+    for arguments, said in (
+        (("--scheme", "int8-dynamik"), "no format has it (did you mean int8-dynamic?); choose of onnx: auto"),
+        (("--format", "onnx", "--scheme", "q8_0"), "--scheme: scheme: should be 'auto', "),
+        (("--set", "export.scheme=w8"), "--scheme NAME or --format NAME chooses for one run"),
+    ):
+        answer = command("build", "-t", "laptop-cpu", "--dry-run", *arguments)
+        assert answer.code == 1
+        assert said in answer.err
+    two = command("export", "a", "b", "-t", "laptop-cpu", "-o", "c", "--scheme", "w8", "--scheme", "w4")
+    assert two.code == 2
+    assert "a stage makes one artifact" in two.err
+
+
+def test_schemes_are_of_the_formats_that_have_them() -> None:
+    from edgekit.build import choices
+    from edgekit.formats import FORMATS, finer
+
+    both = ["onnx", "gguf"]
+    assert choices(both, ["q8_0", "w8", "w4"], "tokens") == [("gguf", "q8_0"), ("onnx", "w8"), ("onnx", "w4")]
+    assert choices(both, ["q8_0"], "tokens") == [("gguf", "q8_0"), ("onnx", None)]
+    assert choices([], [], "tokens") == [(None, None)]
+    assert set(FORMAT_NAMES) == set(FORMATS)
+    assert finer("gguf", "tokens", "q5_k_m")[:2] == ["q6_k", "q8_0"]
+    assert finer("onnx", "tokens", "w4") == ["int8-dynamic", "w8", "fp32"]
+    assert finer("onnx", "logits", "fp32") == []
+    for format_ in FORMATS.values():
+        named = {scheme for schemes in format_.SCHEMES.values() for scheme in schemes}
+        assert named - set(format_.BY_BITS) <= {"auto", "mixed"}
+
+
+def test_a_target_is_copied(command: Command, tmp_path: Path) -> None:
+    answer = command("targets", "copy", "raspberrypi", "my-pi")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.startswith(f"wrote {Path('targets/my-pi.toml')}; edit it")
+    assert command("targets", "check", "my-pi").code == 0
+    shown = {name: json.loads(command("targets", "show", name, "--json").out) for name in ("raspberrypi", "my-pi")}
+    assert shown["my-pi"] == shown["raspberrypi"] | {"name": "my-pi"}
+    (tmp_path / "targets" / "my-pi.toml").write_text("mine")
+    for new, said in (("my-pi", "there already"), ("raspberrypi", "there already"), ("../up", "not a target's name")):
+        answer = command("targets", "copy", "laptop-cpu", new)
+        assert answer.code == 1
+        assert said in answer.err
+    assert (tmp_path / "targets" / "my-pi.toml").read_text() == "mine"
+    assert "did you mean raspberrypi?" in command("targets", "copy", "rasberrypi", "x").err
 
 
 def test_stage_without_its_table_is_a_usage_error(command: Command, project: Path) -> None:

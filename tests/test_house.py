@@ -53,6 +53,7 @@ ALSO = {
     ("package", "package_card"),
     ("package_card", "report"),
     ("target", "recipe"),
+    ("target", "workspace"),
     ("prompts", "recipe"),
     ("recipe", "workspace"),
     ("devices", "runtimes"),

@@ -12,6 +12,7 @@ from edgekit.build.preflight import (
     check_places,
     check_recipe,
     check_target,
+    choices,
     gather_prompts,
     is_local,
     needed_splits,
@@ -45,6 +46,7 @@ __all__ = [
     "check_places",
     "check_recipe",
     "check_target",
+    "choices",
     "create",
     "distill",
     "exit_code",
@@ -66,11 +68,14 @@ __all__ = [
 
 
 def build(
-    recipe: Recipe, targets: Sequence[Target], session: Session, formats: Sequence[str | None] = (None,)
+    recipe: Recipe,
+    targets: Sequence[Target],
+    session: Session,
+    wanted: Sequence[tuple[str | None, str | None]] = ((None, None),),
 ) -> list[Built]:
     """The spine: what a recipe makes once, then for each target; every target is tried even where another failed.
 
-    formats: those to build of each target, by name, instead of the target's own (None).
+    wanted: formats and schemes to build of each target, by name, instead of the target's own (None).
 
     Raises EdgekitError where the recipe cannot be built, or a target cannot take it. What fails later for one target (export,
     device, check) is in its Built.error.
@@ -79,7 +84,7 @@ def build(
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise EdgekitError(f"two targets are named {twice}, and their bundles would be: rename one of the files")
     prompts = gather_prompts(recipe, session)
-    plans = [resolve(recipe, target, prompts, session, format_) for target in targets for format_ in formats]
+    plans = [resolve(recipe, target, prompts, session, choice) for target in targets for choice in wanted]
     for plan in plans:
         check_places(plan, session)
     base = plans[0].teacher or create(recipe, prompts, session)

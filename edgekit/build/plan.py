@@ -45,6 +45,7 @@ class Plan:
         return {
             "recipe": self.recipe.name,
             "target": self.target.name,
+            "bundle": self.name,
             "task": self.recipe.task,
             "teacher": str(self.teacher) if self.teacher else None,
             "revision": self.revision,

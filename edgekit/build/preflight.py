@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,16 @@ def needed_splits(recipe: Recipe) -> tuple[str, ...]:
     return ("train", "calibrate", "verify") if trains else ("calibrate", "verify")
 
 
-def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session, format_: str | None = None) -> Plan:
-    """Check everything that can fail cheaply, and say what each step will get; `format_` instead of the target's own.
+def resolve(
+    recipe: Recipe,
+    target: Target,
+    prompts: Product,
+    session: Session,
+    choice: tuple[str | None, str | None] = (None, None),
+) -> Plan:
+    """Check everything that can fail cheaply, and say what each step will get.
+
+    choice: a format and a scheme by name, instead of the target's own (None).
 
     Raises EdgekitError for whatever `check_recipe` and `check_target` refuse, a model that does not fit the target, and too
     little disk.
@@ -80,8 +88,8 @@ def resolve(recipe: Recipe, target: Target, prompts: Product, session: Session, 
         teacher=teacher,
         revision=revision,
         splits=needed_splits(recipe),
-        export=check_target(target, recipe.task, format_),
-        variant=format_,
+        export=check_target(target, recipe.task, *choice),
+        variant="-".join(name for name in choice if name) or None,
         estimate=estimate(recipe, prompts, _size(recipe, teacher)),
     )
     plan = replace(plan, estimate={**plan.estimate, **predict(plan)})
@@ -128,34 +136,75 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
     return teacher, revision
 
 
-def check_target(target: Target, task: str, format_name: str | None = None) -> Mapping[str, Any]:
+def check_target(
+    target: Target, task: str, format_name: str | None = None, scheme: str | None = None
+) -> Mapping[str, Any]:
     """The target's raw `[export.<task>]` table, once every table of the target was checked by the entry that it names.
 
-    format_name: another format than the table's, with that format's own defaults.
+    format_name: another format than the table's, with that format's own defaults. scheme: another scheme; of the table's format
+    or, where that has none of the name and no format is given, of the one that has.
     """
     from edgekit.devices import DEVICES
-    from edgekit.formats import DEFAULT, FORMATS, parse_options
+    from edgekit.formats import DEFAULT, parse_options
     from edgekit.runtimes import RUNTIMES
     from edgekit.tasks import TASKS
 
-    table = target.export_for(task)
-    if format_name is not None and format_name != table.get("format", DEFAULT):
-        asked = pick(FORMATS, format_name, "--format")
-        if target.runtime and asked.RUNTIME not in target.runtime:
-            raise EdgekitError(
-                f"--format {format_name}: {target.path} has no [runtime.{asked.RUNTIME}]; add that table, empty if you like,"
-                f" where {asked.RUNTIME} runs there"
-            )
-        scheme = asked.SCHEME_FOR.get(TASKS[task].OUTPUT)
-        table = {"format": format_name} | ({"scheme": scheme} if scheme else {})
+    table, output = target.export_for(task), TASKS[task].OUTPUT
     where = f"{target.path}: export.{task}"
-    parse_options(table, TASKS[task].OUTPUT, where)
+    own = str(table.get("format", DEFAULT))
+    if scheme is not None:
+        format_name, where = format_name or _format_with(scheme, output, own), "--scheme"
+    if format_name is not None and format_name != own:
+        table = _table_of(format_name, target, output)
+    if scheme is not None:
+        table = {**table, "scheme": scheme}
+    parse_options(table, output, where)
     for name, options in target.runtime.items():
         parse(pick(RUNTIMES, name, f"{target.path}: runtime").Options, options, f"{target.path}: runtime.{name}")
     device = pick(DEVICES, str(target.device.get("kind", "local")), f"{target.path}: device.kind")
     parse(device.Options, target.device, f"{target.path}: device")
     target.budget_for(task)
     return table
+
+
+def _format_with(scheme: str, output: str, own: str) -> str:
+    """The format that has a scheme: the target's own before others."""
+    from edgekit.formats import FORMATS
+
+    named = [own, *(name for name in FORMATS if name != own)]
+    if found := next((name for name in named if scheme in FORMATS[name].SCHEMES.get(output, ())), None):
+        return found
+    known = {name: FORMATS[name].SCHEMES[output] for name in named if output in FORMATS[name].SCHEMES}
+    told = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in known.items())
+    close = nearest(scheme, [one for schemes in known.values() for one in schemes])
+    raise EdgekitError(f"--scheme {scheme}: no format has it{close if 'did you' in close else ''}; choose of {told}")
+
+
+def _table_of(format_name: str, target: Target, output: str) -> dict[str, Any]:
+    """The export table of another format than the target's own: that format's defaults."""
+    from edgekit.formats import FORMATS
+
+    asked = pick(FORMATS, format_name, "--format")
+    if target.runtime and asked.RUNTIME not in target.runtime:
+        raise EdgekitError(
+            f"--format {format_name}: {target.path} has no [runtime.{asked.RUNTIME}]; add that table, empty if you like,"
+            f" where {asked.RUNTIME} runs there"
+        )
+    scheme = asked.SCHEME_FOR.get(output)
+    return {"format": format_name} | ({"scheme": scheme} if scheme else {})
+
+
+def choices(formats: Sequence[str], schemes: Sequence[str], output: str) -> list[tuple[str | None, str | None]]:
+    """What to build of each target: every scheme in the formats that have it, and those formats that no scheme is of."""
+    from edgekit.formats import FORMATS
+
+    if not formats:
+        return [(None, scheme) for scheme in schemes] or [(None, None)]
+    pairs: list[tuple[str | None, str | None]] = []
+    for scheme in schemes:
+        having = [name for name in formats if scheme in FORMATS[name].SCHEMES.get(output, ())]
+        pairs += [(name, scheme) for name in having or formats[:1]]
+    return [*pairs, *((name, None) for name in formats if all(name != one for one, _ in pairs))]
 
 
 def check_places(plan: Plan, session: Session) -> None:
@@ -381,7 +430,7 @@ def _check_fits(plan: Plan) -> None:
     if needed > usable:
         raise EdgekitError(
             f"{plan.target.path}: hardware: {usable} MB are usable, but the artifact and its runtime need about {needed:.0f} MB;"
-            " choose a smaller teacher, a [student] with fewer layers, a scheme of fewer bits, or a larger target"
+            " choose a smaller teacher, a [student] with fewer layers, a scheme of fewer bits (--scheme), or a larger target"
         )
 
 

@@ -15,7 +15,7 @@ from edgekit.errors import EdgekitError
 
 @click.group()
 def targets() -> None:
-    """List, show, check and measure targets: where a model must run."""
+    """List, show, check, copy and measure targets: where a model must run."""
 
 
 @targets.command("list")
@@ -89,6 +89,30 @@ def check(names: tuple[str, ...], as_json: bool) -> int:
                 f"{paint('ok', 'green')}       {name}" if problem is None else f"{paint('problem', 'red')}  {problem}"
             )
     return 1 if any(problems.values()) else 0
+
+
+@targets.command()
+@click.argument("name", shell_complete=complete_target)
+@click.argument("new")
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("targets"), show_default=True,
+              help="The folder that gets the file.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace a target that is there.")
+@json_option
+def copy(name: str, new: str, out: Path, force: bool, as_json: bool) -> None:
+    """Copy target NAME as NEW, to be edited: another scheme, limits, runtime options.
+
+    \b
+    Example:
+      edgekit targets copy raspberrypi my-pi
+    """
+    from edgekit.cli.show import print_json
+    from edgekit.target import copy_target
+
+    path = copy_target(name, new, out=out, force=force)
+    if as_json:
+        print_json({"target": new, "file": str(path)})
+    else:
+        click.echo(f"wrote {path}; edit it, then: edgekit targets check {new}; edgekit build --target {new}")
 
 
 @targets.command()

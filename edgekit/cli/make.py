@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli.options import complete_target, json_option, open_session, read_recipe, recipe_options
+from edgekit.cli.options import (
+    complete_target,
+    format_option,
+    json_option,
+    open_session,
+    output_of,
+    read_recipe,
+    recipe_options,
+    scheme_option,
+)
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
@@ -19,8 +28,7 @@ if TYPE_CHECKING:
     from edgekit.recipe import Recipe
     from edgekit.target import Target
 
-# The keys of FORMATS and TASKS, written out because --help loads no table; a test compares them.
-FORMAT_NAMES = ("onnx", "gguf")
+# The keys of TASKS, written out because --help loads no table; a test compares them.
 TASK_NAMES = ("text-classification", "feature-extraction", "text-generation")
 
 
@@ -32,14 +40,14 @@ TASK_NAMES = ("text-classification", "feature-extraction", "text-generation")
 @recipe_options
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("dist"), show_default=True,
               help="Where bundles, archives and reports go.")  # fmt: skip
-@click.option("--format", "formats", multiple=True, type=click.Choice(FORMAT_NAMES),
-              help="Build this format instead of the target's own; give it again to compare.")  # fmt: skip
+@format_option
+@scheme_option
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; build nothing.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
 def build(
     target_names: tuple[str, ...], recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
-    out: Path, formats: tuple[str, ...], dry_run: bool, fresh: bool, strict: bool,
+    out: Path, formats: tuple[str, ...], schemes: tuple[str, ...], dry_run: bool, fresh: bool, strict: bool,
 ) -> int:  # fmt: skip
     """Distill, calibrate, export, verify and package for one or many targets.
 
@@ -48,9 +56,10 @@ def build(
       edgekit build --example assistant --target raspberrypi
       edgekit build -r recipe.toml -t raspberrypi -t laptop-cpu --strict --json
       edgekit build -r chat.toml -t laptop-cpu --format onnx --format gguf
+      edgekit build -r chat.toml -t laptop-cpu --scheme q8_0 --scheme q4_k_m
     """
     from edgekit.build import build as run
-    from edgekit.build import exit_code
+    from edgekit.build import choices, exit_code
     from edgekit.cli.show import print_json
     from edgekit.report_compare import compare
     from edgekit.target import load_target
@@ -58,7 +67,7 @@ def build(
     session = open_session(cache, out, fresh=fresh, strict=strict)
     targets = [load_target(name) for name in dict.fromkeys(target_names)]
     recipe = read_recipe(recipe_path, overrides, falls_back=not (strict or as_json))
-    wanted: list[str | None] = [*dict.fromkeys(formats)] or [None]
+    wanted = choices([*dict.fromkeys(formats)], [*dict.fromkeys(schemes)], output_of(recipe))
     if dry_run:
         plans = _plan(recipe, targets, session, wanted)
         if as_json:
@@ -80,7 +89,7 @@ def build(
 
 
 def _plan(
-    recipe: Recipe, targets: Sequence[Target], session: Session, formats: Sequence[str | None]
+    recipe: Recipe, targets: Sequence[Target], session: Session, wanted: Sequence[tuple[str | None, str | None]]
 ) -> list[dict[str, Any]]:
     """What a build would do. Where nothing was built yet, nothing is left behind."""
     from tempfile import TemporaryDirectory
@@ -92,7 +101,7 @@ def _plan(
         passing = replace(session, workspace=Workspace(Path(scratch)))
         prompts = gather_prompts(recipe, session if session.workspace.root.exists() else passing)
         # The session's own: whether its places can be written, and have room, is a part of the plan.
-        plans = [resolve(recipe, target, prompts, session, one) for target in targets for one in formats]
+        plans = [resolve(recipe, target, prompts, session, one) for target in targets for one in wanted]
         for plan in plans:
             check_places(plan, session)
         return [plan.describe() for plan in plans]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgekit.build import Session
     from edgekit.recipe import Recipe
 
+# The keys of FORMATS, written out because --help loads no table; a test compares them.
+FORMAT_NAMES = ("onnx", "gguf")
 # The folders of examples/ that hold a recipe, written out because --help reads no files; a test compares them.
 EXAMPLES = ("assistant", "chat", "stories")
 _EXAMPLE = "edgekit.example"
@@ -41,6 +43,16 @@ def complete_check(_ctx: click.Context, _param: click.Parameter, incomplete: str
     return [CompletionItem(name) for name in EXPLANATIONS if name.startswith(incomplete)]
 
 
+def complete_scheme(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The schemes whose names begin so."""
+    from click.shell_completion import CompletionItem
+
+    from edgekit.formats import FORMATS
+
+    known = {scheme for format_ in FORMATS.values() for schemes in format_.SCHEMES.values() for scheme in schemes}
+    return [CompletionItem(name) for name in sorted(known) if name.startswith(incomplete)]
+
+
 recipe_option = click.option(
     "-r",
     "--recipe",
@@ -61,6 +73,21 @@ set_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a key of the recipe, such as distill.epochs=3.",
+)
+format_option = click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(FORMAT_NAMES),
+    help="Build this format instead of the target's own; give it again to compare.",
+)
+scheme_option = click.option(
+    "--scheme",
+    "schemes",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_scheme,
+    help="Build this scheme (q5_k_m, w8, ...) instead of the target's own; give it again to compare.",
 )
 target_option = click.option(
     "-t",
@@ -108,6 +135,14 @@ def read_recipe(path: Path | None, overrides: tuple[str, ...], *, falls_back: bo
     if path is None:
         path = _fall_back(falls_back)
     return load_recipe(path, overrides)
+
+
+def output_of(recipe: Recipe) -> str:
+    """What the recipe's task answers with: the OUTPUT of its entry in TASKS."""
+    from edgekit.schema import pick
+    from edgekit.tasks import TASKS
+
+    return pick(TASKS, recipe.task, f"{recipe.path}: task").OUTPUT
 
 
 def _fall_back(allowed: bool) -> Path:

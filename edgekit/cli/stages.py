@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgekit.cli.options import open_session, out_option, read_recipe, recipe_options, target_option
+from edgekit.cli.options import (
+    format_option,
+    open_session,
+    out_option,
+    output_of,
+    read_recipe,
+    recipe_options,
+    scheme_option,
+    target_option,
+)
 from edgekit.errors import CheckFailed, EdgekitError
 
 if TYPE_CHECKING:
@@ -116,9 +126,11 @@ def calibrate(
 @target_option
 @recipe_options
 @out_option
+@format_option
+@scheme_option
 def export(
     student: Path, calibration: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...],
-    cache: Path | None, as_json: bool, out: Path,
+    cache: Path | None, as_json: bool, out: Path, formats: tuple[str, ...], schemes: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Export STUDENT with its CALIBRATION in the target's format and scheme.
 
@@ -131,7 +143,7 @@ def export(
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
     _keep_apart(out, student, calibration)
-    plan = _plan(recipe, target_name, prompts, session)
+    plan = _plan(recipe, target_name, prompts, session, formats, schemes)
     _done(spine.export(plan, student, open_product(calibration, "calibrate"), prompts, session, at=out).folder, as_json)
 
 
@@ -189,10 +201,12 @@ def verify(
 @target_option
 @recipe_options
 @out_option
+@format_option
+@scheme_option
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
 def package(
     artifact: Path, report: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None,
-    as_json: bool, out: Path, strict: bool,
+    as_json: bool, out: Path, formats: tuple[str, ...], schemes: tuple[str, ...], strict: bool,
 ) -> None:  # fmt: skip
     """Package ARTIFACT, which REPORT judged, as a bundle and an archive.
 
@@ -207,7 +221,7 @@ def package(
 
     recipe, prompts, session = _open(recipe_path, overrides, cache, out=out, strict=strict)
     _keep_apart(out / "NAME", artifact, report)
-    plan = _plan(recipe, target_name, prompts, session)
+    plan = _plan(recipe, target_name, prompts, session, formats, schemes)
     built = spine.package(plan, open_product(artifact, "export"), open_product(report, "verify"), session)
     if as_json:
         print_json(built.summary())
@@ -236,11 +250,21 @@ def _keep_apart(out: Path, *inputs: Path | None) -> None:
             raise EdgekitError(f"{out}: --out would change {one}, which this step reads; choose another folder")
 
 
-def _plan(recipe: Recipe, target_name: str, prompts: Product, session: Session) -> Plan:
-    from edgekit.build import resolve
+def _plan(
+    recipe: Recipe,
+    target_name: str,
+    prompts: Product,
+    session: Session,
+    formats: Sequence[str] = (),
+    schemes: Sequence[str] = (),
+) -> Plan:
+    from edgekit.build import choices, resolve
     from edgekit.target import load_target
 
-    return resolve(recipe, load_target(target_name), prompts, session)
+    wanted = choices(formats, schemes, output_of(recipe))
+    if len(wanted) > 1:
+        raise click.UsageError("One format and one scheme: a stage makes one artifact.")
+    return resolve(recipe, load_target(target_name), prompts, session, wanted[0])
 
 
 def _done(made: Path, as_json: bool) -> None:

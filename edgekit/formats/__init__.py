@@ -64,6 +64,8 @@ class Format(Protocol):
     """By output of a task (logits, embedding, tokens): what models of it can be written in; no output that is not there."""
     SCHEME_FOR: Mapping[str, str]
     """The scheme by output, where that is another than the default of Options."""
+    BY_BITS: tuple[str, ...]
+    """The schemes of a fixed number of bits, the fewest first."""
     NEEDS: tuple[str, ...]
     """Modules of an extra of its name, without which nothing can be built."""
     LIBRARIES: tuple[str, ...]
@@ -123,6 +125,16 @@ def parse_options(table: Mapping[str, Any], output: str, where: str) -> tuple[Fo
             f" {', '.join(found.SCHEMES[output])}"
         )
     return found, options
+
+
+def finer(format_name: str, output: str, scheme: str) -> list[str]:
+    """Schemes of more bits a weight than this one, the nearest first, for models of an output; [] where there are none.
+
+    Of a scheme that chooses by itself (auto, mixed), or is not ours, all that have a fixed number of bits.
+    """
+    known = pick(FORMATS, format_name, "format")
+    above = known.BY_BITS[known.BY_BITS.index(scheme) + 1 :] if scheme in known.BY_BITS else known.BY_BITS
+    return [one for one in above if one in known.SCHEMES.get(output, ())]
 
 
 def format_of(file: Path) -> Format:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.formats import FORMATS
+from edgekit.formats import FORMATS, finer
 from edgekit.prompts import PromptSet
 from edgekit.report import write_html
 from edgekit.runtimes import RUNTIMES, neighbours
@@ -205,7 +205,7 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     answers, finite = _answers(run.recorded, run.prompts, run.task, facts, measured.outputs, run.out_of_scope)
     truth = [row.label for row in rows]
     comparisons = _compare(run.task, answers, truth, margins, run.look.alpha)
-    found = [checks.check_accuracy(entry, run.look.index) for entry in comparisons if entry.margin is not None]
+    found = _check_answers(run, comparisons)
     found += [*checks.check_finite(finite), *_check_machine(run, measured, conditions)]
     return _report(run, answers, truth, comparisons, found, measured, conditions), found
 
@@ -236,7 +236,7 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         generation.answers_in_words(run.artifact, arrays),
         run.look.alpha,
     )
-    found = [checks.check_accuracy(entry, run.look.index) for entry in judged.comparisons if entry.margin is not None]
+    found = _check_answers(run, judged.comparisons)
     found += [*checks.check_finite(judged.finite), *_check_machine(run, measured, conditions)]
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
     accuracy = {role: entry.reference_score for role, entry in right.items()}
@@ -375,6 +375,12 @@ def _conditions(run: _Run, measured: Measurements) -> tuple[checks.Conditions, M
         proves_nothing = [*disturbed, *impossible]
         measured = keep(measured, artifact=str(run.facts["sha256"]), options=run.options, disturbed=proves_nothing)
     return conditions, measured
+
+
+def _check_answers(run: _Run, comparisons: Sequence[Comparison]) -> list[checks.Check]:
+    """The checks of the comparisons that have a margin."""
+    more = finer(str(run.facts["format"]), TASKS[run.task].OUTPUT, str(run.facts["scheme"]))
+    return [checks.check_accuracy(entry, run.look.index, more) for entry in comparisons if entry.margin is not None]
 
 
 def _check_machine(run: _Run, measured: Measurements, conditions: checks.Conditions) -> list[checks.Check]:

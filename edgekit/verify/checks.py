@@ -68,8 +68,8 @@ def whole_verdict(checks: Sequence[Check]) -> gate.Verdict:
     return "pass" if verdicts == {"pass"} else "not proven"
 
 
-def check_accuracy(comparison: Comparison, looks: int) -> Check:
-    """The check of a comparison that has a margin."""
+def check_accuracy(comparison: Comparison, looks: int, finer: Sequence[str] = ()) -> Check:
+    """The check of a comparison that has a margin; `finer`: schemes of the artifact's format that have more bits than its own."""
     assert comparison.margin is not None
     assert comparison.verdict is not None
     return Check(
@@ -81,16 +81,22 @@ def check_accuracy(comparison: Comparison, looks: int) -> Check:
         interval=(comparison.lo, comparison.bound),
         looks=looks,
         verdict=comparison.verdict,
-        remedy=_accuracy_remedy(comparison),
+        remedy=_accuracy_remedy(comparison, finer),
     )
 
 
-def _accuracy_remedy(comparison: Comparison) -> str | None:
+def _accuracy_remedy(comparison: Comparison, finer: Sequence[str]) -> str | None:
     if comparison.verdict == "pass":
         return None
-    return _probably(comparison) + (
-        _generation_remedy(comparison) if comparison.metric in GENERATED else _paired_remedy(comparison)
-    )
+    write = _generation_remedy if comparison.metric in GENERATED else _paired_remedy
+    return _probably(comparison) + write(comparison, _more_bits(finer))
+
+
+def _more_bits(finer: Sequence[str]) -> str:
+    if not finer:
+        return "no scheme of this format has more bits"
+    others = f" ({', '.join(finer[1:4])})" if finer[1:] else ""
+    return f"a scheme of more bits: --scheme {finer[0]}{others}"
 
 
 def _probably(comparison: Comparison) -> str:
@@ -101,7 +107,7 @@ def _probably(comparison: Comparison) -> str:
     return f"probably too much: {loss:.3g} was seen, {loss / limit:.2f} x the limit, and at least {comparison.lo:.3g} is sure; "
 
 
-def _paired_remedy(comparison: Comparison) -> str:
+def _paired_remedy(comparison: Comparison, more_bits: str) -> str:
     if comparison.verdict == "fail":
         if comparison.reference == "teacher":
             return (
@@ -109,14 +115,13 @@ def _paired_remedy(comparison: Comparison) -> str:
                 " small or trained too little: raise student.layers or distill.epochs and run `edgekit build` again"
             )
         return (
-            'quantization costs too much: use a scheme of more bits in the target\'s export table (onnx: "auto" or "w8"; gguf:'
-            ' "q8_0"), or calibrate on more prompts like these; `edgekit inspect` on the artifact shows what was quantized to'
-            " what"
+            f"quantization costs too much: {more_bits}; or calibrate on more prompts like these; `edgekit inspect` on the"
+            " artifact shows what was quantized to what"
         )
     if comparison.prompts_needed is None:
         return (
             f"{comparison.prompts} prompts leave the loss between {comparison.lo:.3g} and {comparison.bound:.3g}; verify on a"
-            " larger fresh set, or take an export scheme of more bits"
+            f" larger fresh set, or take {more_bits}"
         )
     return (
         f"{comparison.prompts} prompts are too few for this margin; a fresh verify set of about {comparison.prompts_needed}"
@@ -124,17 +129,17 @@ def _paired_remedy(comparison: Comparison) -> str:
     )
 
 
-def _generation_remedy(comparison: Comparison) -> str:
+def _generation_remedy(comparison: Comparison, more_bits: str) -> str:
     if comparison.verdict == "fail":
         return (
-            'quantization moves the model too far: a scheme of more bits (q5_k_m, q6_k, q8_0) or scheme = "mixed" in the'
-            " target's export table, imatrix = true with calibrate prompts like these, or a larger student; then `edgekit build`"
+            f"quantization moves the model too far: {more_bits}; or calibrate prompts more like these, or a larger student; then"
+            " `edgekit build`"
         )
     if not math.isfinite(comparison.bound):
         return f"{comparison.prompts} prompts bound nothing: verify on at least 20, better 100"
     return (
         f"{comparison.prompts} prompts leave it between {comparison.lo:.3g} and {comparison.bound:.3g}: verify on a larger fresh"
-        " set of prompts with wanted answers (of others a part is asked), or choose a scheme of more bits"
+        f" set of prompts with wanted answers (of others a part is asked), or take {more_bits}"
     )
 
 

@@ -346,7 +346,7 @@ def test_onnxruntime_logs_nothing_of_its_own(exported: onnx.ModelProto, capfd: p
 
 def test_a_quantizing_scheme_must_be_smaller(written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(format_onnx, "_float_size", lambda _: 1)
-    with pytest.raises(EdgekitError, match="use scheme = 'fp32'"):
+    with pytest.raises(EdgekitError, match="use --scheme fp32"):
         written(tmp_path, scheme="w8")
 
 

@@ -33,6 +33,20 @@ NEEDS: tuple[str, ...] = ("llama_cpp",)
 LIBRARIES: tuple[str, ...] = ("gguf", "llama-cpp-python")
 # No logits: llama.cpp's classifiers are rerankers.
 SCHEMES: Mapping[str, tuple[str, ...]] = dict.fromkeys(("tokens", "embedding"), get_args(Scheme))
+BY_BITS: tuple[str, ...] = (
+    "iq4_xs",
+    "iq4_nl",
+    "q4_0",
+    "q4_k_s",
+    "q4_k_m",
+    "q4_1",
+    "q5_k_m",
+    "q6_k",
+    "q8_0",
+    "bf16",
+    "f16",
+    "f32",
+)
 FLOATS = frozenset({"f32", "f16", "bf16"})
 # Of an embedding every number counts, and encoders are small: at 4 bits MiniLM finds other neighbours for 12 % of texts.
 SCHEME_FOR: Mapping[str, str] = {"embedding": "q8_0"}

@@ -38,6 +38,7 @@ SCHEMES: Mapping[str, tuple[str, ...]] = {
     "embedding": get_args(Scheme),
     "tokens": ("auto", "int8-dynamic", "w8", "w4", "fp32"),
 }
+BY_BITS: tuple[str, ...] = ("w4", "int8-static", "int8-dynamic", "w8", "fp16", "fp32")
 # The default of Options is for every output.
 SCHEME_FOR: Mapping[str, str] = {}
 FILE = "model.onnx"
@@ -345,7 +346,7 @@ def _refuse_other_calibration(module: nn.Module, exported: onnx.ModelProto, cali
         raise EdgekitError(
             f"calibration: no statistics that fit {len(missing)} of the model's {len(linears)} Linears ({named}), which a"
             " static scheme would leave float; calibrate this very model (a calibration of another model is the usual"
-            " cause), or use scheme = 'int8-dynamic'"
+            " cause), or use --scheme int8-dynamic"
         )
 
 
@@ -368,11 +369,11 @@ def _refuse_silent_success(written: _Written, size: int, float_size: int, linear
     if not written.quantized:
         raise EdgekitError(
             f"scheme {written.scheme}: none of the model's {len(linears)} products with constant weights was quantized;"
-            " use scheme = 'fp32'"
+            " use --scheme fp32"
         )
     if size >= float_size:
         raise EdgekitError(
-            f"scheme {written.scheme}: the file has {size} bytes, the float one {float_size}; use scheme = 'fp32'"
+            f"scheme {written.scheme}: the file has {size} bytes, the float one {float_size}; use --scheme fp32"
         )
 
 

@@ -180,9 +180,7 @@ def choose(source: Source, on: Trial, mode: Mode, *, float_layers: int, smoothin
         plain = measured(replace(best, activated="plain"))
         best = plain if plain.loss < best.loss else best
     if best.loss == float("inf"):
-        raise EdgekitError(
-            f"int8-{mode}: every way to quantize gives answers that are not numbers; use scheme = 'fp32'"
-        )
+        raise EdgekitError(f"int8-{mode}: every way to quantize gives answers that are not numbers; use --scheme fp32")
     log.info("int8-%s: %s: loss %.3g", mode, best.name, best.loss)
     for _ in range(float_layers):
         improved = _leave_one_float(source, best, measured)

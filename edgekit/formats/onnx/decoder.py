@@ -78,7 +78,7 @@ def write_decoder(
         size = graph.save(quantized, out / FILE)
         if scheme != "fp32" and size >= float_size:
             raise EdgekitError(
-                f"scheme {scheme}: the file has {size} bytes, the float one {float_size}; use scheme = 'fp32'"
+                f"scheme {scheme}: the file has {size} bytes, the float one {float_size}; use --scheme fp32"
             )
         runtime_options = {"disabled_optimizers": [], "config_entries": entries}
         score = _compare(plain, out / FILE, prompts, runtime_options)
@@ -195,7 +195,7 @@ def _compare(plain: Path, file: Path, prompts: Sequence[Sequence[int]], options:
     given.close()
     loss, score = float(np.concatenate(losses).mean()), float(np.concatenate(same).mean())
     if not np.isfinite(loss):
-        raise EdgekitError("export: the quantized decoder gives logits that are not numbers; use scheme = 'fp32'")
+        raise EdgekitError("export: the quantized decoder gives logits that are not numbers; use --scheme fp32")
     return {"score": score, "float": 1.0, "kl": loss, "prompts": float(len(some))}
 
 
