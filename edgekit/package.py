@@ -188,14 +188,15 @@ def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> An
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # What a loader says itself is a RuntimeError, or llama_cpp's ValueError.
-    refusals: tuple[type[Exception], ...] = (*runtime.load_errors(), RuntimeError, ValueError)
     try:
+        # What a loader says itself is a RuntimeError, or llama_cpp's ValueError.
+        refusals: tuple[type[Exception], ...] = (*runtime.load_errors(), RuntimeError, ValueError)
         spec.loader.exec_module(module)
-        return module.Bundle(bundle.folder, threads=threads)
     except ModuleNotFoundError as absent:
-        extra = "gguf" if runtime.NAME == "llama-cpp" else "onnx"
-        raise EdgekitError(f'{path}: {absent.name} is not installed; run: pip install "edgekit[{extra}]"') from absent
+        wanted = '"edgekit[gguf]"' if absent.name == "llama_cpp" else absent.name
+        raise EdgekitError(f"{path}: {absent.name} is not installed; run: pip install {wanted}") from absent
+    try:
+        return module.Bundle(bundle.folder, threads=threads)
     except refusals as refused:
         raise EdgekitError(f"{path}: {str(refused).splitlines()[0]}") from refused
 

@@ -36,7 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "embedding_files",
         "checkpoint_keys owners_tokenizer",
         "recipe target prompts workspace loader",
-        "duplicates state",
+        "duplicates state card",
         "schema apart tokenizing",
         "errors",
         "__init__",

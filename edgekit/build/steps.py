@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekit.build.looks import settle, split_digests, take
 from edgekit.build.plan import Built, Plan, Progress, Session, run_step
+from edgekit.card import read_card
 from edgekit.errors import EdgekitError
 from edgekit.formats import DEFAULT
 from edgekit.model import load_model
@@ -387,6 +388,9 @@ def package(plan: Plan, artifact: Product, report: Product, session: Session) ->
             )
     session.listener.begin("package")
     teacher = _teacher(plan)
+    card = read_card(teacher)
+    if card.note:
+        session.listener.say(f"note: {card.note}")
     made = run(
         artifact=artifact.folder,
         report=report.folder,
@@ -398,7 +402,7 @@ def package(plan: Plan, artifact: Product, report: Product, session: Session) ->
             "teacher_revision": plan.revision,
             "teacher_digest": model_digest(teacher),
             "student_digest": artifact.manifest["inputs"].get("student"),
-            "teacher_license": teacher_license(teacher),
+            "teacher_license": card.license,
             "data_license": plan.recipe.data.license,
             "license": plan.recipe.license,
         },
@@ -477,14 +481,3 @@ def model_digest(folder: Path) -> str:
         path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}
     )
     return fingerprint({path.relative_to(folder).as_posix(): file_sha256(path) for path in paths})
-
-
-def teacher_license(folder: Path) -> str | None:
-    """The licence that a checkpoint's README names in its front matter (`license: apache-2.0`)."""
-    readme = folder / "README.md"
-    if not readme.is_file():
-        return None
-    for line in readme.read_text(encoding="utf-8", errors="replace").splitlines()[:60]:
-        if line.startswith("license:"):
-            return line.partition(":")[2].strip() or None
-    return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from annotated_types import Gt
 
 from edgekit.apart import apart
+from edgekit.card import read_card
 from edgekit.errors import EdgekitError
 from edgekit.model import Model
 
@@ -30,7 +31,7 @@ RUNTIME = "llama-cpp"
 SUFFIX = ".gguf"
 CARRIES_TOKENIZER = True
 NEEDS: tuple[str, ...] = ("llama_cpp",)
-LIBRARIES: tuple[str, ...] = ("gguf", "llama-cpp-python")
+LIBRARIES: tuple[str, ...] = ("llama-cpp-python",)
 # No logits: llama.cpp's classifiers are rerankers.
 SCHEMES: Mapping[str, tuple[str, ...]] = dict.fromkeys(("tokens", "embedding"), get_args(Scheme))
 BY_BITS: tuple[str, ...] = (
@@ -151,7 +152,11 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         "scheme": options.scheme,
         "quantized": made["types"],
         "parity": parity,
-        "notes": [*facts.pop("fallbacks", ()), *parity["limits"], *filter(None, [note_context(model)])],
+        "notes": [
+            *facts.pop("fallbacks", ()),
+            *parity["limits"],
+            *filter(None, [note_context(model), read_card(model.folder).note]),
+        ],
         "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
     }
     return describe_file(out / FILE, made["sha256"]) | facts | made_facts

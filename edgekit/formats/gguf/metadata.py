@@ -6,21 +6,20 @@ Names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Nothing of the
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekit import __version__
+from edgekit.card import read_card, texts
 from edgekit.embedding_files import read_embedding
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import Value
 from edgekit.formats.gguf.plan import plan, read_config
 from edgekit.formats.gguf.types import SCHEMES
 from edgekit.model import Model
-from edgekit.schema import read_text
 
 # ggml.h, GGML_QNT_VERSION.
 _QUANTIZATION_VERSION = 2
@@ -39,7 +38,7 @@ def describe_model(model: Model, *, name: str | None = None) -> dict[str, Value]
         "general.architecture": family.architecture,
         "general.type": "model",
         "general.size_label": size_label(sum(math.prod(one.shape) for one in plan(model))),
-        **_card(model.folder / "README.md"),
+        **_card(model.folder),
     }
     if name:
         found["general.name"] = name
@@ -112,34 +111,18 @@ def _pooling(folder: Path) -> int:
     return _POOLINGS[said.modes[0]]
 
 
-def _card(path: Path) -> dict[str, Value]:
+def _card(folder: Path) -> dict[str, Value]:
     """What the head of a model card says that has a key in GGUF."""
-    text = read_text(path) if path.is_file() else ""
-    head = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
-    if head is None:
-        return {}
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        said = yaml.safe_load(head[1])
-    except yaml.YAMLError as bad:
-        raise EdgekitError(f"{path}: its head is not YAML: {bad}") from bad
-    if not isinstance(said, dict):
-        return {}
+    said = read_card(folder).said
     found: dict[str, Value] = {}
     for key, name in (("license", "license"), ("license_name", "license.name"), ("license_link", "license.link")):
         if isinstance(said.get(key), str):
             found[f"general.{name}"] = said[key]
     for key, name in (("language", "languages"), ("tags", "tags")):
-        if texts := _texts(said.get(key)):
-            found[f"general.{name}"] = texts
-    for place, source in enumerate(bases := _texts(said.get("base_model"))):
+        if several := texts(said.get(key)):
+            found[f"general.{name}"] = several
+    for place, source in enumerate(bases := texts(said.get("base_model"))):
         owner, _, model = source.rpartition("/")
         found[f"general.base_model.{place}.name"] = model
         found |= {f"general.base_model.{place}.organization": owner} if owner else {}
     return found | ({"general.base_model.count": len(bases)} if bases else {})
-
-
-def _texts(value: Any) -> Sequence[str]:
-    values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return [one for one in values if isinstance(one, str)]

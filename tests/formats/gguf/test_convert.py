@@ -295,8 +295,7 @@ def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
     assert said["general.file_type"] == 15
     assert said["quantize.imatrix.entries_count"] == 7
     (folder / "README.md").write_text("---\nlicense: [\n---\n")
-    with pytest.raises(EdgekitError, match=r"README\.md: its head is not YAML"):
-        describe_model(model)
+    assert "general.license" not in describe_model(model), "a note; the file is written all the same"
     labels = {950: "950", 15_000_000: "15M", 134_515_008: "135M", 1_100_048_384: "1.1B", 7_241_732_096: "7.2B"}
     assert {count: size_label(count) for count in labels} == labels
 

@@ -1,0 +1,47 @@
+"""What the head of a checkpoint's model card (README.md) says; a card that cannot be read says nothing, which is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import first_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A card's metadata; note: why there is none although there is a card."""
+
+    said: Mapping[str, Any] = field(default_factory=dict)
+    note: str | None = None
+
+    @property
+    def license(self) -> str | None:
+        """The licence as the card names it: one, or several."""
+        return ", ".join(texts(self.said.get("license"))) or None
+
+
+def read_card(folder: Path) -> Card:
+    """The model card of a checkpoint's folder, read as the hub reads it."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return Card()
+    import yaml
+    from huggingface_hub import metadata_load
+
+    try:
+        return Card(said=metadata_load(path) or {})
+    except UnicodeDecodeError:
+        why = "it is not UTF-8"
+    except OSError as failed:
+        why = failed.strerror or str(failed)
+    except (yaml.YAMLError, ValueError, RecursionError) as bad:
+        why = f"its head is not YAML ({first_line(bad)})"
+    return Card(note=f"{path}: {why}: nothing is taken from this card")
+
+
+def texts(value: Any) -> list[str]:
+    """A text or a list of them, as cards write either; anything else is none."""
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
