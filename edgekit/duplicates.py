@@ -1,4 +1,4 @@
-"""When two texts are one: the same words written otherwise (`normalized`), or nearly the same words (`near_pairs`)."""
+"""When two texts are one: the same words written otherwise (`normalized`), or nearly the same words with the same label."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
-# Two short texts with this share of common words are one text for our purpose: a model that saw one knows the other.
+# A text and its label.
+Labelled = tuple[str, str | None]
+# Two texts with this share of common words are one text for our purpose: a model that saw one knows the other.
 NEAR_DUPLICATE = 0.9
+# Texts of so many words are one where a single word differs: of shorter ones it may be what the text is about ("lights on",
+# "lights off"), and of longer ones the share of common words tells.
+ONE_WORD = range(5, 31)
+# Shorter texts are one where a single letter differs, if they have at least so many.
+ONE_LETTER = 8
 # Lower-case Cyrillic and Greek letters that look like Latin ones, in one of their two cases (Unicode UTS #39, confusables.txt).
 _LOOK_ALIKES = str.maketrans(
     "авеԁһіјкӏмнорԛѕтухԝ" + "αβγεζηικμνορτυχ",
@@ -37,9 +46,9 @@ def normalized(text: str) -> str:
     """
     # Before NFKC, which makes a space of the acute accent that stands for an apostrophe.
     whole = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES))
-    shown = "".join(letter for letter in whole if unicodedata.category(letter) != "Cf")
+    shown = whole if whole.isascii() else "".join(letter for letter in whole if _category(letter) != "Cf")
     folded = unicodedata.normalize("NFKC", shown.casefold()).translate(_LOOK_ALIKES)
-    letters = (" " if _separates(letter) else letter for letter in _CONTRACTED.sub(_expanded, folded))
+    letters = map(_or_space, _CONTRACTED.sub(_expanded, folded) if "'" in folded or "cannot" in folded else folded)
     return " ".join("".join(letters).split()) or folded.strip() or text
 
 
@@ -48,10 +57,15 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(normalized(text).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _separates(letter: str) -> bool:
-    """Punctuation, white space, controls, variation selectors and the accents that stand alone."""
-    category = unicodedata.category(letter)
-    return category[0] in "PZC" or category == "Sk" or "\ufe00" <= letter <= "\ufe0f"
+_category = lru_cache(maxsize=4096)(unicodedata.category)
+
+
+@lru_cache(maxsize=4096)
+def _or_space(letter: str) -> str:
+    """A space for punctuation, white space, controls, variation selectors and the accents that stand alone."""
+    category = _category(letter)
+    separates = category[0] in "PZC" or category == "Sk" or "\ufe00" <= letter <= "\ufe0f"
+    return " " if separates else letter
 
 
 def _expanded(found: re.Match[str]) -> str:
@@ -64,32 +78,151 @@ def _expanded(found: re.Match[str]) -> str:
 
 def words(text: str) -> frozenset[str]:
     """A text's words as they are compared, numbers masked."""
-    return frozenset("#" if word.isdigit() else word for word in re.findall(r"\w+", normalized(text)))
+    return frozenset(_masked(_words(normalized(text))))
 
 
-def near_pairs(earlier: Sequence[str], later: Sequence[str], share: float = NEAR_DUPLICATE) -> list[tuple[int, int]]:
-    """Pairs (i, j) of texts whose word sets have Jaccard similarity >= share.
+def near_copies(
+    texts: Sequence[Labelled], among: Sequence[Labelled], *, masks_unlabelled: bool = True
+) -> dict[int, int]:
+    """The texts that are nearly one of others: their indices, each with that of one such other.
 
-    Prefix filtering (Chaudhuri et al., "A Primitive Operator for Similarity Joins", ICDE 2006): two sets that similar share
-    one of the first |x| - ceil(share |x|) + 1 words of x in any fixed order; rarest first keeps the lists short.
+    Two texts are one where they are `normalized` alike, whatever their labels. With the same label they are nearly one where, in
+    any order, they share NEAR_DUPLICATE of their words; where, of ONE_WORD words, one was replaced, added, dropped or moved; and,
+    of fewer, where one letter was. Numbers count as equal there, and politeness does not count. A text without a label agrees
+    with all labels; its numbers count as equal to others' only with masks_unlabelled, and then with texts without a label alone.
     """
-    sets_a, sets_b = [words(text) for text in earlier], [words(text) for text in later]
-    counts = Counter(word for group in (*sets_a, *sets_b) for word in group)
-    index: dict[str, list[int]] = defaultdict(list)
-    for place, group in enumerate(sets_a):
-        for word in _rarest(group, counts, share):
-            index[word].append(place)
-    pairs = set()
-    for place, group in enumerate(sets_b):
-        candidates = {other for word in _rarest(group, counts, share) for other in index[word]}
-        for other in candidates:
-            if len(group & sets_a[other]) >= share * len(group | sets_a[other]):
-                pairs.add((other, place))
-        if not group:
-            pairs |= {(other, place) for other, text in enumerate(earlier) if text.strip() == later[place].strip()}
-    return sorted(pairs)
+    seen = Seen([*texts, *among], masks_unlabelled=masks_unlabelled)
+    for index, (text, label) in enumerate(among):
+        seen.add(index, text, label)
+    found = {index: seen.find(text, label) for index, (text, label) in enumerate(texts)}
+    return {index: other for index, other in found.items() if other is not None}
 
 
-def _rarest(group: frozenset[str], counts: Mapping[str, int], share: float) -> list[str]:
-    keep = len(group) - math.ceil(share * len(group)) + 1
-    return sorted(group, key=lambda word: (counts[word], word))[:keep]
+def repeats(texts: Sequence[Labelled], *, masks_unlabelled: bool = True) -> dict[int, int]:
+    """The texts that are nearly an earlier one that stays (as in `near_copies`): their indices, each with that one's."""
+    seen = Seen(texts, masks_unlabelled=masks_unlabelled)
+    found = {}
+    for index, (text, label) in enumerate(texts):
+        other = seen.find(text, label)
+        if other is None:
+            seen.add(index, text, label)
+        else:
+            found[index] = other
+    return found
+
+
+# Politeness is no difference between two texts.
+_POLITE = frozenset({"please", "pls", "plz", "kindly", "thanks", "thx"})
+# A letter of the scripts that write no spaces between words is a word here: Thai, Lao, Khmer, kana, Han.
+_UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text)
+
+
+def _masked(found: Iterable[str]) -> list[str]:
+    return ["#" if word.isdigit() else word for word in found]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """A text's words as they are compared with texts of one kind (of a label, of any, of none)."""
+
+    kind: tuple[str, ...]
+    words: list[str]
+
+    def hashes(self) -> Iterator[int]:
+        """Hashes that two texts share where they are nearly one by a word, a letter or a space.
+
+        Texts are one word apart where leaving out one word of either, or of both, makes them the same. Of 64 bits, so that two
+        of 10^6 keys that differ are taken for the same with a chance of 10^-7.
+        """
+        yield hash((self.kind, frozenset(self.words)))
+        yield hash((self.kind, "".join(self.words)))
+        yield hash((self.kind, *self.words))
+        count = len(self.words)
+        if count in ONE_WORD:
+            for place in range(count):
+                yield hash((self.kind, *self.words[:place], *self.words[place + 1 :]))
+        elif count < ONE_WORD.start:
+            text = " ".join(self.words)
+            yield hash((self.kind, "letters", text))
+            if len(text) >= ONE_LETTER:
+                for place in range(len(text)):
+                    yield hash((self.kind, "letters", text[:place] + text[place + 1 :]))
+
+
+class Seen:
+    """Texts with labels, found again by what is nearly one of them (see `near_copies`).
+
+    The share of common words is found by prefix filtering (Chaudhuri et al., "A Primitive Operator for Similarity Joins", ICDE
+    2006): two sets that similar share one of the first |x| - ceil(share |x|) + 1 words of x in any fixed order; rarest first
+    keeps the lists short.
+    """
+
+    def __init__(self, texts: Sequence[Labelled], *, masks_unlabelled: bool = True) -> None:
+        """texts: all that will be added or looked for."""
+        self._masks = masks_unlabelled
+        self._read = {text: (plain := normalized(text), _spoken(plain)) for text, _ in texts}
+        self._counts = Counter(word for _, found in self._read.values() for word in {*found, *_masked(found)})
+        self._mixed = not masks_unlabelled and len({label is None for _, label in texts}) > 1
+        self._whole: dict[str, int] = {}
+        self._keys: dict[int, int] = {}
+        self._bags: dict[tuple[tuple[str, ...], str], list[tuple[int, frozenset[str]]]] = defaultdict(list)
+
+    def add(self, index: int, text: str, label: str | None) -> None:
+        """Keep a text under its index; of texts that are nearly one the first is found."""
+        plain, found = self._read[text]
+        self._whole.setdefault(plain, index)
+        views = [self._view(found, label)]
+        if self._mixed:
+            views.append(_View(kind=("any",), words=found))
+        for view in views if found else []:
+            for key in view.hashes():
+                self._keys.setdefault(key, index)
+            bag = frozenset(view.words)
+            for word in self._rarest(bag):
+                self._bags[view.kind, word].append((index, bag))
+
+    def find(self, text: str, label: str | None) -> int | None:
+        """The index of a text that was added and is nearly this one."""
+        plain, found = self._read[text]
+        if plain in self._whole:
+            return self._whole[plain]
+        views = [self._view(found, label)]
+        if self._mixed:
+            views = (
+                [views[0], _View(kind=("none",), words=found)]
+                if label is not None
+                else [_View(kind=("any",), words=found)]
+            )
+        for view in views if found else []:
+            near = next((self._keys[key] for key in view.hashes() if key in self._keys), None)
+            near = self._find_bag(view) if near is None else near
+            if near is not None:
+                return near
+        return None
+
+    def _view(self, found: list[str], label: str | None) -> _View:
+        if label is None and not self._masks:
+            return _View(kind=("none",), words=found)
+        return _View(kind=("label", label or ""), words=_masked(found))
+
+    def _find_bag(self, view: _View) -> int | None:
+        bag = frozenset(view.words)
+        for word in self._rarest(bag):
+            for index, other in self._bags.get((view.kind, word), ()):
+                if len(bag & other) >= NEAR_DUPLICATE * len(bag | other):
+                    return index
+        return None
+
+    def _rarest(self, bag: frozenset[str]) -> list[str]:
+        keep = len(bag) - math.ceil(NEAR_DUPLICATE * len(bag)) + 1
+        return sorted(bag, key=lambda word: (self._counts[word], word))[:keep]
+
+
+def _spoken(plain: str) -> list[str]:
+    found = _words(plain)
+    return [word for word in found if word not in _POLITE] or found

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Len, Lt, MinLen
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import parse, read_toml
@@ -56,7 +56,12 @@ class Data:
     `out_of_scope` is the label of texts that belong to no class. `max_length` counts tokens, special tokens included.
     `near_duplicates` says what to do with texts that are nearly equal, of different splits or within verify: refuse them, or
     drop the text of the earlier split (verify keeps its texts) and verify's repeats. `group` is a column of what texts have in
-    common that are not independent (speaker, document, template, ticket): no group is in two splits.
+    common that are not independent (speaker, document, template, ticket): no group is in two splits. A column may lie within
+    another ("data.text"). `labels` renames labels, of the data and of the teacher.
+
+    `delimiter` and `encoding` are those of files that are no plain CSV in UTF-8. `bad_rows` says what to do with rows that
+    cannot be read: refuse them all in one message, or drop and count them. Labels of fewer rows than `min_per_label` are left
+    out.
 
     Of text-generation there are no labels but, in the column `answer`, the wanted answers, and in `choices` those to choose
     from; or, in `messages`, whole conversations instead of texts, and in `tools` the functions that the model may call.
@@ -73,7 +78,12 @@ class Data:
     messages: str | None = None
     tools: str | None = None
     group: str | None = None
+    labels: dict[str, str] | None = None
     out_of_scope: str | None = None
+    delimiter: Annotated[str, Len(1, 1)] | None = None
+    encoding: str | None = None
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+    min_per_label: Annotated[int, Ge(1)] | None = None
     max_length: Annotated[int, Ge(3)] = MAX_LENGTH
     split: Split | None = None
     near_duplicates: Literal["refuse", "drop"] = "refuse"

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 LABELS = ["light_off", "light_on", "music"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-SUBJECTS = ["kitchen", "hall", "porch", "garage", "attic", "cellar", "bathroom", "study", "bedroom", "landing"]
+# Two words each: texts of a pattern that differ by one word would be near duplicates.
+SUBJECTS = ["big kitchen", "long hall", "front porch", "old garage", "dusty attic", "deep cellar", "small bathroom"]
+SUBJECTS += ["quiet study", "green bedroom", "upper landing"]
 PATTERNS = {
     "light_on": "please turn the {} light on",
     "light_off": "switch off every lamp in the {}",
@@ -115,7 +117,7 @@ def make_checkpoint(folder: Path, *, labels: list[str] | None = None, seed: int 
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-    words = sorted({word for pattern in PATTERNS.values() for word in pattern.split()} | set(SUBJECTS))
+    words = sorted({word for phrase in (*PATTERNS.values(), *SUBJECTS) for word in phrase.split()})
     words = [*SPECIAL, *(word for word in words if word != "{}")]
     tokenizer = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -140,6 +142,25 @@ def make_checkpoint(folder: Path, *, labels: list[str] | None = None, seed: int 
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def sharing(earlier: Sequence[str], later: Sequence[str], share: float) -> list[tuple[str, str]]:
+    """Pairs of different texts whose sets of words have a Jaccard similarity of at least `share`."""
+    import numpy as np
+
+    from edgekit.duplicates import words
+
+    sets = [[words(text) for text in texts] for texts in (earlier, later)]
+    column = {word: index for index, word in enumerate(sorted(frozenset().union(*sets[0], *sets[1])))}
+    tables = []
+    for group in sets:
+        tables.append(np.zeros((len(group), len(column)), np.float32))
+        for row, found in enumerate(group):
+            tables[-1][row, [column[word] for word in found]] = 1
+    common = tables[0] @ tables[1].T
+    union = tables[0].sum(axis=1)[:, None] + tables[1].sum(axis=1)[None] - common
+    pairs = [(earlier[one], later[other]) for one, other in np.argwhere(common >= share * union)]
+    return [(one, other) for one, other in pairs if one is not other]
 
 
 def make_data(folder: Path) -> Path:

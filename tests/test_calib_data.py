@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.duplicates import near_pairs
+from edgekit.duplicates import near_copies, repeats
 from edgekit.prompts import SPLITS
 from edgekit.recipe import load_recipe, packaged
+from tests.conftest import sharing
 
 FOLDERS = sorted(path for path in packaged("calib_data").iterdir() if path.is_dir())
 ASSISTANT = packaged("calib_data/assistant")
@@ -105,10 +106,12 @@ def test_splits_of_an_intent_differ(label: str) -> None:
 
 def test_no_text_is_in_two_splits() -> None:
     """Across intents too, exact and near duplicates, by the rule that every build applies."""
-    texts = {split: [row["text"] for row in rows(split)] for split in SPLITS}
+    texts = {split: [(row["text"], row["label"]) for row in rows(split)] for split in SPLITS}
     for earlier, later in (("train", "calibrate"), ("train", "verify"), ("calibrate", "verify")):
-        pairs = near_pairs(texts[earlier], texts[later])
-        assert not pairs, [(texts[earlier][one], texts[later][other]) for one, other in pairs[:5]]
+        pairs = near_copies(texts[earlier], texts[later])
+        assert not pairs, [(texts[earlier][one], texts[later][other]) for one, other in pairs.items()]
+    pairs = repeats(texts["verify"])
+    assert not pairs, [(texts["verify"][one], texts["verify"][other]) for one, other in pairs.items()]
 
 
 @pytest.mark.parametrize("label", sorted(BY_INTENT))
@@ -165,7 +168,7 @@ def test_example_recipe_gathers_it(tmp_path: Path) -> None:
     facts = gather(load_recipe(packaged("examples/assistant")), SPLITS, tmp_path)
     assert facts["rows"] == {"train": 1998, "calibrate": 448, "verify": 1000}
     assert len(facts["labels"]) == 24
-    assert facts["dropped_near_duplicates"] == 0
+    assert facts["dropped"] == {}
 
 
 CHAT = packaged("calib_data/chat")
@@ -206,9 +209,7 @@ def test_no_question_is_asked_twice(tmp_path: Path) -> None:
         split: [" ".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in conversations(split)]
         for split in ("calibrate", "verify")
     }
-    found = near_pairs(texts["calibrate"], texts["verify"], 0.5)
-    assert not found, [(texts["calibrate"][one], texts["verify"][other]) for one, other in found]
-    found = [(one, other) for one, other in near_pairs(texts["verify"], texts["verify"], 0.5) if one < other]
-    assert not found, [(texts["verify"][one], texts["verify"][other]) for one, other in found]
+    assert not sharing(texts["calibrate"], texts["verify"], 0.5)
+    assert not sharing(texts["verify"], texts["verify"], 0.5)
     facts = gather(load_recipe(packaged("examples/chat")), ("calibrate", "verify"), tmp_path)
     assert facts["rows"] == {"calibrate": 120, "verify": 120}

@@ -6,7 +6,16 @@ import random
 
 import pytest
 
-from edgekit.duplicates import near_pairs, normalized, text_digest, words
+from edgekit.duplicates import (
+    NEAR_DUPLICATE,
+    ONE_LETTER,
+    ONE_WORD,
+    near_copies,
+    normalized,
+    repeats,
+    text_digest,
+    words,
+)
 
 PLAIN = "what is up, pal"
 
@@ -68,23 +77,97 @@ def test_normalized(text: str, result: str) -> None:
     assert normalized(text) == result
 
 
-def test_near_pairs_finds_what_all_pairs_find() -> None:
-    """The prefix filter loses nothing: compared with every pair, on texts that differ by a word or two."""
+def one_apart(one: str, other: str) -> bool:
+    """Whether leaving out one word, or in short texts one letter, of either or both makes two texts the same."""
+
+    def shorter(found: list[str], leaves: bool) -> list[list[str]]:
+        return [found, *([found[:place] + found[place + 1 :] for place in range(len(found))] if leaves else [])]
+
+    ways = [shorter(text.split(), len(text.split()) in ONE_WORD) for text in (one, other)]
+    if all(len(text.split()) < ONE_WORD.start for text in (one, other)):
+        ways = [shorter(list(text), len(text) >= ONE_LETTER) for text in (one, other)]
+    return any(left == right for left in ways[0] for right in ways[1])
+
+
+def test_near_copies_are_those_that_all_pairs_give() -> None:
+    """Hashes and the prefix filter lose nothing: compared with every pair, on texts that differ by a word or two."""
     generator = random.Random(1)
     vocabulary = [f"w{number}" for number in range(40)]
-    texts = [" ".join(generator.sample(vocabulary, generator.randint(1, 14))) for _ in range(150)]
-    texts += [f"{text} w{generator.randint(0, 39)}" for text in texts[:80]]
-    generator.shuffle(texts)
-    earlier, later = texts[:120], texts[120:]
-    for share in (0.5, 0.7, 0.9, 1.0):
-        expected = [
-            (place, other)
-            for place, one in enumerate(earlier)
-            for other, two in enumerate(later)
-            if len(words(one) & words(two)) >= share * len(words(one) | words(two))
-        ]
-        assert near_pairs(earlier, later, share) == expected
-    assert near_pairs(["!!", "??"], ["??", "a"]) == [(1, 0)]
+    texts = [" ".join(generator.sample(vocabulary, generator.randint(1, 33))) for _ in range(150)]
+    for text in texts[:90]:
+        found = text.split()
+        place = generator.randrange(len(found))
+        found[place : place + generator.randint(0, 1)] = generator.sample(vocabulary, generator.randint(0, 2))
+        texts.append(" ".join(found) or "w0")
+    labelled = [(text, generator.choice("aaaab")) for text in texts]
+    generator.shuffle(labelled)
+    earlier, later = labelled[:120], labelled[120:]
+
+    def near(one: tuple[str, str], other: tuple[str, str]) -> bool:
+        if one[0] == other[0]:
+            return True
+        left, right = set(one[0].split()), set(other[0].split())
+        alike = len(left & right) >= NEAR_DUPLICATE * len(left | right)
+        return one[1] == other[1] and (alike or one_apart(one[0], other[0]))
+
+    found = near_copies(earlier, later)
+    expected = {place for place, one in enumerate(earlier) if any(near(one, other) for other in later)}
+    assert found.keys() == expected
+    assert 20 < len(expected) < 100
+    assert all(near(earlier[one], later[other]) for one, other in found.items())
+    again = repeats(labelled)
+    kept = [one for place, one in enumerate(labelled) if place not in again]
+    assert not [(one, other) for place, one in enumerate(kept) for other in kept[:place] if near(one, other)]
+    assert all(near(labelled[one], labelled[other]) and other not in again for one, other in again.items())
+
+
+LONG = "is there a way to know when my new card will arrive"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "near"),
+    [
+        (LONG, LONG.replace("know", "see"), True),
+        (LONG, LONG.replace("new ", ""), True),
+        (LONG, f"{LONG} please", True),
+        (LONG, f"could there be {LONG}", False),
+        (LONG, LONG.replace("arrive", "arive"), True),
+        (LONG, LONG.replace("card", "cards"), True),
+        (LONG, f"when {LONG.replace('when ', '')}", True),
+        (LONG, LONG.replace("new card", "newcard"), True),
+        (LONG, LONG.replace("know", "see").replace("arrive", "come"), False),
+        ("turn the light on", "turn the light off", False),
+        ("kindly turn the light on", "turn the light on", True),
+        ("turn the light on", "turn the lihgt on", True),
+        ("turn the light on", "turn the lihgts on", False),
+        ("turn the light on", "turn the lights on", True),
+        ("lights", "light", False),  # too short to tell
+        ("set 5 timers", "set 12 timers", True),
+        ("\u8bf7\u6253\u5f00\u5ba2\u5385\u7684\u706f", "\u6253\u5f00\u5ba2\u5385\u7684\u706f", True),
+        ("\u6253\u5f00\u5ba2\u5385\u7684\u706f", "\u6253\u5f00\u5ba2\u5385\u7684\u7a97", True),
+        ("\u6253\u5f00\u5ba2\u5385\u7684\u706f", "\u5173\u6389\u5ba2\u5385\u7684\u706f", False),
+    ],
+)
+def test_nearly_one(one: str, other: str, near: bool) -> None:
+    assert near_copies([(one, "a")], [(other, "a")]) == ({0: 0} if near else {})
+    assert near_copies([(other, "a")], [(one, "a")]) == ({0: 0} if near else {})
+    assert near_copies([(one, "a")], [(other, "b")]) == {}
+    assert repeats([(one, "a"), (other, "a"), (one, "b")]) == {2: 0} | ({1: 0} if near else {})
+
+
+def test_numbers_count_as_equal_where_labels_agree() -> None:
+    sums = [("What is 12 + 345?", "357"), ("What is 20 + 30?", "50"), ("What is 25 + 25?", "50")]
+    assert repeats(sums) == {2: 1}
+    unlabelled = [(text, None) for text, _ in sums]
+    assert repeats(unlabelled) == {1: 0, 2: 0}
+    assert repeats(unlabelled, masks_unlabelled=False) == {}
+
+
+def test_a_text_without_a_label_agrees_with_all() -> None:
+    texts = [(LONG, "a"), (LONG.replace("know", "see"), None), (LONG.replace("arrive", "arive"), "b")]
+    assert repeats(texts, masks_unlabelled=False) == {1: 0}
+    assert near_copies(texts[:1], texts[1:], masks_unlabelled=False) == {0: 0}
+    assert near_copies(texts[1:], texts[:1], masks_unlabelled=False) == {0: 0}
 
 
 def test_words_mask_numbers() -> None:

@@ -190,28 +190,6 @@ def test_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         gathered(recipe(tmp_path, path="org/name"), tmp_path / "out")
 
 
-def test_no_file_stays_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows cannot remove the scratch folder while a table maps a file of it."""
-    import datasets
-    from datasets.table import MemoryMappedTable
-
-    tables = []
-    load = datasets.load_dataset
-
-    def spy(*arguments: object, **options: object) -> datasets.Dataset:
-        tables.append(load(*arguments, **options))
-        return tables[-1]
-
-    monkeypatch.setattr(datasets, "load_dataset", spy)
-    make_data(tmp_path / "data")
-    gathered(recipe(tmp_path, path="data"), tmp_path / "out")
-    assert len(tables) == 3
-    for table in tables:
-        blocks = [block for row in getattr(table.data, "blocks", [[table.data]]) for block in row]
-        assert blocks
-        assert not any(isinstance(block, MemoryMappedTable) for block in blocks)
-
-
 def test_unlabelled(tmp_path: Path) -> None:
     for name, subjects in {"calibrate": SUBJECTS[:5], "verify": SUBJECTS[5:]}.items():
         (tmp_path / f"{name}.csv").write_text("text\n" + "".join(f"the {one} is dark\n" for one in subjects))
@@ -249,7 +227,7 @@ HEAD = "text,label\n"
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "train.csv: empty; expected rows with a text and a label"),
+        (b"", "train.csv: empty; expected rows with texts"),
         (HEAD, "train.csv: no rows below the header line; add some"),
         (
             HEAD + "a,x\nb,x\n",
@@ -259,7 +237,7 @@ HEAD = "text,label\n"
         (HEAD + "a,x\nb,x \n", "train.csv: labels 'x' and 'x ' differ by case or spaces only"),
         (HEAD + "a,x\nb,\n", "train.csv: row 2: label: no label"),
         (HEAD.encode() + b"caf\xe9,x\n", "train.csv: byte 14 (0xe9) is not UTF-8; save the file as UTF-8"),
-        (HEAD.encode("utf-16"), "train.csv: byte 0 (0xff) is not UTF-8"),
+        (HEAD.encode("utf-16-le"), "train.csv: holds zero bytes, as UTF-16 does; if it is that, set data.encoding"),
         ('text,label\n"a,x\nb,y\n', "train.csv: line 3: not valid CSV: unexpected end of data"),
         (HEAD + "on, please,x\nb,y\n", "train.csv: line 2: 3 fields, but the header has 2; put texts that hold"),
         ("text,text\na,x\n", "train.csv: line 1: two columns have the same name"),
@@ -280,14 +258,14 @@ def test_bad_csv(tmp_path: Path, content: str | bytes, said: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"text": "a"', "train.jsonl: cannot be read as jsonl"),
+        ('{"text": "a"', "train.jsonl: line 1: not valid JSON: Expecting ',' delimiter: line 1 column 13 (char 12)"),
         ('{"text": 3, "label": "x"}\n', "train.jsonl: row 1: text: 3 is not a string"),
         (
             '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n',
             "train.jsonl: row 2: text: None is not a string",
         ),
         ('{"text": "a", "label": "x"}\n{"text": "b"}\n', "train.jsonl: row 2: label: no label"),
-        ("[1, 2]\n", "train.jsonl: "),
+        ("[1, 2]\n", "train.jsonl: line 1: [1, 2] is not an object with the columns"),
     ],
 )
 def test_bad_json(tmp_path: Path, content: str, said: str) -> None:
@@ -380,90 +358,19 @@ def test_what_is_dropped_is_checked_after(tmp_path: Path) -> None:
     made = recipe(tmp_path, path="data", near_duplicates="drop")
     data = make_data(tmp_path / "data")
     (data / "train.jsonl").write_bytes((data / "verify.jsonl").read_bytes())
-    with pytest.raises(EdgekitError, match="the train split has no rows after 12 duplicates were dropped from it"):
+    with pytest.raises(
+        EdgekitError, match=r"the train split has no rows after 12 rows were left out \(12 near duplicates\)"
+    ):
         gathered(made, tmp_path / "out")
     data = make_data(tmp_path / "data")
     add_rows(data / "train.jsonl", ("is it cold", "weather"))
     add_rows(data / "calibrate.jsonl", ("will it rain tomorrow", "weather"))
     add_rows(data / "verify.jsonl", ("it is cold", "weather"))
     with pytest.raises(
-        EdgekitError, match=r"the train split lacks the label 'weather' .* after 1 duplicates were dropped"
+        EdgekitError,
+        match=r"the train split lacks the label 'weather' .* after 1 rows were left out \(1 near duplicates\); every .*: 'weather' 2\. Add",
     ):
         gathered(made, tmp_path / "out")
-
-
-def write_lines(folder: Path, rows: list[dict[str, object]]) -> Path:
-    """The same kind of rows for calibrate and verify, other words in each."""
-    for name, word in {"calibrate": "garden", "verify": "harbour"}.items():
-        lines = [json.dumps(row).replace("PLACE", f"{word} {number}") for number, row in enumerate(rows)]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
-
-
-def generated(folder: Path, rows: list[dict[str, object]], **data: object) -> list[Prompt]:
-    """The verify split of a recipe for text-generation."""
-    write_lines(folder, rows)
-    asked = Data(calibrate="calibrate.jsonl", verify="verify.jsonl", **({"label": None} | data))  # type: ignore[arg-type]
-    made = Recipe(task="text-generation", teacher=Teacher(source="x"), data=asked, path=folder / "recipe.toml")
-    return gathered(made, folder / "out", ("calibrate", "verify"))["verify"]
-
-
-TURN = {"role": "user", "content": "where is the PLACE?"}
-SAID = {"role": "assistant", "content": "over there"}
-
-
-def test_conversations(tmp_path: Path) -> None:
-    """A last turn of the assistant is the wanted answer; what else rows have is left out."""
-    system = {"role": "system", "content": "Be brief."}
-    rows: list[dict[str, object]] = [
-        {"talk": [system, TURN, SAID]},
-        {"talk": [TURN | {"name": "Ann"}, SAID, {"role": "user", "content": "and how far is the sea?"}]},
-    ]
-    first, second = generated(tmp_path, rows, messages="talk")
-    assert first == Prompt(
-        text="where is the harbour 0?",
-        label="over there",
-        messages=[system, {"role": "user", "content": "where is the harbour 0?"}],
-    )
-    assert second.label is None
-    assert second.text == "where is the harbour 1?\nand how far is the sea?"
-    assert second.messages is not None
-    assert [set(turn) for turn in second.messages] == [{"role", "content"}] * 3
-
-
-def test_answers_and_choices(tmp_path: Path) -> None:
-    rows: list[dict[str, object]] = [
-        {"question": "is the PLACE near?", "reply": "yes", "options": ["yes", "no"]},
-        {"question": "what lies behind the PLACE?", "reply": "", "options": None},
-        {"question": "who owns this PLACE?", "reply": None, "options": None},
-    ]
-    found = generated(tmp_path, rows, text="question", answer="reply", choices="options")
-    assert [(row.label, row.choices) for row in found] == [("yes", ["yes", "no"]), (None, None), (None, None)]
-    assert found[0].text == "is the harbour 0 near?"
-
-
-@pytest.mark.parametrize(
-    ("row", "data", "said"),
-    [
-        ({"text": "a PLACE"}, {"messages": "talk"}, "data.messages: no column 'talk' (its columns: text)"),
-        ({"text": "a PLACE"}, {"answer": "reply"}, "data.answer: no column 'reply' (its columns: text)"),
-        ({"text": "a PLACE"}, {"choices": "options"}, "data.choices: no column 'options' (its columns: text)"),
-        ({"talk": "a PLACE"}, {"messages": "talk"}, "row 1: talk: not a conversation; expected [{"),
-        ({"talk": [{"role": "user"}]}, {"messages": "talk"}, "row 1: talk: not a conversation"),
-        ({"talk": [{"role": "system", "content": "PLACE"}]}, {"messages": "talk"}, "row 1: talk: the user says nothing"),
-        ({"talk": []}, {"messages": "talk"}, "row 1: talk: the user says nothing; remove the row"),
-        ({"text": "PLACE", "reply": 7}, {"answer": "reply"}, "row 1: reply: 7 is not a string"),
-        ({"text": "PLACE", "reply": "a", "o": ["b", "c"]}, {"answer": "reply", "choices": "o"}, "row 1: o: the wanted answer 'a' is not among them"),
-        ({"text": "PLACE", "reply": "a", "o": ["a"]}, {"answer": "reply", "choices": "o"}, "row 1: o: expected a list of two or more strings"),
-        ({"text": "PLACE", "reply": "a", "o": ["a", ""]}, {"answer": "reply", "choices": "o"}, "none of them empty"),
-        ({"text": "PLACE", "reply": "a", "o": "a"}, {"answer": "reply", "choices": "o"}, "row 1: o: expected a list of two"),
-    ],
-)  # fmt: skip
-def test_bad_rows_of_generation(tmp_path: Path, row: dict[str, object], data: dict[str, object], said: str) -> None:
-    with pytest.raises(EdgekitError) as told:
-        generated(tmp_path, [row], **data)
-    assert said in told.value.message
-    assert "calibrate.jsonl" in told.value.message
 
 
 def test_a_group_is_in_one_split(tmp_path: Path) -> None:
@@ -490,21 +397,12 @@ def test_a_group_of_two_files_is_refused_or_dropped(tmp_path: Path) -> None:
     with pytest.raises(EdgekitError, match=r"data\.group: 12 rows of train are of groups .* row 1 of group '7'; keep"):
         gathered(recipe(tmp_path, path="data", group="who"), tmp_path / "out")
     made = recipe(tmp_path, path="data", group="who", near_duplicates="drop")
-    with pytest.raises(EdgekitError, match="the train split has no rows after 12 duplicates"):
+    with pytest.raises(
+        EdgekitError,
+        match=r"the train split has no rows after 12 rows were left out \(12 of groups that another split has\)",
+    ):
         gathered(made, tmp_path / "out")
     without = recipe(tmp_path, path="data", group="who")
     parts = gathered(without, tmp_path / "out", ("calibrate", "verify"))
     assert [row.group for row in parts["verify"]][:2] == ["7", "8"]
     assert {row.group for row in parts["calibrate"]} == {None}
-
-
-def test_tools_reach_the_prompt(tmp_path: Path) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    rows: list[dict[str, object]] = [
-        {"talk": [TURN, SAID], "can": [tool]},
-        {"talk": [{"role": "user", "content": "who owns this PLACE?"}], "can": []},
-    ]
-    first, second = generated(tmp_path, rows, messages="talk", tools="can")
-    assert (first.tools, second.tools) == ([tool], None)
-    with pytest.raises(EdgekitError, match="row 1: can: not valid JSON"):
-        generated(tmp_path, [{"talk": [TURN], "can": "f("}], messages="talk", tools="can")

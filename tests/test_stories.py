@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.duplicates import near_pairs
 from edgekit.prompts import SPLITS, gather
 from edgekit.recipe import load_recipe, packaged
+from tests.conftest import sharing
 
 STORIES = packaged("calib_data/stories")
 # The README's limits.
@@ -62,8 +62,7 @@ def test_stories_are_clean(split: str) -> None:
     ("one", "other"), [("train", "calibrate"), ("train", "verify"), ("calibrate", "verify"), ("verify", "verify")]
 )
 def test_no_story_is_told_twice(one: str, other: str) -> None:
-    pairs = near_pairs(TEXTS[one], TEXTS[other], SHARED_WORDS)
-    found = [(TEXTS[one][left], TEXTS[other][right]) for left, right in pairs if one != other or left < right]
+    found = sharing(TEXTS[one], TEXTS[other], SHARED_WORDS)
     assert not found, found[:2]
 
 
@@ -78,4 +77,4 @@ def test_example_recipe_gathers_them(tmp_path: Path) -> None:
     """The build itself finds nothing wrong with them."""
     facts = gather(load_recipe(packaged("examples/stories")), SPLITS, tmp_path)
     assert facts["rows"] == {split: len(TEXTS[split]) for split in SPLITS}
-    assert facts["dropped_near_duplicates"] == 0
+    assert facts["dropped"] == {}

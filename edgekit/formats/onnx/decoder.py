@@ -213,7 +213,7 @@ def _generation(geometry: Geometry, context: int, switch: int | None) -> dict[st
 
 def _describe(path: Path, model: onnx.ModelProto) -> dict[str, Any]:
     """What the file needs to run; as `describe_file` gives it for graphs of one row per text."""
-    names = [path.name, *(one.name for one in path.parent.glob(f"{path.name}.data"))]
+    names = [name for name in (path.name, f"{path.name}.data") if (path.parent / name).is_file()]
     return {
         "format": NAME,
         "file": path.name,

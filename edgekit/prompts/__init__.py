@@ -1,0 +1,41 @@
+"""Prompts: texts with labels in three disjoint splits. Whatever the user's data is, it becomes one folder of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit.prompts.clean import Splits
+from edgekit.prompts.prompt import SPLITS, Prompt, PromptSet
+from edgekit.prompts.splits import folder_files, read_splits, sources
+from edgekit.recipe import Recipe
+
+__all__ = ["SPLITS", "Prompt", "PromptSet", "folder_files", "gather", "sources"]
+
+
+def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
+    """Read the recipe's data, check it, and write one JSON-lines file per split into `out`.
+
+    Returns what was found: `rows` per split, `labels`, how many rows of each split were left out and why (`dropped`), how many
+    are unusual (`unusual`: converted labels, texts with two labels), and `notes`, which say all that in words. Raises
+    EdgekitError for a wrong column, an empty or one-class split, labels that differ by case only, texts that verify repeats, and
+    overlapping splits.
+    """
+    places = sources(recipe, splits)
+    where = {name: str(places.get(name) or places["*"]) for name in splits}
+    found = Splits(read_splits(recipe, splits), recipe, where)
+    found.clean()
+    rows = found.rows
+    for name in splits:
+        lines = (json.dumps(row.facts(), ensure_ascii=False) for row in rows[name])
+        (out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    labels = sorted({row.label for part in rows.values() for row in part if row.label is not None})
+    return {
+        "rows": {name: len(rows[name]) for name in splits},
+        "labels": [label for label in labels if label != recipe.data.out_of_scope],
+        "dropped": {name: dict(found.dropped[name]) for name in splits if found.dropped[name]},
+        "unusual": {name: dict(found.unusual[name]) for name in splits if found.unusual[name]},
+        "notes": found.notes(),
+    }

@@ -1,0 +1,50 @@
+"""The nouns: a prompt, and a set of them in three disjoint splits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("train", "calibrate", "verify")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One text and, where known, its label; `row` counts from 1 in the file that it was read from.
+
+    For text-generation `label` is the wanted answer, `choices` those that the model picks the likeliest of, `messages` a
+    whole conversation ({"role": ..., "content": ...} each, without the wanted answer), of which `text` is what the user says,
+    and `tools` the JSON schemas of the functions that the model may call in it. `group` names what texts have in common that
+    are not independent of each other: their speaker, document, template or ticket.
+    """
+
+    text: str
+    label: str | None = None
+    row: int = field(default=0, compare=False)
+    choices: Sequence[str] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    group: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """As a split's file has it: what is not there is left out, but for the label."""
+        more = {"choices": self.choices, "messages": self.messages, "tools": self.tools, "group": self.group}
+        return {"text": self.text, "label": self.label} | {key: value for key, value in more.items() if value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """A folder with train.jsonl, calibrate.jsonl and verify.jsonl, as `gather` writes it."""
+
+    folder: Path
+
+    def split(self, name: str) -> list[Prompt]:
+        """The prompts of a split, in file order; an absent split is empty."""
+        path = self.folder / f"{name}.jsonl"
+        if not path.exists():
+            return []
+        # Not splitlines: a text may hold U+2028 or U+0085, which end a line there but not in JSON lines.
+        return [Prompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]

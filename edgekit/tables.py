@@ -1,0 +1,301 @@
+"""Tables: the rows of a file as the file has them. CSV and plain text hold texts, JSON and Parquet the types that they name."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import EdgekitError, first_line
+
+KINDS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".txt": "txt",
+}
+COMPRESSED = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
+# What a file begins with that says its own encoding (Unicode 15, section 23.8); UTF-32's begins with UTF-16's.
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+DELIMITERS = (",", ";", "\t", "|")
+# What Excel reads a file's delimiter from, and writes it as.
+_SEP = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row: its values by column, or the problem that it could not be read for; `number` counts from 1."""
+
+    number: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The rows of a file; `columns` in the file's order, `classes` the names of the class numbers in a column."""
+
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def kind_of(path: Path) -> tuple[str | None, str | None]:
+    """What a file's name says: the key of KINDS and, where it is compressed, that of COMPRESSED; None for others."""
+    endings = [ending.casefold() for ending in path.suffixes]
+    packed = endings.pop() if endings and endings[-1] in COMPRESSED else None
+    return (endings[-1] if endings and endings[-1] in KINDS else None), packed
+
+
+def read_table(path: Path, *, delimiter: str | None = None, encoding: str | None = None) -> Table:
+    """The rows of one file; its path is taken as it is, never as a pattern.
+
+    delimiter: of CSV, one character; without it a comma (.tsv: a tab), or what the file's own `sep=;` line says.
+    encoding: of anything but Parquet; without it UTF-8, or what the file's byte order mark says.
+    Raises EdgekitError for a file that is missing, empty, of another kind or encoding, or whose form is broken as a whole. A row
+    that is broken on its own is there with its problem.
+    """
+    ending, packed = kind_of(path)
+    if ending is None:
+        remedy = "; save the sheet as CSV" if path.suffix.casefold() in {".xlsx", ".xls", ".ods"} else ""
+        raise EdgekitError(
+            f"{path}: unknown kind of file; expected one of {', '.join(KINDS)}, or these with {', '.join(COMPRESSED)}{remedy}"
+        )
+    content = _read_bytes(path, packed)
+    if KINDS[ending] == "parquet":
+        return _read_parquet(path, content)
+    text = decode(path, content, encoding)
+    if not text.strip():
+        raise EdgekitError(f"{path}: empty; expected rows with texts")
+    if KINDS[ending] == "csv":
+        return _read_csv(path, text, delimiter or ("\t" if ending == ".tsv" else None))
+    if KINDS[ending] == "txt":
+        return Table(columns=["text"], rows=[Row(number=n, values={"text": line}) for n, line in _lines(text)])
+    return _read_json(path, text, lines=KINDS[ending] == "jsonl")
+
+
+def decode(path: Path, content: bytes, encoding: str | None = None) -> str:
+    """A file's text. Raises EdgekitError with the byte that does not fit, and for an unknown encoding."""
+    marked = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding or marked)
+    except LookupError as unknown:
+        raise EdgekitError(
+            f'{path}: data.encoding: unknown encoding {encoding!r}; expected one of Python\'s, such as "cp1252" or "utf-16"'
+        ) from unknown
+    except UnicodeDecodeError as bad:
+        byte, name = bad.object[bad.start], "UTF-8" if encoding is None and marked == "utf-8" else (encoding or marked)
+        raise EdgekitError(
+            f"{path}: byte {bad.start} (0x{byte:02x}) is not {name}; save the file as UTF-8, or name its encoding, such as"
+            f' data.encoding = "{"cp1252" if encoding != "cp1252" else "latin-1"}"'
+        ) from bad
+    except UnicodeError as bad:
+        raise EdgekitError(f"{path}: not {encoding or marked}: {first_line(bad)}; save the file as UTF-8") from bad
+    if encoding is None and "\0" in text[:1000]:
+        raise EdgekitError(f'{path}: holds zero bytes, as UTF-16 does; if it is that, set data.encoding = "utf-16-le"')
+    return text.removeprefix("\ufeff")
+
+
+def value_of(row: Mapping[str, Any], column: str) -> Any:
+    """A row's value in a column, None where it has none; "data.text" is the key `text` of the object in the column `data`."""
+    if column in row:
+        return row[column]
+    head, dot, rest = column.partition(".")
+    while dot:
+        inner = row.get(head)
+        if isinstance(inner, Mapping):
+            return value_of(inner, rest)
+        more, dot, rest = rest.partition(".")
+        head = f"{head}.{more}"
+    return None
+
+
+def has_column(table: Table, column: str) -> bool:
+    """Whether a column, dotted or not, is there in a row that could be read."""
+    return column in table.columns or any(value_of(row.values, column) is not None for row in table.rows)
+
+
+def column_names(table: Table, rows: int = 20) -> list[str]:
+    """The table's columns, with those of objects in them as dotted names, as far as the first rows tell."""
+    names: dict[str, None] = {}
+    for column in table.columns:
+        values = [row.values.get(column) for row in table.rows[:rows]]
+        inner = [value for value in values if isinstance(value, Mapping)]
+        names |= dict.fromkeys(f"{column}.{key}" for value in inner for key in value) if inner else {column: None}
+    return list(names)
+
+
+def _read_bytes(path: Path, packed: str | None) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as missing:
+        raise EdgekitError(f"{path}: no such file") from missing
+    except OSError as unreadable:
+        raise EdgekitError(f"{path}: cannot be read: {unreadable.strerror}") from unreadable
+    try:
+        return COMPRESSED[packed](content) if packed else content
+    except (OSError, lzma.LZMAError, zlib.error, EOFError, ValueError) as bad:
+        raise EdgekitError(f"{path}: not a whole {packed} file: {first_line(bad)}; pack it again") from bad
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines. Not splitlines: a text may hold U+2028 or U+0085, which end a line there but not in these files."""
+    ended = text.replace("\r\n", "\n").removesuffix("\n")
+    return ((number, line) for number, line in enumerate(ended.split("\n"), start=1))
+
+
+def _read_csv(path: Path, text: str, delimiter: str | None) -> Table:
+    """Every field is text: a label 007 stays 007, and a text NA is not a missing one."""
+    told, skipped = _SEP.match(text), 0
+    if told and delimiter in {None, told[1]}:
+        text, delimiter, skipped = text[told.end() :], told[1], 1
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or ",", strict=True)
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        header = [name.strip() for name in next((row for row in reader if row), [])]
+        first = reader.line_num + skipped
+        fields = [(reader.line_num + skipped, row) for row in reader if row]
+    except csv.Error as bad:
+        raise EdgekitError(
+            f"{path}: line {reader.line_num + skipped}: not valid CSV: {bad}; check its double quotes"
+        ) from bad
+    finally:
+        csv.field_size_limit(limit)
+    _check_header(path, header, first, delimiter or ",", [row for _, row in fields])
+    rows = []
+    for number, (line, row) in enumerate(fields, start=1):
+        if len(row) == len(header):
+            rows.append(
+                Row(number=number, values={name: value for name, value in zip(header, row, strict=True) if name})
+            )
+            continue
+        problem = f"line {line}: {len(row)} fields, but the header has {len(header)}"
+        problem += "; put texts that hold a delimiter in double quotes"
+        rows.append(Row(number=number, problem=problem))
+    return Table(columns=[name for name in header if name], rows=rows)
+
+
+def _check_header(path: Path, header: Sequence[str], line: int, delimiter: str, rows: Sequence[Sequence[str]]) -> None:
+    if len(header) == 1:
+        other = next((mark for mark in DELIMITERS if mark != delimiter and mark in header[0]), None)
+        if other:
+            raise EdgekitError(
+                f"{path}: line {line}: its columns are parted by {other!r}, not {delimiter!r}; set"
+                f" data.delimiter = {json.dumps(other)}"
+            )
+    if not rows:
+        raise EdgekitError(f"{path}: no rows below the header line; add some")
+    named = [name for name in header if name]
+    if len(set(named)) < len(named):
+        raise EdgekitError(f"{path}: line {line}: two columns have the same name; rename one")
+    for place, name in enumerate(header):
+        # A sheet's empty columns are exported too.
+        if not name and any(row[place].strip() for row in rows if len(row) == len(header)):
+            raise EdgekitError(f"{path}: line {line}: column {place + 1} has no name; give it one")
+
+
+def headerless(columns: Iterable[str]) -> str | None:
+    """The column name that is rather a text, as where a file begins with its first row; None where all look like names."""
+    return next((name for name in columns if len(name.split()) > 3 or len(name) > 40), None)
+
+
+def _read_json(path: Path, text: str, *, lines: bool) -> Table:
+    """JSON lines; or one value: a list of rows, an object of columns, or an object that holds the list of rows."""
+    whole = None if lines else _parse_json(text)
+    if isinstance(whole, dict):
+        whole = _rows_within(whole)
+    if isinstance(whole, list):
+        found = list(enumerate(whole, start=1))
+        rows = [_json_row(number, "row", value) for number, value in found]
+    else:
+        texts = [(number, line) for number, line in _lines(text) if line.strip()]
+        if not lines and isinstance(whole, _Broken) and not isinstance(_parse_json(texts[0][1]), dict):
+            raise EdgekitError(f"{path}: not valid JSON: {whole.reason}")
+        rows = [_json_row(number, "line", _parse_json(line)) for number, line in texts]
+    columns = dict.fromkeys(key for row in rows for key in row.values)
+    return Table(columns=list(columns), rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Broken:
+    reason: str
+
+
+def _parse_json(text: str) -> Any:
+    """A JSON value as the file has it (a date stays a string), or why it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as bad:
+        return _Broken(reason=str(bad))
+    except RecursionError:
+        return _Broken(reason="nested too deeply")
+
+
+def _json_row(number: int, counted: str, value: Any) -> Row:
+    if isinstance(value, _Broken):
+        return Row(number=number, problem=f"{counted} {number}: not valid JSON: {value.reason}")
+    if not isinstance(value, dict):
+        return Row(
+            number=number, problem=f"{counted} {number}: {json.dumps(value):.60} is not an object with the columns"
+        )
+    return Row(number=number, values=value)
+
+
+def _rows_within(whole: dict[str, Any]) -> list[Any]:
+    """The rows of one JSON object: a list in each of its columns, an object of rows in each (pandas), or a list of rows."""
+    values = list(whole.values())
+    lists = [value for value in values if isinstance(value, list)]
+    objects = [value for value in values if isinstance(value, dict)]
+    if any(isinstance(row, dict) and {"role", "from"} & row.keys() for value in lists for row in value[:1]):
+        return [whole]  # one conversation: its turns are no rows
+    held = [value for value in lists if value and all(isinstance(row, dict) for row in value)]
+    if len(held) == 1:
+        return list(held[0])
+    if lists and len(lists) == len(values) and len({len(value) for value in lists}) == 1:
+        return [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)]
+    if objects and len(objects) == len(values) and len({tuple(value) for value in objects}) == 1:
+        return [{column: value[key] for column, value in whole.items()} for key in objects[0]]
+    return [whole]
+
+
+def _read_parquet(path: Path, content: bytes) -> Table:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(pyarrow.BufferReader(content)).read()
+        rows = [Row(number=number, values=row) for number, row in enumerate(table.to_pylist(), start=1)]
+    except (pyarrow.ArrowException, OSError, ValueError) as bad:
+        raise EdgekitError(f"{path}: cannot be read as parquet: {first_line(bad)}") from bad
+    return Table(columns=table.column_names, rows=rows, classes=_class_names(table.schema.metadata or {}))
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of `datasets.ClassLabel` columns, which `datasets` keeps in the schema's metadata."""
+    told = _parse_json(metadata.get(b"huggingface", b"{}").decode("utf-8", "replace"))
+    features = told.get("info", {}).get("features", {}) if isinstance(told, dict) else {}
+    return {
+        column: [str(name) for name in feature["names"]]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
+    }
