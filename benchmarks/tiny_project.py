@@ -81,8 +81,10 @@ def make_row(rng: random.Random, words: list[str], seen: set[frozenset[str]]) ->
         telling = words[place * WORDS_PER_LABEL : (place + 1) * WORDS_PER_LABEL] if place < len(LABELS) else fillers
         text = rng.sample(telling, rng.randint(3, 5)) + rng.sample(fillers, rng.randint(1, 4))
         rng.shuffle(text)
-        if frozenset(text) not in seen:
-            seen.add(frozenset(text))
+        # Texts that differ by one word are near duplicates.
+        alike = {frozenset(text), *(frozenset(text) - {word} for word in text)}
+        if not alike & seen:
+            seen |= alike
             return {"text": " ".join(text), "label": LABELS[place] if place < len(LABELS) else "oos"}
 
 

@@ -51,6 +51,7 @@ def model_card(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         "",
         *_card_accuracy(report),
         "",
+        *_card_data(report.get("data")),
         "## Latency and memory",
         "",
         f"Not in this folder, which is the same whenever it is built: see `{name}.report.html` beside the archive.",
@@ -94,6 +95,14 @@ def _card_scope(manifest: Mapping[str, Any]) -> list[str]:
         limit = number(manifest["threshold"])
         lines += ["", f"A text whose best score is under {limit} is answered with `{manifest['out_of_scope']}`."]
     return lines
+
+
+def _card_data(data: Mapping[str, Any] | None) -> list[str]:
+    """How many rows each split has, and what was left out of them."""
+    if not data:
+        return []
+    rows = ", ".join(f"{count} {name}" for name, count in data["rows"].items())
+    return [f"The data has {rows} rows.", *(f"- {line}" for line in data["notes"]), ""]
 
 
 def _card_accuracy(report: Mapping[str, Any]) -> list[str]:

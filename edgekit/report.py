@@ -295,6 +295,7 @@ def _parts(report: Row, title: str) -> list[str]:
             "right label → answer, in prompts: mistakes of the float student that are gone (left), new ones (right)",
         ),
         _section("How the calibration covers these prompts", _facts(_coverage(report.get("coverage")))),
+        _section("The data", _facts(_data(report.get("data")))),
         _section("Notes", "".join(f"<p>{escape(str(note))}</p>" for note in report.get("notes") or ())),
         "<div class=pair>",
         _section("Artifact", _facts(report["artifact"])),
@@ -390,6 +391,14 @@ def _comparisons_table(comparisons: Sequence[Row]) -> str:
         verdict = _badge(str(entry["verdict"])) if entry.get("verdict") else MISSING
         rows.append(f"<tr>{cells}<td>{verdict}</td></tr>")
     return _table(["compared", "metric", "loss", "bound", "margin", "flips", "verdict"], rows) if rows else ""
+
+
+def _data(data: Row | None) -> dict[str, Any]:
+    """The rows of each split, and what was left out of them, in words; empty where nobody knows."""
+    if not data:
+        return {}
+    rows = {"rows": ", ".join(f"{count} {name}" for name, count in data["rows"].items()), "labels": data["labels"] or None}
+    return rows | {"left out or unusual": "; ".join(data["notes"]) or "nothing"}
 
 
 def _coverage(coverage: Row | None) -> dict[str, Any]:

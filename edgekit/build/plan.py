@@ -30,6 +30,8 @@ class Plan:
     revision: str | None
     splits: tuple[str, ...]
     export: Mapping[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What `prompts.gather` found: rows, labels, what was left out."""
     variant: str | None = None
     """The format that was asked for by name, which then is a part of the bundle's name."""
     estimate: Mapping[str, float] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Plan:
             "task": self.recipe.task,
             "teacher": str(self.teacher) if self.teacher else None,
             "revision": self.revision,
+            "data": dict(self.data),
             "steps": [step for step, wanted in self._steps() if wanted],
             "export": dict(self.export),
             "usable_mb": self.target.hardware.usable_mb or self.target.hardware.memory_mb,

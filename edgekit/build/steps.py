@@ -295,6 +295,7 @@ def verify(
         "look": vars(look),
         "libraries": _libraries(str(artifact.facts["format"])),
         "coverage": calibration.digest if calibration and student else None,
+        "data": {key: prompts.facts[key] for key in ("rows", "notes")},
     }
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, look=look):
         session.listener.say(line)

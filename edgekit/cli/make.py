@@ -144,6 +144,11 @@ def _show_plans(plans: Sequence[dict[str, Any]]) -> None:
         guess = plan["estimate"]
         click.echo(f"{plan['recipe']} for {plan['target']} ({plan['task']})")
         click.echo(f"  teacher   {plan['teacher']}")
+        rows = ", ".join(f"{count} {name}" for name, count in plan["data"]["rows"].items())
+        labels = len(plan["data"]["labels"])
+        click.echo(f"  data      {rows}{f'; {labels} labels' if labels else ''}")
+        for line in plan["data"]["notes"]:
+            click.echo(f"            {line}")
         click.echo(f"  steps     {' '.join(plan['steps'])}")
         click.echo(f"  export    {', '.join(f'{key} = {value}' for key, value in plan['export'].items())}")
         click.echo(

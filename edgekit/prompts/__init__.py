@@ -31,7 +31,9 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
     for name in splits:
         lines = (json.dumps(row.facts(), ensure_ascii=False) for row in rows[name])
         (out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-    labels = sorted({row.label for part in rows.values() for row in part if row.label is not None})
+    # Of text-generation a prompt's label is its wanted answer.
+    named = [row.label for part in rows.values() for row in part if recipe.data.label]
+    labels = sorted({label for label in named if label is not None})
     return {
         "rows": {name: len(rows[name]) for name in splits},
         "labels": [label for label in labels if label != recipe.data.out_of_scope],

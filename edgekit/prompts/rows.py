@@ -71,7 +71,9 @@ def _told(problems: Sequence[str]) -> str:
     if len(problems) == 1:
         return f"{problems[0]}; or {drop} it"
     rest = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return f"{len(problems)} rows are no prompts: {'; '.join(problems[:SHOWN])}{rest}. Mend them, or {drop} them"
+    # The first with its remedy, the others as short as they can be.
+    shown = "; ".join([problems[0], *(problem.split("; ")[0][:90] for problem in problems[1:SHOWN])])
+    return f"{len(problems)} rows are no prompts: {shown}{rest}. Mend them, or {drop} them"
 
 
 def _check_columns(table: Table, data: Data, where: str) -> None:

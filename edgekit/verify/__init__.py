@@ -95,6 +95,14 @@ def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, look: gat
     return lines
 
 
+def _data(prompts: Path) -> dict[str, Any] | None:
+    """What `gather` says of the prompts: rows, labels, what was left out; None of a folder that it did not make."""
+    if not (prompts / "prompts.json").is_file():
+        return None
+    facts = open_product(prompts, "prompts").facts
+    return {"labels": len(facts["labels"])} | {key: facts[key] for key in ("rows", "dropped", "unusual", "notes")}
+
+
 def _points(fraction: float) -> str:
     return f"{100 * fraction:.2f} points"
 
@@ -145,6 +153,7 @@ def verify(
     report |= {
         "models": recorded.facts.get("models", {}),
         "coverage": coverage,
+        "data": _data(prompts),
         "layers": facts.get("layers", []),
         "accuracy_only": not budget.limits_time,
         "notes": [
