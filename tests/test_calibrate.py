@@ -213,9 +213,10 @@ def test_activations_outside_the_ranges_are_counted(checkpoint: Path, prompts: P
     texts = [prompt.text for prompt in PromptSet(folder=prompts).split("calibrate")]
     own = outside_ranges(module, model.encode(texts, 32), 0, calibration, batch=1)
     assert sorted(own) == sorted(calibration.stats)
-    assert max(own.values()) < 0.001
+    # A batch of another size rounds otherwise: of 6 texts' 32 channels at most one value lies beyond the largest.
+    assert max(own.values()) <= 1 / (6 * 32)
     other = outside_ranges(module, [[4, 4, 4, 4, 4]], 0, calibration)
-    assert max(other.values()) > 0.001
+    assert max(other.values()) > 0.01
 
 
 def test_no_prompts_and_no_calibration_are_errors(checkpoint: Path, tmp_path: Path) -> None:
