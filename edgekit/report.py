@@ -397,7 +397,10 @@ def _data(data: Row | None) -> dict[str, Any]:
     """The rows of each split, and what was left out of them, in words; empty where nobody knows."""
     if not data:
         return {}
-    rows = {"rows": ", ".join(f"{count} {name}" for name, count in data["rows"].items()), "labels": data["labels"] or None}
+    rows = {
+        "rows": ", ".join(f"{count} {name}" for name, count in data["rows"].items()),
+        "labels": data["labels"] or None,
+    }
     return rows | {"left out or unusual": "; ".join(data["notes"]) or "nothing"}
 
 
