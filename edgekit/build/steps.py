@@ -295,7 +295,6 @@ def verify(
         "look": vars(look),
         "libraries": _libraries(str(artifact.facts["format"])),
         "coverage": calibration.digest if calibration and student else None,
-        "data": {key: prompts.facts[key] for key in ("rows", "notes")},
     }
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, look=look):
         session.listener.say(line)
@@ -357,6 +356,7 @@ def _verify_inputs(plan: Plan, artifact: Product, reference: Product, prompts: P
     return _judged(plan, artifact) | {
         "reference": reference.digest,
         "prompts": split_digests(prompts, "verify"),
+        "data": {key: prompts.facts[key] for key in ("rows", "notes")},
     }
 
 
