@@ -32,11 +32,27 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What to ship to a target, and why; `place` is the report's among those compared."""
+
+    place: int
+    target: str
+    format: str
+    scheme: str
+    verdict: str
+    reason: str
+
+    def facts(self) -> dict[str, str]:
+        """The entry of `ship` in `build --json`, less where it lies."""
+        return {key: value for key, value in vars(self).items() if key != "place"}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compared:
-    """The reports as rows, and the format and scheme to ship for each target that has one."""
+    """The reports as rows, and what to ship for each target that has one."""
 
     rows: Sequence[Row]
-    ship: Mapping[str, str]
+    ship: Sequence[Choice]
 
     def lines(self) -> list[str]:
         """The table as text, with what to ship below it; a column that no row fills is left out."""
@@ -47,23 +63,25 @@ class Compared:
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
         ]
-        return [*lines, "", *(f"ship to {target}: {what}" for target, what in self.ship.items())]
+        told = [f"ship to {one.target}: {one.format} {one.scheme} ({one.reason})" for one in self.ship]
+        return [*lines, "", *told]
 
 
-def compare(reports: Sequence[Row]) -> Compared:
-    """Put reports of verify side by side.
+def compare(reports: Sequence[Row], written: Sequence[bool] | None = None) -> Compared:
+    """Put reports of verify side by side. written: of each, whether its archive was; without it all were.
 
     To ship is the one with the best verdict; of those, the one whose answers are proven best (a machine that is not the target
     leaves all verdicts open, and says nothing of that); of those, the one that answers fastest (of decoders: writes the most
-    tokens a second; else: the lowest p95). What fails is never shipped.
+    tokens a second; else: the lowest p95). What fails is never shipped, nor
+    what was not written.
     """
     rows = [_row(report) for report in reports]
-    ship = {}
+    ship = []
+    there = [row["verdict"] != "fail" and (written is None or written[place]) for place, row in enumerate(rows)]
     for target in dict.fromkeys(row["target"] for row in rows):
-        among = [row for row in rows if row["target"] == target and row["verdict"] != "fail"]
+        among = [row for row, ships in zip(rows, there, strict=True) if row["target"] == target and ships]
         if among:
             best = min(among, key=lambda row: (*_proven(row), -(row["rate"] or 0.0), row["p95"]))
-            told = f"{best['format']} {best['scheme']}"
             does = "passes" if best["verdict"] == "pass" else "does not fail"
             rivals = [row for row in among if row["verdict"] == best["verdict"]]
             fastest = "the fastest" if best["timed"] else "on this machine the fastest"
@@ -71,7 +89,9 @@ def compare(reports: Sequence[Row]) -> Compared:
                 reason = "its answers are the best proven"
             else:
                 reason = f"{fastest} that {does}" if len(rivals) > 1 else f"the only one that {does}"
-            ship[target] = f"{told} ({reason if len(rows) > 1 else best['verdict']})"
+            facts = {key: str(best[key]) for key in ("target", "format", "scheme", "verdict")}
+            place = next(place for place, row in enumerate(rows) if row is best)
+            ship.append(Choice(place=place, reason=reason if len(rows) > 1 else best["verdict"], **facts))
     return Compared(rows=rows, ship=ship)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgekit.report_compare import HEAD, compare
+from edgekit.report_compare import Compared, compare
 
 
 def report(scheme: str, verdict: str, *, target: str = "board", **more: Any) -> dict[str, Any]:
@@ -28,18 +28,22 @@ def decoder(scheme: str, verdict: str, rate: float, **more: Any) -> dict[str, An
     return report(scheme, verdict, **(figures | first | more))
 
 
+def told(compared: Compared) -> dict[str, str]:
+    return {one.target: f"{one.format} {one.scheme} ({one.reason})" for one in compared.ship}
+
+
 def test_the_fastest_of_the_best_verdict_is_shipped() -> None:
     slow, fast, failed = decoder("q8_0", "pass", 20.0), decoder("q4_0", "pass", 31.0), decoder("q4_1", "fail", 99.0)
-    assert compare([slow, fast, failed]).ship == {"board": "gguf q4_0 (the fastest that passes)"}
+    assert told(compare([slow, fast, failed])) == {"board": "gguf q4_0 (the fastest that passes)"}
     open_ = decoder("q4_k_m", "not proven", 50.0)
-    assert compare([slow, open_]).ship == {"board": "gguf q8_0 (the only one that passes)"}
-    assert compare([open_, failed]).ship == {"board": "gguf q4_k_m (the only one that does not fail)"}
-    assert compare([open_, decoder("q5_k_m", "not proven", 60.0)]).ship == {
+    assert told(compare([slow, open_])) == {"board": "gguf q8_0 (the only one that passes)"}
+    assert told(compare([open_, failed])) == {"board": "gguf q4_k_m (the only one that does not fail)"}
+    assert told(compare([open_, decoder("q5_k_m", "not proven", 60.0)])) == {
         "board": "gguf q5_k_m (the fastest that does not fail)"
     }
-    assert compare([slow]).ship == {"board": "gguf q8_0 (pass)"}
-    assert compare([failed]).ship == {}
-    assert compare([]).ship == {}
+    assert told(compare([slow])) == {"board": "gguf q8_0 (pass)"}
+    assert told(compare([failed])) == {}
+    assert told(compare([])) == {}
 
 
 def checks(**verdicts: str) -> list[dict[str, str]]:
@@ -50,24 +54,24 @@ def test_another_machines_speed_does_not_outweigh_what_is_proven_of_the_answers(
     """Off the target every verdict is open; a file that is 2 % faster on the wrong machine is not the one to ship for that."""
     proven = decoder("q4_0", "not proven", 50.0, checks=checks(kl_vs_student="pass", p95_ms="not proven"))
     other = decoder("int8-dynamic", "not proven", 51.0, checks=checks(kl_vs_student="not proven", p95_ms="not proven"))
-    assert compare([proven, other]).ship == {"board": "gguf q4_0 (its answers are the best proven)"}
+    assert told(compare([proven, other])) == {"board": "gguf q4_0 (its answers are the best proven)"}
     slower = decoder("q8_0", "not proven", 40.0, checks=checks(kl_vs_student="pass", tokens_per_second="not proven"))
-    assert compare([proven, slower]).ship == {"board": "gguf q4_0 (on this machine the fastest that does not fail)"}
+    assert told(compare([proven, slower])) == {"board": "gguf q4_0 (on this machine the fastest that does not fail)"}
 
 
 def test_of_encoders_the_lowest_p95_is_the_fastest() -> None:
     quick, slow = report("int8-static", "pass", latency_ms={"p95": 4.0}), report("q8_0", "pass")
-    assert compare([slow, quick]).ship == {"board": "onnx int8-static (the fastest that passes)"}
+    assert told(compare([slow, quick])) == {"board": "onnx int8-static (the fastest that passes)"}
 
 
 def test_each_target_has_its_own() -> None:
     rows = [decoder("q4_0", "pass", 9.0, target=target) for target in ("pi", "laptop")]
     found = compare([*rows, decoder("q8_0", "pass", 10.0, target="laptop")])
-    assert found.ship == {
+    assert told(found) == {
         "pi": "gguf q4_0 (the only one that passes)",
         "laptop": "gguf q8_0 (the fastest that passes)",
     }
-    assert found.lines()[-2:] == [f"ship to {target}: {what}" for target, what in found.ship.items()]
+    assert found.lines()[-2:] == [f"ship to {target}: {what}" for target, what in told(found).items()]
 
 
 def test_the_table_shows_what_there_is() -> None:
@@ -94,3 +98,11 @@ def test_embedders_show_what_they_keep() -> None:
     assert "right" not in lines[0]
     assert "0.9987" in lines[1]
     assert "95.3 %" in lines[1]
+
+
+def test_what_was_not_written_is_not_to_ship() -> None:
+    """--strict writes nothing of what is not proven: then the other is the choice, or nothing."""
+    first, second = decoder("q8_0", "not proven", 50.0), decoder("q4_0", "not proven", 60.0)
+    assert [one.place for one in compare([first, second]).ship] == [1]
+    assert [one.place for one in compare([first, second], [True, False]).ship] == [0]
+    assert compare([first, second], [False, False]).ship == []

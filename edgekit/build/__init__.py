@@ -144,12 +144,11 @@ def speak(speaker: Any, said: Any, options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def exit_code(built: Sequence[Built], *, strict: bool) -> int:
-    """4 if a device failed, else 3 if a check failed (with strict: or was not proven), else 1 after an error, else 0."""
-    verdicts = {(one.report or {}).get("verdict") for one in built}
-    codes = {one.error.exit_code for one in built if one.error}
-    if "fail" in verdicts or (strict and "not proven" in verdicts):
-        codes.add(CheckFailed.exit_code)
-    return max(codes, default=0)
+    """4 if a device failed, else 3 if a check failed (with strict: or was not proven), else 1 after an error, else 0.
+
+    Of several targets, formats or schemes the worst counts, although another may ship.
+    """
+    return max((one.exit_code(strict=strict) for one in built), default=0)
 
 
 def _failure(plan: Plan, failed: EdgekitError, session: Session) -> Built:

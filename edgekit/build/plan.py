@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.recipe import Recipe
 from edgekit.target import Target
-from edgekit.workspace import Product, Workspace
+from edgekit.workspace import Product, Workspace, file_sha256
 
 Progress = Callable[[int, int, str], None]
 
@@ -90,16 +90,37 @@ class Built:
     products: Mapping[str, Path] = field(default_factory=dict)
     error: EdgekitError | None = None
 
-    def summary(self) -> dict[str, Any]:
+    def exit_code(self, *, strict: bool = False) -> int:
+        """What this one alone would end a command with: see `build.exit_code`."""
+        verdict = (self.report or {}).get("verdict")
+        failed = verdict == "fail" or (strict and verdict == "not proven")
+        return max(self.error.exit_code if self.error else 0, CheckFailed.exit_code if failed else 0)
+
+    def files(self) -> dict[str, str | None]:
+        """Where bundle and archive lie; None where they were not written."""
+        return {
+            "bundle": str(self.bundle) if self.bundle else None,
+            "archive": str(self.archive) if self.archive else None,
+        }
+
+    def summary(self, *, strict: bool = False) -> dict[str, Any]:
         """The entry of `build --json`."""
-        artifact = (self.report or {}).get("artifact", {})
+        report = self.report or {}
+        artifact, latency = report.get("artifact", {}), report.get("latency_ms") or {}
         return {
             "target": self.target,
             "format": artifact.get("format"),
             "scheme": artifact.get("scheme"),
-            "verdict": (self.report or {}).get("verdict"),
-            "bundle": str(self.bundle) if self.bundle else None,
-            "archive": str(self.archive) if self.archive else None,
+            "verdict": report.get("verdict"),
+            "exit_code": self.exit_code(strict=strict),
+            **self.files(),
+            "sha256": artifact.get("sha256"),
+            "archive_sha256": file_sha256(self.archive) if self.archive else None,
+            "bytes": artifact.get("bytes"),
+            "accuracy": report.get("accuracy"),
+            "p50_ms": latency.get("p50"),
+            "p95_ms": latency.get("p95"),
+            "memory_mb": report.get("memory_mb"),
             "report": str(self.evidence) if self.evidence else None,
             "error": self.error.message if self.error else None,
         }

@@ -107,12 +107,16 @@ def run_command_line() -> int:
         if "--json" in sys.argv:
             from edgekit.cli.show import print_json
 
-            print_json({"error": failed.format_message(), "exit_code": failed.exit_code})
+            print_json({"error": failed.format_message()}, exit_code=failed.exit_code)
         failed.show()
         return failed.exit_code
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        return _end_quietly()
+    except SystemExit as ended:
+        # Where nobody reads standard output any more, click wraps it and exits.
+        if ended.code == 1 and type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            return _end_quietly()
+        raise
     except OSError as failed:
         from edgekit.workspace import DISK_ERRORS, disk_error
 
@@ -120,4 +124,14 @@ def run_command_line() -> int:
             raise
         disk_error(Path(str(failed.filename)), failed).show()
         return 1
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_quietly()
     return result if isinstance(result, int) else 0
+
+
+def _end_quietly() -> int:
+    """Whoever read our output has enough (`| head`): no word about it; 0, but of commands whose exit code is a verdict."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 1 if sys.argv[1:2] in (["build"], ["verify"], ["package"]) else 0

@@ -61,7 +61,7 @@ def show(name: str, as_json: bool) -> None:
 
     path = load_target(name).path
     if as_json:
-        print_json({"name": path.stem} | read_toml(path))
+        print_json({"name": path.stem, "target": read_toml(path)})
     else:
         click.echo(f"# {path}\n{read_text(path)}", nl=False)
 
@@ -81,14 +81,16 @@ def check(names: tuple[str, ...], as_json: bool) -> int:
     from edgekit.target import check_targets, find_targets
 
     problems = check_targets(names or tuple(find_targets()), check_target)
+    code = 1 if any(problems.values()) else 0
     if as_json:
-        print_json({"targets": [{"name": name, "problem": problem} for name, problem in problems.items()]})
+        told = [{"name": name, "problem": problem} for name, problem in problems.items()]
+        print_json({"targets": told}, exit_code=code)
     else:
         for name, problem in problems.items():
             click.echo(
                 f"{paint('ok', 'green')}       {name}" if problem is None else f"{paint('problem', 'red')}  {problem}"
             )
-    return 1 if any(problems.values()) else 0
+    return code
 
 
 @targets.command()
@@ -205,15 +207,16 @@ def doctor(cache: Path | None, as_json: bool) -> int:
     from edgekit.devices import doctor as examine
 
     findings = examine(cache)
+    code = 1 if any(finding.status == "problem" for finding in findings) else 0
     if as_json:
-        print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
+        print_json({"findings": [dataclasses.asdict(finding) for finding in findings]}, exit_code=code)
     else:
         colours = {"ok": "green", "warning": "yellow", "problem": "red"}
         for finding in findings:
             remedy = f"  -> {finding.remedy}" if finding.remedy else ""
             mark = paint(f"{finding.status:<8}", colours[finding.status])
             click.echo(f"{mark} {finding.name:<22} {finding.found}{remedy}")
-    return 1 if any(finding.status == "problem" for finding in findings) else 0
+    return code
 
 
 @click.group()

@@ -15,6 +15,7 @@ from edgekit.cli.options import (
     complete_target,
     format_option,
     json_option,
+    junit_option,
     open_session,
     output_of,
     read_recipe,
@@ -45,9 +46,11 @@ TASK_NAMES = ("text-classification", "feature-extraction", "text-generation")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; build nothing.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
+@junit_option
 def build(
     target_names: tuple[str, ...], recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
     out: Path, formats: tuple[str, ...], schemes: tuple[str, ...], dry_run: bool, fresh: bool, strict: bool,
+    junit: Path | None,
 ) -> int:  # fmt: skip
     """Distill, calibrate, export, verify and package for one or many targets.
 
@@ -60,6 +63,7 @@ def build(
     """
     from edgekit.build import build as run
     from edgekit.build import choices, exit_code
+    from edgekit.cli.junit import write_junit
     from edgekit.cli.show import print_json
     from edgekit.report_compare import compare
     from edgekit.target import load_target
@@ -77,15 +81,20 @@ def build(
         return 0
     click.echo(f"{recipe.name} for {', '.join(target.name for target in targets)}", err=True)
     built = run(recipe, targets, session, wanted)
-    chosen = compare([one.report for one in built if one.report])
+    judged = [one for one in built if one.report]
+    chosen = compare([one.report or {} for one in judged], [one.archive is not None for one in judged])
+    code = exit_code(built, strict=strict)
+    if junit is not None:
+        write_junit(built, junit, strict=strict)
     if as_json:
-        print_json({"bundles": [one.summary() for one in built], "ship": chosen.ship})
+        ship = [{**choice.facts(), **judged[choice.place].files()} for choice in chosen.ship]
+        print_json({"bundles": [one.summary(strict=strict) for one in built], "ship": ship}, exit_code=code)
     else:
         for one in built:
             show_built(one)
         if len(chosen.rows) > 1:
             click.echo("\n" + "\n".join(chosen.lines()))
-    return exit_code(built, strict=strict)
+    return code
 
 
 def _plan(

@@ -89,6 +89,11 @@ scheme_option = click.option(
     shell_complete=complete_scheme,
     help="Build this scheme (q5_k_m, w8, ...) instead of the target's own; give it again to compare.",
 )
+junit_option = click.option(
+    "--junit",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the checks as a JUnit XML file, for a CI system to show.",
+)
 target_option = click.option(
     "-t",
     "--target",

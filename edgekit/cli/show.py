@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,21 @@ def paint_verdict(verdict: str, text: str | None = None) -> str:
     return paint(text or verdict, COLOURS.get(verdict, "white"))
 
 
-def print_json(value: Any) -> None:
-    """One JSON object on standard output."""
-    click.echo(dump_json(value), nl=False)
+# Raised where a key of --json goes or changes its meaning; json_schema.json beside this file says what there is.
+JSON_VERSION = 1
+
+
+def print_json(value: Mapping[str, Any], *, exit_code: int = 0) -> None:
+    """One JSON object on standard output: which version, command and exit code it is of, and what the command says."""
+    context = click.get_current_context(silent=True)
+    command = context.command_path.removeprefix("edgekit").strip() if context else " ".join(_named(sys.argv[1:]))
+    click.echo(dump_json({"json_version": JSON_VERSION, "command": command, "exit_code": exit_code, **value}), nl=False)
+
+
+def _named(words: Sequence[str]) -> Sequence[str]:
+    """The command that a command line names, where it ended before click knew."""
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    return names[: 2 if names[:1] in (["targets"], ["cache"]) else 1]
 
 
 class Terminal(Listener):

@@ -10,6 +10,7 @@ import click
 
 from edgekit.cli.options import (
     format_option,
+    junit_option,
     open_session,
     out_option,
     output_of,
@@ -18,7 +19,7 @@ from edgekit.cli.options import (
     scheme_option,
     target_option,
 )
-from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
     from edgekit.build import Plan, Session
@@ -157,9 +158,11 @@ def export(
 @click.option("--calibration", type=folder, help="The folder of the student's `calibrate`.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3.")
+@junit_option
 def verify(
     artifact: Path, reference: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...],
     cache: Path | None, as_json: bool, out: Path, student: Path | None, calibration: Path | None, fresh: bool, strict: bool,
+    junit: Path | None,
 ) -> int:  # fmt: skip
     """Run ARTIFACT on the target's device and judge it against REFERENCE.
 
@@ -172,6 +175,7 @@ def verify(
       edgekit verify model_quantized.onnx ./my-model -t laptop-cpu --recipe recipe.toml --out work/report
     """
     from edgekit import build as spine
+    from edgekit.cli.junit import write_junit
     from edgekit.cli.make import show_built
     from edgekit.cli.show import print_json
     from edgekit.schema import read_json
@@ -187,12 +191,16 @@ def verify(
     seen = open_product(calibration, "calibrate") if calibration else None
     product = spine.verify(plan, checked, recorded, prompts, session, student=student, calibration=seen, at=out)
     report = read_json(product.folder / "report.json")
+    built = spine.Built(target=plan.target.name, report=report, evidence=product.folder / "report.json")
+    code = spine.exit_code([built], strict=strict)
+    if junit is not None:
+        write_junit([built], junit, strict=strict)
     if as_json:
-        print_json(report)
+        told = {"verdict": report["verdict"], "report": str(product.folder / "report.json"), "content": report}
+        print_json(told, exit_code=code)
     else:
-        show_built(spine.Built(target=plan.target.name, report=report, evidence=product.folder / "report.json"))
-    failed = report["verdict"] == "fail" or (strict and report["verdict"] != "pass")
-    return CheckFailed.exit_code if failed else 0
+        show_built(built)
+    return code
 
 
 @click.command()
@@ -224,7 +232,7 @@ def package(
     plan = _plan(recipe, target_name, prompts, session, formats, schemes)
     built = spine.package(plan, open_product(artifact, "export"), open_product(report, "verify"), session)
     if as_json:
-        print_json(built.summary())
+        print_json({"bundles": [built.summary()]})
     else:
         show_built(built)
 
