@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgekit.report_compare import Compared, compare
+from edgekit.report_compare import HEAD, Compared, compare
 
 
 def report(scheme: str, verdict: str, *, target: str = "board", **more: Any) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def run_command_line() -> int:
         return _end_quietly()
     except SystemExit as ended:
         # Where nobody reads standard output any more, click wraps it and exits.
-        if ended.code == 1 and type(sys.stdout).__name__ == "PacifyFlushWrapper":
+        if ended.code == 1 and not isinstance(sys.stdout, io.TextIOBase):
             return _end_quietly()
         raise
     except OSError as failed:
