@@ -84,7 +84,7 @@ def check_figures(check: Row) -> list[str]:
         ends = [lost(name, end) for end in check.get("interval") or ()]
     else:
         limit = _with_unit(name, check.get("limit"))
-        limit = f"at least {limit}" if name in {"provider", "offload", "tokens_per_second"} else limit
+        limit = f"at least {limit}" if name in {"provider", "offload", "tokens_per_second", "accuracy"} else limit
         cells = [_with_unit(name, check.get("measured")), MISSING, _with_unit(name, check.get("bound")), limit]
         ends = [number(end, 3) for end in check.get("interval") or ()]
     return [*cells, f"[{', '.join(ends)}]" if ends else MISSING]
@@ -95,7 +95,7 @@ def _with_unit(name: str, value: Any) -> str:
         return number(value)
     if name.endswith("bytes"):
         return human_bytes(value)
-    if name in {"provider", "arithmetic"}:
+    if name in {"provider", "arithmetic", "accuracy"}:
         return share(value)
     unit = next((f" {unit}" for end, unit in (("ms", "ms"), ("mb", "MB")) if name.endswith(end)), "")
     return f"{number(value, 3)}{unit}"

@@ -19,10 +19,11 @@ from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.schema import dump_json, parse, pick
 from edgekit.tasks import TASKS, row_task
 from edgekit.verify import accuracy as compared
-from edgekit.verify import arithmetic, checks, gate, generation, hardware, latency
-from edgekit.verify.accuracy import Answers, Comparison, Margins
+from edgekit.verify import arithmetic, checks, gate, generation, hardware, latency, margins
+from edgekit.verify.accuracy import Answers, Comparison
 from edgekit.verify.kept import keep
 from edgekit.verify.measurements import Measurements, measure
+from edgekit.verify.plan import check_accuracy_table, plan_text
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
 
 if TYPE_CHECKING:
@@ -35,64 +36,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-__all__ = ["Margins", "check_accuracy_table", "plan_text", "read_margins", "verify"]
-
-FLIPS_SHOWN = (0.01, 0.03, 0.10)
-FIRST = gate.Look()
-
-
-def read_margins(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -> Margins:
-    """The recipe's `[accuracy]` table, checked; EdgekitError for an unknown key and for a margin outside (0, 1)."""
-    margins = parse(Margins, dict(accuracy), where)
-    for key, value in vars(margins).items():
-        if key != "stages" and not 0.0 < value < 1.0:
-            raise EdgekitError(
-                f"{where}.{key}: a margin is a fraction between 0 and 1 (0.01 is one point), got {value:g}"
-            )
-    return margins
-
-
-def check_accuracy_table(task: str, accuracy: Mapping[str, Any], where: str) -> None:
-    """Refuse an `[accuracy]` table that the task cannot read."""
-    if pick(TASKS, task, "task").OUTPUT == "tokens":
-        generation.read_limits(accuracy, where)
-    else:
-        read_margins(accuracy, where)
-
-
-def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, look: gate.Look = FIRST) -> list[str]:
-    """What so many verify prompts can prove at all: said before anything is measured."""
-    alpha = look.alpha
-    lines = [
-        f"verify: {prompts} prompts; a loss that never shows is still at most {_points(gate.floor(prompts, alpha))}"
-    ]
-    if look.index > 1 or look.stages > 1:
-        stage = f", stage {look.stage} of {look.stages}" if look.stages > 1 else ""
-        lines.append(
-            f"this is look {look.index} at these prompts{stage}: each bound uses alpha {alpha:.2g} instead of"
-            f" {gate.FIRST_LOOK:g}"
-        )
-    if pick(TASKS, task, "task").OUTPUT == "tokens":
-        if prompts < gate.FEWEST_CLUSTERS:
-            lines.append(f"fewer than {gate.FEWEST_CLUSTERS} prompts prove nothing about likelihoods: give more")
-        return lines
-    margins = read_margins(accuracy)
-    if pick(TASKS, task, "task").OUTPUT == "logits":
-        provable = {flips: gate.smallest_margin(prompts, flips, alpha) for flips in FLIPS_SHOWN}
-        asked = {"float student": margins.student_margin, "teacher": margins.teacher_margin}
-    else:
-        provable = {flips: gate.proportion_bounds(round(flips * prompts), prompts, alpha)[1] for flips in FLIPS_SHOWN}
-        asked = {"neighbours": margins.neighbour_margin}
-        least = 2 * gate.floor(prompts, alpha)
-        lines.append(f"cosine loss: at least {least:.4f} stays possible; asked: {margins.cosine_margin:g}")
-    told = ", ".join(f"{_points(margin)} at {flips:.0%} flips" for flips, margin in provable.items())
-    lines.append(f"smallest margin that they can prove: {told}")
-    lines.append("asked: " + ", ".join(f"{_points(margin)} ({name})" for name, margin in asked.items()))
-    for name, margin in asked.items():
-        if margin < gate.floor(prompts, alpha):
-            needed = gate.prompts_needed(0, 0, 1, margin, alpha)
-            lines.append(f"{name}: {prompts} prompts cannot prove {_points(margin)}; at least {needed} are needed")
-    return lines
+__all__ = ["check_accuracy_table", "plan_text", "verify"]
 
 
 def _data(prompts: Path) -> dict[str, Any] | None:
@@ -101,10 +45,6 @@ def _data(prompts: Path) -> dict[str, Any] | None:
         return None
     facts = open_product(prompts, "prompts").facts
     return {"labels": len(facts["labels"])} | {key: facts[key] for key in ("rows", "dropped", "unusual", "notes")}
-
-
-def _points(fraction: float) -> str:
-    return f"{100 * fraction:.2f} points"
 
 
 def verify(
@@ -195,7 +135,7 @@ class _Run:
 
 def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     """Verify what gives one row per text."""
-    facts, margins = run.facts, read_margins(run.accuracy)
+    facts = run.facts
     rows = PromptSet(folder=run.prompts).split("verify")
     measured = measure(
         artifact=run.artifact,
@@ -213,10 +153,10 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     conditions, measured = _conditions(run, measured)
     answers, finite = _answers(run.recorded, run.prompts, run.task, facts, measured.outputs, run.out_of_scope)
     truth = [row.label for row in rows]
-    comparisons = _compare(run.task, answers, truth, margins, run.look.alpha)
-    found = _check_answers(run, comparisons)
+    comparisons, margins, floors = _compare(run, answers, rows)
+    found = [*_check_answers(run, comparisons), *floors]
     found += [*checks.check_finite(finite), *_check_machine(run, measured, conditions)]
-    return _report(run, answers, truth, comparisons, found, measured, conditions), found
+    return _report(run, answers, truth, comparisons, found, measured, conditions) | {"margins": margins}, found
 
 
 def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
@@ -309,6 +249,8 @@ def _answers(
         raise EdgekitError(f"{reference}: its classes are not the artifact's; record the reference of this model")
     with np.load(reference / "reference.npz", allow_pickle=False) as arrays:
         recorded_outputs = {name: arrays[name] for name in arrays.files}
+    if kind.OUTPUT == "logits":
+        _check_labels(prompts, facts["file"], [*classes, str(out_of_scope)])
     labels = [row.label for row in PromptSet(folder=prompts).split("calibrate")]
     found = {}
     for name in ("teacher", "student"):
@@ -327,6 +269,19 @@ def _answers(
     return found, finite
 
 
+def _check_labels(prompts: Path, file: str, known: Sequence[str]) -> None:
+    """Refuse verify prompts with labels that the model cannot say: it would lose nothing by never being right."""
+    told = {row.label for row in PromptSet(folder=prompts).split("verify") if row.label is not None}
+    unknown = sorted(told - set(known))
+    if unknown:
+        shown = ", ".join(repr(label) for label in unknown[:3])
+        raise EdgekitError(
+            f"{prompts}: the verify prompts have {len(unknown)} labels that {file} does not know, such as {shown}; its classes"
+            f" are {', '.join(repr(label) for label in known[:5])} ...: give this model's own prompts (--recipe), or name the label"
+            " of texts that belong to no class (data.out_of_scope)"
+        )
+
+
 def _answer(name: str, outputs: Floats, task: str, settings: Mapping[str, Any], classes: Sequence[str]) -> Answers:
     kind = row_task(task)
     labels = kind.answer(outputs, settings, classes) if kind.OUTPUT == "logits" else []
@@ -334,21 +289,31 @@ def _answer(name: str, outputs: Floats, task: str, settings: Mapping[str, Any], 
 
 
 def _compare(
-    task: str, answers: Mapping[str, Answers], truth: Sequence[str | None], margins: Margins, alpha: float
-) -> list[Comparison]:
-    """Artifact to student and to teacher, and student to teacher, which is shown and not judged."""
+    run: _Run, answers: Mapping[str, Answers], rows: Sequence[Prompt]
+) -> tuple[list[Comparison], dict[str, Any], list[checks.Check]]:
+    """Artifact to student and to teacher, and student to teacher, which is shown and not judged; the margins; other checks."""
     artifact, student, teacher = answers["artifact"], answers["student"], answers["teacher"]
-    if TASKS[task].OUTPUT == "logits":
-        return [
-            compared.compare_labels(student, artifact, truth, margin=margins.student_margin, alpha=alpha),
-            compared.compare_labels(teacher, artifact, truth, margin=margins.teacher_margin, alpha=alpha),
-            compared.compare_labels(teacher, student, truth, margin=None, alpha=alpha),
+    alpha, groups = run.look.alpha, [row.group for row in rows]
+    shared: dict[str, Any] = {"alpha": alpha, "groups": groups}
+    if TASKS[run.task].OUTPUT == "logits":
+        truth = [row.label for row in rows]
+        labelled = [row for row, label in enumerate(truth) if label is not None]
+        asked = margins.for_prompts(margins.read_margins(run.accuracy), len(labelled) or len(rows))
+        found = [
+            compared.compare_labels(student, artifact, truth, margin=asked.student_margin, **shared),
+            compared.compare_labels(teacher, artifact, truth, margin=asked.teacher_margin, **shared),
+            compared.compare_labels(teacher, student, truth, margin=None, **shared),
         ]
-    return [
-        *compared.compare_embeddings(student, artifact, margins, alpha=alpha),
-        *compared.compare_embeddings(teacher, artifact, None, alpha=alpha),
-        *compared.compare_embeddings(teacher, student, None, alpha=alpha),
+        right = [artifact.labels[row] == truth[row] for row in labelled]
+        own = [groups[row] for row in labelled]
+        return found, vars(asked), checks.check_floor(right, own, asked.at_least, alpha, run.look.index)
+    wanted = margins.read_embedding_margins(run.accuracy)
+    found = [
+        *compared.compare_embeddings(student, artifact, wanted, **shared),
+        *compared.compare_embeddings(teacher, artifact, None, **shared),
+        *compared.compare_embeddings(teacher, student, None, **shared),
     ]
+    return found, vars(wanted), []
 
 
 def _foreign(run: _Run, measured: Measurements) -> list[str]:

@@ -5,38 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
-
-from annotated_types import Ge, Le
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from edgekit.runtimes import scores
-from edgekit.verify import gate
+from edgekit.verify import clusters, gate
+from edgekit.verify.margins import EmbeddingMargins
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
-
-# How many looks at a growing set of prompts are planned as one.
-Stages = Annotated[int, Ge(1), Le(20)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Margins:
-    """The recipe's `[accuracy]` table: how much an artifact may lose, as fractions (0.01 is one point).
-
-    student_margin and teacher_margin: accuracy against the float student and the teacher. cosine_margin and
-    neighbour_margin: of embeddings against the float student, mean 1 - cosine and share of changed nearest neighbours. stages:
-    how often prompts may be added to those of verify (see `gate.stage_share`).
-    """
-
-    student_margin: float = 0.01
-    teacher_margin: float = 0.03
-    cosine_margin: float = 0.01
-    neighbour_margin: float = 0.10
-    stages: Stages = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +25,7 @@ class Comparison:
 
     loss, bound, lo: fractions (cosine: 1 - cosine, 0..2), bound being the upper one. flips: prompts lost and gained (of
     neighbours: changed). divergence: mean KL in nats or mean cosine, whichever the output has. prompts_needed: of a fresh set,
-    to prove the margin if loss and flips stay as they are.
+    to prove the margin if loss and flips stay as they are. reason: why nothing can be proven, where that is not chance's doing.
     """
 
     reference: str
@@ -64,6 +44,7 @@ class Comparison:
     divergence: Mapping[str, float]
     verdict: gate.Verdict | None
     alpha: float = field(default=gate.ALPHA)
+    reason: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """As report.json has it: JSON has no infinity, so a bound that is none is null there."""
@@ -83,68 +64,150 @@ class Answers:
 
 
 def compare_labels(
-    reference: Answers, candidate: Answers, truth: Sequence[str | None], *, margin: float | None, alpha: float
+    reference: Answers,
+    candidate: Answers,
+    truth: Sequence[str | None],
+    *,
+    margin: float | None,
+    alpha: float,
+    groups: clusters.Keys | None = None,
 ) -> Comparison:
-    """Accuracy of candidate against reference on the labelled prompts; without any label, agreement with the reference."""
+    """Accuracy of candidate against reference on the labelled prompts; without any label, agreement with the reference.
+
+    An answer that stays the same costs nothing, so the loss is at most the share of answers that differ: that is the bound
+    without labels. Where fewer prompts are labelled than not, both bounds are made, each at half of alpha, and the lower counts.
+    groups: of each prompt what it has in common with others, None for nothing.
+    """
+    groups = groups or [None] * len(truth)
     rows = [row for row, label in enumerate(truth) if label is not None]
-    labelled = bool(rows)
-    if not labelled:
-        rows = list(range(len(truth)))
-    right = [truth[row] if labelled else reference.labels[row] for row in rows]
-    before = [reference.labels[row] == label for row, label in zip(rows, right, strict=True)]
-    after = [candidate.labels[row] == label for row, label in zip(rows, right, strict=True)]
-    lost = sum(a and not b for a, b in zip(before, after, strict=True))
-    gained = sum(b and not a for a, b in zip(before, after, strict=True))
+    differ = [a != b for a, b in zip(reference.labels, candidate.labels, strict=True)]
+    shared: dict[str, Any] = {
+        "reference": reference.name,
+        "candidate": candidate.name,
+        "margin": margin,
+        "agreement": 1.0 - sum(differ) / max(len(differ), 1),
+        "divergence": {"mean_kl": float(scores.kl(reference.outputs, candidate.outputs).mean())},
+        "alpha": alpha,
+    }
+    if rows:
+        shared |= _paired(reference, candidate, truth, rows, groups, alpha)
+        if len(differ) >= 2 * len(rows):
+            half = _paired(reference, candidate, truth, rows, groups, alpha / 2)["bound"]
+            shared["bound"] = min(half, clusters.proportion_bounds(differ, groups, alpha / 2)[1])
+    else:
+        hi, n = clusters.proportion_bounds(differ, groups, alpha)[1], len(differ)
+        shared |= {"metric": "agreement", "score": None, "reference_score": None, "prompts": n}
+        shared |= {"loss": sum(differ) / max(n, 1), "lo": -hi, "bound": hi, "flips": {"changed": sum(differ)}}
+    found = Comparison(**shared, prompts_needed=None, verdict=None)
+    if margin is None:
+        return found
+    verdict = gate.verdict(found.lo, found.bound, margin)
+    blind = _blind(reference, truth, rows, groups, margin, alpha) if verdict == "pass" else None
+    if blind:
+        return replace(found, verdict="not proven", reason=blind)
+    needed = None
+    if verdict == "not proven" and all(group is None for group in groups):
+        lost, won = found.flips.get("lost", sum(differ)), found.flips.get("gained", 0)
+        needed = gate.prompts_needed(lost, won, max(found.prompts, 1), margin, alpha)
+    return replace(found, verdict=verdict, prompts_needed=needed)
+
+
+def _paired(
+    reference: Answers,
+    candidate: Answers,
+    truth: Sequence[str | None],
+    rows: Sequence[int],
+    groups: clusters.Keys,
+    alpha: float,
+) -> dict[str, Any]:
+    """Score, loss, bounds and flips on the labelled rows."""
+    before, after = ([told.labels[row] == truth[row] for row in rows] for told in (reference, candidate))
+    lost = [a and not b for a, b in zip(before, after, strict=True)]
+    won = [b and not a for a, b in zip(before, after, strict=True)]
+    lo, hi = clusters.paired_bounds(lost, won, [groups[row] for row in rows], alpha)
     n = len(rows)
-    lo, hi = gate.paired_bounds(lost, gained, n, alpha)
-    loss = (lost - gained) / max(n, 1)
-    judged = None if margin is None else gate.verdict(lo, hi, margin)
-    same = [a == b for a, b in zip(reference.labels, candidate.labels, strict=True)]
-    return Comparison(
-        reference=reference.name,
-        candidate=candidate.name,
-        metric="accuracy" if labelled else "agreement",
-        score=sum(after) / n if labelled else None,
-        reference_score=sum(before) / n if labelled else None,
-        loss=loss,
-        lo=lo,
-        bound=hi,
-        margin=margin,
-        prompts=n,
-        prompts_needed=gate.prompts_needed(lost, gained, n, margin, alpha)
-        if judged == "not proven" and margin
-        else None,
-        flips={"lost": lost, "gained": gained},
-        agreement=sum(same) / max(len(same), 1),
-        divergence={"mean_kl": float(scores.kl(reference.outputs, candidate.outputs).mean())},
-        verdict=judged,
-        alpha=alpha,
+    return {
+        "metric": "accuracy",
+        "score": sum(after) / n,
+        "reference_score": sum(before) / n,
+        "prompts": n,
+        "loss": (sum(lost) - sum(won)) / n,
+        "lo": lo,
+        "bound": hi,
+        "flips": {"lost": sum(lost), "gained": sum(won)},
+    }
+
+
+def _blind(
+    reference: Answers,
+    truth: Sequence[str | None],
+    rows: Sequence[int],
+    groups: clusters.Keys,
+    margin: float,
+    alpha: float,
+) -> str | None:
+    """Why keeping the reference's answers says nothing: one label for every text does as well, as far as the prompts tell.
+
+    With labels the reference must surely be right more often than the most frequent of them. Without, it must surely give
+    other answers than its own most frequent one to more prompts than may differ: else one label for every text would pass.
+    """
+    if not rows:
+        common = _most_frequent(reference.labels)
+        others = [label != common for label in reference.labels]
+        if clusters.proportion_bounds(others, groups, alpha)[0] > margin:
+            return None
+        return (
+            f"the {reference.name} answers {common!r} to {sum(not other for other in others)} of {len(others)} prompts: a model"
+            " that always says so would pass"
+        )
+    common = _most_frequent([str(truth[row]) for row in rows])
+    right = [reference.labels[row] == truth[row] for row in rows]
+    constant = [truth[row] == common for row in rows]
+    won = [a and not b for a, b in zip(right, constant, strict=True)]
+    lost = [b and not a for a, b in zip(right, constant, strict=True)]
+    if clusters.paired_bounds(won, lost, [groups[row] for row in rows], alpha)[0] > 0.0:
+        return None
+    return (
+        f"the {reference.name} is right on {sum(right)} of {len(rows)} prompts, and {common!r} on every prompt would be right on"
+        f" {sum(constant)}: it is not proven to know more than that, so keeping its answers proves nothing"
     )
 
 
+def _most_frequent(labels: Sequence[str]) -> str:
+    counts = Counter(labels)
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
 def compare_embeddings(
-    reference: Answers, candidate: Answers, margins: Margins | None, *, alpha: float
+    reference: Answers,
+    candidate: Answers,
+    margins: EmbeddingMargins | None,
+    *,
+    alpha: float,
+    groups: clusters.Keys | None = None,
 ) -> list[Comparison]:
-    """Mean cosine loss and nearest neighbours of candidate against reference, each [n, width].
+    """How many embeddings stay close, the mean cosine loss and nearest neighbours of candidate against reference [n, width].
 
     A prompt's neighbour is its nearest other prompt; widths that differ (a teacher's) leave the neighbours only. Prompts are
     each other's neighbours, so their changes are not quite independent, which the exact binomial bound takes them to be.
     """
+    import numpy as np
+
     found = []
     pairs = len(reference.outputs)
+    groups = groups or [None] * pairs
     same_width = reference.outputs.shape == candidate.outputs.shape
     cosine = scores.cosine(reference.outputs, candidate.outputs) if same_width else None
     divergence = {} if cosine is None else {"mean_cosine": float(cosine.mean())}
-    agreement, changed = 1.0, 0
+    alike = np.ones(pairs, bool)
     if pairs > 1:
         alike = scores.nearest(reference.outputs) == scores.nearest(candidate.outputs)
-        agreement, changed = float(alike.mean()), int((~alike).sum())
     shared: dict[str, Any] = {
         "reference": reference.name,
         "candidate": candidate.name,
         "prompts": pairs,
-        "flips": {"changed": changed},
-        "agreement": agreement,
+        "flips": {"changed": int((~alike).sum())},
+        "agreement": float(alike.mean()),
         "divergence": divergence,
         "alpha": alpha,
         "reference_score": None,
@@ -152,18 +215,40 @@ def compare_embeddings(
     }
     if cosine is not None:
         losses = 1.0 - cosine
-        lo, hi = gate.mean_bounds(losses, 2.0, alpha)
+        if margins is not None:
+            far = ~(losses <= margins.far_cosine)
+            found.append(_share(shared, "close", far, groups, margins.far_share))
+        lo, hi = clusters.mean_bounds(losses, groups, 2.0, alpha)
         loss, margin = float(losses.mean()), margins.cosine_margin if margins else None
         judged = None if margin is None else gate.verdict(lo, hi, margin)
         judgement = {"loss": loss, "lo": lo, "bound": hi, "margin": margin, "verdict": judged}
         if judged == "not proven" and margin is not None:
             judgement["prompts_needed"] = gate.prompts_needed_for_mean(loss, 2.0, margin, alpha)
         found.append(Comparison(**(shared | judgement), metric="cosine", score=1.0 - loss))
-    lo, hi = gate.proportion_bounds(changed, pairs, alpha)
-    loss, margin = 1.0 - agreement, margins.neighbour_margin if margins else None
-    judged = None if margin is None else gate.verdict(lo, hi, margin)
-    judgement = {"loss": loss, "lo": lo, "bound": hi, "margin": margin, "verdict": judged}
-    return [*found, Comparison(**(shared | judgement), metric="neighbours", score=agreement)]
+    margin = margins.neighbour_margin if margins else None
+    return [*found, _share(shared, "neighbours", ~alike, groups, margin)]
+
+
+def _share(
+    shared: Mapping[str, Any],
+    metric: str,
+    changed: NDArray[np.bool_],
+    groups: clusters.Keys,
+    margin: float | None,
+) -> Comparison:
+    """A comparison by the share of prompts that changed, with its exact bound."""
+    lo, hi = clusters.proportion_bounds(changed, groups, shared["alpha"])
+    count, n = int(changed.sum()), len(changed)
+    told: dict[str, Any] = dict(shared) | {
+        "flips": {"changed": count},
+        "loss": count / max(n, 1),
+        "lo": lo,
+        "bound": hi,
+    }
+    told["verdict"] = None if margin is None else gate.verdict(lo, hi, margin)
+    if margin is not None and told["verdict"] == "not proven" and all(group is None for group in groups):
+        told["prompts_needed"] = gate.prompts_needed(count, 0, max(n, 1), margin, shared["alpha"])
+    return Comparison(**told, metric=metric, score=1.0 - told["loss"], margin=margin)
 
 
 def scope(answers: Answers, truth: Sequence[str | None], out_of_scope: str | None) -> dict[str, float]:

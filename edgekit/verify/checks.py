@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgekit.devices import saturates
-from edgekit.verify import gate, latency
+from edgekit.verify import clusters, gate, latency
 
 if TYPE_CHECKING:
     from edgekit.target import Budget, Hardware
@@ -82,12 +82,45 @@ def check_accuracy(comparison: Comparison, looks: int, finer: Sequence[str] = ()
         looks=looks,
         verdict=comparison.verdict,
         remedy=_accuracy_remedy(comparison, finer),
+        detail=comparison.reason,
     )
+
+
+def check_floor(
+    right: Sequence[bool], groups: clusters.Keys, at_least: float | None, alpha: float, looks: int
+) -> list[Check]:
+    """The check of the accuracy that the recipe asks for at least, by its exact lower bound; none where none is asked for."""
+    if at_least is None:
+        return []
+    n = len(right)
+    lo, hi = clusters.proportion_bounds(right, groups, alpha)
+    remedy = None
+    verdict: gate.Verdict = "pass" if lo >= at_least else "fail" if hi < at_least else "not proven"
+    if not n:
+        remedy = "no verify prompt has a label (or a wanted answer), so nothing says how often it is right: give some"
+    elif verdict != "pass":
+        told = f"{sum(right)} of {n} prompts are right, which leaves between {lo:.1%} and {hi:.1%} possible"
+        remedy = f"{told}: train longer or take more layers, or verify on a larger fresh set; or ask for less (accuracy.at_least)"
+    return [
+        Check(
+            name="accuracy",
+            measured=sum(right) / n if n else None,
+            limit=at_least,
+            bound=lo,
+            interval=(lo, hi),
+            verdict=verdict,
+            looks=looks,
+            remedy=remedy,
+            detail="at least",
+        )
+    ]
 
 
 def _accuracy_remedy(comparison: Comparison, finer: Sequence[str]) -> str | None:
     if comparison.verdict == "pass":
         return None
+    if comparison.reason is not None and comparison.verdict == "not proven":
+        return comparison.reason
     write = _generation_remedy if comparison.metric in GENERATED else _paired_remedy
     return _probably(comparison) + write(comparison, _more_bits(finer))
 

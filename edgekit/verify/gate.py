@@ -107,31 +107,40 @@ def proportion_bounds(count: int, n: int, alpha: float = ALPHA) -> tuple[float, 
     return lo, hi
 
 
-def mean_bounds(losses: NDArray[np.floating], most: float, alpha: float = ALPHA) -> tuple[float, float]:
+def mean_bounds(
+    losses: NDArray[np.floating], most: float, alpha: float = ALPHA, sizes: NDArray[np.floating] | None = None
+) -> tuple[float, float]:
     """Bounds of the mean of independent losses in [0, most], each one-sided at 1 - alpha, whatever their distribution.
 
-    With X = loss / most and mean mu: E prod(1 - X_i) = (1 - mu)^n, so by Markov's inequality prod(1 - X_i) exceeds
-    (1 - mu)^n / alpha with probability at most alpha; solved for mu that is `hi`. It is the bet with the largest stake in
-    Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (JRSS B 86, 2024), and for losses that
-    are all 0 it is `floor`. `lo` is a mixture of their bets prod(1 + stake (X_i / m - 1)) on a mean above m.
+    With X = loss / most and mean mu: E prod(1 + (m - X_i) / (1 - m)) <= 1 for every m <= mu, so by Markov's inequality the
+    product exceeds 1 / alpha with probability at most alpha; `hi` is the smallest m where it does. It is the bet with the
+    largest stake in Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (JRSS B 86, 2024), and
+    for losses that are all 0 it is `floor`. `lo` is a mixture of their bets prod(1 + stake (X_i / m - 1)) on a mean above m.
+
+    sizes: of how many prompts each loss is the sum; the mean is then of prompts, and the largest sum sets the stakes.
     """
     import numpy as np
 
-    scaled = np.clip(np.asarray(losses, dtype=np.float64) / most, 0.0, 1.0)
-    n = len(scaled)
-    if n == 0:
+    scaled = np.asarray(losses, dtype=np.float64) / most
+    if len(scaled) == 0:
         return 0.0, most
-    # An infinite loss of the logarithm (X = 1) leaves the trivial bound.
-    geometric = math.exp(float(np.log1p(-np.minimum(scaled, 1.0 - 1e-12)).mean()) + math.log(alpha) / n)
-    hi = 1.0 if (scaled >= 1.0).any() else 1.0 - geometric
+    weights = np.ones(len(scaled)) if sizes is None else np.asarray(sizes, np.float64)
+    scaled = np.clip(scaled, 0.0, weights) / weights.max()
+    weights = weights / weights.max()
+
+    def won(m: float) -> bool:
+        return float(np.log1p((m * weights - scaled) / (1.0 - m)).sum()) >= -math.log(alpha)
+
     stakes = 0.5 ** np.arange(1, 9)
 
-    def refuted(mean: float) -> bool:
-        wealth = np.log1p(stakes[:, None] * (scaled[None, :] / mean - 1.0)).sum(axis=1)
+    def refuted(m: float) -> bool:
+        wealth = np.log1p(stakes[:, None] * (scaled / m - weights)[None, :]).sum(axis=1)
         top = float(wealth.max())
         return top + math.log(float(np.exp(wealth - top).mean())) >= -math.log(alpha)
 
-    mean = float(scaled.mean())
+    mean = float(scaled.sum() / weights.sum())
+    # A loss that is the largest possible leaves nothing to win.
+    hi = 1.0 if (scaled >= 1.0).any() else _bisect(won, mean, 1.0 - 1e-12)
     lo = 0.0 if mean <= 0.0 else _bisect(lambda m: not refuted(m), 1e-12, mean)
     return lo * most, min(hi, 1.0) * most
 
@@ -156,7 +165,7 @@ def ratio_bounds(
         return ratio, -math.inf, math.inf
     residuals = (sums - ratio * counts) / counts.mean()
     error = float(residuals.std(ddof=1)) / math.sqrt(n)
-    student = _t_quantile(1.0 - alpha, n - 1)
+    student = t_quantile(1.0 - alpha, n - 1)
     below, above = _studentized(sums, counts, ratio, error, alpha) if error > 0.0 else (0.0, 0.0)
     lo, hi = ratio - max(above, student) * error, ratio + max(-below, student) * error
     return ratio, lo, max(hi, floor(n, alpha)) if share else hi
@@ -199,7 +208,7 @@ def _draws(n: int) -> NDArray[np.int16]:
     return np.random.default_rng(0).multinomial(n, np.full(n, 1.0 / n), size=_RESAMPLES).astype(np.int16)
 
 
-def _t_quantile(p: float, freedom: int) -> float:
+def t_quantile(p: float, freedom: float) -> float:
     """Student's t by Cornish and Fisher's expansion (Abramowitz and Stegun 26.7.5), good to 1e-3 from 10 degrees on."""
     z = NormalDist().inv_cdf(p)
     first = (z**3 + z) / 4

@@ -19,7 +19,8 @@ from edgekit.prompts import Prompt
 from edgekit.schema import parse, read_json
 from edgekit.verify import accuracy as compared
 from edgekit.verify import gate
-from edgekit.verify.accuracy import Answers, Comparison, Stages
+from edgekit.verify.accuracy import Answers, Comparison
+from edgekit.verify.margins import Stages
 from edgekit.verify.measurements import Measurements, Question, Timed, flat, run_probe, time_again, write
 from edgekit.workspace import Product
 

@@ -1,0 +1,87 @@
+"""What the verify prompts can prove at all: said before anything is measured, by the recipe's `[accuracy]` table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from edgekit.schema import pick
+from edgekit.tasks import TASKS
+from edgekit.verify import gate, generation, margins
+
+FLIPS_SHOWN = (0.01, 0.03, 0.10)
+FIRST = gate.Look()
+
+
+def check_accuracy_table(task: str, accuracy: Mapping[str, Any], where: str) -> None:
+    """Refuse an `[accuracy]` table that the task cannot read."""
+    kind = pick(TASKS, task, "task").OUTPUT
+    if kind == "tokens":
+        generation.read_limits(accuracy, where)
+    elif kind == "logits":
+        margins.read_margins(accuracy, where)
+    else:
+        margins.read_embedding_margins(accuracy, where)
+
+
+def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, look: gate.Look = FIRST) -> list[str]:
+    """What so many verify prompts can prove at all: said before anything is measured."""
+    alpha = look.alpha
+    lines = [
+        f"verify: {prompts} prompts; a loss that never shows is still at most {_points(gate.floor(prompts, alpha))}"
+    ]
+    if look.index > 1 or look.stages > 1:
+        stage = f", stage {look.stage} of {look.stages}" if look.stages > 1 else ""
+        lines.append(
+            f"this is look {look.index} at these prompts{stage}: each bound uses alpha {alpha:.2g} instead of"
+            f" {gate.FIRST_LOOK:g}"
+        )
+    kind = pick(TASKS, task, "task").OUTPUT
+    if kind == "tokens":
+        return [*lines, *_tokens(prompts)]
+    if kind == "logits":
+        provable = {flips: gate.smallest_margin(prompts, flips, alpha) for flips in FLIPS_SHOWN}
+        stated = margins.read_margins(accuracy)
+        told = margins.for_prompts(stated, prompts)
+        asked = {"float student": told.student_margin or 0.0, "teacher": told.teacher_margin or 0.0}
+        absent = {
+            name
+            for name, value in (("float student", stated.student_margin), ("teacher", stated.teacher_margin))
+            if value is None
+        }
+    else:
+        provable = {flips: gate.proportion_bounds(round(flips * prompts), prompts, alpha)[1] for flips in FLIPS_SHOWN}
+        wanted = margins.read_embedding_margins(accuracy)
+        asked = {f"1 - cosine above {wanted.far_cosine:g}": wanted.far_share, "neighbours": wanted.neighbour_margin}
+        absent = set()
+        if wanted.cosine_margin is not None:
+            least = 2 * gate.floor(prompts, alpha)
+            lines.append(f"mean 1 - cosine: at least {least:.4f} stays possible; asked: {wanted.cosine_margin:g}")
+    shown = ", ".join(f"{_points(margin)} at {flips:.0%} flips" for flips, margin in provable.items())
+    lines.append(f"smallest margin that they can prove: {shown}")
+    lines.append("asked: " + ", ".join(f"{_points(margin)} ({name})" for name, margin in asked.items()))
+    if absent:
+        size = "fewer than" if prompts < margins.MANY else "at least"
+        lines.append(
+            f"by default, for {size} {margins.MANY} prompts: the margin against the {' and the '.join(sorted(absent))}"
+        )
+    return [*lines, *(line for name, margin in asked.items() for line in _missing(name, prompts, margin, alpha))]
+
+
+def _tokens(prompts: int) -> list[str]:
+    if prompts < gate.FEWEST_CLUSTERS:
+        return [f"fewer than {gate.FEWEST_CLUSTERS} prompts prove nothing about likelihoods: give more"]
+    return []
+
+
+def _missing(name: str, prompts: int, margin: float, alpha: float) -> list[str]:
+    """What to do where so many prompts cannot prove a margin even where nothing is lost."""
+    if margin >= gate.floor(prompts, alpha):
+        return []
+    needed = math.ceil(math.log(alpha) / math.log1p(-margin))
+    return [f"{name}: {prompts} prompts cannot prove {_points(margin)}; at least {needed} are needed"]
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.2f} points"
