@@ -277,8 +277,8 @@ def _check_labels(prompts: Path, file: str, known: Sequence[str]) -> None:
         shown = ", ".join(repr(label) for label in unknown[:3])
         raise EdgekitError(
             f"{prompts}: the verify prompts have {len(unknown)} labels that {file} does not know, such as {shown}; its classes"
-            f" are {', '.join(repr(label) for label in known[:5])} ...: give this model's own prompts (--recipe), or name the label"
-            " of texts that belong to no class (data.out_of_scope)"
+            f" are {', '.join(repr(label) for label in known[:5])} ...: give this model's own prompts (--recipe), or name"
+            " the label of texts that belong to no class (data.out_of_scope)"
         )
 
 
