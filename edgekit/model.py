@@ -14,7 +14,7 @@ from edgekit.configuration import check_files, read_configuration
 from edgekit.errors import EdgekitError
 from edgekit.schema import read_json
 from edgekit.tokenizing import encode, read_tokenizer
-from edgekit.weights import TensorInfo, check_finite, check_names, read_header, weight_files
+from edgekit.weights import ADAPTER_CONFIG, SINGLE, TensorInfo, check_finite, check_names, read_header, weight_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -222,6 +222,7 @@ def load_model(folder: Path) -> Model:
     """
     if not folder.is_dir():
         raise EdgekitError(f"{folder}: no such model folder")
+    _refuse_other_kinds(folder)
     model = Model(folder=folder)
     check_files(folder)
     if not isinstance(model.config.get("model_type"), str):
@@ -240,6 +241,20 @@ def load_model(folder: Path) -> Model:
         )
     _check_vocabulary(model)
     return model
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """What people take for a checkpoint: an adapter, or a file that was made from one."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise EdgekitError(
+            f"{folder / ADAPTER_CONFIG}: an adapter, not a model; name it as a recipe's teacher.source to have it merged"
+        )
+    made = sorted(path.name for pattern in ("*.gguf", "*.onnx") for path in folder.glob(pattern))
+    if made and not (folder / "config.json").is_file():
+        raise EdgekitError(
+            f"{folder}: {made[0]} is made already; edgekit starts from the checkpoint that it was made of (config.json,"
+            f" {SINGLE}), and judges such a file with: edgekit verify {made[0]} CHECKPOINT"
+        )
 
 
 def _is_native(model_type: str) -> bool:

@@ -15,6 +15,8 @@ from edgekit.schema import read_json, refuse_pointer
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What PEFT saves of an adapter.
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
 # Bytes of one value, by safetensors' names (https://github.com/huggingface/safetensors, enum Dtype).
 _WIDTHS = {

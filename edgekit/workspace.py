@@ -35,6 +35,7 @@ _REPORT = ("report.py", "report_charts.py", "report_figures.py")
 STEP_CODE: dict[str, tuple[str, ...]] = {
     "prompts": ("prompts", "duplicates.py", "tables.py"),
     "create": ("distill", *_MODELS),
+    "merge": ("distill", *_MODELS),
     "finetune": ("distill", *_MODELS),
     "distill": ("distill", *_MODELS),
     "record": ("record", *_MODELS),
@@ -45,6 +46,7 @@ STEP_CODE: dict[str, tuple[str, ...]] = {
 STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
     "prompts": (),
     "create": ("torch", "transformers", "tokenizers", "accelerate"),
+    "merge": ("torch", "transformers", "peft"),
     "finetune": ("torch", "transformers", "tokenizers", "accelerate"),
     "distill": ("torch", "transformers", "tokenizers", "accelerate"),
     "record": ("torch", "transformers", "tokenizers"),

@@ -25,7 +25,7 @@ FIND = """
 import json, sys
 from pathlib import Path
 from edgekit.build import Session
-from edgekit.build.preflight import find_teacher
+from edgekit.build.teacher import find_teacher
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.recipe import load_recipe

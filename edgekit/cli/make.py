@@ -108,9 +108,9 @@ def _plan(
 
     with TemporaryDirectory() as scratch:
         passing = replace(session, workspace=Workspace(Path(scratch)))
-        prompts = gather_prompts(recipe, session if session.workspace.root.exists() else passing)
-        # The session's own: whether its places can be written, and have room, is a part of the plan.
-        plans = [resolve(recipe, target, prompts, session, one) for target in targets for one in wanted]
+        planning = session if session.workspace.root.exists() else passing
+        prompts = gather_prompts(recipe, planning)
+        plans = [resolve(recipe, target, prompts, planning, one) for target in targets for one in wanted]
         for plan in plans:
             check_places(plan, session)
         return [plan.describe() for plan in plans]

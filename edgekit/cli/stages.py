@@ -266,13 +266,15 @@ def _plan(
     formats: Sequence[str] = (),
     schemes: Sequence[str] = (),
 ) -> Plan:
-    from edgekit.build import choices, resolve
+    from edgekit.build import check_room, choices, resolve
     from edgekit.target import load_target
 
     wanted = choices(formats, schemes, output_of(recipe))
     if len(wanted) > 1:
         raise click.UsageError("One format and one scheme: a stage makes one artifact.")
-    return resolve(recipe, load_target(target_name), prompts, session, wanted[0])
+    plan = resolve(recipe, load_target(target_name), prompts, session, wanted[0])
+    check_room(plan, session)
+    return plan
 
 
 def _done(made: Path, as_json: bool) -> None:
