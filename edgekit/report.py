@@ -1,11 +1,11 @@
 """Report: what verify measured, as a terminal table and as one HTML file with inline SVG, without scripts.
 
 Beside the stable names of report.json these keys are shown where they are there:
-recipe, target: names. models: {teacher | student: {bytes, latency_ms: {p50, p95}, memory_mb, threads, busy}}; busy, also at
-the top for the artifact: the load average when it was timed. scope: figures of out-of-scope detection by name.
-layers: [{name, error}], each layer's squared error as a share of its output's power. confusion: [{from, to, gained, lost}],
-`from` being the right label and `to` the answer: mistakes that the artifact makes and its float student does not, and the
-other way round. notes: [text].
+recipe, target: names. models: {teacher | student: {bytes, at: [{sequence, threads, p50, p95}], memory_mb, busy}}: their
+latency is shown where they were timed at the artifact's shape; busy, also at the top for the artifact: the load average then.
+scope: figures of out-of-scope detection by name. layers: [{name, error}], each layer's squared error as a share of its
+output's power. confusion: [{from, to, gained, lost}], `from` being the right label and `to` the answer: mistakes that the
+artifact makes and its float student does not, and the other way round. notes: [text].
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _models(report: Row) -> list[dict[str, Any]]:
     }
     found = []
     for role, name in NAMES.items():
-        facts = own if role == "artifact" else dict(others.get(role) or {})
+        facts = own if role == "artifact" else _alike(others.get(role) or {}, report["shape"] or {})
         if facts or accuracy.get(role) is not None:
             facts |= {"accuracy": accuracy.get(role), "latency_ms": facts.get("latency_ms") or {}}
             found.append(facts | {"role": role, "name": name, "bytes": facts.get("bytes")})
@@ -127,6 +127,13 @@ def _models(report: Row) -> list[dict[str, Any]]:
     if len(floats) == 2 and floats[0]["bytes"] and all(floats[0][key] == floats[1][key] for key in SAME):
         found = [floats[1] | {"name": "float model"}, *found[2:]]
     return found
+
+
+def _alike(facts: Row, shape: Row) -> dict[str, Any]:
+    """A float model's figures with its latency at the artifact's shape, and without any where it was not timed at that."""
+    keys = ("sequence", "threads")
+    at = [one for one in facts.get("at") or () if all(one.get(key) == shape.get(key) for key in keys)]
+    return {**facts, "latency_ms": {key: at[0][key] for key in ("p50", "p95")} if at else {}}
 
 
 def _model_cells(report: Row) -> list[list[str]]:
@@ -173,21 +180,40 @@ def _conditions(report: Row) -> str:
 
 def _conditions_lines(report: Row) -> list[str]:
     lines = [_conditions(report)]
-    real = report.get("latency_real") or {}
-    timed = [model for model in _models(report) if model["role"] != "artifact" and model["latency_ms"]]
-    if real.get("p50") is not None and timed:
-        threads = {str(model["threads"]) for model in timed if model.get("threads")}
-        told = f", {' and '.join(sorted(threads))} threads" if threads else ""
+    models = [model for model in _models(report) if model["role"] != "artifact"]
+    timed, others = ([model["name"] for model in models if bool(model["latency_ms"]) is has] for has in (True, False))
+    if timed:
         lines.append(
-            f"{_and(model['name'] for model in timed)}: fp32 in torch (its memory included){told}, where the build ran, at"
-            f" the texts' own lengths; there the artifact's p50 is {number(real['p50'], 3)} ms"
+            f"{_and(timed)}: fp32 in torch (its memory included), one process where the build ran, as many tokens and threads"
         )
+    if others:
+        lines.append(f"{_and(others)}: not timed with as many tokens and threads")
+    real = report.get("latency_real") or {}
+    if real.get("p50") is not None:
+        mean = f" (mean {real['mean_tokens']:.0f} tokens)" if real.get("mean_tokens") else ""
+        lines.append(f"at the texts' own lengths{mean} the artifact's p50 is {number(real['p50'], 3)} ms")
+    lines += _processes(report)
     busy = [model for model in _models(report) if (model.get("busy") or 0.0) > (model.get("threads") or 1) + BUSY]
     if busy:
         names = _and(f"{model['name']} (load {model['busy']:.1f})" for model in busy)
         verb = "was" if len(busy) == 1 else "were"
         lines.append(f"the machine was busy when {names} {verb} measured: times are upper bounds")
     return lines
+
+
+def _processes(report: Row) -> list[str]:
+    """How many processes the artifact's times are of, and what machine may vouch for the target."""
+    own, several = report.get("latency_processes_ms") or [], int(report.get("measurement") or 1)
+    found = []
+    if own:
+        told = f"{len(own)} processes" if len(own) > 1 else "one process: its times are shown and not judged"
+        more = f", judged together with those of {several - 1} earlier measurement(s)" if several > 1 else ""
+        found.append(f"the artifact's times are of {told}{more}")
+    if report.get("disturbed"):
+        found.append(f"the machine was busy or slowed: {'; '.join(report['disturbed'])}")
+    if told_ := (report.get("vouches") or {}).get("told"):
+        found.append(str(told_))
+    return found
 
 
 def _and(names: Iterable[str]) -> str:
@@ -279,7 +305,7 @@ def _parts(report: Row, title: str) -> list[str]:
     return [
         f"<header><h1>{escape(title)}</h1>{_badge(str(report['verdict']))}{only}</header>",
         f"<p class=lead>{escape(_summary(report))}</p>",
-        _section("Size, accuracy, latency", models + scatter(*_points(report))),
+        _section("Size, accuracy, latency", models + scatter(_points(report), "p50 latency")),
         _section("Checks", margins(report["checks"]) + _checks_table(report["checks"]), _CHECKS_NOTE),
         _section("Generation", _facts(_generated(report))),
         _section("Compared on the same prompts", _comparisons_table(report["comparisons"])),
@@ -310,14 +336,9 @@ def _generated(report: Row) -> dict[str, Any]:
     return {key: report[key] for key in keys if key in report} | dict(report.get("generation") or {})
 
 
-def _points(report: Row) -> tuple[list[dict[str, Any]], str]:
-    """The models for the chart, and what their latency is of: the texts' own lengths, where all were timed at these."""
-    real, models = (report.get("latency_real") or {}).get("p50"), _models(report)
-    alike = bool(real) and any(model["latency_ms"] for model in models if model["role"] != "artifact")
-    points = [model | {"p50": model["latency_ms"].get("p50")} for model in models]
-    if alike:
-        points[-1]["p50"] = real
-    return points, "p50 latency at the texts' own lengths" if alike else "p50 latency"
+def _points(report: Row) -> list[dict[str, Any]]:
+    """The models for the chart; their latencies are of one shape."""
+    return [model | {"p50": model["latency_ms"].get("p50")} for model in _models(report)]
 
 
 def _badge(verdict: str) -> str:

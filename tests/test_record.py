@@ -10,7 +10,7 @@ import pytest
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
-from edgekit.record import FILE, measure_alone, record
+from edgekit.record import FILE, measure_alone, record, shapes
 from edgekit.tasks import TASKS, outputs
 from tests.conftest import LABELS, make_checkpoint, make_data
 
@@ -50,13 +50,20 @@ def test_what_float_costs_is_measured(checkpoint: Path, prompts: Path, tmp_path:
     assert sorted(models) == ["student", "teacher"]
     for figures in models.values():
         assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["p95"]
+        assert {(one["sequence"], one["threads"]) for one in figures["at"]} >= {(16, 1), (32, 1)}
+        assert all(0 < one["p50"] <= one["p95"] for one in figures["at"])
         assert figures["memory_mb"] > 50, "torch alone takes more"
         assert figures["bytes"] > 1000
 
 
+def test_float_is_timed_at_the_shapes_of_artifacts() -> None:
+    assert shapes(40, 2) == [(16, 1), (32, 1), (40, 1), (16, 2), (32, 2), (40, 2)]
+    assert shapes(16, 6) == [(16, 1), (16, 2), (16, 4), (16, 6)]
+
+
 def test_a_process_that_fails_is_told(tmp_path: Path) -> None:
     with pytest.raises(EdgekitError, match=r"absent: measuring it in torch ended with exit code 1: .*absent"):
-        measure_alone(tmp_path / "absent", "text-classification", [[1, 2]])
+        measure_alone(tmp_path / "absent", "text-classification", [[1, 2]], 8)
 
 
 def test_one_folder_is_run_once(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:

@@ -57,9 +57,12 @@ def page(report: dict[str, Any], folder: Path) -> Page:
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
+AT = {"sequence": 64, "threads": 1, "p50": 12.0, "p95": 13.0}
+
+
 def full(report: dict[str, Any]) -> dict[str, Any]:
     models = {
-        name: {"bytes": 9e7, "latency_ms": {"p50": 12.0, "p95": 13.0}, "memory_mb": 300}
+        name: {"bytes": 9e7, "at": [AT, AT | {"threads": 9, "p50": 99.0}], "memory_mb": 300}
         for name in ("teacher", "student")
     }
     return report | {
@@ -128,17 +131,37 @@ def test_a_teacher_that_is_the_student_is_one_row(report: dict[str, Any], tmp_pa
     assert "float model" not in "\n".join(terminal_table(full(report)))
 
 
-def test_a_busy_machine_and_threads_are_told(report: dict[str, Any], tmp_path: Path) -> None:
-    busy = full(report) | {"busy": 1.4, "latency_real": {"p50": 0.5}}
+def test_a_busy_machine_and_conditions_are_told(report: dict[str, Any], tmp_path: Path) -> None:
+    busy = full(report) | {"busy": 1.4, "latency_real": {"p50": 0.5, "mean_tokens": 9.2}}
     assert "busy" not in "\n".join(terminal_table(busy))
     busy["models"]["teacher"] |= {"busy": 3.21, "threads": 2}
     busy["models"]["student"] |= {"busy": 2.4, "threads": 2}
     told = "the machine was busy when teacher (load 3.2) was measured: times are upper bounds"
-    text = "\n".join(terminal_table(busy))
+    text = " ".join("\n".join(terminal_table(busy)).split())
     assert told in text
-    assert "fp32 in torch (its memory included), 2 threads, where the build ran" in text
+    assert "teacher and float student: fp32 in torch (its memory included), one process where the build ran" in text
+    assert "at the texts' own lengths (mean 9 tokens) the artifact's p50 is 0.5 ms" in text
     shown = page(busy | {"busy": 6.0}, tmp_path).text
     assert "teacher (load 3.2) and artifact (load 6.0) were measured" in shown
+
+
+def test_the_table_compares_times_of_one_shape_only(report: dict[str, Any]) -> None:
+    alike = full(report)
+    text = "\n".join(terminal_table(alike))
+    assert re.search(r"^float student .* 12 ms +13 ms", text, re.MULTILINE)
+    assert "99" not in text
+    alike["models"]["student"] |= {"at": [AT | {"sequence": 7}], "latency_ms": {"p50": 1.0, "p95": 2.0}}
+    text = "\n".join(terminal_table(alike))
+    assert re.search(r"^float student .* - +- ", text, re.MULTILINE), "not the time of other lengths"
+    assert "float student: not timed with as many tokens and threads" in text
+
+
+def test_processes_measurements_and_who_may_vouch_are_told(report: dict[str, Any]) -> None:
+    more = {"latency_processes_ms": [{"p50": 1.0, "p95": 2.0}] * 8, "measurement": 3, "disturbed": ["load 9"]}
+    text = " ".join("\n".join(terminal_table(report | more | {"vouches": {"told": "a machine with it"}})).split())
+    assert "the artifact's times are of 8 processes, judged together with those of 2 earlier measurement(s)" in text
+    assert "the machine was busy or slowed: load 9" in text
+    assert "a machine with it" in text
 
 
 def test_a_verdict_of_accuracy_only_says_so(report: dict[str, Any], tmp_path: Path) -> None:

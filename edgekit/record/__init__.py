@@ -29,6 +29,8 @@ SPLITS = ("calibrate", "verify")
 FILE = "reference.npz"
 # Texts that are timed, and calls before that are not.
 TIMED, WARM_UP = 40, 4
+# Lengths at which a float model is timed beside an artifact, and calls at each, the first not counted.
+LENGTHS, SHAPED = (16, 32, 64, 128, 256), 12
 # Questions that are answered for the clock.
 TIMED_ANSWERS = 8
 
@@ -72,7 +74,7 @@ def record(
             told = _from(done, total, role, progress)
             arrays[f"{role}_{split}"] = outputs(module, ids, find_pad_id(model), progress=told)
             done += len(ids)
-        figures[role] = {"bytes": _weight_bytes(model)} | measure_alone(folder, task, ids[:TIMED])
+        figures[role] = {"bytes": _weight_bytes(model)} | measure_alone(folder, task, ids[:TIMED], max_length)
     figures.setdefault("student", figures["teacher"])
     for split in SPLITS:
         arrays.setdefault(f"student_{split}", arrays[f"teacher_{split}"])
@@ -116,22 +118,24 @@ def _record_tokens(
     asked = [flat[begin:end] for begin, end in itertools.pairwise(offsets)][:TIMED_ANSWERS]
     once = {folder.resolve(): role for role, folder in (("student", student), ("teacher", teacher))}
     figures = {
-        role: {"bytes": _weight_bytes(load_model(folder))} | measure_alone(folder, task, asked)
+        role: {"bytes": _weight_bytes(load_model(folder))} | measure_alone(folder, task, asked, max_length)
         for folder, role in once.items()
     }
     figures.setdefault("student", figures["teacher"])
     return facts | {"models": figures}
 
 
-def measure_alone(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """What float costs on this machine, in torch, in a process of its own: {latency_ms: {p50, p95}, memory_mb, threads, busy}.
+def measure_alone(folder: Path, task: str, ids: Sequence[Sequence[int]], longest: int) -> dict[str, Any]:
+    """What float costs on this machine, in torch, in a process of its own: {latency_ms, at, memory_mb, threads, busy}.
 
-    One text a call at its own length; memory_mb is the peak of the whole process in MiB, torch itself included, busy the
-    load average, its own threads included; both None where the system does not tell. Raises EdgekitError where the process fails.
+    latency_ms, {p50, p95}, is of one text a call at its own length; at: [{sequence, threads, p50, p95}], of the shapes at which artifacts are
+    timed (`shapes`), texts of up to `longest` tokens. memory_mb is the peak of the whole process in MiB, torch itself included,
+    busy the load average, its own threads included; both None where the system does not tell. Raises EdgekitError where the
+    process fails.
     """
     ended = subprocess.run(
         [sys.executable, "-m", "edgekit.record", str(folder), task],
-        input=json.dumps([list(row) for row in ids]),
+        input=json.dumps({"ids": [list(row) for row in ids], "longest": longest}),
         capture_output=True,
         text=True,
         check=False,
@@ -143,40 +147,57 @@ def measure_alone(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict
     return found
 
 
-def measure_here(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+def measure_here(folder: Path, task: str, ids: Sequence[Sequence[int]], longest: int) -> dict[str, Any]:
     """What `measure_alone` tells, of this very process: it should do nothing else."""
     import torch
 
     from edgekit.runtimes.machine import load_average, peak_memory_mb
 
+    threads = torch.get_num_threads()
     if TASKS[task].OUTPUT == "tokens":
         from edgekit.record.tokens import measure_decoder
 
         times = measure_decoder(folder, ids)
     else:
-        times = _measure_rows(folder, task, ids)
+        times = _measure_rows(folder, task, ids, longest)
     memory = peak_memory_mb()
-    return times | {
-        "memory_mb": memory and round(memory, 1),
-        "threads": torch.get_num_threads(),
-        "busy": load_average(),
-    }
+    return times | {"memory_mb": memory and round(memory, 1), "threads": threads, "busy": load_average()}
 
 
-def _measure_rows(folder: Path, task: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+def shapes(longest: int, cores: int) -> list[tuple[int, int]]:
+    """(sequence, threads) at which artifacts are timed: texts of 16, 32, ... tokens and of `longest`; 1, 2, 4 ... cores."""
+    lengths = {length for length in LENGTHS if length < longest} | {longest}
+    counts = {1 << power for power in range(cores.bit_length())} | {cores}
+    return [(length, threads) for threads in sorted(counts) for length in sorted(lengths)]
+
+
+def _measure_rows(folder: Path, task: str, ids: Sequence[Sequence[int]], longest: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from edgekit.runtimes.machine import describe
+
     module, pad_id = TASKS[task].load(folder), find_pad_id(load_model(folder))
-    times = []
+
+    def timed(row: Sequence[int]) -> float:
+        tokens, mask = pad([row], pad_id)
+        begin = time.perf_counter()
+        module(tokens, mask)
+        return 1e3 * (time.perf_counter() - begin)
+
+    def quantiles(times: Sequence[float]) -> dict[str, float]:
+        return {name: round(float(np.percentile(times, q)), 3) for name, q in (("p50", 50), ("p95", 95))}
+
     with torch.inference_mode():
-        for row in [*ids[:WARM_UP], *ids]:
-            tokens, mask = pad([row], pad_id)
-            begin = time.perf_counter()
-            module(tokens, mask)
-            times.append(1e3 * (time.perf_counter() - begin))
-    p50, p95 = np.percentile(times[min(WARM_UP, len(ids)) :], [50, 95])
-    return {"latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}}
+        times = [timed(row) for row in [*ids[:WARM_UP], *ids]][min(WARM_UP, len(ids)) :]
+        at = []
+        flat = [token for row in ids for token in row] or [pad_id]
+        for length, threads in shapes(longest, int(describe()["cores"])):
+            torch.set_num_threads(threads)
+            row = np.resize(flat, length).tolist()
+            calls = [timed(row) for _ in range(SHAPED)][1:]
+            at.append({"sequence": length, "threads": threads} | quantiles(calls))
+    return {"latency_ms": quantiles(times), "at": at}
 
 
 def _weight_bytes(model: Model) -> int:

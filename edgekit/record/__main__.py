@@ -1,4 +1,4 @@
-"""`python -m edgekit.record FOLDER TASK`: token ids as JSON on standard input, what float costs on standard output."""
+"""`python -m edgekit.record FOLDER TASK`: {ids, longest} as JSON on standard input, what float costs on standard output."""
 
 from __future__ import annotations
 
@@ -8,4 +8,5 @@ from pathlib import Path
 
 from edgekit.record import measure_here
 
-sys.stdout.write(json.dumps(measure_here(Path(sys.argv[1]), sys.argv[2], json.load(sys.stdin))))
+asked = json.load(sys.stdin)
+sys.stdout.write(json.dumps(measure_here(Path(sys.argv[1]), sys.argv[2], asked["ids"], asked["longest"])))

@@ -41,6 +41,8 @@ ANSWERS, ANSWER_TOKENS = 100, 64
 # Running text is continued from its first tokens.
 CONTINUED = 16
 _ANY_LENGTH = 1 << 30
+# The probe times new tokens behind its longest prompt (`verify.generation.TIMING`).
+DEPTH = 256
 
 Progress = Callable[[int, int, str], None]
 
@@ -330,9 +332,15 @@ def _passages(prefix: str, said: Sequence[Passage]) -> dict[str, NDArray[Any]]:
 
 
 def measure_decoder(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """What the float decoder costs in torch in this process: {ttft_ms, tokens_per_second, latency_ms: {p50, p95} per token}."""
-    import numpy as np
+    """What the float decoder costs in torch in this process: {ttft_ms, tokens_per_second, latency_ms: {p50, p95} per token, at}.
 
+    Of questions, each behind its own length; at: [{sequence, threads, p50, p95}], tokens behind DEPTH others (behind half its
+    context where the model has less), as the probe times them.
+    """
+    import numpy as np
+    import torch
+
+    from edgekit.runtimes.machine import describe
     from edgekit.tasks.decoders import load_decoder
 
     decoder = load_decoder(folder)
@@ -341,12 +349,26 @@ def measure_decoder(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any
         told = [ms for _, ms in stream(decoder, row, (), 1 + ANSWER_TOKENS // 4)]
         firsts.append(told[0])
         times += told[1:]
-    p50, p95 = np.percentile(times[len(times) // (len(ids) + 1) :], [50, 95])
+    times = times[len(times) // (len(ids) + 1) :]
+
+    def quantiles(times: Sequence[float]) -> dict[str, float]:
+        return {name: round(float(np.percentile(times, q)), 3) for name, q in (("p50", 50), ("p95", 95))}
+
+    context = int(load_model(folder).config.get("max_position_embeddings") or DEPTH + 1)
+    depth, cores = DEPTH if context > DEPTH else context // 2, int(describe()["cores"])
+    long = np.resize([token for row in ids for token in row], depth).tolist()
+    at = []
+    for threads in sorted({1 << power for power in range(cores.bit_length())} | {cores}):
+        torch.set_num_threads(threads)
+        _, *told = [ms for _, ms in stream(decoder, long, (), 1 + min(ANSWER_TOKENS // 4, context - depth))]
+        at.append({"sequence": depth, "threads": threads} | quantiles(told))
     prefill = sum(len(row) for row in ids) / max(sum(firsts[1:]) / 1e3, 1e-9)
+    own = quantiles(times)
     return {
-        "latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
+        "latency_ms": own,
+        "at": at,
         "ttft_ms": round(float(np.median(firsts[1:])), 3),
-        "tokens_per_second": {"prefill": round(prefill, 2), "decode": round(1e3 / float(p50), 2)},
+        "tokens_per_second": {"prefill": round(prefill, 2), "decode": round(1e3 / own["p50"], 2)},
     }
 
 
