@@ -128,10 +128,10 @@ def _record_tokens(
 def measure_alone(folder: Path, task: str, ids: Sequence[Sequence[int]], longest: int) -> dict[str, Any]:
     """What float costs on this machine, in torch, in a process of its own: {latency_ms, at, memory_mb, threads, busy}.
 
-    latency_ms, {p50, p95}, is of one text a call at its own length; at: [{sequence, threads, p50, p95}], of the shapes at which artifacts are
-    timed (`shapes`), texts of up to `longest` tokens. memory_mb is the peak of the whole process in MiB, torch itself included,
-    busy the load average, its own threads included; both None where the system does not tell. Raises EdgekitError where the
-    process fails.
+    latency_ms, {p50, p95}, is of one text a call at its own length; at: [{sequence, threads, p50, p95}], of the shapes at which
+    artifacts are timed (`shapes`), texts of up to `longest` tokens. memory_mb is the peak of the whole process in MiB, torch
+    itself included, busy the load average, its own threads included; both None where the system does not tell. Raises
+    EdgekitError where the process fails.
     """
     ended = subprocess.run(
         [sys.executable, "-m", "edgekit.record", str(folder), task],
