@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -14,7 +13,6 @@ from annotated_types import Ge, Gt, Len, Lt, MinLen
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import parse, read_toml
-from edgekit.workspace import make_folder, write_atomically
 
 MAX_LENGTH = 128
 
@@ -126,9 +124,6 @@ class Recipe:
 
 
 _SET_BY_LOADER = ("name", "path")
-# What people call their columns, most telling first.
-TEXT_COLUMNS = ("text", "utterance", "sentence", "query", "question", "prompt", "content", "message", "title")
-LABEL_COLUMNS = ("label", "intent", "category", "class", "target", "labels")
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -141,10 +136,11 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     table = read_toml(path)
     for override in overrides:
         _apply_override(table, override)
-    return _read_table(table, path)
+    return read_table_of(table, path)
 
 
-def _read_table(table: dict[str, Any], path: Path) -> Recipe:
+def read_table_of(table: dict[str, Any], path: Path) -> Recipe:
+    """The recipe in a table, as it would be in the file at `path`. Raises EdgekitError as `load_recipe` does."""
     for key in _SET_BY_LOADER:
         if key in table:
             raise EdgekitError(f"{path}: {key}: this key is set by edgekit; remove it")
@@ -155,7 +151,7 @@ def _read_table(table: dict[str, Any], path: Path) -> Recipe:
         )
     name = path.resolve().parent.name if path.name == "recipe.toml" else path.stem
     recipe = parse(Recipe, table, str(path))
-    if recipe.task == "text-generation" and "label" not in table.get("data", {}):
+    if recipe.task != "text-classification" and "label" not in table.get("data", {}):
         recipe = replace(recipe, data=replace(recipe.data, label=None))
     _check_sizes(recipe, str(path))
     return replace(recipe, name=name, path=path)
@@ -194,108 +190,6 @@ def packaged(relative: str) -> Path:
     """A file or folder that travels with edgekit: inside the installed package, or beside it in a source tree."""
     inside = Path(str(resources.files("edgekit"))) / "data" / relative
     return inside if inside.exists() else Path(__file__).resolve().parents[1] / relative
-
-
-def init(
-    out: Path,
-    *,
-    task: str,
-    teacher: str,
-    data: str,
-    text: str | None,
-    label: str | None,
-    layers: int | None,
-    finetune: bool,
-    positions: int | None = None,
-    check: Callable[[Recipe], object] | None = None,
-) -> str:
-    """Write a recipe for a user's own model and data, once `check` has nothing against it; returns its text.
-
-    positions: how many tokens the teacher takes. A single file is split by rule, a fifth to verify. Columns that are not named
-    are guessed from the file's own names. Raises EdgekitError where a column cannot be guessed, and what `check` raises; then
-    nothing is written.
-    """
-    columns = _columns(Path(data))
-    text = text or _guess("text", TEXT_COLUMNS, columns, data)
-    if task == "text-classification":
-        label = label or _guess("label", LABEL_COLUMNS, columns, data)
-    folder = out.resolve().parent
-    lines = [
-        f"task = {_quote(task)}",
-        "seed = 0",
-        "",
-        "[teacher]",
-        f"source = {_quote(_relative(teacher, folder))}",
-        "",
-    ]
-    if finetune:
-        lines += ["[teacher.finetune]", "epochs = 10", ""]
-    if layers:
-        lines += ["[student]", f"layers = {layers}", ""]
-    lines += ["[data]", f"path = {_quote(_relative(data, folder))}", f"text = {_quote(text)}"]
-    if task == "text-classification" and label:
-        lines += [f"label = {_quote(label)}"]
-    else:
-        lines += ['label = ""']
-    if positions is not None and positions < MAX_LENGTH:
-        lines += [f"max_length = {positions}"]
-    if Path(data).is_file():
-        lines += [
-            "split = { calibrate = 0.1, verify = 0.2 }",
-            'near_duplicates = "drop"  # texts that two splits share',
-        ]
-    content = "\n".join(lines) + "\n"
-    recipe = _read_table(tomllib.loads(content), out)
-    if check is not None:
-        check(recipe)
-    make_folder(folder)
-    write_atomically(out, content)
-    return content
-
-
-def _columns(path: Path) -> list[str]:
-    """The column names of a table file, as far as its first line tells."""
-    import csv
-    import json
-
-    if not path.is_file() or path.suffix == ".parquet":
-        return []
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        if path.suffix in {".jsonl", ".json"}:
-            try:
-                return list(json.loads(stream.readline()))
-            except (json.JSONDecodeError, TypeError):
-                return []
-        return next(csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ","), [])
-
-
-def _guess(key: str, usual: tuple[str, ...], columns: list[str], where: str) -> str:
-    if not columns:
-        return usual[0]
-    for name in usual:
-        for column in columns:
-            if column.casefold() == name:
-                return column
-    raise EdgekitError(f"{where}: which column is the {key}? give --{key} (its columns: {', '.join(columns)})")
-
-
-def _relative(place: str, folder: Path) -> str:
-    """A local path as seen from the recipe's folder; anything else (a hub id, a package) stays as it is."""
-    import os
-
-    path = Path(place)
-    if not path.exists() or path.is_absolute():
-        return place
-    try:
-        return Path(os.path.relpath(path.resolve(), folder)).as_posix()
-    except ValueError:
-        return path.resolve().as_posix()
-
-
-def _quote(text: str) -> str:
-    import json
-
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _apply_override(table: dict[str, Any], override: str) -> None:

@@ -37,6 +37,8 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+# So many lines of a file tell how it is written.
+SNIFFED = 200
 DELIMITERS = (",", ";", "\t", "|")
 # What Excel reads a file's delimiter from, and writes it as.
 _SEP = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
@@ -58,6 +60,61 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Row]
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a text file is written, where that is not plain: None stands for a comma (.tsv: a tab), and for UTF-8."""
+
+    delimiter: str | None = None
+    encoding: str | None = None
+
+
+def sniff(path: Path) -> Form:
+    """How a file seems to be written: its encoding, and what is between the columns of a CSV file.
+
+    A guess, for a person to look at: of 8-bit encodings it is Windows' for Western languages. Raises EdgekitError for a file that
+    cannot be read.
+    """
+    ending, packed = kind_of(path)
+    if ending is None or KINDS[ending] == "parquet":
+        return Form()
+    content = _read_bytes(path, packed)
+    encoding = _sniff_encoding(content)
+    if KINDS[ending] != "csv":
+        return Form(encoding=encoding)
+    lines = decode(path, content, encoding).split("\n")[:SNIFFED]
+    usual = "\t" if ending == ".tsv" else ","
+    if _SEP.match(f"{lines[0]}\n"):
+        return Form(encoding=encoding)
+    # The one that parts the first line, and the others most often into as many.
+    found = max((usual, *DELIMITERS), key=lambda mark: _parted(lines, mark))
+    return Form(delimiter=None if found == usual else found, encoding=encoding)
+
+
+def _sniff_encoding(content: bytes) -> str | None:
+    if any(content.startswith(mark) for mark in MARKS):
+        return None
+    start = content[:1000]
+    if b"\0" in start:
+        return "utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        return None if encoding == "utf-8" else encoding
+    return "latin-1"
+
+
+def _parted(lines: Sequence[str], delimiter: str) -> tuple[int, int]:
+    """In how many lines a delimiter makes as many fields as in the first one, if more than one; and how many fields."""
+    try:
+        rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
+    except csv.Error:
+        return 0, 0
+    fields = len(rows[0]) if rows else 0
+    return (sum(len(row) == fields for row in rows), fields) if fields > 1 else (0, 0)
 
 
 def kind_of(path: Path) -> tuple[str | None, str | None]:

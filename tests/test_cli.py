@@ -369,7 +369,7 @@ def test_init_then_dry_run(command: Command, project: Path) -> None:
 def test_init_without_a_terminal_asks_for_flags(command: Command) -> None:
     answer = command("init")
     assert answer.code == 2
-    assert "Missing option '--teacher'" in answer.err
+    assert "Missing option '--data'" in answer.err
 
 
 def test_cache_list_and_prune(command: Command, project: Path) -> None:

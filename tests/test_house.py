@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "__main__",
         "cli",
         "build",
-        "distill record calibrate export verify package package_card report inspect cache probed",
+        "distill record calibrate export verify package package_card report inspect cache probed init",
         "report_charts",
         "report_compare",
         "report_figures",

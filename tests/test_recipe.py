@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import EdgekitError
-from edgekit.recipe import Recipe, find_recipes, init, load_recipe, packaged
+from edgekit.recipe import find_recipes, load_recipe, packaged
 
 GOOD = """task = "text-classification"
 seed = 7
@@ -176,71 +176,3 @@ def test_recipes_are_found_by_what_they_hold(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", sorted(packaged("examples").rglob("recipe.toml")), ids=lambda path: path.parent.name)
 def test_examples_load(recipe: Path) -> None:
     assert load_recipe(recipe).license
-
-
-def write(out: Path, **options: object) -> Recipe:
-    given = {"task": "text-classification", "teacher": "org/name", "data": "rows.csv", "text": None, "label": None}
-    init(out, **(given | {"layers": None, "finetune": False} | options))  # type: ignore[arg-type]
-    return load_recipe(out)
-
-
-@pytest.mark.parametrize(
-    ("name", "head", "text", "label"),
-    [
-        ("rows.csv", "ID,Utterance,Intent\n1,a,b\n", "Utterance", "Intent"),
-        ("rows.tsv", "sentence\tcategory\na\tb\n", "sentence", "category"),
-        ("rows.jsonl", '{"label": 1, "text": "a"}\n', "text", "label"),
-        ("rows.csv", '\ufeff"text","label"\n', "text", "label"),
-    ],
-)
-def test_init_guesses_columns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, head: str, text: str, label: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path(name).write_text(head, encoding="utf-8")
-    recipe = write(Path("made/recipe.toml"), data=name, layers=2, finetune=True)
-    assert (recipe.data.text, recipe.data.label) == (text, label)
-    assert recipe.data.path == f"../{name}"
-    assert recipe.locate(recipe.data.path) == tmp_path / name
-    assert recipe.data.split is not None
-    assert recipe.student is not None
-    assert recipe.teacher.finetune == {"epochs": 10}
-    assert [one.name for one in Path("made").iterdir()] == ["recipe.toml"]
-
-
-def test_init_asks_where_it_cannot_guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("rows.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(EdgekitError, match=r"rows\.csv: which column is the text\? give --text \(its columns: a, b\)"):
-        write(Path("recipe.toml"))
-    assert not Path("recipe.toml").exists()
-
-
-def test_init_of_embeddings_has_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("rows.csv").write_text("text\na\n")
-    recipe = write(Path("recipe.toml"), task="feature-extraction")
-    assert not recipe.data.label
-    assert recipe.student is None
-
-
-def test_init_writes_nothing_that_fails_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("recipe.toml").write_text("old")
-
-    def refuse(recipe: Recipe) -> None:
-        raise EdgekitError(f"{recipe.path}: no")
-
-    with pytest.raises(EdgekitError, match=r"^recipe\.toml: no$"):
-        write(Path("recipe.toml"), check=refuse)
-    assert Path("recipe.toml").read_text() == "old"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_init_quotes_what_people_call_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    name = 'rows "of" mine, ünï.csv'
-    Path(name).write_text('te"xt,label\n', encoding="utf-8")
-    recipe = write(Path("recipe.toml"), data=name, text='te"xt')
-    assert recipe.data.path == name
-    assert recipe.data.text == 'te"xt'

@@ -94,6 +94,21 @@ junit_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write the checks as a JUnit XML file, for a CI system to show.",
 )
+# Kept beside the parameters, so that a command need not hand it on.
+_DROP_BAD_ROWS = "edgekit.drop_bad_rows"
+
+
+def _remember_drop(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    context.meta[_DROP_BAD_ROWS] = value
+
+
+drop_bad_rows_option = click.option(
+    "--drop-bad-rows",
+    is_flag=True,
+    expose_value=False,
+    callback=_remember_drop,
+    help="Go on without the rows of the data that cannot be read; they are counted.",
+)
 target_option = click.option(
     "-t",
     "--target",
@@ -116,8 +131,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def recipe_options(command: F) -> F:
-    """--recipe, --example, --set, --cache and --json."""
-    for option in (json_option, cache_option, set_option, example_option, recipe_option):
+    """--recipe, --example, --set, --drop-bad-rows, --cache and --json."""
+    for option in (json_option, cache_option, drop_bad_rows_option, set_option, example_option, recipe_option):
         command = option(command)
     return command
 
@@ -139,6 +154,8 @@ def read_recipe(path: Path | None, overrides: tuple[str, ...], *, falls_back: bo
         path = Path("recipe.toml")
     if path is None:
         path = _fall_back(falls_back)
+    if click.get_current_context().meta.get(_DROP_BAD_ROWS):
+        overrides = (*overrides, 'data.bad_rows="drop"')
     return load_recipe(path, overrides)
 
 
