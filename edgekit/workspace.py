@@ -113,6 +113,14 @@ def library_version(name: str) -> str:
     raise EdgekitError(f"{name} is not installed; run: pip install {name}")
 
 
+def installed_version(name: str) -> str | None:
+    """A library's version, None where it is not installed."""
+    try:
+        return library_version(name)
+    except EdgekitError:
+        return None
+
+
 def fingerprint(value: Any) -> str:
     """sha256 of a value's canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)

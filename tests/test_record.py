@@ -71,7 +71,8 @@ def test_one_folder_is_run_once(checkpoint: Path, prompts: Path, tmp_path: Path)
     record(checkpoint, checkpoint, prompts, out=tmp_path, progress=lambda *now: told.append(now), **OPTIONS)
     arrays = read(tmp_path)
     np.testing.assert_array_equal(arrays["student_verify"], arrays["teacher_verify"])
-    assert sorted(arrays) == ["student_calibrate", "student_verify", "teacher_calibrate", "teacher_verify"]
+    answers = ["student_calibrate", "student_verify", "teacher_calibrate", "teacher_verify"]
+    assert sorted(arrays) == ["owner_ids", "owner_offsets", *answers]
     assert told[-1][:2] == (18, 18)
 
 

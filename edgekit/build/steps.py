@@ -19,6 +19,7 @@ from edgekit.workspace import (
     Product,
     file_sha256,
     fingerprint,
+    installed_version,
     library_version,
     open_product,
 )
@@ -143,6 +144,8 @@ def record(
         "prompts": split_digests(prompts, "calibrate", "verify"),
         "task": recipe.task,
         "max_length": recipe.data.max_length,
+        # Whose answers "as the original" compares with.
+        "libraries": {name: installed_version(name) for name in ("transformers", "sentence-transformers")},
     }
     product = run_step(
         session,

@@ -10,13 +10,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.checkpoint_keys import unknown_keys
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
-from edgekit.prompts import PromptSet
+from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, find_pad_id, outputs, pad, row_task
 from edgekit.weights import weight_files
@@ -48,52 +49,111 @@ def record(
     """Run teacher and student in float32 over the calibrate and verify prompts and write reference.npz into `out`.
 
     Of text-generation see `tokens.record_tokens`. Else: arrays teacher_calibrate, teacher_verify, student_calibrate,
-    student_verify: float32 [prompts, width], rows in the order of the split. Where student and teacher are one folder, they
-    are run once. Returns classes, output kind and rows. Raises EdgekitError for unknown tasks, for models whose classes differ,
+    student_verify: float32 [prompts, width], rows in the order of the split; owner_ids and owner_offsets: the ids that the
+    student's owner reads of the verify prompts, behind each other, and where each begins and ends. Where student and teacher
+    are one folder, they are run once. Returns classes, output kind, rows, and as `original` by role how the answers differ
+    from the owner's library (`original_rows.compare`). Raises EdgekitError for unknown tasks, for models whose classes differ,
     and for outputs that are not finite.
     """
-    import numpy as np
-
     if pick(TASKS, task, "task").OUTPUT == "tokens":
         return _record_tokens(teacher, student, prompts, task, max_length, out, progress)
     kind = row_task(task)
-    classes = load_model(student).labels if kind.OUTPUT == "logits" else []
-    if kind.OUTPUT == "logits" and load_model(teacher).labels != classes:
-        raise EdgekitError(f"{student}: its classes are not the teacher's ({teacher}); distil it from this teacher")
+    classes = _shared_classes(teacher, student) if kind.OUTPUT == "logits" else []
     rows = {split: PromptSet(folder=prompts).split(split) for split in SPLITS}
     models = {"teacher": teacher, "student": student}
     once = {folder.resolve(): role for role, folder in reversed(models.items())}
 
     arrays: dict[str, NDArray[np.float32]] = {}
     figures: dict[str, dict[str, Any]] = {}
+    original: dict[str, dict[str, Any]] = {}
+    owners: dict[str, list[list[int]]] = {}
     total, done = len(once) * sum(map(len, rows.values())), 0
     for folder, role in once.items():
         model, module = kind.open_model(folder), kind.load(folder)
         for split in SPLITS:
             ids = [tokens for _, tokens in kind.encode(model, rows[split], max_length)]
-            told = _from(done, total, role, progress)
-            arrays[f"{role}_{split}"] = outputs(module, ids, find_pad_id(model), progress=told)
+            shown = _from(done, total, role, progress)
+            arrays[f"{role}_{split}"] = outputs(module, ids, find_pad_id(model), progress=shown)
             done += len(ids)
         figures[role] = {"bytes": _weight_bytes(model)} | measure_alone(folder, task, ids[:TIMED], max_length)
-    figures.setdefault("student", figures["teacher"])
+        original[role], owners[role] = _ask_owner(
+            folder, task, rows["verify"], max_length, ids, arrays[f"{role}_verify"]
+        )
+    owned = _as_arrays(owners.get("student", owners["teacher"]))
+    for told in (figures, original):
+        told.setdefault("student", told["teacher"])
     for split in SPLITS:
         arrays.setdefault(f"student_{split}", arrays[f"teacher_{split}"])
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise EdgekitError(
-                f"{models[name.split('_')[0]]}: NaN or infinite outputs on the {name.split('_')[1]} prompts"
-            )
-    # NumPy stamps every member with one fixed date: equal arrays are equal bytes.
-    with (out / FILE).open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
+    _check_finite(arrays, models)
+    _write(out / FILE, arrays | owned)
     return {
         "classes": classes,
         "output": kind.OUTPUT,
+        "original": original,
         "rows": {split: len(rows[split]) for split in SPLITS},
         "max_length": max_length,
         "models": figures,
-        "warnings": [],
+        "warnings": [warning for folder in once for warning in _strange_keys(folder)],
     }
+
+
+def _shared_classes(teacher: Path, student: Path) -> list[str]:
+    classes = load_model(student).labels
+    if load_model(teacher).labels != classes:
+        raise EdgekitError(f"{student}: its classes are not the teacher's ({teacher}); distil it from this teacher")
+    return classes
+
+
+def _write(file: Path, arrays: Mapping[str, Any]) -> None:
+    import numpy as np
+
+    # NumPy stamps every member with one fixed date: equal arrays are equal bytes.
+    with file.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
+
+
+def _ask_owner(
+    folder: Path,
+    task: str,
+    rows: Sequence[Prompt],
+    max_length: int,
+    ids: Sequence[Sequence[int]],
+    answers: NDArray[np.float32],
+) -> tuple[dict[str, Any], list[list[int]]]:
+    from edgekit.record.original_rows import compare
+    from edgekit.tasks.text_classification import softmax
+
+    classes = load_model(folder).labels if row_task(task).OUTPUT == "logits" else []
+    return compare(
+        folder,
+        task,
+        [row.text for row in rows],
+        max_length=max_length,
+        classes=classes,
+        ids=ids,
+        answers=softmax(answers) if classes else answers,
+    )
+
+
+def _check_finite(arrays: Mapping[str, NDArray[np.float32]], models: Mapping[str, Path]) -> None:
+    import numpy as np
+
+    for name, array in arrays.items():
+        role, _, split = name.partition("_")
+        if not np.isfinite(array).all():
+            raise EdgekitError(f"{models[role]}: NaN or infinite outputs on the {split} prompts")
+
+
+def _strange_keys(folder: Path) -> list[str]:
+    said = "edgekit does not know this key; whether it changes answers, the check as_original tells"
+    return [f"{folder}: {key}: {said}" for key in unknown_keys(folder)]
+
+
+def _as_arrays(ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+    import numpy as np
+
+    ends = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    return {"owner_ids": np.array([one for row in ids for one in row], dtype=np.int64), "owner_offsets": ends}
 
 
 def _record_tokens(

@@ -21,6 +21,7 @@ from edgekit.tasks import TASKS, row_task
 from edgekit.verify import accuracy as compared
 from edgekit.verify import arithmetic, checks, gate, generation, hardware, latency, margins
 from edgekit.verify.accuracy import Answers, Comparison
+from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep
 from edgekit.verify.measurements import Measurements, measure
 from edgekit.verify.plan import check_accuracy_table, plan_text
@@ -137,11 +138,12 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     """Verify what gives one row per text."""
     facts = run.facts
     rows = PromptSet(folder=run.prompts).split("verify")
+    ids = _encode(run.artifact, rows, facts["settings"])
     measured = measure(
         artifact=run.artifact,
         file=str(facts["file"]),
         runtime=run.runtime,
-        ids=_encode(run.artifact, rows, facts["settings"]),
+        ids=ids,
         pad_id=int(facts["pad_id"]),
         options=run.options,
         # The tokenizer that ships cuts texts at max_length: no request is ever longer.
@@ -155,6 +157,7 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     truth = [row.label for row in rows]
     comparisons, margins, floors = _compare(run, answers, rows)
     found = [*_check_answers(run, comparisons), *floors]
+    found.append(check_rows(run.recorded, [row.text for row in rows], ids))
     found += [*checks.check_finite(finite), *_check_machine(run, measured, conditions)]
     return _report(run, answers, truth, comparisons, found, measured, conditions) | {"margins": margins}, found
 

@@ -81,7 +81,7 @@ def test_passes_on_the_machine_that_the_target_describes(bench: Bench) -> None:
     assert {name: check["verdict"] for name, check in report["by_name"].items()} == dict.fromkeys(
         [
             *("accuracy_vs_student", "accuracy_vs_teacher", "p95_ms", "memory_mb", "bytes"),
-            *("plausibility", "provider", "arithmetic"),
+            *("plausibility", "provider", "arithmetic", "as_original"),
         ],
         "pass",
     )

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer
 
 from edgekit.runtimes import machine, ort
 from edgekit.target import Target, load_target
@@ -101,8 +102,6 @@ def make_artifact(folder: Path, file: Path | None = None, **changes: Any) -> Pat
 
 def outputs_of(graph: Path, prompts: Path, split: str, tokenizer: Path) -> NDArray[np.float32]:
     """What a graph answers on a split."""
-    from tokenizers import Tokenizer
-
     texts = [json.loads(line)["text"] for line in (prompts / f"{split}.jsonl").read_text().splitlines()]
     ids = [encoding.ids for encoding in Tokenizer.from_file(str(tokenizer)).encode_batch(texts)]
     return ort.outputs(graph, ids, pad_id=0, options={"threads": 1})
@@ -117,10 +116,15 @@ def make_reference(folder: Path, prompts: Path) -> Path:
     for split in ("calibrate", "verify"):
         rows = outputs_of(folder / "float.onnx", prompts, split, folder / "tokenizer.json")
         arrays |= {f"teacher_{split}": rows, f"student_{split}": rows}
-    np.savez(folder / "reference.npz", **arrays)
+    texts = [json.loads(line)["text"] for line in (prompts / "verify.jsonl").read_text().splitlines()]
+    ids = [encoding.ids for encoding in Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(texts)]
+    ends = np.cumsum([0, *map(len, ids)])
+    np.savez(folder / "reference.npz", owner_ids=np.concatenate(ids), owner_offsets=ends, **arrays)
+    told = {"by": "a test", "rows": len(ids), "ids_equal": len(ids), "answers_equal": len(ids), "first": None}
     splits = {split: file_sha256(prompts / f"{split}.jsonl") for split in ("calibrate", "verify")}
     inputs = {"student": "sound", "prompts": splits}
-    write_product(folder, "record", key="test", inputs=inputs, facts={"classes": LABELS, "output": "logits"})
+    facts = {"classes": LABELS, "output": "logits", "original": {"teacher": told, "student": told}}
+    write_product(folder, "record", key="test", inputs=inputs, facts=facts)
     return folder
 
 

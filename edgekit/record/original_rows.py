@@ -1,0 +1,180 @@
+"""What a checkpoint's owner gets: the ids of AutoTokenizer and the answers of transformers' `pipeline`, or of
+sentence-transformers' `encode`, on the verify prompts, compared with what edgekit's own float model read and answered.
+
+Texts of like length are asked together, so that nothing is padded: a text is answered as it is alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import first_line
+from edgekit.owners_tokenizer import quiet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+# Scores, and distances of embeddings as shares of their length, that differ by less differ by rounding: float32 has 1.2e-7, and
+# another order of the sums of a dozen blocks makes 1e-6 to 1e-5 of it.
+TOLERANCE = 1e-3
+# How much of a text a message shows.
+_SHOWN = 60
+# What the libraries raise where they cannot read a checkpoint.
+_REFUSALS = (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, IndexError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """What the owner's library reads and answers: ids per text, answers [n, width] (None where only ids are known)."""
+
+    by: str
+    ids: list[list[int]]
+    answers: Floats | None
+    limits: str | None = None
+
+
+def compare(
+    folder: Path,
+    task: str,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    classes: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    answers: Floats,
+) -> tuple[dict[str, Any], list[list[int]]]:
+    """How edgekit's ids and answers on the texts differ from the owner's, and the owner's ids.
+
+    answers: of text-classification probabilities [n, classes], of feature-extraction embeddings [n, width]. The facts: by (whose
+    answers), rows, ids_equal, answers_equal (counts; None where nobody could be asked), first (the first difference), failed.
+    """
+    facts: dict[str, Any] = {"by": None, "rows": len(texts), "ids_equal": None, "answers_equal": None, "first": None}
+    try:
+        with quiet():
+            found = _ASKED[task](folder, texts, max_length, classes)
+    except _REFUSALS as refused:
+        return facts | {"failed": f"{type(refused).__name__}: {first_line(refused)[:300]}"}, []
+    same_ids = [list(one) == other for one, other in zip(ids, found.ids, strict=True)]
+    facts |= {"by": found.by, "limits": found.limits, "failed": None, "ids_equal": sum(same_ids)}
+    same = [True] * len(texts)
+    if found.answers is not None:
+        same = _alike(answers, found.answers)
+        facts["answers_equal"] = sum(same)
+    for place, text in enumerate(texts):
+        if not (same_ids[place] and same[place]):
+            facts["first"] = _difference(text, ids[place], found, answers, place, same_ids[place])
+            break
+    return facts, found.ids
+
+
+def _alike(ours: Floats, theirs: Floats) -> list[bool]:
+    """Of each row whether it differs by no more than rounding."""
+    import numpy as np
+
+    if ours.shape != theirs.shape:
+        return [False] * len(theirs)
+    apart = np.linalg.norm(ours - theirs, axis=1)
+    return [
+        bool(one <= TOLERANCE * max(float(size), 1e-6))
+        for one, size in zip(apart, np.linalg.norm(theirs, axis=1), strict=True)
+    ]
+
+
+def _difference(text: str, ids: Sequence[int], found: Original, answers: Floats, place: int, same: bool) -> str:
+    shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    if not same:
+        return f"{shown}: edgekit reads the ids {_short(ids)}, {found.by} {_short(found.ids[place])}"
+    assert found.answers is not None
+    ours, theirs = answers[place], found.answers[place]
+    if ours.shape != theirs.shape:
+        return f"{shown}: edgekit gives {len(ours)} numbers, {found.by} {len(theirs)}"
+    worst = int(abs(ours - theirs).argmax())
+    return f"{shown}: number {worst} of the answer is {ours[worst]:.4f}, of {found.by} {theirs[worst]:.4f}"
+
+
+def _short(ids: Sequence[int]) -> str:
+    return str(list(ids)) if len(ids) <= 12 else f"[{', '.join(map(str, ids[:12]))}, ...] ({len(ids)})"
+
+
+def _classified(folder: Path, texts: Sequence[str], max_length: int, classes: Sequence[str]) -> Original:
+    """`pipeline(..., truncation=True, max_length=...)`: the probability of each class."""
+    import numpy as np
+    import torch
+    import transformers
+
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, **here
+    )
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **here)
+    asked: Any = transformers.pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, device="cpu", top_k=None
+    )
+    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"] if texts else []
+
+    def answer(some: list[str]) -> Floats:
+        told = asked(some, truncation=True, max_length=max_length, batch_size=32)
+        scores = [{entry["label"]: entry["score"] for entry in one} for one in told]
+        return np.array([[one.get(name, np.nan) for name in classes] for one in scores], dtype=np.float32)
+
+    return Original(by=f"transformers {transformers.__version__}", ids=ids, answers=_together(texts, ids, answer))
+
+
+def _embedded(folder: Path, texts: Sequence[str], max_length: int, _classes: Sequence[str]) -> Original:
+    """`SentenceTransformer.encode`, where the library is installed; else AutoTokenizer's ids, behind the prompt."""
+    from edgekit.embedding_files import read_embedding
+    from edgekit.tasks import feature_extraction
+
+    if importlib.util.find_spec("sentence_transformers") is None:
+        import transformers
+
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        length = feature_extraction.length(feature_extraction.open_model(folder), max_length)
+        before = read_embedding(folder).prompt
+        ids = tokenizer([before + text for text in texts], truncation=True, max_length=length)["input_ids"]
+        limits = (
+            "sentence-transformers is not installed: of the embeddings, edgekit's own reading of modules.json is used"
+        )
+        return Original(by=f"transformers {transformers.__version__}", ids=ids, answers=None, limits=limits)
+    import sentence_transformers
+    import torch
+
+    model: Any = sentence_transformers.SentenceTransformer(
+        str(folder), device="cpu", local_files_only=True, trust_remote_code=False, model_kwargs={"dtype": torch.float32}
+    )
+    model.max_seq_length = min(model.max_seq_length or max_length, max_length)
+    prompt = model.prompts.get(model.default_prompt_name or "", "")
+    ids = [model.preprocess([text], prompt=prompt)["input_ids"][0].tolist() for text in texts]
+    answer: Callable[[list[str]], Floats] = lambda some: model.encode(some, batch_size=32, show_progress_bar=False)  # noqa: E731
+    named = f"sentence-transformers {sentence_transformers.__version__}"
+    return Original(by=named, ids=ids, answers=_together(texts, ids, answer))
+
+
+def _together(texts: Sequence[str], ids: Sequence[Sequence[int]], answer: Callable[[list[str]], Floats]) -> Floats:
+    """Answers [n, width] in the order of the texts, asked in groups that have as many tokens each."""
+    import numpy as np
+
+    groups: dict[int, list[int]] = {}
+    for place, tokens in enumerate(ids):
+        groups.setdefault(len(tokens), []).append(place)
+    rows: dict[int, Any] = {}
+    for _, places in sorted(groups.items()):
+        rows |= zip(places, answer([texts[place] for place in places]), strict=True)
+    return (
+        np.stack([rows[place] for place in range(len(texts))]).astype(np.float32)
+        if rows
+        else np.zeros((0, 0), np.float32)
+    )
+
+
+_ASKED: dict[str, Callable[[Path, Sequence[str], int, Sequence[str]], Original]] = {
+    "text-classification": _classified,
+    "feature-extraction": _embedded,
+}

@@ -1,0 +1,62 @@
+"""The check "as the original": edgekit's reading of a checkpoint against that of its owner's library."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgekit.verify.checks import Check
+
+if TYPE_CHECKING:
+    from edgekit.workspace import Product
+
+NAME = "as_original"
+_SHOWN = 60
+
+
+def check_rows(recorded: Product, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Check:
+    """The check of what gives one row per text; ids: those that the tokenizer beside the artifact reads of the verify prompts."""
+    import numpy as np
+
+    with np.load(recorded.folder / "reference.npz", allow_pickle=False) as arrays:
+        known = "owner_ids" in arrays.files and len(arrays["owner_offsets"]) == len(texts) + 1
+        flat, ends = (arrays[name].tolist() if known else [] for name in ("owner_ids", "owner_offsets"))
+    owners = [flat[begin:end] for begin, end in itertools.pairwise(ends)]
+    others = [text for text, ours, theirs in zip(texts, ids, owners, strict=known) if list(ours) != theirs]
+    return check_original(recorded.facts.get("original"), others, len(texts))
+
+
+def check_original(original: Mapping[str, Mapping[str, Any]] | None, other_ids: Sequence[str], rows: int) -> Check:
+    """Fails where a float model's ids or answers, or the shipped tokenizer's ids, differ from the owner's on a verify prompt.
+
+    original: `record`'s facts by role; other_ids: the texts that the shipped tokenizer reads otherwise than the student's owner.
+    Not proven where the library could not be asked.
+    """
+    if not original:
+        remedy = "the reference was recorded by an older edgekit: run `edgekit record` again"
+        return Check(name=NAME, measured="unknown", limit=None, verdict="not proven", remedy=remedy)
+    for role, told in original.items():
+        if told.get("first"):
+            remedy = (
+                f"{role}: {told['first']}: edgekit does not read this checkpoint as {told['by']} does; save it again with that"
+                " library, `edgekit inspect` on it lists the keys of its files that edgekit does not know, and what was built"
+                " answers otherwise than the original"
+            )
+            return Check(name=NAME, measured="differs", limit=None, verdict="fail", remedy=remedy)
+    for role, told in original.items():
+        if told.get("failed"):
+            remedy = f"{role}: its owner's library does not answer: {told['failed']}; save the checkpoint again with that library"
+            return Check(name=NAME, measured="unknown", limit=None, verdict="not proven", remedy=remedy)
+    if other_ids:
+        text = other_ids[0] if len(other_ids[0]) <= _SHOWN else f"{other_ids[0][:_SHOWN]}..."
+        remedy = (
+            f"the tokenizer beside the artifact reads {len(other_ids)} of {rows} prompts otherwise than the checkpoint's"
+            f" owner, the first {text!r}: export it again (`edgekit build`)"
+        )
+        return Check(name=NAME, measured="differs", limit=None, verdict="fail", remedy=remedy)
+    by = ", ".join(dict.fromkeys(str(told["by"]) for told in original.values()))
+    limits = "".join(f"; {told}" for told in dict.fromkeys(one.get("limits") for one in original.values()) if told)
+    what = "ids" if any(told["answers_equal"] is None for told in original.values()) else "ids and answers"
+    detail = f"{what} on {rows} prompts are those of {by}{limits}"
+    return Check(name=NAME, measured="as the original", limit=None, verdict="pass", detail=detail)
