@@ -406,3 +406,82 @@ def test_a_group_of_two_files_is_refused_or_dropped(tmp_path: Path) -> None:
     parts = gathered(without, tmp_path / "out", ("calibrate", "verify"))
     assert [row.group for row in parts["verify"]][:2] == ["7", "8"]
     assert {row.group for row in parts["calibrate"]} == {None}
+
+
+def of_label(count: int, label: str) -> list[dict[str, str]]:
+    """Texts of a label that share few words with each other."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return [{"text": f"the {one * 4} has a {label} {one * 5} or {one * 6}", "label": label} for one in letters[:count]]
+
+
+def test_every_split_gets_every_label(tmp_path: Path) -> None:
+    """A label of few rows is in each split, though its hashes send none there; the others stay where their hashes send them."""
+    rows = [*of_label(24, "many"), *of_label(24, "more"), *of_label(3, "few"), *of_label(4, "some")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    made = recipe(tmp_path, path="rows.jsonl", split=Split(calibrate=0.1, verify=0.2), near_duplicates="drop")
+    parts = gathered(made, tmp_path / "out")
+    for name in SPLITS:
+        assert {row.label for row in parts[name]} == {"many", "more", "few", "some"}
+
+
+def test_labels_of_fewer_rows_than_splits(tmp_path: Path) -> None:
+    rows = [*of_label(24, "many"), *of_label(24, "more"), *of_label(2, "rare"), *of_label(1, "once")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    shares = {"path": "rows.jsonl", "split": Split(calibrate=0.2, verify=0.3), "near_duplicates": "drop"}
+    with pytest.raises(EdgekitError) as told:
+        gathered(recipe(tmp_path, **shares), tmp_path / "out")
+    assert "the train split lacks the label '" in told.value.message
+    assert "'once' 1" in told.value.message
+    assert "set data.min_per_label = 3 to leave out labels of fewer rows" in told.value.message
+    made = recipe(tmp_path, **shares, min_per_label=3)
+    facts = gather(made, SPLITS, tmp_path / "out")
+    assert facts["labels"] == ["many", "more"]
+    assert sum(counts.get("of rare labels", 0) for counts in facts["dropped"].values()) == 3
+
+
+def test_sums_are_not_one_text(tmp_path: Path) -> None:
+    """Numbers are what is asked for where the answers differ, and where nobody knows them."""
+    generator = random.Random(1)
+    sums = [(generator.randint(10, 999), generator.randint(10, 999)) for _ in range(300)]
+    rows = [{"text": f"What is {a} + {b}?", "answer": str(a + b)} for a, b in sums]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    for answer in ("answer", None):
+        data = Data(
+            path="rows.jsonl", label=None, answer=answer, split=Split(calibrate=0.2, verify=0.4), near_duplicates="drop"
+        )
+        made = Recipe(task="text-generation", teacher=Teacher(source="x"), data=data, path=tmp_path / "recipe.toml")
+        parts = gathered(made, tmp_path / "out", ("calibrate", "verify"))
+        assert len(parts["calibrate"]) > 30
+        assert len(parts["verify"]) > 70
+    timers = [{"text": f"set {n} timers", "label": "timer"} for n in range(99)]
+    write_rows(tmp_path / "rows.jsonl", [*timers, *ROWS])
+    facts = gather(recipe(tmp_path, path="rows.jsonl", split=Split(calibrate=0.3, verify=0.4), near_duplicates="drop", min_per_label=1), SPLITS, tmp_path / "out")  # fmt: skip
+    assert "timer" not in facts["labels"]
+
+
+def test_what_is_left_out_or_odd_is_told(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    text = PATTERNS["music"].format(SUBJECTS[0])
+    add_rows(data / "train.jsonl", (text, "light_on"), (" ", "music"), (PATTERNS["music"].format(SUBJECTS[9]), "music"))
+    add_rows(
+        data / "verify.jsonl", ("quite another thing to say", "music"), ("quite another thing to say!", "light_on")
+    )
+    add_rows(data / "calibrate.jsonl", ("", "music"))
+    facts = gather(recipe(tmp_path, path="data", near_duplicates="drop"), SPLITS, tmp_path)
+    assert facts["rows"] == {"train": 13, "calibrate": 6, "verify": 12}
+    assert facts["dropped"] == {
+        "train": {"empty texts": 1, "near duplicates": 1},
+        "calibrate": {"empty texts": 1},
+        "verify": {"with contradicting labels": 2},
+    }
+    assert facts["unusual"] == {"train": {"whose text other rows have with another label": 2}}
+    assert facts["notes"] == [
+        "train: 2 rows left out (1 empty texts, 1 near duplicates); 13 stay",
+        "calibrate: 1 rows left out (1 empty texts); 6 stay",
+        "verify: 2 rows left out (2 with contradicting labels); 12 stay",
+        "train: 2 rows whose text other rows have with another label",
+    ]
+    with pytest.raises(
+        EdgekitError, match=r"verify has 1 texts with two labels, such as row 13 .* 'music' and 'light_on'; nobody"
+    ):
+        gather(recipe(tmp_path, path="data"), SPLITS, tmp_path)

