@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from edgekit.distill.checkpoint import Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
 from edgekit.distill.options import TrainingOptions
-from edgekit.runtimes.machine import available_cores
+from edgekit.runtimes.machine import describe
 
 log = logging.getLogger("edgekit")
 
@@ -151,12 +151,9 @@ def reproducible(seed: int) -> Iterator[None]:
 
 def count_threads() -> int:
     """Physical cores that this process may use, at least 1; OMP_NUM_THREADS where it is set."""
-    import psutil
-
     if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
         return int(asked)
-    allowed = available_cores()
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+    return max(1, int(describe()["cores"]))
 
 
 class _State:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PROVIDER_SHARE = 0.8
 # Processes that differ by more disagree.
 APART = 1.5
+CPU = "CPUExecutionProvider"
 GENERATED = ("kl", "top1", "perplexity", "answer_length")
 _PACKAGES = {
     "CUDAExecutionProvider": "onnxruntime-gpu",
@@ -417,8 +418,10 @@ def check_plausible(impossible: Sequence[str]) -> Check:
 
 def check_provider(asked: str, measured: Measurements) -> Check:
     """Whether the provider that the target asks for does the matrix products; one that is absent here proves nothing."""
-    # Of a decoder nobody profiled its products: the session's own provider counts as all of them.
-    work: Mapping[str, float] = measured.work.get("matmul_ops", {str(measured.work["provider"]): 1.0})
+    used = str(measured.work["provider"])
+    # Of a decoder nobody profiled the products. A session that fell back to the CPU as a whole is known; of another provider it
+    # is not: its operators may lie on the CPU one by one.
+    work: Mapping[str, float] = measured.work.get("matmul_ops", {used: 1.0})
     total = sum(work.values())
     share = work.get(asked, 0.0) / total if total else 0.0
     name, detail = "provider", f"share of the matrix products that {asked} does"
@@ -427,6 +430,12 @@ def check_provider(asked: str, measured: Measurements) -> Check:
         remedy = (
             f"this machine's onnxruntime has no {asked} (it has {', '.join(measured.available)}), so the CPU answered;"
             f" run `edgekit verify` on the target{f', with {package} installed there' if package else ''}"
+        )
+        return Check(name=name, measured=None, limit=PROVIDER_SHARE, detail=detail, verdict="not proven", remedy=remedy)
+    if "matmul_ops" not in measured.work and used == asked and asked != CPU:
+        remedy = (
+            f"the session runs on {asked}, but a decoder's matrix products are not counted there, and some may lie on the CPU;"
+            ' for a GPU take format = "gguf", whose layers are counted'
         )
         return Check(name=name, measured=None, limit=PROVIDER_SHARE, detail=detail, verdict="not proven", remedy=remedy)
     if not total:

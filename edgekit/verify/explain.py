@@ -82,30 +82,38 @@ The artifact's files are added, the tokenizer that lies beside an ONNX file and
 the loader are not. An exact count: it passes or fails.""",
     "p50_ms": """\
 Whether half of all calls are answered within the limit, on a machine that may vouch for the target.
-Batch 1 at budget.sequence tokens; of a decoder, one new token. The bound comes
-from the order statistics of the measured calls, without assuming their
-distribution, and holds for this machine in this state. It can pass or fail only
-where CPU, features, cores and measured speed match the target's; elsewhere, and
-on a busy machine, it is not proven.""",
+Batch 1 at budget.sequence tokens; of a decoder, one new token. Eight processes
+time up to 200 calls each, and a process is one observation: its calls are alike.
+pass: the upper bound over processes is within the limit. fail: the lower one is
+beyond it. not proven: processes disagree, other programs or heat slowed the
+machine, or its CPU, features, cores or speed are not the target's (a speed may
+differ by a factor of 2; how much faster the machine is, is multiplied in).
+Every judged measurement of an artifact on a device is kept and judged with the
+others: to measure again until it passes does not work.""",
     "p95_ms": """\
 Whether 19 of 20 calls are answered within the limit, on a machine that may vouch for the target.
-As p50_ms, of the slow end: the bound of the 95th percentile needs at least 59
-calls. It says how calls are spread that run one after another on an otherwise
-quiet machine; your app's own load, heat and power saving come on top.""",
+As p50_ms, of the slow end. The bound is of the p95 over all calls of all
+processes: at the limit it passes in at most 5 % of cases, also where calls are
+autocorrelated, come in slow phases, or each run is shifted by 5 %. A slow phase
+that none of the processes met stays unseen; your app's own load, heat and power
+saving come on top.""",
     "ttft_ms": """\
 Whether the first token comes within the limit after a prompt of budget.sequence tokens.
-The prompt is read in one go by the runtime that ships, with an empty cache. As
-p50_ms it can pass or fail only on a machine that matches the target.""",
+The prompt is read in one go by the runtime that ships, with an empty cache. Each
+of eight processes gives one observation, the median of its calls. As p50_ms it
+can pass or fail only on a quiet machine that matches the target.""",
     "tokens_per_second": """\
 Whether new tokens are written as fast as the target wants (budget.tokens_per_second).
-The median time of a new token, turned round, with a short context: with a long
-one each token reads more cache and takes longer. As p50_ms it can pass or fail
-only on a machine that matches the target.""",
+The median time of a new token, turned round, behind a prompt of 256 tokens:
+behind a longer one each token reads more cache and takes longer. Each of eight
+processes gives one observation. As p50_ms it can pass or fail only on a quiet
+machine that matches the target.""",
     "memory_mb": """\
 Whether the whole process stays within the target's memory limit (budget.memory_mb).
 The peak that the operating system tells of the process that answered: Python,
 NumPy, runtime, weights, buffers and cache. The loader alone in your app needs
-about the same; a runtime in C++ about 70 MB less.""",
+about the same; a runtime in C++ about 70 MB less. not proven: the machine may not
+vouch for the target (see p50_ms), or its system does not tell.""",
     "as_original": """\
 Whether the checkpoint was read as its owner reads it, before anything was quantized.
 What the artifact is compared with is edgekit's own reading of the checkpoint. It
@@ -124,7 +132,8 @@ Whether the execution provider that the target asks for really did the work (ONN
 onnxruntime falls back to the CPU without a word where a provider lacks an
 operator or cannot start. The session is profiled: at least the given share of
 the matrix products must have run on the provider. For the CPU it is always so.
-fail: a silent fallback. not proven: this machine does not have the provider.""",
+fail: a silent fallback. not proven: this machine does not have the provider, or
+its products cannot be told (a decoder on a GPU that gave no profile).""",
     "offload": """\
 Whether as many layers as the target asks for really lie on the GPU (llama.cpp).
 llama.cpp keeps layers on the CPU without an error where it was built without the

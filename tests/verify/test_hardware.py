@@ -172,6 +172,22 @@ def test_a_silent_fallback_fails(ops: dict[str, float], verdict: str) -> None:
     assert check_provider("QNN", replace(measurements(matmul_ops=ops), available=["CPU"])).verdict == "not proven"
 
 
+@pytest.mark.parametrize(
+    ("asked", "used", "verdict"),
+    [
+        ("CPUExecutionProvider", "CPUExecutionProvider", "pass"),
+        ("CUDAExecutionProvider", "CUDAExecutionProvider", "not proven"),
+        ("CUDAExecutionProvider", "CPUExecutionProvider", "fail"),
+    ],
+)
+def test_products_that_nobody_counted_prove_no_provider(asked: str, used: str, verdict: str) -> None:
+    """A session names its first provider, whatever its operators run on."""
+    measured = replace(measurements(), work={"provider": used}, available=[asked, "CPUExecutionProvider"])
+    check = check_provider(asked, measured)
+    assert check.verdict == verdict
+    assert verdict != "not proven" or ("gguf" in str(check.remedy) and check.measured is None)
+
+
 def test_times_below_what_the_machine_can_do_are_flagged() -> None:
     # 10^9 operations at 2 x 120 Gop/s take 4.2 ms.
     assert impossibilities(measurements(), 5.0) == []
