@@ -16,6 +16,10 @@ def names_of_checks() -> Iterator[str]:
     """Every literal that verify gives a check or a comparison for a name."""
     for path in sorted((HOUSE / "verify").glob("*.py")):
         for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Dict):
+                for key, value in zip(node.keys, node.values, strict=True):
+                    if isinstance(key, ast.Constant) and key.value == "metric" and isinstance(value, ast.Constant):
+                        yield str(value.value)
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {"Check", "Comparison", "replace"}:
                 for keyword in node.keywords:
                     if keyword.arg in {"name", "metric"}:
