@@ -19,7 +19,7 @@ from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.schema import dump_json, parse, pick
 from edgekit.tasks import TASKS, row_task
 from edgekit.verify import accuracy as compared
-from edgekit.verify import arithmetic, checks, gate, generation, hardware, latency, margins
+from edgekit.verify import arithmetic, budgets, checks, gate, generation, hardware, latency, margins
 from edgekit.verify.accuracy import Answers, Comparison
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep
@@ -333,7 +333,7 @@ def _is_judged(run: _Run, measured: Measurements) -> bool:
     return run.target.budget_for(run.task).limits_time and not _foreign(run, measured)
 
 
-def _conditions(run: _Run, measured: Measurements) -> tuple[checks.Conditions, Measurements]:
+def _conditions(run: _Run, measured: Measurements) -> tuple[budgets.Conditions, Measurements]:
     """What bears on the times, and the measurements with the earlier ones of this artifact; kept where times are judged."""
     impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5))
     impossible += hardware.above_roofline(measured, run.facts.get("bytes_per_token"))
@@ -342,7 +342,7 @@ def _conditions(run: _Run, measured: Measurements) -> tuple[checks.Conditions, M
     disturbed = disturbed or [
         f"while its speed was measured, {why}" for why in neighbours.disturbances([measured.neighbours], 1)
     ]
-    conditions = checks.Conditions(
+    conditions = budgets.Conditions(
         foreign=_foreign(run, measured),
         impossible=impossible,
         disturbed=disturbed,
@@ -360,7 +360,7 @@ def _check_answers(run: _Run, comparisons: Sequence[Comparison]) -> list[checks.
     return [checks.check_accuracy(entry, run.look.index, more) for entry in comparisons if entry.margin is not None]
 
 
-def _check_machine(run: _Run, measured: Measurements, conditions: checks.Conditions) -> list[checks.Check]:
+def _check_machine(run: _Run, measured: Measurements, conditions: budgets.Conditions) -> list[checks.Check]:
     target, facts, options = run.target, run.facts, run.options
     provider = options.get("provider")
     placed = (
@@ -369,7 +369,7 @@ def _check_machine(run: _Run, measured: Measurements, conditions: checks.Conditi
         else checks.check_provider(provider, measured)
     )
     return [
-        *checks.check_budget(target.budget_for(run.task), measured, int(facts["bytes"]), conditions),
+        *budgets.check_budget(target.budget_for(run.task), measured, int(facts["bytes"]), conditions),
         checks.check_plausible(conditions.impossible),
         *checks.check_reading(facts.get("parity"), facts.get("misread")),
         *checks.check_as_original(run.recorded.facts.get("as_original")),
@@ -390,7 +390,7 @@ def _report(
     comparisons: Sequence[Comparison],
     found: Sequence[checks.Check],
     measured: Measurements,
-    conditions: checks.Conditions,
+    conditions: budgets.Conditions,
 ) -> dict[str, Any]:
     """report.json of what gives one row per text."""
     is_classifier = bool(answers["artifact"].labels)
@@ -418,7 +418,7 @@ def _shared_report(
     found: Sequence[checks.Check],
     measured: Measurements,
     prompts: int,
-    conditions: checks.Conditions,
+    conditions: budgets.Conditions,
 ) -> dict[str, Any]:
     """report.json: the stable names first, then what is shown where it is there (see report.py)."""
     quantiles = {"p50": 0.5, "p95": 0.95}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edgekit.target import Budget, Hardware
-from edgekit.verify.checks import Conditions, check_budget, check_plausible, check_provider
+from edgekit.verify.budgets import Conditions, check_budget
+from edgekit.verify.checks import check_plausible, check_provider
 from edgekit.verify.hardware import impossibilities, mismatches, scales, tolerances
 from edgekit.verify.measurements import Measurements, Timed
 
