@@ -30,7 +30,7 @@ log = logging.getLogger("edgekit")
 _LARGE = 1 << 20
 _SOURCE = Path(__file__).parent
 # The code and the libraries that a step's bytes depend on: a change in any of them makes a new fingerprint.
-_MODELS = ("tasks", "architectures", "model.py", "prompts", "chat_template.py")
+_MODELS = ("build/origin.py", "tasks", "architectures", "model.py", "prompts", "chat_template.py")
 _REPORT = ("report.py", "report_charts.py", "report_figures.py")
 STEP_CODE: dict[str, tuple[str, ...]] = {
     "prompts": ("prompts", "duplicates.py", "tables.py"),

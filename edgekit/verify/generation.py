@@ -92,15 +92,19 @@ class Said:
         return [flat_ids[begin:end] for begin, end in itertools.pairwise(places)]
 
 
-def read_said(recorded: Product) -> Said:
-    """What a record of a decoder holds; EdgekitError where the record is of another task."""
+def read_said(recorded: Product, *, with_teacher: bool = True) -> Said:
+    """What a record of a decoder holds, or of it the student's part; EdgekitError where the record is of another task."""
     import numpy as np
 
     if recorded.facts.get("output") != "tokens":
         raise EdgekitError(f"{recorded.folder}: not the record of a decoder; run `edgekit record` with this recipe")
     with np.load(recorded.folder / "reference.npz", allow_pickle=False) as arrays:
         held = {name: arrays[name] for name in arrays.files}
-    return Said(arrays=held, facts=recorded.facts, texts=read_json(recorded.folder / "answers.json"))
+    texts = dict(read_json(recorded.folder / "answers.json"))
+    if not with_teacher:
+        held = {name: array for name, array in held.items() if not name.startswith("teacher_")}
+        texts.pop("teacher", None)
+    return Said(arrays=held, facts=recorded.facts, texts=texts)
 
 
 def measure(

@@ -280,3 +280,19 @@ def test_measuring_again_until_it_passes_is_several_measurements(bench: Bench, m
     assert check["detail"].startswith("10 processes of 2 measurements, ")
     other = bench.verify(artifact, make_target(bench.folder, "p95_ms = 1000\nsequence = 5"))
     assert other["measurement"] == 1, "another length is another time"
+
+
+def test_against_another_teacher_nothing_is_judged(bench: Bench) -> None:
+    """The student stands; the teacher is neither compared nor shown, and the whole verdict is no pass."""
+    target = make_target(bench.folder)
+    report = bench.verify(
+        make_artifact(bench.folder / "artifact"), target, foreign_teacher="record the recipe's teacher"
+    )
+    assert report["by_name"]["accuracy_vs_student"]["verdict"] == "pass"
+    assert "accuracy_vs_teacher" not in report["by_name"]
+    check = report["by_name"]["reference"]
+    assert (check["verdict"], check["remedy"]) == ("not proven", "record the recipe's teacher")
+    assert report["verdict"] == "not proven"
+    assert report["accuracy"] == {"teacher": None, "student": 1.0, "artifact": 1.0}
+    assert [entry["reference"] for entry in report["comparisons"]] == ["student"]
+    assert "teacher" not in report["models"]
