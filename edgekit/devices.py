@@ -323,6 +323,21 @@ def _find_foreign_torch(versions: Mapping[str, str]) -> Finding | None:
     return Finding(name="torch build", found=found, status="problem", remedy=remedy)
 
 
+def _find_broken_llama(versions: Mapping[str, str]) -> Finding | None:
+    """In a child: a library that was built for another CPU may end the process."""
+    if "llama-cpp-python" not in versions:
+        return None
+    ended = subprocess.run(
+        [sys.executable, "-c", "import llama_cpp"], capture_output=True, text=True, check=False, timeout=120
+    )
+    if ended.returncode == 0:
+        return None
+    last = next((line.strip() for line in reversed(ended.stderr.splitlines()) if line.strip()), "no word")
+    found = f"llama-cpp-python {versions['llama-cpp-python']} is installed and does not load: {last[:200]}"
+    remedy = 'pip install --force-reinstall "edgekit[gguf]"; a build for a GPU needs that GPU\'s libraries'
+    return Finding(name="llama-cpp-python", found=found, status="problem", remedy=remedy)
+
+
 # Each looks at the installed versions and says what does not go together, or None.
 CONFLICTS: tuple[Callable[[Mapping[str, str]], Finding | None], ...] = (
     _find_hub_conflict,
@@ -330,6 +345,7 @@ CONFLICTS: tuple[Callable[[Mapping[str, str]], Finding | None], ...] = (
     _find_optimum_conflict,
     _find_cuda_build,
     _find_foreign_torch,
+    _find_broken_llama,
 )
 
 

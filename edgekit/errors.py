@@ -39,7 +39,8 @@ def first_line(failed: BaseException) -> str:
 def require(module: str, extra: str | None = None) -> ModuleType:
     """Import an optional library, or say which pip line brings it.
 
-    Raises EdgekitError where the library is not installed.
+    Raises EdgekitError where the library is not installed, and where it is and does not load: a shared library of its own is
+    not there, or was built for another machine.
     """
     try:
         return importlib.import_module(module)
@@ -48,3 +49,11 @@ def require(module: str, extra: str | None = None) -> ModuleType:
             raise
         remedy = f'pip install "edgekit[{extra}]"' if extra else f"pip install {missing.name}"
         raise EdgekitError(f"{module}: this Python package is not installed; run: {remedy}") from missing
+    except (ImportError, OSError, RuntimeError) as broken:
+        # llama_cpp raises RuntimeError for a library of its own that does not load.
+        wanted = f'"edgekit[{extra}]"' if extra else module.partition(".")[0]
+        why = " ".join(str(broken).split())[:300]
+        raise EdgekitError(
+            f"{module}: this Python package is installed and does not load ({why}); what it was built for is not on this"
+            f" machine: run: pip install --force-reinstall {wanted}"
+        ) from broken

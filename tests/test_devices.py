@@ -243,3 +243,15 @@ def test_a_cpu_that_tells_no_features_may_saturate(
     assert onnx
     assert all(table["reduce_range"] is True for table in onnx)
     assert {finding.name: finding.status for finding in doctor()}["cpu features"] == "ok"
+
+
+def test_a_llama_that_does_not_load_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llama_cpp.py").write_text("raise RuntimeError('Failed to load shared library')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    finding = devices._find_broken_llama({"llama-cpp-python": "0.3.36"})
+    assert finding is not None
+    assert (finding.status, "Failed to load shared library" in finding.found) == ("problem", True)
+    assert "--force-reinstall" in finding.remedy
+    (tmp_path / "llama_cpp.py").write_text("")
+    assert devices._find_broken_llama({"llama-cpp-python": "0.3.36"}) is None
+    assert devices._find_broken_llama({}) is None

@@ -104,6 +104,16 @@ def test_errors_carry_their_exit_codes() -> None:
     assert [kind("x").exit_code for kind in (EdgekitError, CheckFailed, DeviceFailed)] == [1, 3, 4]
 
 
+def test_a_library_that_does_not_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As llama_cpp says it where its shared library was built for a GPU that is not there."""
+    (tmp_path / "broken_library.py").write_text(
+        "raise RuntimeError('Failed to load shared library x.so: libcuda.so.1')"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EdgekitError, match=r"does not load \(Failed.*libcuda.*--force-reinstall .edgekit\[gguf\]"):
+        require("broken_library", extra="gguf")
+
+
 def test_require() -> None:
     assert require("json").__name__ == "json"
     with pytest.raises(EdgekitError, match=r"no_such_library: .*pip install no_such_library"):
