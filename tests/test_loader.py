@@ -74,6 +74,19 @@ def edit(bundle: Path, **change: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
+def test_prompts_are_put_before_a_text(bundle: Path, tmp_path: Path) -> None:
+    """The checkpoint's default prompt without being asked, another by its name, none where it is empty."""
+    copy = Path(shutil.copytree(bundle, tmp_path / "prompted"))
+    settings = json.loads((copy / "bundle.json").read_text())["settings"]
+    prompts = {"order": "turn off the ", "none": ""}
+    edit(copy, settings=settings | {"prompt": "play some ", "prompts": prompts})
+    plain, prompted = shipped(bundle).Bundle(bundle), shipped(copy).Bundle(copy)
+    assert prompted("music") == plain("play some music")
+    assert prompted("light", prompt="order") == plain("turn off the light")
+    assert prompted("light", prompt="none") == plain("light") != plain("play some light")
+
+
+
 def test_the_loader_is_short_and_needs_three_packages() -> None:
     source = loader_file("onnx", "logits").read_text()
     assert len(source.splitlines()) <= 60

@@ -44,9 +44,14 @@ class Bundle:
         closing = ids[-1:] if plain[-1:] != ids[-1:] else []
         return ids if len(ids) <= room else ids[: room - len(closing)] + closing
 
-    def __call__(self, text: str) -> np.typing.NDArray[np.float32]:
-        """The embedding, float32 [width], of length 1 unless the checkpoint's own embeddings are not."""
-        ids, context = self.tokens(text), self.llama.ctx
+    def __call__(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
+        """The embedding, float32 [width], of length 1 unless the checkpoint's own embeddings are not.
+
+        prompt: whose text is put before, by its name in the manifest, else the checkpoint's default prompt's.
+        """
+        prompts = self.manifest["settings"]
+        before = prompts.get("prompt", "") if prompt is None else prompts["prompts"][prompt]
+        ids, context = self.tokens(before + text), self.llama.ctx
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
         tokens = (llama_cpp.llama_token * len(ids))(*ids)  # llama.cpp borrows them
         if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(ids))) != 0:

@@ -31,23 +31,24 @@ class Bundle:
         # tokenizer.json itself truncates long texts, as it did when the model was verified.
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
-    def output(self, text: str) -> np.typing.NDArray[np.float32]:
-        """The model's raw output for one text, float32 [width]: logits or the embedding."""
-        ids = np.array([self.tokenizer.encode(text).ids or [self.manifest["pad_id"]]], dtype=np.int64)
+    def output(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
+        """The raw output, float32 [width]; prompt: whose text comes first, by its name in the manifest, else the default's."""
+        prompts = self.manifest["settings"]
+        before = prompts.get("prompt", "") if prompt is None else prompts["prompts"][prompt]
+        ids = np.array([self.tokenizer.encode(before + text).ids or [self.manifest["pad_id"]]], dtype=np.int64)
         known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         feed = {value.name: known[value.name] for value in self.session.get_inputs()}
         return np.asarray(self.session.run(None, feed)[0][0], dtype=np.float32)
 
-    def __call__(self, text: str) -> Any:
+    def __call__(self, text: str, *, prompt: str | None = None) -> Any:
         """[(label, score), ...], the answer first; or, of an embedding model, the embedding: float32 [width].
 
         Where the best score is under the threshold, the answer is the out-of-scope label with 1 - that score.
         """
-        output = self.output(text)
+        output = self.output(text, prompt=prompt)
         if self.manifest["output"] == "embedding":
             return output
-        scores = np.exp(output - output.max())
-        scores /= scores.sum()
+        scores = (powers := np.exp(output - output.max())) / powers.sum()
         labels: list[str] = self.manifest["labels"]
         ranked = [(labels[place], float(scores[place])) for place in np.argsort(-scores, kind="stable")]
         if self.manifest["threshold"] is None or scores.max() >= self.manifest["threshold"]:
