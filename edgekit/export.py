@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.formats import Format, Source, format_of, parse_options
+from edgekit.formats import Format, Reading, Source, format_of, parse_options
 from edgekit.model import Model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.runtimes import RUNTIMES
@@ -92,7 +92,9 @@ def adopt(
     if not file.is_file():
         raise EdgekitError(f"{file}: no such file")
     format_, model = format_of(file), TASKS[task].open_model(checkpoint)
-    facts = format_.adopt(file, out, TASKS[task].OUTPUT)
+    length = TASKS[task].length(model, max_length)
+    reading = Reading(model=model, output=TASKS[task].OUTPUT, pad_id=find_pad_id(model), max_length=length)
+    facts = format_.adopt(file, out, reading)
     facts |= _shared(model, task, max_length, out)
     rows = PromptSet(folder=prompts).split("calibrate")
     if TASKS[task].OUTPUT == "tokens":

@@ -440,10 +440,10 @@ def test_a_file_of_another_tool(command: Command, project: Path) -> None:
     from tests.formats.test_files import make_file
 
     ids = {name: (TensorProto.INT64, ["b", "s"]) for name in ("input_ids", "position_ids")}
-    narrow = {"input_ids": (TensorProto.INT32, ["b", "s"])}
+    real = {"input_ids": ids["input_ids"], "attention_mask": (TensorProto.FLOAT, ["b", "s"])}
     for options, said in (
         ({"inputs": ids}, "takes the input position_ids; edgekit gives"),
-        ({"inputs": narrow}, "takes input_ids as tensor(int32)"),
+        ({"inputs": real}, "takes attention_mask as tensor(float)"),
         ({"output": "rows"}, "its first output, rows, has the shape [1, 3, 3]"),
         ({"location": "lost.bin"}, "its weights are in 'lost.bin', which is not beside it"),
     ):

@@ -86,7 +86,6 @@ def test_prompts_are_put_before_a_text(bundle: Path, tmp_path: Path) -> None:
     assert prompted("light", prompt="none") == plain("light") != plain("play some light")
 
 
-
 def test_the_loader_is_short_and_needs_three_packages() -> None:
     source = loader_file("onnx", "logits").read_text()
     assert len(source.splitlines()) <= 60

@@ -52,6 +52,17 @@ class Source:
     license: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a file that something else made is read: the checkpoint that it came from, the task's OUTPUT, the padding's id and how
+    many tokens a text has at most."""
+
+    model: Model
+    output: str
+    pad_id: int
+    max_length: int
+
+
 class Format(Protocol):
     """What a format's module offers."""
 
@@ -83,7 +94,7 @@ class Format(Protocol):
     def write(self, source: Source, options: Any, out: Path) -> dict[str, Any]:
         """Write a student into a folder; returns the artifact's facts that the format knows."""
 
-    def adopt(self, file: Path, out: Path, output: str) -> dict[str, Any]:
+    def adopt(self, file: Path, out: Path, reading: Reading) -> dict[str, Any]:
         """Copy what something else wrote into a folder, so that `verify` can judge it; returns the facts of `write`."""
 
     def check_reading(

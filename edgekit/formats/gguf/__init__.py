@@ -17,7 +17,7 @@ from edgekit.errors import EdgekitError
 from edgekit.model import Model
 
 if TYPE_CHECKING:
-    from edgekit.formats import Source
+    from edgekit.formats import Reading, Source
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.plan import Tensor
     from edgekit.formats.gguf.types import Chosen
@@ -242,11 +242,11 @@ def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
     }
 
 
-def adopt(file: Path, out: Path, output: str) -> dict[str, Any]:
+def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
     """Link (or copy) a .gguf file that something else made and describe it; EdgekitError where it is damaged."""
     import shutil
 
-    if output == "logits":
+    if reading.output == "logits":
         raise EdgekitError(f"{file}: a .gguf file answers with tokens or embeddings, not with labels")
     described = describe_file(file)
     try:

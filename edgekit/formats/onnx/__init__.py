@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekit.calibrate import Calibration
-    from edgekit.formats import Source
+    from edgekit.formats import Reading, Source
     from edgekit.formats.onnx.choose import Trial
     from edgekit.model import Model
 
@@ -126,20 +126,30 @@ def predict(model: Model, options: Options) -> dict[str, Any] | None:  # noqa: A
     return None
 
 
-def adopt(file: Path, out: Path, output: str) -> dict[str, Any]:
-    """Copy an .onnx file that something else wrote, with the files of its weights, and describe it.
+def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
+    """Copy an .onnx file that something else wrote, with the files of its weights, fit it (see `fit`), and describe it.
 
-    Raises EdgekitError for what `describe_file` refuses, and for a file that is not there.
+    Raises EdgekitError for what `fit` and `describe_file` refuse, and for a file that is not there.
     """
+    from edgekit.embedding_files import read_embedding
     from edgekit.formats.onnx.files import copy_files
+    from edgekit.formats.onnx.fit import Wanted, fit
 
-    if output == "tokens":
+    if reading.output == "tokens":
         raise EdgekitError(
             f"{file}: an .onnx decoder of another tool is not judged yet: their caches have no common interface; export the"
             " checkpoint with edgekit, or verify a .gguf file"
         )
     copy_files(file, out / FILE)
-    return describe_file(out / FILE, named=file)
+    wanted = Wanted(
+        output=reading.output,
+        embedding=read_embedding(reading.model.folder) if reading.output == "embedding" else None,
+        pad_id=reading.pad_id,
+        max_length=reading.max_length,
+    )
+    changed = fit(out / FILE, wanted, file)
+    facts = describe_file(out / FILE, named=file)
+    return facts | ({"notes": [f"{file.name}: {told}" for told in changed]} if changed else {})
 
 
 def check_reading(
