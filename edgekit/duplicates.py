@@ -25,8 +25,8 @@ _LOOK_ALIKES = str.maketrans(
     "авеԁһіјкӏмнорԛѕтухԝ" + "αβγεζηικμνορτυχ",
     "abedhijklmhopqstyxw" + "abyezhikmvoptyx",
 )
-# Apostrophes, and the letters and marks that are typed for one.
-_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u02bc\u02b9\u2032\u00b4`\uff07", "'"))
+# What is typed for an apostrophe, and for a space.
+_TYPED = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u02bc\u02b9\u2032\u00b4`\uff07", "'") | {"_": " "})
 _IRREGULAR = {"can't": "can not", "cannot": "can not", "won't": "will not", "shan't": "shall not", "let's": "let us"}
 _ENDINGS = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will", "'d": " would", "'m": " am"}
 # Behind other words 's is mostly a genitive.
@@ -45,7 +45,7 @@ def normalized(text: str) -> str:
     space. Symbols (C++, 12 + 3, an emoji) stay. A text of nothing else stays as it is, so that "..." and "?!" differ.
     """
     # Before NFKC, which makes a space of the acute accent that stands for an apostrophe.
-    whole = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES))
+    whole = unicodedata.normalize("NFKC", text.translate(_TYPED))
     shown = whole if whole.isascii() else "".join(letter for letter in whole if _category(letter) != "Cf")
     folded = unicodedata.normalize("NFKC", shown.casefold()).translate(_LOOK_ALIKES)
     letters = map(_or_space, _CONTRACTED.sub(_expanded, folded) if "'" in folded or "cannot" in folded else folded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,7 @@ def test_texts_that_differ_stay_apart(one: str, other: str) -> None:
         ("They're here; we've won, I'd say it'll do", "they are here we have won i would say it will do"),
         ("Tina's mum", "tina s mum"),
         ("let's go", "let us go"),
+        ("so_what's_up", "so what is up"),
         ("\u0412\u043e\u0442 \u043e\u043d", "\u0432\u043e\u0442 \u043e\u043d".translate({0x432: "b", 0x43E: "o", 0x442: "t", 0x43D: "h"})),
         ("\u4f60\u597d\uff0c\u4e16\u754c", "\u4f60\u597d \u4e16\u754c"),
     ],
@@ -172,3 +174,19 @@ def test_a_text_without_a_label_agrees_with_all() -> None:
 
 def test_words_mask_numbers() -> None:
     assert words("Set 5 timers, at 10!") == {"set", "#", "timers", "at"}
+
+
+BANKING77 = Path(__file__).resolve().parents[2] / "shared" / "data" / "banking77"
+
+
+@pytest.mark.skipif(not BANKING77.is_dir(), reason="BANKING77 is not beside the repository")
+def test_planted_variants_are_found_and_honest_pairs_are_not() -> None:
+    """A sample of benchmarks/duplicates.py."""
+    from duplicates import FLAGGED, FOUND, honest, planted, read
+
+    train, test = read(BANKING77 / "train.csv"), read(BANKING77 / "test.csv")
+    for kind, shares in planted(test, 100).items():
+        assert min(shares) >= FOUND, kind
+    flagged = honest(train, random.Random(0).sample(test, 60))
+    assert 0 < flagged["same label"] <= FLAGGED
+    assert flagged["other label"] <= FLAGGED
