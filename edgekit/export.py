@@ -11,8 +11,10 @@ from edgekit.errors import EdgekitError
 from edgekit.formats import Format, Reading, Source, format_of, parse_options
 from edgekit.model import Model
 from edgekit.prompts import Prompt, PromptSet
-from edgekit.runtimes import RUNTIMES
+from edgekit.recipe import AS_CALIBRATED, Rejection
+from edgekit.runtimes import RUNTIMES, Runtime
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
+from edgekit.tasks.contentless import ASKED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +34,7 @@ def export(
     max_length: int,
     out_of_scope: str | None,
     out: Path,
+    rejection: Rejection = AS_CALIBRATED,
     name: str = "",
     arch: str = "",
     features: Sequence[str] = (),
@@ -78,11 +81,20 @@ def export(
         return facts
     fitting = runtime.joined({}, facts["runtime_options"])
     answers = runtime.outputs(out / facts["file"], ids, pad_id=source.pad_id, options=fitting)
-    return facts | _fitted(out / facts["file"], model, task, rows, answers, out_of_scope)
+    facts |= _fitted(out / facts["file"], model, task, rows, answers, out_of_scope, rejection)
+    return facts | _contentless(out / facts["file"], model, task, facts, runtime, fitting)
 
 
 def adopt(
-    *, file: Path, checkpoint: Path, prompts: Path, task: str, max_length: int, out_of_scope: str | None, out: Path
+    *,
+    file: Path,
+    checkpoint: Path,
+    prompts: Path,
+    task: str,
+    max_length: int,
+    out_of_scope: str | None,
+    out: Path,
+    rejection: Rejection = AS_CALIBRATED,
 ) -> dict[str, Any]:
     """Make an artifact folder of a file that something else wrote, so that `verify` can judge it.
 
@@ -112,7 +124,8 @@ def adopt(
             f"{file}: {runtime.NAME} fails on the calibrate prompts: {str(failed).splitlines()[0][:300]}; is {checkpoint} the"
             " checkpoint that it was exported from?"
         ) from failed
-    return facts | _fitted(file, model, task, rows, answers, out_of_scope)
+    facts |= _fitted(file, model, task, rows, answers, out_of_scope, rejection)
+    return facts | _contentless(out / facts["file"], model, task, facts, runtime, fitting)
 
 
 def _reading(format_: Format, file: Path, model: Model, rows: Sequence[Prompt], output: str) -> dict[str, Any]:
@@ -165,7 +178,13 @@ def _shared(model: Model, task: str, max_length: int, out: Path) -> dict[str, An
 
 
 def _fitted(
-    file: Path, model: Model, task: str, rows: Sequence[Prompt], answers: Floats, out_of_scope: str | None
+    file: Path,
+    model: Model,
+    task: str,
+    rows: Sequence[Prompt],
+    answers: Floats,
+    out_of_scope: str | None,
+    rejection: Rejection,
 ) -> dict[str, Any]:
     """What a task of rows learns from the artifact's own outputs on the calibrate prompts."""
     kind = row_task(task)
@@ -177,5 +196,20 @@ def _fitted(
         )
     return {
         "out_of_scope": out_of_scope,
-        "settings": kind.settings(model) | kind.fit(answers, [row.label for row in rows], classes, out_of_scope),
+        "settings": kind.settings(model)
+        | kind.fit(answers, [row.label for row in rows], classes, out_of_scope, rejection),
     }
+
+
+def _contentless(
+    file: Path, model: Model, task: str, facts: Mapping[str, Any], runtime: Runtime, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """As `contentless`: how many texts that say nothing were asked, and those that got a class, with it. {} without rejection."""
+    if "threshold" not in facts["settings"]:
+        return {}
+    ids = model.encode(ASKED, facts["max_length"])
+    answers = runtime.outputs(file, ids, pad_id=facts["pad_id"], options=options)
+    labels = row_task(task).answer(answers, facts["settings"], facts["classes"], ASKED)
+    rejected = facts["settings"]["out_of_scope"]
+    accepted = {text[:20]: label for text, label in zip(ASKED, labels, strict=True) if label != rejected}
+    return {"contentless": {"asked": len(ASKED), "accepted": accepted}}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekit.package_llama import command_line
-from edgekit.report import flips, human_bytes, number, pair, percent
+from edgekit.report import SCOPE_HEAD, flips, human_bytes, number, pair, percent, scope_cells
 
 # What the loaders import, as pip calls it, by runtime and output.
 PIP = {
@@ -93,7 +93,8 @@ def _card_scope(manifest: Mapping[str, Any]) -> list[str]:
     lines = ["", f"Its {len(manifest['labels'])} labels: {', '.join(manifest['labels'])}."]
     if manifest["threshold"] is not None:
         limit = number(manifest["threshold"])
-        lines += ["", f"A text whose best score is under {limit} is answered with `{manifest['out_of_scope']}`."]
+        told = f"A text whose best score is under {limit}, or that has no letter and no digit, is answered with"
+        lines += ["", f"{told} `{manifest['out_of_scope']}`."]
     return lines
 
 
@@ -113,6 +114,10 @@ def _card_accuracy(report: Mapping[str, Any]) -> list[str]:
     if scores:
         lines += ["| model | accuracy |", "|---|---|"]
         lines += [*(f"| {name} | {percent(scores[name])} |" for name in sorted(scores)), ""]
+    if scopes := scope_cells(report):
+        head = [heading or "model" for heading in SCOPE_HEAD]
+        lines += [f"| {' | '.join(head)} |", "|---|---|---|---|"]
+        lines += [*(f"| {' | '.join(figures)} |" for figures in scopes), ""]
     if "perplexity" in report:
         lines += ["| model | perplexity |", "|---|---|"]
         lines += [*(f"| {name} | {number(value)} |" for name, value in sorted(report["perplexity"].items())), ""]

@@ -89,6 +89,21 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """The threshold under which a text is answered with `data.out_of_scope`; it is fitted on the calibrate split.
+
+    share: how many of the texts in use belong to no class, as a fraction; without it, as many as in the calibrate split.
+    recall: the least share of those texts that must be rejected, which verify then judges (1 - recall is the false-accept rate).
+    """
+
+    share: Annotated[float, Gt(0), Lt(1)] | None = None
+    recall: Annotated[float, Gt(0), Lt(1)] | None = None
+
+
+AS_CALIBRATED = Rejection()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibrate:
     """How many prompts of the calibrate split to use (0: all) and how many go through the model at once."""
 
@@ -106,6 +121,7 @@ class Recipe:
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     student: Student | None = None
     distill: dict[str, Any] = field(default_factory=dict)
+    rejection: Rejection = AS_CALIBRATED
     calibrate: Calibrate = Calibrate()
     accuracy: dict[str, Any] = field(default_factory=dict)
     license: str | None = None
@@ -165,6 +181,10 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         raise EdgekitError(f"{where}: teacher: a created model is trained already; remove [teacher.finetune]")
     if split is not None and split.calibrate + split.verify >= 1:
         raise EdgekitError(f"{where}: data.split: calibrate and verify take all rows; leave a share for train")
+    if recipe.rejection != AS_CALIBRATED and recipe.data.out_of_scope is None:
+        raise EdgekitError(
+            f"{where}: rejection: nothing is rejected without data.out_of_scope, the label of texts that belong to no class"
+        )
     told = [key for key in ("answer", "choices", "messages", "tools") if getattr(recipe.data, key) is not None]
     if told and recipe.task != "text-generation":
         raise EdgekitError(f"{where}: data.{told[0]}: for text-generation only; remove it, or change task")

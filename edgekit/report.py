@@ -3,7 +3,7 @@
 Beside the stable names of report.json these keys are shown where they are there:
 recipe, target: names. models: {teacher | student: {bytes, at: [{sequence, threads, p50, p95}], memory_mb, busy}}: their
 latency is shown where they were timed at the artifact's shape; busy, also at the top for the artifact: the load average then.
-scope: figures of out-of-scope detection by name. layers: [{name, error}], each layer's squared error as a share of its
+scope: figures of out-of-scope detection by model. layers: [{name, error}], each layer's squared error as a share of its
 output's power. confusion: [{from, to, gained, lost}], `from` being the right label and `to` the answer: mistakes that the
 artifact makes and its float student does not, and the other way round. notes: [text].
 """
@@ -43,6 +43,7 @@ __all__ = [
     "pair",
     "percent",
     "read_report",
+    "scope_cells",
     "terminal_table",
     "verdict_text",
     "write_html",
@@ -53,6 +54,7 @@ NAMES = {"teacher": "teacher", "student": "float student", "artifact": "artifact
 REQUIRED = ("verdict", "checks", "accuracy", "comparisons", "latency_ms", "shape", "memory_mb", "artifact", "device")
 WIDTH = 110
 CHECK_HEAD = ("check", "measured", "loss", "bound", "limit", "interval", "verdict")
+SCOPE_HEAD = ("", "in-scope accuracy", "out-of-scope recall", "AUROC")
 CHECK_NOTE = "bound: the worst that the measurement leaves possible; a check passes where its bound is within its limit"
 ACCURACY_ONLY = "accuracy only: the target states no latency limit"
 # A load average this far above a measurement's own threads is other programs' work.
@@ -80,6 +82,8 @@ def terminal_table(report: Row) -> list[str]:
     head = ["", "accuracy", "size", "p50", "p95", "memory"]
     lines = _columns([head, *_model_cells(report)], left=1)
     for told in [*_generation_lines(report), *_conditions_lines(report)]:
+        lines += wrap(told, WIDTH, subsequent_indent="  ")
+    for told in scope_lines(report):
         lines += wrap(told, WIDTH, subsequent_indent="  ")
     lines += ["", *_columns([CHECK_HEAD, *(_check_cells(check) for check in report["checks"])], left=1)]
     return [*lines, CHECK_NOTE] if report["checks"] else lines
@@ -157,6 +161,28 @@ def _generation_lines(report: Row) -> list[str]:
     return [
         f"p50 and p95 are of one new token; {number(rates['decode'], 3)} tokens/s written, {number(rates['prefill'], 3)} read",
         f"first token: {told}; perplexity: {likely}",
+    ]
+
+
+def scope_cells(report: Row) -> list[list[str]]:
+    """Of each model that rejects texts of no class: its name, in-scope accuracy, recall of those texts, and AUROC."""
+    return [
+        [
+            NAMES[role],
+            percent(figures["in_scope_accuracy"]),
+            percent(figures["out_of_scope_recall"]),
+            number(figures["auroc"], 3),
+        ]
+        for role, figures in (report.get("scope") or {}).items()
+        if figures
+    ]
+
+
+def scope_lines(report: Row) -> list[str]:
+    """The same in words, a line for each model."""
+    return [
+        f"{name}: {inside} right of what has a class, {recall} of what has none rejected, AUROC {auroc}"
+        for name, inside, recall, auroc in scope_cells(report)
     ]
 
 
@@ -309,7 +335,7 @@ def _parts(report: Row, title: str) -> list[str]:
         _section("Checks", margins(report["checks"]) + _checks_table(report["checks"]), _CHECKS_NOTE),
         _section("Generation", _facts(_generated(report))),
         _section("Compared on the same prompts", _comparisons_table(report["comparisons"])),
-        _section("Out of scope", _facts(report.get("scope"))),
+        _section("Out of scope", _scope_table(report)),
         _section(
             "Error of each layer",
             layers(report.get("layers")),
@@ -391,6 +417,11 @@ def _value(key: str, value: Any) -> str:
 def _models_table(report: Row) -> str:
     rows = [f"<tr>{_cells(cells)}</tr>" for cells in _model_cells(report)]
     return _table(["", "accuracy", "size", "p50", "p95", "memory"], rows)
+
+
+def _scope_table(report: Row) -> str:
+    rows = [f"<tr>{_cells(cells)}</tr>" for cells in scope_cells(report)]
+    return _table(list(SCOPE_HEAD), rows) if rows else ""
 
 
 def _checks_table(checks: Sequence[Row]) -> str:

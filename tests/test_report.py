@@ -72,7 +72,7 @@ def full(report: dict[str, Any]) -> dict[str, Any]:
             {"from": "on", "to": "off", "gained": 2, "lost": 1},
             {"from": "a", "to": "b", "gained": 0, "lost": 0},
         ],
-        "scope": {"auroc": 0.96},
+        "scope": {"artifact": {"in_scope_accuracy": 0.937, "out_of_scope_recall": 0.59, "auroc": 0.96}},
         "notes": ["measured on another machine"],
     }
 
@@ -225,7 +225,8 @@ def test_the_page_is_self_contained_well_formed_and_the_same_each_time(report: d
         "94.1 %",
         "on → off",
         "and 10 layers",
-        "auroc",
+        "AUROC",
+        "59.0 %",
         "another machine",
     ):
         assert shown in found.text
@@ -239,7 +240,7 @@ def test_nothing_breaks_out_of_the_page(report: dict[str, Any], tmp_path: Path) 
         "target": EVIL,
         "notes": [EVIL],
         "device": {EVIL: EVIL},
-        "scope": {EVIL: EVIL},
+        "scope": {"artifact": {"in_scope_accuracy": 0.5, "out_of_scope_recall": 0.5, "auroc": EVIL}},
     }
     evil["checks"] = [check | {"name": EVIL, "remedy": EVIL} for check in report["checks"]]
     evil["layers"] = [{"name": EVIL, "error": 0.5}]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from edgekit.distill.options import TrainingOptions, choose_blocks, read_create_options, read_distill_options
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
-from edgekit.prompts import PromptSet
+from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import parse, pick
 from edgekit.tasks import TASKS
+from edgekit.tasks.contentless import untaught
 
 if TYPE_CHECKING:
     from edgekit.recipe import Recipe
@@ -78,7 +79,8 @@ def finetune(
     """Train a model on the labels of the train split, into `out`; a killed run continues there.
 
     text-classification: a classifier on an encoder. The classes are the labels in sorted order, without `out_of_scope`: its
-    texts are taught as "no class in particular". text-generation: the wanted answers, or all tokens of running text.
+    texts are taught as "no class in particular", and so are some that say nothing (`tasks.contentless`).
+    text-generation: the wanted answers, or all tokens of running text.
     Raises EdgekitError for unknown options, a task without fine-tuning, and a train split without two labels or any answer.
     """
     settings = _check_finetune(task, options, "teacher.finetune")
@@ -88,6 +90,7 @@ def finetune(
         texts = PromptSet(folder=prompts).split("train")
         return teach_answers(base, texts, settings, max_length=max_length, out=out, seed=seed, progress=progress)
     rows = [prompt for prompt in PromptSet(folder=prompts).split("train") if prompt.label is not None]
+    rows += _contentless(rows, out_of_scope)
     classes = sorted({str(prompt.label) for prompt in rows} - {out_of_scope})
     if len(classes) < 2:
         raise EdgekitError(f"{prompts}: the train split has {len(classes)} label(s); fine-tuning needs at least two")
@@ -131,6 +134,8 @@ def distill(
     rows = PromptSet(folder=prompts).split("train")
     if not rows:
         raise EdgekitError(f"{prompts}: the train split is empty")
+    if kind.OUTPUT == "logits":
+        rows += _contentless(rows, out_of_scope)
     if kind.OUTPUT == "tokens":
         from edgekit.distill.language import teach_decoder
 
@@ -152,6 +157,13 @@ def distill(
         out_of_scope=out_of_scope,
         progress=progress,
     )
+
+
+def _contentless(rows: Sequence[Prompt], out_of_scope: str | None) -> list[Prompt]:
+    """Texts that say nothing, to be taught as of no class; none where the recipe knows no such texts."""
+    if out_of_scope is None:
+        return []
+    return [Prompt(text=text, label=out_of_scope) for text in untaught(row.text for row in rows)]
 
 
 def _check_create(task: str, where: str) -> None:

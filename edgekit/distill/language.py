@@ -129,7 +129,7 @@ def teach_decoder(
         cut(body, kept)
         precision = choose_precision(options.precision)
         tap = Tap(body, blocks=range(len(kept)) if matched else (), precision=precision)
-        ask = ask_teacher(Tap(shown, blocks=matched), _numbers(read)[0], 0, SIGNAL_BYTES)
+        ask = ask_teacher(Tap(shown, blocks=matched), _numbers(read)[0], 0, SIGNAL_BYTES, progress)
 
         loss = _distillation(body, tap, shown, ask, read, weights, options.temperature)
         lesson = make_lesson(read, train_on, held, loss)

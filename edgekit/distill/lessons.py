@@ -129,7 +129,7 @@ def teach_student(
         precision = choose_precision(options.precision)
         tap = Tap(module, blocks=range(len(kept)) if hidden else (), relations=relations, precision=precision)
         shown = Tap(cast(Encoder, task.load(teacher)), blocks=matched if hidden else (), relations=relations)
-        ask = ask_teacher(shown, ids, pad_id, SIGNAL_BYTES)
+        ask = ask_teacher(shown, ids, pad_id, SIGNAL_BYTES, progress)
 
         def loss(places: list[int]) -> Tensor:
             tokens, mask = pad([ids[place] for place in places], pad_id)
@@ -178,7 +178,9 @@ def make_targets(rows: Sequence[Prompt], classes: Sequence[str], out_of_scope: s
     return targets
 
 
-def ask_teacher(tap: Tap, ids: Sequence[Sequence[int]], pad_id: int, limit_bytes: int) -> Callable[[list[int]], Signal]:
+def ask_teacher(
+    tap: Tap, ids: Sequence[Sequence[int]], pad_id: int, limit_bytes: int, progress: Progress | None = None
+) -> Callable[[list[int]], Signal]:
     """A function from rows to the teacher's signal, without dropout and gradients.
 
     Where the signals of all texts fit into the limit they are computed once; else each batch is asked anew.
@@ -207,6 +209,8 @@ def ask_teacher(tap: Tap, ids: Sequence[Sequence[int]], pad_id: int, limit_bytes
                 hidden=tuple(one[row, :length].clone() for one in signal.hidden),
                 projections=tuple(one[row, :, :length].clone() for one in signal.projections),
             )
+        if progress:
+            progress(len(known), len(ids), "texts that the teacher has answered")
     return lambda places: _stack([known[place] for place in places])
 
 

@@ -43,7 +43,7 @@ class Bundle:
     def __call__(self, text: str, *, prompt: str | None = None) -> Any:
         """[(label, score), ...], the answer first; or, of an embedding model, the embedding: float32 [width].
 
-        Where the best score is under the threshold, the answer is the out-of-scope label with 1 - that score.
+        A best score under the threshold gives the out-of-scope label with 1 - that score, no letter or digit that label with 1.
         """
         output = self.output(text, prompt=prompt)
         if self.manifest["output"] == "embedding":
@@ -51,9 +51,10 @@ class Bundle:
         scores = (powers := np.exp(output - output.max())) / powers.sum()
         labels: list[str] = self.manifest["labels"]
         ranked = [(labels[place], float(scores[place])) for place in np.argsort(-scores, kind="stable")]
-        if self.manifest["threshold"] is None or scores.max() >= self.manifest["threshold"]:
+        threshold, silent = self.manifest["threshold"], not any(map(str.isalnum, text))
+        if threshold is None or (scores.max() >= threshold and not silent):
             return ranked
-        return [(self.manifest["out_of_scope"], 1.0 - ranked[0][1]), *ranked]
+        return [(self.manifest["out_of_scope"], 1.0 if silent else 1.0 - ranked[0][1]), *ranked]
 
 
 def _numbers(version: str) -> list[int]:

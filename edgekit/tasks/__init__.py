@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgekit.chat_template import special_tokens
 from edgekit.errors import EdgekitError
+from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.schema import pick, read_json
 from edgekit.tasks import feature_extraction, text_classification, text_generation
 
@@ -56,11 +57,18 @@ class RowTask(Task, Protocol):
         labels: Sequence[str | None],
         classes: Sequence[str],
         out_of_scope: str | None,
+        rejection: Rejection = AS_CALIBRATED,
     ) -> dict[str, Any]:
         """Settings learned from outputs [n, width] on the calibrate split; {} where there is nothing to learn."""
 
-    def answer(self, outputs: NDArray[np.float32], settings: Mapping[str, Any], classes: Sequence[str]) -> Any:
-        """What a user gets for outputs [n, width]; NumPy only."""
+    def answer(
+        self,
+        outputs: NDArray[np.float32],
+        settings: Mapping[str, Any],
+        classes: Sequence[str],
+        texts: Sequence[str] | None = None,
+    ) -> Any:
+        """What a user gets for outputs [n, width], and with the n texts for those without content; NumPy only."""
 
     def score(self, reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> float:
         """How near outputs are to reference outputs (both [n, width]), 1.0 where they agree wholly."""

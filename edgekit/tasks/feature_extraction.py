@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.embedding_files import read_embedding
+from edgekit.recipe import AS_CALIBRATED, Rejection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,6 +99,7 @@ def fit(
     labels: Sequence[str | None],  # noqa: ARG001
     classes: Sequence[str],  # noqa: ARG001
     out_of_scope: str | None,  # noqa: ARG001
+    rejection: Rejection = AS_CALIBRATED,  # noqa: ARG001
 ) -> dict[str, Any]:
     """Nothing to learn."""
     return {}
@@ -107,6 +109,7 @@ def answer(
     outputs: NDArray[np.float32],
     settings: Mapping[str, Any],  # noqa: ARG001 - one signature for all tasks
     classes: Sequence[str],  # noqa: ARG001
+    texts: Sequence[str] | None = None,  # noqa: ARG001
 ) -> NDArray[np.float32]:
     """The embeddings themselves, [n, hidden]."""
     return outputs

@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, finer
 from edgekit.prompts import PromptSet
+from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.report import write_html
-from edgekit.runtimes import RUNTIMES, neighbours
-from edgekit.schema import dump_json, parse, pick
+from edgekit.runtimes import neighbours
+from edgekit.schema import dump_json, pick
 from edgekit.tasks import TASKS, row_task
 from edgekit.verify import accuracy as compared
 from edgekit.verify import arithmetic, budgets, checks, gate, generation, hardware, latency, margins
 from edgekit.verify.accuracy import Answers, Comparison
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep
-from edgekit.verify.measurements import Measurements, measure
+from edgekit.verify.measurements import Measurements, encode, measure, runtime_options
 from edgekit.verify.plan import check_accuracy_table, plan_text
+from edgekit.verify.rejection import check_rejection, rejection_notes
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def verify(
     out_of_scope: str | None,
     look: gate.Look,
     device: Device,
+    rejection: Rejection = AS_CALIBRATED,
     coverage: Mapping[str, Any] | None = None,
     foreign_teacher: str | None = None,
     out: Path,
@@ -85,11 +88,12 @@ def verify(
         task=task,
         accuracy=accuracy,
         out_of_scope=out_of_scope,
+        rejection=rejection,
         look=look,
         foreign_teacher=foreign_teacher,
         device=device,
         runtime=runtime,
-        options=_options(facts, target, runtime),
+        options=runtime_options(facts, target, runtime),
         out=out,
     )
     report, found = _verify_tokens(run) if TASKS[task].OUTPUT == "tokens" else _verify_rows(run)
@@ -128,6 +132,7 @@ class _Run:
     task: str
     accuracy: Mapping[str, Any]
     out_of_scope: str | None
+    rejection: Rejection
     look: gate.Look
     foreign_teacher: str | None
     device: Device
@@ -145,7 +150,7 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     """Verify what gives one row per text."""
     facts = run.facts
     rows = PromptSet(folder=run.prompts).split("verify")
-    ids = _encode(run.artifact, rows, facts["settings"])
+    ids = encode(run.artifact, rows, facts["settings"])
     measured = measure(
         artifact=run.artifact,
         file=str(facts["file"]),
@@ -160,14 +165,15 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         out=run.out,
     )
     conditions, measured = _conditions(run, measured)
-    answers, finite = _answers(run.recorded, run.prompts, run.task, facts, measured.outputs, run.out_of_scope)
+    answers, finite = _answers(run, rows, measured.outputs)
     truth = [row.label for row in rows]
     comparisons, margins, floors = _compare(run, answers, rows)
     if run.foreign_teacher:
         comparisons = [entry for entry in comparisons if entry.reference != "teacher"]
     found = [*_check_answers(run, comparisons), *floors]
     found.append(check_rows(run.recorded, [row.text for row in rows], ids))
-    found += [*checks.check_finite(finite), *_check_machine(run, measured, conditions)]
+    found += [*checks.check_finite(finite), *_rejected(run, answers["artifact"].labels, truth)]
+    found += _check_machine(run, measured, conditions)
     return _report(run, answers, truth, comparisons, found, measured, conditions) | {"margins": margins}, found
 
 
@@ -228,26 +234,7 @@ def check_reference(recorded: Product, artifact: Product, prompts: Path) -> None
         )
 
 
-def _encode(artifact: Path, rows: Sequence[Prompt], settings: Mapping[str, Any]) -> list[list[int]]:
-    """Token ids by the tokenizer that ships, which truncates by itself, behind the prompt that ships."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-    return [
-        encoding.ids for encoding in tokenizer.encode_batch([settings.get("prompt", "") + row.text for row in rows])
-    ]
-
-
-def _options(facts: Mapping[str, Any], target: Target, runtime: str) -> dict[str, Any]:
-    """The runtime's options: the target's, with what the artifact needs."""
-    where = f"{target.path}: runtime.{runtime}"
-    asked = vars(parse(RUNTIMES[runtime].Options, dict(target.runtime.get(runtime, {})), where))
-    return RUNTIMES[runtime].joined(asked, facts["runtime_options"])
-
-
-def _answers(
-    recorded: Product, prompts: Path, task: str, facts: Mapping[str, Any], outputs: Floats, out_of_scope: str | None
-) -> tuple[dict[str, Answers], bool]:
+def _answers(run: _Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dict[str, Answers], bool]:
     """Teacher, student and artifact on the verify prompts, and whether the artifact's outputs were finite.
 
     Teacher and student are judged with what the task learns from their own outputs on the calibrate prompts, the artifact with
@@ -255,20 +242,21 @@ def _answers(
     """
     import numpy as np
 
-    kind, reference = row_task(task), recorded.folder
-    classes = list(facts["classes"])
-    if kind.OUTPUT == "logits" and list(recorded.facts["classes"]) != classes:
+    task, facts = run.task, run.facts
+    kind, reference = row_task(task), run.recorded.folder
+    classes, texts = list(facts["classes"]), [row.text for row in rows]
+    if kind.OUTPUT == "logits" and list(run.recorded.facts["classes"]) != classes:
         raise EdgekitError(f"{reference}: its classes are not the artifact's; record the reference of this model")
     with np.load(reference / "reference.npz", allow_pickle=False) as arrays:
         recorded_outputs = {name: arrays[name] for name in arrays.files}
     if kind.OUTPUT == "logits":
-        _check_labels(prompts, facts["file"], [*classes, str(out_of_scope)])
-    labels = [row.label for row in PromptSet(folder=prompts).split("calibrate")]
+        _check_labels(run.prompts, facts["file"], [*classes, str(run.out_of_scope)])
+    labels = [row.label for row in PromptSet(folder=run.prompts).split("calibrate")]
     found = {}
     for name in ("teacher", "student"):
         calibrate, verify_ = recorded_outputs[f"{name}_calibrate"], recorded_outputs[f"{name}_verify"]
-        settings = kind.fit(calibrate, labels, classes, out_of_scope)
-        found[name] = _answer(name, verify_, task, settings, classes)
+        settings = kind.fit(calibrate, labels, classes, run.out_of_scope, run.rejection)
+        found[name] = _answer(name, verify_, task, settings, classes, texts)
     finite = bool(np.isfinite(outputs).all())
     if outputs.shape[1:] != found["student"].outputs.shape[1:]:
         raise EdgekitError(
@@ -277,7 +265,7 @@ def _answers(
         )
     if not finite:
         outputs = np.nan_to_num(outputs, nan=0.0, posinf=3e38, neginf=-3e38)
-    found["artifact"] = _answer("artifact", outputs, task, facts["settings"], classes)
+    found["artifact"] = _answer("artifact", outputs, task, facts["settings"], classes, texts)
     return found, finite
 
 
@@ -294,10 +282,21 @@ def _check_labels(prompts: Path, file: str, known: Sequence[str]) -> None:
         )
 
 
-def _answer(name: str, outputs: Floats, task: str, settings: Mapping[str, Any], classes: Sequence[str]) -> Answers:
+def _answer(
+    name: str,
+    outputs: Floats,
+    task: str,
+    settings: Mapping[str, Any],
+    classes: Sequence[str],
+    texts: Sequence[str],
+) -> Answers:
     kind = row_task(task)
-    labels = kind.answer(outputs, settings, classes) if kind.OUTPUT == "logits" else []
+    labels = kind.answer(outputs, settings, classes, texts) if kind.OUTPUT == "logits" else []
     return Answers(name=name, outputs=outputs, labels=list(labels))
+
+
+def _rejected(run: _Run, labels: Sequence[str], truth: Sequence[str | None]) -> list[checks.Check]:
+    return check_rejection(labels, truth, run.out_of_scope, run.rejection, run.facts.get("contentless"), run.look)
 
 
 def _compare(
@@ -428,7 +427,11 @@ def _report(
         "mean_tokens": sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
     }
     if is_classifier:
-        report["scope"] = compared.scope(answers["artifact"], truth, run.out_of_scope)
+        report["scope"] = {
+            name: compared.scope(answers[name], truth, run.out_of_scope) for name in ("teacher", "student", "artifact")
+        }
+        told = (run.recorded.folder, run.prompts, run.task, list(run.facts["classes"]))
+        report["notes"] = rejection_notes(*told, truth, run.out_of_scope, run.rejection)
         report["confusion"] = compared.confusion(answers["student"], answers["artifact"], truth)
     return report
 

@@ -62,6 +62,17 @@ Both answer the same prompts greedily. The shorter of the two mean lengths is
 divided by the longer; 1.0 is equal. Damaged models repeat themselves to the
 limit or end at once long before kl tells. pass: the bound is at least
 accuracy.answer_length.""",
+    "out_of_scope_recall": """\
+Whether enough of the texts that belong to no class are rejected (rejection.recall of the recipe).
+The threshold was fitted on the calibrate prompts; here the verify prompts of no
+class are counted. The bounds are exact for independent prompts (Clopper and
+Pearson). pass: the lower bound of the share is at least the wanted one. fail:
+the upper bound is below it. 100 such prompts leave about 8 points open.""",
+    "contentless": """\
+Whether texts that say nothing ("uh", a stuck key) are rejected rather than given a class.
+A fixed list is asked of the artifact; none of it was taught. Texts without a
+letter or a digit need no check: the loader rejects them by rule. not proven:
+some of the list got a class; the report names them.""",
     "tokenizer": """\
 Whether the file's own tokenizer and chat template turn texts into the original's tokens.
 A model that is fed other tokens than it was trained on is wrong with a perfect

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import DeviceFailed
+from edgekit.runtimes import RUNTIMES
+from edgekit.schema import parse
 from edgekit.verify import latency
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.devices import Device
+    from edgekit.prompts import Prompt
+    from edgekit.target import Target
 
     Events = Mapping[str, Mapping[str, Any]]
 
@@ -150,6 +154,22 @@ def write(out: Path, events: Events, again: Sequence[Events], arrays: Mapping[st
     (out / "measurements.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     with (out / Path(_OUTPUTS).name).open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
+
+
+def encode(artifact: Path, rows: Sequence[Prompt], settings: Mapping[str, Any]) -> list[list[int]]:
+    """Token ids by the tokenizer that ships, which truncates by itself, behind the prompt that ships."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    texts = [settings.get("prompt", "") + row.text for row in rows]
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+
+
+def runtime_options(facts: Mapping[str, Any], target: Target, runtime: str) -> dict[str, Any]:
+    """The runtime's options: the target's, with what the artifact needs."""
+    where = f"{target.path}: runtime.{runtime}"
+    asked = vars(parse(RUNTIMES[runtime].Options, dict(target.runtime.get(runtime, {})), where))
+    return RUNTIMES[runtime].joined(asked, facts["runtime_options"])
 
 
 def flat(rows: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from edgekit.errors import EdgekitError
+from edgekit.recipe import Rejection
+from edgekit.tasks.contentless import ASKED, TAUGHT, untaught
 from edgekit.tasks.text_classification import answer, fit, load, score, softmax
 
 CLASSES = ["a", "b"]
@@ -46,6 +48,36 @@ def test_unlabelled_rows_and_the_order_of_rows_change_nothing() -> None:
     wanted = fit(outputs[:3], labels[:3], CLASSES, "oos")
     assert fit(outputs, labels, CLASSES, "oos") == wanted
     assert fit(outputs[::-1], labels[::-1], CLASSES, "oos") == wanted
+
+
+def test_the_threshold_is_fitted_for_the_mix_in_use() -> None:
+    # Of 20 texts in scope half are at .6, where 1 of 2 texts of no class lies, too: rejecting there costs 10 and gains 1.
+    outputs = rows(*[0.95] * 10, *[0.6] * 10, 0.6, 0.5)
+    labels = ["a"] * 20 + ["oos"] * 2
+    assert fit(outputs, labels, CLASSES, "oos")["threshold"] == pytest.approx(0.55, abs=1e-6)
+    # Where nine of ten texts are of no class, it gains .45 and costs .05.
+    told = fit(outputs, labels, CLASSES, "oos", Rejection(share=0.9))
+    assert told["threshold"] == pytest.approx(0.775, abs=1e-6)
+    assert fit(outputs, labels, CLASSES, "oos", Rejection(share=2 / 22)) == fit(outputs, labels, CLASSES, "oos")
+
+
+def test_at_least_the_wanted_share_is_rejected() -> None:
+    outputs, labels = rows(*[0.95] * 10, *[0.6] * 10, 0.6, 0.5), ["a"] * 20 + ["oos"] * 2
+    assert fit(outputs, labels, CLASSES, "oos", Rejection(recall=0.5))["threshold"] == pytest.approx(0.55, abs=1e-6)
+    assert fit(outputs, labels, CLASSES, "oos", Rejection(recall=0.51))["threshold"] == pytest.approx(0.775, abs=1e-6)
+
+
+def test_what_says_nothing_has_no_class() -> None:
+    texts = ["", "...", "\U0001f600", "?!", "yes", "7", "ja"]
+    settings = {"threshold": 0.4, "out_of_scope": "oos"}
+    assert answer(rows(*[0.99] * 7), settings, CLASSES, texts) == ["oos"] * 4 + ["a"] * 3
+    assert answer(rows(*[0.99] * 7), {}, CLASSES, texts) == ["a"] * 7
+
+
+def test_no_text_that_says_nothing_is_taught_and_asked() -> None:
+    assert not {text.casefold() for text in TAUGHT} & {text.casefold() for text in ASKED}
+    assert "oh" not in untaught(["Oh ", "on"])
+    assert len(untaught(["Oh "])) == len(set(TAUGHT)) - 1
 
 
 def test_without_an_out_of_scope_label_nothing_is_rejected() -> None:

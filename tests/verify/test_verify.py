@@ -88,7 +88,10 @@ def test_passes_on_the_machine_that_the_target_describes(bench: Bench) -> None:
     assert report["verdict"] == "pass"
     assert report["accuracy_only"] is False
     assert report["accuracy"] == {"teacher": 1.0, "student": 1.0, "artifact": 1.0}
-    assert report["scope"] == {"in_scope_accuracy": 1.0, "out_of_scope_recall": 1.0, "auroc": 1.0}
+    perfect = {"in_scope_accuracy": 1.0, "out_of_scope_recall": 1.0, "auroc": 1.0}
+    assert report["scope"] == dict.fromkeys(("teacher", "student", "artifact"), perfect)
+    # Ten calibrate prompts of no class, all rejected: 1 - 0.05^(1/10) may still be accepted.
+    assert any("rejects 10 of them, so its recall on such texts is 74% at least" in note for note in report["notes"])
     assert report["shape"] == {"batch": 1, "sequence": 6, "threads": 1}
     assert report["memory_mb"] > 10
     assert report["runtime"]["name"] == "onnxruntime"
