@@ -228,9 +228,8 @@ def export(
 
     recipe, digest = plan.recipe, model_digest(student)
     if calibration.manifest["inputs"]["student"] != digest:
-        raise EdgekitError(
-            f"{calibration.folder}: calibrated on another model than {student}; run: edgekit calibrate {student}"
-        )
+        why = f"calibrated on another model than {student}; run: edgekit calibrate {student}"
+        raise EdgekitError(f"{calibration.folder}: {why}")
     scheme, hardware = plan.export.get("scheme"), plan.target.hardware
     inputs = {
         "student": digest,
@@ -279,9 +278,13 @@ def export(
         note=" ".join(str(plan.export[key]) for key in ("format", "scheme") if key in plan.export),
         at=at,
     )
+    _say_notes(product, session)
+    return product
+
+
+def _say_notes(product: Product, session: Session) -> None:
     for line in product.facts.get("notes", ()):
         session.listener.say(f"note: {line}")
-    return product
 
 
 def libraries(format_: str) -> dict[str, str]:

@@ -71,8 +71,7 @@ def verify(
     artifact, reference, prompts: folders of export, record and prompts. accuracy: the recipe's `[accuracy]` table. look:
     which look at these prompts this is. coverage: what `calibrate.cover` says of these prompts, passed on. foreign_teacher: why
     the record's teacher is not the recipe's, where it is not: then nothing is compared with it, and nothing passes. Returns
-    {verdict, checks: {name: verdict}}. Raises EdgekitError where the folders do not belong together,
-    DeviceFailed where the device does not answer.
+    {verdict, checks: {name: verdict}}. Raises EdgekitError where folders do not belong together, DeviceFailed.
     """
     product = open_product(artifact, "export")
     facts = product.facts
@@ -97,17 +96,15 @@ def verify(
         out=out,
     )
     report, found = _verify_tokens(run) if TASKS[task].OUTPUT == "tokens" else _verify_rows(run)
-    budget = target.budget_for(task)
-    models = dict(recorded.facts.get("models", {}))
-    if foreign_teacher:
-        models.pop("teacher", None)
+    timed = target.budget_for(task).limits_time
+    models = recorded.facts.get("models", {})
     report |= {
-        "models": models,
+        "models": {role: told for role, told in models.items() if not (foreign_teacher and role == "teacher")},
         "coverage": coverage,
         "data": _data(prompts),
         "layers": facts.get("layers", []),
-        "accuracy_only": not budget.limits_time,
-        "notes": _notes(run, report, timed=budget.limits_time),
+        "accuracy_only": not timed,
+        "notes": _notes(run, report, timed=timed),
     }
     write_atomically(out / "report.json", dump_json(report))
     write_html(report, out / "report.html")
