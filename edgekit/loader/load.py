@@ -49,8 +49,9 @@ class Bundle:
         if self.manifest["output"] == "embedding":
             return output
         scores = (powers := np.exp(output - output.max())) / powers.sum()
-        labels: list[str] = self.manifest["labels"]
-        ranked = [(labels[place], float(scores[place])) for place in np.argsort(-scores, kind="stable")]
+        ranked = [
+            (self.manifest["labels"][index], float(scores[index])) for index in np.argsort(-scores, kind="stable")
+        ]
         threshold, silent = self.manifest["threshold"], not any(map(str.isalnum, text))
         if threshold is None or (scores.max() >= threshold and not silent):
             return ranked
