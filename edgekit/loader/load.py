@@ -28,8 +28,7 @@ class Bundle:
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         file, off = str(self.folder / self.manifest["model"]), runtime["disabled_optimizers"]
         self.session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=off)
-        # tokenizer.json itself truncates long texts, as it did when the model was verified.
-        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))  # it cuts long texts, as in verify
 
     def output(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
         """The raw output, float32 [width]; prompt: whose text comes first, by its name in the manifest, else the default's."""
@@ -49,9 +48,8 @@ class Bundle:
         if self.manifest["output"] == "embedding":
             return output
         scores = (powers := np.exp(output - output.max())) / powers.sum()
-        ranked = [
-            (self.manifest["labels"][index], float(scores[index])) for index in np.argsort(-scores, kind="stable")
-        ]
+        labels, order = self.manifest["labels"], np.argsort(-scores, kind="stable")
+        ranked = [(labels[index], float(scores[index])) for index in order]
         threshold, silent = self.manifest["threshold"], not any(map(str.isalnum, text))
         if threshold is None or (scores.max() >= threshold and not silent):
             return ranked
