@@ -233,6 +233,13 @@ def test_an_index_that_was_left_behind(command: Command, project: Path) -> None:
     assert "index.json: not read: model.safetensors is there, which transformers takes first" in answer.err
 
 
+@pytest.mark.parametrize("arguments", [("caf\udce9",), ("tea", "--system", "caf\udce9")])
+def test_a_text_that_is_not_utf8(command: Command, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """What Python makes of $'caf\\xe9' on the command line."""
+    answer = command("run", "no-bundle", *arguments)
+    assert_told(answer, "caf?: byte 0xe9 is not UTF-8; give UTF-8, or texts in a file (--file)", folder=tmp_path)
+
+
 def test_init_refuses_data_that_a_build_would_refuse(command: Command, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\na,x\nb,x\n")
     answer = command("init", "--teacher", "org/name", "--data", "rows.csv")

@@ -42,6 +42,8 @@ def run(
 
     if text and file:
         raise click.UsageError("Give texts or --file, not both.")
+    for one in (*text, system or ""):
+        _check_utf8(one)
     speaker = spine.open_speaker(bundle)
     if speaker is None:
         if system is not None or most is not None or temperature:
@@ -115,6 +117,16 @@ def _texts(text: tuple[str, ...], file: Path | None) -> list[str]:
     if not sys.stdin.isatty() or file:
         return _lines(_read_input())
     raise click.UsageError("Give a text, --file, or texts on standard input.")
+
+
+def _check_utf8(text: str) -> None:
+    """Python gives bytes of the command line that are no UTF-8 as halves of characters, which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as bad:
+        byte = ord(bad.object[bad.start]) & 0xFF
+        shown = text.encode("utf-8", "replace").decode()
+        raise EdgekitError(f"{shown}: byte 0x{byte:02x} is not UTF-8; give UTF-8, or texts in a file (--file)") from bad
 
 
 def _read_input() -> str:
