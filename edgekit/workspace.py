@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgekit.closure import source_files
 from edgekit.errors import EdgekitError
 from edgekit.schema import dump_json, read_json
 
@@ -29,20 +30,20 @@ log = logging.getLogger("edgekit")
 # Weights are asked for often in a build; what is smaller is quicker to read than to remember.
 _LARGE = 1 << 20
 _SOURCE = Path(__file__).parent
-# The code and the libraries that a step's bytes depend on: a change in any of them makes a new fingerprint.
-_MODELS = ("build/origin.py", "tasks", "architectures", "model.py", "prompts", "chat_template.py")
-_REPORT = ("report.py", "report_charts.py", "report_figures.py")
+# Where a step's code begins, and the libraries that it uses: a change in any file that runs, or in a library, makes a new
+# fingerprint.
+_READ = "edgekit.build.origin"
 STEP_CODE: dict[str, tuple[str, ...]] = {
-    "prompts": ("prompts", "duplicates.py", "tables.py"),
-    "create": ("distill", *_MODELS),
-    "merge": ("distill", *_MODELS),
-    "rename": ("build/teacher.py", "model.py"),
-    "finetune": ("distill", *_MODELS),
-    "distill": ("distill", *_MODELS),
-    "record": ("record", *_MODELS),
-    "calibrate": ("calibrate", "formats/gguf/mixture.py", *_MODELS),
-    "export": ("export.py", "calibrate", "formats", "runtimes", *_MODELS),
-    "verify": ("verify", "calibrate", "formats", "runtimes", "devices.py", *_REPORT, *_MODELS),
+    "prompts": ("edgekit.prompts",),
+    "create": ("edgekit.distill", _READ),
+    "merge": ("edgekit.distill.adapter", _READ),
+    "rename": ("edgekit.build.teacher",),
+    "finetune": ("edgekit.distill", _READ),
+    "distill": ("edgekit.distill", _READ),
+    "record": ("edgekit.record", _READ),
+    "calibrate": ("edgekit.calibrate", _READ),
+    "export": ("edgekit.export", _READ),
+    "verify": ("edgekit.verify", "edgekit.devices", _READ),
 }
 STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
     "prompts": (),
@@ -430,11 +431,9 @@ def _replace(partial: Path, place: Path) -> None:
 
 
 def _code_digest(step: str) -> str:
-    sources: list[Path] = []
-    for name in STEP_CODE[step]:
-        path = _SOURCE / name
-        sources += sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return fingerprint({path.relative_to(_SOURCE).as_posix(): file_sha256(path) for path in sources if path.is_file()})
+    return fingerprint(
+        {path.relative_to(_SOURCE).as_posix(): file_sha256(path) for path in source_files(STEP_CODE[step])}
+    )
 
 
 def sync(path: Path) -> None:

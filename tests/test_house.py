@@ -36,7 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "embedding_files",
         "checkpoint_keys owners_tokenizer",
         "recipe target prompts workspace loader",
-        "duplicates state card tables",
+        "duplicates state card closure tables",
         "schema apart tokenizing",
         "errors",
         "__init__",

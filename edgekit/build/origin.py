@@ -20,6 +20,8 @@ MODEL_STEPS = ("distill", "finetune", "create", "merge", "rename")
 MODEL_FILES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja"})
 # The bytes of a text's hash that are kept: among a million texts two are taken for one once in 37 million times.
 KEPT = 8
+# The key of a training's inputs that tells threads and precision.
+MACHINE = "machine"
 # What a split was read for, in words.
 READ_FOR = {"train": "trained on", "calibrate": "calibrated on"}
 
@@ -49,9 +51,13 @@ def model_digest(folder: Path) -> str:
 
 
 def origin(folder: Path) -> str:
-    """What a model was made of: a fingerprint of its step's inputs; of a checkpoint that was found, of its files."""
+    """What a model was made of: a fingerprint of its step's inputs; of a checkpoint that was found, of its files.
+
+    Not on which machine: the bits of a training depend on that, what was asked for does not.
+    """
     if product := model_product(folder):
-        return fingerprint({"step": product.step, "inputs": product.manifest["inputs"]})
+        inputs = {key: value for key, value in product.manifest["inputs"].items() if key != MACHINE}
+        return fingerprint({"step": product.step, "inputs": inputs})
     return fingerprint({"files": model_digest(folder)})
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.build.origin import create_inputs, finetune_inputs, model_digest, origin, split_digests, with_read
+from edgekit.build.origin import MACHINE, create_inputs, finetune_inputs, model_digest, origin, split_digests, with_read
 from edgekit.build.plan import Plan, Session, run_step
+from edgekit.distill.machine import conditions
 from edgekit.errors import EdgekitError
 from edgekit.formats import DEFAULT
 from edgekit.model import load_model
@@ -27,7 +28,7 @@ def create(recipe: Recipe, prompts: Product, session: Session, at: Path | None =
     return run_step(
         session,
         "create",
-        create_inputs(recipe, prompts),
+        create_inputs(recipe, prompts) | {MACHINE: conditions(options)},
         lambda out, progress: with_read(
             training.create(
                 prompts=prompts.folder,
@@ -56,7 +57,7 @@ def finetune(recipe: Recipe, base: Path, prompts: Product, session: Session, at:
     return run_step(
         session,
         "finetune",
-        finetune_inputs(recipe, base, prompts),
+        finetune_inputs(recipe, base, prompts) | {MACHINE: conditions(recipe.teacher.finetune)},
         lambda out, progress: with_read(
             training.finetune(
                 base=base,
@@ -92,6 +93,7 @@ def distill(recipe: Recipe, teacher: Path, prompts: Product, session: Session, a
         "task": recipe.task,
         "student": student,
         "options": recipe.distill,
+        MACHINE: conditions(recipe.distill),
         "out_of_scope": recipe.data.out_of_scope,
         "max_length": recipe.data.max_length,
         "seed": recipe.seed,

@@ -14,9 +14,10 @@ import torch
 
 from edgekit.distill.language import Body, next_token_lesson
 from edgekit.distill.lessons import hold_out, save
+from edgekit.distill.machine import choose_precision
 from edgekit.distill.options import CreateOptions
 from edgekit.distill.student import Tap
-from edgekit.distill.training import choose_precision, reproducible, train
+from edgekit.distill.training import reproducible, train
 from edgekit.errors import EdgekitError
 from edgekit.tasks.text_generation import Passage
 from edgekit.workspace import fingerprint

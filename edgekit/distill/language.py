@@ -21,9 +21,10 @@ from edgekit.distill.lessons import (
     save,
 )
 from edgekit.distill.losses import LOSSES, Batch, Signal, labels
+from edgekit.distill.machine import choose_precision
 from edgekit.distill.options import DistillOptions, TrainingOptions
 from edgekit.distill.student import Tap, cut, match_blocks
-from edgekit.distill.training import Lesson, choose_precision, reproducible, train
+from edgekit.distill.training import Lesson, reproducible, train
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from edgekit.distill.checkpoint import drop_checkpoint
 from edgekit.distill.losses import LOSSES, Batch, Signal, labels
+from edgekit.distill.machine import choose_precision
 from edgekit.distill.options import DistillOptions, TrainingOptions
 from edgekit.distill.student import Tap, cut, match_blocks
-from edgekit.distill.training import Lesson, choose_precision, reproducible, train
+from edgekit.distill.training import Lesson, reproducible, train
 from edgekit.errors import EdgekitError
 from edgekit.owners_tokenizer import quiet
 from edgekit.prompts import Prompt

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.distill.checkpoint import Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
+from edgekit.distill.machine import count_threads
 from edgekit.distill.options import TrainingOptions
-from edgekit.runtimes.machine import describe
 
 log = logging.getLogger("edgekit")
 
@@ -121,14 +120,6 @@ def ramp(step: int, total: int, warmup: float) -> float:
     return min(1.0, (step + 1) / max(rise, 1.0), (total - step) / max(total - rise, 1.0))
 
 
-def choose_precision(wanted: str) -> str:
-    """fp32 or bf16; "auto" takes bf16 only where the CPU multiplies bf16 matrices itself (elsewhere it is slower)."""
-    if wanted != "auto":
-        return wanted
-    flags = _cpu_flags()
-    return "bf16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
-
-
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
     """Fixed seeds, deterministic kernels and a fixed number of threads (the physical cores, or OMP_NUM_THREADS)."""
@@ -147,13 +138,6 @@ def reproducible(seed: int) -> Iterator[None]:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(strict)
             switch.fill_uninitialized_memory = fill
-
-
-def count_threads() -> int:
-    """Physical cores that this process may use, at least 1; OMP_NUM_THREADS where it is set."""
-    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
-        return int(asked)
-    return max(1, int(describe()["cores"]))
 
 
 class _State:
@@ -260,13 +244,3 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [one for one in parameters if one.ndim > 1], "weight_decay": weight_decay},
         {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def _cpu_flags() -> frozenset[str]:
-    """The CPU's features as Linux names them; elsewhere none are known."""
-    place = Path("/proc/cpuinfo")
-    if not place.is_file():
-        return frozenset()
-    lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
-    named = [line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))]
-    return frozenset(named[0].split()) if named else frozenset()

@@ -14,9 +14,11 @@ import torch
 
 from edgekit.distill import distill, finetune, training
 from edgekit.distill.checkpoint import FILE, Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
+from edgekit.distill.machine import choose_precision, conditions, count_threads
 from edgekit.distill.options import TrainingOptions
-from edgekit.distill.training import Lesson, choose_precision, count_threads, epoch_batches, ramp, train
+from edgekit.distill.training import Lesson, epoch_batches, ramp, train
 from edgekit.model import load_model
+from edgekit.runtimes import machine
 from edgekit.workspace import file_sha256
 from tests.conftest import LABELS, child_environment, make_checkpoint, make_data
 
@@ -84,12 +86,13 @@ def test_precision_and_threads_fit_the_machine(monkeypatch: pytest.MonkeyPatch) 
         ({"amx_bf16"}, "bf16"),
         ({"bf16"}, "bf16"),
     ):
-        monkeypatch.setattr(training, "_cpu_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr(machine, "describe", lambda flags=flags: {"features": sorted(flags), "cores": 2})
         assert choose_precision("auto") == wanted
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert count_threads() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert count_threads() >= 1
+    assert conditions({"precision": "bf16"}) == {"threads": count_threads(), "precision": "bf16"}
 
 
 def test_both_precisions_train_in_one_process(tmp_path: Path) -> None:
