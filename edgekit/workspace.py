@@ -253,11 +253,16 @@ def locked(path: Path, busy: str, *, wait: bool = True) -> Iterator[bool]:
         lock.release()
 
 
-class Workspace:
-    """A folder of finished steps."""
+class NotMade(Exception):
+    """A step that is not there, in a workspace that only looks."""
 
-    def __init__(self, root: Path) -> None:
+
+class Workspace:
+    """A folder of finished steps. One that only looks makes none: a step that is not there raises NotMade."""
+
+    def __init__(self, root: Path, *, makes: bool = True) -> None:
         self.root = root
+        self._makes = makes
 
     def once(
         self,
@@ -280,6 +285,8 @@ class Workspace:
         if (done := _finished(place, step, key, ours=at is None)) and not fresh:
             log.info("%s: kept %s", step, done.folder)
             return done
+        if not self._makes:
+            raise NotMade(step)
         partial = place.with_name(f".{place.name}.partial")
         if at is not None:
             _refuse_foreign(place, step)
@@ -317,6 +324,10 @@ class Workspace:
         for step in sorted(STEP_CODE):
             for manifest in sorted(self.root.glob(f"{step}/*/{step}.json")):
                 yield open_product(manifest.parent, step)
+
+    def is_current(self, product: Product) -> bool:
+        """Whether the code and the libraries of now would make the same of a product's inputs."""
+        return bool(product.manifest.get("key") == self._key(product.step, product.manifest.get("inputs")))
 
     def _key(self, step: str, inputs: Any) -> str:
         versions = {name: library_version(name) for name in STEP_LIBRARIES[step]}

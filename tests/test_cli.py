@@ -174,8 +174,13 @@ def test_dry_run_says_what_would_happen(command: Command, project: Path) -> None
     for plan in plans:
         assert plan["steps"] == ["record", "calibrate", "export", "verify", "package"]
         assert plan["teacher"] == str(project.parent / "teacher")
-        assert plan["estimate"].keys() == {"seconds", "memory_mb", "disk_mb", "artifact_mb"}
-        assert all(value >= 0 for value in plan["estimate"].values())
+        assert plan["estimate"].keys() == {
+            "seconds", "seconds_by_step", "busy", "memory_mb", "disk_mb", "artifact_mb",
+        }  # fmt: skip
+        assert all(plan["estimate"][key] > 0 for key in ("memory_mb", "disk_mb", "artifact_mb"))
+        assert (plan["estimate"]["seconds"] is None) == bool(plan["estimate"]["busy"])
+        assert plan["kept"] == dict.fromkeys(plan["steps"], False)
+        assert any("prompts cannot prove" in line or "margin" in line for line in plan["proves"])
     trained = command(
         "build", "-t", "laptop-cpu", "--dry-run", "--set", "student.layers=1", "--set", "teacher.finetune.epochs=1"
     )

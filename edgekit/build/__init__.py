@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.build.estimates import busy
 from edgekit.build.judge import open_artifact, open_reference, package, verify
+from edgekit.build.kept import kept_steps
 from edgekit.build.plan import Built, Listener, Plan, Progress, Session
 from edgekit.build.preflight import (
     check_places,
@@ -40,6 +42,7 @@ __all__ = [
     "Progress",
     "Session",
     "build",
+    "busy",
     "calibrate",
     "check_places",
     "check_recipe",
@@ -53,6 +56,7 @@ __all__ = [
     "finetune",
     "gather_prompts",
     "is_local",
+    "kept_steps",
     "needed_splits",
     "open_artifact",
     "open_reference",

@@ -20,7 +20,7 @@ from edgekit.card import read_card
 from edgekit.errors import EdgekitError
 from edgekit.recipe import Recipe
 from edgekit.schema import read_json
-from edgekit.workspace import Product, fingerprint, open_product
+from edgekit.workspace import Product, Workspace, fingerprint, open_product
 
 # What a verdict is about, in words, and the command that makes one about something else.
 ABOUT = {
@@ -103,6 +103,18 @@ def _measured_with(artifact: Product, reference: Product, prompts: Product) -> d
         "teacher": reference.manifest["inputs"]["teacher_origin"],
         "libraries": libraries(str(artifact.facts["format"])),
     }
+
+
+def judged_by(plan: Plan, artifact: Product, reference: Product, prompts: Product, workspace: Workspace) -> bool:
+    """Whether a verdict on exactly this is in a workspace, of the code and libraries of now; nothing is looked at again."""
+    inputs = about(plan, artifact, prompts) | _measured_with(artifact, reference, prompts)
+    asked = {key: fingerprint(value) for key, value in inputs.items()}
+    return any(
+        all(fingerprint(product.manifest["inputs"].get(key)) == value for key, value in asked.items())
+        and workspace.is_current(product)
+        for product in workspace.products()
+        if product.step == "verify"
+    )
 
 
 def _settle(report: Product, artifact: Product, prompts: Product, recipe: Recipe) -> None:

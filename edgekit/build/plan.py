@@ -34,8 +34,8 @@ class Plan:
     """What `prompts.gather` found: rows, labels, what was left out."""
     variant: str | None = None
     """The format that was asked for by name, which then is a part of the bundle's name."""
-    estimate: Mapping[str, float] = field(default_factory=dict)
-    """Of the build: seconds, memory_mb, disk_mb; of the artifact: artifact_mb and what else `preflight.predict` tells."""
+    estimate: Mapping[str, Any] = field(default_factory=dict)
+    """See `estimates.estimate`."""
 
     @property
     def name(self) -> str:
@@ -52,20 +52,29 @@ class Plan:
             "teacher": str(self.teacher) if self.teacher else None,
             "revision": self.revision,
             "data": dict(self.data),
-            "steps": [step for step, wanted in self._steps() if wanted],
+            "steps": list(self.steps),
             "export": dict(self.export),
             "usable_mb": self.target.hardware.usable_mb or self.target.hardware.memory_mb,
             "estimate": dict(self.estimate),
         }
 
-    def _steps(self) -> list[tuple[str, bool]]:
-        trains = self.recipe.student is not None
-        return [
-            ("create", self.recipe.teacher.create is not None),
-            ("finetune", self.recipe.teacher.finetune is not None),
-            ("distill", trains),
-            *((step, True) for step in ("record", "calibrate", "export", "verify", "package")),
-        ]
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The verbs that a build runs for it, in order."""
+        recipe = self.recipe
+        made = {
+            "create": recipe.teacher.create is not None,
+            "finetune": recipe.teacher.finetune is not None,
+            "distill": recipe.student is not None,
+        }
+        return (
+            *(step for step, wanted in made.items() if wanted),
+            "record",
+            "calibrate",
+            "export",
+            "verify",
+            "package",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

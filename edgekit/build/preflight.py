@@ -7,15 +7,16 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgekit.build.estimates import estimate
 from edgekit.build.plan import Plan, Session, Step, once
 from edgekit.build.teacher import find_teacher
 from edgekit.errors import EdgekitError, require
-from edgekit.model import EMBEDDINGS, Model, load_model
-from edgekit.prompts import PromptSet, gather, sources
+from edgekit.model import Model, load_model
+from edgekit.prompts import gather, sources
 from edgekit.recipe import Recipe
 from edgekit.schema import nearest, parse, pick
 from edgekit.state import check_state
@@ -84,9 +85,8 @@ def resolve(
         data=prompts.facts,
         export=check_target(target, recipe.task, *choice),
         variant="-".join(name for name in choice if name) or None,
-        estimate=estimate(recipe, prompts, _size(recipe, teacher)),
     )
-    plan = replace(plan, estimate={**plan.estimate, **predict(plan)})
+    plan = replace(plan, estimate=estimate(plan, prompts))
     chosen = FORMATS[str(plan.export.get("format", DEFAULT))]
     for module in chosen.NEEDS:
         require(module, extra=chosen.NAME)
@@ -245,111 +245,6 @@ def _check_length(recipe: Recipe, model: Model) -> None:
             f"{recipe.path}: data.max_length: {recipe.data.max_length} tokens, but the teacher's positions end at"
             f" {limit}; set data.max_length = {limit}"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """How large the teacher is: weights in all, those of the embedding, and blocks."""
-
-    weights: int
-    embedding: int
-    layers: int
-
-
-def _size(recipe: Recipe, teacher: Path | None) -> Size:
-    if teacher is None:
-        from edgekit.distill.options import read_create_options
-
-        made = read_create_options(recipe.teacher.create or {}, recipe.data.max_length, "teacher.create")
-        block = made.hidden * (
-            2 * made.hidden
-            + 2 * made.hidden * (made.kv_heads or made.heads) // made.heads
-            + 3 * (made.intermediate or 3 * made.hidden)
-        )
-        embedding = made.vocabulary * made.hidden
-        return Size(weights=embedding + made.layers * block, embedding=embedding, layers=made.layers)
-    model = load_model(teacher)
-    tables = [info for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)]
-    embedding = sum(info.shape[0] * info.shape[1] for info in tables)
-    return Size(weights=model.parameters, embedding=embedding, layers=model.layers)
-
-
-def estimate(recipe: Recipe, prompts: Product, size: Size) -> dict[str, float]:
-    """Rough time, memory and disk of a build on this machine: good to a factor of two, before anything runs.
-
-    A training step costs 6 operations per weight and token (2 forward, 4 backward; Kaplan et al. 2020, section 2.1), of
-    weights outside the embedding. Memory counts fp32 weights, gradients and AdamW's two moments of the model in training.
-    """
-    core = size.weights - size.embedding
-    rows = prompts.facts["rows"]
-    texts = PromptSet(folder=prompts.folder).split("verify")[:200]
-    tokens = min(recipe.data.max_length, 2 + 1.4 * sum(len(row.text.split()) for row in texts) / len(texts))
-    share = 1.0
-    if recipe.student is not None:
-        kept = len(recipe.student.keep) if recipe.student.keep else recipe.student.layers
-        share = (kept or size.layers) / size.layers
-    work = 0.0
-    trained = recipe.teacher.finetune if recipe.teacher.create is None else recipe.teacher.create
-    if trained is not None:
-        work += 6 * core * tokens * rows["train"] * int(trained.get("epochs", 10))
-    if recipe.student is not None:
-        work += (6 * share + 2) * core * tokens * rows["train"] * int(recipe.distill.get("epochs", 10))
-    work += 2 * core * tokens * (sum(rows.values()) * 2 + 20 * rows["calibrate"])
-    held = size.weights * 4 * (4 if trained is not None or recipe.student is not None else 1)
-    return {
-        "seconds": round(30 + work / _matmul_speed(), 0),
-        "memory_mb": round(700 + 2 * held / 1e6, 0),
-        "disk_mb": round((size.weights * 4 * 5 + held) / 1e6, 0),
-        "artifact_mb": round((size.embedding + core * share) * 1.03 / 1e6, 1),
-    }
-
-
-def predict(plan: Plan) -> dict[str, float]:
-    """What the artifact will be, where its format can tell from the teacher's headers: sizes in MB, memory at the context.
-
-    Memory is weights, cache (16 bits, or as the runtime's kv_k and kv_v say), buffers of a step of the prompt and 40 MB of the
-    process itself. Raises EdgekitError for what the format refuses of the checkpoint. {} where nothing is known yet.
-    """
-    from edgekit.formats import parse_options
-    from edgekit.runtimes import RUNTIMES
-    from edgekit.tasks import TASKS
-
-    if plan.teacher is None or plan.recipe.student is not None:
-        return {}
-    format_, options = parse_options(plan.export, TASKS[plan.recipe.task].OUTPUT, "export")
-    model = load_model(plan.teacher)
-    told = format_.predict(model, options)
-    if told is None:
-        return {}
-    runtime = vars(RUNTIMES[format_.RUNTIME].Options(**plan.target.runtime.get(format_.RUNTIME, {})))
-    context = min(int(runtime.get("context") or plan.recipe.data.max_length), model.max_positions or 1 << 30)
-    width = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
-    share = (width[str(runtime.get("kv_k", "f16"))] + width[str(runtime.get("kv_v", "f16"))]) / 4
-    cache = context * (told["cache_bytes_per_token"] or 0) * share
-    hidden, inner = (int(model.text_config[key]) for key in ("hidden_size", "intermediate_size"))
-    step = 4 * int(runtime.get("batch", 512)) * (8 * hidden + 2 * inner)
-    return {
-        "artifact_mb": round(told["bytes"] / 1e6, 1),
-        "context": context,
-        "cache_mb": round(cache / 1e6, 1),
-        "needed_mb": round((told["bytes"] + cache + step) / 1e6 + 40, 0),
-        "bytes_per_token": told["bytes_per_token"],
-    }
-
-
-def _matmul_speed() -> float:
-    """Operations per second of small fp32 matrix products here, what short texts in training reach."""
-    import time
-
-    import numpy as np
-
-    left, right = np.ones((256, 384), np.float32), np.ones((384, 384), np.float32)
-    best = float("inf")
-    for _ in range(20):
-        begin = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - begin)
-    return 0.35 * 2 * 256 * 384 * 384 / best
 
 
 def _check_fits(plan: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,8 @@ from edgekit.cli.options import (
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.build import Built, Session
+    from edgekit.build import Built
     from edgekit.recipe import Recipe
-    from edgekit.target import Target
 
 # The keys of TASKS, written out because --help loads no table; a test compares them.
 TASK_NAMES = ("text-classification", "feature-extraction", "text-generation")
@@ -63,6 +62,7 @@ def build(
     """
     from edgekit.build import build as run
     from edgekit.build import choices, exit_code
+    from edgekit.cli.dry_run import plan_build, plan_lines
     from edgekit.cli.junit import write_junit
     from edgekit.cli.show import print_json
     from edgekit.report_compare import compare
@@ -73,11 +73,12 @@ def build(
     recipe = read_recipe(recipe_path, overrides, falls_back=not (strict or as_json))
     wanted = choices([*dict.fromkeys(formats)], [*dict.fromkeys(schemes)], output_of(recipe))
     if dry_run:
-        plans = _plan(recipe, targets, session, wanted)
+        plans = plan_build(recipe, targets, session, wanted)
         if as_json:
             print_json({"plans": plans})
         else:
-            _show_plans(plans)
+            for line in plan_lines(plans):
+                click.echo(line)
         return 0
     click.echo(f"{recipe.name} for {', '.join(target.name for target in targets)}", err=True)
     built = run(recipe, targets, session, wanted)
@@ -95,25 +96,6 @@ def build(
         if len(chosen.rows) > 1:
             click.echo("\n" + "\n".join(chosen.lines()))
     return code
-
-
-def _plan(
-    recipe: Recipe, targets: Sequence[Target], session: Session, wanted: Sequence[tuple[str | None, str | None]]
-) -> list[dict[str, Any]]:
-    """What a build would do. Where nothing was built yet, nothing is left behind."""
-    from tempfile import TemporaryDirectory
-
-    from edgekit.build import check_places, gather_prompts, resolve
-    from edgekit.workspace import Workspace
-
-    with TemporaryDirectory() as scratch:
-        passing = replace(session, workspace=Workspace(Path(scratch)))
-        planning = session if session.workspace.root.exists() else passing
-        prompts = gather_prompts(recipe, planning)
-        plans = [resolve(recipe, target, prompts, planning, one) for target in targets for one in wanted]
-        for plan in plans:
-            check_places(plan, session)
-        return [plan.describe() for plan in plans]
 
 
 def show_built(built: Built) -> None:
@@ -146,35 +128,6 @@ def _remedies(built: Built) -> list[str]:
     return list(
         dict.fromkeys(check["remedy"] for check in checks if check["verdict"] != "pass" and check.get("remedy"))
     )[:3]
-
-
-def _show_plans(plans: Sequence[dict[str, Any]]) -> None:
-    for plan in plans:
-        guess = plan["estimate"]
-        click.echo(f"{plan['recipe']} for {plan['target']} ({plan['task']})")
-        click.echo(f"  teacher   {plan['teacher']}")
-        rows = ", ".join(f"{count} {name}" for name, count in plan["data"]["rows"].items())
-        labels = len(plan["data"]["labels"])
-        click.echo(f"  data      {rows}{f'; {labels} labels' if labels else ''}")
-        for line in plan["data"]["notes"]:
-            click.echo(f"            {line}")
-        click.echo(f"  steps     {' '.join(plan['steps'])}")
-        click.echo(f"  export    {', '.join(f'{key} = {value}' for key, value in plan['export'].items())}")
-        click.echo(
-            f"  estimate  {_duration(guess['seconds'])} where nothing is kept from before, {guess['memory_mb']:.0f} MB of memory,"
-            f" {guess['disk_mb']:.0f} MB of disk; an artifact of about {guess['artifact_mb']:.1f} MB"
-        )
-        if "needed_mb" in guess:
-            click.echo(
-                f"  on target {guess['needed_mb']:.0f} MB of memory, {guess['cache_mb']:.1f} MB of them for"
-                f" {guess['context']} tokens of context; {plan['usable_mb']} MB are usable: it fits"
-            )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @click.command()

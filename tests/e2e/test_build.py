@@ -137,7 +137,7 @@ def test_several_targets_are_all_tried(tiny: Project, built: Mapping[str, Any]) 
 def test_dry_run_builds_nothing(tiny: Project, tmp_path: Path) -> None:
     fresh = tiny.with_cache(tmp_path / "cache")
     plan = json.loads(fresh.run("build", "--target", "first", "--dry-run", "--json", "--out", tmp_path / "d").stdout)
-    assert plan["plans"][0]["estimate"]["seconds"] > 0
+    assert plan["plans"][0]["estimate"]["memory_mb"] > 0
     assert not (tmp_path / "d").exists()
     assert not (tmp_path / "cache").exists()
 
