@@ -21,12 +21,14 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "edgekit needs Python 3.11 or newer: make PYTHON=python3.11 setup")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_OPTIONS) torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,dev]"
+	@echo 'installing into $(VENV): about 2.1 GB, one to five minutes'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt $(TORCH_OPTIONS) torch
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable ".[demo,dev]"
 	touch $(READY)
 
 $(LLAMA): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[gguf]"
+	@echo 'compiling llama.cpp: about six minutes, once'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable ".[gguf]"
 	$(BIN)/python -c 'from tests.llama_programs import programs; programs()'
 	touch $(LLAMA)
 
