@@ -176,7 +176,7 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
 
 def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     """Verify what gives tokens."""
-    limits = generation.read_limits(run.accuracy)
+    limits = margins.read_limits(run.accuracy)
     said = generation.read_said(run.recorded, with_teacher=run.foreign_teacher is None)
     measured, arrays = generation.measure(
         artifact=run.artifact,
@@ -190,7 +190,7 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         out=run.out,
     )
     conditions, measured = _conditions(run, measured)
-    asked = generation.default_limits(float(run.facts["bits"]))
+    asked = margins.default_limits(float(run.facts["bits"]))
     asked |= {key: value for key, value in vars(limits).items() if value is not None}
     judged = generation.judge(
         said,
@@ -201,6 +201,7 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         run.look.alpha,
     )
     found = _check_answers(run, judged.comparisons)
+    found += checks.check_floor(judged.right, judged.groups, limits.at_least, run.look.alpha, run.look.index)
     found += [*checks.check_finite(judged.finite), *_check_machine(run, measured, conditions)]
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
     accuracy = {role: entry.reference_score for role, entry in right.items()}
@@ -210,6 +211,7 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     report = _shared_report(run, accuracy, judged.comparisons, found, measured, scored, conditions)
     told = dict(measured.generation or {})
     return report | dict(judged.figures) | {
+        "margins": asked,
         "notes": [*said.facts["warnings"], *judged.notes],
         "ttft_ms": told.pop("ttft_ms"),
         "tokens_per_second": told.pop("tokens_per_second"),

@@ -31,8 +31,12 @@ _CORRECTION_LO = 1.0
 _STEPS = 60
 # Of `power_of`: parts of a distribution, and how many expected losses are many.
 _PARTS, _MANY = 25, 1000.0
-# Below this a mean's interval rests on its distribution's shape, which nobody knows.
-FEWEST_CLUSTERS = 20
+# Below this a mean's interval rests on its distribution's shape, which nobody knows: 20 or 40 clusters passed at the margin in 14
+# and 10 % where losses are log-normal with s = 1.5. Its lower bound, which a rare large loss only raises, holds from 20 on.
+FEWEST_CLUSTERS, FEWEST_FOR_FAIL = 100, 20
+# Clusters of 4 to 63 tokens have 2.3 to 2.6 where losses are exponential or log-normal with s = 1, truly half of the margin;
+# where long prompts (Pareto, exponent 1.2 to 2.5) lose more for each token, 95 % of 300 have more (`benchmarks/gate.py`).
+_CONCENTRATED, _LEVEL = 2.5, 0.2
 _RESAMPLES, _PIECE = 4000, 250
 # At alpha itself the studentized bootstrap still passes at the margin in 7 to 9 % of 40 or 100 clusters whose losses are
 # exponential or log-normal; at half of it in 4 to 6 % (`benchmarks/gate.py`, goal "false pass, ratio").
@@ -108,7 +112,11 @@ def proportion_bounds(count: int, n: int, alpha: float = ALPHA) -> tuple[float, 
 
 
 def mean_bounds(
-    losses: NDArray[np.floating], most: float, alpha: float = ALPHA, sizes: NDArray[np.floating] | None = None
+    losses: NDArray[np.floating],
+    most: float,
+    alpha: float = ALPHA,
+    sizes: NDArray[np.floating] | None = None,
+    longest: float = 0.0,
 ) -> tuple[float, float]:
     """Bounds of the mean of independent losses in [0, most], each one-sided at 1 - alpha, whatever their distribution.
 
@@ -117,7 +125,8 @@ def mean_bounds(
     largest stake in Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (JRSS B 86, 2024), and
     for losses that are all 0 it is `floor`. `lo` is a mixture of their bets prod(1 + stake (X_i / m - 1)) on a mean above m.
 
-    sizes: of how many prompts each loss is the sum; the mean is then of prompts, and the largest sum sets the stakes.
+    sizes: of how many units (prompts, tokens) each loss is the sum; the mean is then of units, and the largest size sets the
+    stakes, or `longest`, where sizes are drawn as the losses are and none can be larger.
     """
     import numpy as np
 
@@ -125,8 +134,9 @@ def mean_bounds(
     if len(scaled) == 0:
         return 0.0, most
     weights = np.ones(len(scaled)) if sizes is None else np.asarray(sizes, np.float64)
-    scaled = np.clip(scaled, 0.0, weights) / weights.max()
-    weights = weights / weights.max()
+    largest = max(float(weights.max()), longest)
+    scaled = np.clip(scaled, 0.0, weights) / largest
+    weights = weights / largest
 
     def won(m: float) -> bool:
         return float(np.log1p((m * weights - scaled) / (1.0 - m)).sum()) >= -math.log(alpha)
@@ -146,29 +156,64 @@ def mean_bounds(
 
 
 def ratio_bounds(
-    sums: NDArray[np.floating], counts: NDArray[np.floating], alpha: float = ALPHA, *, share: bool = False
+    sums: NDArray[np.floating],
+    counts: NDArray[np.floating],
+    alpha: float = ALPHA,
+    *,
+    share: bool = False,
+    most: float = math.inf,
+    longest: float = 0.0,
 ) -> tuple[float, float, float]:
     """(ratio, lo, hi) of sum(sums) / sum(counts) over independent clusters, each bound one-sided at 1 - alpha.
 
-    A cluster is a prompt with its tokens. The wider of two intervals counts: Student's t of the linearized ratio (Cochran,
-    Sampling Techniques, 3rd ed., section 6.3), and the studentized bootstrap over whole clusters (Efron and Tibshirani, An
-    Introduction to the Bootstrap, 1993, section 12.5), which knows that losses have a long tail; its upper bound is taken at
-    half of alpha (see `_UPPER`). With fewer than FEWEST_CLUSTERS nothing is bounded. share: counts are trials and sums those of
-    one kind, so what never showed in n clusters may still be `floor(n)`.
+    A cluster is a prompt with its tokens, or all prompts of a group. The wider of two intervals counts: Student's t of the
+    linearized ratio (Cochran, Sampling Techniques, 3rd ed., section 6.3), and the studentized bootstrap over whole clusters
+    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5), which knows that losses have a long tail; its
+    upper bound is taken at half of alpha (see `_UPPER`). An alpha that is rarer than the draws tell needs the exact bound of
+    losses up to `most` a unit, of clusters of up to `longest` units (`mean_bounds`); without `most` there is none. With fewer
+    than FEWEST_CLUSTERS nothing is bounded from above, with fewer than FEWEST_FOR_FAIL nothing at all. share: counts are trials
+    and sums those of one kind, so what never showed in n clusters may still be `floor(n)`.
     """
     import numpy as np
 
     sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
     n, total = len(counts), float(counts.sum())
     ratio = float(sums.sum()) / total if total else 0.0
-    if n < FEWEST_CLUSTERS or not total:
+    if n < FEWEST_FOR_FAIL or not total:
         return ratio, -math.inf, math.inf
     residuals = (sums - ratio * counts) / counts.mean()
     error = float(residuals.std(ddof=1)) / math.sqrt(n)
     student = t_quantile(1.0 - alpha, n - 1)
     below, above = _studentized(sums, counts, ratio, error, alpha) if error > 0.0 else (0.0, 0.0)
     lo, hi = ratio - max(above, student) * error, ratio + max(-below, student) * error
-    return ratio, lo, max(hi, floor(n, alpha)) if share else hi
+    if share:
+        hi = max(hi, floor(n, alpha))
+    if alpha * _UPPER < _TOLD:
+        hi = max(hi, mean_bounds(sums, most, alpha, counts, longest)[1] if math.isfinite(most) else math.inf)
+    return ratio, lo, hi if n >= FEWEST_CLUSTERS else math.inf
+
+
+def is_long_tailed(
+    sums: NDArray[np.floating],
+    counts: NDArray[np.floating],
+    margin: float,
+    alpha: float = ALPHA,
+    *,
+    most: float,
+    longest: float,
+) -> bool:
+    """Whether so few clusters have most of the loss that `ratio_bounds` does not bound it: others, not drawn, may have more.
+
+    That is so where the mean square of a cluster's loss exceeds _CONCENTRATED times the square of its mean, a fifth of the
+    margin added to each (small losses are no matter, however they are spread), unless the exact bound (`mean_bounds`, of losses
+    up to `most` a unit and clusters up to `longest` units) is within the margin.
+    """
+    import numpy as np
+
+    raised = np.asarray(sums, np.float64) + _LEVEL * margin * np.asarray(counts, np.float64)
+    if len(raised) * float((raised**2).sum()) <= _CONCENTRATED * float(raised.sum()) ** 2:
+        return False
+    return not mean_bounds(np.asarray(sums, np.float64), most, alpha, counts, longest)[1] <= margin
 
 
 def _studentized(

@@ -1,4 +1,4 @@
-"""What an artifact may lose: the recipe's `[accuracy]` table of a task that gives one row per text, and its defaults."""
+"""What an artifact may lose: the recipe's `[accuracy]` table of each task, and the defaults of what it leaves out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import parse
@@ -15,6 +15,14 @@ from edgekit.schema import parse
 # in 51 and 97 %. A small student differs from its teacher on 8 % of prompts: 300 prompts leave 2.7 points possible at no loss.
 MANY = 500
 STUDENT_MARGIN, TEACHER_MARGIN = 0.01, 0.03
+
+# An artifact of fewer bits than this is held to the limits of 4 bits.
+EIGHT_BITS = 7.5
+# A prompt is far off where its tokens diverge ten times as much as they may on average: at 4 bits by a nat a token, so that
+# twenty tokens are e^20 times less likely. A mean cannot show what few prompts suffer: one in a hundred at 50 times the loss of
+# the others passed in 38 % of 100 prompts and in 16 % of 300. That at most one in a hundred is far off is proven by 300 of which
+# none is.
+FAR = 10.0
 
 # How many looks at a growing set of prompts are planned as one.
 Stages = Annotated[int, Ge(1), Le(20)]
@@ -52,6 +60,31 @@ class EmbeddingMargins:
     stages: Stages = 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The recipe's `[accuracy]` table of text-generation. Absent limits follow the artifact's bits (`default_limits`).
+
+    kl: mean KL divergence from the float student in nats per token. far_share: the share of prompts whose own mean exceeds
+    far_kl, which is FAR times `kl` where it is absent. top1: share of tokens whose likeliest is the same.
+    perplexity: the artifact's by the float student's. answer_length: greedy answers' tokens by the float student's, at least;
+    and no more than turned round.
+    student_margin, teacher_margin: loss of right answers, where prompts have wanted ones, as fractions; where they are absent,
+    by the number of prompts (`default_margins`). at_least: the share of right answers that there must be, if any. stages: how
+    often prompts may be added to those of verify (see `gate.stage_share`).
+    """
+
+    kl: Annotated[float, Gt(0)] | None = None
+    top1: Annotated[float, Gt(0), Le(1)] | None = None
+    perplexity: Annotated[float, Gt(1)] | None = None
+    answer_length: Annotated[float, Gt(0), Le(1)] = 0.9
+    student_margin: Annotated[float, Gt(0), Le(1)] | None = None
+    teacher_margin: Annotated[float, Gt(0), Le(1)] | None = None
+    at_least: Annotated[float, Gt(0), Lt(1)] | None = None
+    far_kl: Annotated[float, Gt(0)] | None = None
+    far_share: Annotated[float, Gt(0), Lt(1)] = 0.01
+    stages: Stages = 1
+
+
 Table = TypeVar("Table", Margins, EmbeddingMargins)
 
 
@@ -63,6 +96,22 @@ def read_margins(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -
 def read_embedding_margins(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -> EmbeddingMargins:
     """The `[accuracy]` table of embeddings, checked; EdgekitError for an unknown key and a value outside (0, 1)."""
     return _checked(parse(EmbeddingMargins, dict(accuracy), where), where)
+
+
+def read_limits(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -> Limits:
+    """The recipe's `[accuracy]` table, checked; EdgekitError for an unknown key and a value out of its bounds."""
+    return parse(Limits, dict(accuracy), where)
+
+
+def default_limits(bits: float) -> dict[str, float]:
+    """What an artifact may lose by default, by the bits of a weight in the type that most of its weights have.
+
+    Published 4- and 8-bit files of good schemes keep well within (llama.cpp's tools/perplexity/README.md: 0.03 nat and 92 % for
+    q4_K_M of an 8B model, 0.0014 nat and 97.7 % for q8_0); small models lose more.
+    """
+    if bits < EIGHT_BITS:
+        return {"kl": 0.10, "top1": 0.88, "perplexity": 1.05}
+    return {"kl": 0.01, "top1": 0.96, "perplexity": 1.01}
 
 
 def _checked(table: Table, where: str) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekit.schema import pick
 from edgekit.tasks import TASKS
-from edgekit.verify import gate, generation, margins
+from edgekit.verify import gate, margins
 
 FLIPS_SHOWN = (0.01, 0.03, 0.10)
 FIRST = gate.Look()
@@ -18,7 +18,7 @@ def check_accuracy_table(task: str, accuracy: Mapping[str, Any], where: str) -> 
     """Refuse an `[accuracy]` table that the task cannot read."""
     kind = pick(TASKS, task, "task").OUTPUT
     if kind == "tokens":
-        generation.read_limits(accuracy, where)
+        margins.read_limits(accuracy, where)
     elif kind == "logits":
         margins.read_margins(accuracy, where)
     else:
@@ -39,7 +39,7 @@ def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, look: gat
         )
     kind = pick(TASKS, task, "task").OUTPUT
     if kind == "tokens":
-        return [*lines, *_tokens(prompts)]
+        return [*lines, *_tokens(prompts, margins.read_limits(accuracy), alpha)]
     if kind == "logits":
         provable = {flips: gate.smallest_margin(prompts, flips, alpha) for flips in FLIPS_SHOWN}
         stated = margins.read_margins(accuracy)
@@ -69,10 +69,14 @@ def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, look: gat
     return [*lines, *(line for name, margin in asked.items() for line in _missing(name, prompts, margin, alpha))]
 
 
-def _tokens(prompts: int) -> list[str]:
+def _tokens(prompts: int, limits: margins.Limits, alpha: float) -> list[str]:
+    far = f"{margins.FAR:g} x the limit of kl" if limits.far_kl is None else f"{limits.far_kl:g} nats a token"
+    found = _missing(f"prompts beyond {far} (accuracy.far_share)", prompts, limits.far_share, alpha)
     if prompts < gate.FEWEST_CLUSTERS:
-        return [f"fewer than {gate.FEWEST_CLUSTERS} prompts prove nothing about likelihoods: give more"]
-    return []
+        found.append(
+            f"fewer than {gate.FEWEST_CLUSTERS} independent prompts prove nothing about likelihoods: give more"
+        )
+    return found
 
 
 def _missing(name: str, prompts: int, margin: float, alpha: float) -> list[str]:
