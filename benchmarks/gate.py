@@ -320,7 +320,10 @@ def _one_text(draws: int, numbers: Numbers) -> Row:
     for _ in range(draws):
         losses = _blocks(numbers, 1, 300)[0]
         own = clusters.indices(["one text"] * 300)
-        passed += gate.ratio_bounds(np.bincount(own, weights=512 * losses), np.bincount(own) * 512.0, ALPHA)[2] <= LIMIT
+        passed += (
+            gate.ratio_bounds(np.bincount(own, weights=512 * losses).astype(float), np.bincount(own) * 512.0, ALPHA)[2]
+            <= LIMIT
+        )
         if losses.mean() < LIMIT:
             before += gate.ratio_bounds(512 * losses, np.full(300, 512.0), gate.ALPHA)[2] <= LIMIT
     return _row("false pass", "one running text of 300 blocks", 1, draws, passed / draws, before / draws, gate.ALPHA)
