@@ -10,25 +10,37 @@ EXPLANATIONS: dict[str, str] = {
     "accuracy": """\
 How many right answers the artifact loses against another model, on the same prompts.
 accuracy_vs_student compares with the float student (what export cost), and
-accuracy_vs_teacher with the teacher (what distillation and export cost).
-Prompts that one of the two gets right and the other wrong are counted both ways;
-from these flips follows a bound that the true loss exceeds in 5 % of such
-experiments at most (Tango's score interval). pass: the bound is within the
-margin. fail: the loss is surely beyond it. not proven: the prompts are too few
-to tell; more, or fewer flips, would decide it. It assumes that the prompts are
-independent of each other and like those of real use.""",
+accuracy_vs_teacher with the teacher (what distillation and export cost). From
+the prompts that flip both ways follows a bound that the true loss exceeds in 5
+% of cases at most (Tango's score interval; of prompts in groups, one over
+groups). pass: the upper bound is within the margin. fail: the lower one is
+beyond it. not proven: the rest, and a reference no better than the most
+frequent label. It takes prompts, or groups, for independent and like those of
+real use. `accuracy` alone is the share of right answers, whose exact lower
+bound must reach accuracy.at_least.""",
     "agreement": """\
 How often the artifact answers otherwise than another model, where no right answers are known.
-Prompts without labels cannot show accuracy. If the artifact answers like its
-reference on all but d prompts, it can lose at most d right answers, so the bound
-of the disagreement also bounds the loss of accuracy. It is a stricter question
-than accuracy: a flip from wrong to right counts against the artifact, too.
-pass, fail and not proven are decided as for accuracy.""",
+An answer that stays the same costs nothing, so the loss of accuracy is at most
+the share of prompts whose answers differ, and the exact upper bound of that
+share bounds it, too. pass: that bound is within the margin. It never fails: an
+answer that differs may have become right. not proven: too many differ for a
+proof, so label the prompts, or give more; or the reference gives nearly one
+answer to all.""",
+    "close": """\
+How many prompts the artifact moves far away, which a mean does not show.
+Of embeddings, those whose 1 - cosine to the float student's exceeds
+accuracy.far_cosine (0.02); of a decoder, those whose KL divergence per token
+exceeds accuracy.far_kl (ten times the limit of kl). Their share has an exact
+bound (Clopper and Pearson). pass: it is within accuracy.far_share: 5 % of
+embeddings, which 59 prompts prove where none is far, 1 % of a decoder's
+prompts, which 300 prove. fail: the lower bound is beyond it.""",
     "cosine": """\
 How far the artifact's embeddings point from the float student's, as 1 - cosine, on average.
-The bound holds with 95 % confidence for the mean over prompts like these; it
-says nothing about the worst single text (the report has the share of prompts
-beyond a loss). pass: the bound is within accuracy.cosine_margin.""",
+It is shown, and judged only where the recipe has accuracy.cosine_margin: it
+needs 598 prompts to prove 0.01 where nothing is lost. The bound holds for the
+mean over prompts like these, whatever its distribution, with 95 % confidence.
+Of single texts `close` says more. pass: the bound is within
+accuracy.cosine_margin.""",
     "neighbours": """\
 How often a prompt's nearest other prompt stays the nearest in the artifact's embeddings.
 Search and clustering live from who is near whom, not from the vectors. For each
@@ -38,12 +50,14 @@ is within accuracy.neighbour_margin. Among few prompts, neighbours are easier to
 keep than among a million.""",
     "kl": """\
 How far the artifact's next-token probabilities are from the float student's (KL divergence, nats a token).
-Both read the same texts, and at each token their probabilities are compared.
-0 is equal; 4-bit files of good quality have 0.01 to 0.1. The bound is over
-prompts, not tokens: tokens of one prompt are not independent. It is a lower
-bound of the whole divergence where the vocabulary is larger than 512: the
-likeliest 512 tokens count one by one, the rest as one. pass: the bound is within
-accuracy.kl.""",
+0 is equal; 4-bit files of good quality have 0.01 to 0.1. A prompt is one
+observation, all passages of a text and all texts of a group are one: their
+tokens err together. Fewer than 100 bound nothing. Where few prompts have most
+of the loss, others like them may be missing, and it is not proven; `close`
+bounds how many are far off. Where the vocabulary is larger than 512 it is a
+lower bound of the whole divergence: the likeliest 512 tokens count one by one,
+the rest as one. pass: the upper bound is within accuracy.kl. fail: the lower
+one is beyond it.""",
     "top1": """\
 How often the artifact's likeliest next token is the float student's.
 On the verify texts, token by token; the bound is over whole prompts, because
