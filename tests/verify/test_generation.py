@@ -296,7 +296,7 @@ def test_a_file_of_llama_cpps_own_quantizer(
     make_target(tmp_path)
     (tmp_path / "recipe.toml").write_text(
         f'task = "{TASK}"\n[teacher]\nsource = {json.dumps(str(bench.student))}\n[data]\npath = "data"\n'
-        'answer = "label"\nmax_length = 64\n[accuracy]\nstudent_margin = 0.15\ntop1 = 0.88\n',
+        'answer = "label"\nmax_length = 64\nnear_duplicates = "drop"\n[accuracy]\nstudent_margin = 0.15\ntop1 = 0.88\n',
         encoding="utf-8",
     )
     asked = ("snapshot/model-q8_0.gguf", bench.student, "-t", "board0.toml", "--recipe", "recipe.toml", "--json")
@@ -305,10 +305,10 @@ def test_a_file_of_llama_cpps_own_quantizer(
     report = json.loads(told.out)
     assert report["verdict"] == "not proven"
     few = [check for check in report["checks"] if check["verdict"] != "pass"]
-    assert all("30 prompts" in check["remedy"] for check in few), few
+    assert all(f"{report['prompts']} prompts" in check["remedy"] for check in few), few
     assert report["artifact"]["sha256"] == file_sha256(theirs)
     assert report["artifact"]["format"] == "gguf"
-    assert report["prompts"] == 30
+    assert report["prompts"] >= 3
     assert report["kl"]["mean"] < 0.01
     assert theirs.stat().st_nlink > 1, "a model of gigabytes is not copied"
     teach_decoder(tmp_path / "other", layers=1, steps=1, vocab_size=400)
