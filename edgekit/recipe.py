@@ -51,6 +51,7 @@ class Split:
 class Data:
     """The prompts: a folder with train / calibrate / verify files, one file to split, a `datasets` id, or a file per split.
 
+    `final` is a file of more prompts: judged with `--final` instead of verify, and read by nothing else.
     `out_of_scope` is the label of texts that belong to no class. `max_length` counts tokens, special tokens included.
     `near_duplicates` says what to do with texts that are nearly equal, of different splits or within verify: refuse them, or
     drop the text of the earlier split (verify keeps its texts) and verify's repeats. `group` is a column of what texts have in
@@ -69,6 +70,7 @@ class Data:
     train: str | None = None
     calibrate: str | None = None
     verify: str | None = None
+    final: str | None = None
     text: str = "text"
     label: str | None = "label"
     answer: str | None = None

@@ -151,13 +151,14 @@ class Listener:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Where products are kept and who listens; `fresh` measures again."""
+    """Where products are kept and who listens; `fresh` measures again, `final` judges on the recipe's final split."""
 
     workspace: Workspace
     out: Path
     listener: Listener = field(default_factory=Listener)
     fresh: bool = False
     strict: bool = False
+    final: bool = False
 
 
 def run_step(

@@ -49,14 +49,31 @@ def gather_prompts(recipe: Recipe, session: Session) -> Product:
     product = once(session, Step(name="prompts", inputs=inputs, make=lambda out: gather(recipe, splits, out)))
     for line in product.facts["notes"]:
         session.listener.say(f"data: {line}")
-    return product
+    return _judged_by_final(recipe, product, session) if session.final else product
+
+
+def _judged_by_final(recipe: Recipe, prompts: Product, session: Session) -> Product:
+    """The same prompts with the final split in the place of verify."""
+    if recipe.data.final is None:
+        raise EdgekitError(f"{recipe.path}: data.final: missing key; --final judges on the file that it names")
+    rows = {name: count for name, count in prompts.facts["rows"].items() if name != "final"}
+    facts = {**prompts.facts, "rows": rows | {"verify": prompts.facts["rows"]["final"]}}
+    facts["notes"] = [*prompts.facts["notes"], f"judged on the final split ({recipe.data.final}), not on verify"]
+
+    def make(out: Path) -> dict[str, Any]:
+        for name in rows:
+            shutil.copyfile(prompts.folder / f"{'final' if name == 'verify' else name}.jsonl", out / f"{name}.jsonl")
+        return facts
+
+    return once(session, Step(name="prompts", inputs={"final_of": prompts.digest, "facts": facts}, make=make))
 
 
 def needed_splits(recipe: Recipe) -> tuple[str, ...]:
     """Train is needed only where something is trained."""
     teacher = recipe.teacher
     trains = recipe.student is not None or teacher.finetune is not None or teacher.create is not None
-    return ("train", "calibrate", "verify") if trains else ("calibrate", "verify")
+    splits = ("train", "calibrate", "verify") if trains else ("calibrate", "verify")
+    return (*splits, "final") if recipe.data.final else splits
 
 
 def resolve(

@@ -13,6 +13,7 @@ import click
 
 from edgekit.cli.options import (
     complete_target,
+    final_option,
     format_option,
     json_option,
     junit_option,
@@ -45,11 +46,12 @@ TASK_NAMES = ("text-classification", "feature-extraction", "text-generation")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; build nothing.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
+@final_option
 @junit_option
 def build(
     target_names: tuple[str, ...], recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
     out: Path, formats: tuple[str, ...], schemes: tuple[str, ...], dry_run: bool, fresh: bool, strict: bool,
-    junit: Path | None,
+    final: bool, junit: Path | None,
 ) -> int:  # fmt: skip
     """Distill, calibrate, export, verify and package for one or many targets.
 
@@ -68,7 +70,7 @@ def build(
     from edgekit.report_compare import compare
     from edgekit.target import load_target
 
-    session = open_session(cache, out, fresh=fresh, strict=strict)
+    session = open_session(cache, out, fresh=fresh, strict=strict, final=final)
     targets = [load_target(name) for name in dict.fromkeys(target_names)]
     recipe = read_recipe(recipe_path, overrides, falls_back=not (strict or as_json))
     wanted = choices([*dict.fromkeys(formats)], [*dict.fromkeys(schemes)], output_of(recipe))

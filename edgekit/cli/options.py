@@ -120,6 +120,9 @@ target_option = click.option(
 out_option = click.option(
     "-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write."
 )
+final_option = click.option(
+    "--final", is_flag=True, help="Judge on the prompts of data.final, which nothing else reads, instead of on verify."
+)
 cache_option = click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekit.cli.options import (
+    final_option,
     format_option,
     junit_option,
     open_session,
@@ -81,9 +82,10 @@ def distill(
 @click.argument("student", type=folder)
 @recipe_options
 @out_option
+@final_option
 def record(
     teacher: Path, student: Path, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
-    out: Path,
+    out: Path, final: bool,
 ) -> None:  # fmt: skip
     """Record what TEACHER and STUDENT answer in float: the reference of `verify`.
 
@@ -93,7 +95,7 @@ def record(
     """
     from edgekit import build as spine
 
-    recipe, prompts, session = _open(recipe_path, overrides, cache)
+    recipe, prompts, session = _open(recipe_path, overrides, cache, final=final)
     _keep_apart(out, teacher, student)
     _done(spine.record(recipe, teacher, student, prompts, session, at=out).folder, as_json)
 
@@ -158,11 +160,12 @@ def export(
 @click.option("--calibration", type=folder, help="The folder of the student's `calibrate`.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3.")
+@final_option
 @junit_option
 def verify(
     artifact: Path, reference: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...],
     cache: Path | None, as_json: bool, out: Path, student: Path | None, calibration: Path | None, fresh: bool, strict: bool,
-    junit: Path | None,
+    final: bool, junit: Path | None,
 ) -> int:  # fmt: skip
     """Run ARTIFACT on the target's device and judge it against REFERENCE.
 
@@ -183,7 +186,7 @@ def verify(
 
     if (student is None) != (calibration is None):
         raise click.UsageError("Give --student and --calibration together: neither says anything without the other.")
-    recipe, prompts, session = _open(recipe_path, overrides, cache, fresh=fresh)
+    recipe, prompts, session = _open(recipe_path, overrides, cache, fresh=fresh, final=final)
     _keep_apart(out, artifact, reference, student, calibration)
     plan = _plan(recipe, target_name, prompts, session)
     checked = spine.open_artifact(plan, artifact, reference, prompts, session)
@@ -212,9 +215,10 @@ def verify(
 @format_option
 @scheme_option
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
+@final_option
 def package(
     artifact: Path, report: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None,
-    as_json: bool, out: Path, formats: tuple[str, ...], schemes: tuple[str, ...], strict: bool,
+    as_json: bool, out: Path, formats: tuple[str, ...], schemes: tuple[str, ...], strict: bool, final: bool,
 ) -> None:  # fmt: skip
     """Package ARTIFACT, which REPORT judged, as a bundle and an archive.
 
@@ -227,7 +231,7 @@ def package(
     from edgekit.cli.show import print_json
     from edgekit.workspace import open_product
 
-    recipe, prompts, session = _open(recipe_path, overrides, cache, out=out, strict=strict)
+    recipe, prompts, session = _open(recipe_path, overrides, cache, out=out, strict=strict, final=final)
     _keep_apart(out / "NAME", artifact, report)
     plan = _plan(recipe, target_name, prompts, session, formats, schemes)
     built = spine.package(plan, open_product(artifact, "export"), open_product(report, "verify"), prompts, session)

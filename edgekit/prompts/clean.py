@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from edgekit.duplicates import Labelled, near_copies, normalized, repeats
 from edgekit.errors import EdgekitError
-from edgekit.prompts.prompt import SPLITS, Prompt
+from edgekit.prompts.prompt import JUDGING, SPLITS, Prompt
 from edgekit.prompts.rows import Reading
 from edgekit.recipe import Recipe
 from edgekit.schema import nearest
@@ -25,7 +25,7 @@ class Splits:
     """
 
     def __init__(self, readings: Mapping[str, Reading], recipe: Recipe, where: Mapping[str, str]) -> None:
-        self.rows = {name: list(readings[name].prompts) for name in SPLITS if name in readings}
+        self.rows = {name: list(readings[name].prompts) for name in (*SPLITS, "final") if name in readings}
         self.dropped = {name: Counter(reading.dropped) for name, reading in readings.items()}
         self.unusual = {
             name: Counter({f"converted from {kind}": count for kind, count in reading.converted.items()})
@@ -41,9 +41,9 @@ class Splits:
         """
         if self._recipe.data.group:
             self._separate_groups()
-        if "verify" in self.rows:
-            self._drop_contradictions()
-            self._drop_repeats()
+        for name in (name for name in JUDGING if name in self.rows):
+            self._drop_contradictions(name)
+            self._drop_repeats(name)
         self._separate()
         self._count_contradictions()
         if self._recipe.data.label:
@@ -106,31 +106,31 @@ class Splits:
                 )
             self._keep(earlier, set(shared), "of groups that another split has")
 
-    def _drop_contradictions(self) -> None:
-        """Of a text of verify whose copies have different labels none stays, as none is known right."""
-        conflicts = self._contradicting("verify")
+    def _drop_contradictions(self, name: str) -> None:
+        """Of a text of a split that judges whose copies have different labels none stays, as none is known right."""
+        conflicts = self._contradicting(name)
         if conflicts and self._refuses:
             first = conflicts[0][0][1]
             second = next(row for _, row in conflicts[0] if row.label != first.label)
             raise EdgekitError(
-                f"{self._where['verify']}: verify has {len(conflicts)} texts with two labels, such as row {first.row}"
+                f"{self._where[name]}: {name} has {len(conflicts)} texts with two labels, such as row {first.row}"
                 f" ({first.text!r}) and row {second.row} ({second.text!r}) with the labels {first.label!r} and"
                 f" {second.label!r}; nobody knows which is right: mend them, or set {_DROP} to drop them"
             )
-        self._keep("verify", {index for group in conflicts for index, _ in group}, "with contradicting labels")
+        self._keep(name, {index for group in conflicts for index, _ in group}, "with contradicting labels")
 
-    def _drop_repeats(self) -> None:
-        """Texts that verify has more than once would count as independent prompts in every bound: the first stays."""
-        found = repeats(self._labelled("verify"), masks_unlabelled=self._masks_unlabelled)
+    def _drop_repeats(self, name: str) -> None:
+        """Texts that a judging split has more than once would count as independent prompts in every bound: the first stays."""
+        found = repeats(self._labelled(name), masks_unlabelled=self._masks_unlabelled)
         if found and self._refuses:
             later, earlier = next(iter(found.items()))
-            first, second = self.rows["verify"][earlier], self.rows["verify"][later]
+            first, second = self.rows[name][earlier], self.rows[name][later]
             raise EdgekitError(
-                f"{self._where['verify']}: verify has {len(found)} texts that repeat another of its texts {_NEARLY}, such as"
+                f"{self._where[name]}: {name} has {len(found)} texts that repeat another of its texts {_NEARLY}, such as"
                 f" row {first.row} ({first.text!r}) and row {second.row} ({second.text!r}); repeated texts prove nothing twice:"
                 f" remove them, or set {_DROP} to drop them"
             )
-        self._keep("verify", set(found), "near duplicates")
+        self._keep(name, set(found), "near duplicates")
 
     def _separate(self) -> None:
         """Texts of earlier splits that a later one has too; the later keeps its own."""

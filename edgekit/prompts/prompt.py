@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 SPLITS = ("train", "calibrate", "verify")
+# What verdicts are made on: each text counts once. The final split is for the last one, and in no other's way.
+JUDGING = ("verify", "final")
 
 
 @dataclass(frozen=True, kw_only=True)

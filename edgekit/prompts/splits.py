@@ -37,6 +37,9 @@ def sources(recipe: Recipe, splits: Sequence[str]) -> dict[str, Path | str]:
     its train file, which both then name. Raises EdgekitError naming the missing key or file.
     """
     data = recipe.data
+    if "final" in splits:
+        own = {"final": _existing(recipe, {"final": data.final} if data.final else {}, "final")}
+        return {**sources(recipe, [name for name in splits if name != "final"]), **own}
     named = {name: getattr(data, name) for name in SPLITS if getattr(data, name)}
     if named and data.path:
         raise EdgekitError(f"{recipe.path}: data: give either path or a file per split, not both")
@@ -88,14 +91,18 @@ def _existing(recipe: Recipe, named: Mapping[str, str], name: str) -> Path:
 
 def read_splits(recipe: Recipe, splits: Sequence[str]) -> dict[str, Reading]:
     """The rows of each needed split as prompts. Raises EdgekitError as `sources`, `read_table` and `read_prompts` do."""
+    if "final" in splits:
+        own = read_prompts(
+            _table(recipe, Path(sources(recipe, ["final"])["final"])), recipe.data, str(recipe.data.final)
+        )
+        return {**read_splits(recipe, [name for name in splits if name != "final"]), "final": own}
     where, data = sources(recipe, splits), recipe.data
     if isinstance(where.get("*"), str):
         return _read_hub(str(where["*"]), recipe, splits)
     read: dict[Path, Reading] = {}
     for path in map(Path, where.values()):
         if path not in read:
-            table = read_table(path, delimiter=data.delimiter, encoding=data.encoding)
-            read[path] = read_prompts(table, data, str(path))
+            read[path] = read_prompts(_table(recipe, path), data, str(path))
     if "*" not in where:
         parts = {name: read[Path(where[name])] for name in splits}
         carved = data.path is not None and "calibrate" in splits and _from_train(recipe)
@@ -108,6 +115,10 @@ def read_splits(recipe: Recipe, splits: Sequence[str]) -> dict[str, Reading]:
     whole = read[Path(where["*"])]
     parts = _divide(whole, recipe, splits, calibrate=rule.calibrate, verify=rule.verify)
     return {name: parts[name] for name in splits}
+
+
+def _table(recipe: Recipe, path: Path) -> Table:
+    return read_table(path, delimiter=recipe.data.delimiter, encoding=recipe.data.encoding)
 
 
 def _from_train(recipe: Recipe) -> bool:
