@@ -1,8 +1,9 @@
 """CHECKPOINT_KEYS: what the files of a checkpoint can say, and what edgekit does with each key.
 
-A value begins with one word: "applied" (edgekit's answers follow it), "harmless" (it changes no answer), or "refused" (edgekit
-refuses the checkpoint where the key says something). `edgekit inspect` on a checkpoint shows them; sentence-transformers' files
-may hold no other key. Of the other files an unknown key is told, and the check "as the original" compares the answers.
+A value begins with one word: "applied" (edgekit's answers follow it), "harmless" (it changes no answer), "refused" (edgekit
+refuses the checkpoint where the key says something) or "told" (a warning says that it is not applied). `edgekit inspect` on a
+checkpoint shows them. sentence-transformers' files may hold no other key; of the others an unknown key is told, and the check
+as_original compares the answers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,47 @@ POOLING, DENSE, NORMALIZE, LAYER_NORM, DROPOUT = (
     f"{kind}/config.json" for kind in ("Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")
 )
 
+# Keys of config.json that are not here shape the model that transformers builds.
+_BY_TRANSFORMERS = "applied: by transformers, whose model is measured, traced and compared"
+
 CHECKPOINT_KEYS: dict[str, dict[str, str]] = {
+    "config.json": {
+        "_name_or_path": "harmless: where it came from",
+        "architectures": "applied: a classifier must be one here",
+        "auto_map": "refused: of families that transformers has not; else its own class is used",
+        "eos_token_id": "applied: to answers of decoders",
+        "id2label": "applied: the labels' names, in the order of the logits",
+        "label2id": "harmless: id2label says it",
+        "max_position_embeddings": "applied: the longest data.max_length",
+        "model_type": "applied: the family",
+        "num_labels": "applied",
+        "output_attentions": "harmless: the first output answers",
+        "output_hidden_states": "harmless: the first output answers",
+        "pad_token_id": "applied: the token of padding, which is masked",
+        "problem_type": "applied: single labels; others are refused",
+        "quantization_config": "refused: weights that are packed already",
+        "return_dict": "harmless",
+        "task_specific_params": "harmless",
+        "tokenizer_class": "applied: where tokenizer_config.json names none",
+        "transformers_version": "harmless: who wrote it",
+        "use_cache": "harmless: to answers",
+    },
+    "generation_config.json": {
+        "_from_model_config": "harmless",
+        "bos_token_id": "harmless: the tokenizer says what begins a text",
+        "do_sample": "harmless: answers are compared greedily; who runs the model chooses",
+        "eos_token_id": "applied: the tokens that end an answer, with the tokenizer's own",
+        "max_length": "harmless: who runs the model chooses",
+        "max_new_tokens": "harmless: who runs the model chooses",
+        "min_p": "harmless: who runs the model chooses",
+        "no_repeat_ngram_size": "told: `generate` applies it, the bundles do not",
+        "pad_token_id": "harmless: padding is masked",
+        "repetition_penalty": "told: `generate` applies it, the bundles do not",
+        "temperature": "harmless: who runs the model chooses",
+        "top_k": "harmless: who runs the model chooses",
+        "top_p": "harmless: who runs the model chooses",
+        "transformers_version": "harmless: who wrote it",
+    },
     "tokenizer_config.json": {
         "add_bos_token": "applied: a text begins with the token, or does not",
         "add_eos_token": "applied: a text ends with the token, or does not",
@@ -179,8 +220,9 @@ def look_up(folder: Path) -> dict[str, dict[str, str]]:
         content = read_json(folder / file) if (folder / file).is_file() else None
         entries = content if isinstance(content, list) else [content]
         keys = dict.fromkeys(key for entry in entries if isinstance(entry, dict) for key in entry)
+        usual = _BY_TRANSFORMERS if file == "config.json" else "unknown"
         if keys:
-            found[file] = {key: table.get(key, "unknown") for key in sorted(keys)}
+            found[file] = {key: table.get(key, usual) for key in sorted(keys)}
     return found
 
 

@@ -85,6 +85,7 @@ def _inspect_folder(folder: Path) -> dict[str, Any]:
 
 
 def _inspect_model(folder: Path) -> dict[str, Any]:
+    from edgekit.checkpoint_keys import look_up
     from edgekit.model import Model
 
     model = Model(folder=folder)
@@ -103,6 +104,7 @@ def _inspect_model(folder: Path) -> dict[str, Any]:
         "tensors": len(tensors),
         "largest": largest((name, info.dtype, info.shape, info.end - info.begin) for name, info in tensors.items()),
         "tokenizer": _tokenizer(folder),
+        "keys": look_up(folder),
         "made_by": {step: _facts(folder, step) for step in ("finetune", "distill") if _facts(folder, step)},
         "remote_code": "auto_map: edgekit refuses it" if "auto_map" in config else None,
     }
