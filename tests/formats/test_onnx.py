@@ -388,3 +388,19 @@ def test_any_onnx_file_is_described(exported: onnx.ModelProto, tmp_path: Path) -
         format_onnx.describe_file(tmp_path / "bad.onnx")
     with pytest.raises(EdgekitError, match=r"missing\.onnx"):
         format_onnx.describe_file(tmp_path / "missing.onnx")
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    """Answers that are not numbers, of another shape, or of a float file another's, are no export."""
+    from edgekit.formats.onnx import _check_written
+
+    right = np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32)
+    _check_written(tmp_path / "model.onnx", right + 1e-5, right, exact=True)
+    _check_written(tmp_path / "model.onnx", right + 0.5, right, exact=False)
+    for answers, said in (
+        (right[:1], r"answers \[1, 2\], the float model \[2, 2\]"),
+        (np.where(right > 3, np.inf, right), "NaN or infinite answers on 1 of 2 calibrate prompts"),
+        (right + 0.01, r"answers 0\.01 away from the float model"),
+    ):
+        with pytest.raises(EdgekitError, match=said):
+            _check_written(tmp_path / "model.onnx", answers, right, exact=True)

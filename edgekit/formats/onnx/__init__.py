@@ -44,6 +44,9 @@ SCHEME_FOR: Mapping[str, str] = {}
 FILE = "model.onnx"
 # Bits of a weight, scales included, of what decoders can be (blocks of 32 weights share a 16-bit scale).
 DECODER_BITS = {"fp32": 32.0, "int8-dynamic": 8.0, "w8": 8.5, "w4": 4.5}
+# How far a float file that was read back may be from the graph that was written, as a share of the largest answer: the order of
+# sums may differ between two sessions, nothing else.
+WRITTEN = 1e-4
 # Prompts that candidates are compared on: enough to rank them, few enough for a minute on two cores.
 TRIAL_PROMPTS = 128
 
@@ -220,7 +223,7 @@ def write_encoder(
             "float": [key for key in linears if key not in set(written.quantized)],
         },
         "choices": dict(written.choices),
-        "calibrate_score": _scores(path, on, written.config_entries),
+        "calibrate_score": _scores(path, on, written.config_entries, exact=written.scheme == "fp32"),
         "layers": layer_errors(written.exact, written.model, on.ids, pad_id, written.config_entries),
     }
 
@@ -387,10 +390,31 @@ def _refuse_silent_success(written: _Written, size: int, float_size: int, linear
         )
 
 
-def _scores(path: Path, on: Trial, entries: Mapping[str, str]) -> dict[str, float]:
+def _scores(path: Path, on: Trial, entries: Mapping[str, str], *, exact: bool) -> dict[str, float]:
     """How near the written file's answers are to the float graph's on the trial's prompts, in onnxruntime's integers."""
     from edgekit.formats.onnx.session import Session
 
     answers = Session(path, entries=entries).outputs(on.ids, on.pad_id)
+    _check_written(path, answers, on.reference, exact=exact)
     perfect = float(on.score(on.reference, on.reference))
     return {"score": float(on.score(on.reference, answers)), "float": perfect, "prompts": float(len(on.ids))}
+
+
+def _check_written(path: Path, answers: NDArray[np.float32], reference: NDArray[np.float32], *, exact: bool) -> None:
+    """Raise EdgekitError where the file on disk answers with other shapes than the float graph, or not with numbers, or as a
+    float file otherwise than by rounding."""
+    import numpy as np
+
+    if answers.shape != reference.shape:
+        raise EdgekitError(f"{path.name}: answers {list(answers.shape)}, the float model {list(reference.shape)}")
+    if not np.isfinite(answers).all():
+        rows = int((~np.isfinite(answers)).any(axis=1).sum())
+        raise EdgekitError(
+            f"{path.name}: NaN or infinite answers on {rows} of {len(answers)} calibrate prompts, where the float model's are"
+            " finite: the scheme overflows; use --scheme fp32 or w8"
+        )
+    apart = float(np.abs(answers - reference).max(initial=0.0))
+    if exact and apart > WRITTEN * max(float(np.abs(reference).max(initial=0.0)), 1.0):
+        raise EdgekitError(
+            f"{path.name}: as it was read back it answers {apart:.3g} away from the float model; check the disk, and export again"
+        )
