@@ -136,8 +136,8 @@ def test_each_verb_is_a_function_of_the_same_name(name: str) -> None:
 
 def test_small_verbs_live_with_their_nouns() -> None:
     from edgekit.devices import doctor
-    from edgekit.inspect import inspect as look
     from edgekit.init import init
+    from edgekit.inspect import inspect as look
 
     assert [one.__name__ for one in (doctor, look, init)] == ["doctor", "inspect", "init"]
 
