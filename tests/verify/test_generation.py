@@ -19,8 +19,9 @@ from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_
 from edgekit.prompts import Prompt
 from edgekit.record import record
 from edgekit.report import read_report, terminal_table
+from edgekit.runtimes import neighbours
 from edgekit.target import Target, load_target
-from edgekit.verify import gate, generation, verify
+from edgekit.verify import gate, generation, hardware, latency, verify
 from edgekit.verify.gate import Look
 from edgekit.verify.generation import Said, judge, plain
 from edgekit.verify.margins import default_limits, read_limits
@@ -200,6 +201,24 @@ def test_a_sound_file_passes(bench: Bench, verified: Callable[..., dict[str, Any
     table = "\n".join(terminal_table(report))
     assert "kl_vs_student" in table
     assert "perplexity" in table
+
+
+def test_first_tokens_and_rates_are_of_several_processes(
+    bench: Bench, verified: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "PROCESSES", latency.FEWEST)
+    monkeypatch.setattr(hardware, "mismatches", lambda *_: [])
+    monkeypatch.setattr(hardware, "scales", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(neighbours, "disturbances", lambda *_: [])
+    target = make_target(tmp_path, budget="ttft_ms = 60000\ntokens_per_second = 0.01\np95_ms = 60000")
+    report = verified(bench.q8_0, target=target)
+    for name in ("ttft_ms", "tokens_per_second", "p95_ms"):
+        check = report["by_name"][name]
+        assert (check["verdict"], check["looks"]) == ("pass", 1), check
+        assert "5 processes, " in check["detail"]
+        assert check["measured"] > 0
+    again = verified(bench.q8_0, target=make_target(tmp_path, budget="tokens_per_second = 1e9"))
+    assert (again["by_name"]["tokens_per_second"]["verdict"], again["measurement"]) == ("fail", 2)
 
 
 def test_a_harmed_head_fails(bench: Bench, verified: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
