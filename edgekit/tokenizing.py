@@ -40,8 +40,10 @@ def encode(
         if isinstance(bad, TypeError | UnicodeEncodeError) or type(bad) is Exception or _is_panic(bad):
             guilty = _guilty(tokenizer, texts)
             shown = repr(guilty[:_SHOWN]) + "..." * (len(guilty) > _SHOWN)
+            # What the library says of a half character names its own types.
+            why = "it is not Unicode" if isinstance(bad, TypeError | UnicodeEncodeError) else first_line(bad)[:200]
             raise EdgekitError(
-                f"{where}: it does not take the text {shown}: {first_line(bad)[:200]}; take"
+                f"{where}: it does not take the text {shown}: {why}; take"
                 " the text out of the data, or a model with another tokenizer"
             ) from bad
         raise

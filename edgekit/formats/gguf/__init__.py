@@ -111,6 +111,7 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization, note_context
     from edgekit.formats.gguf.mixture import mix
     from edgekit.formats.gguf.plan import plan, shapes
+    from edgekit.formats.gguf.running import check_running
     from edgekit.formats.gguf.tokenizer import general_name, vocabulary
     from edgekit.runtimes.machine import available_cores
 
@@ -148,6 +149,9 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         )
     conversations = source.conversations if source.output == "tokens" else None
     parity = check_reading(model, out / FILE, source.texts, conversations)
+    described = describe_file(out / FILE, made["sha256"])
+    if source.output == "tokens":
+        facts["running"] = check_running(model.folder, out / FILE, source.ids, described["bits"])
     made_facts = {
         "scheme": options.scheme,
         "quantized": made["types"],
@@ -159,7 +163,7 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         ],
         "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
     }
-    return describe_file(out / FILE, made["sha256"]) | facts | made_facts
+    return described | facts | made_facts
 
 
 def check_reading(
@@ -174,7 +178,7 @@ def check_reading(
         "edgekit.formats.gguf:reading_here",
         what=f"{file}: llama.cpp, reading its vocabulary",
         remedy=f"it is no file that llama.cpp can open; convert {model.folder} again, or fetch it again",
-        folder=str(model.folder),
+        model={"folder": str(model.folder), "tokenizer_text": model.tokenizer_text, "as_file": model.as_file},
         file=str(file),
         texts=list(texts),
         conversations=None if conversations is None else [list(one) for one in conversations],
@@ -183,17 +187,20 @@ def check_reading(
 
 
 def reading_here(
-    folder: str, file: str, texts: Sequence[str], conversations: Sequence[Sequence[Mapping[str, Any]]] | None
+    model: Mapping[str, Any],
+    file: str,
+    texts: Sequence[str],
+    conversations: Sequence[Sequence[Mapping[str, Any]]] | None,
 ) -> dict[str, Any]:
     """{texts, limits, ...} of `parity.check_parity`, with `chat` of `chat_parity.check_chat_parity`, in this process."""
     from edgekit.formats.gguf.chat_parity import check_chat_parity
     from edgekit.formats.gguf.parity import check_parity
 
-    model = Model(folder=Path(folder))
-    parity = check_parity(model, Path(file), texts)
+    opened = Model(**{**model, "folder": Path(model["folder"])})
+    parity = check_parity(opened, Path(file), texts)
     if conversations is None:
         return parity
-    chat = check_chat_parity(model, Path(file), conversations)
+    chat = check_chat_parity(opened, Path(file), conversations)
     return parity | {"chat": chat, "limits": [*parity["limits"], *chat["limits"]]}
 
 

@@ -284,8 +284,9 @@ def _check_tokens(source: TokenizerFiles, keys: Mapping[str, Value]) -> None:
     tokens = keys["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
     for place, token in enumerate(tokens):
-        if not token or token in seen:
-            other = f"the token {seen[token]} again" if token else "empty"
+        # A zero byte ends a text of C's.
+        if not token or token in seen or "\0" in token:
+            other = f"the token {seen[token]} again" if token in seen else "empty"
             raise EdgekitError(
                 f"{source.where}: the token {place} ({source.pieces.get(place)!r}) is {other} to llama.cpp"
             )

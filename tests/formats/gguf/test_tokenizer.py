@@ -249,16 +249,18 @@ def test_cased_word_piece_keeps_accents(tmp_path: Path, classifier: Path) -> Non
         tokenizer = Tokenizer.from_file(str(classifier / "tokenizer.json"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
         tokenizer.save(str(classifier / "tokenizer.json"))
-        keys = vocabulary(Model(folder=classifier))
+        keys = vocabulary(Model(folder=classifier, as_file=True))
         told = [keys[f"tokenizer.ggml.normalizer.{name}"] for name in ("lowercase", "strip_accents")]
         assert told == [lowercase, lowercase]
         check_parity(
-            Model(folder=classifier), write(Model(folder=classifier), tmp_path / "m.gguf"), ["Turn the Light on"]
+            Model(folder=classifier, as_file=True),
+            write(Model(folder=classifier, as_file=True), tmp_path / "m.gguf"),
+            ["Turn the Light on"],
         )
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     tokenizer.save(str(classifier / "tokenizer.json"))
     with pytest.raises(EdgekitError, match=r"\[CLS\] before"):
-        vocabulary(Model(folder=classifier))
+        vocabulary(Model(folder=classifier, as_file=True))
 
 
 def test_rows_beyond_the_tokens_are_unused(tmp_path: Path) -> None:
@@ -424,12 +426,13 @@ def test_a_template_that_llama_cpp_would_read_otherwise(tmp_path: Path) -> None:
     (model.folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     with pytest.raises(EdgekitError, match=r"tokenizer\.chat_template: not the checkpoint's"):
         check_chat_parity(model, path)
-    model = chat_model(tmp_path / "other", "{{ messages[-1].content }}")
+    model = chat_model(tmp_path / "other", "{% for m in messages %}{{ m.content }}{% endfor %}")
     path = write(model, tmp_path / "other.gguf", pre="default")
     with pytest.raises(EdgekitError, match=r"reads a conversation otherwise than the original \(.*the original has \["):
         check_chat_parity(model, path)
     model = chat_model(
-        tmp_path / "refuses", "{% if messages|length > 1 %}{{ raise_exception('one only') }}{% endif %}hello"
+        tmp_path / "refuses",
+        "{% if messages|length > 1 %}{{ raise_exception('one only') }}{% endif %}{{ messages[0].content }}",
     )
     path = write(model, tmp_path / "refuses.gguf")
     assert "default: several turns" in check_chat_parity(model, path)["refused"]

@@ -22,7 +22,7 @@ from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.types import SCHEMES
 from edgekit.model import load_model
 from edgekit.package import open_speaker, package, run_bundle
-from edgekit.runtimes import llama, ort
+from edgekit.runtimes import ort
 from edgekit.target import load_target
 from edgekit.workspace import file_sha256, write_product
 from tests.architectures.decoders import ROOMS, make_decoder, orders
@@ -119,10 +119,9 @@ def test_every_scheme_is_what_was_predicted(decoder: Source, tmp_path: Path, sch
     assert (tmp_path / "out" / "imatrix.gguf").is_file() is weighed
     assert ("quantize.imatrix.file" in file.metadata) is weighed
     assert facts["parity"]["chat"]
-    with_ids = [5, 76, 267, 79]
-    opened = llama.generator(file.path, {"threads": 1})
-    assert np.isfinite(opened.logits(with_ids)).all()
-    opened.close()
+    # Loaded whole, and run beside the float model.
+    assert facts["running"]["sequences"] == 4
+    assert 0 < facts["running"]["logits"] < 0.8 * facts["running"]["bound"]
 
 
 def test_a_mixture_takes_the_bytes_of_its_model(
