@@ -52,7 +52,7 @@ def check_chat_parity(model: Model, gguf: Path, conversations: Sequence[Conversa
         for place, conversation in enumerate(conversations):
             chat.compare(default, f"conversation {place + 1}", conversation, None, needed=True)
         if served.program:
-            served.check(chat.texts)
+            served.check(chat.texts, chat.special.get("bos_token", ""))
         facts |= {"rendered": chat.rendered, "limits": sorted(chat.comparison.limits.values())}
     return facts | {"engine": served.name or PYTHON}
 

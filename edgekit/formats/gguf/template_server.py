@@ -41,16 +41,16 @@ class Served:
         self.program = os.environ.get(VARIABLE) or shutil.which("llama-server")
         self.name: str | None = None
 
-    def check(self, texts: Sequence[tuple[str, Request, str]]) -> None:
+    def check(self, texts: Sequence[tuple[str, Request, str]], begin: str) -> None:
         """Compare what the server makes of each request with the original's text; (title, request, text) each.
 
-        Raises EdgekitError that shows the first difference, and where the server does not take the template or the file.
+        begin: the token that the server takes off a text's beginning, for its tokenizer to add it. Raises EdgekitError that
+        shows the first difference, and where the server does not take the template or the file.
         """
         with self._running() as port:
             for title, asked, wanted in texts:
                 found = self._apply(port, title, asked)
-                # The server's tokenizer adds the beginning, which the server takes off the text.
-                if found != wanted and not (found and wanted.endswith(found) and len(wanted) - len(found) < _SHOWN):
+                if found not in {wanted, wanted.removeprefix(begin)}:
                     raise EdgekitError(
                         f"{self.file}: llama-server writes a conversation otherwise than the original ({title}):"
                         f" {found[:_SHOWN]!r} instead of {wanted[:_SHOWN]!r}; write the template otherwise, or --format onnx"

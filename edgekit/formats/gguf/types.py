@@ -7,6 +7,7 @@ llama-cpp-python 0.3.36), without what edgekit has no family for: mixtures of ex
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ class ModelFacts:
 class Chosen:
     """The type of every tensor by its GGUF name, and what a person should know of the choice.
 
-    `fallbacks` has a sentence for each tensor whose rows do not fit the type that the scheme wants. `uncovered` are the
+    `fallbacks` has one sentence on the tensors whose rows do not fit the type that the scheme wants. `uncovered` are the
     tensors of layers whose type weighs errors by importance and that the importance matrix does not cover; of embedding,
     head and classifier nothing is asked, because llama-imatrix does not measure them.
     """
@@ -158,7 +159,7 @@ def choose_types(tensors: Sequence[Shape], scheme: str, *, facts: ModelFacts, im
     shared = facts.heads // facts.kv_heads if facts.kv_heads else 0
 
     types: dict[str, str] = {}
-    fallbacks: list[str] = []
+    fallbacks: list[tuple[str, str, int]] = []
     for one in order:
         if not quantizable(one):
             types[one.name] = "f32"
@@ -176,13 +177,35 @@ def choose_types(tensors: Sequence[Shape], scheme: str, *, facts: ModelFacts, im
                 kind = _ruled(wanted.down, kind, place, downs.index(one.name), facts.layers)
         types[one.name] = fitting = fit(kind, one.columns)
         if fitting != kind:
-            fallbacks.append(f"{one.name}: rows of {one.columns} do not fit {kind}, taken: {fitting}")
+            fallbacks.append((kind, fitting, one.columns))
     return Chosen(
         types=types,
         file_type=wanted.file_type,
-        fallbacks=tuple(fallbacks),
+        fallbacks=_told(fallbacks, order, types, scheme),
         uncovered=uncovered(types, imatrix),
     )
+
+
+def _told(
+    fallbacks: Sequence[tuple[str, str, int]], tensors: Sequence[Shape], types: Mapping[str, str], scheme: str
+) -> tuple[str, ...]:
+    """One sentence on the (wanted type, taken type, columns) of all that does not fit; what it comes to in bits a weight."""
+    if not fallbacks:
+        return ()
+    kinds = [
+        f"{kind} -> {fitting} ({count})" for (kind, fitting), count in Counter(pair[:2] for pair in fallbacks).items()
+    ]
+    widths = sorted({columns for _, _, columns in fallbacks})
+    matrices = [one for one in tensors if quantizable(one)]
+    values = {one.name: one.rows * one.columns for one in matrices}
+    bits = sum(8 * TYPES[types[name]].bytes / TYPES[types[name]].block * count for name, count in values.items())
+    usual = SCHEMES[scheme].type
+    named = "" if usual in types.values() else f"; no tensor is {usual}, whatever the scheme is called"
+    told = (
+        f"{scheme}: rows of {', '.join(map(str, widths))} do not fit the types of {len(fallbacks)} of {len(matrices)} matrices:"
+        f" {', '.join(kinds)}; {bits / sum(values.values()):.2f} bits a weight in all{named}"
+    )
+    return (told,)
 
 
 def quantizable(tensor: Shape) -> bool:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from edgekit.chat_template import converse, sandbox
+from edgekit.errors import EdgekitError
+from edgekit.formats.gguf.chat_parity import check_chat_parity
 from edgekit.formats.gguf.template_audit import Audit, unreadable
+from edgekit.verify.checks import check_reading
+from tests.architectures.decoders import BEGIN, END, SPECIAL
+from tests.formats.gguf.test_tokenizer import chat_model
+from tests.llama_files import write_llama
+from tests.llama_programs import serve
 from tests.test_chat_template import CHATML, GEMMA, LLAMA3, MISTRAL
+from tests.tokenizers_made import write
 
 ASKED = [
     {"role": "system", "content": "Be brief: übrigens."},
@@ -100,3 +111,43 @@ def test_what_the_engine_has_is_not(name: str) -> None:
         compiled=audit.from_string(FINE[name]),
     )
     assert list(audit.found) == []
+
+
+@pytest.mark.parametrize("name", ["percent", "raw", "format", "length", "cycle"])
+def test_a_template_that_the_engine_has_not_is_refused(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
+    body, what = (REFUSED | OTHERWISE)[name]
+    template = WORDS.replace("BODY", body)
+    model = chat_model(tmp_path / "model", template)
+    file = write(model, tmp_path / "model.gguf")
+    with pytest.raises(EdgekitError, match="what llama.cpp's template engine has not: " + re.escape(what)):
+        check_chat_parity(model, file, [ASKED[1:]])
+
+
+def test_what_wrote_a_conversation_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
+    model = chat_model(tmp_path / "model", CHATML)
+    told = check_chat_parity(model, write(model, tmp_path / "model.gguf"), [ASKED])
+    assert told["engine"] == "Python's Jinja, watched for what llama.cpp's engine has not"
+    (check,) = check_reading({"texts": 1, "chat": told}, None)
+    assert "the template ran in Python's Jinja" in str(check.detail)
+
+
+@pytest.mark.parametrize("name", [*FINE, "format", "length", "upper", "split", "percent", "raw"])
+def test_llama_server_agrees(name: str, tmp_path: Path, talker: Path) -> None:
+    """What is named llama-server refuses, or writes otherwise; what is not it writes as transformers does."""
+    pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
+    template = FINE.get(name) or WORDS.replace("BODY", (REFUSED | OTHERWISE)[name][0])
+    (tmp_path / "template.jinja").write_text(template, encoding="utf-8")
+    file = write_llama(talker, tmp_path / "model.gguf")
+    options = ("-c", "256", "-t", "1", "-np", "1", "--jinja", "--chat-template-file", str(tmp_path / "template.jinja"))
+    if name in {"percent", "raw"}:
+        with pytest.raises(pytest.fail.Exception, match="did not start"), serve(file, tmp_path / "log", *options):
+            pass
+        return
+    messages = ASKED[1:] if name == "gemma" else ASKED
+    with serve(file, tmp_path / "log", *options) as server:
+        found = server.ask("/apply-template", messages=messages)["prompt"]
+    tokens = {"bos_token": SPECIAL[BEGIN], "eos_token": SPECIAL[END]}
+    wanted = converse(template, messages, generation_prompt=True, special_tokens=tokens)
+    assert (found in {wanted, wanted.removeprefix(SPECIAL[BEGIN])}) == (name in FINE)

@@ -260,8 +260,14 @@ def test_types_are_llama_cpps_at_every_depth(architecture: str) -> None:
 def test_fallbacks_are_told() -> None:
     net = NETS["qwen odd rows"]
     chosen = choose_types(net.shapes(), "q4_k_m", facts=net.facts)
-    assert "blk.0.attn_q.weight: rows of 320 do not fit q4_k, taken: q5_0" in chosen.fallbacks
-    assert not any("token_types" in line or "norm" in line for line in chosen.fallbacks)
+    (told,) = chosen.fallbacks
+    assert (
+        "q4_k_m: rows of 96, 320 do not fit the types of 64 of 65 matrices: q4_k -> q5_0 (54), q6_k -> q8_0 (10)"
+        in told
+    )
+    weights = {one.name: one.rows * one.columns for one in net.shapes() if chosen.types[one.name] != "f32"}
+    stored = sum(8 * row_bytes(chosen.types[name], 320) / 320 * count for name, count in weights.items())
+    assert f"; {stored / sum(weights.values()):.2f} bits a weight in all; no tensor is q4_k" in told
     assert choose_types(NETS["llama untied"].shapes(), "q4_k_m", facts=net.facts).fallbacks == ()
     assert fit("iq4_xs", 320) == "iq4_nl"
     assert fit("q4_0", 40) == "f16"
