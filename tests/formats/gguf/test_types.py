@@ -27,7 +27,7 @@ from edgekit.formats.gguf.types import (
 gguf = pytest.importorskip("gguf", reason="the [gguf] extra is not installed")
 llama_cpp = pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
 
-from edgekit.formats.gguf.ggml import TYPES, quantize  # noqa: E402
+from edgekit.formats.gguf.ggml import TYPES, quantize, row_bytes  # noqa: E402
 
 Array = NDArray[np.float32]
 
