@@ -263,6 +263,26 @@ def test_cased_word_piece_keeps_accents(tmp_path: Path, classifier: Path) -> Non
         vocabulary(Model(folder=classifier, as_file=True))
 
 
+def test_letters_that_our_texts_alone_have_are_a_limit(tmp_path: Path, classifier: Path) -> None:
+    """Lower-casing without stripping accents, as German models have it: a dotted capital I is two characters in Python."""
+    path = classifier / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocab = content["model"]["vocab"]
+    piece = next(piece for piece in vocab if piece.isalpha())
+    content["model"]["vocab"] = {("istanbul" if one == piece else one): place for one, place in vocab.items()}
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    tokenizer.save(str(path))
+    model = Model(folder=classifier, as_file=True)
+    file = write(model, tmp_path / "m.gguf")
+    told = check_parity(model, file, ["turn the light on"])
+    assert any("of our" in limit and "texts are read otherwise, as 'İstanbul" in limit for limit in told["limits"])
+    with pytest.raises(
+        EdgekitError, match=r"reads a text otherwise than the original tokenizer \(prompts; .*: 'in İstanbul'"
+    ):
+        check_parity(model, file, ["in İstanbul"])
+
+
 def test_rows_beyond_the_tokens_are_unused(tmp_path: Path) -> None:
     tokenizer = byte_level(QWEN2)
     model = save(tokenizer, tmp_path / "model", rows=1024)
