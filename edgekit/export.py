@@ -78,6 +78,8 @@ def export(
     facts = format_.write(source, chosen, out)
     facts |= _shared(model, task, max_length, out)
     if kind.OUTPUT == "tokens":
+        if runtime.NAME == llama.NAME:
+            facts["running"] = check_running(student, out / facts["file"], ids, facts["bits"])
         return facts
     fitting = runtime.joined({}, facts["runtime_options"])
     answers = runtime.outputs(out / facts["file"], ids, pad_id=source.pad_id, options=fitting)

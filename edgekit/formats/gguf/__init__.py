@@ -111,7 +111,6 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization, note_context
     from edgekit.formats.gguf.mixture import mix
     from edgekit.formats.gguf.plan import plan, shapes
-    from edgekit.formats.gguf.running import check_running
     from edgekit.formats.gguf.tokenizer import general_name, vocabulary
     from edgekit.runtimes.machine import available_cores
 
@@ -149,9 +148,6 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         )
     conversations = source.conversations if source.output == "tokens" else None
     parity = check_reading(model, out / FILE, source.texts, conversations)
-    described = describe_file(out / FILE, made["sha256"])
-    if source.output == "tokens":
-        facts["running"] = check_running(model.folder, out / FILE, source.ids, described["bits"])
     made_facts = {
         "scheme": options.scheme,
         "quantized": made["types"],
@@ -163,7 +159,7 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         ],
         "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
     }
-    return described | facts | made_facts
+    return describe_file(out / FILE, made["sha256"]) | facts | made_facts
 
 
 def check_reading(

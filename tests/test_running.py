@@ -14,9 +14,9 @@ from edgekit.formats.gguf import check_reading
 from edgekit.formats.gguf.convert import convert
 from edgekit.formats.gguf.metadata import describe_model
 from edgekit.formats.gguf.plan import plan
-from edgekit.formats.gguf.running import check_running
 from edgekit.formats.gguf.tokenizer import vocabulary
 from edgekit.model import Model, load_model
+from edgekit.running import check_running
 from tests.architectures.decoders import make_decoder
 
 pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")

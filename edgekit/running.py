@@ -36,7 +36,7 @@ def check_running(folder: Path, file: Path, ids: Sequence[Sequence[int]], bits: 
         "this is a mistake of the conversion for this checkpoint's configuration; export it as ONNX (--format onnx)"
     )
     far: float = apart(
-        "edgekit.formats.gguf.running:distance_here",
+        "edgekit.running:distance_here",
         what=f"{file}: llama.cpp, running what was written",
         remedy=remedy,
         folder=str(folder),
