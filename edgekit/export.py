@@ -12,7 +12,8 @@ from edgekit.formats import Format, Reading, Source, format_of, parse_options
 from edgekit.model import Model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
-from edgekit.runtimes import RUNTIMES, Runtime
+from edgekit.running import check_running
+from edgekit.runtimes import RUNTIMES
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
 from edgekit.tasks.contentless import ASKED
 
@@ -78,7 +79,7 @@ def export(
     facts = format_.write(source, chosen, out)
     facts |= _shared(model, task, max_length, out)
     if kind.OUTPUT == "tokens":
-        if runtime.NAME == llama.NAME:
+        if format_.RUNTIME == "llama-cpp":
             facts["running"] = check_running(student, out / facts["file"], ids, facts["bits"])
         return facts
     fitting = runtime.joined({}, facts["runtime_options"])
