@@ -13,7 +13,7 @@ from edgekit.model import Model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.running import check_running
-from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes import RUNTIMES, Runtime
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
 from edgekit.tasks.contentless import ASKED
 
