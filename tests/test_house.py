@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "report_charts",
         "report_compare",
         "report_figures",
-        "package_llama package_place",
+        "package_llama package_place running",
         "formats runtimes devices tasks",
         "model",
         "weights configuration",
