@@ -66,6 +66,7 @@ LIBRARIES = {
 }
 HEAVY = {"torch", "transformers"}
 HEAVY_PARTS = {
+    "running",
     "distill",
     "record",
     "calibrate",
