@@ -79,9 +79,7 @@ def export(
     facts = format_.write(source, chosen, out)
     facts |= _shared(model, task, max_length, out)
     if kind.OUTPUT == "tokens":
-        if format_.RUNTIME == "llama-cpp":
-            facts["running"] = check_running(student, out / facts["file"], ids, facts["bits"])
-        return facts
+        return facts | _running(format_, student, out / facts["file"], ids, facts["bits"])
     fitting = runtime.joined({}, facts["runtime_options"])
     answers = runtime.outputs(out / facts["file"], ids, pad_id=source.pad_id, options=fitting)
     facts |= _fitted(out / facts["file"], model, task, rows, answers, out_of_scope, rejection)
@@ -159,6 +157,11 @@ def file_digest(file: Path) -> str:
     Raises EdgekitError for what `adopt` refuses of its files.
     """
     return format_of(file).file_digest(file)
+
+
+def _running(format_: Format, student: Path, file: Path, ids: Sequence[Sequence[int]], bits: float) -> dict[str, Any]:
+    """That llama.cpp runs what was written as the float model; ONNX graphs are compared where they are made."""
+    return {"running": check_running(student, file, ids, bits)} if format_.RUNTIME == "llama-cpp" else {}
 
 
 def _shared(model: Model, task: str, max_length: int, out: Path) -> dict[str, Any]:
