@@ -160,10 +160,10 @@ def distill(
 
 
 def _contentless(rows: Sequence[Prompt], out_of_scope: str | None) -> list[Prompt]:
-    """Texts that say nothing, to be taught as of no class; none where the recipe knows no such texts."""
-    if out_of_scope is None:
-        return []
-    return [Prompt(text=text, label=out_of_scope) for text in untaught(row.text for row in rows)]
+    """Texts that say nothing, to be taught as of no class: a tenth of the rows at most, and none without such a class."""
+    texts = [] if out_of_scope is None else untaught(row.text for row in rows)
+    step = -(-len(texts) // max(len(rows) // 10, 1)) or 1
+    return [Prompt(text=text, label=out_of_scope) for text in texts[::step]]
 
 
 def _check_create(task: str, where: str) -> None:
