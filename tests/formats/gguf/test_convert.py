@@ -362,7 +362,10 @@ Q = "model.layers.1.self_attn.q_proj.weight"
             r"no GGUF of the family 'lama'; it does of bert, gemma2",
         ),
         (lambda at: edit(at, model_type="electra"), "no GGUF of the family 'electra'"),
-        (lambda at: edit(at, rope_parameters={"rope_type": "dynamic"}), "rope_type: unknown value 'dynamic'"),
+        (
+            lambda at: edit(at, rope_parameters={"rope_type": "dynamic"}),
+            "rope_type: llama.cpp computes .* not 'dynamic'; export as ONNX",
+        ),
         (
             lambda at: edit(at, rope_parameters={"rope_type": "linear"}),
             "rope_parameters: factor: None is not a number above zero",
@@ -376,8 +379,11 @@ Q = "model.layers.1.self_attn.q_proj.weight"
             "beta_fast: llama.cpp computes 32 in this family",
         ),
         (
-            lambda at: edit(at, rope_parameters=LONG | {"short_factor": [1.0]}),
-            "short_factor: must be a list of 6 numbers",
+            lambda at: edit(
+                at,
+                rope_parameters=LONG | {"short_factor": [1.0], "long_factor": [1.0] * 8, "partial_rotary_factor": 1.0},
+            ),
+            "short_factor: must be a list of 8 numbers",
         ),
         (lambda at: edit(at, hidden_act="gelu"), "hidden_act: llama.cpp computes 'silu' in this family, not 'gelu'"),
         (lambda at: edit(at, num_attention_heads=5), "num_attention_heads|num_key_value_heads"),
@@ -408,7 +414,11 @@ def test_a_checkpoint_that_cannot_be_one(damage: Callable[[Path], None], message
     [
         ("gemma2", {"query_pre_attn_scalar": 16}, "query_pre_attn_scalar: llama.cpp computes 24"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ("qwen3", {"rope_parameters": {"rope_type": "llama3"}}, "unknown value 'llama3'"),
+        (
+            "qwen3",
+            {"rope_parameters": {"rope_type": "llama3"}},
+            "rope_type: llama.cpp computes .* not 'llama3'; export as ONNX",
+        ),
         ("phi3", {"head_dim": 24}, "head_dim: heads of 24 channels do not make up hidden_size"),
         ("gemma2", {"layer_types": ["full_attention"]}, "layer_types: must name"),
     ],

@@ -63,13 +63,17 @@ def test_mistrals_own_window_is_the_context(tmp_path: Path) -> None:
         ),
         (
             {"rope_type": "longrope", "long_factor": ["1"] * 8, "short_factor": ["1"] * 8},
-            r"long_factor: must be a list of",
+            r"long_factor: \[.*\] is not a list of numbers",
         ),
     ],
 )
 def test_positions_that_cannot_be_computed_are_refused(rope: dict[str, Any], match: str, tmp_path: Path) -> None:
     model = load_model(make_decoder("llama", tmp_path / "model"))
     edit(model.folder, rope_parameters={"rope_theta": 1e4, "original_max_position_embeddings": 64, **rope})
-    changed = load_model(model.folder)
+
+    def describe() -> object:
+        changed = load_model(model.folder)
+        return plan(changed) and describe_model(changed)
+
     with pytest.raises(EdgekitError, match=match):
-        plan(changed) and describe_model(changed)
+        describe()
