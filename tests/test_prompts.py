@@ -485,3 +485,11 @@ def test_what_is_left_out_or_odd_is_told(tmp_path: Path) -> None:
         EdgekitError, match=r"verify has 1 texts with two labels, such as row 13 .* 'music' and 'light_on'; nobody"
     ):
         gather(recipe(tmp_path, path="data"), SPLITS, tmp_path)
+
+
+def test_texts_that_differ_by_numbers_alone_are_too_few(tmp_path: Path) -> None:
+    rows = [{"text": f"pay the bill {row}", "label": "pay"} for row in range(60)]
+    rows += [{"text": f"ship box {row}", "label": "ship"} for row in range(60)]
+    write_rows(tmp_path / "rows.csv", rows)
+    with pytest.raises(EdgekitError, match="its 120 rows are 2 texts that differ by more than numbers"):
+        gathered(recipe(tmp_path, path="rows.csv", split=Split()), tmp_path / "out")

@@ -157,6 +157,12 @@ def _divide(
     parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
     for unit, rows in units.items():
         parts[home[unit]] += rows
+    empty = [name for name in splits if not parts[name]]
+    if empty and 2 * len(units) < len(whole.prompts):
+        raise EdgekitError(
+            f"{recipe.path}: data: its {len(whole.prompts)} rows are {len(units)} texts that differ by more than numbers, case,"
+            f" punctuation and order, or groups, and none falls to {empty[0]}; add other texts, or name a file for each split"
+        )
     parts = {name: sorted(rows, key=lambda row: row.row) for name, rows in parts.items()}
     # What was left out or converted before belongs to no split yet; it is told once.
     readings = {name: Reading(prompts=rows) for name, rows in parts.items()}
