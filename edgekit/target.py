@@ -84,9 +84,12 @@ class Target:
     path: Path = Path()
 
     def budget_for(self, task: str) -> Budget:
-        """The limits for a task: `[budget]` with `[budget.<task>]` over it."""
+        """The limits for a task: `[budget]` with `[budget.<task>]` over it; EdgekitError for what is no limit."""
+        own = self.budget.get(task, {})
+        if not isinstance(own, dict):
+            raise EdgekitError(f"{self.path}: budget.{task}: should be a table of limits, got {own!r:.60}")
         shared = {key: value for key, value in self.budget.items() if not isinstance(value, dict)}
-        return parse(Budget, shared | self.budget.get(task, {}), f"{self.path}: budget")
+        return parse(Budget, shared | own, f"{self.path}: budget")
 
     def export_for(self, task: str) -> dict[str, Any]:
         """The raw `[export.<task>]` table; EdgekitError where the target has none."""
