@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "build",
         "distill record calibrate export verify package package_card report inspect cache probed init",
         "report_charts",
-        "report_compare",
+        "report_compare report_table",
         "report_figures",
         "package_llama package_place running",
         "formats runtimes devices tasks",
