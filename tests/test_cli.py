@@ -18,9 +18,11 @@ import click
 import pytest
 
 from edgekit import __version__
+from edgekit.build import Built
 from edgekit.cli import cli
-from edgekit.cli.make import TASK_NAMES
+from edgekit.cli.make import TASK_NAMES, show_built
 from edgekit.cli.options import EXAMPLES, FORMAT_NAMES
+from tests.artifacts import make_artifact, report_of
 from tests.conftest import Answer, child_environment
 
 Command = Callable[..., Answer]
@@ -516,6 +518,20 @@ def test_colours_only_on_a_terminal() -> None:
             assert child.wait(60) == 0
         os.close(primary)
         assert (b"\x1b[" in said) is coloured
+
+
+def test_a_verdict_without_a_bundle_says_why_and_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`verify` as a stage has no bundle; its reasons and remedies are told as those of a build are."""
+    report = report_of(make_artifact(tmp_path / "artifact"), "not proven")
+    show_built(Built(target="board", report=report, evidence=tmp_path / "report.json"))
+    told = capsys.readouterr().out
+    assert "what did not pass, why, and what to do" in told
+    assert re.search(r"latency p95, ms: not proven \(measured 2\.5 ms, .*\n +-> measure on the board itself", told)
+    assert "edgekit run" not in told
+    show_built(Built(target="board", report=report | {"checks": []}, bundle=tmp_path, archive=tmp_path / "a.tar.gz"))
+    told = capsys.readouterr().out
+    assert "did not pass" not in told
+    assert "edgekit run" in told
 
 
 def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
