@@ -26,6 +26,7 @@ from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.formats import FORMATS
 from edgekit.package_card import model_card
 from edgekit.package_llama import modelfile
+from edgekit.package_other import other_than_bundle
 from edgekit.package_place import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
 from edgekit.package_place import partial as partial_of
 from edgekit.report import read_report, write_html
@@ -135,12 +136,15 @@ def package(
 def open_bundle(path: Path) -> Bundle:
     """Open a bundle's folder or archive and check it against its manifest.
 
-    Raises EdgekitError for an edited manifest, a path outside the bundle, and a file that is missing or changed.
+    Raises EdgekitError for an edited manifest, a path outside the bundle, a file that is missing or changed, and what is no
+    bundle, saying what it is.
     """
+    if not (path.is_dir() or path.is_file()):
+        raise EdgekitError(f"{path}: no such bundle; name a bundle's folder or its .tar.gz")
+    if other := other_than_bundle(path):
+        raise EdgekitError(other)
     if path.is_dir():
         return Bundle(folder=path, manifest=_check_bundle(path))
-    if not path.is_file():
-        raise EdgekitError(f"{path}: no such bundle; name a bundle's folder or its .tar.gz")
     scratch = Path(tempfile.mkdtemp(prefix="edgekit-"))
     try:
         folder = _extract(path, scratch)

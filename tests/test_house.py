@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "report_charts",
         "report_compare report_table",
         "report_figures",
+        "package_other",
         "package_llama package_place running",
         "formats runtimes devices tasks",
         "model",
