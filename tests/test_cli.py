@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from edgekit import __version__
 from edgekit.build import Built
@@ -479,6 +480,24 @@ def test_a_text_ends_where_its_line_does(bundle: Path, tmp_path: Path) -> None:
         run_bundle(bundle, "--json", "--file", "-", texts="\n".join(texts).encode()),
     ):
         assert [one["text"] for one in json.loads(ran.stdout)["answers"]] == texts
+
+
+class Speaker:
+    """A model that generates, as a loader shows it."""
+
+    folder, chats = "bundle", False
+
+    def stream(self, said: str, **_: object) -> Iterator[str]:
+        yield from (said[::-1], "!")
+
+
+def test_each_of_several_texts_stands_above_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.build.open_speaker", lambda bundle: Speaker())
+    several = CliRunner().invoke(cli, ["run", "bundle", "on", "off\nnow"])
+    assert several.output == "> on\nno!\n\n> off\n> now\nwon\nffo!\n"
+    assert CliRunner().invoke(cli, ["run", "bundle", "on"]).output == "no!\n"
+    told = json.loads(CliRunner().invoke(cli, ["run", "bundle", "on", "off", "--json"]).output)
+    assert [(one["text"], one["answer"]) for one in told["answers"]] == [("on", "no!"), ("off", "ffo!")]
 
 
 def test_completion(command: Command) -> None:
