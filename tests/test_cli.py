@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from edgekit import __version__
 from edgekit.build import Built
-from edgekit.cli import cli
+from edgekit.cli import cli, show
 from edgekit.cli.make import TASK_NAMES, show_built
 from edgekit.cli.options import EXAMPLES, FORMAT_NAMES
 from tests.artifacts import make_artifact, report_of
@@ -492,7 +492,7 @@ class Speaker:
 
 
 def test_each_of_several_texts_stands_above_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.build.open_speaker", lambda bundle: Speaker())
+    monkeypatch.setattr("edgekit.build.open_speaker", lambda _: Speaker())
     several = CliRunner().invoke(cli, ["run", "bundle", "on", "off\nnow"])
     assert several.output == "> on\nno!\n\n> off\n> now\nwon\nffo!\n"
     assert CliRunner().invoke(cli, ["run", "bundle", "on"]).output == "no!\n"
@@ -554,8 +554,6 @@ def test_a_verdict_without_a_bundle_says_why_and_what_to_do(capsys: pytest.Captu
 
 
 def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgekit.cli import show
-
     monkeypatch.setattr(show, "PLAIN_INTERVAL", 0.0)
     seconds = itertools.count()
     monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
@@ -572,3 +570,23 @@ def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], mon
     assert early.split() == ["distill", "0", "%", "1/200", "loss", "0.93"]
     assert middle.split() == ["distill", "25", "%", "50/200", "50.0/s", "ETA", "0:03", "loss", "0.41"]
     assert last.split() == ["distill", "done,", "4.0", "s"]
+
+
+def test_lines_of_several_bundles_name_theirs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    terminal = show.Terminal()
+    progress = terminal.begin("verify", "9 prompts", bundle="demo-pi")
+    progress(3, 9, "")
+    terminal.end("verify", Path("x"), kept=False, bundle="demo-pi")
+    terminal.begin("package", "demo-pi.tar.gz", bundle="demo-pi")
+    terminal.end("package", Path("x"), kept=True, bundle="demo-pi")
+    assert [line.split(None, 1) for line in capsys.readouterr().err.splitlines()] == [
+        ["verify", "9 prompts for demo-pi"],
+        ["verify", "33 %  3/9  for demo-pi"],
+        ["verify", "done, 0.0 s for demo-pi"],
+        ["package", "demo-pi.tar.gz"],
+        ["package", "done, kept from before for demo-pi"],
+    ]
