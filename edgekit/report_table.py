@@ -59,8 +59,10 @@ def columns(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
 
 def _wrapped(text: str, indent: str) -> list[str]:
     """Lines of a text; commands and paths in it stay whole."""
-    more = {"subsequent_indent": " " * max(len(indent), 4)}
-    return wrap(text, WIDTH, initial_indent=indent, break_on_hyphens=False, break_long_words=False, **more)
+    rest = " " * max(len(indent), 4)
+    return wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _short_cells(check: Row) -> list[str]:
