@@ -8,6 +8,9 @@ from types import FrameType
 from typing import Any
 
 INTERRUPTED = 130
+# What an interrupt leaves of a command that makes steps, and of `run`, which makes none.
+CONTINUES = "interrupted; the next run continues from the last finished step"
+ANEW = "interrupted; a conversation or an answer is not kept, the next one begins anew"
 
 
 class _Interrupt:
@@ -58,7 +61,7 @@ def main() -> None:
     if interrupt.seen:
         code = INTERRUPTED
     if code == INTERRUPTED:
-        sys.stderr.write("interrupted; the next run continues from the last finished step\n")
+        sys.stderr.write(f"{ANEW if sys.argv[1:2] == ['run'] else CONTINUES}\n")
     sys.exit(code)
 
 

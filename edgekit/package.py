@@ -26,12 +26,14 @@ from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.formats import FORMATS
 from edgekit.package_card import model_card
 from edgekit.package_llama import modelfile
+from edgekit.package_other import other_than_bundle
 from edgekit.package_place import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
 from edgekit.package_place import partial as partial_of
 from edgekit.report import read_report, write_html
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, read_json, read_text
 from edgekit.tasks.text_generation import TEMPLATE
+from edgekit.tokenizing import readable_part
 from edgekit.workspace import (
     Product,
     disk_error,
@@ -135,12 +137,15 @@ def package(
 def open_bundle(path: Path) -> Bundle:
     """Open a bundle's folder or archive and check it against its manifest.
 
-    Raises EdgekitError for an edited manifest, a path outside the bundle, and a file that is missing or changed.
+    Raises EdgekitError for an edited manifest, a path outside the bundle, a file that is missing or changed, and what is no
+    bundle, saying what it is.
     """
+    if not (path.is_dir() or path.is_file()):
+        raise EdgekitError(f"{path}: no such bundle; name a bundle's folder or its .tar.gz")
+    if other := other_than_bundle(path):
+        raise EdgekitError(other)
     if path.is_dir():
         return Bundle(folder=path, manifest=_check_bundle(path))
-    if not path.is_file():
-        raise EdgekitError(f"{path}: no such bundle; name a bundle's folder or its .tar.gz")
     scratch = Path(tempfile.mkdtemp(prefix="edgekit-"))
     try:
         folder = _extract(path, scratch)
@@ -159,12 +164,19 @@ def run_bundle(path: Path, texts: Sequence[str], *, threads: int | None = None) 
     """
     bundle = open_bundle(path)
     opened = load_bundle(bundle, path, threads=threads)
-    answers = [opened(text) for text in texts]
+    answers = [opened(_readable(opened, text)) for text in texts]
     if bundle.manifest["output"] == "tokens":
         return answers
     if bundle.manifest["output"] == "embedding":
         return [[float(value) for value in answer] for answer in answers]
     return [{"label": answer[0][0], "score": answer[0][1], "scores": dict(answer)} for answer in answers]
+
+
+def _readable(opened: Any, text: str) -> str:
+    """A text without what its loader's tokenizer would only cut off, which for megabytes takes half a minute."""
+    if opened.manifest["output"] == "tokens" or not hasattr(opened, "tokenizer"):
+        return text
+    return readable_part(opened.tokenizer, text, str((opened.manifest["settings"] or {}).get("prompt", "")))
 
 
 def open_speaker(path: Path, *, threads: int | None = None) -> Any:

@@ -30,6 +30,7 @@ from edgekit.report_figures import (
     share,
     words,
 )
+from edgekit.report_table import CHECK_NOTE, WIDTH, check_lines, columns
 from edgekit.schema import read_json
 from edgekit.workspace import write_atomically
 
@@ -52,10 +53,10 @@ __all__ = [
 VERDICTS = ("pass", "fail", "not proven")
 NAMES = {"teacher": "teacher", "student": "float student", "artifact": "artifact"}
 REQUIRED = ("verdict", "checks", "accuracy", "comparisons", "latency_ms", "shape", "memory_mb", "artifact", "device")
-WIDTH = 110
 CHECK_HEAD = ("check", "measured", "loss", "bound", "limit", "interval", "verdict")
+MODEL_HEAD = ("", "accuracy", "size", "p50", "p95", "memory")
+COMPARED_HEAD = ("compared", "metric", "loss", "bound", "margin", "flips", "verdict")
 SCOPE_HEAD = ("", "in-scope accuracy", "out-of-scope recall", "AUROC")
-CHECK_NOTE = "bound: the worst that the measurement leaves possible; a check passes where its bound is within its limit"
 ACCURACY_ONLY = "accuracy only: the target states no latency limit"
 # A load average this far above a measurement's own threads is other programs' work.
 BUSY = 0.5
@@ -79,14 +80,12 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def terminal_table(report: Row) -> list[str]:
     """The models and the checks in lines of plain text, at most `WIDTH` wide but for long names."""
-    head = ["", "accuracy", "size", "p50", "p95", "memory"]
-    lines = _columns([head, *_model_cells(report)], left=1)
+    lines = columns([MODEL_HEAD, *_model_cells(report)], left=1)
     for told in [*_generation_lines(report), *_conditions_lines(report)]:
         lines += wrap(told, WIDTH, subsequent_indent="  ")
     for told in scope_lines(report):
         lines += wrap(told, WIDTH, subsequent_indent="  ")
-    lines += ["", *_columns([CHECK_HEAD, *(_check_cells(check) for check in report["checks"])], left=1)]
-    return [*lines, CHECK_NOTE] if report["checks"] else lines
+    return [*lines, "", *check_lines(report["checks"])]
 
 
 def verdict_text(report: Row) -> str:
@@ -260,19 +259,6 @@ def _runtime(report: Row) -> dict[str, Any]:
     return {"runtime": f"{runtime.get('name', '')} {runtime.get('version', '')}".strip()} if runtime else {}
 
 
-def _columns(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
-    """Rows of cells as aligned text; the first `left` columns are flush left, the others right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
 # --- the page
 
 
@@ -310,6 +296,12 @@ svg text{fill:var(--ink)}svg .soft{fill:var(--soft)}svg .end{text-anchor:end}svg
 .disc{fill-opacity:.3;stroke-width:2}.disc.teacher{stroke:var(--teacher)}.disc.student{stroke:var(--student)}
 .disc.artifact{stroke:var(--artifact)}.mark{stroke:var(--card);stroke-width:2}.range{stroke-width:6;stroke-linecap:round;opacity:.45}
 .range.pass,.range.fail,.range.open{stroke:currentColor}g.pass,g.fail,g.open{background:none}.dot{fill:currentColor}
+.wide{overflow-x:auto}
+@media (max-width:600px){main{padding:20px 12px 48px}section{padding:14px 12px}table,tbody,tr,td{display:block}
+tr{border-top:1px solid var(--line);padding:6px 0}tr:first-child{display:none}tr.remedy{border-top:0;padding-top:0}
+td,td:first-child{display:flex;justify-content:space-between;gap:12px;border:0;padding:2px 0;white-space:normal;
+overflow-wrap:anywhere;text-align:right}td:first-child{font-weight:600}td[data-head]::before{content:attr(data-head);
+color:var(--soft);font-weight:400}tr.remedy td{display:block;text-align:left;font-weight:400}}
 @media print{section{break-inside:avoid}}
 """
 _CHECKS_NOTE = "the loss and its interval on the same prompts, in units of each check's own limit"
@@ -331,19 +323,19 @@ def _parts(report: Row, title: str) -> list[str]:
     return [
         f"<header><h1>{escape(title)}</h1>{_badge(str(report['verdict']))}{only}</header>",
         f"<p class=lead>{escape(_summary(report))}</p>",
-        _section("Size, accuracy, latency", models + scatter(_points(report), "p50 latency")),
-        _section("Checks", margins(report["checks"]) + _checks_table(report["checks"]), _CHECKS_NOTE),
+        _section("Size, accuracy, latency", models + _wide(scatter(_points(report), "p50 latency"))),
+        _section("Checks", _wide(margins(report["checks"])) + _checks_table(report["checks"]), _CHECKS_NOTE),
         _section("Generation", _facts(_generated(report))),
         _section("Compared on the same prompts", _comparisons_table(report["comparisons"])),
         _section("Out of scope", _scope_table(report)),
         _section(
             "Error of each layer",
-            layers(report.get("layers")),
+            _wide(layers(report.get("layers"))),
             "share of the output's power that the layer gets wrong (its inputs' errors included), worst first",
         ),
         _section(
             "Changed confusions",
-            confusion(report.get("confusion")),
+            _wide(confusion(report.get("confusion"))),
             "right label → answer, in prompts: mistakes of the float student that are gone (left), new ones (right)",
         ),
         _section("How the calibration covers these prompts", _facts(_coverage(report.get("coverage")))),
@@ -380,8 +372,16 @@ def _table(head: Sequence[str], rows: Sequence[str]) -> str:
     return f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>{''.join(rows)}</table>"
 
 
-def _cells(cells: Sequence[str]) -> str:
-    return "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+def _cells(cells: Sequence[str], head: Sequence[str]) -> str:
+    """Cells that name their column, which a narrow screen shows beside each of them."""
+    return "".join(
+        f'<td data-head="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(head, cells, strict=False)
+    )
+
+
+def _wide(picture: str) -> str:
+    """A picture that scrolls in a box of its own where the screen is narrower."""
+    return picture and f"<div class=wide>{picture}</div>"
 
 
 def _facts(facts: Any) -> str:
@@ -415,20 +415,20 @@ def _value(key: str, value: Any) -> str:
 
 
 def _models_table(report: Row) -> str:
-    rows = [f"<tr>{_cells(cells)}</tr>" for cells in _model_cells(report)]
-    return _table(["", "accuracy", "size", "p50", "p95", "memory"], rows)
+    rows = [f"<tr>{_cells(cells, MODEL_HEAD)}</tr>" for cells in _model_cells(report)]
+    return _table(MODEL_HEAD, rows)
 
 
 def _scope_table(report: Row) -> str:
-    rows = [f"<tr>{_cells(cells)}</tr>" for cells in scope_cells(report)]
-    return _table(list(SCOPE_HEAD), rows) if rows else ""
+    rows = [f"<tr>{_cells(cells, SCOPE_HEAD)}</tr>" for cells in scope_cells(report)]
+    return _table(SCOPE_HEAD, rows) if rows else ""
 
 
 def _checks_table(checks: Sequence[Row]) -> str:
     rows = []
     for check in checks:
-        name, *cells, verdict = _check_cells(check)
-        rows.append(f"<tr><td>{escape(name)}</td>{_cells(cells)}<td>{_badge(verdict)}</td></tr>")
+        *cells, verdict = _check_cells(check)
+        rows.append(f"<tr>{_cells(cells, CHECK_HEAD)}<td data-head=verdict>{_badge(verdict)}</td></tr>")
         if check.get("remedy"):
             rows.append(f"<tr class=remedy><td colspan=7>↳ {escape(str(check['remedy']))}</td></tr>")
     return _table(CHECK_HEAD, rows) + f"<p class=note>{CHECK_NOTE}</p>" if rows else ""
@@ -439,10 +439,10 @@ def _comparisons_table(comparisons: Sequence[Row]) -> str:
     for entry in comparisons:
         metric = str(entry.get("metric"))
         figures = [lost(metric, entry.get(key), " points") for key in ("loss", "bound", "margin")]
-        cells = _cells([pair(entry), metric, *figures, flips(entry.get("flips"))])
+        cells = _cells([pair(entry), metric, *figures, flips(entry.get("flips"))], COMPARED_HEAD)
         verdict = _badge(str(entry["verdict"])) if entry.get("verdict") else MISSING
-        rows.append(f"<tr>{cells}<td>{verdict}</td></tr>")
-    return _table(["compared", "metric", "loss", "bound", "margin", "flips", "verdict"], rows) if rows else ""
+        rows.append(f"<tr>{cells}<td data-head=verdict>{verdict}</td></tr>")
+    return _table(COMPARED_HEAD, rows) if rows else ""
 
 
 def _data(data: Row | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 _SHOWN = 60
+# Of a text's beginning that is tried first, for each token of the length: words of natural language have fewer.
+_CHARACTERS = 16
 
 
 def read_tokenizer(read: Callable[[], Tokenizer], where: object) -> Tokenizer:
@@ -47,6 +50,39 @@ def encode(
                 " the text out of the data, or a model with another tokenizer"
             ) from bad
         raise
+
+
+def readable_part(tokenizer: Tokenizer, text: str, before: str = "") -> str:
+    """The beginning of a long text that gives the same token ids as the whole, or the whole.
+
+    tokenizer: one that truncates. before: what is put before the text. Of a tokenizer with BERT's normalizer and pre-tokenizer
+    the tokens of a beginning that ends before a space are the first tokens of the whole: the normalizer changes no character
+    by what is beyond a space, and no token has a space in it. Where these fill the length, nothing behind them is read. Every
+    other tokenizer gets the whole. The part has a letter or a digit, so that it says something where the text does.
+    """
+    room = int((tokenizer.truncation or {}).get("max_length", 0))
+    size = _CHARACTERS * room
+    if not 0 < size < len(text) or not _ends_words_at_spaces(tokenizer):
+        return text
+    while size < len(text):
+        end = text.find(" ", size)
+        part = text[:end]
+        if end < 0:
+            break
+        if any(map(str.isalnum, part)) and len(tokenizer.encode(before + part).ids) == room:
+            return part
+        size = 4 * max(size, end)
+    return text
+
+
+def _ends_words_at_spaces(tokenizer: Tokenizer) -> bool:
+    rules = json.loads(tokenizer.to_str())
+    kinds = [(rules[key] or {}).get("type") for key in ("normalizer", "pre_tokenizer", "model")]
+    return (
+        kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]
+        and rules["truncation"]["direction"] == "Right"
+        and not any(any(map(str.isspace, token["content"])) for token in rules["added_tokens"])
+    )
 
 
 def _guilty(tokenizer: Tokenizer, texts: Sequence[str]) -> str:

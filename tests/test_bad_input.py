@@ -387,14 +387,25 @@ edgekit.__main__.main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
-def test_ctrl_c_that_a_finalizer_swallows(tmp_path: Path) -> None:
-    """Python drops what is raised in __del__ and in weak references' callbacks, of which imports are full."""
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "interrupted; the next run continues from the last finished step"),
+        (["build", "run"], "interrupted; the next run continues from the last finished step"),
+        (["run", "dist/a"], "interrupted; a conversation or an answer is not kept, the next one begins anew"),
+    ],
+)
+def test_ctrl_c_that_a_finalizer_swallows(tmp_path: Path, arguments: list[str], told: str) -> None:
+    """Python drops what is raised in __del__ and in weak references' callbacks, of which imports are full.
+
+    What an interrupt leaves is told as it is: a conversation has no finished steps.
+    """
     ended = subprocess.run(
-        [sys.executable, "-c", SWALLOWED],
+        [sys.executable, "-c", SWALLOWED, *arguments],
         cwd=tmp_path, env=child_environment(), capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert ended.returncode == 130
-    assert ended.stderr.splitlines() == ["interrupted; the next run continues from the last finished step"]
+    assert ended.stderr.splitlines() == [told]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")

@@ -16,11 +16,14 @@ from types import SimpleNamespace
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from edgekit import __version__
-from edgekit.cli import cli
-from edgekit.cli.make import TASK_NAMES
+from edgekit.build import Built
+from edgekit.cli import cli, show
+from edgekit.cli.make import TASK_NAMES, show_built
 from edgekit.cli.options import EXAMPLES, FORMAT_NAMES
+from tests.artifacts import make_artifact, report_of
 from tests.conftest import Answer, child_environment
 
 Command = Callable[..., Answer]
@@ -479,6 +482,24 @@ def test_a_text_ends_where_its_line_does(bundle: Path, tmp_path: Path) -> None:
         assert [one["text"] for one in json.loads(ran.stdout)["answers"]] == texts
 
 
+class Speaker:
+    """A model that generates, as a loader shows it."""
+
+    folder, chats = "bundle", False
+
+    def stream(self, said: str, **_: object) -> Iterator[str]:
+        yield from (said[::-1], "!")
+
+
+def test_each_of_several_texts_stands_above_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.build.open_speaker", lambda _: Speaker())
+    several = CliRunner().invoke(cli, ["run", "bundle", "on", "off\nnow"])
+    assert several.output == "> on\nno!\n\n> off\n> now\nwon\nffo!\n"
+    assert CliRunner().invoke(cli, ["run", "bundle", "on"]).output == "no!\n"
+    told = json.loads(CliRunner().invoke(cli, ["run", "bundle", "on", "off", "--json"]).output)
+    assert [(one["text"], one["answer"]) for one in told["answers"]] == [("on", "no!"), ("off", "ffo!")]
+
+
 def test_completion(command: Command) -> None:
     for shell in ("bash", "zsh", "fish"):
         assert "_EDGEKIT_COMPLETE" in command("completion", shell).out
@@ -518,9 +539,21 @@ def test_colours_only_on_a_terminal() -> None:
         assert (b"\x1b[" in said) is coloured
 
 
-def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgekit.cli import show
+def test_a_verdict_without_a_bundle_says_why_and_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`verify` as a stage has no bundle; its reasons and remedies are told as those of a build are."""
+    report = report_of(make_artifact(tmp_path / "artifact"), "not proven")
+    show_built(Built(target="board", report=report, evidence=tmp_path / "report.json"))
+    told = capsys.readouterr().out
+    assert "what did not pass, why, and what to do" in told
+    assert re.search(r"latency p95, ms: not proven \(measured 2\.5 ms, .*\n +-> measure on the board itself", told)
+    assert "edgekit run" not in told
+    show_built(Built(target="board", report=report | {"checks": []}, bundle=tmp_path, archive=tmp_path / "a.tar.gz"))
+    told = capsys.readouterr().out
+    assert "did not pass" not in told
+    assert "edgekit run" in told
 
+
+def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(show, "PLAIN_INTERVAL", 0.0)
     seconds = itertools.count()
     monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
@@ -537,3 +570,23 @@ def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], mon
     assert early.split() == ["distill", "0", "%", "1/200", "loss", "0.93"]
     assert middle.split() == ["distill", "25", "%", "50/200", "50.0/s", "ETA", "0:03", "loss", "0.41"]
     assert last.split() == ["distill", "done,", "4.0", "s"]
+
+
+def test_lines_of_several_bundles_name_theirs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    terminal = show.Terminal()
+    progress = terminal.begin("verify", "9 prompts", bundle="demo-pi")
+    progress(3, 9, "")
+    terminal.end("verify", Path("x"), kept=False, bundle="demo-pi")
+    terminal.begin("package", "demo-pi.tar.gz", bundle="demo-pi")
+    terminal.end("package", Path("x"), kept=True, bundle="demo-pi")
+    assert [line.split(None, 1) for line in capsys.readouterr().err.splitlines()] == [
+        ["verify", "9 prompts for demo-pi"],
+        ["verify", "33 %  3/9  for demo-pi"],
+        ["verify", "done, 0.0 s for demo-pi"],
+        ["package", "demo-pi.tar.gz"],
+        ["package", "done, kept from before for demo-pi"],
+    ]

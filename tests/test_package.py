@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
+import shlex
 import shutil
 import tarfile
 import threading
@@ -178,6 +180,45 @@ def test_an_archive_of_the_users_with_the_same_name_stays(tmp_path: Path) -> Non
         tar.add(tmp_path / "notes.txt", "demo-board/notes.txt")
     with pytest.raises(EdgekitError, match=r"tar\.gz: is there and edgekit did not write it"):
         pack(tmp_path / "a", out)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what", "remedy"),
+    [
+        ("model.onnx", b"\x08\x0a", "an ONNX file", "edgekit verify {} CHECKPOINT"),
+        ("model.gguf", b"GGUF\x03", "a GGUF file", "edgekit inspect {};"),
+        ("renamed.bin", b"GGUF\x03", "a GGUF file", "edgekit inspect {};"),
+        ("model.safetensors", b"12345678{}", "a file of weights", "edgekit inspect {}"),
+        ("demo.report.json", b"{}", "a JSON file", "edgekit inspect {}"),
+        ("demo.report.html", b"<!doctype html>", "a page", "open it in a browser"),
+        ("recipe.toml", b"", "a recipe or a target", "edgekit build --recipe {}"),
+        ("my model/config.json", b"{}", "a checkpoint", "edgekit init --teacher {}"),
+        ("artifact/export.json", b"{}", "the artifact of `edgekit export`", "edgekit package {} REPORT"),
+        ("report/report.json", b"{}", "a report of `edgekit verify`", "edgekit package ARTIFACT {}"),
+    ],
+)
+def test_what_is_no_bundle_is_named_with_what_to_do(
+    tmp_path: Path, name: str, content: bytes, what: str, remedy: str
+) -> None:
+    """A model file, a report, a checkpoint's or a step's folder: what it is, and the command that takes it."""
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    path = (tmp_path / name).parent if "/" in name else tmp_path / name
+    with pytest.raises(EdgekitError) as refused:
+        open_bundle(path)
+    assert refused.value.message.startswith(f"{path}: {what}")
+    assert remedy.format(shlex.quote(str(path))) in refused.value.message
+    assert "tar.gz:" not in refused.value.message
+
+
+def test_a_file_of_a_bundle_and_a_folder_of_bundles_name_the_bundle(tmp_path: Path) -> None:
+    packed = pack(tmp_path / "a", tmp_path / "out")
+    for path in (packed.bundle / "model.onnx", tmp_path / "out"):
+        with pytest.raises(EdgekitError, match=re.escape(f": {packed.bundle}") + "$"):
+            open_bundle(path)
+    # An archive is opened whatever its name is.
+    renamed = packed.archive.rename(tmp_path / "bundle.onnx")
+    assert open_bundle(renamed)
 
 
 def test_what_python_leaves_in_a_bundle_is_no_users_file(tmp_path: Path) -> None:

@@ -100,12 +100,13 @@ def build(
     )
     built = []
     for plan in plans:
+        own = replace(session, bundle=plan.name if len(plans) > 1 else "")
         try:
-            artifact = export(plan, student, calibration, prompts, session)
-            report = verify(plan, artifact, reference, prompts, session, student=student, calibration=calibration)
-            built.append(package(plan, artifact, report, prompts, session))
+            artifact = export(plan, student, calibration, prompts, own)
+            report = verify(plan, artifact, reference, prompts, own, student=student, calibration=calibration)
+            built.append(package(plan, artifact, report, prompts, own))
         except EdgekitError as failed:
-            built.append(_failure(plan, failed, session))
+            built.append(_failure(plan, failed, own))
     return built
 
 

@@ -229,7 +229,7 @@ def package(plan: Plan, artifact: Product, report: Product, prompts: Product, se
 
     _check_report(plan, artifact, report, prompts)
     refuse_read(prompts, artifact)
-    session.listener.begin("package")
+    session.listener.begin("package", f"{plan.name}.tar.gz")
     teacher = _teacher(plan)
     card = read_card(teacher)
     if card.note:
@@ -252,7 +252,7 @@ def package(plan: Plan, artifact: Product, report: Product, prompts: Product, se
         out=session.out,
         strict=session.strict,
     )
-    session.listener.end("package", made.bundle, kept=False)
+    session.listener.end("package", made.bundle, kept=False, bundle=session.bundle)
     return Built(
         target=plan.target.name,
         report=read_json(made.report),

@@ -138,11 +138,11 @@ class Built:
 class Listener:
     """What a build tells while it runs; the command line shows it, tests ignore it."""
 
-    def begin(self, step: str, note: str = "") -> Progress:
-        """A step starts; returns where its progress goes."""
+    def begin(self, step: str, note: str = "", *, bundle: str = "") -> Progress:
+        """A step starts, of a bundle where a build makes several; returns where its progress goes."""
         return _no_progress
 
-    def end(self, step: str, product: Path, *, kept: bool) -> None:
+    def end(self, step: str, product: Path, *, kept: bool, bundle: str = "") -> None:
         """A step's product is there, made now or kept from an earlier build."""
 
     def say(self, text: str) -> None:
@@ -151,7 +151,10 @@ class Listener:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Where products are kept and who listens; `fresh` measures again, `final` judges on the recipe's final split."""
+    """Where products are kept and who listens; `fresh` measures again, `final` judges on the recipe's final split.
+
+    bundle: which one the steps are of, where a build makes several; the listener is told.
+    """
 
     workspace: Workspace
     out: Path
@@ -159,6 +162,7 @@ class Session:
     fresh: bool = False
     strict: bool = False
     final: bool = False
+    bundle: str = ""
 
 
 def run_step(
@@ -176,11 +180,11 @@ def run_step(
     progress: list[Progress] = []
 
     def begin(out: Path) -> Mapping[str, Any]:
-        progress.append(session.listener.begin(name, note))
+        progress.append(session.listener.begin(name, note, bundle=session.bundle))
         return make(out, progress[0])
 
     product = once(session, Step(name=name, inputs=inputs, make=begin, resumable=resumable), at=at, fresh=fresh)
-    session.listener.end(name, product.folder, kept=not progress)
+    session.listener.end(name, product.folder, kept=not progress, bundle=session.bundle)
     return product
 
 

@@ -132,6 +132,7 @@ def record(
     """Teacher and float student on the calibrate and verify prompts."""
     from edgekit.record import record as run
 
+    rows = prompts.facts["rows"]
     inputs = {
         "teacher": model_digest(teacher),
         "teacher_origin": origin(teacher),
@@ -161,6 +162,7 @@ def record(
             teacher,
             student,
         ),
+        note=f"{rows['calibrate']} calibrate and {rows['verify']} verify prompts",
         at=at,
         fresh=session.fresh,
     )

@@ -104,6 +104,7 @@ def show_built(built: Built) -> None:
     """The table, the verdict and where everything lies, for one target."""
     from edgekit.cli.show import paint, paint_verdict
     from edgekit.report import terminal_table, verdict_text
+    from edgekit.report_table import reason_lines
 
     click.echo()
     if built.report is not None:
@@ -117,19 +118,14 @@ def show_built(built: Built) -> None:
         click.echo(f"report:  {built.evidence.with_suffix('.html')}")
     if built.error:
         click.echo(paint(f"{built.target}: {built.error.message}", "red"), err=True)
+    if reasons := reason_lines((built.report or {}).get("checks", ())):
+        click.echo("\nwhat did not pass, why, and what to do (edgekit explain CHECK says more):")
+        for line in reasons:
+            click.echo(line)
     if built.bundle:
         click.echo("\nwhat to do next:")
         click.echo(f'  try it            edgekit run {shlex.quote(str(built.bundle))} "your own text"')
         click.echo(f"  embed it          {built.bundle / 'README.md'} has the three lines of Python")
-        for remedy in _remedies(built):
-            click.echo(f"  prove the rest    {remedy}")
-
-
-def _remedies(built: Built) -> list[str]:
-    checks = (built.report or {}).get("checks", [])
-    return list(
-        dict.fromkeys(check["remedy"] for check in checks if check["verdict"] != "pass" and check.get("remedy"))
-    )[:3]
 
 
 @click.command()

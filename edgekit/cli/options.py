@@ -188,11 +188,14 @@ def _fall_back(allowed: bool) -> Path:
     return packaged("examples/assistant/recipe.toml")
 
 
-def open_session(cache: Path | None, out: Path, **options: bool) -> Session:
+def open_session(
+    cache: Path | None, out: Path, *, fresh: bool = False, strict: bool = False, final: bool = False
+) -> Session:
     """A session that shows its progress on standard error."""
     from edgekit.build import Session
     from edgekit.cli.show import Terminal
     from edgekit.workspace import Workspace
 
     root = cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit"))
-    return Session(workspace=Workspace(root), out=out, listener=Terminal(), **options)
+    workspace = Workspace(root)
+    return Session(workspace=workspace, out=out, listener=Terminal(), fresh=fresh, strict=strict, final=final)

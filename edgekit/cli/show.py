@@ -62,17 +62,17 @@ class Terminal(Listener):
         self._paced = 0.0
         self._width = 0
 
-    def begin(self, step: str, note: str = "") -> Progress:
+    def begin(self, step: str, note: str = "", *, bundle: str = "") -> Progress:
         """A line that says which step runs."""
         self._begun = self._shown = time.monotonic()
         self._first = None
-        self._draw(f"  {step:<10} {note}", keep=not self.live)
-        return lambda done, total, text: self._advance(step, done, total, text)
+        self._draw(f"  {step:<10} {_of(note, bundle)}", keep=not self.live)
+        return lambda done, total, text: self._advance(step, done, total, _of(text, bundle))
 
-    def end(self, step: str, product: Path, *, kept: bool) -> None:
+    def end(self, step: str, product: Path, *, kept: bool, bundle: str = "") -> None:
         """A line that says what is finished, where, and how long it took."""
         took = "kept from before" if kept else f"{time.monotonic() - self._begun:.1f} s"
-        self._draw(f"  {step:<10} done, {took}", keep=True)
+        self._draw(f"  {step:<10} {_of(f'done, {took}', bundle)}", keep=True)
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -104,6 +104,11 @@ class Terminal(Listener):
         shown = line if keep else line[: columns - 1]
         click.echo("\r" + shown.ljust(self._width) + ("\n" if keep else ""), nl=False, err=True)
         self._width = 0 if keep else len(shown)
+
+
+def _of(text: str, bundle: str) -> str:
+    """A text and which of several bundles it is about; one that names it already stays."""
+    return f"{text} for {bundle}".lstrip() if bundle and bundle not in text else text
 
 
 def _clock(seconds: float) -> str:

@@ -63,7 +63,11 @@ def run(
             _talk(speaker, system, options)
             return
         texts = _texts(text, file)
-        answers = [_say(speaker, _asked(speaker, one, system), options, quiet=as_json) for one in texts]
+        answers = []
+        for one in texts:
+            if len(texts) > 1 and not as_json:
+                click.echo(_quoted(one, first=not answers))
+            answers.append(_say(speaker, _asked(speaker, one, system), options, quiet=as_json))
     if as_json:
         print_json({"answers": [{"text": one, "answer": said} for one, said in zip(texts, answers, strict=True)]})
 
@@ -73,6 +77,11 @@ def _asked(speaker: Any, text: str, system: str | None) -> Any:
         return text
     told = [{"role": "system", "content": system}] if system is not None else []
     return [*told, {"role": "user", "content": text}]
+
+
+def _quoted(text: str, *, first: bool) -> str:
+    """A text above its answer, with an empty line to the answer before."""
+    return ("" if first else "\n") + click.style("\n".join(f"> {line}" for line in text.split("\n")), bold=True)
 
 
 def _say(speaker: Any, asked: Any, options: dict[str, Any], *, quiet: bool) -> str:
