@@ -36,7 +36,8 @@ def test_the_demo_keeps_its_accuracy(report: Mapping[str, Any]) -> None:
 
 def test_what_ships_is_what_was_verified(demo: Project, report: Mapping[str, Any]) -> None:
     """The loader's labels on every verify prompt, and on long and empty texts, are those of the verified artifact."""
-    from edgekit.model import Model
+    from tokenizers import Tokenizer
+
     from edgekit.runtimes import ort
     from edgekit.tasks import TASKS
     from edgekit.workspace import open_product
@@ -48,11 +49,12 @@ def test_what_ships_is_what_was_verified(demo: Project, report: Mapping[str, Any
     rows = (ROOT / "calib_data" / "assistant" / "verify.jsonl").read_text().splitlines()
     texts = [json.loads(row)["text"] for row in rows] + ["", " ", "turn on " * 400, "é" * 300]
     labels = [json.loads(row)["label"] for row in rows]
-    ids = Model(folder=artifact.folder).encode(texts, facts["max_length"])
+    tokenizer = Tokenizer.from_file(str(artifact.folder / "tokenizer.json"))
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     outputs = ort.outputs(
         artifact.folder / facts["file"], ids, pad_id=facts["pad_id"], options=facts["runtime_options"]
     )
-    expected = TASKS["text-classification"].answer(outputs, facts["settings"], facts["classes"])
+    expected = TASKS["text-classification"].answer(outputs, facts["settings"], facts["classes"], texts)
     (demo.folder / "texts.txt").write_text("\n".join(texts[: len(rows)]) + "\n")
     run = demo.run("run", bundle, "--file", "texts.txt", "--json")
     answers = [one["answer"]["label"] for one in json.loads(run.stdout)["answers"]]
