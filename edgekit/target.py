@@ -140,7 +140,7 @@ def copy_target(name: str, new: str, *, out: Path = Path("targets"), force: bool
 def check_new_name(name: str, *, out: Path, force: bool) -> Path:
     """The file that a new target of this name gets; EdgekitError where it cannot be one, or is there (unless `force`)."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".toml"):
-        raise EdgekitError(f"{name}: not a target's name; use letters, digits, '-', '_' and '.' only, without .toml")
+        raise EdgekitError(f"{name!r}: not a target's name; use letters, digits, '-', '_' and '.' only, without .toml")
     path = out / f"{name}.toml"
     there = path if os.path.lexists(path) else find_targets().get(name)
     if there is not None and not force:

@@ -55,7 +55,7 @@ def test_probe_refuses_to_overwrite_and_odd_names(
     assert Path("targets/mine.toml").read_bytes() == before
     assert probe_target("mine", p95_ms=1, force=True).read_bytes() != before
     for name in ("", "../x", "a b", ".hidden", "x.toml"):
-        with pytest.raises(EdgekitError, match=r"--name"):
+        with pytest.raises(EdgekitError, match=r"not a target's name; use letters"):
             probe_target(name)
     Path("file").write_text("", encoding="utf-8")
     with pytest.raises(EdgekitError, match=r"choose another --out"):

@@ -39,10 +39,9 @@ class Bundle:
         self.chats = "tokenizer.chat_template" in self.llama.metadata
 
     def stream(self, said: str | Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str]:
-        """The answer piece by piece, as it is made, until the model ends it or the context is full.
+        """The answer piece by piece. said: a text, or messages of {"role", "content"}; without a template a text is continued.
 
-        said: a text, or messages of {"role", "content"}; a model without a chat template continues a text. options: those of
-        llama_cpp's create_chat_completion (max_tokens, temperature, tools, ...). Unasked it takes the likeliest token each time.
+        options: of llama_cpp's create_chat_completion (max_tokens, temperature, tools, ...); unasked, the likeliest token each.
         """
         options = {"max_tokens": None, "temperature": 0.0, **options, "stream": True}
         if self.chats:

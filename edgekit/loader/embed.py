@@ -45,11 +45,8 @@ class Bundle:
         return ids if len(ids) <= room else ids[: room - len(closing)] + closing
 
     def __call__(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
-        """The embedding, float32 [width], of length 1 unless the checkpoint's own embeddings are not.
-
-        prompt: whose text is put before, by its name in the manifest, else the checkpoint's default prompt's.
-        """
-        prompts = self.manifest["settings"]
+        """The embedding, float32 [width], of length 1 unless the checkpoint's own is not; prompt: of the manifest's, by name."""
+        prompts = self.manifest["settings"] or {}
         before = prompts.get("prompt", "") if prompt is None else prompts["prompts"][prompt]
         ids, context = self.tokens(before + text), self.llama.ctx
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
