@@ -34,7 +34,10 @@ def test_both_formats_are_built_and_one_is_named(stories: Project) -> None:
     assert "ship to laptop-cpu: " in told.stdout
     found = json.loads(stories.run("build", "--json", *line).stdout)
     assert {one["format"] for one in found["bundles"]} == {"gguf", "onnx"}
-    assert found["ship"]["laptop-cpu"].split()[0] in {"gguf", "onnx"}
+    (ship,) = found["ship"]
+    assert ship["target"] == "laptop-cpu"
+    assert ship["format"] in {"gguf", "onnx"}
+    assert Path(stories.folder, ship["archive"]).is_file()
     for one in found["bundles"]:
         report = json.loads(Path(stories.folder, one["report"]).read_text())
         assert report["verdict"] != "fail", [check for check in report["checks"] if check["verdict"] == "fail"]
