@@ -162,7 +162,7 @@ def trained_on_verify(bench: Bench) -> Told:
     """The student was distilled on the prompts that judge, written otherwise."""
     shouted = [line.replace('"text": "w', '"text": "W') for line in bench.lines("verify")]
     trained = bench.data("trained", train=[*bench.lines("train"), *shouted], verify=bench.lines("calibrate"),
-                         calibrate=bench.lines("calibrate")[:1])  # fmt: skip
+                         calibrate=bench.lines("train")[:40])  # fmt: skip
     options = ("--set", trained, "--set", "data.near_duplicates=drop", "--set", "distill.epochs=1")
     run = bench.run("distill", "work/teacher", *options, "--out", "stu-trained")
     if run.code:
@@ -229,7 +229,7 @@ def paraphrases(bench: Bench) -> Told:
     run = bench.run(
         "verify", "work/artifact", "work/reference", "-t", "first", "--set", wordings, "--out", "r-wordings"
     )
-    return refused(run, "nearly")
+    return refused(run, "repeat another of its texts")
 
 
 def this_machine(bench: Bench, name: str, *, limit_ms: float, cpu: str | None = None, share: float = 1.0) -> str:
