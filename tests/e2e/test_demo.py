@@ -70,7 +70,8 @@ def test_readme_commands_run(demo: Project, tmp_path_factory: pytest.TempPathFac
     shutil.copytree(ROOT / "calib_data", demo.folder / "calib_data")
     shutil.copytree(demo.made["finetune"], demo.folder / "my-model")
     lines = ["text,label"]
-    for split in ("train", "verify", "calibrate"):
+    # Not those that the model was trained on: they would prove nothing of it, and `verify` refuses them.
+    for split in ("verify", "calibrate"):
         rows = map(json.loads, (ROOT / "calib_data/assistant" / f"{split}.jsonl").read_text().splitlines())
         kept = [row for row in rows if row["label"] != "oos"]
         lines += ['"{}",{}'.format(row["text"].replace('"', '""'), row["label"]) for row in kept]
