@@ -118,7 +118,7 @@ def shown(tokenizer: Any, ids: list[int]) -> str:
     return text.replace("\N{REPLACEMENT CHARACTER}", "")
 
 
-@pytest.mark.parametrize(("name", "lines"), [("chat.py", 62), ("embed.py", 60)])
+@pytest.mark.parametrize(("name", "lines"), [("chat.py", 60), ("embed.py", 60)])
 def test_a_loader_is_short_and_imports_little(name: str, lines: int) -> None:
     source = (LOADERS / name).read_text(encoding="utf-8")
     assert len(source.splitlines()) <= lines

@@ -39,10 +39,7 @@ class Bundle:
         self.chats = "tokenizer.chat_template" in self.llama.metadata
 
     def stream(self, said: str | Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str]:
-        """The answer piece by piece. said: a text, or messages of {"role", "content"}; without a template a text is continued.
-
-        options: of llama_cpp's create_chat_completion (max_tokens, temperature, tools, ...); unasked, the likeliest token each.
-        """
+        """The answer to a text or to messages, piece by piece; options: llama_cpp's (max_tokens, temperature, tools, ...)."""
         options = {"max_tokens": None, "temperature": 0.0, **options, "stream": True}
         if self.chats:
             messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
