@@ -39,6 +39,12 @@ def refuse_foreign(out: Path, name: str) -> None:
             raise _foreign(place)
 
 
+def refuse_other_page(path: Path) -> None:
+    """Raise EdgekitError where something else than a page that edgekit wrote lies where one is to go."""
+    if os.path.lexists(path) and not _is_page(path):
+        raise _foreign(path)
+
+
 def partial(place: Path) -> Path:
     """The hidden name of what is being written."""
     return place.with_name(f".{place.name}.partial")

@@ -58,6 +58,8 @@ STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
     "export": ("torch", "transformers", "tokenizers", "optimum", "numpy"),
     "verify": ("tokenizers", "numpy"),
 }
+# What is drawn beside the files of a verify step in a folder of the user's; it is no part of the product.
+PAGE = "report.html"
 # What gives a library under another name.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "onnxruntime": (
@@ -419,7 +421,8 @@ def _refuse_foreign(place: Path, step: str) -> None:
         raise EdgekitError(f"{place}: already there, and not the folder of a {step} step; choose another --out")
     product = open_product(place, step)
     product.check()
-    added = sorted(list_names(place) - product.manifest["files"].keys() - {f"{step}.json", _KEY})
+    own = {f"{step}.json", _KEY, *({PAGE} if step == "verify" else ())}
+    added = sorted(list_names(place) - product.manifest["files"].keys() - own)
     if added:
         raise EdgekitError(
             f"{place / added[0]}: not of the {step} step that made this folder; move it away or choose another --out"

@@ -49,7 +49,6 @@ ALSO = {
     ("inspect", "calibrate"),
     ("inspect", "report"),
     ("inspect", "package"),
-    ("verify", "report"),
     ("package", "report"),
     ("package", "package_card"),
     ("package_card", "report"),

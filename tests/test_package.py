@@ -21,8 +21,10 @@ from edgekit import package as package_module
 from edgekit.build import run
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.package import Packaged, open_bundle, package, run_bundle
+from edgekit.package_place import refuse_other_page
+from edgekit.report import write_html
 from edgekit.workspace import file_sha256, fingerprint
-from tests.artifacts import make_artifact, make_report, make_target
+from tests.artifacts import make_artifact, make_report, make_target, report_of
 
 LINEAGE = {"teacher": "org/teacher", "teacher_revision": None, "license": "Apache-2.0", "data_license": "CC0-1.0"}
 
@@ -180,6 +182,16 @@ def test_an_archive_of_the_users_with_the_same_name_stays(tmp_path: Path) -> Non
         tar.add(tmp_path / "notes.txt", "demo-board/notes.txt")
     with pytest.raises(EdgekitError, match=r"tar\.gz: is there and edgekit did not write it"):
         pack(tmp_path / "a", out)
+
+
+def test_only_a_page_of_edgekits_makes_room_for_another(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    refuse_other_page(page)
+    write_html(report_of(make_artifact(tmp_path / "artifact")), page)
+    refuse_other_page(page)
+    page.write_text("<h1>my own notes</h1>")
+    with pytest.raises(EdgekitError, match=r"report\.html: is there and edgekit did not write it"):
+        refuse_other_page(page)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import edgekit.workspace as workspace_module
 from edgekit.cache import Kept, choose, kept, prune
 from edgekit.errors import EdgekitError
 from edgekit.workspace import (
+    PAGE,
     STEP_CODE,
     STEP_LIBRARIES,
     Workspace,
@@ -236,6 +237,22 @@ def test_what_a_user_added_or_changed_is_never_replaced(workspace: Workspace, tm
         (tmp_path / "away" / "thesis.txt").unlink()
         (tmp_path / "away").rmdir()
     assert workspace.once("record", {"a": 2}, Counted("other"), at=mine).folder == mine
+
+
+def test_the_page_beside_a_report_is_no_part_of_it(workspace: Workspace, tmp_path: Path) -> None:
+    """verify's page may be there, be another or be gone: the report is kept, and other inputs replace both."""
+    mine = tmp_path / "mine"
+    made = workspace.once("verify", {"a": 1}, Counted(), at=mine)
+    (mine / PAGE).write_text("drawn")
+    again = Counted()
+    assert workspace.once("verify", {"a": 1}, again, at=mine).digest == made.digest
+    assert again.runs == 0
+    workspace.once("verify", {"a": 2}, Counted("other"), at=mine)
+    assert not (mine / PAGE).exists()
+    workspace.once("record", {"a": 1}, Counted(), at=tmp_path / "record")
+    (tmp_path / "record" / PAGE).write_text("mine")
+    with pytest.raises(EdgekitError, match=r"report\.html: not of the record step"):
+        workspace.once("record", {"a": 2}, Counted(), at=tmp_path / "record")
 
 
 def test_a_link_to_a_folder_is_written_through(workspace: Workspace, tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from edgekit.build.plan import Built, Plan, Progress, Session, run_step
 from edgekit.build.steps import libraries, record
 from edgekit.card import read_card
 from edgekit.errors import EdgekitError
+from edgekit.package_place import refuse_other_page
 from edgekit.recipe import Recipe
+from edgekit.report import write_html
 from edgekit.schema import read_json
-from edgekit.workspace import Product, Workspace, fingerprint, open_product
+from edgekit.workspace import PAGE, Product, Workspace, fingerprint, open_product
 
 # What a verdict is about, in words, and the command that makes one about something else.
 ABOUT = {
@@ -54,7 +56,9 @@ def verify(
 ) -> Product:
     """The artifact on the target's device, compared with the reference and judged against the budget.
 
-    With the student and its calibration the report also says how well the calibration covers the verify prompts.
+    With the student and its calibration the report also says how well the calibration covers the verify prompts. At a folder
+    that a command names, report.html lies beside the product's files: drawn anew each time and no part of the product, so that
+    a change of its style measures nothing again.
     """
     from edgekit.devices import DEVICES
     from edgekit.verify import plan_text
@@ -63,6 +67,8 @@ def verify(
     recipe, target = plan.recipe, plan.target
     foreign = check_parts(plan, artifact, reference, prompts, *([calibration] if calibration else []))
     device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
+    if at is not None:
+        refuse_other_page(at / PAGE)
     look = take(artifact, prompts, recipe.accuracy)
     inputs = about(plan, artifact, prompts) | _measured_with(artifact, reference, prompts)
     inputs |= {"device": device.describe(), "look": vars(look)}
@@ -93,6 +99,8 @@ def verify(
     finally:
         device.close()
     _settle(product, artifact, prompts, recipe)
+    if at is not None:
+        write_html(read_json(product.folder / "report.json"), product.folder / PAGE)
     return product
 
 

@@ -15,7 +15,6 @@ from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, finer
 from edgekit.prompts import PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
-from edgekit.report import write_html
 from edgekit.runtimes import neighbours
 from edgekit.schema import dump_json, pick
 from edgekit.tasks import TASKS, row_task
@@ -107,7 +106,6 @@ def verify(
         "notes": _notes(run, report, timed=timed),
     }
     write_atomically(out / "report.json", dump_json(report))
-    write_html(report, out / "report.html")
     return {"verdict": report["verdict"], "checks": {check.name: check.verdict for check in found}}
 
 

@@ -81,6 +81,8 @@ def test_stage_commands_are_the_build(tiny: Project, built: Mapping[str, Any], t
     alone.run("calibrate", work / "student", *recipe, "--out", work / "calibration")
     alone.run("export", work / "student", work / "calibration", *target, *recipe, "--out", work / "artifact")
     alone.run("verify", work / "artifact", work / "reference", *target, *recipe, "--out", work / "report")
+    assert "<h1>" in (work / "report" / "report.html").read_text(encoding="utf-8")
+    assert "report.html" not in (work / "report" / "verify.json").read_text(encoding="utf-8")
     alone.run("package", work / "artifact", work / "report", *target, *recipe, "--out", work / "dist")
     assert alone.sha256(work / "dist" / Path(built["archive"]).name) == tiny.sha256(built["archive"])
     # A verdict about something else does not ship.
