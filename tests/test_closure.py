@@ -50,7 +50,9 @@ def test_what_steps_run() -> None:
     assert not {path for path in trained if path.startswith(("verify/", "cli/", "build/plan", "devices"))}
     judged = closure_of(*STEP_CODE["verify"])
     assert {"verify/gate.py", "devices.py", "runtimes/probe.py", "runtimes/llama.py"} <= judged
-    assert not {path for path in judged if path.startswith(("report", "package", "cli/"))}, "a new style measures nothing"
+    assert not {path for path in judged if path.startswith(("report", "package", "cli/"))}, (
+        "a new style measures nothing"
+    )
     assert "record/__main__.py" in closure_of(*STEP_CODE["record"])
     assert "formats/onnx/quantize.py" in closure_of(*STEP_CODE["export"])
     assert not {
