@@ -139,8 +139,8 @@ def _reading(format_: Format, file: Path, model: Model, rows: Sequence[Prompt], 
     return {"parity": parity, "notes": parity["limits"]} if parity else {}
 
 
-def _conversations(rows: Sequence[Prompt]) -> list[Sequence[Mapping[str, str]]]:
-    return [text_generation.conversation(row) for row in rows]
+def _conversations(rows: Sequence[Prompt]) -> list[Mapping[str, Any]]:
+    return [{"messages": text_generation.conversation(row), "tools": row.tools} for row in rows]
 
 
 def _check_vocabulary(file: Path, found: int | None, model: Model) -> None:

@@ -157,14 +157,17 @@ def open_bundle(path: Path) -> Bundle:
     return bundle
 
 
-def run_bundle(path: Path, texts: Sequence[str], *, threads: int | None = None) -> list[Any]:
+def run_bundle(path: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None) -> list[Any]:
     """A bundle's answer to each text, through the very loader that ships: {label, score, scores}, list[float] or a text.
 
-    Raises EdgekitError for whatever `open_bundle` refuses, and where the runtime cannot open the model.
+    prompt: the name of what comes before each text; None: the model's default. Raises EdgekitError for whatever `open_bundle`
+    refuses, a prompt that the bundle has not, and where the runtime cannot open the model.
     """
     bundle = open_bundle(path)
+    before = _prompt(bundle, path, prompt)
     opened = load_bundle(bundle, path, threads=threads)
-    answers = [opened(_readable(opened, text)) for text in texts]
+    named = {} if prompt is None else {"prompt": prompt}
+    answers = [opened(_readable(opened, text, before), **named) for text in texts]
     if bundle.manifest["output"] == "tokens":
         return answers
     if bundle.manifest["output"] == "embedding":
@@ -172,11 +175,23 @@ def run_bundle(path: Path, texts: Sequence[str], *, threads: int | None = None) 
     return [{"label": answer[0][0], "score": answer[0][1], "scores": dict(answer)} for answer in answers]
 
 
-def _readable(opened: Any, text: str) -> str:
+def _prompt(bundle: Bundle, path: Path, name: str | None) -> str:
+    """What comes before a text: the prompt of that name, or the model's default; EdgekitError where it has none of that name."""
+    settings = bundle.manifest["settings"] or {}
+    if name is None:
+        return str(settings.get("prompt", ""))
+    prompts: Mapping[str, str] = settings.get("prompts") or {}
+    if name not in prompts:
+        known = f"it has {', '.join(sorted(prompts))}" if prompts else "it has none"
+        raise EdgekitError(f"{path}: no prompt {name!r}: {known}")
+    return prompts[name]
+
+
+def _readable(opened: Any, text: str, before: str) -> str:
     """A text without what its loader's tokenizer would only cut off, which for megabytes takes half a minute."""
     if opened.manifest["output"] == "tokens" or not hasattr(opened, "tokenizer"):
         return text
-    return readable_part(opened.tokenizer, text, str((opened.manifest["settings"] or {}).get("prompt", "")))
+    return readable_part(opened.tokenizer, text, before)
 
 
 def open_speaker(path: Path, *, threads: int | None = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,15 @@ def make_model(path: Path, *, external: bool = False, scale: float = 1.0) -> Non
     onnx.save_model(model, str(path), save_as_external_data=external, **options)
 
 
-def make_artifact(folder: Path, *, external: bool = False, output: str = "logits", scale: float = 1.0) -> Path:
-    """An export step's folder."""
+def make_artifact(
+    folder: Path,
+    *,
+    external: bool = False,
+    output: str = "logits",
+    scale: float = 1.0,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """An export step's folder; settings: others than the task's usual ones."""
     folder.mkdir(parents=True)
     make_model(folder / "model.onnx", external=external, scale=scale)
     make_tokenizer(folder / "tokenizer.json")
@@ -110,7 +118,7 @@ def make_artifact(folder: Path, *, external: bool = False, output: str = "logits
         "output": output,
         "classes": LABELS if logits else [],
         "out_of_scope": "none" if logits else None,
-        "settings": {"threshold": 0.7, "out_of_scope": "none"} if logits else {},
+        "settings": settings or ({"threshold": 0.7, "out_of_scope": "none"} if logits else {}),
         "max_length": MAX_LENGTH,
         "pad_id": 0,
         "opset": 18,

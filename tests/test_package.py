@@ -425,6 +425,16 @@ def test_run_answers_with_labels_or_embeddings(packed: Packaged, tmp_path: Path)
     assert run(packed.archive, ["turn on the light", ""]) == [on, nothing]
 
 
+def test_run_puts_a_named_prompt_before_a_text(tmp_path: Path) -> None:
+    settings = {"prompts": {"music": "play music "}, "normalize": True}
+    embeds = pack(tmp_path / "e", tmp_path / "out", output="embedding", settings=settings)
+    (wanted,) = run_bundle(embeds.bundle, ["play music now"])
+    assert run_bundle(embeds.bundle, ["now"], prompt="music") == [wanted]
+    assert run_bundle(embeds.bundle, ["now"]) != [wanted]
+    with pytest.raises(EdgekitError, match="no prompt 'musik': it has music"):
+        run_bundle(embeds.bundle, ["now"], prompt="musik")
+
+
 def test_run_never_executes_a_bundles_own_code(packed: Packaged, caplog: pytest.LogCaptureFixture) -> None:
     load = packed.bundle / "load.py"
     load.write_text("raise SystemExit('foreign code ran')")

@@ -110,15 +110,16 @@ def build(
     return built
 
 
-def run(bundle: Path, texts: Sequence[str], *, threads: int | None = None) -> list[Any]:
+def run(bundle: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None) -> list[Any]:
     """A bundle's answer to each text: {label, score, scores} or, of an encoder, its embedding as list[float].
 
-    bundle: a bundle's folder or archive. threads: of the runtime; without it the bundle's own. Raises EdgekitError for a
-    bundle that is not whole, and where onnxruntime cannot open the model.
+    bundle: a bundle's folder or archive. prompt: which of the model's prompts comes before each text, by its name; without it
+    the model's default. threads: of the runtime; without it the bundle's own. Raises EdgekitError for a bundle that is not
+    whole, a prompt that it has not, and where the runtime cannot open the model.
     """
     from edgekit.package import run_bundle
 
-    return run_bundle(bundle, texts, threads=threads)
+    return run_bundle(bundle, texts, prompt=prompt, threads=threads)
 
 
 def open_speaker(bundle: Path, *, threads: int | None = None) -> Any:

@@ -18,14 +18,15 @@ from edgekit.errors import EdgekitError
 @click.option(
     "--file", "file", type=click.Path(path_type=Path), help="A file with one text a line; - for standard input."
 )
+@click.option("--prompt", help="Of a model that embeds: which of its prompts comes before each text, by name.")
 @click.option("--system", help="What a model that talks is told before the conversation.")
 @click.option("--most", type=click.IntRange(min=1), help="The most tokens of an answer that is generated.")
 @click.option("--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True,
               help="Of generated answers; 0 takes the likeliest token each time.")  # fmt: skip
 @json_option
 def run(
-    bundle: Path, text: tuple[str, ...], file: Path | None, system: str | None, most: int | None, temperature: float,
-    as_json: bool,
+    bundle: Path, text: tuple[str, ...], file: Path | None, prompt: str | None, system: str | None, most: int | None,
+    temperature: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer texts with a bundle, through the loader that ships in it; a model that generates streams its answers.
 
@@ -35,6 +36,7 @@ def run(
     Examples:
       edgekit run dist/assistant-raspberrypi "turn on the kitchen light"
       edgekit run dist/assistant-raspberrypi --file texts.txt --json
+      edgekit run dist/search-raspberrypi --prompt query "where is my parcel"
       edgekit run dist/stories-raspberrypi "Once upon a time" --most 100
     """
     from edgekit import build as spine
@@ -45,19 +47,14 @@ def run(
     for one in (*text, system or ""):
         _check_utf8(one)
     speaker = spine.open_speaker(bundle)
+    _check_options(speaker, prompt, system, generates=most is not None or bool(temperature))
     if speaker is None:
-        if system is not None or most is not None or temperature:
-            raise click.UsageError(
-                "--system, --most and --temperature are for models that generate; this one does not."
-            )
         texts = _texts(text, file)
-        answers = spine.run(bundle, texts)
+        answers = spine.run(bundle, texts, prompt=prompt)
         if not as_json:
             for one, said in zip(texts, answers, strict=True):
                 click.echo(f"{_format_answer(said)}\t{one}")
     else:
-        if system is not None and not speaker.chats:
-            raise click.UsageError("--system is for models with a chat template; this one continues a text.")
         options: dict[str, Any] = {"temperature": temperature} | ({"max_tokens": most} if most else {})
         if not (text or file or as_json) and sys.stdin.isatty():
             _talk(speaker, system, options)
@@ -70,6 +67,16 @@ def run(
             answers.append(_say(speaker, _asked(speaker, one, system), options, quiet=as_json))
     if as_json:
         print_json({"answers": [{"text": one, "answer": said} for one, said in zip(texts, answers, strict=True)]})
+
+
+def _check_options(speaker: Any, prompt: str | None, system: str | None, *, generates: bool) -> None:
+    """Whether the options are for such a model: `speaker` is None of one that does not generate."""
+    if speaker is None and (system is not None or generates):
+        raise click.UsageError("--system, --most and --temperature are for models that generate; this one does not.")
+    if speaker is not None and prompt is not None:
+        raise click.UsageError("--prompt is for models that embed; this one generates.")
+    if speaker is not None and system is not None and not speaker.chats:
+        raise click.UsageError("--system is for models with a chat template; this one continues a text.")
 
 
 def _asked(speaker: Any, text: str, system: str | None) -> Any:

@@ -26,11 +26,12 @@ DEFAULT = onnx.NAME
 class Source:
     """What a format writes: a checkpoint, with what its task and the calibrate prompts say of it.
 
-    load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the calibrate
-    prompts as the model reads them; texts: what was said in them, conversations: as messages. name: what the model is called;
-    license: what it ships under, where that is not the checkpoint's own; dataset: what its prompts are; fingerprints: sha256 of
-    what it was made from, by what. arch, features and bandwidth_gbs are the target's (see `target.Hardware`). output: the
-    task's OUTPUT. score(float answers, answers), [n, width] each: greater is better; None where the output is not rows.
+    load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the
+    calibrate prompts as the model reads them; texts: what was said in them, conversations: as {messages, tools}. name: what
+    the model is called; license: what it ships under, where that is not the checkpoint's own; dataset: what its prompts are;
+    fingerprints: sha256 of what it was made from, by what. arch, features and bandwidth_gbs are the target's (see
+    `target.Hardware`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is better; None
+    where the output is not rows.
     """
 
     model: Model
@@ -38,7 +39,7 @@ class Source:
     calibration: Callable[[], Calibration]
     ids: Sequence[Sequence[int]]
     texts: Sequence[str]
-    conversations: Sequence[Sequence[Mapping[str, str]]]
+    conversations: Sequence[Mapping[str, Any]]
     output: str
     name: str
     dataset: str
@@ -102,7 +103,7 @@ class Format(Protocol):
         model: Model,
         file: Path,
         texts: Sequence[str],
-        conversations: Sequence[Sequence[Mapping[str, str]]] | None,
+        conversations: Sequence[Mapping[str, Any]] | None,
     ) -> dict[str, Any]:
         """Prove that what the file holds of tokenizer and chat template reads as the checkpoint's: {texts, limits, ...}.
 

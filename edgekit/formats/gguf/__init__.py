@@ -163,7 +163,7 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 
 
 def check_reading(
-    model: Model, file: Path, texts: Sequence[str], conversations: Sequence[Sequence[Mapping[str, Any]]] | None
+    model: Model, file: Path, texts: Sequence[str], conversations: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
     """Prove that the file's tokenizer, and with conversations its chat template, read as the checkpoint's.
 
@@ -177,7 +177,7 @@ def check_reading(
         model={"folder": str(model.folder), "tokenizer_text": model.tokenizer_text, "as_file": model.as_file},
         file=str(file),
         texts=list(texts),
-        conversations=None if conversations is None else [list(one) for one in conversations],
+        conversations=None if conversations is None else [dict(one) for one in conversations],
     )
     return told
 
@@ -186,7 +186,7 @@ def reading_here(
     model: Mapping[str, Any],
     file: str,
     texts: Sequence[str],
-    conversations: Sequence[Sequence[Mapping[str, Any]]] | None,
+    conversations: Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     """{texts, limits, ...} of `parity.check_parity`, with `chat` of `chat_parity.check_chat_parity`, in this process."""
     from edgekit.formats.gguf.chat_parity import check_chat_parity

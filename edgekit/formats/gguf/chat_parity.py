@@ -26,8 +26,8 @@ Conversation = Sequence[Mapping[str, Any]]
 PYTHON = "Python's Jinja, watched for what llama.cpp's engine has not"
 
 
-def check_chat_parity(model: Model, gguf: Path, conversations: Sequence[Conversation] = ()) -> dict[str, Any]:
-    """Compare the ids of our conversations and of the user's (`conversations`), rendered by each of the model's templates.
+def check_chat_parity(model: Model, gguf: Path, conversations: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Compare the ids of our conversations and of the user's ({messages, tools}), rendered by each of the model's templates.
 
     With and without generation prompt, and tools where a template has them. The default template also runs in llama-server, where
     there is one; else what its engine has not is looked for. Returns {"templates", "rendered", "refused", "limits", "engine"}.
@@ -50,7 +50,13 @@ def check_chat_parity(model: Model, gguf: Path, conversations: Sequence[Conversa
                         facts["refused"].append(f"{name}: {title}{' with tools' if tools else ''}")
         default = pick_template(templates) or ""
         for place, conversation in enumerate(conversations):
-            chat.compare(default, f"conversation {place + 1}", conversation, None, needed=True)
+            chat.compare(
+                default,
+                f"conversation {place + 1}",
+                conversation["messages"],
+                conversation.get("tools"),
+                needed=True,
+            )
         if served.program:
             served.check(chat.texts, chat.special.get("bos_token", ""))
         facts |= {"rendered": chat.rendered, "limits": sorted(chat.comparison.limits.values())}

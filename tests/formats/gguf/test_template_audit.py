@@ -121,13 +121,13 @@ def test_a_template_that_the_engine_has_not_is_refused(name: str, tmp_path: Path
     model = chat_model(tmp_path / "model", template)
     file = write(model, tmp_path / "model.gguf")
     with pytest.raises(EdgekitError, match="what llama.cpp's template engine has not: " + re.escape(what)):
-        check_chat_parity(model, file, [ASKED[1:]])
+        check_chat_parity(model, file, [{"messages": ASKED[1:]}])
 
 
 def test_what_wrote_a_conversation_is_said(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
     model = chat_model(tmp_path / "model", CHATML)
-    told = check_chat_parity(model, write(model, tmp_path / "model.gguf"), [ASKED])
+    told = check_chat_parity(model, write(model, tmp_path / "model.gguf"), [{"messages": ASKED}])
     assert told["engine"] == "Python's Jinja, watched for what llama.cpp's engine has not"
     (check,) = check_reading({"texts": 1, "chat": told}, None)
     assert "the template ran in Python's Jinja" in str(check.detail)

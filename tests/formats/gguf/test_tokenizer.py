@@ -404,7 +404,7 @@ def test_conversations_give_the_ids_of_transformers(name: str, kind: str, tmp_pa
     model = chat_model(tmp_path / "model", TEMPLATES[name], tokenizer)
     path = write(model, tmp_path / "model.gguf")
     check_parity(model, path, PROMPTS)
-    facts = check_chat_parity(model, path, [[{"role": "user", "content": "mine  "}]])
+    facts = check_chat_parity(model, path, [{"messages": [{"role": "user", "content": "mine  "}]}])
     assert facts["templates"] == ["default"]
     assert facts["rendered"] >= 8
     original = PreTrainedTokenizerFast(tokenizer_file=str(model.folder / "tokenizer.json"), **TOKENS)
@@ -457,7 +457,19 @@ def test_a_template_that_llama_cpp_would_read_otherwise(tmp_path: Path) -> None:
     path = write(model, tmp_path / "refuses.gguf")
     assert "default: several turns" in check_chat_parity(model, path)["refused"]
     with pytest.raises(EdgekitError, match="one only"):
-        check_chat_parity(model, path, [CONVERSATIONS["several turns"]])
+        check_chat_parity(model, path, [{"messages": CONVERSATIONS["several turns"]}])
+
+
+def test_the_tools_of_a_users_conversation_are_rendered(tmp_path: Path) -> None:
+    """What only a conversation with the user's own tools reaches: here a word that the file reads otherwise."""
+    template = "{{ messages[0].content }}{% if tools and tools[0].function.name == 'mine' %}{{ raise_exception('mine') }}{% endif %}"
+    model = chat_model(tmp_path / "model", template)
+    path = write(model, tmp_path / "model.gguf")
+    asked = {"messages": [{"role": "user", "content": "call it"}]}
+    check_chat_parity(model, path, [asked | {"tools": TOOLS}])
+    tool = {"type": "function", "function": {"name": "mine", "parameters": {"type": "object", "properties": {}}}}
+    with pytest.raises(EdgekitError, match="mine"):
+        check_chat_parity(model, path, [asked | {"tools": [tool]}])
 
 
 def test_mere_text_stays_text(tmp_path: Path) -> None:
