@@ -156,7 +156,7 @@ def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
 
 
 def check_reading(
-    _model: Model, _file: Path, _texts: Sequence[str], _conversations: Sequence[Sequence[Mapping[str, str]]] | None
+    _model: Model, _file: Path, _texts: Sequence[str], _conversations: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, Any]:
     """Nothing: an .onnx file takes tokens, and the tokenizer beside it is the checkpoint's."""
     return {}
