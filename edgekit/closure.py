@@ -33,7 +33,8 @@ def source_files(modules: Sequence[str], source: Path = _SOURCE) -> list[Path]:
     return sorted(found)
 
 
-def _files(module: str, source: Path) -> list[Path]:
+@lru_cache(maxsize=4096)
+def _files(module: str, source: Path) -> tuple[Path, ...]:
     """The files that importing a module runs, its packages' first; none for what is no module of the package."""
     parts = module.split(".")[1:]
     place, found = source, [source / "__init__.py"]
@@ -43,7 +44,7 @@ def _files(module: str, source: Path) -> list[Path]:
         if not path.is_file():
             break
         found.append(path)
-    return found
+    return tuple(found)
 
 
 @lru_cache(maxsize=1024)

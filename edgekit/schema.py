@@ -8,8 +8,9 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from edgekit.errors import EdgekitError
 
@@ -93,7 +94,7 @@ def parse(kind: type[T], table: Any, where: str) -> T:
     _refuse_infinite(table, where)
     try:
         # As JSON, because pydantic's strict mode takes a dataclass from a table there, and only there.
-        return pydantic.TypeAdapter(kind).validate_json(json.dumps(table, default=str), strict=True)
+        found: T = _adapter(cast("Any", kind)).validate_json(json.dumps(table, default=str), strict=True)
     except pydantic.ValidationError as bad:
         first = bad.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -103,6 +104,15 @@ def parse(kind: type[T], table: Any, where: str) -> T:
         shown = repr(first["input"])
         said = first["msg"].lower().removeprefix("input ").replace("valid array", "valid list")
         raise EdgekitError(f"{joined}: {said}, got {shown[:80]}") from bad
+    return found
+
+
+@cache
+def _adapter(kind: type[Any]) -> Any:
+    """What pydantic makes of a dataclass: 25 ms, each time that it is asked."""
+    import pydantic
+
+    return pydantic.TypeAdapter(kind)
 
 
 def _join(where: str, key: str) -> str:

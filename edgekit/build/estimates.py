@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,7 @@ def _predict(plan: Plan) -> dict[str, Any]:
     }
 
 
+@cache
 def _speed() -> float:
     """Operations per second of small fp32 matrix products on all cores here, what short texts in training reach.
 
