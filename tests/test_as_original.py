@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
-from edgekit.record.original_rows import compare
+from edgekit.record.original_rows import ask, compare
 from edgekit.tasks import TASKS, find_pad_id, outputs
 from edgekit.tasks.text_classification import softmax
 from edgekit.verify.as_original import check_original
@@ -75,8 +75,8 @@ def test_embedders(variant: str, tmp_path: Path) -> None:
 
 
 def told(folder: Path, *, ids: list[list[int]], scores: np.ndarray) -> dict[str, Any]:
-    facts, _ = compare(folder, "text-classification", TEXTS, max_length=LENGTH, classes=LABELS, ids=ids, answers=scores)
-    return facts
+    found = ask(folder, "text-classification", TEXTS, max_length=LENGTH, classes=LABELS)
+    return compare(found, TEXTS, ids=ids, answers=scores)
 
 
 def test_a_difference_is_named(tmp_path: Path) -> None:

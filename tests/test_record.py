@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import pytest
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
-from edgekit.record import FILE, measure_alone, record, shapes
+from edgekit.record import FILE, measure_alone, original_rows, record, shapes
+from edgekit.record.original_rows import spread
 from edgekit.tasks import TASKS, outputs
+from edgekit.verify.as_original import check_original
 from tests.conftest import LABELS, make_checkpoint, make_data
 
 OPTIONS = {"task": "text-classification", "max_length": 32}
@@ -22,11 +26,18 @@ def prompts(tmp_path: Path) -> Path:
     return make_data(tmp_path / "data")
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is timed: a process that imports torch would take most of a test's time."""
+    monkeypatch.setattr("edgekit.record.measure_alone", lambda asked, *_: {folder: {} for folder in asked})
+
+
 def read(folder: Path) -> dict[str, np.ndarray]:
     with np.load(folder / FILE, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_rows_are_in_the_order_of_the_split(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
     student = make_checkpoint(tmp_path / "student", labels=LABELS, seed=9)
     told: list[tuple[int, int, str]] = []
@@ -62,10 +73,59 @@ def test_float_is_timed_at_the_shapes_of_artifacts() -> None:
 
 
 def test_a_process_that_fails_is_told(tmp_path: Path) -> None:
-    with pytest.raises(EdgekitError, match=r"absent: measuring it in torch ended with exit code 1: .*absent"):
-        measure_alone(tmp_path / "absent", "text-classification", [[1, 2]], 8)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(EdgekitError, match=r"half: measuring in torch ended with exit code 1: .*half"):
+        measure_alone({tmp_path / "half": [[1, 2]]}, "text-classification", 8)
 
 
+@pytest.mark.usefixtures("unmeasured")
+def test_the_owners_answers_are_recorded_where_some_are_edgekits_own(
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answers as one text at a time, and no prompt more than COMPARED is answered twice."""
+    monkeypatch.setattr(original_rows, "COMPARED", 4)
+    ours: list[int] = []
+
+    def counted(module: Any, ids: Sequence[Sequence[int]], **more: Any) -> Any:
+        ours.append(len(ids))
+        return outputs(module, ids, **more)
+
+    monkeypatch.setattr("edgekit.record.outputs", counted)
+    facts = record(checkpoint, checkpoint, prompts, out=tmp_path, **OPTIONS)
+    assert ours == [6, 4]
+    told = facts["original"]["student"]
+    assert (told["rows"], told["ids_equal"], told["answers_equal"], told["compared"]) == (12, 12, 12, 4)
+    texts = [prompt.text for prompt in PromptSet(folder=prompts).split("verify")]
+    ids = load_model(checkpoint).encode(texts, 32)
+    alone = outputs(TASKS["text-classification"].load(checkpoint), ids, 0, batch=1)
+    np.testing.assert_allclose(read(tmp_path)["student_verify"], alone, atol=1e-5)
+    check = check_original(facts["original"], [], 12)
+    assert check.verdict == "pass"
+    assert "the same answers on 4 of them" in (check.detail or "")
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_edgekits_own_answers_are_recorded_where_one_differs(
+    checkpoint: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(original_rows, "COMPARED", 4)
+    monkeypatch.setattr(
+        "edgekit.record.outputs", lambda *given, **more: outputs(*given, **more) + np.float32([1, 0, 0])
+    )
+    told = record(checkpoint, checkpoint, prompts, out=tmp_path, **OPTIONS)["original"]["student"]
+    assert (told["ids_equal"], told["answers_equal"], told["compared"]) == (12, 0, 12)
+    assert check_original({"student": told}, [], 12).verdict == "fail"
+
+
+def test_prompts_that_are_compared_are_of_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(original_rows, "COMPARED", 3)
+    lengths = [5, 1, 9, 2, 7, 3]
+    assert [lengths[place] for place in spread([[0] * length for length in lengths])] == [9, 5, 1]
+    assert sorted(spread([[1], [1, 2]])) == [0, 1]
+
+
+@pytest.mark.usefixtures("unmeasured")
 def test_one_folder_is_run_once(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int, str]] = []
     record(checkpoint, checkpoint, prompts, out=tmp_path, progress=lambda *now: told.append(now), **OPTIONS)
@@ -76,6 +136,7 @@ def test_one_folder_is_run_once(checkpoint: Path, prompts: Path, tmp_path: Path)
     assert told[-1][:2] == (18, 18)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_same_models_give_the_same_bytes(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
     places = [tmp_path / "a", tmp_path / "b"]
     for place in places:

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.checkpoint_keys import unknown_keys
 from edgekit.errors import EdgekitError
-from edgekit.model import Model, load_model
+from edgekit.model import load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, find_pad_id, outputs, pad, row_task
@@ -30,8 +32,9 @@ SPLITS = ("calibrate", "verify")
 FILE = "reference.npz"
 # Texts that are timed, and calls before that are not.
 TIMED, WARM_UP = 40, 4
-# Lengths at which a float model is timed beside an artifact, and calls at each, the first not counted.
-LENGTHS, SHAPED = (16, 32, 64, 128, 256), 12
+# Lengths at which a float model is timed beside an artifact, and calls at each, the first not counted: fewer, but FEWEST, where
+# they take longer than SECONDS.
+LENGTHS, SHAPED, FEWEST, SECONDS = (16, 32, 64, 128, 256), 12, 4, 2.0
 # Questions that are answered for the clock.
 TIMED_ANSWERS = 8
 
@@ -49,11 +52,12 @@ def record(
     """Run teacher and student in float32 over the calibrate and verify prompts and write reference.npz into `out`.
 
     Of text-generation see `tokens.record_tokens`. Else: arrays teacher_calibrate, teacher_verify, student_calibrate,
-    student_verify: float32 [prompts, width], rows in the order of the split; owner_ids and owner_offsets: the ids that the
-    student's owner reads of the verify prompts, behind each other, and where each begins and ends. Where student and teacher
-    are one folder, they are run once. Returns classes, output kind, rows, and as `original` by role how the answers differ
-    from the owner's library (`original_rows.compare`). Raises EdgekitError for unknown tasks, for models whose classes differ,
-    and for outputs that are not finite.
+    student_verify: float32 [prompts, width], rows in the order of the split, of verify the owner's library's own where edgekit
+    reads and answers as it does; owner_ids and owner_offsets: the ids that the student's owner reads of the verify prompts,
+    behind each other, and where each begins and ends. Where student and teacher are one folder, they are run once. Returns
+    classes, output kind, rows, and as `original` by role how the answers differ from the owner's library
+    (`original_rows.compare`). Raises EdgekitError for unknown tasks, for models whose classes differ, and for outputs that are
+    not finite.
     """
     if pick(TASKS, task, "task").OUTPUT == "tokens":
         return _record_tokens(teacher, student, prompts, task, max_length, out, progress)
@@ -64,32 +68,29 @@ def record(
     once = {folder.resolve(): role for role, folder in reversed(models.items())}
 
     arrays: dict[str, NDArray[np.float32]] = {}
-    figures: dict[str, dict[str, Any]] = {}
-    original: dict[str, dict[str, Any]] = {}
-    owners: dict[str, list[list[int]]] = {}
+    read: dict[str, _Verified] = {}
     total, done = len(once) * sum(map(len, rows.values())), 0
     for folder, role in once.items():
-        model, module = kind.open_model(folder), kind.load(folder)
-        for split in SPLITS:
-            ids = [tokens for _, tokens in kind.encode(model, rows[split], max_length)]
-            shown = _from(done, total, role, progress)
-            arrays[f"{role}_{split}"] = outputs(module, ids, find_pad_id(model), progress=shown)
-            done += len(ids)
-        figures[role] = {"bytes": _weight_bytes(model)} | measure_alone(folder, task, ids[:TIMED], max_length)
-        original[role], owners[role] = _ask_owner(
-            folder, task, rows["verify"], max_length, ids, arrays[f"{role}_verify"]
-        )
-    owned = _as_arrays(owners.get("student", owners["teacher"]))
-    for told in (figures, original):
-        told.setdefault("student", told["teacher"])
+        model = kind.open_model(folder)
+        run = partial(outputs, kind.load(folder), pad_id=find_pad_id(model))
+        ids = {split: [tokens for _, tokens in kind.encode(model, rows[split], max_length)] for split in SPLITS}
+        arrays[f"{role}_calibrate"] = run(ids["calibrate"], progress=_from(done, total, role, progress))
+        shown = _from(done + len(ids["calibrate"]), total, role, progress)
+        read[role] = _verify(folder, task, rows["verify"], max_length, ids["verify"], run, shown)
+        arrays[f"{role}_verify"] = read[role].outputs
+        done += sum(map(len, ids.values()))
+    measured = measure_alone({folder: read[role].ids[:TIMED] for folder, role in once.items()}, task, max_length)
+    figures = {role: {"bytes": _weight_bytes(folder)} | measured[folder] for folder, role in once.items()}
+    figures.setdefault("student", figures["teacher"])
+    read.setdefault("student", read["teacher"])
     for split in SPLITS:
         arrays.setdefault(f"student_{split}", arrays[f"teacher_{split}"])
     _check_finite(arrays, models)
-    _write(out / FILE, arrays | owned)
+    _write(out / FILE, arrays | _as_arrays(read["student"].owners))
     return {
         "classes": classes,
         "output": kind.OUTPUT,
-        "original": original,
+        "original": {role: one.original for role, one in read.items()},
         "rows": {split: len(rows[split]) for split in SPLITS},
         "max_length": max_length,
         "models": figures,
@@ -112,27 +113,43 @@ def _write(file: Path, arrays: Mapping[str, Any]) -> None:
         np.savez(stream, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
 
 
-def _ask_owner(
+@dataclass(frozen=True, kw_only=True)
+class _Verified:
+    """What a model reads and answers on the verify prompts: its ids, the owner's, the outputs, and how they differ from the
+    owner's."""
+
+    ids: list[list[int]]
+    owners: Sequence[list[int]]
+    outputs: NDArray[np.float32]
+    original: dict[str, Any]
+
+
+def _verify(
     folder: Path,
     task: str,
     rows: Sequence[Prompt],
     max_length: int,
-    ids: Sequence[Sequence[int]],
-    answers: NDArray[np.float32],
-) -> tuple[dict[str, Any], list[list[int]]]:
-    from edgekit.record.original_rows import compare
+    ids: list[list[int]],
+    run: Callable[..., NDArray[np.float32]],
+    progress: Callable[[int, int, str], None] | None,
+) -> _Verified:
+    """The owner's answers, where edgekit's own on some prompts are the same; else edgekit's own of all prompts."""
+    from edgekit.record.original_rows import ask, compare, spread, stand_in
     from edgekit.tasks.text_classification import softmax
 
+    texts = [row.text for row in rows]
     classes = load_model(folder).labels if row_task(task).OUTPUT == "logits" else []
-    return compare(
-        folder,
-        task,
-        [row.text for row in rows],
-        max_length=max_length,
-        classes=classes,
-        ids=ids,
-        answers=softmax(answers) if classes else answers,
-    )
+    shown = (lambda count: progress(count, len(ids), "")) if progress else None
+    found = ask(folder, task, texts, max_length=max_length, classes=classes, progress=shown)
+    places = spread(ids)
+    answered = None
+    if len(places) < len(ids):
+        answered = stand_in(found, ids, places, run([ids[place] for place in places]))
+    compared = len(ids) if answered is None else len(places)
+    if answered is None:
+        answered = run(ids, progress=progress)
+    facts = compare(found, texts, ids=ids, answers=softmax(answered) if classes else answered)
+    return _Verified(ids=ids, owners=found.ids, outputs=answered, original=facts | {"compared": compared})
 
 
 def _check_finite(arrays: Mapping[str, NDArray[np.float32]], models: Mapping[str, Path]) -> None:
@@ -177,49 +194,57 @@ def _record_tokens(
         flat, offsets = arrays[kind].tolist(), arrays[places].tolist()
     asked = [flat[begin:end] for begin, end in itertools.pairwise(offsets)][:TIMED_ANSWERS]
     once = {folder.resolve(): role for role, folder in (("student", student), ("teacher", teacher))}
-    figures = {
-        role: {"bytes": _weight_bytes(load_model(folder))} | measure_alone(folder, task, asked, max_length)
-        for folder, role in once.items()
-    }
+    measured = measure_alone(dict.fromkeys(once, asked), task, max_length)
+    figures = {role: {"bytes": _weight_bytes(folder)} | measured[folder] for folder, role in once.items()}
     figures.setdefault("student", figures["teacher"])
     return facts | {"models": figures}
 
 
-def measure_alone(folder: Path, task: str, ids: Sequence[Sequence[int]], longest: int) -> dict[str, Any]:
-    """What float costs on this machine, in torch, in a process of its own: {latency_ms, at, memory_mb, threads, busy}.
+def measure_alone(asked: Mapping[Path, Sequence[Sequence[int]]], task: str, longest: int) -> dict[Path, dict[str, Any]]:
+    """What float costs on this machine, in torch, in a process of its own: {latency_ms, at, memory_mb, threads, busy} by folder.
 
-    latency_ms, {p50, p95}, is of one text a call at its own length; at: [{sequence, threads, p50, p95}], of the shapes at which
-    artifacts are timed (`shapes`), texts of up to `longest` tokens. memory_mb is the peak of the whole process in MiB, torch
-    itself included, busy the load average, its own threads included; both None where the system does not tell. Raises
-    EdgekitError where the process fails.
+    asked: each model's folder with token ids of texts. latency_ms, {p50, p95}, is of one text a call at its own length; at:
+    [{sequence, threads, p50, p95}], of the shapes at which artifacts are timed (`shapes`), texts of up to `longest` tokens.
+    memory_mb is the peak of the process in MiB, torch itself included: models are measured one after another, the smallest
+    first, so that a peak is that of its own model. busy is the load average, its own threads included; both None where the
+    system does not tell. Raises EdgekitError where the process fails.
     """
+    folders = sorted(asked, key=lambda folder: (_weight_bytes(folder), str(folder)))
+    told = {
+        "folders": [str(folder) for folder in folders],
+        "ids": [[list(row) for row in asked[one]] for one in folders],
+    }
     ended = subprocess.run(
-        [sys.executable, "-m", "edgekit.record", str(folder), task],
-        input=json.dumps({"ids": [list(row) for row in ids], "longest": longest}),
+        [sys.executable, "-m", "edgekit.record", task],
+        input=json.dumps(told | {"longest": longest}),
         capture_output=True,
         text=True,
         check=False,
     )
     if ended.returncode != 0:
         why = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no word")
-        raise EdgekitError(f"{folder}: measuring it in torch ended with exit code {ended.returncode}: {why[:300]}")
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+        names = " and ".join(map(str, folders))
+        raise EdgekitError(f"{names}: measuring in torch ended with exit code {ended.returncode}: {why[:300]}")
+    found: list[dict[str, Any]] = json.loads(ended.stdout.splitlines()[-1])
+    return dict(zip(folders, found, strict=True))
 
 
 def measure_here(folder: Path, task: str, ids: Sequence[Sequence[int]], longest: int) -> dict[str, Any]:
-    """What `measure_alone` tells, of this very process: it should do nothing else."""
+    """What `measure_alone` tells of one model, of this very process: it should do nothing else."""
     import torch
 
     from edgekit.runtimes.machine import load_average, peak_memory_mb
 
     threads = torch.get_num_threads()
-    if TASKS[task].OUTPUT == "tokens":
-        from edgekit.record.tokens import measure_decoder
+    try:
+        if TASKS[task].OUTPUT == "tokens":
+            from edgekit.record.tokens import measure_decoder
 
-        times = measure_decoder(folder, ids)
-    else:
-        times = _measure_rows(folder, task, ids, longest)
+            times = measure_decoder(folder, ids)
+        else:
+            times = _measure_rows(folder, task, ids, longest)
+    finally:
+        torch.set_num_threads(threads)
     memory = peak_memory_mb()
     return times | {"memory_mb": memory and round(memory, 1), "threads": threads, "busy": load_average()}
 
@@ -255,13 +280,15 @@ def _measure_rows(folder: Path, task: str, ids: Sequence[Sequence[int]], longest
         for length, threads in shapes(longest, int(describe()["cores"])):
             torch.set_num_threads(threads)
             row = np.resize(flat, length).tolist()
-            calls = [timed(row) for _ in range(SHAPED)][1:]
-            at.append({"sequence": length, "threads": threads} | quantiles(calls))
+            calls = [timed(row)]
+            while len(calls) < SHAPED and (len(calls) < FEWEST or sum(calls) < 1e3 * SECONDS):
+                calls.append(timed(row))
+            at.append({"sequence": length, "threads": threads} | quantiles(calls[1:]))
     return {"latency_ms": quantiles(times), "at": at}
 
 
-def _weight_bytes(model: Model) -> int:
-    return sum(path.stat().st_size for path in weight_files(model.folder))
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
 def _from(

@@ -1,4 +1,5 @@
-"""`python -m edgekit.record FOLDER TASK`: {ids, longest} as JSON on standard input, what float costs on standard output."""
+"""`python -m edgekit.record TASK`: {folders, ids, longest} as JSON on standard input, a list of what float costs on standard
+output."""
 
 from __future__ import annotations
 
@@ -9,4 +10,8 @@ from pathlib import Path
 from edgekit.record import measure_here
 
 asked = json.load(sys.stdin)
-sys.stdout.write(json.dumps(measure_here(Path(sys.argv[1]), sys.argv[2], asked["ids"], asked["longest"])))
+found = [
+    measure_here(Path(folder), sys.argv[1], ids, asked["longest"])
+    for folder, ids in zip(asked["folders"], asked["ids"], strict=True)
+]
+sys.stdout.write(json.dumps(found))

@@ -1,7 +1,8 @@
 """What a checkpoint's owner gets: the ids of AutoTokenizer and the answers of transformers' `pipeline`, or of
 sentence-transformers' `encode`, on the verify prompts, compared with what edgekit's own float model read and answered.
 
-Texts of like length are asked together, so that nothing is padded: a text is answered as it is alone.
+Texts of like length are asked together, so that nothing is padded: a text is answered as it is alone. Where both read the
+same, the owner's answers are the reference, and edgekit's own model need not answer every prompt again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # Scores, and distances of embeddings as shares of their length, that differ by less differ by rounding: float32 has 1.2e-7, and
 # another order of the sums of a dozen blocks makes 1e-6 to 1e-5 of it.
 TOLERANCE = 1e-3
+# How many prompts edgekit's own model answers too, where the owner's answers are recorded: of all lengths that there are.
+COMPARED = 64
 # How much of a text a message shows.
 _SHOWN = 60
 # What the libraries raise where they cannot read a checkpoint.
@@ -32,35 +35,61 @@ _REFUSALS = (ValueError, OSError, KeyError, TypeError, AttributeError, ImportErr
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """What the owner's library reads and answers: ids per text, answers [n, width] (None where only ids are known)."""
+    """What the owner's library reads and answers: ids per text, answers [n, width] (None where only ids are known).
 
-    by: str
-    ids: list[list[int]]
-    answers: Floats | None
+    outputs: what edgekit's module of the task should give, [n, width]: the logits behind the answers, or the embeddings. failed:
+    why the library could not be asked; then there are no ids.
+    """
+
+    by: str | None = None
+    ids: Sequence[list[int]] = ()
+    answers: Floats | None = None
+    outputs: Floats | None = None
     limits: str | None = None
+    failed: str | None = None
 
 
-def compare(
+def ask(
     folder: Path,
     task: str,
     texts: Sequence[str],
     *,
     max_length: int,
     classes: Sequence[str],
-    ids: Sequence[Sequence[int]],
-    answers: Floats,
-) -> tuple[dict[str, Any], list[list[int]]]:
-    """How edgekit's ids and answers on the texts differ from the owner's, and the owner's ids.
+    progress: Callable[[int], None] | None = None,
+) -> Original:
+    """The owner's library on the texts; progress: called with the number of texts that are answered."""
+    try:
+        with quiet():
+            return _ASKED[task](folder, texts, max_length, classes, progress)
+    except _REFUSALS as refused:
+        return Original(failed=f"{type(refused).__name__}: {first_line(refused)[:300]}")
+
+
+def spread(ids: Sequence[Sequence[int]]) -> list[int]:
+    """The places of at most COMPARED prompts, evenly from the longest to the shortest."""
+    order = sorted(range(len(ids)), key=lambda place: (-len(ids[place]), place))
+    if len(order) <= COMPARED:
+        return order
+    return [order[step * (len(order) - 1) // (COMPARED - 1)] for step in range(COMPARED)]
+
+
+def stand_in(found: Original, ids: Sequence[Sequence[int]], places: Sequence[int], outputs: Floats) -> Floats | None:
+    """The owner's outputs, where all ids are equal and so are edgekit's outputs at `places`; else None."""
+    if found.outputs is None or [list(one) for one in ids] != list(found.ids):
+        return None
+    return found.outputs if all(_alike(outputs, found.outputs[list(places)])) else None
+
+
+def compare(found: Original, texts: Sequence[str], *, ids: Sequence[Sequence[int]], answers: Floats) -> dict[str, Any]:
+    """How edgekit's ids and answers on the texts differ from the owner's.
 
     answers: of text-classification probabilities [n, classes], of feature-extraction embeddings [n, width]. The facts: by (whose
     answers), rows, ids_equal, answers_equal (counts; None where nobody could be asked), first (the first difference), failed.
     """
     facts: dict[str, Any] = {"by": None, "rows": len(texts), "ids_equal": None, "answers_equal": None, "first": None}
-    try:
-        with quiet():
-            found = _ASKED[task](folder, texts, max_length, classes)
-    except _REFUSALS as refused:
-        return facts | {"failed": f"{type(refused).__name__}: {first_line(refused)[:300]}"}, []
+    if found.failed is not None:
+        return facts | {"failed": found.failed}
     same_ids = [list(one) == other for one, other in zip(ids, found.ids, strict=True)]
     facts |= {"by": found.by, "limits": found.limits, "failed": None, "ids_equal": sum(same_ids)}
     same = [True] * len(texts)
@@ -71,7 +100,7 @@ def compare(
         if not (same_ids[place] and same[place]):
             facts["first"] = _difference(text, ids[place], found, answers, place, same_ids[place])
             break
-    return facts, found.ids
+    return facts
 
 
 def _alike(ours: Floats, theirs: Floats) -> list[bool]:
@@ -103,8 +132,10 @@ def _short(ids: Sequence[int]) -> str:
     return str(list(ids)) if len(ids) <= 12 else f"[{', '.join(map(str, ids[:12]))}, ...] ({len(ids)})"
 
 
-def _classified(folder: Path, texts: Sequence[str], max_length: int, classes: Sequence[str]) -> Original:
-    """`pipeline(..., truncation=True, max_length=...)`: the probability of each class."""
+def _classified(
+    folder: Path, texts: Sequence[str], max_length: int, classes: Sequence[str], progress: Callable[[int], None] | None
+) -> Original:
+    """`pipeline(..., truncation=True, max_length=...)`: the probability of each class, and the logits of its model."""
     import numpy as np
     import torch
     import transformers
@@ -118,16 +149,28 @@ def _classified(folder: Path, texts: Sequence[str], max_length: int, classes: Se
         "text-classification", model=model, tokenizer=tokenizer, device="cpu", top_k=None
     )
     ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"] if texts else []
+    logits: list[Floats] = []
+    model.register_forward_hook(lambda _module, _inputs, given: logits.append(given.logits.float().numpy()))
 
     def answer(some: list[str]) -> Floats:
+        logits.clear()
         told = asked(some, truncation=True, max_length=max_length, batch_size=32)
         scores = [{entry["label"]: entry["score"] for entry in one} for one in told]
-        return np.array([[one.get(name, np.nan) for name in classes] for one in scores], dtype=np.float32)
+        probabilities = np.array([[one.get(name, np.nan) for name in classes] for one in scores], dtype=np.float32)
+        return np.concatenate([probabilities, *([np.concatenate(logits)] if logits else [])], axis=1)
 
-    return Original(by=f"transformers {transformers.__version__}", ids=ids, answers=_together(texts, ids, answer))
+    both = _together(texts, ids, answer, progress)
+    return Original(
+        by=f"transformers {transformers.__version__}",
+        ids=ids,
+        answers=both[:, : len(classes)],
+        outputs=both[:, len(classes) :],
+    )
 
 
-def _embedded(folder: Path, texts: Sequence[str], max_length: int, _classes: Sequence[str]) -> Original:
+def _embedded(
+    folder: Path, texts: Sequence[str], max_length: int, _classes: Sequence[str], progress: Callable[[int], None] | None
+) -> Original:
     """`SentenceTransformer.encode`, where the library is installed; else AutoTokenizer's ids, behind the prompt."""
     from edgekit.embedding_files import read_embedding
     from edgekit.tasks import feature_extraction
@@ -154,10 +197,16 @@ def _embedded(folder: Path, texts: Sequence[str], max_length: int, _classes: Seq
     ids = [model.preprocess([text], prompt=prompt)["input_ids"][0].tolist() for text in texts]
     answer: Callable[[list[str]], Floats] = lambda some: model.encode(some, batch_size=32, show_progress_bar=False)  # noqa: E731
     named = f"sentence-transformers {sentence_transformers.__version__}"
-    return Original(by=named, ids=ids, answers=_together(texts, ids, answer))
+    answers = _together(texts, ids, answer, progress)
+    return Original(by=named, ids=ids, answers=answers, outputs=answers)
 
 
-def _together(texts: Sequence[str], ids: Sequence[Sequence[int]], answer: Callable[[list[str]], Floats]) -> Floats:
+def _together(
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    answer: Callable[[list[str]], Floats],
+    progress: Callable[[int], None] | None,
+) -> Floats:
     """Answers [n, width] in the order of the texts, asked in groups that have as many tokens each."""
     import numpy as np
 
@@ -167,6 +216,8 @@ def _together(texts: Sequence[str], ids: Sequence[Sequence[int]], answer: Callab
     rows: dict[int, Any] = {}
     for _, places in sorted(groups.items()):
         rows |= zip(places, answer([texts[place] for place in places]), strict=True)
+        if progress:
+            progress(len(rows))
     return (
         np.stack([rows[place] for place in range(len(texts))]).astype(np.float32)
         if rows
@@ -174,7 +225,7 @@ def _together(texts: Sequence[str], ids: Sequence[Sequence[int]], answer: Callab
     )
 
 
-_ASKED: dict[str, Callable[[Path, Sequence[str], int, Sequence[str]], Original]] = {
+_ASKED: dict[str, Callable[[Path, Sequence[str], int, Sequence[str], Callable[[int], None] | None], Original]] = {
     "text-classification": _classified,
     "feature-extraction": _embedded,
 }

@@ -59,4 +59,7 @@ def check_original(original: Mapping[str, Mapping[str, Any]] | None, other_ids: 
     limits = "".join(f"; {told}" for told in dict.fromkeys(one.get("limits") for one in original.values()) if told)
     what = "ids" if any(told["answers_equal"] is None for told in original.values()) else "ids and answers"
     detail = f"{what} on {rows} prompts are those of {by}{limits}"
+    compared = min(int(told.get("compared", rows)) for told in original.values())
+    if compared < rows:
+        detail += f", which are the reference; edgekit's own float model gives the same answers on {compared} of them"
     return Check(name=NAME, measured="as the original", limit=None, verdict="pass", detail=detail)
