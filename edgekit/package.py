@@ -29,7 +29,8 @@ from edgekit.package_llama import modelfile
 from edgekit.package_other import other_than_bundle
 from edgekit.package_place import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
 from edgekit.package_place import partial as partial_of
-from edgekit.report import read_report, write_html
+from edgekit.report import read_report
+from edgekit.report_page import write_html
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, read_json, read_text
 from edgekit.tasks.text_generation import TEMPLATE

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekit.package_llama import command_line
-from edgekit.report import SCOPE_HEAD, flips, human_bytes, number, pair, percent, scope_cells
+from edgekit.report import SCOPE_HEAD, scope_cells
+from edgekit.report_figures import flips, human_bytes, number, pair, percent
 
 # What the loaders import, as pip calls it, by runtime and output.
 PIP = {

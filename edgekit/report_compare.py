@@ -54,17 +54,11 @@ class Compared:
     rows: Sequence[Row]
     ship: Sequence[Choice]
 
-    def lines(self) -> list[str]:
-        """The table as text, with what to ship below it; a column that no row fills is left out."""
+    def cells(self) -> list[list[str]]:
+        """The head and a row for each report; a column that no row fills is left out."""
         filled = [_cells(row) for row in self.rows]
         shown = [place for place in range(len(HEAD)) if any(row[place] != MISSING for row in filled)]
-        cells = [[row[place] for place in shown] for row in (HEAD, *filled)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-        ]
-        told = [f"ship to {one.target}: {one.format} {one.scheme} ({one.reason})" for one in self.ship]
-        return [*lines, "", *told]
+        return [[row[place] for place in shown] for row in (HEAD, *filled)]
 
 
 def compare(reports: Sequence[Row], written: Sequence[bool] | None = None) -> Compared:

@@ -87,7 +87,7 @@ def check_figures(check: Row) -> list[str]:
         limit = f"at least {limit}" if name in {"provider", "offload", "tokens_per_second", "accuracy"} else limit
         cells = [_with_unit(name, check.get("measured")), MISSING, _with_unit(name, check.get("bound")), limit]
         ends = [number(end, 3) for end in check.get("interval") or ()]
-    return [*cells, f"[{', '.join(ends)}]" if ends else MISSING]
+    return [*cells, f"[{', '.join(ends)}]" if set(ends) - {MISSING} else MISSING]
 
 
 def _with_unit(name: str, value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import itertools
+import io
 import json
 import os
 import re
@@ -554,28 +554,84 @@ def test_a_verdict_without_a_bundle_says_why_and_what_to_do(capsys: pytest.Captu
 
 
 def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(show, "PLAIN_INTERVAL", 0.0)
-    seconds = itertools.count()
-    monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    """Of each phase its own: what begins is told at once, then every now and then how far it is."""
+    now = [0.0]
+    monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: now[0]))
     terminal = show.Terminal()
     progress = terminal.begin("distill", "6 layers to 3")
-    progress(1, 200, "loss 0.93")
-    progress(50, 200, "loss 0.41")
-    progress(200, 200, "")
+    for at, done, total, text in (
+        (1, 0, 0, "loading the teacher"),
+        (2, 1, 40, "texts that the teacher answers"),
+        (9, 39, 40, "texts that the teacher answers"),
+        (10, 101, 300, "loss 0.93"),
+        (11, 120, 300, "not yet"),
+        (15, 151, 300, "loss 0.41"),
+        (16, 152, 300, "not yet"),
+        (30, 153, 300, "loss 0.40"),
+        (31, 300, 300, "not told, the end is"),
+    ):
+        now[0] = at
+        progress(done, total, text)
     terminal.end("distill", Path("x"), kept=False)
     said = capsys.readouterr()
     assert said.out == ""
-    first, early, middle, last = said.err.splitlines()
-    assert first.split() == ["distill", "6", "layers", "to", "3"]
-    assert early.split() == ["distill", "0", "%", "1/200", "loss", "0.93"]
-    assert middle.split() == ["distill", "25", "%", "50/200", "50.0/s", "ETA", "0:03", "loss", "0.41"]
-    assert last.split() == ["distill", "done,", "4.0", "s"]
+    assert [" ".join(line.split()) for line in said.err.splitlines()] == [
+        "distill 6 layers to 3",
+        "distill loading the teacher",
+        "distill 2 % 1/40 texts that the teacher answers",
+        "distill 97 % 39/40 5.4/s ETA 0:01 texts that the teacher answers",
+        "distill 33 % 101/300 loss 0.93",
+        "distill 50 % 151/300 10.0/s ETA 0:15 loss 0.41",
+        "distill 51 % 153/300 2.6/s ETA 0:57 loss 0.40",
+        "distill done, 31.0 s",
+    ]
+
+
+def test_a_slow_rate_is_a_minutes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    progress = show.Terminal().begin("distill")
+    for now[0], done in ((0.0, 0), (20.0, 1), (40.0, 2)):
+        progress(done, 100, "")
+    assert capsys.readouterr().err.splitlines()[-1].split() == ["distill", "2", "%", "2/100", "3.0/min", "ETA", "32:40"]
+
+
+class Screen(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("name", "value"), [("CI", "true"), ("TERM", "dumb"), ("TERM", "xterm")])
+def test_a_bar_only_where_somebody_watches_a_terminal(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    live = value == "xterm"
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv(name, value)
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    terminal = show.Terminal()
+    progress = terminal.begin("verify", "9 prompts", bundle="demo-pi")
+    progress(1, 9, "in the runtime")
+    progress(3, 9, "in the runtime")
+    terminal.say("a note")
+    terminal.close()
+    terminal.end("verify", Path("x"), kept=False, bundle="demo-pi")
+    assert sys.stderr is screen
+    said = screen.getvalue()
+    assert ("\x1b[" in said) is live
+    assert "a note\n" in said
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("  verify     demo-pi: done, ") for line in lines)
+    assert any("/9 " in line and "demo-pi: in the runtime" in line for line in lines)
 
 
 def test_lines_of_several_bundles_name_theirs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(show, "PLAIN_INTERVAL", 0.0)
     monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: 0.0))
     terminal = show.Terminal()
     progress = terminal.begin("verify", "9 prompts", bundle="demo-pi")
@@ -584,9 +640,9 @@ def test_lines_of_several_bundles_name_theirs(
     terminal.begin("package", "demo-pi.tar.gz", bundle="demo-pi")
     terminal.end("package", Path("x"), kept=True, bundle="demo-pi")
     assert [line.split(None, 1) for line in capsys.readouterr().err.splitlines()] == [
-        ["verify", "9 prompts for demo-pi"],
-        ["verify", "33 %  3/9  for demo-pi"],
-        ["verify", "done, 0.0 s for demo-pi"],
+        ["verify", "demo-pi: 9 prompts"],
+        ["verify", "33 %  3/9  demo-pi"],
+        ["verify", "demo-pi: done, 0.0 s"],
         ["package", "demo-pi.tar.gz"],
-        ["package", "done, kept from before for demo-pi"],
+        ["package", "demo-pi: done, kept from before"],
     ]

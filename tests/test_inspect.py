@@ -14,8 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit.cli.described import describe_lines
 from edgekit.errors import EdgekitError
-from edgekit.inspect import describe_lines, inspect
+from edgekit.inspect import inspect
 from edgekit.package import package
 from edgekit.workspace import write_product
 from tests.artifacts import LABELS, TARGET, make_artifact, make_model, make_report, make_target, make_tokenizer

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit.cli.described import describe_lines
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, Value
-from edgekit.inspect import describe_lines, inspect
+from edgekit.inspect import inspect
 from tests.llama_programs import run_program
 
 LLAMA: dict[str, Value] = {

@@ -22,7 +22,7 @@ from edgekit.build import run
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.package import Packaged, open_bundle, package, run_bundle
 from edgekit.package_place import refuse_other_page
-from edgekit.report import write_html
+from edgekit.report_page import write_html
 from edgekit.workspace import file_sha256, fingerprint
 from tests.artifacts import make_artifact, make_report, make_target, report_of
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgekit.cli.reported import compared_lines
 from edgekit.report_compare import HEAD, Compared, compare
 
 
@@ -71,19 +72,20 @@ def test_each_target_has_its_own() -> None:
         "pi": "gguf q4_0 (the only one that passes)",
         "laptop": "gguf q8_0 (the fastest that passes)",
     }
-    assert found.lines()[-2:] == [f"ship to {target}: {what}" for target, what in told(found).items()]
+    assert compared_lines(found)[-2:] == [f"ship to {target}: {what}" for target, what in told(found).items()]
 
 
 def test_the_table_shows_what_there_is() -> None:
-    lines = compare([decoder("q4_0", "pass", 31.25), decoder("int8-dynamic", "fail", 8.0, memory_mb=None)]).lines()
-    head, first, second = (line.split("  ") for line in lines[:3])
-    assert [cell.strip() for cell in head if cell.strip()] == [
-        name for name in HEAD if name not in {"right", "cosine", "neighbours"}
-    ]
+    compared = compare([decoder("q4_0", "pass", 31.25), decoder("int8-dynamic", "fail", 8.0, memory_mb=None)])
+    head, first, second = compared.cells()
+    assert head == [name for name in HEAD if name not in {"right", "cosine", "neighbours"}]
     for told in ("2.5 MB", "0.0123", "97.0 %", "71 ms", "31.2", "12.5 ms", "88 MB", "pass"):
-        assert told in " ".join(first), told
-    assert "fail" in " ".join(second)
-    assert len({line.index("fail" if "fail" in line else "pass") for line in lines[1:3]}) == 1, "columns are aligned"
+        assert told in first, told
+    assert second[-1] == "fail"
+    lines = compared_lines(compared)
+    assert max(map(len, lines)) <= 80, "too wide as an artifact a line: a figure a line"
+    assert [line.split("  ")[0] for line in lines[: len(head)]] == head
+    assert lines[len(head) - 1].split() == ["verdict", "pass", "fail"]
 
 
 def test_embedders_show_what_they_keep() -> None:
@@ -92,7 +94,7 @@ def test_embedders_show_what_they_keep() -> None:
         for metric, score in (("cosine", 0.99871), ("neighbours", 0.953))
     ]
     other = [one | {"reference": "teacher", "score": 0.1} for one in kept]
-    lines = compare([report("q8_0", "pass", accuracy=None, comparisons=[*other, *kept])]).lines()
+    lines = compared_lines(compare([report("q8_0", "pass", accuracy=None, comparisons=[*other, *kept])]))
     assert "cosine" in lines[0]
     assert "KL" not in lines[0]
     assert "right" not in lines[0]

@@ -20,7 +20,7 @@ from edgekit.card import read_card
 from edgekit.errors import EdgekitError
 from edgekit.package_place import refuse_other_page
 from edgekit.recipe import Recipe
-from edgekit.report import write_html
+from edgekit.report_page import write_html
 from edgekit.schema import read_json
 from edgekit.workspace import PAGE, Product, Workspace, fingerprint, open_product
 

@@ -64,6 +64,14 @@ def completion(shell: str, as_json: bool) -> None:
         click.echo(script)
 
 
+class Echo(logging.Handler):
+    """Warnings as lines on standard error as it is then: above a bar, where one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one of them."""
+        click.echo(self.format(record), err=True)
+
+
 def quiet_libraries() -> None:
     """Keep other libraries' banners, bars and telemetry off the terminal, and their waiting threads off the cores.
 
@@ -81,7 +89,7 @@ def quiet_libraries() -> None:
     }.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[Echo()])
     logging.getLogger("edgekit").setLevel(logging.WARNING)
 
 

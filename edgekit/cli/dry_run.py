@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
+
+from edgekit.cli.tables import wrapped
 
 if TYPE_CHECKING:
     from edgekit.build import Session
     from edgekit.recipe import Recipe
     from edgekit.target import Target
 
-WIDTH = 80
 # Steps that all targets of a build share.
 SHARED = ("create", "finetune", "distill", "record", "calibrate")
 
@@ -48,11 +48,11 @@ def plan_build(
 
 
 def plan_lines(plans: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The plan in lines of at most 80 columns, but for names, with one total."""
+    """The plan in lines that fit, but for names, with one total."""
     for plan in plans:
         yield from _plan_lines(plan)
     for line in plans[0]["proves"] if plans else ():
-        yield from wrap(line, WIDTH, initial_indent="  proves    ", subsequent_indent="            ")
+        yield from wrapped(line, "  proves    ")
     yield _total(plans)
 
 
@@ -64,7 +64,7 @@ def _plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     labels = len(plan["data"]["labels"])
     yield f"  data      {rows}{f'; {labels} labels' if labels else ''}"
     for line in plan["data"]["notes"]:
-        yield from wrap(line, WIDTH, initial_indent=" " * 12, subsequent_indent=" " * 12)
+        yield from wrapped(line, " " * 12)
     yield from _indented("steps", " ".join(plan["steps"]))
     done = [step for step in plan["steps"] if kept[step]]
     yield from _indented("kept", ", ".join(done) if done else "nothing: all is to do")
@@ -79,7 +79,7 @@ def _plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _indented(name: str, text: str) -> list[str]:
-    return wrap(text, WIDTH, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12, break_on_hyphens=False)
+    return wrapped(text, f"  {name:<10}")
 
 
 def _total(plans: Sequence[Mapping[str, Any]]) -> str:

@@ -28,6 +28,7 @@ def list_targets(as_json: bool) -> None:
       edgekit targets list
     """
     from edgekit.cli.show import paint, print_json
+    from edgekit.cli.tables import table_lines
     from edgekit.target import find_targets, load_target
 
     found: list[dict[str, Any]] = []
@@ -40,9 +41,11 @@ def list_targets(as_json: bool) -> None:
     if as_json:
         print_json({"targets": found})
         return
-    width = max(len(one["name"]) for one in found)
+    for line in table_lines([(one["name"], one["title"]) for one in found if "title" in one], wraps=[1]):
+        click.echo(line)
     for one in found:
-        click.echo(f"{one['name']:<{width}}  {one.get('title') or paint(one['error'], 'red')}")
+        if "error" in one:
+            click.echo(paint(f"{one['name']}: {one['error']}", "red"))
 
 
 @targets.command()
@@ -155,8 +158,8 @@ def inspect(path: Path, as_json: bool) -> None:
     Example:
       edgekit inspect dist/assistant-raspberrypi
     """
+    from edgekit.cli.described import describe_lines
     from edgekit.cli.show import print_json
-    from edgekit.inspect import describe_lines
     from edgekit.inspect import inspect as look
 
     found = look(path)
@@ -178,6 +181,7 @@ def explain(check: str | None, as_json: bool) -> None:
       edgekit explain accuracy_vs_teacher
     """
     from edgekit.cli.show import print_json
+    from edgekit.cli.tables import table_lines
     from edgekit.verify.explain import EXPLANATIONS
     from edgekit.verify.explain import explain as tell
 
@@ -187,8 +191,8 @@ def explain(check: str | None, as_json: bool) -> None:
     elif check:
         click.echo(texts[check])
     else:
-        for name, text in texts.items():
-            click.echo(f"{name:<18} {text.splitlines()[0]}")
+        for line in table_lines([(name, text.splitlines()[0]) for name, text in texts.items()], wraps=[1]):
+            click.echo(line)
 
 
 @click.command()
@@ -204,6 +208,7 @@ def doctor(cache: Path | None, as_json: bool) -> int:
     import dataclasses
 
     from edgekit.cli.show import paint, print_json
+    from edgekit.cli.tables import table_lines, wrapped
     from edgekit.devices import doctor as examine
 
     findings = examine(cache)
@@ -212,10 +217,10 @@ def doctor(cache: Path | None, as_json: bool) -> int:
         print_json({"findings": [dataclasses.asdict(finding) for finding in findings]}, exit_code=code)
     else:
         colours = {"ok": "green", "warning": "yellow", "problem": "red"}
-        for finding in findings:
-            remedy = f"  -> {finding.remedy}" if finding.remedy else ""
-            mark = paint(f"{finding.status:<8}", colours[finding.status])
-            click.echo(f"{mark} {finding.name:<22} {finding.found}{remedy}")
+        rows = [(paint(one.status, colours[one.status]), one.name, one.found) for one in findings]
+        remedies = [line for one in findings if one.remedy for line in wrapped(f"{one.name}: {one.remedy}", "-> ")]
+        for line in [*table_lines(rows), *remedies]:
+            click.echo(line)
     return code
 
 
@@ -238,6 +243,7 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
 
     from edgekit.cache import kept
     from edgekit.cli.show import print_json
+    from edgekit.cli.tables import table_lines
     from edgekit.workspace import Workspace
 
     workspace = Workspace(cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit")))
@@ -254,11 +260,18 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"products": rows})
         return
-    for row in rows:
-        half = "" if row["finished"] else "  (half)"
-        click.echo(
-            f"{row['step']:<10} {row['bytes'] / 1e6:8.1f} MB  {row['age_days']:6.2f} days  {row['folder']}{half}"
+    cells = [
+        (
+            row["step"],
+            f"{row['bytes'] / 1e6:.1f} MB",
+            f"{row['age_days']:.2f} days",
+            "" if row["finished"] else "half",
+            row["folder"],
         )
+        for row in rows
+    ]
+    for line in table_lines(cells, right=(1, 2)):
+        click.echo(line)
     click.echo(f"{len(rows)} products, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB in {workspace.root}")
 
 
@@ -282,6 +295,7 @@ def prune(days: float, size: str | None, dry_run: bool, yes: bool, cache: Path |
     """
     from edgekit import cache as tidy
     from edgekit.cli.show import print_json
+    from edgekit.cli.tables import table_lines
     from edgekit.workspace import Workspace
 
     workspace = Workspace(cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit")))
@@ -289,8 +303,10 @@ def prune(days: float, size: str | None, dry_run: bool, yes: bool, cache: Path |
     chosen = tidy.choose(tidy.kept(workspace), older_than_days=days, most_bytes=most)
     asks = bool(chosen) and not (dry_run or yes or as_json) and is_terminal()
     if asks or (dry_run and not as_json):
-        for one in chosen:
-            click.echo(f"{one.step:<10} {one.bytes / 1e6:8.1f} MB  {one.folder}")
+        for line in table_lines(
+            [(one.step, f"{one.bytes / 1e6:.1f} MB", str(one.folder)) for one in chosen], right=[1]
+        ):
+            click.echo(line)
     if asks:
         click.confirm(f"Delete these {len(chosen)} folders?", abort=True)
     gone = chosen if dry_run else tidy.prune(workspace, chosen)

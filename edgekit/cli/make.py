@@ -66,6 +66,7 @@ def build(
     from edgekit.build import choices, exit_code
     from edgekit.cli.dry_run import plan_build, plan_lines
     from edgekit.cli.junit import write_junit
+    from edgekit.cli.reported import compared_lines
     from edgekit.cli.show import print_json
     from edgekit.report_compare import compare
     from edgekit.target import load_target
@@ -96,19 +97,19 @@ def build(
         for one in built:
             show_built(one)
         if len(chosen.rows) > 1:
-            click.echo("\n" + "\n".join(chosen.lines()))
+            click.echo("\n" + "\n".join(compared_lines(chosen)))
     return code
 
 
 def show_built(built: Built) -> None:
     """The table, the verdict and where everything lies, for one target."""
+    from edgekit.cli.reported import reason_lines, report_lines
     from edgekit.cli.show import paint, paint_verdict
-    from edgekit.report import terminal_table, verdict_text
-    from edgekit.report_table import reason_lines
+    from edgekit.report import verdict_text
 
     click.echo()
     if built.report is not None:
-        for line in terminal_table(dict(built.report)):
+        for line in report_lines(built.report):
             click.echo(line)
         click.echo(f"\nverdict: {paint_verdict(str(built.report['verdict']), verdict_text(built.report))}")
     if built.bundle:

@@ -197,5 +197,7 @@ def open_session(
     from edgekit.workspace import Workspace
 
     root = cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit"))
-    workspace = Workspace(root)
-    return Session(workspace=workspace, out=out, listener=Terminal(), fresh=fresh, strict=strict, final=final)
+    workspace, terminal = Workspace(root), Terminal()
+    if context := click.get_current_context(silent=True):
+        context.call_on_close(terminal.close)
+    return Session(workspace=workspace, out=out, listener=terminal, fresh=fresh, strict=strict, final=final)

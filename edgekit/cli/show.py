@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.build import Listener, Progress
+from edgekit.build import Listener
+from edgekit.build import Progress as Told
 from edgekit.schema import dump_json
 
-# Between two lines of progress where the output is a file or a CI log, seconds.
-PLAIN_INTERVAL = 15.0
-LIVE_INTERVAL = 0.1
-# A rate needs so many seconds.
-SHORTEST = 0.5
+if TYPE_CHECKING:
+    from rich.progress import Progress, Task
+
+# From a phase's first line to its second, and between two of those that follow, where the output is a file or a CI log, seconds.
+FIRST_INTERVAL, PLAIN_INTERVAL = 5.0, 15.0
+# A rate is of the last so many seconds: a training's steps may be a minute apart.
+SPEED_SECONDS = 300.0
 COLOURS = {"pass": "green", "fail": "red", "not proven": "yellow"}
 
 
@@ -52,63 +54,117 @@ def _named(words: Sequence[str]) -> Sequence[str]:
 
 
 class Terminal(Listener):
-    """Shows a build on standard error: a live line on a terminal, plain lines elsewhere."""
+    """Shows a build on standard error: a live bar on a terminal, plain lines elsewhere (a pipe, a CI log, TERM=dumb).
+
+    rich keeps count, rate and time left of both. A step may have several phases, each with a total of its own (0: nobody
+    knows it): a line says which one begins, and its rate is its own.
+    """
 
     def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
+        self._live = is_live()
+        self._bar: Progress | None = None
         self._begun = 0.0
-        self._shown = 0.0
-        self._first: int | None = None
-        self._paced = 0.0
-        self._width = 0
+        self._next = 0.0
 
-    def begin(self, step: str, note: str = "", *, bundle: str = "") -> Progress:
+    def begin(self, step: str, note: str = "", *, bundle: str = "") -> Told:
         """A line that says which step runs."""
-        self._begun = self._shown = time.monotonic()
-        self._first = None
-        self._draw(f"  {step:<10} {_of(note, bundle)}", keep=not self.live)
-        return lambda done, total, text: self._advance(step, done, total, _of(text, bundle))
+        self.close()
+        self._begun = self._next = time.monotonic()
+        self._bar = make_bar()
+        self._bar.add_task(step, start=False, total=None, text=_of(note, bundle))
+        if self._live:
+            self._bar.start()
+        else:
+            self._line(step, _of(note, bundle))
+        bar = self._bar
+        return lambda done, total, text: self._advance(bar, done, total, _of(text, bundle))
 
     def end(self, step: str, product: Path, *, kept: bool, bundle: str = "") -> None:
         """A line that says what is finished, where, and how long it took."""
+        self.close()
         took = "kept from before" if kept else f"{time.monotonic() - self._begun:.1f} s"
-        self._draw(f"  {step:<10} {_of(f'done, {took}', bundle)}", keep=True)
+        self._line(step, _of(f"done, {took}", bundle))
 
     def say(self, text: str) -> None:
-        """A line of its own."""
-        self._draw(f"             {text}", keep=True)
+        """A line of its own, above the bar."""
+        click.echo(f"             {text}", err=True)
 
-    def _advance(self, step: str, done: int, total: int, text: str) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            # A step that goes on where it was killed begins late: what was done before is not today's rate.
-            self._first, self._paced = max(done - 1, 0), now
-        if now - self._shown < (LIVE_INTERVAL if self.live else PLAIN_INTERVAL) and done < total:
-            return
-        if not self.live and done >= total:
-            return
-        self._shown = now
-        share = 100 * done // max(total, 1)
-        pace = ""
-        if now - self._paced >= SHORTEST and done > self._first:
-            rate = (done - self._first) / (now - self._paced)
-            pace = f"{rate:.1f}/s  ETA {_clock((total - done) / rate)}  "
-        line = f"  {step:<10} {share:3d} %  {done}/{total}  {pace}{text}"
-        self._draw(line.rstrip(), keep=not self.live)
+    def close(self) -> None:
+        """Take the bar off the terminal; a command that ends in an error does so too."""
+        if self._live and self._bar is not None:
+            self._bar.stop()
+        self._bar = None
 
-    def _draw(self, line: str, *, keep: bool) -> None:
-        if not self.live:
-            click.echo(line, err=True)
+    def _advance(self, bar: Progress, done: int, total: int, text: str) -> None:
+        task, now = bar.tasks[0], time.monotonic()
+        if begins := not task.started or task.total != (total or None) or done < task.completed:
+            # A rate is of what comes from now on: of a step that goes on where it was killed, the rest.
+            bar.remove_task(task.id)
+            bar.add_task(task.description, total=total or None, completed=done - 1, text=text)
+            task = bar.tasks[0]
+        bar.update(task.id, completed=done, text=text)
+        if self._live or (not begins and (now < self._next or done >= total > 0)):
             return
-        columns = shutil.get_terminal_size().columns
-        shown = line if keep else line[: columns - 1]
-        click.echo("\r" + shown.ljust(self._width) + ("\n" if keep else ""), nl=False, err=True)
-        self._width = 0 if keep else len(shown)
+        self._next = now + (FIRST_INTERVAL if begins else PLAIN_INTERVAL)
+        counted = f"{100 * done // total:3d} %  {done}/{total}" if total else ""
+        self._line(task.description, "  ".join(part for part in (counted, pace(task), text) if part))
+
+    def _line(self, step: str, text: str) -> None:
+        click.echo(f"  {step:<10} {text}".rstrip(), err=True)
+
+
+def is_live() -> bool:
+    """Whether standard error is a terminal that can draw over a line, with somebody before it."""
+    return (
+        sys.stderr.isatty()
+        and os.environ.get("TERM", "").lower() not in {"dumb", "unknown"}
+        and not os.environ.get("CI")
+    )
+
+
+def make_bar() -> Progress:
+    """rich's bar: the step, how far it is, its rate and time left, and what it works on; it vanishes when it stops."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Pace(ProgressColumn):
+        """Count, rate and time left."""
+
+        def render(self, task: Task) -> Text:
+            """As a plain line has them; without a total the time that it takes already."""
+            counted = f"{task.completed:.0f}/{task.total:.0f}" if task.total else _clock(task.elapsed or 0)
+            return Text("  ".join(part for part in (counted, pace(task)) if part))
+
+    return Progress(
+        SpinnerColumn("line"),
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=12),
+        Pace(Column(no_wrap=True)),
+        TextColumn(
+            "{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        ),
+        console=Console(stderr=True, force_terminal=True, force_interactive=True, highlight=False),
+        transient=True,
+        expand=True,
+        redirect_stdout=False,
+        speed_estimate_period=SPEED_SECONDS,
+        get_time=time.monotonic,
+    )
+
+
+def pace(task: Task) -> str:
+    """A phase's rate and the time that it still takes; nothing where nobody knows yet."""
+    speed, left = task.speed, task.time_remaining
+    if not speed or left is None or task.finished:
+        return ""
+    return f"{f'{speed:.1f}/s' if speed >= 1 else f'{60 * speed:.1f}/min'}  ETA {_clock(left)}"
 
 
 def _of(text: str, bundle: str) -> str:
     """A text and which of several bundles it is about; one that names it already stays."""
-    return f"{text} for {bundle}".lstrip() if bundle and bundle not in text else text
+    return f"{bundle}: {text}".removesuffix(": ") if bundle and bundle not in text else text
 
 
 def _clock(seconds: float) -> str:

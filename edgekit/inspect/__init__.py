@@ -16,10 +16,7 @@ from edgekit.errors import EdgekitError
 from edgekit.inspect.gguf_file import inspect_gguf
 from edgekit.inspect.onnx_file import inspect_onnx
 from edgekit.inspect.tensors import MOST_TENSORS, by_type, largest
-from edgekit.inspect.text import describe_lines
 from edgekit.schema import read_json, read_toml
-
-__all__ = ["describe_lines", "inspect"]
 
 KINDS = (
     "a model folder (config.json), a .safetensors, .onnx or .gguf file, a folder that a step wrote (export, calibrate, record,"

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit.cli.reported import report_lines
 from edgekit.devices import LocalDevice
 from edgekit.errors import EdgekitError
 from edgekit.export import adopt, export
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_tensor
 from edgekit.prompts import Prompt
 from edgekit.record import record
-from edgekit.report import read_report, terminal_table
+from edgekit.report import read_report
 from edgekit.runtimes import neighbours
 from edgekit.target import Target, load_target
 from edgekit.verify import gate, generation, hardware, latency, verify
@@ -198,7 +199,7 @@ def test_a_sound_file_passes(bench: Bench, verified: Callable[..., dict[str, Any
     assert report["generation"]["bytes_per_token"] == facts["bytes_per_token"] < facts["bytes"]
     assert report["generation"]["roofline_share"] > 0
     assert report["by_name"]["offload"]["verdict"] == "pass"
-    table = "\n".join(terminal_table(report))
+    table = "\n".join(report_lines(report))
     assert "kl_vs_student" in table
     assert "perplexity" in table
 
@@ -266,7 +267,7 @@ def test_few_prompts_prove_nothing(talker: Path, bench: Bench, verified: Any, tm
             assert "verify on at least 100" in report["by_name"][name]["remedy"]
     assert report["verdict"] == "not proven"
     assert any("fewer than 100 independent prompts" in note for note in report["notes"])
-    assert any("kl_vs_student" in line for line in terminal_table(report))
+    assert any("kl_vs_student" in line for line in report_lines(report))
     # One folder was teacher and student: nothing is said twice.
     assert {entry["reference"] for entry in report["comparisons"]} == {"student"}
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from edgekit.cli.tables import table_lines
 from edgekit.report_figures import check_figures, human_bytes, number
 
 # Entries of a long list that are worth a line.
@@ -35,7 +36,7 @@ def _lines(table: Mapping[str, Any], of: str) -> list[str]:
         if key == "tried" and isinstance(value, Mapping):
             lines.append(f"{label.ljust(width)}  {len(value)} candidates")
         elif rows:
-            lines += [label, *(f"  {row}" for row in _columns(rows))]
+            lines += [label, *table_lines(rows, indent=2)]
         elif isinstance(value, Mapping):
             lines += [label, *(f"  {line}" for line in _lines(value, key))]
         else:
@@ -71,11 +72,6 @@ def _rows(value: Any) -> list[list[str]]:
 
 def _is_flat(entry: Any) -> bool:
     return isinstance(entry, Mapping) and not any(isinstance(value, Mapping | list) for value in entry.values())
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _show(key: str, value: Any) -> str:
