@@ -178,7 +178,7 @@ def test_heavy_libraries_stay_out_of_light_commands() -> None:
     code = (
         "import sys; sys.argv = ['edgekit']\n"
         "import edgekit.cli, edgekit.build, edgekit.prompts, edgekit.model, edgekit.target, edgekit.workspace\n"
-        "print([name for name in ('torch', 'transformers', 'datasets', 'onnxruntime', 'numpy', 'pydantic', 'rich', 'jinja2') "
+        "print([name for name in ('torch', 'transformers', 'datasets', 'onnxruntime', 'numpy', 'pydantic', 'rich') "
         "if name in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
