@@ -1,12 +1,17 @@
-"""Kills a build at random moments, a hundred times over, and looks at what is left.
+"""Kills a build at random moments, a hundred times over, and looks at what is left; or, with --projects, tries random projects.
 
 Goals:
 - after every kill the next run goes on, and the archive at the end has the same sha256 as that of a build that was left alone;
 - no torn file and no left-over temporary folder;
-- the same of conversions to GGUF, which are killed too (`--conversions N`): what has the final name is whole.
+- the same of conversions to GGUF, which are killed too (`--conversions N`): what has the final name is whole;
+- random recipes, targets, data files and checkpoints (`--projects`, random_projects.py) through `build --dry-run`, every tenth
+  also through `build`: 0 tracebacks, 0 half-written folders, 0 files changed outside edgekit's own.
 
 Every round deletes the products of one step and of all after it, starts a build, and kills it (SIGKILL) within the time that an
 undisturbed build takes; `--kills N` says how often.
+
+Projects come in batches of 50, each from a seed of its own: `--first 120` goes on behind the 120th batch, and `--keep FOLDER`
+leaves there the projects in which something is wrong.
 """
 
 from __future__ import annotations
@@ -21,13 +26,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from random_llama import Shape, write_checkpoint
+from random_projects import Project, attempt, make_checkpoints, projects
 from tiny_project import make_project
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ("errors", "different", "left_over", "torn_conversions", "different_conversions")
+# What is wrong with a project begins with one of these; all else is a traceback, or an exit code that says nothing.
+WRONG = {"changed": "changed_files", "beside": "changed_files", "half": "half_written", "made": "half_written"}
+BATCH, BUILT = 50, 10
 # 66 MB in two shards: a second or two of work.
 SHAPE = Shape(layers=8, hidden=512, intermediate=1536, heads=8, kv_heads=4, vocabulary=6000)
 CONVERT = """
@@ -49,12 +61,22 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="how many kills (default: 100)")
     parser.add_argument("--conversions", type=int, default=100, help="how many kills of conversions (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument(
+        "--projects", type=int, nargs="?", const=5000, default=0, help="so many random projects, and no kills (5000)"
+    )
+    parser.add_argument("--first", type=int, default=0, help="the first batch of projects (default: 0)")
+    parser.add_argument("--keep", type=Path, help="an empty folder for the projects in which something is wrong")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = soak(Path(scratch), options.kills, random.Random(options.seed)) if options.kills else {}
+        found: dict[str, int] = {}
+        if options.projects:
+            found = soak_projects(Path(scratch), options.projects, options.first, options.keep)
+            options.kills = options.conversions = 0
+        if options.kills:
+            found |= soak(Path(scratch), options.kills, random.Random(options.seed))
         if options.conversions:
             found |= soak_conversions(Path(scratch), options.conversions, random.Random(options.seed))
-    missed = sum(found.get(name, 0) for name in FAULTS) > 0
+    missed = sum(found.get(name, 0) for name in (*FAULTS, "tracebacks", *WRONG.values())) > 0
     if options.json:
         print(json.dumps({"measured": found, "missed": ["soak"] if missed else []}, indent=2))
     else:
@@ -115,6 +137,56 @@ def soak_conversions(folder: Path, kills: int, rng: random.Random) -> dict[str, 
             subprocess.run(command, check=True, env=environment)
             found["different_conversions"] += hashlib.sha256(out.read_bytes()).hexdigest() != expected
     return found
+
+
+def soak_projects(folder: Path, count: int, first: int, keep: Path | None) -> dict[str, int]:
+    """Count random projects by how they ended, and what must not be; a line after each batch says how fast it goes."""
+    checkpoints = make_checkpoints(folder / "checkpoints")
+    found = Counter({"dry_runs": 0, "builds": 0, "tracebacks": 0, "half_written": 0, "changed_files": 0})
+    begin, batches = time.monotonic(), -(-count // BATCH)
+    for number in range(first, first + batches):
+        try_batch(number, checkpoints, found, keep)
+        spent = time.monotonic() - begin
+        done = number + 1 - first
+        wrong = sum(found[name] for name in ("tracebacks", "half_written", "changed_files"))
+        print(
+            f"batch {number}: {found['dry_runs']} dry runs, {found['builds']} builds, {wrong} wrong,"
+            f" {found['dry_runs'] / spent:.1f} projects a second, about {spent / done * (batches - done) / 60:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
+    return dict(found)
+
+
+def try_batch(number: int, checkpoints: Mapping[str, Path], found: Counter[str], keep: Path | None) -> None:
+    """The projects of one seed, counted in `found`."""
+
+    @seed(number)
+    @settings(
+        max_examples=BATCH,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(project=projects())
+    def try_one(project: Project) -> None:
+        found["dry_runs"] += 1
+        runs: list[tuple[str, ...]] = [("--dry-run",)]
+        if found["dry_runs"] % BUILT == 0:
+            runs.append(())
+        for options in runs:
+            with tempfile.TemporaryDirectory() as scratch:
+                code, wrong = attempt(project, checkpoints, Path(scratch), *options)
+                found["builds"] += not options
+                found[f"exit_{code}"] += 1
+                for line in wrong:
+                    found[WRONG.get(line.split(maxsplit=1)[0].rstrip(":"), "tracebacks")] += 1
+                    print(f"batch {number}, build {' '.join((*project.arguments, *options))}: {line}", file=sys.stderr)
+                if wrong and keep is not None:
+                    shutil.copytree(scratch, keep / f"{number}-{found['dry_runs']}", dirs_exist_ok=True)
+
+    try_one()
 
 
 def build(project: Path) -> subprocess.Popen[bytes]:

@@ -24,7 +24,7 @@ from edgekit.cli import cli, show
 from edgekit.cli.make import TASK_NAMES, show_built
 from edgekit.cli.options import EXAMPLES, FORMAT_NAMES
 from tests.artifacts import make_artifact, report_of
-from tests.conftest import Answer, child_environment
+from tests.conftest import ROOT, Answer, child_environment
 
 Command = Callable[..., Answer]
 VERBS = ("build", "finetune", "distill", "record", "calibrate", "export", "verify", "package")
@@ -256,6 +256,13 @@ def test_schemes_that_are_not_there(command: Command, project: Path) -> None:
         answer = command("build", "-t", "laptop-cpu", "--dry-run", *arguments)
         assert answer.code == 1
         assert said in answer.err
+    text = (
+        (ROOT / "targets" / "laptop-cpu.toml").read_text(encoding="utf-8").replace('format = "onnx"', 'format = "onx"')
+    )
+    (project.parent / "board.toml").write_text(text, encoding="utf-8")
+    answer = command("build", "-t", "./board.toml", "--dry-run", "--scheme", "w8")
+    assert answer.code == 1
+    assert "export.text-classification.format: unknown value 'onx' (did you mean onnx?)" in answer.err
     two = command("export", "a", "b", "-t", "laptop-cpu", "-o", "c", "--scheme", "w8", "--scheme", "w4")
     assert two.code == 2
     assert "a stage makes one artifact" in two.err

@@ -155,13 +155,14 @@ def check_target(
     or, where that has none of the name and no format is given, of the one that has.
     """
     from edgekit.devices import DEVICES
-    from edgekit.formats import DEFAULT, parse_options
+    from edgekit.formats import DEFAULT, FORMATS, parse_options
     from edgekit.runtimes import RUNTIMES
     from edgekit.tasks import TASKS
 
     table, output = target.export_for(task), TASKS[task].OUTPUT
     where = f"{target.path}: export.{task}"
     own = str(table.get("format", DEFAULT))
+    pick(FORMATS, own, f"{where}.format")
     if scheme is not None:
         format_name, where = format_name or _format_with(scheme, output, own), "--scheme"
     if format_name is not None and format_name != own:
