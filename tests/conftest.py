@@ -144,6 +144,14 @@ def make_checkpoint(folder: Path, *, labels: list[str] | None = None, seed: int 
     return folder
 
 
+def unprovable(recipe: Any, prompts: int) -> list[str]:
+    """What so many verify prompts cannot prove of what the recipe asks for, even where nothing is lost."""
+    from edgekit.verify import plan_text
+
+    told = plan_text(recipe.task, prompts, recipe.accuracy)
+    return [line for line in told if "cannot prove" in line or "prove nothing" in line]
+
+
 def sharing(earlier: Sequence[str], later: Sequence[str], share: float) -> list[tuple[str, str]]:
     """Pairs of different texts whose sets of words have a Jaccard similarity of at least `share`."""
     import numpy as np

@@ -13,7 +13,7 @@ import pytest
 from edgekit.duplicates import near_copies, repeats
 from edgekit.prompts import SPLITS
 from edgekit.recipe import load_recipe, packaged
-from tests.conftest import sharing
+from tests.conftest import sharing, unprovable
 
 FOLDERS = sorted(path for path in packaged("calib_data").iterdir() if path.is_dir())
 ASSISTANT = packaged("calib_data/assistant")
@@ -211,5 +211,8 @@ def test_no_question_is_asked_twice(tmp_path: Path) -> None:
     }
     assert not sharing(texts["calibrate"], texts["verify"], 0.5)
     assert not sharing(texts["verify"], texts["verify"], 0.5)
-    facts = gather(load_recipe(packaged("examples/chat")), ("calibrate", "verify"), tmp_path)
+    recipe = load_recipe(packaged("examples/chat"))
+    facts = gather(recipe, ("calibrate", "verify"), tmp_path)
     assert facts["rows"] == {"calibrate": 120, "verify": 120}
+    assert not unprovable(recipe, 120)
+    assert unprovable(recipe, 60)

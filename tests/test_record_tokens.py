@@ -15,6 +15,7 @@ import torch
 from edgekit.errors import EdgekitError
 from edgekit.record import record, tokens
 from edgekit.record.tokens import record_tokens
+from edgekit.tasks.text_generation import Passage
 from tests.architectures.decoders import END, ROOMS, SPECIAL, make_decoder, orders, teach_decoder
 
 ORDERS = [{"text": said, "label": answer} for said, answer in orders(ROOMS[10:12])]
@@ -189,6 +190,30 @@ def test_choices_alone_are_enough(talker: Path, tmp_path: Path) -> None:
         assert len(arrays["asked"]) == 0
         chosen = arrays["student_choice_nll"].reshape(6, 3).argmin(1)
     assert [rows[0]["choices"][place] for place in chosen] == [row["label"] for row in rows]
+
+
+def test_of_long_prompts_a_window_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 texts of 250 tokens and some short ones: all are scored, in no more than MOST_TOKENS, the same ones each time."""
+    made = np.random.default_rng(0)
+    said = [
+        Passage(ids=made.integers(0, 2000, size=length).tolist(), start=1, prompt=place)
+        for place, length in enumerate([250] * 300 + [40] * 20)
+    ]
+    found = tokens._chosen(said)
+    assert [one.prompt for one in found] == list(range(320))
+    assert found == tokens._chosen(said)
+    lengths = [len(one.ids) - one.start for one in found]
+    assert 0.98 * tokens.MOST_TOKENS < sum(lengths) <= tokens.MOST_TOKENS
+    assert set(lengths) == {106, 39}
+    for one, whole in zip(found, said, strict=True):
+        assert one.ids == whole.ids[: len(one.ids)]
+    starts = [one.start for one in found[:300]]
+    assert min(starts) < 15
+    assert max(starts) > 130, "windows lie everywhere"
+    monkeypatch.setattr(tokens, "MOST_TOKENS", 100 * tokens.LEAST)
+    few = tokens._chosen(said[:300])
+    assert len(few) == 100
+    assert {len(one.ids) - one.start for one in few} == {tokens.LEAST}
 
 
 def test_whole_prompts_are_left_out_beyond_the_limit(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from edgekit.prompts import SPLITS, gather
 from edgekit.recipe import load_recipe, packaged
-from tests.conftest import sharing
+from edgekit.record.tokens import LEAST, MOST_TOKENS
+from tests.conftest import sharing, unprovable
 
 STORIES = packaged("calib_data/stories")
 # The README's limits.
@@ -75,6 +76,11 @@ def test_splits_share_few_runs_of_words(one: str, other: str) -> None:
 
 def test_example_recipe_gathers_them(tmp_path: Path) -> None:
     """The build itself finds nothing wrong with them."""
-    facts = gather(load_recipe(packaged("examples/stories")), SPLITS, tmp_path)
+    recipe = load_recipe(packaged("examples/stories"))
+    facts = gather(recipe, SPLITS, tmp_path)
     assert facts["rows"] == {split: len(TEXTS[split]) for split in SPLITS}
+    # All are scored, a window of the long ones, and they can prove what the recipe asks for.
+    assert MOST_TOKENS // len(TEXTS["verify"]) >= LEAST
+    assert not unprovable(recipe, len(TEXTS["verify"]))
+    assert unprovable(recipe, len(TEXTS["verify"]) - 1)
     assert facts["dropped"] == {}

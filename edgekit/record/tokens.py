@@ -5,7 +5,8 @@ ids, offsets int64 [passages + 1], starts, prompts int64 [passages]: passages as
 conversation without a wanted answer ends in the student's own.
 {role}_ids int32 [T, K], {role}_logprobs float32 [T, K], {role}_nll float32 [T]: the K likeliest next tokens of each of the T
 tokens that passages say, and the negative log-likelihood of the one that they do say. T is at most MOST_TOKENS, K at most
-MOST_LIKELY, so that a reference stays under 2 x 134 MB; whole prompts are left out beyond that.
+MOST_LIKELY, so that a reference stays under 2 x 134 MB: of long passages a window is scored, and beyond LEAST tokens of each
+whole prompts are left out.
 asked, asked_offsets, asked_prompts: what was asked for answers; asked_worded bool: whether the answer is compared with a wanted
 one; {role}_answers, {role}_answer_offsets: what was said.
 answers.json has these answers in words, {role: [text]}.
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MOST_TOKENS, MOST_LIKELY = 32_768, 512
+# Tokens of a passage that are scored at least: a mean over fewer says little about the prompt.
+LEAST = 64
 # Greedy answers are compared by their length; of prompts with a wanted answer also by what they say. So many of the others
 # are asked: 300 of which none is far off prove that at most one in a hundred is, each costs as many steps as it has tokens.
 ANSWERS, ANSWER_TOKENS = 300, 64
@@ -223,16 +226,45 @@ def _said(
 
 
 def _chosen(said: Sequence[Passage]) -> list[Passage]:
-    """Whole passages, in their order, of no more than MOST_TOKENS: which ones a hash decides."""
-    order = sorted(range(len(said)), key=lambda place: hashlib.sha256(repr(said[place].ids).encode()).digest())
-    kept: set[int] = set()
+    """Passages, in their order, of no more than MOST_TOKENS: of long ones a window, so that as many prompts as can be are scored.
+
+    Windows have LEAST tokens or more; where even those are too many, a hash decides which passages are left out.
+    """
+    room = _room([len(one.ids) - one.start for one in said])
+    order = sorted(range(len(said)), key=lambda place: _digest(said[place]))
+    kept: dict[int, Passage] = {}
     tokens = 0
     for place in order:
-        tokens += len(said[place].ids) - said[place].start
+        window = _window(said[place], room)
+        tokens += len(window.ids) - window.start
         if tokens > MOST_TOKENS and kept:
             break
-        kept.add(place)
-    return [said[place] for place in sorted(kept)]
+        kept[place] = window
+    return [kept[place] for place in sorted(kept)]
+
+
+def _room(lengths: Sequence[int]) -> int:
+    """How many tokens of each passage can be scored for MOST_TOKENS in all, where short ones leave theirs to long ones."""
+    left = MOST_TOKENS
+    for index, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - index)
+        if length > share:
+            return max(share, LEAST)
+        left -= length
+    return max(lengths, default=0)
+
+
+def _window(passage: Passage, room: int) -> Passage:
+    """The passage up to the end of `room` tokens that it says, which are scored; a hash decides where they begin."""
+    spare = len(passage.ids) - passage.start - room
+    if spare <= 0:
+        return passage
+    start = passage.start + int.from_bytes(_digest(passage)[:8], "big") % (spare + 1)
+    return replace(passage, ids=passage.ids[: start + room], start=start)
+
+
+def _digest(passage: Passage) -> bytes:
+    return hashlib.sha256(repr(passage.ids).encode()).digest()
 
 
 def _hash(prompt: Prompt) -> bytes:
