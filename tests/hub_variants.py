@@ -201,3 +201,82 @@ EMBEDDERS: dict[str, Callable[[Path], Any]] = {
     "layer norm": with_layer_norm,
     "dropout": lambda at: edit(make_embedder(at, None, "Dropout") / "2_Dropout" / "config.json", dropout=0.5),
 }
+_USER = "<|user|>{{ message['content'] }}<|end|>"
+_ANSWER = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+_PARTS = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+    "<|end|>{% endfor %}" + _ANSWER
+)
+_CALLS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}<|{{ message['role'] }}|>"
+    "{% if message['content'] %}{{ message['content'] }}{% endif %}{% for call in message.get('tool_calls') or [] %}"
+    "{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}<|end|>{% endfor %}" + _ANSWER
+)
+_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|user|>You answer orders.<|end|>{% endif %}{% for message in messages %}"
+    f"{_USER}{{% endfor %}}{_ANSWER}"
+)
+_DATED = "<|user|>{{ strftime_now('%d %B %Y') }} " + "{{ messages[0]['content'] }}<|end|>" + _ANSWER
+
+
+def _talks(**changes: Any) -> Callable[[Path], None]:
+    return lambda at: edit(at / "tokenizer_config.json", **changes)
+
+
+def _generates(**changes: Any) -> Callable[[Path], None]:
+    return lambda at: edit(at / "generation_config.json", **changes)
+
+
+def _template(text: str, name: str = "chat_template.jinja") -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+    return write
+
+
+def _several_ends(folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    inner = tokenizer.encode("light_on", add_special_tokens=False).ids[-1]
+    end = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    edit(folder / "generation_config.json", eos_token_id=[end, inner])
+
+
+def _added_tokens(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["kitchen light", "<think>"])
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(folder)
+
+
+def _template_in_the_configuration(folder: Path) -> None:
+    text = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").unlink()
+    named = [{"name": "default", "template": text}, {"name": "tool_use", "template": _CALLS}]
+    edit(folder / "tokenizer_config.json", chat_template=named)
+
+
+# Changes to a checkpoint of a chat model (tests.architectures.decoders).
+DECODERS: dict[str, Callable[[Path], Any]] = {
+    "as saved": lambda at: at,
+    "several ends": _several_ends,
+    "ends in config.json alone": lambda at: (at / "generation_config.json").unlink(),
+    "parts": _template(_PARTS),
+    "tool calls": _template(_CALLS),
+    "a template for tools": _template(_CALLS, "additional_chat_templates/tool_use.jinja"),
+    "templates in tokenizer_config.json": _template_in_the_configuration,
+    "a default system prompt": _template(_SYSTEM),
+    "the day": _template(_DATED),
+    "no template": lambda at: (at / "chat_template.jinja").unlink(),
+    "sampling": _generates(do_sample=True, temperature=0.7, top_p=0.9, top_k=20),
+    "repetition_penalty": _generates(do_sample=False, repetition_penalty=1.3),
+    "added tokens": _added_tokens,
+    "sides": _talks(padding_side="left", truncation_side="left", model_max_length=7),
+    "clean_up_tokenization_spaces": _talks(clean_up_tokenization_spaces=True),
+}

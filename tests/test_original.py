@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from edgekit.prompts import Prompt
 from edgekit.record.original import compare_decoders, greedy_changes
 from edgekit.record.tokens import greedy
 from edgekit.tasks.decoders import load_decoder
-from edgekit.tasks.text_generation import Voice
+from edgekit.tasks.text_generation import Voice, conversation
 from edgekit.verify.checks import check_as_original
+from tests.hub_variants import DECODERS
 from tests.tasks.test_text_generation import CALLS, PARTS
 
 CALL = {"type": "function", "function": {"name": "light", "arguments": {"room": "hall"}}}
@@ -31,6 +33,11 @@ PROMPTS = [
         ],
         tools=TOOLS,
     ),
+]
+HUB_PROMPTS = [
+    Prompt(text="please turn the kitchen light on"),
+    Prompt(text="some jazz  on the <think> hall speaker,  Señor Müller <|end|> 中文"),
+    Prompt(text="switch off every lamp in the porch", tools=TOOLS),
 ]
 DATED = "<|user|>{{ strftime_now('%Y') }}{{ messages[0]['content'] }}<|end|><|assistant|>"
 
@@ -57,6 +64,53 @@ def test_ids_and_answers_are_transformers(talker: Path, tmp_path: Path, template
     assert found == counts | {"difference": None}
     (check,) = check_as_original(found)
     assert (check.name, check.verdict, check.measured) == ("as_original", "pass", "as the original")
+
+
+@pytest.mark.parametrize("variant", DECODERS)
+def test_decoders_of_the_hub(talker: Path, tmp_path: Path, variant: str) -> None:
+    """Ids of AutoTokenizer, answers of `generate` by the folder's own settings; only a penalty and luck are left out."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(shutil.copytree(talker, tmp_path / "copy"))
+    DECODERS[variant](folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model, decoder = load_model(folder), load_decoder(folder)
+    voice = Voice(model)
+    for prompt in HUB_PROMPTS:
+        ids = voice.asked(prompt, today=datetime.now())
+        turns: list[Any] = [dict(turn) for turn in conversation(prompt)]
+        if variant == "parts":
+            turns = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+        if tokenizer.chat_template is None:
+            wanted = tokenizer(prompt.text).input_ids
+        else:
+            wanted = tokenizer.apply_chat_template(
+                turns, tools=prompt.tools, add_generation_prompt=True, return_dict=False
+            )
+        assert ids == wanted
+        feed = torch.tensor([wanted])
+        said = theirs.generate(
+            feed, attention_mask=torch.ones_like(feed), do_sample=False, repetition_penalty=1.0, max_new_tokens=16
+        )[0, len(wanted) :].tolist()
+        assert said[: -1 if said[-1] in model.stops else None] == greedy(decoder, ids, model.stops, 16)
+    assert (greedy_changes(model) is None) == (variant != "repetition_penalty")
+
+
+def test_the_decoders_differ(talker: Path, tmp_path: Path) -> None:
+    """Each of these changes what is read or said, or is harmless and known to be."""
+    harmless = {"as saved", "ends in config.json alone", "sampling", "repetition_penalty", "sides"}
+    harmless |= {"clean_up_tokenization_spaces"}
+    seen: dict[str, str] = {}
+    for place, variant in enumerate(DECODERS):
+        folder = Path(shutil.copytree(talker, tmp_path / str(place)))
+        DECODERS[variant](folder)
+        model = load_model(folder)
+        asked = [Voice(model).asked(prompt) for prompt in HUB_PROMPTS]
+        seen[variant] = repr((asked, sorted(model.stops)))
+    same = {variant for variant, told in seen.items() if variant != "as saved" and told == seen["as saved"]}
+    assert same == harmless - {"as saved"}
 
 
 def test_a_setting_that_only_transformers_applies_is_a_difference(talker: Path, tmp_path: Path) -> None:
