@@ -247,7 +247,12 @@ def smollm2(folder: Path, asked: Asked) -> None:
 
     begin = {"gguf_file": file.name, "local_files_only": True}
     AutoTokenizer.from_pretrained(file.parent, **begin).save_pretrained(folder / "model")
-    AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **begin).save_pretrained(folder / "model")
+    read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **begin)
+    # transformers does not save what it read from a GGUF file; a model of the same configuration and weights it does.
+    del read.config.quantization_config
+    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder / "model")
     for split, most in (("calibrate", 64), ("verify", asked.answers)):
         lines = (ROOT / "calib_data" / "chat" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:most]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

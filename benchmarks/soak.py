@@ -5,7 +5,7 @@ Goals:
 - no torn file and no left-over temporary folder;
 - the same of conversions to GGUF, which are killed too (`--conversions N`): what has the final name is whole;
 - random recipes, targets, data files and checkpoints (`--projects`, random_projects.py) through `build --dry-run`, every tenth
-  also through `build`: 0 tracebacks, 0 half-written folders, 0 files changed outside edgekit's own.
+  (`--every`) also through `build`: 0 tracebacks, 0 half-written folders, 0 files changed outside edgekit's own.
 
 Every round deletes the products of one step and of all after it, starts a build, and kills it (SIGKILL) within the time that an
 undisturbed build takes; `--kills N` says how often.
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ("errors", "different", "left_over", "torn_conversions", "different_conversions")
 # What is wrong with a project begins with one of these; all else is a traceback, or an exit code that says nothing.
 WRONG = {"changed": "changed_files", "beside": "changed_files", "half": "half_written", "made": "half_written"}
-BATCH, BUILT = 50, 10
+BATCH = 50
 # 66 MB in two shards: a second or two of work.
 SHAPE = Shape(layers=8, hidden=512, intermediate=1536, heads=8, kv_heads=4, vocabulary=6000)
 CONVERT = """
@@ -65,12 +65,13 @@ def main() -> int:
         "--projects", type=int, nargs="?", const=5000, default=0, help="so many random projects, and no kills (5000)"
     )
     parser.add_argument("--first", type=int, default=0, help="the first batch of projects (default: 0)")
+    parser.add_argument("--every", type=int, default=10, help="build every so manieth project, too (default: 10)")
     parser.add_argument("--keep", type=Path, help="an empty folder for the projects in which something is wrong")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found: dict[str, int] = {}
         if options.projects:
-            found = soak_projects(Path(scratch), options.projects, options.first, options.keep)
+            found = soak_projects(Path(scratch), options.projects, options.first, options.every, options.keep)
             options.kills = options.conversions = 0
         if options.kills:
             found |= soak(Path(scratch), options.kills, random.Random(options.seed))
@@ -139,13 +140,13 @@ def soak_conversions(folder: Path, kills: int, rng: random.Random) -> dict[str, 
     return found
 
 
-def soak_projects(folder: Path, count: int, first: int, keep: Path | None) -> dict[str, int]:
+def soak_projects(folder: Path, count: int, first: int, every: int, keep: Path | None) -> dict[str, int]:
     """Count random projects by how they ended, and what must not be; a line after each batch says how fast it goes."""
     checkpoints = make_checkpoints(folder / "checkpoints")
     found = Counter({"dry_runs": 0, "builds": 0, "tracebacks": 0, "half_written": 0, "changed_files": 0})
     begin, batches = time.monotonic(), -(-count // BATCH)
     for number in range(first, first + batches):
-        try_batch(number, checkpoints, found, keep)
+        try_batch(number, every, checkpoints, found, keep)
         spent = time.monotonic() - begin
         done = number + 1 - first
         wrong = sum(found[name] for name in ("tracebacks", "half_written", "changed_files"))
@@ -158,7 +159,7 @@ def soak_projects(folder: Path, count: int, first: int, keep: Path | None) -> di
     return dict(found)
 
 
-def try_batch(number: int, checkpoints: Mapping[str, Path], found: Counter[str], keep: Path | None) -> None:
+def try_batch(number: int, every: int, checkpoints: Mapping[str, Path], found: Counter[str], keep: Path | None) -> None:
     """The projects of one seed, counted in `found`."""
 
     @seed(number)
@@ -173,7 +174,7 @@ def try_batch(number: int, checkpoints: Mapping[str, Path], found: Counter[str],
     def try_one(project: Project) -> None:
         found["dry_runs"] += 1
         runs: list[tuple[str, ...]] = [("--dry-run",)]
-        if found["dry_runs"] % BUILT == 0:
+        if found["dry_runs"] % every == 0:
             runs.append(())
         for options in runs:
             with tempfile.TemporaryDirectory() as scratch:

@@ -2,8 +2,10 @@
 
 A value begins with one word: "applied" (edgekit's answers follow it), "harmless" (it changes no answer), "refused" (edgekit
 refuses the checkpoint where the key says something) or "told" (a warning says that it is not applied). `edgekit inspect` on a
-checkpoint shows them. sentence-transformers' files may hold no other key; of the others an unknown key is told, and the check
-as_original compares the answers.
+checkpoint shows them. sentence-transformers' files and an adapter's may hold no other key; of the others an unknown key is told,
+and the check as_original compares the answers. Of a decoder tokenizer.json is read as it is, as llama.cpp and the bundles read
+it: where tokenizer_config.json has AutoTokenizer read a prompt otherwise, as_original fails. CHECKPOINT_FILES says the same of
+files that are no tables of keys.
 """
 
 from __future__ import annotations
@@ -22,6 +24,48 @@ POOLING, DENSE, NORMALIZE, LAYER_NORM, DROPOUT = (
     f"{kind}/config.json" for kind in ("Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")
 )
 
+_LORA_STARTS = (
+    *(
+        "corda_config",
+        "eva_config",
+        "init_lora_weights",
+        "kasa_config",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+    ),
+    *("monteclora_config", "velora_config"),
+)
+_LORA = (
+    *("alpha_pattern", "bias", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out", "layer_replication"),
+    *("layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "modules_to_save", "qalora_group_size", "r"),
+    *("rank_pattern", "target_modules", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora"),
+    *("use_qalora", "use_rslora"),
+)
+
+# What becomes of a checkpoint's other files; a folder's own name ends in "/".
+CHECKPOINT_FILES: dict[str, str] = {
+    "*.bin": "refused: where there are no safetensors; pickles are never read",
+    "*.gguf": "refused: where there is no config.json",
+    "*.py": "harmless: code of the checkpoint's own never runs",
+    "*.safetensors": "applied: the weights; of several files those that transformers takes",
+    "1_Pooling/": "applied: as modules.json says, and so are its other folders",
+    "additional_chat_templates/": "applied: its tool_use to conversations with tools",
+    "chat_template.jinja": "applied: before the templates of tokenizer_config.json and chat_template.json",
+    "added_tokens.json": "applied: to encoders, as AutoTokenizer does; of decoders tokenizer.json says it",
+    "merges.txt": "harmless: tokenizer.json says it",
+    "model.safetensors.index.json": "applied: where there is no model.safetensors",
+    "preprocessor_config.json": "harmless: of images and sounds",
+    "processor_config.json": "harmless: of images and sounds",
+    "quant_config.json": "harmless: packed weights are refused by their names",
+    "quantize_config.json": "harmless: packed weights are refused by their names",
+    "README.md": "applied: its head names the licence",
+    "tokenizer.json": "applied: how texts are read",
+    "tokenizer.model": "harmless: tokenizer.json says it",
+    "vocab.json": "harmless: tokenizer.json says it",
+    "vocab.txt": "harmless: tokenizer.json says it",
+}
+
 # Keys of config.json that are not here shape the model that transformers builds.
 _BY_TRANSFORMERS = "applied: by transformers, whose model is measured, traced and compared"
 
@@ -30,6 +74,7 @@ CHECKPOINT_KEYS: dict[str, dict[str, str]] = {
         "_name_or_path": "harmless: where it came from",
         "architectures": "applied: a classifier must be one here",
         "auto_map": "refused: of families that transformers has not; else its own class is used",
+        "compression_config": "refused: weights that are packed already",
         "eos_token_id": "applied: to answers of decoders",
         "id2label": "applied: the labels' names, in the order of the logits",
         "label2id": "harmless: id2label says it",
@@ -40,7 +85,8 @@ CHECKPOINT_KEYS: dict[str, dict[str, str]] = {
         "output_hidden_states": "harmless: the first output answers",
         "pad_token_id": "applied: the token of padding, which is masked",
         "problem_type": "applied: single labels; others are refused",
-        "quantization_config": "refused: weights that are packed already",
+        "quantization": "refused: weights that are packed already",
+        "quantization_config": "refused: weights that are packed already (GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, ...)",
         "return_dict": "harmless",
         "task_specific_params": "harmless",
         "tokenizer_class": "applied: where tokenizer_config.json names none",
@@ -48,20 +94,104 @@ CHECKPOINT_KEYS: dict[str, dict[str, str]] = {
         "use_cache": "harmless: to answers",
     },
     "generation_config.json": {
-        "_from_model_config": "harmless",
+        "_from_model_config": "harmless: where it came from",
         "bos_token_id": "harmless: the tokenizer says what begins a text",
+        "decoder_start_token_id": "harmless: of encoders with decoders",
         "do_sample": "harmless: answers are compared greedily; who runs the model chooses",
         "eos_token_id": "applied: the tokens that end an answer, with the tokenizer's own",
-        "max_length": "harmless: who runs the model chooses",
-        "max_new_tokens": "harmless: who runs the model chooses",
-        "min_p": "harmless: who runs the model chooses",
-        "no_repeat_ngram_size": "told: `generate` applies it, the bundles do not",
         "pad_token_id": "harmless: padding is masked",
-        "repetition_penalty": "told: `generate` applies it, the bundles do not",
-        "temperature": "harmless: who runs the model chooses",
-        "top_k": "harmless: who runs the model chooses",
-        "top_p": "harmless: who runs the model chooses",
         "transformers_version": "harmless: who wrote it",
+        **dict.fromkeys(
+            (
+                "assistant_confidence_threshold",
+                "assistant_early_exit",
+                "assistant_ensemble_weight",
+                "assistant_lookbehind",
+                "is_assistant",
+                "max_matching_ngram_size",
+                "num_assistant_tokens",
+                "num_assistant_tokens_schedule",
+                "prompt_lookup_num_tokens",
+                "speculation_type",
+                "target_lookbehind",
+                "use_mtp",
+            ),
+            "harmless: of speculation, which changes no greedy answer",
+        ),
+        **dict.fromkeys(
+            (
+                "bad_words_ids",
+                "begin_suppress_tokens",
+                "constraints",
+                "dola_layers",
+                "encoder_no_repeat_ngram_size",
+                "encoder_repetition_penalty",
+                "exponential_decay_length_penalty",
+                "force_words_ids",
+                "forced_bos_token_id",
+                "forced_eos_token_id",
+                "guidance_scale",
+                "min_length",
+                "min_new_tokens",
+                "no_repeat_ngram_size",
+                "num_beams",
+                "penalty_alpha",
+                "remove_invalid_values",
+                "repetition_penalty",
+                "sequence_bias",
+                "stop_strings",
+                "suppress_tokens",
+                "token_healing",
+                "watermarking_config",
+            ),
+            "told: `generate` applies it, the bundles do not",
+        ),
+        **dict.fromkeys(
+            (
+                "cache_config",
+                "cache_implementation",
+                "compile_config",
+                "continuous_batching_config",
+                "disable_compile",
+                "low_memory",
+                "max_cache_len",
+                "prefill_chunk_size",
+                "use_cache",
+            ),
+            "harmless: how `generate` computes",
+        ),
+        **dict.fromkeys(
+            ("diversity_penalty", "early_stopping", "length_penalty", "num_beam_groups"),
+            "harmless: of several beams, of which num_beams tells",
+        ),
+        **dict.fromkeys(
+            (
+                "epsilon_cutoff",
+                "eta_cutoff",
+                "max_length",
+                "max_new_tokens",
+                "max_time",
+                "min_p",
+                "num_return_sequences",
+                "temperature",
+                "top_h",
+                "top_k",
+                "top_p",
+                "typical_p",
+            ),
+            "harmless: who runs the model chooses",
+        ),
+        **dict.fromkeys(
+            (
+                "output_attentions",
+                "output_hidden_states",
+                "output_logits",
+                "output_scores",
+                "renormalize_logits",
+                "return_dict_in_generate",
+            ),
+            "harmless: what `generate` returns beside an answer",
+        ),
     },
     "tokenizer_config.json": {
         "add_bos_token": "applied: a text begins with the token, or does not",
@@ -122,6 +252,21 @@ CHECKPOINT_KEYS: dict[str, dict[str, str]] = {
         "pad_token": "applied: as tokenizer_config.json's",
         "sep_token": "applied: as tokenizer_config.json's",
         "unk_token": "applied: as tokenizer_config.json's",
+    },
+    "chat_template.json": {"chat_template": "applied: where there is no other template"},
+    "adapter_config.json": {
+        "alora_invocation_tokens": "refused: the adapter works behind these tokens alone, so it cannot be merged",
+        "arrow_config": "refused: chooses among adapters for each token",
+        "auto_mapping": "harmless: edgekit knows the base's class",
+        "base_model_name_or_path": "applied: the base, a folder or a hub id",
+        "megatron_config": "refused: asks for another library's code, which edgekit never runs",
+        "peft_type": "applied: LORA; others are refused",
+        "peft_version": "harmless: who wrote it",
+        "revision": "applied: of the base on a hub",
+        "task_type": "harmless: the recipe says the task",
+        **dict.fromkeys(("inference_mode", "megatron_core", "runtime_config"), "harmless: to what is merged"),
+        **dict.fromkeys(_LORA_STARTS, "harmless: how training began or went"),
+        **dict.fromkeys(_LORA, "applied: by PEFT, which merges"),
     },
     MODULES: {
         "idx": "harmless: the modules stand in their order",
@@ -226,6 +371,24 @@ def look_up(folder: Path) -> dict[str, dict[str, str]]:
     return found
 
 
+def look_up_files(folder: Path) -> dict[str, str]:
+    """What edgekit does with each file of a checkpoint's folder; "unknown" of one that it never looks at."""
+    from fnmatch import fnmatchcase
+
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    found = {}
+    for name in names:
+        use = next((use for pattern, use in CHECKPOINT_FILES.items() if fnmatchcase(name, pattern)), "unknown")
+        found[name] = "applied: by its keys" if name in CHECKPOINT_KEYS else use
+    return found
+
+
 def unknown_keys(folder: Path) -> list[str]:
     """The keys "FILE: KEY" of a checkpoint's own files that are in no table."""
     return [f"{file}: {key}" for file, keys in look_up(folder).items() for key, use in keys.items() if use == "unknown"]
+
+
+def strange_keys(folder: Path) -> list[str]:
+    """A warning for each of a checkpoint's `unknown_keys`."""
+    said = "edgekit does not know this key; whether it changes answers, the check as_original tells"
+    return [f"{folder}: {key}: {said}" for key in unknown_keys(folder)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from edgekit.checkpoint_keys import CHECKPOINT_KEYS, look_up, unknown_keys
+from edgekit.checkpoint_keys import CHECKPOINT_FILES, CHECKPOINT_KEYS, look_up, look_up_files, unknown_keys
+from edgekit.record.original import _CHANGES
+from edgekit.weights import ADAPTER_CONFIG
 
 WORDS = {"applied", "harmless", "refused", "told"}
 
@@ -17,6 +20,45 @@ def test_each_use_begins_with_its_word(file: str) -> None:
     for key, use in CHECKPOINT_KEYS[file].items():
         assert use.partition(":")[0] in WORDS, (key, use)
         assert not use.endswith((".", ":")), (key, use)
+
+
+def test_each_file_s_use_begins_with_its_word() -> None:
+    for name, use in CHECKPOINT_FILES.items():
+        assert use.partition(":")[0] in WORDS, (name, use)
+
+
+def test_what_transformers_writes_of_generation_is_known() -> None:
+    """Every key of its GenerationConfig; those that change greedy answers are told where they are read, too."""
+    from transformers import GenerationConfig
+
+    table = CHECKPOINT_KEYS["generation_config.json"]
+    assert set(GenerationConfig().to_dict()) <= set(table)
+    told = {key for key, use in table.items() if use.startswith("told")}
+    assert told == set(_CHANGES)
+
+
+def test_what_peft_writes_is_known() -> None:
+    peft = pytest.importorskip("peft", reason="PEFT is not installed")
+    known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    assert known == set(CHECKPOINT_KEYS[ADAPTER_CONFIG])
+
+
+def test_a_folder_s_files(tmp_path: Path) -> None:
+    for name in (
+        "config.json",
+        "chat_template.jinja",
+        "modeling_x.py",
+        "model-00001-of-00002.safetensors",
+        "notes.doc",
+    ):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "additional_chat_templates").mkdir()
+    found = look_up_files(tmp_path)
+    assert found["config.json"] == "applied: by its keys"
+    assert found["modeling_x.py"].startswith("harmless: code")
+    assert found["model-00001-of-00002.safetensors"].startswith("applied: the weights")
+    assert found["additional_chat_templates/"].startswith("applied: its tool_use")
+    assert found["notes.doc"] == "unknown"
 
 
 def test_a_checkpoint_s_own_keys(tmp_path: Path) -> None:

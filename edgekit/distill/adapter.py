@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekit.checkpoint_keys import CHECKPOINT_KEYS
 from edgekit.distill.lessons import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES
 from edgekit.errors import EdgekitError, first_line, require
 from edgekit.owners_tokenizer import quiet
@@ -20,8 +21,6 @@ from edgekit.weights import ADAPTER, ADAPTER_CONFIG, check_finite, read_header
 
 # Adapter of another kind change what the model is given, not its weights.
 _MERGED = ("LORA",)
-# What has another library imported by the name that the file gives.
-_FOREIGN = ("megatron_config",)
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError, OSError)
 
 
@@ -45,8 +44,9 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     for key, value in said.items():
         if key not in known:
             raise EdgekitError(f"{path}: {key}: PEFT {peft.__version__} does not know this key{nearest(key, known)}")
-        if key in _FOREIGN and value is not None:
-            raise EdgekitError(f"{path}: {key}: asks for another library's code, which edgekit never runs")
+        use = CHECKPOINT_KEYS[ADAPTER_CONFIG].get(key, "")
+        if use.startswith("refused") and value:
+            raise EdgekitError(f"{path}: {key}: {use.partition(': ')[2]}; edgekit cannot merge this adapter")
     if not (folder / ADAPTER).is_file():
         raise EdgekitError(
             f"{folder}: no {ADAPTER} in it; pickled weights are never loaded: save the adapter as safetensors"

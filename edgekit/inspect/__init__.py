@@ -17,10 +17,11 @@ from edgekit.inspect.gguf_file import inspect_gguf
 from edgekit.inspect.onnx_file import inspect_onnx
 from edgekit.inspect.tensors import MOST_TENSORS, by_type, largest
 from edgekit.schema import read_json, read_toml
+from edgekit.weights import ADAPTER, ADAPTER_CONFIG
 
 KINDS = (
-    "a model folder (config.json), a .safetensors, .onnx or .gguf file, a folder that a step wrote (export, calibrate, record,"
-    " verify), a bundle or its .tar.gz, a prompts folder, a target's or recipe's .toml"
+    "a model folder (config.json), an adapter (adapter_config.json), a .safetensors, .onnx or .gguf file, a folder that a step"
+    " wrote (export, calibrate, record, verify), a bundle or its .tar.gz, a prompts folder, a target's or recipe's .toml"
 )
 
 
@@ -63,6 +64,7 @@ def _folder_readers() -> dict[str, Callable[[Path], dict[str, Any]]]:
         "report.json": _inspect_report,
         "record.json": _inspect_reference,
         "config.json": _inspect_model,
+        ADAPTER_CONFIG: _inspect_adapter,
         "prompts.json": _inspect_prompts,
         "calibrate.jsonl": _inspect_prompts,
         "verify.jsonl": _inspect_prompts,
@@ -82,7 +84,7 @@ def _inspect_folder(folder: Path) -> dict[str, Any]:
 
 
 def _inspect_model(folder: Path) -> dict[str, Any]:
-    from edgekit.checkpoint_keys import look_up
+    from edgekit.checkpoint_keys import look_up, look_up_files
     from edgekit.model import Model
 
     model = Model(folder=folder)
@@ -102,8 +104,28 @@ def _inspect_model(folder: Path) -> dict[str, Any]:
         "largest": largest((name, info.dtype, info.shape, info.end - info.begin) for name, info in tensors.items()),
         "tokenizer": _tokenizer(folder),
         "keys": look_up(folder),
+        "files": look_up_files(folder),
         "made_by": {step: _facts(folder, step) for step in ("finetune", "distill") if _facts(folder, step)},
         "remote_code": "auto_map: edgekit refuses it" if "auto_map" in config else None,
+    }
+
+
+def _inspect_adapter(folder: Path) -> dict[str, Any]:
+    """An adapter that PEFT saved: what it changes in which base, and what edgekit does with each key."""
+    from edgekit.checkpoint_keys import look_up, look_up_files
+
+    content = read_json(folder / ADAPTER_CONFIG)
+    said = content if isinstance(content, dict) else {}
+    weights = folder / ADAPTER
+    return {
+        "kind": "adapter",
+        "path": str(folder),
+        "base": said.get("base_model_name_or_path"),
+        "rank": said.get("r"),
+        "alpha": said.get("lora_alpha"),
+        "weights": _inspect_safetensors(weights) if weights.is_file() else None,
+        "keys": look_up(folder),
+        "files": look_up_files(folder),
     }
 
 

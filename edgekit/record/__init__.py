@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.checkpoint_keys import unknown_keys
+from edgekit.checkpoint_keys import strange_keys
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import Prompt, PromptSet
@@ -94,7 +94,7 @@ def record(
         "rows": {split: len(rows[split]) for split in SPLITS},
         "max_length": max_length,
         "models": figures,
-        "warnings": [warning for folder in once for warning in _strange_keys(folder)],
+        "warnings": [warning for folder in once for warning in strange_keys(folder)],
     }
 
 
@@ -159,11 +159,6 @@ def _check_finite(arrays: Mapping[str, NDArray[np.float32]], models: Mapping[str
         role, _, split = name.partition("_")
         if not np.isfinite(array).all():
             raise EdgekitError(f"{models[role]}: NaN or infinite outputs on the {split} prompts")
-
-
-def _strange_keys(folder: Path) -> list[str]:
-    said = "edgekit does not know this key; whether it changes answers, the check as_original tells"
-    return [f"{folder}: {key}: {said}" for key in unknown_keys(folder)]
 
 
 def _as_arrays(ids: Sequence[Sequence[int]]) -> dict[str, Any]:

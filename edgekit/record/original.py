@@ -41,6 +41,13 @@ _CHANGES = {
     "guidance_scale": None,
     "remove_invalid_values": False,
     "token_healing": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "constraints": None,
+    "dola_layers": None,
+    "force_words_ids": None,
+    "penalty_alpha": None,
+    "stop_strings": None,
+    "watermarking_config": None,
 }
 
 

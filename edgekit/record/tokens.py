@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.checkpoint_keys import strange_keys
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt, PromptSet
@@ -122,6 +123,7 @@ def _asked_arrays(questions: _Questions) -> dict[str, NDArray[Any]]:
 def _warnings(model: Model, rows: Sequence[Prompt], left_out: int, worded: int) -> list[str]:
     """What of the model's own settings is not applied, and what of the prompts the verdict does not rest on."""
     found = [warning for warning in (endless_turns(model), greedy_changes(model)) if warning]
+    found += strange_keys(model.folder)
     if left_out:
         found.append(
             f"{left_out} of {len(rows)} verify prompts are not scored: of those without a wanted answer {ANSWERS} are asked for"

@@ -118,6 +118,7 @@ def say(**changes: Any) -> Callable[[Path], None]:
         (say(peft_type=None), "peft_type: None cannot be merged"),
         (say(use_lora_of_tomorrow=True), "use_lora_of_tomorrow: PEFT .* does not know this key"),
         (say(megatron_config={"x": 1}, megatron_core="os"), "megatron_config: asks for another library's code"),
+        (say(alora_invocation_tokens=[1, 2]), "alora_invocation_tokens: the adapter works behind these tokens alone"),
         (say(base_model_name_or_path=None), "base_model_name_or_path: missing"),
         (say(r=8), "does not fit .*base"),
         (say(target_modules=["no_such_layer"]), "does not fit .*base: .*no_such_layer"),
