@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ def export(
     bandwidth_gbs: float | None = None,
     fingerprints: Mapping[str, str] | None = None,
     license: str | None = None,  # noqa: A002 - the recipe's name for it
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Write the student in the format and scheme that `options` (a target's `[export.<task>]` table) names.
 
@@ -75,9 +76,11 @@ def export(
         pad_id=find_pad_id(model),
         max_length=max_length,
         license=license,
+        progress=progress or (lambda *_: None),
     )
     facts = format_.write(source, chosen, out)
     facts |= _shared(model, task, max_length, out)
+    source.progress(0, 0, f"asking {runtime.NAME} what it answers")
     if kind.OUTPUT == "tokens":
         return facts | _running(format_, student, out / facts["file"], ids, facts["bits"])
     fitting = runtime.joined({}, facts["runtime_options"])

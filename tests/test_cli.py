@@ -567,6 +567,7 @@ def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], mon
     terminal = show.Terminal()
     progress = terminal.begin("distill", "6 layers to 3")
     for at, done, total, text in (
+        (1, 0, 0, "reading the texts"),
         (1, 0, 0, "loading the teacher"),
         (2, 1, 40, "texts that the teacher answers"),
         (9, 39, 40, "texts that the teacher answers"),
@@ -584,6 +585,7 @@ def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], mon
     assert said.out == ""
     assert [" ".join(line.split()) for line in said.err.splitlines()] == [
         "distill 6 layers to 3",
+        "distill reading the texts",
         "distill loading the teacher",
         "distill 2 % 1/40 texts that the teacher answers",
         "distill 97 % 39/40 5.4/s ETA 0:01 texts that the teacher answers",
@@ -597,10 +599,33 @@ def test_progress_has_rate_and_time_left(capsys: pytest.CaptureFixture[str], mon
 def test_a_slow_rate_is_a_minutes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    progress = show.Terminal().begin("distill")
+    terminal = show.Terminal()
+    progress = terminal.begin("distill")
     for now[0], done in ((0.0, 0), (20.0, 1), (40.0, 2)):
         progress(done, 100, "")
+    terminal.close()
     assert capsys.readouterr().err.splitlines()[-1].split() == ["distill", "2", "%", "2/100", "3.0/min", "ETA", "32:40"]
+
+
+def test_what_says_nothing_for_long_is_said_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A phase that is one long call; and what is no step only where it takes long."""
+    monkeypatch.setattr(show, "STILL_INTERVAL", 0.02)
+    monkeypatch.setattr(show, "FIRST_INTERVAL", 0.02)
+    terminal = show.Terminal()
+    terminal.begin("export", "onnx w8", bundle="demo-pi")(0, 0, "tracing the graph")
+    time.sleep(0.2)
+    terminal.end("export", Path("x"), kept=False)
+    with terminal.during("prompts", "reading the data"):
+        time.sleep(0.2)
+    said = capsys.readouterr().err
+    assert re.search(r"^  export     0:00  demo-pi: tracing the graph$", said, re.MULTILINE)
+    assert re.search(r"^  prompts    0:00  reading the data$", said, re.MULTILINE)
+    monkeypatch.setattr(show, "FIRST_INTERVAL", 5.0)
+    with terminal.during("prompts", "reading the data"):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 class Screen(io.StringIO):

@@ -76,7 +76,9 @@ def verify(
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, look=look):
         session.listener.say(line)
 
-    def make(out: Path, _: Progress) -> Mapping[str, Any]:
+    def make(out: Path, progress: Progress) -> Mapping[str, Any]:
+        progress(0, 0, "how the calibration covers the prompts")
+        coverage = _cover(plan, student, calibration, prompts)
         return run(
             artifact=artifact.folder,
             reference=reference.folder,
@@ -87,9 +89,10 @@ def verify(
             out_of_scope=recipe.data.out_of_scope,
             rejection=recipe.rejection,
             look=look,
-            coverage=_cover(plan, student, calibration, prompts),
+            coverage=coverage,
             foreign_teacher=foreign,
             device=device,
+            progress=progress,
             out=out,
         )
 

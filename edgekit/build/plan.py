@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,11 @@ class Listener:
 
     def end(self, step: str, product: Path, *, kept: bool, bundle: str = "") -> None:
         """A step's product is there, made now or kept from an earlier build."""
+
+    @contextmanager
+    def during(self, what: str, note: str = "") -> Iterator[None]:
+        """What is no step and may take long: reading data, fetching a checkpoint."""
+        yield
 
     def say(self, text: str) -> None:
         """A line for the user: what a verdict can prove, a warning."""

@@ -46,7 +46,8 @@ def gather_prompts(recipe: Recipe, session: Session) -> Product:
         "task": recipe.task,
         "seed": recipe.seed,
     }
-    product = once(session, Step(name="prompts", inputs=inputs, make=lambda out: gather(recipe, splits, out)))
+    with session.listener.during("prompts", "reading the data"):
+        product = once(session, Step(name="prompts", inputs=inputs, make=lambda out: gather(recipe, splits, out)))
     for line in product.facts["notes"]:
         session.listener.say(f"data: {line}")
     return _judged_by_final(recipe, product, session) if session.final else product
@@ -89,6 +90,13 @@ def resolve(
 
     Raises EdgekitError for whatever `check_recipe` and `check_target` refuse, and a model that does not fit the target.
     """
+    with session.listener.during("check", f"what each step gets for {target.name}"):
+        return _resolve(recipe, target, prompts, session, choice)
+
+
+def _resolve(
+    recipe: Recipe, target: Target, prompts: Product, session: Session, choice: tuple[str | None, str | None]
+) -> Plan:
     from edgekit.formats import DEFAULT, FORMATS
 
     teacher, revision = check_recipe(recipe, prompts, session)

@@ -255,7 +255,7 @@ def export(
         session,
         "export",
         inputs,
-        lambda out, _: with_read(
+        lambda out, progress: with_read(
             run(
                 student=student,
                 calibration=calibration.folder,
@@ -273,6 +273,7 @@ def export(
                 bandwidth_gbs=hardware.bandwidth_gbs,
                 fingerprints={"student": digest, "calibration": calibration.digest},
                 license=recipe.license,
+                progress=progress,
             ),
             prompts,
             ["calibrate"],

@@ -170,14 +170,15 @@ def _download(recipe: Recipe, session: Session, role: str, source: str, revision
     pinned = known.get("revision") if asked.items() <= known.items() else None
     try:
         # With a commit, whatever is in the hub's cache already is used without asking the hub.
-        folder = Path(
-            snapshot_download(
-                repo_id=source,
-                revision=pinned or revision,
-                allow_patterns=HUB_FILES,
-                token=os.environ.get("HF_TOKEN") or False,
+        with session.listener.during(role, f"fetching {source}"):
+            folder = Path(
+                snapshot_download(
+                    repo_id=source,
+                    revision=pinned or revision,
+                    allow_patterns=HUB_FILES,
+                    token=os.environ.get("HF_TOKEN") or False,
+                )
             )
-        )
     except (httpx.HTTPError, OSError, ValueError) as failed:
         raise EdgekitError(
             f"{recipe.path}: teacher.source: {source}: no such folder here, and it cannot be fetched from the"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # From a phase's first line to its second, and between two of those that follow, where the output is a file or a CI log, seconds.
 FIRST_INTERVAL, PLAIN_INTERVAL = 5.0, 15.0
+# After so many seconds without a line one says that it goes on.
+STILL_INTERVAL = 30.0
 # A rate is of the last so many seconds: a training's steps may be a minute apart.
 SPEED_SECONDS = 300.0
 COLOURS = {"pass": "green", "fail": "red", "not proven": "yellow"}
@@ -63,20 +67,14 @@ class Terminal(Listener):
     def __init__(self) -> None:
         self._live = is_live()
         self._bar: Progress | None = None
-        self._begun = 0.0
-        self._next = 0.0
+        self._ended = threading.Event()
+        self._begun = self._shown = self._next = 0.0
 
     def begin(self, step: str, note: str = "", *, bundle: str = "") -> Told:
         """A line that says which step runs."""
-        self.close()
-        self._begun = self._next = time.monotonic()
-        self._bar = make_bar()
-        self._bar.add_task(step, start=False, total=None, text=_of(note, bundle))
-        if self._live:
-            self._bar.start()
-        else:
+        bar = self._open(step, _of(note, bundle), STILL_INTERVAL)
+        if not self._live:
             self._line(step, _of(note, bundle))
-        bar = self._bar
         return lambda done, total, text: self._advance(bar, done, total, _of(text, bundle))
 
     def end(self, step: str, product: Path, *, kept: bool, bundle: str = "") -> None:
@@ -85,22 +83,53 @@ class Terminal(Listener):
         took = "kept from before" if kept else f"{time.monotonic() - self._begun:.1f} s"
         self._line(step, _of(f"done, {took}", bundle))
 
+    @contextmanager
+    def during(self, what: str, note: str = "") -> Iterator[None]:
+        """Plain lines tell it only where it takes long."""
+        self._open(what, note, FIRST_INTERVAL)
+        try:
+            yield
+        finally:
+            self.close()
+
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
         click.echo(f"             {text}", err=True)
 
     def close(self) -> None:
         """Take the bar off the terminal; a command that ends in an error does so too."""
+        self._ended.set()
         if self._live and self._bar is not None:
             self._bar.stop()
         self._bar = None
 
+    def _open(self, step: str, text: str, wait: float) -> Progress:
+        self.close()
+        self._begun = self._shown = time.monotonic()
+        bar = self._bar = make_bar()
+        bar.add_task(step, start=False, total=None, text=text)
+        if self._live:
+            bar.start()
+        else:
+            self._ended = threading.Event()
+            threading.Thread(target=self._still, args=(bar, self._ended, wait), daemon=True).start()
+        return bar
+
+    def _still(self, bar: Progress, ended: threading.Event, wait: float) -> None:
+        """Say that it goes on, where nothing else was said for so long: what a phase does may be one long call."""
+        while not ended.wait(wait):
+            now, task = time.monotonic(), bar.tasks[0]
+            if now - self._shown >= wait:
+                self._line(task.description, f"{_clock(now - self._begun)}  {task.fields['text']}")
+            wait = STILL_INTERVAL
+
     def _advance(self, bar: Progress, done: int, total: int, text: str) -> None:
         task, now = bar.tasks[0], time.monotonic()
-        if begins := not task.started or task.total != (total or None) or done < task.completed:
+        other = task.total != (total or None) or done < task.completed or (not total and text != task.fields["text"])
+        if begins := not task.started or other:
             # A rate is of what comes from now on: of a step that goes on where it was killed, the rest.
-            bar.remove_task(task.id)
             bar.add_task(task.description, total=total or None, completed=done - 1, text=text)
+            bar.remove_task(task.id)
             task = bar.tasks[0]
         bar.update(task.id, completed=done, text=text)
         if self._live or (not begins and (now < self._next or done >= total > 0)):
@@ -110,6 +139,7 @@ class Terminal(Listener):
         self._line(task.description, "  ".join(part for part in (counted, pace(task), text) if part))
 
     def _line(self, step: str, text: str) -> None:
+        self._shown = time.monotonic()
         click.echo(f"  {step:<10} {text}".rstrip(), err=True)
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 
 
+def _silent(done: int, total: int, note: str) -> None:
+    """Shows nothing."""
+
+
 def check_options(recipe: Recipe, where: str) -> None:
     """Refuse, before anything runs, training tables that cannot work (`where` is the recipe's file)."""
     if recipe.teacher.create is not None:
@@ -61,7 +65,7 @@ def create(
     from edgekit.distill.create import create_decoder
 
     texts = [row.text + (row.label or "") for row in rows]
-    return create_decoder(texts, settings, max_length=max_length, out=out, seed=seed, progress=progress)
+    return create_decoder(texts, settings, max_length=max_length, out=out, seed=seed, progress=progress or _silent)
 
 
 def finetune(
@@ -88,7 +92,9 @@ def finetune(
         from edgekit.distill.language import teach_answers
 
         texts = PromptSet(folder=prompts).split("train")
-        return teach_answers(base, texts, settings, max_length=max_length, out=out, seed=seed, progress=progress)
+        return teach_answers(
+            base, texts, settings, max_length=max_length, out=out, seed=seed, progress=progress or _silent
+        )
     rows = [prompt for prompt in PromptSet(folder=prompts).split("train") if prompt.label is not None]
     rows += _contentless(rows, out_of_scope)
     classes = sorted({str(prompt.label) for prompt in rows} - {out_of_scope})
@@ -105,7 +111,7 @@ def finetune(
         out=out,
         seed=seed,
         out_of_scope=out_of_scope,
-        progress=progress,
+        progress=progress or _silent,
     )
 
 
@@ -140,7 +146,15 @@ def distill(
         from edgekit.distill.language import teach_decoder
 
         return teach_decoder(
-            teacher, rows, kept, settings, weights, max_length=max_length, out=out, seed=seed, progress=progress
+            teacher,
+            rows,
+            kept,
+            settings,
+            weights,
+            max_length=max_length,
+            out=out,
+            seed=seed,
+            progress=progress or _silent,
         )
     from edgekit.distill.lessons import teach_student
 
@@ -155,7 +169,7 @@ def distill(
         out=out,
         seed=seed,
         out_of_scope=out_of_scope,
-        progress=progress,
+        progress=progress or _silent,
     )
 
 

@@ -40,7 +40,7 @@ def create_decoder(
     max_length: int,
     out: Path,
     seed: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Train a tokenizer and a decoder on texts that end with the end token, packed into blocks of max_length tokens.
 
@@ -48,7 +48,9 @@ def create_decoder(
     perplexity on the held-out texts. Raises EdgekitError where the texts do not fill one block.
     """
     kept, held = hold_out(texts, options.holdout)
+    progress(0, 0, f"learning {options.vocabulary} tokens")
     tokenizer = train_tokenizer([texts[place] for place in kept], options.vocabulary)
+    progress(0, 0, "cutting the texts into blocks")
     blocks = [
         list(pack(tokenizer, [texts[place] for place in side], max_length, seed=seed)) for side in (sorted(kept), held)
     ]

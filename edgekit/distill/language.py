@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from edgekit.distill.lessons import (
     CHAT_FILES,
+    READING,
     SIGNAL_BYTES,
     TOKENIZER_FILES,
     ask_teacher,
@@ -91,12 +92,14 @@ def teach_answers(
     max_length: int,
     out: Path,
     seed: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Train a decoder on the wanted answers, or on all of running text. Early stop: the same loss on the held-out rows."""
     model = load_model(base)
+    progress(0, 0, READING)
     read = read_passages(model, rows, max_length)
     kept, held = _sides(read, rows, options.holdout)
+    progress(0, 0, f"loading {base.name}")
     with reproducible(seed):
         body = Body(load(base).model)
         precision = choose_precision(options.precision)
@@ -118,13 +121,15 @@ def teach_decoder(
     max_length: int,
     out: Path,
     seed: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Train a decoder of the kept layers on the weighted sum of losses. Early stop: the same sum on the held-out rows."""
     model = load_model(teacher)
+    progress(0, 0, READING)
     read = read_passages(model, rows, max_length)
     train_on, held = _sides(read, rows, options.holdout)
     matched = match_blocks(model.layers, kept) if "hidden" in weights else []
+    progress(0, 0, f"loading the teacher, {teacher.name}")
     with reproducible(seed):
         body, shown = Body(load(teacher).model), Body(load(teacher).model)
         cut(body, kept)

@@ -50,6 +50,7 @@ EMBEDDING_FILES = (
     "*_*/config.json",
     "*_*/model.safetensors",
 )
+READING, ANSWERING = "reading the texts", "texts that the teacher has answered"
 # Above this much memory the teacher answers each batch anew instead of once per text.
 SIGNAL_BYTES = 2 << 30
 
@@ -64,14 +65,16 @@ def teach_labels(
     out: Path,
     seed: int,
     out_of_scope: str | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Train a fresh classifier on an encoder. Early stop: the Brier score (Brier 1950) of the held-out rows, which unlike
     cross-entropy does not punish a model for growing surer of what it gets right."""
+    progress(0, 0, READING)
     model = text_classification.open_model(base)
     ids = [tokens for _, tokens in text_classification.encode(model, rows, max_length)]
     targets = make_targets(rows, classes, out_of_scope, str(base))
     pad_id = find_pad_id(model)
+    progress(0, 0, f"loading {base.name}")
     with reproducible(seed):
         head = {
             "num_labels": len(classes),
@@ -115,13 +118,15 @@ def teach_student(
     out: Path,
     seed: int,
     out_of_scope: str | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Train a student of the kept layers on the weighted sum of losses. Early stop: the same sum on the held-out rows."""
+    progress(0, 0, READING)
     model = task.open_model(teacher)
     ids = [tokens for _, tokens in task.encode(model, rows, max_length)]
     targets = make_targets(rows, model.labels if task.OUTPUT == "logits" else [], out_of_scope, str(teacher))
     pad_id = find_pad_id(model)
+    progress(0, 0, f"loading the teacher, {teacher.name}")
     with reproducible(seed):
         module = cast(Encoder, task.load(teacher))
         cut(module, kept)
@@ -201,6 +206,8 @@ def ask_teacher(
         return live
 
     known: dict[int, Signal] = {}
+    if progress:
+        progress(0, len(ids), ANSWERING)
     for places, _, _ in batches(ids, pad_id, 32):
         signal = live(places)
         for row, place in enumerate(places):
@@ -211,7 +218,7 @@ def ask_teacher(
                 projections=tuple(one[row, :, :length].clone() for one in signal.projections),
             )
         if progress:
-            progress(len(known), len(ids), "texts that the teacher has answered")
+            progress(len(known), len(ids), ANSWERING)
     return lambda places: _stack([known[place] for place in places])
 
 

@@ -68,6 +68,8 @@ def train(
     total = per_epoch * options.epochs
     state = _begin(folder, run, module, plain)
     saved = time.monotonic()
+    if progress:
+        progress(state.step, total, f"batches of {options.batch}")
     module.train()
     while state.step < total and not state.stopped(options.patience):
         epoch, place = divmod(state.step, per_epoch)
@@ -83,6 +85,10 @@ def train(
             if progress:
                 progress(state.step, total, f"loss {float(loss.detach()):.3f}")
             if state.step % per_epoch == 0:
+                if progress and lesson.held:
+                    progress(
+                        state.step, total, f"epoch {epoch + 1}: judging {len(lesson.held)} texts that are held out"
+                    )
                 state.judge(module, _score(module, lesson, options.batch))
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 write_checkpoint(folder, _snapshot(state, module, plain, run))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,7 +31,7 @@ class Source:
     the model is called; license: what it ships under, where that is not the checkpoint's own; dataset: what its prompts are;
     fingerprints: sha256 of what it was made from, by what. arch, features and bandwidth_gbs are the target's (see
     `target.Hardware`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is better; None
-    where the output is not rows.
+    where the output is not rows. progress(done, total, note) is told how far it is.
     """
 
     model: Model
@@ -51,6 +51,7 @@ class Source:
     pad_id: int
     max_length: int
     license: str | None = None
+    progress: Callable[[int, int, str], None] = field(default=lambda *_: None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ TIMED, WARM_UP = 40, 4
 # Lengths at which a float model is timed beside an artifact, and calls at each, the first not counted: fewer, but FEWEST, where
 # they take longer than SECONDS.
 LENGTHS, SHAPED, FEWEST, SECONDS = (16, 32, 64, 128, 256), 12, 4, 2.0
+TIMING = "timing the float models in a process of their own"
 # Questions that are answered for the clock.
 TIMED_ANSWERS = 8
 
@@ -71,6 +72,8 @@ def record(
     read: dict[str, _Verified] = {}
     total, done = len(once) * sum(map(len, rows.values())), 0
     for folder, role in once.items():
+        if progress:
+            progress(done, total, f"loading the {role}")
         model = kind.open_model(folder)
         run = partial(outputs, kind.load(folder), pad_id=find_pad_id(model))
         ids = {split: [tokens for _, tokens in kind.encode(model, rows[split], max_length)] for split in SPLITS}
@@ -79,6 +82,8 @@ def record(
         read[role] = _verify(folder, task, rows["verify"], max_length, ids["verify"], run, shown)
         arrays[f"{role}_verify"] = read[role].outputs
         done += sum(map(len, ids.values()))
+    if progress:
+        progress(0, 0, TIMING)
     measured = measure_alone({folder: read[role].ids[:TIMED] for folder, role in once.items()}, task, max_length)
     figures = {role: {"bytes": _weight_bytes(folder)} | measured[folder] for folder, role in once.items()}
     figures.setdefault("student", figures["teacher"])
@@ -189,6 +194,8 @@ def _record_tokens(
         flat, offsets = arrays[kind].tolist(), arrays[places].tolist()
     asked = [flat[begin:end] for begin, end in itertools.pairwise(offsets)][:TIMED_ANSWERS]
     once = {folder.resolve(): role for role, folder in (("student", student), ("teacher", teacher))}
+    if progress:
+        progress(0, 0, TIMING)
     measured = measure_alone(dict.fromkeys(once, asked), task, max_length)
     figures = {role: {"bytes": _weight_bytes(folder)} | measured[folder] for folder, role in once.items()}
     figures.setdefault("student", figures["teacher"])

@@ -74,6 +74,7 @@ def record_tokens(
     for role, (spoken, decoder) in speakers.items():
         answers[role] = _answers(decoder, questions.asked[role], spoken.stops, questions.most, steps, role)
         arrays |= _flat(f"{role}_answers", answers[role], f"{role}_answer_offsets")
+    steps.tell(0, 0, "asking transformers' generate the same")
     original = compare_decoders(speakers, rows, questions.ids, answers, questions.most)
     words = {role: _words(speakers[role][0], rows_) for role, rows_ in answers.items()}
     (out / "answers.json").write_text(dump_json(words), encoding="utf-8", newline="\n")
@@ -91,7 +92,7 @@ def record_tokens(
         if role == "student" or shared:
             arrays |= _likelihoods(role, decoder, said, steps)
         # Each in its own tokens: choices are compared within a model, and then what was chosen.
-        arrays[f"{role}_choice_nll"] = _choice_nll(decoder, _choices(spoken, rows, max_length))
+        arrays[f"{role}_choice_nll"] = _choice_nll(role, decoder, _choices(spoken, rows, max_length), steps)
     _write(out, arrays)
     return {
         "rows": {"verify": len(rows)},
@@ -277,6 +278,7 @@ def _answers(
     decoder: nn.Module, asked: Sequence[Passage], stops: Sequence[int], most: int, steps: _Steps, role: str
 ) -> list[list[int]]:
     found = []
+    steps.tell(0, len(asked), f"{role}'s answers")
     for place, passage in enumerate(asked):
         found.append(greedy(decoder, passage.ids, stops, most))
         steps.tell(place + 1, len(asked), f"{role}'s answers")
@@ -310,6 +312,7 @@ def _likelihoods(role: str, decoder: nn.Module, said: Sequence[Passage], steps: 
     import torch
 
     found: dict[str, list[Tensor]] = {"ids": [], "logprobs": [], "nll": []}
+    steps.tell(0, len(said), f"{role}'s likelihoods")
     for place, passage in enumerate(said):
         logits = _logits(decoder, passage)
         likely = torch.log_softmax(logits.double(), dim=-1)
@@ -334,13 +337,14 @@ def _logits(decoder: nn.Module, passage: Passage) -> Tensor:
     return logits[0, passage.start - 1 : -1]
 
 
-def _choice_nll(decoder: nn.Module, choices: Sequence[Passage]) -> NDArray[np.float32]:
+def _choice_nll(role: str, decoder: nn.Module, choices: Sequence[Passage], steps: _Steps) -> NDArray[np.float32]:
     """The mean negative log-likelihood per token of each choice: long ones lose nothing by their length."""
     import numpy as np
     import torch
 
     found = []
-    for passage in choices:
+    for place, passage in enumerate(choices):
+        steps.tell(place, len(choices), f"{role}'s likelihoods of choices")
         likely = torch.log_softmax(_logits(decoder, passage).double(), dim=-1)
         spoken = torch.tensor(passage.ids[passage.start :])
         found.append(-float(likely[torch.arange(len(spoken)), spoken].mean()))

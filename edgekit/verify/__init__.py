@@ -23,7 +23,7 @@ from edgekit.verify import arithmetic, budgets, checks, gate, generation, hardwa
 from edgekit.verify.accuracy import Answers, Comparison
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep
-from edgekit.verify.measurements import Measurements, encode, measure, runtime_options
+from edgekit.verify.measurements import Measurements, Progress, encode, measure, runtime_options, silent
 from edgekit.verify.plan import check_accuracy_table, plan_text
 from edgekit.verify.rejection import check_rejection, rejection_notes
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 __all__ = ["check_accuracy_table", "plan_text", "verify"]
+
+JUDGING = "comparing the answers with the float models'"
 
 
 def _data(prompts: Path) -> dict[str, Any] | None:
@@ -63,6 +65,7 @@ def verify(
     rejection: Rejection = AS_CALIBRATED,
     coverage: Mapping[str, Any] | None = None,
     foreign_teacher: str | None = None,
+    progress: Progress = silent,
     out: Path,
 ) -> dict[str, Any]:
     """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json and outputs.npz.
@@ -92,6 +95,7 @@ def verify(
         device=device,
         runtime=runtime,
         options=runtime_options(facts, target, runtime),
+        progress=progress,
         out=out,
     )
     report, found = _verify_tokens(run) if TASKS[task].OUTPUT == "tokens" else _verify_rows(run)
@@ -133,6 +137,7 @@ class _Run:
     device: Device
     runtime: str
     options: Mapping[str, Any]
+    progress: Progress
     out: Path
 
     @property
@@ -157,8 +162,10 @@ def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         sequence=min(run.target.budget_for(run.task).sequence, int(facts["max_length"])),
         device=run.device,
         is_judged=lambda first: _is_judged(run, first),
+        progress=run.progress,
         out=run.out,
     )
+    run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
     answers, finite = _answers(run, rows, measured.outputs)
     truth = [row.label for row in rows]
@@ -185,8 +192,10 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
         budget=run.target.budget_for(run.task),
         device=run.device,
         is_judged=lambda first: _is_judged(run, first),
+        progress=run.progress,
         out=run.out,
     )
+    run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
     asked = margins.default_limits(float(run.facts["bits"]))
     asked |= {key: value for key, value in vars(limits).items() if value is not None}

@@ -20,7 +20,17 @@ from edgekit.verify import accuracy as compared
 from edgekit.verify import clusters, gate
 from edgekit.verify.accuracy import Answers, Comparison
 from edgekit.verify.margins import FAR, default_margins
-from edgekit.verify.measurements import Measurements, Question, Timed, flat, run_probe, time_again, write
+from edgekit.verify.measurements import (
+    Measurements,
+    Progress,
+    Question,
+    Timed,
+    flat,
+    run_probe,
+    silent,
+    time_again,
+    write,
+)
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
@@ -86,6 +96,7 @@ def measure(
     budget: Budget,
     device: Device,
     is_judged: Callable[[Measurements], bool],
+    progress: Progress = silent,
     out: Path,
 ) -> tuple[Measurements, dict[str, NDArray[Any]]]:
     """Run the probe over what was recorded: first the questions, then the passages, then the choices.
@@ -117,13 +128,14 @@ def measure(
         "timing": TIMING | {"prompts": lengths},
     }
     question = Question(artifact=artifact, file=file, request=request, inputs=inputs)
+    progress(0, 0, f"{len(asked)} answers and {len(passages)} texts in {runtime}")
     events, arrays = run_probe(question, device)
     found, again = _read(events, budget), []
     if is_judged(found):
         longest = int(events["decode"]["depth"])
         few = question.only_times(prompts=sorted({found.real_lengths[0], longest}), **AGAIN)
         bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
-        again = time_again(replace(few, inputs=bare | {"referenced": 0}), device)
+        again = time_again(replace(few, inputs=bare | {"referenced": 0}), device, progress)
     write(out, events, again, arrays)
     processes = [*found.processes, *(_read_timed(one, found.real_lengths[0]) for one in again)]
     return replace(found, processes=processes), arrays

@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
     Events = Mapping[str, Mapping[str, Any]]
 
+Progress = Callable[[int, int, str], None]
+
 # A slow board may need ten minutes for a thousand prompts; an hour is a hang.
 _TIMEOUT_S = 3600.0
 # Of 20 calls the largest is the p95 (`latency.level`); 200 narrow it. Seconds are of one process.
 TIMING = {"warmup": 10, "repeats": 200, "least": 20, "seconds": 2.0}
 _OUTPUTS = "measured/outputs.npz"
+
+
+def silent(done: int, total: int, note: str) -> None:
+    """Shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,7 @@ def measure(
     sequence: int,
     device: Device,
     is_judged: Callable[[Measurements], bool],
+    progress: Progress = silent,
     out: Path,
 ) -> Measurements:
     """Run the probe on the device over `ids` and write measurements.json (all its lines) and outputs.npz into `out`.
@@ -114,6 +121,7 @@ def measure(
     request = {"runtime": runtime, "options": dict(options), "timing": TIMING | {"sequence": sequence}}
     inputs = flat(ids) | {"pad_id": np.int64(pad_id)}
     question = Question(artifact=artifact, file=file, request=request, inputs=inputs)
+    progress(0, 0, f"{len(ids)} prompts in {runtime}")
     events, arrays = run_probe(question, device)
     load = events["load"]
     found = Measurements(
@@ -132,7 +140,7 @@ def measure(
         neighbours=events["machine"]["neighbours"],
         outputs=arrays["outputs"],
     )
-    again = time_again(question.only_times(), device) if is_judged(found) else []
+    again = time_again(question.only_times(), device, progress) if is_judged(found) else []
     write(out, events, again, arrays)
     return replace(found, processes=[*found.processes, *map(_read_timed, again)])
 
@@ -141,9 +149,13 @@ def _read_timed(events: Events) -> Timed:
     return Timed(times=events["latency"]["ms"], neighbours=events["latency"]["neighbours"])
 
 
-def time_again(question: Question, device: Device) -> list[Events]:
+def time_again(question: Question, device: Device, progress: Progress) -> list[Events]:
     """The lines of further processes, one after the other: `latency.PROCESSES` with the first one."""
-    return [run_probe(question, device)[0] for _ in range(latency.PROCESSES - 1)]
+    found: list[Events] = []
+    for count in range(1, latency.PROCESSES):
+        progress(count, latency.PROCESSES, "processes, each timed for itself")
+        found.append(run_probe(question, device)[0])
+    return found
 
 
 def write(out: Path, events: Events, again: Sequence[Events], arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -191,7 +191,7 @@ from pathlib import Path
 from edgekit.distill import create, training
 training.CHECKPOINT_SECONDS = 0.0
 create(Path(sys.argv[1]), options=json.loads(sys.argv[3]), max_length=64, out=Path(sys.argv[2]),
-       progress=lambda done, total, note: print(done, flush=True))
+       progress=lambda done, total, note: note.startswith("loss") and print(done, flush=True))
 """
 
 

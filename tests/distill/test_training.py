@@ -173,7 +173,7 @@ from edgekit.distill import finetune, training
 training.CHECKPOINT_SECONDS = 0.0
 teacher, data, out = map(Path, sys.argv[1:4])
 finetune(teacher, data, task="text-classification", options=json.loads(sys.argv[4]), max_length=32, out=out,
-         progress=lambda done, total, note: print(done, flush=True))
+         progress=lambda done, total, note: note.startswith("loss") and print(done, flush=True))
 """
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from edgekit.calibrate import Calibration
     from edgekit.formats import Reading, Source
-    from edgekit.formats.onnx.choose import Trial
+    from edgekit.formats.onnx.choose import Progress, Trial
     from edgekit.model import Model
 
 log = logging.getLogger("edgekit")
@@ -121,6 +121,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         out=out,
         pad_id=source.pad_id,
         output_name=source.output,
+        progress=source.progress,
     )
 
 
@@ -179,6 +180,7 @@ def write_encoder(
     out: Path,
     pad_id: int,
     output_name: str,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Write `module` (input_ids, attention_mask, int64 [batch, sequence] -> [batch, width]) into the folder `out`.
 
@@ -196,16 +198,19 @@ def write_encoder(
     if not ids:
         raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
     graph.check_size(4 * sum(weight.numel() for weight in module.parameters()), type(module).__name__)
+    progress(0, 0, "tracing the float graph")
     exported = export_float(module, ids, pad_id=pad_id, output_name=output_name)
     linears = [linear.key for linear in graph.Graph(exported).linears()]
     if options.scheme in {"auto", "int8-static"}:
         _refuse_other_calibration(module, exported, calibration)
     float_size = _float_size(exported)
+    progress(0, 0, "simplifying the graph")
     exported = simplified(
         exported, ids, pad_id=pad_id, for_cpu=options.layout == "operators" and options.scheme != "fp16"
     )
     on = trial(exported, ids, pad_id=pad_id, score=score, most=TRIAL_PROMPTS)
-    written = _write_scheme(exported, calibration, options, on)
+    written = _write_scheme(exported, calibration, options, on, progress)
+    progress(0, 0, "writing it and measuring each layer's error")
     path = out / FILE
     size = graph.save(written.model, path)
     _refuse_silent_success(written, size, float_size, linears)
@@ -261,7 +266,9 @@ def describe_file(path: Path, *, named: Path | None = None) -> dict[str, Any]:
     }
 
 
-def _write_scheme(exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial) -> _Written:
+def _write_scheme(
+    exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial, progress: Progress
+) -> _Written:
     from edgekit.formats.onnx.blocks import quantize_blocks, to_half
     from edgekit.formats.onnx.graph import Graph, copy_model
 
@@ -281,10 +288,12 @@ def _write_scheme(exported: onnx.ModelProto, calibration: Calibration, options: 
             choices={"bits": bits, "block": options.block},
             scheme=options.scheme,
         )
-    return _write_int8(exported, calibration, options, on)
+    return _write_int8(exported, calibration, options, on, progress)
 
 
-def _write_int8(exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial) -> _Written:
+def _write_int8(
+    exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial, progress: Progress
+) -> _Written:
     from edgekit.formats.onnx.choose import Source, better, choose
     from edgekit.formats.onnx.quantize import Int8
 
@@ -297,7 +306,9 @@ def _write_int8(exported: onnx.ModelProto, calibration: Calibration, options: Op
     )
     modes: tuple[Literal["static", "dynamic"], ...] = ("static",) if options.layout == "qdq" else ("static", "dynamic")
     tried = {
-        mode: choose(source, on, mode, float_layers=options.float_layers, smoothing=options.smoothing)
+        mode: choose(
+            source, on, mode, float_layers=options.float_layers, smoothing=options.smoothing, progress=progress
+        )
         for mode in modes
         if options.scheme in {"auto", f"int8-{mode}"}
     }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgekit")
 
+Progress = Callable[[int, int, str], None]
 Score = Callable[["NDArray[np.float32]", "NDArray[np.float32]"], float]
 Mode = Literal["static", "dynamic"]
 Treatment = Literal["plain", "ladder", "smoothed"]
@@ -159,11 +160,24 @@ class Source:
         return sorted(noise, key=lambda key: (-noise[key], key))
 
 
-def choose(source: Source, on: Trial, mode: Mode, *, float_layers: int, smoothing: bool = True) -> Recipe8:
-    """The best recipe of a mode: the smoothing, what is done behind activation functions, then Linears left float."""
+def choose(
+    source: Source,
+    on: Trial,
+    mode: Mode,
+    *,
+    float_layers: int,
+    smoothing: bool = True,
+    progress: Progress = lambda *_: None,
+) -> Recipe8:
+    """The best recipe of a mode: the smoothing, what is done behind activation functions, then Linears left float.
+
+    progress: told how many of the most that may be tried are.
+    """
     tried: dict[str, float] = {}
+    most = 2 + (len(ALPHAS) + 1 if smoothing else 0) + float_layers * SHORT_LIST
 
     def measured(recipe: Recipe8) -> Recipe8:
+        progress(len(tried), most, f"trying int8-{mode}, {recipe.name}")
         loss = on.loss(source.quantized(recipe, emulated=True)[0])
         tried[recipe.name] = loss
         return replace(recipe, loss=loss)
