@@ -67,8 +67,7 @@ def verify(
     recipe, target = plan.recipe, plan.target
     foreign = check_parts(plan, artifact, reference, prompts, *([calibration] if calibration else []))
     device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
-    if at is not None:
-        refuse_other_page(at / PAGE)
+    page = _page(at)
     look = take(artifact, prompts, recipe.accuracy)
     inputs = about(plan, artifact, prompts) | _measured_with(artifact, reference, prompts)
     inputs |= {"device": device.describe(), "look": vars(look)}
@@ -77,8 +76,6 @@ def verify(
         session.listener.say(line)
 
     def make(out: Path, progress: Progress) -> Mapping[str, Any]:
-        progress(0, 0, "how the calibration covers the prompts")
-        coverage = _cover(plan, student, calibration, prompts)
         return run(
             artifact=artifact.folder,
             reference=reference.folder,
@@ -89,7 +86,7 @@ def verify(
             out_of_scope=recipe.data.out_of_scope,
             rejection=recipe.rejection,
             look=look,
-            coverage=coverage,
+            coverage=_cover(plan, student, calibration, prompts, progress),
             foreign_teacher=foreign,
             device=device,
             progress=progress,
@@ -102,9 +99,17 @@ def verify(
     finally:
         device.close()
     _settle(product, artifact, prompts, recipe)
-    if at is not None:
-        write_html(read_json(product.folder / "report.json"), product.folder / PAGE)
+    if page is not None:
+        write_html(read_json(product.folder / "report.json"), page)
     return product
+
+
+def _page(at: Path | None) -> Path | None:
+    """Where the page goes, at a folder that a command names; EdgekitError where something of the user's lies there."""
+    if at is None:
+        return None
+    refuse_other_page(at / PAGE)
+    return at / PAGE
 
 
 def _measured_with(artifact: Product, reference: Product, prompts: Product) -> dict[str, Any]:
@@ -135,11 +140,14 @@ def _settle(report: Product, artifact: Product, prompts: Product, recipe: Recipe
         settle(artifact, prompts, recipe.accuracy)
 
 
-def _cover(plan: Plan, student: Path | None, calibration: Product | None, prompts: Product) -> dict[str, Any] | None:
+def _cover(
+    plan: Plan, student: Path | None, calibration: Product | None, prompts: Product, progress: Progress
+) -> dict[str, Any] | None:
     from edgekit.calibrate import cover
 
     if student is None or calibration is None:
         return None
+    progress(0, 0, "how the calibration covers the prompts")
     recipe = plan.recipe
     return cover(student, calibration.folder, prompts.folder, task=recipe.task, max_length=recipe.data.max_length)
 
