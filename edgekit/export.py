@@ -47,9 +47,8 @@ def export(
     """Write the student in the format and scheme that `options` (a target's `[export.<task>]` table) names.
 
     arch, features and bandwidth_gbs are the target's; name, fingerprints (sha256 by what) and license (where it is not the
-    checkpoint's own) are for the file's own record. Only the
-    calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's own outputs. Returns the
-    artifact's facts. Raises EdgekitError where the student cannot be exported or nothing was quantized.
+    checkpoint's own) are for the file's own record. Only the calibrate split is read: it chooses the scheme and fits the task's
+    settings on the artifact's outputs. Returns its facts. Raises EdgekitError where it cannot be exported or nothing quantized.
     """
     from edgekit.calibrate import load_calibration
 
@@ -78,15 +77,13 @@ def export(
         license=license,
         progress=progress or (lambda *_: None),
     )
-    facts = format_.write(source, chosen, out)
-    facts |= _shared(model, task, max_length, out)
-    source.progress(0, 0, f"asking {runtime.NAME} what it answers")
+    facts = format_.write(source, chosen, out) | _shared(model, task, max_length, out)
     if kind.OUTPUT == "tokens":
         return facts | _running(format_, student, out / facts["file"], ids, facts["bits"])
-    fitting = runtime.joined({}, facts["runtime_options"])
-    answers = runtime.outputs(out / facts["file"], ids, pad_id=source.pad_id, options=fitting)
-    facts |= _fitted(out / facts["file"], model, task, rows, answers, out_of_scope, rejection)
-    return facts | _contentless(out / facts["file"], model, task, facts, runtime, fitting)
+    file, fitting = out / facts["file"], runtime.joined({}, facts["runtime_options"])
+    answers = runtime.outputs(file, ids, pad_id=source.pad_id, options=fitting)
+    facts |= _fitted(file, model, task, rows, answers, out_of_scope, rejection)
+    return facts | _contentless(file, model, task, facts, runtime, fitting)
 
 
 def adopt(

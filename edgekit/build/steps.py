@@ -232,8 +232,7 @@ def export(
 
     recipe, digest = plan.recipe, model_digest(student)
     if calibration.manifest["inputs"]["student"] != digest:
-        why = f"calibrated on another model than {student}; run: edgekit calibrate {student}"
-        raise EdgekitError(f"{calibration.folder}: {why}")
+        raise EdgekitError(f"{calibration.folder}: of another model; run: edgekit calibrate {student}")
     scheme, hardware = plan.export.get("scheme"), plan.target.hardware
     inputs = {
         "student": digest,

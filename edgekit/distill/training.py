@@ -68,8 +68,8 @@ def train(
     total = per_epoch * options.epochs
     state = _begin(folder, run, module, plain)
     saved = time.monotonic()
-    if progress:
-        progress(state.step, total, f"batches of {options.batch}")
+    tell = progress or (lambda *_: None)
+    tell(state.step, total, f"batches of {options.batch}")
     module.train()
     while state.step < total and not state.stopped(options.patience):
         epoch, place = divmod(state.step, per_epoch)
@@ -82,13 +82,9 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
-            if progress:
-                progress(state.step, total, f"loss {float(loss.detach()):.3f}")
+            tell(state.step, total, f"loss {float(loss.detach()):.3f}")
             if state.step % per_epoch == 0:
-                if progress and lesson.held:
-                    progress(
-                        state.step, total, f"epoch {epoch + 1}: judging {len(lesson.held)} texts that are held out"
-                    )
+                tell(state.step, total, f"judging {len(lesson.held)} texts that are held out")
                 state.judge(module, _score(module, lesson, options.batch))
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 write_checkpoint(folder, _snapshot(state, module, plain, run))
@@ -97,16 +93,7 @@ def train(
     if state.best:
         _put(module, state.best)
     module.eval()
-    return {
-        "steps": state.step,
-        "epochs": state.step // per_epoch,
-        "best_epoch": state.best_epoch + 1 if state.scores else options.epochs,
-        "scores": [round(score, 6) for score in state.scores],
-        "learning_rate": peak,
-        "threads": torch.get_num_threads(),
-        "train_texts": len(lesson.train),
-        "held_texts": len(lesson.held),
-    }
+    return _facts(state, lesson, options, peak)
 
 
 def epoch_batches(lesson: Lesson, size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -166,6 +153,19 @@ class _State:
 
     def stopped(self, patience: int) -> bool:
         return len(self.scores) - 1 - self.best_epoch >= patience
+
+
+def _facts(state: _State, lesson: Lesson, options: TrainingOptions, peak: float) -> dict[str, Any]:
+    return {
+        "steps": state.step,
+        "epochs": state.step // math.ceil(len(lesson.train) / options.batch),
+        "best_epoch": state.best_epoch + 1 if state.scores else options.epochs,
+        "scores": [round(score, 6) for score in state.scores],
+        "learning_rate": peak,
+        "threads": torch.get_num_threads(),
+        "train_texts": len(lesson.train),
+        "held_texts": len(lesson.held),
+    }
 
 
 def _score(module: nn.Module, lesson: Lesson, batch: int) -> float | None:

@@ -72,8 +72,6 @@ def record(
     read: dict[str, _Verified] = {}
     total, done = len(once) * sum(map(len, rows.values())), 0
     for folder, role in once.items():
-        if progress:
-            progress(done, total, f"loading the {role}")
         model = kind.open_model(folder)
         run = partial(outputs, kind.load(folder), pad_id=find_pad_id(model))
         ids = {split: [tokens for _, tokens in kind.encode(model, rows[split], max_length)] for split in SPLITS}

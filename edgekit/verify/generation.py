@@ -20,17 +20,7 @@ from edgekit.verify import accuracy as compared
 from edgekit.verify import clusters, gate
 from edgekit.verify.accuracy import Answers, Comparison
 from edgekit.verify.margins import FAR, default_margins
-from edgekit.verify.measurements import (
-    Measurements,
-    Progress,
-    Question,
-    Timed,
-    flat,
-    run_probe,
-    silent,
-    time_again,
-    write,
-)
+from edgekit.verify.measurements import Measurements, Question, Timed, flat, run_probe, time_again, write
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
@@ -96,7 +86,7 @@ def measure(
     budget: Budget,
     device: Device,
     is_judged: Callable[[Measurements], bool],
-    progress: Progress = silent,
+    progress: Callable[[int, int, str], None],
     out: Path,
 ) -> tuple[Measurements, dict[str, NDArray[Any]]]:
     """Run the probe over what was recorded: first the questions, then the passages, then the choices.

@@ -198,13 +198,12 @@ def write_encoder(
     if not ids:
         raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
     graph.check_size(4 * sum(weight.numel() for weight in module.parameters()), type(module).__name__)
-    progress(0, 0, "tracing the float graph")
+    progress(0, 0, "tracing and simplifying the float graph")
     exported = export_float(module, ids, pad_id=pad_id, output_name=output_name)
     linears = [linear.key for linear in graph.Graph(exported).linears()]
     if options.scheme in {"auto", "int8-static"}:
         _refuse_other_calibration(module, exported, calibration)
     float_size = _float_size(exported)
-    progress(0, 0, "simplifying the graph")
     exported = simplified(
         exported, ids, pad_id=pad_id, for_cpu=options.layout == "operators" and options.scheme != "fp16"
     )
