@@ -144,7 +144,7 @@ def _compared_row(entry: Row) -> dict[str, Any]:
     metric = str(entry.get("metric"))
     figures = [lost(metric, entry.get(key), " points") for key in ("loss", "bound", "margin")]
     verdict = str(entry["verdict"]) if entry.get("verdict") else ""
-    return _row([pair(entry), metric, *figures, flips(entry.get("flips"))], verdict)
+    return _row([pair(entry), metric, *figures, flips(entry.get("flips")) or MISSING], verdict)
 
 
 def _facts(facts: Row) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgekit import __version__
+from edgekit import __version__, report_page
 from edgekit.cli.reported import reason_lines, report_lines
 from edgekit.errors import EdgekitError
 from edgekit.report import read_report, verdict_text
@@ -312,6 +312,43 @@ def test_nothing_breaks_out_of_the_page(report: dict[str, Any], tmp_path: Path) 
     assert "script" not in found.tags
     assert "onload" not in found.attributes
     assert EVIL in found.text
+
+
+def spoiled(value: Any) -> Any:
+    """The same with something that would break out of a page behind every text, but those that choose what is drawn."""
+    if isinstance(value, str):
+        return value if value in {"pass", "fail", "not proven", "student", "accuracy"} else f"{value}{EVIL}"
+    if isinstance(value, dict):
+        return {key: spoiled(inner) for key, inner in value.items()}
+    return [spoiled(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_every_text_of_a_report_is_escaped(report: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever key a text stands under; and every check and its remedy is on the page."""
+    more = {"data": {"labels": 3, "rows": {"train": 9}, "notes": ["3 rows dropped"]}, "generation": {"stop": "eos"}}
+    whole = spoiled(full(report) | more)
+    found = page(whole, tmp_path)
+    assert "script" not in found.tags
+    assert "onload" not in found.attributes
+    for check in whole["checks"]:
+        for key in ("name", "remedy"):
+            assert not check[key] or check[key] in found.text
+    for told in ("3 rows dropped", "eos", "measured on another machine", "A test CPU"):
+        assert f"{told}{EVIL}" in found.text
+
+
+def test_the_style_has_rules_for_narrow_screens() -> None:
+    """Below 600 pixels a table is a list of its rows; charts scroll in a box of their own, the page does not."""
+    style = (Path(report_page.__file__).parent / report_page.STYLE).read_text(encoding="utf-8")
+    narrow = style[style.index("@media (max-width: 600px)") :]
+    for rule in ("table, tbody, tr, td { display: block; }", "thead { display: none; }", "overflow-wrap: anywhere"):
+        assert rule in narrow
+    assert ".wide { overflow-x: auto; }" in style
+    assert style.count("{") == style.count("}")
+    used = set(re.findall(r"var\((--[a-z-]+)\)", style))
+    light, dark = (set(re.findall(r"(--[a-z-]+):", part)) for part in style.split("prefers-color-scheme: dark")[:2])
+    assert used <= light
+    assert light == dark, "each colour has one for the dark"
 
 
 def test_absent_figures_leave_sections_out(report: dict[str, Any], tmp_path: Path) -> None:

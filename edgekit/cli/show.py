@@ -107,7 +107,7 @@ class Terminal(Listener):
         self.close()
         self._begun = self._shown = time.monotonic()
         bar = self._bar = make_bar()
-        bar.add_task(step, start=False, total=None, text=text)
+        bar.add_task(step, total=None, text=text)
         if self._live:
             bar.start()
         else:
@@ -125,8 +125,9 @@ class Terminal(Listener):
 
     def _advance(self, bar: Progress, done: int, total: int, text: str) -> None:
         task, now = bar.tasks[0], time.monotonic()
-        other = task.total != (total or None) or done < task.completed or (not total and text != task.fields["text"])
-        if begins := not task.started or other:
+        if begins := (
+            task.total != (total or None) or done < task.completed or (not total and text != task.fields["text"])
+        ):
             # A rate is of what comes from now on: of a step that goes on where it was killed, the rest.
             bar.add_task(task.description, total=total or None, completed=done - 1, text=text)
             bar.remove_task(task.id)
