@@ -353,7 +353,7 @@ def test_ctrl_c(project: Path, moment: float) -> None:
     time.sleep(moment)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
-    lines = [line for line in err.splitlines() if line.strip() and not line.startswith("  record")]
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith("  ")]
     if child.returncode == 0:
         assert (folder / "dist" / "reference" / "record.json").is_file(), "done before the interrupt came"
         return
