@@ -42,13 +42,16 @@ def export(
     bandwidth_gbs: float | None = None,
     fingerprints: Mapping[str, str] | None = None,
     license: str | None = None,  # noqa: A002 - the recipe's name for it
+    limits: Callable[[float], Mapping[str, float]] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Write the student in the format and scheme that `options` (a target's `[export.<task>]` table) names.
 
     arch, features and bandwidth_gbs are the target's; name, fingerprints (sha256 by what) and license (where it is not the
     checkpoint's own) are for the file's own record. Only the calibrate split is read: it chooses the scheme and fits the task's
-    settings on the artifact's outputs. Returns its facts. Raises EdgekitError where it cannot be exported or nothing quantized.
+    settings on the artifact's outputs. limits: what a decoder may lose, by the bits of a weight (`verify.margins.limits_at`),
+    which scheme = "auto" keeps. Returns its facts. Raises EdgekitError where it cannot be exported, or nothing was
+    quantized.
     """
     from edgekit.calibrate import load_calibration
 
@@ -56,7 +59,7 @@ def export(
     format_, chosen = parse_options(options, kind.OUTPUT, where)
     model, runtime = kind.open_model(student), RUNTIMES[format_.RUNTIME]
     rows = PromptSet(folder=prompts).split("calibrate")
-    ids = [tokens for _, tokens in kind.encode(model, rows, max_length)]
+    ids, starts = _read(model, task, rows, max_length)
     source = Source(
         model=model,
         load=lambda: kind.load(student),
@@ -75,6 +78,8 @@ def export(
         pad_id=find_pad_id(model),
         max_length=max_length,
         license=license,
+        starts=starts,
+        limits=limits,
         progress=progress or (lambda *_: None),
     )
     facts = format_.write(source, chosen, out) | _shared(model, task, max_length, out)
@@ -84,6 +89,14 @@ def export(
     answers = runtime.outputs(file, ids, pad_id=source.pad_id, options=fitting)
     facts |= _fitted(file, model, task, rows, answers, out_of_scope, rejection)
     return facts | _contentless(file, model, task, facts, runtime, fitting)
+
+
+def _read(model: Model, task: str, rows: Sequence[Prompt], max_length: int) -> tuple[list[list[int]], list[int]]:
+    """The prompts as the model reads them; of a decoder also where each begins to be what the model says."""
+    if TASKS[task].OUTPUT != "tokens":
+        return [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)], []
+    passages = text_generation.passages(model, rows, max_length)
+    return [one.ids for one in passages], [one.start for one in passages]
 
 
 def adopt(

@@ -92,7 +92,7 @@ def _target_text(machine: Mapping[str, Any], *, p95_ms: float | None, memory_mb:
         "hardware": hardware,
         "export.text-classification": export,
         "export.feature-extraction": export,
-        "export.text-generation": {"format": "gguf", "scheme": "q4_k_m"},
+        "export.text-generation": {"format": "gguf", "scheme": "auto"},
         "runtime.onnxruntime": {"provider": "CPUExecutionProvider", "threads": machine["cores"]},
         "runtime.llama-cpp": {"threads": machine["cores"], "context": 4096},
         "device": {"kind": "local"},

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.apart import apart
 from edgekit.errors import EdgekitError
+from edgekit.formats.written import bound, distance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 # Sequences that both run, their first tokens, and the last places of each whose logits are compared.
 SEQUENCES, TOKENS, PLACES = 4, 48, 16
-# How far logits may be from the float model's: the root mean square of the difference by that of the logits around their mean,
-# by the bits of a weight at least. Two unrelated models are sqrt(2) apart; models with random weights, which have nothing that
-# would even errors out, 0.10 at 8 bits, 0.24 at 6 and 0.77 at 4. `verify` judges what is lost, this finds what is wrong.
-BOUNDS: dict[float, float] = {32.0: 0.01, 16.0: 0.08, 8.0: 0.25, 6.0: 0.5, 0.0: 1.1}
 
 
 def check_running(folder: Path, file: Path, ids: Sequence[Sequence[int]], bits: float) -> dict[str, Any]:
@@ -43,13 +39,13 @@ def check_running(folder: Path, file: Path, ids: Sequence[Sequence[int]], bits: 
         file=str(file),
         ids=chosen,
     )
-    bound = next(limit for least, limit in BOUNDS.items() if bits >= least)
-    if not far <= bound:
+    most = bound(bits)
+    if not far <= most:
         raise EdgekitError(
             f"{file}: llama.cpp's logits are {far:.3g} of their own spread away from the float model's, more than {bits:.3g} bits"
-            f" a weight explain ({bound:g}): {remedy}"
+            f" a weight explain ({most:g}): {remedy}"
         )
-    return {"sequences": len(chosen), "logits": round(far, 6), "bound": bound}
+    return {"sequences": len(chosen), "logits": round(far, 6), "bound": most}
 
 
 def distance_here(folder: str, file: str, ids: Sequence[Sequence[int]]) -> float:
@@ -65,12 +61,7 @@ def distance_here(folder: str, file: str, ids: Sequence[Sequence[int]]) -> float
         raise EdgekitError(f"{failed}") from failed
     wanted = _of_checkpoint(Path(folder), ids)
     width = min(ours.shape[1], wanted.shape[1])
-    ours, wanted = ours[:, :width].astype("float64"), wanted[:, :width].astype("float64")
-    spread = wanted - wanted.mean(axis=1, keepdims=True)
-    apart_by = (ours - ours.mean(axis=1, keepdims=True)) - spread
-    found = math.sqrt(float((apart_by**2).mean()) / max(float((spread**2).mean()), 1e-30))
-    # A number that JSON can hold: what is none is as far as can be.
-    return found if math.isfinite(found) else 1e30
+    return distance(wanted[:, :width], ours[:, :width])
 
 
 def _of_file(file: Path, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:

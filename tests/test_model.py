@@ -56,6 +56,15 @@ def test_the_text_model_of_one_that_takes_images(
     (plan,) = json.loads(told.out)["plans"]
     assert plan["estimate"]["bytes_per_token"] > 0
     assert 0 < plan["estimate"]["cache_mb"] < plan["estimate"]["needed_mb"]
+    # The scheme is found at export: what it may become, and by what.
+    sizes = plan["estimate"]["schemes_mb"]
+    assert set(sizes) == {"q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0"}
+    assert list(sizes.values()) == sorted(sizes.values())
+    assert plan["estimate"]["artifact_mb"] == min(sizes.values())
+    assert plan["estimate"]["judged_on"] == 64
+    lines = " ".join(command("build", "-t", "raspberrypi", "--dry-run").out.split())
+    assert "export format = gguf, scheme = auto scheme auto: the smallest of q4_0 (" in lines
+    assert "MB) that keeps the limits of [accuracy] on 64 calibrate prompts, decided at export artifact about" in lines
 
 
 def with_token(folder: Path, content: str) -> Path:

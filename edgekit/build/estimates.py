@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ _GGUF_BITS = {
     "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q4_k_s": 4.6, "q4_1": 5.1,
     "q4_0": 4.6, "iq4_nl": 4.6, "iq4_xs": 4.4,
 }  # fmt: skip
+# Tokens that scheme = "auto" of a decoder has each candidate read, and that the float model writes one by one, each of which
+# costs what reading ten does (`formats.smallest`).
+_TRIED_TOKENS, _SAID_TOKENS = 4096, 10 * 1024
 # A machine whose other programs use more than this share of its cores says nothing about how long a build takes.
 _BUSY = 0.25
 
@@ -105,14 +108,19 @@ def estimate(plan: Plan, prompts: Product) -> dict[str, Any]:
     speed = _speed()
     held = size.weights * 4 * (4 if trained is not None or recipe.student is not None else 1)
     artifact = artifact_bytes(plan, size, len(prompts.facts["labels"]))
+    measured = _candidates(plan, size)
+    # The float file that candidates are compared with, and the largest of them beside the artifact.
+    tried = 4 * size.weights + 1e6 * max(measured["schemes_mb"].values()) if measured else 0.0
+    if measured:
+        work["export"] += 2 * core * share * (_TRIED_TOKENS * (1 + len(measured["schemes_mb"])) + _SAID_TOKENS)
     made = 4 * (size.weights * (trained is not None) + (size.embedding + core * share) * (recipe.student is not None))
     told = {
         "seconds": {step: round(_STARTS[step] + operations / speed) for step, operations in work.items()},
         "memory_mb": round(_PROCESS_MB + (2 * held + signals) / 1e6),
-        "disk_mb": round((made + 3 * artifact) / 1e6, 1),
+        "disk_mb": round((made + 3 * artifact + tried) / 1e6, 1),
         "artifact_mb": round(artifact / 1e6, 2),
     }
-    return told | _predict(plan)
+    return told | _predict(plan) | measured
 
 
 def busy() -> str | None:
@@ -123,24 +131,50 @@ def busy() -> str | None:
     return f"load {load:.1f} on {cores} cores" if load > _BUSY * cores else None
 
 
+def _candidates(plan: Plan, size: Size) -> dict[str, Any]:
+    """Where the scheme is found at export: schemes_mb, the size of each that may become the artifact, the smallest first, and
+    judged_on, how many calibrate prompts decide at most.
+
+    artifact_mb is the smallest then: which one passes is not known before.
+    """
+    from edgekit.formats import parse_options
+    from edgekit.formats.smallest import PASSAGES
+    from edgekit.tasks import TASKS
+
+    output = TASKS[plan.recipe.task].OUTPUT
+    format_, options = parse_options(plan.export, output, "export")
+    if options.scheme != "auto" or output not in format_.AUTO:
+        return {}
+    plans = {name: replace(plan, export={**plan.export, "scheme": name}) for name in format_.AUTO[output]}
+    sizes = {
+        name: float(_predict(one).get("artifact_mb") or round(artifact_bytes(one, size, 0) / 1e6, 1))
+        for name, one in plans.items()
+    }
+    sizes = dict(sorted(sizes.items(), key=lambda item: item[1]))
+    judged = min(int(plan.data["rows"]["calibrate"]), PASSAGES)
+    return {"artifact_mb": min(sizes.values()), "schemes_mb": sizes, "judged_on": judged}
+
+
 def artifact_bytes(plan: Plan, size: Size, classes: int) -> int:
-    """The bytes of the artifact's files in the plan's format and scheme, as far as headers tell."""
+    """The bytes of the artifact's files in the plan's format and scheme, as far as headers tell; of "auto" the smallest's."""
     from edgekit.formats import parse_options
     from edgekit.formats.onnx import DECODER_BITS
-    from edgekit.formats.onnx.decoder import AUTO
-    from edgekit.formats.onnx.sizes import predict_bytes
+    from edgekit.formats.onnx.sizes import predict_bytes, predict_decoder_bytes
     from edgekit.tasks import TASKS
 
     output = TASKS[plan.recipe.task].OUTPUT
     format_, options = parse_options(plan.export, output, "export")
     share = _student_share(plan.recipe, size)
     kept = size.embedding + (size.weights - size.embedding) * share
-    if format_.NAME == "onnx" and plan.teacher is not None and output != "tokens":
+    scheme = format_.AUTO[output][0] if options.scheme == "auto" and output in format_.AUTO else options.scheme
+    if format_.NAME == "onnx" and plan.teacher is not None:
         model, layers = load_model(plan.teacher), round(size.layers * share)
         block = int(options.block)
+        if output == "tokens":
+            return predict_decoder_bytes(model, scheme, block, layers=layers)
         return predict_bytes(model, options.scheme, block, layers=layers, classes=classes if output == "logits" else 0)
     bits: Mapping[str, float] = DECODER_BITS if format_.NAME == "onnx" else _GGUF_BITS
-    return round(kept * bits.get(AUTO if options.scheme == "auto" else options.scheme, 4.8) / 8)
+    return round(kept * bits.get(scheme, 4.8) / 8)
 
 
 def _student_share(recipe: Recipe, size: Size) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgekit.build.origin import MACHINE, create_inputs, finetune_inputs, model_digest, origin, split_digests, with_read
@@ -233,7 +234,7 @@ def export(
     recipe, digest = plan.recipe, model_digest(student)
     if calibration.manifest["inputs"]["student"] != digest:
         raise EdgekitError(f"{calibration.folder}: of another model; run: edgekit calibrate {student}")
-    scheme, hardware = plan.export.get("scheme"), plan.target.hardware
+    scheme, hardware, measured = plan.export.get("scheme"), plan.target.hardware, _is_measured(plan)
     inputs = {
         "student": digest,
         "calibration": calibration.digest,
@@ -248,6 +249,7 @@ def export(
         "card": file_sha256(student / "README.md") if (student / "README.md").is_file() else None,
         # A mixture has the types that are fast there; all else is the same for all.
         "hardware": [hardware.arch, hardware.bandwidth_gbs, *hardware.features] if scheme == "mixed" else None,
+        "limits": [_limits(recipe)(bits) for bits in (4.0, 8.0)] if measured else None,
         "libraries": libraries(str(plan.export.get("format", DEFAULT))),
     }
     product = run_step(
@@ -272,6 +274,7 @@ def export(
                 bandwidth_gbs=hardware.bandwidth_gbs,
                 fingerprints={"student": digest, "calibration": calibration.digest},
                 license=recipe.license,
+                limits=_limits(recipe) if measured else None,
                 progress=progress,
             ),
             prompts,
@@ -284,6 +287,24 @@ def export(
     )
     _say_notes(product, session)
     return product
+
+
+def _is_measured(plan: Plan) -> bool:
+    """Whether the scheme is found at export, by the recipe's limits."""
+    from edgekit.formats import parse_options
+    from edgekit.tasks import TASKS
+
+    output = TASKS[plan.recipe.task].OUTPUT
+    format_, options = parse_options(plan.export, output, "export")
+    return options.scheme == "auto" and output in format_.AUTO
+
+
+def _limits(recipe: Recipe) -> Callable[[float], Mapping[str, float]]:
+    """What a decoder may lose, by the bits of a weight."""
+    from edgekit.verify.margins import limits_at, read_limits
+
+    limits = read_limits(recipe.accuracy)
+    return lambda bits: limits_at(limits, bits)
 
 
 def _say_notes(product: Product, session: Session) -> None:

@@ -69,7 +69,17 @@ def _plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     done = [step for step in plan["steps"] if kept[step]]
     yield from _indented("kept", ", ".join(done) if done else "nothing: all is to do")
     yield from _indented("export", ", ".join(f"{key} = {value}" for key, value in plan["export"].items()))
-    yield f"  artifact  about {guess['artifact_mb']:.3g} MB, in {plan['bundle']}"
+    if sizes := guess.get("schemes_mb"):
+        every = ", ".join(f"{name} ({size:.3g} MB)" for name, size in sizes.items())
+        told = (
+            f"auto: the smallest of {every} that keeps the limits of [accuracy] on {guess['judged_on']} calibrate prompts,"
+            " decided at export"
+        )
+        yield from _indented("scheme", told)
+        least, most = min(sizes.values()), max(sizes.values())
+        yield f"  artifact  about {least:.3g} to {most:.3g} MB, in {plan['bundle']}"
+    else:
+        yield f"  artifact  about {guess['artifact_mb']:.3g} MB, in {plan['bundle']}"
     if "needed_mb" in guess:
         told = (
             f"{guess['needed_mb']:.0f} MB of memory, {guess['cache_mb']:.1f} MB of them for {guess['context']} tokens of"

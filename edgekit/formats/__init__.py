@@ -31,7 +31,8 @@ class Source:
     the model is called; license: what it ships under, where that is not the checkpoint's own; dataset: what its prompts are;
     fingerprints: sha256 of what it was made from, by what. arch, features and bandwidth_gbs are the target's (see
     `target.Hardware`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is better; None
-    where the output is not rows. progress(done, total, note) is told how far it is.
+    where the output is not rows. starts: of a decoder, the index of each row's first token that the model says; limits: what
+    it may lose (see `smallest`). progress(done, total, note) is told how far it is.
     """
 
     model: Model
@@ -51,6 +52,8 @@ class Source:
     pad_id: int
     max_length: int
     license: str | None = None
+    starts: Sequence[int] = ()
+    limits: Callable[[float], Mapping[str, float]] | None = None
     progress: Callable[[int, int, str], None] = field(default=lambda *_: None)
 
 
@@ -77,6 +80,8 @@ class Format(Protocol):
     """By output of a task (logits, embedding, tokens): what models of it can be written in; no output that is not there."""
     SCHEME_FOR: Mapping[str, str]
     """The scheme by output, where that is another than the default of Options."""
+    AUTO: Mapping[str, tuple[str, ...]]
+    """By output: what "auto" picks the smallest of that keeps the limits; no output for which it decides in another way."""
     BY_BITS: tuple[str, ...]
     """The schemes of a fixed number of bits, the fewest first."""
     NEEDS: tuple[str, ...]
@@ -128,7 +133,10 @@ def parse_options(table: Mapping[str, Any], output: str, where: str) -> tuple[Fo
     """
     name = str(table.get("format", DEFAULT))
     found = pick(FORMATS, name, f"{where}.format")
-    options = parse(found.Options, {key: value for key, value in table.items() if key != "format"}, where)
+    asked = {key: value for key, value in table.items() if key != "format"}
+    if output in found.SCHEME_FOR:
+        asked = {"scheme": found.SCHEME_FOR[output]} | asked
+    options = parse(found.Options, asked, where)
     if output not in found.SCHEMES:
         others = " or ".join(repr(other.NAME) for other in FORMATS.values() if output in other.SCHEMES)
         raise EdgekitError(f"{where}.format: {name} has no models that answer with {output}; use {others}")

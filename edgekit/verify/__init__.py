@@ -197,8 +197,7 @@ def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
     )
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
-    asked = margins.default_limits(float(run.facts["bits"]))
-    asked |= {key: value for key, value in vars(limits).items() if value is not None}
+    asked = margins.limits_at(limits, float(run.facts["bits"]))
     judged = generation.judge(
         said,
         arrays,

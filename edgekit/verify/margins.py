@@ -114,6 +114,12 @@ def default_limits(bits: float) -> dict[str, float]:
     return {"kl": 0.01, "top1": 0.96, "perplexity": 1.01}
 
 
+def limits_at(limits: Limits, bits: float) -> dict[str, float]:
+    """The limits with those that are absent filled in by the artifact's bits; far_kl, which follows kl, always is there."""
+    found = default_limits(bits) | {key: value for key, value in vars(limits).items() if value is not None}
+    return {"far_kl": FAR * found["kl"]} | found
+
+
 def _checked(table: Table, where: str) -> Table:
     for key, value in vars(table).items():
         if key != "stages" and value is not None and not 0.0 < value < 1.0:

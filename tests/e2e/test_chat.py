@@ -84,7 +84,7 @@ def built(chat: Online) -> Mapping[str, Any]:
 
 
 def test_a_hub_id_becomes_a_bundle(chat: Online, hub: Hub, built: Mapping[str, Any]) -> None:
-    assert (built["format"], built["scheme"], built["bundle"]) == ("gguf", "q4_k_m", "dist/chat-raspberrypi")
+    assert (built["format"], built["bundle"]) == ("gguf", "dist/chat-raspberrypi")
     assert hub.asked(f"/resolve/{FIRST}/chat_template.jinja")
     report = json.loads((chat.folder / built["report"]).read_text())
     assert {"kl_vs_student", "top1_vs_student", "perplexity_vs_student"} <= {
@@ -95,6 +95,10 @@ def test_a_hub_id_becomes_a_bundle(chat: Online, hub: Hub, built: Mapping[str, A
     assert manifest["lineage"]["teacher"] == ID
     assert manifest["lineage"]["teacher_revision"] == FIRST
     assert manifest["licences"] == {"data": "CC0-1.0", "teacher": "apache-2.0", "this model": "Apache-2.0"}
+    # The scheme was found by measurement, and what was tried is told.
+    told = manifest["artifact"]["choices"]["auto"]
+    assert [built["scheme"]] == [one["scheme"] for one in told["tried"] if one["passes"]]
+    assert told["tried"][-1]["bytes"] == built["bytes"]
     assert manifest["settings"]["chat"]
     assert manifest["settings"]["stop"] == ["<|im_end|>"]
 
@@ -112,7 +116,7 @@ def test_it_talks(chat: Online, built: Mapping[str, Any]) -> None:
 def test_inspect_shows_what_is_in_the_file(chat: Online, built: Mapping[str, Any]) -> None:
     found = json.loads(chat.run("inspect", f"{built['bundle']}/model.gguf", "--json").stdout)
     text = json.dumps(found)
-    for part in ("llama", "q4_k", "q6_k", "quantize.imatrix"):
+    for part in ("llama", built["scheme"], "quantize.imatrix"):
         assert part in text
     assert "chat" in chat.run("inspect", f"{built['bundle']}/model.gguf").stdout
 

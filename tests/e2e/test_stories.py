@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+from edgekit.formats.gguf import AUTO
 from tests.e2e.conftest import ROOT, SLOWEST, Project
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
@@ -62,4 +63,4 @@ def test_what_others_open_is_in_the_bundle(stories: Project) -> None:
     }  # fmt: skip
     found = json.loads(stories.run("inspect", bundle / "model.gguf", "--json").stdout)
     assert found["architecture"] == "llama"
-    assert found["metadata"]["edgekit.scheme"] == "q4_k_m"
+    assert found["metadata"]["edgekit.scheme"] in AUTO["tokens"]

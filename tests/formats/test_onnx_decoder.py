@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx import Options, decoder_trace
-from edgekit.formats.onnx.decoder import write_decoder
+from edgekit.formats.onnx.decoder import Deciding, write_decoder
 from edgekit.formats.onnx.decoder_trace import export_decoder
 from edgekit.formats.onnx.graph import copy_model
 from edgekit.model import Model
@@ -86,6 +86,7 @@ def write(
     ids: Sequence[Sequence[int]] = (range(5, 25),),
     model: Any = None,
     calibration: Any = UNCALIBRATED,
+    deciding: Deciding | None = None,
 ) -> Any:
     out.mkdir(parents=True)
     return write_decoder(
@@ -95,6 +96,7 @@ def write(
         calibration=calibration,
         options=Options(scheme=scheme),
         out=out,
+        deciding=deciding,
     )
 
 
@@ -213,6 +215,57 @@ def test_quantized_graphs(
     # Tables of less than 1024 rows stay float where the head has a table of its own.
     untied = 4 * 512 * 64 if family == "llama" else 0
     assert size - untied < (0.4 if scheme == "w4" else 0.5) * (made.facts["bytes"] - untied)
+
+
+def test_auto_takes_the_smallest_that_keeps_the_limits(written: Callable[[str], Written], tmp_path: Path) -> None:
+    """Random weights lose a lot at 4 bits. What is found has the bytes of the scheme by name, and nothing else is left behind."""
+    model = written("llama").file.parents[1] / "model"
+    ids = [list(range(5 + place, 25 + place)) for place in range(8)]
+
+    def decide(limit: float) -> Any:
+        limits = {"kl": limit, "top1": 0.01, "perplexity": 9.0, "far_kl": 9.0, "far_share": 0.01}
+        deciding = Deciding(ids=ids, starts=[1] * 7 + [20], limits=lambda _: limits, progress=lambda *_: None)
+        return write(model, tmp_path / f"{limit}", "auto", ids=ids, deciding=deciding)
+
+    wide = decide(9.0)
+    assert (wide["scheme"], len(wide["choices"]["auto"]["tried"])) == ("w4", 1)
+    assert wide["choices"]["auto"]["passages"] == 8
+    facts = decide(wide["choices"]["auto"]["tried"][0]["kl"] / 4)
+    tried = facts["choices"]["auto"]["tried"]
+    assert (tried[0]["scheme"], tried[0]["passes"], facts["scheme"]) == ("w4", False, tried[-1]["scheme"])
+    assert tried[-1]["passes"]
+    assert [one["bytes"] for one in tried] == sorted(one["bytes"] for one in tried)
+    named = write(model, tmp_path / "named", facts["scheme"], ids=ids)
+    folder = tmp_path / f"{wide['choices']['auto']['tried'][0]['kl'] / 4}"
+    assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+    assert (folder / "model.onnx").read_bytes() == (tmp_path / "named" / "model.onnx").read_bytes()
+    assert (facts["sha256"], facts["bytes"]) == (named["sha256"], tried[-1]["bytes"])
+    none = decide(1e-12)
+    assert not none["choices"]["auto"]["passes"]
+    assert none["notes"][0].startswith("auto: no scheme keeps the limits on 8 calibrate prompts")
+    with pytest.raises(EdgekitError, match="'auto' keeps limits, and none are given"):
+        write(model, tmp_path / "nothing", "auto", ids=ids)
+
+
+def test_what_was_written_is_read_back(
+    written: Callable[[str], Written], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of a rewrite that leaves numbers behind: the file says something else than the float graph."""
+    from edgekit.formats.onnx import decoder
+
+    quantized = decoder._quantized
+
+    def damaged(*given: Any) -> Any:
+        model, keys, entries = quantized(*given)
+        product = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
+        scale = next(one for one in model.graph.initializer if one.name == product.input[2])
+        scale.CopyFrom(onnx.numpy_helper.from_array(9 * onnx.numpy_helper.to_array(scale), scale.name))
+        return model, keys, entries
+
+    made = written("llama")
+    monkeypatch.setattr(decoder, "_quantized", damaged)
+    with pytest.raises(EdgekitError, match=r"of their own spread away from the float graph's, more than 8\.5 bits"):
+        write(made.file.parents[1] / "model", tmp_path / "out", "w8")
 
 
 def test_same_bytes_twice(written: Callable[[str], Written], tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -18,13 +18,17 @@ from edgekit.model import Model
 
 if TYPE_CHECKING:
     from edgekit.formats import Reading, Source
+    from edgekit.formats.gguf.file import TensorPlace
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.plan import Tensor
-    from edgekit.formats.gguf.types import Chosen
+    from edgekit.formats.gguf.types import Chosen as Types
+    from edgekit.formats.smallest import Chosen
 
 Scheme = Literal[
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "mixed"
-]
+    "auto",
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
+    "mixed",
+]  # fmt: skip
 
 NAME = "gguf"
 RUNTIME = "llama-cpp"
@@ -33,7 +37,9 @@ CARRIES_TOKENIZER = True
 NEEDS: tuple[str, ...] = ("llama_cpp",)
 LIBRARIES: tuple[str, ...] = ("llama-cpp-python",)
 # No logits: llama.cpp's classifiers are rerankers.
-SCHEMES: Mapping[str, tuple[str, ...]] = dict.fromkeys(("tokens", "embedding"), get_args(Scheme))
+SCHEMES: Mapping[str, tuple[str, ...]] = {"tokens": get_args(Scheme), "embedding": get_args(Scheme)[1:]}
+# Those of llama.cpp's schemes that are worth their bytes, and run fast on every CPU.
+AUTO: Mapping[str, tuple[str, ...]] = {"tokens": ("q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")}
 BY_BITS: tuple[str, ...] = (
     "iq4_xs",
     "iq4_nl",
@@ -61,7 +67,8 @@ MINIMUM_RUNTIME = "0.3.36"
 class Options:
     """A target's `[export.<task>]` table for this format."""
 
-    scheme: Scheme = "q4_k_m"
+    scheme: Scheme = "auto"
+    """auto: of AUTO the smallest file that keeps the recipe's limits on the calibrate prompts (text-generation)."""
     imatrix: bool = True
     """Weigh errors by the calibrated importance of each input channel (llama.cpp's importance matrix)."""
     through: Literal["none", "f16", "bf16"] = "none"
@@ -80,8 +87,8 @@ class Options:
         """Refuse what is right key by key and not together."""
         from pydantic_core import PydanticCustomError
 
-        if self.like == "mixed":
-            raise PydanticCustomError("like", "like = 'mixed' is no size; name another scheme, or give bytes")
+        if self.like in {"mixed", "auto"}:
+            raise PydanticCustomError("like", f"like = '{self.like}' is no size; name another scheme, or give bytes")
         if self.tokens_per_second is not None and (self.scheme != "mixed" or self.bytes is not None):
             raise PydanticCustomError("rate", "tokens_per_second is for scheme = 'mixed', and without bytes")
         if self.bytes is not None and self.scheme != "mixed":
@@ -106,60 +113,117 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 
 
 def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
-    from edgekit.formats.gguf.convert import convert
-    from edgekit.formats.gguf.imatrix import check_imatrix, write_imatrix
-    from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization, note_context
-    from edgekit.formats.gguf.mixture import mix
-    from edgekit.formats.gguf.plan import plan, shapes
-    from edgekit.formats.gguf.tokenizer import general_name, vocabulary
-    from edgekit.runtimes.machine import available_cores
+    from edgekit.formats.gguf.imatrix import write_imatrix
+    from edgekit.formats.gguf.metadata import note_context
+    from edgekit.formats.gguf.plan import plan
+    from edgekit.formats.gguf.tokenizer import vocabulary
 
-    model, tensors = source.model, plan(source.model)
-    keys = vocabulary(model)
-    matrix = _matrix(source, options)
-    told = None
+    model, matrix = source.model, _matrix(source, options)
+    making = _Making(source=source, tensors=plan(model), keys=vocabulary(model), matrix=matrix)
     if matrix is not None:
         write_imatrix(out / IMATRIX, matrix)
-        told = {"file": IMATRIX, "dataset": matrix.datasets[0], "entries": len(matrix.entries), "chunks": matrix.chunks}
-    metadata = (
-        describe_model(model, name=general_name(model, source.name))
-        | describe_quantization(options.like if options.scheme == "mixed" else options.scheme, imatrix=told)
-        | describe_origin(source.fingerprints, scheme=options.scheme)
-        | ({"general.license": source.license} if source.license else {})
-        | keys
-    )
-    scheme = options.like if options.scheme == "mixed" else options.scheme
-    importance = matrix.importance() if matrix is not None else {}
-    chosen = scheme_types(model, tensors, scheme, importance)
-    if matrix is not None:
-        check_imatrix(matrix, shapes(tensors), chosen, "calibration")
-    facts: dict[str, Any] = {"fallbacks": list(chosen.fallbacks)}
-    if options.scheme == "mixed":
-        made, facts = mix(source, tensors, chosen.types, options, matrix, metadata, out / FILE)
-    else:
-        made = convert(
-            model,
-            out / FILE,
-            types=chosen.types,
-            metadata=metadata,
-            through=None if options.through == "none" else options.through,
-            importance=importance,
-            threads=available_cores(),
-        )
+    notes: list[str] = []
+    decided: dict[str, Any] = {}
+    if options.scheme == "auto":
+        chosen = _choose(making, options, out)
+        options, decided = replace(options, scheme=chosen.scheme), {"auto": dict(chosen.facts)}  # type: ignore[arg-type]
+        notes.append(chosen.note)
+    made, facts = _make(making, options, out / FILE)
     conversations = source.conversations if source.output == "tokens" else None
     parity = check_reading(model, out / FILE, source.texts, conversations)
+    notes += [*facts.pop("fallbacks", ()), *parity["limits"]]
     made_facts = {
         "scheme": options.scheme,
         "quantized": made["types"],
         "parity": parity,
-        "notes": [
-            *facts.pop("fallbacks", ()),
-            *parity["limits"],
-            *filter(None, [note_context(model), read_card(model.folder).note]),
-        ],
+        "notes": [*notes, *filter(None, [note_context(model), read_card(model.folder).note])],
         "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
+        "choices": decided | facts.pop("choices", {}),
     }
     return describe_file(out / FILE, made["sha256"]) | facts | made_facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Making:
+    """What all files of a model are made of: its tensors, the tokenizer's keys, and what weighs errors."""
+
+    source: Source
+    tensors: Sequence[Tensor]
+    keys: Mapping[str, Any]
+    matrix: Imatrix | None
+
+
+def _make(making: _Making, options: Options, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write a model in a scheme; what `convert` made, and what is to be known of it."""
+    from edgekit.formats.gguf.convert import convert
+    from edgekit.formats.gguf.imatrix import check_imatrix
+    from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
+    from edgekit.formats.gguf.mixture import mix
+    from edgekit.formats.gguf.plan import shapes
+    from edgekit.formats.gguf.tokenizer import general_name
+    from edgekit.runtimes.machine import available_cores
+
+    source, matrix, tensors = making.source, making.matrix, making.tensors
+    model, told = source.model, None
+    if matrix is not None:
+        told = {"file": IMATRIX, "dataset": matrix.datasets[0], "entries": len(matrix.entries), "chunks": matrix.chunks}
+    scheme = options.like if options.scheme == "mixed" else options.scheme
+    metadata: dict[str, Any] = (
+        describe_model(model, name=general_name(model, source.name))
+        | describe_quantization(scheme, imatrix=told)
+        | describe_origin(source.fingerprints, scheme=options.scheme)
+        | ({"general.license": source.license} if source.license else {})
+        | dict(making.keys)
+    )
+    importance = matrix.importance() if matrix is not None else {}
+    chosen = scheme_types(model, tensors, scheme, importance)
+    if matrix is not None:
+        check_imatrix(matrix, shapes(tensors), chosen, "calibration")
+    if options.scheme == "mixed":
+        return mix(source, tensors, chosen.types, options, matrix, metadata, file)
+    made = convert(
+        model,
+        file,
+        types=chosen.types,
+        metadata=metadata,
+        through=None if options.through == "none" else options.through,
+        importance=importance,
+        threads=available_cores(),
+    )
+    return made, {"fallbacks": list(chosen.fallbacks)}
+
+
+def _choose(making: _Making, options: Options, out: Path) -> Chosen:
+    """The smallest scheme that keeps the limits, judged by llama.cpp on files that are made beside the one to come.
+
+    Raises EdgekitError where there is nothing to judge by.
+    """
+    from edgekit.formats import smallest
+    from edgekit.formats.gguf.file import read_gguf
+    from edgekit.formats.gguf.judge import Judge
+
+    source = making.source
+    sizes = {name: predict(source.model, replace(options, scheme=name))["bytes"] for name in AUTO[source.output]}  # type: ignore[arg-type]
+    passages = smallest.passages(source.ids, source.starts)
+    with Judge(out) as judge:
+        source.progress(0, len(sizes) + 2, "asks the float model")
+        _make(replace(making, matrix=None), replace(options, scheme="f32", through="none"), judge.tried)
+        judge.listen(judge.tried, passages, source.model.stops)
+        smallest.check_asked(judge.passages)
+
+        def make(name: str) -> smallest.Candidate:
+            made, _ = _make(making, replace(options, scheme=name), judge.tried)  # type: ignore[arg-type]
+            bits = _bits(read_gguf(judge.tried).tensors.values())
+            return smallest.Candidate(bytes=made["bytes"], bits=bits, heard=judge.hear(judge.tried))
+
+        return smallest.choose(
+            # Of equal sizes the one of fewer bits comes first.
+            sorted(sizes, key=lambda name: (sizes[name], BY_BITS.index(name))),
+            make,
+            source.limits,
+            source.progress,
+            "raise the limits of [accuracy], or take --scheme f16",
+        )
 
 
 def check_reading(
@@ -203,7 +267,6 @@ def reading_here(
 def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """What any .gguf file needs to run, ours or not, with its sha256 where that is known; EdgekitError where it is damaged."""
     from edgekit.formats.gguf.file import read_gguf
-    from edgekit.formats.gguf.ggml import TYPES
     from edgekit.formats.gguf.reading import reading
     from edgekit.workspace import file_sha256
 
@@ -216,11 +279,8 @@ def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
     parameters = sum(math.prod(place.shape) for place in file.tensors.values())
     weights = sum(place.bytes for place in file.tensors.values())
     kinds: dict[str, int] = {}
-    values: dict[str, int] = {}
     for place in file.tensors.values():
         kinds[place.type] = kinds.get(place.type, 0) + 1
-        values[place.type] = values.get(place.type, 0) + math.prod(place.shape)
-    most = max(values, key=lambda kind: (values[kind], kind), default="f32")
     read = reading(file)
     architecture = str(file.metadata.get("general.architecture", ""))
     longest = file.metadata.get(f"{architecture}.context_length")
@@ -239,10 +299,21 @@ def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
         "vocabulary": file.tensors[EMBEDDING].shape[0] if EMBEDDING in file.tensors else None,
         "parameters": parameters,
         "bits_per_weight": round(8 * weights / max(parameters, 1), 4),
-        "bits": 8 * TYPES[most].bytes / TYPES[most].block,
+        "bits": _bits(file.tensors.values()),
         "bytes_per_token": read["bytes_per_token"] or 0,
         "cache_bytes_per_token": read["cache_bytes_per_token_f16"],
     }
+
+
+def _bits(places: Iterable[TensorPlace]) -> float:
+    """Bits of a weight in the type that most of a file's weights have."""
+    from edgekit.formats.gguf.ggml import TYPES
+
+    values: dict[str, int] = {}
+    for place in places:
+        values[place.type] = values.get(place.type, 0) + math.prod(place.shape)
+    most = max(values, key=lambda kind: (values[kind], kind), default="f32")
+    return 8 * TYPES[most].bytes / TYPES[most].block
 
 
 def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
@@ -272,7 +343,8 @@ def file_digest(file: Path) -> str:
 def predict(model: Model, options: Options) -> dict[str, Any]:
     """What an export will be, before anything is converted: {bytes, bytes_per_token, cache_bytes_per_token, fallbacks}.
 
-    bytes are the tensors'; a mixture takes its budget. Raises EdgekitError for what `write` refuses of the checkpoint's headers.
+    bytes are the tensors'; a mixture takes its budget, auto is taken for its smallest. Raises EdgekitError for what `write`
+    refuses of the checkpoint's headers.
     """
     from edgekit.formats.gguf.ggml import row_bytes
     from edgekit.formats.gguf.metadata import describe_model
@@ -280,6 +352,9 @@ def predict(model: Model, options: Options) -> dict[str, Any]:
     from edgekit.formats.gguf.reading import GATHERED, HEAD, cache_bytes
 
     tensors = plan(model)
+    if options.scheme == "auto":
+        every = (predict(model, replace(options, scheme=name)) for name in AUTO["tokens"])  # type: ignore[arg-type]
+        return min(every, key=lambda told: int(told["bytes"]))
     scheme = options.like if options.scheme == "mixed" else options.scheme
     # Some types follow from whether there is an importance matrix at all, not from what it covers.
     weighed = options.imatrix and options.scheme not in FLOATS
@@ -308,7 +383,7 @@ def _matrix(source: Source, options: Options) -> Imatrix | None:
     return from_calibration(calibration, names, dataset=source.dataset)
 
 
-def scheme_types(model: Model, tensors: Sequence[Tensor], scheme: str, covered: Collection[str] = ()) -> Chosen:
+def scheme_types(model: Model, tensors: Sequence[Tensor], scheme: str, covered: Collection[str] = ()) -> Types:
     """The types that llama.cpp gives a model's tensors in a scheme; `covered` are those that an importance matrix knows."""
     from edgekit.formats.gguf.metadata import describe_model
     from edgekit.formats.gguf.plan import shapes

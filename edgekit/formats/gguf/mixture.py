@@ -6,9 +6,7 @@ Calibrate prompts alone decide: the statistics are of all of them, and the KL di
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.convert import convert, float_rows
 from edgekit.formats.gguf.feedback import CODES, feedback, input_grams, linear_paths
 from edgekit.formats.gguf.ggml import row_bytes
+from edgekit.formats.gguf.judge import Judge
 from edgekit.formats.gguf.mixed import (
     COSTS,
     Pace,
@@ -33,7 +32,7 @@ from edgekit.formats.gguf.mixed import (
 )
 from edgekit.formats.gguf.plan import Tensor, layer_names, shapes
 from edgekit.formats.gguf.types import OUTPUT, TOKEN_EMBEDDING, Shape, main_file_type, quantizable
-from edgekit.runtimes import scores
+from edgekit.formats.smallest import Passage
 from edgekit.runtimes.machine import available_cores
 
 if TYPE_CHECKING:
@@ -93,14 +92,20 @@ def mix(
         choices = {"predicted_kl": mixture.loss}
         made = written(mixture.types, out, _feedback(source, tensors, options, mixture.types))
     else:
-        with Judge(source, written, out.parent) as judge:
-            judge.listen({one.name: "f32" for one in free})
-            found = refine(sensitivities, budget, judge.kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
+        with Judge(out.parent) as judge:
+            written({one.name: "f32" for one in free}, judge.tried)
+            judge.listen(judge.tried, _judged(source))
+
+            def kl(types: Mapping[str, str]) -> float:
+                written(types, judge.tried)
+                return judge.hear(judge.tried).mean_kl
+
+            found = refine(sensitivities, budget, kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
             mixture, choices = found.mixture, _told(found)
             rounding = _feedback(source, tensors, options, mixture.types)
             made = written(mixture.types, out, rounding)
             # What was written without feedback is what was measured.
-            choices["measured_kl"] = judge.compare(out) if rounding else found.kl
+            choices["measured_kl"] = judge.hear(out).mean_kl if rounding else found.kl
         if choices["measured_kl"] > found.kl:
             # Feedback is measured as all else is, and left out where it does not help.
             made, choices["measured_kl"] = written(mixture.types, out), found.kl
@@ -142,58 +147,6 @@ def _pace(source: Source, options: Options, like: Mapping[str, str], multiplied:
     return Pace(costs=costs, shapes=multiplied, like=like)
 
 
-class Judge:
-    """The KL divergence from the float model of what other types make of it, in llama.cpp, on some calibrate prompts.
-
-    write: puts a file of these types where it is told. folder: where a float32 copy of the model may lie for a while.
-    """
-
-    def __init__(self, source: Source, write: Callable[[Mapping[str, str], Path], object], folder: Path) -> None:
-        self._write = write
-        judged = [ids for ids in source.ids if is_judged(ids)]
-        self._passages = list(_some(judged or source.ids, JUDGED_TOKENS))
-        if not self._passages:
-            raise EdgekitError('export: scheme = "mixed" is judged on calibrate prompts, and there are none; add some')
-        # Beside what is made, where preflight asked for room: temporary folders may lie in memory.
-        self._scratch = tempfile.TemporaryDirectory(prefix=".judged-", dir=folder)
-        self._tried = Path(self._scratch.name) / "tried.gguf"
-        self._context = max(len(ids) for ids in self._passages)
-        self._float: list[NDArray[np.float32]] = []
-
-    def __enter__(self) -> Judge:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._scratch.cleanup()
-
-    def listen(self, types: Mapping[str, str]) -> None:
-        """Keep what the float model says: float16 logits of at most JUDGED_TOKENS tokens."""
-        self._write(types, self._tried)
-        self._float = [logits.astype(np.float16) for logits in self._logits(self._tried)]
-
-    def kl(self, types: Mapping[str, str]) -> float:
-        """Nats a token."""
-        self._write(types, self._tried)
-        return self.compare(self._tried)
-
-    def compare(self, file: Path) -> float:
-        """Nats a token of a file that is there."""
-        sums = [
-            float(scores.kl(own.astype(np.float32), said).sum())
-            for own, said in zip(self._float, self._logits(file), strict=True)
-        ]
-        return sum(sums) / sum(len(own) for own in self._float)
-
-    def _logits(self, file: Path) -> Iterator[NDArray[np.float32]]:
-        from edgekit.runtimes import llama
-
-        asked = {"context": self._context, "threads": available_cores(), "kv_k": "f16", "kv_v": "f16"}
-        with closing(llama.generator(file, asked)) as generator:
-            for ids in self._passages:
-                generator.clear()
-                yield generator.logits(ids, slice(None))
-
-
 class Feedback:
     """What `feedback` says for the tensors of a file, asked for in their order; None for those whose inputs nobody sees.
 
@@ -229,6 +182,15 @@ class Feedback:
 def is_judged(ids: Sequence[int]) -> bool:
     """Whether a calibrate prompt is kept for judging: a fifth of them are, and no gradient is taken of these."""
     return hashlib.sha256(",".join(map(str, ids)).encode()).digest()[0] % 5 == 0
+
+
+def _judged(source: Source) -> list[Passage]:
+    """The passages that mixtures are compared on, all of whose tokens are scored. Raises EdgekitError where there are none."""
+    judged = [ids for ids in source.ids if is_judged(ids)]
+    found = [(ids, 1) for ids in _some(judged or source.ids, JUDGED_TOKENS)]
+    if not found:
+        raise EdgekitError('export: scheme = "mixed" is judged on calibrate prompts, and there are none; add some')
+    return found
 
 
 def _some(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:

@@ -39,6 +39,8 @@ SCHEMES: Mapping[str, tuple[str, ...]] = {
     "tokens": ("auto", "int8-dynamic", "w8", "w4", "fp32"),
 }
 BY_BITS: tuple[str, ...] = ("w4", "int8-static", "int8-dynamic", "w8", "fp16", "fp32")
+# Of encoders, auto decides by other means (see `choose`).
+AUTO: Mapping[str, tuple[str, ...]] = {"tokens": ("w4", "int8-dynamic", "w8")}
 # The default of Options is for every output.
 SCHEME_FOR: Mapping[str, str] = {}
 FILE = "model.onnx"
@@ -100,7 +102,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     Raises EdgekitError where it cannot be exported, nothing was quantized, or quantization does not make the file smaller.
     """
     if source.score is None:
-        from edgekit.formats.onnx.decoder import write_decoder
+        from edgekit.formats.onnx.decoder import Deciding, write_decoder
 
         facts = write_decoder(
             student=source.model,
@@ -109,6 +111,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
             calibration=source.calibration(),
             options=options,
             out=out,
+            deciding=Deciding(ids=source.ids, starts=source.starts, limits=source.limits, progress=source.progress),
         )
         # A token reads every weight but the embedding's: of a table that is the head too, all.
         return facts | {"bits": DECODER_BITS[facts["scheme"]], "bytes_per_token": facts["bytes"]}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgekit")
 
 NAME, FILE = "onnx", "model.onnx"
-# What auto is: the scheme that decodes fastest, because a token reads every weight once (stack.md, decoders quantized).
-AUTO = "w4"
 # Prompts, and tokens of each, that parity and the loss of quantization are measured on.
 PARITY_PROMPTS, TRIAL_PROMPTS, LONGEST = 3, 16, 128
 
@@ -47,16 +47,17 @@ def write_decoder(
     calibration: Calibration,
     options: Options,
     out: Path,
+    deciding: Deciding | None = None,
 ) -> dict[str, Any]:
     """Write a causal language model into the folder `out`; returns the facts that the format knows.
 
     load: the task's module, whose attribute `model` is transformers' causal language model. ids: the calibrate prompts, which
-    prove that the float graph computes what torch does and measure what quantization costs. Raises EdgekitError for a scheme
-    that decoders do not have, a family that cannot be exported, a graph that computes something else, and weights over 2 GB.
+    prove that the float graph computes what torch does and measure what quantization costs. deciding: what scheme = "auto"
+    decides by. Raises EdgekitError for a scheme that decoders do not have, a family that cannot be exported, a graph that
+    computes something else, and weights over 2 GB.
     """
     from edgekit.formats.onnx.decoder_trace import export_decoder, head_path
 
-    scheme = AUTO if options.scheme == "auto" else options.scheme
     prompts = [list(row[:LONGEST]) for row in ids if len(row) > 1]
     if not prompts:
         raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
@@ -68,30 +69,114 @@ def write_decoder(
     exported, geometry = export_decoder(model)
     context = int(text.max_position_embeddings)
     _note(exported, {CONTEXT: context} | ({} if switch is None else {SWITCH: switch}))
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+    # Beside what is made, where preflight asked for room.
+    with tempfile.TemporaryDirectory(prefix=".float-", dir=out) as scratch:
         plain = Path(scratch) / FILE
         float_size = graph.save(exported, plain)
         _check_parity(model, plain, prompts)
-        head = head_path(model)
+        making = _Making(
+            exported=exported, head=head_path(model), options=options, calibration=calibration, scratch=Path(scratch)
+        )
         del module, model
-        quantized, keys, entries = _quantized(exported, head, scheme, options, calibration)
-        size = graph.save(quantized, out / FILE)
-        if scheme != "fp32" and size >= float_size:
+        made, decided, notes = _decided(making, plain, student, deciding)
+        if made.scheme != "fp32" and made.bytes >= float_size:
             raise EdgekitError(
-                f"scheme {scheme}: the file has {size} bytes, the float one {float_size}; use --scheme fp32"
+                f"scheme {made.scheme}: the file has {made.bytes} bytes, the float one {float_size}; use --scheme fp32"
             )
-        runtime_options = {"disabled_optimizers": [], "config_entries": entries}
-        score = _compare(plain, out / FILE, prompts, runtime_options)
+        for file in made.folder.iterdir():
+            file.replace(out / file.name)
+        score = _compare(plain, out / FILE, prompts, made.runtime_options, made.scheme)
     linears = [linear.key for linear in graph.Graph(exported).linears()]
-    return _describe(out / FILE, quantized) | {
-        "scheme": scheme,
+    weights = {} if made.scheme in {"fp32", "int8-dynamic"} else {"bits": int(made.scheme[1:]), "block": options.block}
+    return _describe(out / FILE) | {
+        "scheme": made.scheme,
         "bytes_float": float_size,
-        "runtime_options": runtime_options,
-        "quantized": {"matmul": len(keys), "float": [key for key in linears if key not in set(keys)]},
-        "choices": {} if scheme in {"fp32", "int8-dynamic"} else {"bits": int(scheme[1:]), "block": options.block},
+        "runtime_options": made.runtime_options,
+        "quantized": {"matmul": len(made.keys), "float": [key for key in linears if key not in set(made.keys)]},
+        "choices": weights | decided,
         "calibrate_score": score,
         "generation": _generation(geometry, context, switch),
+        "notes": notes,
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deciding:
+    """What scheme = "auto" decides by: the calibrate prompts with the index of each one's first token that is said, the limits
+    by the bits of a weight, and where progress is told."""
+
+    ids: Sequence[Sequence[int]]
+    starts: Sequence[int]
+    limits: Callable[[float], Mapping[str, float]] | None
+    progress: Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Making:
+    """What all files of a model are made of, and where."""
+
+    exported: onnx.ModelProto
+    head: str
+    options: Options
+    calibration: Calibration
+    scratch: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """The files of a scheme, alone in their folder; the keys of the Linears that are no longer float."""
+
+    scheme: str
+    folder: Path
+    bytes: int
+    keys: Sequence[str]
+    runtime_options: Mapping[str, Any]
+
+
+def _make(making: _Making, scheme: str) -> _Made:
+    model, keys, entries = _quantized(making.exported, making.head, scheme, making.options, making.calibration)
+    folder = making.scratch / scheme
+    folder.mkdir()
+    size = graph.save(model, folder / FILE)
+    options = {"disabled_optimizers": [], "config_entries": entries}
+    return _Made(scheme=scheme, folder=folder, bytes=size, keys=keys, runtime_options=options)
+
+
+def _decided(
+    making: _Making, plain: Path, student: Model, deciding: Deciding | None
+) -> tuple[_Made, dict[str, Any], list[str]]:
+    """The files that the options ask for; where that is "auto", of all the smallest that keep the limits, and why."""
+    import numpy as np
+
+    from edgekit.formats import smallest
+    from edgekit.formats.onnx import AUTO, DECODER_BITS
+
+    if making.options.scheme != "auto":
+        return _make(making, making.options.scheme), {}, []
+    if deciding is None:
+        raise EdgekitError("export: scheme = 'auto' keeps limits, and none are given; name a scheme")
+    deciding.progress(0, len(AUTO["tokens"]) + 2, "asks the float model")
+    with closing(_open(plain, {})) as generator:
+        asked = smallest.passages(deciding.ids, deciding.starts)
+        rows = list(smallest.with_answers(generator, asked, student.stops))
+        smallest.check_asked(rows)
+        reference = [smallest.scored_logits(generator, row).astype(np.float16) for row in rows]
+    every = {scheme: _make(making, scheme) for scheme in AUTO["tokens"]}
+
+    def made(scheme: str) -> smallest.Candidate:
+        found = every[scheme]
+        with closing(_open(found.folder / FILE, found.runtime_options)) as generator:
+            heard = smallest.hear(generator, rows, reference)
+        return smallest.Candidate(bytes=found.bytes, bits=DECODER_BITS[scheme], heard=heard)
+
+    chosen = smallest.choose(
+        sorted(every, key=lambda scheme: every[scheme].bytes),
+        made,
+        deciding.limits,
+        deciding.progress,
+        "raise the limits of [accuracy], or take --scheme fp32",
+    )
+    return every[chosen.scheme], {"auto": dict(chosen.facts)}, [chosen.note]
 
 
 def _rope_switch(text: Any, student: Model) -> int | None:
@@ -176,27 +261,38 @@ def _quantized(
     return rewritten.model, keys, {}
 
 
-def _compare(plain: Path, file: Path, prompts: Sequence[Sequence[int]], options: Mapping[str, Any]) -> dict[str, float]:
-    """How near a file's distributions of the next token are to the float graph's: mean KL in nat, share of equal top tokens."""
+def _compare(
+    plain: Path, file: Path, prompts: Sequence[Sequence[int]], options: Mapping[str, Any], scheme: str
+) -> dict[str, float]:
+    """How near a written file's distributions of the next token are to the float graph's: mean KL in nat, share of equal top
+    tokens. Raises EdgekitError where its logits are further away than the scheme's bits explain."""
     import numpy as np
 
+    from edgekit.formats.onnx import DECODER_BITS
+    from edgekit.formats.written import bound, distance
     from edgekit.runtimes.scores import kl, top1
 
-    exact, given = _open(plain, {}), _open(file, options)
-    losses, same = [], []
+    losses, same, far = [], [], []
     some = prompts[:: max(1, -(-len(prompts) // TRIAL_PROMPTS))]
-    for row in some:
-        exact.clear()
-        given.clear()
-        wanted, found = (generator.logits(row) for generator in (exact, given))
-        losses.append(kl(wanted, found))
-        same.append(top1(wanted) == top1(found))
-    exact.close()
-    given.close()
+    with closing(_open(plain, {})) as exact, closing(_open(file, options)) as given:
+        for row in some:
+            exact.clear()
+            given.clear()
+            wanted, found = (generator.logits(row) for generator in (exact, given))
+            losses.append(kl(wanted, found))
+            same.append(top1(wanted) == top1(found))
+            far.append(distance(wanted, found))
     loss, score = float(np.concatenate(losses).mean()), float(np.concatenate(same).mean())
     if not np.isfinite(loss):
         raise EdgekitError("export: the quantized decoder gives logits that are not numbers; use --scheme fp32")
-    return {"score": score, "float": 1.0, "kl": loss, "prompts": float(len(some))}
+    apart_by, most = float(np.sqrt(np.mean(np.square(far)))), bound(DECODER_BITS[scheme])
+    if not apart_by <= most:
+        raise EdgekitError(
+            f"{file}: onnxruntime's logits are {apart_by:.3g} of their own spread away from the float graph's, more than"
+            f" {DECODER_BITS[scheme]:.3g} bits a weight explain ({most:g}): this is a mistake of the conversion for this model;"
+            " use --scheme fp32, or --format gguf"
+        )
+    return {"score": score, "float": 1.0, "kl": loss, "prompts": float(len(some)), "logits": round(apart_by, 6)}
 
 
 def _generation(geometry: Geometry, context: int, switch: int | None) -> dict[str, Any]:
@@ -211,8 +307,11 @@ def _generation(geometry: Geometry, context: int, switch: int | None) -> dict[st
     }
 
 
-def _describe(path: Path, model: onnx.ModelProto) -> dict[str, Any]:
+def _describe(path: Path) -> dict[str, Any]:
     """What the file needs to run; as `describe_file` gives it for graphs of one row per text."""
+    from edgekit.formats.onnx.files import read
+
+    model = read(path)
     names = [name for name in (path.name, f"{path.name}.data") if (path.parent / name).is_file()]
     return {
         "format": NAME,

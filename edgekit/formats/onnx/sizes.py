@@ -1,4 +1,4 @@
-"""How many bytes an encoder's .onnx file will have, from the shapes in a checkpoint's headers."""
+"""How many bytes an .onnx file will have, from the shapes in a checkpoint's headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _OTHER = {"fp16": 2.0}
 # Nodes, names and small constants of the graph, less what its simplification drops: measured on BERTs of 2 and 6 layers.
 _GRAPH = 5_000
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-_TABLES = re.compile(r"embedding", re.IGNORECASE)
+_HEAD = re.compile(r"(?:^|\.)lm_head\.")
+_TABLES = re.compile(r"embed", re.IGNORECASE)
 
 
 def predict_bytes(model: Model, scheme: str, block: int, *, layers: int, classes: int) -> int:
@@ -36,6 +37,26 @@ def predict_bytes(model: Model, scheme: str, block: int, *, layers: int, classes
     for name, shape in [*shapes, *(("classifier", shape) for shape in heads)]:
         kept = share if _LAYER.search(name) else 1.0
         total += kept * sum(_bytes(name, shape, kind, block))
+    return round(total)
+
+
+def predict_decoder_bytes(model: Model, scheme: str, block: int, *, layers: int) -> int:
+    """The bytes of a decoder of so many of the model's layers, in a scheme other than "auto".
+
+    A table that embedding and head share is there once, as the head; w4 keeps the head in 8 bits.
+    """
+    kind = "int8" if scheme.startswith("int8") else scheme
+    shapes = {name: tuple(info.shape) for name, info in model.tensors.items()}
+    tied = not any(_HEAD.search(name) for name in shapes) or bool(model.text_config.get("tie_word_embeddings"))
+    total, share = float(_GRAPH), layers / max(model.layers, 1)
+    for name, shape in shapes.items():
+        head = bool(_HEAD.search(name)) or (tied and bool(_TABLES.search(name)))
+        if tied and _HEAD.search(name):
+            continue
+        if head and len(shape) == 2:
+            total += sum(_bytes("head", shape, "w8" if kind == "w4" else kind, block))
+        else:
+            total += (share if _LAYER.search(name) else 1.0) * sum(_bytes(name, shape, kind, block))
     return round(total)
 
 

@@ -20,10 +20,12 @@ from edgekit.formats import gguf
 from edgekit.formats.gguf import mixture
 from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.types import SCHEMES
+from edgekit.formats.smallest import SHARE
 from edgekit.model import load_model
 from edgekit.package import open_speaker, package, run_bundle
 from edgekit.runtimes import ort
 from edgekit.target import load_target
+from edgekit.verify.margins import Limits, limits_at
 from edgekit.workspace import file_sha256, write_product
 from tests.architectures.decoders import ROOMS, make_decoder, orders
 from tests.artifacts import make_report
@@ -50,6 +52,7 @@ class Source:
     def __init__(self, model: Path, folder: Path, task: str, *, gradients: bool = False) -> None:
         self.model, self.task, self.folder = model, task, folder
         self.license: str | None = None
+        self.limits: dict[str, float] = {}
         self.prompts = write_splits(folder / "prompts")
         self.calibration = folder / "calibration"
         self.calibration.mkdir()
@@ -73,6 +76,7 @@ class Source:
             features=("avx2", "fma"),
             fingerprints={"student": "0" * 64},
             license=self.license,
+            limits=lambda bits: limits_at(Limits(**self.limits), bits),
         )
 
 
@@ -92,7 +96,7 @@ def tensor_bytes(file: Path) -> int:
     return sum(place.bytes for place in read_gguf(file).tensors.values())
 
 
-@pytest.mark.parametrize("scheme", [name for name in gguf.SCHEMES["tokens"] if name != "mixed"])
+@pytest.mark.parametrize("scheme", [name for name in gguf.SCHEMES["tokens"] if name not in {"auto", "mixed"}])
 def test_every_scheme_is_what_was_predicted(decoder: Source, tmp_path: Path, scheme: str) -> None:
     facts = decoder.export(tmp_path / "out", scheme=scheme)
     file = read_gguf(tmp_path / "out" / "model.gguf")
@@ -122,6 +126,50 @@ def test_every_scheme_is_what_was_predicted(decoder: Source, tmp_path: Path, sch
     # Loaded whole, and run beside the float model.
     assert facts["running"]["sequences"] == 4
     assert 0 < facts["running"]["logits"] < 0.8 * facts["running"]["bound"]
+
+
+def test_auto_takes_the_smallest_that_keeps_the_limits(
+    decoder: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights lose a lot at 4 bits; what is found is byte for byte the file of the scheme by name."""
+    # What every export proves besides is tested above.
+    monkeypatch.setattr(gguf, "check_reading", lambda *_: {"limits": []})
+    monkeypatch.setattr("edgekit.export.check_running", lambda *_: {})
+    loose = {"top1": 0.01, "perplexity": 1000.0, "far_kl": 99.0}
+    try:
+        decoder.limits = loose | {"kl": 1e-9}
+        none = decoder.export(tmp_path / "none")
+        taken = [1e-9 * one["used"]["kl"] for one in none["choices"]["auto"]["tried"]]
+        # What the third takes of this is a little less than auto allows.
+        decoder.limits = loose | {"kl": taken[2] / SHARE * 1.01}
+        facts = decoder.export(tmp_path / "auto", scheme="auto")
+    finally:
+        decoder.limits = {}
+    told, every = facts["choices"]["auto"], none["choices"]["auto"]["tried"]
+    assert [one["scheme"] for one in every] == list(gguf.AUTO["tokens"])
+    assert taken == sorted(taken, reverse=True)
+    assert [one["bytes"] for one in every] == sorted(one["bytes"] for one in every)
+    assert [(one["scheme"], one["passes"]) for one in told["tried"]] == [
+        ("q4_0", False), ("q4_k_m", False), ("q5_k_m", True)
+    ]  # fmt: skip
+    assert [(one["kl"], one["bytes"]) for one in told["tried"]] == [(one["kl"], one["bytes"]) for one in every[:3]]
+    assert (facts["scheme"], told["passages"], told["tokens"] > 64) == ("q5_k_m", 24, True)
+    decoder.export(tmp_path / "named", scheme=facts["scheme"])
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("auto", "named")]
+    assert files[0] == files[1]
+    for file in ("model.gguf", "imatrix.gguf"):
+        assert (tmp_path / "auto" / file).read_bytes() == (tmp_path / "named" / file).read_bytes(), file
+    assert facts["notes"][0].startswith("auto: q5_k_m (")
+    # Where nothing keeps them: the one that loses least, said clearly.
+    assert (none["scheme"], none["choices"]["auto"]["passes"]) == ("q8_0", False)
+    assert none["notes"][0].startswith("auto: no scheme keeps the limits on 24 calibrate prompts")
+    assert "--scheme f16" in none["notes"][0]
+
+
+def test_auto_needs_prompts(decoder: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.formats.smallest.PASSAGES", 0)
+    with pytest.raises(EdgekitError, match=r"decided on calibrate prompts, and there are none .* name a scheme"):
+        decoder.export(tmp_path / "out")
 
 
 def test_a_mixture_takes_the_bytes_of_its_model(

@@ -1,0 +1,210 @@
+"""The scheme "auto" of decoders: the smallest file whose answers stay within the recipe's limits on the calibrate prompts.
+
+Candidates are tried from the fewest bytes up, each in the runtime that ships, against the float model in that same runtime. What
+is compared are the tokens that `verify` would score: wanted answers, running text, and where a prompt has neither, the float
+model's own greedy answer. Limits are those of `[accuracy]` that tokens can show: kl, top1, perplexity, far_kl with far_share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import EdgekitError
+from edgekit.runtimes import Generator, scores
+from edgekit.runtimes.generation import continuation
+
+Passage = tuple[list[int], int]
+"""Token ids, and the index of the first one that is scored (at least 1)."""
+Limits = Callable[[float], Mapping[str, float]]
+"""The recipe's limits by the bits of a weight: kl, top1, perplexity, far_kl and far_share."""
+Progress = Callable[[int, int, str], None]
+
+# Passages that candidates are compared on, scored tokens of all and of one, and new ones where a prompt has no answer. A mean KL
+# over 64 answers has a standard error of a tenth of itself or so.
+PASSAGES, TOKENS, LONGEST, NEW = 64, 2048, 128, 16
+# What a candidate may take of a limit: calibrate prompts have made the importance matrix, and unseen text loses up to 1.2 times
+# as much (measured on a Llama of 46 million weights); two standard errors are added for these being few.
+SHARE, ERRORS = 0.8, 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What a candidate says against the float model, summed over each passage's scored tokens, float64 [passages].
+
+    tokens: how many; kl: KL divergences in nats; changed: likeliest tokens that are others; rise: how much less likely, in nats,
+    the tokens are that the passage says.
+    """
+
+    tokens: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    changed: NDArray[np.float64]
+    rise: NDArray[np.float64]
+
+    @property
+    def mean_kl(self) -> float:
+        """Nats a token."""
+        return float(self.kl.sum() / self.tokens.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A file that was made: its bytes, the bits of a weight that limits follow, and what it says."""
+
+    bytes: int
+    bits: float
+    heard: Heard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The scheme that was taken, whether it keeps the limits, what was tried (for the facts), and a sentence on it."""
+
+    scheme: str
+    passes: bool
+    facts: Mapping[str, Any]
+    note: str
+
+
+def passages(ids: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Passage]:
+    """Some of the prompts, from all over the list, always the same; no more than TOKENS to score.
+
+    starts: of each row the index of its first token that is said; its length where nothing is yet.
+    """
+    order, left, found = np.random.default_rng(0).permutation(len(ids)), TOKENS, list[Passage]()
+    for place in order.tolist():
+        row, start = list(ids[place]), max(1, starts[place])
+        said = min(len(row) - start, LONGEST) or NEW
+        if not row or len(found) == PASSAGES or said > left:
+            continue
+        left -= said
+        found.append((row[: start + LONGEST], start))
+    return found
+
+
+def with_answers(generator: Generator, rows: Iterable[Passage], stops: Iterable[int]) -> Iterator[Passage]:
+    """The same passages, the float model's own answer behind those that have none; without those that it does not answer."""
+    ends = frozenset(stops)
+    for ids, start in rows:
+        most = min(NEW, generator.context - len(ids))
+        said = ids if len(ids) > start else [*ids, *continuation(generator, np.array(ids), most, ends)]
+        if len(said) > start:
+            yield said, start
+
+
+def scored_logits(generator: Generator, passage: Passage) -> NDArray[np.float32]:
+    """The logits that foretell each scored token of a passage, float32 [tokens, vocabulary]."""
+    ids, start = passage
+    generator.clear()
+    return generator.logits(ids[:-1], slice(start - 1, None))
+
+
+def hear(generator: Generator, rows: Sequence[Passage], reference: Iterable[NDArray[np.floating]]) -> Heard:
+    """What a generator makes of passages, against the float model's `scored_logits` of each."""
+    sums = []
+    for (ids, start), exact in zip(rows, reference, strict=True):
+        own, wanted = scored_logits(generator, (ids, start)), np.asarray(exact, np.float32)
+        changed = scores.top1(wanted) != scores.top1(own)
+        p, q = scores.log_softmax(wanted), scores.log_softmax(own)
+        said = np.arange(len(p)), np.array(ids[start:])
+        kl = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
+        sums.append((len(p), kl.sum(), changed.sum(), (p[said] - q[said]).sum()))
+    columns = np.array(sums, np.float64).reshape(-1, 4).T
+    return Heard(tokens=columns[0], kl=columns[1], changed=columns[2], rise=columns[3])
+
+
+def figures(heard: Heard, limits: Mapping[str, float]) -> dict[str, Any]:
+    """The means, and `used`: what a candidate takes of each limit, its mean with ERRORS standard errors (1: all of it)."""
+    far = limits["far_kl"]
+    beyond = float(np.mean(~(heard.kl / heard.tokens <= far)))
+    ends = {name: _upper(sums, heard.tokens) for name, sums in vars(heard).items() if name != "tokens"}
+    taken = {
+        "kl": ends["kl"] / limits["kl"],
+        "top1": ends["changed"] / max(1.0 - limits["top1"], 1e-9),
+        "perplexity": ends["rise"] / math.log(limits["perplexity"]),
+    }
+    used = {name: round(value, 4) if math.isfinite(value) else None for name, value in taken.items()}
+    passes = all(value is not None and value <= SHARE for value in used.values()) and beyond <= limits["far_share"]
+    with np.errstate(over="ignore"):
+        told = {
+            "kl": heard.mean_kl,
+            "top1": 1.0 - float(heard.changed.sum() / heard.tokens.sum()),
+            "perplexity": float(np.exp(heard.rise.sum() / heard.tokens.sum())),
+            "far": beyond,
+        }
+    shown = {name: round(value, 6) if math.isfinite(value) else None for name, value in told.items()}
+    return {**shown, "used": used, "passes": passes}
+
+
+def choose(
+    names: Sequence[str],
+    make: Callable[[str], Candidate],
+    limits: Limits | None,
+    progress: Progress,
+    remedy: str,
+) -> Chosen:
+    """Try schemes in their order until one keeps the limits; where none does, the one with the least KL divergence.
+
+    remedy: what a person may do where none does. Raises EdgekitError where there are no limits to keep.
+    """
+    if limits is None:
+        raise EdgekitError("export: scheme = 'auto' keeps limits, and none are given; name a scheme")
+    tried: list[dict[str, Any]] = []
+    count, tokens = 0, 0
+    for place, name in enumerate(names):
+        progress(place + 1, len(names) + 2, f"tries {name}")
+        made = make(name)
+        count, tokens = len(made.heard.tokens), int(made.heard.tokens.sum())
+        told = figures(made.heard, limits(made.bits))
+        tried.append({"scheme": name, "bytes": made.bytes, **told})
+        if told["passes"]:
+            break
+    found = tried[-1] if tried[-1]["passes"] else min(tried, key=lambda one: (one["kl"] is None, one["kl"] or 0.0))
+    on = f"on {count} calibrate prompts ({tokens} tokens)"
+    lost = "; ".join(f"{one['scheme']} loses {_worst(one)}" for one in tried if not one["passes"])
+    if found["passes"]:
+        smaller = f"; {lost}" if lost else ""
+        note = f"auto: {found['scheme']} ({_size(found)}) is the smallest that keeps the limits {on}{smaller}"
+    else:
+        note = f"auto: no scheme keeps the limits {on}; {found['scheme']} loses least: {lost}; {remedy}"
+    facts = {"passages": count, "tokens": tokens, "passes": found["passes"], "tried": tried}
+    return Chosen(scheme=str(found["scheme"]), passes=bool(found["passes"]), facts=facts, note=note)
+
+
+def check_asked(rows: Sequence[Passage]) -> None:
+    """Raises EdgekitError where there is nothing to compare candidates on."""
+    if not rows:
+        raise EdgekitError(
+            "export: scheme = 'auto' is decided on calibrate prompts, and there are none to which the model says anything; add"
+            " some, or name a scheme (--scheme)"
+        )
+
+
+def _worst(told: Mapping[str, Any]) -> str:
+    """The limit that a candidate takes most of, in words."""
+    used: Mapping[str, float | None] = told["used"]
+    if any(value is None for value in used.values()):
+        return "all: its likelihoods are not numbers"
+    name = max(used, key=lambda one: used[one] or 0.0)
+    if (used[name] or 0.0) <= SHARE:
+        return f"too much on {told['far']:.1%} of the prompts"
+    figure = {"kl": "KL {:.3g}", "top1": "top-1 {:.1%}", "perplexity": "perplexity x {:.3f}"}[name].format(told[name])
+    return f"too much ({figure}, with its error {used[name]:.2g} of the limit)"
+
+
+def _size(told: Mapping[str, Any]) -> str:
+    return f"{told['bytes'] / 1e6:.1f} MB, KL {told['kl']:.3g}"
+
+
+def _upper(sums: NDArray[np.float64], tokens: NDArray[np.float64]) -> float:
+    """A mean per token with ERRORS of its standard errors: a ratio of sums over passages (Cochran, Sampling Techniques, 6.3)."""
+    mean, count = sums.sum() / tokens.sum(), len(tokens)
+    if count < 2:
+        return float(mean)
+    spread = count / (count - 1) * np.square(sums - mean * tokens).sum()
+    return float(mean + ERRORS * math.sqrt(spread) / tokens.sum()) if math.isfinite(spread) else math.inf
