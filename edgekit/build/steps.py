@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from edgekit.build.origin import MACHINE, create_inputs, finetune_inputs, model_digest, origin, split_digests, with_read
 from edgekit.build.plan import Plan, Session, run_step
@@ -19,6 +20,8 @@ from edgekit.workspace import (
     installed_version,
     library_version,
 )
+
+Limits = Callable[[float], Mapping[str, float]]
 
 
 def create(recipe: Recipe, prompts: Product, session: Session, at: Path | None = None) -> Path:
@@ -234,7 +237,7 @@ def export(
     recipe, digest = plan.recipe, model_digest(student)
     if calibration.manifest["inputs"]["student"] != digest:
         raise EdgekitError(f"{calibration.folder}: of another model; run: edgekit calibrate {student}")
-    scheme, hardware, measured = plan.export.get("scheme"), plan.target.hardware, _is_measured(plan)
+    hardware, limits = plan.target.hardware, _limits(plan)
     inputs = {
         "student": digest,
         "calibration": calibration.digest,
@@ -247,10 +250,7 @@ def export(
         "name": recipe.name,
         "license": recipe.license,
         "card": file_sha256(student / "README.md") if (student / "README.md").is_file() else None,
-        # A mixture has the types that are fast there; all else is the same for all.
-        "hardware": [hardware.arch, hardware.bandwidth_gbs, *hardware.features] if scheme == "mixed" else None,
-        "limits": [_limits(recipe)(bits) for bits in (4.0, 8.0)] if measured else None,
-        "libraries": libraries(str(plan.export.get("format", DEFAULT))),
+        **_scheme_inputs(plan, limits),
     }
     product = run_step(
         session,
@@ -274,7 +274,7 @@ def export(
                 bandwidth_gbs=hardware.bandwidth_gbs,
                 fingerprints={"student": digest, "calibration": calibration.digest},
                 license=recipe.license,
-                limits=_limits(recipe) if measured else None,
+                limits=limits,
                 progress=progress,
             ),
             prompts,
@@ -289,21 +289,30 @@ def export(
     return product
 
 
-def _is_measured(plan: Plan) -> bool:
-    """Whether the scheme is found at export, by the recipe's limits."""
+def _scheme_inputs(plan: Plan, limits: Limits | None) -> dict[str, Any]:
+    """What a scheme depends on beside its options."""
+    hardware = plan.target.hardware
+    return {
+        # A mixture has the types that are fast there; all else is the same for all.
+        "hardware": [hardware.arch, hardware.bandwidth_gbs, *hardware.features]
+        if plan.export.get("scheme") == "mixed"
+        else None,
+        "limits": limits and [limits(bits) for bits in (4.0, 8.0)],
+        "libraries": libraries(str(plan.export.get("format", DEFAULT))),
+    }
+
+
+def _limits(plan: Plan) -> Limits | None:
+    """What a decoder may lose, by the bits of a weight, where that decides its scheme; else None."""
     from edgekit.formats import parse_options
     from edgekit.tasks import TASKS
+    from edgekit.verify.margins import limits_at, read_limits
 
     output = TASKS[plan.recipe.task].OUTPUT
     format_, options = parse_options(plan.export, output, "export")
-    return options.scheme == "auto" and output in format_.AUTO
-
-
-def _limits(recipe: Recipe) -> Callable[[float], Mapping[str, float]]:
-    """What a decoder may lose, by the bits of a weight."""
-    from edgekit.verify.margins import limits_at, read_limits
-
-    limits = read_limits(recipe.accuracy)
+    if options.scheme != "auto" or output not in format_.AUTO:
+        return None
+    limits = read_limits(plan.recipe.accuracy)
     return lambda bits: limits_at(limits, bits)
 
 

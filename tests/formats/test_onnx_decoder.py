@@ -372,7 +372,7 @@ class TestStories:
             patch.setattr(decoder_trace, "export_decoder", lambda _: (copy_model(known[0]), known[1]))
             facts = {
                 scheme: write(STORIES, out / scheme, scheme, ids=told[:3], model=model, calibration=stats)
-                for scheme in ("fp32", "int8-dynamic", "auto")
+                for scheme in ("fp32", "int8-dynamic", "w4")
             }
         return SimpleNamespace(model=model, held=told[3:], out=out, facts=facts)
 
@@ -385,7 +385,7 @@ class TestStories:
         assert ids == wanted[0].tolist()
 
     @pytest.mark.parametrize(
-        ("scheme", "nearest", "loss", "share"), [("int8-dynamic", 0.999, 0.03, 0.3), ("auto", 0.99, 0.25, 0.21)]
+        ("scheme", "nearest", "loss", "share"), [("int8-dynamic", 0.999, 0.03, 0.3), ("w4", 0.99, 0.25, 0.21)]
     )
     def test_quantized(self, stories: SimpleNamespace, scheme: str, nearest: float, loss: float, share: float) -> None:
         facts, cosines, losses = stories.facts[scheme], [], []
