@@ -50,8 +50,7 @@ def export(
     arch, features and bandwidth_gbs are the target's; name, fingerprints (sha256 by what) and license (where it is not the
     checkpoint's own) are for the file's own record. Only the calibrate split is read: it chooses the scheme and fits the task's
     settings on the artifact's outputs. limits: what a decoder may lose, by the bits of a weight (`verify.margins.limits_at`),
-    which scheme = "auto" keeps. Returns its facts. Raises EdgekitError where it cannot be exported, or nothing was
-    quantized.
+    which scheme = "auto" keeps. Returns its facts. Raises EdgekitError where it cannot be exported, or nothing was quantized.
     """
     from edgekit.calibrate import load_calibration
 
@@ -59,14 +58,11 @@ def export(
     format_, chosen = parse_options(options, kind.OUTPUT, where)
     model, runtime = kind.open_model(student), RUNTIMES[format_.RUNTIME]
     rows = PromptSet(folder=prompts).split("calibrate")
-    ids, starts = _read(model, task, rows, max_length)
     source = Source(
         model=model,
         load=lambda: kind.load(student),
         calibration=lambda: load_calibration(calibration),
-        ids=ids,
-        texts=[row.text for row in rows],
-        conversations=_conversations(rows),
+        **_read(model, task, rows, max_length),
         output=kind.OUTPUT,
         name=name,
         dataset=f"{name} calibrate" if name else "calibrate",
@@ -78,25 +74,25 @@ def export(
         pad_id=find_pad_id(model),
         max_length=max_length,
         license=license,
-        starts=starts,
         limits=limits,
         progress=progress or (lambda *_: None),
     )
     facts = format_.write(source, chosen, out) | _shared(model, task, max_length, out)
     if kind.OUTPUT == "tokens":
-        return facts | _running(format_, student, out / facts["file"], ids, facts["bits"])
+        return facts | _running(format_, student, out / facts["file"], source.ids, facts["bits"])
     file, fitting = out / facts["file"], runtime.joined({}, facts["runtime_options"])
-    answers = runtime.outputs(file, ids, pad_id=source.pad_id, options=fitting)
+    answers = runtime.outputs(file, source.ids, pad_id=source.pad_id, options=fitting)
     facts |= _fitted(file, model, task, rows, answers, out_of_scope, rejection)
     return facts | _contentless(file, model, task, facts, runtime, fitting)
 
 
-def _read(model: Model, task: str, rows: Sequence[Prompt], max_length: int) -> tuple[list[list[int]], list[int]]:
-    """The prompts as the model reads them; of a decoder also where each begins to be what the model says."""
+def _read(model: Model, task: str, rows: Sequence[Prompt], max_length: int) -> dict[str, Any]:
+    """What a Source knows of the prompts: their texts and conversations, ids as the model reads them, and a decoder's starts."""
+    told: dict[str, Any] = {"texts": [row.text for row in rows], "conversations": _conversations(rows)}
     if TASKS[task].OUTPUT != "tokens":
-        return [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)], []
+        return told | {"ids": [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]}
     passages = text_generation.passages(model, rows, max_length)
-    return [one.ids for one in passages], [one.start for one in passages]
+    return told | {"ids": [one.ids for one in passages], "starts": [one.start for one in passages]}
 
 
 def adopt(
