@@ -6,7 +6,7 @@ Calibrate prompts alone decide: the statistics are of all of them, and the KL di
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from edgekit.formats.gguf.ggml import row_bytes
 from edgekit.formats.gguf.judge import Judge
 from edgekit.formats.gguf.mixed import (
     COSTS,
+    Mixture,
     Pace,
     Refined,
     Sensitivity,
@@ -86,31 +87,49 @@ def mix(
             threads=available_cores(),
         )
 
-    choices: dict[str, Any]
+    def rounding(types: Mapping[str, str]) -> Feedback | None:
+        return _feedback(source, tensors, options, types)
+
     if source.output != "tokens":
         mixture = allocate(sensitivities, budget, free=gathered, pace=pace)
-        choices = {"predicted_kl": mixture.loss}
-        made = written(mixture.types, out, _feedback(source, tensors, options, mixture.types))
+        choices: dict[str, Any] = {"predicted_kl": mixture.loss}
+        made = written(mixture.types, out, rounding(mixture.types))
     else:
-        with Judge(out.parent) as judge:
-            written({one.name: "f32" for one in free}, judge.tried)
-            judge.listen(judge.tried, _judged(source))
 
-            def kl(types: Mapping[str, str]) -> float:
-                written(types, judge.tried)
-                return judge.hear(judge.tried).mean_kl
+        def search(kl: Callable[[Mapping[str, str]], float]) -> Refined:
+            return refine(sensitivities, budget, kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
 
-            found = refine(sensitivities, budget, kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
-            mixture, choices = found.mixture, _told(found)
-            rounding = _feedback(source, tensors, options, mixture.types)
-            made = written(mixture.types, out, rounding)
-            # What was written without feedback is what was measured.
-            choices["measured_kl"] = judge.hear(out).mean_kl if rounding else found.kl
-        if choices["measured_kl"] > found.kl:
-            # Feedback is measured as all else is, and left out where it does not help.
-            made, choices["measured_kl"] = written(mixture.types, out), found.kl
+        made, choices, mixture = _judged_mixture(source, [one.name for one in free], written, search, rounding, out)
     choices["tensor_bytes"] = mixture.bytes + sum(sizes[name] for name in kept)
     return made, {"choices": choices}
+
+
+def _judged_mixture(
+    source: Source,
+    names: Sequence[str],
+    written: Callable[..., dict[str, Any]],
+    search: Callable[[Callable[[Mapping[str, str]], float]], Refined],
+    rounding: Callable[[Mapping[str, str]], Feedback | None],
+    out: Path,
+) -> tuple[dict[str, Any], dict[str, Any], Mixture]:
+    """Write the mixture that `search` finds by asking for the KL of some; what was made, what is to be known, and the mixture."""
+    with Judge(out.parent) as judge:
+        written(dict.fromkeys(names, "f32"), judge.tried)
+        judge.listen(judge.tried, _judged(source))
+
+        def kl(types: Mapping[str, str]) -> float:
+            written(types, judge.tried)
+            return judge.hear(judge.tried).mean_kl
+
+        found = search(kl)
+        choices, feedback_ = _told(found), rounding(found.mixture.types)
+        made = written(found.mixture.types, out, feedback_)
+        # What was written without feedback is what was measured.
+        choices["measured_kl"] = judge.hear(out).mean_kl if feedback_ else found.kl
+    if choices["measured_kl"] > found.kl:
+        # Feedback is measured as all else is, and left out where it does not help.
+        made, choices["measured_kl"] = written(found.mixture.types, out), found.kl
+    return made, choices, found.mixture
 
 
 def _feedback(source: Source, tensors: Sequence[Tensor], options: Options, types: Mapping[str, str]) -> Feedback | None:
