@@ -84,7 +84,8 @@ def train(
             state.step += 1
             tell(state.step, total, f"loss {float(loss.detach()):.3f}")
             if state.step % per_epoch == 0:
-                tell(state.step, total, f"judging {len(lesson.held)} texts that are held out")
+                if lesson.held:
+                    tell(state.step, total, f"judging {len(lesson.held)} texts that are held out")
                 state.judge(module, _score(module, lesson, options.batch))
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 write_checkpoint(folder, _snapshot(state, module, plain, run))

@@ -100,6 +100,9 @@ def test_finetune_learns_the_labels_and_leaves_a_checkpoint(tmp_path: Path) -> N
     assert np.mean([answer == row["label"] for answer, row in zip(answers, rows, strict=True)]) > 0.9
     assert told[-1][:2] == (100, 100)
     assert told[-1][2].startswith("loss ")
+    phases = [note for _, total, note in told if not total]
+    assert phases == ["reading the texts", f"loading {base.name}"], "what comes before the first step is told"
+    assert told[2] == (0, 100, "batches of 8")
 
 
 def test_a_classifier_can_be_fine_tuned_to_other_labels(checkpoint: Path, tmp_path: Path) -> None:
