@@ -218,6 +218,23 @@ def test_all_bad_rows_are_told_in_one_message() -> None:
     assert dict(reading.dropped) == {"bad rows": 16}
 
 
+def test_a_row_as_long_as_a_book_is_told() -> None:
+    rows = [
+        Row(number=place, values={"text": text}) for place, text in enumerate(("a text", "ab " * 400_000, "more"), 1)
+    ]
+    table = Table(columns=["text"], rows=rows)
+    with pytest.raises(
+        EdgekitError, match=r"rows: row 2: text: 1,200,000 characters, and 1,000,000 are the most; split"
+    ):
+        read_prompts(table, Data(label=None), "rows")
+    reading = read_prompts(table, Data(label=None, bad_rows="drop"), "rows")
+    assert [prompt.text for prompt in reading.prompts] == ["a text", "more"]
+    assert reading.dropped == {"bad rows": 1}
+    talk = Row(number=1, values={"said": [{"role": "user", "content": "ab " * 400_000}]})
+    with pytest.raises(EdgekitError, match=r"row 1: said: 1,200,0\d\d characters"):
+        read_prompts(Table(columns=["said"], rows=[talk]), Data(label=None, messages="said"), "rows")
+
+
 def test_empty_texts_are_left_out_and_counted() -> None:
     """Silence may be out of scope, and then it stays."""
     texts = ["", " \t", "\u200b\ufeff", "...", ""]

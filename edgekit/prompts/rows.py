@@ -17,6 +17,9 @@ from edgekit.tables import Table, column_names, has_column, headerless, value_of
 
 # So many bad rows are told one by one.
 SHOWN = 10
+# Characters of a row: a decoder's tokenizer takes seconds for so many each time that it reads them, minutes for some more, and
+# of one text no more than 32,768 tokens are scored.
+LONGEST = 1_000_000
 # ShareGPT's names of who speaks.
 _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 
@@ -51,6 +54,7 @@ def read_prompts(table: Table, data: Data, where: str) -> Reading:
             prompt = (
                 _conversation(row.values, data, reading) if data.messages else _text(row.values, data, table, reading)
             )
+            _check_length(prompt, data)
         except _Bad as bad:
             problems.append(f"row {row.number}: {bad}")
             continue
@@ -92,6 +96,15 @@ def _check_columns(table: Table, data: Data, where: str) -> None:
             raise EdgekitError(
                 f"{where}: data.{key}: no column {column!r} (its columns: {', '.join(column_names(table))}){hint}"
             )
+
+
+def _check_length(prompt: Prompt, data: Data) -> None:
+    said = json.dumps(prompt.messages, ensure_ascii=False) if prompt.messages else prompt.text
+    length = len(said) + len(prompt.label or "")
+    if length > LONGEST:
+        raise _Bad(
+            f"{data.messages or data.text}: {length:,} characters, and {LONGEST:,} are the most; split it into several rows"
+        )
 
 
 def _is_blank(text: str) -> bool:
