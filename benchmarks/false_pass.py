@@ -45,14 +45,18 @@ class Bench:
     state: Path
     variables: Mapping[str, str] = field(default_factory=dict)
 
-    def run(self, *arguments: str | Path, **variables: str) -> Run:
-        """Run edgekit in the folder."""
+    def environment(self, **variables: str) -> dict[str, str]:
+        """The variables of a run."""
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         own = {"PYTHONPATH": path, "NO_COLOR": "1", "EDGEKIT_STATE": str(self.state), "EDGEKIT_CACHE": ".edgekit"}
+        return os.environ | {"HF_HUB_OFFLINE": "1"} | own | dict(self.variables) | variables
+
+    def run(self, *arguments: str | Path, **variables: str) -> Run:
+        """Run edgekit in the folder."""
         done = subprocess.run(
             [sys.executable, "-m", "edgekit", *map(str, arguments)],
             cwd=self.folder,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"} | own | dict(self.variables) | variables,
+            env=self.environment(**variables),
             capture_output=True,
             text=True,
             timeout=SLOWEST,

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,20 +92,37 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(NoSkips(), "no-skips")
 
 
+# Files whose tests share what they build, in the order in which they begin: those that take longest first.
+SHARING = {
+    "demo": ("tests/e2e/test_demo.py", "tests/e2e/test_verdicts.py"),
+    "tiny": ("tests/e2e/test_build.py", "tests/e2e/test_false_pass.py", "tests/e2e/test_kill.py"),
+}
+
+
+def shared(path: str) -> str:
+    """What a file's tests share with those of others, else the file itself."""
+    return next((name for name, files in SHARING.items() if path.endswith(files)), path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole builds begin first: of two workers one has them alone."""
-    items.sort(key=lambda item: "e2e" not in item.path.parts)
+    """Whole builds begin first, so that both workers end at about the same time with small files."""
+    order = [*SHARING]
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        of = shared(item.path.as_posix())
+        return order.index(of) if of in order else len(order), "e2e" not in item.path.parts
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Whole builds share one worker, for they share what they build; of the others, a file's tests stay together."""
+    """Tests that share what they build share a worker; of the others, a file's tests stay together."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.partition("::")[0]
-            return "e2e" if "/e2e/" in path else path
+            return shared(nodeid.partition("::")[0])
 
     return Together(config, log)
 
@@ -253,24 +269,6 @@ def command(
         code = run_command_line()
         said = capsys.readouterr()
         return Answer(code=code, out=said.out, err=said.err)
-
-    return run
-
-
-@pytest.fixture
-def edgekit(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`python -m edgekit ARGUMENTS` in the test's folder, with its own cache; the answer with its output as text."""
-
-    def run(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "edgekit", *map(str, arguments)],
-            cwd=tmp_path,
-            env=child_environment(**more),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
 
     return run
 

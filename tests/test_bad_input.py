@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests import warm
 from tests.conftest import Answer, child_environment
 
 Command = Callable[..., Answer]
@@ -433,19 +434,13 @@ def test_ctrl_c_of_the_real_command(project: Path) -> None:
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3])
 def test_ctrl_c_after_the_result(project: Path, moment: float) -> None:
     """While the libraries tidy up at the end, a Ctrl-C is no traceback and does not undo what was done."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "edgekit", "record", "teacher", "teacher", "--out", "dist/reference"],
-        cwd=project.parent,
-        env=child_environment(EDGEKIT_CACHE="cache"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = ("-m", "edgekit", "record", "teacher", "teacher", "--out", "dist/reference")
+    child = warm.start(command, project.parent, child_environment(EDGEKIT_CACHE="cache"))
     assert child.stdout is not None
     assert child.stdout.readline().strip().endswith("reference")
     time.sleep(moment)
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate()
     assert child.returncode in {0, 130}
     assert "Traceback" not in err
     assert (project.parent / "dist" / "reference" / "record.json").is_file()

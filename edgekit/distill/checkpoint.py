@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FILE = "checkpoint.json"
 _TENSORS = "checkpoint-*.safetensors"
+# safetensors writes into a file of such a name and renames it: a kill in between leaves it.
+_BEING_SAVED = ".tmp??????"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ def read_checkpoint(folder: Path, run: str) -> Checkpoint | None:
 
 
 def drop_checkpoint(folder: Path) -> None:
-    """Remove everything that `write_checkpoint` left, whole or partial."""
-    for pattern in (FILE, f".{FILE}.partial", _TENSORS, f".{_TENSORS}.partial"):
+    """Remove everything that `write_checkpoint` left, whole or partial, and what a killed save left."""
+    for pattern in (FILE, f".{FILE}.partial", _TENSORS, f".{_TENSORS}.partial", _BEING_SAVED):
         for path in folder.glob(pattern):
             path.unlink()

@@ -7,8 +7,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from edgekit.recipe import packaged
 from edgekit.tasks import TASKS
 from edgekit.tasks.text_generation import Passage, passages
 from edgekit.workspace import file_sha256
+from tests import warm
 from tests.architectures.decoders import DECODERS, make_decoder
 from tests.architectures.decoders import END as FAMILY_END
 from tests.conftest import child_environment
@@ -198,13 +197,12 @@ create(Path(sys.argv[1]), options=json.loads(sys.argv[3]), max_length=64, out=Pa
 def test_a_killed_creation_is_continued_to_the_same_bytes(data: Path, tmp_path: Path) -> None:
     """SIGKILL in a run of a tied model; another process, with other hash seeds, ends where an unbroken one does."""
 
-    def start(name: str, seed: str) -> subprocess.Popen[str]:
+    def start(name: str, begin: Callable[..., Any] = warm.start) -> Any:
         (tmp_path / name).mkdir(exist_ok=True)
-        arguments = [sys.executable, "-c", SCRIPT, str(data), str(tmp_path / name), json.dumps(SMALL)]
-        environment = child_environment(PYTHONHASHSEED=seed)
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
+        command = ["-c", SCRIPT, data, tmp_path / name, json.dumps(SMALL)]
+        return begin(command, tmp_path, child_environment())
 
-    broken = start("broken", "1")
+    broken = start("broken")
     assert broken.stdout is not None
     for line in broken.stdout:
         if int(line) == 3:
@@ -212,9 +210,9 @@ def test_a_killed_creation_is_continued_to_the_same_bytes(data: Path, tmp_path: 
     broken.send_signal(signal.SIGKILL)
     broken.communicate()
     assert (tmp_path / "broken" / "checkpoint.json").is_file()
-    steps = [int(line) for line in start("broken", "2").communicate()[0].split()]
+    steps = [int(line) for line in start("broken").communicate()[0].split()]
     assert steps[0] > 2
-    whole = [int(line) for line in start("whole", "3").communicate()[0].split()]
+    whole = [int(line) for line in start("whole", warm.alone).communicate()[0].split()]
     assert whole[0] == 1
     assert whole[-1] == steps[-1]
     for name in FILES:

@@ -6,8 +6,9 @@ import json
 import random
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from edgekit.distill.training import Lesson, epoch_batches, ramp, train
 from edgekit.model import load_model
 from edgekit.runtimes import machine
 from edgekit.workspace import file_sha256
+from tests import warm
 from tests.conftest import LABELS, child_environment, make_checkpoint, make_data
 
 OPTIONS = {"epochs": 4, "batch": 3, "holdout": 0.2}
@@ -116,7 +118,8 @@ def test_a_checkpoint_of_another_run_is_not_continued(tmp_path: Path) -> None:
     assert found is not None
     assert found.state["step"] == 4
     assert read_checkpoint(tmp_path, "b") is None
-    (tmp_path / ".checkpoint-000000009.safetensors.partial").touch()
+    for left in (".checkpoint-000000009.safetensors.partial", ".tmpWCbgad"):
+        (tmp_path / left).touch()
     drop_checkpoint(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -180,14 +183,13 @@ finetune(teacher, data, task="text-classification", options=json.loads(sys.argv[
 def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL at three seeded moments, in steps and in the writing of checkpoints."""
     teacher, data = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data")
-    command = [sys.executable, "-c", SCRIPT, str(teacher), str(data)]
 
-    def start(out: Path) -> subprocess.Popen[str]:
+    def start(out: Path, begin: Callable[..., Any] = warm.start) -> Any:
         out.mkdir(exist_ok=True)
-        arguments = [*command, str(out), json.dumps(OPTIONS | {"epochs": 16})]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=child_environment())
+        command = ["-c", SCRIPT, teacher, data, out, json.dumps(OPTIONS | {"epochs": 16})]
+        return begin(command, tmp_path, child_environment())
 
-    whole = start(tmp_path / "whole")
+    whole = start(tmp_path / "whole", warm.alone)
     assert whole.communicate()[0].split()[-1] == "64" or whole.returncode == 0
     rng = random.Random(4)
     first = 0

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import pytest
 from tiny_project import make_project
+
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds: the first test that asks for a build pays for it, on any machine.
@@ -36,27 +37,21 @@ class Project:
         kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         return kept | {"PYTHONPATH": path, "NO_COLOR": "1", "EDGEKIT_CACHE": str(self.cache), "HF_HUB_OFFLINE": "1"}
 
-    def command(self, *arguments: str | Path) -> list[str]:
-        """The argument list of a run."""
-        return [sys.executable, "-m", "edgekit", *map(str, arguments)]
+    def start(self, *arguments: str | Path, alone: bool = False) -> warm.Forked | subprocess.Popen[str]:
+        """Run edgekit in the folder; alone: in a Python of its own, with its own hash seed (`tests.warm`)."""
+        begin = warm.alone if alone else warm.start
+        return begin(["-m", "edgekit", *arguments], self.folder, self.environment())
 
-    def run(self, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run edgekit in the folder and expect an exit code."""
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=SLOWEST,
-            check=False,
-        )
-        assert done.returncode == code, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+    def run(self, *arguments: str | Path, code: int = 0, alone: bool = False) -> subprocess.CompletedProcess[str]:
+        """Run edgekit in the folder to its end and expect an exit code."""
+        started = self.start(*arguments, alone=alone)
+        out, err = started.communicate()
+        assert started.returncode == code, f"{arguments}: exit {started.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(arguments, code, out, err)
 
-    def build(self, *arguments: str, code: int = 0) -> Mapping[str, Any]:
+    def build(self, *arguments: str, code: int = 0, alone: bool = False) -> Mapping[str, Any]:
         """`edgekit build --json`; returns its object."""
-        return dict(json.loads(self.run("build", "--json", *arguments, code=code).stdout))
+        return dict(json.loads(self.run("build", "--json", *arguments, code=code, alone=alone).stdout))
 
     def sha256(self, archive: str | Path) -> str:
         """The hash of a file in the folder."""
@@ -78,7 +73,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="session")
 def built(tiny: Project) -> Mapping[str, Any]:
     """The tiny project built once for its first target; the entry of `bundles`."""
-    return dict(tiny.build("--target", "first")["bundles"][0])
+    return dict(tiny.build("--target", "first", alone=True)["bundles"][0])
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +81,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """An empty folder in which the demo was built."""
     folder = tmp_path_factory.mktemp("demo")
     project = Project(folder=folder, cache=folder / ".edgekit")
-    project.run("build", "--target", "raspberrypi")
+    project.run("build", "--target", "raspberrypi", alone=True)
     found = {step: list(project.cache.glob(f"{step}/*/{step}.json")) for step in STEPS[:-1]}
     assert {step: len(manifests) for step, manifests in found.items()} == dict.fromkeys(STEPS[:-1], 1)
     return replace(project, made={step: manifest.parent for step, (manifest,) in found.items()})

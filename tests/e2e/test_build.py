@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,18 +101,8 @@ def test_two_builds_at_once_both_succeed(tiny: Project, built: Mapping[str, Any]
     cache = tmp_path / "cache"
     shutil.copytree(tiny.cache, cache, ignore=shutil.ignore_patterns("export", "verify", "calibrate"))
     both = tiny.with_cache(cache)
-    processes = [
-        subprocess.Popen(
-            both.command("build", "--target", "first", "--out", tmp_path / "dist"),
-            cwd=both.folder,
-            env=both.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    ends = [process.communicate(timeout=600)[1] for process in processes]
+    processes = [both.start("build", "--target", "first", "--out", tmp_path / "dist") for _ in range(2)]
+    ends = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
     assert both.sha256(tmp_path / "dist" / Path(built["archive"]).name) == tiny.sha256(built["archive"])
 
@@ -155,3 +144,16 @@ def test_not_proven_ships_unless_strict(tiny: Project, built: Mapping[str, Any],
     bundle = tiny.build(*options, *(["--strict"] if strict else []), code=3 if strict else 0)["bundles"][0]
     assert bundle["verdict"] == "not proven"
     assert (bundle["archive"] is None) == strict
+
+
+def test_a_probed_machine_passes(tiny: Project) -> None:
+    """The build's own accuracy is proven; its speed is where the machine is as fast as when it was probed."""
+    tiny.run("targets", "probe", "--name", "here", "--p95-ms", "500", "--memory-mb", "2000", "--force", "--busy")
+    bundle = tiny.build("--target", "here")["bundles"][0]
+    report = json.loads((tiny.folder / bundle["report"]).read_text())
+    verdicts = {check["name"]: check for check in report["checks"]}
+    busy = {name: verdicts.pop(name) for name in ("p95_ms", "memory_mb") if verdicts[name]["verdict"] != "pass"}
+    assert {name: check["verdict"] for name, check in verdicts.items()} == dict.fromkeys(verdicts, "pass")
+    reasons = ("not within a factor of two", "busy or slowed", "processes")
+    assert all(any(reason in check["remedy"] for reason in reasons) for check in busy.values())
+    assert bundle["verdict"] == ("not proven" if busy else "pass")

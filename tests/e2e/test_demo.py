@@ -83,12 +83,11 @@ def test_readme_commands_run(demo: Project, tmp_path_factory: pytest.TempPathFac
         words = shlex.split(line)[1:]
         # Other tests run beside this one: the machine is as busy as `targets probe` refuses to measure.
         words += ["--busy"] if words[:2] == ["targets", "probe"] else []
-        done = subprocess.run(
-            demo.command(*words), cwd=demo.folder, env=demo.environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode in {0, 3}, f"{line}\n{done.stdout}\n{done.stderr}"
-        if done.returncode == 3:
-            assert "build" in words, f"{line}\n{done.stderr}"
+        started = demo.start(*words)
+        out, err = started.communicate()
+        assert started.returncode in {0, 3}, f"{line}\n{out}\n{err}"
+        if started.returncode == 3:
+            assert "build" in words, f"{line}\n{err}"
 
 
 def test_a_wheel_in_an_empty_folder(demo: Project, tmp_path: Path) -> None:

@@ -9,12 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from false_pass import ROUTES, Bench
+from false_pass import ROUTES, Bench, Run
 from tiny_project import TARGET
 
+from tests import warm
 from tests.e2e.conftest import SLOWEST, Project
 
 pytestmark = pytest.mark.timeout(SLOWEST)
+
+
+class WarmBench(Bench):
+    """A bench whose runs begin with the libraries imported."""
+
+    def run(self, *arguments: str | Path, **variables: str) -> Run:
+        """Run edgekit in the folder."""
+        started = warm.start(["-m", "edgekit", *arguments], self.folder, self.environment(**variables))
+        out, err = started.communicate()
+        return Run(code=started.returncode or 0, out=out, err=err)
 
 
 def one(tiny: Project, step: str, fits: Callable[[Mapping[str, Any]], bool]) -> tuple[Path, Mapping[str, Any]]:
@@ -40,7 +51,7 @@ def bench(tiny: Project, built: Mapping[str, Any], tmp_path_factory: pytest.Temp
     found["teacher"] = one(tiny, "finetune", lambda made: made["digest"] == teacher)
     for name, (place, _) in found.items():
         shutil.copytree(place, folder / "work" / name)
-    made_here = Bench(folder=folder, state=tmp_path_factory.mktemp("state"))
+    made_here = WarmBench(folder=folder, state=tmp_path_factory.mktemp("state"))
     made_here.must("verify", "work/artifact", "work/reference", "-t", "first", "--out", "work/report")
     assert made_here.report("work/report")["verdict"] == "pass"
     return made_here

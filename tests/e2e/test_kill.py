@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import shutil
-import subprocess
 import threading
 from pathlib import Path
 
@@ -17,27 +16,15 @@ from tests.e2e.conftest import SLOWEST, STEPS, Project
 TRIES = 6
 
 
-def build(project: Project, out: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        project.command("build", "--target", "first", "--out", out),
-        cwd=project.folder,
-        env=project.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def seconds_by_step(project: Project, out: Path) -> dict[str, float]:
     """An undisturbed build, and how long each step took."""
-    _, told = build(project, out).communicate()
+    _, told = project.start("build", "--target", "first", "--out", out, alone=True).communicate()
     return {step: float(seconds) for step, seconds in re.findall(r"^  (\w+) +done, ([\d.]+) s$", told, re.MULTILINE)}
 
 
 def kill_in(project: Project, step: str, delay: float, out: Path) -> bool:
     """Start a build and kill it `delay` seconds after a step began; False where the step was done before."""
-    process = build(project, out)
+    process = project.start("build", "--target", "first", "--out", out)
     assert process.stderr is not None
     timer: threading.Timer | None = None
     done = False

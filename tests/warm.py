@@ -1,0 +1,165 @@
+"""Python processes that begin with torch and transformers imported.
+
+Importing them takes five to eight seconds of a core, which is most of what a run on a tiny model costs. A server imports them
+once; each run is a fork of it: a process of its own with its own folder, variables and output, which can be killed. All forks of
+a server have one hash seed: where equal bytes of two processes are to be shown, one of them must be `alone`, a new Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+# What edgekit reads while a command runs. Other variables are read while libraries are imported, which is done by then.
+LATE = ("EDGEKIT_", "NO_COLOR")
+_LONGEST = 1 << 20
+# Standard output, standard error and the pipe on which the server tells the process id and the exit code.
+_PIPES = 3
+
+
+@dataclass
+class Forked:
+    """A run, as far as tests use what subprocess.Popen has."""
+
+    stdout: IO[str]
+    stderr: IO[str]
+    told: IO[str]
+    pid: int
+    returncode: int | None = None
+
+    def communicate(self) -> tuple[str, str]:
+        """Standard output and standard error, once the run has ended."""
+        with ThreadPoolExecutor(1) as other:
+            err = other.submit(self.stderr.read)
+            out = self.stdout.read()
+        self.wait()
+        return out, err.result()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, negative where a signal ended the run. Raises subprocess.TimeoutExpired after so many seconds."""
+        if self.returncode is None:
+            if not select.select([self.told], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0)
+            self.returncode = int(self.told.readline())
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """A signal, where it still runs."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, where it still runs."""
+        self.send_signal(signal.SIGKILL)
+
+
+def start(
+    command: Sequence[str | Path], folder: Path, environment: Mapping[str, str]
+) -> Forked | subprocess.Popen[str]:
+    """`python COMMAND` in a folder, COMMAND being -m MODULE or -c CODE and arguments; where no fork can stand for it, `alone`."""
+    early = frozenset((name, value) for name, value in environment.items() if not name.startswith(LATE))
+    if sys.platform != "linux" or dict(early).get("HF_HUB_OFFLINE") != "1":
+        return alone(command, folder, environment)
+    ends = [os.pipe() for _ in range(_PIPES)]
+    what = {"command": [str(part) for part in command], "folder": str(folder), "environment": dict(environment)}
+    request = json.dumps(what).encode()
+    assert len(request) < _LONGEST
+    server = _server(early)
+    socket.send_fds(server, [request], [write for _, write in ends])
+    for _, write in ends:
+        os.close(write)
+    out, err, told = (os.fdopen(read, encoding="utf-8") for read, _ in ends)
+    pid = told.readline()
+    assert pid, server.recv(_LONGEST).decode()
+    return Forked(stdout=out, stderr=err, told=told, pid=int(pid))
+
+
+def alone(command: Sequence[str | Path], folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """`python COMMAND` in a folder, as a user starts it."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=environment, stdout=pipe, stderr=pipe, encoding="utf-8"
+    )
+
+
+@lru_cache
+def _server(early: frozenset[tuple[str, str]]) -> socket.socket:
+    """A server with these variables; it ends when this process does."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST)
+    # What it says comes back: never, but where it fails.
+    subprocess.Popen([sys.executable, __file__], stdin=theirs, stdout=theirs, stderr=theirs, env=dict(early))
+    theirs.close()
+    return ours
+
+
+def _serve() -> tuple[str, str]:
+    """Fork for each request that comes on standard input; returns in the fork only: what to run, -m or -c and a text."""
+    from edgekit.cli import quiet_libraries
+
+    quiet_libraries()
+    import onnxscript.function_libs.torch_lib.ops  # noqa: F401
+    import torch.export  # noqa: F401
+    from transformers.models.bert import modeling_bert  # noqa: F401
+
+    import edgekit.build
+    import edgekit.tasks.loading  # noqa: F401
+
+    # A fork has one thread, and waits forever for others: onnxruntime, which starts one, is not imported.
+    assert len(list(Path("/proc/self/task").iterdir())) == 1
+    asked = socket.socket(fileno=os.dup(0))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the runs
+    while True:
+        request, pipes, _, _ = socket.recv_fds(asked, _LONGEST, _PIPES)
+        if not request:
+            sys.exit()
+        if os.fork() == 0:
+            break
+        for pipe in pipes:
+            os.close(pipe)
+    asked.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    out, err, told = pipes
+    run = os.fork()
+    if run:
+        # As long as this process holds them, no reader sees their end.
+        os.close(out)
+        os.close(err)
+        os.write(told, f"{run}\n".encode())
+        _, status = os.waitpid(run, 0)
+        os.write(told, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        os._exit(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for ours, standard in ((nothing, 0), (out, 1), (err, 2)):
+        os.dup2(ours, standard)
+        os.close(ours)
+    os.close(told)
+    what = json.loads(request)
+    os.environ.clear()
+    os.environ.update(what["environment"])
+    os.chdir(what["folder"])
+    sys.path[0] = what["folder"]
+    option, text, *arguments = what["command"]
+    sys.argv = [option, *arguments]
+    return option, text
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    option, text = _serve()
+    if option == "-m":
+        runpy.run_module(text, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(text, "<string>", "exec"), {"__name__": "__main__"})
