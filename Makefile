@@ -14,7 +14,7 @@ WORKERS ?= 2
 # llama.cpp is compiled here, which takes some minutes once: only what needs it waits for it.
 LLAMA := $(VENV)/.llama
 
-.PHONY: setup demo test check fmt bench docs release clean
+.PHONY: setup llama demo test check fmt bench docs release clean
 
 setup: $(READY)
 
@@ -26,9 +26,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable ".[demo,dev]"
 	touch $(READY)
 
+llama: $(LLAMA)
+
 $(LLAMA): $(READY)
 	@echo 'compiling llama.cpp: about six minutes, once'
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable ".[gguf]"
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt llama-cpp-python
 	$(BIN)/python -c 'from tests.llama_programs import programs; programs()'
 	touch $(LLAMA)
 

@@ -1,8 +1,8 @@
 """llama.cpp's own programs, built once from the source that the installed llama-cpp-python came from.
 
-Only the programs are compiled: they are linked against the libllama and libggml that the installed package brought, so what
-the tests compare is the very library that edgekit uses. The source is the package's sdist, fetched by pip, or the archive
-that EDGEKIT_TEST_LLAMA_SDIST names. The programs lie in EDGEKIT_TEST_CACHE, or in the user's cache folder.
+Only the programs are compiled: they are linked against the libllama, libggml and libllama-common that the installed package
+brought, so what the tests compare is the very library that edgekit uses. The source is the package's sdist, fetched by pip,
+or the archive that EDGEKIT_TEST_LLAMA_SDIST names. The programs lie in EDGEKIT_TEST_CACHE, or in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ PROGRAMS = (
     "llama-tokenize",
 )
 # What of llama.cpp's source the programs need; the library itself is not compiled again.
+# `common`: its headers.
 SOURCES = ("common", "ggml/include", "include", "scripts/ui-assets.cmake", "src/llama-ext.h", "tools/mtmd", "vendor")
 TOOLS = ("ui", "server", "cli", "completion", "imatrix", "perplexity", "quantize", "tokenize")
 # The tools' own CMakeLists are used as they are. What they expect of the project around them stands here: the targets of
@@ -52,6 +53,10 @@ set(CMAKE_CXX_STANDARD 17)
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)
 set(CMAKE_INSTALL_RPATH "$ORIGIN;@loader_path")
+if(NOT APPLE)
+  # libllama-common looks for its libraries where the program says.
+  add_link_options(-Wl,--disable-new-dtags)
+endif()
 set(PROJECT_SOURCE_DIR ${SOURCE})
 set(LLAMA_BUILD_NUMBER 0)
 set(LLAMA_BUILD_COMMIT sdist)
@@ -60,7 +65,7 @@ function(llama_add_compile_flags)
 endfunction()
 function(license_add_file)
 endfunction()
-foreach(library ggml llama mtmd)
+foreach(library ggml llama mtmd llama-common)
   add_library(${library} INTERFACE)
 endforeach()
 target_compile_definitions(ggml INTERFACE GGML_SHARED GGML_BACKEND_SHARED LLAMA_SHARED)
@@ -71,10 +76,12 @@ target_link_directories(ggml INTERFACE ${LIBRARIES})
 target_link_libraries(ggml INTERFACE -lggml -lggml-base -lggml-cpu)
 target_link_libraries(llama INTERFACE -lllama ggml)
 target_link_libraries(mtmd INTERFACE -lmtmd llama)
+target_include_directories(llama-common INTERFACE ${SOURCE}/common ${SOURCE}/vendor)
+target_compile_definitions(llama-common INTERFACE LLAMA_SUBPROCESS)
+target_link_libraries(llama-common INTERFACE -lllama-common llama)
 foreach(part nlohmann sheredom cpp-httplib)
   add_subdirectory(${SOURCE}/vendor/${part} vendor/${part} EXCLUDE_FROM_ALL)
 endforeach()
-add_subdirectory(${SOURCE}/common common EXCLUDE_FROM_ALL)
 foreach(tool ${TOOLS})
   add_subdirectory(${SOURCE}/tools/${tool} tools/${tool} EXCLUDE_FROM_ALL)
 endforeach()
@@ -95,8 +102,7 @@ SETTINGS = (
     "-DCMAKE_C_FLAGS_RELEASE=-O0",
     "-DCMAKE_CXX_FLAGS_RELEASE=-O0",
     "-DLLAMA_BUILD_UI=OFF",
-    "-DLLAMA_OPENSSL=OFF",
-    "-DLLAMA_SUBPROCESS=OFF",
+    "-DLLAMA_OPENSSL=ON",  # as libllama-common has it by default: both hold the same classes
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 )
 
@@ -172,11 +178,15 @@ def serve(model: Path, said: Path, *arguments: str) -> Iterator[Server]:
 
 
 def _libraries() -> list[Path]:
-    """The shared libraries of the installed package; finding it does not load them."""
+    """The shared libraries of the installed package, libllama-common among them; finding them does not load them."""
     spec = util.find_spec("llama_cpp")
     assert spec is not None
     assert spec.origin is not None
-    return sorted(path for path in (Path(spec.origin).parent / "lib").iterdir() if path.name.startswith("lib"))
+    # Those that the package itself loads lie in it, all of them in the folder that CMake's own rules install to.
+    folder = Path(spec.origin).parents[1] / "lib"
+    found = sorted(path for path in folder.iterdir() if path.name.startswith(("libggml", "libllama", "libmtmd")))
+    assert any(path.name.startswith("libllama-common") for path in found), f"{folder}: no libllama-common"
+    return found
 
 
 def _cache_folder() -> Path:
