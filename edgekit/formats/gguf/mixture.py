@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from edgekit.formats.gguf import Options
     from edgekit.formats.gguf.imatrix import Imatrix
 
-# Tokens on which mixtures are compared, and mixtures that are: a difference of KL that matters shows on so many.
-JUDGED_TOKENS, EVALUATIONS = 2048, 24
+# Tokens on which mixtures are compared, and mixtures that are: a difference of KL that matters shows on so many. Twenty more
+# mixtures took two thirds of the time and gained 0.2 % (at the bytes of q4_k_m) and 2.6 % (of q4_0) on a Llama of 46 million
+# weights, where rounding with feedback gained 32 and 39 %.
+JUDGED_TOKENS, EVALUATIONS = 2048, 4
 
 
 def mix(
@@ -71,7 +73,8 @@ def mix(
     pace = _pace(source, options, like, {one.name: matrices[one.name] for one in free if one.name not in looked_up})
     calibration = source.calibration()
     importance = _importance(tensors, matrix, calibration)
-    sensitivities = _sensitivities(source, free, matrices, importance, calibration)
+    steps = _Steps(source, len(free))
+    sensitivities = _sensitivities(source, free, matrices, importance, calibration, steps)
 
     def written(types: Mapping[str, str], place: Path, feedback: Feedback | None = None) -> dict[str, Any]:
         every = {**kept, **types}
@@ -80,7 +83,7 @@ def mix(
             source.model,
             place,
             types=every,
-            metadata={**metadata, **more} | ({"edgekit.rounding": "feedback"} if feedback else {}),
+            metadata={**metadata, **more},
             through=None if options.through == "none" else options.through,
             importance=importance,
             feedback=feedback,
@@ -88,7 +91,7 @@ def mix(
         )
 
     def rounding(types: Mapping[str, str]) -> Feedback | None:
-        return _feedback(source, tensors, options, types)
+        return _feedback(source, tensors, options, types, steps)
 
     if source.output != "tokens":
         mixture = allocate(sensitivities, budget, free=gathered, pace=pace)
@@ -97,7 +100,11 @@ def mix(
     else:
 
         def search(kl: Callable[[Mapping[str, str]], float]) -> Refined:
-            return refine(sensitivities, budget, kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
+            def asked(types: Mapping[str, str]) -> float:
+                steps.tell("compares mixtures")
+                return kl(types)
+
+            return refine(sensitivities, budget, asked, evaluations=EVALUATIONS, free=gathered, pace=pace)
 
         made, choices, mixture = _judged_mixture(source, [one.name for one in free], written, search, rounding, out)
     choices["tensor_bytes"] = mixture.bytes + sum(sizes[name] for name in kept)
@@ -132,9 +139,11 @@ def _judged_mixture(
     return made, choices, found.mixture
 
 
-def _feedback(source: Source, tensors: Sequence[Tensor], options: Options, types: Mapping[str, str]) -> Feedback | None:
+def _feedback(
+    source: Source, tensors: Sequence[Tensor], options: Options, types: Mapping[str, str], steps: _Steps
+) -> Feedback | None:
     those = [one for one in tensors if types.get(one.name) in CODES]
-    return Feedback(source, those) if options.feedback and those else None
+    return Feedback(source, those, steps) if options.feedback and those else None
 
 
 def _told(found: Refined) -> dict[str, Any]:
@@ -150,7 +159,9 @@ def _told(found: Refined) -> dict[str, Any]:
 def _budget(source: Source, options: Options, sizes: Mapping[str, int]) -> int:
     """Bytes of all tensors, or read per token where a rate is asked for."""
     if options.tokens_per_second is None:
-        return options.bytes or sum(sizes.values())
+        # The name of the scheme is in the file, too, and a longer one may take the next 32 bytes.
+        longer = 32 * (len(options.like) < len(options.scheme))
+        return options.bytes or sum(sizes.values()) - longer
     if source.bandwidth_gbs is None:
         raise EdgekitError(
             "export.text-generation.tokens_per_second: the target states no bandwidth_gbs; state it in [hardware], or give bytes"
@@ -166,14 +177,26 @@ def _pace(source: Source, options: Options, like: Mapping[str, str], multiplied:
     return Pace(costs=costs, shapes=multiplied, like=like)
 
 
+class _Steps:
+    """Progress over the parts of a mixture's making: tensors measured, mixtures compared, tensors rounded."""
+
+    def __init__(self, source: Source, tensors: int) -> None:
+        self._progress, self._done, self._total = source.progress, 0, 2 * tensors + EVALUATIONS
+
+    def tell(self, note: str) -> None:
+        """One part more is done."""
+        self._done = min(self._done + 1, self._total)
+        self._progress(self._done, self._total, note)
+
+
 class Feedback:
     """What `feedback` says for the tensors of a file, asked for in their order; None for those whose inputs nobody sees.
 
     Texts come from all over the calibrate prompts, without those on which mixtures are judged.
     """
 
-    def __init__(self, source: Source, tensors: Sequence[Tensor]) -> None:
-        module = source.load()
+    def __init__(self, source: Source, tensors: Sequence[Tensor], steps: _Steps) -> None:
+        module, self._steps = source.load(), steps
         paths = {name: path for path, name in layer_names(source.model, linear_paths(module)).items()}
         self._left = [one.name for one in reversed(tensors) if one.name in paths]
         ids = [row for row in source.ids if not is_judged(row)] or source.ids
@@ -187,6 +210,7 @@ class Feedback:
         if not self._left or name != self._left[-1]:
             return None
         self._left.pop()
+        self._steps.tell(f"rounds {name}")
         gram = next(self._grams)
         if self._last is None or self._last[0] is not gram:
             self._last = gram, feedback(gram)
@@ -231,21 +255,25 @@ def _sensitivities(
     matrices: Mapping[str, Shape],
     importance: Mapping[str, NDArray[np.float32]],
     calibration: Calibration,
+    steps: _Steps,
 ) -> list[Sensitivity]:
     gradients = _gradients(source, tensors, calibration)
     tied = not any(one.name == OUTPUT for one in tensors)
     instructions = instruction_set(source.arch, source.features)
-    return [
-        measure(
-            matrices[one.name],
-            float_rows(one),
-            candidates(matrices[one.name], instructions, tied=tied),
-            layers=source.model.layers,
-            importance=importance.get(one.name),
-            gradient=gradients.get(one.name),
+    found = []
+    for one in tensors:
+        steps.tell(f"measures {one.name}")
+        found.append(
+            measure(
+                matrices[one.name],
+                float_rows(one),
+                candidates(matrices[one.name], instructions, tied=tied),
+                layers=source.model.layers,
+                importance=importance.get(one.name),
+                gradient=gradients.get(one.name),
+            )
         )
-        for one in tensors
-    ]
+    return found
 
 
 def _importance(

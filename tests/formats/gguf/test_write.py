@@ -181,6 +181,7 @@ def test_a_mixture_takes_the_bytes_of_its_model(
     facts = decoder.export(tmp_path / "mixed", scheme="mixed", like=like)
     budget, taken = (tensor_bytes(tmp_path / name / "model.gguf") for name in ("plain", "mixed"))
     assert 0.99 * budget <= taken <= budget
+    assert (tmp_path / "mixed" / "model.gguf").stat().st_size <= (tmp_path / "plain" / "model.gguf").stat().st_size
     assert facts["choices"]["tensor_bytes"] == taken
     assert facts["choices"]["measured_kl"] <= facts["choices"]["first_kl"]
     assert len(facts["quantized"]) > 2
