@@ -100,13 +100,10 @@ def mix(
     else:
 
         def search(kl: Callable[[Mapping[str, str]], float]) -> Refined:
-            def asked(types: Mapping[str, str]) -> float:
-                steps.tell("compares mixtures")
-                return kl(types)
+            return refine(sensitivities, budget, kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
 
-            return refine(sensitivities, budget, asked, evaluations=EVALUATIONS, free=gathered, pace=pace)
-
-        made, choices, mixture = _judged_mixture(source, [one.name for one in free], written, search, rounding, out)
+        names = [one.name for one in free]
+        made, choices, mixture = _judged_mixture(source, names, written, search, rounding, out, steps)
     choices["tensor_bytes"] = mixture.bytes + sum(sizes[name] for name in kept)
     return made, {"choices": choices}
 
@@ -118,6 +115,7 @@ def _judged_mixture(
     search: Callable[[Callable[[Mapping[str, str]], float]], Refined],
     rounding: Callable[[Mapping[str, str]], Feedback | None],
     out: Path,
+    steps: _Steps,
 ) -> tuple[dict[str, Any], dict[str, Any], Mixture]:
     """Write the mixture that `search` finds by asking for the KL of some; what was made, what is to be known, and the mixture."""
     with Judge(out.parent) as judge:
@@ -125,6 +123,7 @@ def _judged_mixture(
         judge.listen(judge.tried, _judged(source))
 
         def kl(types: Mapping[str, str]) -> float:
+            steps.tell("compares mixtures")
             written(types, judge.tried)
             return judge.hear(judge.tried).mean_kl
 
