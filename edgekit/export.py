@@ -13,7 +13,7 @@ from edgekit.model import Model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.running import check_running
-from edgekit.runtimes import RUNTIMES, Runtime
+from edgekit.runtimes import RUNTIMES
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
 from edgekit.tasks.contentless import ASKED
 
@@ -81,9 +81,10 @@ def export(
     if kind.OUTPUT == "tokens":
         return facts | _running(format_, student, out / facts["file"], source.ids, facts["bits"])
     file, fitting = out / facts["file"], runtime.joined({}, facts["runtime_options"])
-    answers = runtime.outputs(file, source.ids, pad_id=source.pad_id, options=fitting)
-    facts |= _fitted(file, model, task, rows, answers, out_of_scope, rejection)
-    return facts | _contentless(file, model, task, facts, runtime, fitting)
+    empty = _contentless_ids(model, facts, out_of_scope)
+    answers = runtime.outputs(file, [*source.ids, *empty], pad_id=source.pad_id, options=fitting)
+    facts |= _fitted(file, model, task, rows, answers[: len(source.ids)], out_of_scope, rejection)
+    return facts | _contentless(answers[len(source.ids) :], task, facts)
 
 
 def _read(model: Model, task: str, rows: Sequence[Prompt], max_length: int) -> dict[str, Any]:
@@ -127,15 +128,16 @@ def adopt(
     ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
     runtime = RUNTIMES[format_.RUNTIME]
     fitting = runtime.joined({}, facts["runtime_options"])
+    asked = [*ids, *_contentless_ids(model, facts, out_of_scope)]
     try:
-        answers = runtime.outputs(out / facts["file"], ids, pad_id=find_pad_id(model), options=fitting)
+        answers = runtime.outputs(out / facts["file"], asked, pad_id=find_pad_id(model), options=fitting)
     except runtime.load_errors() as failed:
         raise EdgekitError(
             f"{file}: {runtime.NAME} fails on the calibrate prompts: {str(failed).splitlines()[0][:300]}; is {checkpoint} the"
             " checkpoint that it was exported from?"
         ) from failed
-    facts |= _fitted(file, model, task, rows, answers, out_of_scope, rejection)
-    return facts | _contentless(out / facts["file"], model, task, facts, runtime, fitting)
+    facts |= _fitted(file, model, task, rows, answers[: len(ids)], out_of_scope, rejection)
+    return facts | _contentless(answers[len(ids) :], task, facts)
 
 
 def _reading(format_: Format, file: Path, model: Model, rows: Sequence[Prompt], output: str) -> dict[str, Any]:
@@ -216,14 +218,15 @@ def _fitted(
     }
 
 
-def _contentless(
-    file: Path, model: Model, task: str, facts: Mapping[str, Any], runtime: Runtime, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def _contentless_ids(model: Model, facts: Mapping[str, Any], out_of_scope: str | None) -> list[list[int]]:
+    """The texts that say nothing, for a classifier that may reject texts; [] for any other."""
+    return model.encode(ASKED, facts["max_length"]) if facts["output"] == "logits" and out_of_scope is not None else []
+
+
+def _contentless(answers: Floats, task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """As `contentless`: how many texts that say nothing were asked, and those that got a class, with it. {} without rejection."""
     if "threshold" not in facts["settings"]:
         return {}
-    ids = model.encode(ASKED, facts["max_length"])
-    answers = runtime.outputs(file, ids, pad_id=facts["pad_id"], options=options)
     labels = row_task(task).answer(answers, facts["settings"], facts["classes"], ASKED)
     rejected = facts["settings"]["out_of_scope"]
     accepted = {text[:20]: label for text, label in zip(ASKED, labels, strict=True) if label != rejected}

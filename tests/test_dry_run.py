@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,18 @@ import numpy as np
 import onnx
 import pytest
 
+from edgekit.build.made import created_shapes, made_model
+from edgekit.formats import gguf
 from edgekit.formats.onnx import graph
-from edgekit.formats.onnx.sizes import predict_bytes
+from edgekit.formats.onnx.sizes import predict_bytes, predict_decoder_bytes
+from edgekit.formats.onnx.smooth import Range
 from edgekit.model import Model
+from edgekit.recipe import Recipe, load_recipe
 from tests.conftest import Answer
+from tests.hub_variants import make_bert, make_roberta
 
 Command = Callable[..., Answer]
-SCHEMES = ("fp32", "fp16", "w8", "w4", "int8-dynamic")
+SCHEMES = ("fp32", "fp16", "w8", "w4", "int8-dynamic", "int8-static")
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +68,71 @@ def test_bytes_are_within_two_percent(exported: Any, tmp_path: Path, scheme: str
         made = to_half(made)
     elif scheme != "fp32":
         rewritten = graph.Graph(made)
-        if scheme == "int8-dynamic":
-            quantize_int8(rewritten, Int8(ranges=None))
+        if scheme.startswith("int8"):
+            seen = {linear.key: ranges(rewritten, linear.weight) for linear in rewritten.linears()}
+            quantize_int8(rewritten, Int8(ranges=seen if scheme == "int8-static" else None))
         else:
             quantize_blocks(rewritten, bits=int(scheme[1:]), block=32)
         made = rewritten.model
     size = graph.save(made, tmp_path / "model.onnx")
-    assert predict_bytes(model, scheme, 32, layers=4, classes=5) == pytest.approx(size, rel=0.02)
+    assert predict_bytes(model, scheme, 32) == pytest.approx(size, rel=0.02)
+
+
+def ranges(made: graph.Graph, weight: str) -> Range:
+    """What a calibration may have seen of a Linear's input."""
+    ones = np.ones(made.initializers[weight].dims[0], np.float32)
+    return Range(minimum=-ones, maximum=ones, mean_square=ones)
+
+
+def recipe_of(tmp_path: Path, task: str, teacher: str, more: str = "") -> Recipe:
+    (tmp_path / "recipe.toml").write_text(f'task = "{task}"\n[teacher]\n{teacher}\n{more}\n[data]\npath = "data"\n')
+    return load_recipe(tmp_path)
+
+
+def shapes(tensors: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
+    return sorted(tuple(shape) for shape in tensors)
+
+
+@pytest.mark.parametrize("make", [make_bert, make_roberta])
+def test_a_student_with_a_new_head_has_the_shapes_that_were_told(make: Any, tmp_path: Path) -> None:
+    """Of a base that knows no classes: what training leaves is what the plan's bytes were counted for."""
+    from edgekit.distill.student import cut
+    from edgekit.tasks.encoders import load_encoder
+
+    folder = make(tmp_path / "teacher", None)
+    recipe = recipe_of(
+        tmp_path, "text-classification", 'source = "teacher"', "[teacher.finetune]\n[student]\nkeep = [1]"
+    )
+    told = made_model(recipe, folder, "logits", 7)
+    assert told.layers == 1
+    module = load_encoder(folder, "text-classification", {"num_labels": 7})
+    cut(module, [1])
+    assert shapes(info.shape for info in told.tensors.values()) == shapes(one.shape for one in module.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_created_decoder_has_the_shapes_that_were_told(family: str, tied: bool, tmp_path: Path) -> None:
+    import torch
+
+    from edgekit.distill.create import make_decoder
+    from edgekit.distill.options import CreateOptions
+
+    options = CreateOptions(family=family, hidden=64, layers=3, heads=4, kv_heads=2, vocabulary=400, tied=tied)  # type: ignore[arg-type]
+    with torch.device("meta"):
+        made = make_decoder(options, options.vocabulary)
+    assert {name: tuple(one.shape) for name, one in made.named_parameters()} == created_shapes(options)
+    create = f'create = {{ family = "{family}", hidden = 64, layers = 3, heads = 4, vocabulary = 400 }}'
+    recipe = recipe_of(tmp_path, "text-generation", create, "[student]\nkeep = [0, 2]")
+    told = made_model(recipe, None, "tokens", 0)
+    assert told.layers == 2
+    assert "model.layers.1.mlp.up_proj.weight" in told.tensors
+    assert not any(name.startswith("model.layers.2.") for name in told.tensors)
+    # Both formats say how large it will be.
+    predicted = gguf.predict(told, gguf.Options(scheme="q8_0"))
+    assert predicted["bytes"] > told.parameters
+    assert predicted["metadata_bytes"] > 400 * gguf.TOKEN_BYTES
+    assert predict_decoder_bytes(told, "w8", 32) > told.parameters
 
 
 def plan(command: Command, *arguments: str) -> dict[str, Any]:

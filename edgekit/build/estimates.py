@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from edgekit.build.made import made_model
 from edgekit.build.plan import Plan
-from edgekit.model import EMBEDDINGS, load_model
+from edgekit.model import EMBEDDINGS, Model
 from edgekit.prompts import PromptSet
 from edgekit.recipe import Recipe
 from edgekit.workspace import Product
@@ -26,15 +26,12 @@ _STARTS = {
     "verify": 20,
     "package": 2,
 }
-# Python with torch, transformers and the spine, MB.
-_PROCESS_MB = 700
+# Python with torch, transformers and the spine, MB: measured on Linux with torch 2.13 for CPUs.
+_PROCESS_MB = 420
+# How often an ONNX export holds a model's weights at its peak.
+_EXPORT_COPIES = 8
 # Of a core's peak in a matrix product, what training on short texts reaches.
 _REACHED = 0.35
-# Bits a weight of models that are not there yet, with the head's larger types, as llama.cpp's README states them.
-_GGUF_BITS = {
-    "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q4_k_s": 4.6, "q4_1": 5.1,
-    "q4_0": 4.6, "iq4_nl": 4.6, "iq4_xs": 4.4,
-}  # fmt: skip
 # Tokens that scheme = "auto" of a decoder has each candidate read, and that the float model writes one by one, each of which
 # costs what reading ten does (`formats.smallest`).
 _TRIED_TOKENS, _SAID_TOKENS = 4096, 10 * 1024
@@ -51,21 +48,13 @@ class Size:
     layers: int
     hidden: int
 
+    @property
+    def core(self) -> int:
+        """Weights that every token is multiplied by."""
+        return self.weights - self.embedding
 
-def _size(recipe: Recipe, teacher: Path | None) -> Size:
-    if teacher is None:
-        from edgekit.distill.options import read_create_options
 
-        made = read_create_options(recipe.teacher.create or {}, recipe.data.max_length, "teacher.create")
-        block = made.hidden * (
-            2 * made.hidden
-            + 2 * made.hidden * (made.kv_heads or made.heads) // made.heads
-            + 3 * (made.intermediate or 3 * made.hidden)
-        )
-        embedding = made.vocabulary * made.hidden
-        weights = embedding + made.layers * block
-        return Size(weights=weights, embedding=embedding, layers=made.layers, hidden=made.hidden)
-    model = load_model(teacher)
+def _size(model: Model) -> Size:
     tables = [info for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)]
     embedding = sum(info.shape[0] * info.shape[1] for info in tables)
     hidden = int(model.text_config.get("hidden_size") or model.text_config.get("dim") or 0)
@@ -76,51 +65,129 @@ def estimate(plan: Plan, prompts: Product) -> dict[str, Any]:
     """Of the build: seconds by step, memory_mb and disk_mb; of the artifact: artifact_mb and what else its format can tell.
 
     Seconds are of this machine where nothing else runs: a training step costs 6 operations per weight and token (2 forward, 4
-    backward; Kaplan et al. 2020, section 2.1), of weights outside the embedding. Memory counts fp32 weights, gradients and
-    AdamW's two moments of the model in training, and the teacher's signals where they are kept; disk what stays: the models and
-    three times the artifact (step, bundle, archive). Raises EdgekitError for what the format refuses of the checkpoint.
+    backward; Kaplan et al. 2020, section 2.1), of weights outside the embedding. Memory is the peak of the build's own process,
+    disk what stays in cache and bundle; `benchmarks/estimates.py` compares both with what happens. Raises EdgekitError for what
+    the format refuses of the checkpoint.
     """
-    recipe, size = plan.recipe, _size(plan.recipe, plan.teacher)
-    core, share = size.weights - size.embedding, _student_share(recipe, size)
-    rows = prompts.facts["rows"]
-    texts = PromptSet(folder=prompts.folder).split("verify")[:200]
-    tokens = min(recipe.data.max_length, 2 + 1.4 * sum(len(row.text.split()) for row in texts) / len(texts))
-    trained = recipe.teacher.finetune if recipe.teacher.create is None else recipe.teacher.create
-    # Operations by step.
-    work = {"record": 2 * core * tokens * (rows["verify"] + rows["calibrate"]) * (1 + share)}
-    work |= {
-        "calibrate": 4 * core * share * tokens * rows["calibrate"],
-        "verify": 4 * core * share * tokens * rows["verify"],
-    }
-    work |= {"export": 32 * core * share * tokens * min(rows["calibrate"], 128), "package": 0.0}
-    if trained is not None:
-        epochs = int(trained.get("epochs", 10))
-        work["finetune" if recipe.teacher.create is None else "create"] = 6 * core * tokens * rows["train"] * epochs
-    signals = 0.0
-    if recipe.student is not None:
-        from edgekit.distill.lessons import SIGNAL_BYTES
+    from edgekit.tasks import TASKS
 
-        epochs = int(recipe.distill.get("epochs", 10))
-        signals = 4 * 3 * size.hidden * tokens * rows["train"]
-        again = signals > SIGNAL_BYTES
-        signals = 0.0 if again else signals
-        work["distill"] = (6 * share * epochs + 2 * (epochs if again else 1)) * core * tokens * rows["train"]
-    speed = _speed()
-    held = size.weights * 4 * (4 if trained is not None or recipe.student is not None else 1)
-    artifact = artifact_bytes(plan, size, len(prompts.facts["labels"]))
-    measured = _candidates(plan, size)
-    # The float file that candidates are compared with, and the largest of them beside the artifact.
-    tried = 4 * size.weights + 1e6 * max(measured["schemes_mb"].values()) if measured else 0.0
+    recipe, output, labels = plan.recipe, TASKS[plan.recipe.task].OUTPUT, len(prompts.facts["labels"])
+    made = made_model(recipe, plan.teacher, output, labels)
+    whole = _size(
+        made if recipe.student is None else made_model(replace(recipe, student=None), plan.teacher, output, labels)
+    )
+    work = _Work(
+        recipe=recipe,
+        output=output,
+        teacher=whole,
+        made=_size(made),
+        rows=prompts.facts["rows"],
+        tokens=_tokens(recipe, prompts),
+    )
+    speed, artifact, measured = _speed(), artifact_bytes(plan, made), _candidates(plan, made)
+    operations, tried = work.operations(), 0.0
     if measured:
-        work["export"] += 2 * core * share * (_TRIED_TOKENS * (1 + len(measured["schemes_mb"])) + _SAID_TOKENS)
-    made = 4 * (size.weights * (trained is not None) + (size.embedding + core * share) * (recipe.student is not None))
+        operations["export"] += 2 * work.made.core * (_TRIED_TOKENS * (1 + len(measured["schemes_mb"])) + _SAID_TOKENS)
+        # The float file that candidates are compared with, and the largest of them beside the artifact.
+        tried = 4 * work.made.weights + 1e6 * max(measured["schemes_mb"].values())
     told = {
-        "seconds": {step: round(_STARTS[step] + operations / speed) for step, operations in work.items()},
-        "memory_mb": round(_PROCESS_MB + (2 * held + signals) / 1e6),
-        "disk_mb": round((made + 3 * artifact + tried) / 1e6, 1),
+        "seconds": {step: round(_STARTS[step] + count / speed) for step, count in operations.items()},
+        "memory_mb": round(_PROCESS_MB + max(work.memory(artifact).values()) / 1e6),
+        "disk_mb": round((work.disk(artifact) + tried) / 1e6, 1),
         "artifact_mb": round(artifact / 1e6, 2),
     }
-    return told | _predict(plan) | measured
+    return told | _predict(plan, made) | measured
+
+
+def _tokens(recipe: Recipe, prompts: Product) -> float:
+    """Tokens of a prompt on average: English words have 1.4 each in vocabularies of 30,000, and two are added."""
+    texts = PromptSet(folder=prompts.folder).split("verify")[:200]
+    return min(recipe.data.max_length, 2 + 1.4 * sum(len(row.text.split()) for row in texts) / max(len(texts), 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What the steps of a build take, in operations and bytes."""
+
+    recipe: Recipe
+    output: str
+    teacher: Size
+    made: Size
+    rows: Mapping[str, int]
+    tokens: float
+
+    @property
+    def trained(self) -> Mapping[str, Any] | None:
+        """The options of the teacher's own training."""
+        teacher = self.recipe.teacher
+        return teacher.finetune if teacher.create is None else teacher.create
+
+    @property
+    def first(self) -> str:
+        """The step that trains the teacher."""
+        return "finetune" if self.recipe.teacher.create is None else "create"
+
+    @property
+    def signals(self) -> float:
+        """Bytes of what the teacher says of all train texts: outputs of as many blocks as the student has, and three projections
+        of the last; 0 where they are too many to be kept."""
+        from edgekit.distill.lessons import SIGNAL_BYTES
+
+        kept = self.made.layers + (0 if self.output == "tokens" else 3)
+        found = 4 * kept * self.teacher.hidden * self.tokens * self.rows.get("train", 0)
+        return found if found <= SIGNAL_BYTES else 0.0
+
+    def operations(self) -> dict[str, float]:
+        """Of each step: 2 a weight outside the embedding and token forward, 4 backward."""
+        core, made, rows, tokens = self.teacher.core, self.made.core, self.rows, self.tokens
+        several = core if self.recipe.student is None else core + made
+        found = {
+            "record": 2 * several * tokens * (rows["verify"] + rows["calibrate"]),
+            "calibrate": 4 * made * tokens * rows["calibrate"],
+            "verify": 4 * made * tokens * rows["verify"],
+            "export": 32 * made * tokens * min(rows["calibrate"], 128),
+            "package": 0.0,
+        }
+        if self.trained is not None:
+            found[self.first] = 6 * core * tokens * rows["train"] * int(self.trained.get("epochs", 10))
+        if self.recipe.student is not None:
+            epochs = int(self.recipe.distill.get("epochs", 10))
+            asked = 1 if self.signals else epochs
+            found["distill"] = (6 * made * epochs + 2 * core * asked) * tokens * rows["train"]
+        return found
+
+    def memory(self, artifact: int) -> dict[str, float]:
+        """The bytes that each step holds beside the process itself.
+
+        A model in training has weights, gradients, AdamW's two moments and its best epoch's weights; the export of an ONNX file
+        holds the module, the traced graph, and copies of it that are rewritten and compared.
+        """
+        found = {
+            "record": 4.0 * self.teacher.weights,
+            "export": 4.0 * self.made.weights * _EXPORT_COPIES + 2 * artifact,
+        }
+        if self.trained is not None:
+            found[self.first] = 5 * 4.0 * self.teacher.weights
+        if self.recipe.student is not None:
+            found["distill"] = 5 * 4.0 * self.made.weights + 4.0 * self.teacher.weights + self.signals
+        return found
+
+    def disk(self, artifact: int) -> float:
+        """The bytes that stay: the models that were made, what was recorded, and the artifact in its step, its bundle and its
+        archive."""
+        models = 4.0 * self.teacher.weights * (self.trained is not None)
+        models += 4.0 * self.made.weights * (self.recipe.student is not None)
+        return models + 3 * artifact + self._recorded()
+
+    def _recorded(self) -> float:
+        """Of decoders the reference: ids and likelihoods of the likeliest tokens."""
+        if self.output != "tokens":
+            return 0.0
+        from edgekit.record.tokens import MOST_LIKELY, MOST_TOKENS
+
+        roles = 1 if self.recipe.student is None else 2
+        vocabulary = self.teacher.embedding // max(self.teacher.hidden, 1)
+        return 8.0 * roles * min(self.rows["verify"] * self.tokens, MOST_TOKENS) * min(MOST_LIKELY, vocabulary)
 
 
 def busy() -> str | None:
@@ -131,7 +198,7 @@ def busy() -> str | None:
     return f"load {load:.1f} on {cores} cores" if load > _BUSY * cores else None
 
 
-def _candidates(plan: Plan, size: Size) -> dict[str, Any]:
+def _candidates(plan: Plan, model: Model) -> dict[str, Any]:
     """Where the scheme is found at export: schemes_mb, the size of each that may become the artifact, the smallest first, and
     judged_on, how many calibrate prompts decide at most.
 
@@ -146,59 +213,40 @@ def _candidates(plan: Plan, size: Size) -> dict[str, Any]:
     if options.scheme != "auto" or output not in format_.AUTO:
         return {}
     plans = {name: replace(plan, export={**plan.export, "scheme": name}) for name in format_.AUTO[output]}
-    sizes = {
-        name: float(_predict(one).get("artifact_mb") or round(artifact_bytes(one, size, 0) / 1e6, 1))
-        for name, one in plans.items()
-    }
+    sizes = {name: round(artifact_bytes(one, model) / 1e6, 2) for name, one in plans.items()}
     sizes = dict(sorted(sizes.items(), key=lambda item: item[1]))
     judged = min(int(plan.data["rows"]["calibrate"]), PASSAGES)
     return {"artifact_mb": min(sizes.values()), "schemes_mb": sizes, "judged_on": judged}
 
 
-def artifact_bytes(plan: Plan, size: Size, classes: int) -> int:
-    """The bytes of the artifact's files in the plan's format and scheme, as far as headers tell; of "auto" the smallest's."""
+def artifact_bytes(plan: Plan, model: Model) -> int:
+    """The bytes of the artifact's files in the plan's format and scheme, for a model as `made_model` gives it."""
     from edgekit.formats import parse_options
-    from edgekit.formats.onnx import DECODER_BITS
     from edgekit.formats.onnx.sizes import predict_bytes, predict_decoder_bytes
     from edgekit.tasks import TASKS
 
     output = TASKS[plan.recipe.task].OUTPUT
     format_, options = parse_options(plan.export, output, "export")
-    share = _student_share(plan.recipe, size)
-    kept = size.embedding + (size.weights - size.embedding) * share
-    scheme = format_.AUTO[output][0] if options.scheme == "auto" and output in format_.AUTO else options.scheme
-    if format_.NAME == "onnx" and plan.teacher is not None:
-        model, layers = load_model(plan.teacher), round(size.layers * share)
-        block = int(options.block)
-        if output == "tokens":
-            return predict_decoder_bytes(model, scheme, block, layers=layers)
-        return predict_bytes(model, options.scheme, block, layers=layers, classes=classes if output == "logits" else 0)
-    bits: Mapping[str, float] = DECODER_BITS if format_.NAME == "onnx" else _GGUF_BITS
-    return round(kept * bits.get(scheme, 4.8) / 8)
+    told = format_.predict(model, options)
+    if told is not None:
+        return int(told["bytes"] + told["metadata_bytes"])
+    if output == "tokens":
+        scheme = format_.AUTO[output][0] if options.scheme == "auto" else options.scheme
+        return predict_decoder_bytes(model, scheme, int(options.block))
+    return predict_bytes(model, options.scheme, int(options.block))
 
 
-def _student_share(recipe: Recipe, size: Size) -> float:
-    """The share of the teacher's blocks that the student keeps."""
-    if recipe.student is None:
-        return 1.0
-    kept = len(recipe.student.keep) if recipe.student.keep else recipe.student.layers
-    return (kept or size.layers) / size.layers
-
-
-def _predict(plan: Plan) -> dict[str, Any]:
-    """What the artifact will be, where its format can tell from the teacher's headers: sizes in MB, memory at the context.
+def _predict(plan: Plan, model: Model) -> dict[str, Any]:
+    """What a decoder in llama.cpp will need at its context, where its format can tell from headers.
 
     Memory is weights, cache (16 bits, or as the runtime's kv_k and kv_v say), buffers of a step of the prompt and 40 MB of the
-    process itself. Raises EdgekitError for what the format refuses of the checkpoint. {} where nothing is known yet.
+    process itself. Raises EdgekitError for what the format refuses of the checkpoint. {} where nothing is known.
     """
     from edgekit.formats import parse_options
     from edgekit.runtimes import RUNTIMES
     from edgekit.tasks import TASKS
 
-    if plan.teacher is None or plan.recipe.student is not None:
-        return {}
     format_, options = parse_options(plan.export, TASKS[plan.recipe.task].OUTPUT, "export")
-    model = load_model(plan.teacher)
     told = format_.predict(model, options)
     if told is None:
         return {}
@@ -210,7 +258,6 @@ def _predict(plan: Plan) -> dict[str, Any]:
     hidden, inner = (int(model.text_config[key]) for key in ("hidden_size", "intermediate_size"))
     step = 4 * int(runtime.get("batch", 512)) * (8 * hidden + 2 * inner)
     return {
-        "artifact_mb": round(told["bytes"] / 1e6, 1),
         "context": context,
         "cache_mb": round(cache / 1e6, 1),
         "needed_mb": round((told["bytes"] + cache + step) / 1e6 + 40, 0),

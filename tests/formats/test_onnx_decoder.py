@@ -19,6 +19,7 @@ from edgekit.formats.onnx import Options, decoder_trace
 from edgekit.formats.onnx.decoder import Deciding, write_decoder
 from edgekit.formats.onnx.decoder_trace import export_decoder
 from edgekit.formats.onnx.graph import copy_model
+from edgekit.formats.onnx.sizes import predict_decoder_bytes
 from edgekit.model import Model
 from edgekit.runtimes.ort_generation import generator
 from edgekit.runtimes.scores import cosine, kl
@@ -57,6 +58,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3", {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]}),
 }
 TOKENS = 60
+# Bytes that a family's own nodes may take: of models as small as these more than 2 %, of real ones nothing.
+NODES = 5_500
 UNCALIBRATED = SimpleNamespace(stats={})
 
 
@@ -208,6 +211,8 @@ def test_quantized_graphs(
         for _ in range(2)
     )
     size = save(model, tmp_path / "model.onnx")
+    folder = made.file.parents[1] / "model"
+    assert predict_decoder_bytes(Model(folder=folder), scheme, 32) == pytest.approx(size, rel=0.02, abs=NODES)
     assert model.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
     given = generator(tmp_path / "model.onnx", {"threads": 1, "config_entries": entries}).logits(made.ids)
     assert cosine(given, made.logits(made.ids)).mean() > least
@@ -266,6 +271,13 @@ def test_what_was_written_is_read_back(
     monkeypatch.setattr(decoder, "_quantized", damaged)
     with pytest.raises(EdgekitError, match=r"of their own spread away from the float graph's, more than 8\.5 bits"):
         write(made.file.parents[1] / "model", tmp_path / "out", "w8")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float_bytes_are_predicted(written: Callable[[str], Written], family: str) -> None:
+    made = written(family)
+    model = Model(folder=made.file.parents[1] / "model")
+    assert predict_decoder_bytes(model, "fp32", 32) == pytest.approx(made.facts["bytes"], rel=0.02, abs=NODES)
 
 
 def test_same_bytes_twice(written: Callable[[str], Written], tmp_path: Path) -> None:

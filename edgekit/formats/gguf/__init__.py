@@ -59,6 +59,8 @@ FLOATS = frozenset({"f32", "f16", "bf16"})
 SCHEME_FOR: Mapping[str, str] = {"embedding": "q8_0"}
 EMBEDDING = "token_embd.weight"
 FILE, IMATRIX = "model.gguf", "imatrix.gguf"
+# What a token takes in the metadata of a tokenizer that is not trained yet: its text, its type and a merge, with their lengths.
+TOKEN_BYTES = 36
 # llama.cpp's releases have no numbers that a loader could compare; this is the binding that the tests ran with.
 MINIMUM_RUNTIME = "0.3.36"
 
@@ -341,7 +343,8 @@ def file_digest(file: Path) -> str:
 
 
 def predict(model: Model, options: Options) -> dict[str, Any]:
-    """What an export will be, before anything is converted: {bytes, bytes_per_token, cache_bytes_per_token, fallbacks}.
+    """What an export will be, before anything is converted: {bytes, bytes_per_token, cache_bytes_per_token, fallbacks,
+    metadata_bytes}.
 
     bytes are the tensors'; a mixture takes its budget, auto is taken for its smallest. Raises EdgekitError for what `write`
     refuses of the checkpoint's headers.
@@ -368,7 +371,23 @@ def predict(model: Model, options: Options) -> dict[str, Any]:
         "bytes_per_token": int(share * (total - sum(sizes[name] for name in gathered))),
         "cache_bytes_per_token": cache_bytes(describe_model(model)),
         "fallbacks": list(chosen.fallbacks),
+        "metadata_bytes": _metadata_bytes(model, tensors, chosen.types, scheme),
     }
+
+
+def _metadata_bytes(model: Model, tensors: Sequence[Tensor], types: Mapping[str, str], scheme: str) -> int:
+    """What a file has besides weights: its keys, the tokenizer and the tensors' names."""
+    from edgekit.formats.gguf.file import GgufWriter, TensorHeader
+    from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
+    from edgekit.formats.gguf.tokenizer import vocabulary
+
+    there = (model.folder / "tokenizer.json").is_file()
+    origin = dict.fromkeys(("student", "calibration"), "0" * 64)
+    keys = describe_model(model, name="model") | describe_quantization(scheme) | describe_origin(origin, scheme=scheme)
+    headers = [TensorHeader(name=one.name, type=types[one.name], shape=one.shape) for one in tensors]
+    file = GgufWriter(model.folder / FILE, keys | (vocabulary(model) if there else {}), headers)
+    yet = 0 if there else TOKEN_BYTES * next(one.shape[0] for one in tensors if one.name == EMBEDDING)
+    return file.size - sum(header.bytes for header in headers) + yet
 
 
 def _matrix(source: Source, options: Options) -> Imatrix | None:

@@ -109,6 +109,7 @@ def test_every_scheme_is_what_was_predicted(decoder: Source, tmp_path: Path, sch
     assert facts["sha256"] == file_sha256(tmp_path / "out" / "model.gguf")
     told = gguf.predict(load_model(decoder.model), gguf.Options(scheme=scheme))  # type: ignore[arg-type]
     assert told["bytes"] == tensor_bytes(file.path)
+    assert told["bytes"] + told["metadata_bytes"] == pytest.approx(file.path.stat().st_size, rel=0.02)
     assert told["bytes_per_token"] == facts["bytes_per_token"] < told["bytes"]
     assert told["cache_bytes_per_token"] == facts["cache_bytes_per_token"] == 2 * 2 * 8 * 2 * 64
     assert file.metadata["edgekit.scheme"] == scheme
@@ -302,6 +303,8 @@ def test_an_embedder_is_quantized(embedder: Source, tmp_path: Path, scheme: str)
     taken = tensor_bytes(tmp_path / "out" / "model.gguf")
     told = gguf.predict(load_model(embedder.model), gguf.Options(**options))
     assert taken == told["bytes"] if scheme != "mixed" else taken <= told["bytes"]
+    size = (tmp_path / "out" / "model.gguf").stat().st_size
+    assert told["bytes"] + told["metadata_bytes"] == pytest.approx(size, rel=0.02)
     if scheme == "mixed":
         assert facts["choices"]["tensor_bytes"] == taken
     assert "chat" not in facts["parity"]

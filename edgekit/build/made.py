@@ -1,0 +1,143 @@
+"""The checkpoint that a build exports, before it is there: shapes and configuration, from headers and the recipe alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.model import Model
+from edgekit.weights import TensorInfo, read_header
+
+if TYPE_CHECKING:
+    from edgekit.distill.options import CreateOptions
+    from edgekit.recipe import Recipe
+
+Shapes = dict[str, tuple[int, ...]]
+
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+# What an encoder's embeddings do not pass through, and a new classifier replaces: pooler, pretraining's heads, old classifiers.
+_HEADS = re.compile(
+    r"(^|\.)pooler\.|^(cls|lm_head|vocab_\w+|generator_\w+|discriminator_predictions|lm_predictions|mask_predictions|head"
+    r"|decoder|classifier|pre_classifier|qa_outputs|score)\."
+)
+# Numbers that a model computes itself.
+_COMPUTED = re.compile(r"(position_ids|token_type_ids|inv_freq|masked_bias)$")
+_COUNTS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+
+
+def made_model(recipe: Recipe, teacher: Path | None, output: str, classes: int) -> Model:
+    """What `export` gets: the recipe's teacher with the head that it is trained with, cut to the student's blocks.
+
+    Its `config` and the shapes of its `tensors` are right; places in files are the teacher's, or none. teacher: None where it is
+    created; then no folder is there. output: the task's OUTPUT. classes: of a head that is trained.
+    """
+    from edgekit.distill.options import choose_blocks, read_create_options
+
+    if teacher is None:
+        options = read_create_options(recipe.teacher.create or {}, recipe.data.max_length, "teacher.create")
+        model = _primed(Model(folder=Path("to-be-created")), _created_config(options), _infos(created_shapes(options)))
+    else:
+        model = Model(folder=teacher)
+        model = _primed(model, model.config, dict(_task_tensors(model, recipe, output, classes)))
+    if recipe.student is None:
+        return model
+    return _cut(model, choose_blocks(model.layers, recipe.student.layers, recipe.student.keep, "student"))
+
+
+def created_shapes(options: CreateOptions) -> Shapes:
+    """The tensors of a decoder that is made from nothing, as transformers names them (biases and norms as the family has)."""
+    width, inner = options.hidden, options.intermediate or 3 * options.hidden
+    head = width // options.heads
+    narrow = head * (options.kv_heads or options.heads)
+    block: Shapes = {
+        "self_attn.q_proj.weight": (width, width),
+        "self_attn.k_proj.weight": (narrow, width),
+        "self_attn.v_proj.weight": (narrow, width),
+        "self_attn.o_proj.weight": (width, width),
+        "mlp.gate_proj.weight": (inner, width),
+        "mlp.up_proj.weight": (inner, width),
+        "mlp.down_proj.weight": (width, inner),
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
+    }
+    if options.family == "qwen2":
+        block |= {f"self_attn.{part}_proj.bias": block[f"self_attn.{part}_proj.weight"][:1] for part in "qkv"}
+    if options.family == "qwen3":
+        block |= {f"self_attn.{part}_norm.weight": (head,) for part in "qk"}
+    found: Shapes = {"model.embed_tokens.weight": (options.vocabulary, width), "model.norm.weight": (width,)}
+    for layer in range(options.layers):
+        found |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
+    return found | ({} if options.tied else {"lm_head.weight": (options.vocabulary, width)})
+
+
+def _created_config(options: CreateOptions) -> dict[str, Any]:
+    return {
+        "model_type": options.family,
+        "architectures": [],
+        "vocab_size": options.vocabulary,
+        "hidden_size": options.hidden,
+        "intermediate_size": options.intermediate or 3 * options.hidden,
+        "num_hidden_layers": options.layers,
+        "num_attention_heads": options.heads,
+        "num_key_value_heads": options.kv_heads or options.heads,
+        "head_dim": options.hidden // options.heads,
+        "max_position_embeddings": options.context,
+        "tie_word_embeddings": options.tied,
+    }
+
+
+def _task_tensors(model: Model, recipe: Recipe, output: str, classes: int) -> Iterator[tuple[str, TensorInfo]]:
+    """The checkpoint's tensors that its task's module has, with those of a new head."""
+    fresh = output == "logits" and recipe.teacher.finetune is not None
+    for name, info in model.tensors.items():
+        if not _COMPUTED.search(name) and (
+            output == "tokens" or not (fresh or output == "embedding") or not _HEADS.search(name)
+        ):
+            yield name, info
+    if fresh:
+        width = int(model.text_config.get("hidden_size") or model.text_config.get("dim") or 0)
+        # Every family's classifier has one more layer before it: a pooler, or a part of the head.
+        yield from _infos(
+            {
+                "head.dense.weight": (width, width),
+                "head.dense.bias": (width,),
+                "classifier.weight": (classes, width),
+                "classifier.bias": (classes,),
+            }
+        ).items()
+    if output == "embedding":
+        for file in sorted(model.folder.glob("*_*/model.safetensors")):
+            yield from ((f"{file.parent.name}.{name}", info) for name, info in read_header(file).items())
+
+
+def _infos(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
+    nowhere = Path("to-be-created")
+    return {name: TensorInfo(file=nowhere, dtype="F32", shape=shape, begin=0, end=0) for name, shape in shapes.items()}
+
+
+def _cut(model: Model, kept: Sequence[int]) -> Model:
+    """The model of the kept blocks, which are numbered anew."""
+    places = {str(block): str(place) for place, block in enumerate(kept)}
+    tensors = {}
+    for name, info in model.tensors.items():
+        index = _LAYER.search(name)
+        if index is None:
+            tensors[name] = info
+        elif index[0] in places:
+            tensors[name[: index.start()] + places[index[0]] + name[index.end() :]] = info
+    text = dict(model.text_config) | {key: len(kept) for key in _COUNTS if key in model.text_config}
+    if text.get("layer_types"):
+        text["layer_types"] = [text["layer_types"][block] for block in kept]
+    config = text if model.text_config is model.config else model.config | {"text_config": text}
+    return _primed(model, config, tensors)
+
+
+def _primed(model: Model, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Model:
+    """The model with another configuration and other tensors than its folder has."""
+    found = replace(model)
+    # Both are cached properties: what is there is not read from the folder.
+    vars(found).update(config=dict(config), tensors=dict(tensors))
+    return found
