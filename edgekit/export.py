@@ -81,10 +81,11 @@ def export(
     if kind.OUTPUT == "tokens":
         return facts | _running(format_, student, out / facts["file"], source.ids, facts["bits"])
     file, fitting = out / facts["file"], runtime.joined({}, facts["runtime_options"])
-    empty = _contentless_ids(model, facts, out_of_scope)
-    answers = runtime.outputs(file, [*source.ids, *empty], pad_id=source.pad_id, options=fitting)
-    facts |= _fitted(file, model, task, rows, answers[: len(source.ids)], out_of_scope, rejection)
-    return facts | _contentless(answers[len(source.ids) :], task, facts)
+    answers = runtime.outputs(
+        file, _asked(source.ids, model, facts, out_of_scope), pad_id=source.pad_id, options=fitting
+    )
+    facts |= _fitted(file, model, task, rows, answers[: len(rows)], out_of_scope, rejection)
+    return facts | _contentless(answers[len(rows) :], task, facts)
 
 
 def _read(model: Model, task: str, rows: Sequence[Prompt], max_length: int) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def adopt(
     ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
     runtime = RUNTIMES[format_.RUNTIME]
     fitting = runtime.joined({}, facts["runtime_options"])
-    asked = [*ids, *_contentless_ids(model, facts, out_of_scope)]
+    asked = _asked(ids, model, facts, out_of_scope)
     try:
         answers = runtime.outputs(out / facts["file"], asked, pad_id=find_pad_id(model), options=fitting)
     except runtime.load_errors() as failed:
@@ -218,9 +219,12 @@ def _fitted(
     }
 
 
-def _contentless_ids(model: Model, facts: Mapping[str, Any], out_of_scope: str | None) -> list[list[int]]:
-    """The texts that say nothing, for a classifier that may reject texts; [] for any other."""
-    return model.encode(ASKED, facts["max_length"]) if facts["output"] == "logits" and out_of_scope is not None else []
+def _asked(
+    ids: Sequence[Sequence[int]], model: Model, facts: Mapping[str, Any], out_of_scope: str | None
+) -> list[Sequence[int]]:
+    """What the artifact is asked: the prompts and, of a classifier that may reject texts, behind them those that say nothing."""
+    rejects = facts["output"] == "logits" and out_of_scope is not None
+    return [*ids, *(model.encode(ASKED, facts["max_length"]) if rejects else [])]
 
 
 def _contentless(answers: Floats, task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
