@@ -56,8 +56,7 @@ def export(
 
     kind = TASKS[task]
     format_, chosen = parse_options(options, kind.OUTPUT, where)
-    model, runtime = kind.open_model(student), RUNTIMES[format_.RUNTIME]
-    rows = PromptSet(folder=prompts).split("calibrate")
+    model, rows = kind.open_model(student), PromptSet(folder=prompts).split("calibrate")
     source = Source(
         model=model,
         load=lambda: kind.load(student),
@@ -80,10 +79,8 @@ def export(
     facts = format_.write(source, chosen, out) | _shared(model, task, max_length, out)
     if kind.OUTPUT == "tokens":
         return facts | _running(format_, student, out / facts["file"], source.ids, facts["bits"])
-    file, fitting = out / facts["file"], runtime.joined({}, facts["runtime_options"])
-    answers = runtime.outputs(
-        file, _asked(source.ids, model, facts, out_of_scope), pad_id=source.pad_id, options=fitting
-    )
+    file, asked = out / facts["file"], _asked(source.ids, model, facts, out_of_scope)
+    answers = _answers(format_, file, asked, facts)
     facts |= _fitted(file, model, task, rows, answers[: len(rows)], out_of_scope, rejection)
     return facts | _contentless(answers[len(rows) :], task, facts)
 
@@ -217,6 +214,11 @@ def _fitted(
         "settings": kind.settings(model)
         | kind.fit(answers, [row.label for row in rows], classes, out_of_scope, rejection),
     }
+
+
+def _answers(format_: Format, file: Path, asked: Sequence[Sequence[int]], facts: Mapping[str, Any]) -> Floats:
+    runtime = RUNTIMES[format_.RUNTIME]
+    return runtime.outputs(file, asked, pad_id=facts["pad_id"], options=runtime.joined({}, facts["runtime_options"]))
 
 
 def _asked(
