@@ -24,6 +24,8 @@ _GRAPH = 5_000
 _DECODER, _PART, _QUANTIZED_PART = 3_500, 450, 230
 _TABLES = re.compile(r"embedding", re.IGNORECASE)
 _DECODER_TABLE = re.compile(r"(^|\.)(embed_tokens|wte|tok_embeddings|word_embeddings)\.weight$")
+# What a model that also takes images has beside its text model.
+_IMAGES = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
 _DECODER_HEAD = re.compile(r"(^|\.)lm_head\.weight$")
 
 
@@ -48,6 +50,8 @@ def predict_decoder_bytes(model: Model, scheme: str, block: int) -> int:
     )
     total = float(_DECODER)
     for name, info in model.tensors.items():
+        if _IMAGES.search(name):
+            continue
         if _DECODER_TABLE.search(name):
             # Shared with the head it is a matrix in the head's bits, alone a table.
             shared = kind if kind == "fp32" else eight
