@@ -22,7 +22,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-# What edgekit reads while a command runs, and what changes from test to test. Other variables are read while libraries are imported, which is done by then.
+# What edgekit reads while a command runs, and what changes from test to test. Other variables are read while libraries are
+# imported, which is done by then.
 LATE = ("EDGEKIT_", "NO_COLOR", "PYTEST_")
 _LONGEST = 1 << 20
 # Standard output, standard error and the pipe on which the server tells the process id and the exit code.
