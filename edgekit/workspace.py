@@ -35,6 +35,7 @@ _SOURCE = Path(__file__).parent
 _READ = "edgekit.build.origin"
 STEP_CODE: dict[str, tuple[str, ...]] = {
     "prompts": ("edgekit.prompts",),
+    "check": ("edgekit.tasks",),
     "create": ("edgekit.distill", _READ),
     "merge": ("edgekit.distill.adapter", _READ),
     "rename": ("edgekit.build.teacher",),
@@ -47,6 +48,7 @@ STEP_CODE: dict[str, tuple[str, ...]] = {
 }
 STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
     "prompts": (),
+    "check": ("torch", "transformers"),
     "create": ("torch", "transformers", "tokenizers", "accelerate"),
     "merge": ("torch", "transformers", "peft"),
     "rename": (),

@@ -131,7 +131,7 @@ class _Work:
     def signals(self) -> float:
         """Bytes of what the teacher says of all train texts: outputs of as many blocks as the student has, and three projections
         of the last; 0 where they are too many to be kept."""
-        from edgekit.distill.lessons import SIGNAL_BYTES
+        from edgekit.distill.options import SIGNAL_BYTES
 
         kept = self.made.layers + (0 if self.output == "tokens" else 3)
         found = 4 * kept * self.teacher.hidden * self.tokens * self.rows.get("train", 0)

@@ -22,7 +22,7 @@ from edgekit.schema import nearest, parse, pick
 from edgekit.state import check_state
 from edgekit.target import Target
 from edgekit.weights import note_stale_index
-from edgekit.workspace import Product, file_sha256
+from edgekit.workspace import Product, file_sha256, fingerprint
 
 log = logging.getLogger("edgekit")
 
@@ -128,7 +128,6 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
     from edgekit import distill as training
     from edgekit.architectures import find_architecture, is_decoder
     from edgekit.tasks import TASKS
-    from edgekit.tasks.loading import check_checkpoint
     from edgekit.verify import check_accuracy_table
 
     where = str(recipe.path)
@@ -150,8 +149,23 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Pa
     _check_labels(recipe, model, prompts)
     _check_length(recipe, model)
     head = {"num_labels": len(prompts.facts["labels"])} if recipe.teacher.finetune is not None else None
-    check_checkpoint(teacher, recipe.task, head if recipe.task == "text-classification" else None)
+    _check_loads(model, recipe.task, head if recipe.task == "text-classification" else None, session)
     return teacher, revision
+
+
+def _check_loads(model: Model, task: str, head: Mapping[str, Any] | None, session: Session) -> None:
+    """Whether transformers makes the task's model of the checkpoint. The answer is kept: asking imports torch, for seconds."""
+
+    def make(_out: Path) -> Mapping[str, Any]:
+        from edgekit.tasks.loading import check_checkpoint
+
+        check_checkpoint(model.folder, task, head)
+        return {}
+
+    # All that decides: no weight is read.
+    shapes = {name: [info.dtype, *info.shape] for name, info in model.tensors.items()}
+    inputs = {"config": file_sha256(model.folder / "config.json"), "tensors": fingerprint(shapes)}
+    session.workspace.once("check", inputs | {"task": task, "head": head}, make)
 
 
 def check_target(

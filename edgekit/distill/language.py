@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from edgekit.distill.lessons import (
     CHAT_FILES,
     READING,
-    SIGNAL_BYTES,
     TOKENIZER_FILES,
     ask_teacher,
     hold_out,
@@ -23,7 +22,7 @@ from edgekit.distill.lessons import (
 )
 from edgekit.distill.losses import LOSSES, Batch, Signal, labels
 from edgekit.distill.machine import choose_precision
-from edgekit.distill.options import DistillOptions, TrainingOptions
+from edgekit.distill.options import SIGNAL_BYTES, DistillOptions, TrainingOptions
 from edgekit.distill.student import Tap, cut, match_blocks
 from edgekit.distill.training import Lesson, reproducible, train
 from edgekit.errors import EdgekitError

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgekit.distill.checkpoint import drop_checkpoint
 from edgekit.distill.losses import LOSSES, Batch, Signal, labels
 from edgekit.distill.machine import choose_precision
-from edgekit.distill.options import DistillOptions, TrainingOptions
+from edgekit.distill.options import SIGNAL_BYTES, DistillOptions, TrainingOptions
 from edgekit.distill.student import Tap, cut, match_blocks
 from edgekit.distill.training import Lesson, reproducible, train
 from edgekit.errors import EdgekitError
@@ -51,8 +51,6 @@ EMBEDDING_FILES = (
     "*_*/model.safetensors",
 )
 READING, ANSWERING = "reading the texts", "texts that the teacher has answered"
-# Above this much memory the teacher answers each batch anew instead of once per text.
-SIGNAL_BYTES = 2 << 30
 
 
 def teach_labels(

@@ -12,6 +12,8 @@ from edgekit.distill.losses import LOSSES
 from edgekit.errors import EdgekitError
 from edgekit.schema import nearest, parse
 
+# Above this much memory the teacher answers each batch anew instead of once per text.
+SIGNAL_BYTES = 2 << 30
 # Which losses make sense for a kind of output, and their weights where the recipe names none.
 DEFAULT_LOSSES: dict[str, dict[str, float]] = {
     "logits": {"logits": 0.5, "labels": 0.5, "hidden": 1.0, "attention_relation": 1.0},

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.e2e.conftest import SLOWEST, STEPS, Project
 
 pytestmark = pytest.mark.timeout(SLOWEST)
@@ -49,6 +50,20 @@ def test_a_second_build_makes_nothing(tiny: Project, built: Mapping[str, Any]) -
     made = [step for step in STEPS[:-1] if f"{step:<10} done, kept" not in again.stderr]
     assert made == []
     assert tiny.sha256(built["archive"]) == before
+
+
+@pytest.mark.parametrize("more", [(), ("--target", "second", "--target", "third", "--dry-run")])
+def test_what_makes_nothing_loads_no_torch(tiny: Project, built: Mapping[str, Any], more: tuple[str, ...]) -> None:
+    """Importing it takes longer than all else that a build does in which nothing changed."""
+    assert built
+    ran = warm.alone(
+        ["-X", "importtime", "-m", "edgekit", "build", "--target", "first", *more], tiny.folder, tiny.environment()
+    )
+    _, told = ran.communicate()
+    assert ran.returncode == 0, told
+    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
+    assert "edgekit.build.preflight" in loaded
+    assert not {"torch", "transformers", "onnxruntime"} & loaded
 
 
 def test_a_second_target_shares_all_but_the_measurement(tiny: Project, built: Mapping[str, Any]) -> None:
