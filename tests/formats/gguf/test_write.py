@@ -126,7 +126,8 @@ def test_every_scheme_is_what_was_predicted(decoder: Source, tmp_path: Path, sch
     assert facts["parity"]["chat"]
     # Loaded whole, and run beside the float model.
     assert facts["running"]["sequences"] == 4
-    assert 0 < facts["running"]["logits"] < 0.8 * facts["running"]["bound"]
+    assert facts["running"]["logits"] < 0.8 * facts["running"]["bound"]
+    assert facts["running"]["logits"] > 0 or scheme in gguf.FLOATS
 
 
 def test_auto_takes_the_smallest_that_keeps_the_limits(
