@@ -175,7 +175,12 @@ def test_without_a_template_a_text_is_continued(checkpoint: Path, plain: Path) -
     opened = shipped("chat.py").Bundle(plain)
     ids = tokenizer("some jazz on the").input_ids
     said = greedy(checkpoint, ids, 24)
-    assert opened("some jazz on the", max_tokens=24).startswith(shown(tokenizer, said))
+    # Of a letter that two byte tokens make, as random weights say them, llama-cpp-python's stream may lose both.
+    text, wanted = (
+        one.encode("ascii", "ignore") for one in (opened("some jazz on the", max_tokens=24), shown(tokenizer, said))
+    )
+    assert len(wanted) > 20
+    assert text.startswith(wanted)
     assert opened.llama.input_ids[: len(ids) + len(said) - 1].tolist() == ids + said[:-1]
     # What a person types is text, also where it looks like a token of the model's own.
     opened(SPECIAL[END], max_tokens=1)
