@@ -393,9 +393,9 @@ def test_cache_list_and_prune(command: Command, project: Path) -> None:
     (project.parent / "cache").mkdir()
     command("build", "-t", "laptop-cpu", "--dry-run")
     listed = json.loads(command("cache", "list", "--json").out)["products"]
-    assert [one["step"] for one in listed] == ["prompts"]
+    assert [one["step"] for one in listed] == ["check", "prompts"]
     assert command("cache", "prune", "--older-than", "1").out == "removed 0 folders, 0.0 MB\n"
-    assert command("cache", "prune").out.startswith("removed 1 folders")
+    assert command("cache", "prune").out.startswith("removed 2 folders")
     assert "0 products" in command("cache", "list").out
 
 
@@ -404,14 +404,14 @@ def test_the_age_of_a_step_counts_from_its_last_use(command: Command, project: P
     dry = ("build", "-t", "laptop-cpu", "--dry-run")
     (project.parent / "cache").mkdir()
     command(*dry)
-    (listed,) = json.loads(command("cache", "list", "--json").out)["products"]
+    _, listed = json.loads(command("cache", "list", "--json").out)["products"]
     manifest = Path(listed["folder"]) / "prompts.json"
     for place in (manifest, manifest.parent):
         os.utime(place, (0, time.time() - 10 * 86400))
-    (listed,) = json.loads(command("cache", "list", "--json").out)["products"]
+    _, listed = json.loads(command("cache", "list", "--json").out)["products"]
     assert listed["age_days"] == pytest.approx(10, abs=0.1)
     command(*dry)
-    (listed,) = json.loads(command("cache", "list", "--json").out)["products"]
+    _, listed = json.loads(command("cache", "list", "--json").out)["products"]
     assert listed["age_days"] < 0.1
     assert command("cache", "prune", "--older-than", "5").out.startswith("removed 0 folders")
     os.utime(manifest, (0, time.time() - 10 * 86400))

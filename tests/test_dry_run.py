@@ -145,7 +145,7 @@ def test_what_is_kept_is_told(command: Command, project: Path) -> None:
     """Each step by its own fingerprint; nothing is made, and no look is taken at the prompts."""
     (project.parent / "cache").mkdir()
     assert set(plan(command)["kept"].values()) == {False}
-    assert sorted(path.name for path in (project.parent / "cache").iterdir()) == ["locks", "prompts"]
+    assert sorted(path.name for path in (project.parent / "cache").iterdir()) == ["check", "locks", "prompts"]
     assert command("calibrate", "teacher", "-o", "made/calibration").code == 0
     assert command("record", "teacher", "teacher", "-o", "made/reference").code == 0
     assert set(plan(command)["kept"].values()) == {False}, "what lies at --out is not the cache's"
