@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.formats import Format, Reading, Source, format_of, parse_options
 from edgekit.model import Model
+from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.running import check_running
@@ -20,6 +21,8 @@ from edgekit.tasks.contentless import ASKED
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from edgekit.formats.smallest import Limits
 
     Floats = NDArray[np.float32]
 
@@ -42,8 +45,8 @@ def export(
     bandwidth_gbs: float | None = None,
     fingerprints: Mapping[str, str] | None = None,
     license: str | None = None,  # noqa: A002 - the recipe's name for it
-    limits: Callable[[float], Mapping[str, float]] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the student in the format and scheme that `options` (a target's `[export.<task>]` table) names.
 
@@ -74,7 +77,7 @@ def export(
         max_length=max_length,
         license=license,
         limits=limits,
-        progress=progress or (lambda *_: None),
+        progress=progress or silent,
     )
     facts = format_.write(source, chosen, out) | _shared(model, task, max_length, out)
     if kind.OUTPUT == "tokens":
@@ -124,11 +127,9 @@ def adopt(
     if TASKS[task].OUTPUT == "tokens":
         return facts
     ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
-    runtime = RUNTIMES[format_.RUNTIME]
-    fitting = runtime.joined({}, facts["runtime_options"])
-    asked = _asked(ids, model, facts, out_of_scope)
+    runtime, asked = RUNTIMES[format_.RUNTIME], _asked(ids, model, facts, out_of_scope)
     try:
-        answers = runtime.outputs(out / facts["file"], asked, pad_id=find_pad_id(model), options=fitting)
+        answers = _answers(format_, out / facts["file"], asked, facts)
     except runtime.load_errors() as failed:
         raise EdgekitError(
             f"{file}: {runtime.NAME} fails on the calibrate prompts: {str(failed).splitlines()[0][:300]}; is {checkpoint} the"

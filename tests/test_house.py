@@ -39,7 +39,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "recipe target prompts workspace loader",
         "duplicates state card closure tables",
         "schema apart tokenizing",
-        "errors",
+        "errors progress",
         "__init__",
     )
 )

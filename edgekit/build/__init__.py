@@ -10,7 +10,7 @@ from typing import Any
 from edgekit.build.estimates import busy
 from edgekit.build.judge import open_artifact, open_reference, package, verify
 from edgekit.build.kept import kept_steps
-from edgekit.build.plan import Built, Listener, Plan, Progress, Session
+from edgekit.build.plan import Built, Listener, Plan, Session
 from edgekit.build.preflight import (
     check_places,
     check_recipe,
@@ -31,6 +31,7 @@ from edgekit.build.steps import (
 )
 from edgekit.build.teacher import is_local
 from edgekit.errors import CheckFailed, EdgekitError, first_line
+from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.schema import read_json
 from edgekit.target import Target

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit.build.made import made_model
 from edgekit.build.plan import Plan
@@ -14,6 +14,9 @@ from edgekit.model import EMBEDDINGS, Model
 from edgekit.prompts import PromptSet
 from edgekit.recipe import Recipe
 from edgekit.workspace import Product
+
+if TYPE_CHECKING:
+    from edgekit.formats import Format
 
 # What each step takes at any size, s: libraries are imported, graphs exported, processes of the probe started.
 _STARTS = {
@@ -64,11 +67,15 @@ def _size(model: Model) -> Size:
 def estimate(plan: Plan, prompts: Product) -> dict[str, Any]:
     """Of the build: seconds by step, memory_mb and disk_mb; of the artifact: artifact_mb and what else its format can tell.
 
+    Where the scheme is found at export: schemes_mb, the size of each that may become the artifact, the smallest first, and
+    judged_on, how many calibrate prompts decide at most.
     Seconds are of this machine where nothing else runs: a training step costs 6 operations per weight and token (2 forward, 4
     backward; Kaplan et al. 2020, section 2.1), of weights outside the embedding. Memory is the peak of the build's own process,
     disk what stays in cache and bundle; `benchmarks/estimates.py` compares both with what happens. Raises EdgekitError for what
     the format refuses of the checkpoint.
     """
+    from edgekit.formats import finds_scheme, parse_options
+    from edgekit.formats.smallest import PASSAGES
     from edgekit.tasks import TASKS
 
     recipe, output, labels = plan.recipe, TASKS[plan.recipe.task].OUTPUT, len(prompts.facts["labels"])
@@ -84,19 +91,24 @@ def estimate(plan: Plan, prompts: Product) -> dict[str, Any]:
         rows=prompts.facts["rows"],
         tokens=_tokens(recipe, prompts),
     )
-    speed, artifact, measured = _speed(), artifact_bytes(plan, made), _candidates(plan, made)
-    operations, tried = work.operations(), 0.0
-    if measured:
-        operations["export"] += 2 * work.made.core * (_TRIED_TOKENS * (1 + len(measured["schemes_mb"])) + _SAID_TOKENS)
+    format_, options = parse_options(plan.export, output, "export")
+    files = _files(format_, options, output, made)
+    # Which of several passes is not known before: the smallest is counted.
+    speed, artifact, operations, tried = _speed(), files[0].bytes, work.operations(), 0.0
+    measured: dict[str, Any] = {}
+    if finds_scheme(format_, options, output):
+        measured["schemes_mb"] = {one.scheme: round(one.bytes / 1e6, 2) for one in files}
+        measured["judged_on"] = min(int(plan.data["rows"]["calibrate"]), PASSAGES)
+        operations["export"] += 2 * work.made.core * (_TRIED_TOKENS * (1 + len(files)) + _SAID_TOKENS)
         # The float file that candidates are compared with, and the largest of them beside the artifact.
-        tried = 4 * work.made.weights + 1e6 * max(measured["schemes_mb"].values())
+        tried = 4 * work.made.weights + files[-1].bytes
     told = {
         "seconds": {step: round(_STARTS[step] + count / speed) for step, count in operations.items()},
         "memory_mb": round(_PROCESS_MB + max(work.memory(artifact).values()) / 1e6),
         "disk_mb": round((work.disk(artifact) + tried) / 1e6, 1),
         "artifact_mb": round(artifact / 1e6, 2),
     }
-    return told | _predict(plan, made) | measured
+    return told | _needs(plan, format_, made, files[0].told) | measured
 
 
 def _tokens(recipe: Recipe, prompts: Product) -> float:
@@ -198,56 +210,45 @@ def busy() -> str | None:
     return f"load {load:.1f} on {cores} cores" if load > _BUSY * cores else None
 
 
-def _candidates(plan: Plan, model: Model) -> dict[str, Any]:
-    """Where the scheme is found at export: schemes_mb, the size of each that may become the artifact, the smallest first, and
-    judged_on, how many calibrate prompts decide at most.
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """What the artifact may become: its scheme, its bytes, and what its format tells from headers (`Format.predict`)."""
 
-    artifact_mb is the smallest then: which one passes is not known before.
-    """
-    from edgekit.formats import parse_options
-    from edgekit.formats.smallest import PASSAGES
-    from edgekit.tasks import TASKS
-
-    output = TASKS[plan.recipe.task].OUTPUT
-    format_, options = parse_options(plan.export, output, "export")
-    if options.scheme != "auto" or output not in format_.AUTO:
-        return {}
-    plans = {name: replace(plan, export={**plan.export, "scheme": name}) for name in format_.AUTO[output]}
-    sizes = {name: round(artifact_bytes(one, model) / 1e6, 2) for name, one in plans.items()}
-    sizes = dict(sorted(sizes.items(), key=lambda item: item[1]))
-    judged = min(int(plan.data["rows"]["calibrate"]), PASSAGES)
-    return {"artifact_mb": min(sizes.values()), "schemes_mb": sizes, "judged_on": judged}
+    scheme: str
+    bytes: int
+    told: Mapping[str, Any] | None
 
 
-def artifact_bytes(plan: Plan, model: Model) -> int:
-    """The bytes of the artifact's files in the plan's format and scheme, for a model as `made_model` gives it."""
-    from edgekit.formats import parse_options
+def _files(format_: Format, options: Any, output: str, model: Model) -> list[_File]:
+    """What may come of a model as `made_model` gives it, the smallest first; several where the scheme is found at export."""
+    from edgekit.formats import finds_scheme
+
+    names = format_.AUTO[output] if finds_scheme(format_, options, output) else (options.scheme,)
+    found = [_file(format_, replace(options, scheme=name), output, model) for name in names]
+    return sorted(found, key=lambda one: one.bytes)
+
+
+def _file(format_: Format, options: Any, output: str, model: Model) -> _File:
     from edgekit.formats.onnx.sizes import predict_bytes, predict_decoder_bytes
-    from edgekit.tasks import TASKS
 
-    output = TASKS[plan.recipe.task].OUTPUT
-    format_, options = parse_options(plan.export, output, "export")
     told = format_.predict(model, options)
     if told is not None:
-        return int(told["bytes"] + told["metadata_bytes"])
-    if output == "tokens":
-        scheme = format_.AUTO[output][0] if options.scheme == "auto" else options.scheme
-        return predict_decoder_bytes(model, scheme, int(options.block))
-    return predict_bytes(model, options.scheme, int(options.block))
+        size = int(told["bytes"] + told["metadata_bytes"])
+    elif output == "tokens":
+        size = predict_decoder_bytes(model, options.scheme, int(options.block))
+    else:
+        size = predict_bytes(model, options.scheme, int(options.block))
+    return _File(scheme=options.scheme, bytes=size, told=told)
 
 
-def _predict(plan: Plan, model: Model) -> dict[str, Any]:
+def _needs(plan: Plan, format_: Format, model: Model, told: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a decoder in llama.cpp will need at its context, where its format can tell from headers.
 
     Memory is weights, cache (16 bits, or as the runtime's kv_k and kv_v say), buffers of a step of the prompt and 40 MB of the
-    process itself. Raises EdgekitError for what the format refuses of the checkpoint. {} where nothing is known.
+    process itself. {} where nothing is known.
     """
-    from edgekit.formats import parse_options
     from edgekit.runtimes import RUNTIMES
-    from edgekit.tasks import TASKS
 
-    format_, options = parse_options(plan.export, TASKS[plan.recipe.task].OUTPUT, "export")
-    told = format_.predict(model, options)
     if told is None:
         return {}
     runtime = vars(RUNTIMES[format_.RUNTIME].Options(**plan.target.runtime.get(format_.RUNTIME, {})))

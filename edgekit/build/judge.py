@@ -14,11 +14,12 @@ from edgekit.build.origin import (
     teacher_origin,
     with_read,
 )
-from edgekit.build.plan import Built, Plan, Progress, Session, run_step
+from edgekit.build.plan import Built, Plan, Session, run_step
 from edgekit.build.steps import libraries, record
 from edgekit.card import read_card
 from edgekit.errors import EdgekitError
 from edgekit.package_place import refuse_other_page
+from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report_page import write_html
 from edgekit.schema import read_json

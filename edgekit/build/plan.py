@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.target import Target
 from edgekit.workspace import Product, Workspace, file_sha256
-
-Progress = Callable[[int, int, str], None]
 
 
 def _no_progress(done: int, total: int, note: str) -> None:

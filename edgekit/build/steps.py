@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit.build.origin import MACHINE, create_inputs, finetune_inputs, model_digest, origin, split_digests, with_read
 from edgekit.build.plan import Plan, Session, run_step
@@ -21,7 +20,8 @@ from edgekit.workspace import (
     library_version,
 )
 
-Limits = Callable[[float], Mapping[str, float]]
+if TYPE_CHECKING:
+    from edgekit.formats.smallest import Limits
 
 
 def create(recipe: Recipe, prompts: Product, session: Session, at: Path | None = None) -> Path:
@@ -304,13 +304,13 @@ def _scheme_inputs(plan: Plan, limits: Limits | None) -> dict[str, Any]:
 
 def _limits(plan: Plan) -> Limits | None:
     """What a decoder may lose, by the bits of a weight, where that decides its scheme; else None."""
-    from edgekit.formats import parse_options
+    from edgekit.formats import finds_scheme, parse_options
     from edgekit.tasks import TASKS
     from edgekit.verify.margins import limits_at, read_limits
 
     output = TASKS[plan.recipe.task].OUTPUT
     format_, options = parse_options(plan.export, output, "export")
-    if options.scheme != "auto" or output not in format_.AUTO:
+    if not finds_scheme(format_, options, output):
         return None
     limits = read_limits(plan.recipe.accuracy)
     return lambda bits: limits_at(limits, bits)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares
 from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
+from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, batches, find_pad_id
@@ -82,7 +83,7 @@ def calibrate(
     batch: int = 16,
     seed: int = 0,
     gradients: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Stream the calibrate split through a model and write calibration.npz into `out`.
 
@@ -144,7 +145,7 @@ def _gradients(
     module: nn.Module,
     ids: Sequence[Sequence[int]],
     seed: int,
-    progress: Callable[[int, int, str], None] | None,
+    progress: Progress | None,
 ) -> dict[str, NDArray[np.float32]]:
     def tell(done: int, total: int) -> None:
         if progress is not None:
@@ -433,7 +434,7 @@ def _write(path: Path, stats: Mapping[str, Stats], squares: Mapping[str, NDArray
         np.savez(stream, **arrays)
 
 
-def _told(progress: Callable[[int, int, str], None] | None, before: int, total: int) -> Callable[[int], None] | None:
+def _told(progress: Progress | None, before: int, total: int) -> Callable[[int], None] | None:
     return None if progress is None else lambda done: progress(before + done, total, "")
 
 

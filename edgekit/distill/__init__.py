@@ -6,13 +6,14 @@ holds the checkpoint from which a killed run continues.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.distill.options import TrainingOptions, choose_blocks, read_create_options, read_distill_options
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
+from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import parse, pick
 from edgekit.tasks import TASKS
@@ -20,12 +21,6 @@ from edgekit.tasks.contentless import untaught
 
 if TYPE_CHECKING:
     from edgekit.recipe import Recipe
-
-Progress = Callable[[int, int, str], None]
-
-
-def _silent(done: int, total: int, note: str) -> None:
-    """Shows nothing."""
 
 
 def check_options(recipe: Recipe, where: str) -> None:
@@ -51,7 +46,7 @@ def create(
     max_length: int,
     out: Path,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Make a decoder and its tokenizer from nothing but the train split, into `out`; a killed run continues there.
 
@@ -65,7 +60,7 @@ def create(
     from edgekit.distill.create import create_decoder
 
     texts = [row.text + (row.label or "") for row in rows]
-    return create_decoder(texts, settings, max_length=max_length, out=out, seed=seed, progress=progress or _silent)
+    return create_decoder(texts, settings, max_length=max_length, out=out, seed=seed, progress=progress)
 
 
 def finetune(
@@ -78,7 +73,7 @@ def finetune(
     out: Path,
     seed: int = 0,
     out_of_scope: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Train a model on the labels of the train split, into `out`; a killed run continues there.
 
@@ -92,9 +87,7 @@ def finetune(
         from edgekit.distill.language import teach_answers
 
         texts = PromptSet(folder=prompts).split("train")
-        return teach_answers(
-            base, texts, settings, max_length=max_length, out=out, seed=seed, progress=progress or _silent
-        )
+        return teach_answers(base, texts, settings, max_length=max_length, out=out, seed=seed, progress=progress)
     rows = [prompt for prompt in PromptSet(folder=prompts).split("train") if prompt.label is not None]
     rows += _contentless(rows, out_of_scope)
     classes = sorted({str(prompt.label) for prompt in rows} - {out_of_scope})
@@ -111,7 +104,7 @@ def finetune(
         out=out,
         seed=seed,
         out_of_scope=out_of_scope,
-        progress=progress or _silent,
+        progress=progress,
     )
 
 
@@ -127,7 +120,7 @@ def distill(
     keep: Sequence[int] | None = None,
     seed: int = 0,
     out_of_scope: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Cut a student from the teacher's layers and teach it on the train split, into `out`; a killed run continues there.
 
@@ -154,7 +147,7 @@ def distill(
             max_length=max_length,
             out=out,
             seed=seed,
-            progress=progress or _silent,
+            progress=progress,
         )
     from edgekit.distill.lessons import teach_student
 
@@ -169,7 +162,7 @@ def distill(
         out=out,
         seed=seed,
         out_of_scope=out_of_scope,
-        progress=progress or _silent,
+        progress=progress,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,12 @@ from edgekit.distill.options import CreateOptions
 from edgekit.distill.student import Tap
 from edgekit.distill.training import reproducible, train
 from edgekit.errors import EdgekitError
+from edgekit.progress import Progress
 from edgekit.tasks.text_generation import Passage
 from edgekit.workspace import fingerprint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Progress = Callable[[int, int, str], None]
 
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 BEGIN_ID, END_ID = 0, 1

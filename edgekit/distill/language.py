@@ -27,11 +27,10 @@ from edgekit.distill.student import Tap, cut, match_blocks
 from edgekit.distill.training import Lesson, reproducible, train
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
+from edgekit.progress import Progress
 from edgekit.prompts import Prompt
 from edgekit.tasks import pad
 from edgekit.tasks.text_generation import Passage, load, passages
-
-Progress = Callable[[int, int, str], None]
 
 # Logits of at most this many bytes are there at once (a few copies of them within a loss), however long the texts are.
 LOGIT_BYTES = 64 << 20

@@ -20,13 +20,12 @@ from edgekit.distill.student import Tap, cut, match_blocks
 from edgekit.distill.training import Lesson, reproducible, train
 from edgekit.errors import EdgekitError
 from edgekit.owners_tokenizer import quiet
+from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt
 from edgekit.schema import nearest
 from edgekit.tasks import Task, batches, find_pad_id, pad, text_classification
 from edgekit.tasks.encoders import Encoder, dimensions, load_encoder
 from edgekit.workspace import file_sha256, fingerprint
-
-Progress = Callable[[int, int, str], None]
 
 # Files of a checkpoint folder that say how texts become ids and vectors become embeddings; they go along unchanged.
 TOKENIZER_FILES = (
@@ -183,7 +182,7 @@ def make_targets(rows: Sequence[Prompt], classes: Sequence[str], out_of_scope: s
 
 
 def ask_teacher(
-    tap: Tap, ids: Sequence[Sequence[int]], pad_id: int, limit_bytes: int, progress: Progress | None = None
+    tap: Tap, ids: Sequence[Sequence[int]], pad_id: int, limit_bytes: int, progress: Progress = silent
 ) -> Callable[[list[int]], Signal]:
     """A function from rows to the teacher's signal, without dropout and gradients.
 
@@ -204,8 +203,7 @@ def ask_teacher(
         return live
 
     known: dict[int, Signal] = {}
-    if progress:
-        progress(0, len(ids), ANSWERING)
+    progress(0, len(ids), ANSWERING)
     for places, _, _ in batches(ids, pad_id, 32):
         signal = live(places)
         for row, place in enumerate(places):
@@ -215,8 +213,7 @@ def ask_teacher(
                 hidden=tuple(one[row, :length].clone() for one in signal.hidden),
                 projections=tuple(one[row, :, :length].clone() for one in signal.projections),
             )
-        if progress:
-            progress(len(known), len(ids), ANSWERING)
+        progress(len(known), len(ids), ANSWERING)
     return lambda places: _stack([known[place] for place in places])
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from edgekit.distill.checkpoint import Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
 from edgekit.distill.machine import count_threads
 from edgekit.distill.options import TrainingOptions
+from edgekit.progress import Progress, silent
 
 log = logging.getLogger("edgekit")
 
@@ -50,7 +51,7 @@ def train(
     seed: int,
     folder: Path,
     run: str,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Train a module in place and leave it, in eval mode, with the weights of its best epoch.
 
@@ -68,8 +69,7 @@ def train(
     total = per_epoch * options.epochs
     state = _begin(folder, run, module, plain)
     saved = time.monotonic()
-    tell = progress or (lambda *_: None)
-    tell(state.step, total, f"batches of {options.batch}")
+    progress(state.step, total, f"batches of {options.batch}")
     module.train()
     while state.step < total and not state.stopped(options.patience):
         epoch, place = divmod(state.step, per_epoch)
@@ -82,10 +82,10 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
-            tell(state.step, total, f"loss {float(loss.detach()):.3f}")
+            progress(state.step, total, f"loss {float(loss.detach()):.3f}")
             if state.step % per_epoch == 0:
                 if lesson.held:
-                    tell(state.step, total, f"judging {len(lesson.held)} texts that are held out")
+                    progress(state.step, total, f"judging {len(lesson.held)} texts that are held out")
                 state.judge(module, _score(module, lesson, options.batch))
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 write_checkpoint(folder, _snapshot(state, module, plain, run))

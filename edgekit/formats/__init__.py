@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekit.errors import EdgekitError
 from edgekit.formats import gguf, onnx
+from edgekit.progress import Progress, silent
 from edgekit.schema import parse, pick
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekit.calibrate import Calibration
+    from edgekit.formats.smallest import Limits
     from edgekit.model import Model
 
 DEFAULT = onnx.NAME
@@ -53,8 +55,8 @@ class Source:
     max_length: int
     license: str | None = None
     starts: Sequence[int] = ()
-    limits: Callable[[float], Mapping[str, float]] | None = None
-    progress: Callable[[int, int, str], None] = field(default=lambda *_: None)
+    limits: Limits | None = None
+    progress: Progress = silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +148,11 @@ def parse_options(table: Mapping[str, Any], output: str, where: str) -> tuple[Fo
             f" {', '.join(found.SCHEMES[output])}"
         )
     return found, options
+
+
+def finds_scheme(format_: Format, options: Any, output: str) -> bool:
+    """Whether `write` finds the scheme by what each candidate loses: then the recipe's limits are among its inputs."""
+    return options.scheme == "auto" and output in format_.AUTO
 
 
 def finer(format_name: str, output: str, scheme: str) -> list[str]:

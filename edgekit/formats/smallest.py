@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
+from edgekit.progress import Progress
 from edgekit.runtimes import Generator, scores
 from edgekit.runtimes.generation import continuation
 
@@ -23,8 +24,6 @@ Passage = tuple[list[int], int]
 """Token ids, and the index of the first one that is scored (at least 1)."""
 Limits = Callable[[float], Mapping[str, float]]
 """The recipe's limits by the bits of a weight: kl, top1, perplexity, far_kl and far_share."""
-Progress = Callable[[int, int, str], None]
-
 # Passages that candidates are compared on, scored tokens of all and of one, and new ones where a prompt has no answer. A mean KL
 # over 64 answers has a standard error of a tenth of itself or so.
 PASSAGES, TOKENS, LONGEST, NEW = 64, 2048, 128, 16

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.checkpoint_keys import strange_keys
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
+from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, find_pad_id, outputs, pad, row_task
@@ -48,7 +49,7 @@ def record(
     task: str,
     max_length: int,
     out: Path,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run teacher and student in float32 over the calibrate and verify prompts and write reference.npz into `out`.
 
@@ -134,7 +135,7 @@ def _verify(
     max_length: int,
     ids: list[list[int]],
     run: Callable[..., NDArray[np.float32]],
-    progress: Callable[[int, int, str], None] | None,
+    progress: Progress | None,
 ) -> _Verified:
     """The owner's answers, where edgekit's own on some prompts are the same; else edgekit's own of all prompts."""
     from edgekit.record.original_rows import ask, compare, spread, stand_in
@@ -178,7 +179,7 @@ def _record_tokens(
     task: str,
     max_length: int,
     out: Path,
-    progress: Callable[[int, int, str], None] | None,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -291,9 +292,7 @@ def _weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(folder))
 
 
-def _from(
-    done: int, total: int, note: str, progress: Callable[[int, int, str], None] | None
-) -> Callable[[int, int, str], None] | None:
+def _from(done: int, total: int, note: str, progress: Progress | None) -> Progress | None:
     """A progress callback for a part that begins at `done` of `total`."""
     if progress is None:
         return None

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.checkpoint_keys import strange_keys
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
+from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.record.original import compare_decoders, greedy_changes
 from edgekit.schema import dump_json
@@ -47,8 +48,6 @@ CONTINUED = 16
 _ANY_LENGTH = 1 << 30
 # The probe times new tokens behind its longest prompt (`verify.generation.TIMING`).
 DEPTH = 256
-
-Progress = Callable[[int, int, str], None]
 
 
 def record_tokens(

@@ -6,12 +6,13 @@ per text ([batch, width]: raw logits, or an embedding), or of text-generation lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgekit.chat_template import special_tokens
 from edgekit.errors import EdgekitError
+from edgekit.progress import Progress
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.schema import pick, read_json
 from edgekit.tasks import feature_extraction, text_classification, text_generation
@@ -94,7 +95,7 @@ def outputs(
     ids: Sequence[Sequence[int]],
     pad_id: int,
     batch: int = 32,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """A module's output [n, width] for n encoded texts, in their order; texts of like length share a batch."""
     import numpy as np

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, finer
+from edgekit.progress import Progress, silent
 from edgekit.prompts import PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.runtimes import neighbours
@@ -23,7 +24,7 @@ from edgekit.verify import arithmetic, budgets, checks, gate, generation, hardwa
 from edgekit.verify.accuracy import Answers, Comparison
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep
-from edgekit.verify.measurements import Measurements, Progress, encode, measure, runtime_options, silent
+from edgekit.verify.measurements import Measurements, encode, measure, runtime_options
 from edgekit.verify.plan import check_accuracy_table, plan_text
 from edgekit.verify.rejection import check_rejection, rejection_notes
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
+from edgekit.progress import Progress
 from edgekit.prompts import Prompt
 from edgekit.schema import read_json
 from edgekit.verify import accuracy as compared
@@ -86,7 +87,7 @@ def measure(
     budget: Budget,
     device: Device,
     is_judged: Callable[[Measurements], bool],
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
     out: Path,
 ) -> tuple[Measurements, dict[str, NDArray[Any]]]:
     """Run the probe over what was recorded: first the questions, then the passages, then the choices.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import DeviceFailed
+from edgekit.progress import Progress, silent
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import parse
 from edgekit.verify import latency
@@ -25,17 +26,11 @@ if TYPE_CHECKING:
 
     Events = Mapping[str, Mapping[str, Any]]
 
-Progress = Callable[[int, int, str], None]
-
 # A slow board may need ten minutes for a thousand prompts; an hour is a hang.
 _TIMEOUT_S = 3600.0
 # Of 20 calls the largest is the p95 (`latency.level`); 200 narrow it. Seconds are of one process.
 TIMING = {"warmup": 10, "repeats": 200, "least": 20, "seconds": 2.0}
 _OUTPUTS = "measured/outputs.npz"
-
-
-def silent(done: int, total: int, note: str) -> None:
-    """Shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -346,8 +346,8 @@ def predict(model: Model, options: Options) -> dict[str, Any]:
     """What an export will be, before anything is converted: {bytes, bytes_per_token, cache_bytes_per_token, fallbacks,
     metadata_bytes}.
 
-    bytes are the tensors'; a mixture takes its budget, auto is taken for its smallest. Raises EdgekitError for what `write`
-    refuses of the checkpoint's headers.
+    bytes are the tensors'; a mixture takes its budget, and auto is to be asked for each of AUTO. Raises EdgekitError for what
+    `write` refuses of the checkpoint's headers.
     """
     from edgekit.formats.gguf.ggml import row_bytes
     from edgekit.formats.gguf.metadata import describe_model
@@ -355,9 +355,6 @@ def predict(model: Model, options: Options) -> dict[str, Any]:
     from edgekit.formats.gguf.reading import GATHERED, HEAD, cache_bytes
 
     tensors = plan(model)
-    if options.scheme == "auto":
-        every = (predict(model, replace(options, scheme=name)) for name in AUTO["tokens"])  # type: ignore[arg-type]
-        return min(every, key=lambda told: int(told["bytes"]))
     scheme = options.like if options.scheme == "mixed" else options.scheme
     # Some types follow from whether there is an importance matrix at all, not from what it covers.
     weighed = options.imatrix and options.scheme not in FLOATS

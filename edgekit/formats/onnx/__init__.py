@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from annotated_types import Ge
 
 from edgekit.errors import EdgekitError
+from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgekit.calibrate import Calibration
     from edgekit.formats import Reading, Source
-    from edgekit.formats.onnx.choose import Progress, Trial
+    from edgekit.formats.onnx.choose import Trial
     from edgekit.model import Model
 
 log = logging.getLogger("edgekit")
@@ -183,7 +184,7 @@ def write_encoder(
     out: Path,
     pad_id: int,
     output_name: str,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write `module` (input_ids, attention_mask, int64 [batch, sequence] -> [batch, width]) into the folder `out`.
 

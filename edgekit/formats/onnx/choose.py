@@ -17,6 +17,7 @@ from edgekit.formats.onnx.ladder import add_rungs
 from edgekit.formats.onnx.quantize import Int8, quantize_int8, rounding_noise
 from edgekit.formats.onnx.session import Session
 from edgekit.formats.onnx.smooth import Range, after_activation, groups, smooth
+from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgekit")
 
-Progress = Callable[[int, int, str], None]
 Score = Callable[["NDArray[np.float32]", "NDArray[np.float32]"], float]
 Mode = Literal["static", "dynamic"]
 Treatment = Literal["plain", "ladder", "smoothed"]
@@ -167,7 +167,7 @@ def choose(
     *,
     float_layers: int,
     smoothing: bool = True,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Recipe8:
     """The best recipe of a mode: the smoothing, what is done behind activation functions, then Linears left float.
 

@@ -18,6 +18,7 @@ from edgekit.errors import EdgekitError
 from edgekit.formats.onnx import graph
 from edgekit.formats.onnx.files import digest
 from edgekit.formats.onnx.float_graph import TOLERANCE
+from edgekit.progress import Progress
 from edgekit.runtimes.ort import load_errors
 from edgekit.runtimes.ort_generation import CONTEXT, SWITCH, Generator
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgekit.calibrate import Calibration
     from edgekit.formats.onnx import Options
     from edgekit.formats.onnx.decoder_trace import Geometry
+    from edgekit.formats.smallest import Limits
     from edgekit.model import Model
 
 log = logging.getLogger("edgekit")
@@ -107,8 +109,8 @@ class Deciding:
 
     ids: Sequence[Sequence[int]]
     starts: Sequence[int]
-    limits: Callable[[float], Mapping[str, float]] | None
-    progress: Callable[[int, int, str], None]
+    limits: Limits | None
+    progress: Progress
 
 
 @dataclass(frozen=True, kw_only=True)
