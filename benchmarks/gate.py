@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from edgekit.verify import clusters, gate
+from edgekit import gate
+from edgekit.verify import clusters
 from edgekit.verify.margins import FAR
 
 SIZES, FLIPS, MARGINS = (100, 300, 1000, 3000), (0.01, 0.02, 0.04, 0.10), (0.01, 0.03)

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from edgekit.verify import gate, latency
+from edgekit import gate
+from edgekit.verify import latency
 
 CALLS, AGAIN, ROOM, ALPHA = 200, 4, 1.25, 0.05
 QUANTILES = (0.95, 0.5)

@@ -1,4 +1,4 @@
-"""How much longer does this CPU multiply by each GGUF type than by q4_k? The figures of edgekit.formats.gguf.mixed.COSTS.
+"""How much longer this CPU multiplies by each GGUF type than by q4_k: the figures of edgekit.formats.gguf.mixed.allocate.COSTS.
 
 Goal: of mixtures that were kept out of the fit, the decoding times that the figures predict are within 2 % (median).
 
@@ -30,9 +30,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from gguf_quality import PROMPT, Bench, decode, say  # noqa: E402
 from train_tiny_llama import SHARED, default_cache, tiny_llama  # noqa: E402
 
-from edgekit.formats.gguf.mixed import role_of  # noqa: E402
-from edgekit.formats.gguf.plan import shapes as shapes_of  # noqa: E402
-from edgekit.formats.gguf.types import TOKEN_EMBEDDING, Shape, quantizable  # noqa: E402
+from edgekit.formats.gguf.mixed.allocate import role_of  # noqa: E402
+from edgekit.formats.gguf.schemes import TOKEN_EMBEDDING, Shape, quantizable  # noqa: E402
+from edgekit.formats.gguf.tensors import shapes as shapes_of  # noqa: E402
 from edgekit.runtimes import llama, machine  # noqa: E402
 
 GOAL = 0.02

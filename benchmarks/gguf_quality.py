@@ -40,14 +40,15 @@ from train_tiny_llama import SHARED, default_cache, held_out_texts, pieces, tiny
 from edgekit.calibrate import Calibration, Watch  # noqa: E402
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares  # noqa: E402
 from edgekit.formats import Source  # noqa: E402
-from edgekit.formats.gguf import Options, mixture, scheme_types  # noqa: E402
-from edgekit.formats.gguf.convert import convert  # noqa: E402
+from edgekit.formats.gguf import Options, scheme_types  # noqa: E402
 from edgekit.formats.gguf.file import read_gguf  # noqa: E402
 from edgekit.formats.gguf.imatrix import Imatrix, from_calibration  # noqa: E402
 from edgekit.formats.gguf.metadata import describe_model  # noqa: E402
-from edgekit.formats.gguf.plan import layer_names, plan  # noqa: E402
+from edgekit.formats.gguf.mixed import choose  # noqa: E402
+from edgekit.formats.gguf.schemes import TOKEN_EMBEDDING  # noqa: E402
+from edgekit.formats.gguf.tensors import layer_names, plan  # noqa: E402
 from edgekit.formats.gguf.tokenizer import vocabulary  # noqa: E402
-from edgekit.formats.gguf.types import TOKEN_EMBEDDING  # noqa: E402
+from edgekit.formats.gguf.write import convert  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.runtimes import llama, machine, scores  # noqa: E402
 from edgekit.tasks.decoders import load_decoder  # noqa: E402
@@ -76,7 +77,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--pairs", type=int, default=40, help="interleaved pairs of decodes")
     parser.add_argument(
-        "--evaluations", type=int, default=mixture.EVALUATIONS, help="KLs that may be measured to refine a mixture"
+        "--evaluations", type=int, default=choose.EVALUATIONS, help="KLs that may be measured to refine a mixture"
     )
     parser.add_argument("--blocks", type=int, default=48, help=f"judged blocks of {LENGTH} tokens")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 4))
@@ -214,12 +215,12 @@ class Bench:
         }
         rows.append(self.row("set by hand", "in-domain", self.write("hand", hand_set, known)))
         mixtures = {}
-        mixture.EVALUATIONS = evaluations
+        choose.EVALUATIONS = evaluations
         for like in GOALS:
             say(f"mixed at the bytes of {like}")
             begun = time.perf_counter()
             file = self.scratch / f"mixed@{like}.gguf"
-            _, facts = mixture.mix(
+            _, facts = choose.mix(
                 self.source(ours),
                 list(self.tensors.values()),
                 self.types(like, sources["in-domain"]),

@@ -360,8 +360,8 @@ def run(folder: Path, *arguments: str) -> tuple[int | None, list[str]]:
 
 def half_written(folder: Path, *, dry: bool) -> list[str]:
     """What an ended command must not leave: partial files, steps and bundles that are not whole; of a dry run any product."""
+    from edgekit.bundle.open import open_bundle
     from edgekit.errors import EdgekitError
-    from edgekit.package import open_bundle
     from edgekit.workspace import STEP_CODE, open_product
 
     found = [f"half written: {path}" for path in sorted(folder.rglob("*")) if ".partial" in path.name]

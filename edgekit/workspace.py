@@ -32,13 +32,13 @@ _LARGE = 1 << 20
 _SOURCE = Path(__file__).parent
 # Where a step's code begins, and the libraries that it uses: a change in any file that runs, or in a library, makes a new
 # fingerprint.
-_READ = "edgekit.build.origin"
+_READ = "edgekit.pipeline.origin"
 STEP_CODE: dict[str, tuple[str, ...]] = {
     "prompts": ("edgekit.prompts",),
     "check": ("edgekit.tasks",),
     "create": ("edgekit.distill", _READ),
     "merge": ("edgekit.distill.adapter", _READ),
-    "rename": ("edgekit.build.teacher",),
+    "rename": ("edgekit.pipeline.teacher",),
     "finetune": ("edgekit.distill", _READ),
     "distill": ("edgekit.distill", _READ),
     "record": ("edgekit.record", _READ),

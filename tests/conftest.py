@@ -259,7 +259,7 @@ def command(
     monkeypatch.setenv("NO_COLOR", "1")
     # What a slow machine says of what takes long is in nobody's way.
     for interval in ("FIRST_INTERVAL", "STILL_INTERVAL"):
-        monkeypatch.setattr(f"edgekit.cli.show.{interval}", 3600.0)
+        monkeypatch.setattr(f"edgekit.cli.terminal.{interval}", 3600.0)
 
     def run(*arguments: str | Path) -> Answer:
         from edgekit.cli import run_command_line

@@ -122,10 +122,11 @@ def test_sizes() -> None:
 def test_a_terminal_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, left: bool) -> None:
     from click.testing import CliRunner
 
-    from edgekit.cli import cli, look
+    from edgekit.cli import cache as cache_command
+    from edgekit.cli import cli
 
     made = Workspace(tmp_path / "cache").once("record", {}, make)
-    monkeypatch.setattr(look, "is_terminal", lambda: True)
+    monkeypatch.setattr(cache_command, "is_terminal", lambda: True)
     result = CliRunner().invoke(cli, ["cache", "prune", "--cache", str(tmp_path / "cache")], input=answer)
     assert "Delete these 1 folders? [y/N]" in result.output
     assert str(made.folder) in result.output

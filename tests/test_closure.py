@@ -47,10 +47,10 @@ def test_what_steps_run() -> None:
         "weights.py",
         "tasks/loading.py",
     } <= trained
-    assert not {path for path in trained if path.startswith(("verify/", "cli/", "build/plan", "devices"))}
+    assert not {path for path in trained if path.startswith(("verify/", "cli/", "pipeline/plan", "devices"))}
     judged = closure_of(*STEP_CODE["verify"])
-    assert {"verify/gate.py", "devices.py", "runtimes/probe.py", "runtimes/llama.py"} <= judged
-    assert not {path for path in judged if path.startswith(("report", "package", "cli/"))}, (
+    assert {"gate.py", "devices/local.py", "runtimes/probe.py", "runtimes/llama.py"} <= judged
+    assert not {path for path in judged if path.startswith(("report/", "bundle/", "cli/"))}, (
         "a new style measures nothing"
     )
     assert "record/__main__.py" in closure_of(*STEP_CODE["record"])
@@ -63,7 +63,7 @@ def test_what_steps_run() -> None:
 @pytest.mark.parametrize("step", STEP_CODE)
 def test_nothing_that_is_loaded_is_left_out(step: str) -> None:
     """What Python itself loads for a step's modules."""
-    modules = [module for module in STEP_CODE[step] if not module.startswith("edgekit.build")] or ["edgekit.closure"]
+    modules = [module for module in STEP_CODE[step] if not module.startswith("edgekit.pipeline")] or ["edgekit.closure"]
     code = f"import sys; import {', '.join(modules)}; print([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'edgekit'])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = {Path(file).resolve() for file in ast.literal_eval(told.stdout)}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.build import check_target
 from edgekit.errors import EdgekitError
+from edgekit.pipeline import check_target
 from edgekit.recipe import packaged
 from edgekit.target import check_targets, find_targets, load_target
 
@@ -80,7 +80,7 @@ def test_packaged_target_is_complete_and_sourced(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.stem)
 def test_reduced_range_exactly_where_the_isa_saturates(path: Path) -> None:
-    from edgekit.devices import saturates
+    from edgekit.runtimes.machine import saturates
 
     target = load_target(str(path))
     for table in target.export.values():

@@ -115,7 +115,7 @@ def _serve() -> tuple[str, str]:
     import torch.export  # noqa: F401
     from transformers.models.bert import modeling_bert  # noqa: F401
 
-    import edgekit.build
+    import edgekit.pipeline
     import edgekit.tasks.loading  # noqa: F401
 
     # A fork has one thread, and waits forever for others: onnxruntime, which starts one, is not imported.

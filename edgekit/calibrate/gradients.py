@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from edgekit.formats.gguf.mixture import is_judged
+from edgekit.formats.gguf.mixed.choose import is_judged
 
 if TYPE_CHECKING:
     import numpy as np

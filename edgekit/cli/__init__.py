@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from edgekit import __version__
-from edgekit.cli import look, make, stages, talk
+from edgekit.cli import build, cache, doctor, explain, init, inspect, run, stages, targets
 from edgekit.cli.options import json_option
 
 
@@ -38,7 +38,11 @@ def cli() -> None:
     """
 
 
-for command in (make.build, talk.run, make.init, *stages.COMMANDS, *look.COMMANDS):
+COMMANDS = (
+    *(build.build, run.run, init.init, *stages.COMMANDS),
+    *(targets.targets, inspect.inspect, explain.explain, doctor.doctor, cache.cache),
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 
@@ -54,7 +58,7 @@ def completion(shell: str, as_json: bool) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from edgekit.cli.show import print_json
+    from edgekit.cli.terminal import print_json
 
     kind = get_completion_class(shell)
     script = kind(cli, {}, "edgekit", "_EDGEKIT_COMPLETE").source() if kind is not None else ""
@@ -113,7 +117,7 @@ def run_command_line() -> int:
         raise KeyboardInterrupt from aborted
     except click.ClickException as failed:
         if "--json" in sys.argv:
-            from edgekit.cli.show import print_json
+            from edgekit.cli.terminal import print_json
 
             print_json({"error": failed.format_message()}, exit_code=failed.exit_code)
         failed.show()

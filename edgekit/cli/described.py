@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekit.cli.tables import table_lines
-from edgekit.report_figures import check_figures, human_bytes, number
+from edgekit.report.figures import check_figures, human_bytes, number
 
 # Entries of a long list that are worth a line.
 MOST_SHOWN = 12

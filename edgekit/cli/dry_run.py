@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.cli.tables import wrapped
 
 if TYPE_CHECKING:
-    from edgekit.build import Session
+    from edgekit.pipeline import Session
     from edgekit.recipe import Recipe
     from edgekit.target import Target
 
@@ -24,7 +24,7 @@ def plan_build(
     """What a build would do, for each target and choice. Where nothing was built yet, nothing is left behind."""
     from tempfile import TemporaryDirectory
 
-    from edgekit.build import busy, check_places, gather_prompts, kept_steps, resolve
+    from edgekit.pipeline import busy, check_places, gather_prompts, kept_steps, resolve
     from edgekit.verify import plan_text
     from edgekit.workspace import Workspace
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
-    from edgekit.build import Built
+    from edgekit.pipeline import Built
 
 
 def write_junit(built: Sequence[Built], path: Path, *, strict: bool) -> None:

@@ -14,7 +14,7 @@ from edgekit.errors import EdgekitError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from edgekit.build import Session
+    from edgekit.pipeline import Session
     from edgekit.recipe import Recipe
 
 # The keys of FORMATS, written out because --help loads no table; a test compares them.
@@ -192,8 +192,8 @@ def open_session(
     cache: Path | None, out: Path, *, fresh: bool = False, strict: bool = False, final: bool = False
 ) -> Session:
     """A session that shows its progress on standard error."""
-    from edgekit.build import Session
-    from edgekit.cli.show import Terminal
+    from edgekit.cli.terminal import Terminal
+    from edgekit.pipeline import Session
     from edgekit.workspace import Workspace
 
     root = cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgekit.cli.show import paint_verdict
 from edgekit.cli.tables import table_lines, width, wrapped
+from edgekit.cli.terminal import paint_verdict
 from edgekit.report import CHECK_NOTE, MODEL_HEAD, conditions_lines, generation_lines, model_cells, scope_lines
-from edgekit.report_compare import Compared
-from edgekit.report_figures import MISSING, check_figures
+from edgekit.report.comparison import Compared
+from edgekit.report.figures import MISSING, check_figures
 
 # Loss and interval are in the page and in report.json only.
 HEAD = ("check", "measured", "bound", "limit", "verdict")

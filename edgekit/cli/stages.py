@@ -23,7 +23,7 @@ from edgekit.cli.options import (
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.build import Plan, Session
+    from edgekit.pipeline import Plan, Session
     from edgekit.recipe import Recipe
     from edgekit.workspace import Product
 
@@ -42,7 +42,7 @@ def finetune(
     Example:
       edgekit finetune --recipe recipe.toml --out work/teacher
     """
-    from edgekit import build as spine
+    from edgekit import pipeline as spine
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
     if recipe.teacher.finetune is None and recipe.teacher.create is None:
@@ -68,7 +68,7 @@ def distill(
     Example:
       edgekit distill work/teacher --recipe recipe.toml --out work/student
     """
-    from edgekit import build as spine
+    from edgekit import pipeline as spine
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
     if recipe.student is None:
@@ -93,7 +93,7 @@ def record(
     Example:
       edgekit record work/teacher work/student --recipe recipe.toml --out work/reference
     """
-    from edgekit import build as spine
+    from edgekit import pipeline as spine
 
     recipe, prompts, session = _open(recipe_path, overrides, cache, final=final)
     _keep_apart(out, teacher, student)
@@ -115,7 +115,7 @@ def calibrate(
     Example:
       edgekit calibrate work/student --recipe recipe.toml --out work/calibration
     """
-    from edgekit import build as spine
+    from edgekit import pipeline as spine
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
     _keep_apart(out, student)
@@ -141,7 +141,7 @@ def export(
     Example:
       edgekit export work/student work/calibration -t raspberrypi --recipe recipe.toml --out work/artifact
     """
-    from edgekit import build as spine
+    from edgekit import pipeline as spine
     from edgekit.workspace import open_product
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
@@ -177,10 +177,10 @@ def verify(
       edgekit verify work/artifact work/reference -t raspberrypi --recipe recipe.toml --out work/report
       edgekit verify model_quantized.onnx ./my-model -t laptop-cpu --recipe recipe.toml --out work/report
     """
-    from edgekit import build as spine
+    from edgekit import pipeline as spine
+    from edgekit.cli.build import show_built
     from edgekit.cli.junit import write_junit
-    from edgekit.cli.make import show_built
-    from edgekit.cli.show import print_json
+    from edgekit.cli.terminal import print_json
     from edgekit.schema import read_json
     from edgekit.workspace import open_product
 
@@ -226,9 +226,9 @@ def package(
     Example:
       edgekit package work/artifact work/report -t raspberrypi --recipe recipe.toml --out dist
     """
-    from edgekit import build as spine
-    from edgekit.cli.make import show_built
-    from edgekit.cli.show import print_json
+    from edgekit import pipeline as spine
+    from edgekit.cli.build import show_built
+    from edgekit.cli.terminal import print_json
     from edgekit.workspace import open_product
 
     recipe, prompts, session = _open(recipe_path, overrides, cache, out=out, strict=strict, final=final)
@@ -247,7 +247,7 @@ COMMANDS = (finetune, distill, record, calibrate, export, verify, package)
 def _open(
     recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, out: Path = Path("dist"), **options: bool
 ) -> tuple[Recipe, Product, Session]:
-    from edgekit.build import gather_prompts
+    from edgekit.pipeline import gather_prompts
 
     recipe, session = read_recipe(recipe_path, overrides), open_session(cache, out, **options)
     return recipe, gather_prompts(recipe, session), session
@@ -270,7 +270,7 @@ def _plan(
     formats: Sequence[str] = (),
     schemes: Sequence[str] = (),
 ) -> Plan:
-    from edgekit.build import check_room, choices, resolve
+    from edgekit.pipeline import check_room, choices, resolve
     from edgekit.target import load_target
 
     wanted = choices(formats, schemes, output_of(recipe))
@@ -282,7 +282,7 @@ def _plan(
 
 
 def _done(made: Path, as_json: bool) -> None:
-    from edgekit.cli.show import print_json
+    from edgekit.cli.terminal import print_json
 
     if as_json:
         print_json({"folder": str(made)})

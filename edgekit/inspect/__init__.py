@@ -156,7 +156,7 @@ def _inspect_artifact(folder: Path) -> dict[str, Any]:
 
 
 def _inspect_bundle(path: Path) -> dict[str, Any]:
-    from edgekit.package import open_bundle
+    from edgekit.bundle.open import open_bundle
 
     bundle = open_bundle(path)
     manifest = bundle.manifest

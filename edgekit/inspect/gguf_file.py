@@ -22,7 +22,7 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(.+?)(\.weight)?$")
 def inspect_gguf(path: Path) -> dict[str, Any]:
     """Everything that can be told of a GGUF file; no weight is read. EdgekitError where it is not a whole one."""
     from edgekit.formats.gguf.file import read_gguf
-    from edgekit.formats.gguf.reading import reading
+    from edgekit.formats.gguf.memory import reading
 
     file = read_gguf(path)
     if file.metadata.get("general.type") == "imatrix":

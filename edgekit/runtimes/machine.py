@@ -60,6 +60,24 @@ _SIDE = 512
 _SPELL_S = 0.2
 _CGROUP = "/sys/fs/cgroup"
 
+# The features that decide which matrix product runs, as Linux names them.
+KERNEL_FEATURES = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
+)
+
+
+def saturates(arch: str, features: Sequence[str]) -> bool | None:
+    """Whether INT8 products add up in 16 bits, so that 8-bit weights saturate (x86 with VPMADDUBSW and without VNNI).
+
+    None where an x86 system tells no features (Windows). 255 x 127 x 2 = 64,770 exceeds 32,767; 7-bit weights fit:
+    onnxruntime's "Quantize ONNX models", "when to use reduce-range".
+    """
+    if arch != "x86_64":
+        return False
+    # macOS spells avx512_vnni without the underscore.
+    return not {"avx512vnni", "avxvnni"} & {name.replace("_", "") for name in features} if features else None
+
 
 def describe() -> dict[str, Any]:
     """What the machine is: arch, cpu, part, cores, features, memory_mb (MiB), clock_ghz, governor, system, python.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit import gate
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, finer
 from edgekit.progress import Progress, silent
@@ -20,7 +21,7 @@ from edgekit.runtimes import neighbours
 from edgekit.schema import dump_json, pick
 from edgekit.tasks import TASKS, row_task
 from edgekit.verify import accuracy as compared
-from edgekit.verify import arithmetic, budgets, checks, gate, generation, hardware, latency, margins
+from edgekit.verify import arithmetic, budgets, checks, generation, hardware, latency, margins
 from edgekit.verify.accuracy import Answers, Comparison
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from edgekit import gate
 from edgekit.runtimes import scores
-from edgekit.verify import clusters, gate
+from edgekit.verify import clusters
 from edgekit.verify.margins import EmbeddingMargins
 
 if TYPE_CHECKING:

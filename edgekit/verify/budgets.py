@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from edgekit.verify import gate, latency
+from edgekit import gate
+from edgekit.verify import latency
 from edgekit.verify.checks import Check
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekit.devices import saturates
-from edgekit.verify import clusters, gate
+from edgekit import gate
+from edgekit.runtimes.machine import saturates
+from edgekit.verify import clusters
 
 if TYPE_CHECKING:
     from edgekit.target import Hardware

@@ -10,7 +10,7 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
-from edgekit.verify import gate
+from edgekit import gate
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit import gate
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt
 from edgekit.schema import read_json
 from edgekit.verify import accuracy as compared
-from edgekit.verify import clusters, gate
+from edgekit.verify import clusters
 from edgekit.verify.accuracy import Answers, Comparison
 from edgekit.verify.margins import FAR, default_margins
 from edgekit.verify.measurements import Measurements, Question, Timed, flat, run_probe, time_again, write

@@ -13,7 +13,7 @@ from functools import lru_cache
 from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING
 
-from edgekit.verify.gate import ALPHA
+from edgekit.gate import ALPHA
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from edgekit import gate
 from edgekit.schema import pick
 from edgekit.tasks import TASKS
-from edgekit.verify import gate, margins
+from edgekit.verify import margins
 
 FLIPS_SHOWN = (0.01, 0.03, 0.10)
 FIRST = gate.Look()

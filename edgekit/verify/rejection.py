@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekit import gate
 from edgekit.prompts import PromptSet
 from edgekit.recipe import Rejection
 from edgekit.tasks import row_task
-from edgekit.verify import gate
 from edgekit.verify.checks import Check
 
 

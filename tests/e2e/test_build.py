@@ -62,7 +62,7 @@ def test_what_makes_nothing_loads_no_torch(tiny: Project, built: Mapping[str, An
     _, told = ran.communicate()
     assert ran.returncode == 0, told
     loaded = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
-    assert "edgekit.build.preflight" in loaded
+    assert "edgekit.pipeline.resolve" in loaded
     assert not {"torch", "transformers", "onnxruntime"} & loaded
 
 

@@ -14,10 +14,11 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
+from tests.test_hub import FIRST, Hub
+
 from tests.architectures.decoders import SPECIAL, make_decoder
 from tests.e2e.conftest import ROOT, SLOWEST, Project
 from tests.test_chat_template import CHATML
-from tests.test_hub import FIRST, Hub
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.report_page import STYLE, TEMPLATE
+from edgekit.report.page import STYLE, TEMPLATE
 from tests.e2e.conftest import ROOT, SLOWEST, Project
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]

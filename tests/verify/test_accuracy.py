@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from edgekit import gate
 from edgekit.errors import EdgekitError
-from edgekit.verify import checks, gate, plan_text
+from edgekit.verify import checks, plan_text
 from edgekit.verify.accuracy import Answers, Comparison, auroc, compare_embeddings, compare_labels, confusion, scope
 from edgekit.verify.margins import EmbeddingMargins, Margins, for_prompts, read_embedding_margins, read_margins
 

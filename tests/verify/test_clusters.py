@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekit.verify import clusters, gate
+from edgekit import gate
+from edgekit.verify import clusters
 
 
 def test_groups_of_one_have_the_bounds_of_independent_prompts() -> None:

@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit import gate
 from edgekit.cli.reported import report_lines
 from edgekit.devices import LocalDevice
 from edgekit.errors import EdgekitError
 from edgekit.export import adopt, export
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_tensor
+from edgekit.gate import Look
 from edgekit.prompts import Prompt
 from edgekit.record import record
 from edgekit.report import read_report
 from edgekit.runtimes import neighbours
 from edgekit.target import Target, load_target
-from edgekit.verify import gate, generation, hardware, latency, verify
-from edgekit.verify.gate import Look
+from edgekit.verify import generation, hardware, latency, verify
 from edgekit.verify.generation import Said, judge, plain
 from edgekit.verify.margins import default_limits, read_limits
 from edgekit.workspace import file_sha256, open_product, write_product

@@ -15,12 +15,12 @@ from onnx import numpy_helper
 from edgekit.cli.reported import report_lines
 from edgekit.devices import LocalDevice
 from edgekit.errors import DeviceFailed, EdgekitError
+from edgekit.gate import Look
 from edgekit.report import read_report
-from edgekit.report_page import write_html
+from edgekit.report.page import write_html
 from edgekit.runtimes import neighbours
 from edgekit.target import Target
 from edgekit.verify import hardware, latency, measurements, verify
-from edgekit.verify.gate import Look
 from tests.verify.verify_folders import OUTSIDE, make_artifact, make_graph, make_prompts, make_reference, make_target
 
 PI = 'arch = "aarch64"\ncpu = "Cortex-A76"\ncores = 4\nfeatures = ["asimddp"]\nmemory_mb = 4096\nbandwidth_gbs = 11.2'

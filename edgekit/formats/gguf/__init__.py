@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from annotated_types import Gt
 
 from edgekit.apart import apart
-from edgekit.card import read_card
 from edgekit.errors import EdgekitError
 from edgekit.model import Model
+from edgekit.model_card import read_card
 
 if TYPE_CHECKING:
     from edgekit.formats import Reading, Source
     from edgekit.formats.gguf.file import TensorPlace
     from edgekit.formats.gguf.imatrix import Imatrix
-    from edgekit.formats.gguf.plan import Tensor
-    from edgekit.formats.gguf.types import Chosen as Types
+    from edgekit.formats.gguf.schemes import Chosen as Types
+    from edgekit.formats.gguf.tensors import Tensor
     from edgekit.formats.smallest import Chosen
 
 Scheme = Literal[
@@ -117,7 +117,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     from edgekit.formats.gguf.imatrix import write_imatrix
     from edgekit.formats.gguf.metadata import note_context
-    from edgekit.formats.gguf.plan import plan
+    from edgekit.formats.gguf.tensors import plan
     from edgekit.formats.gguf.tokenizer import vocabulary
 
     model, matrix = source.model, _matrix(source, options)
@@ -157,12 +157,12 @@ class _Making:
 
 def _make(making: _Making, options: Options, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write a model in a scheme; what `convert` made, and what is to be known of it."""
-    from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.imatrix import check_imatrix
     from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
-    from edgekit.formats.gguf.mixture import mix
-    from edgekit.formats.gguf.plan import shapes
+    from edgekit.formats.gguf.mixed.choose import mix
+    from edgekit.formats.gguf.tensors import shapes
     from edgekit.formats.gguf.tokenizer import general_name
+    from edgekit.formats.gguf.write import convert
     from edgekit.runtimes.machine import available_cores
 
     source, matrix, tensors = making.source, making.matrix, making.tensors
@@ -269,7 +269,7 @@ def reading_here(
 def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """What any .gguf file needs to run, ours or not, with its sha256 where that is known; EdgekitError where it is damaged."""
     from edgekit.formats.gguf.file import read_gguf
-    from edgekit.formats.gguf.reading import reading
+    from edgekit.formats.gguf.memory import reading
     from edgekit.workspace import file_sha256
 
     file = read_gguf(path)
@@ -350,9 +350,9 @@ def predict(model: Model, options: Options) -> dict[str, Any]:
     `write` refuses of the checkpoint's headers.
     """
     from edgekit.formats.gguf.ggml import row_bytes
+    from edgekit.formats.gguf.memory import GATHERED, HEAD, cache_bytes
     from edgekit.formats.gguf.metadata import describe_model
-    from edgekit.formats.gguf.plan import plan
-    from edgekit.formats.gguf.reading import GATHERED, HEAD, cache_bytes
+    from edgekit.formats.gguf.tensors import plan
 
     tensors = plan(model)
     scheme = options.like if options.scheme == "mixed" else options.scheme
@@ -390,7 +390,7 @@ def _metadata_bytes(model: Model, tensors: Sequence[Tensor], types: Mapping[str,
 def _matrix(source: Source, options: Options) -> Imatrix | None:
     """The importance matrix of the calibration; None where nothing is quantized, or none is asked for."""
     from edgekit.formats.gguf.imatrix import from_calibration
-    from edgekit.formats.gguf.plan import layer_names
+    from edgekit.formats.gguf.tensors import layer_names
 
     if not options.imatrix or options.scheme in FLOATS:
         return None
@@ -402,8 +402,8 @@ def _matrix(source: Source, options: Options) -> Imatrix | None:
 def scheme_types(model: Model, tensors: Sequence[Tensor], scheme: str, covered: Collection[str] = ()) -> Types:
     """The types that llama.cpp gives a model's tensors in a scheme; `covered` are those that an importance matrix knows."""
     from edgekit.formats.gguf.metadata import describe_model
-    from edgekit.formats.gguf.plan import shapes
-    from edgekit.formats.gguf.types import ModelFacts, choose_types
+    from edgekit.formats.gguf.schemes import ModelFacts, choose_types
+    from edgekit.formats.gguf.tensors import shapes
 
     keys = describe_model(model)
     architecture = str(keys["general.architecture"])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import MAGIC, GgufFile, GgufWriter, TensorHeader, Value, read_gguf, read_tensor
-from edgekit.formats.gguf.types import Chosen, Shape
+from edgekit.formats.gguf.schemes import Chosen, Shape
 
 if TYPE_CHECKING:
     from edgekit.calibrate import Calibration

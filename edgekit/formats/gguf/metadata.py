@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from edgekit import __version__
-from edgekit.card import read_card, texts
 from edgekit.embedding_files import read_embedding
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import Value
-from edgekit.formats.gguf.plan import plan, read_config
-from edgekit.formats.gguf.types import SCHEMES
+from edgekit.formats.gguf.schemes import SCHEMES
+from edgekit.formats.gguf.tensors import plan, read_config
 from edgekit.model import Model
+from edgekit.model_card import read_card, texts
 
 # ggml.h, GGML_QNT_VERSION.
 _QUANTIZATION_VERSION = 2

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgekit.calibrate import Calibration
     from edgekit.formats import Reading, Source
-    from edgekit.formats.onnx.choose import Trial
+    from edgekit.formats.onnx.candidates import Trial
     from edgekit.model import Model
 
 log = logging.getLogger("edgekit")
@@ -193,9 +193,9 @@ def write_encoder(
     was quantized, or where a quantizing scheme does not make the file smaller.
     """
     from edgekit.formats.onnx import graph
-    from edgekit.formats.onnx.choose import trial
+    from edgekit.formats.onnx.candidates import trial
     from edgekit.formats.onnx.float_graph import export_float
-    from edgekit.formats.onnx.layers import layer_errors
+    from edgekit.formats.onnx.layer_errors import layer_errors
     from edgekit.formats.onnx.session import DISABLED_OPTIMIZERS
     from edgekit.formats.onnx.simplify import simplified
 
@@ -297,7 +297,7 @@ def _write_scheme(
 def _write_int8(
     exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial, progress: Progress
 ) -> _Written:
-    from edgekit.formats.onnx.choose import Source, better, choose
+    from edgekit.formats.onnx.candidates import Source, better, choose
     from edgekit.formats.onnx.quantize import Int8
 
     source = Source(

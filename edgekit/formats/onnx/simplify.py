@@ -30,7 +30,7 @@ def simplified(model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: 
     alone and in a padded batch; where a rewrite changed the answers, the model is returned as it was, with a warning.
     """
     from edgekit.formats.onnx.attention import sequence_first
-    from edgekit.formats.onnx.first_token import first_token_only
+    from edgekit.formats.onnx.first_row import first_token_only
 
     fresh = copy_model(model)
     graph = Graph(fresh)

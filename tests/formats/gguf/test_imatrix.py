@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_tensor
 from edgekit.formats.gguf.imatrix import Entry, Imatrix, check_imatrix, from_calibration, read_imatrix, write_imatrix
-from edgekit.formats.gguf.types import Chosen, ModelFacts, Shape, choose_types
+from edgekit.formats.gguf.schemes import Chosen, ModelFacts, Shape, choose_types
 
 pytest.importorskip("gguf", reason="the [gguf] extra is not installed")
 pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")

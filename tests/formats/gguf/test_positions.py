@@ -10,7 +10,7 @@ import pytest
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.metadata import describe_model
-from edgekit.formats.gguf.plan import plan
+from edgekit.formats.gguf.tensors import plan
 from edgekit.model import load_model
 from tests.architectures.decoders import make_decoder
 

@@ -1,0 +1,129 @@
+"""README.md of a bundle: what it is, how it is used, how right it is and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgekit.bundle.llama import command_line
+from edgekit.report import SCOPE_HEAD, scope_cells
+from edgekit.report.figures import flips, human_bytes, number, pair, percent
+
+# What the loaders import, as pip calls it, by runtime and output.
+PIP = {
+    ("onnxruntime", "logits"): "onnxruntime tokenizers numpy",
+    ("onnxruntime", "embedding"): "onnxruntime tokenizers numpy",
+    ("onnxruntime", "tokens"): "onnxruntime tokenizers jinja2 numpy",
+    ("llama-cpp", "embedding"): "llama-cpp-python numpy",
+    ("llama-cpp", "tokens"): "llama-cpp-python",
+}
+USES = {
+    "logits": 'bundle("turn on the light")  # [(label, score), ...], the answer first',
+    "embedding": 'bundle("turn on the light")  # the embedding, float32',
+    "tokens": 'for piece in bundle.stream("Once upon a time"):\n    print(piece, end="", flush=True)',
+}
+
+
+def model_card(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """README.md of a bundle: what it is, its use, accuracy and origin. No figure of a clock."""
+    artifact, runtime = manifest["artifact"], manifest["runtime"]
+    name, engine = manifest["name"], PIP[runtime["name"], manifest["output"]]
+    lines = [
+        f"# {name}",
+        "",
+        f"A {manifest['task']} model for {manifest['target_title']}, made by edgekit {manifest['edgekit']}:",
+        f"{artifact['format']} {artifact['scheme']}, {human_bytes(artifact['bytes'])}.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        f"# pip install {engine}; run it in this folder",
+        "from load import Bundle",
+        "",
+        'bundle = Bundle(".")',
+        f"{USES[manifest['output']]}",
+        "```",
+        "",
+        f"It needs {runtime['name']} {runtime['minimum']} or newer. A text ends at {manifest['max_length']} tokens.",
+        *_card_commands(manifest),
+        *_card_scope(manifest),
+        "",
+        "## Accuracy on prompts that it never saw",
+        "",
+        *_card_accuracy(report),
+        "",
+        *_card_data(report.get("data")),
+        "## Latency and memory",
+        "",
+        f"Not in this folder, which is the same whenever it is built: see `{name}.report.html` beside the archive.",
+        "It names the device that measured, and says so where that was not the target.",
+        "",
+        "## Where it comes from",
+        "",
+        f"- artifact sha256: `{artifact['sha256']}`",
+        *(f"- {key}: `{value}`" for key, value in sorted((manifest["lineage"] | manifest["fingerprints"]).items())),
+        *(f"- {key} {value}" for key, value in sorted(manifest["versions"].items())),
+        "",
+        "## Licences",
+        "",
+        *(f"- {key}: {value}" for key, value in sorted(manifest["licences"].items())),
+        *([] if manifest["licences"] else ["The recipe states none."]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _card_commands(manifest: Mapping[str, Any]) -> list[str]:
+    """Of a GGUF file: the programs that open it unchanged."""
+    if manifest["runtime"]["name"] != "llama-cpp":
+        return []
+    return [
+        "",
+        "llama.cpp's own programs, Ollama and LM Studio open the file as it is:",
+        "",
+        "```sh",
+        command_line(manifest),
+        command_line(manifest, serve=True),
+        f"ollama create {manifest['name']} -f Modelfile",
+        "```",
+    ]
+
+
+def _card_scope(manifest: Mapping[str, Any]) -> list[str]:
+    if not manifest["labels"]:
+        return []
+    lines = ["", f"Its {len(manifest['labels'])} labels: {', '.join(manifest['labels'])}."]
+    if manifest["threshold"] is not None:
+        limit = number(manifest["threshold"])
+        told = f"A text whose best score is under {limit}, or that has no letter and no digit, is answered with"
+        lines += ["", f"{told} `{manifest['out_of_scope']}`."]
+    return lines
+
+
+def _card_data(data: Mapping[str, Any] | None) -> list[str]:
+    """How many rows each split has, and what was left out of them."""
+    if not data:
+        return []
+    rows = ", ".join(f"{count} {name}" for name, count in data["rows"].items())
+    return [f"The data has {rows} rows.", *(f"- {line}" for line in data["notes"]), ""]
+
+
+def _card_accuracy(report: Mapping[str, Any]) -> list[str]:
+    scores = {name: value for name, value in (report["accuracy"] or {}).items() if value is not None}
+    lines = []
+    if report.get("accuracy_only"):
+        lines += ["Accuracy only: the target states no latency limit, so no check judged its speed.", ""]
+    if scores:
+        lines += ["| model | accuracy |", "|---|---|"]
+        lines += [*(f"| {name} | {percent(scores[name])} |" for name in sorted(scores)), ""]
+    if scopes := scope_cells(report):
+        head = [heading or "model" for heading in SCOPE_HEAD]
+        lines += [f"| {' | '.join(head)} |", "|---|---|---|---|"]
+        lines += [*(f"| {' | '.join(figures)} |" for figures in scopes), ""]
+    if "perplexity" in report:
+        lines += ["| model | perplexity |", "|---|---|"]
+        lines += [*(f"| {name} | {number(value)} |" for name, value in sorted(report["perplexity"].items())), ""]
+    lines += ["| compared | metric | loss | flips |", "|---|---|---|---|"]
+    for entry in report["comparisons"]:
+        cells = [pair(entry), entry["metric"], number(entry["loss"], 3), flips(entry.get("flips"))]
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return lines

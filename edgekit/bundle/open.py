@@ -1,0 +1,167 @@
+"""A bundle that is there: opened, checked against its manifest, and used through the loader that ships with it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import __version__
+from edgekit.bundle.archive import extract, stays_inside
+from edgekit.bundle.destination import MANIFEST
+from edgekit.bundle.loaders import loader_file
+from edgekit.bundle.mistaken import other_than_bundle
+from edgekit.errors import EdgekitError
+from edgekit.formats import FORMATS
+from edgekit.runtimes import RUNTIMES
+from edgekit.schema import read_json
+from edgekit.tokenizing import readable_part
+from edgekit.workspace import (
+    file_sha256,
+    fingerprint,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+log = logging.getLogger("edgekit")
+
+# Of bundle.json: raised where an older edgekit would misread it.
+MANIFEST_FORMAT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle whose files have the hashes that its manifest says; from an archive, it lives as long as this object."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle's folder or archive and check it against its manifest.
+
+    Raises EdgekitError for an edited manifest, a path outside the bundle, a file that is missing or changed, and what is no
+    bundle, saying what it is.
+    """
+    if not (path.is_dir() or path.is_file()):
+        raise EdgekitError(f"{path}: no such bundle; name a bundle's folder or its .tar.gz")
+    if other := other_than_bundle(path):
+        raise EdgekitError(other)
+    if path.is_dir():
+        return Bundle(folder=path, manifest=check_bundle(path))
+    scratch = Path(tempfile.mkdtemp(prefix="edgekit-"))
+    try:
+        folder = extract(path, scratch)
+        bundle = Bundle(folder=folder, manifest=check_bundle(folder))
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    weakref.finalize(bundle, shutil.rmtree, scratch, ignore_errors=True)
+    return bundle
+
+
+def run_bundle(path: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None) -> list[Any]:
+    """A bundle's answer to each text, through the very loader that ships: {label, score, scores}, list[float] or a text.
+
+    prompt: the name of what comes before each text; None: the model's default. Raises EdgekitError for whatever `open_bundle`
+    refuses, a prompt that the bundle has not, and where the runtime cannot open the model.
+    """
+    bundle = open_bundle(path)
+    before = _prompt(bundle, path, prompt)
+    opened = load_bundle(bundle, path, threads=threads)
+    named = {} if prompt is None else {"prompt": prompt}
+    answers = [opened(_readable(opened, text, before), **named) for text in texts]
+    if bundle.manifest["output"] == "tokens":
+        return answers
+    if bundle.manifest["output"] == "embedding":
+        return [[float(value) for value in answer] for answer in answers]
+    return [{"label": answer[0][0], "score": answer[0][1], "scores": dict(answer)} for answer in answers]
+
+
+def _prompt(bundle: Bundle, path: Path, name: str | None) -> str:
+    """What comes before a text: the prompt of that name, or the model's default; EdgekitError where it has none of that name."""
+    settings = bundle.manifest["settings"] or {}
+    if name is None:
+        return str(settings.get("prompt", ""))
+    prompts: Mapping[str, str] = settings.get("prompts") or {}
+    if name not in prompts:
+        known = f"it has {', '.join(sorted(prompts))}" if prompts else "it has none"
+        raise EdgekitError(f"{path}: no prompt {name!r}: {known}")
+    return prompts[name]
+
+
+def _readable(opened: Any, text: str, before: str) -> str:
+    """A text without what its loader's tokenizer would only cut off, which for megabytes takes half a minute."""
+    if opened.manifest["output"] == "tokens" or not hasattr(opened, "tokenizer"):
+        return text
+    return readable_part(opened.tokenizer, text, before)
+
+
+def open_speaker(path: Path, *, threads: int | None = None) -> Any:
+    """The loader of a bundle that generates text, opened; None for a bundle that gives rows. Raises as `load_bundle` does."""
+    bundle = open_bundle(path)
+    return load_bundle(bundle, path, threads=threads) if bundle.manifest["output"] == "tokens" else None
+
+
+def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> Any:
+    """The loader's own object over a bundle that was opened from `path`.
+
+    The code that runs is edgekit's own copy, never a bundle's: a bundle may come from anywhere. Raises EdgekitError where the
+    runtime is absent or cannot open the model.
+    """
+    manifest = bundle.manifest
+    loader = loader_file(str(manifest["artifact"]["format"]), str(manifest["output"]))
+    if manifest["files"].get("load.py", {}).get("sha256") != file_sha256(loader):
+        log.warning("%s: its load.py is not that of edgekit %s, which answers here", path, __version__)
+    runtime = RUNTIMES[FORMATS[str(manifest["artifact"]["format"])].RUNTIME]
+    spec = importlib.util.spec_from_file_location("edgekit_bundle_loader", loader)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        # What a loader says itself is a RuntimeError, or llama_cpp's ValueError.
+        refusals: tuple[type[Exception], ...] = (*runtime.load_errors(), RuntimeError, ValueError)
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as absent:
+        wanted = '"edgekit[gguf]"' if absent.name == "llama_cpp" else absent.name
+        raise EdgekitError(f"{path}: {absent.name} is not installed; run: pip install {wanted}") from absent
+    try:
+        return module.Bundle(bundle.folder, threads=threads)
+    except refusals as refused:
+        raise EdgekitError(f"{path}: {str(refused).splitlines()[0]}") from refused
+
+
+def check_bundle(folder: Path) -> dict[str, Any]:
+    """The manifest of a bundle's folder; EdgekitError where it is not edgekit's, or a file is missing or was changed."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise EdgekitError(f"{folder}: no {MANIFEST} in it: not a bundle")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or {"digest", "files", "format_version", "model", "tokenizer"} - set(manifest):
+        raise EdgekitError(f"{path}: not a manifest that edgekit wrote")
+    if manifest["format_version"] != MANIFEST_FORMAT:
+        raise EdgekitError(
+            f"{path}: format_version {manifest['format_version']}: written by another edgekit; build it again"
+        )
+    names = [*manifest["files"], manifest["model"], *([manifest["tokenizer"]] if manifest["tokenizer"] else [])]
+    for name in names:
+        if not stays_inside(folder, str(name)):
+            raise EdgekitError(f"{path}: names a path outside the bundle: {name}; do not use this bundle")
+    if fingerprint({key: value for key, value in manifest.items() if key != "digest"}) != manifest["digest"]:
+        raise EdgekitError(
+            f"{path}: changed after it was written (its digest does not match); package the artifact again"
+        )
+    for name in names:
+        file = folder / name
+        if name not in manifest["files"] or not file.is_file():
+            raise EdgekitError(f"{file}: missing; fetch or package the bundle again")
+        if file_sha256(file) != manifest["files"][name]["sha256"]:
+            raise EdgekitError(f"{file}: its sha256 is not the manifest's; fetch or package the bundle again")
+    return manifest

@@ -1,0 +1,218 @@
+"""Package: an artifact, tokenizer, manifest, model card and loader become a bundle; the evidence lies beside it.
+
+What ships holds nothing that a clock measured, so two builds from nothing on one machine give the same archive, byte
+for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import __version__
+from edgekit.bundle.archive import archive_hashes, write_archive
+from edgekit.bundle.card import model_card
+from edgekit.bundle.destination import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
+from edgekit.bundle.destination import partial as partial_of
+from edgekit.bundle.llama import modelfile
+from edgekit.bundle.loaders import loader_file
+from edgekit.bundle.open import MANIFEST_FORMAT, check_bundle
+from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.formats import FORMATS
+from edgekit.report import read_report
+from edgekit.report.page import write_html
+from edgekit.runtimes import RUNTIMES
+from edgekit.schema import dump_json, read_text
+from edgekit.tasks.text_generation import TEMPLATE
+from edgekit.workspace import (
+    Product,
+    disk_error,
+    file_sha256,
+    fingerprint,
+    library_version,
+    list_files,
+    locked,
+    make_folder,
+    open_product,
+    sync,
+    write_atomically,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgekit.target import Target
+
+log = logging.getLogger("edgekit")
+
+ARTIFACT_FACTS = ("format", "scheme", "bytes", "sha256", "opset", "ir_version", "operators", "quantized", "choices")
+LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
+LICENCE_OF = {"license": "this model", "teacher_license": "teacher", "data_license": "data"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged:
+    """Where things lie: the bundle's folder and archive, and the evidence (report.json, report.html) beside them."""
+
+    bundle: Path
+    archive: Path
+    report: Path
+    html: Path
+
+
+def package(
+    *,
+    artifact: Path,
+    report: Path,
+    name: str,
+    recipe: str,
+    target: Target,
+    lineage: Mapping[str, Any],
+    out: Path,
+    strict: bool = False,
+) -> Packaged:
+    """Write the evidence, and where the verdict allows, the bundle `out`/`name` and its archive.
+
+    artifact: an export step's folder; report: a verify step's folder; lineage: where the model comes from (teacher,
+    digests, licences), for the manifest. Everything is written beside its place and renamed: an older bundle survives
+    a failure. A failed verdict, or one not proven under `strict`, raises CheckFailed once the evidence is on disk and
+    leaves an older bundle of that name as it was. Raises EdgekitError where something else lies at these places, where
+    artifact and report do not belong together, a file was changed, or the folder cannot be written.
+    """
+    product = open_product(artifact, "export")
+    product.check()
+    content = read_report(report)
+    if content["artifact"]["sha256"] != product.facts["sha256"]:
+        raise EdgekitError(f"{report}: this report is of another artifact than {artifact}; run: edgekit verify")
+    put = Packaged(
+        bundle=out / name,
+        archive=out / f"{name}.tar.gz",
+        report=out / f"{name}.report.json",
+        html=out / f"{name}.report.html",
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(_lock_file(put.bundle), f"{name}: another build is packaging this; waiting for it"):
+            refuse_foreign(out, name)
+            clear_leftovers(put.bundle, (put.archive, put.report, put.html))
+            write_atomically(put.report, read_text(report / "report.json"))
+            write_html(content | {"recipe": recipe}, put.html)
+            _judge(content, put, strict=strict)
+            _write_bundle(product, _describe(product, name, recipe, target, lineage), content, put)
+    except OSError as failed:
+        # shutil names the file that was read; the disk that is full is the one that was written to.
+        place = Path(failed.filename or out)
+        place = place if place.is_relative_to(out) else out
+        raise disk_error(place, OSError(failed.errno, failed.strerror, str(place))) from failed
+    return put
+
+
+def _judge(content: Mapping[str, Any], put: Packaged, *, strict: bool) -> None:
+    verdict = content["verdict"]
+    if verdict == "pass" or (verdict == "not proven" and not strict):
+        return
+    culprits = [check for check in content["checks"] if check["verdict"] == verdict]
+    remedies: dict[str, list[str]] = {}
+    for check in culprits:
+        remedies.setdefault(check.get("remedy") or "no remedy is known", []).append(str(check["name"]))
+    reasons = "; ".join(f"{', '.join(names)}: {remedy}" for remedy, names in remedies.items())
+    left = f"; the older {put.archive.name} was left as it was" if put.archive.exists() else ""
+    raise CheckFailed(f"{put.bundle.name}: {verdict}: {reasons} (no archive written{left}; evidence: {put.report})")
+
+
+def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[str, Any], put: Packaged) -> None:
+    partial = partial_of(put.bundle)
+    partial.mkdir()
+    (partial / MARK).touch()
+    try:
+        for name in manifest["ships"]:
+            shutil.copyfile(product.folder / name, partial / name)
+        shutil.copyfile(loader_file(str(product.facts["format"]), str(manifest["output"])), partial / "load.py")
+        if manifest["runtime"]["name"] == "llama-cpp":
+            (partial / "Modelfile").write_text(modelfile(manifest), encoding="utf-8", newline="\n")
+        (partial / "README.md").write_text(model_card(manifest, report), encoding="utf-8", newline="\n")
+        del manifest["ships"]
+        files = {name: entry for name, entry in list_files(partial).items() if name != MARK}
+        manifest["files"] = files
+        manifest = json.loads(dump_json(manifest))
+        manifest["digest"] = fingerprint(manifest)
+        (partial / MANIFEST).write_text(dump_json(manifest), encoding="utf-8", newline="\n")
+        if _is_current(put, manifest):
+            return
+        (partial / MARK).unlink()
+        for name in list_files(partial):
+            (partial / name).chmod(0o644)
+            sync(partial / name)
+        write_archive(partial, put.archive, put.bundle.name)
+        swap(partial, put.bundle)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        put.archive.with_name(f".{put.archive.name}.partial").unlink(missing_ok=True)
+
+
+def _describe(product: Product, name: str, recipe: str, target: Target, lineage: Mapping[str, Any]) -> dict[str, Any]:
+    facts = product.facts
+    settings = dict(facts.get("settings") or {})
+    format_ = FORMATS[str(facts["format"])]
+    runtime = format_.RUNTIME
+    tokenizer = None if format_.CARRIES_TOKENIZER else "tokenizer.json"
+    beside = [tokenizer, *([TEMPLATE] if settings.get("chat") else [])] if tokenizer else []
+    libraries = sorted({*LIBRARIES, *format_.LIBRARIES})
+    return {
+        # What the bundle's folder takes from the artifact's; not a part of the manifest that ships.
+        "ships": [*facts["files"], *beside],
+        "format_version": MANIFEST_FORMAT,
+        "edgekit": __version__,
+        "name": name,
+        "recipe": recipe,
+        "target": target.name,
+        "target_title": target.title,
+        "task": facts["task"],
+        "output": facts["output"],
+        "labels": list(facts["classes"]),
+        "out_of_scope": settings.get("out_of_scope", facts.get("out_of_scope")),
+        "threshold": settings.get("threshold"),
+        "settings": settings,
+        "max_length": facts["max_length"],
+        "pad_id": facts["pad_id"],
+        "model": facts["file"],
+        "tokenizer": tokenizer,
+        "runtime": {
+            "name": runtime,
+            "minimum": facts["minimum_runtime"],
+            **RUNTIMES[runtime].joined(target.runtime.get(runtime, {}), facts["runtime_options"]),
+        },
+        "artifact": {key: facts.get(key) for key in ARTIFACT_FACTS},
+        "lineage": {key: value for key, value in lineage.items() if value is not None and "license" not in key},
+        "fingerprints": {"export": product.digest, "export_inputs": fingerprint(product.manifest["inputs"])},
+        "versions": {library: library_version(library) for library in libraries},
+        "licences": {LICENCE_OF[key]: value for key, value in lineage.items() if value and key in LICENCE_OF},
+    }
+
+
+def _is_current(put: Packaged, manifest: Mapping[str, Any]) -> bool:
+    """Whether folder and archive already hold exactly this."""
+    try:
+        if check_bundle(put.bundle)["digest"] != manifest["digest"]:
+            return False
+        expected = {f"{put.bundle.name}/{name}": entry["sha256"] for name, entry in manifest["files"].items()}
+        expected[f"{put.bundle.name}/{MANIFEST}"] = file_sha256(put.bundle / MANIFEST)
+        return expected == dict(archive_hashes(put.archive))
+    except (EdgekitError, OSError, EOFError, tarfile.TarError, zlib.error):
+        return False
+
+
+def _lock_file(place: Path) -> Path:
+    """Not beside the place, which holds products only; a user's own, because a shared temporary folder lends no files."""
+    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    locks = Path(tempfile.gettempdir()) / f"edgekit-locks{user}"
+    make_folder(locks)
+    return locks / f"{fingerprint(str(place.resolve()))[:16]}.lock"

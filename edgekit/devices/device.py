@@ -1,0 +1,48 @@
+"""What a kind of device offers: it pushes a folder, runs a command and fetches a folder, and says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """How a command on a device ended. A negative return code is the signal that killed it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Device(Protocol):
+    """A machine that an artifact can run on; made from a target's `[device]` table, which `Options` describes."""
+
+    Options: ClassVar[type[Any]]
+
+    def __init__(self, table: Mapping[str, Any], where: str = "device") -> None: ...
+
+    @property
+    def python(self) -> str:
+        """The Python interpreter on the device."""
+
+    @property
+    def work(self) -> str:
+        """A folder on the device for requests and results, gone when the device is closed."""
+
+    def push(self, folder: Path) -> str:
+        """Bring a folder to the device, where it is only read; its path there."""
+
+    def run(self, command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Finished:
+        """Run a command (a list, never a shell's text) in `work` and wait; DeviceFailed where it does not start or end."""
+
+    def fetch(self, path: str, out: Path) -> None:
+        """Copy a folder of the device into `out`; DeviceFailed where it is not there."""
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the device: equal as long as the same measurements may be expected of it."""
+
+    def close(self) -> None:
+        """Remove what was brought to the device."""

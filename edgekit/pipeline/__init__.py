@@ -1,0 +1,163 @@
+"""The spine: resolve, preflight, then the verbs in order. A stage command is one of these steps on folders that others made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import CheckFailed, EdgekitError, first_line
+from edgekit.pipeline.cost import busy
+from edgekit.pipeline.kept import kept_steps
+from edgekit.pipeline.plan import Built, Listener, Plan, Session
+from edgekit.pipeline.resolve import (
+    check_places,
+    check_recipe,
+    check_room,
+    check_target,
+    choices,
+    gather_prompts,
+    needed_splits,
+    resolve,
+)
+from edgekit.pipeline.steps import (
+    calibrate,
+    create,
+    distill,
+    export,
+    finetune,
+    record,
+)
+from edgekit.pipeline.teacher import is_local
+from edgekit.pipeline.verdict import open_artifact, open_reference, package, verify
+from edgekit.progress import Progress
+from edgekit.recipe import Recipe
+from edgekit.schema import read_json
+from edgekit.target import Target
+
+__all__ = [
+    "Built",
+    "Listener",
+    "Plan",
+    "Progress",
+    "Session",
+    "build",
+    "busy",
+    "calibrate",
+    "check_places",
+    "check_recipe",
+    "check_room",
+    "check_target",
+    "choices",
+    "create",
+    "distill",
+    "exit_code",
+    "export",
+    "finetune",
+    "gather_prompts",
+    "is_local",
+    "kept_steps",
+    "needed_splits",
+    "open_artifact",
+    "open_reference",
+    "open_speaker",
+    "package",
+    "record",
+    "resolve",
+    "run",
+    "speak",
+    "verify",
+]
+
+
+def build(
+    recipe: Recipe,
+    targets: Sequence[Target],
+    session: Session,
+    wanted: Sequence[tuple[str | None, str | None]] = ((None, None),),
+) -> list[Built]:
+    """The spine: what a recipe makes once, then for each target; every target is tried even where another failed.
+
+    wanted: formats and schemes to build of each target, by name, instead of the target's own (None).
+
+    Raises EdgekitError where the recipe cannot be built, or a target cannot take it. What fails later for one target (export,
+    device, check) is in its Built.error.
+    """
+    names = [target.name for target in targets]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise EdgekitError(f"two targets are named {twice}, and their bundles would be: rename one of the files")
+    prompts = gather_prompts(recipe, session)
+    plans = [resolve(recipe, target, prompts, session, choice) for target in targets for choice in wanted]
+    for plan in plans:
+        check_places(plan, session)
+    base = plans[0].teacher or create(recipe, prompts, session)
+    plans = [replace(plan, teacher=base) for plan in plans]
+    teacher = finetune(recipe, base, prompts, session)
+    student = distill(recipe, teacher, prompts, session)
+    reference = record(recipe, teacher, student, prompts, session)
+    calibration = calibrate(
+        recipe, student, prompts, session, gradients=any(plan.export.get("scheme") == "mixed" for plan in plans)
+    )
+    built = []
+    for plan in plans:
+        own = replace(session, bundle=plan.name if len(plans) > 1 else "")
+        try:
+            artifact = export(plan, student, calibration, prompts, own)
+            report = verify(plan, artifact, reference, prompts, own, student=student, calibration=calibration)
+            built.append(package(plan, artifact, report, prompts, own))
+        except EdgekitError as failed:
+            built.append(_failure(plan, failed, own))
+    return built
+
+
+def run(bundle: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None) -> list[Any]:
+    """A bundle's answer to each text: {label, score, scores} or, of an encoder, its embedding as list[float].
+
+    bundle: a bundle's folder or archive. prompt: which of the model's prompts comes before each text, by its name; without it
+    the model's default. threads: of the runtime; without it the bundle's own. Raises EdgekitError for a bundle that is not
+    whole, a prompt that it has not, and where the runtime cannot open the model.
+    """
+    from edgekit.bundle.open import run_bundle
+
+    return run_bundle(bundle, texts, prompt=prompt, threads=threads)
+
+
+def open_speaker(bundle: Path, *, threads: int | None = None) -> Any:
+    """The loader of a bundle that generates text, opened: `.chats` says whether it takes conversations. None for others.
+
+    Raises EdgekitError as `run` does.
+    """
+    from edgekit.bundle.open import open_speaker as open_it
+
+    return open_it(bundle, threads=threads)
+
+
+def speak(speaker: Any, said: Any, options: Mapping[str, Any]) -> Iterator[str]:
+    """The pieces of an opened speaker's answer to a text or a conversation, as they are made.
+
+    options: max_tokens, temperature and others of the loader. Raises EdgekitError where the context is full, and where the chat
+    template refuses the conversation.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        yield from speaker.stream(said, **options)
+    except TemplateError as refused:
+        raise EdgekitError(f"{speaker.folder}: its chat template refuses this: {first_line(refused)}") from refused
+    except (ValueError, RuntimeError) as refused:
+        raise EdgekitError(f"{speaker.folder}: {str(refused).splitlines()[0]}; begin a new conversation") from refused
+
+
+def exit_code(built: Sequence[Built], *, strict: bool) -> int:
+    """4 if a device failed, else 3 if a check failed (with strict: or was not proven), else 1 after an error, else 0.
+
+    Of several targets, formats or schemes the worst counts, although another may ship.
+    """
+    return max((one.exit_code(strict=strict) for one in built), default=0)
+
+
+def _failure(plan: Plan, failed: EdgekitError, session: Session) -> Built:
+    evidence = session.out / f"{plan.name}.report.json"
+    report = read_json(evidence) if isinstance(failed, CheckFailed) and evidence.is_file() else None
+    return Built(target=plan.target.name, report=report, evidence=evidence if report else None, error=failed)

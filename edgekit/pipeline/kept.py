@@ -1,0 +1,51 @@
+"""Which steps of a plan a build would keep from before: the verbs, asked in a workspace that makes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from edgekit.pipeline.plan import Listener, Plan, Session
+from edgekit.pipeline.steps import calibrate, create, distill, export, finetune, record
+from edgekit.pipeline.verdict import judged_by
+from edgekit.workspace import NotMade, Product, Workspace
+
+T = TypeVar("T")
+
+
+def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool]:
+    """{step: kept} of every step that the plan has, in order; a bundle is always packaged again, which is quick."""
+    looking = replace(session, workspace=Workspace(session.workspace.root, makes=False), listener=Listener())
+    found = dict.fromkeys(plan.steps, False)
+
+    def ask(step: str, find: Callable[[], T]) -> T | None:
+        try:
+            product = find()
+        except NotMade:
+            return None
+        found[step] = step in found
+        return product
+
+    recipe, gradients = plan.recipe, plan.export.get("scheme") == "mixed"
+    teacher: Path | None = plan.teacher or ask("create", lambda: create(recipe, prompts, looking))
+    if teacher is not None and recipe.teacher.finetune is not None:
+        base = teacher
+        teacher = ask("finetune", lambda: finetune(recipe, base, prompts, looking))
+    student = teacher
+    if teacher is not None and recipe.student is not None:
+        tuned = teacher
+        student = ask("distill", lambda: distill(recipe, tuned, prompts, looking))
+    if teacher is None or student is None:
+        return found
+    origin, made = teacher, student
+    reference = None if session.fresh else ask("record", lambda: record(recipe, origin, made, prompts, looking))
+    calibration = ask("calibrate", lambda: calibrate(recipe, made, prompts, looking, gradients=gradients))
+    if calibration is None:
+        return found
+    known = calibration
+    artifact = ask("export", lambda: export(plan, made, known, prompts, looking))
+    if artifact is not None and reference is not None and not session.fresh:
+        found["verify"] = judged_by(plan, artifact, reference, prompts, session.workspace)
+    return found

@@ -1,0 +1,168 @@
+"""How often verify prompts were looked at: each further look at them proves less.
+
+The looks lie in the user's state folder, so that another cache, recipe or target counts on: looks.json has
+sets: {id: base64 of the prompts' hashes}, and looks: [{artifact, sets, place, alpha, stages, passed, handed}], oldest first.
+Nothing but hashes is kept of a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from edgekit.duplicates import text_digest
+from edgekit.errors import EdgekitError
+from edgekit.prompts import PromptSet
+from edgekit.schema import dump_json, read_json
+from edgekit.state import state_folder
+from edgekit.workspace import Product, fingerprint, locked, make_folder, write_atomically
+
+if TYPE_CHECKING:
+    from edgekit.gate import Look
+
+# Of a prompt's hash the first bytes are the text's; the others tell its label, choices and conversation.
+_TEXT, _ROW = 8, 12
+# A look that passed under several tables of limits made several claims with its error, and hands none of it on.
+_SEVERAL = "several"
+
+
+def take(artifact: Product, prompts: Product, accuracy: Mapping[str, Any], split: str = "verify") -> Look:
+    """The place of this artifact among those that looked at these prompts, taken before anything is measured.
+
+    The same artifact (with its settings) on the same prompts keeps its place. Prompts with a common text are looked at
+    together. With `[accuracy] stages` an artifact that is looked at again on all its prompts and more goes one stage on; any
+    other change is a new look. Raises EdgekitError where the state folder cannot be written.
+    """
+    rows = row_hashes(prompts, split)
+    name = hashlib.sha256(b"".join(rows)).hexdigest()[:16]
+    stages, judged = int(accuracy.get("stages", 1)), _judged_as(accuracy)
+    with _opened() as store:
+        sets = {key: _unpack(packed) for key, packed in store["sets"].items()}
+        family = _family(store["looks"], sets, rows)
+        found = _own(family, identity(artifact), name, judged)
+        if found is None:
+            found = next(
+                (look for look in family if look["artifact"] == identity(artifact)
+                 and _is_next(look, sets, rows, stages)), None,
+            )  # fmt: skip
+            if found is not None:
+                found["sets"].append(name)
+        if found is None:
+            found = _new(family, identity(artifact), name, stages)
+            store["looks"].append(found)
+        store["sets"].setdefault(name, b64encode(b"".join(rows)).decode())
+    return _told(found, found["sets"].index(name) + 1)
+
+
+def settle(artifact: Product, prompts: Product, accuracy: Mapping[str, Any], *, split: str = "verify") -> None:
+    """This artifact's accuracy passed: the look after it may use what it had."""
+    rows = row_hashes(prompts, split)
+    name = hashlib.sha256(b"".join(rows)).hexdigest()[:16]
+    with _opened() as store:
+        for look in store["looks"]:
+            if look["artifact"] == identity(artifact) and name in look["sets"]:
+                judged = _judged_as(accuracy)
+                look["passed"] = judged if look["passed"] in {None, judged} else _SEVERAL
+
+
+def identity(artifact: Product) -> str:
+    """What an artifact is to those who look: its files, and the settings with which it answers."""
+    kept = ("settings", "max_length", "out_of_scope", "runtime_options")
+    return fingerprint({"files": artifact.digest} | {key: artifact.facts.get(key) for key in kept})
+
+
+def row_hashes(prompts: Product, split: str) -> list[bytes]:
+    """A hash of each prompt of a split, sorted: of its text as `duplicates` compares texts, then of all that it says."""
+    found = set()
+    for row in PromptSet(folder=prompts.folder).split(split):
+        whole = hashlib.sha256(json.dumps(row.facts(), sort_keys=True).encode()).digest()
+        found.add(bytes.fromhex(text_digest(row.text))[:_TEXT] + whole[: _ROW - _TEXT])
+    return sorted(found)
+
+
+@contextmanager
+def _opened() -> Iterator[dict[str, Any]]:
+    """What is known of all looks, under a lock; written when it was changed."""
+    folder = state_folder()
+    make_folder(folder)
+    path = folder / "looks.json"
+    with locked(path.with_suffix(".lock"), f"{path}: another build is writing it; waiting for it"):
+        store = read_json(path) if path.is_file() else {"sets": {}, "looks": []}
+        if not isinstance(store, dict) or not isinstance(store.get("sets"), dict) or "looks" not in store:
+            raise EdgekitError(
+                f"{path}: not what edgekit wrote; move it away, and verify on prompts that were not looked at"
+            )
+        before = fingerprint(store)
+        yield store
+        if fingerprint(store) != before:
+            write_atomically(path, dump_json(store))
+
+
+def _judged_as(accuracy: Mapping[str, Any]) -> str:
+    return fingerprint({key: value for key, value in accuracy.items() if key != "stages"})[:16]
+
+
+def _unpack(packed: str) -> frozenset[bytes]:
+    rows = b64decode(packed)
+    return frozenset(rows[begin : begin + _ROW] for begin in range(0, len(rows), _ROW))
+
+
+def _family(
+    looks: list[dict[str, Any]], sets: Mapping[str, frozenset[bytes]], rows: list[bytes]
+) -> list[dict[str, Any]]:
+    """The looks at prompts that share a text with these, or with those of another look in the family, by place."""
+    texts = {key: {row[:_TEXT] for row in kept} for key, kept in sets.items()}
+    reached = {row[:_TEXT] for row in rows}
+    found: list[dict[str, Any]] = []
+    rest = list(looks)
+    while near := [look for look in rest if any(not reached.isdisjoint(texts[name]) for name in look["sets"])]:
+        found += near
+        rest = [look for look in rest if look not in near]
+        reached = reached.union(*(texts[name] for look in near for name in look["sets"]))
+    return sorted(found, key=lambda look: int(look["place"]))
+
+
+def _own(family: list[dict[str, Any]], artifact: str, name: str, judged: str) -> dict[str, Any] | None:
+    """The look of this artifact at exactly these prompts.
+
+    One whose error the next look has got, because it passed, counts with the limits that it passed: others are a new look.
+    """
+    for look in family:
+        if look["artifact"] == artifact and name in look["sets"] and not (look["handed"] and look["passed"] != judged):
+            return look
+    return None
+
+
+def _is_next(look: Mapping[str, Any], sets: Mapping[str, frozenset[bytes]], rows: list[bytes], stages: int) -> bool:
+    """Whether these prompts are the planned next stage of a look: all that it has seen, and more."""
+    planned = look["stages"] == stages and len(look["sets"]) < stages and not look["handed"]
+    return planned and sets[look["sets"][-1]] < frozenset(rows)
+
+
+def _new(family: list[dict[str, Any]], artifact: str, name: str, stages: int) -> dict[str, Any]:
+    from edgekit import gate
+
+    place = max((len(family), *(int(look["place"]) for look in family))) + 1
+    carried = 0.0
+    if family and family[-1]["passed"] not in {None, _SEVERAL} and not family[-1]["handed"]:
+        family[-1]["handed"] = True
+        carried = float(family[-1]["alpha"])
+    alpha = gate.alpha_for(place, carried=carried)
+    return {"artifact": artifact, "sets": [name], "place": place, "alpha": alpha, "stages": stages,
+            "passed": None, "handed": False}  # fmt: skip
+
+
+def _told(look: Mapping[str, Any], stage: int) -> Look:
+    from edgekit import gate
+
+    stages = int(look["stages"])
+    return gate.Look(
+        index=int(look["place"]),
+        alpha=float(look["alpha"]) * gate.stage_share(stage, stages),
+        stage=stage,
+        stages=stages,
+    )

