@@ -25,7 +25,7 @@ ALPHA = 0.05
 FIRST_LOOK = 0.0492
 # Tango's score bound is the large-sample one: alone it passes at the margin in up to 6 % where the flips are few. Moving the
 # observed difference by half a flip (upper bound) and a whole one (lower, whose tail is the longer) keeps the exact error,
-# summed over all (b, c), at or below 5 % for n in 20..3000 and margins from 0 up; tests/verify/test_gate.py sums it again.
+# summed over all (b, c), at or below 5 % for n in 20..3000 and margins from 0 up; tests/test_gate.py sums it again.
 _CORRECTION_HI = 0.5
 _CORRECTION_LO = 1.0
 _STEPS = 60

@@ -449,7 +449,8 @@ def test_ctrl_c_after_the_result(project: Path, moment: float) -> None:
 def test_a_file_of_another_tool(command: Command, project: Path) -> None:
     """Another interface, or weights that are not there: one line that names the user's file."""
     from onnx import TensorProto
-    from tests.formats.test_files import make_file
+
+    from tests.formats.onnx.test_files import make_file
 
     ids = {name: (TensorProto.INT64, ["b", "s"]) for name in ("input_ids", "position_ids")}
     real = {"input_ids": ids["input_ids"], "attention_mask": (TensorProto.FLOAT, ["b", "s"])}

@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 
 import pytest
 from jsonschema import Draft202012Validator
-from tests.test_cli import ALL
 
 import edgekit.cli
 from edgekit.cli.junit import write_junit
@@ -20,6 +19,7 @@ from edgekit.cli.terminal import JSON_VERSION
 from edgekit.errors import CheckFailed, DeviceFailed, EdgekitError
 from edgekit.pipeline import Built, exit_code
 from tests.artifacts import make_artifact, make_report
+from tests.cli.test_cli import ALL
 from tests.conftest import Answer, child_environment
 
 Command = Callable[..., Answer]

@@ -14,10 +14,9 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from tests.test_hub import FIRST, Hub
-
 from tests.architectures.decoders import SPECIAL, make_decoder
 from tests.e2e.conftest import ROOT, SLOWEST, Project
+from tests.pipeline.test_teacher import FIRST, Hub
 from tests.test_chat_template import CHATML
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]

@@ -127,7 +127,7 @@ PARALLEL = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tests.test_looks import look
+from tests.pipeline.test_looks import look
 os.environ["EDGEKIT_STATE"] = sys.argv[4]
 told = look(Path(sys.argv[2]), sys.argv[3])
 print(told.index, told.alpha)

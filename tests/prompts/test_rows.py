@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.test_prompts import gathered
 
 from edgekit.errors import EdgekitError
 from edgekit.prompts import Prompt
 from edgekit.prompts.rows import read_prompts
 from edgekit.recipe import Data, Recipe, Teacher
 from edgekit.tables import Row, Table
+from tests.prompts.test_prompts import gathered
 
 
 def write_lines(folder: Path, rows: list[dict[str, object]]) -> Path:
