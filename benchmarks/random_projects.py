@@ -3,8 +3,7 @@
 `projects()` is a Hypothesis strategy; `attempt` writes a project into a folder, runs a command there in this process, and says
 what must not be: an exception that is none of edgekit's errors, an exit code that is not documented, a half-written folder, a
 file outside edgekit's own that was changed. tests/pipeline/test_random_projects.py tries 500 of them, `soak.py --projects N` as
-many
-as one likes.
+many as one likes.
 """
 
 from __future__ import annotations
