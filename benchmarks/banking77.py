@@ -40,15 +40,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from banking77_peers import Peer, openvino_peer, optimum_peer, quantize_dynamic, quantize_static  # noqa: E402
 
-from edgekit.calibrate import calibrate  # noqa: E402
-from edgekit.distill import distill  # noqa: E402
+from edgekit.calibrate import CalibrateInputs, calibrate  # noqa: E402
+from edgekit.distill import DistillInputs, distill  # noqa: E402
+from edgekit.distill.machine import conditions  # noqa: E402
+from edgekit.distill.options import choose_blocks, read_distill_options  # noqa: E402
 from edgekit.errors import EdgekitError, require  # noqa: E402
-from edgekit.export import export  # noqa: E402
+from edgekit.export import ExportInputs, export  # noqa: E402
+from edgekit.formats import parse_options  # noqa: E402
+from edgekit.inputs import Content, identity  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
+from edgekit.recipe import AS_CALIBRATED, Calibrate  # noqa: E402
 from edgekit.runtimes import ort, scores  # noqa: E402
 from edgekit.tasks import TASKS, find_pad_id, outputs  # noqa: E402
 from edgekit.weights import weight_files  # noqa: E402
-from edgekit.workspace import Workspace, file_sha256  # noqa: E402
+from edgekit.workspace import Workspace, file_sha256, library_version  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 CLASSIFY, EMBED = "text-classification", "feature-extraction"
@@ -156,44 +161,62 @@ class Bench:
         """Progress, for whoever waits."""
         print(f"... {what}", file=sys.stderr, flush=True)
 
-    def inputs(self, model: Path, **more: Any) -> dict[str, Any]:
-        """What a product depends on."""
-        files = [*weight_files(model), *sorted(self.prompts.glob("*.jsonl"))]
-        return {"files": [file_sha256(path) for path in files], "max_length": MAX_LENGTH, **more}
+    def content(self, model: Path) -> Content:
+        """A model as a step's input."""
+        return Content(path=model, digest={path.name: file_sha256(path) for path in weight_files(model)})
+
+    def splits(self, *names: str) -> Content:
+        """Prompts as a step's input."""
+        return Content(path=self.prompts, digest={name: file_sha256(self.prompts / f"{name}.jsonl") for name in names})
 
     def student(self) -> Path:
         """Three of the teacher's layers, distilled."""
-        return self.workspace.once(
-            "distill",
-            self.inputs(self.teacher, layers=3, options=DISTILL),
-            lambda out: distill(
-                self.teacher, self.prompts, task=CLASSIFY, options=DISTILL, max_length=MAX_LENGTH, out=out, layers=3
-            ),
-            resumable=True,
-        ).folder
+        options, losses = read_distill_options(DISTILL, "logits", "benchmark")
+        inputs = DistillInputs(
+            teacher=self.content(self.teacher),
+            prompts=self.splits("train"),
+            task=CLASSIFY,
+            kept=choose_blocks(load_model(self.teacher).layers, 3, None, "benchmark"),
+            options=options,
+            losses=losses,
+            out_of_scope=None,
+            max_length=MAX_LENGTH,
+            seed=0,
+            machine=conditions(options),
+        )
+        return self.workspace.once("distill", identity(inputs), lambda out: distill(inputs, out)).folder
 
     def export(self, model: Path, options: Mapping[str, Any], task: str = CLASSIFY) -> tuple[Path, dict[str, Any]]:
         """An artifact of a model: its folder and facts."""
-        calibration = self.workspace.once(
-            "calibrate",
-            self.inputs(model, task=task),
-            lambda out: calibrate(model, self.prompts, task=task, max_length=MAX_LENGTH, out=out),
-        ).folder
-        product = self.workspace.once(
-            "export",
-            self.inputs(model, task=task, options=dict(options)),
-            lambda out: export(
-                student=model,
-                calibration=calibration,
-                prompts=self.prompts,
-                task=task,
-                options=dict(options),
-                where="benchmark",
-                max_length=MAX_LENGTH,
-                out_of_scope=None,
-                out=out,
-            ),
+        seen = CalibrateInputs(
+            student=self.content(model),
+            prompts=self.splits("calibrate"),
+            task=task,
+            options=Calibrate(),
+            max_length=MAX_LENGTH,
+            seed=0,
+            gradients=False,
         )
+        calibration = self.workspace.once("calibrate", identity(seen), lambda out: calibrate(seen, out))
+        format_, chosen = parse_options(options, TASKS[task].OUTPUT, "benchmark")
+        inputs = ExportInputs(
+            student=self.content(model),
+            calibration=Content(path=calibration.folder, digest=calibration.digest),
+            prompts=self.splits("calibrate"),
+            task=task,
+            format=format_.NAME,
+            options=chosen,
+            max_length=MAX_LENGTH,
+            out_of_scope=None,
+            rejection=AS_CALIBRATED,
+            name="",
+            license=None,
+            card=None,
+            processor=None,
+            limits=None,
+            libraries={name: library_version(name) for name in format_.LIBRARIES},
+        )
+        product = self.workspace.once("export", identity(inputs), lambda out: export(inputs, out))
         return product.folder, dict(product.facts)
 
     def artifact(

@@ -156,15 +156,24 @@ def run_float(request: dict[str, Any]) -> dict[str, Any]:
 
 def run_edgekit(request: dict[str, Any]) -> dict[str, Any]:
     """edgekit calibrate."""
-    from edgekit.calibrate import calibrate
+    from edgekit.calibrate import CalibrateInputs, calibrate
+    from edgekit.inputs import Content
+    from edgekit.recipe import Calibrate
 
     scratch = Path(request["scratch"])
     out = scratch / f"calibration-{request['prompts']}-{request['batch']}"
     out.mkdir()
     prompts = scratch / str(request["prompts"])
-    facts = calibrate(
-        Path(request["model"]), prompts, task=TASK, max_length=MAX_LENGTH, out=out, batch=request["batch"]
+    inputs = CalibrateInputs(
+        student=Content(path=Path(request["model"]), digest=""),
+        prompts=Content(path=prompts, digest=""),
+        task=TASK,
+        options=Calibrate(batch=request["batch"]),
+        max_length=MAX_LENGTH,
+        seed=0,
+        gradients=False,
     )
+    facts = calibrate(inputs, out)
     return {"layers": facts["layers"], "bytes": (out / "calibration.npz").stat().st_size}
 
 

@@ -39,7 +39,7 @@ from train_tiny_llama import SHARED, default_cache, held_out_texts, pieces, tiny
 
 from edgekit.calibrate import Calibration, Watch  # noqa: E402
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares  # noqa: E402
-from edgekit.formats import Source  # noqa: E402
+from edgekit.formats import Processor, Source  # noqa: E402
 from edgekit.formats.gguf import Options, scheme_types  # noqa: E402
 from edgekit.formats.gguf.file import read_gguf  # noqa: E402
 from edgekit.formats.gguf.imatrix import Imatrix, from_calibration  # noqa: E402
@@ -247,9 +247,7 @@ class Bench:
             name="benchmark",
             dataset="benchmark",
             fingerprints={},
-            arch=str(told["arch"]),
-            features=list(told["features"]),
-            bandwidth_gbs=None,
+            processor=Processor(arch=str(told["arch"]), features=list(told["features"]), bandwidth_gbs=None),
             score=None,
             pad_id=0,
             max_length=LENGTH,

@@ -362,10 +362,10 @@ def half_written(folder: Path, *, dry: bool) -> list[str]:
     """What an ended command must not leave: partial files, steps and bundles that are not whole; of a dry run any product."""
     from edgekit.bundle.open import open_bundle
     from edgekit.errors import EdgekitError
-    from edgekit.workspace import STEP_CODE, open_product
+    from edgekit.workspace import STEPS, open_product
 
     found = [f"half written: {path}" for path in sorted(folder.rglob("*")) if ".partial" in path.name]
-    for step in STEP_CODE:
+    for step in STEPS:
         for place in sorted(folder.glob(f".edgekit/{step}/[!.]*")):
             try:
                 open_product(place, step).check()

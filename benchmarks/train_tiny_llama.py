@@ -24,7 +24,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from edgekit.distill import create  # noqa: E402
+from edgekit.distill import CreateInputs, create  # noqa: E402
+from edgekit.distill.machine import conditions  # noqa: E402
+from edgekit.distill.options import read_create_options  # noqa: E402
+from edgekit.inputs import Content  # noqa: E402
 from edgekit.schema import dump_json, read_json  # noqa: E402
 from edgekit.workspace import fingerprint, write_atomically  # noqa: E402
 
@@ -74,7 +77,16 @@ def tiny_llama(cache: Path | None = None, data: Path = SHARED) -> Path:
             spent = time.monotonic() - begun
             print(f"step {done} of {total}, {note}, {spent:.0f} s in this run", file=sys.stderr, flush=True)
 
-    made = create(folder, options=OPTIONS, max_length=LENGTH, out=model, progress=tell)
+    options = read_create_options(OPTIONS, LENGTH, "benchmark")
+    inputs = CreateInputs(
+        prompts=Content(path=folder, digest=fingerprint(texts)),
+        task="text-generation",
+        options=options,
+        max_length=LENGTH,
+        seed=0,
+        machine=conditions(options),
+    )
+    made = create(inputs, model, progress=tell)
     held = perplexity(model, held_out_texts(data))
     write_atomically(facts, dump_json(made | {"held_out": held, "python": sys.version.split()[0]}))
     return model

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.errors import EdgekitError
-from edgekit.workspace import STEP_CODE, Workspace, discard, is_ours, last_used, locked
+from edgekit.workspace import STEPS, Workspace, discard, is_ours, last_used, locked
 
 # What a cache holds besides the folders of steps.
 BESIDE = {"locks", "looks.json", "looks.lock"}
@@ -36,7 +36,7 @@ def kept(workspace: Workspace) -> list[Kept]:
     """
     found = sorted(_folders(workspace.root), key=lambda one: (one.used, str(one.folder)))
     if not found and workspace.root.is_dir():
-        foreign = sorted({path.name for path in workspace.root.iterdir()} - BESIDE - STEP_CODE.keys())
+        foreign = sorted({path.name for path in workspace.root.iterdir()} - BESIDE - STEPS.keys())
         if foreign:
             raise EdgekitError(
                 f"{workspace.root}: no cache of edgekit: it holds {foreign[0]} and no finished step; name the right folder"
@@ -80,7 +80,7 @@ def read_size(text: str) -> int:
 
 
 def _folders(root: Path) -> Iterator[Kept]:
-    for step in STEP_CODE:
+    for step in STEPS:
         place = root / step
         if place.is_symlink() or not place.is_dir():
             continue

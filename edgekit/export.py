@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.errors import EdgekitError
-from edgekit.formats import Format, Reading, Source, format_of, parse_options
+from edgekit.formats import FORMATS, Format, Processor, Reading, Source, format_of
+from edgekit.inputs import Content
 from edgekit.model import Model
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
-from edgekit.recipe import AS_CALIBRATED, Rejection
+from edgekit.recipe import Rejection
 from edgekit.running import check_running
 from edgekit.runtimes import RUNTIMES
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
@@ -20,6 +22,7 @@ from edgekit.tasks.contentless import ASKED
 
 if TYPE_CHECKING:
     import numpy as np
+    from _typeshed import DataclassInstance
     from numpy.typing import NDArray
 
     from edgekit.formats.smallest import Limits
@@ -27,64 +30,81 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
-def export(
-    *,
-    student: Path,
-    calibration: Path,
-    prompts: Path,
-    task: str,
-    options: Mapping[str, Any],
-    where: str,
-    max_length: int,
-    out_of_scope: str | None,
-    out: Path,
-    rejection: Rejection = AS_CALIBRATED,
-    name: str = "",
-    arch: str = "",
-    features: Sequence[str] = (),
-    bandwidth_gbs: float | None = None,
-    fingerprints: Mapping[str, str] | None = None,
-    license: str | None = None,  # noqa: A002 - the recipe's name for it
-    limits: Limits | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Write the student in the format and scheme that `options` (a target's `[export.<task>]` table) names.
+@dataclass(frozen=True, kw_only=True)
+class ExportInputs:
+    """What `export` is given: a student, its calibration, the calibrate prompts, and how to write it.
 
-    arch, features and bandwidth_gbs are the target's; name, fingerprints (sha256 by what) and license (where it is not the
-    checkpoint's own) are for the file's own record. Only the calibrate split is read: it chooses the scheme and fits the task's
-    settings on the artifact's outputs. limits: what a decoder may lose, by the bits of a weight (`verify.margins.limits_at`),
-    which scheme = "auto" keeps. Returns its facts. Raises EdgekitError where it cannot be exported, or nothing was quantized.
+    options: of the format (`Format.Options`). name: what the model is called; license: what it ships under, where that is not
+    the checkpoint's own; card: sha256 of the student's README.md. processor: the target's, where the file depends on it;
+    limits: what a decoder may lose, where that decides its scheme. libraries: versions of those that the format needs.
+    """
+
+    STEP: ClassVar[str] = "export"
+    student: Content
+    calibration: Content
+    prompts: Content
+    task: str
+    format: str
+    options: DataclassInstance
+    max_length: int
+    out_of_scope: str | None
+    rejection: Rejection
+    name: str
+    license: str | None
+    card: str | None
+    processor: Processor | None
+    limits: Limits | None
+    libraries: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptInputs:
+    """What `adopt` is given: a file that something else wrote, the checkpoint that it came from, and the calibrate prompts."""
+
+    STEP: ClassVar[str] = "export"
+    file: Content
+    student: Content
+    prompts: Content
+    task: str
+    max_length: int
+    out_of_scope: str | None
+    rejection: Rejection
+
+
+def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:
+    """Write the student in the format that is asked for, into `out`.
+
+    Only the calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's outputs. Returns the
+    artifact's facts. Raises EdgekitError where it cannot be exported, or nothing was quantized.
     """
     from edgekit.calibrate import load_calibration
 
-    kind = TASKS[task]
-    format_, chosen = parse_options(options, kind.OUTPUT, where)
-    model, rows = kind.open_model(student), PromptSet(folder=prompts).split("calibrate")
+    task, kind, student, name = inputs.task, TASKS[inputs.task], inputs.student.path, inputs.name
+    format_, model = FORMATS[inputs.format], kind.open_model(student)
+    rows = PromptSet(folder=inputs.prompts.path).split("calibrate")
     source = Source(
         model=model,
         load=lambda: kind.load(student),
-        calibration=lambda: load_calibration(calibration),
-        **_read(model, task, rows, max_length),
+        calibration=lambda: load_calibration(inputs.calibration.path),
+        **_read(model, task, rows, inputs.max_length),
         output=kind.OUTPUT,
         name=name,
         dataset=f"{name} calibrate" if name else "calibrate",
-        fingerprints=fingerprints or {},
-        arch=arch,
-        features=features,
-        bandwidth_gbs=bandwidth_gbs,
+        fingerprints={"student": str(inputs.student.digest), "calibration": str(inputs.calibration.digest)},
+        processor=inputs.processor,
         score=None if kind.OUTPUT == "tokens" else row_task(task).score,
         pad_id=find_pad_id(model),
-        max_length=max_length,
-        license=license,
-        limits=limits,
-        progress=progress or silent,
+        max_length=inputs.max_length,
+        license=inputs.license,
+        limits=inputs.limits,
+        progress=progress,
     )
-    facts = format_.write(source, chosen, out) | _shared(model, task, max_length, out)
+    facts = format_.write(source, inputs.options, out) | _shared(model, task, inputs.max_length, out)
     if kind.OUTPUT == "tokens":
         return facts | _running(format_, student, out / facts["file"], source.ids, facts["bits"])
-    file, asked = out / facts["file"], _asked(source.ids, model, facts, out_of_scope)
+    file, asked = out / facts["file"], _asked(source.ids, model, facts, inputs.out_of_scope)
     answers = _answers(format_, file, asked, facts)
-    facts |= _fitted(file, model, task, rows, answers[: len(rows)], out_of_scope, rejection)
+    facts |= _fitted(file, model, task, rows, answers[: len(rows)], inputs.out_of_scope, inputs.rejection)
     return facts | _contentless(answers[len(rows) :], task, facts)
 
 
@@ -97,22 +117,13 @@ def _read(model: Model, task: str, rows: Sequence[Prompt], max_length: int) -> d
     return told | {"ids": [one.ids for one in passages], "starts": [one.start for one in passages]}
 
 
-def adopt(
-    *,
-    file: Path,
-    checkpoint: Path,
-    prompts: Path,
-    task: str,
-    max_length: int,
-    out_of_scope: str | None,
-    out: Path,
-    rejection: Rejection = AS_CALIBRATED,
-) -> dict[str, Any]:
+def adopt(inputs: AdoptInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:  # noqa: ARG001 - quick
     """Make an artifact folder of a file that something else wrote, so that `verify` can judge it.
 
     The checkpoint gives tokenizer and labels. Raises EdgekitError for a file that its runtime does not load, that lacks a
     file of its weights, or whose outputs are not what the task needs.
     """
+    file, checkpoint, task, max_length = inputs.file.path, inputs.student.path, inputs.task, inputs.max_length
     if not file.is_file():
         raise EdgekitError(f"{file}: no such file")
     format_, model = format_of(file), TASKS[task].open_model(checkpoint)
@@ -120,14 +131,14 @@ def adopt(
     reading = Reading(model=model, output=TASKS[task].OUTPUT, pad_id=find_pad_id(model), max_length=length)
     facts = format_.adopt(file, out, reading)
     facts |= _shared(model, task, max_length, out)
-    rows = PromptSet(folder=prompts).split("calibrate")
+    rows = PromptSet(folder=inputs.prompts.path).split("calibrate")
     if TASKS[task].OUTPUT == "tokens":
         _check_vocabulary(file, facts["vocabulary"], model)
     facts |= _reading(format_, out / facts["file"], model, rows, TASKS[task].OUTPUT)
     if TASKS[task].OUTPUT == "tokens":
         return facts
     ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
-    runtime, asked = RUNTIMES[format_.RUNTIME], _asked(ids, model, facts, out_of_scope)
+    runtime, asked = RUNTIMES[format_.RUNTIME], _asked(ids, model, facts, inputs.out_of_scope)
     try:
         answers = _answers(format_, out / facts["file"], asked, facts)
     except runtime.load_errors() as failed:
@@ -135,7 +146,7 @@ def adopt(
             f"{file}: {runtime.NAME} fails on the calibrate prompts: {str(failed).splitlines()[0][:300]}; is {checkpoint} the"
             " checkpoint that it was exported from?"
         ) from failed
-    facts |= _fitted(file, model, task, rows, answers[: len(ids)], out_of_scope, rejection)
+    facts |= _fitted(file, model, task, rows, answers[: len(ids)], inputs.out_of_scope, inputs.rejection)
     return facts | _contentless(answers[len(ids) :], task, facts)
 
 

@@ -30,35 +30,35 @@ log = logging.getLogger("edgekit")
 # Weights are asked for often in a build; what is smaller is quicker to read than to remember.
 _LARGE = 1 << 20
 _SOURCE = Path(__file__).parent
-# Where a step's code begins, and the libraries that it uses: a change in any file that runs, or in a library, makes a new
-# fingerprint.
 _READ = "edgekit.pipeline.origin"
-STEP_CODE: dict[str, tuple[str, ...]] = {
-    "prompts": ("edgekit.prompts",),
-    "check": ("edgekit.tasks",),
-    "create": ("edgekit.distill", _READ),
-    "merge": ("edgekit.distill.adapter", _READ),
-    "rename": ("edgekit.pipeline.teacher",),
-    "finetune": ("edgekit.distill", _READ),
-    "distill": ("edgekit.distill", _READ),
-    "record": ("edgekit.record", _READ),
-    "calibrate": ("edgekit.calibrate", _READ),
-    "export": ("edgekit.export", _READ),
-    "verify": ("edgekit.verify", "edgekit.devices", _READ),
-}
-STEP_LIBRARIES: dict[str, tuple[str, ...]] = {
-    "prompts": (),
-    "check": ("torch", "transformers"),
-    "create": ("torch", "transformers", "tokenizers", "accelerate"),
-    "merge": ("torch", "transformers", "peft"),
-    "rename": (),
-    "finetune": ("torch", "transformers", "tokenizers", "accelerate"),
-    "distill": ("torch", "transformers", "tokenizers", "accelerate"),
-    "record": ("torch", "transformers", "tokenizers"),
-    "calibrate": ("torch", "transformers", "tokenizers", "numpy"),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step's product depends on beside its inputs: where its code begins (a change in any file that runs makes a new
+    fingerprint), and the libraries that it uses. resumable: it finds what it wrote before it was killed."""
+
+    code: tuple[str, ...]
+    libraries: tuple[str, ...] = ()
+    resumable: bool = False
+
+
+_TRAINING = ("torch", "transformers", "tokenizers", "accelerate")
+STEPS: dict[str, Step] = {
+    "prompts": Step(code=("edgekit.prompts",)),
+    "check": Step(code=("edgekit.tasks",), libraries=("torch", "transformers")),
+    "create": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
+    "merge": Step(code=("edgekit.distill.adapter", _READ), libraries=("torch", "transformers", "peft")),
+    "rename": Step(code=("edgekit.pipeline.teacher",)),
+    "finetune": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
+    "distill": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
+    "record": Step(code=("edgekit.record", _READ), libraries=("torch", "transformers", "tokenizers")),
+    "calibrate": Step(code=("edgekit.calibrate", _READ), libraries=("torch", "transformers", "tokenizers", "numpy")),
     # And what the format names (Format.LIBRARIES), which these two steps have among their inputs.
-    "export": ("torch", "transformers", "tokenizers", "optimum", "numpy"),
-    "verify": ("tokenizers", "numpy"),
+    "export": Step(
+        code=("edgekit.export", _READ), libraries=("torch", "transformers", "tokenizers", "optimum", "numpy")
+    ),
+    "verify": Step(code=("edgekit.verify", "edgekit.devices", _READ), libraries=("tokenizers", "numpy")),
 }
 # What is drawn beside the files of a verify step in a folder of the user's; it is no part of the product.
 PAGE = "report.html"
@@ -274,7 +274,6 @@ class Workspace:
         inputs: Any,
         make: Callable[[Path], Mapping[str, Any]],
         *,
-        resumable: bool = False,
         at: Path | None = None,
         fresh: bool = False,
     ) -> Product:
@@ -284,7 +283,7 @@ class Workspace:
         at once make a step once. A resumable step finds what it wrote before it was killed. `at` is a folder of the user's to
         use instead of the workspace's own place (what the workspace holds is copied there); `fresh` makes the product again.
         """
-        key = self._key(step, inputs)
+        key, resumable = self._key(step, inputs), STEPS[step].resumable
         place = at.resolve() if at else self.root / step / key[:16]
         if (done := _finished(place, step, key, ours=at is None)) and not fresh:
             log.info("%s: kept %s", step, done.folder)
@@ -325,7 +324,7 @@ class Workspace:
 
     def products(self) -> Iterator[Product]:
         """Every finished product, sorted by step and name."""
-        for step in sorted(STEP_CODE):
+        for step in sorted(STEPS):
             for manifest in sorted(self.root.glob(f"{step}/*/{step}.json")):
                 yield open_product(manifest.parent, step)
 
@@ -334,7 +333,7 @@ class Workspace:
         return bool(product.manifest.get("key") == self._key(product.step, product.manifest.get("inputs")))
 
     def _key(self, step: str, inputs: Any) -> str:
-        versions = {name: library_version(name) for name in STEP_LIBRARIES[step]}
+        versions = {name: library_version(name) for name in STEPS[step].libraries}
         return fingerprint({"step": step, "inputs": inputs, "versions": versions, "code": _code_digest(step)})
 
     def lock_file(self, place: Path) -> Path:
@@ -346,7 +345,7 @@ class Workspace:
 
 # Names the fingerprint that a partial folder is being made for.
 _KEY = ".key"
-_MARKS = frozenset({_KEY, *(f"{step}.json" for step in STEP_CODE)})
+_MARKS = frozenset({_KEY, *(f"{step}.json" for step in STEPS)})
 
 
 # What the disk says when it is full, read-only or not ours.
@@ -448,7 +447,7 @@ def _replace(partial: Path, place: Path) -> None:
 
 def _code_digest(step: str) -> str:
     return fingerprint(
-        {path.relative_to(_SOURCE).as_posix(): file_sha256(path) for path in source_files(STEP_CODE[step])}
+        {path.relative_to(_SOURCE).as_posix(): file_sha256(path) for path in source_files(STEPS[step].code)}
     )
 
 

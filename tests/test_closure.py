@@ -12,7 +12,7 @@ import pytest
 import edgekit
 from edgekit import closure
 from edgekit.closure import source_files
-from edgekit.workspace import STEP_CODE
+from edgekit.workspace import STEPS
 from tests.test_house import MODULES, ROOT, imports, name
 
 HOUSE = Path(edgekit.__file__).parent
@@ -38,7 +38,7 @@ def test_imports_are_those_that_python_sees(path: Path) -> None:
 
 
 def test_what_steps_run() -> None:
-    trained = closure_of(*STEP_CODE["distill"])
+    trained = closure_of(*STEPS["distill"].code)
     assert {
         "__init__.py",
         "distill/training.py",
@@ -48,26 +48,28 @@ def test_what_steps_run() -> None:
         "tasks/loading.py",
     } <= trained
     assert not {path for path in trained if path.startswith(("verify/", "cli/", "pipeline/plan", "devices"))}
-    judged = closure_of(*STEP_CODE["verify"])
+    judged = closure_of(*STEPS["verify"].code)
     assert {"gate.py", "devices/local.py", "runtimes/probe.py", "runtimes/llama.py"} <= judged
     assert not {path for path in judged if path.startswith(("report/", "bundle/", "cli/"))}, (
         "a new style measures nothing"
     )
-    assert "record/__main__.py" in closure_of(*STEP_CODE["record"])
-    assert "formats/onnx/quantize.py" in closure_of(*STEP_CODE["export"])
+    assert "record/__main__.py" in closure_of(*STEPS["record"].code)
+    assert "formats/onnx/quantize.py" in closure_of(*STEPS["export"].code)
     assert not {
-        path for path in closure_of(*STEP_CODE["prompts"]) if path.startswith(("tasks", "distill", "formats", "model"))
+        path for path in closure_of(*STEPS["prompts"].code) if path.startswith(("tasks", "distill", "formats", "model"))
     }
 
 
-@pytest.mark.parametrize("step", STEP_CODE)
+@pytest.mark.parametrize("step", STEPS)
 def test_nothing_that_is_loaded_is_left_out(step: str) -> None:
     """What Python itself loads for a step's modules."""
-    modules = [module for module in STEP_CODE[step] if not module.startswith("edgekit.pipeline")] or ["edgekit.closure"]
+    modules = [module for module in STEPS[step].code if not module.startswith("edgekit.pipeline")] or [
+        "edgekit.closure"
+    ]
     code = f"import sys; import {', '.join(modules)}; print([m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'edgekit'])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = {Path(file).resolve() for file in ast.literal_eval(told.stdout)}
-    assert loaded <= {path.resolve() for path in source_files([*STEP_CODE[step], "edgekit.closure", "edgekit"])}
+    assert loaded <= {path.resolve() for path in source_files([*STEPS[step].code, "edgekit.closure", "edgekit"])}
 
 
 def test_imports_of_every_form(tmp_path: Path) -> None:

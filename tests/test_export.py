@@ -10,14 +10,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.calibrate import calibrate
 from edgekit.errors import EdgekitError
-from edgekit.export import adopt, export, file_digest
+from edgekit.export import file_digest
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
 from edgekit.runtimes import ort
 from edgekit.workspace import write_product
 from tests.conftest import make_data
+from tests.steps import adopt, calibrate, export
 
 
 def make_bag(path: Path, *, words: int = 64, classes: int = 3, seed: int = 0, location: str | None = None) -> Path:
@@ -140,7 +140,6 @@ def test_padded_batches_calibrate_the_same_artifact(checkpoint: Path, tmp_path: 
                 student=checkpoint,
                 calibration=calibration,
                 options=options,
-                where="test",
                 out_of_scope=None,
                 out=out,
                 **made,

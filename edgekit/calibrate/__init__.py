@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares
 from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
+from edgekit.inputs import Content
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
+from edgekit.recipe import Calibrate
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, batches, find_pad_id
 from edgekit.workspace import open_product
@@ -72,39 +74,45 @@ class Calibration:
     """Of a decoder whose gradients were asked for: the mean square of those of the token embedding's channels."""
 
 
-def calibrate(
-    model: Path,
-    prompts: Path,
-    *,
-    task: str,
-    max_length: int,
-    out: Path,
-    limit: int = 0,
-    batch: int = 16,
-    seed: int = 0,
-    gradients: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class CalibrateInputs:
+    """What `calibrate` is given: a model and the calibrate prompts.
+
+    options.prompts limits the prompts (0: all), chosen by a hash of seed and text, so a sorted file does no harm. gradients:
+    also ask a decoder how much each output channel matters (`gradients.gradient_squares`).
+    """
+
+    STEP: ClassVar[str] = "calibrate"
+    student: Content
+    prompts: Content
+    task: str
+    options: Calibrate
+    max_length: int
+    seed: int
+    gradients: bool
+
+
+def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Stream the calibrate split through a model and write calibration.npz into `out`.
 
-    `limit` limits the prompts (0: all), chosen by a hash of seed and text, so a sorted file does no harm. `gradients` also asks
-    a decoder how much each output channel matters (`gradients.gradient_squares`). Returns prompts, tokens, layers, the coverage
+    Returns prompts, tokens, layers, the coverage
     report and its warnings. Raises EdgekitError where there are no prompts.
     """
+    task, max_length, seed, batch = inputs.task, inputs.max_length, inputs.seed, inputs.options.batch
     kind = pick(TASKS, task, "task")
-    checked = kind.open_model(model)
-    chosen = _chosen(prompts, limit, seed)
+    checked = kind.open_model(inputs.student.path)
+    chosen = _chosen(inputs.prompts.path, inputs.options.prompts, seed)
     encoded = kind.encode(checked, chosen, max_length)
     told, ids = [chosen[place] for place, _ in encoded], [tokens for _, tokens in encoded]
     held = [place for place, (prompt, _) in enumerate(encoded) if prompt % HELD_OUT == HELD_OUT - 1]
     kept = [place for place, (prompt, _) in enumerate(encoded) if prompt % HELD_OUT != HELD_OUT - 1]
 
-    watch = Watch(kind.load(model))
+    watch = Watch(kind.load(inputs.student.path))
     pad_id = find_pad_id(checked)
     watch.feed([ids[place] for place in kept], pad_id, batch, _told(progress, 0, len(ids)))
     watch.begin_held_out()
     watch.feed([ids[place] for place in held], pad_id, batch, _told(progress, len(kept), len(ids)))
-    asked = gradients and kind.OUTPUT == "tokens"
+    asked = inputs.gradients and kind.OUTPUT == "tokens"
     _write(out / FILE, watch.stats(), _gradients(watch.module, ids, seed, progress) if asked else {})
     covered, warnings = coverage(
         [told[place] for place in kept],

@@ -24,7 +24,7 @@ def plan_build(
     """What a build would do, for each target and choice. Where nothing was built yet, nothing is left behind."""
     from tempfile import TemporaryDirectory
 
-    from edgekit.pipeline import busy, check_places, gather_prompts, kept_steps, resolve
+    from edgekit.pipeline import busy, check_places, check_recipe, gather_prompts, kept_steps, resolve
     from edgekit.verify import plan_text
     from edgekit.workspace import Workspace
 
@@ -33,7 +33,8 @@ def plan_build(
         planning = session if session.workspace.root.exists() else passing
         disturbed = busy()
         prompts = gather_prompts(recipe, planning)
-        plans = [resolve(recipe, target, prompts, planning, one) for target in targets for one in wanted]
+        checked = check_recipe(recipe, prompts, planning)
+        plans = [resolve(checked, target, prompts, planning, one) for target in targets for one in wanted]
         for plan in plans:
             check_places(plan, session)
         proves = plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy)

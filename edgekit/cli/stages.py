@@ -47,12 +47,12 @@ def finetune(
     recipe, prompts, session = _open(recipe_path, overrides, cache)
     if recipe.teacher.finetune is None and recipe.teacher.create is None:
         raise click.UsageError(f"{recipe.name} has no [teacher.finetune] table: its teacher is used as it is.")
-    base, _ = spine.check_recipe(recipe, prompts, session)
-    _keep_apart(out, base)
-    if base is None:
-        _done(spine.create(recipe, prompts, session, at=out), as_json)
+    checked = spine.check_recipe(recipe, prompts, session)
+    _keep_apart(out, checked.teacher)
+    if checked.teacher is None:
+        _done(spine.create(checked.settings, prompts, session, at=out), as_json)
         return
-    _done(spine.finetune(recipe, base, prompts, session, at=out), as_json)
+    _done(spine.finetune(checked.settings, checked.teacher, prompts, session, at=out), as_json)
 
 
 @click.command()
@@ -74,7 +74,7 @@ def distill(
     if recipe.student is None:
         raise click.UsageError(f"{recipe.name} has no [student] table: nothing is distilled.")
     _keep_apart(out, teacher)
-    _done(spine.distill(recipe, teacher, prompts, session, at=out), as_json)
+    _done(spine.distill(spine.read_settings(recipe), teacher, prompts, session, at=out), as_json)
 
 
 @click.command()
@@ -97,7 +97,7 @@ def record(
 
     recipe, prompts, session = _open(recipe_path, overrides, cache, final=final)
     _keep_apart(out, teacher, student)
-    _done(spine.record(recipe, teacher, student, prompts, session, at=out).folder, as_json)
+    _done(spine.record(spine.read_settings(recipe), teacher, student, prompts, session, at=out).folder, as_json)
 
 
 @click.command()
@@ -119,7 +119,7 @@ def calibrate(
 
     recipe, prompts, session = _open(recipe_path, overrides, cache)
     _keep_apart(out, student)
-    product = spine.calibrate(recipe, student, prompts, session, at=out, gradients=gradients)
+    product = spine.calibrate(spine.read_settings(recipe), student, prompts, session, at=out, gradients=gradients)
     _done(product.folder, as_json)
 
 
@@ -190,7 +190,7 @@ def verify(
     _keep_apart(out, artifact, reference, student, calibration)
     plan = _plan(recipe, target_name, prompts, session)
     checked = spine.open_artifact(plan, artifact, reference, prompts, session)
-    recorded = spine.open_reference(recipe, reference, prompts, session)
+    recorded = spine.open_reference(spine.read_settings(recipe), reference, prompts, session)
     seen = open_product(calibration, "calibrate") if calibration else None
     product = spine.verify(plan, checked, recorded, prompts, session, student=student, calibration=seen, at=out)
     report = read_json(product.folder / "report.json")
@@ -270,13 +270,13 @@ def _plan(
     formats: Sequence[str] = (),
     schemes: Sequence[str] = (),
 ) -> Plan:
-    from edgekit.pipeline import check_room, choices, resolve
+    from edgekit.pipeline import check_recipe, check_room, choices, resolve
     from edgekit.target import load_target
 
     wanted = choices(formats, schemes, output_of(recipe))
     if len(wanted) > 1:
         raise click.UsageError("One format and one scheme: a stage makes one artifact.")
-    plan = resolve(recipe, load_target(target_name), prompts, session, wanted[0])
+    plan = resolve(check_recipe(recipe, prompts, session), load_target(target_name), prompts, session, wanted[0])
     check_room(plan, session)
     return plan
 

@@ -7,12 +7,20 @@ holds the checkpoint from which a killed run continues.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgekit.distill.options import TrainingOptions, choose_blocks, read_create_options, read_distill_options
+from edgekit.distill.options import (
+    CreateOptions,
+    DistillOptions,
+    TrainingOptions,
+    choose_blocks,
+    read_create_options,
+    read_distill_options,
+)
 from edgekit.errors import EdgekitError
-from edgekit.model import load_model
+from edgekit.inputs import Content
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import parse, pick
@@ -20,77 +28,126 @@ from edgekit.tasks import TASKS
 from edgekit.tasks.contentless import untaught
 
 if TYPE_CHECKING:
-    from edgekit.recipe import Recipe
+    from edgekit.model import Model
+    from edgekit.recipe import Recipe, Student
 
 
-def check_options(recipe: Recipe, where: str) -> None:
-    """Refuse, before anything runs, training tables that cannot work (`where` is the recipe's file)."""
+@dataclass(frozen=True, kw_only=True)
+class CreateInputs:
+    """What `create` is given. machine: what of this machine the bits depend on (`machine.conditions`)."""
+
+    STEP: ClassVar[str] = "create"
+    prompts: Content
+    task: str
+    options: CreateOptions
+    max_length: int
+    seed: int
+    machine: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneInputs:
+    """What `finetune` is given: a model, and the prompts with their labels or answers.
+
+    out_of_scope: the label of texts that belong to no class. machine: see `CreateInputs`.
+    """
+
+    STEP: ClassVar[str] = "finetune"
+    base: Content
+    prompts: Content
+    task: str
+    options: TrainingOptions
+    out_of_scope: str | None
+    max_length: int
+    seed: int
+    machine: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillInputs:
+    """What `distill` is given: a teacher, the prompts, and which of the teacher's layers the student keeps.
+
+    losses: weights by names of LOSSES. out_of_scope, machine: see `FinetuneInputs`.
+    """
+
+    STEP: ClassVar[str] = "distill"
+    teacher: Content
+    prompts: Content
+    task: str
+    kept: Sequence[int]
+    options: DistillOptions
+    losses: Mapping[str, float]
+    out_of_scope: str | None
+    max_length: int
+    seed: int
+    machine: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A recipe's training tables as options; None where the recipe has no such table. losses: weights of the student's."""
+
+    create: CreateOptions | None
+    finetune: TrainingOptions | None
+    distill: DistillOptions
+    losses: Mapping[str, float]
+
+
+def read_training(recipe: Recipe, where: str) -> Training:
+    """The training tables of a recipe (`where` is its file); EdgekitError for one that cannot work, before anything runs."""
+    creating = finetuning = None
     if recipe.teacher.create is not None:
         _check_create(recipe.task, f"{where}: teacher.create")
-        read_create_options(recipe.teacher.create, recipe.data.max_length, f"{where}: teacher.create")
+        creating = read_create_options(recipe.teacher.create, recipe.data.max_length, f"{where}: teacher.create")
     if recipe.teacher.finetune is not None:
-        _check_finetune(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
+        finetuning = _check_finetune(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
     kind = pick(TASKS, recipe.task, f"{where}: task")
-    read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill")
+    options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill")
+    return Training(create=creating, finetune=finetuning, distill=options, losses=losses)
 
 
-def check_layers(teacher: Path, layers: int | None, keep: Sequence[int] | None, where: str) -> list[int]:
+def choose_layers(teacher: Model, student: Student, where: str) -> list[int]:
     """Which of the teacher's layers a student keeps; EdgekitError where the teacher does not have them."""
-    return choose_blocks(load_model(teacher).layers, layers, keep, where)
+    return choose_blocks(teacher.layers, student.layers, student.keep, where)
 
 
-def create(
-    prompts: Path,
-    *,
-    options: Mapping[str, Any],
-    max_length: int,
-    out: Path,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:
     """Make a decoder and its tokenizer from nothing but the train split, into `out`; a killed run continues there.
 
     It is trained to say the next token of running text, of texts with an answer the two behind each other, in blocks of
-    max_length tokens. Raises EdgekitError for unknown options, sizes that do not fit, and a train split that is too short.
+    max_length tokens. Raises EdgekitError for a train split that is too short.
     """
-    settings = read_create_options(options, max_length, "teacher.create")
+    prompts = inputs.prompts.path
     rows = PromptSet(folder=prompts).split("train")
     if any(row.messages for row in rows):
         raise EdgekitError(f"{prompts}: a model made from nothing has no chat template; give texts (data.text)")
     from edgekit.distill.create import create_decoder
 
     texts = [row.text + (row.label or "") for row in rows]
-    return create_decoder(texts, settings, max_length=max_length, out=out, seed=seed, progress=progress)
+    return create_decoder(
+        texts, inputs.options, max_length=inputs.max_length, out=out, seed=inputs.seed, progress=progress
+    )
 
 
-def finetune(
-    base: Path,
-    prompts: Path,
-    *,
-    task: str,
-    options: Mapping[str, Any],
-    max_length: int,
-    out: Path,
-    seed: int = 0,
-    out_of_scope: str | None = None,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:
     """Train a model on the labels of the train split, into `out`; a killed run continues there.
 
     text-classification: a classifier on an encoder. The classes are the labels in sorted order, without `out_of_scope`: its
     texts are taught as "no class in particular", and so are some that say nothing (`tasks.contentless`).
     text-generation: the wanted answers, or all tokens of running text.
-    Raises EdgekitError for unknown options, a task without fine-tuning, and a train split without two labels or any answer.
+    Raises EdgekitError for a train split without two labels or any answer.
     """
-    settings = _check_finetune(task, options, "teacher.finetune")
-    if task == "text-generation":
+    base, prompts = inputs.base.path, inputs.prompts.path
+    rows = PromptSet(folder=prompts).split("train")
+    if inputs.task == "text-generation":
         from edgekit.distill.language import teach_answers
 
-        texts = PromptSet(folder=prompts).split("train")
-        return teach_answers(base, texts, settings, max_length=max_length, out=out, seed=seed, progress=progress)
-    rows = [prompt for prompt in PromptSet(folder=prompts).split("train") if prompt.label is not None]
-    rows += _contentless(rows, out_of_scope)
-    classes = sorted({str(prompt.label) for prompt in rows} - {out_of_scope})
+        return teach_answers(
+            base, rows, inputs.options, max_length=inputs.max_length, out=out, seed=inputs.seed, progress=progress
+        )
+    rows = [prompt for prompt in rows if prompt.label is not None]
+    rows += _contentless(rows, inputs.out_of_scope)
+    classes = sorted({str(prompt.label) for prompt in rows} - {inputs.out_of_scope})
     if len(classes) < 2:
         raise EdgekitError(f"{prompts}: the train split has {len(classes)} label(s); fine-tuning needs at least two")
     from edgekit.distill.lessons import teach_labels
@@ -99,54 +156,39 @@ def finetune(
         base,
         rows,
         classes,
-        settings,
-        max_length=max_length,
+        inputs.options,
+        max_length=inputs.max_length,
         out=out,
-        seed=seed,
-        out_of_scope=out_of_scope,
+        seed=inputs.seed,
+        out_of_scope=inputs.out_of_scope,
         progress=progress,
     )
 
 
-def distill(
-    teacher: Path,
-    prompts: Path,
-    *,
-    task: str,
-    options: Mapping[str, Any],
-    max_length: int,
-    out: Path,
-    layers: int | None = None,
-    keep: Sequence[int] | None = None,
-    seed: int = 0,
-    out_of_scope: str | None = None,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:
     """Cut a student from the teacher's layers and teach it on the train split, into `out`; a killed run continues there.
 
-    `layers` says how many layers to keep, or `keep` which. Raises EdgekitError for unknown options or losses, layers that
-    the teacher does not have, labels that are not its classes, and an empty train split.
+    Raises EdgekitError for labels that are not the teacher's classes, and an empty train split.
     """
-    kind = pick(TASKS, task, "task")
-    settings, weights = read_distill_options(options, kind.OUTPUT, "distill")
-    kept = check_layers(teacher, layers, keep, "student")
+    kind = pick(TASKS, inputs.task, "task")
+    teacher, prompts = inputs.teacher.path, inputs.prompts.path
     rows = PromptSet(folder=prompts).split("train")
     if not rows:
         raise EdgekitError(f"{prompts}: the train split is empty")
     if kind.OUTPUT == "logits":
-        rows += _contentless(rows, out_of_scope)
+        rows += _contentless(rows, inputs.out_of_scope)
     if kind.OUTPUT == "tokens":
         from edgekit.distill.language import teach_decoder
 
         return teach_decoder(
             teacher,
             rows,
-            kept,
-            settings,
-            weights,
-            max_length=max_length,
+            inputs.kept,
+            inputs.options,
+            inputs.losses,
+            max_length=inputs.max_length,
             out=out,
-            seed=seed,
+            seed=inputs.seed,
             progress=progress,
         )
     from edgekit.distill.lessons import teach_student
@@ -154,14 +196,14 @@ def distill(
     return teach_student(
         teacher,
         rows,
-        kept,
-        settings,
-        weights,
+        inputs.kept,
+        inputs.options,
+        inputs.losses,
         task=kind,
-        max_length=max_length,
+        max_length=inputs.max_length,
         out=out,
-        seed=seed,
-        out_of_scope=out_of_scope,
+        seed=inputs.seed,
+        out_of_scope=inputs.out_of_scope,
         progress=progress,
     )
 

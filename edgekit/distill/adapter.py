@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from edgekit.checkpoint_keys import CHECKPOINT_KEYS
 from edgekit.distill.lessons import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES
 from edgekit.errors import EdgekitError, first_line, require
+from edgekit.inputs import Content
 from edgekit.owners_tokenizer import quiet
+from edgekit.progress import Progress, silent
 from edgekit.schema import nearest, read_json
 from edgekit.tasks.loading import load_checkpoint
 from edgekit.weights import ADAPTER, ADAPTER_CONFIG, check_finite, read_header
@@ -54,13 +57,24 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     return said
 
 
-def merge(*, adapter: Path, base: Path, task: str, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class MergeInputs:
+    """What `merge` is given: an adapter, and the checkpoint that it adapts."""
+
+    STEP: ClassVar[str] = "merge"
+    adapter: Content
+    base: Content
+    task: str
+
+
+def merge(inputs: MergeInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:  # noqa: ARG001 - quick
     """Write the checkpoint that a LoRA and its base make, in float32, to `out`: weights, configuration, tokenizer, templates.
 
     The adapter's own files of the tokenizer come before its base's. Raises EdgekitError for whatever `read_adapter` and
     `load_checkpoint` refuse, and for an adapter that does not fit its base.
     """
     peft = require("peft", extra="adapters")
+    adapter, base, task = inputs.adapter.path, inputs.base.path, inputs.task
     said, where = read_adapter(adapter), adapter / ADAPTER
     held = read_header(where)
     check_finite([where])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes import machine
+
+if TYPE_CHECKING:
+    from edgekit.distill.options import TrainingOptions
 
 _BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def conditions(options: Mapping[str, Any]) -> dict[str, Any]:
+def conditions(options: TrainingOptions) -> dict[str, str | int]:
     """Threads and precision of a training with these options, for its fingerprint: other ones give other bytes."""
-    return {"threads": count_threads(), "precision": choose_precision(str(options.get("precision", "auto")))}
+    return {"threads": count_threads(), "precision": choose_precision(options.precision)}
 
 
 def count_threads() -> int:

@@ -25,16 +25,25 @@ DEFAULT = onnx.NAME
 
 
 @dataclass(frozen=True, kw_only=True)
+class Processor:
+    """Of a target's CPU what the types of a mixture depend on (`target.Hardware`)."""
+
+    arch: str
+    features: Sequence[str]
+    bandwidth_gbs: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """What a format writes: a checkpoint, with what its task and the calibrate prompts say of it.
 
     load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the
     calibrate prompts as the model reads them; texts: what was said in them, conversations: as {messages, tools}. name: what
     the model is called; license: what it ships under, where that is not the checkpoint's own; dataset: what its prompts are;
-    fingerprints: sha256 of what it was made from, by what. arch, features and bandwidth_gbs are the target's (see
-    `target.Hardware`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is better; None
-    where the output is not rows. starts: of a decoder, the index of each row's first token that the model says; limits: what
-    it may lose (see `smallest`). progress(done, total, note) is told how far it is.
+    fingerprints: sha256 of what it was made from, by what. processor: the target's, where the options say that the file
+    depends on it (`Format.mixes`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is
+    better; None where the output is not rows. starts: of a decoder, the index of each row's first token that the model says;
+    limits: what it may lose (see `smallest`). progress(done, total, note) is told how far it is.
     """
 
     model: Model
@@ -47,9 +56,7 @@ class Source:
     name: str
     dataset: str
     fingerprints: Mapping[str, str]
-    arch: str
-    features: Sequence[str]
-    bandwidth_gbs: float | None
+    processor: Processor | None
     score: Callable[[NDArray[np.float32], NDArray[np.float32]], float] | None
     pad_id: int
     max_length: int
@@ -96,6 +103,9 @@ class Format(Protocol):
     @property
     def Options(self) -> type[Any]:  # noqa: N802  (a dataclass in the module)
         """The dataclass of a target's `[export.<task>]` table, less `format`."""
+
+    def mixes(self, options: Any) -> bool:
+        """Whether types follow from the model's gradients and the target's processor, which are then among what is given."""
 
     def predict(self, model: Model, options: Any) -> dict[str, Any] | None:
         """Of headers alone: {bytes, bytes_per_token, cache_bytes_per_token, fallbacks} of an export; None: nobody knows yet."""

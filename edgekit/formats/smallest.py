@@ -22,14 +22,26 @@ from edgekit.runtimes.generation import continuation
 
 Passage = tuple[list[int], int]
 """Token ids, and the index of the first one that is scored (at least 1)."""
-Limits = Callable[[float], Mapping[str, float]]
-"""The recipe's limits by the bits of a weight: kl, top1, perplexity, far_kl and far_share."""
+# A weight of so many bits or more is held to the limits of eight.
+EIGHT_BITS = 7.5
 # Passages that candidates are compared on, scored tokens of all and of one, and new ones where a prompt has no answer. A mean KL
 # over 64 answers has a standard error of a tenth of itself or so.
 PASSAGES, TOKENS, LONGEST, NEW = 64, 2048, 128, 16
 # What a candidate may take of a limit: calibrate prompts have made the importance matrix, and unseen text loses up to 1.2 times
 # as much (measured on a Llama of 46 million weights); two standard errors are added for these being few.
 SHARE, ERRORS = 0.8, 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a decoder may lose, by the bits of a weight: kl, top1, perplexity, far_kl and far_share each."""
+
+    fewer_bits: Mapping[str, float]
+    eight_bits: Mapping[str, float]
+
+    def at(self, bits: float) -> Mapping[str, float]:
+        """The limits for an artifact most of whose weights have so many bits."""
+        return self.fewer_bits if bits < EIGHT_BITS else self.eight_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +171,7 @@ def choose(
         progress(place + 1, len(names) + 2, f"tries {name}")
         made = make(name)
         count, tokens = len(made.heard.tokens), int(made.heard.tokens.sum())
-        told = figures(made.heard, limits(made.bits))
+        told = figures(made.heard, limits.at(made.bits))
         tried.append({"scheme": name, "bytes": made.bytes, **told})
         if told["passes"]:
             break

@@ -10,8 +10,9 @@ from typing import Any
 from edgekit.errors import CheckFailed, EdgekitError, first_line
 from edgekit.pipeline.cost import busy
 from edgekit.pipeline.kept import kept_steps
-from edgekit.pipeline.plan import Built, Listener, Plan, Session
+from edgekit.pipeline.plan import Built, Listener, Plan, Session, Settings
 from edgekit.pipeline.resolve import (
+    Checked,
     check_places,
     check_recipe,
     check_room,
@@ -19,6 +20,7 @@ from edgekit.pipeline.resolve import (
     choices,
     gather_prompts,
     needed_splits,
+    read_settings,
     resolve,
 )
 from edgekit.pipeline.steps import (
@@ -38,10 +40,12 @@ from edgekit.target import Target
 
 __all__ = [
     "Built",
+    "Checked",
     "Listener",
     "Plan",
     "Progress",
     "Session",
+    "Settings",
     "build",
     "busy",
     "calibrate",
@@ -63,6 +67,7 @@ __all__ = [
     "open_reference",
     "open_speaker",
     "package",
+    "read_settings",
     "record",
     "resolve",
     "run",
@@ -88,17 +93,17 @@ def build(
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise EdgekitError(f"two targets are named {twice}, and their bundles would be: rename one of the files")
     prompts = gather_prompts(recipe, session)
-    plans = [resolve(recipe, target, prompts, session, choice) for target in targets for choice in wanted]
+    checked = check_recipe(recipe, prompts, session)
+    plans = [resolve(checked, target, prompts, session, choice) for target in targets for choice in wanted]
     for plan in plans:
         check_places(plan, session)
-    base = plans[0].teacher or create(recipe, prompts, session)
+    settings, gradients = checked.settings, any(plan.mixes for plan in plans)
+    base = checked.teacher or create(settings, prompts, session)
     plans = [replace(plan, teacher=base) for plan in plans]
-    teacher = finetune(recipe, base, prompts, session)
-    student = distill(recipe, teacher, prompts, session)
-    reference = record(recipe, teacher, student, prompts, session)
-    calibration = calibrate(
-        recipe, student, prompts, session, gradients=any(plan.export.get("scheme") == "mixed" for plan in plans)
-    )
+    teacher = finetune(settings, base, prompts, session)
+    student = distill(settings, teacher, prompts, session)
+    reference = record(settings, teacher, student, prompts, session)
+    calibration = calibrate(settings, student, prompts, session, gradients=gradients)
     built = []
     for plan in plans:
         own = replace(session, bundle=plan.name if len(plans) > 1 else "")

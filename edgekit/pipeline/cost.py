@@ -74,7 +74,7 @@ def estimate(plan: Plan, prompts: Product) -> dict[str, Any]:
     disk what stays in cache and bundle; `benchmarks/estimates.py` compares both with what happens. Raises EdgekitError for what
     the format refuses of the checkpoint.
     """
-    from edgekit.formats import finds_scheme, parse_options
+    from edgekit.formats import FORMATS, finds_scheme
     from edgekit.formats.smallest import PASSAGES
     from edgekit.tasks import TASKS
 
@@ -91,7 +91,7 @@ def estimate(plan: Plan, prompts: Product) -> dict[str, Any]:
         rows=prompts.facts["rows"],
         tokens=_tokens(recipe, prompts),
     )
-    format_, options = parse_options(plan.export, output, "export")
+    format_, options = FORMATS[plan.format], plan.options
     files = _files(format_, options, output, made)
     # Which of several passes is not known before: the smallest is counted.
     speed, artifact, operations, tried = _speed(), files[0].bytes, work.operations(), 0.0

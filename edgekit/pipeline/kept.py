@@ -28,20 +28,20 @@ def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool
         found[step] = step in found
         return product
 
-    recipe, gradients = plan.recipe, plan.export.get("scheme") == "mixed"
-    teacher: Path | None = plan.teacher or ask("create", lambda: create(recipe, prompts, looking))
+    recipe, settings = plan.recipe, plan.settings
+    teacher: Path | None = plan.teacher or ask("create", lambda: create(settings, prompts, looking))
     if teacher is not None and recipe.teacher.finetune is not None:
         base = teacher
-        teacher = ask("finetune", lambda: finetune(recipe, base, prompts, looking))
+        teacher = ask("finetune", lambda: finetune(settings, base, prompts, looking))
     student = teacher
     if teacher is not None and recipe.student is not None:
         tuned = teacher
-        student = ask("distill", lambda: distill(recipe, tuned, prompts, looking))
+        student = ask("distill", lambda: distill(settings, tuned, prompts, looking))
     if teacher is None or student is None:
         return found
     origin, made = teacher, student
-    reference = None if session.fresh else ask("record", lambda: record(recipe, origin, made, prompts, looking))
-    calibration = ask("calibrate", lambda: calibrate(recipe, made, prompts, looking, gradients=gradients))
+    reference = None if session.fresh else ask("record", lambda: record(settings, origin, made, prompts, looking))
+    calibration = ask("calibrate", lambda: calibrate(settings, made, prompts, looking, gradients=plan.mixes))
     if calibration is None:
         return found
     known = calibration

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgekit.duplicates import text_digest
 from edgekit.errors import EdgekitError
+from edgekit.inputs import Content, Inputs, Json, identity
+from edgekit.progress import Progress
 from edgekit.prompts import PromptSet
-from edgekit.recipe import Recipe
 from edgekit.workspace import Product, file_sha256, fingerprint, open_product
 
+Given = TypeVar("Given", bound=Inputs)
+Make = Callable[[Given, Path, Progress], Mapping[str, Any]]
 # The steps that make a model, the last one first.
 MODEL_STEPS = ("distill", "finetune", "create", "merge", "rename")
 # What of a checkpoint's folder its answers may depend on.
@@ -56,47 +59,32 @@ def origin(folder: Path) -> str:
     Not on which machine: the bits of a training depend on that, what was asked for does not.
     """
     if product := model_product(folder):
-        inputs = {key: value for key, value in product.manifest["inputs"].items() if key != MACHINE}
-        return fingerprint({"step": product.step, "inputs": inputs})
+        return fingerprint({"step": product.step, "inputs": _anywhere(product.manifest["inputs"])})
     return fingerprint({"files": model_digest(folder)})
 
 
-def teacher_origin(recipe: Recipe, base: Path | None, prompts: Product) -> str:
-    """The `origin` of the teacher that a recipe asks for. base: the checkpoint that it names, None where it is created."""
-    if recipe.teacher.create is not None:
-        return fingerprint({"step": "create", "inputs": create_inputs(recipe, prompts)})
-    assert base is not None
-    if recipe.teacher.finetune is not None:
-        return fingerprint({"step": "finetune", "inputs": finetune_inputs(recipe, base, prompts)})
-    return origin(base)
+def origin_of(inputs: Inputs) -> str:
+    """The `origin` of what a step makes of its inputs."""
+    return fingerprint({"step": inputs.STEP, "inputs": _anywhere(identity(inputs))})
 
 
-def create_inputs(recipe: Recipe, prompts: Product) -> dict[str, Any]:
-    """What a created teacher follows from."""
-    return {
-        "prompts": split_digests(prompts, "train"),
-        "task": recipe.task,
-        "options": recipe.teacher.create or {},
-        "max_length": recipe.data.max_length,
-        "seed": recipe.seed,
-    }
+def _anywhere(inputs: Mapping[str, Json]) -> dict[str, Json]:
+    """Inputs without what of them is the machine's."""
+    return {key: value for key, value in inputs.items() if key != MACHINE}
 
 
-def finetune_inputs(recipe: Recipe, base: Path, prompts: Product) -> dict[str, Any]:
-    """What a fine-tuned teacher follows from."""
-    return {
-        "base": model_digest(base),
-        "prompts": split_digests(prompts, "train"),
-        "task": recipe.task,
-        "options": recipe.teacher.finetune,
-        "out_of_scope": recipe.data.out_of_scope,
-        "max_length": recipe.data.max_length,
-        "seed": recipe.seed,
-    }
+def model_content(folder: Path) -> Content:
+    """A model's folder as an input; raises EdgekitError as `model_digest` does."""
+    return Content(path=folder, digest=model_digest(folder))
+
+
+def split_content(prompts: Product, *splits: str) -> Content:
+    """Some splits of the prompts as an input: another split may change without it."""
+    return Content(path=prompts.folder, digest=split_digests(prompts, *splits))
 
 
 def split_digests(prompts: Product, *splits: str) -> dict[str, str]:
-    """The hashes of the splits that a step reads: another split may change without it."""
+    """The hashes of some splits' files."""
     return {name: str(prompts.manifest["files"][f"{name}.jsonl"]["sha256"]) for name in splits}
 
 
@@ -110,6 +98,15 @@ def with_read(
             found.setdefault(split, set()).update(texts)
     packed = {split: b64encode(b"".join(sorted(texts))).decode() for split, texts in sorted(found.items())}
     return {**facts, "read": packed}
+
+
+def reading(make: Make[Given], prompts: Product | None, split: str | None, *sources: Path | Product) -> Make[Given]:
+    """A verb whose facts also say which texts its product has read: of a split, and those that its sources have read."""
+
+    def made(inputs: Given, out: Path, progress: Progress) -> dict[str, Any]:
+        return with_read(make(inputs, out, progress), prompts, [split] if split else [], *sources)
+
+    return made
 
 
 def texts_read(source: Path | Product) -> dict[str, frozenset[bytes]]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.inputs import Inputs, identity
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.target import Target
 from edgekit.workspace import Product, Workspace, file_sha256
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from edgekit.distill import Training
 
 
 def _no_progress(done: int, total: int, note: str) -> None:
@@ -20,22 +26,44 @@ def _no_progress(done: int, total: int, note: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A recipe with its training tables as options, read once."""
+
+    recipe: Recipe
+    training: Training
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What each step will get for one target: the recipe and the target, resolved and checked."""
 
-    recipe: Recipe
+    settings: Settings
     target: Target
     teacher: Path | None
     """The checkpoint that the recipe names; None where it is created, until it is."""
     revision: str | None
     splits: tuple[str, ...]
-    export: Mapping[str, Any]
+    format: str
+    options: DataclassInstance
+    """Of the format: how the artifact is written."""
+    mixes: bool
+    """See `Format.mixes`."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """What `prompts.gather` found: rows, labels, what was left out."""
     variant: str | None = None
     """The format that was asked for by name, which then is a part of the bundle's name."""
     estimate: Mapping[str, Any] = field(default_factory=dict)
     """See `estimates.estimate`."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What to make."""
+        return self.settings.recipe
+
+    @property
+    def scheme(self) -> str:
+        """The scheme, as the options name it."""
+        return str(vars(self.options)["scheme"])
 
     @property
     def name(self) -> str:
@@ -53,7 +81,7 @@ class Plan:
             "revision": self.revision,
             "data": dict(self.data),
             "steps": list(self.steps),
-            "export": dict(self.export),
+            "export": {"format": self.format, "scheme": self.scheme} | _changed(self.options),
             "usable_mb": self.target.hardware.usable_mb or self.target.hardware.memory_mb,
             "estimate": dict(self.estimate),
         }
@@ -77,14 +105,9 @@ class Plan:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One verb with its inputs: what its fingerprint covers, and how its folder is filled."""
-
-    name: str
-    inputs: Mapping[str, Any]
-    make: Callable[[Path], Mapping[str, Any]]
-    resumable: bool = False
+def _changed(options: DataclassInstance) -> dict[str, Any]:
+    """The options that are not the defaults."""
+    return {field.name: value for field in fields(options) if (value := getattr(options, field.name)) != field.default}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,29 +193,25 @@ class Session:
     bundle: str = ""
 
 
+Given = TypeVar("Given", bound=Inputs)
+
+
 def run_step(
     session: Session,
-    name: str,
-    inputs: Mapping[str, Any],
-    make: Callable[[Path, Progress], Mapping[str, Any]],
+    inputs: Given,
+    make: Callable[[Given, Path, Progress], Mapping[str, Any]],
     *,
     note: str = "",
-    resumable: bool = False,
     at: Path | None = None,
     fresh: bool = False,
 ) -> Product:
-    """Make a step's product once: in the workspace, or at the folder that a stage command names."""
-    progress: list[Progress] = []
+    """Make a step's product of its inputs once: in the workspace, or at the folder that a stage command names."""
+    name, progress = inputs.STEP, list[Progress]()
 
     def begin(out: Path) -> Mapping[str, Any]:
         progress.append(session.listener.begin(name, note, bundle=session.bundle))
-        return make(out, progress[0])
+        return make(inputs, out, progress[0])
 
-    product = once(session, Step(name=name, inputs=inputs, make=begin, resumable=resumable), at=at, fresh=fresh)
+    product = session.workspace.once(name, identity(inputs), begin, at=at, fresh=fresh)
     session.listener.end(name, product.folder, kept=not progress, bundle=session.bundle)
     return product
-
-
-def once(session: Session, step: Step, *, at: Path | None = None, fresh: bool = False) -> Product:
-    """The step's finished product, made in the session's workspace (or `at` a folder) where it is not there yet."""
-    return session.workspace.once(step.name, step.inputs, step.make, resumable=step.resumable, at=at, fresh=fresh)

@@ -7,14 +7,14 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError, require
 from edgekit.model import Model, load_model
 from edgekit.pipeline.cost import estimate
-from edgekit.pipeline.plan import Plan, Session, Step, once
+from edgekit.pipeline.plan import Plan, Session, Settings
 from edgekit.pipeline.teacher import find_teacher
 from edgekit.prompts import gather, sources
 from edgekit.recipe import Recipe
@@ -23,6 +23,9 @@ from edgekit.state import check_state
 from edgekit.target import Target
 from edgekit.weights import note_stale_index
 from edgekit.workspace import Product, file_sha256, fingerprint
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 log = logging.getLogger("edgekit")
 
@@ -47,7 +50,7 @@ def gather_prompts(recipe: Recipe, session: Session) -> Product:
         "seed": recipe.seed,
     }
     with session.listener.during("prompts", "reading the data"):
-        product = once(session, Step(name="prompts", inputs=inputs, make=lambda out: gather(recipe, splits, out)))
+        product = session.workspace.once("prompts", inputs, lambda out: gather(recipe, splits, out))
     for line in product.facts["notes"]:
         session.listener.say(f"data: {line}")
     return _judged_by_final(recipe, product, session) if session.final else product
@@ -66,7 +69,7 @@ def _judged_by_final(recipe: Recipe, prompts: Product, session: Session) -> Prod
             shutil.copyfile(prompts.folder / f"{'final' if name == 'verify' else name}.jsonl", out / f"{name}.jsonl")
         return facts
 
-    return once(session, Step(name="prompts", inputs={"final_of": prompts.digest, "facts": facts}, make=make))
+    return session.workspace.once("prompts", {"final_of": prompts.digest, "facts": facts}, make)
 
 
 def needed_splits(recipe: Recipe) -> tuple[str, ...]:
@@ -77,80 +80,98 @@ def needed_splits(recipe: Recipe) -> tuple[str, ...]:
     return (*splits, "final") if recipe.data.final else splits
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A recipe that was checked, whatever the target: its settings, and the teacher's folder (None where it is created) with
+    its commit, if it comes from a hub."""
+
+    settings: Settings
+    teacher: Path | None
+    revision: str | None
+
+
+def read_settings(recipe: Recipe) -> Settings:
+    """The recipe's tables as options; EdgekitError for an unknown task, and for training that cannot work."""
+    from edgekit.distill import read_training
+    from edgekit.tasks import TASKS
+
+    pick(TASKS, recipe.task, f"{recipe.path}: task")
+    return Settings(recipe=recipe, training=read_training(recipe, str(recipe.path)))
+
+
 def resolve(
-    recipe: Recipe,
+    checked: Checked,
     target: Target,
     prompts: Product,
     session: Session,
     choice: tuple[str | None, str | None] = (None, None),
 ) -> Plan:
-    """Check everything that can fail cheaply, and say what each step will get.
+    """Check everything of a target that can fail cheaply, and say what each step will get.
 
     choice: a format and a scheme by name, instead of the target's own (None).
 
-    Raises EdgekitError for whatever `check_recipe` and `check_target` refuse, and a model that does not fit the target.
+    Raises EdgekitError for whatever `check_target` refuses, and a model that does not fit the target.
     """
+    from edgekit.formats import FORMATS
+
     with session.listener.during("check", f"what each step gets for {target.name}"):
-        return _resolve(recipe, target, prompts, session, choice)
-
-
-def _resolve(
-    recipe: Recipe, target: Target, prompts: Product, session: Session, choice: tuple[str | None, str | None]
-) -> Plan:
-    from edgekit.formats import DEFAULT, FORMATS
-
-    teacher, revision = check_recipe(recipe, prompts, session)
-    check_state()
-    plan = Plan(
-        recipe=recipe,
-        target=target,
-        teacher=teacher,
-        revision=revision,
-        splits=needed_splits(recipe),
-        data=prompts.facts,
-        export=check_target(target, recipe.task, *choice),
-        variant="-".join(name for name in choice if name) or None,
-    )
-    plan = replace(plan, estimate=estimate(plan, prompts))
-    chosen = FORMATS[str(plan.export.get("format", DEFAULT))]
-    for module in chosen.NEEDS:
-        require(module, extra=chosen.NAME)
-    _check_fits(plan)
+        format_name, options = check_target(target, checked.settings.recipe.task, *choice)
+        plan = Plan(
+            settings=checked.settings,
+            target=target,
+            teacher=checked.teacher,
+            revision=checked.revision,
+            splits=needed_splits(checked.settings.recipe),
+            data=prompts.facts,
+            format=format_name,
+            options=options,
+            mixes=FORMATS[format_name].mixes(options),
+            variant="-".join(name for name in choice if name) or None,
+        )
+        plan = replace(plan, estimate=estimate(plan, prompts))
+        for module in FORMATS[format_name].NEEDS:
+            require(module, extra=format_name)
+        _check_fits(plan)
     return plan
 
 
-def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> tuple[Path | None, str | None]:
-    """The teacher's folder, None where it is created, and its commit, if it comes from a hub.
+def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> Checked:
+    """Check everything of a recipe that can fail cheaply, and find its teacher.
 
     Raises EdgekitError for an unknown task, loss, margin or family, a teacher that is not there or cannot do the task, a
     student that cannot be cut from it, and labels that differ.
     """
-    from edgekit import distill as training
-    from edgekit.architectures import find_architecture, is_decoder
-    from edgekit.tasks import TASKS
     from edgekit.verify import check_accuracy_table
 
-    where = str(recipe.path)
-    pick(TASKS, recipe.task, f"{where}: task")
-    training.check_options(recipe, where)
-    check_accuracy_table(recipe.task, recipe.accuracy, f"{where}: accuracy")
+    settings = read_settings(recipe)
+    check_accuracy_table(recipe.task, recipe.accuracy, f"{recipe.path}: accuracy")
+    check_state()
     if recipe.teacher.create is not None:
-        return None, None
+        return Checked(settings=settings, teacher=None, revision=None)
     teacher, revision = find_teacher(recipe, session)
-    model = load_model(teacher)
     if note := note_stale_index(teacher):
         session.listener.say(f"note: {note}")
-    family = find_architecture(model.architecture, str(teacher / "config.json"))
+    _check_teacher(recipe, load_model(teacher), prompts, session)
+    return Checked(settings=settings, teacher=teacher, revision=revision)
+
+
+def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Session) -> None:
+    from edgekit.architectures import find_architecture, is_decoder
+    from edgekit.distill import choose_layers
+    from edgekit.tasks import TASKS
+
+    family = find_architecture(model.architecture, str(model.folder / "config.json"))
     if is_decoder(family) != (TASKS[recipe.task].OUTPUT == "tokens"):
         kind = "decoder, which generates text" if is_decoder(family) else "encoder, which generates no text"
-        raise EdgekitError(f"{where}: task: {recipe.task}, but {teacher} is a {model.architecture}: a {kind}")
+        raise EdgekitError(
+            f"{recipe.path}: task: {recipe.task}, but {model.folder} is a {model.architecture}: a {kind}"
+        )
     if recipe.student is not None:
-        training.check_layers(teacher, recipe.student.layers, recipe.student.keep, f"{where}: student")
+        choose_layers(model, recipe.student, f"{recipe.path}: student")
     _check_labels(recipe, model, prompts)
     _check_length(recipe, model)
     head = {"num_labels": len(prompts.facts["labels"])} if recipe.teacher.finetune is not None else None
     _check_loads(model, recipe.task, head if recipe.task == "text-classification" else None, session)
-    return teacher, revision
 
 
 def _check_loads(model: Model, task: str, head: Mapping[str, Any] | None, session: Session) -> None:
@@ -170,8 +191,8 @@ def _check_loads(model: Model, task: str, head: Mapping[str, Any] | None, sessio
 
 def check_target(
     target: Target, task: str, format_name: str | None = None, scheme: str | None = None
-) -> Mapping[str, Any]:
-    """The target's raw `[export.<task>]` table, once every table of the target was checked by the entry that it names.
+) -> tuple[str, DataclassInstance]:
+    """The format and its options in the target's `[export.<task>]` table; every table of the target was checked then.
 
     format_name: another format than the table's, with that format's own defaults. scheme: another scheme; of the table's format
     or, where that has none of the name and no format is given, of the one that has.
@@ -191,13 +212,13 @@ def check_target(
         table = _table_of(format_name, target, output)
     if scheme is not None:
         table = {**table, "scheme": scheme}
-    parse_options(table, output, where)
-    for name, options in target.runtime.items():
-        parse(pick(RUNTIMES, name, f"{target.path}: runtime").Options, options, f"{target.path}: runtime.{name}")
+    format_, options = parse_options(table, output, where)
+    for name, asked in target.runtime.items():
+        parse(pick(RUNTIMES, name, f"{target.path}: runtime").Options, asked, f"{target.path}: runtime.{name}")
     device = pick(DEVICES, str(target.device.get("kind", "local")), f"{target.path}: device.kind")
     parse(device.Options, target.device, f"{target.path}: device")
     target.budget_for(task)
-    return table
+    return format_.NAME, options
 
 
 def _format_with(scheme: str, output: str, own: str) -> str:

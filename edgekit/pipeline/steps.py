@@ -1,189 +1,104 @@
-"""The verbs: each names its inputs, which are its fingerprint, and fills one folder from others."""
+"""The verbs: each gathers its inputs, which are its arguments and its fingerprint, and fills one folder from others."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgekit.distill.machine import conditions
 from edgekit.errors import EdgekitError
-from edgekit.formats import DEFAULT
-from edgekit.model import load_model
+from edgekit.inputs import Content
 from edgekit.pipeline.origin import (
-    MACHINE,
-    create_inputs,
-    finetune_inputs,
+    model_content,
     model_digest,
     origin,
-    split_digests,
-    with_read,
+    origin_of,
+    reading,
+    split_content,
 )
-from edgekit.pipeline.plan import Plan, Session, run_step
-from edgekit.recipe import Recipe
+from edgekit.pipeline.plan import Plan, Session, Settings, run_step
 from edgekit.schema import pick
-from edgekit.workspace import (
-    Product,
-    file_sha256,
-    installed_version,
-    library_version,
-)
+from edgekit.workspace import Product, file_sha256, installed_version, library_version
 
 if TYPE_CHECKING:
+    from edgekit.distill import CreateInputs, FinetuneInputs
+    from edgekit.formats import Processor
     from edgekit.formats.smallest import Limits
 
 
-def create(recipe: Recipe, prompts: Product, session: Session, at: Path | None = None) -> Path:
+def create(settings: Settings, prompts: Product, session: Session, at: Path | None = None) -> Path:
     """The teacher that the recipe describes, made from nothing but the train split."""
-    from edgekit import distill as training
+    from edgekit.distill import create as make
 
-    options = recipe.teacher.create or {}
-    return run_step(
-        session,
-        "create",
-        create_inputs(recipe, prompts) | {MACHINE: conditions(options)},
-        lambda out, progress: with_read(
-            training.create(
-                prompts=prompts.folder,
-                options=options,
-                max_length=recipe.data.max_length,
-                seed=recipe.seed,
-                out=out,
-                progress=progress,
-            ),
-            prompts,
-            ["train"],
-        ),
-        note=f"{prompts.facts['rows']['train']} texts",
-        resumable=True,
-        at=at,
-    ).folder
+    inputs = _create_inputs(settings, prompts)
+    note = f"{prompts.facts['rows']['train']} texts"
+    return run_step(session, inputs, reading(make, prompts, "train"), note=note, at=at).folder
 
 
-def finetune(recipe: Recipe, base: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
+def finetune(settings: Settings, base: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
     """The teacher, fine-tuned where the recipe asks; else the checkpoint as it is."""
-    if recipe.teacher.finetune is None:
+    if settings.training.finetune is None:
         return base
-    from edgekit import distill as training
+    from edgekit.distill import finetune as make
 
+    inputs = _finetune_inputs(settings, base, prompts)
     note = f"{len(prompts.facts['labels'])} labels, {prompts.facts['rows']['train']} texts"
-    return run_step(
-        session,
-        "finetune",
-        finetune_inputs(recipe, base, prompts) | {MACHINE: conditions(recipe.teacher.finetune)},
-        lambda out, progress: with_read(
-            training.finetune(
-                base=base,
-                prompts=prompts.folder,
-                task=recipe.task,
-                options=recipe.teacher.finetune or {},
-                out_of_scope=recipe.data.out_of_scope,
-                max_length=recipe.data.max_length,
-                seed=recipe.seed,
-                out=out,
-                progress=progress,
-            ),
-            prompts,
-            ["train"],
-            base,
-        ),
-        note=note,
-        resumable=True,
-        at=at,
-    ).folder
+    return run_step(session, inputs, reading(make, prompts, "train", base), note=note, at=at).folder
 
 
-def distill(recipe: Recipe, teacher: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
+def distill(settings: Settings, teacher: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
     """The student that the recipe describes; the teacher itself where it describes none."""
+    recipe, training = settings.recipe, settings.training
     if recipe.student is None:
         return teacher
-    from edgekit import distill as training
+    from edgekit.distill import DistillInputs, choose_layers
+    from edgekit.distill import distill as make
+    from edgekit.distill.machine import conditions
+    from edgekit.model import load_model
 
-    student = {"layers": recipe.student.layers, "keep": recipe.student.keep}
-    inputs = {
-        "teacher": model_digest(teacher),
-        "prompts": split_digests(prompts, "train"),
-        "task": recipe.task,
-        "student": student,
-        "options": recipe.distill,
-        MACHINE: conditions(recipe.distill),
-        "out_of_scope": recipe.data.out_of_scope,
-        "max_length": recipe.data.max_length,
-        "seed": recipe.seed,
-    }
-    return run_step(
-        session,
-        "distill",
-        inputs,
-        lambda out, progress: with_read(
-            training.distill(
-                teacher=teacher,
-                prompts=prompts.folder,
-                task=recipe.task,
-                layers=recipe.student.layers if recipe.student else None,
-                keep=recipe.student.keep if recipe.student else None,
-                options=recipe.distill,
-                out_of_scope=recipe.data.out_of_scope,
-                max_length=recipe.data.max_length,
-                seed=recipe.seed,
-                out=out,
-                progress=progress,
-            ),
-            prompts,
-            ["train"],
-            teacher,
-        ),
-        note=f"{load_model(teacher).layers} layers to {recipe.student.layers or len(recipe.student.keep or [])}",
-        resumable=True,
-        at=at,
-    ).folder
+    model = load_model(teacher)
+    kept = choose_layers(model, recipe.student, f"{recipe.path}: student")
+    inputs = DistillInputs(
+        teacher=model_content(teacher),
+        prompts=split_content(prompts, "train"),
+        task=recipe.task,
+        kept=kept,
+        options=training.distill,
+        losses=training.losses,
+        out_of_scope=recipe.data.out_of_scope,
+        max_length=recipe.data.max_length,
+        seed=recipe.seed,
+        machine=conditions(training.distill),
+    )
+    note = f"{model.layers} layers to {len(kept)}"
+    return run_step(session, inputs, reading(make, prompts, "train", teacher), note=note, at=at).folder
 
 
 def record(
-    recipe: Recipe, teacher: Path, student: Path, prompts: Product, session: Session, at: Path | None = None
+    settings: Settings, teacher: Path, student: Path, prompts: Product, session: Session, at: Path | None = None
 ) -> Product:
     """Teacher and float student on the calibrate and verify prompts."""
-    from edgekit.record import record as run
+    from edgekit.record import RecordInputs
+    from edgekit.record import record as make
 
-    rows = prompts.facts["rows"]
-    inputs = {
-        "teacher": model_digest(teacher),
-        "teacher_origin": origin(teacher),
-        "student": model_digest(student),
-        "prompts": split_digests(prompts, "calibrate", "verify"),
-        "task": recipe.task,
-        "max_length": recipe.data.max_length,
-        # Whose answers "as the original" compares with.
-        "libraries": {name: installed_version(name) for name in ("transformers", "sentence-transformers")},
-    }
-    product = run_step(
-        session,
-        "record",
-        inputs,
-        lambda out, progress: with_read(
-            run(
-                teacher=teacher,
-                student=student,
-                prompts=prompts.folder,
-                task=recipe.task,
-                max_length=recipe.data.max_length,
-                out=out,
-                progress=progress,
-            ),
-            prompts,
-            [],
-            teacher,
-            student,
-        ),
-        note=f"{rows['calibrate']} calibrate and {rows['verify']} verify prompts",
-        at=at,
-        fresh=session.fresh,
+    recipe, rows = settings.recipe, prompts.facts["rows"]
+    inputs = RecordInputs(
+        teacher=model_content(teacher),
+        teacher_origin=origin(teacher),
+        student=model_content(student),
+        prompts=split_content(prompts, "calibrate", "verify"),
+        task=recipe.task,
+        max_length=recipe.data.max_length,
+        libraries={name: installed_version(name) for name in ("transformers", "sentence-transformers")},
     )
+    note = f"{rows['calibrate']} calibrate and {rows['verify']} verify prompts"
+    filled = reading(make, prompts, None, teacher, student)
+    product = run_step(session, inputs, filled, note=note, at=at, fresh=session.fresh)
     _say_warnings(product, session)
     return product
 
 
 def calibrate(
-    recipe: Recipe,
+    settings: Settings,
     student: Path,
     prompts: Product,
     session: Session,
@@ -191,142 +106,68 @@ def calibrate(
     *,
     gradients: bool = False,
 ) -> Product:
-    """The student's activation statistics on the calibrate prompts; with gradients, which the scheme "mixed" weighs by."""
-    from edgekit.calibrate import calibrate as run
+    """The student's activation statistics on the calibrate prompts; with gradients, which some formats weigh by."""
+    from edgekit.calibrate import CalibrateInputs
+    from edgekit.calibrate import calibrate as make
 
-    inputs = {
-        "student": model_digest(student),
-        "prompts": split_digests(prompts, "calibrate"),
-        "task": recipe.task,
-        "options": vars(recipe.calibrate),
-        "max_length": recipe.data.max_length,
-        "seed": recipe.seed,
-        "gradients": gradients,
-    }
-    product = run_step(
-        session,
-        "calibrate",
-        inputs,
-        lambda out, progress: with_read(
-            run(
-                model=student,
-                prompts=prompts.folder,
-                task=recipe.task,
-                limit=recipe.calibrate.prompts,
-                batch=recipe.calibrate.batch,
-                max_length=recipe.data.max_length,
-                seed=recipe.seed,
-                gradients=gradients,
-                out=out,
-                progress=progress,
-            ),
-            prompts,
-            ["calibrate"],
-            student,
-        ),
-        note=f"{prompts.facts['rows']['calibrate']} prompts",
-        at=at,
+    recipe = settings.recipe
+    inputs = CalibrateInputs(
+        student=model_content(student),
+        prompts=split_content(prompts, "calibrate"),
+        task=recipe.task,
+        options=recipe.calibrate,
+        max_length=recipe.data.max_length,
+        seed=recipe.seed,
+        gradients=gradients,
     )
+    note = f"{prompts.facts['rows']['calibrate']} prompts"
+    product = run_step(session, inputs, reading(make, prompts, "calibrate", student), note=note, at=at)
     _say_warnings(product, session)
     return product
-
-
-def _say_warnings(product: Product, session: Session) -> None:
-    for warning in product.facts["warnings"]:
-        session.listener.say(f"warning: {warning}")
 
 
 def export(
     plan: Plan, student: Path, calibration: Product, prompts: Product, session: Session, at: Path | None = None
 ) -> Product:
     """The artifact in the target's format and scheme."""
-    from edgekit.export import export as run
+    from edgekit.export import ExportInputs
+    from edgekit.export import export as make
 
     recipe, digest = plan.recipe, model_digest(student)
     if calibration.manifest["inputs"]["student"] != digest:
         raise EdgekitError(f"{calibration.folder}: of another model; run: edgekit calibrate {student}")
-    hardware, limits = plan.target.hardware, _limits(plan)
-    inputs = {
-        "student": digest,
-        "calibration": calibration.digest,
-        "prompts": split_digests(prompts, "calibrate"),
-        "task": recipe.task,
-        "options": plan.export,
-        "out_of_scope": recipe.data.out_of_scope,
-        "rejection": vars(recipe.rejection),
-        "max_length": recipe.data.max_length,
-        "name": recipe.name,
-        "license": recipe.license,
-        "card": file_sha256(student / "README.md") if (student / "README.md").is_file() else None,
-        **_scheme_inputs(plan, limits),
-    }
-    product = run_step(
-        session,
-        "export",
-        inputs,
-        lambda out, progress: with_read(
-            run(
-                student=student,
-                calibration=calibration.folder,
-                prompts=prompts.folder,
-                task=recipe.task,
-                options=plan.export,
-                where=f"{plan.target.path}: export.{recipe.task}",
-                max_length=recipe.data.max_length,
-                out_of_scope=recipe.data.out_of_scope,
-                rejection=recipe.rejection,
-                out=out,
-                name=recipe.name,
-                arch=hardware.arch,
-                features=hardware.features,
-                bandwidth_gbs=hardware.bandwidth_gbs,
-                fingerprints={"student": digest, "calibration": calibration.digest},
-                license=recipe.license,
-                limits=limits,
-                progress=progress,
-            ),
-            prompts,
-            ["calibrate"],
-            student,
-            calibration,
-        ),
-        note=" ".join(str(plan.export[key]) for key in ("format", "scheme") if key in plan.export),
-        at=at,
+    card = student / "README.md"
+    inputs = ExportInputs(
+        student=Content(path=student, digest=digest),
+        calibration=Content(path=calibration.folder, digest=calibration.digest),
+        prompts=split_content(prompts, "calibrate"),
+        task=recipe.task,
+        format=plan.format,
+        options=plan.options,
+        max_length=recipe.data.max_length,
+        out_of_scope=recipe.data.out_of_scope,
+        rejection=recipe.rejection,
+        name=recipe.name,
+        license=recipe.license,
+        card=file_sha256(card) if card.is_file() else None,
+        processor=_processor(plan) if plan.mixes else None,
+        limits=_limits(plan),
+        libraries=libraries(plan.format),
     )
+    filled = reading(make, prompts, "calibrate", student, calibration)
+    product = run_step(session, inputs, filled, note=f"{plan.format} {plan.scheme}", at=at)
     _say_notes(product, session)
     return product
 
 
-def _scheme_inputs(plan: Plan, limits: Limits | None) -> dict[str, Any]:
-    """What a scheme depends on beside its options."""
-    hardware = plan.target.hardware
-    return {
-        # A mixture has the types that are fast there; all else is the same for all.
-        "hardware": [hardware.arch, hardware.bandwidth_gbs, *hardware.features]
-        if plan.export.get("scheme") == "mixed"
-        else None,
-        "limits": limits and [limits(bits) for bits in (4.0, 8.0)],
-        "libraries": libraries(str(plan.export.get("format", DEFAULT))),
-    }
-
-
-def _limits(plan: Plan) -> Limits | None:
-    """What a decoder may lose, by the bits of a weight, where that decides its scheme; else None."""
-    from edgekit.formats import finds_scheme, parse_options
-    from edgekit.tasks import TASKS
-    from edgekit.verify.margins import limits_at, read_limits
-
-    output = TASKS[plan.recipe.task].OUTPUT
-    format_, options = parse_options(plan.export, output, "export")
-    if not finds_scheme(format_, options, output):
-        return None
-    limits = read_limits(plan.recipe.accuracy)
-    return lambda bits: limits_at(limits, bits)
-
-
-def _say_notes(product: Product, session: Session) -> None:
-    for line in product.facts.get("notes", ()):
-        session.listener.say(f"note: {line}")
+def teacher_origin(settings: Settings, base: Path | None, prompts: Product) -> str:
+    """The `origin` of the teacher that a recipe asks for. base: the checkpoint that it names, None where it is created."""
+    if settings.training.create is not None:
+        return origin_of(_create_inputs(settings, prompts))
+    assert base is not None
+    if settings.training.finetune is not None:
+        return origin_of(_finetune_inputs(settings, base, prompts))
+    return origin(base)
 
 
 def libraries(format_: str) -> dict[str, str]:
@@ -334,3 +175,69 @@ def libraries(format_: str) -> dict[str, str]:
     from edgekit.formats import FORMATS
 
     return {name: library_version(name) for name in pick(FORMATS, format_, "export.format").LIBRARIES}
+
+
+def _create_inputs(settings: Settings, prompts: Product) -> CreateInputs:
+    """What a created teacher follows from."""
+    from edgekit.distill import CreateInputs
+    from edgekit.distill.machine import conditions
+
+    recipe, options = settings.recipe, settings.training.create
+    assert options is not None
+    return CreateInputs(
+        prompts=split_content(prompts, "train"),
+        task=recipe.task,
+        options=options,
+        max_length=recipe.data.max_length,
+        seed=recipe.seed,
+        machine=conditions(options),
+    )
+
+
+def _finetune_inputs(settings: Settings, base: Path, prompts: Product) -> FinetuneInputs:
+    """What a fine-tuned teacher follows from."""
+    from edgekit.distill import FinetuneInputs
+    from edgekit.distill.machine import conditions
+
+    recipe, options = settings.recipe, settings.training.finetune
+    assert options is not None
+    return FinetuneInputs(
+        base=model_content(base),
+        prompts=split_content(prompts, "train"),
+        task=recipe.task,
+        options=options,
+        out_of_scope=recipe.data.out_of_scope,
+        max_length=recipe.data.max_length,
+        seed=recipe.seed,
+        machine=conditions(options),
+    )
+
+
+def _processor(plan: Plan) -> Processor:
+    from edgekit.formats import Processor
+
+    hardware = plan.target.hardware
+    return Processor(arch=hardware.arch, features=hardware.features, bandwidth_gbs=hardware.bandwidth_gbs)
+
+
+def _limits(plan: Plan) -> Limits | None:
+    """What a decoder may lose, where that decides its scheme; else None."""
+    from edgekit.formats import FORMATS, finds_scheme
+    from edgekit.formats.smallest import Limits
+    from edgekit.tasks import TASKS
+    from edgekit.verify.margins import limits_at, read_limits
+
+    if not finds_scheme(FORMATS[plan.format], plan.options, TASKS[plan.recipe.task].OUTPUT):
+        return None
+    limits = read_limits(plan.recipe.accuracy)
+    return Limits(fewer_bits=limits_at(limits, 4.0), eight_bits=limits_at(limits, 8.0))
+
+
+def _say_warnings(product: Product, session: Session) -> None:
+    for warning in product.facts["warnings"]:
+        session.listener.say(f"warning: {warning}")
+
+
+def _say_notes(product: Product, session: Session) -> None:
+    for line in product.facts.get("notes", ()):
+        session.listener.say(f"note: {line}")

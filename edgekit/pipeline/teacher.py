@@ -6,13 +6,16 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from edgekit.errors import EdgekitError, first_line
+from edgekit.inputs import Content
 from edgekit.model import load_model
-from edgekit.pipeline.origin import MODEL_FILES, MODEL_STEPS, model_digest, with_read
+from edgekit.pipeline.origin import MODEL_FILES, MODEL_STEPS, model_content, reading
 from edgekit.pipeline.plan import Session, run_step
+from edgekit.progress import Progress, silent
 from edgekit.recipe import Recipe
 from edgekit.schema import dump_json, read_json
 from edgekit.weights import ADAPTER_CONFIG
@@ -77,20 +80,27 @@ def _renamed(recipe: Recipe, folder: Path, session: Session) -> Path:
         return folder
     if not names.keys() & set(load_model(folder).labels):
         return folder
+    inputs = RenameInputs(model=model_content(folder), labels=names)
     return run_step(
-        session,
-        "rename",
-        {"model": model_digest(folder), "labels": names},
-        lambda out, _: with_read(rename_classes(folder, names, out), None, [], folder),
-        note=f"the classes of {folder.name}",
+        session, inputs, reading(rename_classes, None, None, folder), note=f"the classes of {folder.name}"
     ).folder
 
 
-def rename_classes(folder: Path, names: Mapping[str, str], out: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class RenameInputs:
+    """What `rename_classes` is given: a classifier, and new names by old ones."""
+
+    STEP: ClassVar[str] = "rename"
+    model: Content
+    labels: Mapping[str, str]
+
+
+def rename_classes(inputs: RenameInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:  # noqa: ARG001 - a verb
     """Copy a classifier into `out`, its classes renamed; those that are not among the names stay as they are.
 
     Returns the classes. Raises EdgekitError where two classes would have one name.
     """
+    folder, names = inputs.model.path, inputs.labels
     labels = [names.get(label, label) for label in load_model(folder).labels]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise EdgekitError(f"data.labels: two classes of {folder} would be named {twice!r}; give each its own name")
@@ -110,7 +120,7 @@ def rename_classes(folder: Path, names: Mapping[str, str], out: Path) -> dict[st
 
 
 def _merged(recipe: Recipe, adapter: Path, session: Session) -> Path:
-    from edgekit.distill.adapter import merge, read_adapter
+    from edgekit.distill.adapter import MergeInputs, merge, read_adapter
 
     said = read_adapter(adapter)
     name, where = said["base_model_name_or_path"], f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path"
@@ -127,18 +137,12 @@ def _merged(recipe: Recipe, adapter: Path, session: Session) -> Path:
         for path in sorted(adapter.iterdir())
         if path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}
     ]
-    inputs = {
-        "adapter": {path.name: file_sha256(path) for path in files},
-        "base": model_digest(base),
-        "task": recipe.task,
-    }
-    return run_step(
-        session,
-        "merge",
-        inputs,
-        lambda out, _: with_read(merge(adapter=adapter, base=base, task=recipe.task, out=out), None, [], base),
-        note=f"{adapter.name} into {name}",
-    ).folder
+    inputs = MergeInputs(
+        adapter=Content(path=adapter, digest={path.name: file_sha256(path) for path in files}),
+        base=model_content(base),
+        task=recipe.task,
+    )
+    return run_step(session, inputs, reading(merge, None, None, base), note=f"{adapter.name} into {name}").folder
 
 
 def _package_folder(source: str, where: str) -> Path:

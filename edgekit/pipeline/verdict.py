@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.bundle.destination import refuse_other_page
 from edgekit.errors import EdgekitError
+from edgekit.inputs import Content, Json
 from edgekit.model_card import read_card
 from edgekit.pipeline.looks import settle, take
 from edgekit.pipeline.origin import (
+    model_content,
     model_digest,
+    reading,
     refuse_read,
+    split_content,
     split_digests,
-    teacher_origin,
-    with_read,
 )
-from edgekit.pipeline.plan import Built, Plan, Session, run_step
-from edgekit.pipeline.steps import libraries, record
+from edgekit.pipeline.plan import Built, Plan, Session, Settings, run_step
+from edgekit.pipeline.steps import libraries, record, teacher_origin
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report.page import write_html
 from edgekit.schema import read_json
 from edgekit.workspace import PAGE, Product, Workspace, fingerprint, open_product
+
+if TYPE_CHECKING:
+    from edgekit.gate import Look
 
 # What a verdict is about, in words, and the command that makes one about something else.
 ABOUT = {
@@ -42,6 +48,21 @@ ABOUT = {
     "budget": "budget",
     "accuracy": "[accuracy] table",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyInputs:
+    """What a verdict follows from: what it is about (by the keys of ABOUT, the teacher being the one that was recorded), what
+    the prompts' data were, the record, the libraries, the device's own facts, the look, and a calibration that is shown."""
+
+    STEP: ClassVar[str] = "verify"
+    about: Mapping[str, Json]
+    data: Mapping[str, Json]
+    reference: Content
+    libraries: Mapping[str, str]
+    device: Mapping[str, Json]
+    look: Look
+    coverage: Content | None
 
 
 def verify(
@@ -70,13 +91,17 @@ def verify(
     device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
     page = _page(at)
     look = take(artifact, prompts, recipe.accuracy)
-    inputs = about(plan, artifact, prompts) | _measured_with(artifact, reference, prompts)
-    inputs |= {"device": device.describe(), "look": vars(look)}
-    inputs["coverage"] = calibration.digest if calibration and student else None
+    seen = calibration if student else None
+    inputs = VerifyInputs(
+        **_judged_with(plan, artifact, reference, prompts),
+        device=device.describe(),
+        look=look,
+        coverage=Content(path=seen.folder, digest=seen.digest) if seen else None,
+    )
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, look=look):
         session.listener.say(line)
 
-    def make(out: Path, progress: Progress) -> Mapping[str, Any]:
+    def make(_: VerifyInputs, out: Path, progress: Progress) -> Mapping[str, Any]:
         return run(
             artifact=artifact.folder,
             reference=reference.folder,
@@ -96,7 +121,7 @@ def verify(
 
     try:
         note = f"{prompts.facts['rows']['verify']} prompts on {target.device.get('kind', 'local')}"
-        product = run_step(session, "verify", inputs, make, note=note, at=at, fresh=session.fresh)
+        product = run_step(session, inputs, make, note=note, at=at, fresh=session.fresh)
     finally:
         device.close()
     _settle(product, artifact, prompts, recipe)
@@ -113,18 +138,20 @@ def _page(at: Path | None) -> Path | None:
     return at / PAGE
 
 
-def _measured_with(artifact: Product, reference: Product, prompts: Product) -> dict[str, Any]:
+def _judged_with(plan: Plan, artifact: Product, reference: Product, prompts: Product) -> dict[str, Any]:
+    """Of VerifyInputs what is known before anything runs on the device."""
+    recorded = {"teacher": reference.manifest["inputs"]["teacher_origin"]}
     return {
+        "about": about(plan, artifact, prompts) | recorded,
         "data": {key: prompts.facts[key] for key in ("rows", "notes")},
-        "reference": reference.digest,
-        "teacher": reference.manifest["inputs"]["teacher_origin"],
+        "reference": Content(path=reference.folder, digest=reference.digest),
         "libraries": libraries(str(artifact.facts["format"])),
     }
 
 
 def judged_by(plan: Plan, artifact: Product, reference: Product, prompts: Product, workspace: Workspace) -> bool:
     """Whether a verdict on exactly this is in a workspace, of the code and libraries of now; nothing is looked at again."""
-    inputs = about(plan, artifact, prompts) | _measured_with(artifact, reference, prompts)
+    inputs = _judged_with(plan, artifact, reference, prompts) | {"reference": reference.digest}
     asked = {key: fingerprint(value) for key, value in inputs.items()}
     return any(
         all(fingerprint(product.manifest["inputs"].get(key)) == value for key, value in asked.items())
@@ -174,7 +201,7 @@ def check_parts(plan: Plan, artifact: Product, reference: Product, prompts: Prod
         _refuse(artifact.folder, "out_of_scope", facts.get("out_of_scope"), recipe.data.out_of_scope, recipe, "export")
     check_reference(reference, artifact, prompts.folder)
     refuse_read(prompts, artifact, reference, *more)
-    if inputs.get("teacher_origin") == teacher_origin(recipe, plan.teacher, prompts):
+    if inputs.get("teacher_origin") == teacher_origin(plan.settings, plan.teacher, prompts):
         return None
     return (
         f"{reference.folder} was recorded with another teacher than {recipe.path} asks for; run: edgekit record TEACHER STUDENT"
@@ -204,7 +231,7 @@ def about(plan: Plan, artifact: Product, prompts: Product) -> dict[str, Any]:
         "out_of_scope": recipe.data.out_of_scope,
         "rejection": vars(recipe.rejection),
         "prompts": split_digests(prompts, "calibrate", "verify"),
-        "teacher": teacher_origin(recipe, plan.teacher, prompts),
+        "teacher": teacher_origin(plan.settings, plan.teacher, prompts),
         "student": artifact.manifest["inputs"]["student"],
         "target": target.name,
         "hardware": vars(target.hardware),
@@ -217,7 +244,7 @@ def about(plan: Plan, artifact: Product, prompts: Product) -> dict[str, Any]:
 def _check_report(plan: Plan, artifact: Product, report: Product, prompts: Product) -> None:
     """Refuse a report that was edited, or is about anything else than what is to be packaged."""
     report.check()
-    had = report.manifest["inputs"]
+    had = report.manifest["inputs"].get("about", {})
     for key, wanted in about(plan, artifact, prompts).items():
         if fingerprint(had.get(key)) != fingerprint(wanted):
             command = "edgekit record TEACHER STUDENT, then edgekit verify" if key == "teacher" else "edgekit verify"
@@ -293,45 +320,25 @@ def open_artifact(plan: Plan, artifact: Path, checkpoint: Path, prompts: Product
     """The folder of an export, or a file that something else made, with the checkpoint whose tokenizer it uses."""
     if artifact.is_dir():
         return open_product(artifact, "export")
-    from edgekit.export import adopt, file_digest
+    from edgekit.export import AdoptInputs, adopt, file_digest
 
     recipe = plan.recipe
     if not artifact.is_file():
         raise EdgekitError(f"{artifact}: no such file")
-    inputs = {
-        "file": file_digest(artifact),
-        "student": model_digest(checkpoint),
-        "prompts": split_digests(prompts, "calibrate"),
-        "task": recipe.task,
-        "max_length": recipe.data.max_length,
-        "out_of_scope": recipe.data.out_of_scope,
-        "rejection": vars(recipe.rejection),
-    }
-    return run_step(
-        session,
-        "export",
-        inputs,
-        lambda out, _: with_read(
-            adopt(
-                file=artifact,
-                checkpoint=checkpoint,
-                prompts=prompts.folder,
-                task=recipe.task,
-                max_length=recipe.data.max_length,
-                out_of_scope=recipe.data.out_of_scope,
-                rejection=recipe.rejection,
-                out=out,
-            ),
-            prompts,
-            ["calibrate"],
-            checkpoint,
-        ),
-        note=f"adopting {artifact.name}",
+    inputs = AdoptInputs(
+        file=Content(path=artifact, digest=file_digest(artifact)),
+        student=model_content(checkpoint),
+        prompts=split_content(prompts, "calibrate"),
+        task=recipe.task,
+        max_length=recipe.data.max_length,
+        out_of_scope=recipe.data.out_of_scope,
+        rejection=recipe.rejection,
     )
+    return run_step(session, inputs, reading(adopt, prompts, "calibrate", checkpoint), note=f"adopting {artifact.name}")
 
 
-def open_reference(recipe: Recipe, reference: Path, prompts: Product, session: Session) -> Product:
+def open_reference(settings: Settings, reference: Path, prompts: Product, session: Session) -> Product:
     """The folder of a record, or what a checkpoint answers, recorded now."""
     if (reference / "record.json").is_file():
         return open_product(reference, "record")
-    return record(recipe, reference, reference, prompts, session)
+    return record(settings, reference, reference, prompts, session)

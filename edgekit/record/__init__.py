@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.checkpoint_keys import strange_keys
 from edgekit.errors import EdgekitError
+from edgekit.inputs import Content
 from edgekit.model import load_model
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
@@ -41,16 +42,25 @@ TIMING = "timing the float models in a process of their own"
 TIMED_ANSWERS = 8
 
 
-def record(
-    teacher: Path,
-    student: Path,
-    prompts: Path,
-    *,
-    task: str,
-    max_length: int,
-    out: Path,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class RecordInputs:
+    """What `record` is given: two models, which may be one, and the calibrate and verify prompts.
+
+    teacher_origin: what the teacher was made of, wherever its folder lies; libraries: the versions of those whose answers
+    "as the original" compares with.
+    """
+
+    STEP: ClassVar[str] = "record"
+    teacher: Content
+    teacher_origin: str
+    student: Content
+    prompts: Content
+    task: str
+    max_length: int
+    libraries: Mapping[str, str | None]
+
+
+def record(inputs: RecordInputs, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Run teacher and student in float32 over the calibrate and verify prompts and write reference.npz into `out`.
 
     Of text-generation see `tokens.record_tokens`. Else: arrays teacher_calibrate, teacher_verify, student_calibrate,
@@ -61,6 +71,8 @@ def record(
     (`original_rows.compare`). Raises EdgekitError for unknown tasks, for models whose classes differ, and for outputs that are
     not finite.
     """
+    teacher, student, prompts = inputs.teacher.path, inputs.student.path, inputs.prompts.path
+    task, max_length = inputs.task, inputs.max_length
     if pick(TASKS, task, "task").OUTPUT == "tokens":
         return _record_tokens(teacher, student, prompts, task, max_length, out, progress)
     kind = row_task(task)

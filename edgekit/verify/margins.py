@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 from annotated_types import Ge, Gt, Le, Lt
 
 from edgekit.errors import EdgekitError
+from edgekit.formats.smallest import EIGHT_BITS
 from edgekit.schema import parse
 
 # Where nothing is lost and one prompt in a hundred flips, 300 prompts prove one point in 29 % of all cases and two in 78 %, 500
@@ -16,8 +17,6 @@ from edgekit.schema import parse
 MANY = 500
 STUDENT_MARGIN, TEACHER_MARGIN = 0.01, 0.03
 
-# An artifact of fewer bits than this is held to the limits of 4 bits.
-EIGHT_BITS = 7.5
 # A prompt is far off where its tokens diverge ten times as much as they may on average: at 4 bits by a nat a token, so that
 # twenty tokens are e^20 times less likely. A mean cannot show what few prompts suffer: one in a hundred at 50 times the loss of
 # the others passed in 38 % of 100 prompts and in 16 % of 300. That at most one in a hundred is far off is proven by 300 of which

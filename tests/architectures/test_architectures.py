@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from edgekit.architectures import ARCHITECTURES, find_architecture
-from edgekit.calibrate import calibrate, load_calibration
-from edgekit.distill import distill
+from edgekit.calibrate import load_calibration
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.tasks import TASKS, outputs
@@ -18,6 +17,7 @@ from edgekit.tasks.encoders import dimensions
 from tests.architectures.decoders import DECODERS
 from tests.architectures.families import MORE, make_family, save_as_v4
 from tests.conftest import LABELS, make_data
+from tests.steps import calibrate, distill
 
 TEXTS = ["please turn the kitchen light on", "jazz", "some jazz on the hall speaker would be nice", "", "hall lamp"]
 FAMILIES = sorted(MORE)

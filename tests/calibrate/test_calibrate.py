@@ -14,7 +14,6 @@ from edgekit.calibrate import (
     FILE,
     Watch,
     _Running,
-    calibrate,
     choose,
     cover,
     coverage,
@@ -27,6 +26,7 @@ from edgekit.prompts import Prompt, PromptSet
 from edgekit.tasks import TASKS
 from edgekit.workspace import write_product
 from tests.conftest import make_data
+from tests.steps import calibrate
 
 OPTIONS = {"task": "text-classification", "max_length": 32}
 LAYER = "model.bert.encoder.layer.1.intermediate.dense"

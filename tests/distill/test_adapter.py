@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgekit.distill.adapter import merge
+from edgekit.distill.adapter import MergeInputs, merge
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.tasks import TASKS
 from tests.architectures.decoders import make_decoder
 from tests.conftest import LABELS, make_checkpoint
+from tests.steps import content
 
 peft = pytest.importorskip("peft")
 CLASSIFY, GENERATE = "text-classification", "text-generation"
@@ -68,7 +69,7 @@ def test_the_merged_checkpoint_answers_as_peft_does(tmp_path: Path, task: str, o
     adapter, wanted = make_adapter(base, tmp_path / "adapter", task, **options)
     out = tmp_path / "merged"
     out.mkdir()
-    assert merge(adapter=adapter, base=base, task=task, out=out)["rank"] == 4
+    assert merge(MergeInputs(adapter=content(adapter), base=content(base), task=task), out)["rank"] == 4
     model = load_model(out)
     assert (out / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     with torch.inference_mode():
@@ -138,7 +139,7 @@ def test_what_cannot_be_merged(
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(EdgekitError, match=said) as told:
-        merge(adapter=copy, base=base, task=GENERATE, out=out)
+        merge(MergeInputs(adapter=content(copy), base=content(base), task=GENERATE), out)
     assert "\n" not in told.value.message
     assert not list(out.iterdir())
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgekit.distill import create, distill, finetune, language, training
+from edgekit.distill import language, training
 from edgekit.distill.create import BEGIN_ID, END, END_ID, pack, train_tokenizer
 from edgekit.distill.language import Body, next_token_lesson, read_passages, score
 from edgekit.distill.losses import LOSSES, Batch, Signal
@@ -32,6 +32,7 @@ from tests import warm
 from tests.architectures.decoders import DECODERS, make_decoder
 from tests.architectures.decoders import END as FAMILY_END
 from tests.conftest import child_environment
+from tests.steps import create, distill, finetune
 
 TASK = "text-generation"
 FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -187,7 +188,8 @@ def test_blocks_hold_every_token_once() -> None:
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from edgekit.distill import create, training
+from edgekit.distill import training
+from tests.steps import create
 training.CHECKPOINT_SECONDS = 0.0
 create(Path(sys.argv[1]), options=json.loads(sys.argv[3]), max_length=64, out=Path(sys.argv[2]),
        progress=lambda done, total, note: note.startswith("loss") and print(done, flush=True))

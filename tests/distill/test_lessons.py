@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit.distill import distill, finetune
 from edgekit.distill.lessons import ask_teacher, make_targets
 from edgekit.distill.student import Tap, match_blocks
 from edgekit.errors import EdgekitError
@@ -18,6 +17,7 @@ from edgekit.prompts import Prompt
 from edgekit.tasks import TASKS, outputs
 from tests.architectures.families import make_family
 from tests.conftest import LABELS, PATTERNS, SUBJECTS, make_checkpoint, make_data
+from tests.steps import distill, finetune
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 

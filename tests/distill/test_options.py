@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from edgekit.distill import check_options
+from edgekit.distill import read_training
 from edgekit.distill.options import choose_blocks, read_distill_options
 from edgekit.errors import EdgekitError
 from edgekit.recipe import Data, Recipe, Teacher
@@ -76,13 +76,13 @@ def test_a_run_without_a_teacher_is_a_table_away() -> None:
 def test_fine_tuning_is_for_classifiers() -> None:
     recipe = Recipe(task="feature-extraction", teacher=Teacher(source=".", finetune={}), data=Data())
     with pytest.raises(EdgekitError, match=r"recipe.toml: teacher.finetune: .*text-classification"):
-        check_options(recipe, "recipe.toml")
+        read_training(recipe, "recipe.toml")
 
 
 def test_checking_options_needs_no_torch() -> None:
     code = (
-        "import sys; from edgekit.distill import check_options; from edgekit.recipe import Data, Recipe, Teacher;"
-        "check_options(Recipe(task='text-classification', teacher=Teacher(source='.', finetune={}), data=Data()), 'r');"
+        "import sys; from edgekit.distill import read_training; from edgekit.recipe import Data, Recipe, Teacher;"
+        "read_training(Recipe(task='text-classification', teacher=Teacher(source='.', finetune={}), data=Data()), 'r');"
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

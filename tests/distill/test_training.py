@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgekit.distill import distill, finetune, training
+from edgekit.distill import training
 from edgekit.distill.checkpoint import FILE, Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
 from edgekit.distill.machine import choose_precision, conditions, count_threads
 from edgekit.distill.options import TrainingOptions
@@ -23,6 +23,7 @@ from edgekit.runtimes import machine
 from edgekit.workspace import file_sha256
 from tests import warm
 from tests.conftest import LABELS, child_environment, make_checkpoint, make_data
+from tests.steps import distill, finetune
 
 OPTIONS = {"epochs": 4, "batch": 3, "holdout": 0.2}
 
@@ -94,7 +95,7 @@ def test_precision_and_threads_fit_the_machine(monkeypatch: pytest.MonkeyPatch) 
     assert count_threads() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert count_threads() >= 1
-    assert conditions({"precision": "bf16"}) == {"threads": count_threads(), "precision": "bf16"}
+    assert conditions(TrainingOptions(precision="bf16")) == {"threads": count_threads(), "precision": "bf16"}
 
 
 def test_both_precisions_train_in_one_process(tmp_path: Path) -> None:
@@ -172,7 +173,8 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_bytes(
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from edgekit.distill import finetune, training
+from edgekit.distill import training
+from tests.steps import finetune
 training.CHECKPOINT_SECONDS = 0.0
 teacher, data, out = map(Path, sys.argv[1:4])
 finetune(teacher, data, task="text-classification", options=json.loads(sys.argv[4]), max_length=32, out=out,

@@ -11,10 +11,11 @@ import pytest
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.pipeline import Session, check_recipe, gather_prompts
-from edgekit.pipeline.teacher import rename_classes
+from edgekit.pipeline.teacher import RenameInputs, rename_classes
 from edgekit.recipe import load_recipe
 from edgekit.workspace import Workspace
 from tests.conftest import LABELS, Answer
+from tests.steps import content
 
 Command = Callable[..., Answer]
 DRY = ("build", "-t", "laptop-cpu", "--dry-run")
@@ -42,7 +43,7 @@ def test_a_numbered_teacher(command: Command, project: Path, classifier: Path) -
     assert not (project.parent / "cache").exists()
     recipe = load_recipe(project)
     session = Session(workspace=Workspace(project.parent / "cache"), out=project.parent / "dist")
-    teacher, _ = check_recipe(recipe, gather_prompts(recipe, session), session)
+    teacher = check_recipe(recipe, gather_prompts(recipe, session), session).teacher
     assert teacher is not None
     assert load_model(teacher).labels == LABELS
     assert load_model(classifier).labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
@@ -67,4 +68,4 @@ def test_numbered_data(command: Command, project: Path) -> None:
 
 def test_two_classes_of_one_name(classifier: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgekitError, match=r"two classes of .* would be named 'music'"):
-        rename_classes(classifier, {"light_on": "music"}, tmp_path / "out")
+        rename_classes(RenameInputs(model=content(classifier), labels={"light_on": "music"}), tmp_path / "out")

@@ -12,11 +12,12 @@ import pytest
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
-from edgekit.record import FILE, measure_alone, original_rows, record, shapes
+from edgekit.record import FILE, measure_alone, original_rows, shapes
 from edgekit.record.original_rows import spread
 from edgekit.tasks import TASKS, outputs
 from edgekit.verify.as_original import check_original
 from tests.conftest import LABELS, make_checkpoint, make_data
+from tests.steps import record
 
 OPTIONS = {"task": "text-classification", "max_length": 32}
 

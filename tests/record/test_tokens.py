@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from edgekit.errors import EdgekitError
-from edgekit.record import record, tokens
+from edgekit.record import tokens
 from edgekit.record.tokens import record_tokens
 from edgekit.tasks.text_generation import Passage
 from tests.architectures.decoders import END, ROOMS, SPECIAL, make_decoder, orders, teach_decoder
+from tests.steps import record
 
 ORDERS = [{"text": said, "label": answer} for said, answer in orders(ROOMS[10:12])]
 

@@ -16,11 +16,9 @@ from edgekit import gate
 from edgekit.cli.reported import report_lines
 from edgekit.devices import LocalDevice
 from edgekit.errors import EdgekitError
-from edgekit.export import adopt, export
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_tensor
 from edgekit.gate import Look
 from edgekit.prompts import Prompt
-from edgekit.record import record
 from edgekit.report import read_report
 from edgekit.runtimes import neighbours
 from edgekit.target import Target, load_target
@@ -29,6 +27,7 @@ from edgekit.verify.generation import Said, judge, plain
 from edgekit.verify.margins import default_limits, read_limits
 from edgekit.workspace import file_sha256, open_product, write_product
 from tests.architectures.decoders import END, ROOMS, orders, teach_decoder
+from tests.steps import adopt, export, record
 
 pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
 
@@ -77,7 +76,6 @@ def exported(student: Path, prompts: Path, scheme: str, out: Path) -> Path:
         prompts=prompts,
         task=TASK,
         options={"format": "gguf", "scheme": scheme, "imatrix": False},
-        where="test",
         max_length=64,
         out_of_scope=None,
         out=out,

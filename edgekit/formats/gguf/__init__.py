@@ -99,6 +99,11 @@ class Options:
             )
 
 
+def mixes(options: Options) -> bool:
+    """Whether bits are chosen by tensor: by gradients, and by what is fast on the target's processor."""
+    return options.scheme == "mixed"
+
+
 def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     """Write a student into the folder `out` as model.gguf, tokenizer and chat template included.
 

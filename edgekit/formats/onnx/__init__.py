@@ -97,6 +97,11 @@ class _Written:
     config_entries: Mapping[str, str] = field(default_factory=dict)
 
 
+def mixes(options: Options) -> bool:  # noqa: ARG001 - the format's interface
+    """No scheme of this format depends on gradients or on the target's processor."""
+    return False
+
+
 def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     """Write a student into the folder `out`; returns the facts that the format knows.
 

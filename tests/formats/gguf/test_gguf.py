@@ -15,14 +15,13 @@ import pytest
 
 from edgekit.bundle.open import open_speaker, run_bundle
 from edgekit.bundle.package import package
-from edgekit.calibrate import calibrate
 from edgekit.errors import EdgekitError
-from edgekit.export import adopt, export
-from edgekit.formats import gguf
+from edgekit.formats import Processor, gguf
 from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.mixed import choose
 from edgekit.formats.gguf.schemes import SCHEMES
 from edgekit.formats.smallest import SHARE
+from edgekit.formats.smallest import Limits as ByBits
 from edgekit.model import load_model
 from edgekit.runtimes import ort
 from edgekit.target import load_target
@@ -31,6 +30,7 @@ from edgekit.workspace import file_sha256, write_product
 from tests.architectures.decoders import ROOMS, make_decoder, orders
 from tests.artifacts import make_report
 from tests.conftest import child_environment, make_checkpoint, make_data
+from tests.steps import adopt, calibrate, export
 from tests.test_model import with_token
 
 pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
@@ -62,22 +62,21 @@ class Source:
 
     def export(self, out: Path, **options: Any) -> dict[str, Any]:
         out.mkdir()
+        limits = Limits(**self.limits)
         return export(
             student=self.model,
             calibration=self.calibration,
             prompts=self.prompts,
             task=self.task,
             options={"format": "gguf"} | options,
-            where="test",
             max_length=64,
             out_of_scope=None,
             out=out,
             name="orders",
-            arch="x86_64",
-            features=("avx2", "fma"),
-            fingerprints={"student": "0" * 64},
+            processor=Processor(arch="x86_64", features=("avx2", "fma"), bandwidth_gbs=None),
+            digests=("0" * 64, "1" * 64),
             license=self.license,
-            limits=lambda bits: limits_at(Limits(**self.limits), bits),
+            limits=ByBits(fewer_bits=limits_at(limits, 4.0), eight_bits=limits_at(limits, 8.0)),
         )
 
 
@@ -215,10 +214,11 @@ def test_no_torch_is_loaded(decoder: Source, tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from edgekit import export as exporting
+from tests.steps import export
 exporting.check_running = lambda *_: {{}}
 places = {{key: Path(value) for key, value in {asked!r}.items()}}
-exporting.export(**places, task="text-generation", options={{"format": "gguf", "scheme": "q4_k_m"}}, where="",
-                 max_length=64, out_of_scope=None)
+export(**places, task="text-generation", options={{"format": "gguf", "scheme": "q4_k_m"}}, max_length=64,
+       out_of_scope=None)
 print(sorted({{"torch", "transformers", "onnx", "onnxruntime"}} & set(sys.modules)))
 """
     ended = subprocess.run(

@@ -20,6 +20,7 @@ from edgekit.formats.onnx.decoder import Deciding, write_decoder
 from edgekit.formats.onnx.decoder_trace import export_decoder
 from edgekit.formats.onnx.graph import copy_model
 from edgekit.formats.onnx.sizes import predict_decoder_bytes
+from edgekit.formats.smallest import Limits
 from edgekit.model import Model
 from edgekit.runtimes.ort_generation import generator
 from edgekit.runtimes.scores import cosine, kl
@@ -229,7 +230,8 @@ def test_auto_takes_the_smallest_that_keeps_the_limits(written: Callable[[str], 
 
     def decide(limit: float) -> Any:
         limits = {"kl": limit, "top1": 0.01, "perplexity": 9.0, "far_kl": 9.0, "far_share": 0.01}
-        deciding = Deciding(ids=ids, starts=[1] * 7 + [20], limits=lambda _: limits, progress=lambda *_: None)
+        both = Limits(fewer_bits=limits, eight_bits=limits)
+        deciding = Deciding(ids=ids, starts=[1] * 7 + [20], limits=both, progress=lambda *_: None)
         return write(model, tmp_path / f"{limit}", "auto", ids=ids, deciding=deciding)
 
     wide = decide(9.0)

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.calibrate import calibrate
-from edgekit.export import export
 from edgekit.formats import FORMATS
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
@@ -19,6 +17,7 @@ from edgekit.tasks import TASKS, find_pad_id, outputs
 from edgekit.workspace import write_product
 from tests.architectures.families import MORE, make_family
 from tests.conftest import LABELS, make_data
+from tests.steps import calibrate, export
 
 
 def make_artifact(folder: Path, student: Path, task: str, scheme: str) -> tuple[dict[str, Any], Path]:
@@ -35,7 +34,6 @@ def make_artifact(folder: Path, student: Path, task: str, scheme: str) -> tuple[
         prompts=data,
         task=task,
         options={"format": "onnx", "scheme": scheme},
-        where="test",
         max_length=24,
         out_of_scope=None,
         out=out,

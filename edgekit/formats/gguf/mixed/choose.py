@@ -161,16 +161,22 @@ def _budget(source: Source, options: Options, sizes: Mapping[str, int]) -> int:
         # The name of the scheme is in the file, too, and a longer one may take the next 32 bytes.
         longer = 32 * (len(options.like) < len(options.scheme))
         return options.bytes or sum(sizes.values()) - longer
-    if source.bandwidth_gbs is None:
+    bandwidth = source.processor.bandwidth_gbs if source.processor else None
+    if bandwidth is None:
         raise EdgekitError(
             "export.text-generation.tokens_per_second: the target states no bandwidth_gbs; state it in [hardware], or give bytes"
         )
-    return read_budget(options.tokens_per_second, source.bandwidth_gbs)
+    return read_budget(options.tokens_per_second, bandwidth)
+
+
+def _instructions(source: Source) -> str:
+    processor = source.processor
+    return instruction_set(processor.arch, processor.features) if processor else "other"
 
 
 def _pace(source: Source, options: Options, like: Mapping[str, str], multiplied: Mapping[str, Shape]) -> Pace | None:
     """No slower than the scheme that gives the bytes; None where bytes or a rate are asked for, or nobody measured the types."""
-    costs = COSTS.get(instruction_set(source.arch, source.features))
+    costs = COSTS.get(_instructions(source))
     if costs is None or options.bytes is not None or options.tokens_per_second is not None:
         return None
     return Pace(costs=costs, shapes=multiplied, like=like)
@@ -258,7 +264,7 @@ def _sensitivities(
 ) -> list[Sensitivity]:
     gradients = _gradients(source, tensors, calibration)
     tied = not any(one.name == OUTPUT for one in tensors)
-    instructions = instruction_set(source.arch, source.features)
+    instructions = _instructions(source)
     found = []
     for one in tensors:
         steps.tell(f"measures {one.name}")
