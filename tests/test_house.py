@@ -35,7 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "checkpoint_keys owners_tokenizer",
         "recipe target prompts workspace loaders",
         "duplicates state model_card closure tables",
-        "schema apart tokenizing gate",
+        "schema apart tokenizing gate inputs",
         "errors progress",
         "__init__",
     )

@@ -91,13 +91,9 @@ def verify(
     device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
     page = _page(at)
     look = take(artifact, prompts, recipe.accuracy)
-    seen = calibration if student else None
-    inputs = VerifyInputs(
-        **_judged_with(plan, artifact, reference, prompts),
-        device=device.describe(),
-        look=look,
-        coverage=Content(path=seen.folder, digest=seen.digest) if seen else None,
-    )
+    covered = Content(path=calibration.folder, digest=calibration.digest) if calibration and student else None
+    known = _judged_with(plan, artifact, reference, prompts)
+    inputs = VerifyInputs(**known, device=device.describe(), look=look, coverage=covered)
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, look=look):
         session.listener.say(line)
 
