@@ -44,6 +44,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/house_figures.py
 	$(BIN)/python -m pytest -q tests/test_house.py tests/test_docs.py
 
 fmt: setup

@@ -234,7 +234,7 @@ def compare(request: dict[str, Any]) -> dict[str, Any]:
     """The largest difference of a layer's per-channel ranges between batches of one and padded ones, in units of its peak."""
     import numpy as np
 
-    from edgekit.calibrate import load_calibration
+    from edgekit.calibration import load_calibration
 
     one, many = (
         load_calibration(Path(request["scratch"]) / f"calibration-{request['few']}-{batch}").stats

@@ -37,8 +37,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from train_tiny_llama import SHARED, default_cache, held_out_texts, pieces, tiny_llama  # noqa: E402
 
-from edgekit.calibrate import Calibration, Watch  # noqa: E402
-from edgekit.calibrate.gradients import EMBEDDING, gradient_squares  # noqa: E402
+from edgekit.calibrate import Watch  # noqa: E402
+from edgekit.calibrate.gradients import gradient_squares  # noqa: E402
+from edgekit.calibration import EMBEDDING, Calibration  # noqa: E402
 from edgekit.formats import Processor, Source  # noqa: E402
 from edgekit.formats.gguf import Options, scheme_types  # noqa: E402
 from edgekit.formats.gguf.file import read_gguf  # noqa: E402

@@ -77,7 +77,7 @@ def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> dict
     Only the calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's outputs. Returns the
     artifact's facts. Raises EdgekitError where it cannot be exported, or nothing was quantized.
     """
-    from edgekit.calibrate import load_calibration
+    from edgekit.calibration import load_calibration
 
     task, kind, student, name = inputs.task, TASKS[inputs.task], inputs.student.path, inputs.name
     format_, model = FORMATS[inputs.format], kind.open_model(student)

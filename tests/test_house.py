@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "running",
         "formats runtimes devices tasks",
         "model",
-        "weights configuration",
+        "weights configuration calibration",
         "architectures",
         "chat_template",
         "embedding_files",

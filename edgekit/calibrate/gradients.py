@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from edgekit.calibration import EMBEDDING
 from edgekit.formats.gguf.mixed.choose import is_judged
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 # Enough that the mean squares of a channel are known to a few percent.
 MOST_TOKENS = 8192
-EMBEDDING = "embedding"
 
 
 def gradient_squares(

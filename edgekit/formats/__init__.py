@@ -9,72 +9,26 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekit.errors import EdgekitError
 from edgekit.formats import gguf, onnx
-from edgekit.progress import Progress, silent
+from edgekit.formats.source import Processor, Reading, Source
 from edgekit.schema import parse, pick
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import nn
-
-    from edgekit.calibrate import Calibration
-    from edgekit.formats.smallest import Limits
     from edgekit.model import Model
 
+__all__ = [
+    "DEFAULT",
+    "FORMATS",
+    "Format",
+    "Processor",
+    "Reading",
+    "Source",
+    "finds_scheme",
+    "finer",
+    "format_of",
+    "parse_options",
+]
+
 DEFAULT = onnx.NAME
-
-
-@dataclass(frozen=True, kw_only=True)
-class Processor:
-    """Of a target's CPU what the types of a mixture depend on (`target.Hardware`)."""
-
-    arch: str
-    features: Sequence[str]
-    bandwidth_gbs: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """What a format writes: a checkpoint, with what its task and the calibrate prompts say of it.
-
-    load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the
-    calibrate prompts as the model reads them; texts: what was said in them, conversations: as {messages, tools}. name: what
-    the model is called; license: what it ships under, where that is not the checkpoint's own; dataset: what its prompts are;
-    fingerprints: sha256 of what it was made from, by what. processor: the target's, where the options say that the file
-    depends on it (`Format.mixes`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is
-    better; None where the output is not rows. starts: of a decoder, the index of each row's first token that the model says;
-    limits: what it may lose (see `smallest`). progress(done, total, note) is told how far it is.
-    """
-
-    model: Model
-    load: Callable[[], nn.Module]
-    calibration: Callable[[], Calibration]
-    ids: Sequence[Sequence[int]]
-    texts: Sequence[str]
-    conversations: Sequence[Mapping[str, Any]]
-    output: str
-    name: str
-    dataset: str
-    fingerprints: Mapping[str, str]
-    processor: Processor | None
-    score: Callable[[NDArray[np.float32], NDArray[np.float32]], float] | None
-    pad_id: int
-    max_length: int
-    license: str | None = None
-    starts: Sequence[int] = ()
-    limits: Limits | None = None
-    progress: Progress = silent
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How a file that something else made is read: the checkpoint that it came from, the task's OUTPUT, the padding's id and how
-    many tokens a text has at most."""
-
-    model: Model
-    output: str
-    pad_id: int
-    max_length: int
 
 
 class Format(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgekit.architectures import ARCHITECTURES, find_architecture
-from edgekit.calibrate import load_calibration
+from edgekit.calibration import load_calibration
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.tasks import TASKS, outputs

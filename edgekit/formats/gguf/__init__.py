@@ -13,22 +13,47 @@ from annotated_types import Gt
 
 from edgekit.apart import apart
 from edgekit.errors import EdgekitError
+from edgekit.formats.gguf.options import (
+    AUTO,
+    BY_BITS,
+    FLOATS,
+    SCHEME_FOR,
+    SCHEMES,
+    Options,
+)
 from edgekit.model import Model
 from edgekit.model_card import read_card
 
 if TYPE_CHECKING:
-    from edgekit.formats import Reading, Source
     from edgekit.formats.gguf.file import TensorPlace
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.schemes import Chosen as Types
     from edgekit.formats.gguf.tensors import Tensor
     from edgekit.formats.smallest import Chosen
+    from edgekit.formats.source import Reading, Source
 
-Scheme = Literal[
-    "auto",
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
-    "mixed",
-]  # fmt: skip
+# What the table of formats asks for.
+__all__ = [
+    "AUTO",
+    "BY_BITS",
+    "CARRIES_TOKENIZER",
+    "FILE",
+    "FLOATS",
+    "LIBRARIES",
+    "NAME",
+    "NEEDS",
+    "RUNTIME",
+    "SCHEMES",
+    "SCHEME_FOR",
+    "SUFFIX",
+    "Options",
+    "adopt",
+    "check_reading",
+    "file_digest",
+    "mixes",
+    "predict",
+    "write",
+]
 
 NAME = "gguf"
 RUNTIME = "llama-cpp"
@@ -36,67 +61,12 @@ SUFFIX = ".gguf"
 CARRIES_TOKENIZER = True
 NEEDS: tuple[str, ...] = ("llama_cpp",)
 LIBRARIES: tuple[str, ...] = ("llama-cpp-python",)
-# No logits: llama.cpp's classifiers are rerankers.
-SCHEMES: Mapping[str, tuple[str, ...]] = {"tokens": get_args(Scheme), "embedding": get_args(Scheme)[1:]}
-# Those of llama.cpp's schemes that are worth their bytes, and run fast on every CPU.
-AUTO: Mapping[str, tuple[str, ...]] = {"tokens": ("q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")}
-BY_BITS: tuple[str, ...] = (
-    "iq4_xs",
-    "iq4_nl",
-    "q4_0",
-    "q4_k_s",
-    "q4_k_m",
-    "q4_1",
-    "q5_k_m",
-    "q6_k",
-    "q8_0",
-    "bf16",
-    "f16",
-    "f32",
-)
-FLOATS = frozenset({"f32", "f16", "bf16"})
-# Of an embedding every number counts, and encoders are small: at 4 bits MiniLM finds other neighbours for 12 % of texts.
-SCHEME_FOR: Mapping[str, str] = {"embedding": "q8_0"}
 EMBEDDING = "token_embd.weight"
 FILE, IMATRIX = "model.gguf", "imatrix.gguf"
 # What a token takes in the metadata of a tokenizer that is not trained yet: its text, its type and a merge, with their lengths.
 TOKEN_BYTES = 36
 # llama.cpp's releases have no numbers that a loader could compare; this is the binding that the tests ran with.
 MINIMUM_RUNTIME = "0.3.36"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """A target's `[export.<task>]` table for this format."""
-
-    scheme: Scheme = "auto"
-    """auto: of AUTO the smallest file that keeps the recipe's limits on the calibrate prompts (text-generation)."""
-    imatrix: bool = True
-    """Weigh errors by the calibrated importance of each input channel (llama.cpp's importance matrix)."""
-    through: Literal["none", "f16", "bf16"] = "none"
-    """Round weights to this type before they are quantized, as llama.cpp's two steps do; none keeps the checkpoint's."""
-    like: Scheme = "q4_k_m"
-    """mixed: no more bytes than this scheme takes."""
-    bytes: Annotated[int, Gt(0)] | None = None
-    """mixed: no more bytes than these, instead of `like`."""
-    tokens_per_second: Annotated[float, Gt(0)] | None = None
-    """mixed: no more bytes read per token than the target's bandwidth gives at this rate, instead of `like`."""
-
-    feedback: bool = True
-    """mixed: round columns one after another, the later making up for the earlier (GPTQ); some thousand tokens run again."""
-
-    def __post_init__(self) -> None:
-        """Refuse what is right key by key and not together."""
-        from pydantic_core import PydanticCustomError
-
-        if self.like in {"mixed", "auto"}:
-            raise PydanticCustomError("like", f"like = '{self.like}' is no size; name another scheme, or give bytes")
-        if self.tokens_per_second is not None and (self.scheme != "mixed" or self.bytes is not None):
-            raise PydanticCustomError("rate", "tokens_per_second is for scheme = 'mixed', and without bytes")
-        if self.bytes is not None and self.scheme != "mixed":
-            raise PydanticCustomError(
-                "bytes", "bytes is for scheme = 'mixed' alone: the others' sizes follow from them"
-            )
 
 
 def mixes(options: Options) -> bool:

@@ -21,7 +21,7 @@ from edgekit.formats.gguf.file import MAGIC, GgufFile, GgufWriter, TensorHeader,
 from edgekit.formats.gguf.schemes import Chosen, Shape
 
 if TYPE_CHECKING:
-    from edgekit.calibrate import Calibration
+    from edgekit.calibration import Calibration
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 # llama.cpp counts prompts in chunks of this many tokens by default.

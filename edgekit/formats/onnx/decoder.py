@@ -18,6 +18,7 @@ from edgekit.errors import EdgekitError
 from edgekit.formats.onnx import graph
 from edgekit.formats.onnx.files import digest
 from edgekit.formats.onnx.float_graph import TOLERANCE
+from edgekit.formats.onnx.options import AUTO, DECODER_BITS, Options
 from edgekit.progress import Progress
 from edgekit.runtimes.ort import load_errors
 from edgekit.runtimes.ort_generation import CONTEXT, SWITCH, Generator
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from edgekit.calibrate import Calibration
-    from edgekit.formats.onnx import Options
+    from edgekit.calibration import Calibration
     from edgekit.formats.onnx.decoder_trace import Geometry
     from edgekit.formats.smallest import Limits
     from edgekit.model import Model
@@ -151,7 +151,6 @@ def _decided(
     import numpy as np
 
     from edgekit.formats import smallest
-    from edgekit.formats.onnx import AUTO, DECODER_BITS
 
     if making.options.scheme != "auto":
         return _make(making, making.options.scheme), {}, []
@@ -270,7 +269,6 @@ def _compare(
     tokens. Raises EdgekitError where its logits are further away than the scheme's bits explain."""
     import numpy as np
 
-    from edgekit.formats.onnx import DECODER_BITS
     from edgekit.formats.written import bound, distance
     from edgekit.runtimes.scores import kl, top1
 

@@ -37,10 +37,10 @@ from edgekit.formats.smallest import Passage
 from edgekit.runtimes.machine import available_cores
 
 if TYPE_CHECKING:
-    from edgekit.calibrate import Calibration
-    from edgekit.formats import Source
-    from edgekit.formats.gguf import Options
+    from edgekit.calibration import Calibration
     from edgekit.formats.gguf.imatrix import Imatrix
+    from edgekit.formats.gguf.options import Options
+    from edgekit.formats.source import Source
 
 # Tokens on which mixtures are compared, and mixtures that are: a difference of KL that matters shows on so many. Twenty more
 # mixtures took two thirds of the time and gained 0.2 % (at the bytes of q4_k_m) and 2.6 % (of q4_0) on a Llama of 46 million

@@ -1,0 +1,71 @@
+"""What GGUF files can be: the schemes by output, and the options of a target's table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Gt
+
+Scheme = Literal[
+    "auto",
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
+    "mixed",
+]  # fmt: skip
+
+# No logits: llama.cpp's classifiers are rerankers.
+SCHEMES: Mapping[str, tuple[str, ...]] = {"tokens": get_args(Scheme), "embedding": get_args(Scheme)[1:]}
+# Those of llama.cpp's schemes that are worth their bytes, and run fast on every CPU.
+AUTO: Mapping[str, tuple[str, ...]] = {"tokens": ("q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")}
+BY_BITS: tuple[str, ...] = (
+    "iq4_xs",
+    "iq4_nl",
+    "q4_0",
+    "q4_k_s",
+    "q4_k_m",
+    "q4_1",
+    "q5_k_m",
+    "q6_k",
+    "q8_0",
+    "bf16",
+    "f16",
+    "f32",
+)
+FLOATS = frozenset({"f32", "f16", "bf16"})
+# Of an embedding every number counts, and encoders are small: at 4 bits MiniLM finds other neighbours for 12 % of texts.
+SCHEME_FOR: Mapping[str, str] = {"embedding": "q8_0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A target's `[export.<task>]` table for this format."""
+
+    scheme: Scheme = "auto"
+    """auto: of AUTO the smallest file that keeps the recipe's limits on the calibrate prompts (text-generation)."""
+    imatrix: bool = True
+    """Weigh errors by the calibrated importance of each input channel (llama.cpp's importance matrix)."""
+    through: Literal["none", "f16", "bf16"] = "none"
+    """Round weights to this type before they are quantized, as llama.cpp's two steps do; none keeps the checkpoint's."""
+    like: Scheme = "q4_k_m"
+    """mixed: no more bytes than this scheme takes."""
+    bytes: Annotated[int, Gt(0)] | None = None
+    """mixed: no more bytes than these, instead of `like`."""
+    tokens_per_second: Annotated[float, Gt(0)] | None = None
+    """mixed: no more bytes read per token than the target's bandwidth gives at this rate, instead of `like`."""
+
+    feedback: bool = True
+    """mixed: round columns one after another, the later making up for the earlier (GPTQ); some thousand tokens run again."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is right key by key and not together."""
+        from pydantic_core import PydanticCustomError
+
+        if self.like in {"mixed", "auto"}:
+            raise PydanticCustomError("like", f"like = '{self.like}' is no size; name another scheme, or give bytes")
+        if self.tokens_per_second is not None and (self.scheme != "mixed" or self.bytes is not None):
+            raise PydanticCustomError("rate", "tokens_per_second is for scheme = 'mixed', and without bytes")
+        if self.bytes is not None and self.scheme != "mixed":
+            raise PydanticCustomError(
+                "bytes", "bytes is for scheme = 'mixed' alone: the others' sizes follow from them"
+            )

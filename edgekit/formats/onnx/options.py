@@ -1,0 +1,55 @@
+"""What ONNX files can be: the schemes by output, their bits, and the options of a target's table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Ge
+
+Scheme = Literal["auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"]
+
+SCHEMES: Mapping[str, tuple[str, ...]] = {
+    "logits": get_args(Scheme),
+    "embedding": get_args(Scheme),
+    "tokens": ("auto", "int8-dynamic", "w8", "w4", "fp32"),
+}
+BY_BITS: tuple[str, ...] = ("w4", "int8-static", "int8-dynamic", "w8", "fp16", "fp32")
+# Of encoders, auto decides by other means (see `choose`).
+AUTO: Mapping[str, tuple[str, ...]] = {"tokens": ("w4", "int8-dynamic", "w8")}
+# The default of Options is for every output.
+SCHEME_FOR: Mapping[str, str] = {}
+# Bits of a weight, scales included, of what decoders can be (blocks of 32 weights share a 16-bit scale).
+DECODER_BITS = {"fp32": 32.0, "int8-dynamic": 8.0, "w8": 8.5, "w4": 4.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A target's `[export.<task>]` table for this format."""
+
+    scheme: Scheme = "auto"
+    activation: Literal["uint8", "int8"] = "uint8"
+    """int8-static: uint8 for x86, int8 for ARM and NPUs (onnxruntime's quantization guide)."""
+    reduce_range: bool = True
+    """int8: weights that no CPU's 16-bit sums of two products saturate on (x86 without VNNI); off gains a third of a bit."""
+    layout: Literal["operators", "qdq"] = "operators"
+    """onnxruntime's own CPU operators, or ONNX's (int8-static: Quantize/Dequantize pairs) for other execution providers.
+
+    With qdq, auto tries int8-static only: onnxruntime fuses no dynamic pair, so that its products would be float."""
+    smoothing: bool = True
+    float_layers: Annotated[int, Ge(0)] = 1
+    """int8: how many Linears may stay float, where that brings the answers clearly nearer to the float ones."""
+    block: Literal[16, 32, 64, 128, 256] = 32
+    """w8, w4: how many weights share a scale (the sizes that onnxruntime's MatMulNBits has)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is right key by key and not together."""
+        from pydantic_core import PydanticCustomError
+
+        if self.layout == "qdq" and self.scheme == "int8-dynamic":
+            raise PydanticCustomError(
+                "layout",
+                "scheme = 'int8-dynamic' with layout = 'qdq' has no integer products; use scheme = 'int8-static' or"
+                " layout = 'operators'",
+            )
