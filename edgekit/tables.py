@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgekitError, first_line
+from edgekit.schema import refuse_pointer
 
 KINDS = {
     ".csv": "csv",
@@ -209,6 +210,7 @@ def _read_bytes(path: Path, packed: str | None) -> bytes:
         raise EdgekitError(f"{path}: no such file") from missing
     except OSError as unreadable:
         raise EdgekitError(f"{path}: cannot be read: {unreadable.strerror}") from unreadable
+    refuse_pointer(path, content)
     try:
         return COMPRESSED[packed](content) if packed else content
     except (OSError, lzma.LZMAError, zlib.error, EOFError, ValueError) as bad:

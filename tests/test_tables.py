@@ -81,6 +81,7 @@ def test_delimiters_and_encodings(tmp_path: Path, content: bytes, options: dict[
         ("text\na\n", {"encoding": "hex"}, "data.encoding: unknown encoding 'hex'"),
         (b"\xff\xfet", {}, "is not utf-16"),
         ("text,\na,b\n", {}, "line 1: column 2 has no name"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:01\nsize 4\n", {}, "a pointer of Git LFS, not the file itself"),
         ("text,label,text\na,b,c\n", {}, "line 1: two columns have the same name"),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.bundle.destination import MANIFEST
 from edgekit.errors import EdgekitError
+from edgekit.schema import refuse_pointer
 from edgekit.workspace import (
     list_files,
     sync,
@@ -53,6 +54,7 @@ def archive_hashes(archive: Path) -> Iterator[tuple[str, str]]:
 
 def extract(archive: Path, scratch: Path) -> Path:
     """Unpack plain files only, each below the scratch folder; returns the folder that holds the manifest."""
+    refuse_pointer(archive)
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for entry in tar:

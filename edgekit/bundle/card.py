@@ -45,6 +45,7 @@ def model_card(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         "```",
         "",
         f"It needs {runtime['name']} {runtime['minimum']} or newer. A text ends at {manifest['max_length']} tokens.",
+        *_card_prompts(manifest),
         *_card_commands(manifest),
         *_card_scope(manifest),
         "",
@@ -70,6 +71,20 @@ def model_card(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         *([] if manifest["licences"] else ["The recipe states none."]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _card_prompts(manifest: Mapping[str, Any]) -> list[str]:
+    """Of an embedding model: what it puts before each text, and what else it can put there."""
+    settings = manifest["settings"] or {}
+    before, prompts = settings.get("prompt", ""), settings.get("prompts") or {}
+    lines = ["", f"Before every text it puts `{before}`, unless you name another prompt."] if before else []
+    if prompts:
+        named = ", ".join(f"`{name}` (`{text}`)" for name, text in sorted(prompts.items()))
+        lines += [
+            "",
+            f'Its prompts by name: {named}; `bundle(text, prompt="{min(prompts)}")`, or `prompt=""` for none.',
+        ]
+    return lines
 
 
 def _card_commands(manifest: Mapping[str, Any]) -> list[str]:

@@ -91,10 +91,10 @@ def _prompt(bundle: Bundle, path: Path, name: str | None) -> str:
     if name is None:
         return str(settings.get("prompt", ""))
     prompts: Mapping[str, str] = settings.get("prompts") or {}
-    if name not in prompts:
+    if name and name not in prompts:
         known = f"it has {', '.join(sorted(prompts))}" if prompts else "it has none"
         raise EdgekitError(f"{path}: no prompt {name!r}: {known}")
-    return prompts[name]
+    return prompts[name] if name else ""
 
 
 def _readable(opened: Any, text: str, before: str) -> str:

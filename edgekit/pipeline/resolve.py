@@ -284,7 +284,12 @@ def _check_labels(recipe: Recipe, model: Model, prompts: Product) -> None:
             f"{model.folder / 'config.json'}: not a single-label classifier ({len(model.labels)} outputs, problem_type {kind});"
             " edgekit builds single-label classifiers"
         )
+    renamed = set((recipe.data.labels or {}).values())
     for label in prompts.facts["labels"]:
+        if label not in model.labels and label in renamed:
+            raise EdgekitError(
+                f"{recipe.path}: data.labels: names a class {label!r} that the teacher has not{nearest(label, model.labels)}"
+            )
         if label not in model.labels:
             raise EdgekitError(
                 f"{recipe.path}: data: the label {label!r} is not one of the teacher's{nearest(label, model.labels)};"

@@ -371,7 +371,8 @@ def _conditions(run: _Run, measured: Measurements) -> tuple[budgets.Conditions, 
 
 def _check_answers(run: _Run, comparisons: Sequence[Comparison]) -> list[checks.Check]:
     """The checks of the comparisons that have a margin, and of what the record compares with."""
-    more = finer(str(run.facts["format"]), TASKS[run.task].OUTPUT, str(run.facts["scheme"]))
+    scheme = str(run.facts["scheme"])
+    more = None if scheme == "unknown" else finer(str(run.facts["format"]), TASKS[run.task].OUTPUT, scheme)
     found = [checks.check_accuracy(entry, run.look.index, more) for entry in comparisons if entry.margin is not None]
     if run.foreign_teacher is None:
         return found

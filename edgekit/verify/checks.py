@@ -68,8 +68,10 @@ def whole_verdict(checks: Sequence[Check]) -> gate.Verdict:
     return "pass" if verdicts == {"pass"} else "not proven"
 
 
-def check_accuracy(comparison: Comparison, looks: int, finer: Sequence[str] = ()) -> Check:
-    """The check of a comparison that has a margin; `finer`: schemes of the artifact's format that have more bits than its own."""
+def check_accuracy(comparison: Comparison, looks: int, finer: Sequence[str] | None = ()) -> Check:
+    """The check of a comparison that has a margin. finer: schemes of the artifact's format that have more bits than its own; None
+    of a file that another tool made.
+    """
     assert comparison.margin is not None
     assert comparison.verdict is not None
     return Check(
@@ -116,16 +118,23 @@ def check_floor(
     ]
 
 
-def _accuracy_remedy(comparison: Comparison, finer: Sequence[str]) -> str | None:
+def _accuracy_remedy(comparison: Comparison, finer: Sequence[str] | None) -> str | None:
     if comparison.verdict == "pass":
         return None
+    if finer is None and comparison.verdict == "fail":
+        return (
+            "its answers are not the checkpoint's: name the checkpoint that this file was exported from, or export it again with"
+            " more bits"
+        )
     if comparison.reason is not None and comparison.verdict == "not proven":
         return comparison.reason
     write = _generation_remedy if comparison.metric in GENERATED else _paired_remedy
     return _probably(comparison) + write(comparison, _more_bits(finer))
 
 
-def _more_bits(finer: Sequence[str]) -> str:
+def _more_bits(finer: Sequence[str] | None) -> str:
+    if finer is None:
+        return "a file of more bits from the tool that made this one"
     if not finer:
         return "no scheme of this format has more bits"
     others = f" ({', '.join(finer[1:4])})" if finer[1:] else ""

@@ -85,6 +85,9 @@ def test_prompts_are_put_before_a_text(bundle: Path, tmp_path: Path) -> None:
     assert prompted("music") == plain("play some music")
     assert prompted("light", prompt="order") == plain("turn off the light")
     assert prompted("light", prompt="none") == plain("light") != plain("play some light")
+    assert prompted("light", prompt="") == plain("light")
+    with pytest.raises(ValueError, match=r"no prompt 'ordr': those of this model are \['none', 'order'\]"):
+        prompted("light", prompt="ordr")
 
 
 def test_the_loader_is_short_and_needs_three_packages() -> None:

@@ -335,7 +335,7 @@ def test_inspect_imports_no_torch(two_layers: Path) -> None:
     assert ran.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.gguf", "model.safetensors", "recipe.toml"])
+@pytest.mark.parametrize("name", ["model.onnx", "model.gguf", "model.safetensors", "recipe.toml", "bundle.tar.gz"])
 def test_a_pointer_of_git_lfs_is_named(command: Callable[..., Answer], tmp_path: Path, name: str) -> None:
     """What a clone without Git LFS leaves in the place of a large file."""
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4200000\n"

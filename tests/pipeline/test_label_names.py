@@ -51,6 +51,18 @@ def test_a_numbered_teacher(command: Command, project: Path, classifier: Path) -
     assert json.loads((teacher / "config.json").read_text())["label2id"] == {label: n for n, label in enumerate(LABELS)}
 
 
+def test_a_class_that_is_misspelt_in_the_map(command: Command, project: Path) -> None:
+    """The remedy is in the map itself, not another map."""
+    for path in (project.parent / "data").glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row | {"label": LABELS.index(row["label"])}) + "\n" for row in rows))
+    with project.open("a") as stream:
+        stream.write('labels = { "0" = "light_of", "1" = "light_on", "2" = "music" }\n')
+    refused = command(*DRY)
+    assert refused.code == 1
+    assert "data.labels: names a class 'light_of' that the teacher has not (did you mean light_off?)" in refused.err
+
+
 def test_numbered_data(command: Command, project: Path) -> None:
     for path in (project.parent / "data").glob("*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -45,10 +45,12 @@ class Bundle:
         return ids if len(ids) <= room else ids[: room - len(closing)] + closing
 
     def __call__(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
-        """The embedding, float32 [width], of length 1 unless the checkpoint's own is not; prompt: of the manifest's, by name."""
-        prompts = self.manifest["settings"] or {}
-        before = prompts.get("prompt", "") if prompt is None else prompts["prompts"][prompt]
-        ids, context = self.tokens(before + text), self.llama.ctx
+        """The embedding, float32 [width], of length 1 unless the checkpoint's own is not; prompt: by its name, "" for none."""
+        own = self.manifest["settings"] or {}
+        prompts = {None: own.get("prompt", ""), "": "", **own.get("prompts", {})}
+        if prompt not in prompts:
+            raise ValueError(f"no prompt {prompt!r}: those of this model are {sorted(own.get('prompts', {}))}")
+        ids, context = self.tokens(prompts[prompt] + text), self.llama.ctx
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
         tokens = (llama_cpp.llama_token * len(ids))(*ids)  # llama.cpp borrows them
         if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(ids))) != 0:

@@ -18,7 +18,7 @@ class Bundle:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
         runtime, found = self.manifest["runtime"], onnxruntime.__version__
-        if _numbers(found) < _numbers(runtime["minimum"]):
+        if [*map(int, found.split(".")[:2])] < [*map(int, runtime["minimum"].split(".")[:2])]:
             raise RuntimeError(f"onnxruntime {found} is too old for this bundle: it needs {runtime['minimum']}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = (runtime["threads"] or 0) if threads is None else threads
@@ -31,13 +31,14 @@ class Bundle:
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))  # it cuts long texts, as in verify
 
     def output(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
-        """The raw output, float32 [width]; prompt: whose text comes first, by its name in the manifest, else the default's."""
-        prompts = self.manifest["settings"]
-        before = prompts.get("prompt", "") if prompt is None else prompts["prompts"][prompt]
-        ids = np.array([self.tokenizer.encode(before + text).ids or [self.manifest["pad_id"]]], dtype=np.int64)
+        """The raw output, float32 [width]; prompt: what comes first, by its name; "" is nothing, None the model's own."""
+        prompts = {None: (own := self.manifest["settings"]).get("prompt", ""), "": "", **own.get("prompts", {})}
+        if prompt not in prompts:
+            raise ValueError(f"no prompt {prompt!r}: those of this model are {sorted(own.get('prompts', {}))}")
+        ids = np.array([self.tokenizer.encode(prompts[prompt] + text).ids or [self.manifest["pad_id"]]], dtype=np.int64)
         known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        feed = {value.name: known[value.name] for value in self.session.get_inputs()}
-        return np.asarray(self.session.run(None, feed)[0][0], dtype=np.float32)
+        found = self.session.run(None, {value.name: known[value.name] for value in self.session.get_inputs()})
+        return np.asarray(found[0][0], dtype=np.float32)
 
     def __call__(self, text: str, *, prompt: str | None = None) -> Any:
         """[(label, score), ...], the answer first; or, of an embedding model, the embedding: float32 [width].
@@ -54,7 +55,3 @@ class Bundle:
         if threshold is None or (scores.max() >= threshold and not silent):
             return ranked
         return [(self.manifest["out_of_scope"], 1.0 if silent else 1.0 - ranked[0][1]), *ranked]
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")[:2]]

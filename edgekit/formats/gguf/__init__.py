@@ -7,9 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
-
-from annotated_types import Gt
+from typing import TYPE_CHECKING, Any
 
 from edgekit.apart import apart
 from edgekit.errors import EdgekitError

@@ -6,9 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
-
-from annotated_types import Ge
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.options import (
