@@ -311,3 +311,20 @@ def test_loader_is_short() -> None:
 def test_no_link_leaves_the_house() -> None:
     for folder, names, files in os.walk(HOUSE):
         assert not [one for one in (*names, *files) if (Path(folder) / one).is_symlink()]
+
+
+def test_the_architecture_page_is_true() -> None:
+    """Every path that it names is there, every part of the house is named, and every table is where it says."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(
+        r"`((?:edgekit|pipeline|formats|bundle|targets|calib_data|examples|tests|benchmarks)/[^`\s]*)`", text
+    )
+    for path in named:
+        assert (ROOT / path).exists() or (HOUSE / path).exists(), f"docs/architecture.md names {path}"
+    for folder in sorted(path.name for path in HOUSE.iterdir() if (path / "__init__.py").is_file()):
+        assert f"`edgekit/{folder}/" in text, f"docs/architecture.md does not name edgekit/{folder}/"
+    for table, home in re.findall(r"\| `([A-Z_]+)` \| `([^`]+)` \|", text):
+        assert re.search(rf"^{table}\b", (ROOT / home).read_text(encoding="utf-8"), re.MULTILINE), (
+            f"{table} is not in {home}"
+        )
+    assert TABLES.keys() <= set(re.findall(r"\| `([A-Z_]+)` \|", text))
