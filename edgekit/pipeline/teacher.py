@@ -78,7 +78,7 @@ def _renamed(recipe: Recipe, folder: Path, session: Session) -> Path:
     names = recipe.data.labels or {}
     if recipe.task != "text-classification" or recipe.teacher.finetune is not None:
         return folder
-    if not names.keys() & set(load_model(folder).labels):
+    if not names or not names.keys() & set(load_model(folder).labels):
         return folder
     inputs = RenameInputs(model=model_content(folder), labels=names)
     return run_step(

@@ -150,14 +150,14 @@ def test_what_is_kept_is_told(command: Command, project: Path) -> None:
     assert command("record", "teacher", "teacher", "-o", "made/reference").code == 0
     assert set(plan(command)["kept"].values()) == {False}, "what lies at --out is not the cache's"
     from edgekit.cli.options import open_session
-    from edgekit.pipeline import calibrate, gather_prompts, record
+    from edgekit.pipeline import calibrate, gather_prompts, read_settings, record
     from edgekit.recipe import load_recipe
 
     recipe, session = load_recipe(project), open_session(project.parent / "cache", Path("dist"))
-    prompts, teacher = gather_prompts(recipe, session), project.parent / "teacher"
-    calibrate(recipe, teacher, prompts, session)
+    prompts, teacher, settings = gather_prompts(recipe, session), project.parent / "teacher", read_settings(recipe)
+    calibrate(settings, teacher, prompts, session)
     assert [step for step, kept in plan(command)["kept"].items() if kept] == ["calibrate"]
-    record(recipe, teacher, teacher, prompts, session)
+    record(settings, teacher, teacher, prompts, session)
     assert [step for step, kept in plan(command)["kept"].items() if kept] == ["calibrate", "record"]
     assert [step for step, kept in plan(command, "--set", "data.max_length=16")["kept"].items() if kept] == []
 

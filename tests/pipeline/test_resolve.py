@@ -1,0 +1,39 @@
+"""Whatever can fail cheaply fails at once; and what is read for that is read once."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from edgekit import model, schema
+from tests.conftest import Answer
+
+
+def test_a_dry_run_reads_each_table_and_each_model_once(command: Callable[..., Answer], project: Path) -> None:
+    """Of three targets: a recipe's tables are the same for all, and so is the teacher."""
+    parsed: Counter[tuple[str, str]] = Counter()
+    opened: Counter[Path] = Counter()
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code is schema.parse.__code__:
+            parsed[frame.f_locals["kind"].__name__, frame.f_locals["where"]] += 1
+        elif event == "call" and frame.f_code is model.load_model.__code__:
+            opened[frame.f_locals["folder"].resolve()] += 1
+
+    targets = ("-t", "laptop-cpu", "-t", "raspberrypi", "-t", "browser")
+    (project.parent / "cache").mkdir()  # where it is, what transformers says of a checkpoint is kept
+    assert command("build", *targets, "--dry-run").code == 0
+    sys.setprofile(watch)
+    try:
+        answer = command("build", *targets, "--dry-run")
+    finally:
+        sys.setprofile(None)
+    assert answer.code == 0, answer.err
+    assert parsed["Recipe", "recipe.toml"] == 1
+    assert sum(kind == "Target" for kind, _ in parsed) == 3
+    assert {key: count for key, count in parsed.items() if count > 1} == {}
+    assert opened == {(project.parent / "teacher").resolve(): 1}
