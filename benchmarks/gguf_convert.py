@@ -375,10 +375,10 @@ def sizes(folder: Path) -> Iterator[int]:
 def work_ours(folder: str, out: str, scheme: str, through: str | None) -> dict[str, Any]:
     """What edgekit's export does for GGUF, without the parity of its texts and without calibration."""
     from edgekit.formats.gguf import scheme_types
+    from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
     from edgekit.formats.gguf.tensors import plan
     from edgekit.formats.gguf.tokenizer import general_name, vocabulary
-    from edgekit.formats.gguf.write import convert
     from edgekit.model import Model
     from edgekit.runtimes.machine import available_cores
 

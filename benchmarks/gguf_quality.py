@@ -42,6 +42,7 @@ from edgekit.calibrate.gradients import gradient_squares  # noqa: E402
 from edgekit.calibration import EMBEDDING, Calibration  # noqa: E402
 from edgekit.formats import Processor, Source  # noqa: E402
 from edgekit.formats.gguf import Options, scheme_types  # noqa: E402
+from edgekit.formats.gguf.convert import convert  # noqa: E402
 from edgekit.formats.gguf.file import read_gguf  # noqa: E402
 from edgekit.formats.gguf.imatrix import Imatrix, from_calibration  # noqa: E402
 from edgekit.formats.gguf.metadata import describe_model  # noqa: E402
@@ -49,7 +50,6 @@ from edgekit.formats.gguf.mixed import choose  # noqa: E402
 from edgekit.formats.gguf.schemes import TOKEN_EMBEDDING  # noqa: E402
 from edgekit.formats.gguf.tensors import layer_names, plan  # noqa: E402
 from edgekit.formats.gguf.tokenizer import vocabulary  # noqa: E402
-from edgekit.formats.gguf.write import convert  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.runtimes import llama, machine, scores  # noqa: E402
 from edgekit.tasks.decoders import load_decoder  # noqa: E402

@@ -45,7 +45,7 @@ SHAPE = Shape(layers=8, hidden=512, intermediate=1536, heads=8, kv_heads=4, voca
 CONVERT = """
 import sys
 from pathlib import Path
-from edgekit.formats.gguf.write import convert, plan
+from edgekit.formats.gguf.convert import convert, plan
 from edgekit.model import Model
 model = Model(folder=Path(sys.argv[1]))
 types = {one.name: "q4_k" if len(one.shape) > 1 else "f32" for one in plan(model)}

@@ -1,6 +1,6 @@
 """Trains the Llama that the quality benchmarks quantize: small enough for 40 minutes on 2 cores.
 
-10 million weights (hidden 256, so that K-quants apply), a tokenizer of 8,192 tokens, made by `edgekit.distill.create` from
+10 million weights (hidden 256, so that K-quants apply), a tokenizer of 8,192 tokens, made by `edgekit.distill.created` from
 the running Python's standard library and, with --data, the stories and Shakespeare of that folder. 5 % of the files are
 held out by the hash of their text; WikiText is never read. A killed run continues; a finished one is found in the cache.
 

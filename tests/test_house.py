@@ -328,3 +328,11 @@ def test_the_architecture_page_is_true() -> None:
             f"{table} is not in {home}"
         )
     assert TABLES.keys() <= set(re.findall(r"\| `([A-Z_]+)` \|", text))
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=name)
+def test_no_module_hides_a_function(path: Path) -> None:
+    """A package's function that has the name of a module in it is that module once somebody imports it."""
+    defined = {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    inside = {inner.stem for inner in path.parent.iterdir() if inner.suffix == ".py" or inner.is_dir()}
+    assert not defined & inside, f"{name(path)}: {defined & inside}"

@@ -11,10 +11,10 @@ import pytest
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf import check_reading
+from edgekit.formats.gguf.convert import convert
 from edgekit.formats.gguf.metadata import describe_model
 from edgekit.formats.gguf.tensors import plan
 from edgekit.formats.gguf.tokenizer import vocabulary
-from edgekit.formats.gguf.write import convert
 from edgekit.model import Model, load_model
 from edgekit.running import check_running
 from tests.architectures.decoders import make_decoder

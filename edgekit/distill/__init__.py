@@ -121,7 +121,7 @@ def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict
     rows = PromptSet(folder=prompts).split("train")
     if any(row.messages for row in rows):
         raise EdgekitError(f"{prompts}: a model made from nothing has no chat template; give texts (data.text)")
-    from edgekit.distill.create import create_decoder
+    from edgekit.distill.created import create_decoder
 
     texts = [row.text + (row.label or "") for row in rows]
     return create_decoder(

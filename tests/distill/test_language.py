@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgekit.distill import language, training
-from edgekit.distill.create import BEGIN_ID, END, END_ID, pack, train_tokenizer
+from edgekit.distill.created import BEGIN_ID, END, END_ID, pack, train_tokenizer
 from edgekit.distill.language import Body, next_token_lesson, read_passages, score
 from edgekit.distill.losses import LOSSES, Batch, Signal
 from edgekit.distill.options import read_create_options, read_distill_options
@@ -150,11 +150,11 @@ def test_llama_cpp_reads_a_created_model_as_transformers_does(
     from llama_cpp import Llama
     from transformers import AutoModelForCausalLM
 
+    from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.metadata import describe_model
     from edgekit.formats.gguf.parity import check_parity
     from edgekit.formats.gguf.tensors import plan
     from edgekit.formats.gguf.tokenizer import vocabulary
-    from edgekit.formats.gguf.write import convert
 
     model, file = load_model(storyteller[0]), tmp_path / "model.gguf"
     metadata = {**vocabulary(model), **describe_model(model)}

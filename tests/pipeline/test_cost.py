@@ -115,7 +115,7 @@ def test_a_student_with_a_new_head_has_the_shapes_that_were_told(make: Any, tmp_
 def test_a_created_decoder_has_the_shapes_that_were_told(family: str, tied: bool, tmp_path: Path) -> None:
     import torch
 
-    from edgekit.distill.create import make_decoder
+    from edgekit.distill.created import make_decoder
     from edgekit.distill.options import CreateOptions
 
     options = CreateOptions(family=family, hidden=64, layers=3, heads=4, kv_heads=2, vocabulary=400, tied=tied)  # type: ignore[arg-type]

@@ -130,12 +130,12 @@ class _Making:
 
 def _make(making: _Making, options: Options, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write a model in a scheme; what `convert` made, and what is to be known of it."""
+    from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.imatrix import check_imatrix
     from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
     from edgekit.formats.gguf.mixed.choose import mix
     from edgekit.formats.gguf.tensors import shapes
     from edgekit.formats.gguf.tokenizer import general_name
-    from edgekit.formats.gguf.write import convert
     from edgekit.runtimes.machine import available_cores
 
     source, matrix, tensors = making.source, making.matrix, making.tensors

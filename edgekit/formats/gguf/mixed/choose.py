@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
+from edgekit.formats.gguf.convert import convert, float_rows
 from edgekit.formats.gguf.ggml import row_bytes
 from edgekit.formats.gguf.judge import Judge
 from edgekit.formats.gguf.mixed.allocate import (
@@ -32,7 +33,6 @@ from edgekit.formats.gguf.mixed.allocate import (
 from edgekit.formats.gguf.mixed.gptq import CODES, feedback, input_grams, linear_paths
 from edgekit.formats.gguf.schemes import OUTPUT, TOKEN_EMBEDDING, Shape, main_file_type, quantizable
 from edgekit.formats.gguf.tensors import Tensor, layer_names, shapes
-from edgekit.formats.gguf.write import convert, float_rows
 from edgekit.formats.smallest import Passage
 from edgekit.runtimes.machine import available_cores
 

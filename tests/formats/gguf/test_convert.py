@@ -20,6 +20,7 @@ pytest.importorskip("llama_cpp")
 from edgekit.architectures import gguf_families
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf import ggml
+from edgekit.formats.gguf.convert import convert
 from edgekit.formats.gguf.file import read_gguf, read_tensor
 from edgekit.formats.gguf.metadata import (
     describe_model,
@@ -30,7 +31,6 @@ from edgekit.formats.gguf.metadata import (
 )
 from edgekit.formats.gguf.tensors import layer_names, plan
 from edgekit.formats.gguf.tokenizer import vocabulary
-from edgekit.formats.gguf.write import convert
 from edgekit.model import Model, load_model
 from edgekit.runtimes import llama
 from tests.architectures.decoders import DECODERS, make_decoder
@@ -239,7 +239,7 @@ def test_threads_and_types(kind: str, through: str | None, tmp_path: Path) -> No
 def test_large_tensors_are_converted_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_decoder("llama", tmp_path / "model", attention_bias=True)
     whole = write(folder, tmp_path / "whole.gguf", "q8_0")
-    monkeypatch.setattr("edgekit.formats.gguf.write._VALUES", 3 * 64)
+    monkeypatch.setattr("edgekit.formats.gguf.convert._VALUES", 3 * 64)
     assert write(folder, tmp_path / "pieces.gguf", "q8_0", threads=2) == whole
 
 
