@@ -41,7 +41,7 @@ def test_what_steps_run() -> None:
     trained = closure_of(*STEPS["distill"].code)
     assert {
         "__init__.py",
-        "distill/training.py",
+        "distill/loop.py",
         "distill/losses.py",
         "runtimes/machine.py",
         "weights.py",

@@ -140,7 +140,7 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
     base, prompts = inputs.base.path, inputs.prompts.path
     rows = PromptSet(folder=prompts).split("train")
     if inputs.task == "text-generation":
-        from edgekit.distill.language import teach_answers
+        from edgekit.distill.decoders import teach_answers
 
         return teach_answers(
             base, rows, inputs.options, max_length=inputs.max_length, out=out, seed=inputs.seed, progress=progress
@@ -178,7 +178,7 @@ def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> di
     if kind.OUTPUT == "logits":
         rows += _contentless(rows, inputs.out_of_scope)
     if kind.OUTPUT == "tokens":
-        from edgekit.distill.language import teach_decoder
+        from edgekit.distill.decoders import teach_decoder
 
         return teach_decoder(
             teacher,

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgekit.distill.language import Body, next_token_lesson
+from edgekit.distill.decoders import Body, next_token_lesson
 from edgekit.distill.lessons import hold_out, save
+from edgekit.distill.loop import reproducible, train
 from edgekit.distill.machine import choose_precision
 from edgekit.distill.options import CreateOptions
-from edgekit.distill.student import Tap
-from edgekit.distill.training import reproducible, train
+from edgekit.distill.students import Tap
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress
 from edgekit.tasks.text_generation import Passage

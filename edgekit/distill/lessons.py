@@ -12,12 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill.checkpoint import drop_checkpoint
+from edgekit.distill.loop import Lesson, reproducible, train
 from edgekit.distill.losses import LOSSES, Batch, Signal, labels
 from edgekit.distill.machine import choose_precision
 from edgekit.distill.options import SIGNAL_BYTES, DistillOptions, TrainingOptions
-from edgekit.distill.student import Tap, cut, match_blocks
-from edgekit.distill.training import Lesson, reproducible, train
+from edgekit.distill.snapshot import drop_checkpoint
+from edgekit.distill.students import Tap, cut, match_blocks
 from edgekit.errors import EdgekitError
 from edgekit.owners_tokenizer import quiet
 from edgekit.progress import Progress, silent

@@ -124,7 +124,7 @@ def test_a_student_is_cut_and_taught(family: str, folders: dict[str, Path], tmp_
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_of_all_layers_is_the_teacher(family: str, folders: dict[str, Path]) -> None:
-    from edgekit.distill.student import cut
+    from edgekit.distill.students import cut
 
     ids = load_model(folders[family]).encode(TEXTS, 32)
     module = TASKS["text-classification"].load(folders[family])

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from edgekit.formats.gguf.mixed.choose import is_judged
 
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares
+from edgekit.formats.gguf.mixed.choose import is_judged
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.tasks.decoders import Decoder, load_decoder

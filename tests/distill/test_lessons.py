@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgekit.distill.lessons import ask_teacher, make_targets
-from edgekit.distill.student import Tap, match_blocks
+from edgekit.distill.students import Tap, match_blocks
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import Prompt

@@ -96,7 +96,7 @@ def shapes(tensors: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("make", [make_bert, make_roberta])
 def test_a_student_with_a_new_head_has_the_shapes_that_were_told(make: Any, tmp_path: Path) -> None:
     """Of a base that knows no classes: what training leaves is what the plan's bytes were counted for."""
-    from edgekit.distill.student import cut
+    from edgekit.distill.students import cut
     from edgekit.tasks.encoders import load_encoder
 
     folder = make(tmp_path / "teacher", None)

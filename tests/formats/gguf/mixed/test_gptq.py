@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 pytest.importorskip("llama_cpp")
 
-from edgekit.formats.gguf.mixed.gptq import CODES, _grid, feedback, input_grams, linear_paths, round_rows
-
 from edgekit.formats.gguf import ggml
+from edgekit.formats.gguf.mixed.gptq import CODES, _grid, feedback, input_grams, linear_paths, round_rows
 from tests.architectures.decoders import make_decoder
 
 COLUMNS = 512

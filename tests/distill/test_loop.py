@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from edgekit.distill import training
-from edgekit.distill.checkpoint import FILE, Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
+from edgekit.distill import loop
+from edgekit.distill.loop import Lesson, epoch_batches, ramp, train
 from edgekit.distill.machine import choose_precision, conditions, count_threads
 from edgekit.distill.options import TrainingOptions
-from edgekit.distill.training import Lesson, epoch_batches, ramp, train
+from edgekit.distill.snapshot import FILE, Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
 from edgekit.model import load_model
 from edgekit.runtimes import machine
 from edgekit.workspace import file_sha256
@@ -133,7 +133,7 @@ class Killed(BaseException):
 def test_a_run_stopped_at_any_step_ends_in_the_same_bytes(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     teacher, data = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data")
 
     def run(out: Path, stop: int | None = None) -> None:
@@ -173,9 +173,9 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_bytes(
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from edgekit.distill import training
+from edgekit.distill import loop
 from tests.steps import finetune
-training.CHECKPOINT_SECONDS = 0.0
+loop.CHECKPOINT_SECONDS = 0.0
 teacher, data, out = map(Path, sys.argv[1:4])
 finetune(teacher, data, task="text-classification", options=json.loads(sys.argv[4]), max_length=32, out=out,
          progress=lambda done, total, note: note.startswith("loss") and print(done, flush=True))

@@ -20,11 +20,11 @@ from edgekit.distill.lessons import (
     identify,
     save,
 )
+from edgekit.distill.loop import Lesson, reproducible, train
 from edgekit.distill.losses import LOSSES, Batch, Signal, labels
 from edgekit.distill.machine import choose_precision
 from edgekit.distill.options import SIGNAL_BYTES, DistillOptions, TrainingOptions
-from edgekit.distill.student import Tap, cut, match_blocks
-from edgekit.distill.training import Lesson, reproducible, train
+from edgekit.distill.students import Tap, cut, match_blocks
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.progress import Progress

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill.checkpoint import Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
 from edgekit.distill.machine import count_threads
 from edgekit.distill.options import TrainingOptions
+from edgekit.distill.snapshot import Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
 from edgekit.progress import Progress, silent
 
 log = logging.getLogger("edgekit")

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgekit.distill import language, training
+from edgekit.distill import decoders, loop
 from edgekit.distill.created import BEGIN_ID, END, END_ID, pack, train_tokenizer
-from edgekit.distill.language import Body, next_token_lesson, read_passages, score
+from edgekit.distill.decoders import Body, next_token_lesson, read_passages, score
 from edgekit.distill.losses import LOSSES, Batch, Signal
 from edgekit.distill.options import read_create_options, read_distill_options
-from edgekit.distill.student import Tap
+from edgekit.distill.students import Tap
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
@@ -133,7 +133,7 @@ def test_a_created_model_has_learned(storyteller: tuple[Path, dict[str, Any]]) -
     """Its perplexity is counted on texts that it never saw, and is a small part of what equal odds would give."""
     folder, facts = storyteller
     texts = stories(60)
-    kept, held = language.hold_out(texts, 0.1)
+    kept, held = decoders.hold_out(texts, 0.1)
     tokenizer = load_model(folder).tokenizer()
     blocks = list(pack(tokenizer, [texts[place] for place in held], 64, seed=3))
     assert facts["held_texts"] == len(held) > 0
@@ -150,11 +150,11 @@ def test_llama_cpp_reads_a_created_model_as_transformers_does(
     from llama_cpp import Llama
     from transformers import AutoModelForCausalLM
 
-    from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.metadata import describe_model
     from edgekit.formats.gguf.parity import check_parity
     from edgekit.formats.gguf.tensors import plan
     from edgekit.formats.gguf.tokenizer import vocabulary
+    from edgekit.formats.gguf.write import convert
 
     model, file = load_model(storyteller[0]), tmp_path / "model.gguf"
     metadata = {**vocabulary(model), **describe_model(model)}
@@ -188,9 +188,9 @@ def test_blocks_hold_every_token_once() -> None:
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from edgekit.distill import training
+from edgekit.distill import loop
 from tests.steps import create
-training.CHECKPOINT_SECONDS = 0.0
+loop.CHECKPOINT_SECONDS = 0.0
 create(Path(sys.argv[1]), options=json.loads(sys.argv[3]), max_length=64, out=Path(sys.argv[2]),
        progress=lambda done, total, note: note.startswith("loss") and print(done, flush=True))
 """
@@ -308,7 +308,7 @@ def test_logits_are_bounded_and_gradients_are_the_same(
     found: list[tuple[float, list[Tensor]]] = []
     widths: list[int] = []
     for size in (1 << 30, 5 * 4 * 512):
-        monkeypatch.setattr(language, "LOGIT_BYTES", size)
+        monkeypatch.setattr(decoders, "LOGIT_BYTES", size)
         body = Body(TASKS[TASK].load(family_folder("qwen2")).model)  # type: ignore[arg-type]
         body.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: widths.append(out.shape[0]))
         loss = next_token_lesson(body, Tap(body), read, [0], []).loss([0])
@@ -413,7 +413,7 @@ class Killed(BaseException):
 def test_a_stopped_run_ends_in_the_same_bytes(
     verb: str, storyteller: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     data = write_train(tmp_path / "data", [{"text": text} for text in stories(12)])
     options = {"epochs": 2, "batch": 8, "holdout": 0.2}
 
@@ -445,7 +445,7 @@ def test_the_teacher_says_the_same_from_memory_and_live(storyteller: tuple[Path,
     body = Body(TASKS[TASK].load(storyteller[0]).model)  # type: ignore[arg-type]
     ids = load_model(storyteller[0]).encode(["One day", "A little bird sat on the roof."], 64)
     tap = Tap(body, blocks=[0, 1])
-    known, live = (language.ask_teacher(tap, ids, 0, limit)([1, 0]) for limit in (1 << 20, 0))
+    known, live = (decoders.ask_teacher(tap, ids, 0, limit)([1, 0]) for limit in (1 << 20, 0))
     for row, length in enumerate((len(ids[1]), len(ids[0]))):
         torch.testing.assert_close(known.output[row, :length], live.output[row, :length], atol=1e-5, rtol=1e-5)
         for one, other in zip(known.hidden, live.hidden, strict=True):
@@ -466,7 +466,7 @@ def test_a_folder_is_not_continued_with_other_texts(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another run left is dropped: the result is that of a fresh folder."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     other = write_train(tmp_path / "other", [{"text": text} for text in stories(30)])
 
     def stop(done: int, _total: int, _note: str) -> None:
