@@ -29,7 +29,7 @@ def content(path: Path, digest: str = "a test's") -> Content:
 def create(
     prompts: Path, *, options: Mapping[str, Any], max_length: int, out: Path, seed: int = 0, progress: Progress = silent
 ) -> dict[str, Any]:
-    """`edgekit.distill.created` by a `[teacher.create]` table."""
+    """`edgekit.distill.create` by a `[teacher.create]` table."""
     read = read_create_options(options, max_length, "teacher.create")
     inputs = training.CreateInputs(
         prompts=content(prompts),

@@ -93,7 +93,7 @@ def test_halves_of_killed_steps_go(command: Command, tmp_path: Path) -> None:
     half = tmp_path / "cache" / "distill" / ".0123456789abcdef.partial"
     half.mkdir(parents=True)
     (half / ".key").write_text("0123456789abcdef")
-    (half / "checkpoint.json").write_text("{}")
+    (half / "snapshot.json").write_text("{}")
     assert command("cache", "prune").out.startswith("removed 1 folders")
     assert not half.exists()
 

@@ -78,6 +78,9 @@ TABLES = {
     "RUNTIMES": "runtimes/__init__.py",
     "DEVICES": "devices/__init__.py",
     "LOSSES": "distill/losses.py",
+    "SOURCES": "distill/batches.py",
+    "STUDENTS": "distill/students.py",
+    "TEACHERS": "distill/teachers.py",
     "ARCHITECTURES": "architectures/__init__.py",
 }
 FORBIDDEN = {"manager", "handler", "helper", "helpers", "util", "utils", "engine", "base", "common", "misc"}

@@ -1,7 +1,7 @@
 """distill: fine-tune a teacher on the recipe's labels, and teach a student that is cut from its layers.
 
 Both fill a folder with config.json, model.safetensors and the tokenizer's files, and nothing else; while they run it also
-holds the checkpoint from which a killed run continues.
+holds the snapshot from which a killed run continues.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgekit.distill.machine import choose_device
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
@@ -28,6 +29,7 @@ from edgekit.tasks import TASKS
 from edgekit.tasks.contentless import untaught
 
 if TYPE_CHECKING:
+    from edgekit.distill.courses import Job
     from edgekit.model import Model
     from edgekit.recipe import Recipe, Student
 
@@ -99,10 +101,13 @@ def read_training(recipe: Recipe, where: str) -> Training:
     if recipe.teacher.create is not None:
         _check_create(recipe.task, f"{where}: teacher.create")
         creating = read_create_options(recipe.teacher.create, recipe.data.max_length, f"{where}: teacher.create")
+        _check_device(creating, f"{where}: teacher.create")
     if recipe.teacher.finetune is not None:
         finetuning = _check_finetune(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
+        _check_device(finetuning, f"{where}: teacher.finetune")
     kind = pick(TASKS, recipe.task, f"{where}: task")
     options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill")
+    _check_device(options, f"{where}: distill")
     return Training(create=creating, finetune=finetuning, distill=options, losses=losses)
 
 
@@ -121,12 +126,10 @@ def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict
     rows = PromptSet(folder=prompts).split("train")
     if any(row.messages for row in rows):
         raise EdgekitError(f"{prompts}: a model made from nothing has no chat template; give texts (data.text)")
-    from edgekit.distill.created import create_decoder
+    from edgekit.distill import courses
 
     texts = [row.text + (row.label or "") for row in rows]
-    return create_decoder(
-        texts, inputs.options, max_length=inputs.max_length, out=out, seed=inputs.seed, progress=progress
-    )
+    return courses.create(texts, inputs.options, _job(inputs, out, progress))
 
 
 def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:
@@ -139,30 +142,19 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
     """
     base, prompts = inputs.base.path, inputs.prompts.path
     rows = PromptSet(folder=prompts).split("train")
-    if inputs.task == "text-generation":
-        from edgekit.distill.decoders import teach_answers
+    classes: list[str] = []
+    if TASKS[inputs.task].OUTPUT == "logits":
+        rows = [prompt for prompt in rows if prompt.label is not None]
+        rows += _contentless(rows, inputs.out_of_scope)
+        classes = sorted({str(prompt.label) for prompt in rows} - {inputs.out_of_scope})
+        if len(classes) < 2:
+            raise EdgekitError(
+                f"{prompts}: the train split has {len(classes)} label(s); fine-tuning needs at least two"
+            )
+    from edgekit.distill import courses
 
-        return teach_answers(
-            base, rows, inputs.options, max_length=inputs.max_length, out=out, seed=inputs.seed, progress=progress
-        )
-    rows = [prompt for prompt in rows if prompt.label is not None]
-    rows += _contentless(rows, inputs.out_of_scope)
-    classes = sorted({str(prompt.label) for prompt in rows} - {inputs.out_of_scope})
-    if len(classes) < 2:
-        raise EdgekitError(f"{prompts}: the train split has {len(classes)} label(s); fine-tuning needs at least two")
-    from edgekit.distill.lessons import teach_labels
-
-    return teach_labels(
-        base,
-        rows,
-        classes,
-        inputs.options,
-        max_length=inputs.max_length,
-        out=out,
-        seed=inputs.seed,
-        out_of_scope=inputs.out_of_scope,
-        progress=progress,
-    )
+    job = _job(inputs, out, progress, inputs.out_of_scope)
+    return courses.fine_tune(base, rows, classes, inputs.options, job)
 
 
 def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:
@@ -177,33 +169,28 @@ def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> di
         raise EdgekitError(f"{prompts}: the train split is empty")
     if kind.OUTPUT == "logits":
         rows += _contentless(rows, inputs.out_of_scope)
-    if kind.OUTPUT == "tokens":
-        from edgekit.distill.decoders import teach_decoder
+    from edgekit.distill import courses
+    from edgekit.distill.students import Cut
 
-        return teach_decoder(
-            teacher,
-            rows,
-            inputs.kept,
-            inputs.options,
-            inputs.losses,
-            max_length=inputs.max_length,
-            out=out,
-            seed=inputs.seed,
-            progress=progress,
-        )
-    from edgekit.distill.lessons import teach_student
+    job = _job(inputs, out, progress, inputs.out_of_scope)
+    student = Cut(folder=teacher, keep=inputs.kept)
+    return courses.distill(teacher, rows, student, inputs.options, inputs.losses, job)
 
-    return teach_student(
-        teacher,
-        rows,
-        inputs.kept,
-        inputs.options,
-        inputs.losses,
-        task=kind,
+
+def _job(
+    inputs: CreateInputs | FinetuneInputs | DistillInputs,
+    out: Path,
+    progress: Progress,
+    out_of_scope: str | None = None,
+) -> Job:
+    from edgekit.distill.courses import Job
+
+    return Job(
+        task=TASKS[inputs.task],
         max_length=inputs.max_length,
         out=out,
         seed=inputs.seed,
-        out_of_scope=inputs.out_of_scope,
+        out_of_scope=out_of_scope,
         progress=progress,
     )
 
@@ -213,6 +200,12 @@ def _contentless(rows: Sequence[Prompt], out_of_scope: str | None) -> list[Promp
     texts = [] if out_of_scope is None else untaught(row.text for row in rows)
     step = -(-len(texts) // max(len(rows) // 10, 1)) or 1
     return [Prompt(text=text, label=out_of_scope) for text in texts[::step]]
+
+
+def _check_device(options: TrainingOptions, where: str) -> None:
+    """Refuse a device that is not there. What is found by itself is there: torch need not be asked yet."""
+    if options.device != "auto":
+        choose_device(options.device, f"{where}.device")
 
 
 def _check_create(task: str, where: str) -> None:

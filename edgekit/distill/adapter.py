@@ -6,14 +6,13 @@ PEFT itself merges: W + alpha / r * B A, or alpha / sqrt(r) (rsLoRA), with heads
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from edgekit.checkpoint_keys import CHECKPOINT_KEYS
-from edgekit.distill.lessons import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES
+from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files
 from edgekit.errors import EdgekitError, first_line, require
 from edgekit.inputs import Content
 from edgekit.owners_tokenizer import quiet
@@ -22,7 +21,7 @@ from edgekit.schema import nearest, read_json
 from edgekit.tasks.loading import load_checkpoint
 from edgekit.weights import ADAPTER, ADAPTER_CONFIG, check_finite, read_header
 
-# Adapter of another kind change what the model is given, not its weights.
+# Adapters of another kind change what the model is given, not its weights.
 _MERGED = ("LORA",)
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError, OSError)
 
@@ -35,16 +34,16 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     """
     peft = require("peft", extra="adapters")
     path = folder / ADAPTER_CONFIG
-    said = read_json(path)
-    if not isinstance(said, dict) or not isinstance(said.get("base_model_name_or_path"), str):
+    config = read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str):
         raise EdgekitError(f"{path}: base_model_name_or_path: missing; not an adapter that PEFT saved")
-    if said.get("peft_type") not in _MERGED:
+    if config.get("peft_type") not in _MERGED:
         raise EdgekitError(
-            f"{path}: peft_type: {said.get('peft_type')!r} cannot be merged here, only {', '.join(_MERGED)}; merge it with PEFT"
+            f"{path}: peft_type: {config.get('peft_type')!r} cannot be merged here, only {', '.join(_MERGED)}; merge it with PEFT"
             " (merge_and_unload), if it can be, and name what it gives"
         )
     known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    for key, value in said.items():
+    for key, value in config.items():
         if key not in known:
             raise EdgekitError(f"{path}: {key}: PEFT {peft.__version__} does not know this key{nearest(key, known)}")
         use = CHECKPOINT_KEYS[ADAPTER_CONFIG].get(key, "")
@@ -54,7 +53,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         raise EdgekitError(
             f"{folder}: no {ADAPTER} in it; pickled weights are never loaded: save the adapter as safetensors"
         )
-    return said
+    return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +74,10 @@ def merge(inputs: MergeInputs, out: Path, progress: Progress = silent) -> dict[s
     """
     peft = require("peft", extra="adapters")
     adapter, base, task = inputs.adapter.path, inputs.base.path, inputs.task
-    said, where = read_adapter(adapter), adapter / ADAPTER
-    held = read_header(where)
+    config, where = read_adapter(adapter), adapter / ADAPTER
+    header = read_header(where)
     check_finite([where])
-    model = load_checkpoint(base, task, _head(adapter, task, held))
+    model = load_checkpoint(base, task, _head(adapter, task, header))
     try:
         with quiet():
             wrapped = peft.PeftModel.from_pretrained(model, adapter, local_files_only=True)
@@ -90,42 +89,36 @@ def merge(inputs: MergeInputs, out: Path, progress: Progress = silent) -> dict[s
         raise EdgekitError(
             f"{where}: does not fit {base}: {first_line(refused)[:300]}; is this the adapter's base?"
         ) from refused
-    if wrong := sorted((set(held) - whole) | (own - set(held))):
-        why = "PEFT finds no place for it" if wrong[0] in held else "missing"
+    if wrong := sorted((set(header) - whole) | (own - set(header))):
+        why = "PEFT finds no place for it" if wrong[0] in header else "missing"
         raise EdgekitError(f"{where}: tensor {wrong[0]}: {why}; is {base} the adapter's base?")
     # Where a model was loaded from is this machine's business: without it equal models are equal bytes.
     merged.config._name_or_path = ""
     with quiet():
         merged.save_pretrained(out)
     _copy_files(adapter, base, out)
-    return {"base": said["base_model_name_or_path"], "rank": said.get("r"), "alpha": said.get("lora_alpha")}
+    return {"base": config["base_model_name_or_path"], "rank": config.get("r"), "alpha": config.get("lora_alpha")}
 
 
-def _head(adapter: Path, task: str, held: Mapping[str, Any]) -> dict[str, Any] | None:
+def _head(adapter: Path, task: str, header: Mapping[str, Any]) -> dict[str, Any] | None:
     """The classes of a head that was trained with the adapter: its rows tell how many, a config.json beside it their names."""
     rows = next(
-        (info.shape[0] for name, info in held.items() if name.endswith(("classifier.weight", "score.weight"))), None
+        (info.shape[0] for name, info in header.items() if name.endswith(("classifier.weight", "score.weight"))), None
     )
     rows = rows or next(
-        (info.shape[0] for name, info in held.items() if name.endswith("classifier.out_proj.weight")), None
+        (info.shape[0] for name, info in header.items() if name.endswith("classifier.out_proj.weight")), None
     )
     if task != "text-classification" or rows is None:
         return None
     config = read_json(adapter / "config.json") if (adapter / "config.json").is_file() else {}
-    named = {int(place): name for place, name in (config.get("id2label") or {}).items()}
-    names = named if len(named) == rows else {place: f"LABEL_{place}" for place in range(rows)}
-    return {"num_labels": rows, "id2label": names, "label2id": {name: place for place, name in names.items()}}
+    named = {int(index): name for index, name in (config.get("id2label") or {}).items()}
+    names = named if len(named) == rows else {index: f"LABEL_{index}" for index in range(rows)}
+    return {"num_labels": rows, "id2label": names, "label2id": {name: index for index, name in names.items()}}
 
 
 def _copy_files(adapter: Path, base: Path, out: Path) -> None:
     tokenizer = adapter if (adapter / "tokenizer.json").is_file() else base
-    talks = adapter if any(path for pattern in CHAT_FILES for path in adapter.glob(pattern)) else base
-    for source, patterns in (
-        (tokenizer, TOKENIZER_FILES),
-        (talks, CHAT_FILES),
-        (base, (*EMBEDDING_FILES, "README.md")),
-    ):
-        for path in (path for pattern in patterns for path in sorted(source.glob(pattern))):
-            place = out / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+    chat = adapter if any(path for pattern in CHAT_FILES for path in adapter.glob(pattern)) else base
+    copy_files(tokenizer, out, TOKENIZER_FILES)
+    copy_files(chat, out, CHAT_FILES)
+    copy_files(base, out, (*EMBEDDING_FILES, "README.md"))

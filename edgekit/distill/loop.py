@@ -1,13 +1,14 @@
-"""The training loop: AdamW, warm-up and decay, length-bucketed batches, early stop, checkpoints.
+"""The training loop: AdamW, warm-up and decay, length-bucketed batches, early stop, snapshots.
 
-Everything that a step depends on is in the seed, the step's number and the checkpoint: a run killed at any step and
-continued ends in the same bytes as one that was not.
+Everything that a step depends on is in the seed, the step's number and the snapshot: a run killed at any step and continued ends
+in the same bytes as one that was not (on the CPU always; on an accelerator where torch has deterministic kernels).
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from edgekit.distill.machine import count_threads
 from edgekit.distill.options import TrainingOptions
-from edgekit.distill.snapshot import Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
+from edgekit.distill.snapshot import Snapshot, drop_snapshot, read_snapshot, write_snapshot
 from edgekit.progress import Progress, silent
 
 log = logging.getLogger("edgekit")
@@ -28,12 +29,12 @@ log = logging.getLogger("edgekit")
 # Batches are cut from windows of this many batches, sorted by length: little padding, yet every epoch mixes anew.
 _WINDOW = 16
 # A kill costs at most about this much work.
-CHECKPOINT_SECONDS = 30.0
+SNAPSHOT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What to train on. Rows are numbers of texts; `loss` and `judge` (lower is better) turn rows into a scalar."""
+    """What to train on. Rows are a source's; `loss` and `judge` (lower is better) turn rows into a scalar."""
 
     lengths: Sequence[int]
     train: Sequence[int]
@@ -42,38 +43,58 @@ class Lesson:
     judge: Callable[[list[int]], Tensor]
 
 
-def train(
-    module: nn.Module,
-    lesson: Lesson,
-    options: TrainingOptions,
-    *,
-    width: int,
-    seed: int,
-    folder: Path,
-    run: str,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Train a module in place and leave it, in eval mode, with the weights of its best epoch.
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a training runs, and what it is.
 
-    `width` is the hidden size; `run` is a fingerprint of everything that the run depends on: a checkpoint in `folder` that
-    has it is continued, any other is dropped. Returns facts: steps, epochs, the held-out score of each epoch.
+    folder: for its snapshots. identity: a fingerprint of everything that it depends on: a snapshot in the folder that has it is
+    continued, any other is dropped.
+    """
+
+    folder: Path
+    identity: str
+    seed: int = 0
+    device: str = "cpu"
+    progress: Progress = silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a training went. scores: of the held-out rows after each epoch, lower is better; epochs count from 1."""
+
+    steps: int
+    epochs: int
+    best_epoch: int
+    scores: list[float]
+    learning_rate: float
+    threads: int
+    train_texts: int
+    held_texts: int
+
+
+def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run, *, width: int) -> Outcome:
+    """Train a module in place and leave it, in eval mode and on the CPU, with the weights of its best epoch.
+
+    width: the hidden size.
     """
     from accelerate import Accelerator
 
-    # Not mixed_precision: Accelerate fixes it for the life of a process, and losses must stay in float32 (see Tap).
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    # Not mixed_precision, nor Accelerate's placement: it fixes both for the life of a process, losses must stay in float32 (see
+    # Tap), and two trainings of one build may be on two devices.
+    accelerator = Accelerator(device_placement=False, mixed_precision="no")
     peak = options.learning_rate or 2e-4 * 384 / width
+    module.to(run.device)
     plain = torch.optim.AdamW(_groups(module, options.weight_decay), lr=peak, fused=True)
     module, optimizer = accelerator.prepare(module, plain)
     per_epoch = math.ceil(len(lesson.train) / options.batch)
     total = per_epoch * options.epochs
-    state = _begin(folder, run, module, plain)
+    state = _begin(run, module, plain)
     saved = time.monotonic()
-    progress(state.step, total, f"batches of {options.batch}")
+    run.progress(state.step, total, f"batches of {options.batch}")
     module.train()
     while state.step < total and not state.stopped(options.patience):
-        epoch, place = divmod(state.step, per_epoch)
-        for rows in epoch_batches(lesson, options.batch, seed, epoch)[place:]:
+        epoch, done = divmod(state.step, per_epoch)
+        for rows in epoch_batches(lesson, options.batch, run.seed, epoch)[done:]:
             for group in plain.param_groups:
                 group["lr"] = peak * ramp(state.step, total, options.warmup)
             loss = lesson.loss(rows)
@@ -82,30 +103,30 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
-            progress(state.step, total, f"loss {float(loss.detach()):.3f}")
+            run.progress(state.step, total, f"loss {float(loss.detach()):.3f}")
             if state.step % per_epoch == 0:
                 if lesson.held:
-                    progress(state.step, total, f"judging {len(lesson.held)} texts that are held out")
+                    run.progress(state.step, total, f"judging {len(lesson.held)} texts that are held out")
                 state.judge(module, _score(module, lesson, options.batch))
-            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                write_checkpoint(folder, _snapshot(state, module, plain, run))
+            if time.monotonic() - saved >= SNAPSHOT_SECONDS:
+                write_snapshot(run.folder, _take_snapshot(state, module, plain, run))
                 saved = time.monotonic()
     accelerator.free_memory()
     if state.best:
         _put(module, state.best)
-    module.eval()
-    return _facts(state, lesson, options, peak)
+    module.to("cpu").eval()
+    return _outcome(state, lesson, options, peak)
 
 
 def epoch_batches(lesson: Lesson, size: int, seed: int, epoch: int) -> list[list[int]]:
     """An epoch's batches of rows: shuffled, texts of like length together, the same for the same seed and epoch."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = [lesson.train[place] for place in torch.randperm(len(lesson.train), generator=generator).tolist()]
+    order = [lesson.train[index] for index in torch.randperm(len(lesson.train), generator=generator).tolist()]
     batches = []
     for start in range(0, len(order), size * _WINDOW):
         window = sorted(order[start : start + size * _WINDOW], key=lambda row: lesson.lengths[row])
-        batches += [window[place : place + size] for place in range(0, len(window), size)]
-    return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+        batches += [window[first : first + size] for first in range(0, len(window), size)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 def ramp(step: int, total: int, warmup: float) -> float:
@@ -115,13 +136,21 @@ def ramp(step: int, total: int, warmup: float) -> float:
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Fixed seeds, deterministic kernels and a fixed number of threads (the physical cores, or OMP_NUM_THREADS)."""
+def reproducible(seed: int, device: str = "cpu") -> Iterator[None]:
+    """Fixed seeds, deterministic kernels and a fixed number of threads (the physical cores, or OMP_NUM_THREADS).
+
+    On an accelerator an operation without a deterministic kernel is warned of and runs; on the CPU it is an error.
+    """
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     switch: Any = torch.utils.deterministic
     fill = switch.fill_uninitialized_memory
+    random = None if device == "cpu" else get_device_random(device)
+    if device == "cuda":
+        # https://docs.nvidia.com/cuda/cublas/#results-reproducibility: read when cuBLAS is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(count_threads())
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
     # Filling fresh memory costs time and changes nothing: no kernel reads it before it writes it.
     switch.fill_uninitialized_memory = False
     with torch.random.fork_rng(devices=[]):
@@ -130,8 +159,26 @@ def reproducible(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(strict)
+            torch.use_deterministic_algorithms(strict, warn_only=lenient)
             switch.fill_uninitialized_memory = fill
+            if random is not None:
+                set_device_random(device, random)
+
+
+def get_device_random(device: str) -> Tensor:
+    """The state of an accelerator's random generator, uint8."""
+    state: Tensor = _torch_of(device).get_rng_state()
+    return state
+
+
+def set_device_random(device: str, state: Tensor) -> None:
+    """Put an accelerator's random generator into a state that `get_device_random` gave."""
+    _torch_of(device).set_rng_state(state)
+
+
+def _torch_of(device: str) -> Any:
+    """What torch offers for one kind of accelerator: torch.cuda, torch.mps."""
+    return torch.get_device_module(device)
 
 
 class _State:
@@ -150,23 +197,23 @@ class _State:
         self.scores.append(score)
         if score <= min(self.scores):
             self.best_epoch = len(self.scores) - 1
-            self.best = {key: one.clone() for key, one in _weights(module).items()}
+            self.best = {key: weight.to("cpu", copy=True) for key, weight in _weights(module).items()}
 
     def stopped(self, patience: int) -> bool:
         return len(self.scores) - 1 - self.best_epoch >= patience
 
 
-def _facts(state: _State, lesson: Lesson, options: TrainingOptions, peak: float) -> dict[str, Any]:
-    return {
-        "steps": state.step,
-        "epochs": state.step // math.ceil(len(lesson.train) / options.batch),
-        "best_epoch": state.best_epoch + 1 if state.scores else options.epochs,
-        "scores": [round(score, 6) for score in state.scores],
-        "learning_rate": peak,
-        "threads": torch.get_num_threads(),
-        "train_texts": len(lesson.train),
-        "held_texts": len(lesson.held),
-    }
+def _outcome(state: _State, lesson: Lesson, options: TrainingOptions, peak: float) -> Outcome:
+    return Outcome(
+        steps=state.step,
+        epochs=state.step // math.ceil(len(lesson.train) / options.batch),
+        best_epoch=state.best_epoch + 1 if state.scores else options.epochs,
+        scores=[round(score, 6) for score in state.scores],
+        learning_rate=peak,
+        threads=torch.get_num_threads(),
+        train_texts=len(lesson.train),
+        held_texts=len(lesson.held),
+    )
 
 
 def _score(module: nn.Module, lesson: Lesson, batch: int) -> float | None:
@@ -184,38 +231,43 @@ def _score(module: nn.Module, lesson: Lesson, batch: int) -> float | None:
     return total / len(order)
 
 
-def _begin(folder: Path, run: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
-    """The state of the folder's checkpoint, put into module and optimizer, where it is this run's; else a fresh one."""
-    if found := read_checkpoint(folder, run):
-        log.info("training continues at step %d", found.state["step"])
-        return _restore(found, module, optimizer)
-    drop_checkpoint(folder)
+def _begin(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
+    """The state of the folder's snapshot, put into module and optimizer, where it is this run's; else a fresh one."""
+    if snapshot := read_snapshot(run.folder, run.identity):
+        log.info("training continues at step %d", snapshot.state["step"])
+        return _restore(snapshot, module, optimizer, run)
+    drop_snapshot(run.folder)
     return _State()
 
 
-def _snapshot(state: _State, module: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> Checkpoint:
-    tensors = {f"weight/{key}": one for key, one in _weights(module).items()}
-    tensors |= {f"best/{key}": one for key, one in state.best.items()}
-    for place, parameter in enumerate(_parameters(optimizer)):
-        tensors |= {f"moment/{place}/{key}": one for key, one in optimizer.state[parameter].items()}
+def _take_snapshot(state: _State, module: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> Snapshot:
+    """The run as it stands, on the CPU."""
+    tensors = {f"weight/{key}": weight for key, weight in _weights(module).items()}
+    tensors |= {f"best/{key}": weight for key, weight in state.best.items()}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        tensors |= {f"moment/{index}/{key}": moment for key, moment in optimizer.state[parameter].items()}
     tensors["random/cpu"] = torch.get_rng_state()
-    return Checkpoint(
-        state={"run": run, "step": state.step, "scores": state.scores, "best_epoch": state.best_epoch},
-        tensors=tensors,
+    if run.device != "cpu":
+        tensors["random/device"] = get_device_random(run.device)
+    return Snapshot(
+        state={"run": run.identity, "step": state.step, "scores": state.scores, "best_epoch": state.best_epoch},
+        tensors={key: tensor.to("cpu") for key, tensor in tensors.items()},
     )
 
 
-def _restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
+def _restore(snapshot: Snapshot, module: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> _State:
     state = _State()
-    state.step = checkpoint.state["step"]
-    state.scores = checkpoint.state["scores"]
-    state.best_epoch = checkpoint.state["best_epoch"]
-    state.best = _part(checkpoint.tensors, "best/")
-    _put(module, _part(checkpoint.tensors, "weight/"))
-    for place, parameter in enumerate(_parameters(optimizer)):
-        if moments := _part(checkpoint.tensors, f"moment/{place}/"):
-            optimizer.state[parameter] = moments
-    torch.set_rng_state(checkpoint.tensors["random/cpu"])
+    state.step = snapshot.state["step"]
+    state.scores = snapshot.state["scores"]
+    state.best_epoch = snapshot.state["best_epoch"]
+    state.best = _part(snapshot.tensors, "best/")
+    _put(module, _part(snapshot.tensors, "weight/"))
+    for index, parameter in enumerate(_parameters(optimizer)):
+        if moments := _part(snapshot.tensors, f"moment/{index}/"):
+            optimizer.state[parameter] = {key: moment.to(run.device) for key, moment in moments.items()}
+    torch.set_rng_state(snapshot.tensors["random/cpu"])
+    if run.device != "cpu":
+        set_device_random(run.device, snapshot.tensors["random/device"])
     return state
 
 
@@ -223,8 +275,8 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     """What a module's state holds, a tensor that has two names (a tied head) under its first one."""
     first: dict[int, str] = {}
     state = module.state_dict()
-    for key, one in state.items():
-        first.setdefault(one.data_ptr(), key)
+    for key, weight in state.items():
+        first.setdefault(weight.data_ptr(), key)
     return {key: state[key].detach() for key in first.values()}
 
 
@@ -232,12 +284,12 @@ def _put(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy what `_weights` gave into the module; a tied tensor gets its values through its first name."""
     state = module.state_dict()
     with torch.no_grad():
-        for key, one in weights.items():
-            state[key].copy_(one)
+        for key, weight in weights.items():
+            state[key].copy_(weight)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -248,6 +300,6 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices, none for biases and norms."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
-        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": weight_decay},
-        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+        {"params": [weight for weight in parameters if weight.ndim > 1], "weight_decay": weight_decay},
+        {"params": [weight for weight in parameters if weight.ndim <= 1], "weight_decay": 0.0},
     ]

@@ -1,12 +1,15 @@
 """LOSSES: what a student is taught by. Each compares a student's signal with its teacher's on one batch, and is a scalar.
 
+A further loss is one function and one line: the line says which signals it needs, from which follows what `Tap` collects, and the
+outputs that it makes sense for, from which follows what a recipe may ask for.
+
 Means are over the batch's rows or real tokens, never over padding, so that a weight means the same in every batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """What one model says about a batch."""
+    """What one model gives for a batch. A loss names the fields that it needs; a model gives no others."""
 
     output: Tensor
     """Logits or embeddings [batch, width]; of a decoder the last hidden states [batch, sequence, channels], or the logits of
@@ -30,10 +33,45 @@ class Signal:
 class Batch:
     """What is known of a batch without any model."""
 
+    rows: tuple[int, ...]
+    """Which rows of the source are in it."""
+    tokens: Tensor
+    """input_ids, int64 [batch, sequence], padded on the right."""
     mask: Tensor
     """1 for a real token, 0 for padding [batch, sequence]."""
     targets: Tensor
     """Wanted class probabilities [batch, classes], zeros in a row whose label is not known; or the wanted ids [tokens]."""
+    scored: tuple[Tensor, Tensor] | None = None
+    """Of a decoder, for each wanted id the row of the batch and the position that predicts it, each int64 [tokens]."""
+
+    def to(self, device: str) -> Batch:
+        """The batch with its tensors on a device; the same tensors where they are there already."""
+        rows, positions = self.scored or (None, None)
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            mask=self.mask.to(device),
+            targets=self.targets.to(device),
+            scored=None if rows is None or positions is None else (rows.to(device), positions.to(device)),
+        )
+
+
+Compare = Callable[[Signal, Signal, Batch, float], "Tensor"]
+"""(student, teacher, batch, temperature) -> a scalar, 0 where there is nothing left to learn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """An entry of LOSSES: how two signals are compared, what they must hold for it, and where it makes sense."""
+
+    compare: Compare
+    needs: frozenset[str]
+    """The fields of Signal that it reads. On a decoder a loss of `output` gets the logits of scored tokens, some at a time, and
+    reads nothing else."""
+    weights: Mapping[str, float]
+    """Its weight where a recipe names no losses, for each output (logits, embedding, tokens) that it makes sense for."""
+    teacher: bool = True
+    """Whether it reads the teacher's signal; a run of losses that do not loads no teacher."""
 
 
 def logits(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
@@ -43,8 +81,8 @@ def logits(student: Signal, teacher: Signal, batch: Batch, temperature: float) -
     gradients scale as 1 / T^2, so the factor keeps their share when T changes.
     """
     wanted = (teacher.output / temperature).log_softmax(dim=-1)
-    said = (student.output / temperature).log_softmax(dim=-1)
-    return (wanted.exp() * (wanted - said)).sum(dim=-1).mean() * temperature**2
+    given = (student.output / temperature).log_softmax(dim=-1)
+    return (wanted.exp() * (wanted - given)).sum(dim=-1).mean() * temperature**2
 
 
 def labels(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
@@ -65,9 +103,9 @@ def hidden(student: Signal, teacher: Signal, batch: Batch, temperature: float) -
     Patient knowledge distillation, Sun et al. (arXiv:1908.09355), equation 7, here for every token and not the first only.
     """
     total = student.output.new_zeros(())
-    for said, wanted in zip(student.hidden, teacher.hidden, strict=True):
-        apart = (_direction(said) - _direction(wanted)).square().sum(dim=-1)
-        total = total + (apart * batch.mask).sum() / batch.mask.sum()
+    for given, wanted in zip(student.hidden, teacher.hidden, strict=True):
+        distance = (_direction(given) - _direction(wanted)).square().sum(dim=-1)
+        total = total + (distance * batch.mask).sum() / batch.mask.sum()
     return total / max(len(student.hidden), 1)
 
 
@@ -78,10 +116,10 @@ def attention_relation(student: Signal, teacher: Signal, batch: Batch, temperatu
     """
     unseen = (batch.mask == 0)[:, None, None, :]
     total = student.output.new_zeros(())
-    for said, wanted in zip(student.projections, teacher.projections, strict=True):
-        shown = _relation(wanted, unseen)
-        apart = (shown.exp() * (shown - _relation(said, unseen))).sum(dim=-1)
-        total = total + (apart.mean(dim=1) * batch.mask).sum() / batch.mask.sum()
+    for given, wanted in zip(student.projections, teacher.projections, strict=True):
+        logs = _relation(wanted, unseen)
+        divergence = (logs.exp() * (logs - _relation(given, unseen))).sum(dim=-1)
+        total = total + (divergence.mean(dim=1) * batch.mask).sum() / batch.mask.sum()
     return total
 
 
@@ -90,15 +128,26 @@ def embedding(student: Signal, teacher: Signal, batch: Batch, temperature: float
     return 1 - (_direction(student.output) * _direction(teacher.output)).sum(dim=-1).mean()
 
 
-Loss = Callable[[Signal, Signal, Batch, float], "Tensor"]
+def brier(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
+    """The Brier score (Brier 1950): the squared distance of probabilities from the wanted ones, mean over rows."""
+    return (student.output.softmax(dim=-1) - batch.targets).square().sum(dim=-1).mean()
+
+
+_OUTPUT, _HIDDEN, _PROJECTIONS = frozenset({"output"}), frozenset({"hidden"}), frozenset({"projections"})
+_ROWS = {"logits": 1.0, "embedding": 1.0}
 
 LOSSES: dict[str, Loss] = {
-    "attention_relation": attention_relation,
-    "embedding": embedding,
-    "hidden": hidden,
-    "labels": labels,
-    "logits": logits,
+    # Relations of a decoder's block would have to leave out what a token cannot see, and it may have fewer keys than queries.
+    "attention_relation": Loss(compare=attention_relation, needs=_PROJECTIONS, weights=_ROWS),
+    "embedding": Loss(compare=embedding, needs=_OUTPUT, weights={"embedding": 1.0}),
+    "hidden": Loss(compare=hidden, needs=_HIDDEN, weights=_ROWS | {"tokens": 1.0}),
+    "labels": Loss(compare=labels, needs=_OUTPUT, weights={"logits": 0.5, "tokens": 0.5}, teacher=False),
+    "logits": Loss(compare=logits, needs=_OUTPUT, weights={"logits": 0.5, "tokens": 1.0}),
 }
+
+# What an early stop may look at and a recipe cannot ask for: unlike cross-entropy it does not punish a model for growing surer of
+# what it gets right.
+BRIER = Loss(compare=brier, needs=_OUTPUT, weights={}, teacher=False)
 
 
 def _direction(vectors: Tensor) -> Tensor:

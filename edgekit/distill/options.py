@@ -8,29 +8,19 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from edgekit.distill.losses import LOSSES
+from edgekit.distill import losses
 from edgekit.errors import EdgekitError
 from edgekit.schema import nearest, parse
 
 # Above this much memory the teacher answers each batch anew instead of once per text.
 SIGNAL_BYTES = 2 << 30
-# Which losses make sense for a kind of output, and their weights where the recipe names none.
-DEFAULT_LOSSES: dict[str, dict[str, float]] = {
-    "logits": {"logits": 0.5, "labels": 0.5, "hidden": 1.0, "attention_relation": 1.0},
-    "embedding": {"embedding": 1.0, "hidden": 1.0, "attention_relation": 1.0},
-    "tokens": {"logits": 1.0, "labels": 0.5, "hidden": 1.0},
-}
-# Relations of a decoder's block would have to leave out what a token cannot see, and it may have fewer keys than queries.
-_FITS = {
-    "logits": set(LOSSES) - {"embedding"},
-    "embedding": set(LOSSES) - {"logits", "labels"},
-    "tokens": {"logits", "labels", "hidden"},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """How to train. `holdout` is the share of train texts kept aside for the early stop; `patience` counts epochs.
+
+    `device` is where: "auto" takes the accelerator that torch finds, else the CPU.
 
     Without `learning_rate`: 2e-4 at 384 channels, falling as 1 / width (Adam's rate for hidden weights under maximal update
     parametrisation, arXiv:2203.03466, table 3).
@@ -45,6 +35,7 @@ class TrainingOptions:
     holdout: Annotated[float, Ge(0), Lt(0.5)] = 0.05
     patience: Annotated[int, Gt(0)] = 3
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +76,21 @@ def read_distill_options(table: Mapping[str, Any], output: str, where: str) -> t
     Raises EdgekitError for unknown keys and losses, and for a loss that the output has no use for.
     """
     options = parse(DistillOptions, table, where)
-    weights = DEFAULT_LOSSES[output] if options.losses is None else options.losses
+    defaults = default_losses(output)
+    weights = defaults if options.losses is None else options.losses
     for name in weights:
-        if name not in _FITS[output]:
-            known = nearest(name, _FITS[output])
-            raise EdgekitError(
-                f"{where}.losses.{name}: {'does not apply to ' + output if name in LOSSES else 'unknown loss'}{known}"
-            )
+        if name not in defaults:
+            problem = f"does not apply to {output}" if name in losses.LOSSES else "unknown loss"
+            raise EdgekitError(f"{where}.losses.{name}: {problem}{nearest(name, defaults)}")
     chosen = {name: weight for name, weight in sorted(weights.items()) if weight > 0}
     if not chosen:
-        raise EdgekitError(
-            f"{where}.losses: every weight is zero; give at least one of {', '.join(sorted(_FITS[output]))}"
-        )
+        raise EdgekitError(f"{where}.losses: every weight is zero; give at least one of {', '.join(sorted(defaults))}")
     return options, chosen
+
+
+def default_losses(output: str) -> dict[str, float]:
+    """The losses that make sense for a kind of output, and their weights where a recipe names none."""
+    return {name: loss.weights[output] for name, loss in losses.LOSSES.items() if output in loss.weights}
 
 
 def read_create_options(table: Mapping[str, Any], max_length: int, where: str) -> CreateOptions:
@@ -142,5 +135,5 @@ def choose_blocks(depth: int, layers: int | None, keep: Sequence[int] | None, wh
         raise EdgekitError(f"{where}.layers: {layers}: the teacher has {depth} layers; choose from 1 to {depth}")
     if layers == 1:
         return [0]
-    # Halves go down, in integers: round((depth - 1) * place / (layers - 1)).
-    return [(2 * (depth - 1) * place + layers - 2) // (2 * (layers - 1)) for place in range(layers)]
+    # Halves go down, in integers: round((depth - 1) * index / (layers - 1)).
+    return [(2 * (depth - 1) * index + layers - 2) // (2 * (layers - 1)) for index in range(layers)]

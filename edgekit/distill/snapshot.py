@@ -17,32 +17,32 @@ from edgekit.workspace import disk_error, write_atomically
 if TYPE_CHECKING:
     from torch import Tensor
 
-FILE = "checkpoint.json"
-_TENSORS = "checkpoint-*.safetensors"
+FILE = "snapshot.json"
+_TENSORS = "snapshot-*.safetensors"
 # safetensors writes into a file of such a name and renames it: a kill in between leaves it.
 _BEING_SAVED = ".tmp??????"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Snapshot:
     """`state` is what JSON can say (step, scores); `tensors` are weights, moments and random states by name."""
 
     state: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Replace the folder's checkpoint; EdgekitError where the disk refuses."""
+def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
+    """Replace the folder's snapshot; EdgekitError where the disk refuses."""
     from safetensors.torch import save_file
 
-    name = f"checkpoint-{checkpoint.state['step']:09d}.safetensors"
+    name = f"snapshot-{snapshot.state['step']:09d}.safetensors"
     partial = folder / f".{name}.partial"
     try:
-        save_file({key: one.contiguous() for key, one in checkpoint.tensors.items()}, partial)
+        save_file({key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}, partial)
         with partial.open("rb+") as stream:
             os.fsync(stream.fileno())
         partial.replace(folder / name)
-        write_atomically(folder / FILE, json.dumps({"tensors": name, **checkpoint.state}, sort_keys=True))
+        write_atomically(folder / FILE, json.dumps({"tensors": name, **snapshot.state}, sort_keys=True))
         for old in folder.glob(_TENSORS):
             if old.name != name:
                 old.unlink()
@@ -51,8 +51,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         raise disk_error(folder / name, failed) from failed
 
 
-def read_checkpoint(folder: Path, run: str) -> Checkpoint | None:
-    """The folder's checkpoint, if it has one and it belongs to the run of this fingerprint."""
+def read_snapshot(folder: Path, run: str) -> Snapshot | None:
+    """The folder's snapshot, if it has one and it belongs to the run of this fingerprint."""
     from safetensors.torch import load_file
 
     if not (folder / FILE).is_file():
@@ -60,11 +60,11 @@ def read_checkpoint(folder: Path, run: str) -> Checkpoint | None:
     state = json.loads((folder / FILE).read_text(encoding="utf-8"))
     if state["run"] != run:
         return None
-    return Checkpoint(state=state, tensors=load_file(folder / state["tensors"]))
+    return Snapshot(state=state, tensors=load_file(folder / state["tensors"]))
 
 
-def drop_checkpoint(folder: Path) -> None:
-    """Remove everything that `write_checkpoint` left, whole or partial, and what a killed save left."""
+def drop_snapshot(folder: Path) -> None:
+    """Remove everything that `write_snapshot` left, whole or partial, and what a killed save left."""
     for pattern in (FILE, f".{FILE}.partial", _TENSORS, f".{_TENSORS}.partial", _BEING_SAVED):
         for path in folder.glob(pattern):
             path.unlink()

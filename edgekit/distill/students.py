@@ -1,36 +1,133 @@
-"""A student cut from its teacher's blocks, and the taps that let losses see inside both."""
+"""STUDENTS: what a training begins from. A further kind is one function and one line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgekit.architectures import Architecture, find_architecture
-from edgekit.distill.losses import Signal
-from edgekit.tasks.encoders import dimensions
+from edgekit.distill.created import make_decoder
+from edgekit.distill.decoders import Body
+from edgekit.distill.options import CreateOptions
+from edgekit.distill.tap import find_blocks, find_family
+from edgekit.errors import EdgekitError
+from edgekit.model import load_model
+from edgekit.tasks import Task
+from edgekit.tasks.encoders import load_encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A module to train, which holds transformers' model as `model`.
+
+    matched: for each of its blocks the teacher's block whose output it learns. facts: what its step writes about it.
+    """
+
+    module: nn.Module
+    matched: Sequence[int] = ()
+    facts: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A checkpoint with all its blocks; with `classes` a new classifier on it."""
+
+    folder: Path
+    classes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A teacher without the blocks that `keep` does not name; 0 is the first."""
+
+    folder: Path
+    keep: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Created:
+    """A decoder of this size with fresh weights, for a tokenizer of `vocabulary` tokens."""
+
+    size: CreateOptions
+    vocabulary: int
+
+
+def whole(options: Whole, task: Task) -> Student:
+    """A checkpoint as it is. A new classifier's weights are drawn from torch's generator."""
+    if not options.classes:
+        return Student(module=load_module(task, options.folder))
+    head = {
+        "num_labels": len(options.classes),
+        "id2label": dict(enumerate(options.classes)),
+        "label2id": {name: index for index, name in enumerate(options.classes)},
+        "problem_type": "single_label_classification",
+    }
+    module = load_encoder(options.folder, task.NAME, head)
+    return Student(module=module, facts={"classes": list(options.classes)})
+
+
+def cut_teacher(options: Cut, task: Task) -> Student:
+    """A teacher with some of its blocks."""
+    depth = load_model(options.folder).layers
+    module = load_module(task, options.folder)
+    cut(module, options.keep)
+    return Student(
+        module=module,
+        matched=match_blocks(depth, options.keep),
+        facts={"keep": list(options.keep), "teacher_layers": depth},
+    )
+
+
+def create(options: Created, task: Task) -> Student:  # noqa: ARG001 - one signature for all
+    """A causal language model from nothing, its weights drawn from torch's generator."""
+    module = Body(make_decoder(options.size, options.vocabulary))
+    return Student(module=module, facts={"parameters": sum(weight.numel() for weight in module.parameters())})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentKind:
+    """An entry of STUDENTS: the dataclass of what such a student is made of, and the function that makes one for a task."""
+
+    options: type[Any]
+    make: Callable[[Any, Task], Student]
+
+
+STUDENTS: dict[str, StudentKind] = {
+    "created": StudentKind(options=Created, make=create),
+    "cut": StudentKind(options=Cut, make=cut_teacher),
+    "whole": StudentKind(options=Whole, make=whole),
+}
+
+
+def make_student(options: object, task: Task) -> Student:
+    """The student that these options describe, by the entry of STUDENTS that has options of their type."""
+    for kind in STUDENTS.values():
+        if type(options) is kind.options:
+            return kind.make(options, task)
+    raise EdgekitError(f"student: {type(options).__name__}: no kind of student is made of it; add it to STUDENTS")
+
+
+def load_module(task: Task, folder: Path) -> nn.Module:
+    """A checkpoint as it is trained and asked: an encoder as its task loads it, a decoder as a Body."""
+    module = task.load(folder)
+    return Body(module.model) if task.OUTPUT == "tokens" else module
 
 
 def cut(module: nn.Module, keep: Sequence[int]) -> None:
     """Leave only the named blocks in a loaded model, and make its configuration say so."""
     model: Any = module.model
-    architecture = _architecture(module)
+    architecture = find_family(module)
     blocks = [find_blocks(module)[index] for index in keep]
     architecture.cut(model.config, blocks, keep)
-    for place, block in enumerate(blocks):
+    for index, block in enumerate(blocks):
         for part in block.modules():
             if hasattr(part, "layer_idx"):
-                setattr(part, "layer_idx", place)  # noqa: B010 - nn.Module's type knows no such attribute
+                setattr(part, "layer_idx", index)  # noqa: B010 - nn.Module's type knows no such attribute
     path, _, name = architecture.LAYERS.rpartition(".")
     setattr(model.base_model.get_submodule(path), name, nn.ModuleList(blocks))
-
-
-def find_blocks(module: nn.Module) -> nn.ModuleList:
-    """The model's list of transformer blocks."""
-    model: Any = module.model
-    return cast(nn.ModuleList, model.base_model.get_submodule(_architecture(module).LAYERS))
 
 
 def match_blocks(depth: int, keep: Sequence[int]) -> list[int]:
@@ -40,55 +137,3 @@ def match_blocks(depth: int, keep: Sequence[int]) -> list[int]:
     from [0, 2, 5]) ended at 1.12.
     """
     return [*keep[:-1], depth - 1]
-
-
-class Tap:
-    """Runs a module and collects what the losses compare: outputs of some blocks, and the last block's query, key, value."""
-
-    def __init__(
-        self, module: nn.Module, *, blocks: Sequence[int] = (), relations: bool = False, precision: str = "fp32"
-    ) -> None:
-        self.module = module
-        self._bf16 = precision == "bf16"
-        self._hidden: dict[int, Tensor] = {}
-        self._projections: dict[int, Tensor] = {}
-        self._heads = dimensions(cast(Any, module.model).config).heads if relations else 0
-        for index in blocks:
-            find_blocks(module)[index].register_forward_hook(_keep_first(self._hidden, index))
-        if relations:
-            found = find_blocks(module)
-            for place, path in enumerate(_architecture(module).PROJECTIONS):
-                found[-1].get_submodule(path).register_forward_hook(_keep_first(self._projections, place))
-
-    def __call__(self, tokens: Tensor, mask: Tensor) -> Signal:
-        """input_ids and attention_mask [batch, sequence] -> the module's signal, always in float32."""
-        self._hidden.clear()
-        self._projections.clear()
-        with self.autocast():
-            output = self.module(tokens, mask)
-        projections = [self._projections[place].float() for place in sorted(self._projections)]
-        if len(projections) == 1:
-            projections = list(projections[0].chunk(3, dim=-1))
-        return Signal(
-            output=output.float(),
-            hidden=tuple(self._hidden[index].float() for index in sorted(self._hidden)),
-            projections=tuple(one.view(*one.shape[:2], self._heads, -1).transpose(1, 2) for one in projections),
-        )
-
-    def autocast(self) -> torch.autocast:
-        """The precision of the tap's calls, for what belongs to the same model."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self._bf16)
-
-
-def _keep_first(seen: dict[int, Tensor], key: int) -> Callable[[nn.Module, Any, Any], None]:
-    """A hook that keeps a layer's first output of a call (DeBERTa calls a projection again for its relative positions)."""
-
-    def keep(_layer: nn.Module, _inputs: Any, output: Any) -> None:
-        seen.setdefault(key, output[0] if isinstance(output, tuple) else output)
-
-    return keep
-
-
-def _architecture(module: nn.Module) -> Architecture:
-    config: Any = cast(Any, module.model).config
-    return find_architecture(config.model_type, "model")

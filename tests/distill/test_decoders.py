@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from edgekit.distill import decoders, loop
+from edgekit.distill.batches import find_passages, hold_out, passage_source, score
 from edgekit.distill.created import BEGIN_ID, END, END_ID, pack, train_tokenizer
-from edgekit.distill.decoders import Body, next_token_lesson, read_passages, score
+from edgekit.distill.decoders import Body
+from edgekit.distill.lessons import make_lesson
+from edgekit.distill.loop import Lesson
 from edgekit.distill.losses import LOSSES, Batch, Signal
 from edgekit.distill.options import read_create_options, read_distill_options
-from edgekit.distill.students import Tap
+from edgekit.distill.tap import Tap
+from edgekit.distill.teachers import TEACHERS, TeacherInputs
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
@@ -133,7 +137,7 @@ def test_a_created_model_has_learned(storyteller: tuple[Path, dict[str, Any]]) -
     """Its perplexity is counted on texts that it never saw, and is a small part of what equal odds would give."""
     folder, facts = storyteller
     texts = stories(60)
-    kept, held = decoders.hold_out(texts, 0.1)
+    kept, held = hold_out(texts, 0.1)
     tokenizer = load_model(folder).tokenizer()
     blocks = list(pack(tokenizer, [texts[place] for place in held], 64, seed=3))
     assert facts["held_texts"] == len(held) > 0
@@ -190,7 +194,7 @@ import json, sys
 from pathlib import Path
 from edgekit.distill import loop
 from tests.steps import create
-loop.CHECKPOINT_SECONDS = 0.0
+loop.SNAPSHOT_SECONDS = 0.0
 create(Path(sys.argv[1]), options=json.loads(sys.argv[3]), max_length=64, out=Path(sys.argv[2]),
        progress=lambda done, total, note: note.startswith("loss") and print(done, flush=True))
 """
@@ -211,7 +215,7 @@ def test_a_killed_creation_is_continued_to_the_same_bytes(data: Path, tmp_path: 
             break
     broken.send_signal(signal.SIGKILL)
     broken.communicate()
-    assert (tmp_path / "broken" / "checkpoint.json").is_file()
+    assert (tmp_path / "broken" / "snapshot.json").is_file()
     steps = [int(line) for line in start("broken").communicate()[0].split()]
     assert steps[0] > 2
     whole = [int(line) for line in start("whole", warm.alone).communicate()[0].split()]
@@ -279,10 +283,14 @@ def test_body_and_head_say_what_the_model_says(family: str, family_folder: Calla
     with torch.no_grad():
         logits = module(batch.tokens, batch.mask)
         body = Body(TASKS[TASK].load(folder).model)  # type: ignore[arg-type]
-        mine = body.logits(body(batch.tokens, batch.mask)[batch.rows, batch.places])
+        mine = body.logits(body(batch.tokens, batch.mask)[batch.scored])
     assert mine.shape == (39 + 2 + 1, body.vocabulary)
-    torch.testing.assert_close(mine, logits[batch.rows, batch.places], atol=2e-4, rtol=2e-4)
-    assert batch.wanted.tolist() == [*range(6, 45), 10, 11, 27]
+    torch.testing.assert_close(mine, logits[batch.scored], atol=2e-4, rtol=2e-4)
+    assert batch.targets.tolist() == [*range(6, 45), 10, 11, 27]
+
+
+def next_tokens(tap: Tap, read: list[Passage], train: list[int], held: list[int]) -> Lesson:
+    return make_lesson(tap, None, passage_source(read, train, held), {"labels": 1.0})
 
 
 def test_the_loss_is_transformers_own(family_folder: Callable[[str], Path]) -> None:
@@ -293,7 +301,7 @@ def test_the_loss_is_transformers_own(family_folder: Callable[[str], Path]) -> N
     ]
     wanted = surprise(folder, [one.ids for one in read], [one.start for one in read])
     body = Body(TASKS[TASK].load(folder).model)  # type: ignore[arg-type]
-    lesson = next_token_lesson(body, Tap(body), read, [0], [0, 1, 2])
+    lesson = next_tokens(Tap(body), read, [0], [0, 1, 2])
     with torch.no_grad():
         assert float(lesson.loss([0, 1, 2])) == pytest.approx(wanted, abs=1e-5)
         judged = (float(lesson.judge([0, 1])) * 2 + float(lesson.judge([2]))) / 3
@@ -311,7 +319,7 @@ def test_logits_are_bounded_and_gradients_are_the_same(
         monkeypatch.setattr(decoders, "LOGIT_BYTES", size)
         body = Body(TASKS[TASK].load(family_folder("qwen2")).model)  # type: ignore[arg-type]
         body.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: widths.append(out.shape[0]))
-        loss = next_token_lesson(body, Tap(body), read, [0], []).loss([0])
+        loss = next_tokens(Tap(body), read, [0], []).loss([0])
         loss.backward()
         found.append((float(loss.detach()), [one.grad for one in body.parameters() if one.grad is not None]))
     assert widths[0] == 30
@@ -325,12 +333,14 @@ def test_logits_are_bounded_and_gradients_are_the_same(
 def test_token_kl_is_the_formula() -> None:
     torch.manual_seed(0)
     mine, theirs, heat = torch.randn(7, 11), torch.randn(7, 11), 2.0
-    facts = Batch(mask=torch.ones(1, 8), targets=torch.arange(7))
+    facts = Batch(rows=(0,), tokens=torch.ones(1, 8), mask=torch.ones(1, 8), targets=torch.arange(7))
     p, q = (theirs / heat).softmax(-1), (mine / heat).softmax(-1)
     wanted = (p * (p / q).log()).sum(-1).mean() * heat**2
-    torch.testing.assert_close(LOSSES["logits"](Signal(output=mine), Signal(output=theirs), facts, heat), wanted)
+    torch.testing.assert_close(
+        LOSSES["logits"].compare(Signal(output=mine), Signal(output=theirs), facts, heat), wanted
+    )
     picked = -mine.softmax(-1).log()[torch.arange(7), torch.arange(7)].mean()
-    torch.testing.assert_close(LOSSES["labels"](Signal(output=mine), Signal(output=mine), facts, heat), picked)
+    torch.testing.assert_close(LOSSES["labels"].compare(Signal(output=mine), Signal(output=mine), facts, heat), picked)
 
 
 LESSON = {"hidden": 1.0, "logits": 1.0}
@@ -361,13 +371,13 @@ def test_finetune_learns_the_answers(family: str, family_folder: Callable[[str],
 def test_running_text_is_learned_with_its_end(storyteller: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     model = load_model(storyteller[0])
     rows = [Prompt(text=stories(1)[0]), Prompt(text="Short.")]
-    read = read_passages(model, rows, 64)
+    read = find_passages(model, rows, 64)
     assert [one.start for one in read] == [1] * len(read)
     assert len(read) > 2
     assert read[-1].ids == [*model.encode(["Short."], 64)[0], END_ID]
     assert [one.ids[-1] == END_ID for one in read] == [*[False] * (len(read) - 2), True, True]
     with pytest.raises(EdgekitError, match="no train row has an answer"):
-        read_passages(load_model(make_decoder("llama", tmp_path / "chat")), [Prompt(text="hello")], 64)
+        find_passages(load_model(make_decoder("llama", tmp_path / "chat")), [Prompt(text="hello")], 64)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -398,7 +408,7 @@ def test_a_student_is_cut_and_comes_near_its_teacher(
     batch = score(read)
     with torch.no_grad():
         shown, far, near = (
-            TASKS[TASK].load(folder)(batch.tokens, batch.mask)[batch.rows, batch.places].log_softmax(-1)
+            TASKS[TASK].load(folder)(batch.tokens, batch.mask)[batch.scored].log_softmax(-1)
             for folder in (teacher, tmp_path / "short", tmp_path / "long")
         )
     apart = [float((shown.exp() * (shown - one)).sum(-1).mean()) for one in (far, near)]
@@ -413,7 +423,7 @@ class Killed(BaseException):
 def test_a_stopped_run_ends_in_the_same_bytes(
     verb: str, storyteller: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
     data = write_train(tmp_path / "data", [{"text": text} for text in stories(12)])
     options = {"epochs": 2, "batch": 8, "holdout": 0.2}
 
@@ -444,12 +454,15 @@ def test_a_stopped_run_ends_in_the_same_bytes(
 def test_the_teacher_says_the_same_from_memory_and_live(storyteller: tuple[Path, dict[str, Any]]) -> None:
     body = Body(TASKS[TASK].load(storyteller[0]).model)  # type: ignore[arg-type]
     ids = load_model(storyteller[0]).encode(["One day", "A little bird sat on the roof."], 64)
-    tap = Tap(body, blocks=[0, 1])
-    known, live = (decoders.ask_teacher(tap, ids, 0, limit)([1, 0]) for limit in (1 << 20, 0))
+    source = passage_source([Passage(ids=row, start=1, prompt=0) for row in ids], [0, 1], [])
+    tap = Tap(body, needs=frozenset({"hidden"}), blocks=[0, 1])
+    inputs = TeacherInputs(folder=storyteller[0], source=source, open=lambda: tap)
+    batch = source.batch([1, 0])
+    known, live = (teacher.ask(batch) for teacher in (kind(inputs) for kind in TEACHERS.values()) if teacher)
     for row, length in enumerate((len(ids[1]), len(ids[0]))):
         torch.testing.assert_close(known.output[row, :length], live.output[row, :length], atol=1e-5, rtol=1e-5)
-        for one, other in zip(known.hidden, live.hidden, strict=True):
-            torch.testing.assert_close(one[row, :length], other[row, :length], atol=1e-5, rtol=1e-5)
+        for kept, asked in zip(known.hidden, live.hidden, strict=True):
+            torch.testing.assert_close(kept[row, :length], asked[row, :length], atol=1e-5, rtol=1e-5)
 
 
 def test_losses_of_rows_are_refused() -> None:
@@ -466,7 +479,7 @@ def test_a_folder_is_not_continued_with_other_texts(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another run left is dropped: the result is that of a fresh folder."""
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
     other = write_train(tmp_path / "other", [{"text": text} for text in stories(30)])
 
     def stop(done: int, _total: int, _note: str) -> None:

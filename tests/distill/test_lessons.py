@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit.distill.lessons import ask_teacher, make_targets
-from edgekit.distill.students import Tap, match_blocks
+from edgekit.distill.batches import TrainSplit, make_targets, read_texts
+from edgekit.distill.students import match_blocks
+from edgekit.distill.tap import Tap
+from edgekit.distill.teachers import TEACHERS, TeacherInputs
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
@@ -51,12 +53,17 @@ def test_matched_blocks_end_with_the_last() -> None:
 
 
 def test_the_teacher_says_the_same_from_memory_and_live(checkpoint: Path) -> None:
-    module = TASKS["text-classification"].load(checkpoint)
-    ids = load_model(checkpoint).encode(["jazz", "please turn the hall light on", "some jazz on the attic speaker"], 32)
-    tap = Tap(module, blocks=[0, 1], relations=True)
-    rows, lengths = [2, 0, 1], [len(ids[row]) for row in (2, 0, 1)]
-    known = ask_teacher(tap, ids, 0, 1 << 20)(rows)
-    live = ask_teacher(tap, ids, 0, 0)(rows)
+    task, model = TASKS["text-classification"], load_model(checkpoint)
+    texts = ["jazz", "please turn the hall light on", "some jazz on the attic speaker"]
+    split = TrainSplit(
+        texts=[Prompt(text=text) for text in texts], model=model, task=task, max_length=32, holdout=0.0, classes=LABELS
+    )
+    source = read_texts(split)
+    tap = Tap(task.load(checkpoint), needs=frozenset({"hidden", "projections"}), blocks=[0, 1])
+    inputs = TeacherInputs(folder=checkpoint, source=source, open=lambda: tap)
+    rows, lengths = [2, 0, 1], [source.lengths[row] for row in (2, 0, 1)]
+    batch = source.batch(rows)
+    known, live = (teacher.ask(batch) for teacher in (kind(inputs) for kind in TEACHERS.values()) if teacher)
     assert len(known.hidden) == 2
     assert len(known.projections) == 3
     torch.testing.assert_close(known.output, live.output)

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from edgekit.distill import loop
-from edgekit.distill.loop import Lesson, epoch_batches, ramp, train
+from edgekit.distill.loop import Lesson, Run, epoch_batches, ramp, train
 from edgekit.distill.machine import choose_precision, conditions, count_threads
 from edgekit.distill.options import TrainingOptions
-from edgekit.distill.snapshot import FILE, Checkpoint, drop_checkpoint, read_checkpoint, write_checkpoint
+from edgekit.distill.snapshot import FILE, Snapshot, drop_snapshot, read_snapshot, write_snapshot
 from edgekit.model import load_model
 from edgekit.runtimes import machine
 from edgekit.workspace import file_sha256
@@ -70,13 +70,13 @@ def test_early_stop_takes_the_best_epoch_back(tmp_path: Path) -> None:
         weights.append(float(module.weight.detach()))
         return torch.tensor(next(scores))
 
-    one = Lesson(
+    taught = Lesson(
         lengths=[1, 1], train=[0], held=[1], loss=lambda _rows: module(torch.ones(1, 1)).square().sum(), judge=judge
     )
     options = TrainingOptions(epochs=6, patience=2)
-    facts = train(module, one, options, width=384, seed=0, folder=tmp_path, run="x")
-    assert facts["scores"] == [3.0, 1.0, 2.0, 2.0]
-    assert facts["best_epoch"] == 2
+    outcome = train(module, taught, options, Run(folder=tmp_path, identity="x"), width=384)
+    assert outcome.scores == [3.0, 1.0, 2.0, 2.0]
+    assert outcome.best_epoch == 2
     assert float(module.weight.detach()) == weights[1]
     assert not module.training
 
@@ -95,7 +95,11 @@ def test_precision_and_threads_fit_the_machine(monkeypatch: pytest.MonkeyPatch) 
     assert count_threads() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert count_threads() >= 1
-    assert conditions(TrainingOptions(precision="bf16")) == {"threads": count_threads(), "precision": "bf16"}
+    assert conditions(TrainingOptions(precision="bf16", device="cpu")) == {
+        "device": "cpu",
+        "threads": count_threads(),
+        "precision": "bf16",
+    }
 
 
 def test_both_precisions_train_in_one_process(tmp_path: Path) -> None:
@@ -110,18 +114,18 @@ def test_both_precisions_train_in_one_process(tmp_path: Path) -> None:
         assert {info.dtype for info in load_model(out).tensors.values()} == {"F32"}
 
 
-def test_a_checkpoint_of_another_run_is_not_continued(tmp_path: Path) -> None:
+def test_a_snapshot_of_another_run_is_not_continued(tmp_path: Path) -> None:
     state = {"run": "a", "step": 3, "scores": [], "best_epoch": 0}
-    write_checkpoint(tmp_path, Checkpoint(state=state, tensors={"x": torch.ones(2)}))
-    write_checkpoint(tmp_path, Checkpoint(state=state | {"step": 4}, tensors={"x": torch.zeros(2)}))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000000004.safetensors", FILE]
-    found = read_checkpoint(tmp_path, "a")
-    assert found is not None
-    assert found.state["step"] == 4
-    assert read_checkpoint(tmp_path, "b") is None
-    for left in (".checkpoint-000000009.safetensors.partial", ".tmpWCbgad"):
+    write_snapshot(tmp_path, Snapshot(state=state, tensors={"x": torch.ones(2)}))
+    write_snapshot(tmp_path, Snapshot(state=state | {"step": 4}, tensors={"x": torch.zeros(2)}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshot-000000004.safetensors", FILE]
+    read = read_snapshot(tmp_path, "a")
+    assert read is not None
+    assert read.state["step"] == 4
+    assert read_snapshot(tmp_path, "b") is None
+    for left in (".snapshot-000000009.safetensors.partial", ".tmpWCbgad"):
         (tmp_path / left).touch()
-    drop_checkpoint(tmp_path)
+    drop_snapshot(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -133,7 +137,7 @@ class Killed(BaseException):
 def test_a_run_stopped_at_any_step_ends_in_the_same_bytes(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
     teacher, data = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data")
 
     def run(out: Path, stop: int | None = None) -> None:
@@ -175,7 +179,7 @@ import json, sys
 from pathlib import Path
 from edgekit.distill import loop
 from tests.steps import finetune
-loop.CHECKPOINT_SECONDS = 0.0
+loop.SNAPSHOT_SECONDS = 0.0
 teacher, data, out = map(Path, sys.argv[1:4])
 finetune(teacher, data, task="text-classification", options=json.loads(sys.argv[4]), max_length=32, out=out,
          progress=lambda done, total, note: note.startswith("loss") and print(done, flush=True))
@@ -183,7 +187,7 @@ finetune(teacher, data, task="text-classification", options=json.loads(sys.argv[
 
 
 def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL at three seeded moments, in steps and in the writing of checkpoints."""
+    """SIGKILL at three seeded moments, in steps and in the writing of snapshots."""
     teacher, data = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data")
 
     def start(out: Path, begin: Callable[..., Any] = warm.start) -> Any:

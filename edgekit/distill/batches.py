@@ -1,0 +1,173 @@
+"""SOURCES: what is learned from. A source reads the train split once and gives batches of it by row; each output has one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from edgekit.distill.losses import Batch
+from edgekit.errors import EdgekitError
+from edgekit.model import Model
+from edgekit.prompts import Prompt
+from edgekit.schema import nearest
+from edgekit.tasks import Task, find_pad_id, pad
+from edgekit.tasks.text_generation import Passage, passages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Rows to learn from, by number: encoded texts, or passages of them."""
+
+    lengths: Sequence[int]
+    """How many tokens each row has."""
+    train: Sequence[int]
+    held: Sequence[int]
+    """The rows to train on, and those held out for the early stop."""
+    counts: Sequence[int]
+    """How many outputs of each row are scored: 1, or of a decoder its tokens that the model is to say."""
+    batch: Callable[[Sequence[int]], Batch]
+    """The rows of these numbers as one batch, on the CPU."""
+    identity: Mapping[str, object]
+    """What the batches follow from: a run that differs in it is another run."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What a step writes about the source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSplit:
+    """The texts of a train split, and what turns them into rows.
+
+    model: whose tokenizer reads them. classes: what their labels may be, none where labels are not learned.
+    """
+
+    texts: Sequence[Prompt]
+    model: Model
+    task: Task
+    max_length: int
+    holdout: float
+    classes: Sequence[str] = ()
+    out_of_scope: str | None = None
+
+
+def read_texts(split: TrainSplit) -> Source:
+    """One row per text, with the wanted probabilities of its classes.
+
+    Raises EdgekitError for a label that is not a class.
+    """
+    model, texts = split.model, split.texts
+    ids = [tokens for _, tokens in split.task.encode(model, texts, split.max_length)]
+    targets = make_targets(texts, split.classes, split.out_of_scope, str(model.folder))
+    pad_id = find_pad_id(model)
+    train, held = hold_out([text.text for text in texts], split.holdout)
+
+    def batch(rows: Sequence[int]) -> Batch:
+        tokens, mask = pad([ids[row] for row in rows], pad_id)
+        return Batch(rows=tuple(rows), tokens=tokens, mask=mask, targets=targets[list(rows)])
+
+    return Source(
+        lengths=[len(row) for row in ids],
+        train=train,
+        held=held,
+        counts=[1] * len(ids),
+        batch=batch,
+        identity={"ids": ids, "targets": hashlib.sha256(targets.numpy().tobytes()).hexdigest()},
+    )
+
+
+def read_passages(split: TrainSplit) -> Source:
+    """One row per passage: the wanted answers, or all of running text. The passages of a text are held out together.
+
+    Raises EdgekitError where no text has anything to say.
+    """
+    read = find_passages(split.model, split.texts, split.max_length)
+    chosen = set(hold_out([text.text for text in split.texts], split.holdout)[1])
+    held = [index for index, passage in enumerate(read) if passage.prompt in chosen]
+    train = [index for index, passage in enumerate(read) if passage.prompt not in chosen]
+    return passage_source(read, *((train, held) if train else (held, [])))
+
+
+def passage_source(read: Sequence[Passage], train: Sequence[int], held: Sequence[int]) -> Source:
+    """Passages as rows: their tokens from each start on are scored."""
+    counts = [len(passage.ids) - passage.start for passage in read]
+    return Source(
+        lengths=[len(passage.ids) for passage in read],
+        train=train,
+        held=held,
+        counts=counts,
+        batch=lambda rows: score([read[row] for row in rows], rows),
+        identity={"ids": [passage.ids for passage in read], "starts": [passage.start for passage in read]},
+        facts={"train_tokens": sum(counts[row] for row in train)},
+    )
+
+
+SOURCES: dict[str, Callable[[TrainSplit], Source]] = {
+    "embedding": read_texts,
+    "logits": read_texts,
+    "tokens": read_passages,
+}
+
+
+def find_passages(model: Model, texts: Sequence[Prompt], max_length: int) -> list[Passage]:
+    """What there is to say in each text. The end of a running text is said too, else a model would forget how to stop.
+
+    Raises EdgekitError where no text has anything to say: conversations without an answer.
+    """
+    read = [passage for passage in passages(model, texts, max_length) if passage.start < len(passage.ids)]
+    if not read:
+        raise EdgekitError(f"{model.folder}: no train row has an answer to learn; name their column in data.answer")
+    end = model.stops[:1]
+    last = {passage.prompt: index for index, passage in enumerate(read) if texts[passage.prompt].label is None}
+    for prompt, index in last.items():
+        ids = read[index].ids
+        if len(ids) < max_length and ids[-1:] != end:
+            read[index] = Passage(ids=ids + end, start=read[index].start, prompt=prompt)
+    return read
+
+
+def score(read: Sequence[Passage], rows: Sequence[int] = ()) -> Batch:
+    """Passages as one batch, padded on the right (a decoder sees nothing to the right of a token), with what is scored."""
+    tokens, mask = pad([passage.ids for passage in read], 0)
+    counts = torch.tensor([len(passage.ids) - passage.start for passage in read])
+    positions = torch.cat([torch.arange(passage.start - 1, len(passage.ids) - 1) for passage in read])
+    return Batch(
+        rows=tuple(rows),
+        tokens=tokens,
+        mask=mask,
+        targets=torch.tensor([token for passage in read for token in passage.ids[passage.start :]]),
+        scored=(torch.repeat_interleave(torch.arange(len(read)), counts), positions),
+    )
+
+
+def make_targets(rows: Sequence[Prompt], classes: Sequence[str], out_of_scope: str | None, where: str) -> Tensor:
+    """Wanted probabilities [rows, classes]: one class, all alike for an out-of-scope text that has none, zeros without a label.
+
+    Raises EdgekitError (beginning with `where`) for a label that is not a class.
+    """
+    columns = {name: index for index, name in enumerate(classes)}
+    targets = torch.zeros(len(rows), len(classes))
+    if not classes:
+        return targets
+    for index, row in enumerate(rows):
+        if row.label is None:
+            continue
+        if row.label in columns:
+            targets[index, columns[row.label]] = 1.0
+        elif row.label == out_of_scope:
+            targets[index] = 1 / len(classes)
+        else:
+            raise EdgekitError(
+                f"{where}: the label {row.label!r} is not one of its classes{nearest(row.label, classes)}"
+            )
+    return targets
+
+
+def hold_out(texts: Sequence[str], share: float) -> tuple[list[int], list[int]]:
+    """Which texts to train on, and which are held out: by a text's hash, so that it stays when others are added."""
+    drawn = [int.from_bytes(hashlib.sha256(f"holdout:{text}".encode()).digest()[:8], "big") / 2**64 for text in texts]
+    held = [index for index, number in enumerate(drawn) if number < share]
+    kept = [index for index, number in enumerate(drawn) if number >= share]
+    return (kept, held) if kept else (held, [])

@@ -1,0 +1,247 @@
+"""Courses: which student learns what from whom. Fine-tuning, distilling and creating are three of them, taught in one way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from edgekit.distill import losses
+from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passage_source
+from edgekit.distill.created import pack, save_tokenizer, train_tokenizer
+from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files, save_model
+from edgekit.distill.lessons import make_lesson
+from edgekit.distill.loop import Outcome, Run, reproducible, train
+from edgekit.distill.losses import BRIER, Loss
+from edgekit.distill.machine import choose_device, choose_precision, conditions
+from edgekit.distill.options import CreateOptions, DistillOptions, TrainingOptions
+from edgekit.distill.snapshot import drop_snapshot
+from edgekit.distill.students import Created, Cut, Student, Whole, load_module, make_student
+from edgekit.distill.tap import Tap
+from edgekit.distill.teachers import Teacher, TeacherInputs, find_teacher
+from edgekit.errors import EdgekitError
+from edgekit.model import load_model
+from edgekit.progress import Progress, silent
+from edgekit.prompts import Prompt
+from edgekit.tasks import Task
+from edgekit.tasks.encoders import dimensions
+from edgekit.tasks.text_generation import Passage
+from edgekit.workspace import file_sha256, fingerprint
+
+READING = "reading the texts"
+# What goes along with a model from the folder that it began from, by its output.
+FILES: dict[str, tuple[str, ...]] = {
+    "embedding": TOKENIZER_FILES + EMBEDDING_FILES,
+    "logits": TOKENIZER_FILES,
+    "tokens": TOKENIZER_FILES + CHAT_FILES,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every course is told: the task, how many tokens of a text are read at most, and the folder that it fills."""
+
+    task: Task
+    max_length: int
+    out: Path
+    seed: int = 0
+    out_of_scope: str | None = None
+    progress: Progress = silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """A training, whole: who learns, from what, by which losses, and beside which teacher."""
+
+    job: Job
+    student: object
+    """What the student is made of: the options of an entry of STUDENTS."""
+    source: Source
+    losses: Mapping[str, float]
+    options: TrainingOptions
+    begins: Path | None = None
+    """The folder that the student begins from, whose files go along."""
+    teacher: Path | None = None
+    temperature: float = 1.0
+    judge: Loss | None = None
+    """What the early stop looks at; without it, the sum of the losses."""
+
+
+def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
+    """Train the course's student into its folder; a killed run continues there. Also returns the step's facts."""
+    options = course.options
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    needs = frozenset(need for name in course.losses for need in losses.LOSSES[name].needs)
+    job = course.job
+    run = Run(folder=job.out, identity=identify(course), seed=job.seed, device=device, progress=job.progress)
+    with reproducible(job.seed, device):
+        student = make_student(course.student, job.task)
+        width = dimensions(cast(Any, student.module.model).config).hidden
+        blocks = range(len(student.matched))
+        tap = Tap(student.module, needs=needs, blocks=blocks, device=device, precision=precision)
+        lesson = make_lesson(
+            tap,
+            _teacher(course, student, needs, device),
+            course.source,
+            course.losses,
+            temperature=course.temperature,
+            judge=course.judge,
+        )
+        outcome = train(student.module, lesson, options, run, width=width)
+    save_model(student.module, job.out)
+    if course.begins is not None:
+        copy_files(course.begins, job.out, FILES[job.task.OUTPUT])
+    drop_snapshot(job.out)
+    facts = asdict(outcome) | dict(course.source.facts) | student.facts | {"precision": precision, "device": device}
+    if student.matched:
+        facts["matched_layers"] = list(student.matched) if "hidden" in needs else []
+    return outcome, facts
+
+
+def _teacher(course: Course, student: Student, needs: frozenset[str], device: str) -> Teacher | None:
+    """The course's teacher, where any loss reads what it gives."""
+    folder = course.teacher
+    if folder is None or not any(losses.LOSSES[name].teacher for name in course.losses):
+        return None
+
+    @cache
+    def open_checkpoint() -> Tap:
+        return Tap(load_module(course.job.task, folder), needs=needs, blocks=student.matched, device=device)
+
+    return find_teacher(
+        TeacherInputs(folder=folder, source=course.source, open=open_checkpoint, progress=course.job.progress)
+    )
+
+
+def identify(course: Course) -> str:
+    """What a snapshot must agree with to be continued."""
+    return fingerprint(
+        {
+            "begins": _digests(course.begins),
+            "teacher": _digests(course.teacher),
+            "source": course.source.identity,
+            "student": {"kind": type(course.student).__name__, **_without_paths(course.student)},
+            "losses": dict(course.losses),
+            "options": asdict(course.options),
+            "conditions": conditions(course.options),
+            "seed": course.job.seed,
+        }
+    )
+
+
+def _digests(folder: Path | None) -> dict[str, str]:
+    files = [] if folder is None else [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return {path.name: file_sha256(path) for path in files}
+
+
+def _without_paths(options: object) -> dict[str, object]:
+    """A dataclass's fields but for where files are: what is in them counts."""
+    return {key: value for key, value in asdict(cast(Any, options)).items() if not isinstance(value, Path)}
+
+
+def fine_tune(
+    base: Path, texts: Sequence[Prompt], classes: Sequence[str], options: TrainingOptions, job: Job
+) -> dict[str, object]:
+    """Train a checkpoint on the data alone: a new classifier of these classes on it, or without classes a decoder's next tokens.
+
+    Early stop: the Brier score of held-out texts; of a decoder the same loss.
+    """
+    source = _read(base, texts, classes, options, job)
+    job.progress(0, 0, f"loading {base.name}")
+    _, facts = teach(
+        Course(
+            job=job,
+            student=Whole(folder=base, classes=classes),
+            source=source,
+            losses={"labels": 1.0},
+            options=options,
+            begins=base,
+            judge=BRIER if classes else None,
+        )
+    )
+    return facts
+
+
+def distill(
+    teacher: Path,
+    texts: Sequence[Prompt],
+    student: Cut,
+    options: DistillOptions,
+    weights: Mapping[str, float],
+    job: Job,
+) -> dict[str, object]:
+    """Train a student beside its teacher on the weighted sum of losses. Early stop: the same sum on the held-out rows."""
+    classes = load_model(teacher).labels if job.task.OUTPUT == "logits" else []
+    source = _read(teacher, texts, classes, options, job)
+    job.progress(0, 0, f"loading the teacher, {teacher.name}")
+    _, facts = teach(
+        Course(
+            job=job,
+            student=student,
+            source=source,
+            losses=weights,
+            options=options,
+            begins=teacher,
+            teacher=teacher,
+            temperature=options.temperature,
+        )
+    )
+    return facts | {"losses": dict(weights), "temperature": options.temperature}
+
+
+def create(texts: Sequence[str], options: CreateOptions, job: Job) -> dict[str, object]:
+    """Train a tokenizer and a decoder on texts that end with the end token, packed into blocks of max_length tokens.
+
+    Texts are held out whole, and neither the tokenizer nor the weights see them. Returns the facts of `teach`, and the
+    perplexity on the held-out texts. Raises EdgekitError where the texts do not fill one block.
+    """
+    kept, held = hold_out(texts, options.holdout)
+    job.progress(0, 0, f"learning {options.vocabulary} tokens")
+    tokenizer = train_tokenizer([texts[index] for index in kept], options.vocabulary)
+    job.progress(0, 0, "cutting the texts into blocks")
+    blocks = [
+        list(pack(tokenizer, [texts[index] for index in side], job.max_length, seed=job.seed))
+        for side in (sorted(kept), held)
+    ]
+    if not blocks[0]:
+        raise EdgekitError(f"the train split has less than {job.max_length} tokens to create a model from; add texts")
+    read = [Passage(ids=block, start=1, prompt=index) for index, block in enumerate([*blocks[0], *blocks[1]])]
+    numbers = range(len(read))
+    source = passage_source(read, numbers[: len(blocks[0])], numbers[len(blocks[0]) :])
+    size = tokenizer.get_vocab_size()
+    save_tokenizer(tokenizer, options.context, job.out)
+    outcome, facts = teach(
+        Course(
+            job=job,
+            student=Created(size=options, vocabulary=size),
+            source=replace(source, identity={**source.identity, "tokenizer": tokenizer.to_str()}),
+            losses={"labels": 1.0},
+            options=replace(options, learning_rate=options.learning_rate or 2e-3 * 256 / options.hidden),
+        )
+    )
+    return facts | {
+        "vocabulary": size,
+        "train_texts": len(kept),
+        "held_texts": len(held),
+        "train_tokens": sum(map(len, blocks[0])),
+        "perplexity": round(math.exp(min(outcome.scores)), 4) if outcome.scores else None,
+    }
+
+
+def _read(folder: Path, texts: Sequence[Prompt], classes: Sequence[str], options: TrainingOptions, job: Job) -> Source:
+    job.progress(0, 0, READING)
+    return SOURCES[job.task.OUTPUT](
+        TrainSplit(
+            texts=texts,
+            model=job.task.open_model(folder),
+            task=job.task,
+            max_length=job.max_length,
+            holdout=options.holdout,
+            classes=classes,
+            out_of_scope=job.out_of_scope,
+        )
+    )

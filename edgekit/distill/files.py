@@ -1,0 +1,53 @@
+"""The files of a model folder: what a training leaves, and what goes along with it from the folder that it began from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from edgekit.owners_tokenizer import quiet
+
+# Files that say how texts become ids and vectors become embeddings; they go along unchanged.
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+CHAT_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja")
+EMBEDDING_FILES = (
+    "modules.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+    "*_*/config.json",
+    "*_*/model.safetensors",
+)
+
+
+def save_model(module: nn.Module, out: Path) -> None:
+    """Write a module's weights and configuration, as transformers does."""
+    model: Any = module.model
+    # Where a model was loaded from is this machine's business: without it equal models are equal bytes.
+    model.config._name_or_path = ""
+    with quiet():
+        model.save_pretrained(out)
+
+
+def copy_files(source: Path, out: Path, patterns: Sequence[str]) -> None:
+    """Copy the files of a folder that the patterns name, subfolders included."""
+    for pattern in patterns:
+        for path in sorted(source.glob(pattern)):
+            copy = out / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)

@@ -1,0 +1,96 @@
+"""Taps: what lets losses see inside a student and its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.architectures import Architecture, find_architecture
+from edgekit.distill.losses import Batch, Signal
+from edgekit.tasks.encoders import dimensions
+
+
+class Tap:
+    """Runs a module and collects the signals that the losses need.
+
+    module: holds transformers' model as `model`. needs: fields of Signal. blocks: whose outputs are `hidden`, in rising order.
+    `projections` are the last block's. device: where the module is, and its signals; it is moved there.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        needs: frozenset[str] = frozenset(),
+        blocks: Sequence[int] = (),
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> None:
+        self.module = module.to(device)
+        self.device = device
+        self._bf16 = precision == "bf16"
+        self._hidden: dict[int, Tensor] = {}
+        self._projections: dict[int, Tensor] = {}
+        self._heads = dimensions(cast(Any, module.model).config).heads if "projections" in needs else 0
+        if "hidden" in needs:
+            for index in blocks:
+                find_blocks(module)[index].register_forward_hook(_keep_first(self._hidden, index))
+        if "projections" in needs:
+            last = find_blocks(module)[-1]
+            for index, path in enumerate(find_family(module).PROJECTIONS):
+                last.get_submodule(path).register_forward_hook(_keep_first(self._projections, index))
+
+    def __call__(self, batch: Batch) -> Signal:
+        """The module's signal for a batch that is on its device, always in float32."""
+        self._hidden.clear()
+        self._projections.clear()
+        with self.autocast():
+            output = self.module(batch.tokens, batch.mask)
+        projections = [self._projections[index].float() for index in sorted(self._projections)]
+        if len(projections) == 1:
+            projections = list(projections[0].chunk(3, dim=-1))
+        return Signal(
+            output=output.float(),
+            hidden=tuple(self._hidden[index].float() for index in sorted(self._hidden)),
+            projections=tuple(
+                tensor.view(*tensor.shape[:2], self._heads, -1).transpose(1, 2) for tensor in projections
+            ),
+        )
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Of a decoder: last hidden states [tokens, channels] -> float32 logits [tokens, vocabulary]."""
+        with self.autocast():
+            return cast(Tensor, cast(Any, self.module).logits(states))
+
+    @property
+    def vocabulary(self) -> int:
+        """Of a decoder: how wide its logits are."""
+        return int(cast(Any, self.module).vocabulary)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the tap's calls."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self._bf16)
+
+
+def find_blocks(module: nn.Module) -> nn.ModuleList:
+    """The model's list of transformer blocks."""
+    model: Any = module.model
+    return cast(nn.ModuleList, model.base_model.get_submodule(find_family(module).LAYERS))
+
+
+def find_family(module: nn.Module) -> Architecture:
+    """The entry of ARCHITECTURES that a module's model belongs to."""
+    config: Any = cast(Any, module.model).config
+    return find_architecture(config.model_type, "model")
+
+
+def _keep_first(seen: dict[int, Tensor], key: int) -> Callable[[nn.Module, object, object], None]:
+    """A hook that keeps a layer's first output of a call (DeBERTa calls a projection again for its relative positions)."""
+
+    def keep(_layer: nn.Module, _inputs: object, output: object) -> None:
+        seen.setdefault(key, cast(Tensor, output[0] if isinstance(output, tuple) else output))
+
+    return keep

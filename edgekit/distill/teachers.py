@@ -1,0 +1,120 @@
+"""TEACHERS: where a teacher's signals come from. A further kind (recorded answers, ...) is one function and one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from edgekit.distill.batches import Source
+from edgekit.distill.losses import Batch, Signal
+from edgekit.distill.options import SIGNAL_BYTES
+from edgekit.distill.tap import Tap
+from edgekit.errors import EdgekitError
+from edgekit.progress import Progress, silent
+
+ANSWERING = "texts that the teacher has answered"
+# Texts that are asked at a time where every answer is kept.
+_AT_A_TIME = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """What a student is compared with, without dropout and gradients, on the student's device."""
+
+    ask: Callable[[Batch], Signal]
+    """The signal for a batch."""
+    logits: Callable[[Tensor], Tensor]
+    """Of a decoder: the outputs of scored tokens [tokens, ...] -> logits [tokens, vocabulary]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherInputs:
+    """What there is to teach with: the teacher's folder, and the source whose batches it will be asked."""
+
+    folder: Path
+    source: Source
+    open: Callable[[], Tap]
+    """The folder's checkpoint with taps for the signals that the losses need, loaded at the first call."""
+    progress: Progress = silent
+
+
+def kept(inputs: TeacherInputs) -> Teacher | None:
+    """The checkpoint asked once for every text, its answers in this machine's memory; None where they do not fit into it.
+
+    They fit where their float32 numbers take at most SIGNAL_BYTES.
+    """
+    tap, source = inputs.open(), inputs.source
+    first = _answer(tap, source.batch([0]))
+    whole = first.output.ndim == 2  # one row per text; a decoder's has one per token
+    tokens = sum(source.lengths)
+    numbers = sum(tensor.shape[-1] for tensor in first.hidden) * tokens
+    numbers += sum(tensor.shape[1] * tensor.shape[-1] for tensor in first.projections) * tokens
+    numbers += first.output.shape[-1] * (len(source.lengths) if whole else tokens)
+    if 4 * numbers > SIGNAL_BYTES:
+        return None
+    known: dict[int, Signal] = {}
+    order = sorted(range(len(source.lengths)), key=lambda row: (-source.lengths[row], row))
+    inputs.progress(0, len(order), ANSWERING)
+    for start in range(0, len(order), _AT_A_TIME):
+        rows = order[start : start + _AT_A_TIME]
+        signal = _answer(tap, source.batch(rows))
+        for index, row in enumerate(rows):
+            length = source.lengths[row]
+            known[row] = Signal(
+                output=_keep(signal.output[index] if whole else signal.output[index, :length]),
+                hidden=tuple(_keep(tensor[index, :length]) for tensor in signal.hidden),
+                projections=tuple(_keep(tensor[index, :, :length]) for tensor in signal.projections),
+            )
+        inputs.progress(len(known), len(order), ANSWERING)
+    return Teacher(ask=lambda batch: _stack([known[row] for row in batch.rows], tap.device), logits=tap.logits)
+
+
+def live(inputs: TeacherInputs) -> Teacher:
+    """The checkpoint asked for every batch anew."""
+    tap = inputs.open()
+    return Teacher(ask=lambda batch: _answer(tap, batch), logits=tap.logits)
+
+
+TEACHERS: dict[str, Callable[[TeacherInputs], Teacher | None]] = {
+    # In the order in which they are tried: the first that can teach does.
+    "kept": kept,
+    "live": live,
+}
+
+
+def find_teacher(inputs: TeacherInputs) -> Teacher:
+    """The teacher of the first kind that can teach."""
+    for kind in TEACHERS.values():
+        if teacher := kind(inputs):
+            return teacher
+    raise EdgekitError(f"{inputs.folder}: no kind of teacher can answer for it; add one to TEACHERS")
+
+
+def _answer(tap: Tap, batch: Batch) -> Signal:
+    with torch.no_grad():
+        return tap(batch.to(tap.device))
+
+
+def _keep(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", copy=True)
+
+
+def _stack(signals: Sequence[Signal], device: str) -> Signal:
+    """One batch of single texts' signals on a device, zeros where a text is shorter than the longest."""
+
+    def pad(tensors: Sequence[Tensor]) -> Tensor:
+        return pad_sequence(list(tensors), batch_first=True).to(device)
+
+    hidden = [pad(tensors) for tensors in zip(*(signal.hidden for signal in signals), strict=True)]
+    turned = zip(*([tensor.transpose(0, 1) for tensor in signal.projections] for signal in signals), strict=True)
+    outputs = [signal.output for signal in signals]
+    return Signal(
+        output=torch.stack(outputs).to(device) if outputs[0].ndim == 1 else pad(outputs),
+        hidden=tuple(hidden),
+        projections=tuple(pad(tensors).transpose(1, 2) for tensors in turned),
+    )
