@@ -154,11 +154,11 @@ def test_llama_cpp_reads_a_created_model_as_transformers_does(
     from llama_cpp import Llama
     from transformers import AutoModelForCausalLM
 
+    from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.metadata import describe_model
     from edgekit.formats.gguf.parity import check_parity
     from edgekit.formats.gguf.tensors import plan
     from edgekit.formats.gguf.tokenizer import vocabulary
-    from edgekit.formats.gguf.write import convert
 
     model, file = load_model(storyteller[0]), tmp_path / "model.gguf"
     metadata = {**vocabulary(model), **describe_model(model)}
