@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import edgekit
 from edgekit import closure
 from edgekit.closure import source_files
 from edgekit.workspace import STEPS
+from tests.conftest import child_environment, make_data
 from tests.test_house import MODULES, ROOT, imports, name
 
 HOUSE = Path(edgekit.__file__).parent
@@ -70,6 +73,71 @@ def test_nothing_that_is_loaded_is_left_out(step: str) -> None:
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = {Path(file).resolve() for file in ast.literal_eval(told.stdout)}
     assert loaded <= {path.resolve() for path in source_files([*STEPS[step].code, "edgekit.closure", "edgekit"])}
+
+
+RUNS = """
+import json, os, sys
+import numpy, tokenizers, torch, transformers  # before the fork: once for all steps
+from pathlib import Path
+student, prompts, out = map(Path, sys.argv[1:4])
+
+def content(path):
+    from edgekit.inputs import Content
+    return Content(path=path, digest="")
+
+def record():
+    from edgekit.record import RecordInputs, record
+    record(RecordInputs(teacher=content(student), teacher_origin="", student=content(student), prompts=content(prompts),
+                        task="text-classification", max_length=16, libraries={}), out / "record")
+
+def calibrate():
+    from edgekit.calibrate import CalibrateInputs, calibrate
+    from edgekit.recipe import Calibrate
+    calibrate(CalibrateInputs(student=content(student), prompts=content(prompts), task="text-classification",
+                              options=Calibrate(), max_length=16, seed=0, gradients=False), out / "calibrate")
+
+def export():
+    from edgekit.export import ExportInputs, export
+    from edgekit.formats import FORMATS
+    from edgekit.recipe import AS_CALIBRATED
+    export(ExportInputs(student=content(student), calibration=content(out / "calibrate"), prompts=content(prompts),
+                        task="text-classification", format="onnx", options=FORMATS["onnx"].Options(scheme="w8"), max_length=16,
+                        out_of_scope=None, rejection=AS_CALIBRATED, name="", license=None, card=None, processor=None,
+                        limits=None, libraries={}), out / "export")
+
+def distill():
+    from edgekit.distill import DistillInputs, distill
+    from edgekit.distill.options import DistillOptions
+    distill(DistillInputs(teacher=content(student), prompts=content(prompts), task="text-classification", kept=[0],
+                          options=DistillOptions(epochs=1), losses={"logits": 1.0}, out_of_scope=None, max_length=16, seed=0,
+                          machine={}), out / "distill")
+
+for step in (record, calibrate, export, distill):
+    (out / step.__name__).mkdir()
+    child = os.fork()
+    if child == 0:
+        step()
+        files = [module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "edgekit"]
+        (out / f"{step.__name__}.json").write_text(json.dumps(files))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, step.__name__
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_nothing_that_runs_is_left_out(checkpoint: Path, tmp_path: Path) -> None:
+    """What a step really has loaded by its end, imports inside functions included."""
+    prompts = make_data(tmp_path / "prompts")
+    done = subprocess.run(
+        [sys.executable, "-c", RUNS, checkpoint, prompts, tmp_path],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=child_environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for step in ("record", "calibrate", "export", "distill"):
+        loaded = {Path(file).resolve() for file in json.loads((tmp_path / f"{step}.json").read_text())}
+        known = {path.resolve() for path in source_files(STEPS[step].code)}
+        assert loaded <= known, sorted(path.name for path in loaded - known)
+        assert len(loaded) > 20
 
 
 def test_imports_of_every_form(tmp_path: Path) -> None:
