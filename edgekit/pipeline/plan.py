@@ -41,6 +41,8 @@ class Plan:
     target: Target
     teacher: Path | None
     """The checkpoint that the recipe names; None where it is created, until it is."""
+    source: Path | None
+    """The folder that the recipe names: the teacher, or what it is made of (an adapter, a classifier with other names)."""
     revision: str | None
     splits: tuple[str, ...]
     format: str
@@ -77,7 +79,7 @@ class Plan:
             "target": self.target.name,
             "bundle": self.name,
             "task": self.recipe.task,
-            "teacher": str(self.teacher) if self.teacher else None,
+            "teacher": str(self.source) if self.source else None,
             "revision": self.revision,
             "data": dict(self.data),
             "steps": list(self.steps),

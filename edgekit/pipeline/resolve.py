@@ -82,12 +82,13 @@ def needed_splits(recipe: Recipe) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A recipe that was checked, whatever the target: its settings, and the teacher's folder (None where it is created) with
-    its commit, if it comes from a hub."""
+    """A recipe that was checked, whatever the target: its settings, the teacher's folder (None where it is created), the folder
+    that the recipe names, of which that may have been made, and its commit, if it comes from a hub."""
 
     settings: Settings
-    teacher: Path | None
-    revision: str | None
+    teacher: Path | None = None
+    source: Path | None = None
+    revision: str | None = None
 
 
 def read_settings(recipe: Recipe) -> Settings:
@@ -120,6 +121,7 @@ def resolve(
             settings=checked.settings,
             target=target,
             teacher=checked.teacher,
+            source=checked.source,
             revision=checked.revision,
             splits=needed_splits(checked.settings.recipe),
             data=prompts.facts,
@@ -147,12 +149,12 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> Checked:
     check_accuracy_table(recipe.task, recipe.accuracy, f"{recipe.path}: accuracy")
     check_state()
     if recipe.teacher.create is not None:
-        return Checked(settings=settings, teacher=None, revision=None)
-    teacher, revision = find_teacher(recipe, session)
-    if note := note_stale_index(teacher):
+        return Checked(settings=settings)
+    found = find_teacher(recipe, session)
+    if note := note_stale_index(found.folder):
         session.listener.say(f"note: {note}")
-    _check_teacher(recipe, load_model(teacher), prompts, session)
-    return Checked(settings=settings, teacher=teacher, revision=revision)
+    _check_teacher(recipe, load_model(found.folder), prompts, session)
+    return Checked(settings=settings, teacher=found.folder, source=found.source, revision=found.revision)
 
 
 def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Session) -> None:

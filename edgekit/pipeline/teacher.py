@@ -49,12 +49,21 @@ def is_local(recipe: Recipe) -> bool:
     )
 
 
-def find_teacher(recipe: Recipe, session: Session) -> tuple[Path, str | None]:
-    """The teacher's folder and, from a hub, its commit. A hub id's commit is kept in the lock file, so that it stays the same.
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A recipe's teacher: the checkpoint to use, the folder that the recipe names, and from a hub its commit."""
+
+    folder: Path
+    source: Path
+    revision: str | None
+
+
+def find_teacher(recipe: Recipe, session: Session) -> Found:
+    """The teacher that a recipe names. A hub id's commit is kept in the lock file, so that it stays the same.
 
     An adapter of PEFT is merged into its base, once; the folder is then the merged checkpoint's. A classifier whose classes
-    `data.labels` names becomes one with those names. Raises EdgekitError where the
-    folder, package or hub id is not there, and for an adapter that cannot be merged.
+    `data.labels` names becomes one with those names. Raises EdgekitError where the folder, package or hub id is not there, and
+    for an adapter that cannot be merged.
     """
     source, where = str(recipe.teacher.source), f"{recipe.path}: teacher.source"
     revision = None
@@ -68,9 +77,8 @@ def find_teacher(recipe: Recipe, session: Session) -> tuple[Path, str | None]:
         raise EdgekitError(
             f"{where}: no such folder: {recipe.locate(source)}; give a folder, a hub id (org/name) or package:NAME/FOLDER"
         )
-    if (place / ADAPTER_CONFIG).is_file():
-        place = _merged(recipe, place, session)
-    return _renamed(recipe, place, session), revision
+    folder = _merged(recipe, place, session) if (place / ADAPTER_CONFIG).is_file() else place
+    return Found(folder=_renamed(recipe, folder, session), source=place, revision=revision)
 
 
 def _renamed(recipe: Recipe, folder: Path, session: Session) -> Path:

@@ -40,6 +40,7 @@ def test_a_numbered_teacher(command: Command, project: Path, classifier: Path) -
         stream.write(f"labels = {{ {names} }}\n")
     dry = command(*DRY)
     assert dry.code == 0, dry.err
+    assert "teacher   " + str(classifier) in dry.out, "what the recipe names, not what is made of it"
     assert not (project.parent / "cache").exists()
     recipe = load_recipe(project)
     session = Session(workspace=Workspace(project.parent / "cache"), out=project.parent / "dist")

@@ -32,10 +32,10 @@ from edgekit.recipe import load_recipe
 from edgekit.workspace import Workspace
 try:
     session = Session(workspace=Workspace(Path("cache")), out=Path("dist"))
-    folder, commit = find_teacher(load_recipe(Path("recipe.toml")), session)
+    found = find_teacher(load_recipe(Path("recipe.toml")), session)
 except EdgekitError as failed:
     sys.exit("Error: " + failed.message)
-print(json.dumps({"folder": str(folder), "commit": commit, "labels": load_model(folder).labels}))
+print(json.dumps({"folder": str(found.folder), "commit": found.revision, "labels": load_model(found.folder).labels}))
 """
 
 
