@@ -34,8 +34,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "embedding_files",
         "checkpoint_keys owners_tokenizer",
         "recipe target prompts workspace loaders",
-        "duplicates state model_card closure tables",
-        "schema apart tokenizing gate inputs",
+        "duplicates state model_card closure tables evidence",
+        "schema apart tokenizing gate inputs typed_json",
         "errors progress",
         "__init__",
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekit.bundle.llama import command_line
+from edgekit.evidence import PromptFacts, Report
 from edgekit.report import SCOPE_HEAD, scope_cells
 from edgekit.report.figures import flips, human_bytes, number, pair, percent
 
@@ -24,7 +25,7 @@ USES = {
 }
 
 
-def model_card(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+def model_card(manifest: Mapping[str, Any], report: Report) -> str:
     """README.md of a bundle: what it is, its use, accuracy and origin. No figure of a clock."""
     artifact, runtime = manifest["artifact"], manifest["runtime"]
     name, engine = manifest["name"], PIP[runtime["name"], manifest["output"]]
@@ -53,7 +54,7 @@ def model_card(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         "",
         *_card_accuracy(report),
         "",
-        *_card_data(report.get("data")),
+        *_card_data(report.data),
         "## Latency and memory",
         "",
         f"Not in this folder, which is the same whenever it is built: see `{name}.report.html` beside the archive.",
@@ -109,36 +110,36 @@ def _card_scope(manifest: Mapping[str, Any]) -> list[str]:
     lines = ["", f"Its {len(manifest['labels'])} labels: {', '.join(manifest['labels'])}."]
     if manifest["threshold"] is not None:
         limit = number(manifest["threshold"])
-        told = f"A text whose best score is under {limit}, or that has no letter and no digit, is answered with"
-        lines += ["", f"{told} `{manifest['out_of_scope']}`."]
+        rule = f"A text whose best score is under {limit}, or that has no letter and no digit, is answered with"
+        lines += ["", f"{rule} `{manifest['out_of_scope']}`."]
     return lines
 
 
-def _card_data(data: Mapping[str, Any] | None) -> list[str]:
+def _card_data(data: PromptFacts | None) -> list[str]:
     """How many rows each split has, and what was left out of them."""
-    if not data:
+    if data is None:
         return []
-    rows = ", ".join(f"{count} {name}" for name, count in data["rows"].items())
-    return [f"The data has {rows} rows.", *(f"- {line}" for line in data["notes"]), ""]
+    rows = ", ".join(f"{count} {name}" for name, count in data.rows.items())
+    return [f"The data has {rows} rows.", *(f"- {line}" for line in data.notes), ""]
 
 
-def _card_accuracy(report: Mapping[str, Any]) -> list[str]:
-    scores = {name: value for name, value in (report["accuracy"] or {}).items() if value is not None}
+def _card_accuracy(report: Report) -> list[str]:
+    scores = {role: value for role, value in report.accuracy.items() if value is not None}
     lines = []
-    if report.get("accuracy_only"):
+    if report.accuracy_only:
         lines += ["Accuracy only: the target states no latency limit, so no check judged its speed.", ""]
     if scores:
         lines += ["| model | accuracy |", "|---|---|"]
-        lines += [*(f"| {name} | {percent(scores[name])} |" for name in sorted(scores)), ""]
+        lines += [*(f"| {role} | {percent(scores[role])} |" for role in sorted(scores)), ""]
     if scopes := scope_cells(report):
         head = [heading or "model" for heading in SCOPE_HEAD]
         lines += [f"| {' | '.join(head)} |", "|---|---|---|---|"]
         lines += [*(f"| {' | '.join(figures)} |" for figures in scopes), ""]
-    if "perplexity" in report:
+    if report.perplexity is not None:
         lines += ["| model | perplexity |", "|---|---|"]
-        lines += [*(f"| {name} | {number(value)} |" for name, value in sorted(report["perplexity"].items())), ""]
+        lines += [*(f"| {name} | {number(value)} |" for name, value in sorted(report.perplexity.items())), ""]
     lines += ["| compared | metric | loss | flips |", "|---|---|---|---|"]
-    for entry in report["comparisons"]:
-        cells = [pair(entry), entry["metric"], number(entry["loss"], 3), flips(entry.get("flips"))]
-        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    for entry in report.comparisons:
+        cells = [pair(entry), entry.metric, number(entry.loss, 3), flips(entry.flips)]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -26,8 +26,8 @@ from edgekit.bundle.llama import modelfile
 from edgekit.bundle.loaders import loader_file
 from edgekit.bundle.open import MANIFEST_FORMAT, check_bundle
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.evidence import Report, read_report
 from edgekit.formats import FORMATS
-from edgekit.report import read_report
 from edgekit.report.page import write_html
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, read_text
@@ -90,7 +90,7 @@ def package(
     product = open_product(artifact, "export")
     product.check()
     content = read_report(report)
-    if content["artifact"]["sha256"] != product.facts["sha256"]:
+    if content.artifact.sha256 != product.facts["sha256"]:
         raise EdgekitError(f"{report}: this report is of another artifact than {artifact}; run: edgekit verify")
     put = Packaged(
         bundle=out / name,
@@ -104,7 +104,7 @@ def package(
             refuse_foreign(out, name)
             clear_leftovers(put.bundle, (put.archive, put.report, put.html))
             write_atomically(put.report, read_text(report / "report.json"))
-            write_html(content | {"recipe": recipe}, put.html)
+            write_html(content, put.html, recipe=recipe)
             _judge(content, put, strict=strict)
             _write_bundle(product, _describe(product, name, recipe, target, lineage), content, put)
     except OSError as failed:
@@ -115,20 +115,20 @@ def package(
     return put
 
 
-def _judge(content: Mapping[str, Any], put: Packaged, *, strict: bool) -> None:
-    verdict = content["verdict"]
+def _judge(report: Report, put: Packaged, *, strict: bool) -> None:
+    verdict = report.verdict
     if verdict == "pass" or (verdict == "not proven" and not strict):
         return
-    culprits = [check for check in content["checks"] if check["verdict"] == verdict]
+    culprits = [check for check in report.checks if check.verdict == verdict]
     remedies: dict[str, list[str]] = {}
     for check in culprits:
-        remedies.setdefault(check.get("remedy") or "no remedy is known", []).append(str(check["name"]))
+        remedies.setdefault(check.remedy or "no remedy is known", []).append(check.name)
     reasons = "; ".join(f"{', '.join(names)}: {remedy}" for remedy, names in remedies.items())
     left = f"; the older {put.archive.name} was left as it was" if put.archive.exists() else ""
     raise CheckFailed(f"{put.bundle.name}: {verdict}: {reasons} (no archive written{left}; evidence: {put.report})")
 
 
-def _write_bundle(product: Product, manifest: dict[str, Any], report: Mapping[str, Any], put: Packaged) -> None:
+def _write_bundle(product: Product, manifest: dict[str, Any], report: Report, put: Packaged) -> None:
     partial = partial_of(put.bundle)
     partial.mkdir()
     (partial / MARK).touch()

@@ -76,17 +76,17 @@ def build(
         return 0
     click.echo(f"{recipe.name} for {', '.join(target.name for target in targets)}", err=True)
     built = run(recipe, targets, session, wanted)
-    judged = [one for one in built if one.report]
-    chosen = compare([one.report or {} for one in judged], [one.archive is not None for one in judged])
+    judged = [(bundle, bundle.report) for bundle in built if bundle.report]
+    chosen = compare([report for _, report in judged], [bundle.archive is not None for bundle, _ in judged])
     code = exit_code(built, strict=strict)
     if junit is not None:
         write_junit(built, junit, strict=strict)
     if as_json:
-        ship = [{**choice.facts(), **judged[choice.place].files()} for choice in chosen.ship]
-        print_json({"bundles": [one.summary(strict=strict) for one in built], "ship": ship}, exit_code=code)
+        ship = [{**choice.facts(), **judged[choice.index][0].files()} for choice in chosen.ship]
+        print_json({"bundles": [bundle.summary(strict=strict) for bundle in built], "ship": ship}, exit_code=code)
     else:
-        for one in built:
-            show_built(one)
+        for bundle in built:
+            show_built(bundle)
         if len(chosen.rows) > 1:
             click.echo("\n" + "\n".join(compared_lines(chosen)))
     return code
@@ -102,7 +102,7 @@ def show_built(built: Built) -> None:
     if built.report is not None:
         for line in report_lines(built.report):
             click.echo(line)
-        click.echo(f"\nverdict: {paint_verdict(str(built.report['verdict']), verdict_text(built.report))}")
+        click.echo(f"\nverdict: {paint_verdict(built.report.verdict, verdict_text(built.report))}")
     if built.bundle:
         click.echo(f"bundle:  {built.bundle}")
         click.echo(f"archive: {built.archive}")
@@ -110,7 +110,7 @@ def show_built(built: Built) -> None:
         click.echo(f"report:  {built.evidence.with_suffix('.html')}")
     if built.error:
         click.echo(paint(f"{built.target}: {built.error.message}", "red"), err=True)
-    if reasons := reason_lines((built.report or {}).get("checks", ())):
+    if reasons := reason_lines(built.report.checks if built.report else ()):
         click.echo("\nwhat did not pass, why, and what to do (edgekit explain CHECK says more):")
         for line in reasons:
             click.echo(line)

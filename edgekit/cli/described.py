@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekit.cli.tables import table_lines
+from edgekit.evidence import Check
 from edgekit.report.figures import check_figures, human_bytes, number
 
 # Entries of a long list that are worth a line.
@@ -19,10 +20,11 @@ def describe_lines(found: Mapping[str, Any]) -> list[str]:
     return _lines(found, "")
 
 
-def _with_units(check: Mapping[str, Any]) -> dict[str, str]:
+def _with_units(entry: Mapping[str, Any]) -> dict[str, str]:
+    check = Check(**entry)
     measured, loss, bound, limit, _ = check_figures(check)
-    told = {"measured": measured, "loss": loss, "bound": bound, "limit": limit}
-    return {"name": str(check["name"]), **told, "verdict": str(check["verdict"])}
+    figures = {"measured": measured, "loss": loss, "bound": bound, "limit": limit}
+    return {"name": check.name, **figures, "verdict": check.verdict}
 
 
 def _lines(table: Mapping[str, Any], of: str) -> list[str]:

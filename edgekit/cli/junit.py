@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
@@ -19,26 +19,24 @@ def write_junit(built: Sequence[Built], path: Path, *, strict: bool) -> None:
     from edgekit.workspace import make_folder, write_atomically
 
     suites = ElementTree.Element("testsuites", name="edgekit")
-    for one in built:
-        _add_suite(suites, one, strict=strict)
+    for bundle in built:
+        _add_suite(suites, bundle, strict=strict)
     ElementTree.indent(suites)
     make_folder(path.parent)
     write_atomically(path, ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n")
 
 
 def _add_suite(suites: ElementTree.Element, built: Built, *, strict: bool) -> None:
-    report = built.report or {}
-    artifact = report.get("artifact", {})
-    name = " ".join(str(part) for part in (built.target, artifact.get("format"), artifact.get("scheme")) if part)
+    artifact, checks = (built.report.artifact, built.report.checks) if built.report else (None, ())
+    name = f"{built.target} {artifact.format} {artifact.scheme}" if artifact else built.target
     suite = ElementTree.SubElement(suites, "testsuite", name=name)
-    checks: Sequence[dict[str, Any]] = report.get("checks", [])
     for check in checks:
-        case = ElementTree.SubElement(suite, "testcase", classname=name, name=str(check["name"]))
-        told = str(check.get("remedy") or check.get("detail") or check["verdict"])
-        if check["verdict"] == "fail" or (strict and check["verdict"] == "not proven"):
-            ElementTree.SubElement(case, "failure", message=str(check["verdict"])).text = told
-        elif check["verdict"] == "not proven":
-            ElementTree.SubElement(case, "skipped", message=f"not proven: {told}")
+        case = ElementTree.SubElement(suite, "testcase", classname=name, name=check.name)
+        reason = check.remedy or check.detail or check.verdict
+        if check.verdict == "fail" or (strict and check.verdict == "not proven"):
+            ElementTree.SubElement(case, "failure", message=check.verdict).text = reason
+        elif check.verdict == "not proven":
+            ElementTree.SubElement(case, "skipped", message=f"not proven: {reason}")
     if built.error is not None and not checks:
         case = ElementTree.SubElement(suite, "testcase", classname=name, name="build")
         ElementTree.SubElement(case, "error", message=built.error.message)

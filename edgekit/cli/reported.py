@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from edgekit.cli.tables import table_lines, width, wrapped
 from edgekit.cli.terminal import paint_verdict
+from edgekit.evidence import Check, Report
 from edgekit.report import CHECK_NOTE, MODEL_HEAD, conditions_lines, generation_lines, model_cells, scope_lines
 from edgekit.report.comparison import Compared
 from edgekit.report.figures import MISSING, check_figures
@@ -14,36 +14,34 @@ from edgekit.report.figures import MISSING, check_figures
 # Loss and interval are in the page and in report.json only.
 HEAD = ("check", "measured", "bound", "limit", "verdict")
 
-Row = Mapping[str, Any]
 
-
-def report_lines(report: Row) -> list[str]:
+def report_lines(report: Report) -> list[str]:
     """The models and the checks."""
     models = table_lines([MODEL_HEAD, *model_cells(report)], right=range(1, len(MODEL_HEAD)), wraps=[0])
-    told = [*generation_lines(report), *conditions_lines(report), *scope_lines(report)]
-    about = [line for text in told for line in wrapped(text, rest="  ")]
-    checks = [[*_figures(check), _verdict(check, painted=True)] for check in report["checks"]]
+    texts = [*generation_lines(report), *conditions_lines(report), *scope_lines(report)]
+    about = [line for text in texts for line in wrapped(text, rest="  ")]
+    checks = [[*_figures(check), _verdict(check, painted=True)] for check in report.checks]
     table = table_lines([HEAD, *checks], right=(1, 2, 3), wraps=range(len(HEAD)))
     return [*models, *about, "", *table, *(wrapped(CHECK_NOTE) if checks else ())]
 
 
-def reason_lines(checks: Sequence[Row]) -> list[str]:
+def reason_lines(checks: Sequence[Check]) -> list[str]:
     """Of each check that did not pass: its verdict and figures, then in words why and what to do; each remedy once."""
     lines: list[str] = []
-    said: set[str] = set()
+    shown: set[str] = set()
     for check in checks:
-        if check["verdict"] == "pass":
+        if check.verdict == "pass":
             continue
         name, measured, bound, limit = _figures(check)
         cells = {"measured": measured, "bound": bound, "limit": limit}
         figures = ", ".join(f"{key} {cell}" for key, cell in cells.items() if cell != MISSING)
         lines += wrapped(f"{name}: {_verdict(check)}{f' ({figures})' if figures else ''}", "  ", "    ")
         # Of a floor the detail is the "at least" that its limit says.
-        if check.get("detail") and check["detail"] not in limit:
-            lines += wrapped(str(check["detail"]), "      ")
-        if check.get("remedy") and check["remedy"] not in said:
-            said.add(check["remedy"])
-            lines += wrapped(str(check["remedy"]), "   -> ")
+        if check.detail and check.detail not in limit:
+            lines += wrapped(check.detail, "      ")
+        if check.remedy and check.remedy not in shown:
+            shown.add(check.remedy)
+            lines += wrapped(check.remedy, "   -> ")
     return lines
 
 
@@ -53,17 +51,16 @@ def compared_lines(compared: Compared) -> list[str]:
     lines = table_lines(rows)
     if any(len(line) > width() for line in lines):
         lines = table_lines(list(zip(*rows, strict=True)), wraps=range(1, len(rows)))
-    told = [f"ship to {one.target}: {one.format} {one.scheme} ({one.reason})" for one in compared.ship]
-    return [*lines, "", *told]
+    ship = [f"ship to {it.target}: {it.format} {it.scheme} ({it.reason})" for it in compared.ship]
+    return [*lines, "", *ship]
 
 
-def _figures(check: Row) -> list[str]:
+def _figures(check: Check) -> list[str]:
     measured, _, bound, limit, _ = check_figures(check)
-    return [str(check["name"]), measured, bound, limit]
+    return [check.name, measured, bound, limit]
 
 
-def _verdict(check: Row, *, painted: bool = False) -> str:
+def _verdict(check: Check, *, painted: bool = False) -> str:
     """A check's verdict, and which look at the prompts it is of, where it is not the first."""
-    verdict = str(check["verdict"])
-    look = f" (look {check['looks']})" if check.get("looks") not in (None, 0, 1) else ""
-    return (paint_verdict(verdict) if painted else verdict) + look
+    look = f" (look {check.looks})" if check.looks > 1 else ""
+    return (paint_verdict(check.verdict) if painted else check.verdict) + look

@@ -181,7 +181,8 @@ def verify(
     from edgekit.cli.build import show_built
     from edgekit.cli.junit import write_junit
     from edgekit.cli.terminal import print_json
-    from edgekit.schema import read_json
+    from edgekit.evidence import read_report
+    from edgekit.typed_json import to_table
     from edgekit.workspace import open_product
 
     if (student is None) != (calibration is None):
@@ -193,14 +194,14 @@ def verify(
     recorded = spine.open_reference(spine.read_settings(recipe), reference, prompts, session)
     seen = open_product(calibration, "calibrate") if calibration else None
     product = spine.verify(plan, checked, recorded, prompts, session, student=student, calibration=seen, at=out)
-    report = read_json(product.folder / "report.json")
+    report = read_report(product.folder)
     built = spine.Built(target=plan.target.name, report=report, evidence=product.folder / "report.json")
     code = spine.exit_code([built], strict=strict)
     if junit is not None:
         write_junit([built], junit, strict=strict)
     if as_json:
-        told = {"verdict": report["verdict"], "report": str(product.folder / "report.json"), "content": report}
-        print_json(told, exit_code=code)
+        content = to_table(report)
+        print_json({"verdict": report.verdict, "report": str(built.evidence), "content": content}, exit_code=code)
     else:
         show_built(built)
     return code

@@ -228,11 +228,13 @@ def _inspect_reference(folder: Path) -> dict[str, Any]:
 
 
 def _inspect_report(path: Path) -> dict[str, Any]:
-    from edgekit.report import read_report
+    from edgekit.evidence import read_report
+    from edgekit.typed_json import to_table
 
-    report = read_report(path)
+    found = read_report(path)
+    report = to_table(found)
     shown = ("name", "measured", "loss", "bound", "limit", "verdict")
-    checks = [{key: check.get(key) for key in shown} for check in report["checks"]]
+    checks = [{key: getattr(check, key) for key in shown} for check in found.checks]
     keys = ("verdict", "accuracy_only", "accuracy", "latency_ms", "shape", "memory_mb", "artifact", "runtime", "device")
     return {"kind": "report", "path": str(path)} | {key: report.get(key) for key in keys} | {"checks": checks}
 

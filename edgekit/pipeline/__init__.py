@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import CheckFailed, EdgekitError, first_line
+from edgekit.evidence import read_report
 from edgekit.pipeline.cost import busy
 from edgekit.pipeline.kept import kept_steps
 from edgekit.pipeline.plan import Built, Listener, Plan, Session, Settings
@@ -35,7 +36,6 @@ from edgekit.pipeline.teacher import is_local
 from edgekit.pipeline.verdict import open_artifact, open_reference, package, verify
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
-from edgekit.schema import read_json
 from edgekit.target import Target
 
 __all__ = [
@@ -164,5 +164,5 @@ def exit_code(built: Sequence[Built], *, strict: bool) -> int:
 
 def _failure(plan: Plan, failed: EdgekitError, session: Session) -> Built:
     evidence = session.out / f"{plan.name}.report.json"
-    report = read_json(evidence) if isinstance(failed, CheckFailed) and evidence.is_file() else None
+    report = read_report(evidence) if isinstance(failed, CheckFailed) and evidence.is_file() else None
     return Built(target=plan.target.name, report=report, evidence=evidence if report else None, error=failed)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.evidence import Report
 from edgekit.inputs import Inputs, identity
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
@@ -117,7 +118,7 @@ class Built:
     """What a build made for one target, or why it could not."""
 
     target: str
-    report: Mapping[str, Any] | None = None
+    report: Report | None = None
     bundle: Path | None = None
     archive: Path | None = None
     evidence: Path | None = None
@@ -126,7 +127,7 @@ class Built:
 
     def exit_code(self, *, strict: bool = False) -> int:
         """What this one alone would end a command with: see `build.exit_code`."""
-        verdict = (self.report or {}).get("verdict")
+        verdict = self.report.verdict if self.report else None
         failed = verdict == "fail" or (strict and verdict == "not proven")
         return max(self.error.exit_code if self.error else 0, CheckFailed.exit_code if failed else 0)
 
@@ -139,22 +140,22 @@ class Built:
 
     def summary(self, *, strict: bool = False) -> dict[str, Any]:
         """The entry of `build --json`."""
-        report = self.report or {}
-        artifact, latency = report.get("artifact", {}), report.get("latency_ms") or {}
+        report = self.report
+        artifact, latency = (report.artifact, report.latency_ms) if report else (None, None)
         return {
             "target": self.target,
-            "format": artifact.get("format"),
-            "scheme": artifact.get("scheme"),
-            "verdict": report.get("verdict"),
+            "format": artifact.format if artifact else None,
+            "scheme": artifact.scheme if artifact else None,
+            "verdict": report.verdict if report else None,
             "exit_code": self.exit_code(strict=strict),
             **self.files(),
-            "sha256": artifact.get("sha256"),
+            "sha256": artifact.sha256 if artifact else None,
             "archive_sha256": file_sha256(self.archive) if self.archive else None,
-            "bytes": artifact.get("bytes"),
-            "accuracy": report.get("accuracy"),
-            "p50_ms": latency.get("p50"),
-            "p95_ms": latency.get("p95"),
-            "memory_mb": report.get("memory_mb"),
+            "bytes": artifact.bytes if artifact else None,
+            "accuracy": report.accuracy if report else None,
+            "p50_ms": latency.p50 if latency else None,
+            "p95_ms": latency.p95 if latency else None,
+            "memory_mb": report.memory_mb if report else None,
             "report": str(self.evidence) if self.evidence else None,
             "error": self.error.message if self.error else None,
         }

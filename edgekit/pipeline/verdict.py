@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.bundle.destination import refuse_other_page
 from edgekit.errors import EdgekitError
+from edgekit.evidence import read_report
 from edgekit.inputs import Content, Json
 from edgekit.model_card import read_card
 from edgekit.pipeline.looks import settle, take
@@ -25,7 +26,6 @@ from edgekit.pipeline.steps import libraries, record, teacher_origin
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report.page import write_html
-from edgekit.schema import read_json
 from edgekit.workspace import PAGE, Product, Workspace, fingerprint, open_product
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def verify(
         device.close()
     _settle(product, artifact, prompts, recipe)
     if page is not None:
-        write_html(read_json(product.folder / "report.json"), page)
+        write_html(read_report(product.folder), page)
     return product
 
 
@@ -159,8 +159,8 @@ def judged_by(plan: Plan, artifact: Product, reference: Product, prompts: Produc
 
 def _settle(report: Product, artifact: Product, prompts: Product, recipe: Recipe) -> None:
     """Where all that looked at the prompts passed, the next look may use the error of this one."""
-    entries = read_json(report.folder / "report.json")["comparisons"]
-    if {entry["verdict"] for entry in entries if entry["verdict"] is not None} == {"pass"}:
+    entries = read_report(report.folder).comparisons
+    if {entry.verdict for entry in entries if entry.verdict is not None} == {"pass"}:
         settle(artifact, prompts, recipe.accuracy)
 
 
@@ -298,7 +298,7 @@ def package(plan: Plan, artifact: Product, report: Product, prompts: Product, se
     session.listener.end("package", made.bundle, kept=False, bundle=session.bundle)
     return Built(
         target=plan.target.name,
-        report=read_json(made.report),
+        report=read_report(made.report),
         bundle=made.bundle,
         archive=made.archive,
         evidence=made.report,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from edgekit.evidence import Report
 from edgekit.report.figures import MISSING, human_bytes, number, percent
 
 HEAD = (
@@ -28,14 +28,12 @@ _ORDER = {"pass": 0, "not proven": 1, "fail": 2}
 _OF_TIME = frozenset({"p50_ms", "p95_ms", "ttft_ms", "tokens_per_second"})
 _OF_MACHINE = _OF_TIME | {"memory_mb", "plausibility", "provider", "offload"}
 
-Row = Mapping[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What to ship to a target, and why; `place` is the report's among those compared."""
+    """What to ship to a target, and why; `index` is the report's among those compared."""
 
-    place: int
+    index: int
     target: str
     format: str
     scheme: str
@@ -44,7 +42,57 @@ class Choice:
 
     def facts(self) -> dict[str, str]:
         """The entry of `ship` in `build --json`, less where it lies."""
-        return {key: value for key, value in vars(self).items() if key != "place"}
+        return {key: value for key, value in vars(self).items() if key != "index"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A report in the table: sizes in bytes, times in ms, memory in MiB, shares as fractions; None where it has no such figure.
+
+    first: time to the first token behind the longest prompt timed. rate: new tokens per second. answers: the worst verdict of
+    the checks that no machine bears on. is_timed: whether all checks of speed came to a verdict.
+    """
+
+    target: str
+    format: str
+    scheme: str
+    bytes: int
+    right: float | None
+    kl: float | None
+    top1: float | None
+    cosine: float | None
+    neighbours: float | None
+    first: float | None
+    rate: float | None
+    p95: float
+    memory: float | None
+    verdict: str
+    answers: str
+    is_timed: bool
+
+    @property
+    def proven(self) -> tuple[int, int]:
+        """How well it is proven, the best first: as a whole, and of its answers."""
+        return _ORDER[self.verdict], _ORDER[self.answers]
+
+    def cells(self) -> tuple[str, ...]:
+        """The figures below HEAD."""
+        return (
+            self.target,
+            self.format,
+            self.scheme,
+            human_bytes(self.bytes),
+            percent(self.right),
+            number(self.kl, 3),
+            percent(self.top1),
+            number(self.cosine, 4),
+            percent(self.neighbours),
+            MISSING if self.first is None else f"{number(self.first, 3)} ms",
+            number(self.rate, 3),
+            f"{number(self.p95, 3)} ms",
+            MISSING if self.memory is None else f"{self.memory:.0f} MB",
+            self.verdict,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +104,12 @@ class Compared:
 
     def cells(self) -> list[list[str]]:
         """The head and a row for each report; a column that no row fills is left out."""
-        filled = [_cells(row) for row in self.rows]
-        shown = [place for place in range(len(HEAD)) if any(row[place] != MISSING for row in filled)]
-        return [[row[place] for place in shown] for row in (HEAD, *filled)]
+        filled = [row.cells() for row in self.rows]
+        shown = [column for column in range(len(HEAD)) if any(cells[column] != MISSING for cells in filled)]
+        return [[cells[column] for column in shown] for cells in (HEAD, *filled)]
 
 
-def compare(reports: Sequence[Row], written: Sequence[bool] | None = None) -> Compared:
+def compare(reports: Sequence[Report], written: Sequence[bool] | None = None) -> Compared:
     """Put reports of verify side by side. written: of each, whether its archive was; without it all were.
 
     To ship is the one with the best verdict; of those, the one whose answers are proven best (a machine that is not the target
@@ -70,69 +118,57 @@ def compare(reports: Sequence[Row], written: Sequence[bool] | None = None) -> Co
     what was not written.
     """
     rows = [_row(report) for report in reports]
-    ship = []
-    there = [row["verdict"] != "fail" and (written is None or written[place]) for place, row in enumerate(rows)]
-    for target in dict.fromkeys(row["target"] for row in rows):
-        among = [row for row, ships in zip(rows, there, strict=True) if row["target"] == target and ships]
+    ships = [row.verdict != "fail" and (written is None or written[index]) for index, row in enumerate(rows)]
+    chosen = []
+    for target in dict.fromkeys(row.target for row in rows):
+        among = [index for index, row in enumerate(rows) if row.target == target and ships[index]]
         if among:
-            best = min(among, key=lambda row: (*_proven(row), -(row["rate"] or 0.0), row["p95"]))
-            does = "passes" if best["verdict"] == "pass" else "does not fail"
-            rivals = [row for row in among if row["verdict"] == best["verdict"]]
-            fastest = "the fastest" if best["timed"] else "on this machine the fastest"
-            if any(_proven(row) != _proven(best) for row in rivals):
-                reason = "its answers are the best proven"
-            else:
-                reason = f"{fastest} that {does}" if len(rivals) > 1 else f"the only one that {does}"
-            facts = {key: str(best[key]) for key in ("target", "format", "scheme", "verdict")}
-            place = next(place for place, row in enumerate(rows) if row is best)
-            ship.append(Choice(place=place, reason=reason if len(rows) > 1 else best["verdict"], **facts))
-    return Compared(rows=rows, ship=ship)
+            chosen.append(_choose(rows, among))
+    return Compared(rows=rows, ship=chosen)
 
 
-def _proven(row: Row) -> tuple[int, int]:
-    return _ORDER[row["verdict"]], _ORDER[row["answers"]]
+def _choose(rows: Sequence[Row], among: Sequence[int]) -> Choice:
+    """The best of the rows at these indices."""
+    index = min(among, key=lambda index: (*rows[index].proven, -(rows[index].rate or 0.0), rows[index].p95))
+    best = rows[index]
+    does = "passes" if best.verdict == "pass" else "does not fail"
+    rivals = [rows[rival] for rival in among if rows[rival].verdict == best.verdict]
+    fastest = "the fastest" if best.is_timed else "on this machine the fastest"
+    if any(row.proven != best.proven for row in rivals):
+        reason = "its answers are the best proven"
+    else:
+        reason = f"{fastest} that {does}" if len(rivals) > 1 else f"the only one that {does}"
+    return Choice(
+        index=index,
+        target=best.target,
+        format=best.format,
+        scheme=best.scheme,
+        verdict=best.verdict,
+        reason=reason if len(rows) > 1 else best.verdict,
+    )
 
 
-def _row(report: Row) -> dict[str, Any]:
-    judged = {check["name"]: str(check["verdict"]) for check in report["checks"]}
+def _row(report: Report) -> Row:
+    judged = {check.name: check.verdict for check in report.checks}
     answers = [verdict for name, verdict in judged.items() if name not in _OF_MACHINE]
-    kl, first = report.get("kl") or {}, report.get("ttft_ms") or {}
+    first = report.ttft_ms or {}
     longest = max(first, key=int, default=None)
-    kept = {(one["metric"], one["reference"], one["candidate"]): one["score"] for one in report["comparisons"]}
-    return {
-        "target": report["target"],
-        "format": report["artifact"]["format"],
-        "scheme": report["artifact"]["scheme"],
-        "bytes": report["artifact"]["bytes"],
-        "right": (report["accuracy"] or {}).get("artifact"),
-        "kl": kl.get("mean"),
-        "top1": report.get("top1"),
-        "cosine": kept.get(("cosine", "student", "artifact")),
-        "neighbours": kept.get(("neighbours", "student", "artifact")),
-        "first": first[longest] if longest else None,
-        "rate": (report.get("tokens_per_second") or {}).get("decode"),
-        "p95": report["latency_ms"]["p95"],
-        "memory": report["memory_mb"],
-        "verdict": report["verdict"],
-        "answers": max(answers, key=_ORDER.__getitem__, default="pass"),
-        "timed": all(judged[name] != "not proven" for name in _OF_TIME & judged.keys()),
-    }
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        str(row["target"]),
-        str(row["format"]),
-        str(row["scheme"]),
-        human_bytes(row["bytes"]),
-        percent(row["right"]),
-        number(row["kl"], 3),
-        percent(row["top1"]),
-        number(row["cosine"], 4),
-        percent(row["neighbours"]),
-        MISSING if row["first"] is None else f"{number(row['first'], 3)} ms",
-        number(row["rate"], 3),
-        f"{number(row['p95'], 3)} ms",
-        MISSING if row["memory"] is None else f"{row['memory']:.0f} MB",
-        str(row["verdict"]),
+    kept = {(entry.metric, entry.reference, entry.candidate): entry.score for entry in report.comparisons}
+    return Row(
+        target=report.target,
+        format=report.artifact.format,
+        scheme=report.artifact.scheme,
+        bytes=report.artifact.bytes,
+        right=report.accuracy.get("artifact"),
+        kl=report.kl.mean if report.kl else None,
+        top1=report.top1,
+        cosine=kept.get(("cosine", "student", "artifact")),
+        neighbours=kept.get(("neighbours", "student", "artifact")),
+        first=first[longest] if longest else None,
+        rate=report.tokens_per_second.decode if report.tokens_per_second else None,
+        p95=report.latency_ms.p95,
+        memory=report.memory_mb,
+        verdict=report.verdict,
+        answers=max(answers, key=_ORDER.__getitem__, default="pass"),
+        is_timed=all(judged[name] != "not proven" for name in _OF_TIME & judged.keys()),
     )

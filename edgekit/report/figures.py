@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+
+from edgekit.evidence import Check, Comparison
 
 MISSING = "-"
 # Metrics whose losses are no shares of prompts: of a cosine, in nats, of a ratio.
 AS_THEY_ARE = ("cosine", "kl", "perplexity")
 
-Row = Mapping[str, Any]
+# Limits that are the least, not the most.
+AT_LEAST = frozenset({"provider", "offload", "tokens_per_second", "accuracy"})
 
 
 def human_bytes(count: float | None) -> str:
@@ -23,12 +25,12 @@ def human_bytes(count: float | None) -> str:
     return f"{count:.0f} B"
 
 
-def pair(comparison: Row) -> str:
-    """Which two models a comparison compares: "artifact to float student"."""
-    return f"{words(comparison.get('candidate', 'artifact'))} to {words(comparison['reference'])}"
+def pair(comparison: Comparison) -> str:
+    """Which two models a comparison compares: "artifact to student"."""
+    return f"{words(comparison.candidate)} to {words(comparison.reference)}"
 
 
-def number(value: Any, digits: int = 4) -> str:
+def number(value: object, digits: int = 4) -> str:
     """A value as a table shows it: a number to so many significant digits, None as a dash, anything else as text."""
     if value is None:
         return MISSING
@@ -44,24 +46,20 @@ def percent(fraction: float | None) -> str:
     return MISSING if fraction is None else f"{100 * fraction:.1f} %"
 
 
-def flips(value: Any) -> str:
-    """Flips in words, whatever their shape: a count, or counts by direction."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {number(count)}" for key, count in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return " / ".join(number(count) for count in value)
-    return number(value)
+def flips(counts: Mapping[str, int]) -> str:
+    """Flips in words: counts by direction."""
+    return ", ".join(f"{key} {number(count)}" for key, count in counts.items())
 
 
-def words(key: Any) -> str:
+def words(key: str) -> str:
     """A key as people write it."""
-    return str(key).replace("_", " ")
+    return key.replace("_", " ")
 
 
 def share(fraction: float) -> str:
     """A fraction as percent to three digits, however small."""
-    told = 100 * fraction
-    return "< 0.001 %" if 0 < told < 0.001 else f"{told:.3g} %"
+    points = 100 * fraction
+    return "< 0.001 %" if 0 < points < 0.001 else f"{points:.3g} %"
 
 
 def lost(metric: str, value: float | None, unit: str = "") -> str:
@@ -75,23 +73,29 @@ def lost(metric: str, value: float | None, unit: str = "") -> str:
     return f"{round(100 * value, 2) + 0.0:.2f}{unit}"
 
 
-def check_figures(check: Row) -> list[str]:
+def check_figures(check: Check) -> list[str]:
     """A check's measured value, loss, bound, limit and interval, with their units."""
-    name = str(check["name"])
-    if check.get("loss") is not None:
-        measured = number(check.get("measured")) if name.startswith(AS_THEY_ARE) else percent(check.get("measured"))
-        cells = [measured, *(lost(name, check.get(key), " points") for key in ("loss", "bound", "limit"))]
-        ends = [lost(name, end) for end in check.get("interval") or ()]
+    name = check.name
+    if check.loss is not None:
+        measured = number(check.measured) if name.startswith(AS_THEY_ARE) else percent(_figure(check.measured))
+        losses = (check.loss, check.bound, _figure(check.limit))
+        cells = [measured, *(lost(name, value, " points") for value in losses)]
+        ends = [lost(name, end) for end in check.interval or ()]
     else:
-        limit = _with_unit(name, check.get("limit"))
-        limit = f"at least {limit}" if name in {"provider", "offload", "tokens_per_second", "accuracy"} else limit
-        cells = [_with_unit(name, check.get("measured")), MISSING, _with_unit(name, check.get("bound")), limit]
-        ends = [number(end, 3) for end in check.get("interval") or ()]
+        limit = _with_unit(name, check.limit)
+        limit = f"at least {limit}" if name in AT_LEAST else limit
+        cells = [_with_unit(name, check.measured), MISSING, _with_unit(name, check.bound), limit]
+        ends = [number(end, 3) for end in check.interval or ()]
     return [*cells, f"[{', '.join(ends)}]" if set(ends) - {MISSING} else MISSING]
 
 
-def _with_unit(name: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def _figure(value: float | str | None) -> float | None:
+    """What a check of a loss measured: always a number, where it is there."""
+    return None if isinstance(value, str) else value
+
+
+def _with_unit(name: str, value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
         return number(value)
     if name.endswith("bytes"):
         return human_bytes(value)

@@ -22,10 +22,11 @@ from edgekit.bundle.destination import refuse_other_page
 from edgekit.bundle.open import open_bundle, run_bundle
 from edgekit.bundle.package import Packaged, package
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.evidence import read_report
 from edgekit.pipeline import run
 from edgekit.report.page import write_html
 from edgekit.workspace import file_sha256, fingerprint
-from tests.artifacts import make_artifact, make_report, make_target, report_of
+from tests.artifacts import make_artifact, make_report, make_target
 
 LINEAGE = {"teacher": "org/teacher", "teacher_revision": None, "license": "Apache-2.0", "data_license": "CC0-1.0"}
 
@@ -188,7 +189,7 @@ def test_an_archive_of_the_users_with_the_same_name_stays(tmp_path: Path) -> Non
 def test_only_a_page_of_edgekits_makes_room_for_another(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     refuse_other_page(page)
-    write_html(report_of(make_artifact(tmp_path / "artifact")), page)
+    write_html(read_report(make_report(tmp_path / "report", make_artifact(tmp_path / "artifact"))), page)
     refuse_other_page(page)
     page.write_text("<h1>my own notes</h1>")
     with pytest.raises(EdgekitError, match=r"report\.html: is there and edgekit did not write it"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +24,9 @@ from edgekit.cli import cli, terminal
 from edgekit.cli.build import show_built
 from edgekit.cli.init import TASK_NAMES
 from edgekit.cli.options import EXAMPLES, FORMAT_NAMES
+from edgekit.evidence import read_report
 from edgekit.pipeline import Built
-from tests.artifacts import make_artifact, report_of
+from tests.artifacts import make_artifact, make_report
 from tests.conftest import ROOT, Answer, child_environment
 
 Command = Callable[..., Answer]
@@ -549,13 +551,13 @@ def test_colours_only_on_a_terminal() -> None:
 
 def test_a_verdict_without_a_bundle_says_why_and_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """`verify` as a stage has no bundle; its reasons and remedies are told as those of a build are."""
-    report = report_of(make_artifact(tmp_path / "artifact"), "not proven")
+    report = read_report(make_report(tmp_path / "report", make_artifact(tmp_path / "artifact"), "not proven"))
     show_built(Built(target="board", report=report, evidence=tmp_path / "report.json"))
     told = capsys.readouterr().out
     assert "what did not pass, why, and what to do" in told
     assert re.search(r"latency p95, ms: not proven \(measured 2\.5 ms, .*\n +-> measure on the board itself", told)
     assert "edgekit run" not in told
-    show_built(Built(target="board", report=report | {"checks": []}, bundle=tmp_path, archive=tmp_path / "a.tar.gz"))
+    show_built(Built(target="board", report=replace(report, checks=()), bundle=tmp_path, archive=tmp_path / "a.tar.gz"))
     told = capsys.readouterr().out
     assert "did not pass" not in told
     assert "edgekit run" in told

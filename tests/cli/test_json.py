@@ -17,6 +17,7 @@ import edgekit.cli
 from edgekit.cli.junit import write_junit
 from edgekit.cli.terminal import JSON_VERSION
 from edgekit.errors import CheckFailed, DeviceFailed, EdgekitError
+from edgekit.evidence import read_report
 from edgekit.pipeline import Built, exit_code
 from tests.artifacts import make_artifact, make_report
 from tests.cli.test_cli import ALL
@@ -110,7 +111,7 @@ def built(tmp_path: Path) -> dict[str, Built]:
 
     def one(verdict: str, **facts: Any) -> Built:
         folder = make_report(tmp_path / verdict.replace(" ", "-"), artifact, verdict)
-        return Built(target="board", report=json.loads((folder / "report.json").read_text()), **facts)
+        return Built(target="board", report=read_report(folder), **facts)
 
     (tmp_path / "a.tar.gz").write_bytes(b"x")
     return {
@@ -153,7 +154,7 @@ def test_junit(built: Mapping[str, Built], tmp_path: Path, strict: bool) -> None
     counts = [
         {key: int(suite.get(key, "-1")) for key in ("tests", "failures", "skipped", "errors")} for suite in suites
     ]
-    checks = len(built["pass"].report["checks"] if built["pass"].report else ())
+    checks = len(built["pass"].report.checks if built["pass"].report else ())
     assert [one["tests"] for one in counts] == [checks, checks, checks, 1, 1]
     assert counts[0]["failures"] == 0
     assert (counts[1]["failures"] > 0, counts[1]["skipped"] > 0) == (strict, not strict)

@@ -5,18 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from edgekit.cli.reported import compared_lines
-from edgekit.report.comparison import HEAD, Compared, compare
+from edgekit.evidence import Report
+from edgekit.report.comparison import HEAD, Compared
+from edgekit.report.comparison import compare as compare_reports
+from edgekit.typed_json import read_table
+from tests.artifacts import bare_report, check_entry, comparison_entry
+
+TIMES = {"p50": 9.0, "first": 9.0, "load": 40.0}
 
 
 def report(scheme: str, verdict: str, *, target: str = "board", **more: Any) -> dict[str, Any]:
     """What compare reads of a report of an encoder; `more` replaces it."""
+    bare, format_ = bare_report(), "gguf" if "_" in scheme else "onnx"
     return {
+        **bare,
         "target": target,
-        "artifact": {"format": "gguf" if "_" in scheme else "onnx", "scheme": scheme, "bytes": 2_500_000},
+        "artifact": bare["artifact"] | {"format": format_, "scheme": scheme, "bytes": 2_500_000},
         "accuracy": {"artifact": 0.931},
-        "comparisons": [],
-        "checks": [],
-        "latency_ms": {"p95": 12.5},
+        "latency_ms": TIMES | {"p95": 12.5},
         "memory_mb": 88.4,
         "verdict": verdict,
     } | more
@@ -27,6 +33,10 @@ def decoder(scheme: str, verdict: str, rate: float, **more: Any) -> dict[str, An
     figures = {"kl": {"mean": 0.0123, "p99": 0.1}, "top1": 0.97, "tokens_per_second": {"decode": rate, "prefill": 1.0}}
     first = {"ttft_ms": {"64": 20.0, "256": 71.0, "16": 9.0}, "accuracy": {}}
     return report(scheme, verdict, **(figures | first | more))
+
+
+def compare(reports: list[dict[str, Any]], written: list[bool] | None = None) -> Compared:
+    return compare_reports([read_table(Report, content, "report.json") for content in reports], written)
 
 
 def told(compared: Compared) -> dict[str, str]:
@@ -47,8 +57,8 @@ def test_the_fastest_of_the_best_verdict_is_shipped() -> None:
     assert told(compare([])) == {}
 
 
-def checks(**verdicts: str) -> list[dict[str, str]]:
-    return [{"name": name, "verdict": verdict} for name, verdict in verdicts.items()]
+def checks(**verdicts: str) -> list[dict[str, Any]]:
+    return [check_entry(name, verdict=verdict) for name, verdict in verdicts.items()]
 
 
 def test_another_machines_speed_does_not_outweigh_what_is_proven_of_the_answers() -> None:
@@ -61,7 +71,7 @@ def test_another_machines_speed_does_not_outweigh_what_is_proven_of_the_answers(
 
 
 def test_of_encoders_the_lowest_p95_is_the_fastest() -> None:
-    quick, slow = report("int8-static", "pass", latency_ms={"p95": 4.0}), report("q8_0", "pass")
+    quick, slow = report("int8-static", "pass", latency_ms=TIMES | {"p95": 4.0}), report("q8_0", "pass")
     assert told(compare([slow, quick])) == {"board": "onnx int8-static (the fastest that passes)"}
 
 
@@ -90,11 +100,11 @@ def test_the_table_shows_what_there_is() -> None:
 
 def test_embedders_show_what_they_keep() -> None:
     kept = [
-        {"metric": metric, "reference": "student", "candidate": "artifact", "score": score}
+        comparison_entry("student", metric, score=score)
         for metric, score in (("cosine", 0.99871), ("neighbours", 0.953))
     ]
     other = [one | {"reference": "teacher", "score": 0.1} for one in kept]
-    lines = compared_lines(compare([report("q8_0", "pass", accuracy=None, comparisons=[*other, *kept])]))
+    lines = compared_lines(compare([report("q8_0", "pass", accuracy={}, comparisons=[*other, *kept])]))
     assert "cosine" in lines[0]
     assert "KL" not in lines[0]
     assert "right" not in lines[0]
@@ -105,6 +115,6 @@ def test_embedders_show_what_they_keep() -> None:
 def test_what_was_not_written_is_not_to_ship() -> None:
     """--strict writes nothing of what is not proven: then the other is the choice, or nothing."""
     first, second = decoder("q8_0", "not proven", 50.0), decoder("q4_0", "not proven", 60.0)
-    assert [one.place for one in compare([first, second]).ship] == [1]
-    assert [one.place for one in compare([first, second], [True, False]).ship] == [0]
+    assert [one.index for one in compare([first, second]).ship] == [1]
+    assert [one.index for one in compare([first, second], [True, False]).ship] == [0]
     assert compare([first, second], [False, False]).ship == []

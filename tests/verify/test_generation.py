@@ -16,12 +16,13 @@ from edgekit import gate
 from edgekit.cli.reported import report_lines
 from edgekit.devices import LocalDevice
 from edgekit.errors import EdgekitError
+from edgekit.evidence import read_report
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_tensor
 from edgekit.gate import Look
 from edgekit.prompts import Prompt
-from edgekit.report import read_report
 from edgekit.runtimes import neighbours
 from edgekit.target import Target, load_target
+from edgekit.typed_json import to_table
 from edgekit.verify import generation, hardware, latency, verify
 from edgekit.verify.generation import Said, judge, plain
 from edgekit.verify.margins import default_limits, read_limits
@@ -146,7 +147,7 @@ def verified(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
                 "out": out,
             }
             told = verify(**asked | changes)  # type: ignore[arg-type]
-        report = read_report(out)
+        report = to_table(read_report(out))
         assert told["verdict"] == report["verdict"]
         return report | {"by_name": {check["name"]: check for check in report["checks"]}, "out": out}
 
@@ -198,7 +199,7 @@ def test_a_sound_file_passes(bench: Bench, verified: Callable[..., dict[str, Any
     assert report["generation"]["bytes_per_token"] == facts["bytes_per_token"] < facts["bytes"]
     assert report["generation"]["roofline_share"] > 0
     assert report["by_name"]["offload"]["verdict"] == "pass"
-    table = "\n".join(report_lines(report))
+    table = "\n".join(report_lines(read_report(report["out"])))
     assert "kl_vs_student" in table
     assert "perplexity" in table
 
@@ -266,7 +267,7 @@ def test_few_prompts_prove_nothing(talker: Path, bench: Bench, verified: Any, tm
             assert "verify on at least 100" in report["by_name"][name]["remedy"]
     assert report["verdict"] == "not proven"
     assert any("fewer than 100 independent prompts" in note for note in report["notes"])
-    assert any("kl_vs_student" in line for line in report_lines(report))
+    assert any("kl_vs_student" in line for line in report_lines(read_report(report["out"])))
     # One folder was teacher and student: nothing is said twice.
     assert {entry["reference"] for entry in report["comparisons"]} == {"student"}
 

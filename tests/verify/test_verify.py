@@ -15,11 +15,12 @@ from onnx import numpy_helper
 from edgekit.cli.reported import report_lines
 from edgekit.devices import LocalDevice
 from edgekit.errors import DeviceFailed, EdgekitError
+from edgekit.evidence import read_report
 from edgekit.gate import Look
-from edgekit.report import read_report
 from edgekit.report.page import write_html
 from edgekit.runtimes import neighbours
 from edgekit.target import Target
+from edgekit.typed_json import to_table
 from edgekit.verify import hardware, latency, measurements, verify
 from tests.verify.verify_folders import OUTSIDE, make_artifact, make_graph, make_prompts, make_reference, make_target
 
@@ -55,7 +56,7 @@ class Bench:
                 }
                 | changes
             )
-        report = read_report(out)
+        report = to_table(read_report(out))
         assert told["verdict"] == report["verdict"]
         return report | {"by_name": {check["name"]: check for check in report["checks"]}, "out": out}
 
@@ -117,7 +118,7 @@ def test_other_modules_read_the_report(bench: Bench) -> None:
     make_graph(bench.folder / "flipped.onnx", flip=True)
     artifact = make_artifact(bench.folder / "artifact", bench.folder / "flipped.onnx")
     report = bench.verify(artifact, make_target(bench.folder, ROOMY, PI))
-    assert any("accuracy_vs_student" in line for line in report_lines(report))
+    assert any("accuracy_vs_student" in line for line in report_lines(read_report(report["out"])))
     write_html(read_report(report["out"]), bench.folder / "report.html")
     assert "not within" not in (bench.folder / "report.html").read_text(encoding="utf-8")
 
@@ -247,7 +248,10 @@ def test_absolute_accuracy_may_have_a_floor(bench: Bench) -> None:
         report = bench.verify(artifact, target, accuracy={"at_least": 0.9})
         check = report["by_name"]["accuracy"]
         assert (check["verdict"], check["limit"], check["detail"]) == (verdict, 0.9, "at least")
-        assert any(line.startswith("accuracy ") and "at least 90 %" in line for line in report_lines(report))
+        assert any(
+            line.startswith("accuracy ") and "at least 90 %" in line
+            for line in report_lines(read_report(report["out"]))
+        )
     assert report["margins"] == {"student_margin": 0.02, "teacher_margin": 0.06, "at_least": 0.9, "stages": 1}
 
 

@@ -1,0 +1,130 @@
+"""JSON that edgekit writes and reads back: a frozen dataclass becomes a table, and the same table the same dataclass.
+
+What people type is `schema`'s, which knows bounds and spelling. Here each key has to be there, none may be added, and a value is
+kept as it is, so that what was read is written with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType, NoneType, UnionType
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+# The metadata of a field that has no key in its table where it is None; {"key": name} is of one that Python could not name.
+MAY_BE_ABSENT: Mapping[str, bool] = MappingProxyType({"may_be_absent": True})
+
+
+def to_table(value: DataclassInstance) -> dict[str, object]:
+    """What JSON can hold of a dataclass: its fields by key, in the order of the keys; tuples as lists."""
+    return {
+        _key(field): _plain(getattr(value, field.name))
+        for field in sorted(dataclasses.fields(value), key=_key)
+        if not (_may_be_absent(field) and getattr(value, field.name) is None)
+    }
+
+
+def read_table(kind: type[T], table: object, where: str) -> T:
+    """The dataclass whose table this is; where: the file, and the table's key in it, for messages.
+
+    Fields are str, int, float, bool, None, object (any JSON), Literal, dataclasses, unions of these, and tuples and mappings of
+    all that. Raises EdgekitError that names the first key that is missing, unknown or holds something else.
+    """
+    if not isinstance(table, Mapping):
+        raise EdgekitError(f"{where}: expected a table, got {table!r:.80}")
+    fields = _fields(kind)
+    for key in table:
+        if key not in fields:
+            raise EdgekitError(f"{_join(where, str(key))}: unknown key")
+    values = {}
+    for key, (field, hint) in fields.items():
+        if key in table:
+            values[field.name] = _read(hint, table[key], _join(where, key))
+        elif not _may_be_absent(field):
+            raise EdgekitError(f"{_join(where, key)}: missing key")
+    return cast("Callable[..., T]", kind)(**values)
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_table(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _read(hint: object, value: object, where: str) -> object:
+    """The value as its type hint wants it."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return read_table(hint, value, where)
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in {UnionType, typing.Union}:
+        return _read_union(parts, value, where)
+    if origin is tuple and isinstance(value, list):
+        kinds = parts[:1] * len(value) if parts[-1] is ... else parts
+        if len(kinds) == len(value):
+            pairs = enumerate(zip(kinds, value, strict=True))
+            return tuple(_read(kind, inner, f"{where}.{index}") for index, (kind, inner) in pairs)
+    elif origin is Mapping and isinstance(value, Mapping):
+        return {str(key): _read(parts[1], inner, f"{where}.{key}") for key, inner in value.items()}
+    elif hint is object or (value in parts if origin is typing.Literal else _is_scalar(hint, value)):
+        return value
+    raise EdgekitError(f"{where}: expected {_words(hint)}, got {value!r:.80}")
+
+
+def _read_union(parts: tuple[object, ...], value: object, where: str) -> object:
+    """Of scalars the one that it is; a union has at most one part that is no scalar."""
+    if any(_is_scalar(part, value) for part in parts):
+        return value
+    others = [part for part in parts if part not in _SCALARS]
+    if not others or value is None:
+        raise EdgekitError(f"{where}: expected {' or '.join(map(_words, parts))}, got {value!r:.80}")
+    return _read(others[0], value, where)
+
+
+_SCALARS: tuple[object, ...] = (str, int, float, bool, NoneType)
+
+
+def _is_scalar(hint: object, value: object) -> bool:
+    """Whether a value is of a scalar type: an int is a float too, a bool is neither, and JSON has no infinity."""
+    if hint is float and type(value) in {int, float}:
+        return math.isfinite(cast("float", value))
+    return hint in _SCALARS and type(value) is hint
+
+
+def _words(hint: object) -> str:
+    """A type as a message names it."""
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    named = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    kind = named.get(hint) if isinstance(hint, type) else None
+    return kind or ("a list" if typing.get_origin(hint) is tuple else "a table")
+
+
+@cache
+def _fields(kind: type) -> dict[str, tuple[dataclasses.Field[object], object]]:
+    """The fields of a dataclass with their types, by their keys."""
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(cast("type[DataclassInstance]", kind))
+    return {_key(field): (field, hints[field.name]) for field in fields}
+
+
+def _key(field: dataclasses.Field[object]) -> str:
+    return str(field.metadata.get("key", field.name))
+
+
+def _may_be_absent(field: dataclasses.Field[object]) -> bool:
+    return bool(field.metadata.get("may_be_absent"))
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if ": " in where else f"{where}: {key}"
