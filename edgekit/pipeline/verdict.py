@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.bundle.destination import refuse_other_page
 from edgekit.errors import EdgekitError
-from edgekit.evidence import read_report
+from edgekit.evidence import Coverage, read_report
 from edgekit.inputs import Content, Json
 from edgekit.model_card import read_card
 from edgekit.pipeline.looks import settle, take
@@ -26,6 +26,7 @@ from edgekit.pipeline.steps import libraries, record, teacher_origin
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report.page import write_html
+from edgekit.typed_json import read_table
 from edgekit.workspace import PAGE, Product, Workspace, fingerprint, open_product
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def verify(
     a change of its style measures nothing again.
     """
     from edgekit.devices import DEVICES
-    from edgekit.verify import plan_text
+    from edgekit.verify import Subject, Terms, plan_text
     from edgekit.verify import verify as run
 
     recipe, target = plan.recipe, plan.target
@@ -98,22 +99,27 @@ def verify(
         session.listener.say(line)
 
     def make(_: VerifyInputs, out: Path, progress: Progress) -> Mapping[str, Any]:
-        return run(
-            artifact=artifact.folder,
-            reference=reference.folder,
-            prompts=prompts.folder,
-            target=target,
-            task=recipe.task,
-            accuracy=recipe.accuracy,
-            out_of_scope=recipe.data.out_of_scope,
-            rejection=recipe.rejection,
-            look=look,
+        report = run(
+            Subject(
+                artifact=artifact.folder,
+                reference=reference.folder,
+                prompts=prompts.folder,
+                foreign_teacher=foreign,
+            ),
+            Terms(
+                task=recipe.task,
+                target=target,
+                accuracy=recipe.accuracy,
+                out_of_scope=recipe.data.out_of_scope,
+                rejection=recipe.rejection,
+                look=look,
+            ),
+            device,
             coverage=_cover(plan, student, calibration, prompts, progress),
-            foreign_teacher=foreign,
-            device=device,
             progress=progress,
             out=out,
         )
+        return report.verdicts()
 
     try:
         note = f"{prompts.facts['rows']['verify']} prompts on {target.device.get('kind', 'local')}"
@@ -166,14 +172,15 @@ def _settle(report: Product, artifact: Product, prompts: Product, recipe: Recipe
 
 def _cover(
     plan: Plan, student: Path | None, calibration: Product | None, prompts: Product, progress: Progress
-) -> dict[str, Any] | None:
+) -> Coverage | None:
     from edgekit.calibrate import cover
 
     if student is None or calibration is None:
         return None
     progress(0, 0, "how the calibration covers the prompts")
     recipe = plan.recipe
-    return cover(student, calibration.folder, prompts.folder, task=recipe.task, max_length=recipe.data.max_length)
+    covered = cover(student, calibration.folder, prompts.folder, task=recipe.task, max_length=recipe.data.max_length)
+    return read_table(Coverage, covered, f"{calibration.folder}: coverage")
 
 
 def check_parts(plan: Plan, artifact: Product, reference: Product, prompts: Product, *more: Product) -> str | None:

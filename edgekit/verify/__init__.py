@@ -7,25 +7,44 @@ arithmetic whether its INT8 is the target's, checks turns all that into verdicts
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import gate
 from edgekit.errors import EdgekitError
+from edgekit.evidence import (
+    FILE,
+    ArtifactFacts,
+    Check,
+    Comparison,
+    Coverage,
+    FloatModel,
+    Generation,
+    Latency,
+    LayerError,
+    OwnLengths,
+    PromptFacts,
+    Quantiles,
+    Report,
+    Vouches,
+    whole_verdict,
+)
 from edgekit.formats import FORMATS, finer
 from edgekit.progress import Progress, silent
 from edgekit.prompts import PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.runtimes import neighbours
-from edgekit.schema import dump_json, pick
+from edgekit.schema import pick
 from edgekit.tasks import TASKS, row_task
+from edgekit.typed_json import read_table
 from edgekit.verify import accuracy as compared
 from edgekit.verify import arithmetic, budgets, checks, generation, hardware, latency, margins
-from edgekit.verify.accuracy import Answers, Comparison
+from edgekit.verify.accuracy import Answers
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep
-from edgekit.verify.measurements import Measurements, encode, measure, runtime_options
+from edgekit.verify.measurements import Measurements, ask_rows, encode, measure, runtime_options
 from edgekit.verify.plan import check_accuracy_table, plan_text
 from edgekit.verify.rejection import check_rejection, rejection_notes
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
@@ -36,195 +55,232 @@ if TYPE_CHECKING:
 
     from edgekit.devices import Device
     from edgekit.prompts import Prompt
-    from edgekit.target import Target
+    from edgekit.target import Budget, Target
+    from edgekit.verify.margins import EmbeddingMargins, Margins
 
     Floats = NDArray[np.float32]
 
-__all__ = ["check_accuracy_table", "plan_text", "verify"]
+__all__ = ["Subject", "Terms", "check_accuracy_table", "check_reference", "plan_text", "verify"]
+
+ROLES = ("teacher", "student", "artifact")
 
 JUDGING = "comparing the answers with the float models'"
 
 
-def _data(prompts: Path) -> dict[str, Any] | None:
-    """What `gather` says of the prompts: rows, labels, what was left out; None of a folder that it did not make."""
-    if not (prompts / "prompts.json").is_file():
-        return None
-    facts = open_product(prompts, "prompts").facts
-    return {"labels": len(facts["labels"])} | {key: facts[key] for key in ("rows", "dropped", "unusual", "notes")}
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is judged, and beside what: the folders of export, record and prompts.
+
+    foreign_teacher: why the record's teacher is not the recipe's, where it is not: then nothing is compared with it, and nothing
+    passes.
+    """
+
+    artifact: Path
+    reference: Path
+    prompts: Path
+    foreign_teacher: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the artifact is held to: a recipe's task and tables, a target's hardware and budget, and which look this is.
+
+    accuracy: the recipe's `[accuracy]` table. out_of_scope: the label of texts that belong to no class.
+    """
+
+    task: str
+    target: Target
+    accuracy: Mapping[str, Any]
+    out_of_scope: str | None
+    look: gate.Look
+    rejection: Rejection = AS_CALIBRATED
 
 
 def verify(
-    *,
-    artifact: Path,
-    reference: Path,
-    prompts: Path,
-    target: Target,
-    task: str,
-    accuracy: Mapping[str, Any],
-    out_of_scope: str | None,
-    look: gate.Look,
+    subject: Subject,
+    terms: Terms,
     device: Device,
-    rejection: Rejection = AS_CALIBRATED,
-    coverage: Mapping[str, Any] | None = None,
-    foreign_teacher: str | None = None,
+    *,
+    coverage: Coverage | None = None,
     progress: Progress = silent,
     out: Path,
-) -> dict[str, Any]:
+) -> Report:
     """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json and outputs.npz.
 
-    artifact, reference, prompts: folders of export, record and prompts. accuracy: the recipe's `[accuracy]` table. look:
-    which look at these prompts this is. coverage: what `calibrate.cover` says of these prompts, passed on. foreign_teacher: why
-    the record's teacher is not the recipe's, where it is not: then nothing is compared with it, and nothing passes. Returns
-    {verdict, checks: {name: verdict}}. Raises EdgekitError where folders do not belong together, DeviceFailed.
+    coverage: how well the calibration covers these prompts, passed on. Raises EdgekitError where folders do not belong together,
+    DeviceFailed.
     """
-    product = open_product(artifact, "export")
-    facts = product.facts
-    recorded = open_product(reference, "record")
-    check_reference(recorded, product, prompts)
-    runtime = pick(FORMATS, str(facts["format"]), f"{artifact}: format").RUNTIME
+    product, recorded = open_product(subject.artifact, "export"), open_product(subject.reference, "record")
+    check_reference(recorded, product, subject.prompts)
+    runtime = pick(FORMATS, str(product.facts["format"]), f"{subject.artifact}: format").RUNTIME
     run = _Run(
-        artifact=artifact,
-        facts=facts,
+        subject=subject,
+        terms=terms,
+        facts=product.facts,
         recorded=recorded,
-        prompts=prompts,
-        target=target,
-        task=task,
-        accuracy=accuracy,
-        out_of_scope=out_of_scope,
-        rejection=rejection,
-        look=look,
-        foreign_teacher=foreign_teacher,
         device=device,
         runtime=runtime,
-        options=runtime_options(facts, target, runtime),
+        options=runtime_options(product.facts, terms.target, runtime),
+        coverage=coverage,
         progress=progress,
         out=out,
     )
-    report, found = _verify_tokens(run) if TASKS[task].OUTPUT == "tokens" else _verify_rows(run)
-    timed = target.budget_for(task).limits_time
-    models = recorded.facts.get("models", {})
-    report |= {
-        "models": {role: told for role, told in models.items() if not (foreign_teacher and role == "teacher")},
-        "coverage": coverage,
-        "data": _data(prompts),
-        "layers": facts.get("layers", []),
-        "accuracy_only": not timed,
-        "notes": _notes(run, report, timed=timed),
-    }
-    write_atomically(out / "report.json", dump_json(report))
-    return {"verdict": report["verdict"], "checks": {check.name: check.verdict for check in found}}
-
-
-def _notes(run: _Run, report: Mapping[str, Any], *, timed: bool) -> list[str]:
-    first = [] if timed else ["accuracy only: the target states no latency limit (budget.p95_ms)"]
-    plan = plan_text(run.task, report["prompts"], run.accuracy, look=run.look)
-    return [*first, *plan, *report.get("notes", ()), *run.facts.get("notes", ())]
+    report = _verify_tokens(run) if TASKS[terms.task].OUTPUT == "tokens" else _verify_rows(run)
+    write_atomically(out / FILE, report.to_json())
+    return report
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     """What one verify is about."""
 
-    artifact: Path
+    subject: Subject
+    terms: Terms
     facts: Mapping[str, Any]
     recorded: Product
-    prompts: Path
-    target: Target
-    task: str
-    accuracy: Mapping[str, Any]
-    out_of_scope: str | None
-    rejection: Rejection
-    look: gate.Look
-    foreign_teacher: str | None
     device: Device
     runtime: str
     options: Mapping[str, Any]
+    coverage: Coverage | None
     progress: Progress
     out: Path
 
     @property
     def file(self) -> Path:
         """The artifact's main file."""
-        return self.artifact / str(self.facts["file"])
+        return self.subject.artifact / str(self.facts["file"])
+
+    @property
+    def budget(self) -> Budget:
+        """The limits of the target for this task."""
+        return self.terms.target.budget_for(self.terms.task)
+
+    def split(self, name: str) -> list[Prompt]:
+        """The prompts of a split."""
+        return PromptSet(folder=self.subject.prompts).split(name)
 
 
-def _verify_rows(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
+@dataclass(frozen=True, kw_only=True)
+class _Judgement:
+    """What was found of the answers: accuracy by role, comparisons, the checks of both, the margins, how many prompts were
+    judged, and notes."""
+
+    accuracy: Mapping[str, float | None]
+    comparisons: Sequence[Comparison]
+    checks: Sequence[Check]
+    margins: Mapping[str, float | None]
+    prompts: int
+    notes: Sequence[str]
+
+
+def _verify_rows(run: _Run) -> Report:
     """Verify what gives one row per text."""
-    facts = run.facts
-    rows = PromptSet(folder=run.prompts).split("verify")
-    ids = encode(run.artifact, rows, facts["settings"])
-    measured = measure(
-        artifact=run.artifact,
-        file=str(facts["file"]),
-        runtime=run.runtime,
-        ids=ids,
-        pad_id=int(facts["pad_id"]),
-        options=run.options,
-        # The tokenizer that ships cuts texts at max_length: no request is ever longer.
-        sequence=min(run.target.budget_for(run.task).sequence, int(facts["max_length"])),
-        device=run.device,
-        is_judged=lambda first: _is_judged(run, first),
-        progress=run.progress,
-        out=run.out,
-    )
+    facts, rows = run.facts, run.split("verify")
+    ids = encode(run.subject.artifact, rows, facts["settings"])
+    # The tokenizer that ships cuts texts at max_length: no request is ever longer.
+    sequence = min(run.budget.sequence, int(facts["max_length"]))
+    question = ask_rows(run.file, run.runtime, run.options, ids, int(facts["pad_id"]), sequence)
+    measured = measure(question, run.device, partial(_is_judged, run), run.progress, run.out)
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
     answers, finite = _answers(run, rows, measured.outputs)
     truth = [row.label for row in rows]
-    comparisons, margins, floors = _compare(run, answers, rows)
-    if run.foreign_teacher:
-        comparisons = [entry for entry in comparisons if entry.reference != "teacher"]
-    found = [*_check_answers(run, comparisons), *floors]
-    found.append(check_rows(run.recorded, [row.text for row in rows], ids))
-    found += [*checks.check_finite(finite), *_rejected(run, answers["artifact"].labels, truth)]
-    found += _check_machine(run, measured, conditions)
-    return _report(run, answers, truth, comparisons, found, measured, conditions) | {"margins": margins}, found
+    comparisons, asked, floors = _compare(run, answers, rows)
+    judgement = _Judgement(
+        accuracy=_accuracy(run, answers, truth),
+        comparisons=comparisons,
+        checks=[
+            *_check_answers(run, comparisons),
+            *floors,
+            check_rows(run.recorded, [row.text for row in rows], ids),
+            *checks.check_finite(finite),
+            *_rejected(run, answers["artifact"].labels, truth),
+        ],
+        margins=vars(asked),
+        prompts=len(truth),
+        notes=_rejection_notes(run, truth) if answers["artifact"].labels else (),
+    )
+    real = OwnLengths(
+        p50=gate.quantile(measured.real_times, 0.5),
+        p95=gate.quantile(measured.real_times, 0.95),
+        mean_tokens=sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
+    )
+    report = replace(_report(run, judgement, measured, conditions), latency_real=real)
+    if not answers["artifact"].labels:
+        return report
+    return replace(
+        report,
+        scope={role: compared.scope(answers[role], truth, run.terms.out_of_scope) for role in ROLES},
+        confusion=tuple(compared.confusion(answers["student"], answers["artifact"], truth)),
+    )
 
 
-def _verify_tokens(run: _Run) -> tuple[dict[str, Any], list[checks.Check]]:
+def _accuracy(run: _Run, answers: Mapping[str, Answers], truth: Sequence[str | None]) -> dict[str, float | None]:
+    """The share of right answers of each model on the labelled prompts; None where nothing says so."""
+    known = [row for row, label in enumerate(truth) if label is not None]
+    if not known or not answers["artifact"].labels:
+        return dict.fromkeys(answers)
+    hidden = "teacher" if run.subject.foreign_teacher else None
+    return {
+        role: None if role == hidden else sum(own.labels[row] == truth[row] for row in known) / len(known)
+        for role, own in answers.items()
+    }
+
+
+def _rejection_notes(run: _Run, truth: Sequence[str | None]) -> list[str]:
+    terms, subject = run.terms, run.subject
+    folders = (run.recorded.folder, subject.prompts, terms.task, list(run.facts["classes"]))
+    return rejection_notes(*folders, truth, terms.out_of_scope, terms.rejection)
+
+
+def _verify_tokens(run: _Run) -> Report:
     """Verify what gives tokens."""
-    limits = margins.read_limits(run.accuracy)
-    said = generation.read_said(run.recorded, with_teacher=run.foreign_teacher is None)
+    terms, facts = run.terms, run.facts
+    limits = margins.read_limits(terms.accuracy)
+    said = generation.read_said(run.recorded, with_teacher=run.subject.foreign_teacher is None)
+    question = generation.ask_tokens(run.file, run.runtime, run.options, said, run.budget)
     measured, arrays = generation.measure(
-        artifact=run.artifact,
-        file=str(run.facts["file"]),
-        runtime=run.runtime,
-        said=said,
-        options=run.options,
-        budget=run.target.budget_for(run.task),
-        device=run.device,
-        is_judged=lambda first: _is_judged(run, first),
-        progress=run.progress,
-        out=run.out,
+        question, run.budget, run.device, partial(_is_judged, run), run.progress, run.out
     )
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
-    asked = margins.limits_at(limits, float(run.facts["bits"]))
-    judged = generation.judge(
-        said,
-        arrays,
-        PromptSet(folder=run.prompts).split("verify"),
-        asked,
-        generation.answers_in_words(run.artifact, arrays),
-        run.look.alpha,
-    )
-    found = _check_answers(run, judged.comparisons)
-    found += checks.check_floor(judged.right, judged.groups, limits.at_least, run.look.alpha, run.look.index)
-    found += [*checks.check_finite(judged.finite), *_check_machine(run, measured, conditions)]
+    asked = margins.limits_at(limits, float(facts["bits"]))
+    answers = generation.answers_in_words(run.subject.artifact, arrays)
+    judged = generation.judge(said, arrays, run.split("verify"), asked, answers, terms.look.alpha)
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
     accuracy = {role: entry.reference_score for role, entry in right.items()}
     if right:
         accuracy["artifact"] = next(iter(right.values())).score
-    scored = int(said.facts["rows"]["verify"]) - int(said.facts["left_out"])
-    report = _shared_report(run, accuracy, judged.comparisons, found, measured, scored, conditions)
-    told = dict(measured.generation or {})
-    return report | dict(judged.figures) | {
-        "margins": asked,
-        "notes": [*said.facts["warnings"], *judged.notes],
-        "ttft_ms": told.pop("ttft_ms"),
-        "tokens_per_second": told.pop("tokens_per_second"),
-        "generation": told | hardware.roofline(measured, float(run.facts["bytes_per_token"])),
-    }, found
+    judgement = _Judgement(
+        accuracy=accuracy,
+        comparisons=judged.comparisons,
+        checks=[
+            *_check_answers(run, judged.comparisons),
+            *checks.check_floor(judged.right, judged.groups, limits.at_least, terms.look.alpha, terms.look.index),
+            *checks.check_finite(judged.is_finite),
+        ],
+        margins=asked,
+        prompts=int(said.facts["rows"]["verify"]) - int(said.facts["left_out"]),
+        notes=[*said.facts["warnings"], *judged.notes],
+    )
+    speed = measured.generation
+    assert speed is not None
+    return replace(
+        _report(run, judgement, measured, conditions),
+        kl=judged.kl,
+        top1=judged.top1,
+        perplexity=judged.perplexity,
+        tokens=judged.tokens,
+        ttft_ms=speed.ttft_ms,
+        tokens_per_second=speed.tokens_per_second,
+        generation=Generation(
+            bytes_per_token=float(facts["bytes_per_token"]),
+            memory_mb=speed.memory_mb,
+            roofline_share=hardware.roofline_share(measured, float(facts["bytes_per_token"])),
+            threads=speed.threads,
+            ttft_cold_ms=speed.ttft_cold_ms,
+        ),
+    )
 
 
 def check_reference(recorded: Product, artifact: Product, prompts: Path) -> None:
@@ -249,7 +305,8 @@ def _answers(run: _Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dict[s
     """
     import numpy as np
 
-    task, facts = run.task, run.facts
+    terms, facts = run.terms, run.facts
+    task = terms.task
     kind, reference = row_task(task), run.recorded.folder
     classes, texts = list(facts["classes"]), [row.text for row in rows]
     if kind.OUTPUT == "logits" and list(run.recorded.facts["classes"]) != classes:
@@ -257,12 +314,12 @@ def _answers(run: _Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dict[s
     with np.load(reference / "reference.npz", allow_pickle=False) as arrays:
         recorded_outputs = {name: arrays[name] for name in arrays.files}
     if kind.OUTPUT == "logits":
-        _check_labels(run.prompts, facts["file"], [*classes, str(run.out_of_scope)])
-    labels = [row.label for row in PromptSet(folder=run.prompts).split("calibrate")]
+        _check_labels(run.subject.prompts, facts["file"], [*classes, str(terms.out_of_scope)])
+    labels = [row.label for row in run.split("calibrate")]
     found = {}
     for name in ("teacher", "student"):
         calibrate, verify_ = recorded_outputs[f"{name}_calibrate"], recorded_outputs[f"{name}_verify"]
-        settings = kind.fit(calibrate, labels, classes, run.out_of_scope, run.rejection)
+        settings = kind.fit(calibrate, labels, classes, terms.out_of_scope, terms.rejection)
         found[name] = _answer(name, verify_, task, settings, classes, texts)
     finite = bool(np.isfinite(outputs).all())
     if outputs.shape[1:] != found["student"].outputs.shape[1:]:
@@ -278,8 +335,8 @@ def _answers(run: _Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dict[s
 
 def _check_labels(prompts: Path, file: str, known: Sequence[str]) -> None:
     """Refuse verify prompts with labels that the model cannot say: it would lose nothing by never being right."""
-    told = {row.label for row in PromptSet(folder=prompts).split("verify") if row.label is not None}
-    unknown = sorted(told - set(known))
+    labels = {row.label for row in PromptSet(folder=prompts).split("verify") if row.label is not None}
+    unknown = sorted(labels - set(known))
     if unknown:
         shown = ", ".join(repr(label) for label in unknown[:3])
         raise EdgekitError(
@@ -302,41 +359,56 @@ def _answer(
     return Answers(name=name, outputs=outputs, labels=list(labels))
 
 
-def _rejected(run: _Run, labels: Sequence[str], truth: Sequence[str | None]) -> list[checks.Check]:
-    return check_rejection(labels, truth, run.out_of_scope, run.rejection, run.facts.get("contentless"), run.look)
+def _rejected(run: _Run, labels: Sequence[str], truth: Sequence[str | None]) -> list[Check]:
+    terms = run.terms
+    return check_rejection(labels, truth, terms.out_of_scope, terms.rejection, run.facts.get("contentless"), terms.look)
 
 
 def _compare(
     run: _Run, answers: Mapping[str, Answers], rows: Sequence[Prompt]
-) -> tuple[list[Comparison], dict[str, Any], list[checks.Check]]:
+) -> tuple[list[Comparison], Margins | EmbeddingMargins, list[Check]]:
     """Artifact to student and to teacher, and student to teacher, which is shown and not judged; the margins; other checks."""
     artifact, student, teacher = answers["artifact"], answers["student"], answers["teacher"]
-    alpha, groups = run.look.alpha, [row.group for row in rows]
-    shared: dict[str, Any] = {"alpha": alpha, "groups": groups}
-    if TASKS[run.task].OUTPUT == "logits":
+    look, accuracy = run.terms.look, run.terms.accuracy
+    groups = [row.group for row in rows]
+    if TASKS[run.terms.task].OUTPUT == "logits":
         truth = [row.label for row in rows]
         labelled = [row for row, label in enumerate(truth) if label is not None]
-        asked = margins.for_prompts(margins.read_margins(run.accuracy), len(labelled) or len(rows))
+        asked = margins.for_prompts(margins.read_margins(accuracy), len(labelled) or len(rows))
         found = [
-            compared.compare_labels(student, artifact, truth, margin=asked.student_margin, **shared),
-            compared.compare_labels(teacher, artifact, truth, margin=asked.teacher_margin, **shared),
-            compared.compare_labels(teacher, student, truth, margin=None, **shared),
+            compared.compare_labels(reference, candidate, truth, margin=margin, alpha=look.alpha, groups=groups)
+            for reference, candidate, margin in (
+                (student, artifact, asked.student_margin),
+                (teacher, artifact, asked.teacher_margin),
+                (teacher, student, None),
+            )
         ]
         right = [artifact.labels[row] == truth[row] for row in labelled]
         own = [groups[row] for row in labelled]
-        return found, vars(asked), checks.check_floor(right, own, asked.at_least, alpha, run.look.index)
-    wanted = margins.read_embedding_margins(run.accuracy)
+        floor = checks.check_floor(right, own, asked.at_least, look.alpha, look.index)
+        return _of_recipe(run, found), asked, floor
+    wanted = margins.read_embedding_margins(accuracy)
     found = [
-        *compared.compare_embeddings(student, artifact, wanted, **shared),
-        *compared.compare_embeddings(teacher, artifact, None, **shared),
-        *compared.compare_embeddings(teacher, student, None, **shared),
+        comparison
+        for reference, candidate, limits in (
+            (student, artifact, wanted),
+            (teacher, artifact, None),
+            (teacher, student, None),
+        )
+        for comparison in compared.compare_embeddings(reference, candidate, limits, alpha=look.alpha, groups=groups)
     ]
-    return found, vars(wanted), []
+    return _of_recipe(run, found), wanted, []
+
+
+def _of_recipe(run: _Run, comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with models that the recipe names."""
+    hidden = "teacher" if run.subject.foreign_teacher else None
+    return [comparison for comparison in comparisons if comparison.reference != hidden]
 
 
 def _foreign(run: _Run, measured: Measurements) -> list[str]:
     """Why the machine that measured may not vouch for the target."""
-    found = hardware.mismatches(run.target.hardware, measured.device, measured.speed, run.options["threads"])
+    found = hardware.mismatches(run.terms.target.hardware, measured.device, measured.speed, run.options["threads"])
     provider = run.options.get("provider")
     if provider is not None and provider not in measured.available:
         found.append(f"without {provider}")
@@ -345,14 +417,14 @@ def _foreign(run: _Run, measured: Measurements) -> list[str]:
 
 def _is_judged(run: _Run, measured: Measurements) -> bool:
     """Whether times are judged: where the target limits them, and this machine may vouch for it. Else one process shows them."""
-    return run.target.budget_for(run.task).limits_time and not _foreign(run, measured)
+    return run.budget.limits_time and not _foreign(run, measured)
 
 
 def _conditions(run: _Run, measured: Measurements) -> tuple[budgets.Conditions, Measurements]:
     """What bears on the times, and the measurements with the earlier ones of this artifact; kept where times are judged."""
     impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5))
     impossible += hardware.above_roofline(measured, run.facts.get("bytes_per_token"))
-    threads = int(measured.shape["threads"] or measured.device["cores"])
+    threads = measured.shape.threads or int(measured.device["cores"])
     disturbed = neighbours.disturbances([process.neighbours for process in measured.processes], threads)
     disturbed = disturbed or [
         f"while its speed was measured, {why}" for why in neighbours.disturbances([measured.neighbours], 1)
@@ -361,7 +433,7 @@ def _conditions(run: _Run, measured: Measurements) -> tuple[budgets.Conditions, 
         foreign=_foreign(run, measured),
         impossible=impossible,
         disturbed=disturbed,
-        scales=hardware.scales(run.target.hardware, measured.speed),
+        scales=hardware.scales(run.terms.target.hardware, measured.speed),
     )
     if _is_judged(run, measured):
         proves_nothing = [*disturbed, *impossible]
@@ -369,28 +441,30 @@ def _conditions(run: _Run, measured: Measurements) -> tuple[budgets.Conditions, 
     return conditions, measured
 
 
-def _check_answers(run: _Run, comparisons: Sequence[Comparison]) -> list[checks.Check]:
+def _check_answers(run: _Run, comparisons: Sequence[Comparison]) -> list[Check]:
     """The checks of the comparisons that have a margin, and of what the record compares with."""
-    scheme = str(run.facts["scheme"])
-    more = None if scheme == "unknown" else finer(str(run.facts["format"]), TASKS[run.task].OUTPUT, scheme)
-    found = [checks.check_accuracy(entry, run.look.index, more) for entry in comparisons if entry.margin is not None]
-    if run.foreign_teacher is None:
+    scheme, output = str(run.facts["scheme"]), TASKS[run.terms.task].OUTPUT
+    more = None if scheme == "unknown" else finer(str(run.facts["format"]), output, scheme)
+    found = [
+        checks.check_accuracy(entry, run.terms.look.index, more) for entry in comparisons if entry.margin is not None
+    ]
+    if run.subject.foreign_teacher is None:
         return found
     return [
         *found,
-        checks.Check(
+        Check(
             name="reference",
             measured="another model as the teacher",
             limit="the recipe's teacher",
             verdict="not proven",
-            remedy=run.foreign_teacher,
+            remedy=run.subject.foreign_teacher,
             detail="not judged against the teacher",
         ),
     ]
 
 
-def _check_machine(run: _Run, measured: Measurements, conditions: budgets.Conditions) -> list[checks.Check]:
-    target, facts, options = run.target, run.facts, run.options
+def _check_machine(run: _Run, measured: Measurements, conditions: budgets.Conditions) -> list[Check]:
+    facts, options = run.facts, run.options
     provider = options.get("provider")
     placed = (
         checks.check_offload(int(options.get("gpu_layers", 0)), measured)
@@ -398,13 +472,13 @@ def _check_machine(run: _Run, measured: Measurements, conditions: budgets.Condit
         else checks.check_provider(provider, measured)
     )
     return [
-        *budgets.check_budget(target.budget_for(run.task), measured, int(facts["bytes"]), conditions),
+        *budgets.check_budget(run.budget, measured, int(facts["bytes"]), conditions),
         checks.check_plausible(conditions.impossible),
         *checks.check_reading(facts.get("parity"), facts.get("misread")),
         *checks.check_as_original(run.recorded.facts.get("as_original")),
         placed,
         checks.check_arithmetic(
-            target.hardware,
+            run.terms.target.hardware,
             measured.device,
             arithmetic.saturating_share(run.file),
             exact=arithmetic.is_exact(options),
@@ -412,74 +486,80 @@ def _check_machine(run: _Run, measured: Measurements, conditions: budgets.Condit
     ]
 
 
-def _report(
-    run: _Run,
-    answers: Mapping[str, Answers],
-    truth: Sequence[str | None],
-    comparisons: Sequence[Comparison],
-    found: Sequence[checks.Check],
-    measured: Measurements,
-    conditions: budgets.Conditions,
-) -> dict[str, Any]:
-    """report.json of what gives one row per text."""
-    is_classifier = bool(answers["artifact"].labels)
-    known = [row for row, label in enumerate(truth) if label is not None]
-    shown = [name for name in answers if is_classifier and known and not (name == "teacher" and run.foreign_teacher)]
-    accuracy = dict.fromkeys(answers) | {
-        name: sum(answers[name].labels[row] == truth[row] for row in known) / len(known) for name in shown
-    }
-    report = _shared_report(run, accuracy, comparisons, found, measured, len(truth), conditions)
-    report["latency_real"] = {
-        "p50": gate.quantile(measured.real_times, 0.5),
-        "p95": gate.quantile(measured.real_times, 0.95),
-        "mean_tokens": sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
-    }
-    if is_classifier:
-        report["scope"] = {
-            name: compared.scope(answers[name], truth, run.out_of_scope) for name in ("teacher", "student", "artifact")
-        }
-        told = (run.recorded.folder, run.prompts, run.task, list(run.facts["classes"]))
-        report["notes"] = rejection_notes(*told, truth, run.out_of_scope, run.rejection)
-        report["confusion"] = compared.confusion(answers["student"], answers["artifact"], truth)
-    return report
+def _report(run: _Run, judgement: _Judgement, measured: Measurements, conditions: budgets.Conditions) -> Report:
+    """What all reports have."""
+    judged = [check.finite() for check in (*judgement.checks, *_check_machine(run, measured, conditions))]
+    own = [
+        Quantiles(p50=latency.level(process.times, 0.5), p95=latency.level(process.times, 0.95))
+        for process in measured.processes
+    ]
+    facts, terms = run.facts, run.terms
+    return Report(
+        verdict=whole_verdict(judged),
+        accuracy_only=not run.budget.limits_time,
+        target=terms.target.name,
+        artifact=ArtifactFacts(
+            format=facts["format"],
+            scheme=facts["scheme"],
+            file=facts["file"],
+            bytes=facts["bytes"],
+            sha256=facts["sha256"],
+        ),
+        checks=tuple(judged),
+        comparisons=tuple(entry.finite() for entry in judgement.comparisons),
+        accuracy=judgement.accuracy,
+        margins=judgement.margins,
+        look=terms.look,
+        prompts=judgement.prompts,
+        latency_ms=Latency(
+            p50=latency.centre([process.p50 for process in own]),
+            p95=latency.centre([process.p95 for process in own]),
+            first=measured.first_ms,
+            load=measured.load_ms,
+        ),
+        latency_processes_ms=tuple(own),
+        latency_raw_ms=tuple(measured.times),
+        measurement=measured.measurement,
+        memory_mb=measured.peak_mb,
+        shape=measured.shape,
+        device={**measured.device, **measured.speed},
+        runtime=measured.runtime,
+        work=measured.work,
+        vouches=Vouches(
+            scales=conditions.scales,
+            foreign=tuple(conditions.foreign),
+            told=hardware.tolerances(terms.target.hardware),
+        ),
+        busy=measured.processes[0].neighbours.get("load"),
+        disturbed=tuple(conditions.disturbed),
+        models=_float_models(run),
+        layers=tuple(LayerError(name=entry["name"], error=entry["error"]) for entry in facts.get("layers", ())),
+        coverage=run.coverage,
+        data=_data(run.subject.prompts),
+        notes=tuple(_notes(run, judgement)),
+    )
 
 
-def _shared_report(
-    run: _Run,
-    accuracy: Mapping[str, float | None],
-    comparisons: Sequence[Comparison],
-    found: Sequence[checks.Check],
-    measured: Measurements,
-    prompts: int,
-    conditions: budgets.Conditions,
-) -> dict[str, Any]:
-    """report.json: the stable names first, then what is shown where it is there (see report.py)."""
-    quantiles = {"p50": 0.5, "p95": 0.95}
-    own = [{key: latency.level(one.times, q) for key, q in quantiles.items()} for one in measured.processes]
-    times = {key: latency.centre([one[key] for one in own]) for key in quantiles}
+def _notes(run: _Run, judgement: _Judgement) -> list[str]:
+    first = [] if run.budget.limits_time else ["accuracy only: the target states no latency limit (budget.p95_ms)"]
+    plan = plan_text(run.terms.task, judgement.prompts, run.terms.accuracy, look=run.terms.look)
+    return [*first, *plan, *judgement.notes, *run.facts.get("notes", ())]
+
+
+def _float_models(run: _Run) -> dict[str, FloatModel]:
+    """What teacher and float student cost, by the record, without a teacher that is not the recipe's."""
+    where = f"{run.recorded.folder / 'record.json'}: facts.models"
     return {
-        "verdict": checks.whole_verdict(found),
-        "checks": [check.facts() for check in found],
-        "accuracy": dict(accuracy),
-        "comparisons": [entry.facts() for entry in comparisons],
-        "latency_ms": times | {"first": measured.first_ms, "load": measured.load_ms},
-        "shape": dict(measured.shape),
-        "memory_mb": measured.peak_mb,
-        "artifact": {key: run.facts[key] for key in ("format", "scheme", "file", "bytes", "sha256")},
-        "device": dict(measured.device) | dict(measured.speed),
-        "runtime": dict(measured.runtime),
-        "target": run.target.name,
-        "latency_raw_ms": list(measured.times),
-        "work": dict(measured.work),
-        "busy": measured.processes[0].neighbours.get("load"),
-        "disturbed": list(conditions.disturbed),
-        "measurement": measured.measurement,
-        "latency_processes_ms": own,
-        "vouches": {
-            "scales": list(conditions.scales),
-            "foreign": list(conditions.foreign),
-            "told": hardware.tolerances(run.target.hardware),
-        },
-        "prompts": prompts,
-        "look": vars(run.look),
+        role: read_table(FloatModel, model, f"{where}.{role}")
+        for role, model in run.recorded.facts.get("models", {}).items()
+        if not (run.subject.foreign_teacher and role == "teacher")
     }
+
+
+def _data(prompts: Path) -> PromptFacts | None:
+    """What `gather` says of the prompts: rows, labels, what was left out; None of a folder that it did not make."""
+    if not (prompts / "prompts.json").is_file():
+        return None
+    facts = open_product(prompts, "prompts").facts
+    known = {key: facts[key] for key in ("rows", "dropped", "unusual", "notes")}
+    return read_table(PromptFacts, {**known, "labels": len(facts["labels"])}, f"{prompts / 'prompts.json'}: facts")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from edgekit import gate
+from edgekit.evidence import Comparison, Confusion
 from edgekit.runtimes import scores
 from edgekit.verify import clusters
 from edgekit.verify.margins import EmbeddingMargins
@@ -18,41 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One candidate against one reference in one metric. A margin of None is shown and not judged.
-
-    loss, bound, lo: fractions (cosine: 1 - cosine, 0..2), bound being the upper one. flips: prompts lost and gained (of
-    neighbours: changed). divergence: mean KL in nats or mean cosine, whichever the output has. prompts_needed: of a fresh set,
-    to prove the margin if loss and flips stay as they are. reason: why nothing can be proven, where that is not chance's doing.
-    """
-
-    reference: str
-    candidate: str
-    metric: str
-    score: float | None
-    reference_score: float | None
-    loss: float
-    lo: float
-    bound: float
-    margin: float | None
-    prompts: int
-    prompts_needed: int | None
-    flips: Mapping[str, int]
-    agreement: float
-    divergence: Mapping[str, float]
-    verdict: gate.Verdict | None
-    alpha: float = field(default=gate.ALPHA)
-    reason: str | None = None
-
-    def facts(self) -> dict[str, Any]:
-        """As report.json has it: JSON has no infinity, so a bound that is none is null there."""
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in asdict(self).items()
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,97 +44,112 @@ def compare_labels(
     without labels. Where fewer prompts are labelled than not, both bounds are made, each at half of alpha, and the lower counts.
     groups: of each prompt what it has in common with others, None for nothing.
     """
-    groups = groups or [None] * len(truth)
-    rows = [row for row, label in enumerate(truth) if label is not None]
-    differ = [a != b for a, b in zip(reference.labels, candidate.labels, strict=True)]
-    shared: dict[str, Any] = {
-        "reference": reference.name,
-        "candidate": candidate.name,
-        "margin": margin,
-        "agreement": 1.0 - sum(differ) / max(len(differ), 1),
-        "divergence": {"mean_kl": float(scores.kl(reference.outputs, candidate.outputs).mean())},
-        "alpha": alpha,
-    }
-    if rows:
-        shared |= _paired(reference, candidate, truth, rows, groups, alpha)
-        if len(differ) >= 2 * len(rows):
-            half = _paired(reference, candidate, truth, rows, groups, alpha / 2)["bound"]
-            shared["bound"] = min(half, clusters.proportion_bounds(differ, groups, alpha / 2)[1])
-    else:
-        hi, n = clusters.proportion_bounds(differ, groups, alpha)[1], len(differ)
-        shared |= {"metric": "agreement", "score": None, "reference_score": None, "prompts": n}
-        shared |= {"loss": sum(differ) / max(n, 1), "lo": -hi, "bound": hi, "flips": {"changed": sum(differ)}}
-    found = Comparison(**shared, prompts_needed=None, verdict=None)
-    if margin is None:
+    pair = _Pair(reference, candidate, truth, groups or [None] * len(truth))
+    found = _compare_right(pair, margin, alpha) if pair.labelled else _compare_same(pair, margin, alpha)
+    if margin is None or found.lo is None or found.bound is None:
         return found
     verdict = gate.verdict(found.lo, found.bound, margin)
-    blind = _blind(reference, truth, rows, groups, margin, alpha) if verdict == "pass" else None
+    blind = _blind(pair, margin, alpha) if verdict == "pass" else None
     if blind:
         return replace(found, verdict="not proven", reason=blind)
     needed = None
-    if verdict == "not proven" and all(group is None for group in groups):
-        lost, won = found.flips.get("lost", sum(differ)), found.flips.get("gained", 0)
+    if verdict == "not proven" and all(group is None for group in pair.groups):
+        lost, won = found.flips.get("lost", sum(pair.differ)), found.flips.get("gained", 0)
         needed = gate.prompts_needed(lost, won, max(found.prompts, 1), margin, alpha)
     return replace(found, verdict=verdict, prompts_needed=needed)
 
 
-def _paired(
-    reference: Answers,
-    candidate: Answers,
-    truth: Sequence[str | None],
-    rows: Sequence[int],
-    groups: clusters.Keys,
-    alpha: float,
-) -> dict[str, Any]:
-    """Score, loss, bounds and flips on the labelled rows."""
-    before, after = ([told.labels[row] == truth[row] for row in rows] for told in (reference, candidate))
+class _Pair:
+    """Two models' labels for the same prompts."""
+
+    def __init__(
+        self, reference: Answers, candidate: Answers, truth: Sequence[str | None], groups: clusters.Keys
+    ) -> None:
+        self.reference, self.candidate, self.truth, self.groups = reference, candidate, truth, groups
+        self.labelled = [row for row, label in enumerate(truth) if label is not None]
+        self.differ = [a != b for a, b in zip(reference.labels, candidate.labels, strict=True)]
+
+    def is_right(self, answers: Answers) -> list[bool]:
+        """Of each labelled prompt, whether it is answered right."""
+        return [answers.labels[row] == self.truth[row] for row in self.labelled]
+
+    def bounds(self, lost: Sequence[bool], won: Sequence[bool], alpha: float) -> tuple[float, float]:
+        """Of the share of labelled prompts lost less those won."""
+        return clusters.paired_bounds(lost, won, [self.groups[row] for row in self.labelled], alpha)
+
+
+def _compare_same(pair: _Pair, margin: float | None, alpha: float) -> Comparison:
+    """How often both answer alike; not judged yet."""
+    n, changed = len(pair.differ), sum(pair.differ)
+    hi = clusters.proportion_bounds(pair.differ, pair.groups, alpha)[1]
+    return Comparison(
+        reference=pair.reference.name,
+        candidate=pair.candidate.name,
+        metric="agreement",
+        score=None,
+        reference_score=None,
+        loss=changed / max(n, 1),
+        lo=-hi,
+        bound=hi,
+        margin=margin,
+        prompts=n,
+        prompts_needed=None,
+        flips={"changed": changed},
+        agreement=1.0 - changed / max(n, 1),
+        divergence={"mean_kl": float(scores.kl(pair.reference.outputs, pair.candidate.outputs).mean())},
+        verdict=None,
+        alpha=alpha,
+    )
+
+
+def _compare_right(pair: _Pair, margin: float | None, alpha: float) -> Comparison:
+    """How often the candidate is right and the reference too, on the labelled prompts; not judged yet."""
+    before, after = pair.is_right(pair.reference), pair.is_right(pair.candidate)
     lost = [a and not b for a, b in zip(before, after, strict=True)]
     won = [b and not a for a, b in zip(before, after, strict=True)]
-    lo, hi = clusters.paired_bounds(lost, won, [groups[row] for row in rows], alpha)
-    n = len(rows)
-    return {
-        "metric": "accuracy",
-        "score": sum(after) / n,
-        "reference_score": sum(before) / n,
-        "prompts": n,
-        "loss": (sum(lost) - sum(won)) / n,
-        "lo": lo,
-        "bound": hi,
-        "flips": {"lost": sum(lost), "gained": sum(won)},
-    }
+    lo, hi = pair.bounds(lost, won, alpha)
+    if len(pair.differ) >= 2 * len(pair.labelled):
+        half = pair.bounds(lost, won, alpha / 2)[1]
+        hi = min(half, clusters.proportion_bounds(pair.differ, pair.groups, alpha / 2)[1])
+    n = len(pair.labelled)
+    return replace(
+        _compare_same(pair, margin, alpha),
+        metric="accuracy",
+        score=sum(after) / n,
+        reference_score=sum(before) / n,
+        loss=(sum(lost) - sum(won)) / n,
+        lo=lo,
+        bound=hi,
+        prompts=n,
+        flips={"lost": sum(lost), "gained": sum(won)},
+    )
 
 
-def _blind(
-    reference: Answers,
-    truth: Sequence[str | None],
-    rows: Sequence[int],
-    groups: clusters.Keys,
-    margin: float,
-    alpha: float,
-) -> str | None:
+def _blind(pair: _Pair, margin: float, alpha: float) -> str | None:
     """Why keeping the reference's answers says nothing: one label for every text does as well, as far as the prompts tell.
 
     With labels the reference must surely be right more often than the most frequent of them. Without, it must surely give
     other answers than its own most frequent one to more prompts than may differ: else one label for every text would pass.
     """
-    if not rows:
+    reference = pair.reference
+    if not pair.labelled:
         common = _most_frequent(reference.labels)
         others = [label != common for label in reference.labels]
-        if clusters.proportion_bounds(others, groups, alpha)[0] > margin:
+        if clusters.proportion_bounds(others, pair.groups, alpha)[0] > margin:
             return None
         return (
             f"the {reference.name} answers {common!r} to {sum(not other for other in others)} of {len(others)} prompts: a model"
             " that always says so would pass"
         )
-    common = _most_frequent([str(truth[row]) for row in rows])
-    right = [reference.labels[row] == truth[row] for row in rows]
-    constant = [truth[row] == common for row in rows]
+    truth = [str(pair.truth[row]) for row in pair.labelled]
+    common = _most_frequent(truth)
+    right, constant = pair.is_right(reference), [label == common for label in truth]
     won = [a and not b for a, b in zip(right, constant, strict=True)]
     lost = [b and not a for a, b in zip(right, constant, strict=True)]
-    if clusters.paired_bounds(won, lost, [groups[row] for row in rows], alpha)[0] > 0.0:
+    if pair.bounds(won, lost, alpha)[0] > 0.0:
         return None
     return (
-        f"the {reference.name} is right on {sum(right)} of {len(rows)} prompts, and {common!r} on every prompt would be right on"
+        f"the {reference.name} is right on {sum(right)} of {len(truth)} prompts, and {common!r} on every prompt would be right on"
         f" {sum(constant)}: it is not proven to know more than that, so keeping its answers proves nothing"
     )
 
@@ -194,62 +174,72 @@ def compare_embeddings(
     """
     import numpy as np
 
-    found = []
     pairs = len(reference.outputs)
     groups = groups or [None] * pairs
-    same_width = reference.outputs.shape == candidate.outputs.shape
-    cosine = scores.cosine(reference.outputs, candidate.outputs) if same_width else None
-    divergence = {} if cosine is None else {"mean_cosine": float(cosine.mean())}
     alike = np.ones(pairs, bool)
     if pairs > 1:
         alike = scores.nearest(reference.outputs) == scores.nearest(candidate.outputs)
-    shared: dict[str, Any] = {
-        "reference": reference.name,
-        "candidate": candidate.name,
-        "prompts": pairs,
-        "flips": {"changed": int((~alike).sum())},
-        "agreement": float(alike.mean()),
-        "divergence": divergence,
-        "alpha": alpha,
-        "reference_score": None,
-        "prompts_needed": None,
-    }
+    same_width = reference.outputs.shape == candidate.outputs.shape
+    cosine = scores.cosine(reference.outputs, candidate.outputs) if same_width else None
+    blank = Comparison(
+        reference=reference.name,
+        candidate=candidate.name,
+        metric="cosine",
+        score=None,
+        reference_score=None,
+        loss=None,
+        lo=None,
+        bound=None,
+        margin=None,
+        prompts=pairs,
+        prompts_needed=None,
+        flips={"changed": int((~alike).sum())},
+        agreement=float(alike.mean()),
+        divergence={} if cosine is None else {"mean_cosine": float(cosine.mean())},
+        verdict=None,
+        alpha=alpha,
+    )
+    found = []
     if cosine is not None:
         losses = 1.0 - cosine
         if margins is not None:
             far = ~(losses <= margins.far_cosine)
-            found.append(_share(shared, "close", far, groups, margins.far_share))
-        lo, hi = clusters.mean_bounds(losses, groups, 2.0, alpha)
-        loss, margin = float(losses.mean()), margins.cosine_margin if margins else None
-        judged = None if margin is None else gate.verdict(lo, hi, margin)
-        judgement = {"loss": loss, "lo": lo, "bound": hi, "margin": margin, "verdict": judged}
-        if judged == "not proven" and margin is not None:
-            judgement["prompts_needed"] = gate.prompts_needed_for_mean(loss, 2.0, margin, alpha)
-        found.append(Comparison(**(shared | judgement), metric="cosine", score=1.0 - loss))
-    margin = margins.neighbour_margin if margins else None
-    return [*found, _share(shared, "neighbours", ~alike, groups, margin)]
+            found.append(_share(replace(blank, metric="close", margin=margins.far_share), far, groups))
+        mean = clusters.mean_bounds(losses, groups, 2.0, alpha)
+        found.append(_mean(replace(blank, margin=margins.cosine_margin if margins else None), losses, mean))
+    changed = replace(blank, metric="neighbours", margin=margins.neighbour_margin if margins else None)
+    return [*found, _share(changed, ~alike, groups)]
 
 
-def _share(
-    shared: Mapping[str, Any],
-    metric: str,
-    changed: NDArray[np.bool_],
-    groups: clusters.Keys,
-    margin: float | None,
-) -> Comparison:
+def _mean(blank: Comparison, losses: NDArray[np.floating], bounds: tuple[float, float]) -> Comparison:
+    """A comparison by its mean loss, with the bounds of that."""
+    loss, margin, (lo, hi) = float(losses.mean()), blank.margin, bounds
+    verdict = None if margin is None else gate.verdict(lo, hi, margin)
+    needed = None
+    if verdict == "not proven" and margin is not None:
+        needed = gate.prompts_needed_for_mean(loss, 2.0, margin, blank.alpha)
+    return replace(blank, score=1.0 - loss, loss=loss, lo=lo, bound=hi, verdict=verdict, prompts_needed=needed)
+
+
+def _share(blank: Comparison, changed: NDArray[np.bool_], groups: clusters.Keys) -> Comparison:
     """A comparison by the share of prompts that changed, with its exact bound."""
-    lo, hi = clusters.proportion_bounds(changed, groups, shared["alpha"])
-    count, n = int(changed.sum()), len(changed)
-    told: dict[str, Any] = dict(shared) | {
-        "flips": {"changed": count},
-        "loss": count / max(n, 1),
-        "lo": lo,
-        "bound": hi,
-    }
-    told["verdict"] = None if margin is None else gate.verdict(lo, hi, margin)
-    if margin is not None and told["verdict"] == "not proven" and all(group is None for group in groups):
-        told["prompts_needed"] = gate.prompts_needed(count, 0, max(n, 1), margin, shared["alpha"])
-    return Comparison(**told, metric=metric, score=1.0 - told["loss"], margin=margin)
+    lo, hi = clusters.proportion_bounds(changed, groups, blank.alpha)
+    count, n, margin = int(changed.sum()), len(changed), blank.margin
+    loss = count / max(n, 1)
+    verdict = None if margin is None else gate.verdict(lo, hi, margin)
+    needed = None
+    if margin is not None and verdict == "not proven" and all(group is None for group in groups):
+        needed = gate.prompts_needed(count, 0, max(n, 1), margin, blank.alpha)
+    return replace(
+        blank,
+        score=1.0 - loss,
+        loss=loss,
+        lo=lo,
+        bound=hi,
+        flips={"changed": count},
+        verdict=verdict,
+        prompts_needed=needed,
+    )
 
 
 def scope(answers: Answers, truth: Sequence[str | None], out_of_scope: str | None) -> dict[str, float]:
@@ -278,7 +268,7 @@ def auroc(higher: NDArray[np.floating], lower: NDArray[np.floating]) -> float:
     return float((below + within).mean() / 2 / len(lower))
 
 
-def confusion(reference: Answers, candidate: Answers, truth: Sequence[str | None]) -> list[dict[str, Any]]:
+def confusion(reference: Answers, candidate: Answers, truth: Sequence[str | None]) -> list[Confusion]:
     """Mistakes (right label, answer) that the candidate makes and the reference does not, and the other way round."""
     gained: Counter[tuple[str, str]] = Counter()
     lost: Counter[tuple[str, str]] = Counter()
@@ -290,6 +280,6 @@ def confusion(reference: Answers, candidate: Answers, truth: Sequence[str | None
         if before != label:
             lost[label, before] += 1
     return [
-        {"from": pair[0], "to": pair[1], "gained": gained[pair], "lost": lost[pair]}
+        Confusion(label=pair[0], answer=pair[1], gained=gained[pair], lost=lost[pair])
         for pair in sorted(gained.keys() | lost.keys())
     ]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgekit.verify.checks import Check
+from edgekit.evidence import Check
 
 if TYPE_CHECKING:
     from edgekit.workspace import Product

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgekit import gate
+from edgekit.evidence import Check
 from edgekit.verify import latency
-from edgekit.verify.checks import Check
 
 if TYPE_CHECKING:
     from edgekit.target import Budget
@@ -41,9 +41,9 @@ def check_budget(budget: Budget, measured: Measurements, size: int, conditions: 
         if limit is not None:
             checks.append(_check_time(key, q, limit, measured, conditions))
     if budget.ttft_ms is not None and measured.generation is not None:
-        processes = [replace(one, times=one.first) for one in measured.processes]
-        earlier = [replace(one, times=one.first) for one in measured.earlier]
-        shape = {**measured.shape, "sequence": measured.real_lengths[0]}
+        processes = [replace(process, times=process.first) for process in measured.processes]
+        earlier = [replace(process, times=process.first) for process in measured.earlier]
+        shape = replace(measured.shape, sequence=measured.real_lengths[0])
         first = replace(measured, processes=processes, earlier=earlier, shape=shape)
         checks.append(_check_time("ttft_ms", 0.5, budget.ttft_ms, first, conditions))
     if budget.tokens_per_second is not None and measured.generation is not None:
@@ -112,14 +112,14 @@ def _check_time(name: str, q: float, limit: float, measured: Measurements, condi
 
 def _processes(levels: Sequence[float], measurement: int, scales: tuple[float, float]) -> str:
     """How many processes a time is of, and how far they lie apart."""
-    told = f"{len(levels)} processes" if len(levels) > 1 else "one process"
+    detail = f"{len(levels)} processes" if len(levels) > 1 else "one process"
     if measurement > 1:
-        told += f" of {measurement} measurements"
+        detail += f" of {measurement} measurements"
     if len(levels) > 1:
-        told += f", {min(levels):.3g} to {max(levels):.3g} ms"
+        detail += f", {min(levels):.3g} to {max(levels):.3g} ms"
     if scales[1] > 1.005:
-        told += f"; bound x {scales[1]:.2f}, this machine's speed by the target's"
-    return told
+        detail += f"; bound x {scales[1]:.2f}, this machine's speed by the target's"
+    return detail
 
 
 def _open_remedy(levels: Sequence[float], hi: float | None, limit: float) -> str:
@@ -173,4 +173,4 @@ def _foreign_remedy(foreign: Sequence[str]) -> str:
 
 def _shape(measured: Measurements) -> str:
     shape = measured.shape
-    return f"batch {shape['batch']}, {shape['sequence']} tokens, {shape['threads'] or 'default'} threads"
+    return f"batch {shape.batch}, {shape.sequence} tokens, {shape.threads or 'default'} threads"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgekit import gate
+from edgekit.evidence import Check, Comparison
 from edgekit.runtimes.machine import saturates
 from edgekit.verify import clusters
 
 if TYPE_CHECKING:
     from edgekit.target import Hardware
-    from edgekit.verify.accuracy import Comparison
     from edgekit.verify.measurements import Measurements
 
 # A provider that does less of the matrix-product work than this left the rest to the CPU without a word.
@@ -27,45 +26,6 @@ _PACKAGES = {
     "OpenVINOExecutionProvider": "onnxruntime-openvino",
     "QNNExecutionProvider": "onnxruntime-qnn",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One verdict. `loss`, `bound` and `interval` are None where nothing was estimated; `looks` counts those at the
-    prompts, or of a time the measurements.
-
-    detail says in words what a bare figure leaves open.
-    """
-
-    name: str
-    measured: float | str | None
-    limit: float | str | None
-    verdict: gate.Verdict
-    loss: float | None = None
-    bound: float | None = None
-    interval: tuple[float | None, float | None] | None = None
-    looks: int = 1
-    remedy: str | None = None
-    detail: str | None = None
-
-    def facts(self) -> dict[str, Any]:
-        """As report.json has it: JSON has no infinity, so a bound or an interval that is none is null there."""
-        told = {key: value if finite(value) else None for key, value in asdict(self).items()}
-        bounded = self.interval is not None and all(map(finite, self.interval))
-        return told | {"interval": list(self.interval) if self.interval is not None and bounded else None}
-
-
-def finite(value: Any) -> bool:
-    """Whether JSON can hold a value: anything but a number that is infinite or none."""
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def whole_verdict(checks: Sequence[Check]) -> gate.Verdict:
-    """fail where any check fails, pass only where all pass, else not proven."""
-    verdicts = {check.verdict for check in checks}
-    if "fail" in verdicts:
-        return "fail"
-    return "pass" if verdicts == {"pass"} else "not proven"
 
 
 def check_accuracy(comparison: Comparison, looks: int, finer: Sequence[str] | None = ()) -> Check:
@@ -101,8 +61,8 @@ def check_floor(
     if not n:
         remedy = "no verify prompt has a label (or a wanted answer), so nothing says how often it is right: give some"
     elif verdict != "pass":
-        told = f"{sum(right)} of {n} prompts are right, which leaves between {lo:.1%} and {hi:.1%} possible"
-        remedy = f"{told}: train longer or take more layers, or verify on a larger fresh set; or ask for less (accuracy.at_least)"
+        seen = f"{sum(right)} of {n} prompts are right, which leaves between {lo:.1%} and {hi:.1%} possible"
+        remedy = f"{seen}: train longer or take more layers, or verify on a larger fresh set; or ask for less (accuracy.at_least)"
     return [
         Check(
             name="accuracy",
@@ -144,7 +104,7 @@ def _more_bits(finer: Sequence[str] | None) -> str:
 def _probably(comparison: Comparison) -> str:
     """What is seen and not proven: a loss above its limit, which chance may have made."""
     loss, limit = comparison.loss, comparison.margin
-    if comparison.verdict != "not proven" or limit is None or not loss > limit:
+    if comparison.verdict != "not proven" or limit is None or loss is None or not loss > limit:
         return ""
     return f"probably too much: {loss:.3g} was seen, {loss / limit:.2f} x the limit, and at least {comparison.lo:.3g} is sure; "
 
@@ -177,7 +137,7 @@ def _generation_remedy(comparison: Comparison, more_bits: str) -> str:
             f"quantization moves the model too far: {more_bits}; or calibrate prompts more like these, or a larger student; then"
             " `edgekit build`"
         )
-    if not math.isfinite(comparison.bound):
+    if comparison.bound is None or not math.isfinite(comparison.bound):
         return f"{comparison.prompts} prompts bound nothing: verify on at least 20, better 100"
     return (
         f"{comparison.prompts} prompts leave it between {comparison.lo:.3g} and {comparison.bound:.3g}: verify on a larger fresh"
@@ -332,11 +292,11 @@ def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float
     if share is None:
         detail = "no products of unsigned and signed bytes"
         return Check(name=name, measured=None, limit=None, verdict="pass", detail=detail)
-    told = f"{share:.2%} of weight pairs may exceed 16 bits"
+    risk = f"{share:.2%} of weight pairs may exceed 16 bits"
     if exact or share == 0.0 or (here == there and here is not None):
         same = "both saturate" if here and there else "nothing can saturate" if share == 0.0 else "both are exact"
         same = "the session asks for exact sums on every CPU" if exact and (here, there) != (False, False) else same
-        return Check(name=name, measured=share, limit=None, verdict="pass", detail=f"{told}; {same}")
+        return Check(name=name, measured=share, limit=None, verdict="pass", detail=f"{risk}; {same}")
     if here is None or there is None:
         remedy = (
             f"{'this machine' if here is None else 'the target'} tells no CPU features, so nobody knows whether its 16-bit sums"
@@ -353,4 +313,4 @@ def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float
             "this machine has no VNNI: its 16-bit sums saturate where the target's are exact, so the accuracy here may be lower"
             " than the target's; run `edgekit verify` on a CPU with VNNI or on the target, or set reduce_range = true"
         )
-    return Check(name=name, measured=share, limit=None, verdict="not proven", remedy=remedy, detail=told)
+    return Check(name=name, measured=share, limit=None, verdict="not proven", remedy=remedy, detail=risk)

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import gate
 from edgekit.errors import EdgekitError
+from edgekit.evidence import Comparison, Divergence, Rates, RuntimeVersion, Shape, finite
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt
 from edgekit.schema import read_json
 from edgekit.verify import accuracy as compared
 from edgekit.verify import clusters
-from edgekit.verify.accuracy import Answers, Comparison
+from edgekit.verify.accuracy import Answers
 from edgekit.verify.margins import FAR, default_margins
-from edgekit.verify.measurements import Measurements, Question, Timed, flat, run_probe, time_again, write
+from edgekit.verify.measurements import Measurements, Question, Speed, Timed, flat, run_probe, time_again, write
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
@@ -78,25 +79,8 @@ def read_said(recorded: Product, *, with_teacher: bool = True) -> Said:
     return Said(arrays=held, facts=recorded.facts, texts=texts)
 
 
-def measure(
-    *,
-    artifact: Path,
-    file: str,
-    runtime: str,
-    said: Said,
-    options: Mapping[str, Any],
-    budget: Budget,
-    device: Device,
-    is_judged: Callable[[Measurements], bool],
-    progress: Progress,
-    out: Path,
-) -> tuple[Measurements, dict[str, NDArray[Any]]]:
-    """Run the probe over what was recorded: first the questions, then the passages, then the choices.
-
-    Returns the measurements, a call being one new token, and the arrays that the probe made (see `runtimes.generation`).
-    is_judged: whether a process's times will be judged; then others follow, which time the budget's prompt and the longest.
-    Raises DeviceFailed where the probe does not finish.
-    """
+def ask_tokens(file: Path, runtime: str, options: Mapping[str, Any], said: Said, budget: Budget) -> Question:
+    """What was recorded as a question: first the prompts to answer, then the passages, then the choices."""
     import numpy as np
 
     asked, passages = said.rows("asked"), said.rows("ids", "offsets")
@@ -119,8 +103,26 @@ def measure(
         "options": dict(options),
         "timing": TIMING | {"prompts": lengths},
     }
-    question = Question(artifact=artifact, file=file, request=request, inputs=inputs)
-    progress(0, 0, f"{len(asked)} answers and {len(passages)} texts in {runtime}")
+    return Question(file=file, request=request, inputs=inputs)
+
+
+def measure(
+    question: Question,
+    budget: Budget,
+    device: Device,
+    is_judged: Callable[[Measurements], bool],
+    progress: Progress,
+    out: Path,
+) -> tuple[Measurements, dict[str, NDArray[Any]]]:
+    """Run the probe over what `ask_tokens` asks.
+
+    Returns the measurements, a call being one new token, and the arrays that the probe made (see `runtimes.generation`).
+    is_judged: whether a process's times will be judged; then others follow, which time the budget's prompt and the longest.
+    Raises DeviceFailed where the probe does not finish.
+    """
+    inputs = question.inputs
+    answers, passages = inputs["generate"], inputs["referenced"] - inputs["generate"]
+    progress(0, 0, f"{answers} answers and {passages} texts in {question.request['runtime']}")
     events, arrays = run_probe(question, device)
     found, again = _read(events, budget), []
     if is_judged(found):
@@ -129,7 +131,7 @@ def measure(
         bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
         again = time_again(replace(few, inputs=bare | {"referenced": 0}), device, progress)
     write(out, events, again, arrays)
-    processes = [*found.processes, *(_read_timed(one, found.real_lengths[0]) for one in again)]
+    processes = [*found.processes, *(_read_timed(lines, found.real_lengths[0]) for lines in again)]
     return replace(found, processes=processes), arrays
 
 
@@ -154,9 +156,9 @@ def _read(events: Mapping[str, Mapping[str, Any]], budget: Budget) -> Measuremen
         device=events["device"],
         speed=events["machine"]["speed"],
         work=events["work"],
-        runtime={"name": load["runtime"], "version": load["version"]},
+        runtime=RuntimeVersion(name=load["runtime"], version=load["version"]),
         available=load["available"],
-        shape={"batch": 1, "sequence": int(decode["depth"]), "threads": decode["threads"]},
+        shape=Shape(batch=1, sequence=int(decode["depth"]), threads=decode["threads"]),
         load_ms=load["ms"],
         first_ms=first[asked][0],
         processes=[_read_timed(events, asked)],
@@ -165,29 +167,30 @@ def _read(events: Mapping[str, Mapping[str, Any]], budget: Budget) -> Measuremen
         peak_mb=events["memory"]["peak_mb"],
         neighbours=events["machine"]["neighbours"],
         outputs=np.zeros((0, 0), np.float32),
-        generation={
-            "ttft_ms": {str(length): time for length, time in warm.items()},
-            "ttft_cold_ms": {str(length): times[0] for length, times in first.items()},
-            "tokens_per_second": {
-                "prefill": 1e3 * longest / warm[longest],
-                "decode": 1e3 / float(np.median(decode["ms"])),
-            },
-            "threads": {key: value for key, value in events.get("threads", {}).items() if key in {"prefill", "decode"}},
-            "memory_mb": {key: value for key, value in events["memory"].items() if value is not None},
-        },
+        generation=Speed(
+            ttft_ms={str(length): time for length, time in warm.items()},
+            ttft_cold_ms={str(length): times[0] for length, times in first.items()},
+            tokens_per_second=Rates(prefill=1e3 * longest / warm[longest], decode=1e3 / float(np.median(decode["ms"]))),
+            threads={key: value for key, value in events.get("threads", {}).items() if key in {"prefill", "decode"}},
+            memory_mb={key: value for key, value in events["memory"].items() if value is not None},
+        ),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The comparisons of an artifact's likelihoods and answers, and the figures of its report.
+    """The comparisons of an artifact's likelihoods and answers, and the figures of its report (see `evidence.Report`).
 
-    right: of each prompt with a wanted answer, whether the artifact gives it; groups: what each has in common with others.
+    is_finite: whether all that it answered are numbers. right: of each prompt with a wanted answer, whether the artifact gives
+    it; groups: what each has in common with others.
     """
 
     comparisons: Sequence[Comparison]
-    figures: Mapping[str, Any]
-    finite: bool
+    kl: Divergence
+    top1: float
+    perplexity: Mapping[str, float | None]
+    tokens: int
+    is_finite: bool
     notes: Sequence[str]
     right: Sequence[bool] = ()
     groups: Sequence[str] = ()
@@ -212,41 +215,38 @@ def judge(
     found = _compare_tokens(said, arrays, tokens, passages, groups, limits, alpha)
     found.append(_compare_lengths(said, arrays, groups, limits["answer_length"], alpha))
     spoken, truth, own = _spoken(said, prompts, answers, choices)
-    found += _compare_answers(spoken, truth, [groups[place] for place in own], limits, alpha)
+    found += _compare_answers(spoken, truth, [groups[index] for index in own], limits, alpha)
     reference = said.arrays["student_nll"].astype(np.float64)
-    figures: dict[str, Any] = {
-        "kl": {"mean": _figure(arrays["student_kl"].mean()), "p99": _figure(np.quantile(arrays["student_kl"], 0.99))},
-        "top1": float(arrays["student_top1"].mean()),
-        "perplexity": {"artifact": _perplexity(passages), "student": _perplexity(reference)},
-        "tokens": len(tokens),
-    }
+    perplexity = {"artifact": _perplexity(passages), "student": _perplexity(reference)}
     if "teacher_nll" in said.arrays:
-        figures["perplexity"]["teacher"] = _perplexity(said.arrays["teacher_nll"].astype(np.float64))
-    finite = bool(np.isfinite(nll).all() and np.isfinite(arrays["student_kl"]).all())
-    comparisons = [one for one in found if one is not None]
-    right = [a == b for a, b in zip(spoken["artifact"].labels, truth, strict=True)]
+        perplexity["teacher"] = _perplexity(said.arrays["teacher_nll"].astype(np.float64))
+    kl = arrays["student_kl"]
+    comparisons = [entry for entry in found if entry is not None]
     return Judged(
         comparisons=comparisons,
-        figures=figures,
-        finite=finite,
+        kl=Divergence(mean=finite(float(kl.mean())), p99=finite(float(np.quantile(kl, 0.99)))),
+        top1=float(arrays["student_top1"].mean()),
+        perplexity=perplexity,
+        tokens=len(tokens),
+        is_finite=bool(np.isfinite(nll).all() and np.isfinite(kl).all()),
         notes=_notes(comparisons),
-        right=right,
-        groups=[groups[place] for place in own],
+        right=[a == b for a, b in zip(spoken["artifact"].labels, truth, strict=True)],
+        groups=[groups[index] for index in own],
     )
 
 
 def _groups(prompts: Sequence[Prompt]) -> list[str]:
     """Of each prompt what errs together with it: its group, or itself (of running text, all passages of one row)."""
-    return [f"prompt {place}" if row.group is None else f"group {row.group}" for place, row in enumerate(prompts)]
+    return [f"prompt {index}" if row.group is None else f"group {row.group}" for index, row in enumerate(prompts)]
 
 
 def _notes(comparisons: Sequence[Comparison]) -> list[str]:
     """What was compared and not judged, though a limit was asked for."""
     return [
-        f"accuracy against the {one.reference} is shown and not judged: the {one.reference} gives {one.reference_score:.0%} of"
-        " the wanted answers word for word, so losing them all would not fail"
-        for one in comparisons
-        if one.metric == "accuracy" and one.margin is None
+        f"accuracy against the {entry.reference} is shown and not judged: the {entry.reference} gives"
+        f" {entry.reference_score:.0%} of the wanted answers word for word, so losing them all would not fail"
+        for entry in comparisons
+        if entry.metric == "accuracy" and entry.margin is None
     ]
 
 
@@ -254,12 +254,7 @@ def _perplexity(nll: NDArray[np.float64]) -> float | None:
     import numpy as np
 
     with np.errstate(over="ignore"):
-        return _figure(np.exp(nll.mean()))
-
-
-def _figure(value: Any) -> float | None:
-    """A number that JSON can hold; None where an artifact's answers are none."""
-    return float(value) if math.isfinite(value) else None
+        return finite(float(np.exp(nll.mean())))
 
 
 def _tokens(said: Said) -> NDArray[np.int64]:
@@ -282,7 +277,7 @@ def _compare_tokens(
     """KL, likeliest tokens and perplexity against the float student, and KL against the teacher, which is shown only."""
     import numpy as np
 
-    own = [groups[place] for place in said.arrays["prompts"].tolist()]
+    own = [groups[index] for index in said.arrays["prompts"].tolist()]
     together = clusters.indices(own)[tokens]
 
     def per_cluster(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -336,7 +331,7 @@ def _compare_lengths(
     """
     import numpy as np
 
-    together = clusters.indices([groups[place] for place in said.arrays["asked_prompts"].tolist()])
+    together = clusters.indices([groups[index] for index in said.arrays["asked_prompts"].tolist()])
     if not len(together):
         return None
     own, told = (
@@ -356,7 +351,7 @@ def _compare_lengths(
             ),
         )
     ]
-    worse = max(sides, key=lambda side: (_WORSE.index(str(side.verdict)), side.bound / (side.margin or 1.0)))
+    worse = max(sides, key=lambda side: (_WORSE.index(str(side.verdict)), (side.bound or 0.0) / (side.margin or 1.0)))
     return replace(worse, score=float(told.sum() / own.sum()))
 
 

@@ -122,7 +122,7 @@ def impossibilities(measured: Measurements, p50_ms: float) -> list[str]:
     """What the median time claims beyond what this machine's cores and memory were measured to do; empty where nothing is."""
     if measured.work["provider"] != "CPUExecutionProvider" or "matmul_ops" not in measured.work or p50_ms <= 0:
         return []
-    cores = min(measured.shape["threads"] or measured.device["cores"], measured.device["cores"])
+    cores = min(measured.shape.threads or measured.device["cores"], measured.device["cores"])
     speed, seconds = measured.speed, p50_ms / 1000
     found = []
     operations = sum(measured.work["matmul_ops"].values()) / seconds / 1e9
@@ -137,14 +137,14 @@ def impossibilities(measured: Measurements, p50_ms: float) -> list[str]:
     return found
 
 
-def roofline(measured: Measurements, bytes_per_token: float) -> dict[str, float]:
-    """The share of the memory bandwidth that decoding uses: {bytes_per_token, roofline_share}.
+def roofline_share(measured: Measurements, bytes_per_token: float) -> float:
+    """The share of the memory bandwidth that decoding uses.
 
     A token reads every weight once, so tokens per second are at most bandwidth / bytes (Williams et al., "Roofline", CACM 52,
     2009). The bandwidth is that of copies by the threads that decode, a byte counted once read and once written.
     """
-    read = bytes_per_token * measured.generation["tokens_per_second"]["decode"] / 1e9 if measured.generation else 0.0
-    return {"bytes_per_token": bytes_per_token, "roofline_share": read / measured.speed["copy_gbs"]}
+    read = bytes_per_token * measured.generation.tokens_per_second.decode / 1e9 if measured.generation else 0.0
+    return read / measured.speed["copy_gbs"]
 
 
 def above_roofline(measured: Measurements, bytes_per_token: float | None) -> list[str]:
@@ -153,7 +153,7 @@ def above_roofline(measured: Measurements, bytes_per_token: float | None) -> lis
         return []
     if measured.work.get("offloaded"):
         return []
-    share = roofline(measured, bytes_per_token)["roofline_share"]
+    share = roofline_share(measured, bytes_per_token)
     if share > _IMPOSSIBLE:
         return [f"{share:.1f} x the memory's bandwidth read per second"]
     return []

@@ -15,6 +15,7 @@ from typing import Any
 from edgekit.errors import EdgekitError
 from edgekit.schema import dump_json, read_json
 from edgekit.state import state_folder
+from edgekit.typed_json import to_table
 from edgekit.verify.measurements import Measurements, Timed
 from edgekit.workspace import fingerprint, make_folder, write_atomically
 
@@ -32,9 +33,9 @@ def keep(
     """
     key = {
         "artifact": artifact,
-        "runtime": dict(measured.runtime),
+        "runtime": to_table(measured.runtime),
         "options": dict(options),
-        "shape": dict(measured.shape),
+        "shape": to_table(measured.shape),
         "first": measured.real_lengths[:1] if measured.generation else None,
         "device": {name: measured.device.get(name) for name in _DEVICE},
     }

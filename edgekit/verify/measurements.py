@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import DeviceFailed
-from edgekit.progress import Progress, silent
+from edgekit.evidence import Rates, RuntimeVersion, Shape
+from edgekit.progress import Progress
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import parse
 from edgekit.verify import latency
@@ -39,7 +40,19 @@ class Timed:
 
     times: Sequence[float]
     first: Sequence[float] = ()
-    neighbours: Mapping[str, Any] = field(default_factory=dict)
+    neighbours: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a decoder is, and what it took: times to the first token by prompt length, in a warm and in a cold process, tokens
+    per second, the times behind the choice of threads, and memory by moment."""
+
+    ttft_ms: Mapping[str, float]
+    ttft_cold_ms: Mapping[str, float]
+    tokens_per_second: Rates
+    threads: Mapping[str, object]
+    memory_mb: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +63,15 @@ class Measurements:
     budget's shape (see `runtimes.ort.work`). processes have the timed calls at that shape, first of all those of the process
     that gave the outputs; earlier are those of earlier measurements of the same artifact there, `measurement` how many
     measurements that makes. real_times are at the prompts' own lengths. neighbours: what the machine did while its speed was
-    measured. Of a decoder a call is one new token, and generation has what the probe says of prompts, threads and memory (see
-    `runtimes.generation`).
+    measured. Of a decoder a call is one new token, and generation has what the probe says of prompts, threads and memory.
     """
 
     device: Mapping[str, Any]
     speed: Mapping[str, float]
     work: Mapping[str, Any]
-    runtime: Mapping[str, str]
+    runtime: RuntimeVersion
     available: Sequence[str]
-    shape: Mapping[str, int | None]
+    shape: Shape
     load_ms: float
     first_ms: float
     processes: Sequence[Timed]
@@ -67,10 +79,10 @@ class Measurements:
     real_lengths: Sequence[int]
     peak_mb: float | None
     outputs: NDArray[np.float32]
-    neighbours: Mapping[str, Any] = field(default_factory=dict)
+    neighbours: Mapping[str, float | None] = field(default_factory=dict)
     earlier: Sequence[Timed] = ()
     measurement: int = 1
-    generation: Mapping[str, Any] | None = None
+    generation: Speed | None = None
 
     @property
     def times(self) -> list[float]:
@@ -80,10 +92,9 @@ class Measurements:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What the probe is asked: an artifact's file, a request of its protocol, and the request's arrays."""
+    """What the probe is asked: a file of an artifact's folder, a request of its protocol, and the request's arrays."""
 
-    artifact: Path
-    file: str
+    file: Path
     request: Mapping[str, Any]
     inputs: Mapping[str, Any]
 
@@ -92,40 +103,34 @@ class Question:
         return replace(self, request={**self.request, "timing": {**self.request["timing"], **timing, "only": True}})
 
 
+def ask_rows(
+    file: Path, runtime: str, options: Mapping[str, Any], ids: Sequence[Sequence[int]], pad_id: int, sequence: int
+) -> Question:
+    """The question for the outputs of encoded texts, timed at `sequence` tokens."""
+    import numpy as np
+
+    request = {"runtime": runtime, "options": dict(options), "timing": TIMING | {"sequence": sequence}}
+    return Question(file=file, request=request, inputs=flat(ids) | {"pad_id": np.int64(pad_id)})
+
+
 def measure(
-    *,
-    artifact: Path,
-    file: str,
-    runtime: str,
-    ids: Sequence[Sequence[int]],
-    pad_id: int,
-    options: Mapping[str, Any],
-    sequence: int,
-    device: Device,
-    is_judged: Callable[[Measurements], bool],
-    progress: Progress = silent,
-    out: Path,
+    question: Question, device: Device, is_judged: Callable[[Measurements], bool], progress: Progress, out: Path
 ) -> Measurements:
-    """Run the probe on the device over `ids` and write measurements.json (all its lines) and outputs.npz into `out`.
+    """Run the probe on the device over the texts of `ask_rows`; write measurements.json (all its lines) and outputs.npz to `out`.
 
     is_judged: whether a process's times will be judged; then others follow, each for its times alone. Raises DeviceFailed
     where the probe does not finish.
     """
-    import numpy as np
-
-    request = {"runtime": runtime, "options": dict(options), "timing": TIMING | {"sequence": sequence}}
-    inputs = flat(ids) | {"pad_id": np.int64(pad_id)}
-    question = Question(artifact=artifact, file=file, request=request, inputs=inputs)
-    progress(0, 0, f"{len(ids)} prompts in {runtime}")
+    progress(0, 0, f"{len(question.inputs['offsets']) - 1} prompts in {question.request['runtime']}")
     events, arrays = run_probe(question, device)
     load = events["load"]
     found = Measurements(
         device=events["device"],
         speed=events["machine"]["speed"],
         work=events["work"],
-        runtime={"name": load["runtime"], "version": load["version"]},
+        runtime=RuntimeVersion(name=load["runtime"], version=load["version"]),
         available=load["available"],
-        shape=events["latency"]["shape"],
+        shape=Shape(**events["latency"]["shape"]),
         load_ms=load["ms"],
         first_ms=events["first"]["ms"],
         processes=[_read_timed(events)],
@@ -157,8 +162,8 @@ def write(out: Path, events: Events, again: Sequence[Events], arrays: Mapping[st
     """Write measurements.json, the lines of the first process and under `again` those of the others, and outputs.npz."""
     import numpy as np
 
-    told = {**events, "again": list(again)}
-    (out / "measurements.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    lines = {**events, "again": list(again)}
+    (out / "measurements.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
     with (out / Path(_OUTPUTS).name).open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
 
@@ -203,7 +208,7 @@ def run_probe(question: Question, device: Device) -> tuple[Events, dict[str, NDA
         told.mkdir()
         np.savez(asked / "inputs.npz", allow_pickle=False, **question.inputs)
         places = {
-            "file": f"{device.push(question.artifact)}/{question.file}",
+            "file": f"{device.push(question.file.parent)}/{question.file.name}",
             "inputs": "inputs.npz",
             "outputs": _OUTPUTS,
         }
@@ -218,7 +223,7 @@ def run_probe(question: Question, device: Device) -> tuple[Events, dict[str, NDA
         events = {event.pop("event"): event for event in map(json.loads, lines)}
         if ended.returncode != 0 or "done" not in events:
             why = _why(ended.returncode, ended.stderr, str(question.request["runtime"]))
-            raise DeviceFailed(f"{question.artifact / question.file}: {why}")
+            raise DeviceFailed(f"{question.file}: {why}")
         if question.request["timing"].get("only"):
             return events, {}
         device.fetch(Path(_OUTPUTS).parent.as_posix(), told)

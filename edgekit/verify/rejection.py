@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import gate
+from edgekit.evidence import Check
 from edgekit.prompts import PromptSet
 from edgekit.recipe import Rejection
 from edgekit.tasks import row_task
-from edgekit.verify.checks import Check
 
 
 def check_rejection(

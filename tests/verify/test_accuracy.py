@@ -10,8 +10,9 @@ from scipy import stats
 
 from edgekit import gate
 from edgekit.errors import EdgekitError
+from edgekit.evidence import Check, Comparison, Confusion
 from edgekit.verify import checks, plan_text
-from edgekit.verify.accuracy import Answers, Comparison, auroc, compare_embeddings, compare_labels, confusion, scope
+from edgekit.verify.accuracy import Answers, auroc, compare_embeddings, compare_labels, confusion, scope
 from edgekit.verify.margins import EmbeddingMargins, Margins, for_prompts, read_embedding_margins, read_margins
 
 NUMBERS = np.random.default_rng(0)
@@ -36,9 +37,9 @@ def test_flips_both_ways() -> None:
     assert found.verdict == "not proven"
     assert found.prompts_needed is not None
     assert confusion(before, after, truth) == [
-        {"from": "a", "to": "b", "gained": 1, "lost": 0},
-        {"from": "b", "to": "a", "gained": 1, "lost": 0},
-        {"from": "b", "to": "c", "gained": 0, "lost": 2},
+        Confusion(label="a", answer="b", gained=1, lost=0),
+        Confusion(label="b", answer="a", gained=1, lost=0),
+        Confusion(label="b", answer="c", gained=0, lost=2),
     ]
 
 
@@ -115,7 +116,7 @@ def test_margins_are_what_the_prompts_can_prove() -> None:
 
 
 def test_the_floor_of_accuracy_has_an_exact_bound() -> None:
-    def floor(right: int, n: int) -> checks.Check:
+    def floor(right: int, n: int) -> Check:
         (found,) = checks.check_floor([row < right for row in range(n)], [None] * n, 0.9, 0.05, 1)
         return found
 

@@ -14,21 +14,19 @@ import pytest
 
 from edgekit import gate
 from edgekit.cli.reported import report_lines
-from edgekit.devices import LocalDevice
 from edgekit.errors import EdgekitError
 from edgekit.evidence import read_report
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_tensor
-from edgekit.gate import Look
 from edgekit.prompts import Prompt
 from edgekit.runtimes import neighbours
 from edgekit.target import Target, load_target
-from edgekit.typed_json import to_table
-from edgekit.verify import generation, hardware, latency, verify
+from edgekit.verify import generation, hardware, latency
 from edgekit.verify.generation import Said, judge, plain
 from edgekit.verify.margins import default_limits, read_limits
 from edgekit.workspace import file_sha256, open_product, write_product
 from tests.architectures.decoders import END, ROOMS, orders, teach_decoder
 from tests.steps import adopt, export, record
+from tests.verify.verify_folders import run_verify
 
 pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
 
@@ -132,24 +130,16 @@ def verified(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
     def run(artifact: Path, **changes: Any) -> dict[str, Any]:
         out = tmp_path / f"report-{len(list(tmp_path.glob('report-*')))}"
-        out.mkdir()
-        with LocalDevice({"kind": "local"}) as device:
-            asked = {
-                "artifact": artifact,
-                "reference": bench.reference,
-                "prompts": bench.prompts,
-                "target": make_target(tmp_path),
-                "task": TASK,
-                "accuracy": {},
-                "out_of_scope": None,
-                "look": Look(),
-                "device": device,
-                "out": out,
-            }
-            told = verify(**asked | changes)  # type: ignore[arg-type]
-        report = to_table(read_report(out))
-        assert told["verdict"] == report["verdict"]
-        return report | {"by_name": {check["name"]: check for check in report["checks"]}, "out": out}
+        asked = {
+            "artifact": artifact,
+            "reference": bench.reference,
+            "prompts": bench.prompts,
+            "target": make_target(tmp_path),
+            "task": TASK,
+            "accuracy": {},
+            "out_of_scope": None,
+        }
+        return run_verify(out, **asked | changes)
 
     return run
 

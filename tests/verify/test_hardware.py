@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit.evidence import Rates, RuntimeVersion, Shape
 from edgekit.target import Budget, Hardware
 from edgekit.verify.budgets import Conditions, check_budget
 from edgekit.verify.checks import check_plausible, check_provider
 from edgekit.verify.hardware import impossibilities, mismatches, scales, tolerances
-from edgekit.verify.measurements import Measurements, Timed
+from edgekit.verify.measurements import Measurements, Speed, Timed
 
 SPEED = {"bandwidth_gbs": 11.0, "int8_gops": 120.0, "fp32_gflops": 32.0}
 PI = Hardware(
     arch="aarch64", cpu="Cortex-A76", cores=4, features=["asimddp"], memory_mb=4096, sources=[], bandwidth_gbs=11.2, fp32_gflops=32.1
 )  # fmt: skip
 BOARD = {"arch": "aarch64", "cpu": "Cortex-A76", "cores": 4, "features": ["asimd", "asimddp"]}
+RATES = Rates(decode=100.0, prefill=1000.0)
+SPOKEN = Speed(ttft_ms={}, ttft_cold_ms={}, tokens_per_second=RATES, threads={}, memory_mb={})
 FLOOR = replace(PI, generic=True, cpu="any", int8_gops=110.0)
 
 
@@ -84,9 +87,9 @@ def measurements(**work: Any) -> Measurements:
         device=BOARD,
         speed=SPEED,
         work=facts | work,
-        runtime={},
+        runtime=RuntimeVersion(name="onnxruntime", version="1"),
         available=[],
-        shape={"batch": 1, "sequence": 64, "threads": 2},
+        shape=Shape(batch=1, sequence=64, threads=2),
         load_ms=1.0,
         first_ms=1.0,
         processes=[Timed(times=[1.0])],
@@ -145,7 +148,7 @@ def test_a_faster_host_does_not_vouch_for_a_slower_target() -> None:
 
 def test_a_decoders_first_token_and_rate_are_of_processes_too() -> None:
     processes = [Timed(times=[10.0] * 60, first=[100.0 + place]) for place in range(5)]
-    measured = replace(measurements(), processes=processes, generation={})
+    measured = replace(measurements(), processes=processes, generation=SPOKEN)
     first, rate = check_budget(Budget(ttft_ms=120, tokens_per_second=90), measured, 1, Conditions())
     assert (first.name, first.verdict) == ("ttft_ms", "pass")
     assert 102.0 < float(first.bound or 0) < 115.0

@@ -13,16 +13,22 @@ import pytest
 from onnx import numpy_helper
 
 from edgekit.cli.reported import report_lines
-from edgekit.devices import LocalDevice
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.evidence import read_report
 from edgekit.gate import Look
 from edgekit.report.page import write_html
 from edgekit.runtimes import neighbours
 from edgekit.target import Target
-from edgekit.typed_json import to_table
-from edgekit.verify import hardware, latency, measurements, verify
-from tests.verify.verify_folders import OUTSIDE, make_artifact, make_graph, make_prompts, make_reference, make_target
+from edgekit.verify import hardware, latency, measurements
+from tests.verify.verify_folders import (
+    OUTSIDE,
+    make_artifact,
+    make_graph,
+    make_prompts,
+    make_reference,
+    make_target,
+    run_verify,
+)
 
 PI = 'arch = "aarch64"\ncpu = "Cortex-A76"\ncores = 4\nfeatures = ["asimddp"]\nmemory_mb = 4096\nbandwidth_gbs = 11.2'
 ROOMY = "p95_ms = 1000\nmemory_mb = 4000\nbytes = 100_000_000\nsequence = 6"
@@ -39,26 +45,16 @@ class Bench:
     def verify(self, artifact: Path, target: Target, **changes: Any) -> dict[str, Any]:
         """The report, with its checks by name."""
         out = self.folder / f"report-{len(list(self.folder.glob('report-*')))}"
-        out.mkdir()
-        with LocalDevice({"kind": "local"}) as device:
-            told = verify(
-                **{
-                    "artifact": artifact,
-                    "reference": self.reference,
-                    "prompts": self.prompts,
-                    "target": target,
-                    "task": "text-classification",
-                    "accuracy": {},
-                    "out_of_scope": OUTSIDE,
-                    "look": Look(),
-                    "device": device,
-                    "out": out,
-                }
-                | changes
-            )
-        report = to_table(read_report(out))
-        assert told["verdict"] == report["verdict"]
-        return report | {"by_name": {check["name"]: check for check in report["checks"]}, "out": out}
+        asked = {
+            "artifact": artifact,
+            "reference": self.reference,
+            "prompts": self.prompts,
+            "target": target,
+            "task": "text-classification",
+            "accuracy": {},
+            "out_of_scope": OUTSIDE,
+        }
+        return run_verify(out, **asked | changes)
 
 
 @pytest.fixture(scope="module")

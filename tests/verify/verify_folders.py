@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
+from edgekit.devices import LocalDevice
+from edgekit.evidence import read_report
+from edgekit.gate import Look
 from edgekit.runtimes import machine, ort
 from edgekit.target import Target, load_target
+from edgekit.typed_json import to_table
+from edgekit.verify import Subject, Terms, verify
 from edgekit.workspace import file_sha256, write_product
 from tests.artifacts import LABELS, MAX_LENGTH, WORDS, make_tokenizer
 
@@ -157,3 +162,15 @@ def make_target(folder: Path, budget: str = "", hardware: str = "", runtime: str
         encoding="utf-8",
     )
     return load_target(str(path))
+
+
+def run_verify(out: Path, **asked: Any) -> dict[str, Any]:
+    """The report of a verify on this machine as its table, with its checks by name; asked: fields of Subject and Terms."""
+    subject = {key: asked.pop(key) for key in ("artifact", "reference", "prompts")}
+    foreign = asked.pop("foreign_teacher", None)
+    out.mkdir()
+    with LocalDevice({"kind": "local"}) as device:
+        made = verify(Subject(**subject, foreign_teacher=foreign), Terms(**{"look": Look()} | asked), device, out=out)
+    assert made == read_report(out)
+    report = to_table(made)
+    return report | {"by_name": {check.name: to_table(check) for check in made.checks}, "out": out}
