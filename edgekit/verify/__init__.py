@@ -90,7 +90,7 @@ class Terms:
 
     task: str
     target: Target
-    accuracy: Mapping[str, Any]
+    accuracy: Mapping[str, object]
     out_of_scope: str | None
     look: gate.Look
     rejection: Rejection = AS_CALIBRATED
@@ -350,7 +350,7 @@ def _answer(
     name: str,
     outputs: Floats,
     task: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     classes: Sequence[str],
     texts: Sequence[str],
 ) -> Answers:

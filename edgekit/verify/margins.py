@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -87,17 +87,17 @@ class Limits:
 Table = TypeVar("Table", Margins, EmbeddingMargins)
 
 
-def read_margins(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -> Margins:
+def read_margins(accuracy: Mapping[str, object], where: str = "recipe: accuracy") -> Margins:
     """The `[accuracy]` table of a classifier, checked; EdgekitError for an unknown key and a value outside (0, 1)."""
     return _checked(parse(Margins, dict(accuracy), where), where)
 
 
-def read_embedding_margins(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -> EmbeddingMargins:
+def read_embedding_margins(accuracy: Mapping[str, object], where: str = "recipe: accuracy") -> EmbeddingMargins:
     """The `[accuracy]` table of embeddings, checked; EdgekitError for an unknown key and a value outside (0, 1)."""
     return _checked(parse(EmbeddingMargins, dict(accuracy), where), where)
 
 
-def read_limits(accuracy: Mapping[str, Any], where: str = "recipe: accuracy") -> Limits:
+def read_limits(accuracy: Mapping[str, object], where: str = "recipe: accuracy") -> Limits:
     """The recipe's `[accuracy]` table, checked; EdgekitError for an unknown key and a value out of its bounds."""
     return parse(Limits, dict(accuracy), where)
 

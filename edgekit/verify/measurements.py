@@ -168,12 +168,12 @@ def write(out: Path, events: Events, again: Sequence[Events], arrays: Mapping[st
         np.savez(stream, allow_pickle=False, **arrays)
 
 
-def encode(artifact: Path, rows: Sequence[Prompt], settings: Mapping[str, Any]) -> list[list[int]]:
+def encode(artifact: Path, rows: Sequence[Prompt], settings: Mapping[str, object]) -> list[list[int]]:
     """Token ids by the tokenizer that ships, which truncates by itself, behind the prompt that ships."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-    texts = [settings.get("prompt", "") + row.text for row in rows]
+    texts = [f"{settings.get('prompt', '')}{row.text}" for row in rows]
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from edgekit import gate
 from edgekit.schema import pick
@@ -15,7 +14,7 @@ FLIPS_SHOWN = (0.01, 0.03, 0.10)
 FIRST = gate.Look()
 
 
-def check_accuracy_table(task: str, accuracy: Mapping[str, Any], where: str) -> None:
+def check_accuracy_table(task: str, accuracy: Mapping[str, object], where: str) -> None:
     """Refuse an `[accuracy]` table that the task cannot read."""
     kind = pick(TASKS, task, "task").OUTPUT
     if kind == "tokens":
@@ -26,7 +25,7 @@ def check_accuracy_table(task: str, accuracy: Mapping[str, Any], where: str) -> 
         margins.read_embedding_margins(accuracy, where)
 
 
-def plan_text(task: str, prompts: int, accuracy: Mapping[str, Any], *, look: gate.Look = FIRST) -> list[str]:
+def plan_text(task: str, prompts: int, accuracy: Mapping[str, object], *, look: gate.Look = FIRST) -> list[str]:
     """What so many verify prompts can prove at all: said before anything is measured."""
     alpha = look.alpha
     lines = [
