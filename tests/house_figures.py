@@ -172,7 +172,7 @@ def figures() -> list[Figure]:
     ]
 
 
-BARS = {"any": 22.6, "wide": 12, "cycles": 1, "state": 3}
+BARS = {"any": 20.2, "wide": 9, "cycles": 1, "state": 3}
 
 
 def main() -> int:
