@@ -159,12 +159,12 @@ class RuntimeVersion:
 class Vouches:
     """Whether the machine that measured may vouch for the target.
 
-    foreign: why it may not; scales: what a lower and an upper bound of a time are multiplied with; told: what a machine must be.
+    foreign: why it may not; scales: what a lower and an upper bound of a time are multiplied with; rule: what a machine must be.
     """
 
     scales: tuple[float, float]
     foreign: tuple[str, ...]
-    told: str
+    rule: str = field(metadata={"key": "told"})
 
 
 @dataclass(frozen=True, kw_only=True)

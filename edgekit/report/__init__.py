@@ -198,8 +198,8 @@ def _processes(report: Report) -> list[str]:
         lines.append(f"the artifact's times are of {processes}{more}")
     if report.disturbed:
         lines.append(f"the machine was busy or slowed: {'; '.join(report.disturbed)}")
-    if report.vouches.told:
-        lines.append(report.vouches.told)
+    if report.vouches.rule:
+        lines.append(report.vouches.rule)
     return lines
 
 

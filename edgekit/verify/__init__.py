@@ -237,8 +237,8 @@ def _verify_tokens(run: _Run) -> Report:
     """Verify what gives tokens."""
     terms, facts = run.terms, run.facts
     limits = margins.read_limits(terms.accuracy)
-    said = generation.read_said(run.recorded, with_teacher=run.subject.foreign_teacher is None)
-    question = generation.ask_tokens(run.file, run.runtime, run.options, said, run.budget)
+    recorded = generation.read_recorded(run.recorded, with_teacher=run.subject.foreign_teacher is None)
+    question = generation.ask_tokens(run.file, run.runtime, run.options, recorded, run.budget)
     measured, arrays = generation.measure(
         question, run.budget, run.device, partial(_is_judged, run), run.progress, run.out
     )
@@ -246,7 +246,7 @@ def _verify_tokens(run: _Run) -> Report:
     conditions, measured = _conditions(run, measured)
     asked = margins.limits_at(limits, float(facts["bits"]))
     answers = generation.answers_in_words(run.subject.artifact, arrays)
-    judged = generation.judge(said, arrays, run.split("verify"), asked, answers, terms.look.alpha)
+    judged = generation.judge(recorded, arrays, run.split("verify"), asked, answers, terms.look.alpha)
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
     accuracy = {role: entry.reference_score for role, entry in right.items()}
     if right:
@@ -260,8 +260,8 @@ def _verify_tokens(run: _Run) -> Report:
             *checks.check_finite(judged.is_finite),
         ],
         margins=asked,
-        prompts=int(said.facts["rows"]["verify"]) - int(said.facts["left_out"]),
-        notes=[*said.facts["warnings"], *judged.notes],
+        prompts=int(recorded.facts["rows"]["verify"]) - int(recorded.facts["left_out"]),
+        notes=[*recorded.facts["warnings"], *judged.notes],
     )
     speed = measured.generation
     assert speed is not None
@@ -316,21 +316,21 @@ def _answers(run: _Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dict[s
     if kind.OUTPUT == "logits":
         _check_labels(run.subject.prompts, facts["file"], [*classes, str(terms.out_of_scope)])
     labels = [row.label for row in run.split("calibrate")]
-    found = {}
+    answers = {}
     for name in ("teacher", "student"):
         calibrate, verify_ = recorded_outputs[f"{name}_calibrate"], recorded_outputs[f"{name}_verify"]
         settings = kind.fit(calibrate, labels, classes, terms.out_of_scope, terms.rejection)
-        found[name] = _answer(name, verify_, task, settings, classes, texts)
+        answers[name] = _answer(name, verify_, task, settings, classes, texts)
     finite = bool(np.isfinite(outputs).all())
-    if outputs.shape[1:] != found["student"].outputs.shape[1:]:
+    if outputs.shape[1:] != answers["student"].outputs.shape[1:]:
         raise EdgekitError(
-            f"{facts['file']}: gives rows of {outputs.shape[1:]}, the reference of {found['student'].outputs.shape[1:]};"
+            f"{facts['file']}: gives rows of {outputs.shape[1:]}, the reference of {answers['student'].outputs.shape[1:]};"
             " they are not of one model"
         )
     if not finite:
         outputs = np.nan_to_num(outputs, nan=0.0, posinf=3e38, neginf=-3e38)
-    found["artifact"] = _answer("artifact", outputs, task, facts["settings"], classes, texts)
-    return found, finite
+    answers["artifact"] = _answer("artifact", outputs, task, facts["settings"], classes, texts)
+    return answers, finite
 
 
 def _check_labels(prompts: Path, file: str, known: Sequence[str]) -> None:
@@ -375,7 +375,7 @@ def _compare(
         truth = [row.label for row in rows]
         labelled = [row for row, label in enumerate(truth) if label is not None]
         asked = margins.for_prompts(margins.read_margins(accuracy), len(labelled) or len(rows))
-        found = [
+        comparisons = [
             compared.compare_labels(reference, candidate, truth, margin=margin, alpha=look.alpha, groups=groups)
             for reference, candidate, margin in (
                 (student, artifact, asked.student_margin),
@@ -386,9 +386,9 @@ def _compare(
         right = [artifact.labels[row] == truth[row] for row in labelled]
         own = [groups[row] for row in labelled]
         floor = checks.check_floor(right, own, asked.at_least, look.alpha, look.index)
-        return _of_recipe(run, found), asked, floor
+        return _of_recipe(run, comparisons), asked, floor
     wanted = margins.read_embedding_margins(accuracy)
-    found = [
+    comparisons = [
         comparison
         for reference, candidate, limits in (
             (student, artifact, wanted),
@@ -397,7 +397,7 @@ def _compare(
         )
         for comparison in compared.compare_embeddings(reference, candidate, limits, alpha=look.alpha, groups=groups)
     ]
-    return _of_recipe(run, found), wanted, []
+    return _of_recipe(run, comparisons), wanted, []
 
 
 def _of_recipe(run: _Run, comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -445,13 +445,13 @@ def _check_answers(run: _Run, comparisons: Sequence[Comparison]) -> list[Check]:
     """The checks of the comparisons that have a margin, and of what the record compares with."""
     scheme, output = str(run.facts["scheme"]), TASKS[run.terms.task].OUTPUT
     more = None if scheme == "unknown" else finer(str(run.facts["format"]), output, scheme)
-    found = [
+    judged = [
         checks.check_accuracy(entry, run.terms.look.index, more) for entry in comparisons if entry.margin is not None
     ]
     if run.subject.foreign_teacher is None:
-        return found
+        return judged
     return [
-        *found,
+        *judged,
         Check(
             name="reference",
             measured="another model as the teacher",
@@ -528,7 +528,7 @@ def _report(run: _Run, judgement: _Judgement, measured: Measurements, conditions
         vouches=Vouches(
             scales=conditions.scales,
             foreign=tuple(conditions.foreign),
-            told=hardware.tolerances(terms.target.hardware),
+            rule=hardware.tolerances(terms.target.hardware),
         ),
         busy=measured.processes[0].neighbours.get("load"),
         disturbed=tuple(conditions.disturbed),

@@ -45,18 +45,18 @@ def compare_labels(
     groups: of each prompt what it has in common with others, None for nothing.
     """
     pair = _Pair(reference, candidate, truth, groups or [None] * len(truth))
-    found = _compare_right(pair, margin, alpha) if pair.labelled else _compare_same(pair, margin, alpha)
-    if margin is None or found.lo is None or found.bound is None:
-        return found
-    verdict = gate.verdict(found.lo, found.bound, margin)
+    comparison = _compare_right(pair, margin, alpha) if pair.labelled else _compare_same(pair, margin, alpha)
+    if margin is None or comparison.lo is None or comparison.bound is None:
+        return comparison
+    verdict = gate.verdict(comparison.lo, comparison.bound, margin)
     blind = _blind(pair, margin, alpha) if verdict == "pass" else None
     if blind:
-        return replace(found, verdict="not proven", reason=blind)
+        return replace(comparison, verdict="not proven", reason=blind)
     needed = None
     if verdict == "not proven" and all(group is None for group in pair.groups):
-        lost, won = found.flips.get("lost", sum(pair.differ)), found.flips.get("gained", 0)
-        needed = gate.prompts_needed(lost, won, max(found.prompts, 1), margin, alpha)
-    return replace(found, verdict=verdict, prompts_needed=needed)
+        lost, won = comparison.flips.get("lost", sum(pair.differ)), comparison.flips.get("gained", 0)
+        needed = gate.prompts_needed(lost, won, max(comparison.prompts, 1), margin, alpha)
+    return replace(comparison, verdict=verdict, prompts_needed=needed)
 
 
 class _Pair:
@@ -199,16 +199,16 @@ def compare_embeddings(
         verdict=None,
         alpha=alpha,
     )
-    found = []
+    comparisons = []
     if cosine is not None:
         losses = 1.0 - cosine
         if margins is not None:
             far = ~(losses <= margins.far_cosine)
-            found.append(_share(replace(blank, metric="close", margin=margins.far_share), far, groups))
+            comparisons.append(_share(replace(blank, metric="close", margin=margins.far_share), far, groups))
         mean = clusters.mean_bounds(losses, groups, 2.0, alpha)
-        found.append(_mean(replace(blank, margin=margins.cosine_margin if margins else None), losses, mean))
+        comparisons.append(_mean(replace(blank, margin=margins.cosine_margin if margins else None), losses, mean))
     changed = replace(blank, metric="neighbours", margin=margins.neighbour_margin if margins else None)
-    return [*found, _share(changed, ~alike, groups)]
+    return [*comparisons, _share(changed, ~alike, groups)]
 
 
 def _mean(blank: Comparison, losses: NDArray[np.floating], bounds: tuple[float, float]) -> Comparison:

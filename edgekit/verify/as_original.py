@@ -36,17 +36,18 @@ def check_original(original: Mapping[str, Mapping[str, Any]] | None, other_ids: 
     if not original:
         remedy = "the reference was recorded by an older edgekit: run `edgekit record` again"
         return Check(name=NAME, measured="unknown", limit=None, verdict="not proven", remedy=remedy)
-    for role, told in original.items():
-        if told.get("first"):
+    for role, facts in original.items():
+        if facts.get("first"):
             remedy = (
-                f"{role}: {told['first']}: edgekit does not read this checkpoint as {told['by']} does; save it again with that"
+                f"{role}: {facts['first']}: edgekit does not read this checkpoint as {facts['by']} does; save it again with that"
                 " library, `edgekit inspect` on it lists the keys of its files that edgekit does not know, and what was built"
                 " answers otherwise than the original"
             )
             return Check(name=NAME, measured="differs", limit=None, verdict="fail", remedy=remedy)
-    for role, told in original.items():
-        if told.get("failed"):
-            remedy = f"{role}: its owner's library does not answer: {told['failed']}; save the checkpoint again with that library"
+    for role, facts in original.items():
+        if facts.get("failed"):
+            reason = f"{role}: its owner's library does not answer: {facts['failed']}"
+            remedy = f"{reason}; save the checkpoint again with that library"
             return Check(name=NAME, measured="unknown", limit=None, verdict="not proven", remedy=remedy)
     if other_ids:
         text = other_ids[0] if len(other_ids[0]) <= _SHOWN else f"{other_ids[0][:_SHOWN]}..."
@@ -55,11 +56,13 @@ def check_original(original: Mapping[str, Mapping[str, Any]] | None, other_ids: 
             f" owner, the first {text!r}: export it again (`edgekit build`)"
         )
         return Check(name=NAME, measured="differs", limit=None, verdict="fail", remedy=remedy)
-    by = ", ".join(dict.fromkeys(str(told["by"]) for told in original.values()))
-    limits = "".join(f"; {told}" for told in dict.fromkeys(one.get("limits") for one in original.values()) if told)
-    what = "ids" if any(told["answers_equal"] is None for told in original.values()) else "ids and answers"
+    by = ", ".join(dict.fromkeys(str(facts["by"]) for facts in original.values()))
+    limits = "".join(
+        f"; {limit}" for limit in dict.fromkeys(facts.get("limits") for facts in original.values()) if limit
+    )
+    what = "ids" if any(facts["answers_equal"] is None for facts in original.values()) else "ids and answers"
     detail = f"{what} on {rows} prompts are those of {by}{limits}"
-    compared = min(int(told.get("compared", rows)) for told in original.values())
+    compared = min(int(facts.get("compared", rows)) for facts in original.values())
     if compared < rows:
         detail += f", which are the reference; edgekit's own float model gives the same answers on {compared} of them"
     return Check(name=NAME, measured="as the original", limit=None, verdict="pass", detail=detail)

@@ -51,7 +51,7 @@ _FEW = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class Recorded:
     """A record's arrays, with its facts and the answers in words ({role: [text]})."""
 
     arrays: Arrays
@@ -60,11 +60,11 @@ class Said:
 
     def rows(self, name: str, offsets: str = "") -> list[list[int]]:
         """Rows of token ids that lie behind each other in the array `name`."""
-        flat_ids, places = self.arrays[name].tolist(), self.arrays[offsets or f"{name}_offsets"].tolist()
-        return [flat_ids[begin:end] for begin, end in itertools.pairwise(places)]
+        flat_ids, ends = self.arrays[name].tolist(), self.arrays[offsets or f"{name}_offsets"].tolist()
+        return [flat_ids[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
-def read_said(recorded: Product, *, with_teacher: bool = True) -> Said:
+def read_recorded(recorded: Product, *, with_teacher: bool = True) -> Recorded:
     """What a record of a decoder holds, or of it the student's part; EdgekitError where the record is of another task."""
     import numpy as np
 
@@ -76,26 +76,26 @@ def read_said(recorded: Product, *, with_teacher: bool = True) -> Said:
     if not with_teacher:
         held = {name: array for name, array in held.items() if not name.startswith("teacher_")}
         texts.pop("teacher", None)
-    return Said(arrays=held, facts=recorded.facts, texts=texts)
+    return Recorded(arrays=held, facts=recorded.facts, texts=texts)
 
 
-def ask_tokens(file: Path, runtime: str, options: Mapping[str, Any], said: Said, budget: Budget) -> Question:
+def ask_tokens(file: Path, runtime: str, options: Mapping[str, Any], recorded: Recorded, budget: Budget) -> Question:
     """What was recorded as a question: first the prompts to answer, then the passages, then the choices."""
     import numpy as np
 
-    asked, passages = said.rows("asked"), said.rows("ids", "offsets")
-    choices = said.rows("choice_ids", "choice_offsets")
-    starts = [len(row) for row in asked], said.arrays["starts"].tolist(), said.arrays["choice_starts"].tolist()
+    asked, passages = recorded.rows("asked"), recorded.rows("ids", "offsets")
+    choices = recorded.rows("choice_ids", "choice_offsets")
+    starts = [len(row) for row in asked], recorded.arrays["starts"].tolist(), recorded.arrays["choice_starts"].tolist()
     inputs: dict[str, Any] = flat([*asked, *passages, *choices]) | {
         "starts": np.array([start for part in starts for start in part], np.int64),
         "referenced": len(asked) + len(passages),
         "generate": len(asked),
-        "max_new": int(said.facts["max_new"]),
-        "stop": np.array(said.facts["stop"], np.int64),
+        "max_new": int(recorded.facts["max_new"]),
+        "stop": np.array(recorded.facts["stop"], np.int64),
     }
     for role in ("student", "teacher"):
-        if f"{role}_ids" in said.arrays:
-            inputs |= {key: said.arrays[key] for key in (f"{role}_ids", f"{role}_logprobs")}
+        if f"{role}_ids" in recorded.arrays:
+            inputs |= {key: recorded.arrays[key] for key in (f"{role}_ids", f"{role}_logprobs")}
     lengths = sorted({*TIMING["prompts"], budget.sequence})  # type: ignore[misc]
     request = {
         "kind": "tokens",
@@ -197,31 +197,31 @@ class Judged:
 
 
 def judge(
-    said: Said,
+    recorded: Recorded,
     arrays: Arrays,
     prompts: Sequence[Prompt],
     limits: Mapping[str, float],
     answers: Sequence[str],
     alpha: float,
 ) -> Judged:
-    """Compare what the artifact said with the record. limits: those of `margins.Limits`, absent ones left
+    """Compare the artifact's answers with the record. limits: those of `margins.Limits`, absent ones left
     out but for kl, top1, perplexity and answer_length. answers: the artifact's greedy answers in words."""
     import numpy as np
 
-    tokens = _tokens(said)
+    tokens = _tokens(recorded)
     nll = arrays["nll"].astype(np.float64)
     passages, choices = nll[: len(tokens)], nll[len(tokens) :]
     groups = _groups(prompts)
-    found = _compare_tokens(said, arrays, tokens, passages, groups, limits, alpha)
-    found.append(_compare_lengths(said, arrays, groups, limits["answer_length"], alpha))
-    spoken, truth, own = _spoken(said, prompts, answers, choices)
-    found += _compare_answers(spoken, truth, [groups[index] for index in own], limits, alpha)
-    reference = said.arrays["student_nll"].astype(np.float64)
+    results = _compare_tokens(recorded, arrays, tokens, passages, groups, limits, alpha)
+    results.append(_compare_lengths(recorded, arrays, groups, limits["answer_length"], alpha))
+    worded, truth, own = _worded(recorded, prompts, answers, choices)
+    results += _compare_answers(worded, truth, [groups[index] for index in own], limits, alpha)
+    reference = recorded.arrays["student_nll"].astype(np.float64)
     perplexity = {"artifact": _perplexity(passages), "student": _perplexity(reference)}
-    if "teacher_nll" in said.arrays:
-        perplexity["teacher"] = _perplexity(said.arrays["teacher_nll"].astype(np.float64))
+    if "teacher_nll" in recorded.arrays:
+        perplexity["teacher"] = _perplexity(recorded.arrays["teacher_nll"].astype(np.float64))
     kl = arrays["student_kl"]
-    comparisons = [entry for entry in found if entry is not None]
+    comparisons = [entry for entry in results if entry is not None]
     return Judged(
         comparisons=comparisons,
         kl=Divergence(mean=finite(float(kl.mean())), p99=finite(float(np.quantile(kl, 0.99)))),
@@ -230,7 +230,7 @@ def judge(
         tokens=len(tokens),
         is_finite=bool(np.isfinite(nll).all() and np.isfinite(kl).all()),
         notes=_notes(comparisons),
-        right=[a == b for a, b in zip(spoken["artifact"].labels, truth, strict=True)],
+        right=[a == b for a, b in zip(worded["artifact"].labels, truth, strict=True)],
         groups=[groups[index] for index in own],
     )
 
@@ -257,16 +257,16 @@ def _perplexity(nll: NDArray[np.float64]) -> float | None:
         return finite(float(np.exp(nll.mean())))
 
 
-def _tokens(said: Said) -> NDArray[np.int64]:
+def _tokens(recorded: Recorded) -> NDArray[np.int64]:
     """Of every token that the passages say, the prompt that it belongs to; of running text, the passage."""
     import numpy as np
 
-    lengths = np.diff(said.arrays["offsets"]) - said.arrays["starts"]
+    lengths = np.diff(recorded.arrays["offsets"]) - recorded.arrays["starts"]
     return np.repeat(np.arange(len(lengths)), lengths)
 
 
 def _compare_tokens(
-    said: Said,
+    recorded: Recorded,
     arrays: Arrays,
     tokens: NDArray[np.int64],
     nll: NDArray[np.float64],
@@ -277,7 +277,7 @@ def _compare_tokens(
     """KL, likeliest tokens and perplexity against the float student, and KL against the teacher, which is shown only."""
     import numpy as np
 
-    own = [groups[index] for index in said.arrays["prompts"].tolist()]
+    own = [groups[index] for index in recorded.arrays["prompts"].tolist()]
     together = clusters.indices(own)[tokens]
 
     def per_cluster(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -285,8 +285,8 @@ def _compare_tokens(
 
     counts = per_cluster(np.ones(len(tokens)))
     far = limits.get("far_kl", FAR * limits["kl"])
-    longest = float(said.facts.get("max_length", 0))
-    found: list[Comparison | None] = []
+    longest = float(recorded.facts.get("max_length", 0))
+    comparisons: list[Comparison | None] = []
     for role, judged in (("student", True), ("teacher", False)):
         if f"{role}_kl" not in arrays:
             continue
@@ -294,17 +294,21 @@ def _compare_tokens(
         kl = gate.ratio_bounds(sums, counts, alpha, most=far, longest=longest)
         margin = limits["kl"] if judged else None
         tail = judged and gate.is_long_tailed(sums, counts, limits["kl"], alpha, most=far, longest=longest)
-        found.append(_comparison(role, "kl", kl, margin, len(counts), alpha, _LONG_TAILED if tail else None))
+        comparisons.append(_comparison(role, "kl", kl, margin, len(counts), alpha, _LONG_TAILED if tail else None))
         if judged:
-            found.append(_compare_far(tokens, arrays[f"{role}_kl"], far, own, limits["far_share"], alpha))
+            comparisons.append(_compare_far(tokens, arrays[f"{role}_kl"], far, own, limits["far_share"], alpha))
         lost = per_cluster(~arrays[f"{role}_top1"].astype(bool))
         changed = gate.ratio_bounds(lost, counts, alpha, share=True, most=1.0, longest=longest)
-        found.append(_comparison(role, "top1", changed, 1.0 - limits["top1"] if judged else None, len(counts), alpha))
-    rise = per_cluster(nll - said.arrays["student_nll"].astype(np.float64))
+        comparisons.append(
+            _comparison(role, "top1", changed, 1.0 - limits["top1"] if judged else None, len(counts), alpha)
+        )
+    rise = per_cluster(nll - recorded.arrays["student_nll"].astype(np.float64))
     most = FAR * math.log(limits["perplexity"])
     ratio = [np.expm1(value) for value in gate.ratio_bounds(rise, counts, alpha, most=most, longest=longest)]
-    found.append(_comparison("student", "perplexity", tuple(ratio), limits["perplexity"] - 1.0, len(counts), alpha))
-    return found
+    comparisons.append(
+        _comparison("student", "perplexity", tuple(ratio), limits["perplexity"] - 1.0, len(counts), alpha)
+    )
+    return comparisons
 
 
 def _compare_far(
@@ -323,7 +327,7 @@ def _compare_far(
 
 
 def _compare_lengths(
-    said: Said, arrays: Arrays, groups: Sequence[str], least: float, alpha: float
+    recorded: Recorded, arrays: Arrays, groups: Sequence[str], least: float, alpha: float
 ) -> Comparison | None:
     """Tokens of greedy answers, by the float student's: what stops early only looks faster, what does not stop is no use.
 
@@ -331,58 +335,63 @@ def _compare_lengths(
     """
     import numpy as np
 
-    together = clusters.indices([groups[index] for index in said.arrays["asked_prompts"].tolist()])
+    together = clusters.indices([groups[index] for index in recorded.arrays["asked_prompts"].tolist()])
     if not len(together):
         return None
-    own, told = (
+    expected, answered = (
         np.bincount(together, weights=np.diff(offsets).astype(np.float64)).astype(np.float64)
-        for offsets in (said.arrays["student_answer_offsets"], arrays["answer_offsets"])
+        for offsets in (recorded.arrays["student_answer_offsets"], arrays["answer_offsets"])
     )
-    if not own.sum():
+    if not expected.sum():
         return None
-    longest = float(said.facts.get("max_new", 0))
+    longest = float(recorded.facts.get("max_new", 0))
     sides = [
-        _comparison("student", "answer_length", bounds, margin, len(own), alpha)
+        _comparison("student", "answer_length", bounds, margin, len(expected), alpha)
         for bounds, margin in (
-            (gate.ratio_bounds(own - told, own, alpha, share=True, most=1.0, longest=longest), 1.0 - least),
             (
-                gate.ratio_bounds(told - own, own, alpha, share=True, most=FAR * (1.0 / least - 1.0), longest=longest),
+                gate.ratio_bounds(expected - answered, expected, alpha, share=True, most=1.0, longest=longest),
+                1.0 - least,
+            ),
+            (
+                gate.ratio_bounds(
+                    answered - expected, expected, alpha, share=True, most=FAR * (1.0 / least - 1.0), longest=longest
+                ),
                 1.0 / least - 1.0,
             ),
         )
     ]
     worse = max(sides, key=lambda side: (_WORSE.index(str(side.verdict)), (side.bound or 0.0) / (side.margin or 1.0)))
-    return replace(worse, score=float(told.sum() / own.sum()))
+    return replace(worse, score=float(answered.sum() / expected.sum()))
 
 
-def _spoken(
-    said: Said, prompts: Sequence[Prompt], answers: Sequence[str], choices: NDArray[np.float64]
+def _worded(
+    recorded: Recorded, prompts: Sequence[Prompt], answers: Sequence[str], choices: NDArray[np.float64]
 ) -> tuple[dict[str, Answers], list[str], list[int]]:
     """What each model answers where prompts have wanted answers (the same words, or the likeliest of the choices), the wanted
     answers, and the prompts' indices."""
     import numpy as np
 
-    told = {"artifact": list(answers), **{role: list(texts) for role, texts in said.texts.items()}}
-    picked = _picked(said, prompts, choices)
-    roles = [role for role in ("student", "teacher") if role in told]
+    texts = {"artifact": list(answers), **{role: list(texts) for role, texts in recorded.texts.items()}}
+    picked = _picked(recorded, prompts, choices)
+    roles = [role for role in ("student", "teacher") if role in texts]
     truth, own, labels = [], [], {role: list[str]() for role in ("artifact", *roles)}
-    for row in np.flatnonzero(said.arrays["asked_worded"]).tolist():
-        own.append(int(said.arrays["asked_prompts"][row]))
+    for row in np.flatnonzero(recorded.arrays["asked_worded"]).tolist():
+        own.append(int(recorded.arrays["asked_prompts"][row]))
         truth.append(plain(str(prompts[own[-1]].label)))
-        for role, said_by in labels.items():
-            said_by.append(plain(told[role][row]))
-    for place, one in picked.get("artifact", {}).items():
-        if all(place in picked.get(role, {}) for role in roles):
-            own.append(place)
-            truth.append(str(prompts[place].label))
-            for role, said_by in labels.items():
-                said_by.append(one if role == "artifact" else picked[role][place])
+        for role, given in labels.items():
+            given.append(plain(texts[role][row]))
+    for index in picked.get("artifact", {}):
+        if all(index in picked.get(role, {}) for role in roles):
+            own.append(index)
+            truth.append(str(prompts[index].label))
+            for role, given in labels.items():
+                given.append(picked[role][index])
     nothing = np.zeros((len(truth), 1), np.float32)
-    return {role: Answers(name=role, outputs=nothing, labels=told_) for role, told_ in labels.items()}, truth, own
+    return {role: Answers(name=role, outputs=nothing, labels=given) for role, given in labels.items()}, truth, own
 
 
 def _compare_answers(
-    spoken: Mapping[str, Answers],
+    worded: Mapping[str, Answers],
     truth: Sequence[str],
     groups: Sequence[str],
     limits: Mapping[str, float],
@@ -394,16 +403,16 @@ def _compare_answers(
     defaults = dict(zip(("student", "teacher"), default_margins(len(truth)), strict=True))
     return [
         compared.compare_labels(
-            spoken[role],
-            spoken["artifact"],
+            worded[role],
+            worded["artifact"],
             truth,
             margin=_margin_that_can_fail(
-                spoken[role].labels, truth, groups, limits.get(f"{role}_margin", defaults[role]), alpha
+                worded[role].labels, truth, groups, limits.get(f"{role}_margin", defaults[role]), alpha
             ),
             alpha=alpha,
             groups=groups,
         )
-        for role in spoken
+        for role in worded
         if role != "artifact"
     ]
 
@@ -412,32 +421,32 @@ def _margin_that_can_fail(
     before: Sequence[str], truth: Sequence[str], groups: Sequence[str], margin: float, alpha: float
 ) -> float | None:
     """The margin, or None where the reference is right so rarely that losing all of it would not fail: that judges nothing."""
-    right = [told == wanted for told, wanted in zip(before, truth, strict=True)]
+    right = [answer == wanted for answer, wanted in zip(before, truth, strict=True)]
     lo, hi = clusters.paired_bounds(right, [False] * len(right), groups, alpha)
     return margin if gate.verdict(lo, hi, margin) == "fail" else None
 
 
-def _picked(said: Said, prompts: Sequence[Prompt], choices: NDArray[np.float64]) -> dict[str, dict[int, str]]:
+def _picked(recorded: Recorded, prompts: Sequence[Prompt], choices: NDArray[np.float64]) -> dict[str, dict[int, str]]:
     """Of every prompt with choices the one that each model finds the likeliest per token: {role: {prompt: choice}}."""
     import numpy as np
 
-    places = said.arrays["choice_prompts"]
-    if not len(places):
+    owners = recorded.arrays["choice_prompts"]
+    if not len(owners):
         return {}
-    lengths = np.diff(said.arrays["choice_offsets"]) - said.arrays["choice_starts"]
+    lengths = np.diff(recorded.arrays["choice_offsets"]) - recorded.arrays["choice_starts"]
     own = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=choices, minlength=len(lengths)) / lengths
     scores = {"artifact": own} | {
-        role: said.arrays[f"{role}_choice_nll"]
+        role: recorded.arrays[f"{role}_choice_nll"]
         for role in ("student", "teacher")
-        if f"{role}_choice_nll" in said.arrays
+        if f"{role}_choice_nll" in recorded.arrays
     }
-    found: dict[str, dict[int, str]] = {}
+    picked: dict[str, dict[int, str]] = {}
     for role, values in scores.items():
-        found[role] = {}
-        for place in np.unique(places).tolist():
-            of_prompt = np.flatnonzero(places == place)
-            found[role][place] = list(prompts[place].choices or ())[int(values[of_prompt].argmin())]
-    return found
+        picked[role] = {}
+        for index in np.unique(owners).tolist():
+            of_prompt = np.flatnonzero(owners == index)
+            picked[role][index] = list(prompts[index].choices or ())[int(values[of_prompt].argmin())]
+    return picked
 
 
 def plain(answer: str) -> str:

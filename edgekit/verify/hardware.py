@@ -38,21 +38,21 @@ def mismatches(
     stated = {key: getattr(hardware, key) for key in SPEEDS if getattr(hardware, key) is not None}
     if hardware.generic:
         return _above_floor(hardware, stated, device, speed, threads)
-    found = []
+    reasons = []
     if not _same_cpu(hardware.cpu, str(device["cpu"])):
-        found.append(f"cpu {device['cpu']}, not {hardware.cpu}")
+        reasons.append(f"cpu {device['cpu']}, not {hardware.cpu}")
     if device["cores"] != hardware.cores:
-        found.append(f"{device['cores']} cores, not {hardware.cores}")
+        reasons.append(f"{device['cores']} cores, not {hardware.cores}")
     if lacking := sorted(set(hardware.features) - set(device["features"])):
-        found.append(f"without {', '.join(lacking)}")
+        reasons.append(f"without {', '.join(lacking)}")
     if not stated:
-        found.append("the target states no measured speed (bandwidth_gbs, int8_gops, fp32_gflops)")
+        reasons.append("the target states no measured speed (bandwidth_gbs, int8_gops, fp32_gflops)")
     for key, value in stated.items():
         if key not in speed:
-            found.append(f"{SPEEDS[key]}: not measured there (onnxruntime is not installed)")
+            reasons.append(f"{SPEEDS[key]}: not measured there (onnxruntime is not installed)")
         elif not value / _LIKE <= speed[key] <= value * _LIKE:
-            found.append(f"{SPEEDS[key]}: {speed[key]:.3g}, not within a factor of two of {value:.3g}")
-    return found
+            reasons.append(f"{SPEEDS[key]}: {speed[key]:.3g}, not within a factor of two of {value:.3g}")
+    return reasons
 
 
 def _above_floor(
@@ -62,18 +62,18 @@ def _above_floor(
     speed: Mapping[str, float],
     threads: int | None,
 ) -> list[str]:
-    found = [f"the target's floor does not state {key}" for key in SPEEDS if key not in stated]
+    reasons = [f"the target's floor does not state {key}" for key in SPEEDS if key not in stated]
     used = threads or int(device["cores"])
     if used > _FLOOR * hardware.cores:
-        found.append(f"{used} threads, above the floor of {hardware.cores} cores")
+        reasons.append(f"{used} threads, above the floor of {hardware.cores} cores")
     if hardware.accelerator:
-        found.append(f"whether its accelerator is above the floor ({hardware.accelerator}) is not measured")
+        reasons.append(f"whether its accelerator is above the floor ({hardware.accelerator}) is not measured")
     for key, value in stated.items():
         if key not in speed:
-            found.append(f"{SPEEDS[key]}: not measured there (onnxruntime is not installed)")
+            reasons.append(f"{SPEEDS[key]}: not measured there (onnxruntime is not installed)")
         elif speed[key] > _FLOOR * value:
-            found.append(f"{SPEEDS[key]}: {speed[key]:.3g}, above {_FLOOR} x the floor of {value:.3g}")
-    return found
+            reasons.append(f"{SPEEDS[key]}: {speed[key]:.3g}, above {_FLOOR} x the floor of {value:.3g}")
+    return reasons
 
 
 def scales(hardware: Hardware, speed: Mapping[str, float]) -> tuple[float, float]:
@@ -106,16 +106,16 @@ _SPELLING = re.compile(
 )
 
 
-def _same_cpu(stated: str, told: str) -> bool:
+def _same_cpu(stated: str, measured: str) -> bool:
     """Whether two spellings mean one CPU, word by word: "Intel N100" and "Intel(R) N100 @ 3.40GHz", not "M1" and "M1 Max".
 
-    A chip of several kinds of cores ("Cortex-A76 + Cortex-A55") is told by one of them.
+    A chip of several kinds of cores ("Cortex-A76 + Cortex-A55") is named by one of them.
     """
 
     def plain(text: str) -> list[str]:
         return _SPELLING.sub(" ", text.lower()).split() or text.lower().split()
 
-    return plain(told) in [plain(stated), *map(plain, stated.split("+"))]
+    return plain(measured) in [plain(stated), *map(plain, stated.split("+"))]
 
 
 def impossibilities(measured: Measurements, p50_ms: float) -> list[str]:

@@ -115,8 +115,8 @@ def default_limits(bits: float) -> dict[str, float]:
 
 def limits_at(limits: Limits, bits: float) -> dict[str, float]:
     """The limits with those that are absent filled in by the artifact's bits; far_kl, which follows kl, always is there."""
-    found = default_limits(bits) | {key: value for key, value in vars(limits).items() if value is not None}
-    return {"far_kl": FAR * found["kl"]} | found
+    filled = default_limits(bits) | {key: value for key, value in vars(limits).items() if value is not None}
+    return {"far_kl": FAR * filled["kl"]} | filled
 
 
 def _checked(table: Table, where: str) -> Table:

@@ -43,8 +43,8 @@ def plan_text(task: str, prompts: int, accuracy: Mapping[str, object], *, look: 
     if kind == "logits":
         provable = {flips: gate.smallest_margin(prompts, flips, alpha) for flips in FLIPS_SHOWN}
         stated = margins.read_margins(accuracy)
-        told = margins.for_prompts(stated, prompts)
-        asked = {"float student": told.student_margin or 0.0, "teacher": told.teacher_margin or 0.0}
+        limits = margins.for_prompts(stated, prompts)
+        asked = {"float student": limits.student_margin or 0.0, "teacher": limits.teacher_margin or 0.0}
         absent = {
             name
             for name, value in (("float student", stated.student_margin), ("teacher", stated.teacher_margin))
@@ -71,12 +71,12 @@ def plan_text(task: str, prompts: int, accuracy: Mapping[str, object], *, look: 
 
 def _tokens(prompts: int, limits: margins.Limits, alpha: float) -> list[str]:
     far = f"{margins.FAR:g} x the limit of kl" if limits.far_kl is None else f"{limits.far_kl:g} nats a token"
-    found = _missing(f"prompts beyond {far} (accuracy.far_share)", prompts, limits.far_share, alpha)
+    lines = _missing(f"prompts beyond {far} (accuracy.far_share)", prompts, limits.far_share, alpha)
     if prompts < gate.FEWEST_CLUSTERS:
-        found.append(
+        lines.append(
             f"fewer than {gate.FEWEST_CLUSTERS} independent prompts prove nothing about likelihoods: give more"
         )
-    return found
+    return lines
 
 
 def _missing(name: str, prompts: int, margin: float, alpha: float) -> list[str]:

@@ -29,8 +29,8 @@ def check_rejection(
         return []
     outside = [row for row, label in enumerate(truth) if label == out_of_scope]
     rejected = sum(labels[row] == out_of_scope for row in outside)
-    found = [] if rejection.recall is None else [_check_recall(rejected, len(outside), rejection.recall, look)]
-    return found if contentless is None else [*found, _check_contentless(contentless)]
+    judged = [] if rejection.recall is None else [_check_recall(rejected, len(outside), rejection.recall, look)]
+    return judged if contentless is None else [*judged, _check_contentless(contentless)]
 
 
 def _check_recall(rejected: int, outside: int, least: float, look: gate.Look) -> Check:
@@ -97,16 +97,16 @@ def rejection_notes(
     answers = kind.answer(outputs, settings, classes, [row.text for row in rows])
     rejected = sum(answers[index] == out_of_scope for index in outside)
     lo, hi = gate.proportion_bounds(rejected, len(outside))
-    told = (
+    promise = (
         f"the out-of-scope threshold was fitted on {len(outside)} calibrate prompts of no class; the float student rejects"
         f" {rejected} of them, so its recall on such texts is {lo:.0%} at least and {hi:.0%} at most (each at 95 %)"
     )
     shares = {"calibrate": len(outside) / len(calibrated), "verify": list(truth).count(out_of_scope) / len(truth)}
     if rejection.share is not None or 0.5 <= shares["calibrate"] / shares["verify"] <= 2.0:
-        return [told]
+        return [promise]
     mix = (
         f"of no class are {shares['calibrate']:.1%} of the calibrate prompts and {shares['verify']:.1%} of the verify"
         " prompts, and the threshold was fitted for the former: say in the recipe how many there are in use (rejection.share)"
         " or how many must be rejected (rejection.recall)"
     )
-    return [told, mix]
+    return [promise, mix]

@@ -21,7 +21,7 @@ from edgekit.prompts import Prompt
 from edgekit.runtimes import neighbours
 from edgekit.target import Target, load_target
 from edgekit.verify import generation, hardware, latency
-from edgekit.verify.generation import Said, judge, plain
+from edgekit.verify.generation import Recorded, judge, plain
 from edgekit.verify.margins import default_limits, read_limits
 from edgekit.workspace import file_sha256, open_product, write_product
 from tests.architectures.decoders import END, ROOMS, orders, teach_decoder
@@ -398,7 +398,7 @@ LIMITS = {"kl": 0.1, "top1": 0.88, "perplexity": 1.05, "answer_length": 0.9, "fa
 }
 
 
-def spoken(said: int, passages: int = 100, **more: np.ndarray) -> Said:
+def spoken(said: int, passages: int = 100, **more: np.ndarray) -> Recorded:
     """A record of passages that say `said` tokens behind one that they do not."""
     nothing = np.zeros(0, np.int64)
     arrays: dict[str, np.ndarray] = {
@@ -413,10 +413,10 @@ def spoken(said: int, passages: int = 100, **more: np.ndarray) -> Said:
         "choice_starts": nothing,
         "choice_offsets": np.zeros(1, np.int64),
     }
-    return Said(arrays=arrays | more, facts={}, texts={"student": ["x"] * passages})
+    return Recorded(arrays=arrays | more, facts={}, texts={"student": ["x"] * passages})
 
 
-def heard(said: Said, kl: np.ndarray, *, rise: float = 0.0, length: int = 10) -> Mapping[str, np.ndarray]:
+def heard(said: Recorded, kl: np.ndarray, *, rise: float = 0.0, length: int = 10) -> Mapping[str, np.ndarray]:
     passages = len(said.arrays["starts"])
     return {
         "nll": said.arrays["student_nll"] + np.float32(rise),
@@ -426,7 +426,7 @@ def heard(said: Said, kl: np.ndarray, *, rise: float = 0.0, length: int = 10) ->
     }
 
 
-def judged(said: Said, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def judged(said: Recorded, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     prompts = [Prompt(text="x") for _ in said.arrays["starts"]]
     found = judge(said, arrays, prompts, LIMITS, ["x"] * len(prompts), 0.05)
     return {one.metric: one for one in found.comparisons}
