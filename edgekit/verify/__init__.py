@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit import gate
 from edgekit.errors import EdgekitError
@@ -33,67 +33,28 @@ from edgekit.evidence import (
 )
 from edgekit.formats import FORMATS, finer
 from edgekit.progress import Progress, silent
-from edgekit.prompts import PromptSet
-from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.runtimes import neighbours
 from edgekit.schema import pick
-from edgekit.tasks import TASKS, row_task
+from edgekit.tasks import TASKS
 from edgekit.typed_json import read_table
 from edgekit.verify import accuracy as compared
 from edgekit.verify import arithmetic, budgets, checks, generation, hardware, latency, margins
-from edgekit.verify.accuracy import Answers
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep
 from edgekit.verify.measurements import Measurements, ask_rows, encode, measure, runtime_options
 from edgekit.verify.plan import check_accuracy_table, plan_text
-from edgekit.verify.rejection import check_rejection, rejection_notes
+from edgekit.verify.rows import accuracy_by_role, check_rejected, compare, notes_on_rejection, read_answers
+from edgekit.verify.run import Run, Subject, Terms
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from edgekit.devices import Device
-    from edgekit.prompts import Prompt
-    from edgekit.target import Budget, Target
-    from edgekit.verify.margins import EmbeddingMargins, Margins
-
-    Floats = NDArray[np.float32]
 
 __all__ = ["Subject", "Terms", "check_accuracy_table", "check_reference", "plan_text", "verify"]
 
 ROLES = ("teacher", "student", "artifact")
 
 JUDGING = "comparing the answers with the float models'"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is judged, and beside what: the folders of export, record and prompts.
-
-    foreign_teacher: why the record's teacher is not the recipe's, where it is not: then nothing is compared with it, and nothing
-    passes.
-    """
-
-    artifact: Path
-    reference: Path
-    prompts: Path
-    foreign_teacher: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What the artifact is held to: a recipe's task and tables, a target's hardware and budget, and which look this is.
-
-    accuracy: the recipe's `[accuracy]` table. out_of_scope: the label of texts that belong to no class.
-    """
-
-    task: str
-    target: Target
-    accuracy: Mapping[str, object]
-    out_of_scope: str | None
-    look: gate.Look
-    rejection: Rejection = AS_CALIBRATED
 
 
 def verify(
@@ -113,7 +74,7 @@ def verify(
     product, recorded = open_product(subject.artifact, "export"), open_product(subject.reference, "record")
     check_reference(recorded, product, subject.prompts)
     runtime = pick(FORMATS, str(product.facts["format"]), f"{subject.artifact}: format").RUNTIME
-    run = _Run(
+    run = Run(
         subject=subject,
         terms=terms,
         facts=product.facts,
@@ -122,42 +83,14 @@ def verify(
         runtime=runtime,
         options=runtime_options(product.facts, terms.target, runtime),
         coverage=coverage,
+        models=_float_models(recorded, subject),
+        data=_data(subject.prompts),
         progress=progress,
         out=out,
     )
     report = _verify_tokens(run) if TASKS[terms.task].OUTPUT == "tokens" else _verify_rows(run)
     write_atomically(out / FILE, report.to_json())
     return report
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What one verify is about."""
-
-    subject: Subject
-    terms: Terms
-    facts: Mapping[str, Any]
-    recorded: Product
-    device: Device
-    runtime: str
-    options: Mapping[str, Any]
-    coverage: Coverage | None
-    progress: Progress
-    out: Path
-
-    @property
-    def file(self) -> Path:
-        """The artifact's main file."""
-        return self.subject.artifact / str(self.facts["file"])
-
-    @property
-    def budget(self) -> Budget:
-        """The limits of the target for this task."""
-        return self.terms.target.budget_for(self.terms.task)
-
-    def split(self, name: str) -> list[Prompt]:
-        """The prompts of a split."""
-        return PromptSet(folder=self.subject.prompts).split(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +106,7 @@ class _Judgement:
     notes: Sequence[str]
 
 
-def _verify_rows(run: _Run) -> Report:
+def _verify_rows(run: Run) -> Report:
     """Verify what gives one row per text."""
     facts, rows = run.facts, run.split("verify")
     ids = encode(run.subject.artifact, rows, facts["settings"])
@@ -183,22 +116,22 @@ def _verify_rows(run: _Run) -> Report:
     measured = measure(question, run.device, partial(_is_judged, run), run.progress, run.out)
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
-    answers, finite = _answers(run, rows, measured.outputs)
+    answers, finite = read_answers(run, rows, measured.outputs)
     truth = [row.label for row in rows]
-    comparisons, asked, floors = _compare(run, answers, rows)
+    comparisons, asked, floors = compare(run, answers, rows)
     judgement = _Judgement(
-        accuracy=_accuracy(run, answers, truth),
+        accuracy=accuracy_by_role(run, answers, truth),
         comparisons=comparisons,
         checks=[
             *_check_answers(run, comparisons),
             *floors,
             check_rows(run.recorded, [row.text for row in rows], ids),
             *checks.check_finite(finite),
-            *_rejected(run, answers["artifact"].labels, truth),
+            *check_rejected(run, answers["artifact"].labels, truth),
         ],
         margins=vars(asked),
         prompts=len(truth),
-        notes=_rejection_notes(run, truth) if answers["artifact"].labels else (),
+        notes=notes_on_rejection(run, truth) if answers["artifact"].labels else (),
     )
     real = OwnLengths(
         p50=gate.quantile(measured.real_times, 0.5),
@@ -215,25 +148,7 @@ def _verify_rows(run: _Run) -> Report:
     )
 
 
-def _accuracy(run: _Run, answers: Mapping[str, Answers], truth: Sequence[str | None]) -> dict[str, float | None]:
-    """The share of right answers of each model on the labelled prompts; None where nothing says so."""
-    known = [row for row, label in enumerate(truth) if label is not None]
-    if not known or not answers["artifact"].labels:
-        return dict.fromkeys(answers)
-    hidden = "teacher" if run.subject.foreign_teacher else None
-    return {
-        role: None if role == hidden else sum(own.labels[row] == truth[row] for row in known) / len(known)
-        for role, own in answers.items()
-    }
-
-
-def _rejection_notes(run: _Run, truth: Sequence[str | None]) -> list[str]:
-    terms, subject = run.terms, run.subject
-    folders = (run.recorded.folder, subject.prompts, terms.task, list(run.facts["classes"]))
-    return rejection_notes(*folders, truth, terms.out_of_scope, terms.rejection)
-
-
-def _verify_tokens(run: _Run) -> Report:
+def _verify_tokens(run: Run) -> Report:
     """Verify what gives tokens."""
     terms, facts = run.terms, run.facts
     limits = margins.read_limits(terms.accuracy)
@@ -297,116 +212,7 @@ def check_reference(recorded: Product, artifact: Product, prompts: Path) -> None
         )
 
 
-def _answers(run: _Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dict[str, Answers], bool]:
-    """Teacher, student and artifact on the verify prompts, and whether the artifact's outputs were finite.
-
-    Teacher and student are judged with what the task learns from their own outputs on the calibrate prompts, the artifact with
-    the settings that ship with it.
-    """
-    import numpy as np
-
-    terms, facts = run.terms, run.facts
-    task = terms.task
-    kind, reference = row_task(task), run.recorded.folder
-    classes, texts = list(facts["classes"]), [row.text for row in rows]
-    if kind.OUTPUT == "logits" and list(run.recorded.facts["classes"]) != classes:
-        raise EdgekitError(f"{reference}: its classes are not the artifact's; record the reference of this model")
-    with np.load(reference / "reference.npz", allow_pickle=False) as arrays:
-        recorded_outputs = {name: arrays[name] for name in arrays.files}
-    if kind.OUTPUT == "logits":
-        _check_labels(run.subject.prompts, facts["file"], [*classes, str(terms.out_of_scope)])
-    labels = [row.label for row in run.split("calibrate")]
-    answers = {}
-    for name in ("teacher", "student"):
-        calibrate, verify_ = recorded_outputs[f"{name}_calibrate"], recorded_outputs[f"{name}_verify"]
-        settings = kind.fit(calibrate, labels, classes, terms.out_of_scope, terms.rejection)
-        answers[name] = _answer(name, verify_, task, settings, classes, texts)
-    finite = bool(np.isfinite(outputs).all())
-    if outputs.shape[1:] != answers["student"].outputs.shape[1:]:
-        raise EdgekitError(
-            f"{facts['file']}: gives rows of {outputs.shape[1:]}, the reference of {answers['student'].outputs.shape[1:]};"
-            " they are not of one model"
-        )
-    if not finite:
-        outputs = np.nan_to_num(outputs, nan=0.0, posinf=3e38, neginf=-3e38)
-    answers["artifact"] = _answer("artifact", outputs, task, facts["settings"], classes, texts)
-    return answers, finite
-
-
-def _check_labels(prompts: Path, file: str, known: Sequence[str]) -> None:
-    """Refuse verify prompts with labels that the model cannot say: it would lose nothing by never being right."""
-    labels = {row.label for row in PromptSet(folder=prompts).split("verify") if row.label is not None}
-    unknown = sorted(labels - set(known))
-    if unknown:
-        shown = ", ".join(repr(label) for label in unknown[:3])
-        raise EdgekitError(
-            f"{prompts}: the verify prompts have {len(unknown)} labels that {file} does not know, such as {shown}; its classes"
-            f" are {', '.join(repr(label) for label in known[:5])} ...: give this model's own prompts (--recipe), or name"
-            " the label of texts that belong to no class (data.out_of_scope)"
-        )
-
-
-def _answer(
-    name: str,
-    outputs: Floats,
-    task: str,
-    settings: Mapping[str, object],
-    classes: Sequence[str],
-    texts: Sequence[str],
-) -> Answers:
-    kind = row_task(task)
-    labels = kind.answer(outputs, settings, classes, texts) if kind.OUTPUT == "logits" else []
-    return Answers(name=name, outputs=outputs, labels=list(labels))
-
-
-def _rejected(run: _Run, labels: Sequence[str], truth: Sequence[str | None]) -> list[Check]:
-    terms = run.terms
-    return check_rejection(labels, truth, terms.out_of_scope, terms.rejection, run.facts.get("contentless"), terms.look)
-
-
-def _compare(
-    run: _Run, answers: Mapping[str, Answers], rows: Sequence[Prompt]
-) -> tuple[list[Comparison], Margins | EmbeddingMargins, list[Check]]:
-    """Artifact to student and to teacher, and student to teacher, which is shown and not judged; the margins; other checks."""
-    artifact, student, teacher = answers["artifact"], answers["student"], answers["teacher"]
-    look, accuracy = run.terms.look, run.terms.accuracy
-    groups = [row.group for row in rows]
-    if TASKS[run.terms.task].OUTPUT == "logits":
-        truth = [row.label for row in rows]
-        labelled = [row for row, label in enumerate(truth) if label is not None]
-        asked = margins.for_prompts(margins.read_margins(accuracy), len(labelled) or len(rows))
-        comparisons = [
-            compared.compare_labels(reference, candidate, truth, margin=margin, alpha=look.alpha, groups=groups)
-            for reference, candidate, margin in (
-                (student, artifact, asked.student_margin),
-                (teacher, artifact, asked.teacher_margin),
-                (teacher, student, None),
-            )
-        ]
-        right = [artifact.labels[row] == truth[row] for row in labelled]
-        own = [groups[row] for row in labelled]
-        floor = checks.check_floor(right, own, asked.at_least, look.alpha, look.index)
-        return _of_recipe(run, comparisons), asked, floor
-    wanted = margins.read_embedding_margins(accuracy)
-    comparisons = [
-        comparison
-        for reference, candidate, limits in (
-            (student, artifact, wanted),
-            (teacher, artifact, None),
-            (teacher, student, None),
-        )
-        for comparison in compared.compare_embeddings(reference, candidate, limits, alpha=look.alpha, groups=groups)
-    ]
-    return _of_recipe(run, comparisons), wanted, []
-
-
-def _of_recipe(run: _Run, comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons with models that the recipe names."""
-    hidden = "teacher" if run.subject.foreign_teacher else None
-    return [comparison for comparison in comparisons if comparison.reference != hidden]
-
-
-def _foreign(run: _Run, measured: Measurements) -> list[str]:
+def _foreign(run: Run, measured: Measurements) -> list[str]:
     """Why the machine that measured may not vouch for the target."""
     found = hardware.mismatches(run.terms.target.hardware, measured.device, measured.speed, run.options["threads"])
     provider = run.options.get("provider")
@@ -415,12 +221,12 @@ def _foreign(run: _Run, measured: Measurements) -> list[str]:
     return found
 
 
-def _is_judged(run: _Run, measured: Measurements) -> bool:
+def _is_judged(run: Run, measured: Measurements) -> bool:
     """Whether times are judged: where the target limits them, and this machine may vouch for it. Else one process shows them."""
     return run.budget.limits_time and not _foreign(run, measured)
 
 
-def _conditions(run: _Run, measured: Measurements) -> tuple[budgets.Conditions, Measurements]:
+def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, Measurements]:
     """What bears on the times, and the measurements with the earlier ones of this artifact; kept where times are judged."""
     impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5))
     impossible += hardware.above_roofline(measured, run.facts.get("bytes_per_token"))
@@ -441,7 +247,7 @@ def _conditions(run: _Run, measured: Measurements) -> tuple[budgets.Conditions, 
     return conditions, measured
 
 
-def _check_answers(run: _Run, comparisons: Sequence[Comparison]) -> list[Check]:
+def _check_answers(run: Run, comparisons: Sequence[Comparison]) -> list[Check]:
     """The checks of the comparisons that have a margin, and of what the record compares with."""
     scheme, output = str(run.facts["scheme"]), TASKS[run.terms.task].OUTPUT
     more = None if scheme == "unknown" else finer(str(run.facts["format"]), output, scheme)
@@ -463,7 +269,7 @@ def _check_answers(run: _Run, comparisons: Sequence[Comparison]) -> list[Check]:
     ]
 
 
-def _check_machine(run: _Run, measured: Measurements, conditions: budgets.Conditions) -> list[Check]:
+def _check_machine(run: Run, measured: Measurements, conditions: budgets.Conditions) -> list[Check]:
     facts, options = run.facts, run.options
     provider = options.get("provider")
     placed = (
@@ -486,7 +292,7 @@ def _check_machine(run: _Run, measured: Measurements, conditions: budgets.Condit
     ]
 
 
-def _report(run: _Run, judgement: _Judgement, measured: Measurements, conditions: budgets.Conditions) -> Report:
+def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions: budgets.Conditions) -> Report:
     """What all reports have."""
     judged = [check.finite() for check in (*judgement.checks, *_check_machine(run, measured, conditions))]
     own = [
@@ -532,28 +338,31 @@ def _report(run: _Run, judgement: _Judgement, measured: Measurements, conditions
         ),
         busy=measured.processes[0].neighbours.get("load"),
         disturbed=tuple(conditions.disturbed),
-        models=_float_models(run),
+        models=run.models,
         layers=tuple(LayerError(name=entry["name"], error=entry["error"]) for entry in facts.get("layers", ())),
         coverage=run.coverage,
-        data=_data(run.subject.prompts),
+        data=run.data,
         notes=tuple(_notes(run, judgement)),
     )
 
 
-def _notes(run: _Run, judgement: _Judgement) -> list[str]:
+def _notes(run: Run, judgement: _Judgement) -> list[str]:
     first = [] if run.budget.limits_time else ["accuracy only: the target states no latency limit (budget.p95_ms)"]
     plan = plan_text(run.terms.task, judgement.prompts, run.terms.accuracy, look=run.terms.look)
     return [*first, *plan, *judgement.notes, *run.facts.get("notes", ())]
 
 
-def _float_models(run: _Run) -> dict[str, FloatModel]:
+def _float_models(recorded: Product, subject: Subject) -> dict[str, FloatModel]:
     """What teacher and float student cost, by the record, without a teacher that is not the recipe's."""
-    where = f"{run.recorded.folder / 'record.json'}: facts.models"
-    return {
-        role: read_table(FloatModel, model, f"{where}.{role}")
-        for role, model in run.recorded.facts.get("models", {}).items()
-        if not (run.subject.foreign_teacher and role == "teacher")
-    }
+    where = f"{recorded.folder / 'record.json'}: facts.models"
+    try:
+        return {
+            role: read_table(FloatModel, model, f"{where}.{role}")
+            for role, model in recorded.facts.get("models", {}).items()
+            if not (subject.foreign_teacher and role == "teacher")
+        }
+    except EdgekitError as wrong:
+        raise EdgekitError(f"{wrong.message}; another version recorded this: run `edgekit record` again") from wrong
 
 
 def _data(prompts: Path) -> PromptFacts | None:

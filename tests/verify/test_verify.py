@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -301,3 +302,16 @@ def test_against_another_teacher_nothing_is_judged(bench: Bench) -> None:
     assert report["accuracy"] == {"teacher": None, "student": 1.0, "artifact": 1.0}
     assert [entry["reference"] for entry in report["comparisons"]] == ["student"]
     assert "teacher" not in report["models"]
+
+
+def test_a_record_of_another_version_is_refused_before_anything_runs(bench: Bench) -> None:
+    other = shutil.copytree(bench.reference, bench.folder / "reference")
+    path = other / "record.json"
+    manifest = json.loads(path.read_text())
+    manifest["facts"]["models"] = {"student": {"bytes": 1}}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        EdgekitError, match=r"record\.json: facts\.models\.student\.latency_ms: missing key; .*edgekit record"
+    ):
+        bench.verify(make_artifact(bench.folder / "artifact"), make_target(bench.folder, "", PI), reference=other)
+    assert not list(bench.folder.glob("report-*/measurements.json"))
