@@ -31,6 +31,7 @@ from edgekit.workspace import PAGE, Product, Workspace, fingerprint, open_produc
 
 if TYPE_CHECKING:
     from edgekit.gate import Look
+    from edgekit.verify import Terms
 
 # What a verdict is about, in words, and the command that makes one about something else.
 ABOUT = {
@@ -84,7 +85,7 @@ def verify(
     a change of its style measures nothing again.
     """
     from edgekit.devices import DEVICES
-    from edgekit.verify import Subject, Terms, plan_text
+    from edgekit.verify import Subject, plan_text
     from edgekit.verify import verify as run
 
     recipe, target = plan.recipe, plan.target
@@ -106,14 +107,7 @@ def verify(
                 prompts=prompts.folder,
                 foreign_teacher=foreign,
             ),
-            Terms(
-                task=recipe.task,
-                target=target,
-                accuracy=recipe.accuracy,
-                out_of_scope=recipe.data.out_of_scope,
-                rejection=recipe.rejection,
-                look=look,
-            ),
+            _terms(plan, look),
             device,
             coverage=_cover(plan, student, calibration, prompts, progress),
             progress=progress,
@@ -130,6 +124,21 @@ def verify(
     if page is not None:
         write_html(read_report(product.folder), page)
     return product
+
+
+def _terms(plan: Plan, look: Look) -> Terms:
+    """What the recipe and the target hold an artifact to."""
+    from edgekit.verify import Terms
+
+    recipe = plan.recipe
+    return Terms(
+        task=recipe.task,
+        target=plan.target,
+        accuracy=recipe.accuracy,
+        out_of_scope=recipe.data.out_of_scope,
+        rejection=recipe.rejection,
+        look=look,
+    )
 
 
 def _page(at: Path | None) -> Path | None:
