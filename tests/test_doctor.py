@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_doctor_imports_nothing_heavy() -> None:
         "print([name for name in ('torch', 'transformers', 'onnx', 'onnxruntime', 'datasets') if name in sys.modules])"
     )
     with LocalDevice({}) as device:
-        ended = device.run([device.python, "-c", script], timeout_s=120)
+        ended = device.run([sys.executable, "-c", script], timeout_s=120)
     assert ended.stdout.strip() == "[]", ended.stderr
 
 

@@ -26,6 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "distill record calibrate export verify bundle inspect cache target_probe doctor init",
         "report",
         "running",
+        "probes",
         "formats runtimes devices tasks",
         "model",
         "weights configuration calibration",
@@ -77,6 +78,7 @@ TABLES = {
     "FORMATS": "formats/__init__.py",
     "RUNTIMES": "runtimes/__init__.py",
     "DEVICES": "devices/__init__.py",
+    "PROBES": "probes/__init__.py",
     "LOSSES": "distill/losses.py",
     "SOURCES": "distill/batches.py",
     "STUDENTS": "distill/students.py",
@@ -98,6 +100,7 @@ FACING_USERS = {
     "workspace",
     "bundle",
     "devices",
+    "probes",
     "doctor",
     "target_probe",
 }

@@ -1,11 +1,19 @@
-"""What a kind of device offers: it pushes a folder, runs a command and fetches a folder, and says what it is."""
+"""What a kind of device offers: it pushes a folder, runs a command and fetches a folder, and says what it is.
+
+It knows nothing of what runs there: see `edgekit.probes`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
+
+from edgekit.inputs import Json
+
+Facts = Mapping[str, Json]
+"""What a machine is, as JSON: the keys of `edgekit.runtimes.machine.describe`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +26,20 @@ class Finished:
 
 
 class Device(Protocol):
-    """A machine that an artifact can run on; made from a target's `[device]` table, which `Options` describes."""
+    """A machine that an artifact can run on; made from a target's `[device]` table, which `Options` describes.
 
-    Options: ClassVar[type[Any]]
+    Making one contacts nothing.
+    """
 
-    def __init__(self, table: Mapping[str, Any], where: str = "device") -> None: ...
+    Options: ClassVar[type[object]]
+    REMOTE: ClassVar[bool]
+    """Whether it is another machine than the one that runs edgekit: then what it says of itself is kept."""
+
+    def __init__(self, table: Mapping[str, object], where: str = "device") -> None: ...
 
     @property
-    def python(self) -> str:
-        """The Python interpreter on the device."""
+    def identity(self) -> str:
+        """What tells it from every other device, without asking it: "local", or a kind with an address or a serial number."""
 
     @property
     def work(self) -> str:
@@ -41,8 +54,8 @@ class Device(Protocol):
     def fetch(self, path: str, out: Path) -> None:
         """Copy a folder of the device into `out`; DeviceFailed where it is not there."""
 
-    def describe(self) -> dict[str, Any]:
-        """What identifies the device: equal as long as the same measurements may be expected of it."""
+    def facts(self) -> Facts:
+        """What the device is: equal as long as the same measurements may be expected of it. Asks a remote device."""
 
     def close(self) -> None:
         """Remove what was brought to the device."""

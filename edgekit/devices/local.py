@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from edgekit.devices.device import Finished
+from edgekit.devices.device import Facts, Finished
 from edgekit.errors import DeviceFailed
 from edgekit.runtimes.machine import describe
 from edgekit.schema import parse
@@ -29,16 +28,17 @@ class LocalOptions:
 class LocalDevice:
     """This machine: a pushed folder stays where it is, a command runs in a folder of its own."""
 
-    Options: ClassVar[type[Any]] = LocalOptions
+    Options: ClassVar[type[object]] = LocalOptions
+    REMOTE: ClassVar[bool] = False
 
-    def __init__(self, table: Mapping[str, Any], where: str = "device") -> None:
+    def __init__(self, table: Mapping[str, object], where: str = "device") -> None:
         parse(LocalOptions, dict(table), where)
         self._work: tempfile.TemporaryDirectory[str] | None = None
 
     @property
-    def python(self) -> str:
-        """The interpreter that runs edgekit."""
-        return sys.executable
+    def identity(self) -> str:
+        """The same on every machine: what it is says which one."""
+        return "local"
 
     @property
     def work(self) -> str:
@@ -87,9 +87,9 @@ class LocalDevice:
         except OSError as failed:
             raise DeviceFailed(f"{out}: cannot be written: {failed}; free space or choose another folder") from failed
 
-    def describe(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """What `edgekit.runtimes.machine` tells of this machine."""
-        return {"kind": "local"} | describe()
+        return describe()
 
     def close(self) -> None:
         """Remove `work`."""

@@ -14,7 +14,7 @@ from edgekit.inputs import Inputs, identity
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.target import Target
-from edgekit.workspace import Product, Workspace, file_sha256
+from edgekit.workspace import NotMade, Product, Workspace, file_sha256
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -218,3 +218,12 @@ def run_step(
     product = session.workspace.once(name, identity(inputs), begin, at=at, fresh=fresh)
     session.listener.end(name, product.folder, kept=not progress, bundle=session.bundle)
     return product
+
+
+def is_made(session: Session, inputs: Inputs, *, at: Path | None = None) -> bool:
+    """Whether the product of these inputs is there, in the session's workspace or `at` a folder; makes none."""
+    try:
+        Workspace(session.workspace.root, makes=False).once(inputs.STEP, identity(inputs), lambda _: {}, at=at)
+    except NotMade:
+        return False
+    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +21,7 @@ from edgekit.pipeline.origin import (
     split_content,
     split_digests,
 )
-from edgekit.pipeline.plan import Built, Plan, Session, Settings, run_step
+from edgekit.pipeline.plan import Built, Plan, Session, Settings, is_made, run_step
 from edgekit.pipeline.steps import libraries, record, teacher_origin
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
@@ -30,6 +30,7 @@ from edgekit.typed_json import read_table
 from edgekit.workspace import PAGE, Product, Workspace, fingerprint, open_product
 
 if TYPE_CHECKING:
+    from edgekit.devices import Device
     from edgekit.gate import Look
     from edgekit.verify import Terms
 
@@ -55,14 +56,15 @@ ABOUT = {
 @dataclass(frozen=True, kw_only=True)
 class VerifyInputs:
     """What a verdict follows from: what it is about (by the keys of ABOUT, the teacher being the one that was recorded), what
-    the prompts' data were, the record, the libraries, the device's own facts, the look, and a calibration that is shown."""
+    the prompts' data were, the record, the libraries, the device and its own facts, the look, and a calibration that is shown."""
 
     STEP: ClassVar[str] = "verify"
     about: Mapping[str, Json]
     data: Mapping[str, Json]
     reference: Content
     libraries: Mapping[str, str]
-    device: Mapping[str, Json]
+    device: str
+    facts: Mapping[str, Json]
     look: Look
     coverage: Content | None
 
@@ -84,18 +86,18 @@ def verify(
     that a command names, report.html lies beside the product's files: drawn anew each time and no part of the product, so that
     a change of its style measures nothing again.
     """
-    from edgekit.devices import DEVICES
+    from edgekit.devices import open_device
     from edgekit.verify import Subject, plan_text
     from edgekit.verify import verify as run
 
     recipe, target = plan.recipe, plan.target
     foreign = check_parts(plan, artifact, reference, prompts, *([calibration] if calibration else []))
-    device = DEVICES[str(target.device.get("kind", "local"))](target.device, where=f"{target.path}: device")
+    device = open_device(target.device, f"{target.path}: device")
     page = _page(at)
     look = take(artifact, prompts, recipe.accuracy)
     covered = Content(path=calibration.folder, digest=calibration.digest) if calibration and student else None
     known = _judged_with(plan, artifact, reference, prompts)
-    inputs = VerifyInputs(**known, device=device.describe(), look=look, coverage=covered)
+    inputs = VerifyInputs(**known, device=device.identity, facts={}, look=look, coverage=covered)
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, look=look):
         session.listener.say(line)
 
@@ -116,6 +118,7 @@ def verify(
         return report.verdicts()
 
     try:
+        inputs = _with_facts(inputs, device, session, at)
         note = f"{prompts.facts['rows']['verify']} prompts on {target.device.get('kind', 'local')}"
         product = run_step(session, inputs, make, note=note, at=at, fresh=session.fresh)
     finally:
@@ -139,6 +142,19 @@ def _terms(plan: Plan, look: Look) -> Terms:
         rejection=recipe.rejection,
         look=look,
     )
+
+
+def _with_facts(inputs: VerifyInputs, device: Device, session: Session, at: Path | None) -> VerifyInputs:
+    """The inputs with what the device said when it was last asked, where a verdict of that is there; else with what it says now.
+
+    So a build in which nothing changed contacts no device, and what is measured is always of the machine as it is.
+    """
+    from edgekit.devices import ask_facts, known_facts
+
+    facts = None if session.fresh else known_facts(device)
+    if facts is not None and is_made(session, known := replace(inputs, facts=facts), at=at):
+        return known
+    return replace(inputs, facts=ask_facts(device))
 
 
 def _page(at: Path | None) -> Path | None:

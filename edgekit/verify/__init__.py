@@ -243,7 +243,13 @@ def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, M
     )
     if _is_judged(run, measured):
         proves_nothing = [*disturbed, *impossible]
-        measured = keep(measured, artifact=str(run.facts["sha256"]), options=run.options, disturbed=proves_nothing)
+        measured = keep(
+            measured,
+            device=run.device.identity,
+            artifact=str(run.facts["sha256"]),
+            options=run.options,
+            disturbed=proves_nothing,
+        )
     return conditions, measured
 
 

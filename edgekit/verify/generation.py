@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import gate
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Comparison, Divergence, Rates, RuntimeVersion, Shape, finite
+from edgekit.probes import DEFAULT, PROBES, Question
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt
 from edgekit.schema import read_json
@@ -23,7 +24,7 @@ from edgekit.verify import accuracy as compared
 from edgekit.verify import clusters
 from edgekit.verify.accuracy import Answers
 from edgekit.verify.margins import FAR, default_margins
-from edgekit.verify.measurements import Measurements, Question, Speed, Timed, flat, run_probe, time_again, write
+from edgekit.verify.measurements import Measurements, Speed, Timed, flat, time_again, write
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def measure(
     inputs = question.inputs
     answers, passages = inputs["generate"], inputs["referenced"] - inputs["generate"]
     progress(0, 0, f"{answers} answers and {passages} texts in {question.request['runtime']}")
-    events, arrays = run_probe(question, device)
+    answer = PROBES[DEFAULT].ask(device, question)
+    events, arrays = answer.events, dict(answer.arrays)
     found, again = _read(events, budget), []
     if is_judged(found):
         longest = int(events["decode"]["depth"])

@@ -19,17 +19,18 @@ from edgekit.typed_json import to_table
 from edgekit.verify.measurements import Measurements, Timed
 from edgekit.workspace import fingerprint, make_folder, write_atomically
 
-# What names a device: a new kernel or Python is the same machine.
+# What tells machines apart that have one identity, as every "local" one has: a new kernel or Python is the same machine.
 _DEVICE = ("arch", "cpu", "part", "cores", "memory_mb")
 
 
 def keep(
-    measured: Measurements, *, artifact: str, options: Mapping[str, Any], disturbed: Sequence[str]
+    measured: Measurements, *, device: str, artifact: str, options: Mapping[str, Any], disturbed: Sequence[str]
 ) -> Measurements:
     """The same with the processes of earlier measurements of this artifact there; this one is kept for later ones.
 
-    artifact: the digest of its file. disturbed: why this one proves nothing of a quiet machine; it is kept, and does not count
-    later. Raises EdgekitError where the state folder cannot be read or written.
+    device: its identity, so that no other board's measurements count. artifact: the digest of its file. disturbed: why this one
+    proves nothing of a quiet machine; it is kept, and does not count later. Raises EdgekitError where the state folder cannot be
+    read or written.
     """
     key = {
         "artifact": artifact,
@@ -37,7 +38,7 @@ def keep(
         "options": dict(options),
         "shape": to_table(measured.shape),
         "first": measured.real_lengths[:1] if measured.generation else None,
-        "device": {name: measured.device.get(name) for name in _DEVICE},
+        "device": {name: measured.device.get(name) for name in _DEVICE} | {"identity": device},
     }
     folder = state_folder() / "measured" / fingerprint(key)
     earlier = [one for one in map(_read, sorted(folder.glob("*.json"))) if not one["disturbed"]]

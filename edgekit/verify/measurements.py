@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import DeviceFailed
 from edgekit.evidence import Rates, RuntimeVersion, Shape
+from edgekit.probes import DEFAULT, PROBES, Question
 from edgekit.progress import Progress
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import parse
@@ -22,16 +20,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.devices import Device
+    from edgekit.probes import Event
     from edgekit.prompts import Prompt
     from edgekit.target import Target
 
-    Events = Mapping[str, Mapping[str, Any]]
+    Events = Mapping[str, Event]
 
-# A slow board may need ten minutes for a thousand prompts; an hour is a hang.
-_TIMEOUT_S = 3600.0
 # Of 20 calls the largest is the p95 (`latency.level`); 200 narrow it. Seconds are of one process.
 TIMING = {"warmup": 10, "repeats": 200, "least": 20, "seconds": 2.0}
-_OUTPUTS = "measured/outputs.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +86,6 @@ class Measurements:
         return [time for process in self.processes for time in process.times]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What the probe is asked: a file of an artifact's folder, a request of its protocol, and the request's arrays."""
-
-    file: Path
-    request: Mapping[str, Any]
-    inputs: Mapping[str, Any]
-
-    def only_times(self, **timing: Any) -> Question:
-        """The same, of which nothing but times is wanted."""
-        return replace(self, request={**self.request, "timing": {**self.request["timing"], **timing, "only": True}})
-
-
 def ask_rows(
     file: Path, runtime: str, options: Mapping[str, Any], ids: Sequence[Sequence[int]], pad_id: int, sequence: int
 ) -> Question:
@@ -122,7 +105,8 @@ def measure(
     where the probe does not finish.
     """
     progress(0, 0, f"{len(question.inputs['offsets']) - 1} prompts in {question.request['runtime']}")
-    events, arrays = run_probe(question, device)
+    answer = PROBES[DEFAULT].ask(device, question)
+    events = answer.events
     load = events["load"]
     found = Measurements(
         device=events["device"],
@@ -138,10 +122,10 @@ def measure(
         real_lengths=events["latency_real"]["lengths"],
         peak_mb=events["memory"]["peak_mb"],
         neighbours=events["machine"]["neighbours"],
-        outputs=arrays["outputs"],
+        outputs=answer.arrays["outputs"],
     )
     again = time_again(question.only_times(), device, progress) if is_judged(found) else []
-    write(out, events, again, arrays)
+    write(out, events, again, answer.arrays)
     return replace(found, processes=[*found.processes, *map(_read_timed, again)])
 
 
@@ -154,7 +138,7 @@ def time_again(question: Question, device: Device, progress: Progress) -> list[E
     found: list[Events] = []
     for count in range(1, latency.PROCESSES):
         progress(count, latency.PROCESSES, "processes, each timed for itself")
-        found.append(run_probe(question, device)[0])
+        found.append(PROBES[DEFAULT].ask(device, question).events)
     return found
 
 
@@ -192,58 +176,3 @@ def flat(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         "ids": np.array([token for row in rows for token in row], dtype=np.int64),
         "offsets": np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64),
     }
-
-
-def run_probe(question: Question, device: Device) -> tuple[Events, dict[str, NDArray[Any]]]:
-    """Send the artifact, what runs it and a question to the device; the probe's lines by event, and the arrays that it made.
-
-    Raises DeviceFailed where the probe does not finish.
-    """
-    import numpy as np
-
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        code, asked, told = Path(scratch, "code"), Path(scratch, "request"), Path(scratch, "told")
-        _copy_runtimes(code)
-        asked.mkdir()
-        told.mkdir()
-        np.savez(asked / "inputs.npz", allow_pickle=False, **question.inputs)
-        places = {
-            "file": f"{device.push(question.file.parent)}/{question.file.name}",
-            "inputs": "inputs.npz",
-            "outputs": _OUTPUTS,
-        }
-        (asked / "request.json").write_text(json.dumps({**question.request, **places}), encoding="utf-8")
-        place = device.push(asked)
-        ended = device.run(
-            [device.python, "-m", "edgekit.runtimes.probe", f"{place}/request.json"],
-            timeout_s=_TIMEOUT_S,
-            env={"PYTHONPATH": device.push(code)},
-        )
-        lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
-        events = {event.pop("event"): event for event in map(json.loads, lines)}
-        if ended.returncode != 0 or "done" not in events:
-            why = _why(ended.returncode, ended.stderr, str(question.request["runtime"]))
-            raise DeviceFailed(f"{question.file}: {why}")
-        if question.request["timing"].get("only"):
-            return events, {}
-        device.fetch(Path(_OUTPUTS).parent.as_posix(), told)
-        with np.load(told / Path(_OUTPUTS).name, allow_pickle=False) as arrays:
-            return events, {name: arrays[name] for name in arrays.files}
-
-
-def _copy_runtimes(folder: Path) -> None:
-    """The part of edgekit that travels: its version and the runtimes."""
-    source = Path(__file__).resolve().parents[1]
-    shutil.copytree(source / "runtimes", folder / "edgekit" / "runtimes", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(source / "__init__.py", folder / "edgekit" / "__init__.py")
-
-
-def _why(code: int, stderr: str, runtime: str) -> str:
-    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "nothing on standard error")
-    if code in {-9, 137}:
-        return (
-            "the system killed the probe, most likely for want of memory; free some, or use a smaller student or scheme"
-        )
-    if last.startswith("ModuleNotFoundError"):
-        return f"the device's Python lacks a library ({last}); install {runtime} and numpy there"
-    return f"the probe ended with exit code {code}: {last[:400]}; `edgekit inspect` on the artifact says what is in it"

@@ -1,75 +1,114 @@
-"""The devices: one conformance test for all kinds, and this machine."""
+"""The devices: one conformance test for all kinds, this machine, and what is kept of what remote devices said."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from edgekit.devices import DEVICES, LocalDevice
+from edgekit.devices import DEVICES, Device, LocalDevice, ask_facts, known_facts, open_device
 from edgekit.errors import DeviceFailed, EdgekitError
+from tests.devices.board import Board
+
+# A kind -> a table that opens a device of it where tests run.
+TABLES: Mapping[str, Mapping[str, object]] = {"local": {"kind": "local"}}
+SCRIPT = "import sys, pathlib; o = pathlib.Path('out'); o.mkdir(); (o / 'y').write_text(open(sys.argv[1]).read() * 2)"
+
+
+@pytest.fixture(params=DEVICES)
+def open_kind(request: pytest.FixtureRequest) -> Callable[[], Device]:
+    """Opens a device of each kind."""
+    return lambda: open_device(TABLES[request.param], "my.toml: device")
+
+
+def test_a_device_conforms(open_kind: Callable[[], Device], tmp_path: Path) -> None:
+    """It pushes a folder, runs a list of arguments there and fetches what that made; and is gone without a trace."""
+    pushed = tmp_path / "a model; $HOME"
+    pushed.mkdir()
+    (pushed / "weights").write_text("7", encoding="utf-8")
+    device = open_kind()
+    assert device.identity == open_kind().identity
+    path = device.push(pushed)
+    ended = device.run([sys.executable, "-c", SCRIPT, os.path.join(path, "weights")], timeout_s=60)
+    assert ended.returncode == 0, ended.stderr
+    device.fetch("out", tmp_path / "fetched")
+    assert (tmp_path / "fetched/y").read_text(encoding="utf-8") == "77"
+    assert sorted(path.name for path in pushed.iterdir()) == ["weights"]
+    facts = device.facts()
+    assert facts == device.facts()
+    assert {"arch", "cpu", "cores", "features", "memory_mb", "system"} <= facts.keys()
+    shown = "import os, sys; print(sys.argv[1], os.environ['EDGEKIT_X']); sys.stderr.write('\\xff'); sys.exit(7)"
+    ended = device.run([sys.executable, "-c", shown, "$HOME; a  b"], timeout_s=60, env={"EDGEKIT_X": "1"})
+    assert (ended.returncode, ended.stdout.strip()) == (7, "$HOME; a  b 1")
+    assert ended.stderr
+    work = device.work
+    device.close()
+    assert not Path(work).exists()
+
+
+def test_a_device_fails_in_one_line(open_kind: Callable[[], Device], tmp_path: Path) -> None:
+    device = open_kind()
+    started = time.monotonic()
+    with pytest.raises(DeviceFailed, match=r"no end after 0.5 s"):
+        device.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout_s=0.5)
+    assert time.monotonic() - started < 30
+    with pytest.raises(DeviceFailed, match=r"no-such-program: cannot be started"):
+        device.run(["no-such-program"], timeout_s=5)
+    with pytest.raises(DeviceFailed, match=r"no such folder"):
+        device.push(tmp_path / "none")
+    with pytest.raises(DeviceFailed, match=r"no such folder"):
+        device.fetch("none", tmp_path / "out")
+    device.close()
 
 
 @pytest.mark.parametrize("kind", DEVICES)
-def test_device_conforms(kind: str) -> None:
-    assert DEVICES[kind].Options().kind == kind
-    for name in ("push", "run", "fetch", "describe", "close", "python", "work"):
-        assert hasattr(DEVICES[kind], name)
-
-
-def test_local_device_refuses_unknown_options() -> None:
+def test_a_kind_refuses_unknown_options(kind: str) -> None:
     with pytest.raises(EdgekitError, match=r"my.toml: device.hots: unknown key"):
-        LocalDevice({"kind": "local", "hots": 1}, "my.toml: device")
+        open_device({**TABLES[kind], "hots": 1}, "my.toml: device")
 
 
-def test_local_device_pushes_runs_and_fetches(tmp_path: Path) -> None:
-    pushed = tmp_path / "a model"
-    pushed.mkdir()
-    (pushed / "weights").write_text("7", encoding="utf-8")
-    script = (
-        "import sys, pathlib; o = pathlib.Path('out'); o.mkdir(); (o / 'y').write_text(open(sys.argv[1]).read() * 2)"
-    )
-    with LocalDevice({"kind": "local"}) as device:
-        place = device.push(pushed)
-        ended = device.run([device.python, "-c", script, os.path.join(place, "weights")], timeout_s=60)
-        assert ended.returncode == 0, ended.stderr
-        device.fetch("out", tmp_path / "fetched")
-        work = Path(device.work)
-        assert work.is_dir()
-    assert not work.exists()
-    assert (tmp_path / "fetched/y").read_text(encoding="utf-8") == "77"
-    assert sorted(path.name for path in pushed.iterdir()) == ["weights"]
+def test_an_unknown_kind_names_the_nearest() -> None:
+    with pytest.raises(EdgekitError, match=r"device.kind: unknown value 'locl' .did you mean local"):
+        open_device({"kind": "locl"}, "my.toml: device")
 
 
-def test_local_device_takes_arguments_as_they_are_and_passes_variables() -> None:
-    script = "import os, sys; print(sys.argv[1], os.environ['EDGEKIT_X']); sys.stderr.write('\\xff'); sys.exit(7)"
+def open_board(address: str) -> Device:
+    return open_device({"kind": "board", "address": address}, "my.toml: device")
+
+
+def test_a_kind_that_is_dropped_in(board: type[Board]) -> None:
+    """One class and one line; what it said is kept under its identity, and asked for anew where that is wanted."""
+    first, other = open_board("pi"), open_board("pj")
+    assert (known_facts(first), known_facts(other), board.calls) == (None, None, {})
+    board.says = {"cpu": "a board"}
+    assert ask_facts(first)["cpu"] == "a board"
+    board.says = {"cpu": "another board"}
+    assert ask_facts(other) == known_facts(other)
+    kept = known_facts(first)
+    assert kept is not None
+    assert kept["cpu"] == "a board", "as it said when it was asked"
+    assert board.calls == {"facts": 2}
+    assert ask_facts(first) == known_facts(first) != kept
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"device": "board pi"}', '{"device": "board pj", "facts": {}}'], ids=repr
+)
+def test_what_is_kept_and_damaged_is_no_answer(board: type[Board], state: Path, content: str) -> None:
+    device = open_board("pi")
+    ask_facts(device)
+    (path,) = (state / "devices").glob("*.json")
+    path.write_text(content, encoding="utf-8")
+    assert known_facts(device) is None
+    assert ask_facts(device) == known_facts(device)
+
+
+def test_this_machine_is_always_asked(state: Path) -> None:
     with LocalDevice({}) as device:
-        ended = device.run([device.python, "-c", script, "$HOME; a  b"], timeout_s=60, env={"EDGEKIT_X": "1"})
-    assert (ended.returncode, ended.stdout.strip()) == (7, "$HOME; a  b 1")
-    assert ended.stderr
-
-
-def test_local_device_fails_in_one_line(tmp_path: Path) -> None:
-    with LocalDevice({}) as device:
-        started = time.monotonic()
-        with pytest.raises(DeviceFailed, match=r"no end after 0.5 s"):
-            device.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout_s=0.5)
-        assert time.monotonic() - started < 30
-        with pytest.raises(DeviceFailed, match=r"no-such-program: cannot be started"):
-            device.run(["no-such-program"], timeout_s=5)
-        with pytest.raises(DeviceFailed, match=r"no such folder"):
-            device.push(tmp_path / "none")
-        with pytest.raises(DeviceFailed, match=r"no such folder"):
-            device.fetch("none", tmp_path / "out")
-
-
-def test_identity_is_stable() -> None:
-    with LocalDevice({}) as device:
-        first = device.describe()
-        assert first == device.describe()
-    assert first["kind"] == "local"
-    assert first["arch"]
-    assert first["cores"] >= 1
+        assert ask_facts(device)["cores"] == device.facts()["cores"]
+        assert known_facts(device) is None
+    assert not (state / "devices").exists()

@@ -1,0 +1,81 @@
+"""The probe for devices with Python, NumPy and the engine: it pushes `edgekit.runtimes` and starts an interpreter there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.errors import DeviceFailed
+from edgekit.probes.probe import Answer, Question
+
+if TYPE_CHECKING:
+    from edgekit.devices import Device
+
+NAME = "python"
+_OUTPUTS = "measured/outputs.npz"
+# What a process ends with that the system kills for want of memory: SIGKILL, by itself or by way of a shell.
+_KILLED = {-9, 137}
+
+
+def ask(device: Device, question: Question) -> Answer:
+    """Send the artifact, the code that runs it and the question to the device; what the code said and made there.
+
+    Raises DeviceFailed where it does not finish.
+    """
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        code, request, result = Path(scratch, "code"), Path(scratch, "request"), Path(scratch, "result")
+        _copy_runtimes(code)
+        request.mkdir()
+        result.mkdir()
+        np.savez(request / "inputs.npz", allow_pickle=False, **question.inputs)
+        paths = {
+            "file": f"{device.push(question.file.parent)}/{question.file.name}",
+            "inputs": "inputs.npz",
+            "outputs": _OUTPUTS,
+        }
+        (request / "request.json").write_text(json.dumps({**question.request, **paths}), encoding="utf-8")
+        pushed = device.push(request)
+        ended = device.run(
+            [_interpreter(device), "-m", "edgekit.runtimes.probe", f"{pushed}/request.json"],
+            timeout_s=question.timeout_s,
+            env={"PYTHONPATH": device.push(code)},
+        )
+        lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+        events = {event.pop("event"): event for event in map(json.loads, lines)}
+        if ended.returncode != 0 or "done" not in events:
+            why = _why(ended.returncode, ended.stderr, str(question.request["runtime"]))
+            raise DeviceFailed(f"{question.file}: {why}")
+        if question.request["timing"].get("only"):
+            return Answer(events=events, arrays={})
+        device.fetch(Path(_OUTPUTS).parent.as_posix(), result)
+        with np.load(result / Path(_OUTPUTS).name, allow_pickle=False) as arrays:
+            return Answer(events=events, arrays={name: arrays[name] for name in arrays.files})
+
+
+def _interpreter(device: Device) -> str:
+    """The Python that has NumPy and the engine: on this machine the one that runs edgekit."""
+    return "python3" if device.REMOTE else sys.executable
+
+
+def _copy_runtimes(folder: Path) -> None:
+    """The part of edgekit that travels: its version and the runtimes."""
+    source = Path(__file__).resolve().parents[1]
+    shutil.copytree(source / "runtimes", folder / "edgekit" / "runtimes", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(source / "__init__.py", folder / "edgekit" / "__init__.py")
+
+
+def _why(code: int, stderr: str, runtime: str) -> str:
+    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "nothing on standard error")
+    if code in _KILLED:
+        return (
+            "the system killed the probe, most likely for want of memory; free some, or use a smaller student or scheme"
+        )
+    if last.startswith("ModuleNotFoundError"):
+        return f"the device's Python lacks a library ({last}); install {runtime} and numpy there"
+    return f"the probe ended with exit code {code}: {last[:400]}; `edgekit inspect` on the artifact says what is in it"
