@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import pytest
+
+from edgekit import devices
 from edgekit.devices import Facts, Finished, LocalDevice
 from edgekit.inputs import Json
 from edgekit.schema import parse
@@ -52,3 +55,11 @@ class Board(LocalDevice):
     def facts(self) -> Facts:
         self.calls["facts"] += 1
         return {**super().facts(), **self.says}
+
+
+def drop_in(monkeypatch: pytest.MonkeyPatch) -> type[Board]:
+    """The kind `board` in a copy of the table, until the test ends; nobody has called it yet."""
+    monkeypatch.setattr(devices, "DEVICES", {**devices.DEVICES, "board": Board})
+    monkeypatch.setattr(Board, "calls", Counter())
+    monkeypatch.setattr(Board, "says", {})
+    return Board

@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.devices import DEVICES, Device, LocalDevice, ask_facts, known_facts, open_device
 from edgekit.errors import DeviceFailed, EdgekitError
-from tests.devices.board import Board
+from tests.devices.board import Board, drop_in
 
 # A kind -> a table that opens a device of it where tests run.
 TABLES: Mapping[str, Mapping[str, object]] = {"local": {"kind": "local"}}
@@ -74,6 +74,11 @@ def test_a_kind_refuses_unknown_options(kind: str) -> None:
 def test_an_unknown_kind_names_the_nearest() -> None:
     with pytest.raises(EdgekitError, match=r"device.kind: unknown value 'locl' .did you mean local"):
         open_device({"kind": "locl"}, "my.toml: device")
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> type[Board]:
+    return drop_in(monkeypatch)
 
 
 def open_board(address: str) -> Device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from edgekit.runtimes import machine
-from edgekit.verify import hardware, kept, latency, measurements
+from edgekit.verify import hardware, latency, measurements
 from tests.conftest import Answer
-from tests.devices.board import Board
+from tests.devices.board import Board, drop_in
+from tests.e2e.conftest import SLOWEST
 
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 TARGET = """\
 title = "A board"
 [hardware]
@@ -33,27 +34,29 @@ threads = 1
 p95_ms = 1000
 [device]
 kind = "board"
-address = "{address}"
+address = "pi"
 """
-Build = Callable[..., Answer]
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> type[Board]:
+    return drop_in(monkeypatch)
 
 
 @pytest.fixture
 def build(
     board: type[Board], project: Path, command: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., None]:
-    """Builds the project for a board, whose address may be given, and forgets what the board was asked before."""
+    """Builds the project for a board, which forgets what it was asked before."""
     monkeypatch.setitem(measurements.TIMING, "seconds", 0.1)
     monkeypatch.setattr(latency, "PROCESSES", 1)
     monkeypatch.setattr(hardware, "mismatches", lambda *_: [])
     # A board's own `python3` is the one that runs the tests.
-    (project.parent / "bin").mkdir()
-    (project.parent / "bin" / "python3").symlink_to(sys.executable)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
-    def run(*arguments: str, address: str = "pi") -> None:
-        arch = machine.describe()["arch"]
-        Path("board.toml").write_text(TARGET.format(arch=arch, address=address), encoding="utf-8")
+    (project.parent / "board.toml").write_text(TARGET.format(arch=machine.describe()["arch"]), encoding="utf-8")
+
+    def run(*arguments: str) -> None:
         board.calls.clear()
         answer = command("build", "-t", "board.toml", *arguments)
         assert answer.code in {0, 3}, answer.err
@@ -61,7 +64,7 @@ def build(
     return run
 
 
-def test_a_build_contacts_the_device_only_to_measure(build: Callable[..., None], board: type[Board]) -> None:
+def test_a_build_contacts_a_device_only_to_measure(build: Callable[..., None], board: type[Board], state: Path) -> None:
     build()
     assert board.calls["facts"] == 1
     assert min(board.calls[name] for name in ("push", "run", "fetch")) > 0
@@ -75,22 +78,5 @@ def test_a_build_contacts_the_device_only_to_measure(build: Callable[..., None],
     assert board.calls["run"] > 0
     build()
     assert board.calls == {}, "the verdict of the newer kernel is there"
-    build(address="pj")
-    assert board.calls["facts"] == 1
-    assert board.calls["run"] > 0
-
-
-def test_measurements_of_one_board_never_count_for_another(build: Callable[..., None], state: Path) -> None:
-    """Both are this machine, so that nothing but the address tells them apart."""
-
-    def counted() -> list[int]:
-        return sorted(len(list(folder.glob("*.json"))) for folder in (state / "measured").iterdir())
-
-    build()
-    assert counted() == [1]
-    build("--fresh")
-    assert counted() == [2]
-    build(address="pj")
-    assert counted() == [1, 2]
-    report = json.loads(Path("dist/recipe-board.report.json").read_text(encoding="utf-8"))
-    assert report["measurement"] == 1
+    (measured,) = (state / "measured").iterdir()
+    assert len(list(measured.glob("*.json"))) == 2
