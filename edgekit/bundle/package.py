@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import __version__
 from edgekit.bundle.archive import archive_hashes, write_archive
-from edgekit.bundle.card import model_card
+from edgekit.bundle.sidecars.card import model_card
 from edgekit.bundle.destination import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
 from edgekit.bundle.destination import partial as partial_of
-from edgekit.bundle.llama import modelfile
+from edgekit.bundle.sidecars.llama import modelfile
 from edgekit.bundle.loaders import loader_file
 from edgekit.bundle.open import MANIFEST_FORMAT, check_bundle
 from edgekit.errors import CheckFailed, EdgekitError

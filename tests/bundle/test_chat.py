@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.bundle.llama import command_line, modelfile
+from edgekit.bundle.sidecars.llama import command_line, modelfile
 from tests.architectures.decoders import END, SPECIAL, TEMPLATE, make_decoder
 from tests.conftest import ROOT, make_checkpoint
 from tests.llama_files import write_bert, write_llama

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekit.bundle.llama import command_line
+from edgekit.bundle.sidecars.llama import command_line
 from edgekit.evidence import PromptFacts, Report
 from edgekit.report import SCOPE_HEAD, scope_cells
 from edgekit.report.figures import flips, human_bytes, number, pair, percent
