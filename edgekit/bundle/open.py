@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from edgekit import __version__
 from edgekit.bundle.archive import extract, stays_inside
 from edgekit.bundle.destination import MANIFEST
-from edgekit.bundle.loaders import loader_file
+from edgekit.bundle.loaders import LOADERS
 from edgekit.bundle.mistaken import other_than_bundle
 from edgekit.errors import EdgekitError
-from edgekit.formats import FORMATS
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import read_json
 from edgekit.tokenizing import readable_part
@@ -117,10 +116,13 @@ def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> An
     runtime is absent or cannot open the model.
     """
     manifest = bundle.manifest
-    loader = loader_file(str(manifest["artifact"]["format"]), str(manifest["output"]))
+    name, output = str(manifest["runtime"]["name"]), str(manifest["output"])
+    if (name, output) not in LOADERS:
+        raise EdgekitError(f"{path}: edgekit {__version__} has no loader for {output} in {name}; use a newer edgekit")
+    loader = LOADERS[name, output].path
     if manifest["files"].get("load.py", {}).get("sha256") != file_sha256(loader):
         log.warning("%s: its load.py is not that of edgekit %s, which answers here", path, __version__)
-    runtime = RUNTIMES[FORMATS[str(manifest["artifact"]["format"])].RUNTIME]
+    runtime = RUNTIMES[name]
     spec = importlib.util.spec_from_file_location("edgekit_bundle_loader", loader)
     assert spec is not None
     assert spec.loader is not None

@@ -19,19 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import __version__
 from edgekit.bundle.archive import archive_hashes, write_archive
-from edgekit.bundle.sidecars.card import model_card
 from edgekit.bundle.destination import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
 from edgekit.bundle.destination import partial as partial_of
-from edgekit.bundle.sidecars.llama import modelfile
-from edgekit.bundle.loaders import loader_file
 from edgekit.bundle.open import MANIFEST_FORMAT, check_bundle
+from edgekit.bundle.sidecars import SIDECARS, Packing
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import Report, read_report
 from edgekit.formats import FORMATS
 from edgekit.report.page import write_html
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, read_text
-from edgekit.tasks.text_generation import TEMPLATE
 from edgekit.workspace import (
     Product,
     disk_error,
@@ -133,13 +130,9 @@ def _write_bundle(product: Product, manifest: dict[str, Any], report: Report, pu
     partial.mkdir()
     (partial / MARK).touch()
     try:
-        for name in manifest["ships"]:
+        for name in product.facts["files"]:
             shutil.copyfile(product.folder / name, partial / name)
-        shutil.copyfile(loader_file(str(product.facts["format"]), str(manifest["output"])), partial / "load.py")
-        if manifest["runtime"]["name"] == "llama-cpp":
-            (partial / "Modelfile").write_text(modelfile(manifest), encoding="utf-8", newline="\n")
-        (partial / "README.md").write_text(model_card(manifest, report), encoding="utf-8", newline="\n")
-        del manifest["ships"]
+        _write_sidecars(Packing(artifact=product.folder, manifest=manifest, report=report), partial)
         files = {name: entry for name, entry in list_files(partial).items() if name != MARK}
         manifest["files"] = files
         manifest = json.loads(dump_json(manifest))
@@ -158,17 +151,22 @@ def _write_bundle(product: Product, manifest: dict[str, Any], report: Report, pu
         put.archive.with_name(f".{put.archive.name}.partial").unlink(missing_ok=True)
 
 
+def _write_sidecars(packing: Packing, folder: Path) -> None:
+    for name, make in SIDECARS.items():
+        content = make(packing)
+        if isinstance(content, str):
+            (folder / name).write_text(content, encoding="utf-8", newline="\n")
+        elif content is not None:
+            shutil.copyfile(content, folder / name)
+
+
 def _describe(product: Product, name: str, recipe: str, target: Target, lineage: Mapping[str, Any]) -> dict[str, Any]:
     facts = product.facts
     settings = dict(facts.get("settings") or {})
     format_ = FORMATS[str(facts["format"])]
     runtime = format_.RUNTIME
-    tokenizer = None if format_.CARRIES_TOKENIZER else "tokenizer.json"
-    beside = [tokenizer, *([TEMPLATE] if settings.get("chat") else [])] if tokenizer else []
     libraries = sorted({*LIBRARIES, *format_.LIBRARIES})
     return {
-        # What the bundle's folder takes from the artifact's; not a part of the manifest that ships.
-        "ships": [*facts["files"], *beside],
         "format_version": MANIFEST_FORMAT,
         "edgekit": __version__,
         "name": name,
@@ -184,7 +182,7 @@ def _describe(product: Product, name: str, recipe: str, target: Target, lineage:
         "max_length": facts["max_length"],
         "pad_id": facts["pad_id"],
         "model": facts["file"],
-        "tokenizer": tokenizer,
+        "tokenizer": None if format_.CARRIES_TOKENIZER else "tokenizer.json",
         "runtime": {
             "name": runtime,
             "minimum": facts["minimum_runtime"],

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgekit.bundle.loaders import loader_file
+from edgekit.bundle.loaders import LOADERS
 from edgekit.bundle.package import package
 from edgekit.runtimes import ort
 from edgekit.tasks import text_classification
@@ -91,7 +91,7 @@ def test_prompts_are_put_before_a_text(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_the_loader_is_short_and_needs_three_packages() -> None:
-    source = loader_file("onnx", "logits").read_text()
+    source = LOADERS["onnxruntime", "logits"].path.read_text()
     assert len(source.splitlines()) <= 60
     imported = set()
     for node in ast.walk(ast.parse(source)):

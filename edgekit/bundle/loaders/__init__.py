@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-# The loader that ships as load.py, by format and output.
-LOADERS = {
-    ("onnx", "logits"): "load.py",
-    ("onnx", "embedding"): "load.py",
-    ("onnx", "tokens"): "generate.py",
-    ("gguf", "embedding"): "embed.py",
-    ("gguf", "tokens"): "chat.py",
+_CLASSIFY = 'bundle("turn on the light")  # [(label, score), ...], the answer first'
+_EMBED = 'bundle("turn on the light")  # the embedding, float32'
+_GENERATE = 'for piece in bundle.stream("Once upon a time"):\n    print(piece, end="", flush=True)'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """A loader's file in this folder, what it imports by the names that pip knows, and how an opened `bundle` is used."""
+
+    file: str
+    needs: tuple[str, ...]
+    use: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies."""
+        return Path(__file__).parent / self.file
+
+
+# The loader that ships as load.py, by runtime and output.
+LOADERS: dict[tuple[str, str], Loader] = {
+    ("onnxruntime", "logits"): Loader(file="load.py", needs=("onnxruntime", "tokenizers", "numpy"), use=_CLASSIFY),
+    ("onnxruntime", "embedding"): Loader(file="load.py", needs=("onnxruntime", "tokenizers", "numpy"), use=_EMBED),
+    ("onnxruntime", "tokens"): Loader(
+        file="generate.py", needs=("onnxruntime", "tokenizers", "jinja2", "numpy"), use=_GENERATE
+    ),
+    ("llama-cpp", "embedding"): Loader(file="embed.py", needs=("llama-cpp-python", "numpy"), use=_EMBED),
+    ("llama-cpp", "tokens"): Loader(file="chat.py", needs=("llama-cpp-python",), use=_GENERATE),
 }
-
-
-def loader_file(format_: str, output: str) -> Path:
-    """The loader that ships with what a format makes of an output."""
-    return Path(__file__).parent / LOADERS[format_, output]

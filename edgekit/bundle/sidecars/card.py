@@ -6,29 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekit.bundle.sidecars.llama import command_line
+from edgekit.bundle.sidecars.packing import Packing
 from edgekit.evidence import PromptFacts, Report
 from edgekit.report import SCOPE_HEAD, scope_cells
 from edgekit.report.figures import flips, human_bytes, number, pair, percent
 
-# What the loaders import, as pip calls it, by runtime and output.
-PIP = {
-    ("onnxruntime", "logits"): "onnxruntime tokenizers numpy",
-    ("onnxruntime", "embedding"): "onnxruntime tokenizers numpy",
-    ("onnxruntime", "tokens"): "onnxruntime tokenizers jinja2 numpy",
-    ("llama-cpp", "embedding"): "llama-cpp-python numpy",
-    ("llama-cpp", "tokens"): "llama-cpp-python",
-}
-USES = {
-    "logits": 'bundle("turn on the light")  # [(label, score), ...], the answer first',
-    "embedding": 'bundle("turn on the light")  # the embedding, float32',
-    "tokens": 'for piece in bundle.stream("Once upon a time"):\n    print(piece, end="", flush=True)',
-}
 
-
-def model_card(manifest: Mapping[str, Any], report: Report) -> str:
+def sidecar(packing: Packing) -> str:
     """README.md of a bundle: what it is, its use, accuracy and origin. No figure of a clock."""
-    artifact, runtime = manifest["artifact"], manifest["runtime"]
-    name, engine = manifest["name"], PIP[runtime["name"], manifest["output"]]
+    manifest, report, loader = packing.manifest, packing.report, packing.loader
+    artifact, runtime, name = manifest["artifact"], manifest["runtime"], manifest["name"]
     lines = [
         f"# {name}",
         "",
@@ -38,11 +25,11 @@ def model_card(manifest: Mapping[str, Any], report: Report) -> str:
         "## Use",
         "",
         "```python",
-        f"# pip install {engine}; run it in this folder",
+        f"# pip install {' '.join(loader.needs)}; run it in this folder",
         "from load import Bundle",
         "",
         'bundle = Bundle(".")',
-        f"{USES[manifest['output']]}",
+        loader.use,
         "```",
         "",
         f"It needs {runtime['name']} {runtime['minimum']} or newer. A text ends at {manifest['max_length']} tokens.",

@@ -6,10 +6,17 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from edgekit.bundle.sidecars.packing import Packing
+
 _CHATS = [
     "# Ollama writes conversations with a template of its own, where it knows one that is like the model's, and else with none;",
     "# what was verified is the file's. See `ollama show --template`; llama-server (in the model card) runs the file's own.",
 ]
+
+
+def sidecar(packing: Packing) -> str | None:
+    """The Modelfile of a GGUF file; None for what Ollama does not run."""
+    return modelfile(packing.manifest) if packing.manifest["runtime"]["name"] == "llama-cpp" else None
 
 
 def modelfile(manifest: Mapping[str, Any]) -> str:

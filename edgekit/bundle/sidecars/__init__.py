@@ -1,0 +1,40 @@
+"""SIDECARS: the files that lie beside a model in its bundle, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from edgekit.bundle.sidecars import card, llama
+from edgekit.bundle.sidecars.packing import Packing
+from edgekit.tasks.text_generation import TEMPLATE
+
+__all__ = ["SIDECARS", "Packing", "Sidecar"]
+
+Sidecar = Callable[[Packing], str | Path | None]
+"""A file's text, or the file that it is a copy of; None where a bundle has no such file."""
+
+
+def _tokenizer(packing: Packing) -> Path | None:
+    """The tokenizer, where the model's file does not hold it."""
+    return packing.artifact / packing.manifest["tokenizer"] if packing.manifest["tokenizer"] else None
+
+
+def _template(packing: Packing) -> Path | None:
+    """The chat template of a model that talks, where the model's file does not hold it."""
+    talks = packing.manifest["settings"].get("chat")
+    return packing.artifact / TEMPLATE if packing.manifest["tokenizer"] and talks else None
+
+
+def _loader(packing: Packing) -> Path:
+    """What an app copies."""
+    return packing.loader.path
+
+
+SIDECARS: dict[str, Sidecar] = {
+    "tokenizer.json": _tokenizer,
+    TEMPLATE: _template,
+    "load.py": _loader,
+    "Modelfile": llama.sidecar,
+    "README.md": card.sidecar,
+}

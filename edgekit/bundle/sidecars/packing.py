@@ -1,0 +1,28 @@
+"""What a sidecar is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle.loaders import LOADERS, Loader
+from edgekit.evidence import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """A bundle that is being written: the folder of the artifact, the manifest without its files and digest, the report.
+
+    A sidecar says nothing that a clock measured: two builds give the same bundle.
+    """
+
+    artifact: Path
+    manifest: Mapping[str, Any]
+    report: Report
+
+    @property
+    def loader(self) -> Loader:
+        """The loader that ships."""
+        return LOADERS[self.manifest["runtime"]["name"], self.manifest["output"]]
