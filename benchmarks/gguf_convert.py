@@ -388,7 +388,7 @@ def work_ours(folder: str, out: str, scheme: str, through: str | None) -> dict[s
     made = convert(
         model,
         Path(out),
-        types=scheme_types(model, tensors, scheme).types,
+        types=scheme_types(metadata, tensors, scheme).types,
         metadata=metadata | describe_origin({}, scheme=scheme) | keys,
         through=through,
         threads=available_cores(),

@@ -193,7 +193,7 @@ class Bench:
 
     def types(self, scheme: str, importance: Mapping[str, Floats]) -> Mapping[str, str]:
         """As llama.cpp chooses."""
-        return scheme_types(self.model, list(self.tensors.values()), scheme, importance).types
+        return scheme_types(self.metadata, list(self.tensors.values()), scheme, importance).types
 
     def compare(self, evaluations: int) -> dict[str, Any]:
         """Every row of the table, and how the mixtures were made."""

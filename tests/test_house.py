@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "running",
         "probes",
         "formats runtimes devices tasks",
+        "cost",
         "model",
         "weights configuration calibration",
         "architectures",

@@ -41,8 +41,12 @@ def plan_build(
         told = []
         for plan in plans:
             kept = kept_steps(plan, prompts, planning)
-            seconds = {step: time for step, time in plan.estimate["seconds"].items() if not kept.get(step)}
-            estimate = {**plan.estimate, "seconds": None if disturbed else sum(seconds.values()), "busy": disturbed}
+            seconds = {step: time for step, time in plan.estimate.seconds.items() if not kept.get(step)}
+            estimate = {
+                **plan.estimate.facts(),
+                "seconds": None if disturbed else sum(seconds.values()),
+                "busy": disturbed,
+            }
             estimate["seconds_by_step"] = None if disturbed else seconds
             told.append(plan.describe() | {"kept": kept, "proves": proves, "estimate": estimate})
         return told

@@ -12,6 +12,7 @@ from edgekit.formats.source import Processor, Reading, Source
 from edgekit.schema import parse, pick
 
 if TYPE_CHECKING:
+    from edgekit.cost import Cost
     from edgekit.model import Model
 
 __all__ = [
@@ -60,8 +61,8 @@ class Format(Protocol):
     def mixes(self, options: Any) -> bool:
         """Whether types follow from the model's gradients and the target's processor, which are then among what is given."""
 
-    def predict(self, model: Model, options: Any) -> dict[str, Any] | None:
-        """Of headers alone: {bytes, bytes_per_token, cache_bytes_per_token, fallbacks} of an export; None: nobody knows yet."""
+    def costs(self, model: Model, output: str, options: Sequence[Any]) -> list[Cost]:
+        """What a model that answers with `output` takes in each of several options, from its headers alone."""
 
     def write(self, source: Source, options: Any, out: Path) -> dict[str, Any]:
         """Write a student into a folder; returns the artifact's facts that the format knows."""

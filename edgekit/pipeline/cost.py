@@ -1,4 +1,7 @@
-"""What a build will take: time, memory and disk here, and the bytes of what it makes, from headers and prompts alone."""
+"""What a build will take: the costs that formats, runtimes and trainings tell of themselves, added up, and turned into seconds.
+
+From headers and prompts alone.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edgekit.model import EMBEDDINGS, Model
+from edgekit.cost import Cost, Estimate, Size, TrainingCost, size_of
+from edgekit.model import Model
 from edgekit.pipeline.plan import Plan
-from edgekit.pipeline.shapes import made_model
+from edgekit.pipeline.shapes import cut_student, trained_model
 from edgekit.prompts import PromptSet
 from edgekit.recipe import Recipe
 from edgekit.workspace import Product
-
-if TYPE_CHECKING:
-    from edgekit.formats import Format
 
 # What each step takes at any size, s: libraries are imported, graphs exported, processes of the probe started.
 _STARTS = {
@@ -42,73 +43,83 @@ _TRIED_TOKENS, _SAID_TOKENS = 4096, 10 * 1024
 _BUSY = 0.25
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """How large the teacher is: weights in all, those of the embedding, blocks, and channels."""
+def estimate(plan: Plan, prompts: Product) -> Estimate:
+    """What the plan's build and artifact will take.
 
-    weights: int
-    embedding: int
-    layers: int
-    hidden: int
-
-    @property
-    def core(self) -> int:
-        """Weights that every token is multiplied by."""
-        return self.weights - self.embedding
-
-
-def _size(model: Model) -> Size:
-    tables = [info for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)]
-    embedding = sum(info.shape[0] * info.shape[1] for info in tables)
-    hidden = int(model.text_config.get("hidden_size") or model.text_config.get("dim") or 0)
-    return Size(weights=model.parameters, embedding=embedding, layers=model.layers, hidden=hidden)
-
-
-def estimate(plan: Plan, prompts: Product) -> dict[str, Any]:
-    """Of the build: seconds by step, memory_mb and disk_mb; of the artifact: artifact_mb and what else its format can tell.
-
-    Where the scheme is found at export: schemes_mb, the size of each that may become the artifact, the smallest first, and
-    judged_on, how many calibrate prompts decide at most.
-    Seconds are of this machine where nothing else runs: a training step costs 6 operations per weight and token (2 forward, 4
-    backward; Kaplan et al. 2020, section 2.1), of weights outside the embedding. Memory is the peak of the build's own process,
-    disk what stays in cache and bundle; `benchmarks/estimates.py` compares both with what happens. Raises EdgekitError for what
-    the format refuses of the checkpoint.
+    Seconds are of this machine where nothing else runs. Memory is the peak of the build's own process, disk what stays in cache
+    and bundle; `benchmarks/estimates.py` compares both with what happens. Raises EdgekitError for what the format refuses of the
+    checkpoint.
     """
-    from edgekit.formats import FORMATS, finds_scheme
-    from edgekit.formats.smallest import PASSAGES
     from edgekit.tasks import TASKS
 
     recipe, output, labels = plan.recipe, TASKS[plan.recipe.task].OUTPUT, len(prompts.facts["labels"])
-    made = made_model(recipe, plan.teacher, output, labels)
-    whole = _size(
-        made if recipe.student is None else made_model(replace(recipe, student=None), plan.teacher, output, labels)
-    )
+    whole = trained_model(recipe, plan.teacher, output, labels)
+    made = cut_student(whole, recipe)
     work = _Work(
-        recipe=recipe,
+        plan=plan,
         output=output,
-        teacher=whole,
-        made=_size(made),
+        teacher=size_of(whole),
+        made=size_of(made),
         rows=prompts.facts["rows"],
         tokens=_tokens(recipe, prompts),
     )
-    format_, options = FORMATS[plan.format], plan.options
-    files = _files(format_, options, output, made)
     # Which of several passes is not known before: the smallest is counted.
-    speed, artifact, operations, tried = _speed(), files[0].bytes, work.operations(), 0.0
-    measured: dict[str, Any] = {}
-    if finds_scheme(format_, options, output):
-        measured["schemes_mb"] = {one.scheme: round(one.bytes / 1e6, 2) for one in files}
-        measured["judged_on"] = min(int(plan.data["rows"]["calibrate"]), PASSAGES)
-        operations["export"] += 2 * work.made.core * (_TRIED_TOKENS * (1 + len(files)) + _SAID_TOKENS)
+    costs = _costs(plan, output, made)
+    artifact, operations, tried = costs[0].file.value, work.operations(), 0.0
+    found: dict[str, Any] = {}
+    if len(costs) > 1:
+        from edgekit.formats.smallest import PASSAGES
+
+        found["schemes_mb"] = {cost.scheme: round(cost.file.value / 1e6, 2) for cost in costs}
+        found["judged_on"] = min(int(plan.data["rows"]["calibrate"]), PASSAGES)
+        operations["export"] += 2 * work.made.core * (_TRIED_TOKENS * (1 + len(costs)) + _SAID_TOKENS)
         # The float file that candidates are compared with, and the largest of them beside the artifact.
-        tried = 4 * work.made.weights + files[-1].bytes
-    told = {
-        "seconds": {step: round(_STARTS[step] + count / speed) for step, count in operations.items()},
-        "memory_mb": round(_PROCESS_MB + max(work.memory(artifact).values()) / 1e6),
-        "disk_mb": round((work.disk(artifact) + tried) / 1e6, 1),
-        "artifact_mb": round(artifact / 1e6, 2),
+        tried = 4 * work.made.weights + costs[-1].file.value
+    speed = _speed()
+    return Estimate(
+        seconds={step: round(_STARTS[step] + count / speed) for step, count in operations.items()},
+        memory_mb=round(_PROCESS_MB + max(work.memory(artifact).values()) / 1e6),
+        disk_mb=round((work.disk(artifact) + tried) / 1e6, 1),
+        artifact_mb=round(artifact / 1e6, 2),
+        **_needs(plan, made, costs[0]),
+        **found,
+    )
+
+
+def _costs(plan: Plan, output: str, model: Model) -> list[Cost]:
+    """What may come of a model, the smallest first; several where the scheme is found at export."""
+    from edgekit.formats import FORMATS, finds_scheme
+
+    format_, options = FORMATS[plan.format], plan.options
+    names = format_.AUTO[output] if finds_scheme(format_, options, output) else (plan.scheme,)
+    every = [replace(options, scheme=name) for name in names]
+    return sorted(format_.costs(model, output, every), key=lambda cost: cost.file.value)
+
+
+def _needs(plan: Plan, model: Model, cost: Cost) -> dict[str, Any]:
+    """What the artifact and its runtime need on the target, and of a decoder what its context takes."""
+    from edgekit.formats import FORMATS
+    from edgekit.runtimes import RUNTIMES
+    from edgekit.runtimes.memory import Demand
+
+    runtime, config = FORMATS[plan.format].RUNTIME, model.text_config
+    demand = Demand(
+        weights=cost.memory.value,
+        cache_per_token=cost.cache_per_token.value if cost.cache_per_token else None,
+        tokens=plan.recipe.data.max_length,
+        longest=model.max_positions,
+        hidden=int(config.get("hidden_size") or 0),
+        inner=int(config.get("intermediate_size") or 0),
+    )
+    memory = RUNTIMES[runtime].memory(demand, plan.target.runtime.get(runtime, {}))
+    if memory.context is None:
+        return {"needed_mb": memory.needed / 1e6}
+    return {
+        "context": memory.context,
+        "cache_mb": round(memory.cache / 1e6, 1),
+        "needed_mb": round(memory.needed / 1e6, 0),
+        "bytes_per_token": cost.read_per_token.value if cost.read_per_token else None,
     }
-    return told | _needs(plan, format_, made, files[0].told) | measured
 
 
 def _tokens(recipe: Recipe, prompts: Product) -> float:
@@ -119,76 +130,70 @@ def _tokens(recipe: Recipe, prompts: Product) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What the steps of a build take, in operations and bytes."""
+    """What the steps of a build take, in operations and bytes. teacher, made: how large the teacher and the artifact's model are;
+    tokens: of a prompt, on average."""
 
-    recipe: Recipe
+    plan: Plan
     output: str
     teacher: Size
     made: Size
     rows: Mapping[str, int]
     tokens: float
 
-    @property
-    def trained(self) -> Mapping[str, Any] | None:
-        """The options of the teacher's own training."""
-        teacher = self.recipe.teacher
-        return teacher.finetune if teacher.create is None else teacher.create
+    def trainings(self) -> dict[str, TrainingCost]:
+        """What each training step takes."""
+        from edgekit.distill.cost import training_cost
 
-    @property
-    def first(self) -> str:
-        """The step that trains the teacher."""
-        return "finetune" if self.recipe.teacher.create is None else "create"
-
-    @property
-    def signals(self) -> float:
-        """Bytes of what the teacher says of all train texts: outputs of as many blocks as the student has, and three projections
-        of the last; 0 where they are too many to be kept."""
-        from edgekit.distill.options import SIGNAL_BYTES
-
-        kept = self.made.layers + (0 if self.output == "tokens" else 3)
-        found = 4 * kept * self.teacher.hidden * self.tokens * self.rows.get("train", 0)
-        return found if found <= SIGNAL_BYTES else 0.0
+        recipe, training = self.plan.recipe, self.plan.settings.training
+        own, tokens = (
+            {"create": training.create, "finetune": training.finetune},
+            self.tokens * self.rows.get("train", 0),
+        )
+        found = {
+            step: training_cost(self.teacher, tokens=tokens, epochs=options.epochs)
+            for step, options in own.items()
+            if options is not None
+        }
+        if recipe.student is not None:
+            found["distill"] = training_cost(
+                self.made,
+                tokens=tokens,
+                epochs=training.distill.epochs,
+                teacher=self.teacher,
+                projections=0 if self.output == "tokens" else 3,
+            )
+        return found
 
     def operations(self) -> dict[str, float]:
-        """Of each step: 2 a weight outside the embedding and token forward, 4 backward."""
+        """Of each step: 2 a weight outside the embedding and token forward, and what trainings take."""
         core, made, rows, tokens = self.teacher.core, self.made.core, self.rows, self.tokens
-        several = core if self.recipe.student is None else core + made
-        found = {
+        several = core if self.plan.recipe.student is None else core + made
+        return {
             "record": 2 * several * tokens * (rows["verify"] + rows["calibrate"]),
             "calibrate": 4 * made * tokens * rows["calibrate"],
             "verify": 4 * made * tokens * rows["verify"],
             "export": 32 * made * tokens * min(rows["calibrate"], 128),
             "package": 0.0,
+            **{step: float(cost.operations.value) for step, cost in self.trainings().items()},
         }
-        if self.trained is not None:
-            found[self.first] = 6 * core * tokens * rows["train"] * int(self.trained.get("epochs", 10))
-        if self.recipe.student is not None:
-            epochs = int(self.recipe.distill.get("epochs", 10))
-            asked = 1 if self.signals else epochs
-            found["distill"] = (6 * made * epochs + 2 * core * asked) * tokens * rows["train"]
-        return found
 
     def memory(self, artifact: int) -> dict[str, float]:
         """The bytes that each step holds beside the process itself.
 
-        A model in training has weights, gradients, AdamW's two moments and its best epoch's weights; the export of an ONNX file
-        holds the module, the traced graph, and copies of it that are rewritten and compared.
+        The export of an ONNX file holds the module, the traced graph, and copies of it that are rewritten and compared.
         """
-        found = {
+        return {
             "record": 4.0 * self.teacher.weights,
             "export": 4.0 * self.made.weights * _EXPORT_COPIES + 2 * artifact,
+            **{step: float(cost.memory.value) for step, cost in self.trainings().items()},
         }
-        if self.trained is not None:
-            found[self.first] = 5 * 4.0 * self.teacher.weights
-        if self.recipe.student is not None:
-            found["distill"] = 5 * 4.0 * self.made.weights + 4.0 * self.teacher.weights + self.signals
-        return found
 
     def disk(self, artifact: int) -> float:
         """The bytes that stay: the models that were made, what was recorded, and the artifact in its step, its bundle and its
         archive."""
-        models = 4.0 * self.teacher.weights * (self.trained is not None)
-        models += 4.0 * self.made.weights * (self.recipe.student is not None)
+        trained = self.trainings()
+        models = 4.0 * self.teacher.weights * bool(trained.keys() - {"distill"})
+        models += 4.0 * self.made.weights * ("distill" in trained)
         return models + 3 * artifact + self._recorded()
 
     def _recorded(self) -> float:
@@ -197,7 +202,7 @@ class _Work:
             return 0.0
         from edgekit.record.tokens import MOST_LIKELY, MOST_TOKENS
 
-        roles = 1 if self.recipe.student is None else 2
+        roles = 1 if self.plan.recipe.student is None else 2
         vocabulary = self.teacher.embedding // max(self.teacher.hidden, 1)
         return 8.0 * roles * min(self.rows["verify"] * self.tokens, MOST_TOKENS) * min(MOST_LIKELY, vocabulary)
 
@@ -208,62 +213,6 @@ def busy() -> str | None:
         return None
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     return f"load {load:.1f} on {cores} cores" if load > _BUSY * cores else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """What the artifact may become: its scheme, its bytes, and what its format tells from headers (`Format.predict`)."""
-
-    scheme: str
-    bytes: int
-    told: Mapping[str, Any] | None
-
-
-def _files(format_: Format, options: Any, output: str, model: Model) -> list[_File]:
-    """What may come of a model as `made_model` gives it, the smallest first; several where the scheme is found at export."""
-    from edgekit.formats import finds_scheme
-
-    names = format_.AUTO[output] if finds_scheme(format_, options, output) else (options.scheme,)
-    found = [_file(format_, replace(options, scheme=name), output, model) for name in names]
-    return sorted(found, key=lambda one: one.bytes)
-
-
-def _file(format_: Format, options: Any, output: str, model: Model) -> _File:
-    from edgekit.formats.onnx.sizes import predict_bytes, predict_decoder_bytes
-
-    told = format_.predict(model, options)
-    if told is not None:
-        size = int(told["bytes"] + told["metadata_bytes"])
-    elif output == "tokens":
-        size = predict_decoder_bytes(model, options.scheme, int(options.block))
-    else:
-        size = predict_bytes(model, options.scheme, int(options.block))
-    return _File(scheme=options.scheme, bytes=size, told=told)
-
-
-def _needs(plan: Plan, format_: Format, model: Model, told: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a decoder in llama.cpp will need at its context, where its format can tell from headers.
-
-    Memory is weights, cache (16 bits, or as the runtime's kv_k and kv_v say), buffers of a step of the prompt and 40 MB of the
-    process itself. {} where nothing is known.
-    """
-    from edgekit.runtimes import RUNTIMES
-
-    if told is None:
-        return {}
-    runtime = vars(RUNTIMES[format_.RUNTIME].Options(**plan.target.runtime.get(format_.RUNTIME, {})))
-    context = min(int(runtime.get("context") or plan.recipe.data.max_length), model.max_positions or 1 << 30)
-    width = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
-    share = (width[str(runtime.get("kv_k", "f16"))] + width[str(runtime.get("kv_v", "f16"))]) / 4
-    cache = context * (told["cache_bytes_per_token"] or 0) * share
-    hidden, inner = (int(model.text_config[key]) for key in ("hidden_size", "intermediate_size"))
-    step = 4 * int(runtime.get("batch", 512)) * (8 * hidden + 2 * inner)
-    return {
-        "context": context,
-        "cache_mb": round(cache / 1e6, 1),
-        "needed_mb": round((told["bytes"] + cache + step) / 1e6 + 40, 0),
-        "bytes_per_token": told["bytes_per_token"],
-    }
 
 
 @cache

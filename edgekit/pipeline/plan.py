@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgekit.cost import Estimate
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import Report
 from edgekit.inputs import Inputs, identity
@@ -55,8 +56,8 @@ class Plan:
     """What `prompts.gather` found: rows, labels, what was left out."""
     variant: str | None = None
     """The format that was asked for by name, which then is a part of the bundle's name."""
-    estimate: Mapping[str, Any] = field(default_factory=dict)
-    """See `estimates.estimate`."""
+    estimate: Estimate = field(default_factory=Estimate)
+    """What it will take: see `pipeline.cost`."""
 
     @property
     def recipe(self) -> Recipe:
@@ -86,7 +87,7 @@ class Plan:
             "steps": list(self.steps),
             "export": {"format": self.format, "scheme": self.scheme} | _changed(self.options),
             "usable_mb": self.target.hardware.usable_mb or self.target.hardware.memory_mb,
-            "estimate": dict(self.estimate),
+            "estimate": self.estimate.facts(),
         }
 
     @property

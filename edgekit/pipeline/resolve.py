@@ -317,7 +317,7 @@ def _check_length(recipe: Recipe, model: Model) -> None:
 
 def _check_fits(plan: Plan) -> None:
     usable = plan.target.hardware.usable_mb or plan.target.hardware.memory_mb
-    needed = plan.estimate.get("needed_mb", plan.estimate["artifact_mb"] * 1.2 + 40)
+    needed = plan.estimate.needed_mb
     if needed > usable:
         raise EdgekitError(
             f"{plan.target.path}: hardware: {usable} MB are usable, but the artifact and its runtime need about {needed:.0f} MB;"
@@ -333,8 +333,8 @@ def check_room(plan: Plan, session: Session) -> None:
             problem = "cannot be written" if existing.is_dir() else "is a file"
             raise EdgekitError(f"{place}: {existing} {problem}; choose another place (--out, EDGEKIT_CACHE)")
         free = shutil.disk_usage(existing).free / 1e6
-        if free < plan.estimate["disk_mb"]:
+        if free < plan.estimate.disk_mb:
             raise EdgekitError(
-                f"{place}: {free:.0f} MB are free, but this build needs about {plan.estimate['disk_mb']:.0f} MB; free space or"
+                f"{place}: {free:.0f} MB are free, but this build needs about {plan.estimate.disk_mb:.0f} MB; free space or"
                 " choose other places (--out, EDGEKIT_CACHE)"
             )

@@ -29,21 +29,31 @@ _COUNTS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 
 
 def made_model(recipe: Recipe, teacher: Path | None, output: str, classes: int) -> Model:
-    """What `export` gets: the recipe's teacher with the head that it is trained with, cut to the student's blocks.
+    """What `export` gets: the trained teacher, cut to the student's blocks. See `trained_model`."""
+    return cut_student(trained_model(recipe, teacher, output, classes), recipe)
 
-    Its `config` and the shapes of its `tensors` are right; places in files are the teacher's, or none. teacher: None where it is
-    created; then no folder is there. output: the task's OUTPUT. classes: of a head that is trained.
+
+def trained_model(recipe: Recipe, teacher: Path | None, output: str, classes: int) -> Model:
+    """The recipe's teacher with the head that it is trained with.
+
+    Its `config` and the shapes of its `tensors` are right; positions in files are the teacher's, or none. teacher: None where it
+    is created; then no folder is there. output: the task's OUTPUT. classes: of a head that is trained.
     """
-    from edgekit.distill.options import choose_blocks, read_create_options
+    from edgekit.distill.options import read_create_options
 
     if teacher is None:
         options = read_create_options(recipe.teacher.create or {}, recipe.data.max_length, "teacher.create")
-        model = _primed(Model(folder=Path("to-be-created")), _created_config(options), _infos(created_shapes(options)))
-    else:
-        model = Model(folder=teacher)
-        model = _primed(model, model.config, dict(_task_tensors(model, recipe, output, classes)))
+        return _primed(Model(folder=Path("to-be-created")), _created_config(options), _infos(created_shapes(options)))
+    model = Model(folder=teacher)
+    return _primed(model, model.config, dict(_task_tensors(model, recipe, output, classes)))
+
+
+def cut_student(model: Model, recipe: Recipe) -> Model:
+    """A teacher's model cut to the blocks that the recipe's student keeps; the same where there is no student."""
     if recipe.student is None:
         return model
+    from edgekit.distill.options import choose_blocks
+
     return _cut(model, choose_blocks(model.layers, recipe.student.layers, recipe.student.keep, "student"))
 
 
@@ -67,10 +77,10 @@ def created_shapes(options: CreateOptions) -> Shapes:
         block |= {f"self_attn.{part}_proj.bias": block[f"self_attn.{part}_proj.weight"][:1] for part in "qkv"}
     if options.family == "qwen3":
         block |= {f"self_attn.{part}_norm.weight": (head,) for part in "qk"}
-    found: Shapes = {"model.embed_tokens.weight": (options.vocabulary, width), "model.norm.weight": (width,)}
+    shapes: Shapes = {"model.embed_tokens.weight": (options.vocabulary, width), "model.norm.weight": (width,)}
     for layer in range(options.layers):
-        found |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
-    return found | ({} if options.tied else {"lm_head.weight": (options.vocabulary, width)})
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
+    return shapes | ({} if options.tied else {"lm_head.weight": (options.vocabulary, width)})
 
 
 def _created_config(options: CreateOptions) -> dict[str, Any]:
@@ -120,14 +130,14 @@ def _infos(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
 
 def _cut(model: Model, kept: Sequence[int]) -> Model:
     """The model of the kept blocks, which are numbered anew."""
-    places = {str(block): str(place) for place, block in enumerate(kept)}
+    numbers = {str(block): str(index) for index, block in enumerate(kept)}
     tensors = {}
     for name, info in model.tensors.items():
-        index = _LAYER.search(name)
-        if index is None:
+        block = _LAYER.search(name)
+        if block is None:
             tensors[name] = info
-        elif index[0] in places:
-            tensors[name[: index.start()] + places[index[0]] + name[index.end() :]] = info
+        elif block[0] in numbers:
+            tensors[name[: block.start()] + numbers[block[0]] + name[block.end() :]] = info
     text = dict(model.text_config) | {key: len(kept) for key in _COUNTS if key in model.text_config}
     if text.get("layer_types"):
         text["layer_types"] = [text["layer_types"][block] for block in kept]
@@ -137,7 +147,7 @@ def _cut(model: Model, kept: Sequence[int]) -> Model:
 
 def _primed(model: Model, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Model:
     """The model with another configuration and other tensors than its folder has."""
-    found = replace(model)
+    changed = replace(model)
     # Both are cached properties: what is there is not read from the folder.
-    vars(found).update(config=dict(config), tensors=dict(tensors))
-    return found
+    vars(changed).update(config=dict(config), tensors=dict(tensors))
+    return changed

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekit.runtimes import llama, ort
+from edgekit.runtimes.memory import Demand, Memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +64,9 @@ class Runtime(Protocol):
 
     def joined(self, target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
         """The options of a session: a target's table of this runtime with what an artifact's facts ask for."""
+
+    def memory(self, demand: Demand, options: Mapping[str, Any]) -> Memory:
+        """What an artifact needs to run, predicted before it is made. options: a target's table of this runtime."""
 
     def load_errors(self) -> tuple[type[Exception], ...]:
         """What it raises for a model that it does not load or cannot run."""

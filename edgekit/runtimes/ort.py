@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.runtimes.memory import Demand, Memory
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -34,6 +36,8 @@ MATRIX_PRODUCTS: dict[str, float | None] = {
     "QGemm": 1,
     "MatMulNBits": 0.5,
 }
+# What weights with their packed copies take of their own bytes, roughly; and onnxruntime and Python themselves.
+_PREPARED, _PROCESS_BYTES = 1.2, 40e6
 _WIDTHS = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1}
 
 
@@ -133,6 +137,11 @@ def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, 
     off = sorted({*wanted["disabled_optimizers"], *artifact.get("disabled_optimizers", ())})
     entries = dict(sorted({**wanted["config_entries"], **artifact.get("config_entries", {})}.items()))
     return wanted | {"disabled_optimizers": off, "config_entries": entries}
+
+
+def memory(demand: Demand, options: Mapping[str, Any]) -> Memory:  # noqa: ARG001 - one signature for all
+    """What an artifact needs here: its weights with what onnxruntime prepares of them, and the process itself."""
+    return Memory(needed=_PREPARED * demand.weights + _PROCESS_BYTES)
 
 
 def load(file: Path, options: Mapping[str, Any]) -> Session:

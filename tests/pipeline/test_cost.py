@@ -129,9 +129,9 @@ def test_a_created_decoder_has_the_shapes_that_were_told(family: str, tied: bool
     assert "model.layers.1.mlp.up_proj.weight" in told.tensors
     assert not any(name.startswith("model.layers.2.") for name in told.tensors)
     # Both formats say how large it will be.
-    predicted = gguf.predict(told, gguf.Options(scheme="q8_0"))
-    assert predicted["bytes"] > told.parameters
-    assert predicted["metadata_bytes"] > 400 * gguf.TOKEN_BYTES
+    (cost,) = gguf.costs(told, "tokens", [gguf.Options(scheme="q8_0")])
+    assert cost.memory.value > told.parameters
+    assert cost.file.value > cost.memory.value + 400 * gguf.TOKEN_BYTES
     assert predict_decoder_bytes(told, "w8", 32) > told.parameters
 
 

@@ -23,6 +23,7 @@ from edgekit.model import Model
 from edgekit.model_card import read_card
 
 if TYPE_CHECKING:
+    from edgekit.cost import Cost
     from edgekit.formats.gguf.file import TensorPlace
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.schemes import Chosen as Types
@@ -89,12 +90,14 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 
 def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     from edgekit.formats.gguf.imatrix import write_imatrix
-    from edgekit.formats.gguf.metadata import note_context
+    from edgekit.formats.gguf.metadata import describe_model, note_context
     from edgekit.formats.gguf.tensors import plan
-    from edgekit.formats.gguf.tokenizer import vocabulary
+    from edgekit.formats.gguf.tokenizer import general_name, vocabulary
 
     model, matrix = source.model, _matrix(source, options)
-    making = _Making(source=source, tensors=plan(model), keys=vocabulary(model), matrix=matrix)
+    tensors = plan(model)
+    described = describe_model(model, tensors=tensors, name=general_name(model, source.name))
+    making = _Making(source=source, tensors=tensors, described=described, keys=vocabulary(model), matrix=matrix)
     if matrix is not None:
         write_imatrix(out / IMATRIX, matrix)
     notes: list[str] = []
@@ -120,10 +123,11 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Making:
-    """What all files of a model are made of: its tensors, the tokenizer's keys, and what weighs errors."""
+    """What all files of a model are made of: its tensors, its own keys and the tokenizer's, and what weighs errors."""
 
     source: Source
     tensors: Sequence[Tensor]
+    described: Mapping[str, Any]
     keys: Mapping[str, Any]
     matrix: Imatrix | None
 
@@ -132,10 +136,9 @@ def _make(making: _Making, options: Options, file: Path) -> tuple[dict[str, Any]
     """Write a model in a scheme; what `convert` made, and what is to be known of it."""
     from edgekit.formats.gguf.convert import convert
     from edgekit.formats.gguf.imatrix import check_imatrix
-    from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
+    from edgekit.formats.gguf.metadata import describe_origin, describe_quantization
     from edgekit.formats.gguf.mixed.choose import mix
     from edgekit.formats.gguf.tensors import shapes
-    from edgekit.formats.gguf.tokenizer import general_name
     from edgekit.runtimes.machine import available_cores
 
     source, matrix, tensors = making.source, making.matrix, making.tensors
@@ -144,14 +147,14 @@ def _make(making: _Making, options: Options, file: Path) -> tuple[dict[str, Any]
         told = {"file": IMATRIX, "dataset": matrix.datasets[0], "entries": len(matrix.entries), "chunks": matrix.chunks}
     scheme = options.like if options.scheme == "mixed" else options.scheme
     metadata: dict[str, Any] = (
-        describe_model(model, name=general_name(model, source.name))
+        dict(making.described)
         | describe_quantization(scheme, imatrix=told)
         | describe_origin(source.fingerprints, scheme=options.scheme)
         | ({"general.license": source.license} if source.license else {})
         | dict(making.keys)
     )
     importance = matrix.importance() if matrix is not None else {}
-    chosen = scheme_types(model, tensors, scheme, importance)
+    chosen = scheme_types(making.described, tensors, scheme, importance)
     if matrix is not None:
         check_imatrix(matrix, shapes(tensors), chosen, "calibration")
     if options.scheme == "mixed":
@@ -178,7 +181,8 @@ def _choose(making: _Making, options: Options, out: Path) -> Chosen:
     from edgekit.formats.gguf.judge import Judge
 
     source = making.source
-    sizes = {name: predict(source.model, replace(options, scheme=name))["bytes"] for name in AUTO[source.output]}  # type: ignore[arg-type]
+    candidates = [replace(options, scheme=name) for name in AUTO[source.output]]  # type: ignore[arg-type]
+    sizes = {cost.scheme: cost.memory.value for cost in costs(source.model, source.output, candidates)}
     passages = smallest.passages(source.ids, source.starts)
     with Judge(out) as judge:
         source.progress(0, len(sizes) + 2, "asks the float model")
@@ -315,48 +319,74 @@ def file_digest(file: Path) -> str:
     return file_sha256(file)
 
 
-def predict(model: Model, options: Options) -> dict[str, Any]:
-    """What an export will be, before anything is converted: {bytes, bytes_per_token, cache_bytes_per_token, fallbacks,
-    metadata_bytes}.
+def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:  # noqa: ARG001 - one signature for all
+    """What a file takes in each of several options, before anything is converted; the model is planned once for all.
 
-    bytes are the tensors'; a mixture takes its budget, and auto is to be asked for each of AUTO. Raises EdgekitError for what
-    `write` refuses of the checkpoint's headers.
+    A mixture takes its budget, and auto is to be asked for each of AUTO. Raises EdgekitError for what `write` refuses of the
+    checkpoint's headers.
     """
-    from edgekit.formats.gguf.ggml import row_bytes
-    from edgekit.formats.gguf.memory import GATHERED, HEAD, cache_bytes
     from edgekit.formats.gguf.metadata import describe_model
     from edgekit.formats.gguf.tensors import plan
+    from edgekit.formats.gguf.tokenizer import vocabulary
 
     tensors = plan(model)
+    keys = describe_model(model, tensors=tensors)
+    words = vocabulary(model) if (model.folder / "tokenizer.json").is_file() else None
+    return [_cost(model, tensors, keys, words, one) for one in options]
+
+
+def _cost(
+    model: Model,
+    tensors: Sequence[Tensor],
+    keys: Mapping[str, Any],
+    words: Mapping[str, Any] | None,
+    options: Options,
+) -> Cost:
+    from edgekit.cost import Cost, Figure
+    from edgekit.formats.gguf.ggml import row_bytes
+    from edgekit.formats.gguf.memory import GATHERED, HEAD, cache_bytes
+
     scheme = options.like if options.scheme == "mixed" else options.scheme
     # Some types follow from whether there is an importance matrix at all, not from what it covers.
     weighed = options.imatrix and options.scheme not in FLOATS
-    chosen = scheme_types(model, tensors, scheme, [one.name for one in tensors] if weighed else ())
-    sizes = {one.name: one.shape[0] * row_bytes(chosen.types[one.name], one.columns) for one in tensors}
+    types = scheme_types(keys, tensors, scheme, [one.name for one in tensors] if weighed else ()).types
+    sizes = {one.name: one.shape[0] * row_bytes(types[one.name], one.columns) for one in tensors}
     total = sum(sizes.values())
     gathered = {name for name in GATHERED if name in sizes and (name != EMBEDDING or HEAD in sizes)}
     share = (options.bytes or total) / total if options.scheme == "mixed" else 1.0
-    return {
-        "bytes": int(total * share),
-        "bytes_per_token": int(share * (total - sum(sizes[name] for name in gathered))),
-        "cache_bytes_per_token": cache_bytes(describe_model(model)),
-        "fallbacks": list(chosen.fallbacks),
-        "metadata_bytes": _metadata_bytes(model, tensors, chosen.types, scheme),
-    }
+    held, cached = int(total * share), cache_bytes(keys)
+    around = _metadata_bytes(model, tensors, types, scheme, keys, words)
+    return Cost(
+        scheme=options.scheme,
+        file=Figure(value=held + around, source="the tensors, the file's keys and its tokenizer"),
+        memory=Figure(value=held, source="the types that llama.cpp gives each tensor in the scheme"),
+        read_per_token=Figure(
+            value=int(share * (total - sum(sizes[name] for name in gathered))),
+            source="all weights once, but rows that are looked up by a token",
+        ),
+        cache_per_token=None
+        if cached is None
+        else Figure(value=cached, source="the config's layers, heads and widths"),
+    )
 
 
-def _metadata_bytes(model: Model, tensors: Sequence[Tensor], types: Mapping[str, str], scheme: str) -> int:
-    """What a file has besides weights: its keys, the tokenizer and the tensors' names."""
+def _metadata_bytes(
+    model: Model,
+    tensors: Sequence[Tensor],
+    types: Mapping[str, str],
+    scheme: str,
+    keys: Mapping[str, Any],
+    words: Mapping[str, Any] | None,
+) -> int:
+    """What a file has besides weights: its keys, the tokenizer (words: None where it is not trained yet), the tensors' names."""
     from edgekit.formats.gguf.file import GgufWriter, TensorHeader
-    from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
-    from edgekit.formats.gguf.tokenizer import vocabulary
+    from edgekit.formats.gguf.metadata import describe_origin, describe_quantization
 
-    there = (model.folder / "tokenizer.json").is_file()
     origin = dict.fromkeys(("student", "calibration"), "0" * 64)
-    keys = describe_model(model, name="model") | describe_quantization(scheme) | describe_origin(origin, scheme=scheme)
+    known = {**keys, "general.name": "model"} | describe_quantization(scheme) | describe_origin(origin, scheme=scheme)
     headers = [TensorHeader(name=one.name, type=types[one.name], shape=one.shape) for one in tensors]
-    file = GgufWriter(model.folder / FILE, keys | (vocabulary(model) if there else {}), headers)
-    yet = 0 if there else TOKEN_BYTES * next(one.shape[0] for one in tensors if one.name == EMBEDDING)
+    file = GgufWriter(model.folder / FILE, known | dict(words or {}), headers)
+    yet = 0 if words is not None else TOKEN_BYTES * next(one.shape[0] for one in tensors if one.name == EMBEDDING)
     return file.size - sum(header.bytes for header in headers) + yet
 
 
@@ -372,13 +402,16 @@ def _matrix(source: Source, options: Options) -> Imatrix | None:
     return from_calibration(calibration, names, dataset=source.dataset)
 
 
-def scheme_types(model: Model, tensors: Sequence[Tensor], scheme: str, covered: Collection[str] = ()) -> Types:
-    """The types that llama.cpp gives a model's tensors in a scheme; `covered` are those that an importance matrix knows."""
-    from edgekit.formats.gguf.metadata import describe_model
+def scheme_types(
+    keys: Mapping[str, Any], tensors: Sequence[Tensor], scheme: str, covered: Collection[str] = ()
+) -> Types:
+    """The types that llama.cpp gives a model's tensors in a scheme.
+
+    keys: what `describe_model` says of it; covered: the tensors that an importance matrix knows.
+    """
     from edgekit.formats.gguf.schemes import ModelFacts, choose_types
     from edgekit.formats.gguf.tensors import shapes
 
-    keys = describe_model(model)
     architecture = str(keys["general.architecture"])
     heads = int(str(keys[f"{architecture}.attention.head_count"]))
     facts = ModelFacts(

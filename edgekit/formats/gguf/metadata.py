@@ -6,7 +6,7 @@ Names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Nothing of the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from edgekit.embedding_files import read_embedding
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import Value
 from edgekit.formats.gguf.schemes import SCHEMES
-from edgekit.formats.gguf.tensors import plan, read_config
+from edgekit.formats.gguf.tensors import Tensor, plan, read_config
 from edgekit.model import Model
 from edgekit.model_card import read_card, texts
 
@@ -27,17 +27,22 @@ _QUANTIZATION_VERSION = 2
 _POOLINGS = {"mean": 1, "cls": 2, "lasttoken": 3}
 
 
-def describe_model(model: Model, *, name: str | None = None) -> dict[str, Value]:
+def describe_model(
+    model: Model, *, tensors: Sequence[Tensor] | None = None, name: str | None = None
+) -> dict[str, Value]:
     """general.* and the architecture's keys of a checkpoint.
 
-    name: what programs call the model, and what llama.cpp takes hints from (see `tokenizer.general_name`). Licence, base model,
-    languages and tags are those of the folder's model card (README.md). Raises EdgekitError for what `plan` refuses.
+    tensors: what `plan` gives, where it is known already. name: what programs call the model, and what llama.cpp takes hints from
+    (see `tokenizer.general_name`). Licence, base model, languages and tags are those of the folder's model card (README.md).
+    Raises EdgekitError for what `plan` refuses.
     """
     family, config = read_config(model)
     found: dict[str, Value] = {
         "general.architecture": family.architecture,
         "general.type": "model",
-        "general.size_label": size_label(sum(math.prod(one.shape) for one in plan(model))),
+        "general.size_label": size_label(
+            sum(math.prod(one.shape) for one in (plan(model) if tensors is None else tensors))
+        ),
         **_card(model.folder),
     }
     if name:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekit.calibration import Calibration
+    from edgekit.cost import Cost
     from edgekit.formats.onnx.candidates import Trial
     from edgekit.formats.source import Reading, Source
     from edgekit.model import Model
@@ -118,9 +119,17 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     )
 
 
-def predict(model: Model, options: Options) -> dict[str, Any] | None:  # noqa: ARG001 - one signature for all
-    """Nothing: what a graph and its quantization take is known when they are there."""
-    return None
+def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
+    """The bytes of the file in each of several options; a decoder's cache and what it reads are known when it is there."""
+    from edgekit.cost import Cost, Figure
+    from edgekit.formats.onnx.sizes import predict_bytes, predict_decoder_bytes
+
+    predict = predict_decoder_bytes if output == "tokens" else predict_bytes
+    found = []
+    for one in options:
+        size = Figure(value=predict(model, one.scheme, one.block), source="shapes in the checkpoint's headers")
+        found.append(Cost(scheme=one.scheme, file=size, memory=size))
+    return found
 
 
 def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:

@@ -107,11 +107,13 @@ def test_every_scheme_is_what_was_predicted(decoder: Source, tmp_path: Path, sch
         ["model.gguf"],
     )
     assert facts["sha256"] == file_sha256(tmp_path / "out" / "model.gguf")
-    told = gguf.predict(load_model(decoder.model), gguf.Options(scheme=scheme))  # type: ignore[arg-type]
-    assert told["bytes"] == tensor_bytes(file.path)
-    assert told["bytes"] + told["metadata_bytes"] == pytest.approx(file.path.stat().st_size, rel=0.02)
-    assert told["bytes_per_token"] == facts["bytes_per_token"] < told["bytes"]
-    assert told["cache_bytes_per_token"] == facts["cache_bytes_per_token"] == 2 * 2 * 8 * 2 * 64
+    (cost,) = gguf.costs(load_model(decoder.model), "tokens", [gguf.Options(scheme=scheme)])  # type: ignore[arg-type]
+    assert cost.memory.value == tensor_bytes(file.path)
+    assert cost.file.value == pytest.approx(file.path.stat().st_size, rel=0.02)
+    assert cost.read_per_token is not None
+    assert cost.read_per_token.value == facts["bytes_per_token"] < cost.memory.value
+    assert cost.cache_per_token is not None
+    assert cost.cache_per_token.value == facts["cache_bytes_per_token"] == 2 * 2 * 8 * 2 * 64
     assert file.metadata["edgekit.scheme"] == scheme
     assert file.metadata["general.file_type"] == SCHEMES[scheme].file_type
     assert facts["quantized"] == {
@@ -307,10 +309,10 @@ def test_an_embedder_is_quantized(embedder: Source, tmp_path: Path, scheme: str)
     options = {"scheme": scheme} | ({"like": "q8_0"} if scheme == "mixed" else {})
     facts = embedder.export(tmp_path / "out", **options)
     taken = tensor_bytes(tmp_path / "out" / "model.gguf")
-    told = gguf.predict(load_model(embedder.model), gguf.Options(**options))
-    assert taken == told["bytes"] if scheme != "mixed" else taken <= told["bytes"]
+    (cost,) = gguf.costs(load_model(embedder.model), "embedding", [gguf.Options(**options)])
+    assert taken == cost.memory.value if scheme != "mixed" else taken <= cost.memory.value
     size = (tmp_path / "out" / "model.gguf").stat().st_size
-    assert told["bytes"] + told["metadata_bytes"] == pytest.approx(size, rel=0.02)
+    assert cost.file.value == pytest.approx(size, rel=0.02)
     if scheme == "mixed":
         assert facts["choices"]["tensor_bytes"] == taken
     assert "chat" not in facts["parity"]

@@ -1,0 +1,92 @@
+"""Costs: what an artifact, a training and a build will take, predicted before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgekit.model import EMBEDDINGS, Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A predicted number and where it comes from."""
+
+    value: int
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an artifact of one scheme takes, in bytes.
+
+    file: on disk; memory: of its weights, once they are loaded; read_per_token: of its weights, to decode one token, and
+    cache_per_token: of an f16 cache of keys and values (None where the format does not tell them from headers).
+    """
+
+    scheme: str
+    file: Figure
+    memory: Figure
+    read_per_token: Figure | None = None
+    cache_per_token: Figure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCost:
+    """What a training takes: floating-point operations in all, and bytes of memory beside the process itself."""
+
+    operations: Figure
+    memory: Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large a model is: weights in all, those of the embedding, blocks, and channels."""
+
+    weights: int
+    embedding: int
+    layers: int
+    hidden: int
+
+    @property
+    def core(self) -> int:
+        """Weights that every token is multiplied by."""
+        return self.weights - self.embedding
+
+
+def size_of(model: Model) -> Size:
+    """A model's size, from its headers."""
+    tables = [info for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)]
+    embedding = sum(info.shape[0] * info.shape[1] for info in tables)
+    hidden = int(model.text_config.get("hidden_size") or model.text_config.get("dim") or 0)
+    return Size(weights=model.parameters, embedding=embedding, layers=model.layers, hidden=hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a build will take; what was not estimated is 0.
+
+    Of the build: seconds by step, memory_mb and disk_mb (1e6 bytes). Of the artifact: artifact_mb; needed_mb: the memory that it
+    and its runtime need on the target. Of a decoder in a runtime that tells its cache: context (tokens), cache_mb,
+    bytes_per_token. Where the scheme is found at export: schemes_mb, the size of each that may become the artifact, the smallest
+    first, and judged_on, how many calibrate prompts decide at most.
+    """
+
+    seconds: Mapping[str, int] = field(default_factory=dict)
+    memory_mb: int = 0
+    disk_mb: float = 0.0
+    artifact_mb: float = 0.0
+    needed_mb: float = 0.0
+    context: int | None = None
+    cache_mb: float | None = None
+    bytes_per_token: int | None = None
+    schemes_mb: Mapping[str, float] | None = None
+    judged_on: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """As `--dry-run --json` shows it: without what is not known."""
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        if self.context is None:
+            del known["needed_mb"]
+        return known
