@@ -48,9 +48,9 @@ __all__ = [
     "Options",
     "adopt",
     "check_reading",
+    "costs",
     "file_digest",
     "mixes",
-    "predict",
     "write",
 ]
 

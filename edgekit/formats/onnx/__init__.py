@@ -49,10 +49,10 @@ __all__ = [
     "Options",
     "adopt",
     "check_reading",
+    "costs",
     "describe_file",
     "file_digest",
     "mixes",
-    "predict",
     "write",
 ]
 
