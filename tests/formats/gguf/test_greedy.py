@@ -13,7 +13,7 @@ pytest.importorskip("llama_cpp")
 from edgekit.runtimes import llama, scores
 from tests.architectures.decoders import DECODERS, make_decoder
 from tests.conftest import ROOT
-from tests.formats.gguf.test_write import EXACT, reference, tokens, write
+from tests.formats.gguf.test_convert import EXACT, reference, tokens, write
 
 STORIES = ROOT.parent / "shared" / "data" / "stories260K" / "hf"
 NEW, CLOSE = 64, 1e-3
