@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import numpy as np
 import onnx
 import pytest
 
-from edgekit.formats import gguf
+from edgekit.cost import Size
+from edgekit.distill.cost import training_cost
+from edgekit.formats import FORMATS, gguf
 from edgekit.formats.onnx import graph
 from edgekit.formats.onnx.sizes import predict_bytes, predict_decoder_bytes
 from edgekit.formats.onnx.smooth import Range
 from edgekit.model import Model
 from edgekit.pipeline.shapes import created_shapes, made_model
 from edgekit.recipe import Recipe, load_recipe
+from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes.memory import Demand
 from tests.conftest import Answer
 from tests.hub_variants import make_bert, make_roberta
 
@@ -181,3 +186,88 @@ def test_what_the_prompts_can_prove_is_told_before_anything_runs(command: Comman
     said = command("build", "-t", "laptop-cpu", "--dry-run", "--set", "accuracy.student_margin=0.01").out
     assert "prompts cannot prove 1.00 points" in " ".join(said.split())
     assert all(len(line) <= 80 for line in said.splitlines() if "teacher" not in line and "in all" not in line)
+
+
+def test_a_model_is_opened_once_and_planned_once_for_each_target(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three targets with five candidates each."""
+    from edgekit import model as opening
+    from edgekit.formats.gguf import metadata, tensors
+    from edgekit.pipeline import resolve
+    from tests.architectures.decoders import make_decoder
+
+    make_decoder("llama", tmp_path / "model")
+    texts = Path(__file__).parents[2] / "calib_data" / "chat"
+    (tmp_path / "recipe.toml").write_text(
+        f'task = "text-generation"\n[teacher]\nsource = "model"\n[data]\npath = {json.dumps(texts.as_posix())}\n'
+        'messages = "messages"\n'
+    )
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    targets = [word for name in ("raspberrypi", "laptop-cpu", "raspberrypi4") for word in ("-t", name)]
+    assert command("build", "--dry-run", *targets).code == 0, "what is checked once is kept"
+    counts = {"opened": 0, "planned": 0}
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            counts[name] += 1
+            return function(*arguments, **named)
+
+        return call
+
+    for module in (opening, resolve):
+        monkeypatch.setattr(module, "load_model", counted("opened", opening.load_model))
+    for module in (tensors, metadata):
+        monkeypatch.setattr(module, "plan", counted("planned", tensors.plan))
+    told = json.loads(command("build", "--dry-run", "--json", *targets).out)["plans"]
+    assert [len(plan["estimate"]["schemes_mb"]) for plan in told] == [5, 5, 5]
+    assert counts == {"opened": 1, "planned": 3}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_says_what_each_scheme_costs(name: str, checkpoint: Path) -> None:
+    """One conformance test: of every scheme that has a size, in the order of what was asked; each figure has its source."""
+    known, model = FORMATS[name], Model(folder=checkpoint)
+    output = "logits" if "logits" in known.SCHEMES else "embedding"
+    asked = [known.Options(scheme=scheme) for scheme in known.SCHEMES[output]]
+    costs = known.costs(model, output, asked)
+    assert [cost.scheme for cost in costs] == list(known.SCHEMES[output])
+    for cost in costs:
+        for figure in filter(None, (cost.file, cost.memory, cost.read_per_token, cost.cache_per_token)):
+            assert figure.value > 0
+            assert figure.source
+        assert cost.file.value >= cost.memory.value
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_runtime_says_what_memory_it_needs(name: str) -> None:
+    """One conformance test: more than the weights, and more for a longer context where it keeps one."""
+    demand = Demand(weights=10_000_000, cache_per_token=1000, tokens=100, longest=2000, hidden=64, inner=128)
+    short = RUNTIMES[name].memory(demand, {})
+    assert short.needed > demand.weights + short.cache
+    long = RUNTIMES[name].memory(replace(demand, tokens=4000), {})
+    assert (short.context, long.context) in {(None, None), (100, 2000)}
+    assert (long.needed > short.needed) == (short.context is not None)
+
+
+def test_a_cache_of_half_the_bits_takes_half_the_memory() -> None:
+    demand = Demand(weights=1, cache_per_token=1000, tokens=100, longest=None, hidden=1, inner=1)
+    memory = RUNTIMES["llama-cpp"].memory
+    assert memory(demand, {}).cache == 100_000
+    assert memory(demand, {"kv_k": "f32", "kv_v": "f32"}).cache == 200_000
+    assert memory(demand, {"kv_k": "q8_0", "kv_v": "q8_0"}).cache == 100_000 * 17 / 32
+    assert memory(demand, {"context": 7}).cache == 7000
+
+
+def test_what_a_training_takes() -> None:
+    size = Size(weights=1000, embedding=400, layers=2, hidden=8)
+    alone = training_cost(size, tokens=50, epochs=3)
+    assert (alone.operations.value, alone.memory.value) == (6 * 600 * 3 * 50, 20 * 1000)
+    teacher = Size(weights=3000, embedding=400, layers=4, hidden=8)
+    taught = training_cost(size, tokens=50, epochs=3, teacher=teacher, projections=3)
+    # What the teacher says of 50 tokens fits: it is asked once.
+    assert taught.operations.value == alone.operations.value + 2 * 2600 * 50
+    assert taught.memory.value == alone.memory.value + 4 * 3000 + 4 * 5 * 8 * 50
+    many = training_cost(size, tokens=1e8, epochs=3, teacher=teacher, projections=3)
+    assert many.operations.value == (6 * 600 * 3 + 2 * 2600 * 3) * 10**8
+    assert many.memory.value == alone.memory.value + 4 * 3000
