@@ -64,16 +64,16 @@ def extract(archive: Path, scratch: Path) -> Path:
                     )
                 source = tar.extractfile(entry)
                 assert source is not None
-                place = scratch / entry.name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with place.open("wb") as target:
+                path = scratch / entry.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as target:
                     shutil.copyfileobj(source, target)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as bad:
         raise EdgekitError(f"{archive}: not a whole .tar.gz: {bad}; fetch or package it again") from bad
-    found = sorted(scratch.glob(f"*/{MANIFEST}"))
-    if len(found) != 1:
+    manifests = sorted(scratch.glob(f"*/{MANIFEST}"))
+    if len(manifests) != 1:
         raise EdgekitError(f"{archive}: no {MANIFEST} in it: not a bundle's archive")
-    return found[0].parent
+    return manifests[0].parent
 
 
 def stays_inside(folder: Path, name: str) -> bool:

@@ -34,9 +34,9 @@ def refuse_foreign(out: Path, name: str) -> None:
         out / f"{name}.report.json": _is_report,
         out / f"{name}.report.html": _is_page,
     }
-    for place, is_ours in mine.items():
-        if os.path.lexists(place) and not is_ours(place):
-            raise _foreign(place)
+    for path, is_ours in mine.items():
+        if os.path.lexists(path) and not is_ours(path):
+            raise _foreign(path)
 
 
 def refuse_other_page(path: Path) -> None:
@@ -45,30 +45,30 @@ def refuse_other_page(path: Path) -> None:
         raise _foreign(path)
 
 
-def partial(place: Path) -> Path:
+def partial(path: Path) -> Path:
     """The hidden name of what is being written."""
-    return place.with_name(f".{place.name}.partial")
+    return path.with_name(f".{path.name}.partial")
 
 
-def old(place: Path) -> Path:
+def old(path: Path) -> Path:
     """The hidden name of what is being replaced."""
-    return place.with_name(f".{place.name}.old")
+    return path.with_name(f".{path.name}.old")
 
 
-def swap(half: Path, place: Path) -> None:
+def swap(half: Path, path: Path) -> None:
     """Put a finished folder in its place.
 
     A folder cannot be replaced in one call: a kill between the two renames leaves the older one under its hidden name,
     and `clear_leftovers` puts it back.
     """
-    older = old(place)
-    if place.exists():
-        place.rename(older)
+    older = old(path)
+    if path.exists():
+        path.rename(older)
     try:
-        half.rename(place)
+        half.rename(path)
     except OSError:
         if older.exists():
-            older.rename(place)
+            older.rename(path)
         raise
     if older.exists():
         discard(older, last={MANIFEST})
@@ -98,13 +98,13 @@ def _refuse_changed(folder: Path) -> None:
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         raise EdgekitError(f"{manifest}: not a manifest that edgekit wrote; move it away or choose another --out")
     # Python leaves __pycache__ where an app imports the bundle's loader.
-    found = {one for one in list_names(folder) if "__pycache__" not in Path(one).parts}
-    if added := sorted(found - files.keys() - {MANIFEST}):
+    names = {name for name in list_names(folder) if "__pycache__" not in Path(name).parts}
+    if added := sorted(names - files.keys() - {MANIFEST}):
         raise EdgekitError(
             f"{folder / added[0]}: not of the bundle that edgekit wrote there, and a new one would replace it; move it away"
             " or choose another --out"
         )
-    for name in sorted(found & files.keys()):
+    for name in sorted(names & files.keys()):
         if file_sha256(folder / name) != files[name].get("sha256"):
             raise EdgekitError(
                 f"{folder / name}: changed after it was packaged, and a new bundle would replace it; move it away or choose"
@@ -112,8 +112,8 @@ def _refuse_changed(folder: Path) -> None:
             )
 
 
-def _foreign(place: Path) -> EdgekitError:
-    return EdgekitError(f"{place}: is there and edgekit did not write it; move it away or choose another --out")
+def _foreign(path: Path) -> EdgekitError:
+    return EdgekitError(f"{path}: is there and edgekit did not write it; move it away or choose another --out")
 
 
 def _is_half(folder: Path) -> bool:

@@ -41,23 +41,21 @@ def other_than_bundle(path: Path) -> str | None:
         return None
     if (path.parent / MANIFEST).is_file():
         return f"{path}: a file of a bundle; name the bundle's folder: {shlex.quote(str(path.parent))}"
-    found = _FILES.get(".gguf" if first == _GGUF else path.suffix.lower())
-    if found is None:
-        return None
-    return _told(path, *found)
+    kind = _FILES.get(".gguf" if first == _GGUF else path.suffix.lower())
+    return None if kind is None else _message(path, *kind)
 
 
 def _folder(path: Path) -> str | None:
-    found = next((told for name, told in _FOLDERS.items() if (path / name).is_file()), None)
-    if found is not None:
-        return _told(path, *found)
+    kind = next((kind for name, kind in _FOLDERS.items() if (path / name).is_file()), None)
+    if kind is not None:
+        return _message(path, *kind)
     within = sorted(path.glob(f"*/{MANIFEST}"))
     if within:
         return f"{path}: holds bundles and is none; name one of them: {shlex.quote(str(within[0].parent))}"
     return None
 
 
-def _told(path: Path, what: str, remedy: str) -> str:
+def _message(path: Path, what: str, remedy: str) -> str:
     return (
         f"{path}: {what}, and no bundle: `edgekit build` and `edgekit package` write those (a folder and its .tar.gz)."
         f" What to do with this one: {remedy.format(*[shlex.quote(str(path))] * 2)}"

@@ -106,9 +106,9 @@ def package(
             _write_bundle(product, _describe(product, name, recipe, target, lineage), content, put)
     except OSError as failed:
         # shutil names the file that was read; the disk that is full is the one that was written to.
-        place = Path(failed.filename or out)
-        place = place if place.is_relative_to(out) else out
-        raise disk_error(place, OSError(failed.errno, failed.strerror, str(place))) from failed
+        path = Path(failed.filename or out)
+        path = path if path.is_relative_to(out) else out
+        raise disk_error(path, OSError(failed.errno, failed.strerror, str(path))) from failed
     return put
 
 
@@ -208,9 +208,9 @@ def _is_current(put: Packaged, manifest: Mapping[str, Any]) -> bool:
         return False
 
 
-def _lock_file(place: Path) -> Path:
-    """Not beside the place, which holds products only; a user's own, because a shared temporary folder lends no files."""
+def _lock_file(path: Path) -> Path:
+    """Not beside the path, which holds products only; a user's own, because a shared temporary folder lends no files."""
     user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
     locks = Path(tempfile.gettempdir()) / f"edgekit-locks{user}"
     make_folder(locks)
-    return locks / f"{fingerprint(str(place.resolve()))[:16]}.lock"
+    return locks / f"{fingerprint(str(path.resolve()))[:16]}.lock"

@@ -66,12 +66,12 @@ def estimate(plan: Plan, prompts: Product) -> Estimate:
     # Which of several passes is not known before: the smallest is counted.
     costs = _costs(plan, output, made)
     artifact, operations, tried = costs[0].file.value, work.operations(), 0.0
-    found: dict[str, Any] = {}
+    choice: dict[str, Any] = {}
     if len(costs) > 1:
         from edgekit.formats.smallest import PASSAGES
 
-        found["schemes_mb"] = {cost.scheme: round(cost.file.value / 1e6, 2) for cost in costs}
-        found["judged_on"] = min(int(plan.data["rows"]["calibrate"]), PASSAGES)
+        choice["schemes_mb"] = {cost.scheme: round(cost.file.value / 1e6, 2) for cost in costs}
+        choice["judged_on"] = min(int(plan.data["rows"]["calibrate"]), PASSAGES)
         operations["export"] += 2 * work.made.core * (_TRIED_TOKENS * (1 + len(costs)) + _SAID_TOKENS)
         # The float file that candidates are compared with, and the largest of them beside the artifact.
         tried = 4 * work.made.weights + costs[-1].file.value
@@ -82,7 +82,7 @@ def estimate(plan: Plan, prompts: Product) -> Estimate:
         disk_mb=round((work.disk(artifact) + tried) / 1e6, 1),
         artifact_mb=round(artifact / 1e6, 2),
         **_needs(plan, made, costs[0]),
-        **found,
+        **choice,
     )
 
 
@@ -149,20 +149,20 @@ class _Work:
             {"create": training.create, "finetune": training.finetune},
             self.tokens * self.rows.get("train", 0),
         )
-        found = {
+        costs = {
             step: training_cost(self.teacher, tokens=tokens, epochs=options.epochs)
             for step, options in own.items()
             if options is not None
         }
         if recipe.student is not None:
-            found["distill"] = training_cost(
+            costs["distill"] = training_cost(
                 self.made,
                 tokens=tokens,
                 epochs=training.distill.epochs,
                 teacher=self.teacher,
                 projections=0 if self.output == "tokens" else 3,
             )
-        return found
+        return costs
 
     def operations(self) -> dict[str, float]:
         """Of each step: 2 a weight outside the embedding and token forward, and what trainings take."""

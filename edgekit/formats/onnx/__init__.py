@@ -125,11 +125,11 @@ def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
     from edgekit.formats.onnx.sizes import predict_bytes, predict_decoder_bytes
 
     predict = predict_decoder_bytes if output == "tokens" else predict_bytes
-    found = []
-    for one in options:
-        size = Figure(value=predict(model, one.scheme, one.block), source="shapes in the checkpoint's headers")
-        found.append(Cost(scheme=one.scheme, file=size, memory=size))
-    return found
+    sizes = [
+        Figure(value=predict(model, each.scheme, each.block), source="shapes in the checkpoint's headers")
+        for each in options
+    ]
+    return [Cost(scheme=each.scheme, file=size, memory=size) for each, size in zip(options, sizes, strict=True)]
 
 
 def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
