@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit.runtimes import machine
+from edgekit.runtimes.llama_memory import predict_memory
 from edgekit.runtimes.memory import Demand, Memory
 
 if TYPE_CHECKING:
@@ -31,10 +32,6 @@ CPU, GPU = "CPU", "GPU"
 # Numbers of llama.h and ggml.h.
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
-# Bytes of a number in a cache; q8_0 has a 16-bit scale for 32 of 8 bits (ggml-common.h, block_q8_0).
-_KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
-# llama.cpp and Python themselves.
-_PROCESS_BYTES = 40e6
 _POOLING = {None: -1, "mean": 1, "cls": 2, "last": 3}
 _NO_POOLING, _RANK = 0, 4
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5
@@ -452,15 +449,9 @@ def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, 
 
 
 def memory(demand: Demand, options: Mapping[str, Any]) -> Memory:
-    """What an artifact needs here: its weights, the cache of its context, buffers of one step of a prompt (in float32, 8 vectors
-    of channels and 2 of inner ones a token), and the process itself."""
-    wanted = Options(**dict(options))
-    context = wanted.context or demand.tokens
-    context = context if demand.longest is None else min(context, demand.longest)
-    share = (_KV_BYTES[wanted.kv_k] + _KV_BYTES[wanted.kv_v]) / 4
-    cache = context * (demand.cache_per_token or 0) * share
-    step = 4 * wanted.batch * (8 * demand.hidden + 2 * demand.inner)
-    return Memory(needed=demand.weights + cache + step + _PROCESS_BYTES, cache=cache, context=context)
+    """What an artifact needs here."""
+    own = Options(**dict(options))
+    return predict_memory(demand, context=own.context, batch=own.batch, kv_k=own.kv_k, kv_v=own.kv_v)
 
 
 def _resolved(options: Options) -> str:

@@ -225,18 +225,20 @@ def test_a_model_is_opened_once_and_planned_once_for_each_target(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_format_says_what_each_scheme_costs(name: str, checkpoint: Path) -> None:
+def test_a_format_says_what_each_scheme_costs(name: str, tmp_path: Path) -> None:
     """One conformance test: of every scheme that has a size, in the order of what was asked; each figure has its source."""
-    known, model = FORMATS[name], Model(folder=checkpoint)
-    output = "logits" if "logits" in known.SCHEMES else "embedding"
-    asked = [known.Options(scheme=scheme) for scheme in known.SCHEMES[output]]
-    costs = known.costs(model, output, asked)
-    assert [cost.scheme for cost in costs] == list(known.SCHEMES[output])
+    create = 'create = { family = "llama", hidden = 256, layers = 2, heads = 4, vocabulary = 400 }'
+    known, model = FORMATS[name], made_model(recipe_of(tmp_path, "text-generation", create), None, "tokens", 0)
+    schemes = [scheme for scheme in known.SCHEMES["tokens"] if scheme != "auto"]
+    costs = known.costs(model, "tokens", [known.Options(scheme=scheme) for scheme in schemes])
+    assert [cost.scheme for cost in costs] == schemes
     for cost in costs:
         for figure in filter(None, (cost.file, cost.memory, cost.read_per_token, cost.cache_per_token)):
             assert figure.value > 0
             assert figure.source
         assert cost.file.value >= cost.memory.value
+    fewest, most = (costs[schemes.index(scheme)] for scheme in (known.BY_BITS[0], known.BY_BITS[-1]))
+    assert fewest.file.value < most.file.value
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
