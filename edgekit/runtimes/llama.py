@@ -450,8 +450,7 @@ def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, 
 
 def memory(demand: Demand, options: Mapping[str, Any]) -> Memory:
     """What an artifact needs here."""
-    own = Options(**dict(options))
-    return predict_memory(demand, context=own.context, batch=own.batch, kv_k=own.kv_k, kv_v=own.kv_v)
+    return predict_memory(demand, Options(**dict(options)))
 
 
 def _resolved(options: Options) -> str:
