@@ -148,7 +148,7 @@ def write(out: Path, events: Events, again: Sequence[Events], arrays: Mapping[st
 
     lines = {**events, "again": list(again)}
     (out / "measurements.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-    with (out / Path(_OUTPUTS).name).open("wb") as stream:
+    with (out / "outputs.npz").open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
 
 

@@ -188,40 +188,34 @@ def test_what_the_prompts_can_prove_is_told_before_anything_runs(command: Comman
     assert all(len(line) <= 80 for line in said.splitlines() if "teacher" not in line and "in all" not in line)
 
 
-def test_a_model_is_opened_once_and_planned_once_for_each_target(
+def test_a_model_is_planned_once_for_each_target(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three targets with five candidates each."""
-    from edgekit import model as opening
     from edgekit.formats.gguf import metadata, tensors
-    from edgekit.pipeline import resolve
     from tests.architectures.decoders import make_decoder
 
     make_decoder("llama", tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
     texts = Path(__file__).parents[2] / "calib_data" / "chat"
     (tmp_path / "recipe.toml").write_text(
         f'task = "text-generation"\n[teacher]\nsource = "model"\n[data]\npath = {json.dumps(texts.as_posix())}\n'
         'messages = "messages"\n'
     )
-    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
-    targets = [word for name in ("raspberrypi", "laptop-cpu", "raspberrypi4") for word in ("-t", name)]
-    assert command("build", "--dry-run", *targets).code == 0, "what is checked once is kept"
-    counts = {"opened": 0, "planned": 0}
+    planned: list[Model] = []
 
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            counts[name] += 1
-            return function(*arguments, **named)
+    def plan(model: Model) -> list[tensors.Tensor]:
+        planned.append(model)
+        return own(model)
 
-        return call
-
-    for module in (opening, resolve):
-        monkeypatch.setattr(module, "load_model", counted("opened", opening.load_model))
+    own = tensors.plan
     for module in (tensors, metadata):
-        monkeypatch.setattr(module, "plan", counted("planned", tensors.plan))
-    told = json.loads(command("build", "--dry-run", "--json", *targets).out)["plans"]
-    assert [len(plan["estimate"]["schemes_mb"]) for plan in told] == [5, 5, 5]
-    assert counts == {"opened": 1, "planned": 3}
+        monkeypatch.setattr(module, "plan", plan)
+    targets = [word for name in ("raspberrypi", "laptop-cpu", "raspberrypi4") for word in ("-t", name)]
+    answer = command("build", "--dry-run", "--json", *targets)
+    assert answer.code == 0, answer.err
+    assert [len(one["estimate"]["schemes_mb"]) for one in json.loads(answer.out)["plans"]] == [5, 5, 5]
+    assert len(planned) == 3
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -28,8 +28,7 @@ def question(tmp_path_factory: pytest.TempPathFactory) -> Question:
     offsets = np.cumsum([0, *map(len, TEXTS)])
     ids = np.concatenate(TEXTS).astype(np.int64)
     return Question(
-        artifact=artifact,
-        file="model.onnx",
+        file=artifact / "model.onnx",
         request={"runtime": "onnxruntime", "options": {"threads": 1}, "timing": TIMING},
         inputs={"ids": ids, "offsets": offsets, "pad_id": np.int64(0)},
         timeout_s=120,
@@ -47,7 +46,7 @@ def test_a_probe_conforms(name: str, question: Question) -> None:
     assert {*answer.events} < {*whole.events}
     assert list(whole.events)[-1] == "done"
     assert whole.arrays["outputs"].shape == (len(TEXTS), 3)
-    assert sorted(path.name for path in question.artifact.iterdir()) == ["model.onnx"], "an artifact is only read"
+    assert sorted(path.name for path in question.file.parent.iterdir()) == ["model.onnx"], "an artifact is only read"
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -56,7 +55,7 @@ def test_a_probe_that_fails_says_where_and_what_to_do(name: str, question: Quest
         LocalDevice({}) as device,
         pytest.raises(DeviceFailed, match=r"none\.onnx: the probe ended with exit code 1: .*; `edgekit inspect`"),
     ):
-        PROBES[name].ask(device, replace(question, file="none.onnx"))
+        PROBES[name].ask(device, replace(question, file=question.file.with_name("none.onnx")))
 
 
 class Ends(LocalDevice):

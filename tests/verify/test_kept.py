@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit.evidence import RuntimeVersion, Shape
 from edgekit.verify.kept import keep
 from edgekit.verify.measurements import Measurements, Timed
 
@@ -26,9 +27,9 @@ def measured(**machine: Any) -> Measurements:
         device=MACHINE | machine,
         speed={},
         work={},
-        runtime={"name": "onnxruntime", "version": "1"},
+        runtime=RuntimeVersion(name="onnxruntime", version="1"),
         available=[],
-        shape={"batch": 1, "sequence": 8, "threads": 1},
+        shape=Shape(batch=1, sequence=8, threads=1),
         load_ms=1.0,
         first_ms=1.0,
         processes=[Timed(times=[1.0, 2.0])],
