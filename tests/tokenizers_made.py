@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgekit.formats.gguf.file import GgufWriter
-from edgekit.formats.gguf.probe_texts import PROBES
+from edgekit.formats.gguf.probe_texts import PROBE_TEXTS
 from edgekit.formats.gguf.tokenizer import general_name, vocabulary
 from edgekit.model import Model
 from tests.conftest import ROOT
@@ -26,7 +26,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 def texts() -> list[str]:
     """English, code and our probes, so that merges run across all that a pre-tokenizer may separate."""
     read = [(ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "tests/fixtures/tokenizer_corpus.txt")]
-    return read + [text for probes in PROBES.values() for text in probes] * 3
+    return read + [text for probes in PROBE_TEXTS.values() for text in probes] * 3
 
 
 def step(name: str) -> Any:

@@ -16,13 +16,20 @@ class Settings(Protocol):
     """What of the runtime's options the memory depends on (see `llama.Options`)."""
 
     @property
-    def context(self) -> int: ...
+    def context(self) -> int:
+        """Tokens; 0: what is asked for."""
+
     @property
-    def batch(self) -> int: ...
+    def batch(self) -> int:
+        """Tokens of a prompt in one step."""
+
     @property
-    def kv_k(self) -> str: ...
+    def kv_k(self) -> str:
+        """The type of the keys."""
+
     @property
-    def kv_v(self) -> str: ...
+    def kv_v(self) -> str:
+        """The type of the values."""
 
 
 def predict_memory(demand: Demand, settings: Settings) -> Memory:

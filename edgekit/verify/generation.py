@@ -115,9 +115,8 @@ def measure(
     progress: Progress,
     out: Path,
 ) -> tuple[Measurements, dict[str, NDArray[Any]]]:
-    """Run the probe over what `ask_tokens` asks.
+    """The measurements of what `ask_tokens` asks, a call being one new token, and the probe's arrays (see `runtimes.generation`).
 
-    Returns the measurements, a call being one new token, and the arrays that the probe made (see `runtimes.generation`).
     is_judged: whether a process's times will be judged; then others follow, which time the budget's prompt and the longest.
     Raises DeviceFailed where the probe does not finish.
     """
@@ -125,16 +124,15 @@ def measure(
     answers, passages = inputs["generate"], inputs["referenced"] - inputs["generate"]
     progress(0, 0, f"{answers} answers and {passages} texts in {question.request['runtime']}")
     answer = PROBES[DEFAULT].ask(device, question)
-    events, arrays = answer.events, dict(answer.arrays)
-    found, again = _read(events, budget), []
+    found, again = _read(answer.events, budget), []
     if is_judged(found):
-        longest = int(events["decode"]["depth"])
+        longest = int(answer.events["decode"]["depth"])
         few = question.only_times(prompts=sorted({found.real_lengths[0], longest}), **AGAIN)
         bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
         again = time_again(replace(few, inputs=bare | {"referenced": 0}), device, progress)
-    write(out, events, again, arrays)
+    write(out, answer.events, again, answer.arrays)
     processes = [*found.processes, *(_read_timed(lines, found.real_lengths[0]) for lines in again)]
-    return replace(found, processes=processes), arrays
+    return replace(found, processes=processes), dict(answer.arrays)
 
 
 def _read_timed(events: Mapping[str, Mapping[str, Any]], length: int) -> Timed:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import tokenizing
 from edgekit.errors import EdgekitError, require
 from edgekit.formats.gguf.file import read_gguf
-from edgekit.formats.gguf.probe_texts import PROBES
+from edgekit.formats.gguf.probe_texts import PROBE_TEXTS
 from edgekit.formats.gguf.tokenizer_json import (
     normalization,
     normalizer_steps,
@@ -164,7 +164,7 @@ class Comparison:
 
     def probes(self) -> dict[str, list[str]]:
         """Our texts, without those that llama.cpp cannot read as the original; why is noted in `limits`."""
-        kinds = {**PROBES, "vocabulary": self._pieces()}
+        kinds = {**PROBE_TEXTS, "vocabulary": self._pieces()}
         return {kind: [text for probe in texts for text in self._within_limits(probe)] for kind, texts in kinds.items()}
 
     def compare(self, kind: str, texts: Sequence[str], modes: Iterable[tuple[bool, bool]] | None = None) -> None:

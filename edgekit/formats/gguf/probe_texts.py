@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-PROBES: dict[str, tuple[str, ...]] = {
+PROBE_TEXTS: dict[str, tuple[str, ...]] = {
     "plain": ("Hello, world! This is it: a test; isn't it? They'RE sure we'Ve 'told him.", "The quick brown fox."),
     "accents": ("Ça déjà vu, naïve café, Größe, Ærøskøbing, señor, žluťoučký kůň", "İstanbul ıŞıK ǅ ﬁne ſ"),
     "combining marks": ("cafe\u0301 n\u0303 a\u030a\u0323 Z\u0351\u036b\u0343", "\u0301start"),
