@@ -50,7 +50,7 @@ from edgekit.formats import parse_options  # noqa: E402
 from edgekit.inputs import Content, identity  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.recipe import AS_CALIBRATED, Calibrate  # noqa: E402
-from edgekit.runtimes import ort, scores  # noqa: E402
+from edgekit.runtimes import onnxruntime, scores  # noqa: E402
 from edgekit.tasks import TASKS, find_pad_id, outputs  # noqa: E402
 from edgekit.weights import weight_files  # noqa: E402
 from edgekit.workspace import Workspace, file_sha256, library_version  # noqa: E402
@@ -225,7 +225,7 @@ class Bench:
         """Export a model, run the test rows, and add what runs it to `runners`; the row of the table."""
         self.say(name)
         folder, facts = self.export(model, options)
-        session = ort.load(folder / facts["file"], {**facts["runtime_options"], "threads": 1})
+        session = onnxruntime.load(folder / facts["file"], {**facts["runtime_options"], "threads": 1})
         runners[name] = session.run
         answers = np.stack([session.run(ids) for ids in self.test_ids])
         # A student is compared with itself in float, the teacher's artifacts with the teacher.
@@ -294,7 +294,7 @@ def make_peers(
         "onnxruntime quantize_static": quantize_static,
     }.items():
         file = make(exported, bench.calibrate_ids)
-        session = ort.load(file, {"threads": 1, "disabled_optimizers": ["SkipLayerNormFusion"]})
+        session = onnxruntime.load(file, {"threads": 1, "disabled_optimizers": ["SkipLayerNormFusion"]})
         runners[name] = session.run
         answers = np.stack([session.run(ids) for ids in bench.test_ids])
         rows[name] = bench.row(answers, bench.float_outputs, file.stat().st_size)
@@ -370,7 +370,9 @@ def embeddings(bench: Bench) -> dict[str, Any]:
     checked = load_model(model)
     ids = checked.encode([text for text, _ in bench.test[:EMBEDDED]], MAX_LENGTH)
     reference = outputs(TASKS[EMBED].load(model), ids, find_pad_id(checked))
-    answers = ort.outputs(folder / facts["file"], ids, pad_id=0, options={**facts["runtime_options"], "threads": 1})
+    answers = onnxruntime.outputs(
+        folder / facts["file"], ids, pad_id=0, options={**facts["runtime_options"], "threads": 1}
+    )
     alike = scores.cosine(reference, answers)
     return {
         "scheme": facts["scheme"],
@@ -392,7 +394,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": facts.get("model name", platform.processor() or platform.machine()),
         "vnni": bool(flags & {"avx512_vnni", "avx_vnni"}),
-        "onnxruntime": ort.version(),
+        "onnxruntime": onnxruntime.version(),
     }
 
 

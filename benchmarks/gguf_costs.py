@@ -33,7 +33,7 @@ from train_tiny_llama import SHARED, default_cache, tiny_llama  # noqa: E402
 from edgekit.formats.gguf.mixed.allocate import role_of  # noqa: E402
 from edgekit.formats.gguf.schemes import TOKEN_EMBEDDING, Shape, quantizable  # noqa: E402
 from edgekit.formats.gguf.tensors import shapes as shapes_of  # noqa: E402
-from edgekit.runtimes import llama, machine  # noqa: E402
+from edgekit.runtimes import llamacpp, machine  # noqa: E402
 
 GOAL = 0.02
 KINDS = ("q4_k", "q4_0", "iq4_nl", "q5_k", "q6_k", "q8_0")
@@ -74,7 +74,7 @@ def measure(
     """Random mixtures, the seconds by which a token of each takes longer than Q4_K_M's, and what that takes (medians)."""
     numbers = np.random.default_rng(0)
     prompt = np.array(bench.blocks["verify"][0][:PROMPT])
-    reference = llama.generator(bench.write("base", base, {}), {"threads": 1})
+    reference = llamacpp.generator(bench.write("base", base, {}), {"threads": 1})
     tried: list[Types] = []
     more, whole = [], []
     for number in range(count):
@@ -83,7 +83,7 @@ def measure(
             name: common[role_of(name)] if numbers.random() < ALIKE else str(numbers.choice(KINDS))
             for name in sorted(shapes)
         }
-        decoder = llama.generator(bench.write("tried", {**base, **types}, {}), {"threads": 1})
+        decoder = llamacpp.generator(bench.write("tried", {**base, **types}, {}), {"threads": 1})
         times: dict[bool, list[float]] = {False: [], True: []}
         for pair in range(pairs + 1):
             for own in (True, False) if pair % 2 else (False, True):

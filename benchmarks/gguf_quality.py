@@ -51,7 +51,7 @@ from edgekit.formats.gguf.schemes import TOKEN_EMBEDDING  # noqa: E402
 from edgekit.formats.gguf.tensors import layer_names, plan  # noqa: E402
 from edgekit.formats.gguf.tokenizer import vocabulary  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
-from edgekit.runtimes import llama, machine, scores  # noqa: E402
+from edgekit.runtimes import llamacpp, machine, scores  # noqa: E402
 from edgekit.tasks.decoders import load_decoder  # noqa: E402
 
 Floats = NDArray[np.float32]
@@ -145,7 +145,7 @@ class Bench:
     @cached_property
     def references(self) -> dict[str, Floats]:
         """The float file's logits of the parts that are compared, on disk: float32 [blocks, LENGTH, vocabulary]."""
-        decoder = llama.generator(self.float_file, self.options)
+        decoder = llamacpp.generator(self.float_file, self.options)
         found: dict[str, Floats] = {}
         for part in ("verify",):
             shape = (len(self.blocks[part]), LENGTH, decoder.vocabulary)
@@ -159,7 +159,7 @@ class Bench:
 
     def divergence(self, file: Path, part: str) -> dict[str, Any]:
         """{kl: mean over tokens, blocks: mean of each block, p99, top1} of a file against the float one, in llama.cpp."""
-        decoder = llama.generator(file, self.options)
+        decoder = llamacpp.generator(file, self.options)
         rows, same = [], 0
         for ids, reference in zip(self.blocks[part], self.references[part], strict=True):
             decoder.clear()
@@ -267,7 +267,7 @@ class Bench:
         # What llama.cpp does when nobody asks for anything else.
         options = {"threads": self.threads}
         files = {name: self.scratch / f"{name}.gguf" for name in ("mixed@q4_k_m", "q4_k_m")}
-        decoders = {name: llama.generator(file, options) for name, file in files.items()}
+        decoders = {name: llamacpp.generator(file, options) for name, file in files.items()}
         prompt = np.array(self.blocks["verify"][0][:PROMPT])
         for decoder in decoders.values():
             decode(decoder, prompt)
@@ -294,7 +294,7 @@ class Bench:
         }
 
 
-def decode(decoder: llama.Generator, prompt: NDArray[np.intp]) -> float:
+def decode(decoder: llamacpp.Generator, prompt: NDArray[np.intp]) -> float:
     """Tokens per second of NEW greedy tokens behind the prompt."""
     decoder.clear()
     token = int(decoder.logits(prompt, slice(-1, None)).argmax())

@@ -60,16 +60,16 @@ def answer_here(file: str, ids: Sequence[Sequence[int]], out: str) -> None:
     """
     import numpy as np
 
-    from edgekit.runtimes import llama
+    from edgekit.runtimes import llamacpp
 
     rows = []
     try:
-        generator = llama.generator(Path(file), {"kv_k": "f32", "kv_v": "f32"})
+        generator = llamacpp.generator(Path(file), {"kv_k": "f32", "kv_v": "f32"})
         for row in ids:
             generator.clear()
             rows.append(generator.logits(row, slice(-PLACES, None)))
         generator.close()
-    except llama.LlamaError as failed:
+    except llamacpp.LlamaError as failed:
         raise EdgekitError(f"{failed}") from failed
     np.save(out, np.concatenate(rows))
 

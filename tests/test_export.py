@@ -14,7 +14,7 @@ from edgekit.errors import EdgekitError
 from edgekit.export import file_digest
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
-from edgekit.runtimes import ort
+from edgekit.runtimes import onnxruntime
 from edgekit.workspace import write_product
 from tests.conftest import make_data
 from tests.steps import adopt, calibrate, export
@@ -64,7 +64,7 @@ def test_weights_of_any_name_come_along(location: str, checkpoint: Path, tmp_pat
     assert facts["bytes"] == sum(path.stat().st_size for path in file.parent.iterdir())
     assert sorted(path.name for path in out.iterdir()) == sorted(["model.onnx", location, "tokenizer.json"])
     ids = load_model(checkpoint).encode(["please turn the hall light on"], 32)
-    wanted, given = (ort.outputs(path, ids, pad_id=0, options={}) for path in (file, out / "model.onnx"))
+    wanted, given = (onnxruntime.outputs(path, ids, pad_id=0, options={}) for path in (file, out / "model.onnx"))
     np.testing.assert_array_equal(given, wanted)
 
 
@@ -146,7 +146,7 @@ def test_padded_batches_calibrate_the_same_artifact(checkpoint: Path, tmp_path: 
             )
         )
         ids = load_model(checkpoint).encode([row.text for row in PromptSet(folder=prompts).split("verify")], 32)
-        answers.append(ort.outputs(out / "model.onnx", ids, pad_id=0, options=facts[-1]["runtime_options"]))
+        answers.append(onnxruntime.outputs(out / "model.onnx", ids, pad_id=0, options=facts[-1]["runtime_options"]))
     assert facts[0]["quantized"] == facts[1]["quantized"]
     assert facts[0]["choices"]["loss"] == pytest.approx(facts[1]["choices"]["loss"], rel=0.05)
     np.testing.assert_allclose(answers[0], answers[1], atol=0.02 * np.abs(answers[0]).max())

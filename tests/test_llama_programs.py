@@ -176,7 +176,7 @@ def figures(printed: str, name: str) -> tuple[float, float]:
 
 def test_llama_perplexity_measures_the_same_divergence(model: Path, texts: Path, tmp_path: Path) -> None:
     """The same tokens, read from the file of reference logits, through edgekit's runtime and scores."""
-    from edgekit.runtimes.llama import Generator
+    from edgekit.runtimes.llamacpp import Generator
 
     quantized = tmp_path / "q4_0.gguf"
     run_program("llama-quantize", model, quantized, "Q4_0", "1")

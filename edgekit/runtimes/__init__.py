@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgekit.runtimes import llama, ort
+from edgekit.runtimes import llamacpp, onnxruntime
 from edgekit.runtimes.memory import Demand, Memory
 
 if TYPE_CHECKING:
@@ -86,4 +86,4 @@ class Runtime(Protocol):
         """Nodes and matrix-product work of one call, by execution provider."""
 
 
-RUNTIMES: dict[str, Runtime] = {ort.NAME: ort, llama.NAME: llama}
+RUNTIMES: dict[str, Runtime] = {onnxruntime.NAME: onnxruntime, llamacpp.NAME: llamacpp}

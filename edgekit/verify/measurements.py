@@ -56,7 +56,7 @@ class Measurements:
     """What the probe reported. Times in ms, peak_mb in MiB; None where the device does not tell.
 
     device is what the machine is, speed how fast (bandwidth_gbs, fp32_gflops, int8_gops), work what one call does at the
-    budget's shape (see `runtimes.ort.work`). processes have the timed calls at that shape, first of all those of the process
+    budget's shape (see `Runtime.work`). processes have the timed calls at that shape, first of all those of the process
     that gave the outputs; earlier are those of earlier measurements of the same artifact there, `measurement` how many
     measurements that makes. real_times are at the prompts' own lengths. neighbours: what the machine did while its speed was
     measured. Of a decoder a call is one new token, and generation has what the probe says of prompts, threads and memory.

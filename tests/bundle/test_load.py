@@ -20,7 +20,7 @@ import pytest
 
 from edgekit.bundle.loaders import LOADERS
 from edgekit.bundle.package import package
-from edgekit.runtimes import ort
+from edgekit.runtimes.onnxruntime import outputs
 from edgekit.tasks import text_classification
 from tests.artifacts import LABELS, MAX_LENGTH, make_artifact, make_report, make_target, make_tokenizer
 
@@ -234,6 +234,6 @@ def test_answers_equal_those_of_the_session_that_verifies(bundle: Path) -> None:
     }
     tokenizer = make_tokenizer(bundle.parent / "tokenizer.json", MAX_LENGTH)
     ids = [tokenizer.encode(text).ids for text in TEXTS]
-    verified = ort.outputs(bundle / "model.onnx", ids, pad_id=manifest["pad_id"], options=options)
+    verified = outputs(bundle / "model.onnx", ids, pad_id=manifest["pad_id"], options=options)
     opened = shipped(bundle).Bundle(bundle)
     np.testing.assert_array_equal(np.stack([opened.output(text) for text in TEXTS]), verified)

@@ -143,7 +143,7 @@ def test_an_encoder_has_no_figure_per_token(tmp_path: Path) -> None:
 
 def test_the_cache_is_as_large_as_llama_cpp_s(tied: Path, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from edgekit.runtimes.llama import Generator
+    from edgekit.runtimes.llamacpp import Generator
 
     wide = LLAMA | {"llama.attention.key_length": 64, "llama.attention.value_length": 64}
     tensors = decoder() | {

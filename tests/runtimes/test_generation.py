@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from edgekit.runtimes import generation, llama, scores
+from edgekit.runtimes import generation, llamacpp, scores
 from tests.runtimes.gguf_files import write_llama
 from tests.runtimes.test_probe import ask
 
@@ -80,7 +80,7 @@ def save(path: Path, sequences: list[tuple[list[int], int]], **more: Any) -> Pat
 
 
 def score(file: Path, inputs: Path, batch: int = 512) -> dict[str, np.ndarray]:
-    with closing(llama.generator(file, EXACT)) as generator:
+    with closing(llamacpp.generator(file, EXACT)) as generator:
         return generation.score(generator, generation.read_inputs(inputs), batch)
 
 
@@ -103,7 +103,7 @@ def test_memory_bound_changes_no_score(
     all_at_once = score(file, inputs)
     monkeypatch.setattr(generation, "_LOGITS_BYTES", 4 * VOCABULARY * 3)
     asked: list[int] = []
-    with closing(llama.generator(file, EXACT)) as generator:
+    with closing(llamacpp.generator(file, EXACT)) as generator:
         real = generator.logits
         generator.logits = lambda ids, rows=None: (asked.append(len(ids)), real(ids, rows))[1]  # type: ignore[method-assign]
         few = generation.score(generator, generation.read_inputs(inputs), 512)
@@ -137,7 +137,7 @@ def test_answers_are_those_of_transformers(
     model: LlamaForCausalLM, file: Path, sequences: list[tuple[list[int], int]], tmp_path: Path
 ) -> None:
     inputs = generation.read_inputs(save(tmp_path / "inputs.npz", sequences, generate=4, max_new=64, stop=[]))
-    with closing(llama.generator(file, EXACT)) as generator:
+    with closing(llamacpp.generator(file, EXACT)) as generator:
         found = generation.answers(generator, inputs)
     for (ids, start), (begin, end) in zip(sequences, pairwise(found["answer_offsets"]), strict=False):
         whole = model.generate(
@@ -152,7 +152,7 @@ def test_answers_are_those_of_transformers(
 
 
 def test_an_answer_ends_before_its_stop_token(file: Path) -> None:
-    with closing(llama.generator(file, EXACT)) as generator:
+    with closing(llamacpp.generator(file, EXACT)) as generator:
         free = list(generation.continuation(generator, np.array([1]), 12, frozenset()))
         assert len(free) == 12
         stop = free[5]
@@ -175,7 +175,7 @@ def test_probe_speaks_the_protocol_of_tokens(
     assert [line["event"] for line in lines] == EVENTS
     told = {line["event"]: line for line in lines}
     cores = told["device"]["cores"]
-    assert (told["load"]["runtime"], told["load"]["version"]) == ("llama-cpp", llama.version())
+    assert (told["load"]["runtime"], told["load"]["version"]) == ("llama-cpp", llamacpp.version())
     # Lengths that the model has no room for are left out.
     assert told["prefill"]["lengths"] == [16, 64]
     assert (told["prefill"]["threads"], told["prefill"]["threads_batch"]) == (1, cores)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit.runtimes import RUNTIMES, ort
+from edgekit.runtimes import RUNTIMES, onnxruntime
 from tests.runtimes.gguf_files import write_bert
-from tests.runtimes.test_ort import N, make_layers
+from tests.runtimes.onnxruntime.test_onnxruntime import N, make_layers
 
 EVENTS = ["device", "load", "first", "latency", "latency_real", "outputs", "memory", "work", "machine", "done"]
 TEXTS = [[1, 2, 3], [4, 5], [], [6, 7, 8, 9]]
@@ -35,7 +35,7 @@ def ask(folder: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
         "file": "model.onnx",
         "inputs": "inputs.npz",
         "outputs": "out/outputs.npz",
-        "options": {"threads": 1, "provider": ort.CPU, "disabled_optimizers": ["SkipLayerNormFusion"]},
+        "options": {"threads": 1, "provider": onnxruntime.CPU, "disabled_optimizers": ["SkipLayerNormFusion"]},
         "timing": {"warmup": 2, "repeats": 70, "least": 59, "seconds": 5, "sequence": 16},
     }
     (folder / "request.json").write_text(json.dumps(request | changes))
@@ -63,7 +63,7 @@ assert not ours and "torch" not in sys.modules and "onnx" not in sys.modules, ou
 
 def test_no_more_threads_than_cores(tmp_path: Path) -> None:
     make_layers(tmp_path / "model.onnx")
-    ended = ask(tmp_path, options={"threads": 4096, "provider": ort.CPU, "disabled_optimizers": []})
+    ended = ask(tmp_path, options={"threads": 4096, "provider": onnxruntime.CPU, "disabled_optimizers": []})
     told = {line["event"]: line for line in map(json.loads, ended.stdout.splitlines())}
     assert told["latency"]["shape"]["threads"] == told["device"]["cores"]
 
@@ -77,7 +77,7 @@ def make_bert(path: Path) -> None:
 
 # A runtime's name -> a file that it runs, and its options.
 FILES: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
-    "onnxruntime": ("model.onnx", make_layers, {"threads": 1, "provider": ort.CPU}),
+    "onnxruntime": ("model.onnx", make_layers, {"threads": 1, "provider": onnxruntime.CPU}),
     "llama-cpp": ("model.gguf", make_bert, {"threads": 1, "context": 0}),
 }
 

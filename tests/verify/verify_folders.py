@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from edgekit.devices import LocalDevice
 from edgekit.evidence import read_report
 from edgekit.gate import Look
-from edgekit.runtimes import machine, ort
+from edgekit.runtimes import machine, onnxruntime
 from edgekit.target import Target, load_target
 from edgekit.typed_json import to_table
 from edgekit.verify import Subject, Terms, verify
@@ -109,7 +109,7 @@ def outputs_of(graph: Path, prompts: Path, split: str, tokenizer: Path) -> NDArr
     """What a graph answers on a split."""
     texts = [json.loads(line)["text"] for line in (prompts / f"{split}.jsonl").read_text().splitlines()]
     ids = [encoding.ids for encoding in Tokenizer.from_file(str(tokenizer)).encode_batch(texts)]
-    return ort.outputs(graph, ids, pad_id=0, options={"threads": 1})
+    return onnxruntime.outputs(graph, ids, pad_id=0, options={"threads": 1})
 
 
 def make_reference(folder: Path, prompts: Path) -> Path:

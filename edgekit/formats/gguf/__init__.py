@@ -80,7 +80,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     a family that GGUF has no name for, a tokenizer that llama.cpp does not read as the original does, weights that are missing,
     misshapen or not finite, a calibration of another model, and a file that llama.cpp does not run.
     """
-    from edgekit.runtimes.llama import LlamaError
+    from edgekit.runtimes.llamacpp import LlamaError
 
     try:
         return _write(source, options, out)

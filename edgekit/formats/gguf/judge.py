@@ -74,7 +74,7 @@ def listen_here(
 
     Raises EdgekitError for a file that llama.cpp does not load or run.
     """
-    from edgekit.runtimes.llama import LlamaError
+    from edgekit.runtimes.llamacpp import LlamaError
 
     try:
         with closing(_open(Path(file))) as generator:
@@ -95,6 +95,6 @@ def listen_here(
 
 
 def _open(file: Path) -> Generator:
-    from edgekit.runtimes import llama
+    from edgekit.runtimes import llamacpp
 
-    return llama.generator(file, {"threads": available_cores(), "kv_k": "f16", "kv_v": "f16"})
+    return llamacpp.generator(file, {"threads": available_cores(), "kv_k": "f16", "kv_v": "f16"})

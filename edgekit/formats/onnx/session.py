@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.runtimes.ort import load_errors
+from edgekit.runtimes.onnxruntime import load_errors
 
 if TYPE_CHECKING:
     import numpy as np

@@ -32,7 +32,7 @@ from edgekit.formats.gguf.metadata import (
 from edgekit.formats.gguf.tensors import layer_names, plan
 from edgekit.formats.gguf.tokenizer import vocabulary
 from edgekit.model import Model, load_model
-from edgekit.runtimes import llama
+from edgekit.runtimes import llamacpp
 from tests.architectures.decoders import DECODERS, make_decoder
 from tests.architectures.families import make_family, save_as_v4
 from tests.conftest import child_environment
@@ -110,7 +110,7 @@ def tokens(count: int) -> list[int]:
 
 def logits(file: Path, ids: list[int], decoded: int = 8) -> np.ndarray:
     """llama.cpp's logits: most tokens at once, the last ones each by itself."""
-    generator = llama.generator(file, EXACT | {"context": len(ids)})
+    generator = llamacpp.generator(file, EXACT | {"context": len(ids)})
     found = [generator.logits(ids[:-decoded]), *(generator.logits([one]) for one in ids[-decoded:])]
     generator.close()
     return np.concatenate(found)
@@ -171,7 +171,7 @@ def test_encoders_give_the_same_embeddings(family: str, older: bool, tmp_path: P
     if older:
         save_as_v4(folder)
     write(folder, tmp_path / "model.gguf")
-    found = llama.outputs(tmp_path / "model.gguf", ids, pad_id=0, options=EXACT | {"pooling": "mean"})
+    found = llamacpp.outputs(tmp_path / "model.gguf", ids, pad_id=0, options=EXACT | {"pooling": "mean"})
     # Two more roundings than Gemma: llama.cpp's GELU is the one with tanh besides.
     assert np.abs(found - wanted).max() / wanted.std() < 2e-2
     cosine = (found * wanted).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(wanted, axis=-1)

@@ -23,7 +23,7 @@ from edgekit.formats.gguf.schemes import SCHEMES
 from edgekit.formats.smallest import SHARE
 from edgekit.formats.smallest import Limits as ByBits
 from edgekit.model import load_model
-from edgekit.runtimes import ort
+from edgekit.runtimes import onnxruntime
 from edgekit.target import load_target
 from edgekit.verify.margins import Limits, limits_at
 from edgekit.workspace import file_sha256, write_product
@@ -276,7 +276,7 @@ def test_an_embedder_bundle_is_the_onnx_embedder(
     facts = embedder.export(tmp_path / "onnx", format="onnx", scheme="fp32")
     texts = [said for said, _ in orders(ROOMS[:6])]
     ids = load_model(embedder.model).encode(texts, 64)
-    theirs = ort.outputs(tmp_path / "onnx" / facts["file"], ids, pad_id=0, options={"threads": 1})
+    theirs = onnxruntime.outputs(tmp_path / "onnx" / facts["file"], ids, pad_id=0, options={"threads": 1})
     ours = np.array(run_bundle(bundle, texts))
     cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
     assert cosines.min() > 0.999

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from edgekit.runtimes import llama, scores
+from edgekit.runtimes import llamacpp, scores
 from tests.architectures.decoders import DECODERS, make_decoder
 from tests.conftest import ROOT
 from tests.formats.gguf.test_convert import EXACT, reference, tokens, write
@@ -21,7 +21,7 @@ NEW, CLOSE = 64, 1e-3
 
 def greedy(file: Path, prompt: list[int], new: int = NEW) -> list[int]:
     """llama.cpp's likeliest tokens behind a prompt."""
-    generator = llama.generator(file, EXACT | {"context": len(prompt) + new})
+    generator = llamacpp.generator(file, EXACT | {"context": len(prompt) + new})
     said: list[int] = []
     fed = prompt
     for _ in range(new):
@@ -51,7 +51,7 @@ def test_every_family_says_what_transformers_says(family: str, tmp_path: Path) -
 def test_float16_hardly_differs(family: str, tmp_path: Path) -> None:
     folder, ids = make(family, tmp_path / "model"), tokens(100)
     write(folder, tmp_path / "f16.gguf", "f16")
-    generator = llama.generator(tmp_path / "f16.gguf", {"threads": 1, "context": len(ids)})
+    generator = llamacpp.generator(tmp_path / "f16.gguf", {"threads": 1, "context": len(ids)})
     found = generator.logits(ids)
     generator.close()
     wanted = reference(folder, ids)

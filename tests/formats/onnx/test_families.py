@@ -11,7 +11,7 @@ import pytest
 from edgekit.formats import FORMATS
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
-from edgekit.runtimes import ort, scores
+from edgekit.runtimes import onnxruntime, scores
 from edgekit.schema import nearest
 from edgekit.tasks import TASKS, find_pad_id, outputs
 from edgekit.workspace import write_product
@@ -48,7 +48,7 @@ def answers(folder: Path, student: Path, task: str, facts: dict[str, Any]) -> tu
     ids, pad = model.encode(texts, 24), find_pad_id(model)
     floats = outputs(TASKS[task].load(student), ids, pad)
     file = folder / "artifact" / facts["file"]
-    return floats, ort.outputs(file, ids, pad_id=pad, options=facts["runtime_options"])
+    return floats, onnxruntime.outputs(file, ids, pad_id=pad, options=facts["runtime_options"])
 
 
 @pytest.mark.parametrize("family", sorted(MORE))

@@ -16,7 +16,7 @@ from edgekit.embedding_files import POOLING_MODES, Embedding, Step
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx import describe_file
 from edgekit.formats.onnx.fit import Wanted, fit
-from edgekit.runtimes import ort
+from edgekit.runtimes import onnxruntime
 from edgekit.tasks.pooling import POOLINGS
 
 TABLE = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
@@ -56,7 +56,7 @@ def fitted(path: Path, embedding: Embedding = MEAN, *, longest: int = 12) -> tup
     """What `fit` says, and what the file answers then, one text at a time."""
     told = fit(path, Wanted(output="embedding", embedding=embedding, pad_id=39, max_length=longest), path)
     assert describe_file(path)["opset"] == 17
-    return told, ort.outputs(path, IDS, pad_id=39, options={"threads": 1})
+    return told, onnxruntime.outputs(path, IDS, pad_id=39, options={"threads": 1})
 
 
 def pooled(modes: tuple[str, ...]) -> np.ndarray:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekit.runtimes.ort_generation import Generator
+    from edgekit.runtimes.onnxruntime.generation import Generator
 
     Ids = Sequence[int] | NDArray[np.int64]
 
@@ -151,7 +151,7 @@ def load(file: Path, options: Mapping[str, Any]) -> Session:
 
 def generator(file: Path, options: Mapping[str, Any]) -> Generator:
     """Open a decoder."""
-    from edgekit.runtimes.ort_generation import Generator
+    from edgekit.runtimes.onnxruntime.generation import Generator
 
     return Generator(file, options)
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 
-from edgekit.runtimes import RUNTIMES, ort
+from edgekit.runtimes import RUNTIMES, onnxruntime
 
 K, H, N = 64, 96, 32
 
@@ -55,12 +55,12 @@ def test_work_counts_every_product(tmp_path: Path, scheme: str, width: int) -> N
     if scheme == "static":
         options = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
         quantize_static(tmp_path / "float.onnx", tmp_path / "static.onnx", Prompts(), **options)
-    work = ort.work(tmp_path / f"{scheme}.onnx", {"threads": 1}, [1, 2, 3, 4, 5])
-    assert work["provider"] == ort.CPU
-    assert work["matmul_nodes"] == {ort.CPU: 2}
-    assert work["matmul_ops"] == {ort.CPU: 2 * 5 * (K * H + H * N)}
+    work = onnxruntime.work(tmp_path / f"{scheme}.onnx", {"threads": 1}, [1, 2, 3, 4, 5])
+    assert work["provider"] == onnxruntime.CPU
+    assert work["matmul_nodes"] == {onnxruntime.CPU: 2}
+    assert work["matmul_ops"] == {onnxruntime.CPU: 2 * 5 * (K * H + H * N)}
     assert work["weight_bytes"] == width * (K * H + H * N)
-    assert work["nodes"][ort.CPU] >= 4
+    assert work["nodes"][onnxruntime.CPU] >= 4
     assert not list(Path.cwd().glob("profile*.json"))
 
 
@@ -77,31 +77,33 @@ def test_products_of_activations_have_no_weights(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, str(tmp_path / "square.onnx"))
-    work = ort.work(tmp_path / "square.onnx", {"threads": 1}, [1, 2, 3])
+    work = onnxruntime.work(tmp_path / "square.onnx", {"threads": 1}, [1, 2, 3])
     assert work["weight_bytes"] == 0
     assert sum(work["matmul_ops"].values()) in {0, 6}
 
 
 def test_outputs_are_one_text_at_a_time(tmp_path: Path) -> None:
     make_layers(tmp_path / "m.onnx", ("input_ids", "attention_mask", "token_type_ids"))
-    rows = ort.outputs(tmp_path / "m.onnx", [[1, 2, 3], [4], []], pad_id=0, options={"threads": 1})
+    rows = onnxruntime.outputs(tmp_path / "m.onnx", [[1, 2, 3], [4], []], pad_id=0, options={"threads": 1})
     assert rows.shape == (3, N)
     assert rows.dtype == np.float32
-    session = ort.load(tmp_path / "m.onnx", {})
+    session = onnxruntime.load(tmp_path / "m.onnx", {})
     assert np.array_equal(rows[1], session.run(np.array([4])))
     assert np.array_equal(rows[2], session.run([0]))
 
 
 def test_absent_provider_falls_back_and_says_so(tmp_path: Path) -> None:
     make_layers(tmp_path / "m.onnx")
-    session = ort.load(tmp_path / "m.onnx", {"provider": "CUDAExecutionProvider"})
-    assert session.provider == ("CUDAExecutionProvider" if "CUDAExecutionProvider" in ort.providers() else ort.CPU)
+    session = onnxruntime.load(tmp_path / "m.onnx", {"provider": "CUDAExecutionProvider"})
+    assert session.provider == (
+        "CUDAExecutionProvider" if "CUDAExecutionProvider" in onnxruntime.providers() else onnxruntime.CPU
+    )
 
 
 def test_unknown_input_is_named(tmp_path: Path) -> None:
     make_layers(tmp_path / "m.onnx", ("input_ids", "pixel_values"))
     with pytest.raises(ValueError, match="pixel_values"):
-        ort.load(tmp_path / "m.onnx", {}).run([1])
+        onnxruntime.load(tmp_path / "m.onnx", {}).run([1])
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

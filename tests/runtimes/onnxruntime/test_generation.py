@@ -11,8 +11,8 @@ import onnx
 import pytest
 import torch
 
-from edgekit.runtimes import ort_generation
-from edgekit.runtimes.ort_generation import Generator, generator
+from edgekit.runtimes.onnxruntime import generation
+from edgekit.runtimes.onnxruntime.generation import Generator, generator
 from tests.architectures.decoders import make_decoder
 
 OPTIONS = {"threads": 1}
@@ -53,8 +53,8 @@ def near(given: Any, expected: Any) -> bool:
 @pytest.mark.parametrize("smallest", [2, 256])
 def test_any_pieces(decoder: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, piece: int, smallest: int) -> None:
     """Whatever the pieces, and however often the buffers grow on the way."""
-    monkeypatch.setattr(ort_generation, "PIECE", piece)
-    monkeypatch.setattr(ort_generation, "SMALLEST_CACHE", smallest)
+    monkeypatch.setattr(generation, "PIECE", piece)
+    monkeypatch.setattr(generation, "SMALLEST_CACHE", smallest)
     loaded = generator(decoder.file, OPTIONS)
     rows, done = [], 0
     for cut in (1, 1, 3, 40, 1, 90, 1, 63):
@@ -68,7 +68,7 @@ def test_any_pieces(decoder: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, p
     "wanted", [slice(-1, None), slice(0, 0), slice(3, 90, 7), slice(None, None, -1), slice(5), slice(80, 500)]
 )
 def test_wanted_rows(decoder: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, piece: int, wanted: slice) -> None:
-    monkeypatch.setattr(ort_generation, "PIECE", piece)
+    monkeypatch.setattr(generation, "PIECE", piece)
     loaded = generator(decoder.file, OPTIONS)
     assert near(loaded.logits(decoder.ids[:100], wanted), decoder.logits[:100][wanted])
     assert near(loaded.logits(decoder.ids[100:120], wanted), decoder.logits[100:120][wanted])

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.runtimes.ort import CPU, Options, providers
+from edgekit.runtimes.onnxruntime import CPU, Options, providers
 
 if TYPE_CHECKING:
     import numpy as np

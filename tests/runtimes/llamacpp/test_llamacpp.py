@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from edgekit.runtimes import llama
+from edgekit.runtimes import llamacpp
 from tests.runtimes.gguf_files import write_bert, write_llama
 
 EXACT = {"threads": 1, "kv_k": "f32", "kv_v": "f32"}
@@ -55,7 +55,7 @@ def embed(model: BertModel, ids: np.ndarray) -> np.ndarray:
 
 def test_logits_are_those_of_transformers_at_once_and_one_by_one(decoder: Decoder) -> None:
     file, wanted, _ = decoder
-    generator = llama.generator(file, EXACT)
+    generator = llamacpp.generator(file, EXACT)
     assert (generator.vocabulary, generator.context) == (200, 1024)
     at_once = generator.logits(IDS)
     assert at_once.dtype == np.float32
@@ -69,7 +69,7 @@ def test_logits_are_those_of_transformers_at_once_and_one_by_one(decoder: Decode
 @pytest.mark.parametrize("batch", [7, 512])
 def test_rows_are_those_that_are_wanted_whatever_the_batch(decoder: Decoder, batch: int) -> None:
     file, wanted, _ = decoder
-    generator = llama.generator(file, EXACT | {"batch": batch})
+    generator = llamacpp.generator(file, EXACT | {"batch": batch})
     near = {"atol": 1e-4 * np.abs(wanted).max(), "rtol": 0}
     assert np.allclose(generator.logits(IDS[:40], slice(-1, None)), wanted[39:40], **near)
     # More rows than llama.cpp has room for, in the middle of a sequence: what was fed is fed again.
@@ -79,21 +79,21 @@ def test_rows_are_those_that_are_wanted_whatever_the_batch(decoder: Decoder, bat
 
 def test_cache_grows_with_what_is_fed(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     file, wanted, _ = decoder
-    monkeypatch.setattr(llama, "_ROOM", 256)
-    generator = llama.generator(file, EXACT)
+    monkeypatch.setattr(llamacpp, "_ROOM", 256)
+    generator = llamacpp.generator(file, EXACT)
     small = generator.work()["buffers"]["kv"]["CPU"]
     again = np.concatenate([IDS, IDS, IDS])
     generator.logits(again[:200], slice(0))
     rows = np.concatenate([generator.logits(again[200:256], slice(0)), generator.logits(again[256:], slice(-1, None))])
     assert generator.work()["buffers"]["kv"]["CPU"] == pytest.approx(2 * small, abs=0.02)
-    fixed = llama.generator(file, EXACT | {"context": 512})
+    fixed = llamacpp.generator(file, EXACT | {"context": 512})
     assert np.allclose(fixed.logits(again, slice(-1, None)), rows, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_memory_of_the_cache_is_as_computed(decoder: Decoder) -> None:
     """Keys and values of 3 layers, 2 heads of 32 channels and 1024 tokens; q8_0 is 34 bytes for 32 values (ggml-common.h)."""
     for kind, size in {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}.items():
-        generator = llama.generator(decoder[0], {"threads": 1, "context": 1024, "kv_k": kind, "kv_v": kind})
+        generator = llamacpp.generator(decoder[0], {"threads": 1, "context": 1024, "kv_k": kind, "kv_v": kind})
         work = generator.work()
         assert work["buffers"]["kv"]["CPU"] == pytest.approx(2 * 3 * 2 * 32 * 1024 * size / (1 << 20), abs=0.01)
         assert work["flash_attention"] is (kind != "f32")
@@ -103,23 +103,23 @@ def test_memory_of_the_cache_is_as_computed(decoder: Decoder) -> None:
 
 
 def test_work_says_where_layers_lie(decoder: Decoder) -> None:
-    work = llama.generator(decoder[0], {"threads": 1, "threads_batch": 2, "gpu_layers": -1}).work()
+    work = llamacpp.generator(decoder[0], {"threads": 1, "threads_batch": 2, "gpu_layers": -1}).work()
     assert work["layers"] == 4
-    assert work["offloaded"] == (4 if llama.providers()[0] == llama.GPU else 0)
-    assert work["provider"] == llama.providers()[0]
+    assert work["offloaded"] == (4 if llamacpp.providers()[0] == llamacpp.GPU else 0)
+    assert work["provider"] == llamacpp.providers()[0]
     assert sum(work["buffers"]["model"].values()) == pytest.approx(work["weights_mb"], abs=0.02)
     assert work["weights_mb"] == pytest.approx(4 * work["parameters"] / (1 << 20), rel=0.01)
     assert work["threads"] == {"decode": 1, "prefill": 2}
     assert work["instructions"]
     # Read from llama.cpp's log: that it still writes these lines is what the figures stand on.
-    model = llama.Loaded(decoder[0], {"gpu_layers": 0})
-    assert len([line for line in model._loading if llama._PLACED.search(line.text)]) == 4
+    model = llamacpp.Loaded(decoder[0], {"gpu_layers": 0})
+    assert len([line for line in model._loading if llamacpp._PLACED.search(line.text)]) == 4
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_embeddings_are_those_of_transformers(encoder: tuple[Path, BertModel], pooling: str) -> None:
     file, model = encoder
-    session = llama.load(file, EXACT | {"pooling": pooling})
+    session = llamacpp.load(file, EXACT | {"pooling": pooling})
     # Short, too long for the first context, short again.
     for length in (5, 300, 1, 400):
         ids = np.resize(IDS, length)
@@ -131,17 +131,17 @@ def test_embeddings_are_those_of_transformers(encoder: tuple[Path, BertModel], p
 def test_pooling_is_the_files_unless_the_options_say(encoder: tuple[Path, BertModel], tmp_path: Path) -> None:
     file, model = encoder
     states = embed(model, IDS)
-    assert np.allclose(llama.load(file, EXACT).run(IDS), states.mean(axis=0), atol=1e-5)
+    assert np.allclose(llamacpp.load(file, EXACT).run(IDS), states.mean(axis=0), atol=1e-5)
     none = write_bert(model, tmp_path / "none.gguf", gguf.PoolingType.NONE)
-    with pytest.raises(llama.LlamaError, match=r"none.gguf: it says no pooling.*mean, cls"):
-        llama.load(none, EXACT).run(IDS)
-    assert np.allclose(llama.load(none, EXACT | {"pooling": "cls"}).run(IDS), states[0], atol=1e-5)
+    with pytest.raises(llamacpp.LlamaError, match=r"none.gguf: it says no pooling.*mean, cls"):
+        llamacpp.load(none, EXACT).run(IDS)
+    assert np.allclose(llamacpp.load(none, EXACT | {"pooling": "cls"}).run(IDS), states[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_a_decoder_may_embed(decoder: Decoder, pooling: str) -> None:
     """What is embedded does not depend on what was before it."""
-    session = llama.load(decoder[0], EXACT | {"pooling": pooling})
+    session = llamacpp.load(decoder[0], EXACT | {"pooling": pooling})
     first, _, again = session.run(IDS), session.run(IDS[:7]), session.run(IDS)
     assert np.array_equal(first, again)
     states = decoder[2](torch.tensor(IDS)[None], output_hidden_states=True).hidden_states[-1][0].detach().numpy()
@@ -149,12 +149,12 @@ def test_a_decoder_may_embed(decoder: Decoder, pooling: str) -> None:
 
 
 def test_an_encoder_does_not_generate(encoder: tuple[Path, BertModel]) -> None:
-    with pytest.raises(llama.LlamaError, match=r"encoder.gguf: an encoder, which does not generate"):
-        llama.generator(encoder[0], {})
+    with pytest.raises(llamacpp.LlamaError, match=r"encoder.gguf: an encoder, which does not generate"):
+        llamacpp.generator(encoder[0], {})
 
 
 def test_work_of_an_embedder_counts_all_but_its_table(encoder: tuple[Path, BertModel]) -> None:
-    work = llama.work(encoder[0], {"threads": 1}, list(range(3, 13)))
+    work = llamacpp.work(encoder[0], {"threads": 1}, list(range(3, 13)))
     beside = ("embeddings.word_embeddings", "pooler")
     counted = sum(value.numel() for name, value in encoder[1].named_parameters() if not name.startswith(beside))
     assert work["matmul_ops"] == {"CPU": 2 * 10 * counted}
@@ -169,19 +169,19 @@ def test_work_of_an_embedder_counts_all_but_its_table(encoder: tuple[Path, BertM
     ],
 )
 def test_options_that_do_not_fit_are_explained(decoder: Decoder, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(llama.LlamaError, match=rf"decoder.gguf: .*{words}.*\[runtime.llama-cpp\]"):
-        llama.generator(decoder[0], options)
+    with pytest.raises(llamacpp.LlamaError, match=rf"decoder.gguf: .*{words}.*\[runtime.llama-cpp\]"):
+        llamacpp.generator(decoder[0], options)
 
 
 def test_sequences_that_do_not_fit_are_explained(decoder: Decoder, encoder: tuple[Path, Any]) -> None:
-    generator = llama.generator(decoder[0], {"threads": 1, "context": 100})
-    with pytest.raises(llama.LlamaError, match="101 tokens do not fit into a context of 100"):
+    generator = llamacpp.generator(decoder[0], {"threads": 1, "context": 100})
+    with pytest.raises(llamacpp.LlamaError, match="101 tokens do not fit into a context of 100"):
         generator.logits(IDS[:101])
-    with pytest.raises(llama.LlamaError, match=r"invalid token\[1\] = 200"):
+    with pytest.raises(llamacpp.LlamaError, match=r"invalid token\[1\] = 200"):
         generator.logits([1, 200])
     assert generator.logits(IDS[:100], slice(-1, None)).shape == (1, 200)
-    with pytest.raises(llama.LlamaError, match="401 tokens of context are needed, the model has 400"):
-        llama.load(encoder[0], {}).run(np.resize(IDS, 401))
+    with pytest.raises(llamacpp.LlamaError, match="401 tokens of context are needed, the model has 400"):
+        llamacpp.load(encoder[0], {}).run(np.resize(IDS, 401))
 
 
 def test_files_that_do_not_load_are_explained_and_nothing_is_printed(
@@ -199,9 +199,9 @@ def test_files_that_do_not_load_are_explained_and_nothing_is_printed(
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(
-            llama.load_errors(), match=rf"{re.escape(name)}.gguf: llama.cpp does not load it: .*({words})"
+            llamacpp.load_errors(), match=rf"{re.escape(name)}.gguf: llama.cpp does not load it: .*({words})"
         ):
-            llama.generator(file, {})
+            llamacpp.generator(file, {})
     assert capfd.readouterr() == ("", "")
 
 
@@ -210,14 +210,14 @@ def test_closed_is_closed_and_memory_is_given_back(decoder: Decoder) -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
     def use(close: bool) -> None:
-        generator = llama.generator(decoder[0], {"threads": 1, "context": 1024})
+        generator = llamacpp.generator(decoder[0], {"threads": 1, "context": 1024})
         generator.logits(IDS)
         if close:
             generator.close()
             generator.close()
-            with pytest.raises(llama.LlamaError, match="closed"):
+            with pytest.raises(llamacpp.LlamaError, match="closed"):
                 generator.logits([1])
-            with pytest.raises(llama.LlamaError, match="closed"):
+            with pytest.raises(llamacpp.LlamaError, match="closed"):
                 generator.work()
 
     use(close=True)
@@ -231,12 +231,12 @@ def test_closed_is_closed_and_memory_is_given_back(decoder: Decoder) -> None:
 def test_joined_options_say_what_auto_came_to() -> None:
     """What is verified goes into the bundle's manifest, and its loader knows no "auto" that depends on the cache."""
     exact = {"kv_k": "f32", "kv_v": "f32"}
-    assert llama.joined(exact, {})["flash_attention"] == "off"
-    assert llama.joined(exact | {"flash_attention": "on"}, {})["flash_attention"] == "on"
-    assert llama.joined({"kv_k": "f32"}, {})["flash_attention"] == "auto"
+    assert llamacpp.joined(exact, {})["flash_attention"] == "off"
+    assert llamacpp.joined(exact | {"flash_attention": "on"}, {})["flash_attention"] == "on"
+    assert llamacpp.joined({"kv_k": "f32"}, {})["flash_attention"] == "auto"
 
 
 def test_joined_options_are_the_artifacts_where_it_asks() -> None:
-    assert llama.joined({"threads": 2}, {"context": 64}) == vars(llama.Options(threads=2, context=64))
+    assert llamacpp.joined({"threads": 2}, {"context": 64}) == vars(llamacpp.Options(threads=2, context=64))
     with pytest.raises(TypeError, match="colour"):
-        llama.joined({}, {"colour": 1})
+        llamacpp.joined({}, {"colour": 1})
