@@ -46,14 +46,14 @@ from edgekit.distill.machine import conditions  # noqa: E402
 from edgekit.distill.options import choose_blocks, read_distill_options  # noqa: E402
 from edgekit.errors import EdgekitError, require  # noqa: E402
 from edgekit.export import ExportInputs, export  # noqa: E402
-from edgekit.formats import parse_options  # noqa: E402
+from edgekit.formats import library_versions, parse_options  # noqa: E402
 from edgekit.inputs import Content, identity  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.recipe import AS_CALIBRATED, Calibrate  # noqa: E402
 from edgekit.runtimes import onnxruntime, scores  # noqa: E402
 from edgekit.tasks import TASKS, find_pad_id, outputs  # noqa: E402
 from edgekit.weights import weight_files  # noqa: E402
-from edgekit.workspace import Workspace, file_sha256, library_version  # noqa: E402
+from edgekit.workspace import Workspace, file_sha256  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 CLASSIFY, EMBED = "text-classification", "feature-extraction"
@@ -214,7 +214,7 @@ class Bench:
             card=None,
             processor=None,
             limits=None,
-            libraries={name: library_version(name) for name in format_.LIBRARIES},
+            libraries=library_versions(format_),
         )
         product = self.workspace.once("export", identity(inputs), lambda out: export(inputs, out))
         return product.folder, dict(product.facts)

@@ -16,7 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.machine import KERNEL_FEATURES, describe, saturates
+from edgekit.runtimes.package import Package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +44,11 @@ def doctor(cache: Path | None = None) -> list[Finding]:
     """
     cache = cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit"))
     versions = _installed()
-    conflicts = (check(versions) for check in CONFLICTS)
     return [
         _check_platform(),
         _check_python(),
         *_check_requirements(versions),
-        *(finding for finding in conflicts if finding is not None),
+        *conflicts(versions),
         *_check_machine(),
         _check_disk(cache),
         _check_writable(cache),
@@ -143,14 +144,13 @@ def _find_hub_conflict(versions: Mapping[str, str]) -> Finding | None:
     return Finding(name="huggingface-hub", found=found, status="problem", remedy=remedy)
 
 
-def _find_runtime_conflict(versions: Mapping[str, str]) -> Finding | None:
-    kinds = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
-    several = [kind for kind in kinds if kind in versions]
+def _find_two_builds(package: Package, versions: Mapping[str, str]) -> Finding | None:
+    several = [name for name in package.distributions if name in versions]
     if len(several) < 2:
         return None
     remedy = f"pip uninstall {' '.join(several)}, then install the one that you want again"
     found = f"{' and '.join(several)} are both installed: they write the same folder, the last one wins in part"
-    return Finding(name="onnxruntime", found=found, status="problem", remedy=remedy)
+    return Finding(name=package.name, found=found, status="problem", remedy=remedy)
 
 
 def _find_optimum_conflict(versions: Mapping[str, str]) -> Finding | None:
@@ -182,30 +182,37 @@ def _find_foreign_torch(versions: Mapping[str, str]) -> Finding | None:
     return Finding(name="torch build", found=found, status="problem", remedy=remedy)
 
 
-def _find_broken_llama(versions: Mapping[str, str]) -> Finding | None:
-    """In a child: a library that was built for another CPU may end the process."""
-    if "llama-cpp-python" not in versions:
+def _find_unloadable(package: Package, versions: Mapping[str, str]) -> Finding | None:
+    """Of an extra's package. In a child: a library that was built for another CPU may end the process."""
+    if package.extra is None or package.name not in versions:
         return None
     ended = subprocess.run(
-        [sys.executable, "-c", "import llama_cpp"], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", f"import {package.module}"], capture_output=True, text=True, check=False, timeout=120
     )
     if ended.returncode == 0:
         return None
     last = next((line.strip() for line in reversed(ended.stderr.splitlines()) if line.strip()), "no word")
-    found = f"llama-cpp-python {versions['llama-cpp-python']} is installed and does not load: {last[:200]}"
-    remedy = 'pip install --force-reinstall "edgekit[gguf]"; a build for a GPU needs that GPU\'s libraries'
-    return Finding(name="llama-cpp-python", found=found, status="problem", remedy=remedy)
+    found = f"{package.name} {versions[package.name]} is installed and does not load: {last[:200]}"
+    remedy = f"pip install --force-reinstall {package.requirement}; a build for a GPU needs that GPU's libraries"
+    return Finding(name=package.name, found=found, status="problem", remedy=remedy)
 
 
 # Each looks at the installed versions and says what does not go together, or None.
 CONFLICTS: tuple[Callable[[Mapping[str, str]], Finding | None], ...] = (
     _find_hub_conflict,
-    _find_runtime_conflict,
     _find_optimum_conflict,
     _find_cuda_build,
     _find_foreign_torch,
-    _find_broken_llama,
 )
+# The same of each runtime's package.
+OF_PACKAGES: tuple[Callable[[Package, Mapping[str, str]], Finding | None], ...] = (_find_two_builds, _find_unloadable)
+
+
+def conflicts(versions: Mapping[str, str]) -> list[Finding]:
+    """What does not go together of the installed distributions' versions, by normalised name."""
+    findings = [check(versions) for check in CONFLICTS]
+    findings += [check(runtime.PACKAGE, versions) for check in OF_PACKAGES for runtime in RUNTIMES.values()]
+    return [finding for finding in findings if finding is not None]
 
 
 def _major(version: str) -> int:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekit.errors import EdgekitError
-from edgekit.formats import FORMATS, Format, Processor, Reading, Source, format_of
+from edgekit.formats import FORMATS, Format, Processor, Reading, Source, format_of, runtime_of
 from edgekit.inputs import Content
 from edgekit.model import Model
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Rejection
 from edgekit.running import check_running
-from edgekit.runtimes import RUNTIMES
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
 from edgekit.tasks.contentless import ASKED
 
@@ -138,7 +137,7 @@ def adopt(inputs: AdoptInputs, out: Path, progress: Progress = silent) -> dict[s
     if TASKS[task].OUTPUT == "tokens":
         return facts
     ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
-    runtime, asked = RUNTIMES[format_.RUNTIME], _asked(ids, model, facts, inputs.out_of_scope)
+    runtime, asked = runtime_of(format_), _asked(ids, model, facts, inputs.out_of_scope)
     try:
         answers = _answers(format_, out / facts["file"], asked, facts)
     except runtime.load_errors() as failed:
@@ -181,8 +180,8 @@ def file_digest(file: Path) -> str:
 
 
 def _running(format_: Format, student: Path, file: Path, ids: Sequence[Sequence[int]], bits: float) -> dict[str, Any]:
-    """That llama.cpp runs what was written as the float model; ONNX graphs are compared where they are made."""
-    return {"running": check_running(student, file, ids, bits)} if format_.RUNTIME == "llama-cpp" else {}
+    """That the runtime computes with what was written what the float model computes, where the format does not prove it."""
+    return {} if format_.PROVES else {"running": check_running(student, file, ids, bits)}
 
 
 def _shared(model: Model, task: str, max_length: int, out: Path) -> dict[str, Any]:
@@ -229,7 +228,7 @@ def _fitted(
 
 
 def _answers(format_: Format, file: Path, asked: Sequence[Sequence[int]], facts: Mapping[str, Any]) -> Floats:
-    runtime = RUNTIMES[format_.RUNTIME]
+    runtime = runtime_of(format_)
     return runtime.outputs(file, asked, pad_id=facts["pad_id"], options=runtime.joined({}, facts["runtime_options"]))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import EdgekitError
-from edgekit.runtimes import neighbours
+from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.runtimes.machine import KERNEL_FEATURES, describe, measure, saturates
 from edgekit.target import check_new_name, load_target
 from edgekit.workspace import write_atomically
@@ -92,8 +92,7 @@ def _target_text(machine: Mapping[str, Any], *, p95_ms: float | None, memory_mb:
         "export.text-classification": export,
         "export.feature-extraction": export,
         "export.text-generation": {"format": "gguf", "scheme": "auto"},
-        "runtime.onnxruntime": {"provider": "CPUExecutionProvider", "threads": machine["cores"]},
-        "runtime.llama-cpp": {"threads": machine["cores"], "context": 4096},
+        **{f"runtime.{name}": runtime.defaults(machine["cores"]) for name, runtime in RUNTIMES.items()},
         "device": {"kind": "local"},
         "budget": {key: value for key, value in budget.items() if value is not None},
     }

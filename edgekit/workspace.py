@@ -54,7 +54,7 @@ STEPS: dict[str, Step] = {
     "distill": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
     "record": Step(code=("edgekit.record", _READ), libraries=("torch", "transformers", "tokenizers")),
     "calibrate": Step(code=("edgekit.calibrate", _READ), libraries=("torch", "transformers", "tokenizers", "numpy")),
-    # And what the format names (Format.LIBRARIES), which these two steps have among their inputs.
+    # And what the format names (`formats.library_versions`), which these two steps have among their inputs.
     "export": Step(
         code=("edgekit.export", _READ), libraries=("torch", "transformers", "tokenizers", "optimum", "numpy")
     ),
@@ -62,16 +62,6 @@ STEPS: dict[str, Step] = {
 }
 # What is drawn beside the files of a verify step in a folder of the user's; it is no part of the product.
 PAGE = "report.html"
-# What gives a library under another name.
-DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
-    "onnxruntime": (
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "onnxruntime-directml",
-        "onnxruntime-openvino",
-        "onnxruntime-qnn",
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +102,12 @@ class Product:
                 )
 
 
-def library_version(name: str) -> str:
-    """The installed version of a library, whichever distribution gives it; EdgekitError where none does."""
-    for distribution in DISTRIBUTIONS.get(name, (name,)):
+def library_version(name: str, *distributions: str) -> str:
+    """The installed version of a library. EdgekitError where it is not installed.
+
+    distributions: what may have installed it, where that is not called as the library is.
+    """
+    for distribution in distributions or (name,):
         with suppress(metadata.PackageNotFoundError):
             return metadata.version(distribution)
     raise EdgekitError(f"{name} is not installed; run: pip install {name}")

@@ -52,7 +52,13 @@ def test_what_steps_run() -> None:
     } <= trained
     assert not {path for path in trained if path.startswith(("verify/", "cli/", "pipeline/plan", "devices"))}
     judged = closure_of(*STEPS["verify"].code)
-    assert {"gate.py", "devices/local.py", "probes/python.py", "runtimes/probe.py", "runtimes/llamacpp/__init__.py"} <= judged
+    assert {
+        "gate.py",
+        "devices/local.py",
+        "probes/python.py",
+        "runtimes/probe.py",
+        "runtimes/llamacpp/__init__.py",
+    } <= judged
     assert not {path for path in judged if path.startswith(("report/", "bundle/", "cli/"))}, (
         "a new style measures nothing"
     )

@@ -12,6 +12,7 @@ from edgekit import doctor as doctor_module
 from edgekit import target_probe
 from edgekit.devices import LocalDevice
 from edgekit.doctor import doctor
+from edgekit.runtimes import llamacpp
 from edgekit.runtimes.machine import saturates
 from edgekit.target import load_target
 from edgekit.target_probe import probe_target
@@ -92,7 +93,7 @@ def test_doctor_knows_conflicts(
     versions: dict[str, str], said: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor_module, "_has_nvidia", lambda: False)
-    found = [finding for check in doctor_module.CONFLICTS if (finding := check(versions)) is not None]
+    found = doctor_module.conflicts(versions)
     assert len(found) == 1
     assert found[0].status in {"warning", "problem"}
     assert said in found[0].found
@@ -102,8 +103,7 @@ def test_doctor_knows_conflicts(
 def test_doctor_sees_no_conflict_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_module, "_has_nvidia", lambda: True)
     good = {"transformers": "5.23.0", "huggingface-hub": "2.4.0", "onnxruntime": "1.31.1", "torch": "2.13.0+cu130"}
-    assert [check(good) for check in doctor_module.CONFLICTS] == [None] * len(doctor_module.CONFLICTS)
-    assert [check({}) for check in doctor_module.CONFLICTS] == [None] * len(doctor_module.CONFLICTS)
+    assert doctor_module.conflicts(good) == doctor_module.conflicts({}) == []
 
 
 def test_doctor_sees_a_torch_of_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,10 +186,10 @@ def test_a_cpu_that_tells_no_features_may_saturate(
 def test_a_llama_that_does_not_load_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "llama_cpp.py").write_text("raise RuntimeError('Failed to load shared library')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    finding = doctor_module._find_broken_llama({"llama-cpp-python": "0.3.36"})
+    finding = doctor_module._find_unloadable(llamacpp.PACKAGE, {"llama-cpp-python": "0.3.36"})
     assert finding is not None
     assert (finding.status, "Failed to load shared library" in finding.found) == ("problem", True)
     assert "--force-reinstall" in finding.remedy
     (tmp_path / "llama_cpp.py").write_text("")
-    assert doctor_module._find_broken_llama({"llama-cpp-python": "0.3.36"}) is None
-    assert doctor_module._find_broken_llama({}) is None
+    assert doctor_module._find_unloadable(llamacpp.PACKAGE, {"llama-cpp-python": "0.3.36"}) is None
+    assert doctor_module._find_unloadable(llamacpp.PACKAGE, {}) is None

@@ -59,6 +59,8 @@ LIBRARIES = {
     "loaders": {"numpy", "onnxruntime", "tokenizers", "llama_cpp", "jinja2"},
     "runtimes": {"numpy", "onnxruntime", "llama_cpp"},
 }
+# One file opens each engine; what an app copies opens its own.
+OWNERS = {"onnxruntime": "runtimes/onnxruntime/library.py", "llama_cpp": "runtimes/llamacpp/library.py"}
 HEAVY = {"torch", "transformers"}
 HEAVY_PARTS = {
     "running",
@@ -172,6 +174,8 @@ def test_libraries_stay_where_they_belong(path: Path) -> None:
         if here in LIBRARIES and library not in sys.stdlib_module_names:
             ours = here == "runtimes" and module.startswith("edgekit.runtimes")
             assert ours or library in LIBRARIES[here], f"{place}: {here} imports {module}"
+        if library in OWNERS and here != "loaders":
+            assert name(path) == OWNERS[library], f"{place}: {library} is opened in {OWNERS[library]} only"
         if library in HEAVY:
             assert here in HEAVY_PARTS, f"{place}: {library} does not belong under {here}"
             inner = here in HEAVY_INSIDE and path.name != "__init__.py"
@@ -299,12 +303,34 @@ def test_tables_are_dict_literals(table: str) -> None:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             if any(isinstance(target, ast.Name) and target.id == table for target in targets):
                 assert isinstance(node, ast.Assign | ast.AnnAssign)
+                if isinstance(node.value, ast.Tuple):
+                    continue  # names of entries, such as those of the runtimes that a format has
                 assert isinstance(node.value, ast.Dict), f"{name(path)}: {table} is not a dict literal"
                 assert node.value.keys, f"{name(path)}: {table} is empty"
                 assert None not in node.value.keys, f"{name(path)}: {table} unpacks another table"
                 homes.append(name(path))
     assert len(homes) == 1, f"{table} is defined in {homes or 'no module'}"
     assert homes == [TABLES[table]]
+
+
+def test_one_table_of_operators() -> None:
+    """No module but the table's lists operators that hold quantized weights: a key or a member of a list is one of them."""
+    from edgekit.runtimes.onnxruntime.operators import OPERATORS
+
+    known = {name for name, operator in OPERATORS.items() if operator.quantized}
+    for path in MODULES:
+        if name(path) == "runtimes/onnxruntime/operators.py":
+            continue
+        for node in ast.walk(tree(path)):
+            listed = (
+                node.keys
+                if isinstance(node, ast.Dict)
+                else node.elts
+                if isinstance(node, ast.Set | ast.List | ast.Tuple)
+                else []
+            )
+            named = {one.value for one in listed if isinstance(one, ast.Constant)} & known
+            assert len(named) < 2, f"{name(path)}:{node.lineno}: a second list of operators: {sorted(named)}"
 
 
 def test_package_imports_nothing() -> None:

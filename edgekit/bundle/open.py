@@ -132,7 +132,8 @@ def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> An
         refusals: tuple[type[Exception], ...] = (*runtime.load_errors(), RuntimeError, ValueError)
         spec.loader.exec_module(module)
     except ModuleNotFoundError as absent:
-        wanted = '"edgekit[gguf]"' if absent.name == "llama_cpp" else absent.name
+        package = runtime.PACKAGE
+        wanted = package.requirement if absent.name == package.module else absent.name
         raise EdgekitError(f"{path}: {absent.name} is not installed; run: pip install {wanted}") from absent
     try:
         return module.Bundle(bundle.folder, threads=threads)

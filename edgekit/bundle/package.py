@@ -25,9 +25,8 @@ from edgekit.bundle.open import MANIFEST_FORMAT, check_bundle
 from edgekit.bundle.sidecars import SIDECARS, Packing
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import Report, read_report
-from edgekit.formats import FORMATS
+from edgekit.formats import FORMATS, library_versions, runtime_of
 from edgekit.report.page import write_html
-from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, read_text
 from edgekit.workspace import (
     Product,
@@ -164,8 +163,8 @@ def _describe(product: Product, name: str, recipe: str, target: Target, lineage:
     facts = product.facts
     settings = dict(facts.get("settings") or {})
     format_ = FORMATS[str(facts["format"])]
-    runtime = format_.RUNTIME
-    libraries = sorted({*LIBRARIES, *format_.LIBRARIES})
+    runtime = runtime_of(format_, target.runtime)
+    versions = {name: library_version(name) for name in LIBRARIES} | library_versions(format_, target.runtime)
     return {
         "format_version": MANIFEST_FORMAT,
         "edgekit": __version__,
@@ -184,14 +183,14 @@ def _describe(product: Product, name: str, recipe: str, target: Target, lineage:
         "model": facts["file"],
         "tokenizer": None if format_.CARRIES_TOKENIZER else "tokenizer.json",
         "runtime": {
-            "name": runtime,
+            "name": runtime.NAME,
             "minimum": facts["minimum_runtime"],
-            **RUNTIMES[runtime].joined(target.runtime.get(runtime, {}), facts["runtime_options"]),
+            **runtime.joined(target.runtime.get(runtime.NAME, {}), facts["runtime_options"]),
         },
         "artifact": {key: facts.get(key) for key in ARTIFACT_FACTS},
         "lineage": {key: value for key, value in lineage.items() if value is not None and "license" not in key},
         "fingerprints": {"export": product.digest, "export_inputs": fingerprint(product.manifest["inputs"])},
-        "versions": {library: library_version(library) for library in libraries},
+        "versions": dict(sorted(versions.items())),
         "licences": {LICENCE_OF[key]: value for key, value in lineage.items() if value and key in LICENCE_OF},
     }
 

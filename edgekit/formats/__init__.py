@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekit.errors import EdgekitError
 from edgekit.formats import gguf, onnx
 from edgekit.formats.source import Processor, Reading, Source
+from edgekit.runtimes import RUNTIMES
 from edgekit.schema import parse, pick
+from edgekit.workspace import library_version
 
 if TYPE_CHECKING:
     from edgekit.cost import Cost
     from edgekit.model import Model
+    from edgekit.runtimes import Runtime
+    from edgekit.runtimes.package import Package
 
 __all__ = [
     "DEFAULT",
@@ -25,7 +30,11 @@ __all__ = [
     "finds_scheme",
     "finer",
     "format_of",
+    "library_versions",
+    "packages",
     "parse_options",
+    "runtime_name",
+    "runtime_of",
 ]
 
 DEFAULT = onnx.NAME
@@ -35,8 +44,8 @@ class Format(Protocol):
     """What a format's module offers."""
 
     NAME: str
-    RUNTIME: str
-    """The entry of RUNTIMES that runs it."""
+    RUNTIMES: tuple[str, ...]
+    """The entries of `runtimes.RUNTIMES` that run its files; edgekit itself proves what it writes in the first."""
     SUFFIX: str
     """How its main file's name ends."""
     SCHEMES: Mapping[str, tuple[str, ...]]
@@ -47,10 +56,10 @@ class Format(Protocol):
     """By output: what "auto" picks the smallest of that keeps the limits; no output for which it decides in another way."""
     BY_BITS: tuple[str, ...]
     """The schemes of a fixed number of bits, the fewest first."""
-    NEEDS: tuple[str, ...]
-    """Modules of an extra of its name, without which nothing can be built."""
     LIBRARIES: tuple[str, ...]
-    """What its files' bytes and its runtime's answers depend on."""
+    """What its files' bytes depend on, beside the packages of its runtimes."""
+    PROVES: bool
+    """Whether `write` compares what the whole file computes with the float model; else that is left to be done."""
     CARRIES_TOKENIZER: bool
     """Whether the artifact's main file holds the tokenizer, so that none has to lie beside it."""
 
@@ -90,6 +99,29 @@ FORMATS: dict[str, Format] = {
     onnx.NAME: onnx,
     gguf.NAME: gguf,
 }
+
+
+def runtime_name(format_: Format, tables: Mapping[str, Any]) -> str:
+    """The runtime that runs a format's files on a target: the first that the target's `[runtime.<name>]` tables name, else the
+    format's first."""
+    return next((name for name in tables if name in format_.RUNTIMES), format_.RUNTIMES[0])
+
+
+def runtime_of(format_: Format, tables: Mapping[str, Any] = MappingProxyType({})) -> Runtime:
+    """The entry of `runtime_name`; without tables, the runtime that edgekit proves the format's files in."""
+    return RUNTIMES[runtime_name(format_, tables)]
+
+
+def packages(format_: Format, tables: Mapping[str, Any]) -> list[Package]:
+    """The packages of the runtimes that a format's files need here: the one that proves them and the target's."""
+    names = dict.fromkeys([format_.RUNTIMES[0], runtime_name(format_, tables)])
+    return [RUNTIMES[name].PACKAGE for name in names]
+
+
+def library_versions(format_: Format, tables: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
+    """The installed versions of what a format's files and their answers on a target depend on, by library."""
+    engines = {package.name: package.distributions for package in packages(format_, tables)}
+    return {name: library_version(name, *engines.get(name, ())) for name in sorted({*format_.LIBRARIES, *engines})}
 
 
 def parse_options(table: Mapping[str, Any], output: str, where: str) -> tuple[Format, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.inspect.tensors import by_type, largest
+from edgekit.runtimes.onnxruntime.operators import OPERATORS, Operator
 from edgekit.schema import refuse_pointer
 
 if TYPE_CHECKING:
@@ -16,19 +17,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-# Operators that hold a quantized product themselves: the places of the weight and of its scale or zero point among their
-# inputs (onnx.ai/onnx/operators, onnxruntime/docs/ContribOperators.md).
-INTEGER_PRODUCTS = {
-    "MatMulInteger": (1, 3),
-    "ConvInteger": (1, 3),
-    "DynamicQuantizeMatMul": (1, 2),
-    "MatMulIntegerToFloat": (1, 3),
-    "QLinearMatMul": (3, 4),
-    "QLinearConv": (3, 4),
-    "QGemm": (3, 4),
-    "QAttention": (1, 4),
-}
-BLOCK_PRODUCTS = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized")
 PRODUCTS = ("MatMul", "Gemm", "Conv", "Gather")
 # Between a weight and its product these change no value that matters here.
 PASSING = ("Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze")
@@ -130,12 +118,13 @@ def _products(graph: Graph) -> list[dict[str, Any]]:
     """Every way in which products hold their weights, with how many there are: the answer to "quantized how?"."""
     ways: Counter[tuple[str, str, str]] = Counter()
     for node in graph.nodes:
-        if node.op_type in BLOCK_PRODUCTS:
+        operator = OPERATORS.get(node.op_type)
+        if operator is not None and operator.blocks:
             options = {attribute.name: attribute.i for attribute in node.attribute}
             told = f"{options.get('bits', 4)}-bit, blocks of {options.get('block_size', 0)}"
             ways[node.op_type, told, f"accuracy level {options.get('accuracy_level', 0)}"] += 1
-        elif node.op_type in INTEGER_PRODUCTS:
-            ways[_integer_product(graph, node)] += 1
+        elif operator is not None and operator.quantized:
+            ways[_integer_product(graph, node, operator)] += 1
         elif node.op_type in PRODUCTS and (way := _float_product(graph, node)):
             ways[way] += 1
     ranked = sorted(ways.items(), key=lambda item: (-item[1], item[0]))
@@ -145,12 +134,12 @@ def _products(graph: Graph) -> list[dict[str, Any]]:
     ]
 
 
-def _integer_product(graph: Graph, node: onnx.NodeProto) -> tuple[str, str, str]:
-    place, scale_place = INTEGER_PRODUCTS[node.op_type]
-    weight = graph.weight(node.input[place])
-    scale = graph.weight(node.input[scale_place]) if len(node.input) > scale_place else None
+def _integer_product(graph: Graph, node: onnx.NodeProto, operator: Operator) -> tuple[str, str, str]:
+    weight = graph.weight(node.input[operator.weight or 0])
+    has_scale = operator.scale is not None and len(node.input) > operator.scale
+    scale = graph.weight(node.input[operator.scale or 0]) if has_scale else None
     told = "none" if weight is None else f"{_type(weight)}, {_granularity(scale, None)}"
-    static = node.op_type in {"QLinearMatMul", "QLinearConv", "QGemm"}
+    static = operator.static
     made = graph.maker(node.input[0])
     if node.op_type == "MatMulIntegerToFloat" and (made is None or made.op_type != "DynamicQuantizeLinear"):
         static = True

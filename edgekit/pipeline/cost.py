@@ -98,11 +98,11 @@ def _costs(plan: Plan, output: str, model: Model) -> list[Cost]:
 
 def _needs(plan: Plan, model: Model, cost: Cost) -> dict[str, Any]:
     """What the artifact and its runtime need on the target, and of a decoder what its context takes."""
-    from edgekit.formats import FORMATS
+    from edgekit.formats import FORMATS, runtime_name
     from edgekit.runtimes import RUNTIMES
     from edgekit.runtimes.memory import Demand
 
-    runtime, config = FORMATS[plan.format].RUNTIME, model.text_config
+    runtime, config = runtime_name(FORMATS[plan.format], plan.target.runtime), model.text_config
     demand = Demand(
         weights=cost.memory.value,
         cache_per_token=cost.cache_per_token.value if cost.cache_per_token else None,

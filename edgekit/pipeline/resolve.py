@@ -113,7 +113,7 @@ def resolve(
 
     Raises EdgekitError for whatever `check_target` refuses, and a model that does not fit the target.
     """
-    from edgekit.formats import FORMATS
+    from edgekit.formats import FORMATS, packages
 
     with session.listener.during("check", f"what each step gets for {target.name}"):
         format_name, options = check_target(target, checked.settings.recipe.task, *choice)
@@ -131,8 +131,9 @@ def resolve(
             variant="-".join(name for name in choice if name) or None,
         )
         plan = replace(plan, estimate=estimate(plan, prompts))
-        for module in FORMATS[format_name].NEEDS:
-            require(module, extra=format_name)
+        for package in packages(FORMATS[format_name], target.runtime):
+            if package.extra:
+                require(package.module, extra=package.extra)
         _check_fits(plan)
     return plan
 
@@ -241,10 +242,12 @@ def _table_of(format_name: str, target: Target, output: str) -> dict[str, Any]:
     from edgekit.formats import FORMATS
 
     asked = pick(FORMATS, format_name, "--format")
-    if target.runtime and asked.RUNTIME not in target.runtime:
+    if target.runtime and not set(asked.RUNTIMES) & target.runtime.keys():
+        first, *others = asked.RUNTIMES
         raise EdgekitError(
-            f"--format {format_name}: {target.path} has no [runtime.{asked.RUNTIME}]; add that table, empty if you like,"
-            f" where {asked.RUNTIME} runs there"
+            f"--format {format_name}: {target.path} has no [runtime.{first}]"
+            f"{''.join(f' or [runtime.{name}]' for name in others)}; add that table, empty if you like, where"
+            f" {' or '.join(asked.RUNTIMES)} runs there"
         )
     scheme = asked.SCHEME_FOR.get(output)
     return {"format": format_name} | ({"scheme": scheme} if scheme else {})

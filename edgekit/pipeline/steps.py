@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content
@@ -17,9 +17,11 @@ from edgekit.pipeline.origin import (
 )
 from edgekit.pipeline.plan import Plan, Session, Settings, run_step
 from edgekit.schema import pick
-from edgekit.workspace import Product, file_sha256, installed_version, library_version
+from edgekit.workspace import Product, file_sha256, installed_version
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgekit.distill import CreateInputs, FinetuneInputs
     from edgekit.formats import Processor
     from edgekit.formats.smallest import Limits
@@ -152,7 +154,7 @@ def export(
         card=file_sha256(card) if card.is_file() else None,
         processor=_processor(plan) if plan.mixes else None,
         limits=_limits(plan),
-        libraries=libraries(plan.format),
+        libraries=libraries(plan.format, {}),
     )
     filled = reading(make, prompts, "calibrate", student, calibration)
     product = run_step(session, inputs, filled, note=f"{plan.format} {plan.scheme}", at=at)
@@ -170,11 +172,11 @@ def teacher_origin(settings: Settings, base: Path | None, prompts: Product) -> s
     return origin(base)
 
 
-def libraries(format_: str) -> dict[str, str]:
-    """The installed versions of what a format needs."""
-    from edgekit.formats import FORMATS
+def libraries(format_: str, tables: Mapping[str, Any]) -> dict[str, str]:
+    """The installed versions of what a format's files, and their answers in a target's runtime, depend on."""
+    from edgekit.formats import FORMATS, library_versions
 
-    return {name: library_version(name) for name in pick(FORMATS, format_, "export.format").LIBRARIES}
+    return library_versions(pick(FORMATS, format_, "export.format"), tables)
 
 
 def _create_inputs(settings: Settings, prompts: Product) -> CreateInputs:

@@ -172,7 +172,7 @@ def _judged_with(plan: Plan, artifact: Product, reference: Product, prompts: Pro
         "about": about(plan, artifact, prompts) | recorded,
         "data": {key: prompts.facts[key] for key in ("rows", "notes")},
         "reference": Content(path=reference.folder, digest=reference.digest),
-        "libraries": libraries(str(artifact.facts["format"])),
+        "libraries": libraries(str(artifact.facts["format"]), plan.target.runtime),
     }
 
 

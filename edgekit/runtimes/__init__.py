@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekit.runtimes.package import Package
+    from edgekit.runtimes.placement import Placement, Work
+
     Ids = Sequence[int] | NDArray[np.int64]
 
 
@@ -40,7 +43,7 @@ class Generator(Protocol):
     def logits(self, ids: Ids, wanted: slice | None = None) -> NDArray[np.float32]:
         """Feed ids behind what was fed before; the logits [n, vocabulary] at the wanted ones of them (None: at all)."""
 
-    def work(self) -> dict[str, Any]:
+    def work(self) -> Work:
         """Where it runs: `provider`, and what else the runtime tells."""
 
     def close(self) -> None:
@@ -51,6 +54,8 @@ class Runtime(Protocol):
     """What a runtime's module offers."""
 
     NAME: str
+    PACKAGE: Package
+    """How its Python package is called."""
 
     @property
     def Options(self) -> type[Any]:  # noqa: N802 - a class is what it gives
@@ -68,6 +73,12 @@ class Runtime(Protocol):
     def memory(self, demand: Demand, options: Mapping[str, Any]) -> Memory:
         """What an artifact needs to run, predicted before it is made. options: a target's table of this runtime."""
 
+    def defaults(self, cores: int) -> Mapping[str, str | int]:
+        """What a target of a measured machine with so many cores says in its `[runtime.<name>]` table."""
+
+    def distribution(self, options: Mapping[str, Any]) -> str:
+        """What pip installs on a device where sessions have these options."""
+
     def load_errors(self) -> tuple[type[Exception], ...]:
         """What it raises for a model that it does not load or cannot run."""
 
@@ -82,8 +93,11 @@ class Runtime(Protocol):
     ) -> NDArray[np.float32]:
         """The outputs [n, width] of n encoded texts, each run by itself and unpadded; an empty one is `pad_id`."""
 
-    def work(self, file: Path, options: Mapping[str, Any], ids: Ids) -> dict[str, Any]:
+    def work(self, file: Path, options: Mapping[str, Any], ids: Ids) -> Work:
         """Nodes and matrix-product work of one call, by execution provider."""
+
+    def placement(self, asked: Mapping[str, Any], work: Work, available: Sequence[str]) -> Placement:
+        """Whether the work of a session ran where its options (`asked`) want it, on a device with these providers."""
 
 
 RUNTIMES: dict[str, Runtime] = {onnxruntime.NAME: onnxruntime, llamacpp.NAME: llamacpp}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.runtimes import Generator, Runtime
+    from edgekit.runtimes.placement import Work
 
     Integers = NDArray[np.int64]
     Say = Callable[..., None]
@@ -161,14 +162,14 @@ def fit(asked: Mapping[str, Any], ids: Integers, limit: int) -> Timing:
     )
 
 
-def time_calls(opened: Callable[[], Generator], timing: Timing, options: Mapping[str, Any], say: Say) -> dict[str, Any]:
+def time_calls(opened: Callable[[], Generator], timing: Timing, options: Mapping[str, Any], say: Say) -> Work:
     """Say how long prompts take to their first token and how long each token behind the longest; what ran where.
 
     Each prompt length has an artifact of its own, freshly opened: the first of its times is of a first call.
     """
     prefill: list[list[float]] = []
     tokens: list[float] = []
-    work: dict[str, Any] = {}
+    work: Work = {}
     told = neighbours.watch()
     for length in timing.prompts:
         with closing(opened()) as generator:

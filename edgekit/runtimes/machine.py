@@ -9,13 +9,14 @@ import ctypes
 import os
 import platform
 import re
-import struct
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from edgekit.runtimes.onnxruntime.throughput import throughput
+from edgekit.runtimes.timing import fastest
 
 # MIDR implementer and part of the cores that targets name (Linux, arch/arm64/include/asm/cputype.h).
 ARM_PARTS = {
@@ -56,8 +57,6 @@ _MAC_FEATURES = {
 }
 _MIB = 1 << 20
 _COPY_BYTES = 128 * _MIB
-_SIDE = 512
-_SPELL_S = 0.2
 _CGROUP = "/sys/fs/cgroup"
 
 # The features that decide which matrix product runs, as Linux names them.
@@ -238,96 +237,10 @@ def bandwidth_gbs(threads: int = 1) -> float:
     sink = np.zeros_like(source)
     pairs = list(zip(np.split(sink, threads), np.split(source, threads), strict=True))
     if threads == 1:
-        return 2 * len(source) / _fastest(lambda: np.copyto(sink, source)) / 1e9
+        return 2 * len(source) / fastest(lambda: np.copyto(sink, source)) / 1e9
     with ThreadPoolExecutor(threads) as pool:
         # NumPy lets go of the interpreter's lock while it copies.
-        return 2 * len(source) / _fastest(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs))) / 1e9
-
-
-def throughput() -> dict[str, float]:
-    """fp32_gflops and int8_gops of one core: onnxruntime's products of 512 x 512 matrices, a constant one on the right.
-
-    10^9 multiplications and additions per second; int8 is unsigned by signed, as in quantized encoders. Empty where there is no
-    onnxruntime: a device that has llama.cpp alone.
-    """
-    import numpy as np
-
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        return {}
-
-    numbers = np.random.default_rng(0)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
-    settings.log_severity_level = 3
-    operations = 2.0 * _SIDE**3
-    found = {}
-    for key, operator, left, right in (
-        ("fp32_gflops", "MatMul", np.float32, np.float32),
-        ("int8_gops", "MatMulInteger", np.uint8, np.int8),
-    ):
-        a = numbers.integers(0, 64, (_SIDE, _SIDE)).astype(left)
-        b = numbers.integers(-64, 64, (_SIDE, _SIDE)).astype(right)
-        model = _product_model(operator, a, b)
-        session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-        found[key] = operations / _fastest(lambda session=session, a=a: session.run(None, {"a": a})) / 1e9  # type: ignore[misc]
-    return found
-
-
-def _fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of the calls that fit into a short spell, the first one not counted."""
-    call()
-    best, end = float("inf"), time.perf_counter() + _SPELL_S
-    while True:
-        begun = time.perf_counter()
-        call()
-        now = time.perf_counter()
-        best = min(best, now - begun)
-        if now >= end:
-            return best
-
-
-# onnx.proto's numbers for element types.
-_ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
-
-
-def _product_model(operator: str, a: Any, b: Any) -> bytes:
-    """An ONNX model y = operator(a, b) with a constant b, written without the onnx package (which devices lack).
-
-    Field numbers are those of onnx.proto (github.com/onnx/onnx/blob/main/onnx/onnx.proto).
-    """
-    result = "int32" if operator == "MatMulInteger" else "float32"
-
-    def value(name: str, kind: str) -> bytes:
-        extents = b"".join(_field_bytes(1, _field_number(1, extent)) for extent in (_SIDE, _SIDE))
-        tensor = _field_number(1, _ONNX_TYPES[kind]) + _field_bytes(2, extents)
-        return _field_bytes(1, name.encode()) + _field_bytes(2, _field_bytes(1, tensor))
-
-    node = _field_bytes(1, b"a") + _field_bytes(1, b"b") + _field_bytes(2, b"y") + _field_bytes(4, operator.encode())
-    constant = b"".join(_field_number(1, extent) for extent in b.shape)
-    constant += _field_number(2, _ONNX_TYPES[str(b.dtype)]) + _field_bytes(8, b"b") + _field_bytes(9, b.tobytes())
-    graph = _field_bytes(1, node) + _field_bytes(2, b"product") + _field_bytes(5, constant)
-    graph += _field_bytes(11, value("a", str(a.dtype))) + _field_bytes(12, value("y", result))
-    opset = _field_bytes(1, b"") + _field_number(2, 13)
-    return _field_number(1, 8) + _field_bytes(7, graph) + _field_bytes(8, opset)
-
-
-def _varint(number: int) -> bytes:
-    """Protocol buffers' variable-length integer: seven bits a byte, low ones first."""
-    parts = []
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    return struct.pack(f"{len(parts) + 1}B", *parts, number)
-
-
-def _field_number(field: int, number: int) -> bytes:
-    return _varint(field << 3) + _varint(number)
-
-
-def _field_bytes(field: int, content: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(content)) + content
+        return 2 * len(source) / fastest(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs))) / 1e9
 
 
 def _read(path: str) -> str:

@@ -31,9 +31,9 @@ from edgekit.evidence import (
     Vouches,
     whole_verdict,
 )
-from edgekit.formats import FORMATS, finer
+from edgekit.formats import FORMATS, finer, runtime_name
 from edgekit.progress import Progress, silent
-from edgekit.runtimes import neighbours
+from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.schema import pick
 from edgekit.tasks import TASKS
 from edgekit.typed_json import read_table
@@ -49,6 +49,7 @@ from edgekit.workspace import Product, file_sha256, open_product, write_atomical
 
 if TYPE_CHECKING:
     from edgekit.devices import Device
+    from edgekit.runtimes.placement import Placement
 
 __all__ = ["Subject", "Terms", "check_accuracy_table", "check_reference", "plan_text", "verify"]
 
@@ -73,7 +74,8 @@ def verify(
     """
     product, recorded = open_product(subject.artifact, "export"), open_product(subject.reference, "record")
     check_reference(recorded, product, subject.prompts)
-    runtime = pick(FORMATS, str(product.facts["format"]), f"{subject.artifact}: format").RUNTIME
+    format_ = pick(FORMATS, str(product.facts["format"]), f"{subject.artifact}: format")
+    runtime = runtime_name(format_, terms.target.runtime)
     run = Run(
         subject=subject,
         terms=terms,
@@ -215,10 +217,13 @@ def check_reference(recorded: Product, artifact: Product, prompts: Path) -> None
 def _foreign(run: Run, measured: Measurements) -> list[str]:
     """Why the machine that measured may not vouch for the target."""
     found = hardware.mismatches(run.terms.target.hardware, measured.device, measured.speed, run.options["threads"])
-    provider = run.options.get("provider")
-    if provider is not None and provider not in measured.available:
-        found.append(f"without {provider}")
-    return found
+    absent = _placement(run, measured).absent
+    return found if absent is None else [*found, f"without {absent}"]
+
+
+def _placement(run: Run, measured: Measurements) -> Placement:
+    """Whether the work ran where the target wants it."""
+    return RUNTIMES[run.runtime].placement(run.options, measured.work, measured.available)
 
 
 def _is_judged(run: Run, measured: Measurements) -> bool:
@@ -228,8 +233,9 @@ def _is_judged(run: Run, measured: Measurements) -> bool:
 
 def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, Measurements]:
     """What bears on the times, and the measurements with the earlier ones of this artifact; kept where times are judged."""
-    impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5))
-    impossible += hardware.above_roofline(measured, run.facts.get("bytes_per_token"))
+    on_cpu = _placement(run, measured).on_cpu
+    impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5)) if on_cpu else []
+    impossible += hardware.above_roofline(measured, run.facts.get("bytes_per_token")) if on_cpu else []
     threads = measured.shape.threads or int(measured.device["cores"])
     disturbed = neighbours.disturbances([process.neighbours for process in measured.processes], threads)
     disturbed = disturbed or [
@@ -277,18 +283,12 @@ def _check_answers(run: Run, comparisons: Sequence[Comparison]) -> list[Check]:
 
 def _check_machine(run: Run, measured: Measurements, conditions: budgets.Conditions) -> list[Check]:
     facts, options = run.facts, run.options
-    provider = options.get("provider")
-    placed = (
-        checks.check_offload(int(options.get("gpu_layers", 0)), measured)
-        if provider is None
-        else checks.check_provider(provider, measured)
-    )
     return [
         *budgets.check_budget(run.budget, measured, int(facts["bytes"]), conditions),
         checks.check_plausible(conditions.impossible),
         *checks.check_reading(facts.get("parity"), facts.get("misread")),
         *checks.check_as_original(run.recorded.facts.get("as_original")),
-        placed,
+        checks.check_placement(_placement(run, measured)),
         checks.check_arithmetic(
             run.terms.target.hardware,
             measured.device,

@@ -6,27 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
+from edgekit.runtimes.onnxruntime.operators import OPERATORS
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Which input of an integer product is the right matrix, and which the left one's zero point (its type is the matrix's).
-_INTEGER: dict[str, tuple[int, int | None]] = {
-    "MatMulInteger": (1, 2),
-    "MatMulIntegerToFloat": (1, 4),
-    "QLinearMatMul": (3, 2),
-    "DynamicQuantizeMatMul": (1, None),
+# Integer products of two matrices.
+_INTEGER = {
+    name: operator for name, operator in OPERATORS.items() if operator.kind == "matmul" and operator.weight is not None
 }
-
-
-# onnxruntime's session entry that makes an x86 CPU without VNNI multiply without saturation (its
-# onnxruntime_session_options_config_keys.h: kOrtSessionOptionsAvx2PrecisionMode); other CPUs ignore it.
-EXACT = ("session.x64quantprecision", "1")
 
 
 def is_exact(options: Mapping[str, Any]) -> bool:
     """Whether a session with these options multiplies bytes exactly wherever it runs."""
-    return EXACT in options.get("config_entries", {}).items()
+    return EXACT_SUMS.items() <= dict(options.get("config_entries", {})).items()
 
 
 def saturating_share(file: Path) -> float | None:
@@ -85,19 +80,23 @@ def _signed_weights(file: Path) -> list[NDArray[np.int8]]:
         zero = node.input[place] if place is not None and len(node.input) > place else ""
         return zero not in constants or bool(constants[zero].data_type == TensorProto.UINT8)
 
+    def is_turned(node: Any) -> bool:
+        return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+
     found = []
     for node in graph.node:
         if node.op_type in _INTEGER:
-            right, zero = _INTEGER[node.op_type]
-            if is_signed_matrix(node.input[right]) and is_unsigned(node, zero):
-                found.append(numpy_helper.to_array(constants[node.input[right]], folder))
+            operator = _INTEGER[node.op_type]
+            right = node.input[operator.weight or 0]
+            if is_signed_matrix(right) and is_unsigned(node, operator.left_zero):
+                matrix = numpy_helper.to_array(constants[right], folder)
+                found.append(matrix.T if is_turned(node) else matrix)
         elif node.op_type in {"MatMul", "Gemm"}:
             left, weights = dequantized(node.input[0]), dequantized(node.input[1])
             if left is None or weights is None or not is_signed_matrix(weights.input[0]) or not is_unsigned(left, 2):
                 continue
             matrix = numpy_helper.to_array(constants[weights.input[0]], folder)
-            turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
             through = makers.get(node.input[1])
-            turned ^= through is not None and through.op_type == "Transpose"
+            turned = is_turned(node) ^ (through is not None and through.op_type == "Transpose")
             found.append(matrix.T if turned else matrix)
     return found

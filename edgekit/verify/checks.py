@@ -12,20 +12,10 @@ from edgekit.runtimes.machine import saturates
 from edgekit.verify import clusters
 
 if TYPE_CHECKING:
+    from edgekit.runtimes.placement import Placement
     from edgekit.target import Hardware
-    from edgekit.verify.measurements import Measurements
 
-# A provider that does less of the matrix-product work than this left the rest to the CPU without a word.
-PROVIDER_SHARE = 0.8
-CPU = "CPUExecutionProvider"
 GENERATED = ("kl", "top1", "perplexity", "answer_length")
-_PACKAGES = {
-    "CUDAExecutionProvider": "onnxruntime-gpu",
-    "TensorrtExecutionProvider": "onnxruntime-gpu",
-    "DmlExecutionProvider": "onnxruntime-directml",
-    "OpenVINOExecutionProvider": "onnxruntime-openvino",
-    "QNNExecutionProvider": "onnxruntime-qnn",
-}
 
 
 def check_accuracy(comparison: Comparison, looks: int, finer: Sequence[str] | None = ()) -> Check:
@@ -227,55 +217,18 @@ def check_plausible(impossible: Sequence[str]) -> Check:
     )
 
 
-def check_provider(asked: str, measured: Measurements) -> Check:
-    """Whether the provider that the target asks for does the matrix products; one that is absent here proves nothing."""
-    used = str(measured.work["provider"])
-    # Of a decoder nobody profiled the products. A session that fell back to the CPU as a whole is known; of another provider it
-    # is not: its operators may lie on the CPU one by one.
-    work: Mapping[str, float] = measured.work.get("matmul_ops", {used: 1.0})
-    total = sum(work.values())
-    share = work.get(asked, 0.0) / total if total else 0.0
-    name, detail = "provider", f"share of the matrix products that {asked} does"
-    if asked not in measured.available:
-        package = _PACKAGES.get(asked)
-        remedy = (
-            f"this machine's onnxruntime has no {asked} (it has {', '.join(measured.available)}), so the CPU answered;"
-            f" run `edgekit verify` on the target{f', with {package} installed there' if package else ''}"
-        )
-        return Check(name=name, measured=None, limit=PROVIDER_SHARE, detail=detail, verdict="not proven", remedy=remedy)
-    if "matmul_ops" not in measured.work and used == asked and asked != CPU:
-        remedy = (
-            f"the session runs on {asked}, but a decoder's matrix products are not counted there, and some may lie on the CPU;"
-            ' for a GPU take format = "gguf", whose layers are counted'
-        )
-        return Check(name=name, measured=None, limit=PROVIDER_SHARE, detail=detail, verdict="not proven", remedy=remedy)
-    if not total:
-        remedy = "no matrix product that edgekit knows: `edgekit inspect` on the artifact lists its operators"
-        return Check(name=name, measured=None, limit=PROVIDER_SHARE, detail=detail, verdict="not proven", remedy=remedy)
-    if share >= PROVIDER_SHARE:
-        return Check(name=name, measured=share, limit=PROVIDER_SHARE, detail=detail, verdict="pass")
-    others = ", ".join(f"{key} {value / total:.0%}" for key, value in sorted(work.items()) if key != asked)
-    remedy = (
-        f"a silent fallback: {others}; the provider lacks these operators or their types, or could not start: export another"
-        " scheme (fp16 for GPUs), check its libraries with `edgekit doctor`, then `edgekit verify --fresh`"
+def check_placement(placement: Placement) -> Check:
+    """Whether the work ran where the target wants it; not proven where nobody could measure that."""
+    measured = placement.measured
+    verdict: gate.Verdict = "not proven" if measured is None else "pass" if measured >= placement.wanted else "fail"
+    return Check(
+        name=placement.check,
+        measured=measured,
+        limit=placement.wanted,
+        verdict=verdict,
+        detail=placement.detail,
+        remedy=placement.remedy,
     )
-    return Check(name=name, measured=share, limit=PROVIDER_SHARE, detail=detail, verdict="fail", remedy=remedy)
-
-
-def check_offload(asked: int, measured: Measurements) -> Check:
-    """Whether as many layers as the target asks for really lie on the GPU (-1: all, the output counted as one)."""
-    work = measured.work
-    layers, there = int(work.get("layers", 0)), int(work.get("offloaded", 0))
-    wanted = layers if asked < 0 else min(asked, layers)
-    name, detail = "offload", f"layers on the GPU, of {layers}"
-    if there >= wanted:
-        return Check(name=name, measured=there, limit=wanted, verdict="pass", detail=detail)
-    remedy = (
-        f"a silent fallback: {wanted - there} layers stay on the CPU: this llama.cpp was built without the GPU's backend, or its"
-        " memory is full: install llama-cpp-python for the GPU (CMAKE_ARGS=-DGGML_CUDA=on), or set runtime.llama-cpp.gpu_layers"
-        " to what fits; then `edgekit verify --fresh`"
-    )
-    return Check(name=name, measured=there, limit=wanted, verdict="fail", detail=detail, remedy=remedy)
 
 
 def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float | None, *, exact: bool) -> Check:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgekit import gate
 from edgekit.errors import EdgekitError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.devices import Device
+    from edgekit.runtimes.placement import Work
     from edgekit.target import Budget
 
     Arrays = Mapping[str, NDArray[Any]]
@@ -155,7 +156,7 @@ def _read(events: Mapping[str, Mapping[str, Any]], budget: Budget) -> Measuremen
     return Measurements(
         device=events["device"],
         speed=events["machine"]["speed"],
-        work=events["work"],
+        work=cast("Work", events["work"]),
         runtime=RuntimeVersion(name=load["runtime"], version=load["version"]),
         available=load["available"],
         shape=Shape(batch=1, sequence=int(decode["depth"]), threads=decode["threads"]),

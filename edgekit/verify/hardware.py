@@ -119,8 +119,11 @@ def _same_cpu(stated: str, measured: str) -> bool:
 
 
 def impossibilities(measured: Measurements, p50_ms: float) -> list[str]:
-    """What the median time claims beyond what this machine's cores and memory were measured to do; empty where nothing is."""
-    if measured.work["provider"] != "CPUExecutionProvider" or "matmul_ops" not in measured.work or p50_ms <= 0:
+    """What the median time of work on the CPU claims beyond what cores and memory were measured to do; empty where nothing is.
+
+    Where a speed was not measured, or nobody counted the work, nothing is claimed.
+    """
+    if "matmul_ops" not in measured.work or not SPEEDS.keys() <= measured.speed.keys() or p50_ms <= 0:
         return []
     cores = min(measured.shape.threads or measured.device["cores"], measured.device["cores"])
     speed, seconds = measured.speed, p50_ms / 1000
@@ -148,10 +151,8 @@ def roofline_share(measured: Measurements, bytes_per_token: float) -> float:
 
 
 def above_roofline(measured: Measurements, bytes_per_token: float | None) -> list[str]:
-    """What decoding claims to read beyond what this machine's memory gives; weights that a cache may hold are not judged."""
+    """What decoding on the CPU claims to read beyond what the memory gives; weights that a cache may hold are not judged."""
     if measured.generation is None or not bytes_per_token or bytes_per_token <= _CACHE_BYTES:
-        return []
-    if measured.work.get("offloaded"):
         return []
     share = roofline_share(measured, bytes_per_token)
     if share > _IMPOSSIBLE:

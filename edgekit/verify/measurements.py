@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgekit.evidence import Rates, RuntimeVersion, Shape
 from edgekit.probes import DEFAULT, PROBES, Question
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgekit.devices import Device
     from edgekit.probes import Event
     from edgekit.prompts import Prompt
+    from edgekit.runtimes.placement import Work
     from edgekit.target import Target
 
     Events = Mapping[str, Event]
@@ -64,7 +65,7 @@ class Measurements:
 
     device: Mapping[str, Any]
     speed: Mapping[str, float]
-    work: Mapping[str, Any]
+    work: Work
     runtime: RuntimeVersion
     available: Sequence[str]
     shape: Shape
@@ -111,7 +112,7 @@ def measure(
     found = Measurements(
         device=events["device"],
         speed=events["machine"]["speed"],
-        work=events["work"],
+        work=cast("Work", events["work"]),
         runtime=RuntimeVersion(name=load["runtime"], version=load["version"]),
         available=load["available"],
         shape=Shape(**events["latency"]["shape"]),

@@ -19,7 +19,7 @@ from edgekit.formats.onnx import Options
 from edgekit.formats.onnx.decoder import write_decoder
 from edgekit.model import Model
 from edgekit.runtimes.generation import continuation
-from edgekit.runtimes.onnxruntime.generation import generator
+from edgekit.runtimes.onnxruntime import generator
 from edgekit.tasks import text_generation
 from edgekit.tasks.decoders import Decoder
 from tests.architectures.decoders import END, SPECIAL, make_decoder

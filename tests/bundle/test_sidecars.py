@@ -95,7 +95,9 @@ def test_a_loader_conforms(entry: tuple[str, str]) -> None:
 
 
 def test_whatever_a_format_writes_has_a_loader() -> None:
-    assert set(LOADERS) >= {(known.RUNTIME, output) for known in FORMATS.values() for output in known.SCHEMES}
+    assert set(LOADERS) >= {
+        (runtime, output) for known in FORMATS.values() for runtime in known.RUNTIMES for output in known.SCHEMES
+    }
 
 
 def test_a_bundle_that_no_loader_is_for_says_so(packed: Packaged) -> None:

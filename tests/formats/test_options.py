@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from edgekit.errors import EdgekitError
-from edgekit.formats import FORMATS, parse_options
+from edgekit.formats import FORMATS, library_versions, packages, parse_options, runtime_name, runtime_of
+from edgekit.runtimes import RUNTIMES
 from edgekit.tasks import TASKS
 
 OUTPUTS = sorted({task.OUTPUT for task in TASKS.values()})
@@ -46,3 +48,38 @@ def test_every_output_has_a_format(output: str) -> None:
 def test_what_does_not_go_together_is_refused(table: dict[str, Any], output: str, told: str) -> None:
     with pytest.raises(EdgekitError, match=told):
         parse_options(table, output, "board.toml: export")
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_a_formats_runtimes_are_there(name: str) -> None:
+    assert FORMATS[name].RUNTIMES
+    assert set(FORMATS[name].RUNTIMES) <= set(RUNTIMES)
+    assert FORMATS[name].RUNTIMES[0] == runtime_of(FORMATS[name]).NAME
+
+
+@pytest.mark.parametrize(
+    ("tables", "chosen"),
+    [
+        ([], "llama-cpp"),
+        (["onnxruntime"], "onnxruntime"),
+        (["onnxruntime", "llama-cpp"], "onnxruntime"),
+        (["other", "llama-cpp", "onnxruntime"], "llama-cpp"),
+        (["other"], "llama-cpp"),
+    ],
+)
+def test_a_targets_tables_choose_the_runtime(tables: list[str], chosen: str) -> None:
+    """The first that a target names of those that run the format, else the format's first."""
+    both = SimpleNamespace(RUNTIMES=("llama-cpp", "onnxruntime"), LIBRARIES=("onnx",))
+    named: dict[str, Any] = {name: {} for name in tables}
+    assert runtime_name(both, named) == chosen
+    assert runtime_of(both, named) is RUNTIMES[chosen]
+    engines = {"llama-cpp-python"} | ({"onnxruntime"} if chosen == "onnxruntime" else set())
+    assert {package.name for package in packages(both, named)} == engines, (
+        "the one that proves the files, and the target's"
+    )
+    assert set(library_versions(both, named)) == {"onnx"} | engines
+
+
+def test_versions_are_of_what_files_and_answers_depend_on() -> None:
+    assert set(library_versions(FORMATS["onnx"])) == {"onnx", "onnxruntime", "onnxscript"}
+    assert set(library_versions(FORMATS["gguf"])) == {"llama-cpp-python"}

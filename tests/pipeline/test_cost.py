@@ -63,9 +63,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Sequence[
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_bytes_are_within_two_percent(exported: Any, tmp_path: Path, scheme: str) -> None:
-    from edgekit.formats.onnx.blocks import quantize_blocks, to_half
+    from edgekit.formats.onnx.blocks import quantize_blocks
     from edgekit.formats.onnx.quantize import Int8, quantize_int8
     from edgekit.formats.onnx.simplify import simplified
+    from edgekit.runtimes.onnxruntime.library import to_half
 
     model, ids, traced = exported
     made = simplified(graph.copy_model(traced), ids, pad_id=0, for_cpu=scheme != "fp16")

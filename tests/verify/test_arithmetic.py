@@ -31,6 +31,13 @@ def make_quantized(path: Path, weights: np.ndarray, form: str, zero: type = np.u
             helper.make_node("MatMulInteger", ["q", "w", "z", "none"], ["sums"]),
             helper.make_node("Cast", ["sums"], ["y"], to=TensorProto.FLOAT),
         ]
+    elif form == "QGemm":
+        values["w"] = np.ascontiguousarray(weights.T)
+        given = ["q", "scale", "zero", "w", "scale", "none"]
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            helper.make_node("QGemm", given, ["y"], transB=1, domain="com.microsoft"),
+        ]
     else:
         nodes = [
             helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
@@ -49,13 +56,14 @@ def make_quantized(path: Path, weights: np.ndarray, form: str, zero: type = np.u
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, columns])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
     return path
 
 
-@pytest.mark.parametrize("form", ["MatMulInteger", "QDQ", "transB"])
+@pytest.mark.parametrize("form", ["MatMulInteger", "QDQ", "transB", "QGemm"])
 def test_share_counts_neighbours_along_the_inner_dimension(tmp_path: Path, form: str) -> None:
     # Four columns: both large, opposite signs, below the limit, both very negative; three rows, so the last has no neighbour.
     weights = np.array([[100, 100, 64, -70], [100, -100, 64, -70], [127, 127, 127, 127]], dtype=np.int8)

@@ -11,7 +11,7 @@ import pytest
 from edgekit.evidence import Rates, RuntimeVersion, Shape
 from edgekit.target import Budget, Hardware
 from edgekit.verify.budgets import Conditions, check_budget
-from edgekit.verify.checks import check_plausible, check_provider
+from edgekit.verify.checks import check_plausible
 from edgekit.verify.hardware import impossibilities, mismatches, scales, tolerances
 from edgekit.verify.measurements import Measurements, Speed, Timed
 
@@ -165,36 +165,10 @@ def test_impossible_times_prove_nothing() -> None:
     assert "Gop/s" in str(check_plausible(found).detail)
 
 
-@pytest.mark.parametrize(
-    ("ops", "verdict"),
-    [({"CUDA": 90.0, "CPU": 10.0}, "pass"), ({"CUDA": 70.0, "CPU": 30.0}, "fail"), ({"CPU": 1.0}, "fail")],
-)
-def test_a_silent_fallback_fails(ops: dict[str, float], verdict: str) -> None:
-    check = check_provider("CUDA", replace(measurements(matmul_ops=ops), available=["CUDA", "CPU"]))
-    assert check.verdict == verdict
-    assert (verdict == "pass") == (check.remedy is None)
-    assert check_provider("QNN", replace(measurements(matmul_ops=ops), available=["CPU"])).verdict == "not proven"
-
-
-@pytest.mark.parametrize(
-    ("asked", "used", "verdict"),
-    [
-        ("CPUExecutionProvider", "CPUExecutionProvider", "pass"),
-        ("CUDAExecutionProvider", "CUDAExecutionProvider", "not proven"),
-        ("CUDAExecutionProvider", "CPUExecutionProvider", "fail"),
-    ],
-)
-def test_products_that_nobody_counted_prove_no_provider(asked: str, used: str, verdict: str) -> None:
-    """A session names its first provider, whatever its operators run on."""
-    measured = replace(measurements(), work={"provider": used}, available=[asked, "CPUExecutionProvider"])
-    check = check_provider(asked, measured)
-    assert check.verdict == verdict
-    assert verdict != "not proven" or ("gguf" in str(check.remedy) and check.measured is None)
-
-
 def test_times_below_what_the_machine_can_do_are_flagged() -> None:
     # 10^9 operations at 2 x 120 Gop/s take 4.2 ms.
     assert impossibilities(measurements(), 5.0) == []
     assert "Gop/s" in impossibilities(measurements(), 1.0)[0]
     assert "GB/s" in impossibilities(measurements(weight_bytes=1 << 30, matmul_ops={}), 5.0)[0]
-    assert impossibilities(measurements(provider="CUDAExecutionProvider"), 0.1) == []
+    without = replace(measurements(), speed={"bandwidth_gbs": 11.2})
+    assert impossibilities(without, 0.1) == [], "a device that has llama.cpp alone measures no products"

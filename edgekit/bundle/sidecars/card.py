@@ -10,12 +10,17 @@ from edgekit.bundle.sidecars.packing import Packing
 from edgekit.evidence import PromptFacts, Report
 from edgekit.report import SCOPE_HEAD, scope_cells
 from edgekit.report.figures import flips, human_bytes, number, pair, percent
+from edgekit.runtimes import RUNTIMES
 
 
 def sidecar(packing: Packing) -> str:
     """README.md of a bundle: what it is, its use, accuracy and origin. No figure of a clock."""
     manifest, report, loader = packing.manifest, packing.report, packing.loader
     artifact, runtime, name = manifest["artifact"], manifest["runtime"], manifest["name"]
+    package = RUNTIMES[runtime["name"]].PACKAGE
+    libraries = [
+        RUNTIMES[runtime["name"]].distribution(runtime) if one == package.name else one for one in loader.needs
+    ]
     lines = [
         f"# {name}",
         "",
@@ -25,7 +30,7 @@ def sidecar(packing: Packing) -> str:
         "## Use",
         "",
         "```python",
-        f"# pip install {' '.join(loader.needs)}; run it in this folder",
+        f"# pip install {' '.join(libraries)}; run it in this folder",
         "from load import Bundle",
         "",
         'bundle = Bundle(".")',

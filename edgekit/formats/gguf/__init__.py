@@ -40,8 +40,8 @@ __all__ = [
     "FLOATS",
     "LIBRARIES",
     "NAME",
-    "NEEDS",
-    "RUNTIME",
+    "PROVES",
+    "RUNTIMES",
     "SCHEMES",
     "SCHEME_FOR",
     "SUFFIX",
@@ -55,11 +55,11 @@ __all__ = [
 ]
 
 NAME = "gguf"
-RUNTIME = "llama-cpp"
+RUNTIMES: tuple[str, ...] = ("llama-cpp",)
 SUFFIX = ".gguf"
 CARRIES_TOKENIZER = True
-NEEDS: tuple[str, ...] = ("llama_cpp",)
-LIBRARIES: tuple[str, ...] = ("llama-cpp-python",)
+LIBRARIES: tuple[str, ...] = ()
+PROVES = False
 EMBEDDING = "token_embd.weight"
 FILE, IMATRIX = "model.gguf", "imatrix.gguf"
 # What a token takes in the metadata of a tokenizer that is not trained yet: its text, its type and a merge, with their lengths.

@@ -9,10 +9,10 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError, require
+from edgekit.runtimes.llamacpp.library import PACKAGE, open_part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,7 +165,7 @@ def _to_float(kind: str) -> Callable[[int, int, int], None]:
 @lru_cache(maxsize=1)
 def _conversions() -> dict[tuple[str, str], Any]:
     """ggml's functions between f32 and the short types, by (from, to)."""
-    library, quick = _library(), _open("ggml-cpu")
+    library, quick = _library(), _open_part("ggml-cpu")
     found = {
         ("f16", "f32"): getattr(quick, "ggml_cpu_fp16_to_fp32", None) or library.ggml_fp16_to_fp32_row,
         ("f32", "f16"): getattr(quick, "ggml_cpu_fp32_to_fp16", None) or library.ggml_fp32_to_fp16_row,
@@ -181,7 +181,7 @@ def _conversions() -> dict[tuple[str, str], Any]:
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     """The ggml that llama_cpp itself uses, with the signatures of what is called here."""
-    library = _open("ggml-base")
+    library = _open_part("ggml-base")
     if library is None:
         raise EdgekitError('llama_cpp: no ggml-base library in it; run: pip install --force-reinstall "edgekit[gguf]"')
     pointer, count = ctypes.c_void_p, ctypes.c_int64
@@ -193,12 +193,10 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _open(stem: str) -> ctypes.CDLL | None:
-    """One of llama_cpp's libraries; some builds have the CPU's in several files for several CPUs, and none by this name."""
-    folder = Path(str(require("llama_cpp", extra="gguf").__file__)).parent / "lib"
-    names = (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll", f"lib{stem}.dll")
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    return ctypes.CDLL(str(found)) if found else None
+def _open_part(stem: str) -> ctypes.CDLL | None:
+    """One of llama.cpp's libraries, None where this build has none by the name. EdgekitError where llama.cpp is not there."""
+    require(PACKAGE.module, extra=PACKAGE.extra)
+    return open_part(stem)
 
 
 def _check_table(library: ctypes.CDLL) -> None:

@@ -6,7 +6,6 @@ limit, and texts of ours that run into one are left out or rewritten; the user's
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import random
@@ -14,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +29,13 @@ from edgekit.formats.gguf.tokenizer_json import (
     squeezes_spaces,
     strips_accents,
 )
+from edgekit.runtimes.llamacpp.library import ERROR, PACKAGE, open_library
 
 if TYPE_CHECKING:
     from edgekit.model import Model
 
 # llama.h, enum llama_token_attr.
 _UNKNOWN, _CONTROL, _LSTRIP, _RSTRIP = 1, 8, 128, 256
-_STRING_OVERRIDE = 3  # llama.h, LLAMA_KV_OVERRIDE_TYPE_STR
-_ERROR = 4  # ggml.h, GGML_LOG_LEVEL_ERROR
 _SHOWN = 8
 # Texts that everybody has: no reading of them may differ. Of the others so large a share of WordPiece's may.
 _EVERYBODYS = frozenset({"plain", "digits", "code", "punctuation", "mixed"})
@@ -66,21 +64,14 @@ class Vocabulary:
     """
 
     def __init__(self, path: Path, pre: str | None = None) -> None:
-        self._library = require("llama_cpp", extra="gguf")
-        said = _listen(self._library)
-        settings = self._library.llama_model_default_params()
-        settings.vocab_only = True
-        settings.n_gpu_layers = 0
-        if pre is not None:
-            overrides = (self._library.llama_model_kv_override * 2)()  # the second, empty one ends the list
-            overrides[0].tag = _STRING_OVERRIDE
-            overrides[0].key = b"tokenizer.ggml.pre"
-            overrides[0].value.val_str = pre.encode()
-            settings.kv_overrides = overrides
-        self._model = self._library.llama_model_load_from_file(str(path).encode(), settings)
+        require(PACKAGE.module, extra=PACKAGE.extra)
+        opened = open_library()
+        self._library = opened.functions
+        self._model = opened.load_model(path, only_vocabulary=True, pre=pre)
         if not self._model:
+            errors = [line.text.strip() for line in opened.log if line.level == ERROR]
             raise EdgekitError(
-                f"{path}: llama.cpp does not load its vocabulary: {'; '.join(said[:2]) or 'no reason given'}"
+                f"{path}: llama.cpp does not load its vocabulary: {'; '.join(errors[:2]) or 'no reason given'}"
             )
         self._vocabulary = self._library.llama_model_get_vocab(self._model)
         self._room = (self._library.llama_token * 4096)()
@@ -435,25 +426,3 @@ def escaped(text: str) -> str:
     return (
         "'" + "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in shown) + "'"
     )
-
-
-_HEARD: list[str] = []
-
-
-def _listen(library: Any) -> list[str]:
-    """llama.cpp's error lines from here on, instead of its log on standard error."""
-    _HEARD.clear()
-    library.llama_log_set(_listener(library), ctypes.c_void_p(0))
-    return _HEARD
-
-
-@lru_cache(maxsize=1)
-def _listener(library: Any) -> Callable[..., None]:
-    """Kept for as long as the process lives: the library calls it whenever it likes."""
-
-    @library.llama_log_callback  # type: ignore[untyped-decorator]
-    def listen(level: int, line: bytes, _: ctypes.c_void_p) -> None:
-        if level == _ERROR:
-            _HEARD.append(line.decode("utf-8", "replace").strip())
-
-    return listen  # type: ignore[no-any-return]

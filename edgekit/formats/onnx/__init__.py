@@ -41,8 +41,8 @@ __all__ = [
     "FILE",
     "LIBRARIES",
     "NAME",
-    "NEEDS",
-    "RUNTIME",
+    "PROVES",
+    "RUNTIMES",
     "SCHEMES",
     "SCHEME_FOR",
     "SUFFIX",
@@ -57,11 +57,11 @@ __all__ = [
 ]
 
 NAME = "onnx"
-RUNTIME = "onnxruntime"
+RUNTIMES: tuple[str, ...] = ("onnxruntime",)
 SUFFIX = ".onnx"
 CARRIES_TOKENIZER = False
-NEEDS: tuple[str, ...] = ()
-LIBRARIES: tuple[str, ...] = ("onnx", "onnxruntime", "onnxscript")
+LIBRARIES: tuple[str, ...] = ("onnx", "onnxscript")
+PROVES = True
 FILE = "model.onnx"
 # How far a float file that was read back may be from the graph that was written, as a share of the largest answer: the order of
 # sums may differ between two sessions, nothing else.
@@ -270,8 +270,9 @@ def describe_file(path: Path, *, named: Path | None = None) -> dict[str, Any]:
 def _write_scheme(
     exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial, progress: Progress
 ) -> _Written:
-    from edgekit.formats.onnx.blocks import quantize_blocks, to_half
+    from edgekit.formats.onnx.blocks import quantize_blocks
     from edgekit.formats.onnx.graph import Graph, copy_model
+    from edgekit.runtimes.onnxruntime.library import to_half
 
     if options.scheme == "fp32":
         return _Written(model=exported, exact=exported, quantized=(), choices={}, scheme="fp32")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekit.formats.onnx.graph import MICROSOFT, Graph, Linear, attribute, copy_node, float_array, import_microsoft
+from edgekit.formats.onnx.graph import Graph, Linear, attribute, copy_node, float_array, import_microsoft
+from edgekit.runtimes.onnxruntime.operators import OPERATORS
 
 if TYPE_CHECKING:
     import onnx
@@ -218,7 +219,7 @@ class _Turn:
         """Append a node."""
         import onnx
 
-        domain = MICROSOFT if operator == "FusedMatMul" else ""
+        domain = OPERATORS[operator].domain if operator in OPERATORS else ""
         self.nodes.append(onnx.helper.make_node(operator, inputs, outputs, name=name, domain=domain, **attributes))
 
     def constant(self, name: str, values: list[int]) -> str:

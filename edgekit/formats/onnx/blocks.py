@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from edgekit.formats.onnx.graph import MICROSOFT, Graph, import_microsoft
+from edgekit.formats.onnx.graph import Graph, import_microsoft
 from edgekit.formats.onnx.quantize import is_table, quantize_table
+from edgekit.runtimes.onnxruntime.operators import MICROSOFT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,10 +82,3 @@ def pack_blocks(weight: NDArray[np.float32], *, bits: int, block: int) -> tuple[
     if bits == 4:
         levels = levels[..., 0::2] | (levels[..., 1::2] << 4)
     return np.ascontiguousarray(levels), np.ascontiguousarray(scales.reshape(-1), dtype=np.float32)
-
-
-def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in float16 with float32 output, by onnxruntime's own converter (which knows what has no float16 kernel)."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    return convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)

@@ -20,8 +20,8 @@ from edgekit.formats.onnx.files import digest
 from edgekit.formats.onnx.float_graph import TOLERANCE
 from edgekit.formats.onnx.options import AUTO, DECODER_BITS, Options
 from edgekit.progress import Progress
-from edgekit.runtimes.onnxruntime import load_errors
 from edgekit.runtimes.onnxruntime.generation import CONTEXT, SWITCH, Generator
+from edgekit.runtimes.onnxruntime.library import load_errors
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.formats.onnx.blocks import ACCURACY_LEVEL, pack_blocks
-from edgekit.formats.onnx.graph import MICROSOFT, Graph, Linear, import_microsoft
+from edgekit.formats.onnx.graph import Graph, Linear, import_microsoft
 from edgekit.formats.onnx.quantize import Int8, is_table, quantize_int8, quantize_table, weight_int8
+from edgekit.runtimes.onnxruntime.operators import MICROSOFT
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
+from edgekit.runtimes.onnxruntime.operators import MICROSOFT, OPERATORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,24 +22,9 @@ LARGEST_FILE = 2**31 - 2**24
 # later ones by the onnx release that each was built with).
 RUNTIME_BY_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23", 24: "1.24"}
 RUNTIME_BY_IR = {8: "1.10", 9: "1.16", 10: "1.18", 11: "1.23", 12: "1.24", 13: "1.24"}
-# The first onnxruntime whose CPU provider has the operator as we write it (its ContribOperators.md and release notes).
-RUNTIME_BY_OPERATOR = {
-    "com.microsoft.DynamicQuantizeMatMul": "1.5",
-    "com.microsoft.MatMulIntegerToFloat": "1.5",
-    "com.microsoft.FusedMatMul": "1.12",  # with transBatchA and transBatchB
-    "com.microsoft.MatMulNBits": "1.22",  # with 8 bits, and with a bias
-    "com.microsoft.GroupQueryAttention": "1.20",  # with softcap and a local window
-    "com.microsoft.GatherBlockQuantized": "1.23",  # of 8 bits
-}
-MICROSOFT = "com.microsoft"
 # Operators that multiply activations by weights that were quantized.
-QUANTIZED_MATMULS = (
-    "MatMulIntegerToFloat",
-    "DynamicQuantizeMatMul",
-    "MatMulNBits",
-    "QLinearMatMul",
-    "MatMulInteger",
-    "QGemm",
+QUANTIZED_MATMULS = tuple(
+    name for name, operator in OPERATORS.items() if operator.kind == "matmul" and operator.quantized
 )
 
 
@@ -242,7 +228,11 @@ def opset(model: onnx.ModelProto) -> int:
 def minimum_runtime(model: onnx.ModelProto) -> str:
     """The oldest onnxruntime that has the model's opset, IR version and operators, as "major.minor"."""
     needs = [_at_least(RUNTIME_BY_OPSET, opset(model)), _at_least(RUNTIME_BY_IR, model.ir_version)]
-    needs += [RUNTIME_BY_OPERATOR[name] for name in operators(model) if name in RUNTIME_BY_OPERATOR]
+    needs += [
+        operator.since
+        for node in nodes(model.graph)
+        if (operator := OPERATORS.get(node.op_type)) and operator.since and operator.domain == node.domain
+    ]
     return max(needs, key=lambda version: [int(part) for part in version.split(".")])
 
 

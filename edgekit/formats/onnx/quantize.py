@@ -10,9 +10,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekit.formats.onnx.graph import MICROSOFT, Graph, Linear, import_microsoft
-from edgekit.formats.onnx.session import EXACT_SUMS
+from edgekit.formats.onnx.graph import Graph, Linear, import_microsoft
 from edgekit.formats.onnx.smooth import Range
+from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
+from edgekit.runtimes.onnxruntime.operators import OPERATORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +61,7 @@ class _Rewrite:
     def emit(self, operator: str, inputs: list[str], outputs: list[str], name: str, **attributes: Any) -> None:
         import onnx
 
-        domain = MICROSOFT if operator in {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"} else ""
+        domain = OPERATORS[operator].domain if operator in OPERATORS else ""
         self.nodes.append(onnx.helper.make_node(operator, inputs, outputs, name=name, domain=domain, **attributes))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
-from edgekit.runtimes.onnxruntime import load_errors
+from edgekit.runtimes.onnxruntime.library import Options, load_errors, open_session, version
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 # onnxruntime's SkipLayerNormalization kernel takes 6x as long as the Add and LayerNormalization that it replaces
 # (measured with onnxruntime 1.31 on BERT MiniLM); the fusion can only be switched off per session.
 DISABLED_OPTIMIZERS = ("SkipLayerNormFusion",)
-
-
-# What a session of unsigned activations and full-range weights needs: an x86 CPU without VNNI saturates otherwise.
-EXACT_SUMS = {"session.x64quantprecision": "1"}
 
 
 class Session:
@@ -39,29 +35,19 @@ class Session:
 
         fuse: False runs the graph's nodes as they are written, without any optimizer; named: what errors call the file.
         """
-        import onnxruntime
-
         from edgekit.formats.onnx.graph import check_size, weight_bytes
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what onnxruntime would log of a failure is in its exception too
-        if not fuse:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        for key, value in (entries or {}).items():
-            options.add_session_config_entry(key, value)
         self._named = str(named or model) if isinstance(model, Path) else "the exported graph"
         if not isinstance(model, Path):
             check_size(weight_bytes(model), self._named)
-        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        options = Options(
+            threads=threads, disabled_optimizers=list(DISABLED_OPTIMIZERS), config_entries=dict(entries or {})
+        )
+        source = model if isinstance(model, Path) else model.SerializeToString()
         try:
-            self._session = onnxruntime.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
-            )
+            self._session = open_session(source, options, optimize=fuse)
         except load_errors() as failed:
-            raise EdgekitError(
-                f"{self._named}: onnxruntime {onnxruntime.__version__} does not load it: {_told(failed)}"
-            ) from failed
+            raise EdgekitError(f"{self._named}: onnxruntime {version()} does not load it: {_told(failed)}") from failed
         self.takes: list[Any] = self._session.get_inputs()
         self.gives: list[Any] = self._session.get_outputs()
         self.inputs = [value.name for value in self.takes]

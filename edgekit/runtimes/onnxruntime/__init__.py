@@ -1,147 +1,70 @@
-"""onnxruntime: one session of one artifact, and what it does where."""
+"""onnxruntime: the runtime of ONNX files.
+
+`library` opens onnxruntime, `session` and `generation` ask a model, `profile` says what ran where, `operators` is the table of
+quantized operators.
+"""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.runtimes.memory import Demand, Memory
+from edgekit.runtimes.onnxruntime.generation import Generator
+from edgekit.runtimes.onnxruntime.library import (
+    CPU,
+    PACKAGE,
+    Options,
+    load_errors,
+    providers,
+    read_options,
+    version,
+)
+from edgekit.runtimes.onnxruntime.profile import work
+from edgekit.runtimes.onnxruntime.session import Session
+from edgekit.runtimes.placement import Placement
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekit.runtimes.onnxruntime.generation import Generator
+    from edgekit.runtimes.placement import Work
 
-    Ids = Sequence[int] | NDArray[np.int64]
+__all__ = [
+    "CPU", "NAME", "PACKAGE", "Generator", "Options", "Session",
+    "defaults", "distribution", "generator", "joined", "load", "load_errors", "memory", "outputs", "placement",
+    "providers", "version", "work",
+]  # fmt: skip
 
 NAME = "onnxruntime"
-CPU = "CPUExecutionProvider"
-# Operators that are a matrix product, and the bytes of one weight where the operator says it (else as wide as its input).
-MATRIX_PRODUCTS: dict[str, float | None] = {
-    "MatMul": None,
-    "FusedMatMul": None,
-    "Gemm": None,
-    "FusedGemm": None,
-    "MatMulInteger": 1,
-    "MatMulInteger16": 2,
-    "MatMulIntegerToFloat": 1,
-    "DynamicQuantizeMatMul": 1,
-    "QLinearMatMul": 1,
-    "QGemm": 1,
-    "MatMulNBits": 0.5,
-}
+# A provider that does less of the matrix products than this left the rest to the CPU without a word.
+SHARE = 0.8
 # What weights with their packed copies take of their own bytes, roughly; and onnxruntime and Python themselves.
 _PREPARED, _PROCESS_BYTES = 1.2, 40e6
-_WIDTHS = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """`[runtime.onnxruntime]` of a target.
-
-    threads: those of one operator; None leaves it to onnxruntime. disabled_optimizers: names of graph optimizers that a
-    session must leave off; config_entries: onnxruntime's session configuration by key. The artifact's own join them (`joined`).
-    """
-
-    provider: str = CPU
-    threads: int | None = None
-    disabled_optimizers: list[str] = field(default_factory=list)
-    config_entries: dict[str, str] = field(default_factory=dict)
-
-
-class Session:
-    """A loaded ONNX model over (input_ids, attention_mask) -> [1, width]."""
-
-    def __init__(self, file: Path, options: Mapping[str, Any], *, profile: Path | None = None) -> None:
-        """Raises what onnxruntime raises for a file that it does not load; a provider that is absent falls back to the CPU.
-
-        profile: a file prefix for onnxruntime's profile, written by `end_profile`.
-        """
-        import onnxruntime
-
-        wanted = Options(**dict(options))
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4
-        settings.intra_op_num_threads = wanted.threads or 0
-        for key, value in wanted.config_entries.items():
-            settings.add_session_config_entry(key, value)
-        if profile is not None:
-            settings.enable_profiling = True
-            settings.profile_file_prefix = str(profile)
-        ordered = [wanted.provider] if wanted.provider in providers() else []
-        self._session = onnxruntime.InferenceSession(
-            str(file),
-            settings,
-            providers=[*ordered, *([CPU] if CPU not in ordered else [])],
-            disabled_optimizers=wanted.disabled_optimizers,
-        )
-        self._inputs = [value.name for value in self._session.get_inputs()]
-        self.provider: str = self._session.get_providers()[0]
-
-    def run(self, ids: Ids) -> NDArray[np.float32]:
-        """The output [width] for one text's token ids."""
-        import numpy as np
-
-        tokens = np.asarray(ids, dtype=np.int64)[None]
-        # Files that something else exported may want segment ids: all of one text.
-        known = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}
-        if unknown := sorted(set(self._inputs) - set(known)):
-            raise ValueError(f"the model wants the input {unknown[0]}; edgekit gives {', '.join(known)}")
-        answer = self._session.run(None, {name: known[name] for name in self._inputs})[0][0]
-        return np.asarray(answer, dtype=np.float32)
-
-    def end_profile(self) -> Path:
-        """Write the profile and say where it lies."""
-        return Path(self._session.end_profiling())
-
-
-def version() -> str:
-    """onnxruntime's version."""
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
-
-
-def providers() -> list[str]:
-    """The execution providers of this installation."""
-    import onnxruntime
-
-    return list(onnxruntime.get_available_providers())
-
-
-def load_errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises for a model that it does not load or cannot run (its errors share no parent)."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NotImplemented",
-        "RuntimeException",
-        "NoSuchFile",
-    )
-    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
 
 
 def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
     """A session's options: a target's `[runtime.onnxruntime]` with what the artifact needs, which wins."""
-    wanted = vars(Options(**dict(target)))
+    wanted = vars(read_options(target))
     off = sorted({*wanted["disabled_optimizers"], *artifact.get("disabled_optimizers", ())})
     entries = dict(sorted({**wanted["config_entries"], **artifact.get("config_entries", {})}.items()))
     return wanted | {"disabled_optimizers": off, "config_entries": entries}
 
 
+def defaults(cores: int) -> dict[str, str | int]:
+    """What a target of a measured machine says in its `[runtime.onnxruntime]`."""
+    return {"provider": CPU, "threads": cores}
+
+
 def memory(demand: Demand, options: Mapping[str, Any]) -> Memory:  # noqa: ARG001 - one signature for all
     """What an artifact needs here: its weights with what onnxruntime prepares of them, and the process itself."""
     return Memory(needed=_PREPARED * demand.weights + _PROCESS_BYTES)
+
+
+def distribution(options: Mapping[str, Any]) -> str:
+    """What pip installs on a device where sessions ask for this provider."""
+    return PACKAGE.build_for(str(options.get("provider", CPU))) or PACKAGE.name
 
 
 def load(file: Path, options: Mapping[str, Any]) -> Session:
@@ -150,9 +73,7 @@ def load(file: Path, options: Mapping[str, Any]) -> Session:
 
 
 def generator(file: Path, options: Mapping[str, Any]) -> Generator:
-    """Open a decoder."""
-    from edgekit.runtimes.onnxruntime.generation import Generator
-
+    """Open a decoder that edgekit exported, with the options of its export and of its target."""
     return Generator(file, options)
 
 
@@ -166,65 +87,45 @@ def outputs(
     return np.stack([session.run(row or [pad_id]) for row in ids])
 
 
-def work(file: Path, options: Mapping[str, Any], ids: Ids) -> dict[str, Any]:
-    """What one call on `ids` does, from onnxruntime's profile: {provider, nodes, matmul_nodes, matmul_ops, weight_bytes}.
-
-    nodes, matmul_nodes and matmul_ops are by execution provider; an operation is a multiplication or an addition.
-    weight_bytes are those of the constant matrices that the call reads. A provider that compiles a part of the graph shows it
-    as one node: what the CPU alone would compute and does not under this provider is counted as the provider's.
-    """
-    used, found = _profile(file, options, ids)
-    if used != CPU:
-        _, alone = _profile(file, dict(options) | {"provider": CPU}, ids)
-        hidden = sum(alone["matmul_ops"].values()) - sum(found["matmul_ops"].values())
-        found["matmul_ops"][used] = found["matmul_ops"].get(used, 0) + max(hidden, 0)
-        found["weight_bytes"] = max(found["weight_bytes"], alone["weight_bytes"])
-    return {"provider": used, **found}
-
-
-def _profile(file: Path, options: Mapping[str, Any], ids: Ids) -> tuple[str, dict[str, Any]]:
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        session = Session(file, options, profile=Path(scratch) / "profile")
-        session.run(ids)
-        events = json.loads(session.end_profile().read_text(encoding="utf-8"))
-    nodes: Counter[str] = Counter()
-    products: Counter[str] = Counter()
-    operations: Counter[str] = Counter()
-    weights = 0.0
-    for facts in _kernels(events):
-        provider, operator = str(facts["provider"]), str(facts["op_name"])
-        nodes[provider] += 1
-        if operator in MATRIX_PRODUCTS:
-            products[provider] += 1
-            count, size = _product(operator, facts)
-            operations[provider] += count
-            weights += size
-    return session.provider, {
-        "nodes": dict(nodes),
-        "matmul_nodes": dict(products),
-        "matmul_ops": dict(operations),
-        "weight_bytes": int(weights),
-    }
+def placement(asked: Mapping[str, Any], work: Work, available: Sequence[str]) -> Placement:
+    """Whether the provider that the options ask for does the matrix products; one that the device lacks proves nothing."""
+    wanted, used = read_options(asked).provider, work["provider"]
+    # Of a decoder nobody profiled the products. A session that fell back to the CPU as a whole is known; of another provider it
+    # is not: its operators may lie on the CPU one by one.
+    products = work.get("matmul_ops", {used: 1.0})
+    total = sum(products.values())
+    share = products.get(wanted, 0.0) / total if total and wanted in available else None
+    remedy: str | None = None
+    if wanted not in available:
+        remedy = _install(wanted, available)
+    elif "matmul_ops" not in work and used == wanted and wanted != CPU:
+        share = None
+        remedy = (
+            f"the session runs on {wanted}, but a decoder's matrix products are not counted there, and some may lie on the"
+            ' CPU; for a GPU take format = "gguf", whose layers are counted'
+        )
+    elif share is None:
+        remedy = "no matrix product that edgekit knows: `edgekit inspect` on the artifact lists its operators"
+    elif share < SHARE:
+        others = ", ".join(f"{key} {value / total:.0%}" for key, value in sorted(products.items()) if key != wanted)
+        remedy = (
+            f"a silent fallback: {others}; the provider lacks these operators or their types, or could not start: export another"
+            " scheme (fp16 for GPUs), check its libraries with `edgekit doctor`, then `edgekit verify --fresh`"
+        )
+    return Placement(
+        check="provider",
+        detail=f"share of the matrix products that {wanted} does",
+        measured=share,
+        wanted=SHARE,
+        on_cpu=used == CPU,
+        absent=None if wanted in available else wanted,
+        remedy=remedy,
+    )
 
 
-def _kernels(events: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    for event in events:
-        if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
-            yield event["args"]
-
-
-def _product(operator: str, facts: Mapping[str, Any]) -> tuple[int, float]:
-    """Operations of a matrix product [..., m, k] x [k, n], and the bytes of its second matrix where that is a constant.
-
-    The profile leaves out constants that onnxruntime has repacked, so a second input of rank < 2 is a scale or a bias.
-    """
-    (kind, left), *others = (next(iter(entry.items())) for entry in facts["input_type_shape"] if entry)
-    (_, out), *_ = (next(iter(entry.items())) for entry in facts["output_type_shape"] if entry)
-    if not left or not out:
-        return 0, 0.0
-    inner, columns, rows = left[-1], out[-1], 1
-    for extent in out[:-1]:
-        rows *= extent
-    shown = bool(others) and len(others[0][1]) >= 2
-    width = MATRIX_PRODUCTS[operator] or _WIDTHS.get(kind, 4)
-    return 2 * rows * inner * columns, 0.0 if shown else float(inner * columns * width)
+def _install(provider: str, available: Sequence[str]) -> str:
+    build = PACKAGE.build_for(provider)
+    return (
+        f"this machine's onnxruntime has no {provider} (it has {', '.join(available)}), so the CPU answered;"
+        f" run `edgekit verify` on the target{f', with {build} installed there' if build else ''}"
+    )

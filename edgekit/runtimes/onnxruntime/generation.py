@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.runtimes.onnxruntime import CPU, Options, providers
+from edgekit.runtimes.onnxruntime.library import as_value, open_session, read_options
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from edgekit.runtimes.placement import Work
 
     Ids = Sequence[int] | NDArray[np.int64]
 
@@ -38,21 +40,7 @@ class Generator:
 
     def __init__(self, file: Path, options: Mapping[str, Any]) -> None:
         """Raises what onnxruntime raises for a file that it does not load, ValueError for one that is no decoder of edgekit."""
-        import onnxruntime
-
-        wanted = Options(**dict(options))
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4
-        settings.intra_op_num_threads = wanted.threads or 0
-        for key, value in wanted.config_entries.items():
-            settings.add_session_config_entry(key, value)
-        ordered = [wanted.provider] if wanted.provider in providers() else []
-        self._session = onnxruntime.InferenceSession(
-            str(file),
-            settings,
-            providers=[*ordered, *([CPU] if CPU not in ordered else [])],
-            disabled_optimizers=wanted.disabled_optimizers,
-        )
+        self._session = open_session(file, read_options(options))
         facts = self._session.get_modelmeta().custom_metadata_map
         if CONTEXT not in facts:
             raise ValueError(f"{file}: not a decoder that edgekit wrote: its metadata has no {CONTEXT}")
@@ -99,7 +87,7 @@ class Generator:
         found = np.concatenate([row for row in rows if len(row)] or [rows[0]])
         return found[[place - first for place in places]]
 
-    def work(self) -> dict[str, Any]:
+    def work(self) -> Work:
         """Where it runs."""
         return {"provider": self.provider}
 
@@ -110,7 +98,6 @@ class Generator:
     def _feed(self, ids: list[int], *, keep: int) -> NDArray[np.float32]:
         """The last `keep` rows of logits, at least one of which is computed: a graph without rows has no meaning."""
         import numpy as np
-        import onnxruntime
 
         total = len(self._fed) + len(ids)
         self._grow(total)
@@ -118,7 +105,7 @@ class Generator:
         binding.bind_cpu_input("input_ids", np.array([ids], dtype=np.int64))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), dtype=np.int64))
         # An input with a default: bind_cpu_input does not know it.
-        rows_wanted = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(max(keep, 1), dtype=np.int64))
+        rows_wanted = as_value(np.array(max(keep, 1), dtype=np.int64))
         binding.bind_ortvalue_input(KEEP, rows_wanted)
         binding.bind_output(self._logits.name)
         self._session.run_with_iobinding(binding)
@@ -129,7 +116,6 @@ class Generator:
     def _grow(self, total: int) -> None:
         """Make the buffers hold `total` tokens, with what they hold now."""
         import numpy as np
-        import onnxruntime
 
         if total <= self._capacity:
             return
@@ -140,13 +126,8 @@ class Generator:
             buffer = np.zeros((1, heads, capacity, width), np.float32)
             if old:
                 buffer[:, :, : self._capacity] = old[place]
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)  # the same memory
+            value = as_value(buffer)  # the same memory
             self._buffers.append(buffer)
             self._binding.bind_ortvalue_input(past.name, value)
             self._binding.bind_ortvalue_output(present.name, value)
         self._capacity = capacity
-
-
-def generator(file: Path, options: Mapping[str, Any]) -> Generator:
-    """Open a decoder that edgekit exported, with the options of its export and of its target."""
-    return Generator(file, options)

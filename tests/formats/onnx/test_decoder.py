@@ -22,7 +22,7 @@ from edgekit.formats.onnx.graph import copy_model
 from edgekit.formats.onnx.sizes import predict_decoder_bytes
 from edgekit.formats.smallest import Limits
 from edgekit.model import Model
-from edgekit.runtimes.onnxruntime.generation import generator
+from edgekit.runtimes.onnxruntime import generator
 from edgekit.runtimes.scores import cosine, kl
 from edgekit.tasks.decoders import Decoder
 from tests.architectures.decoders import make_decoder

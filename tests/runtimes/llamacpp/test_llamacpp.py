@@ -13,6 +13,7 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from edgekit.runtimes import llamacpp
+from edgekit.runtimes.llamacpp import generation, loaded
 from tests.runtimes.gguf_files import write_bert, write_llama
 
 EXACT = {"threads": 1, "kv_k": "f32", "kv_v": "f32"}
@@ -79,7 +80,7 @@ def test_rows_are_those_that_are_wanted_whatever_the_batch(decoder: Decoder, bat
 
 def test_cache_grows_with_what_is_fed(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     file, wanted, _ = decoder
-    monkeypatch.setattr(llamacpp, "_ROOM", 256)
+    monkeypatch.setattr(generation, "_ROOM", 256)
     generator = llamacpp.generator(file, EXACT)
     small = generator.work()["buffers"]["kv"]["CPU"]
     again = np.concatenate([IDS, IDS, IDS])
@@ -112,8 +113,8 @@ def test_work_says_where_layers_lie(decoder: Decoder) -> None:
     assert work["threads"] == {"decode": 1, "prefill": 2}
     assert work["instructions"]
     # Read from llama.cpp's log: that it still writes these lines is what the figures stand on.
-    model = llamacpp.Loaded(decoder[0], {"gpu_layers": 0})
-    assert len([line for line in model._loading if llamacpp._PLACED.search(line.text)]) == 4
+    model = loaded.Loaded(decoder[0], {"gpu_layers": 0})
+    assert len([line for line in model._loading if loaded._PLACED.search(line.text)]) == 4
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])

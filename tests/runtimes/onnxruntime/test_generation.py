@@ -11,8 +11,8 @@ import onnx
 import pytest
 import torch
 
-from edgekit.runtimes.onnxruntime import generation
-from edgekit.runtimes.onnxruntime.generation import Generator, generator
+from edgekit.runtimes.onnxruntime import generation, generator
+from edgekit.runtimes.onnxruntime.generation import Generator
 from tests.architectures.decoders import make_decoder
 
 OPTIONS = {"threads": 1}

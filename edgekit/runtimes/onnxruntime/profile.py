@@ -1,0 +1,87 @@
+"""What one call of a session does, and on which execution provider, from onnxruntime's own profile."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.runtimes.onnxruntime.library import CPU
+from edgekit.runtimes.onnxruntime.operators import OPERATORS
+from edgekit.runtimes.onnxruntime.session import Session
+
+if TYPE_CHECKING:
+    from edgekit.runtimes.onnxruntime.session import Ids
+    from edgekit.runtimes.placement import Work
+
+_PRODUCTS = {name: operator.weight_bytes for name, operator in OPERATORS.items() if operator.kind == "matmul"}
+_WIDTHS = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1}
+
+
+def work(file: Path, options: Mapping[str, Any], ids: Ids) -> Work:
+    """What one call on `ids` does: {provider, nodes, matmul_nodes, matmul_ops, weight_bytes}.
+
+    nodes, matmul_nodes and matmul_ops are by execution provider; an operation is a multiplication or an addition.
+    weight_bytes are those of the constant matrices that the call reads. A provider that compiles a part of the graph shows it
+    as one node: what the CPU alone would compute and does not under this provider is counted as the provider's.
+    """
+    result = _profile(file, options, ids)
+    used = result["provider"]
+    if used != CPU:
+        alone, operations = _profile(file, dict(options) | {"provider": CPU}, ids), result["matmul_ops"]
+        hidden = sum(alone["matmul_ops"].values()) - sum(operations.values())
+        operations[used] = operations.get(used, 0) + max(hidden, 0)
+        result["weight_bytes"] = max(result["weight_bytes"], alone["weight_bytes"])
+    return result
+
+
+def _profile(file: Path, options: Mapping[str, Any], ids: Ids) -> Work:
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        session = Session(file, options, profile=Path(scratch) / "profile")
+        session.run(ids)
+        events = json.loads(session.end_profile().read_text(encoding="utf-8"))
+    nodes: Counter[str] = Counter()
+    products: Counter[str] = Counter()
+    operations: Counter[str] = Counter()
+    weights = 0.0
+    for facts in _kernels(events):
+        provider, operator = str(facts["provider"]), str(facts["op_name"])
+        nodes[provider] += 1
+        if operator in _PRODUCTS:
+            products[provider] += 1
+            count, size = _product(operator, facts)
+            operations[provider] += count
+            weights += size
+    return {
+        "provider": session.provider,
+        "nodes": dict(nodes),
+        "matmul_nodes": dict(products),
+        "matmul_ops": dict[str, float](operations),
+        "weight_bytes": int(weights),
+    }
+
+
+def _kernels(events: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for event in events:
+        if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
+            yield event["args"]
+
+
+def _product(operator: str, facts: Mapping[str, Any]) -> tuple[int, float]:
+    """Operations of a matrix product [..., m, k] x [k, n], and the bytes of its second matrix where that is a constant.
+
+    The profile leaves out constants that onnxruntime has repacked, so a second input of rank < 2 is a scale or a bias.
+    """
+    (kind, left), *others = (next(iter(entry.items())) for entry in facts["input_type_shape"] if entry)
+    (_, out), *_ = (next(iter(entry.items())) for entry in facts["output_type_shape"] if entry)
+    if not left or not out:
+        return 0, 0.0
+    inner, columns, rows = left[-1], out[-1], 1
+    for extent in out[:-1]:
+        rows *= extent
+    shown = bool(others) and len(others[0][1]) >= 2
+    width = _PRODUCTS[operator] or _WIDTHS.get(kind, 4)
+    return 2 * rows * inner * columns, 0.0 if shown else float(inner * columns * width)

@@ -1,0 +1,54 @@
+"""Where the work of a session ran, beside where a target wants it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+
+class Work(TypedDict, total=False):
+    """What one call does and where, as far as the runtime tells.
+
+    provider: the execution provider, or the kind of device, of the session. nodes and matmul_nodes: operators and matrix
+    products by provider; matmul_ops: multiplications and additions of matrix products by provider; weight_bytes: of the
+    matrices that a call reads.
+
+    Of llama.cpp: layers (the output counted as one), offloaded (how many of them lie on which `devices`), buffers (MiB by kind
+    and device), weights_mb and parameters of the file, flash_attention, threads by phase, kv (the cache's types), the
+    instructions that it uses, and its warnings.
+    """
+
+    provider: str
+    nodes: dict[str, int]
+    matmul_nodes: dict[str, int]
+    matmul_ops: dict[str, float]
+    weight_bytes: int
+    layers: int
+    offloaded: int
+    devices: list[str]
+    buffers: dict[str, dict[str, float]]
+    weights_mb: float
+    parameters: int
+    flash_attention: bool
+    threads: dict[str, int]
+    kv: list[str]
+    instructions: list[str]
+    warnings: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Whether the work ran where the target wants it.
+
+    check: the name of the verdict in a report. measured, wanted: how much of the work ran there, and how much at least should
+    (None: nobody could measure it); detail: of what, in words. absent: what the target wants and the device does not have.
+    on_cpu: the session ran on the CPU alone, whose speed and bandwidth were measured. remedy: what to do where it is not proven.
+    """
+
+    check: str
+    detail: str
+    measured: float | None
+    wanted: float
+    on_cpu: bool
+    absent: str | None = None
+    remedy: str | None = None

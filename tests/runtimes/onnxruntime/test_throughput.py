@@ -1,0 +1,23 @@
+"""The model that a machine's speed is measured with is valid, and computes what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from edgekit.runtimes.onnxruntime import throughput
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "MatMulInteger"])
+def test_hand_written_model_is_valid_and_right(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "_SIDE", 300)
+    numbers = np.random.default_rng(0)
+    kinds = (np.uint8, np.int8) if operator == "MatMulInteger" else (np.float32, np.float32)
+    a, b = (numbers.integers(0, 60, (300, 300)).astype(kind) for kind in kinds)
+    model = throughput._product_model(operator, a, b)
+    onnx.checker.check_model(onnx.load_from_string(model))
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {"a": a})
+    assert np.allclose(answer, a.astype(np.float64) @ b.astype(np.float64))
