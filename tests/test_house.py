@@ -80,6 +80,8 @@ TABLES = {
     "TASKS": "tasks/__init__.py",
     "FORMATS": "formats/__init__.py",
     "RUNTIMES": "runtimes/__init__.py",
+    "LOADERS": "bundle/loaders/__init__.py",
+    "OPERATORS": "runtimes/onnxruntime/operators.py",
     "DEVICES": "devices/__init__.py",
     "PROBES": "probes/__init__.py",
     "SIDECARS": "bundle/sidecars/__init__.py",

@@ -20,6 +20,8 @@ import pytest
 
 from edgekit.bundle.loaders import LOADERS
 from edgekit.bundle.package import package
+from edgekit.formats import FORMATS
+from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.onnxruntime import outputs
 from edgekit.tasks import text_classification
 from tests.artifacts import LABELS, MAX_LENGTH, make_artifact, make_report, make_target, make_tokenizer
@@ -237,3 +239,17 @@ def test_answers_equal_those_of_the_session_that_verifies(bundle: Path) -> None:
     verified = outputs(bundle / "model.onnx", ids, pad_id=manifest["pad_id"], options=options)
     opened = shipped(bundle).Bundle(bundle)
     np.testing.assert_array_equal(np.stack([opened.output(text) for text in TEXTS]), verified)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "output"),
+    [(runtime, output) for entry in FORMATS.values() for runtime in entry.RUNTIMES for output in entry.SCHEMES],
+)
+def test_whatever_is_exported_has_a_loader(runtime: str, output: str) -> None:
+    loader = LOADERS[runtime, output]
+    tree = ast.parse(loader.path.read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    needed = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+    package = RUNTIMES[runtime].PACKAGE
+    assert needed == {package.module if name == package.name else name for name in loader.needs}

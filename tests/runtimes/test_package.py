@@ -29,3 +29,12 @@ def test_each_provider_has_its_distribution() -> None:
     assert GPU.distributions == ("engine", "engine-gpu", "engine-npu")
     assert (GPU.build_for("Tensor"), GPU.build_for("Npu"), GPU.build_for("Cpu")) == ("engine-gpu", "engine-npu", None)
     assert (GPU.requirement, Package(module="e", name="e", extra="x").requirement) == ("engine", '"edgekit[x]"')
+
+
+def test_a_session_says_what_its_device_installs() -> None:
+    onnxruntime, llamacpp = RUNTIMES["onnxruntime"], RUNTIMES["llama-cpp"]
+    assert onnxruntime.distribution({"provider": "CUDAExecutionProvider"}) == "onnxruntime-gpu"
+    assert (
+        onnxruntime.distribution({"provider": "CPUExecutionProvider"}) == onnxruntime.distribution({}) == "onnxruntime"
+    )
+    assert llamacpp.distribution({"gpu_layers": -1}) == "llama-cpp-python"
