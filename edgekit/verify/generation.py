@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from edgekit import gate
 from edgekit.errors import EdgekitError
@@ -24,7 +24,7 @@ from edgekit.verify import accuracy as compared
 from edgekit.verify import clusters
 from edgekit.verify.accuracy import Answers
 from edgekit.verify.margins import FAR, default_margins
-from edgekit.verify.measurements import Measurements, Speed, Timed, flat, time_again, write
+from edgekit.verify.measurements import Measurements, Speed, Timed, flat, read_work, time_again, write
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.devices import Device
-    from edgekit.runtimes.placement import Work
     from edgekit.target import Budget
 
     Arrays = Mapping[str, NDArray[Any]]
@@ -156,7 +155,7 @@ def _read(events: Mapping[str, Mapping[str, Any]], budget: Budget) -> Measuremen
     return Measurements(
         device=events["device"],
         speed=events["machine"]["speed"],
-        work=cast("Work", events["work"]),
+        work=read_work(events),
         runtime=RuntimeVersion(name=load["runtime"], version=load["version"]),
         available=load["available"],
         shape=Shape(batch=1, sequence=int(decode["depth"]), threads=decode["threads"]),

@@ -112,7 +112,7 @@ def measure(
     found = Measurements(
         device=events["device"],
         speed=events["machine"]["speed"],
-        work=cast("Work", events["work"]),
+        work=read_work(events),
         runtime=RuntimeVersion(name=load["runtime"], version=load["version"]),
         available=load["available"],
         shape=Shape(**events["latency"]["shape"]),
@@ -128,6 +128,11 @@ def measure(
     again = time_again(question.only_times(), device, progress) if is_judged(found) else []
     write(out, events, again, answer.arrays)
     return replace(found, processes=[*found.processes, *map(_read_timed, again)])
+
+
+def read_work(events: Events) -> Work:
+    """What one call does, as the probe says it."""
+    return cast("Work", events["work"])
 
 
 def _read_timed(events: Events) -> Timed:
