@@ -85,7 +85,6 @@ TABLES = {
     "DEVICES": "devices/__init__.py",
     "PROBES": "probes/__init__.py",
     "SIDECARS": "bundle/sidecars/__init__.py",
-    "LOADERS": "bundle/loaders/__init__.py",
     "LOSSES": "distill/losses.py",
     "SOURCES": "distill/batches.py",
     "STUDENTS": "distill/students.py",
