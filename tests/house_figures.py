@@ -172,7 +172,7 @@ def figures() -> list[Figure]:
     ]
 
 
-BARS = {"any": 20.2, "wide": 9, "cycles": 1, "state": 3}
+BARS = {"any": 19.2, "wide": 5, "cycles": 0, "state": 1}
 
 
 def main() -> int:

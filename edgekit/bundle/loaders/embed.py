@@ -46,8 +46,7 @@ class Bundle:
 
     def __call__(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
         """The embedding, float32 [width], of length 1 unless the checkpoint's own is not; prompt: by its name, "" for none."""
-        own = self.manifest["settings"] or {}
-        prompts = {None: own.get("prompt", ""), "": "", **own.get("prompts", {})}
+        prompts = {None: (own := self.manifest["settings"] or {}).get("prompt", ""), "": "", **own.get("prompts", {})}
         if prompt not in prompts:
             raise ValueError(f"no prompt {prompt!r}: those of this model are {sorted(own.get('prompts', {}))}")
         ids, context = self.tokens(prompts[prompt] + text), self.llama.ctx
