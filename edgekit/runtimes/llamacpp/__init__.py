@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.runtimes.llama_memory import predict_memory
 from edgekit.runtimes.llamacpp.generation import Generator
 from edgekit.runtimes.llamacpp.library import (
     CPU,
@@ -22,6 +21,7 @@ from edgekit.runtimes.llamacpp.library import (
     resolved_attention,
     version,
 )
+from edgekit.runtimes.llamacpp.need import predict_memory
 from edgekit.runtimes.llamacpp.session import Session
 from edgekit.runtimes.memory import Demand, Memory
 from edgekit.runtimes.placement import Placement

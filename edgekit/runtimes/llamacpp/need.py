@@ -13,7 +13,7 @@ _PROCESS_BYTES = 40e6
 
 
 class Settings(Protocol):
-    """What of the runtime's options the memory depends on (see `llama.Options`)."""
+    """What of the runtime's options the memory depends on (see `library.Options`)."""
 
     @property
     def context(self) -> int:
