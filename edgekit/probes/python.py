@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import DeviceFailed
 from edgekit.probes.probe import Answer, Question
+from edgekit.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from edgekit.devices import Device
@@ -77,5 +78,6 @@ def _why(code: int, stderr: str, runtime: str) -> str:
             "the system killed the probe, most likely for want of memory; free some, or use a smaller student or scheme"
         )
     if last.startswith("ModuleNotFoundError"):
-        return f"the device's Python lacks a library ({last}); install {runtime} and numpy there"
+        wanted = RUNTIMES[runtime].PACKAGE.name
+        return f"the device's Python lacks a library ({last}); run there: python3 -m pip install {wanted} numpy"
     return f"the probe ended with exit code {code}: {last[:400]}; `edgekit inspect` on the artifact says what is in it"
