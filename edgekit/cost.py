@@ -21,8 +21,9 @@ class Figure:
 class Cost:
     """What an artifact of one scheme takes, in bytes.
 
-    file: on disk; memory: of its weights, once they are loaded; read_per_token: of its weights, to decode one token, and
-    cache_per_token: of an f16 cache of keys and values (None where the format does not tell them from headers).
+    file: on disk, and most where layers may stay float, which is decided at export; memory: of its weights, once they are
+    loaded; read_per_token: of its weights, to decode one token, and cache_per_token: of an f16 cache of keys and values (None
+    where the format does not tell them from headers).
     """
 
     scheme: str
@@ -30,6 +31,7 @@ class Cost:
     memory: Figure
     read_per_token: Figure | None = None
     cache_per_token: Figure | None = None
+    most: Figure | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +69,17 @@ def size_of(model: Model) -> Size:
 class Estimate:
     """What a build will take; what was not estimated is 0.
 
-    Of the build: seconds by step, memory_mb and disk_mb (1e6 bytes). Of the artifact: artifact_mb; needed_mb: the memory that it
-    and its runtime need on the target. Of a decoder in a runtime that tells its cache: context (tokens), cache_mb,
-    bytes_per_token. Where the scheme is found at export: schemes_mb, the size of each that may become the artifact, the smallest
-    first, and judged_on, how many calibrate prompts decide at most.
+    Of the build: seconds by step, memory_mb and disk_mb (1e6 bytes). Of the artifact: artifact_mb, and artifact_most_mb where
+    layers may stay float; needed_mb: the memory that it and its runtime need on the target. Of a decoder in a runtime that tells
+    its cache: context (tokens), cache_mb, bytes_per_token. Where the scheme is found at export: schemes_mb, the size of each that
+    may become the artifact, the smallest first, and judged_on, how many calibrate prompts decide at most.
     """
 
     seconds: Mapping[str, int] = field(default_factory=dict)
     memory_mb: int = 0
     disk_mb: float = 0.0
     artifact_mb: float = 0.0
+    artifact_most_mb: float | None = None
     needed_mb: float = 0.0
     context: int | None = None
     cache_mb: float | None = None

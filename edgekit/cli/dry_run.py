@@ -84,7 +84,9 @@ def _plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
         least, most = min(sizes.values()), max(sizes.values())
         yield f"  artifact  about {least:.3g} to {most:.3g} MB, in {plan['bundle']}"
     else:
-        yield f"  artifact  about {guess['artifact_mb']:.3g} MB, in {plan['bundle']}"
+        most = guess.get("artifact_most_mb")
+        more = f", {most:.3g} MB where a layer stays float," if most else ","
+        yield from _indented("artifact", f"about {guess['artifact_mb']:.3g} MB{more} in {plan['bundle']}")
     if "needed_mb" in guess:
         told = (
             f"{guess['needed_mb']:.0f} MB of memory, {guess['cache_mb']:.1f} MB of them for {guess['context']} tokens of"

@@ -181,9 +181,10 @@ def test_dry_run_says_what_would_happen(command: Command, project: Path) -> None
         assert plan["steps"] == ["record", "calibrate", "export", "verify", "package"]
         assert plan["teacher"] == str(project.parent / "teacher")
         assert plan["estimate"].keys() == {
-            "seconds", "seconds_by_step", "busy", "memory_mb", "disk_mb", "artifact_mb",
+            "seconds", "seconds_by_step", "busy", "memory_mb", "disk_mb", "artifact_mb", "artifact_most_mb",
         }  # fmt: skip
         assert all(plan["estimate"][key] > 0 for key in ("memory_mb", "disk_mb", "artifact_mb"))
+        assert plan["estimate"]["artifact_most_mb"] > plan["estimate"]["artifact_mb"]
         assert (plan["estimate"]["seconds"] is None) == bool(plan["estimate"]["busy"])
         assert plan["kept"] == dict.fromkeys(plan["steps"], False)
         assert any("prompts cannot prove" in line or "margin" in line for line in plan["proves"])

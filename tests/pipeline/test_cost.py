@@ -18,7 +18,7 @@ from edgekit.cost import Size
 from edgekit.distill.cost import training_cost
 from edgekit.formats import FORMATS, gguf
 from edgekit.formats.onnx import graph
-from edgekit.formats.onnx.sizes import predict_bytes, predict_decoder_bytes
+from edgekit.formats.onnx.sizes import float_layer_bytes, predict_bytes, predict_decoder_bytes
 from edgekit.formats.onnx.smooth import Range
 from edgekit.model import Model
 from edgekit.pipeline.shapes import created_shapes, made_model
@@ -82,6 +82,21 @@ def test_bytes_are_within_two_percent(exported: Any, tmp_path: Path, scheme: str
         made = rewritten.model
     size = graph.save(made, tmp_path / "model.onnx")
     assert predict_bytes(model, scheme, 32) == pytest.approx(size, rel=0.02)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_bytes_where_layers_stay_float(exported: Any, tmp_path: Path, count: int) -> None:
+    """Which Linears stay float is decided at export: what is told is for the largest."""
+    from edgekit.formats.onnx.quantize import Int8, quantize_int8
+    from edgekit.formats.onnx.simplify import simplified
+
+    model, ids, traced = exported
+    rewritten = graph.Graph(simplified(graph.copy_model(traced), ids, pad_id=0, for_cpu=True))
+    largest = sorted(rewritten.linears(), key=lambda linear: -np.size(rewritten.constant(linear.weight)))[:count]
+    quantize_int8(rewritten, Int8(ranges=None, keep_float=[linear.key for linear in largest]))
+    size = graph.save(rewritten.model, tmp_path / "model.onnx")
+    told = predict_bytes(model, "int8-dynamic", 32) + float_layer_bytes(model, count)
+    assert told == pytest.approx(size, rel=0.02)
 
 
 def ranges(made: graph.Graph, weight: str) -> Range:

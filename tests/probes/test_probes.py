@@ -77,7 +77,12 @@ class Ends(LocalDevice):
     [
         (-9, "", "", "the system killed the probe, most likely for want of memory"),
         (137, "", "", "the system killed the probe, most likely for want of memory"),
-        (1, "", "Traceback\nModuleNotFoundError: No module named 'numpy'\n", "run there: python3 -m pip install onnxruntime numpy"),
+        (
+            1,
+            "",
+            "Traceback\nModuleNotFoundError: No module named 'numpy'\n",
+            "run there: python3 -m pip install onnxruntime numpy",
+        ),
         (1, "", " \n", "exit code 1: nothing on standard error"),
         (0, '{"event": "device", "cores": 1}\n', "", "exit code 0"),
     ],

@@ -122,14 +122,20 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
 def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
     """The bytes of the file in each of several options; a decoder's cache and what it reads are known when it is there."""
     from edgekit.cost import Cost, Figure
-    from edgekit.formats.onnx.sizes import predict_bytes, predict_decoder_bytes
+    from edgekit.formats.onnx.sizes import float_layer_bytes, predict_bytes, predict_decoder_bytes
 
-    predict = predict_decoder_bytes if output == "tokens" else predict_bytes
-    sizes = [
-        Figure(value=predict(model, each.scheme, each.block), source="shapes in the checkpoint's headers")
-        for each in options
-    ]
-    return [Cost(scheme=each.scheme, file=size, memory=size) for each, size in zip(options, sizes, strict=True)]
+    def cost(each: Options) -> Cost:
+        predict = predict_decoder_bytes if output == "tokens" else predict_bytes
+        size = Figure(value=predict(model, each.scheme, each.block), source="shapes in the checkpoint's headers")
+        most = None
+        if output != "tokens" and each.float_layers and each.scheme in {"auto", "int8-static", "int8-dynamic"}:
+            most = Figure(
+                value=size.value + float_layer_bytes(model, each.float_layers),
+                source="the largest Linears left float, which the calibrate prompts decide",
+            )
+        return Cost(scheme=each.scheme, file=size, memory=size, most=most)
+
+    return [cost(each) for each in options]
 
 
 def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:

@@ -39,6 +39,13 @@ def predict_bytes(model: Model, scheme: str, block: int) -> int:
     return round(_GRAPH + sum(map(sum, found)))
 
 
+def float_layer_bytes(model: Model, count: int) -> int:
+    """How many bytes more an eight-bit encoder has where its `count` largest Linears stay float."""
+    linears = [info.shape for name, info in model.tensors.items() if len(info.shape) == 2 and not _TABLES.search(name)]
+    more = sorted((sum(_matrix(shape, "fp32", 0)) - sum(_matrix(shape, "int8", 0)) for shape in linears), reverse=True)
+    return round(sum(more[:count]))
+
+
 def predict_decoder_bytes(model: Model, scheme: str, block: int) -> int:
     """The bytes of a decoder with its cache's graph; scheme: one of those that decoders have, but "auto"."""
     from edgekit.formats.onnx.decoder_weights import HEAD_BITS
