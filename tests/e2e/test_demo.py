@@ -103,7 +103,7 @@ def test_a_wheel_in_an_empty_folder(demo: Project, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     python = venv / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     wheel = next((tmp_path / "wheel").glob("*.whl"))
-    assert {f"edgekit/{name}" for name in (TEMPLATE, STYLE)} <= set(zipfile.ZipFile(wheel).namelist())
+    assert {f"edgekit/report/{name}" for name in (TEMPLATE, STYLE)} <= set(zipfile.ZipFile(wheel).namelist())
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True)
     site = Path(np.__file__).parents[1]
     ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]

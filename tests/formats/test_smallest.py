@@ -45,6 +45,9 @@ def limits(bits: float = 4.5, **own: float) -> dict[str, float]:
     return limits_at(Limits(**own), bits)
 
 
+BOTH = smallest.Limits(fewer_bits=limits(), eight_bits=limits(bits=8.0))
+
+
 def test_what_is_compared() -> None:
     """Answers, of long texts their beginning, of prompts without an answer room for one; from all over, and no more than fits."""
     ids = [[1, 2, 3, 4], [1, 2], list(range(400))]
@@ -121,7 +124,7 @@ def test_the_first_that_passes_is_taken() -> None:
         asked.append(name)
         return Candidate(bytes=1000 * len(asked), bits=4.5, heard=heard([losses[name]] * 9))
 
-    found = choose(list(losses), make, limits, lambda *step: told.append(step), "do something")
+    found = choose(list(losses), make, BOTH, lambda *step: told.append(step), "do something")
     assert (found.scheme, found.passes, asked) == ("b", True, ["a", "b"])
     assert [one["bytes"] for one in found.facts["tried"]] == [1000, 2000]
     assert found.note == (
@@ -130,7 +133,7 @@ def test_the_first_that_passes_is_taken() -> None:
     )
     assert told == [(1, 5, "tries a"), (2, 5, "tries b")]
     losses = {"a": 0.2, "b": 0.11, "c": math.nan}
-    worst = choose(list(losses), make, limits, lambda *_: None, "do something")
+    worst = choose(list(losses), make, BOTH, lambda *_: None, "do something")
     assert (worst.scheme, worst.passes) == ("b", False)
     assert worst.note.startswith(
         "auto: no scheme keeps the limits on 9 calibrate prompts (90 tokens); b loses least: a loses"
