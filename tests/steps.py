@@ -55,7 +55,7 @@ def finetune(
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """`edgekit.distill.finetune` by a `[teacher.finetune]` table."""
-    read = training._check_finetune(task, options, "teacher.finetune")
+    read = training.read_finetune_options(task, options, "teacher.finetune")
     inputs = training.FinetuneInputs(
         base=content(base),
         prompts=content(prompts),

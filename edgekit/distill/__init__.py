@@ -103,7 +103,7 @@ def read_training(recipe: Recipe, where: str) -> Training:
         creating = read_create_options(recipe.teacher.create, recipe.data.max_length, f"{where}: teacher.create")
         _check_device(creating, f"{where}: teacher.create")
     if recipe.teacher.finetune is not None:
-        finetuning = _check_finetune(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
+        finetuning = read_finetune_options(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
         _check_device(finetuning, f"{where}: teacher.finetune")
     kind = pick(TASKS, recipe.task, f"{where}: task")
     options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill")
@@ -213,7 +213,8 @@ def _check_create(task: str, where: str) -> None:
         raise EdgekitError(f"{where}: only models for text-generation can be made from nothing, not for {task}")
 
 
-def _check_finetune(task: str, options: Mapping[str, Any], where: str) -> TrainingOptions:
+def read_finetune_options(task: str, options: Mapping[str, Any], where: str) -> TrainingOptions:
+    """A recipe's [teacher.finetune] table; EdgekitError for a task without fine-tuning and for unknown keys."""
     if task not in {"text-classification", "text-generation"}:
         raise EdgekitError(
             f"{where}: fine-tuning is for text-classification and text-generation, not {task}; remove this table"

@@ -53,7 +53,7 @@ def estimate(plan: Plan, prompts: Product) -> Estimate:
     from edgekit.tasks import TASKS
 
     recipe, output, labels = plan.recipe, TASKS[plan.recipe.task].OUTPUT, len(prompts.facts["labels"])
-    whole = trained_model(recipe, plan.teacher, output, labels)
+    whole = trained_model(plan.settings, plan.teacher, output, labels)
     made = cut_student(whole, recipe)
     work = _Work(
         plan=plan,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,23 +88,18 @@ def split_digests(prompts: Product, *splits: str) -> dict[str, str]:
     return {name: str(prompts.manifest["files"][f"{name}.jsonl"]["sha256"]) for name in splits}
 
 
-def with_read(
-    facts: Mapping[str, Any], prompts: Product | None, splits: Sequence[str], *sources: Path | Product
-) -> dict[str, Any]:
-    """A product's facts with `read`: base64 of the hashes of all texts that it and its sources have read, by split."""
-    found = {split: set(text_hashes(prompts, split)) for split in splits} if prompts else {}
-    for source in sources:
-        for split, texts in texts_read(source).items():
-            found.setdefault(split, set()).update(texts)
-    packed = {split: b64encode(b"".join(sorted(texts))).decode() for split, texts in sorted(found.items())}
-    return {**facts, "read": packed}
-
-
-def reading(make: Make[Given], prompts: Product | None, split: str | None, *sources: Path | Product) -> Make[Given]:
-    """A verb whose facts also say which texts its product has read: of a split, and those that its sources have read."""
+def with_read(make: Make[Given], prompts: Product | None, split: str | None, *sources: Path | Product) -> Make[Given]:
+    """A verb whose facts also say, as `read`, which texts its product and its sources have read: base64 of all their hashes, by
+    split; of the prompts it reads one split, or none."""
 
     def made(inputs: Given, out: Path, progress: Progress) -> dict[str, Any]:
-        return with_read(make(inputs, out, progress), prompts, [split] if split else [], *sources)
+        facts = make(inputs, out, progress)
+        found = {split: set(text_hashes(prompts, split))} if prompts and split else {}
+        for source in sources:
+            for name, texts in texts_read(source).items():
+                found.setdefault(name, set()).update(texts)
+        packed = {name: b64encode(b"".join(sorted(texts))).decode() for name, texts in sorted(found.items())}
+        return {**facts, "read": packed}
 
     return made
 

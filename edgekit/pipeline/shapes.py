@@ -13,6 +13,7 @@ from edgekit.weights import TensorInfo, read_header
 
 if TYPE_CHECKING:
     from edgekit.distill.options import CreateOptions
+    from edgekit.pipeline.plan import Settings
     from edgekit.recipe import Recipe
 
 Shapes = dict[str, tuple[int, ...]]
@@ -28,24 +29,18 @@ _COMPUTED = re.compile(r"(position_ids|token_type_ids|inv_freq|masked_bias)$")
 _COUNTS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 
 
-def made_model(recipe: Recipe, teacher: Path | None, output: str, classes: int) -> Model:
-    """What `export` gets: the trained teacher, cut to the student's blocks. See `trained_model`."""
-    return cut_student(trained_model(recipe, teacher, output, classes), recipe)
-
-
-def trained_model(recipe: Recipe, teacher: Path | None, output: str, classes: int) -> Model:
+def trained_model(settings: Settings, teacher: Path | None, output: str, classes: int) -> Model:
     """The recipe's teacher with the head that it is trained with.
 
     Its `config` and the shapes of its `tensors` are right; positions in files are the teacher's, or none. teacher: None where it
     is created; then no folder is there. output: the task's OUTPUT. classes: of a head that is trained.
     """
-    from edgekit.distill.options import read_create_options
-
     if teacher is None:
-        options = read_create_options(recipe.teacher.create or {}, recipe.data.max_length, "teacher.create")
+        options = settings.training.create
+        assert options is not None
         return _primed(Model(folder=Path("to-be-created")), _created_config(options), _infos(created_shapes(options)))
     model = Model(folder=teacher)
-    return _primed(model, model.config, dict(_task_tensors(model, recipe, output, classes)))
+    return _primed(model, model.config, dict(_task_tensors(model, settings.recipe, output, classes)))
 
 
 def cut_student(model: Model, recipe: Recipe) -> Model:

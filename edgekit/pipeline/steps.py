@@ -12,8 +12,8 @@ from edgekit.pipeline.origin import (
     model_digest,
     origin,
     origin_of,
-    reading,
     split_content,
+    with_read,
 )
 from edgekit.pipeline.plan import Plan, Session, Settings, run_step
 from edgekit.schema import pick
@@ -33,7 +33,7 @@ def create(settings: Settings, prompts: Product, session: Session, at: Path | No
 
     inputs = _create_inputs(settings, prompts)
     note = f"{prompts.facts['rows']['train']} texts"
-    return run_step(session, inputs, reading(make, prompts, "train"), note=note, at=at).folder
+    return run_step(session, inputs, with_read(make, prompts, "train"), note=note, at=at).folder
 
 
 def finetune(settings: Settings, base: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
@@ -44,7 +44,7 @@ def finetune(settings: Settings, base: Path, prompts: Product, session: Session,
 
     inputs = _finetune_inputs(settings, base, prompts)
     note = f"{len(prompts.facts['labels'])} labels, {prompts.facts['rows']['train']} texts"
-    return run_step(session, inputs, reading(make, prompts, "train", base), note=note, at=at).folder
+    return run_step(session, inputs, with_read(make, prompts, "train", base), note=note, at=at).folder
 
 
 def distill(settings: Settings, teacher: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
@@ -72,7 +72,7 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
         machine=conditions(training.distill),
     )
     note = f"{model.layers} layers to {len(kept)}"
-    return run_step(session, inputs, reading(make, prompts, "train", teacher), note=note, at=at).folder
+    return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder
 
 
 def record(
@@ -93,7 +93,7 @@ def record(
         libraries={name: installed_version(name) for name in ("transformers", "sentence-transformers")},
     )
     note = f"{rows['calibrate']} calibrate and {rows['verify']} verify prompts"
-    filled = reading(make, prompts, None, teacher, student)
+    filled = with_read(make, prompts, None, teacher, student)
     product = run_step(session, inputs, filled, note=note, at=at, fresh=session.fresh)
     _say_warnings(product, session)
     return product
@@ -123,7 +123,7 @@ def calibrate(
         gradients=gradients,
     )
     note = f"{prompts.facts['rows']['calibrate']} prompts"
-    product = run_step(session, inputs, reading(make, prompts, "calibrate", student), note=note, at=at)
+    product = run_step(session, inputs, with_read(make, prompts, "calibrate", student), note=note, at=at)
     _say_warnings(product, session)
     return product
 
@@ -156,7 +156,7 @@ def export(
         limits=_limits(plan),
         libraries=libraries(plan.format, {}),
     )
-    filled = reading(make, prompts, "calibrate", student, calibration)
+    filled = with_read(make, prompts, "calibrate", student, calibration)
     product = run_step(session, inputs, filled, note=f"{plan.format} {plan.scheme}", at=at)
     _say_notes(product, session)
     return product

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from edgekit.errors import EdgekitError, first_line
 from edgekit.inputs import Content
 from edgekit.model import load_model
-from edgekit.pipeline.origin import MODEL_FILES, MODEL_STEPS, model_content, reading
+from edgekit.pipeline.origin import MODEL_FILES, MODEL_STEPS, model_content, with_read
 from edgekit.pipeline.plan import Session, run_step
 from edgekit.progress import Progress, silent
 from edgekit.recipe import Recipe
@@ -90,7 +90,7 @@ def _renamed(recipe: Recipe, folder: Path, session: Session) -> Path:
         return folder
     inputs = RenameInputs(model=model_content(folder), labels=names)
     return run_step(
-        session, inputs, reading(rename_classes, None, None, folder), note=f"the classes of {folder.name}"
+        session, inputs, with_read(rename_classes, None, None, folder), note=f"the classes of {folder.name}"
     ).folder
 
 
@@ -150,7 +150,7 @@ def _merged(recipe: Recipe, adapter: Path, session: Session) -> Path:
         base=model_content(base),
         task=recipe.task,
     )
-    return run_step(session, inputs, reading(merge, None, None, base), note=f"{adapter.name} into {name}").folder
+    return run_step(session, inputs, with_read(merge, None, None, base), note=f"{adapter.name} into {name}").folder
 
 
 def _package_folder(source: str, where: str) -> Path:

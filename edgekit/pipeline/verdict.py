@@ -16,10 +16,10 @@ from edgekit.pipeline.looks import settle, take
 from edgekit.pipeline.origin import (
     model_content,
     model_digest,
-    reading,
     refuse_read,
     split_content,
     split_digests,
+    with_read,
 )
 from edgekit.pipeline.plan import Built, Plan, Session, Settings, is_made, run_step
 from edgekit.pipeline.steps import libraries, record, teacher_origin
@@ -362,7 +362,9 @@ def open_artifact(plan: Plan, artifact: Path, checkpoint: Path, prompts: Product
         out_of_scope=recipe.data.out_of_scope,
         rejection=recipe.rejection,
     )
-    return run_step(session, inputs, reading(adopt, prompts, "calibrate", checkpoint), note=f"adopting {artifact.name}")
+    return run_step(
+        session, inputs, with_read(adopt, prompts, "calibrate", checkpoint), note=f"adopting {artifact.name}"
+    )
 
 
 def open_reference(settings: Settings, reference: Path, prompts: Product, session: Session) -> Product:

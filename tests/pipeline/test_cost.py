@@ -21,7 +21,8 @@ from edgekit.formats.onnx import graph
 from edgekit.formats.onnx.sizes import float_layer_bytes, predict_bytes, predict_decoder_bytes
 from edgekit.formats.onnx.smooth import Range
 from edgekit.model import Model
-from edgekit.pipeline.shapes import created_shapes, made_model
+from edgekit.pipeline.resolve import read_settings
+from edgekit.pipeline.shapes import created_shapes, cut_student, trained_model
 from edgekit.recipe import Recipe, load_recipe
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.memory import Demand
@@ -30,6 +31,11 @@ from tests.hub_variants import make_bert, make_roberta
 
 Command = Callable[..., Answer]
 SCHEMES = ("fp32", "fp16", "w8", "w4", "int8-dynamic", "int8-static")
+
+
+def made_model(recipe: Recipe, teacher: Path | None, output: str, classes: int) -> Model:
+    """What `export` gets, as the estimate sees it."""
+    return cut_student(trained_model(read_settings(recipe), teacher, output, classes), recipe)
 
 
 @pytest.fixture(scope="module")
