@@ -15,7 +15,7 @@ from edgekit.model import Model
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Rejection
-from edgekit.running import check_running
+from edgekit.formats.gguf.running import check_running
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
 from edgekit.tasks.contentless import ASKED
 

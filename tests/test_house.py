@@ -25,7 +25,6 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "pipeline",
         "distill record calibrate export verify bundle inspect cache target_probe doctor init",
         "report",
-        "running",
         "probes",
         "formats runtimes devices tasks",
         "cost",
@@ -63,7 +62,6 @@ LIBRARIES = {
 OWNERS = {"onnxruntime": "runtimes/onnxruntime/library.py", "llama_cpp": "runtimes/llamacpp/library.py"}
 HEAVY = {"torch", "transformers"}
 HEAVY_PARTS = {
-    "running",
     "distill",
     "record",
     "calibrate",

@@ -35,7 +35,7 @@ def check_running(folder: Path, file: Path, ids: Sequence[Sequence[int]], bits: 
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         answers = Path(scratch) / "logits.npy"
         apart(
-            "edgekit.running:answer_here",
+            "edgekit.formats.gguf.running:answer_here",
             what=f"{file}: llama.cpp, running what was written",
             remedy=remedy,
             file=str(file),

@@ -16,7 +16,7 @@ from edgekit.formats.gguf.metadata import describe_model
 from edgekit.formats.gguf.tensors import plan
 from edgekit.formats.gguf.tokenizer import vocabulary
 from edgekit.model import Model, load_model
-from edgekit.running import check_running
+from edgekit.formats.gguf.running import check_running
 from tests.architectures.decoders import make_decoder
 
 pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
