@@ -15,7 +15,6 @@ from edgekit.model import Model
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Rejection
-from edgekit.formats.gguf.running import check_running
 from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
 from edgekit.tasks.contentless import ASKED
 
@@ -100,7 +99,7 @@ def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> dict
     )
     facts = format_.write(source, inputs.options, out) | _shared(model, task, inputs.max_length, out)
     if kind.OUTPUT == "tokens":
-        return facts | _running(format_, student, out / facts["file"], source.ids, facts["bits"])
+        return facts
     file, asked = out / facts["file"], _asked(source.ids, model, facts, inputs.out_of_scope)
     answers = _answers(format_, file, asked, facts)
     facts |= _fitted(file, model, task, rows, answers[: len(rows)], inputs.out_of_scope, inputs.rejection)
@@ -177,11 +176,6 @@ def file_digest(file: Path) -> str:
     Raises EdgekitError for what `adopt` refuses of its files.
     """
     return format_of(file).file_digest(file)
-
-
-def _running(format_: Format, student: Path, file: Path, ids: Sequence[Sequence[int]], bits: float) -> dict[str, Any]:
-    """That the runtime computes with what was written what the float model computes, where the format does not prove it."""
-    return {} if format_.PROVES else {"running": check_running(student, file, ids, bits)}
 
 
 def _shared(model: Model, task: str, max_length: int, out: Path) -> dict[str, Any]:

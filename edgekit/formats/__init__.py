@@ -58,8 +58,6 @@ class Format(Protocol):
     """The schemes of a fixed number of bits, the fewest first."""
     LIBRARIES: tuple[str, ...]
     """What its files' bytes depend on, beside the packages of its runtimes."""
-    PROVES: bool
-    """Whether `write` compares what the whole file computes with the float model; else that is left to be done."""
     CARRIES_TOKENIZER: bool
     """Whether the artifact's main file holds the tokenizer, so that none has to lie beside it."""
 
@@ -74,7 +72,10 @@ class Format(Protocol):
         """What a model that answers with `output` takes in each of several options, from its headers alone."""
 
     def write(self, source: Source, options: Any, out: Path) -> dict[str, Any]:
-        """Write a student into a folder; returns the artifact's facts that the format knows."""
+        """Write a student into a folder; returns the artifact's facts that the format knows.
+
+        Raises EdgekitError where its runtime does not compute with the whole file what the float model computes.
+        """
 
     def adopt(self, file: Path, out: Path, reading: Reading) -> dict[str, Any]:
         """Copy what something else wrote into a folder, so that `verify` can judge it; returns the facts of `write`."""

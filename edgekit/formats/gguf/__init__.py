@@ -19,8 +19,10 @@ from edgekit.formats.gguf.options import (
     SCHEMES,
     Options,
 )
+from edgekit.formats.gguf.running import check_running
 from edgekit.model import Model
 from edgekit.model_card import read_card
+from edgekit.typed_json import to_table
 
 if TYPE_CHECKING:
     from edgekit.cost import Cost
@@ -40,7 +42,6 @@ __all__ = [
     "FLOATS",
     "LIBRARIES",
     "NAME",
-    "PROVES",
     "RUNTIMES",
     "SCHEMES",
     "SCHEME_FOR",
@@ -59,7 +60,6 @@ RUNTIMES: tuple[str, ...] = ("llama-cpp",)
 SUFFIX = ".gguf"
 CARRIES_TOKENIZER = True
 LIBRARIES: tuple[str, ...] = ()
-PROVES = False
 EMBEDDING = "token_embd.weight"
 FILE, IMATRIX = "model.gguf", "imatrix.gguf"
 # What a token takes in the metadata of a tokenizer that is not trained yet: its text, its type and a merge, with their lengths.
@@ -118,7 +118,10 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
         "choices": decided | facts.pop("choices", {}),
     }
-    return describe_file(out / FILE, made["sha256"]) | facts | made_facts
+    described_file = describe_file(out / FILE, made["sha256"])
+    if source.output == "tokens":
+        made_facts["running"] = to_table(check_running(source.load, out / FILE, source.ids, described_file["bits"]))
+    return described_file | facts | made_facts
 
 
 @dataclass(frozen=True, kw_only=True)

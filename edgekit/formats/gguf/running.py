@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.apart import apart
 from edgekit.errors import EdgekitError
@@ -14,21 +15,34 @@ from edgekit.formats.written import bound, distance
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
 # Sequences that both run, their first tokens, and the last places of each whose logits are compared.
 SEQUENCES, TOKENS, PLACES = 4, 48, 16
 
 
-def check_running(folder: Path, file: Path, ids: Sequence[Sequence[int]], bits: float) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How many sequences both ran, how far the logits are apart relative to their own spread, and how far they may be.
+
+    Without a sequence of two tokens nothing is compared: both are None.
+    """
+
+    sequences: int
+    logits: float | None
+    bound: float | None
+
+
+def check_running(load: Callable[[], nn.Module], file: Path, ids: Sequence[Sequence[int]], bits: float) -> Running:
     """Load the whole file in llama.cpp, in a process of its own, and compare its logits with the float model's on some of `ids`.
 
-    bits: of a weight in the type that most weights have. Returns {"sequences", "logits", "bound"}: how far the logits are apart,
-    relative to their own spread, and how far they may be. Raises EdgekitError where llama.cpp ends the process or does not
-    load the file, and where they are further apart.
+    load: gives the float decoder, as `text_generation.load` does. bits: of a weight in the type that most weights have. Raises
+    EdgekitError where llama.cpp ends the process or does not load the file, and where the logits are further apart than bits
+    explain.
     """
     chosen = [list(row[:TOKENS]) for row in ids if len(row) > 1][:SEQUENCES]
     if not chosen:
-        return {"sequences": 0, "logits": None, "bound": None}
+        return Running(sequences=0, logits=None, bound=None)
     remedy = (
         "this is a mistake of the conversion for this checkpoint's configuration; export it as ONNX (--format onnx)"
     )
@@ -42,7 +56,7 @@ def check_running(folder: Path, file: Path, ids: Sequence[Sequence[int]], bits: 
             ids=chosen,
             out=str(answers),
         )
-        far = _distance(folder, chosen, answers)
+        far = _distance(load(), chosen, answers)
     most = bound(bits)
     if not far <= most:
         raise EdgekitError(
@@ -50,7 +64,7 @@ def check_running(folder: Path, file: Path, ids: Sequence[Sequence[int]], bits: 
             f" a weight explain ({most:g}): {remedy}"
         )
     # Further digits depend on how many threads torch adds up with.
-    return {"sequences": len(chosen), "logits": round(far, 4), "bound": most}
+    return Running(sequences=len(chosen), logits=round(far, 4), bound=most)
 
 
 def answer_here(file: str, ids: Sequence[Sequence[int]], out: str) -> None:
@@ -74,22 +88,19 @@ def answer_here(file: str, ids: Sequence[Sequence[int]], out: str) -> None:
     np.save(out, np.concatenate(rows))
 
 
-def _distance(folder: Path, ids: Sequence[Sequence[int]], answers: Path) -> float:
-    """How far logits are from the checkpoint's, relative to their spread."""
+def _distance(decoder: nn.Module, ids: Sequence[Sequence[int]], answers: Path) -> float:
+    """How far logits are from the float decoder's, relative to their spread."""
     import numpy as np
 
-    ours, wanted = np.load(answers), _of_checkpoint(folder, ids)
+    ours, wanted = np.load(answers), _float_logits(decoder, ids)
     width = min(ours.shape[1], wanted.shape[1])
     return distance(wanted[:, :width], ours[:, :width])
 
 
-def _of_checkpoint(folder: Path, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+def _float_logits(decoder: nn.Module, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
     import numpy as np
     import torch
 
-    from edgekit.tasks.text_generation import load
-
-    decoder = load(folder)
     rows = []
     with torch.inference_mode():
         for row in ids:

@@ -41,7 +41,6 @@ __all__ = [
     "FILE",
     "LIBRARIES",
     "NAME",
-    "PROVES",
     "RUNTIMES",
     "SCHEMES",
     "SCHEME_FOR",
@@ -61,7 +60,6 @@ RUNTIMES: tuple[str, ...] = ("onnxruntime",)
 SUFFIX = ".onnx"
 CARRIES_TOKENIZER = False
 LIBRARIES: tuple[str, ...] = ("onnx", "onnxscript")
-PROVES = True
 FILE = "model.onnx"
 # How far a float file that was read back may be from the graph that was written, as a share of the largest answer: the order of
 # sums may differ between two sessions, nothing else.

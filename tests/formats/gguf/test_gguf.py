@@ -19,6 +19,7 @@ from edgekit.errors import EdgekitError
 from edgekit.formats import Processor, gguf
 from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.mixed import choose
+from edgekit.formats.gguf.running import Running
 from edgekit.formats.gguf.schemes import SCHEMES
 from edgekit.formats.smallest import SHARE
 from edgekit.formats.smallest import Limits as ByBits
@@ -138,7 +139,7 @@ def test_auto_takes_the_smallest_that_keeps_the_limits(
     """Random weights lose a lot at 4 bits; what is found is byte for byte the file of the scheme by name."""
     # What every export proves besides is tested above.
     monkeypatch.setattr(gguf, "check_reading", lambda *_: {"limits": []})
-    monkeypatch.setattr("edgekit.export.check_running", lambda *_: {})
+    monkeypatch.setattr(gguf, "check_running", lambda *_: Running(sequences=0, logits=None, bound=None))
     loose = {"top1": 0.01, "perplexity": 1000.0, "far_kl": 99.0}
     try:
         decoder.limits = loose | {"kl": 1e-9}
@@ -215,9 +216,10 @@ def test_no_torch_is_loaded(decoder: Source, tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from edgekit import export as exporting
+from edgekit.formats import gguf
+from edgekit.formats.gguf.running import Running
 from tests.steps import export
-exporting.check_running = lambda *_: {{}}
+gguf.check_running = lambda *_: Running(sequences=0, logits=None, bound=None)
 places = {{key: Path(value) for key, value in {asked!r}.items()}}
 export(**places, task="text-generation", options={{"format": "gguf", "scheme": "q4_k_m"}}, max_length=64,
        out_of_scope=None)

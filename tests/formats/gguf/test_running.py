@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from edgekit.errors import EdgekitError
 from edgekit.formats.gguf import check_reading
 from edgekit.formats.gguf.convert import convert
 from edgekit.formats.gguf.metadata import describe_model
+from edgekit.formats.gguf.running import Running, check_running
 from edgekit.formats.gguf.tensors import plan
 from edgekit.formats.gguf.tokenizer import vocabulary
 from edgekit.model import Model, load_model
-from edgekit.formats.gguf.running import check_running
+from edgekit.tasks import text_generation
 from tests.architectures.decoders import make_decoder
 
 pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
@@ -41,24 +43,29 @@ def written(model: Model, out: Path, **changes: Any) -> Path:
     return out
 
 
+def run(model: Model, file: Path, ids: Sequence[Sequence[int]] = IDS) -> Running:
+    return check_running(lambda: text_generation.load(model.folder), file, ids, 32.0)
+
+
 def test_a_file_is_run_beside_the_float_model(model: Model, tmp_path: Path) -> None:
     file = written(model, tmp_path / "model.gguf")
-    told = check_running(model.folder, file, IDS, 32.0)
-    assert told["sequences"] == 2
-    assert told["logits"] < 1e-4
-    assert check_running(model.folder, file, [[1]], 32.0)["sequences"] == 0, "one token foretells nothing"
+    result = run(model, file)
+    assert result.sequences == 2
+    assert result.logits is not None
+    assert result.logits < 1e-4
+    assert run(model, file, [[1]]).sequences == 0, "one token foretells nothing"
 
 
 def test_a_file_that_computes_otherwise_is_refused(model: Model, tmp_path: Path) -> None:
     file = written(model, tmp_path / "model.gguf", llama__rope__freq_base=500.0)
     with pytest.raises(EdgekitError, match=r"logits are \d\.\d+ of their own spread away .* 32 bits a weight explain"):
-        check_running(model.folder, file, IDS, 32.0)
+        run(model, file)
 
 
 def test_a_file_that_llama_cpp_does_not_load_is_told(model: Model, tmp_path: Path) -> None:
     file = written(model, tmp_path / "model.gguf", llama__rope__dimension_count=4)
     with pytest.raises(EdgekitError, match=r"model\.gguf: llama\.cpp"):
-        check_running(model.folder, file, IDS, 32.0)
+        run(model, file)
 
 
 def twice(tokens: list[str]) -> list[str]:
@@ -102,4 +109,4 @@ def test_logits_are_numbers(model: Model, tmp_path: Path) -> None:
         model, tmp_path / "model.gguf", llama__attention__layer_norm_rms_epsilon=float(np.finfo(np.float32).max)
     )
     with pytest.raises(EdgekitError, match=r"of their own spread away|does not load|ended the process"):
-        check_running(model.folder, file, IDS, 32.0)
+        run(model, file)
