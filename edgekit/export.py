@@ -12,6 +12,7 @@ from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, Format, Processor, Reading, Source, format_of, runtime_of
 from edgekit.inputs import Content
 from edgekit.model import Model
+from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Rejection
@@ -90,7 +91,7 @@ def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> dict
         dataset=f"{name} calibrate" if name else "calibrate",
         fingerprints={"student": str(inputs.student.digest), "calibration": str(inputs.calibration.digest)},
         processor=inputs.processor,
-        score=None if kind.OUTPUT == "tokens" else row_task(task).score,
+        score=None if OUTPUTS[kind.OUTPUT].generates else row_task(task).score,
         pad_id=find_pad_id(model),
         max_length=inputs.max_length,
         license=inputs.license,
@@ -98,7 +99,7 @@ def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> dict
         progress=progress,
     )
     facts = format_.write(source, inputs.options, out) | _shared(model, task, inputs.max_length, out)
-    if kind.OUTPUT == "tokens":
+    if OUTPUTS[kind.OUTPUT].generates:
         return facts
     file, asked = out / facts["file"], _asked(source.ids, model, facts, inputs.out_of_scope)
     answers = _answers(format_, file, asked, facts)
@@ -109,7 +110,7 @@ def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> dict
 def _read(model: Model, task: str, rows: Sequence[Prompt], max_length: int) -> dict[str, Any]:
     """What a Source knows of the prompts: their texts and conversations, ids as the model reads them, and a decoder's starts."""
     told: dict[str, Any] = {"texts": [row.text for row in rows], "conversations": _conversations(rows)}
-    if TASKS[task].OUTPUT != "tokens":
+    if not OUTPUTS[TASKS[task].OUTPUT].generates:
         return told | {"ids": [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]}
     passages = text_generation.passages(model, rows, max_length)
     return told | {"ids": [one.ids for one in passages], "starts": [one.start for one in passages]}
@@ -130,10 +131,10 @@ def adopt(inputs: AdoptInputs, out: Path, progress: Progress = silent) -> dict[s
     facts = format_.adopt(file, out, reading)
     facts |= _shared(model, task, max_length, out)
     rows = PromptSet(folder=inputs.prompts.path).split("calibrate")
-    if TASKS[task].OUTPUT == "tokens":
+    if OUTPUTS[TASKS[task].OUTPUT].generates:
         _check_vocabulary(file, facts["vocabulary"], model)
     facts |= _reading(format_, out / facts["file"], model, rows, TASKS[task].OUTPUT)
-    if TASKS[task].OUTPUT == "tokens":
+    if OUTPUTS[TASKS[task].OUTPUT].generates:
         return facts
     ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
     runtime, asked = runtime_of(format_), _asked(ids, model, facts, inputs.out_of_scope)
@@ -150,7 +151,7 @@ def adopt(inputs: AdoptInputs, out: Path, progress: Progress = silent) -> dict[s
 
 def _reading(format_: Format, file: Path, model: Model, rows: Sequence[Prompt], output: str) -> dict[str, Any]:
     """Whether another tool's file reads texts as the checkpoint does: its `parity`, or as `misread` the first difference."""
-    conversations = _conversations(rows) if output == "tokens" else None
+    conversations = _conversations(rows) if OUTPUTS[output].generates else None
     try:
         parity = format_.check_reading(model, file, [row.text for row in rows], conversations)
     except EdgekitError as differs:
@@ -183,13 +184,13 @@ def _shared(model: Model, task: str, max_length: int, out: Path) -> dict[str, An
     kind = TASKS[task]
     max_length = kind.length(model, max_length)
     model.tokenizer(max_length).save(str(out / "tokenizer.json"))
-    template = text_generation.chat_template(model) if kind.OUTPUT == "tokens" else None
+    template = text_generation.chat_template(model) if OUTPUTS[kind.OUTPUT].generates else None
     if template is not None:
         (out / text_generation.TEMPLATE).write_text(template, encoding="utf-8", newline="\n")
     return {
         "task": task,
         "output": kind.OUTPUT,
-        "classes": model.labels if kind.OUTPUT == "logits" else [],
+        "classes": model.labels if OUTPUTS[kind.OUTPUT].has_classes else [],
         "out_of_scope": None,
         "settings": kind.settings(model),
         "max_length": max_length,
@@ -208,7 +209,7 @@ def _fitted(
 ) -> dict[str, Any]:
     """What a task of rows learns from the artifact's own outputs on the calibrate prompts."""
     kind = row_task(task)
-    classes = model.labels if kind.OUTPUT == "logits" else []
+    classes = model.labels if OUTPUTS[kind.OUTPUT].has_classes else []
     if classes and answers.shape[1] != len(classes):
         raise EdgekitError(
             f"{file}: gives {answers.shape[1]} scores, but the model has {len(classes)} labels; name the checkpoint that it"
@@ -230,7 +231,7 @@ def _asked(
     ids: Sequence[Sequence[int]], model: Model, facts: Mapping[str, Any], out_of_scope: str | None
 ) -> list[Sequence[int]]:
     """What the artifact is asked: the prompts and, of a classifier that may reject texts, behind them those that say nothing."""
-    rejects = facts["output"] == "logits" and out_of_scope is not None
+    rejects = OUTPUTS[facts["output"]].has_classes and out_of_scope is not None
     return [*ids, *(model.encode(ASKED, facts["max_length"]) if rejects else [])]
 
 

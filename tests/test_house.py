@@ -36,7 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "checkpoint_keys owners_tokenizer",
         "recipe target prompts workspace loaders",
         "duplicates state model_card closure tables evidence",
-        "schema apart tokenizing gate inputs typed_json",
+        "schema apart tokenizing gate inputs typed_json outputs",
         "errors progress",
         "__init__",
     )
@@ -88,6 +88,7 @@ TABLES = {
     "STUDENTS": "distill/students.py",
     "TEACHERS": "distill/teachers.py",
     "ARCHITECTURES": "architectures/__init__.py",
+    "OUTPUTS": "outputs/__init__.py",
 }
 FORBIDDEN = {"manager", "handler", "helper", "helpers", "util", "utils", "engine", "base", "common", "misc"}
 # Modules where a person's words arrive: their errors are EdgekitError, never a bare ValueError.

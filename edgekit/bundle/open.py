@@ -17,6 +17,7 @@ from edgekit.bundle.destination import MANIFEST
 from edgekit.bundle.loaders import LOADERS
 from edgekit.bundle.mistaken import other_than_bundle
 from edgekit.errors import EdgekitError
+from edgekit.outputs import OUTPUTS
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import read_json
 from edgekit.tokenizing import readable_part
@@ -66,7 +67,9 @@ def open_bundle(path: Path) -> Bundle:
     return bundle
 
 
-def run_bundle(path: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None) -> list[Any]:
+def run_bundle(
+    path: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None
+) -> list[object]:
     """A bundle's answer to each text, through the very loader that ships: {label, score, scores}, list[float] or a text.
 
     prompt: the name of what comes before each text; None: the model's default. Raises EdgekitError for whatever `open_bundle`
@@ -77,11 +80,7 @@ def run_bundle(path: Path, texts: Sequence[str], *, prompt: str | None = None, t
     opened = load_bundle(bundle, path, threads=threads)
     named = {} if prompt is None else {"prompt": prompt}
     answers = [opened(_readable(opened, text, before), **named) for text in texts]
-    if bundle.manifest["output"] == "tokens":
-        return answers
-    if bundle.manifest["output"] == "embedding":
-        return [[float(value) for value in answer] for answer in answers]
-    return [{"label": answer[0][0], "score": answer[0][1], "scores": dict(answer)} for answer in answers]
+    return [OUTPUTS[bundle.manifest["output"]].plain(answer) for answer in answers]
 
 
 def _prompt(bundle: Bundle, path: Path, name: str | None) -> str:
@@ -98,7 +97,7 @@ def _prompt(bundle: Bundle, path: Path, name: str | None) -> str:
 
 def _readable(opened: Any, text: str, before: str) -> str:
     """A text without what its loader's tokenizer would only cut off, which for megabytes takes half a minute."""
-    if opened.manifest["output"] == "tokens" or not hasattr(opened, "tokenizer"):
+    if OUTPUTS[opened.manifest["output"]].generates or not hasattr(opened, "tokenizer"):
         return text
     return readable_part(opened.tokenizer, text, before)
 
@@ -106,7 +105,8 @@ def _readable(opened: Any, text: str, before: str) -> str:
 def open_speaker(path: Path, *, threads: int | None = None) -> Any:
     """The loader of a bundle that generates text, opened; None for a bundle that gives rows. Raises as `load_bundle` does."""
     bundle = open_bundle(path)
-    return load_bundle(bundle, path, threads=threads) if bundle.manifest["output"] == "tokens" else None
+    kind = OUTPUTS.get(bundle.manifest["output"])
+    return load_bundle(bundle, path, threads=threads) if kind is None or kind.generates else None
 
 
 def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> Any:

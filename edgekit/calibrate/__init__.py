@@ -20,11 +20,13 @@ from edgekit.calibration import EMBEDDING, FILE, Calibration, Stats, load_calibr
 from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content
+from edgekit.model import Model
+from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Calibrate
 from edgekit.schema import pick
-from edgekit.tasks import TASKS, batches, find_pad_id
+from edgekit.tasks import TASKS, Task, batches, find_pad_id
 from edgekit.workspace import open_product
 
 if TYPE_CHECKING:
@@ -85,15 +87,14 @@ def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = No
     watch.feed([ids[place] for place in kept], pad_id, batch, _told(progress, 0, len(ids)))
     watch.begin_held_out()
     watch.feed([ids[place] for place in held], pad_id, batch, _told(progress, len(kept), len(ids)))
-    asked = inputs.gradients and kind.OUTPUT == "tokens"
+    asked = inputs.gradients and OUTPUTS[kind.OUTPUT].generates
     _write(out / FILE, watch.stats(), _gradients(watch.module, ids, seed, progress) if asked else {})
     covered, warnings = coverage(
         [told[place] for place in kept],
         [told[place] for place in held],
         [len(ids[place]) for place in kept],
         [len(ids[place]) for place in held],
-        # A running text that is longer goes on in a block of its own.
-        max_length=kind.length(checked, max_length) if kind.OUTPUT != "tokens" else sys.maxsize,
+        max_length=_cut_at(kind, checked, max_length),
     )
     outside = {key: share for key, share in watch.outside().items() if share > 0}
     covered["outside_ranges"] = outside
@@ -113,6 +114,11 @@ def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = No
         "coverage": covered,
         "warnings": warnings,
     }
+
+
+def _cut_at(kind: Task, model: Model, max_length: int) -> int:
+    """The length in tokens at which texts are cut; what a decoder reads is not: it goes on in a block of its own."""
+    return sys.maxsize if OUTPUTS[kind.OUTPUT].generates else kind.length(model, max_length)
 
 
 def _chosen(prompts: Path, limit: int, seed: int) -> list[Prompt]:
@@ -203,8 +209,7 @@ def cover(
     ids = [tokens for _, tokens in kind.encode(model, choose(held, COVERED, 0), max_length)]
     outside = outside_ranges(kind.load(student), ids, pad_id, load_calibration(calibration))
     lengths = [[len(tokens) for _, tokens in kind.encode(model, part, max_length)] for part in (seen, held)]
-    longest = kind.length(model, max_length) if kind.OUTPUT != "tokens" else sys.maxsize
-    covered, _ = coverage(seen, held, *lengths, max_length=longest)
+    covered, _ = coverage(seen, held, *lengths, max_length=_cut_at(kind, model, max_length))
     return covered | {"outside_ranges": {key: share for key, share in outside.items() if share > 0}}
 
 

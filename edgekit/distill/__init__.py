@@ -22,6 +22,7 @@ from edgekit.distill.options import (
 )
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content
+from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import parse, pick
@@ -143,7 +144,7 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
     base, prompts = inputs.base.path, inputs.prompts.path
     rows = PromptSet(folder=prompts).split("train")
     classes: list[str] = []
-    if TASKS[inputs.task].OUTPUT == "logits":
+    if OUTPUTS[TASKS[inputs.task].OUTPUT].has_classes:
         rows = [prompt for prompt in rows if prompt.label is not None]
         rows += _contentless(rows, inputs.out_of_scope)
         classes = sorted({str(prompt.label) for prompt in rows} - {inputs.out_of_scope})
@@ -167,7 +168,7 @@ def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> di
     rows = PromptSet(folder=prompts).split("train")
     if not rows:
         raise EdgekitError(f"{prompts}: the train split is empty")
-    if kind.OUTPUT == "logits":
+    if OUTPUTS[kind.OUTPUT].has_classes:
         rows += _contentless(rows, inputs.out_of_scope)
     from edgekit.distill import courses
     from edgekit.distill.students import Cut

@@ -12,6 +12,8 @@ from torch import Tensor
 from edgekit.distill.losses import Batch
 from edgekit.errors import EdgekitError
 from edgekit.model import Model
+from edgekit.outputs.rows import EMBEDDING, LOGITS
+from edgekit.outputs.tokens import TOKENS
 from edgekit.prompts import Prompt
 from edgekit.schema import nearest
 from edgekit.tasks import Task, find_pad_id, pad
@@ -105,9 +107,9 @@ def passage_source(read: Sequence[Passage], train: Sequence[int], held: Sequence
 
 
 SOURCES: dict[str, Callable[[TrainSplit], Source]] = {
-    "embedding": read_texts,
-    "logits": read_texts,
-    "tokens": read_passages,
+    EMBEDDING.name: read_texts,
+    LOGITS.name: read_texts,
+    TOKENS.name: read_passages,
 }
 
 

@@ -24,6 +24,9 @@ from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import Teacher, TeacherInputs, find_teacher
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
+from edgekit.outputs import OUTPUTS
+from edgekit.outputs.rows import EMBEDDING, LOGITS
+from edgekit.outputs.tokens import TOKENS
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt
 from edgekit.tasks import Task
@@ -34,9 +37,9 @@ from edgekit.workspace import file_sha256, fingerprint
 READING = "reading the texts"
 # What goes along with a model from the folder that it began from, by its output.
 FILES: dict[str, tuple[str, ...]] = {
-    "embedding": TOKENIZER_FILES + EMBEDDING_FILES,
-    "logits": TOKENIZER_FILES,
-    "tokens": TOKENIZER_FILES + CHAT_FILES,
+    EMBEDDING.name: TOKENIZER_FILES + EMBEDDING_FILES,
+    LOGITS.name: TOKENIZER_FILES,
+    TOKENS.name: TOKENIZER_FILES + CHAT_FILES,
 }
 
 
@@ -175,7 +178,7 @@ def distill(
     job: Job,
 ) -> dict[str, object]:
     """Train a student beside its teacher on the weighted sum of losses. Early stop: the same sum on the held-out rows."""
-    classes = load_model(teacher).labels if job.task.OUTPUT == "logits" else []
+    classes = load_model(teacher).labels if OUTPUTS[job.task.OUTPUT].has_classes else []
     source = _read(teacher, texts, classes, options, job)
     job.progress(0, 0, f"loading the teacher, {teacher.name}")
     _, facts = teach(

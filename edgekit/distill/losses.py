@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from edgekit.outputs.rows import EMBEDDING, LOGITS
+from edgekit.outputs.tokens import TOKENS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -134,15 +137,15 @@ def brier(student: Signal, teacher: Signal, batch: Batch, temperature: float) ->
 
 
 _OUTPUT, _HIDDEN, _PROJECTIONS = frozenset({"output"}), frozenset({"hidden"}), frozenset({"projections"})
-_ROWS = {"logits": 1.0, "embedding": 1.0}
+_ROWS = {LOGITS.name: 1.0, EMBEDDING.name: 1.0}
 
 LOSSES: dict[str, Loss] = {
     # Relations of a decoder's block would have to leave out what a token cannot see, and it may have fewer keys than queries.
     "attention_relation": Loss(compare=attention_relation, needs=_PROJECTIONS, weights=_ROWS),
-    "embedding": Loss(compare=embedding, needs=_OUTPUT, weights={"embedding": 1.0}),
-    "hidden": Loss(compare=hidden, needs=_HIDDEN, weights=_ROWS | {"tokens": 1.0}),
-    "labels": Loss(compare=labels, needs=_OUTPUT, weights={"logits": 0.5, "tokens": 0.5}, teacher=False),
-    "logits": Loss(compare=logits, needs=_OUTPUT, weights={"logits": 0.5, "tokens": 1.0}),
+    "embedding": Loss(compare=embedding, needs=_OUTPUT, weights={EMBEDDING.name: 1.0}),
+    "hidden": Loss(compare=hidden, needs=_HIDDEN, weights=_ROWS | {TOKENS.name: 1.0}),
+    "labels": Loss(compare=labels, needs=_OUTPUT, weights={LOGITS.name: 0.5, TOKENS.name: 0.5}, teacher=False),
+    "logits": Loss(compare=logits, needs=_OUTPUT, weights={LOGITS.name: 0.5, TOKENS.name: 1.0}),
 }
 
 # What an early stop may look at and a recipe cannot ask for: unlike cross-entropy it does not punish a model for growing surer of

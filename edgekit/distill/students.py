@@ -15,6 +15,7 @@ from edgekit.distill.options import CreateOptions
 from edgekit.distill.tap import find_blocks, find_family
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
+from edgekit.outputs import OUTPUTS
 from edgekit.tasks import Task
 from edgekit.tasks.encoders import load_encoder
 
@@ -113,7 +114,7 @@ def make_student(options: object, task: Task) -> Student:
 def load_module(task: Task, folder: Path) -> nn.Module:
     """A checkpoint as it is trained and asked: an encoder as its task loads it, a decoder as a Body."""
     module = task.load(folder)
-    return Body(module.model) if task.OUTPUT == "tokens" else module
+    return Body(module.model) if OUTPUTS[task.OUTPUT].generates else module
 
 
 def cut(module: nn.Module, keep: Sequence[int]) -> None:

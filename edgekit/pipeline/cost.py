@@ -13,6 +13,7 @@ from typing import Any
 
 from edgekit.cost import Cost, Estimate, Size, TrainingCost, size_of
 from edgekit.model import Model
+from edgekit.outputs import OUTPUTS
 from edgekit.pipeline.plan import Plan
 from edgekit.pipeline.shapes import cut_student, trained_model
 from edgekit.prompts import PromptSet
@@ -161,7 +162,7 @@ class _Work:
                 tokens=tokens,
                 epochs=training.distill.epochs,
                 teacher=self.teacher,
-                projections=0 if self.output == "tokens" else 3,
+                projections=0 if OUTPUTS[self.output].generates else 3,
             )
         return costs
 
@@ -199,7 +200,7 @@ class _Work:
 
     def _recorded(self) -> float:
         """Of decoders the reference: ids and likelihoods of the likeliest tokens."""
-        if self.output != "tokens":
+        if not OUTPUTS[self.output].generates:
             return 0.0
         from edgekit.record.tokens import MOST_LIKELY, MOST_TOKENS
 

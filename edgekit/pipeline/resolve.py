@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError, require
 from edgekit.model import Model, load_model
+from edgekit.outputs import OUTPUTS
 from edgekit.pipeline.cost import estimate
 from edgekit.pipeline.plan import Plan, Session, Settings
 from edgekit.pipeline.teacher import find_teacher
@@ -164,7 +165,7 @@ def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Sess
     from edgekit.tasks import TASKS
 
     family = find_architecture(model.architecture, str(model.folder / "config.json"))
-    if is_decoder(family) != (TASKS[recipe.task].OUTPUT == "tokens"):
+    if is_decoder(family) != OUTPUTS[TASKS[recipe.task].OUTPUT].generates:
         kind = "decoder, which generates text" if is_decoder(family) else "encoder, which generates no text"
         raise EdgekitError(
             f"{recipe.path}: task: {recipe.task}, but {model.folder} is a {model.architecture}: a {kind}"

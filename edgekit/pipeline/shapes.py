@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.model import Model
+from edgekit.outputs import OUTPUTS
 from edgekit.weights import TensorInfo, read_header
 
 if TYPE_CHECKING:
@@ -96,10 +97,10 @@ def _created_config(options: CreateOptions) -> dict[str, Any]:
 
 def _task_tensors(model: Model, recipe: Recipe, output: str, classes: int) -> Iterator[tuple[str, TensorInfo]]:
     """The checkpoint's tensors that its task's module has, with those of a new head."""
-    fresh = output == "logits" and recipe.teacher.finetune is not None
+    fresh = OUTPUTS[output].has_classes and recipe.teacher.finetune is not None
     for name, info in model.tensors.items():
         if not _COMPUTED.search(name) and (
-            output == "tokens" or not (fresh or output == "embedding") or not _HEADS.search(name)
+            OUTPUTS[output].generates or not (fresh or output == "embedding") or not _HEADS.search(name)
         ):
             yield name, info
     if fresh:

@@ -12,6 +12,7 @@ from edgekit.errors import EdgekitError
 from edgekit.evidence import Coverage, read_report
 from edgekit.inputs import Content, Json
 from edgekit.model_card import read_card
+from edgekit.outputs import OUTPUTS
 from edgekit.pipeline.looks import settle, take
 from edgekit.pipeline.origin import (
     model_content,
@@ -225,7 +226,7 @@ def check_parts(plan: Plan, artifact: Product, reference: Product, prompts: Prod
             _refuse(artifact.folder, key, facts.get(key), value, recipe, "export")
         if inputs.get(key) != value:
             _refuse(reference.folder, key, inputs.get(key), value, recipe, "record")
-    if facts["output"] == "logits" and facts.get("out_of_scope") != recipe.data.out_of_scope:
+    if OUTPUTS[facts["output"]].has_classes and facts.get("out_of_scope") != recipe.data.out_of_scope:
         _refuse(artifact.folder, "out_of_scope", facts.get("out_of_scope"), recipe.data.out_of_scope, recipe, "export")
     check_reference(reference, artifact, prompts.folder)
     refuse_read(prompts, artifact, reference, *more)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgekit.chat_template import special_tokens
 from edgekit.errors import EdgekitError
+from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.schema import pick, read_json
@@ -31,7 +32,7 @@ class Task(Protocol):
 
     NAME: str
     OUTPUT: str
-    """What comes out: a row of logits, a row that is an embedding, or tokens."""
+    """What comes out, by its name in OUTPUTS."""
 
     def load(self, folder: Path) -> nn.Module:
         """The checkpoint in eval mode and float32, as a module (input_ids, attention_mask) -> [batch, ...]."""
@@ -85,7 +86,7 @@ TASKS: dict[str, Task] = {
 def row_task(name: str, where: str = "task") -> RowTask:
     """A task by its name that gives one row per text; EdgekitError where there is none of that name, or it gives tokens."""
     found = pick(TASKS, name, where)
-    if found.OUTPUT == "tokens":
+    if OUTPUTS[found.OUTPUT].generates:
         raise EdgekitError(f"{where}: {name}: gives tokens, not one row per text")
     return cast("RowTask", found)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.embedding_files import read_embedding
+from edgekit.outputs.rows import EMBEDDING
 from edgekit.recipe import AS_CALIBRATED, Rejection
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from edgekit.prompts import Prompt
 
 NAME = "feature-extraction"
-OUTPUT = "embedding"
+OUTPUT = EMBEDDING.name
 
 
 def load(folder: Path) -> nn.Module:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
+from edgekit.outputs.rows import LOGITS
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.tasks.rows import encode, length, open_model, settings
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 NAME = "text-classification"
-OUTPUT = "logits"
+OUTPUT = LOGITS.name
 # Accuracies nearer than this are equal but for rounding.
 _ALIKE = 1e-12
 

@@ -1,7 +1,7 @@
 """text-generation: a decoder continues a text, or answers a conversation through its chat template.
 
 Its output is not one row per text but the likelihood of each next token: record, verify and the probe have a path of their
-own for it ("tokens").
+own for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import tokenizing
 from edgekit.chat_template import converse, find_templates, pick_template, special_tokens, template_form
 from edgekit.errors import EdgekitError
+from edgekit.outputs.tokens import TOKENS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from edgekit.prompts import Prompt
 
 NAME = "text-generation"
-OUTPUT = "tokens"
+OUTPUT = TOKENS.name
 TEMPLATE = "chat_template.jinja"
 """What a chat template's file is called, by transformers too."""
 # What follows an answer in a template shows behind this one, which no template rewrites.

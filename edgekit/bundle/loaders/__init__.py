@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.outputs.rows import EMBEDDING, LOGITS
+from edgekit.outputs.tokens import TOKENS
+
 _CLASSIFY = 'bundle("turn on the light")  # [(label, score), ...], the answer first'
 _EMBED = 'bundle("turn on the light")  # the embedding, float32'
 _GENERATE = 'for piece in bundle.stream("Once upon a time"):\n    print(piece, end="", flush=True)'
@@ -26,11 +29,11 @@ class Loader:
 
 # The loader that ships as load.py, by runtime and output.
 LOADERS: dict[tuple[str, str], Loader] = {
-    ("onnxruntime", "logits"): Loader(file="load.py", needs=("onnxruntime", "tokenizers", "numpy"), use=_CLASSIFY),
-    ("onnxruntime", "embedding"): Loader(file="load.py", needs=("onnxruntime", "tokenizers", "numpy"), use=_EMBED),
-    ("onnxruntime", "tokens"): Loader(
+    ("onnxruntime", LOGITS.name): Loader(file="load.py", needs=("onnxruntime", "tokenizers", "numpy"), use=_CLASSIFY),
+    ("onnxruntime", EMBEDDING.name): Loader(file="load.py", needs=("onnxruntime", "tokenizers", "numpy"), use=_EMBED),
+    ("onnxruntime", TOKENS.name): Loader(
         file="generate.py", needs=("onnxruntime", "tokenizers", "jinja2", "numpy"), use=_GENERATE
     ),
-    ("llama-cpp", "embedding"): Loader(file="embed.py", needs=("llama-cpp-python", "numpy"), use=_EMBED),
-    ("llama-cpp", "tokens"): Loader(file="chat.py", needs=("llama-cpp-python",), use=_GENERATE),
+    ("llama-cpp", EMBEDDING.name): Loader(file="embed.py", needs=("llama-cpp-python", "numpy"), use=_EMBED),
+    ("llama-cpp", TOKENS.name): Loader(file="chat.py", needs=("llama-cpp-python",), use=_GENERATE),
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekit.bundle.sidecars.packing import Packing
+from edgekit.outputs import OUTPUTS
 
 _CHATS = [
     "# Ollama writes conversations with a template of its own, where it knows one that is like the model's, and else with none;",
@@ -34,7 +35,7 @@ def modelfile(manifest: Mapping[str, Any]) -> str:
     ]
     if runtime["threads"]:
         lines.append(f"PARAMETER num_thread {runtime['threads']}")
-    if manifest["output"] == "tokens":
+    if OUTPUTS[manifest["output"]].generates:
         lines.append("PARAMETER temperature 0")
         lines += [f"PARAMETER stop {_quote(text)}" for text in manifest["settings"].get("stop", ())]
         lines += _CHATS if manifest["settings"].get("chat") else ["TEMPLATE {{ .Prompt }}"]
@@ -56,7 +57,7 @@ def command_line(manifest: Mapping[str, Any], *, serve: bool = False) -> str:
     options += ["-ngl", "all" if runtime["gpu_layers"] < 0 else str(runtime["gpu_layers"])]
     if runtime["flash_attention"] != "auto":
         options += ["-fa", runtime["flash_attention"]]
-    if manifest["output"] == "embedding":
+    if not OUTPUTS[manifest["output"]].generates:
         # A text is read in one step, so a step must hold the longest one.
         options += ["--embeddings", "-b", context, "-ub", context, "-np", "1"]
         options += ["--pooling", runtime["pooling"]] if runtime["pooling"] else []

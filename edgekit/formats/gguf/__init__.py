@@ -22,6 +22,7 @@ from edgekit.formats.gguf.options import (
 from edgekit.formats.gguf.running import check_running
 from edgekit.model import Model
 from edgekit.model_card import read_card
+from edgekit.outputs import OUTPUTS
 from edgekit.typed_json import to_table
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         options, decided = replace(options, scheme=chosen.scheme), {"auto": dict(chosen.facts)}  # type: ignore[arg-type]
         notes.append(chosen.note)
     made, facts = _make(making, options, out / FILE)
-    conversations = source.conversations if source.output == "tokens" else None
+    conversations = source.conversations if OUTPUTS[source.output].generates else None
     parity = check_reading(model, out / FILE, source.texts, conversations)
     notes += [*facts.pop("fallbacks", ()), *parity["limits"]]
     made_facts = {
@@ -302,7 +303,7 @@ def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
     """Link (or copy) a .gguf file that something else made and describe it; EdgekitError where it is damaged."""
     import shutil
 
-    if reading.output == "logits":
+    if OUTPUTS[reading.output].has_classes:
         raise EdgekitError(f"{file}: a .gguf file answers with tokens or embeddings, not with labels")
     described = describe_file(file)
     try:

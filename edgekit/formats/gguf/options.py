@@ -8,6 +8,9 @@ from typing import Annotated, Literal, get_args
 
 from annotated_types import Gt
 
+from edgekit.outputs.rows import EMBEDDING
+from edgekit.outputs.tokens import TOKENS
+
 Scheme = Literal[
     "auto",
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
@@ -15,9 +18,9 @@ Scheme = Literal[
 ]  # fmt: skip
 
 # No logits: llama.cpp's classifiers are rerankers.
-SCHEMES: Mapping[str, tuple[str, ...]] = {"tokens": get_args(Scheme), "embedding": get_args(Scheme)[1:]}
+SCHEMES: Mapping[str, tuple[str, ...]] = {TOKENS.name: get_args(Scheme), EMBEDDING.name: get_args(Scheme)[1:]}
 # Those of llama.cpp's schemes that are worth their bytes, and run fast on every CPU.
-AUTO: Mapping[str, tuple[str, ...]] = {"tokens": ("q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")}
+AUTO: Mapping[str, tuple[str, ...]] = {TOKENS.name: ("q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")}
 BY_BITS: tuple[str, ...] = (
     "iq4_xs",
     "iq4_nl",
@@ -34,7 +37,7 @@ BY_BITS: tuple[str, ...] = (
 )
 FLOATS = frozenset({"f32", "f16", "bf16"})
 # Of an embedding every number counts, and encoders are small: at 4 bits MiniLM finds other neighbours for 12 % of texts.
-SCHEME_FOR: Mapping[str, str] = {"embedding": "q8_0"}
+SCHEME_FOR: Mapping[str, str] = {EMBEDDING.name: "q8_0"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from edgekit.formats.onnx.options import (
     SCHEMES,
     Options,
 )
+from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -122,11 +123,13 @@ def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
     from edgekit.cost import Cost, Figure
     from edgekit.formats.onnx.sizes import float_layer_bytes, predict_bytes, predict_decoder_bytes
 
+    generates = OUTPUTS[output].generates
+
     def cost(each: Options) -> Cost:
-        predict = predict_decoder_bytes if output == "tokens" else predict_bytes
+        predict = predict_decoder_bytes if generates else predict_bytes
         size = Figure(value=predict(model, each.scheme, each.block), source="shapes in the checkpoint's headers")
         most = None
-        if output != "tokens" and each.float_layers and each.scheme in {"auto", "int8-static", "int8-dynamic"}:
+        if not generates and each.float_layers and each.scheme in {"auto", "int8-static", "int8-dynamic"}:
             most = Figure(
                 value=size.value + float_layer_bytes(model, each.float_layers),
                 source="the largest Linears left float, which the calibrate prompts decide",
@@ -145,7 +148,7 @@ def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
     from edgekit.formats.onnx.files import copy_files
     from edgekit.formats.onnx.fit import Wanted, fit
 
-    if reading.output == "tokens":
+    if OUTPUTS[reading.output].generates:
         raise EdgekitError(
             f"{file}: an .onnx decoder of another tool is not judged yet: their caches have no common interface; export the"
             " checkpoint with edgekit, or verify a .gguf file"

@@ -19,6 +19,7 @@ from edgekit.formats.onnx import graph
 from edgekit.formats.onnx.files import digest
 from edgekit.formats.onnx.float_graph import TOLERANCE
 from edgekit.formats.onnx.options import AUTO, DECODER_BITS, Options
+from edgekit.outputs.tokens import TOKENS
 from edgekit.progress import Progress
 from edgekit.runtimes.onnxruntime.generation import CONTEXT, SWITCH, Generator
 from edgekit.runtimes.onnxruntime.library import load_errors
@@ -156,13 +157,13 @@ def _decided(
         return _make(making, making.options.scheme), {}, []
     if deciding is None:
         raise EdgekitError("export: scheme = 'auto' keeps limits, and none are given; name a scheme")
-    deciding.progress(0, len(AUTO["tokens"]) + 2, "asks the float model")
+    deciding.progress(0, len(AUTO[TOKENS.name]) + 2, "asks the float model")
     with closing(_open(plain, {})) as generator:
         asked = smallest.passages(deciding.ids, deciding.starts)
         rows = list(smallest.with_answers(generator, asked, student.stops))
         smallest.check_asked(rows)
         reference = [smallest.scored_logits(generator, row).astype(np.float16) for row in rows]
-    every = {scheme: _make(making, scheme) for scheme in AUTO["tokens"]}
+    every = {scheme: _make(making, scheme) for scheme in AUTO[TOKENS.name]}
 
     def made(scheme: str) -> smallest.Candidate:
         found = every[scheme]

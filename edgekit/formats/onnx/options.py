@@ -8,16 +8,19 @@ from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge
 
+from edgekit.outputs.rows import EMBEDDING, LOGITS
+from edgekit.outputs.tokens import TOKENS
+
 Scheme = Literal["auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"]
 
 SCHEMES: Mapping[str, tuple[str, ...]] = {
-    "logits": get_args(Scheme),
-    "embedding": get_args(Scheme),
-    "tokens": ("auto", "int8-dynamic", "w8", "w4", "fp32"),
+    LOGITS.name: get_args(Scheme),
+    EMBEDDING.name: get_args(Scheme),
+    TOKENS.name: ("auto", "int8-dynamic", "w8", "w4", "fp32"),
 }
 BY_BITS: tuple[str, ...] = ("w4", "int8-static", "int8-dynamic", "w8", "fp16", "fp32")
 # Of encoders, auto decides by other means (see `choose`).
-AUTO: Mapping[str, tuple[str, ...]] = {"tokens": ("w4", "int8-dynamic", "w8")}
+AUTO: Mapping[str, tuple[str, ...]] = {TOKENS.name: ("w4", "int8-dynamic", "w8")}
 # The default of Options is for every output.
 SCHEME_FOR: Mapping[str, str] = {}
 # Bits of a weight, scales included, of what decoders can be (blocks of 32 weights share a 16-bit scale).

@@ -34,6 +34,7 @@ from edgekit.formats.gguf.mixed.gptq import CODES, feedback, input_grams, linear
 from edgekit.formats.gguf.schemes import OUTPUT, TOKEN_EMBEDDING, Shape, main_file_type, quantizable
 from edgekit.formats.gguf.tensors import Tensor, layer_names, shapes
 from edgekit.formats.smallest import Passage
+from edgekit.outputs import OUTPUTS
 from edgekit.runtimes.machine import available_cores
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def mix(
     free = [one for one in tensors if one.name in matrices and quantizable(matrices[one.name])]
     kept = {one.name: like[one.name] for one in tensors if one not in free}
     # The rows of an embedding that is no head are looked up.
-    looked_up = frozenset({TOKEN_EMBEDDING} if OUTPUT in sizes or source.output != "tokens" else ())
+    looked_up = frozenset({TOKEN_EMBEDDING} if OUTPUT in sizes or not OUTPUTS[source.output].generates else ())
     gathered = looked_up if options.tokens_per_second is not None else frozenset()
     budget = _budget(source, options, sizes) - sum(sizes[name] for name in kept)
     pace = _pace(source, options, like, {one.name: matrices[one.name] for one in free if one.name not in looked_up})
@@ -93,7 +94,7 @@ def mix(
     def rounding(types: Mapping[str, str]) -> Feedback | None:
         return _feedback(source, tensors, options, types, steps)
 
-    if source.output != "tokens":
+    if not OUTPUTS[source.output].generates:
         mixture = allocate(sensitivities, budget, free=gathered, pace=pace)
         choices: dict[str, Any] = {"predicted_kl": mixture.loss}
         made = written(mixture.types, out, rounding(mixture.types))
