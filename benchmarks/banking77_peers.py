@@ -121,7 +121,7 @@ def _feeds(ids: Sequence[int]) -> dict[str, Any]:
 def make_openvino(facts: dict[str, Any], calibrate: Sequence[Sequence[int]]) -> tuple[Run, int]:
     """Runs in the peer's own Python."""
     import nncf  # type: ignore[import-not-found, unused-ignore]
-    import openvino  # type: ignore[import-not-found, unused-ignore]
+    import openvino  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     core = openvino.Core()
     model = core.read_model(facts["exported"])
