@@ -36,7 +36,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -372,10 +372,10 @@ def sizes(folder: Path) -> Iterator[int]:
 # Work of child processes
 
 
-def work_ours(folder: str, out: str, scheme: str, through: str | None) -> dict[str, Any]:
+def work_ours(folder: str, out: str, scheme: str, through: Literal["f16"] | None) -> dict[str, Any]:
     """What edgekit's export does for GGUF, without the parity of its texts and without calibration."""
     from edgekit.formats.gguf import scheme_types
-    from edgekit.formats.gguf.convert import convert
+    from edgekit.formats.gguf.convert import Quantization, convert
     from edgekit.formats.gguf.metadata import describe_model, describe_origin, describe_quantization
     from edgekit.formats.gguf.tensors import plan
     from edgekit.formats.gguf.tokenizer import general_name, vocabulary
@@ -388,13 +388,12 @@ def work_ours(folder: str, out: str, scheme: str, through: str | None) -> dict[s
     made = convert(
         model,
         Path(out),
-        types=scheme_types(metadata, tensors, scheme).types,
-        metadata=metadata | describe_origin({}, scheme=scheme) | keys,
-        through=through,
+        Quantization(types=scheme_types(metadata, tensors, scheme).types, through=through),
+        metadata | describe_origin({}, scheme=scheme) | keys,
         threads=available_cores(),
     )
     assert not {"torch", "transformers"} & set(sys.modules), "the converter imports torch or transformers"
-    return {"bytes": made["bytes"], "sha256": made["sha256"]}
+    return {"bytes": made.bytes, "sha256": made.sha256}
 
 
 def work_quantize(source: str, out: str, scheme: str) -> dict[str, Any]:
@@ -414,6 +413,8 @@ def work_quantize(source: str, out: str, scheme: str) -> dict[str, Any]:
 
 def work_compare(one: str, other: str) -> dict[str, Any]:
     """How many tensors two GGUF files have, and how many of them differ in type, shape or bytes, or are in one only."""
+    import numpy as np
+
     from edgekit.formats.gguf.file import GgufFile, read_gguf
 
     files = read_gguf(Path(one)), read_gguf(Path(other))
@@ -435,7 +436,7 @@ def work_compare(one: str, other: str) -> dict[str, Any]:
     different = [name for name in names if not same(name)]
     tokens = ("tokens", "scores", "token_type")
     for key in (f"tokenizer.ggml.{token}" for token in tokens):
-        first, second = (list(file.metadata[key]) for file in files)
+        first, second = (np.asarray(file.metadata[key]).tolist() for file in files)
         assert first == second, f"{key}: the two files have different ones"
     return {"tensors": len(names), "different": len(different)}
 

@@ -42,7 +42,7 @@ from edgekit.calibrate.gradients import gradient_squares  # noqa: E402
 from edgekit.calibration import EMBEDDING, Calibration  # noqa: E402
 from edgekit.formats import Processor, Source  # noqa: E402
 from edgekit.formats.gguf import Options, scheme_types  # noqa: E402
-from edgekit.formats.gguf.convert import convert  # noqa: E402
+from edgekit.formats.gguf.convert import Quantization, convert  # noqa: E402
 from edgekit.formats.gguf.file import read_gguf  # noqa: E402
 from edgekit.formats.gguf.imatrix import Imatrix, from_calibration  # noqa: E402
 from edgekit.formats.gguf.metadata import describe_model  # noqa: E402
@@ -53,6 +53,7 @@ from edgekit.formats.gguf.tokenizer import vocabulary  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.runtimes import llamacpp, machine, scores  # noqa: E402
 from edgekit.tasks.decoders import load_decoder  # noqa: E402
+from edgekit.typed_json import to_table  # noqa: E402
 
 Floats = NDArray[np.float32]
 SCHEMES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl")
@@ -132,14 +133,7 @@ class Bench:
     def write(self, name: str, types: Mapping[str, str], importance: Mapping[str, Floats]) -> Path:
         """A GGUF file of these types; the others of the same name are replaced."""
         path = self.scratch / f"{name}.gguf"
-        convert(
-            self.model,
-            path,
-            types=types,
-            metadata=self.metadata,
-            importance=importance,
-            threads=self.threads,
-        )
+        convert(self.model, path, Quantization(types=types, importance=importance), self.metadata, threads=self.threads)
         return path
 
     @cached_property
@@ -221,7 +215,7 @@ class Bench:
             say(f"mixed at the bytes of {like}")
             begun = time.perf_counter()
             file = self.scratch / f"mixed@{like}.gguf"
-            _, facts = choose.mix(
+            _, choices = choose.mix(
                 self.source(ours),
                 list(self.tensors.values()),
                 self.types(like, sources["in-domain"]),
@@ -231,7 +225,7 @@ class Bench:
                 file,
             )
             rows.append(self.row(f"mixed @ {like}", "in-domain", file))
-            mixtures[like] = facts["choices"] | {"seconds": round(time.perf_counter() - begun, 1)}
+            mixtures[like] = to_table(choices) | {"seconds": round(time.perf_counter() - begun, 1)}
         return {"machine": machine.describe(), "rows": rows, "mixtures": mixtures}
 
     def source(self, calibration: Calibration) -> Source:

@@ -45,11 +45,11 @@ SHAPE = Shape(layers=8, hidden=512, intermediate=1536, heads=8, kv_heads=4, voca
 CONVERT = """
 import sys
 from pathlib import Path
-from edgekit.formats.gguf.convert import convert, plan
+from edgekit.formats.gguf.convert import Quantization, convert, plan
 from edgekit.model import Model
 model = Model(folder=Path(sys.argv[1]))
 types = {one.name: "q4_k" if len(one.shape) > 1 else "f32" for one in plan(model)}
-convert(model, Path(sys.argv[2]), types=types, metadata={}, threads=2)
+convert(model, Path(sys.argv[2]), Quantization(types=types), {}, threads=2)
 """
 STEPS = ("finetune", "distill", "record", "calibrate", "export", "verify")
 

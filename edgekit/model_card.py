@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgekit.errors import first_line
 
@@ -14,13 +13,13 @@ from edgekit.errors import first_line
 class Card:
     """A card's metadata; note: why there is none although there is a card."""
 
-    said: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
     note: str | None = None
 
     @property
     def license(self) -> str | None:
         """The licence as the card names it: one, or several."""
-        return ", ".join(texts(self.said.get("license"))) or None
+        return ", ".join(texts(self.metadata.get("license"))) or None
 
 
 def read_card(folder: Path) -> Card:
@@ -32,7 +31,7 @@ def read_card(folder: Path) -> Card:
     from huggingface_hub import metadata_load
 
     try:
-        return Card(said=metadata_load(path) or {})
+        return Card(metadata=metadata_load(path) or {})
     except UnicodeDecodeError:
         why = "it is not UTF-8"
     except OSError as failed:
@@ -42,6 +41,6 @@ def read_card(folder: Path) -> Card:
     return Card(note=f"{path}: {why}: nothing is taken from this card")
 
 
-def texts(value: Any) -> list[str]:
+def texts(value: object) -> list[str]:
     """A text or a list of them, as cards write either; anything else is none."""
-    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]

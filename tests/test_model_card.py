@@ -39,7 +39,7 @@ def test_the_licence(tmp_path: Path, head: str, license_: str | None) -> None:
 def test_a_card_that_cannot_be_read(tmp_path: Path, card: bytes, why: str) -> None:
     (tmp_path / "README.md").write_bytes(card)
     found = read_card(tmp_path)
-    assert (dict(found.said), found.license) == ({}, None)
+    assert (dict(found.metadata), found.license) == ({}, None)
     assert found.note is not None
     assert found.note.startswith(f"{tmp_path / 'README.md'}: {why}")
     assert "\n" not in found.note
@@ -47,5 +47,5 @@ def test_a_card_that_cannot_be_read(tmp_path: Path, card: bytes, why: str) -> No
 
 def test_no_card(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# Only a title\n---\nlicense: mit\n---\n")
-    assert (dict(read_card(tmp_path).said), read_card(tmp_path).note) == ({}, None)
+    assert (dict(read_card(tmp_path).metadata), read_card(tmp_path).note) == ({}, None)
     assert read_card(tmp_path / "nothing").license is None

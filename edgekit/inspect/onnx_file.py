@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.inspect.tensors import by_type, largest
@@ -48,7 +48,7 @@ class Graph:
         return node
 
 
-def inspect_onnx(path: Path) -> dict[str, Any]:
+def inspect_onnx(path: Path) -> dict[str, object]:
     """Everything that can be told of an ONNX file; weights are not read. EdgekitError where it is not a whole one."""
     model = _read_onnx(path)
     graph = _graph(model)
@@ -70,10 +70,10 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "nodes": len(graph.nodes),
         "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
         "quantized": _quantized(products),
-        "products": products,
+        "products": [asdict(product) for product in products],
         "parameters": sum(math.prod(shape) for _, _, shape, _ in sized),
         "types": by_type((kind, shape, size) for _, kind, shape, size in sized),
-        "largest": largest(iter(sized)),
+        "largest": largest(sized),
         "metadata": {entry.key: entry.value[:120] for entry in model.metadata_props},
     }
 
@@ -114,22 +114,32 @@ def _graph(model: onnx.ModelProto) -> Graph:
     return Graph(nodes=nodes, weights=weights, makers=makers)
 
 
-def _products(graph: Graph) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """A way in which products hold their weights, and how many do."""
+
+    count: int
+    operator: str
+    weights: str
+    activations: str
+
+
+def _products(graph: Graph) -> list[Product]:
     """Every way in which products hold their weights, with how many there are: the answer to "quantized how?"."""
     ways: Counter[tuple[str, str, str]] = Counter()
     for node in graph.nodes:
         operator = OPERATORS.get(node.op_type)
         if operator is not None and operator.blocks:
             options = {attribute.name: attribute.i for attribute in node.attribute}
-            told = f"{options.get('bits', 4)}-bit, blocks of {options.get('block_size', 0)}"
-            ways[node.op_type, told, f"accuracy level {options.get('accuracy_level', 0)}"] += 1
+            held = f"{options.get('bits', 4)}-bit, blocks of {options.get('block_size', 0)}"
+            ways[node.op_type, held, f"accuracy level {options.get('accuracy_level', 0)}"] += 1
         elif operator is not None and operator.quantized:
             ways[_integer_product(graph, node, operator)] += 1
         elif node.op_type in PRODUCTS and (way := _float_product(graph, node)):
             ways[way] += 1
     ranked = sorted(ways.items(), key=lambda item: (-item[1], item[0]))
     return [
-        {"count": count, "operator": operator, "weights": weights, "activations": activations}
+        Product(count=count, operator=operator, weights=weights, activations=activations)
         for (operator, weights, activations), count in ranked
     ]
 
@@ -138,27 +148,26 @@ def _integer_product(graph: Graph, node: onnx.NodeProto, operator: Operator) -> 
     weight = graph.weight(node.input[operator.weight or 0])
     has_scale = operator.scale is not None and len(node.input) > operator.scale
     scale = graph.weight(node.input[operator.scale or 0]) if has_scale else None
-    told = "none" if weight is None else f"{_type(weight)}, {_granularity(scale, None)}"
+    held = "none" if weight is None else f"{_type(weight)}, {_granularity(scale, None)}"
     static = operator.static
     made = graph.maker(node.input[0])
     if node.op_type == "MatMulIntegerToFloat" and (made is None or made.op_type != "DynamicQuantizeLinear"):
         static = True
-    return node.op_type, told, "static" if static else "dynamic"
+    return node.op_type, held, "static" if static else "dynamic"
 
 
 def _float_product(graph: Graph, node: onnx.NodeProto) -> tuple[str, str, str] | None:
-    places = [0] if node.op_type == "Gather" else [1, 0]
-    for place in places:
-        name = node.input[place]
+    for index in [0] if node.op_type == "Gather" else [1, 0]:
+        name = node.input[index]
         weight, maker = graph.weight(name), graph.maker(name)
         if weight is None and maker is not None and maker.op_type == "DequantizeLinear":
             weight = graph.weight(maker.input[0])
             if weight is not None:
-                told = f"{_type(weight)}, {_granularity(graph.weight(maker.input[1]), maker)}"
+                held = f"{_type(weight)}, {_granularity(graph.weight(maker.input[1]), maker)}"
                 return (
                     node.op_type,
-                    told,
-                    "none" if node.op_type == "Gather" else _activation(graph, node.input[1 - place]),
+                    held,
+                    "none" if node.op_type == "Gather" else _activation(graph, node.input[1 - index]),
                 )
         elif weight is not None:
             if node.op_type == "Gather" and (len(weight.dims) < 2 or math.prod(weight.dims) < SMALLEST_EMBEDDING):
@@ -166,7 +175,7 @@ def _float_product(graph: Graph, node: onnx.NodeProto) -> tuple[str, str, str] |
             return (
                 node.op_type,
                 _type(weight),
-                "none" if node.op_type == "Gather" else _activation(graph, node.input[1 - place]),
+                "none" if node.op_type == "Gather" else _activation(graph, node.input[1 - index]),
             )
     if node.op_type == "Gather":
         return None
@@ -188,23 +197,24 @@ def _granularity(scale: onnx.TensorProto | None, node: onnx.NodeProto | None) ->
     return "per channel" if scale is not None and math.prod(scale.dims) > 1 else "per tensor"
 
 
-def _quantized(products: list[dict[str, Any]]) -> str:
+def _quantized(products: list[Product]) -> str:
     """How many of the products that have weights have integer ones."""
-    weighed = [entry for entry in products if entry["weights"] != "none" and "Gather" not in entry["operator"]]
-    integer = sum(entry["count"] for entry in weighed if "float" not in entry["weights"])
-    return f"{integer} of {sum(entry['count'] for entry in weighed)} products with weights"
+    weighed = [product for product in products if product.weights != "none" and "Gather" not in product.operator]
+    integer = sum(product.count for product in weighed if "float" not in product.weights)
+    return f"{integer} of {sum(product.count for product in weighed)} products with weights"
 
 
-def _external(path: Path, graph: Graph) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _external(path: Path, graph: Graph) -> dict[str, int | str]:
+    """The bytes of each file of weights beside this one, or what is wrong with it."""
+    files: dict[str, int | str] = {}
     for tensor in graph.weights.values():
         for entry in tensor.external_data:
             if entry.key == "location":
                 file = path.parent / entry.value
                 inside = file.resolve().is_relative_to(path.parent.resolve())
                 size = file.stat().st_size if inside and file.is_file() else None
-                found[entry.value] = ("missing" if inside else "outside the folder") if size is None else size
-    return found
+                files[entry.value] = ("missing" if inside else "outside the folder") if size is None else size
+    return files
 
 
 def _type(tensor: onnx.TensorProto) -> str:

@@ -154,7 +154,7 @@ def test_llama_cpp_reads_a_created_model_as_transformers_does(
     from llama_cpp import Llama
     from transformers import AutoModelForCausalLM
 
-    from edgekit.formats.gguf.convert import convert
+    from edgekit.formats.gguf.convert import Quantization, convert
     from edgekit.formats.gguf.metadata import describe_model
     from edgekit.formats.gguf.parity import check_parity
     from edgekit.formats.gguf.tensors import plan
@@ -163,7 +163,7 @@ def test_llama_cpp_reads_a_created_model_as_transformers_does(
     model, file = load_model(storyteller[0]), tmp_path / "model.gguf"
     metadata = {**vocabulary(model), **describe_model(model)}
     assert metadata["tokenizer.ggml.pre"] == "llama-bpe"
-    convert(model, file, types={tensor.name: "f32" for tensor in plan(model)}, metadata=metadata)
+    convert(model, file, Quantization(types={tensor.name: "f32" for tensor in plan(model)}), metadata)
     assert check_parity(model, file, UNICODE)["stops"] == {"original": [END_ID], "llama.cpp": [END_ID]}
     asked = model.encode(["Once there was"], 64)[0]
     told = AutoModelForCausalLM.from_pretrained(model.folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ from edgekit.typed_json import to_table
 
 if TYPE_CHECKING:
     from edgekit.cost import Cost
-    from edgekit.formats.gguf.file import TensorPlace
+    from edgekit.formats.gguf.convert import Converted
+    from edgekit.formats.gguf.file import StoredTensor, Value
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.schemes import Chosen as Types
     from edgekit.formats.gguf.tensors import Tensor
@@ -107,22 +108,22 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         chosen = _choose(making, options, out)
         options, decided = replace(options, scheme=chosen.scheme), {"auto": dict(chosen.facts)}  # type: ignore[arg-type]
         notes.append(chosen.note)
-    made, facts = _make(making, options, out / FILE)
+    made = _make(making, options, out / FILE)
     conversations = source.conversations if OUTPUTS[source.output].generates else None
     parity = check_reading(model, out / FILE, source.texts, conversations)
-    notes += [*facts.pop("fallbacks", ()), *parity["limits"]]
+    notes += [*made.fallbacks, *parity["limits"]]
     made_facts = {
         "scheme": options.scheme,
-        "quantized": made["types"],
+        "quantized": made.converted.types,
         "parity": parity,
         "notes": [*notes, *filter(None, [note_context(model), read_card(model.folder).note])],
         "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
-        "choices": decided | facts.pop("choices", {}),
+        "choices": {**decided, **made.choices},
     }
-    described_file = describe_file(out / FILE, made["sha256"])
+    described_file = describe_file(out / FILE, made.converted.sha256)
     if source.output == "tokens":
         made_facts["running"] = to_table(check_running(source.load, out / FILE, source.ids, described_file["bits"]))
-    return described_file | facts | made_facts
+    return described_file | made_facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,48 +132,54 @@ class _Making:
 
     source: Source
     tensors: Sequence[Tensor]
-    described: Mapping[str, Any]
-    keys: Mapping[str, Any]
+    described: Mapping[str, Value]
+    keys: Mapping[str, Value]
     matrix: Imatrix | None
 
 
-def _make(making: _Making, options: Options, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write a model in a scheme; what `convert` made, and what is to be known of it."""
-    from edgekit.formats.gguf.convert import convert
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """A file that was written: how a mixture came about, and sentences on tensors that do not fit the scheme's types."""
+
+    converted: Converted
+    choices: Mapping[str, object] = field(default_factory=dict)
+    fallbacks: Sequence[str] = ()
+
+
+def _make(making: _Making, options: Options, file: Path) -> _Made:
+    """Write a model in a scheme."""
+    from edgekit.formats.gguf.convert import Quantization, convert
     from edgekit.formats.gguf.imatrix import check_imatrix
-    from edgekit.formats.gguf.metadata import describe_origin, describe_quantization
+    from edgekit.formats.gguf.metadata import ImatrixOrigin, describe_origin, describe_quantization
     from edgekit.formats.gguf.mixed.choose import mix
     from edgekit.formats.gguf.tensors import shapes
     from edgekit.runtimes.machine import available_cores
 
     source, matrix, tensors = making.source, making.matrix, making.tensors
-    model, told = source.model, None
+    origin = None
     if matrix is not None:
-        told = {"file": IMATRIX, "dataset": matrix.datasets[0], "entries": len(matrix.entries), "chunks": matrix.chunks}
+        origin = ImatrixOrigin(
+            file=IMATRIX, dataset=matrix.datasets[0], entries=len(matrix.entries), chunks=matrix.chunks
+        )
     scheme = options.like if options.scheme == "mixed" else options.scheme
-    metadata: dict[str, Any] = (
-        dict(making.described)
-        | describe_quantization(scheme, imatrix=told)
-        | describe_origin(source.fingerprints, scheme=options.scheme)
-        | ({"general.license": source.license} if source.license else {})
-        | dict(making.keys)
-    )
+    metadata: dict[str, Value] = {
+        **making.described,
+        **describe_quantization(scheme, imatrix=origin),
+        **describe_origin(source.fingerprints, scheme=options.scheme),
+        **({"general.license": source.license} if source.license else {}),
+        **making.keys,
+    }
     importance = matrix.importance() if matrix is not None else {}
     chosen = scheme_types(making.described, tensors, scheme, importance)
     if matrix is not None:
         check_imatrix(matrix, shapes(tensors), chosen, "calibration")
     if options.scheme == "mixed":
-        return mix(source, tensors, chosen.types, options, matrix, metadata, file)
-    made = convert(
-        model,
-        file,
-        types=chosen.types,
-        metadata=metadata,
-        through=None if options.through == "none" else options.through,
-        importance=importance,
-        threads=available_cores(),
-    )
-    return made, {"fallbacks": list(chosen.fallbacks)}
+        converted, choices = mix(source, tensors, chosen.types, options, matrix, metadata, file)
+        return _Made(converted=converted, choices=to_table(choices))
+    through = None if options.through == "none" else options.through
+    quantization = Quantization(types=chosen.types, through=through, importance=importance)
+    converted = convert(source.model, file, quantization, metadata, threads=available_cores())
+    return _Made(converted=converted, fallbacks=chosen.fallbacks)
 
 
 def _choose(making: _Making, options: Options, out: Path) -> Chosen:
@@ -195,9 +202,9 @@ def _choose(making: _Making, options: Options, out: Path) -> Chosen:
         smallest.check_asked(judge.passages)
 
         def make(name: str) -> smallest.Candidate:
-            made, _ = _make(making, replace(options, scheme=name), judge.tried)  # type: ignore[arg-type]
+            made = _make(making, replace(options, scheme=name), judge.tried)  # type: ignore[arg-type]
             bits = _bits(read_gguf(judge.tried).tensors.values())
-            return smallest.Candidate(bytes=made["bytes"], bits=bits, heard=judge.hear(judge.tried))
+            return smallest.Candidate(bytes=made.converted.bytes, bits=bits, heard=judge.hear(judge.tried))
 
         return smallest.choose(
             # Of equal sizes the one of fewer bits comes first.
@@ -250,21 +257,22 @@ def reading_here(
 def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """What any .gguf file needs to run, ours or not, with its sha256 where that is known; EdgekitError where it is damaged."""
     from edgekit.formats.gguf.file import read_gguf
-    from edgekit.formats.gguf.memory import reading
+    from edgekit.formats.gguf.memory import decode_traffic
     from edgekit.workspace import file_sha256
 
     file = read_gguf(path)
-    if int(file.metadata.get("split.count", 0)) > 1:
+    parts = file.metadata.get("split.count", 0)
+    if isinstance(parts, int) and parts > 1:
         raise EdgekitError(
-            f"{path}: one of {file.metadata['split.count']} parts of a model; merge them with llama.cpp's"
+            f"{path}: one of {parts} parts of a model; merge them with llama.cpp's"
             f" `llama-gguf-split --merge {path.name} whole.gguf` and name that file"
         )
-    parameters = sum(math.prod(place.shape) for place in file.tensors.values())
-    weights = sum(place.bytes for place in file.tensors.values())
+    parameters = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
+    weights = sum(tensor.bytes for tensor in file.tensors.values())
     kinds: dict[str, int] = {}
-    for place in file.tensors.values():
-        kinds[place.type] = kinds.get(place.type, 0) + 1
-    read = reading(file)
+    for tensor in file.tensors.values():
+        kinds[tensor.type] = kinds.get(tensor.type, 0) + 1
+    traffic = decode_traffic(file)
     architecture = str(file.metadata.get("general.architecture", ""))
     longest = file.metadata.get(f"{architecture}.context_length")
     return {
@@ -283,18 +291,18 @@ def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
         "parameters": parameters,
         "bits_per_weight": round(8 * weights / max(parameters, 1), 4),
         "bits": _bits(file.tensors.values()),
-        "bytes_per_token": read["bytes_per_token"] or 0,
-        "cache_bytes_per_token": read["cache_bytes_per_token_f16"],
+        "bytes_per_token": traffic.bytes_per_token or 0,
+        "cache_bytes_per_token": traffic.cache_bytes_per_token_f16,
     }
 
 
-def _bits(places: Iterable[TensorPlace]) -> float:
+def _bits(tensors: Iterable[StoredTensor]) -> float:
     """Bits of a weight in the type that most of a file's weights have."""
     from edgekit.formats.gguf.ggml import TYPES
 
     values: dict[str, int] = {}
-    for place in places:
-        values[place.type] = values.get(place.type, 0) + math.prod(place.shape)
+    for tensor in tensors:
+        values[tensor.type] = values.get(tensor.type, 0) + math.prod(tensor.shape)
     most = max(values, key=lambda kind: (values[kind], kind), default="f32")
     return 8 * TYPES[most].bytes / TYPES[most].block
 
@@ -336,14 +344,14 @@ def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]: 
     tensors = plan(model)
     keys = describe_model(model, tensors=tensors)
     words = vocabulary(model) if (model.folder / "tokenizer.json").is_file() else None
-    return [_cost(model, tensors, keys, words, one) for one in options]
+    return [_cost(model, tensors, keys, words, each) for each in options]
 
 
 def _cost(
     model: Model,
     tensors: Sequence[Tensor],
-    keys: Mapping[str, Any],
-    words: Mapping[str, Any] | None,
+    keys: Mapping[str, Value],
+    words: Mapping[str, Value] | None,
     options: Options,
 ) -> Cost:
     from edgekit.cost import Cost, Figure
@@ -353,8 +361,8 @@ def _cost(
     scheme = options.like if options.scheme == "mixed" else options.scheme
     # Some types follow from whether there is an importance matrix at all, not from what it covers.
     weighed = options.imatrix and options.scheme not in FLOATS
-    types = scheme_types(keys, tensors, scheme, [one.name for one in tensors] if weighed else ()).types
-    sizes = {one.name: one.shape[0] * row_bytes(types[one.name], one.columns) for one in tensors}
+    types = scheme_types(keys, tensors, scheme, [tensor.name for tensor in tensors] if weighed else ()).types
+    sizes = {tensor.name: tensor.shape[0] * row_bytes(types[tensor.name], tensor.columns) for tensor in tensors}
     total = sum(sizes.values())
     gathered = {name for name in GATHERED if name in sizes and (name != EMBEDDING or HEAD in sizes)}
     share = (options.bytes or total) / total if options.scheme == "mixed" else 1.0
@@ -379,8 +387,8 @@ def _metadata_bytes(
     tensors: Sequence[Tensor],
     types: Mapping[str, str],
     scheme: str,
-    keys: Mapping[str, Any],
-    words: Mapping[str, Any] | None,
+    keys: Mapping[str, Value],
+    words: Mapping[str, Value] | None,
 ) -> int:
     """What a file has besides weights: its keys, the tokenizer (words: None where it is not trained yet), the tensors' names."""
     from edgekit.formats.gguf.file import GgufWriter, TensorHeader
@@ -388,9 +396,13 @@ def _metadata_bytes(
 
     origin = dict.fromkeys(("student", "calibration"), "0" * 64)
     known = {**keys, "general.name": "model"} | describe_quantization(scheme) | describe_origin(origin, scheme=scheme)
-    headers = [TensorHeader(name=one.name, type=types[one.name], shape=one.shape) for one in tensors]
+    headers = [TensorHeader(name=tensor.name, type=types[tensor.name], shape=tensor.shape) for tensor in tensors]
     file = GgufWriter(model.folder / FILE, known | dict(words or {}), headers)
-    yet = 0 if words is not None else TOKEN_BYTES * next(one.shape[0] for one in tensors if one.name == EMBEDDING)
+    yet = (
+        0
+        if words is not None
+        else TOKEN_BYTES * next(tensor.shape[0] for tensor in tensors if tensor.name == EMBEDDING)
+    )
     return file.size - sum(header.bytes for header in headers) + yet
 
 
@@ -407,7 +419,7 @@ def _matrix(source: Source, options: Options) -> Imatrix | None:
 
 
 def scheme_types(
-    keys: Mapping[str, Any], tensors: Sequence[Tensor], scheme: str, covered: Collection[str] = ()
+    keys: Mapping[str, Value], tensors: Sequence[Tensor], scheme: str, covered: Collection[str] = ()
 ) -> Types:
     """The types that llama.cpp gives a model's tensors in a scheme.
 

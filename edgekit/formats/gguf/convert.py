@@ -11,10 +11,10 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from edgekit.formats.gguf.mixed.gptq import CODES, round_rows
 from edgekit.formats.gguf.tensors import Tensor, plan
 from edgekit.model import Model
 
-__all__ = ["Tensor", "convert", "plan"]
+__all__ = ["Converted", "Quantization", "Tensor", "convert", "plan"]
 
 # Values that a thread converts at once: its buffers fit into a CPU's cache, and Python's share stays small.
 _VALUES = 1 << 19
@@ -40,6 +40,37 @@ _KEPT = ("position_embd.weight", "token_types.weight")
 _NEEDS_IMPORTANCE = frozenset({"iq1_s", "iq2_xxs", "iq2_xs"})
 
 
+Number = TypeVar("Number", bound=np.generic)
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What each tensor is rounded to, and how.
+
+    types: ggml's, by GGUF name. through: "f16" or "bf16" to round matrices to that type before they are quantized, as
+    llama.cpp's converter and quantizer in a row do. importance: what an error in each column weighs, float32 [columns], by GGUF
+    name. feedback: asked once for each tensor of a type in gptq.CODES, in the file's order; it gives `round_rows`' `spread`, or
+    None to round as ggml does.
+    """
+
+    types: Mapping[str, str]
+    through: Literal["f16", "bf16"] | None = None
+    importance: Mapping[str, Floats] = field(default_factory=dict)
+    feedback: Callable[[str], Floats | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """A file that was written: bytes, sha256, how many tensors and weights it has, and how many tensors of each type."""
+
+    bytes: int
+    sha256: str
+    tensors: int
+    parameters: int
+    types: Mapping[str, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
     """Some rows of a tensor, and what becomes of them."""
@@ -49,8 +80,8 @@ class _Piece:
     rows: int
     type: str
     through: str | None
-    importance: NDArray[np.float32] | None
-    told: NDArray[np.float32] | None
+    importance: Floats | None
+    spread: Floats | None
 
     @property
     def bytes(self) -> int:
@@ -60,95 +91,82 @@ class _Piece:
 def convert(
     model: Model,
     out: Path,
-    *,
-    types: Mapping[str, str],
+    quantization: Quantization,
     metadata: Mapping[str, Value],
-    through: str | None = None,
-    importance: Mapping[str, NDArray[np.float32]] | None = None,
-    feedback: Callable[[str], NDArray[np.float32] | None] | None = None,
+    *,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Write a checkpoint's tensors and the metadata to `out`; returns bytes, sha256, tensors, parameters and types.
+) -> Converted:
+    """Write a checkpoint's tensors, rounded as `quantization` says, and the metadata to `out`.
 
-    types: the ggml type of each tensor of `plan`, by its GGUF name. through: "f16" or "bf16" to round matrices to that type
-    before they are quantized, as llama.cpp's converter and quantizer in a row do. importance: float32 [columns] by GGUF name.
-    feedback: asked once for each tensor of a type in feedback.CODES, in the file's order; what it gives is `round_rows`' `told`,
-    None to round as ggml does. progress: called with the bytes written so far and in all.
+    progress: called with the bytes written so far and in all.
 
-    The file grows under another name beside its place and is renamed when the disk holds it. Raises EdgekitError for what
+    The file grows under another name beside its own and is renamed when the disk holds it. Raises EdgekitError for what
     `plan` refuses, for weights that are NaN, infinite or too large for their type, and for a type that does not fit a tensor.
     """
-    assert through in {None, "f16", "bf16"}, through
     tensors = plan(model)
-    importance = importance or {}
-    _check(model, tensors, types, importance)
+    _check(model, tensors, quantization)
     ggml.load()
-    headers = [TensorHeader(name=one.name, type=types[one.name], shape=one.shape) for one in tensors]
+    headers = [
+        TensorHeader(name=tensor.name, type=quantization.types[tensor.name], shape=tensor.shape) for tensor in tensors
+    ]
     with GgufWriter(out, metadata, headers) as file:
         written = file.size - sum(header.bytes for header in headers)
-        for data in _converted(_pieces(tensors, types, through, importance, feedback), threads):
+        for data in _converted(_pieces(tensors, quantization), threads):
             file.append(data)
             written += len(data)
             if progress is not None:
                 progress(min(written, file.size), file.size)
         size, digest = file.finish()
-    return {
-        "bytes": size,
-        "sha256": digest,
-        "tensors": len(tensors),
-        "parameters": sum(math.prod(one.shape) for one in tensors),
-        "types": dict(sorted(Counter(header.type for header in headers).items())),
-    }
+    return Converted(
+        bytes=size,
+        sha256=digest,
+        tensors=len(tensors),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
+        types=dict(sorted(Counter(header.type for header in headers).items())),
+    )
 
 
-def _check(
-    model: Model,
-    tensors: list[Tensor],
-    types: Mapping[str, str],
-    importance: Mapping[str, NDArray[np.float32]],
-) -> None:
-    names = {one.name for one in tensors}
+def _check(model: Model, tensors: list[Tensor], quantization: Quantization) -> None:
+    types, importance = quantization.types, quantization.importance
+    names = {tensor.name for tensor in tensors}
     if foreign := sorted({*types, *importance} - names):
         raise EdgekitError(f"{model.folder}: {foreign[0]}: no such tensor in this model; it was chosen for another one")
-    for one in tensors:
-        if one.name not in types:
-            raise EdgekitError(f"{model.folder}: {one.name}: no type was chosen for it")
-        ggml.row_bytes(types[one.name], one.shape[-1])
-        weights = importance.get(one.name)
-        if weights is not None and weights.shape != one.shape[1:]:
+    for tensor in tensors:
+        if tensor.name not in types:
+            raise EdgekitError(f"{model.folder}: {tensor.name}: no type was chosen for it")
+        ggml.row_bytes(types[tensor.name], tensor.shape[-1])
+        weights = importance.get(tensor.name)
+        if weights is not None and weights.shape != tensor.shape[1:]:
             raise EdgekitError(
-                f"{model.folder}: {one.name}: {weights.size} importances for {one.shape[-1]} columns; they are another model's"
+                f"{model.folder}: {tensor.name}: {weights.size} importances for {tensor.shape[-1]} columns;"
+                " they are another model's"
             )
-        if weights is None and types[one.name] in _NEEDS_IMPORTANCE:
+        if weights is None and types[tensor.name] in _NEEDS_IMPORTANCE:
             raise EdgekitError(
-                f"{model.folder}: {one.name}: {types[one.name]} needs importances; give calibration prompts"
+                f"{model.folder}: {tensor.name}: {types[tensor.name]} needs importances; give calibration prompts"
             )
 
 
-def _pieces(
-    tensors: list[Tensor],
-    types: Mapping[str, str],
-    through: str | None,
-    importance: Mapping[str, NDArray[np.float32]],
-    feedback: Callable[[str], NDArray[np.float32] | None] | None = None,
-) -> Iterator[_Piece]:
-    for one in tensors:
-        told = feedback(one.name) if feedback is not None and types[one.name] in CODES else None
-        matrix = len(one.shape) > 1 and not one.name.endswith("_norm.weight") and one.name not in _KEPT
-        group = one.head or 1
+def _pieces(tensors: list[Tensor], quantization: Quantization) -> Iterator[_Piece]:
+    feedback = quantization.feedback
+    for tensor in tensors:
+        name, kind = tensor.name, quantization.types[tensor.name]
+        spread = feedback(name) if feedback is not None and kind in CODES else None
+        matrix = len(tensor.shape) > 1 and not name.endswith("_norm.weight") and name not in _KEPT
+        group = tensor.head or 1
         # With feedback, each column is a step in Python: more rows at once.
-        values = _VALUES * (16 if told is not None else 1)
-        step = max(values // one.columns // group, 1) * group
-        for first in range(0, one.rows, step):
+        values = _VALUES * (16 if spread is not None else 1)
+        step = max(values // tensor.columns // group, 1) * group
+        for first in range(0, tensor.rows, step):
             yield _Piece(
-                tensor=one,
+                tensor=tensor,
                 first=first,
-                rows=min(step, one.rows - first),
-                type=types[one.name],
-                through=through if matrix else None,
-                importance=importance.get(one.name),
-                told=told,
+                rows=min(step, tensor.rows - first),
+                type=kind,
+                through=quantization.through if matrix else None,
+                importance=quantization.importance.get(name),
+                spread=spread,
             )
 
 
@@ -185,12 +203,13 @@ class _Scratch(threading.local):
     """The buffers of a thread; they grow to the largest piece and stay."""
 
     def __init__(self) -> None:
-        self.held: dict[str, NDArray[Any]] = {}
+        self.held: dict[str, NDArray[np.uint8]] = {}
 
-    def take(self, use: str, count: int, kind: type[np.generic]) -> NDArray[Any]:
-        if use not in self.held or self.held[use].size < count:
-            self.held[use] = np.empty(count, kind)
-        return self.held[use][:count]
+    def take(self, use: str, count: int, kind: type[Number]) -> NDArray[Number]:
+        size = count * np.dtype(kind).itemsize
+        if use not in self.held or self.held[use].size < size:
+            self.held[use] = np.empty(size, np.uint8)
+        return self.held[use][:size].view(kind)
 
 
 def _compute(piece: _Piece, scratch: _Scratch, out: bytearray) -> memoryview:
@@ -212,8 +231,8 @@ def _compute(piece: _Piece, scratch: _Scratch, out: bytearray) -> memoryview:
         np.frombuffer(view, np.uint8)[:] = words.view(np.uint8)
         return view
     rows = _floats(piece, raw, source, scratch).reshape(piece.rows, tensor.columns)
-    if piece.told is not None:
-        view[:] = round_rows(rows, piece.type, piece.told, piece.importance).reshape(-1).data
+    if piece.spread is not None:
+        view[:] = round_rows(rows, piece.type, piece.spread, piece.importance).reshape(-1).data
     else:
         ggml.quantize(rows, piece.type, piece.importance, view)
     return view
@@ -245,7 +264,7 @@ def _read(piece: _Piece, scratch: _Scratch) -> NDArray[np.uint8]:
     return turned
 
 
-def _floats(piece: _Piece, raw: NDArray[np.uint8], source: str, scratch: _Scratch) -> NDArray[np.float32]:
+def _floats(piece: _Piece, raw: NDArray[np.uint8], source: str, scratch: _Scratch) -> Floats:
     """A piece's values in float32, after what is added to them and rounded as `through` says."""
     if source == "f32":
         values = raw.view(np.float32)
@@ -269,7 +288,7 @@ def _check_bits(piece: _Piece, words: NDArray[np.uint16], exponent: int) -> None
         raise _damaged(piece)
 
 
-def _check_range(piece: _Piece, values: NDArray[np.float32], limit: float) -> None:
+def _check_range(piece: _Piece, values: Floats, limit: float) -> None:
     # NaN is neither above nor below: it fails the comparison too.
     largest = max(float(values.max()), -float(values.min()))
     if largest <= limit:
@@ -286,13 +305,13 @@ def _damaged(piece: _Piece) -> EdgekitError:
     return EdgekitError(f"{piece.tensor.where} has NaN or infinite weights; the checkpoint is damaged")
 
 
-def float_rows(tensor: Tensor) -> Iterator[NDArray[np.float32]]:
+def float_rows(tensor: Tensor) -> Iterator[Floats]:
     """A tensor's rows in float32 [n, columns], in the file's order, so many at once as a thread converts.
 
     What is given is valid until the next is asked for. Raises EdgekitError as `convert` does.
     """
     scratch = _Scratch()
-    for piece in _pieces([tensor], {tensor.name: "f32"}, None, {}):
+    for piece in _pieces([tensor], Quantization(types={tensor.name: "f32"})):
         if tensor.source is None:
             assert tensor.values is not None
             yield tensor.values.reshape(-1, tensor.columns)[piece.first :][: piece.rows]

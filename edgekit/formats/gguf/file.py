@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ ALIGNMENT = 32
 # llama.cpp refuses more (GGML_MAX_DIMS; GGML_MAX_NAME with its final zero).
 _MAX_EXTENTS, _MAX_NAME = 4, 63
 _STRING, _ARRAY = 8, 9
-_SCALARS: dict[int, np.dtype[Any]] = {
+_SCALARS: dict[int, np.dtype[np.generic]] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
     2: np.dtype("<u2"),
@@ -43,17 +43,20 @@ _SCALARS: dict[int, np.dtype[Any]] = {
     11: np.dtype("<i8"),
     12: np.dtype("<f8"),
 }
-_IDS = {kind: place for place, kind in _SCALARS.items()}
+_IDS = {kind: number for number, kind in _SCALARS.items()}
 _NAMES = {kind.id: name for name, kind in TYPES.items()}
 
 Scalar = str | bool | int | float
-Value = Scalar | np.generic | NDArray[Any] | Sequence[Scalar]
-"""What a key may hold. Python's numbers become u32 (i32, u64, i64 where they must) and f32, or i32 and f32 in a list;
+Numbers = NDArray[np.generic]
+Value = Scalar | np.generic | Numbers | Sequence[Scalar]
+"""What a key may be given. Python's numbers become u32 (i32, u64, i64 where they must) and f32, or i32 and f32 in a list;
 a NumPy scalar or array keeps its own type."""
+ReadValue = Scalar | list[str] | Numbers
+"""What a key of a file holds: numbers of an array are a NumPy array, texts a list."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorPlace:
+class StoredTensor:
     """Where a tensor lies in a file: ggml type, shape (rows before columns), first byte in the file, number of bytes."""
 
     type: str
@@ -64,12 +67,12 @@ class TensorPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFile:
-    """What a GGUF file's header says, checked against the file. Numbers of an array are a NumPy array, texts a list."""
+    """What a GGUF file's header says, checked against the file."""
 
     path: Path
     version: int
-    metadata: dict[str, Any]
-    tensors: dict[str, TensorPlace]
+    metadata: dict[str, ReadValue]
+    tensors: dict[str, StoredTensor]
     data_offset: int
 
 
@@ -88,7 +91,7 @@ class TensorHeader:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """The metadata of a GGUF file and the places of its tensors; no tensor is read.
+    """The metadata of a GGUF file and where its tensors lie; no tensor is read.
 
     Raises EdgekitError for whatever is not a whole GGUF file. Memory stays within what the file really holds.
     """
@@ -102,9 +105,9 @@ def read_gguf(path: Path) -> GgufFile:
 
 def read_tensor(file: GgufFile, name: str) -> NDArray[np.uint8]:
     """The bytes of a tensor, [rows, bytes of a row], mapped from the file."""
-    place = file.tensors[name]
-    rows = math.prod(place.shape[:-1])
-    return np.memmap(file.path, np.uint8, "r", place.offset, (rows, place.bytes // max(rows, 1)))
+    tensor = file.tensors[name]
+    rows = math.prod(tensor.shape[:-1])
+    return np.memmap(file.path, np.uint8, "r", tensor.offset, (rows, tensor.bytes // max(rows, 1)))
 
 
 class _Reader:
@@ -123,7 +126,7 @@ class _Reader:
         # The least that one key or one tensor takes: a name's length, a type and a value; or an offset besides.
         if not 0 <= keys * 13 <= self.left or not 0 <= tensors * 24 <= self.left:
             raise self.bad(f"it promises {keys} keys and {tensors} tensors, more than fit into it")
-        metadata: dict[str, Any] = {}
+        metadata: dict[str, ReadValue] = {}
         for _ in range(keys):
             name = self.text()
             if name in metadata:
@@ -134,25 +137,25 @@ class _Reader:
             raise self.bad(f"general.alignment is {alignment!r}, not a power of two")
         headers = [self.tensor() for _ in range(tensors)]
         start = -(-(self.size - self.left) // alignment) * alignment
-        places = self.places(headers, start, alignment)
-        return GgufFile(path=self.path, version=version, metadata=metadata, tensors=places, data_offset=start)
+        stored = self.stored(headers, start, alignment)
+        return GgufFile(path=self.path, version=version, metadata=metadata, tensors=stored, data_offset=start)
 
-    def places(self, headers: list[tuple[TensorHeader, int]], start: int, alignment: int) -> dict[str, TensorPlace]:
-        found: dict[str, TensorPlace] = {}
+    def stored(self, headers: list[tuple[TensorHeader, int]], start: int, alignment: int) -> dict[str, StoredTensor]:
+        tensors: dict[str, StoredTensor] = {}
         expected = 0
         for header, offset in headers:
-            if header.name in found:
+            if header.name in tensors:
                 raise self.bad(f"the tensor {header.name!r} is there twice")
             # llama.cpp wants the tensors one behind another, so nothing can overlap.
             if offset != expected:
                 raise self.bad(f"the tensor {header.name!r} is at {offset} instead of {expected}")
             if start + offset + header.bytes > self.size:
                 raise self.bad(f"it ends before the data of {header.name!r}")
-            found[header.name] = TensorPlace(
+            tensors[header.name] = StoredTensor(
                 type=header.type, shape=header.shape, offset=start + offset, bytes=header.bytes
             )
             expected = -(-(offset + header.bytes) // alignment) * alignment
-        return found
+        return tensors
 
     def tensor(self) -> tuple[TensorHeader, int]:
         name = self.text()
@@ -168,16 +171,17 @@ class _Reader:
         # A file names the extent that varies fastest first.
         return TensorHeader(name=name, type=_NAMES[kind], shape=tuple(reversed(extents))), self.number("<Q")
 
-    def value(self, kind: int, name: str) -> Any:
+    def value(self, kind: int, name: str) -> ReadValue:
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
             return self.array(name)
         if kind not in _SCALARS:
             raise self.bad(f"the key {name!r} has the unknown type {kind}")
-        return np.frombuffer(self.take(_SCALARS[kind].itemsize), _SCALARS[kind])[0].item()
+        number: bool | int | float = np.frombuffer(self.take(_SCALARS[kind].itemsize), _SCALARS[kind])[0].item()
+        return number
 
-    def array(self, name: str) -> Any:
+    def array(self, name: str) -> list[str] | Numbers:
         kind, count = self.number("<I"), self.number("<Q")
         if kind == _STRING:
             if count * 8 > self.left:
@@ -220,7 +224,7 @@ class GgufWriter:
         self.tensors = tensors
         self._header = _header(path, metadata, tensors)
         self._ends = _ends(len(self._header), tensors)
-        self._current = self._place = 0
+        self._current = self._written = 0
         self._digest = hashlib.sha256()
 
     @property
@@ -232,14 +236,14 @@ class GgufWriter:
         """Write the next bytes of the tensors' data; the padding between tensors is not part of it."""
         end, padded = self._ends[self._next()]
         view = memoryview(data).cast("B")
-        assert self._place + len(view) <= end, "more data than the tensor has"
+        assert self._written + len(view) <= end, "more data than the tensor has"
         self._write(view)
-        if self._place == end and padded > end:
+        if self._written == end and padded > end:
             self._write(bytes(padded - end))
 
     def finish(self) -> tuple[int, str]:
         """Have the disk hold the file and give it its name; returns its length in bytes and its sha256."""
-        assert self._place == self.size, f"{self.size - self._place} bytes of data are missing"
+        assert self._written == self.size, f"{self.size - self._written} bytes of data are missing"
         try:
             self._stream.close()
             sync(self.partial)
@@ -247,7 +251,7 @@ class GgufWriter:
             sync(self.path.parent)
         except OSError as failed:
             raise disk_error(self.path, failed) from failed
-        return self._place, self._digest.hexdigest()
+        return self._written, self._digest.hexdigest()
 
     def __enter__(self) -> Self:
         try:
@@ -273,14 +277,14 @@ class GgufWriter:
 
     def _next(self) -> int:
         """The index in `_ends` of the tensor that the next byte belongs to."""
-        while self._place >= self._ends[self._current][1]:
+        while self._written >= self._ends[self._current][1]:
             self._current += 1
         return self._current
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         self._digest.update(view)
-        self._place += len(view)
+        self._written += len(view)
         try:
             while view:
                 view = view[self._stream.write(view) :]
@@ -330,11 +334,11 @@ def _value(path: Path, key: str, value: Value) -> bytes:
     return struct.pack("<I", _id(path, key, scalar.dtype)) + scalar.tobytes()
 
 
-def _array(path: Path, key: str, value: NDArray[Any] | Sequence[Scalar]) -> bytes:
-    if len(value) and all(isinstance(one, str) for one in value):
-        return struct.pack("<IQ", _STRING, len(value)) + b"".join(_text(str(one)) for one in value)
+def _array(path: Path, key: str, value: Numbers | Sequence[Scalar]) -> bytes:
+    if len(value) and all(isinstance(item, str) for item in value):
+        return struct.pack("<IQ", _STRING, len(value)) + b"".join(_text(str(item)) for item in value)
     if not isinstance(value, np.ndarray):
-        kinds = {type(one) for one in value}
+        kinds = {type(item) for item in value}
         kind = {frozenset({bool}): "?", frozenset({int}): "<i4", frozenset({float}): "<f4"}.get(frozenset(kinds))
         if kind is None:
             raise EdgekitError(
@@ -355,7 +359,7 @@ def _scalar(path: Path, key: str, value: Scalar) -> np.generic:
     raise EdgekitError(f"{path}: {key}: {value} fits in no integer of the format")
 
 
-def _id(path: Path, key: str, kind: np.dtype[Any]) -> int:
+def _id(path: Path, key: str, kind: np.dtype[np.generic]) -> int:
     little = kind.newbyteorder("<")
     if little not in _IDS or kind != little:
         raise EdgekitError(f"{path}: {key}: the format has no {kind}")

@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError, require
 from edgekit.runtimes.llamacpp.library import PACKAGE, open_part
@@ -70,14 +70,16 @@ TYPES: dict[str, GgmlType] = {
 
 def row_bytes(kind: str, columns: int) -> int:
     """The bytes of one row of `columns` values; EdgekitError where they do not fill whole blocks."""
-    found = TYPES[kind]
-    if columns % found.block:
-        raise EdgekitError(f"{kind}: rows of {columns} values do not fill blocks of {found.block}; choose another type")
-    return columns // found.block * found.bytes
+    layout = TYPES[kind]
+    if columns % layout.block:
+        raise EdgekitError(
+            f"{kind}: rows of {columns} values do not fill blocks of {layout.block}; choose another type"
+        )
+    return columns // layout.block * layout.bytes
 
 
 def quantize(
-    rows: NDArray[np.float32], kind: str, importance: NDArray[np.float32] | None = None, out: Any = None
+    rows: NDArray[np.float32], kind: str, importance: NDArray[np.float32] | None = None, out: memoryview | None = None
 ) -> NDArray[np.uint8]:
     """The bytes of float32 rows, [n, columns], in a type, as llama.cpp's own quantizer makes them: [n, bytes of a row].
 
@@ -163,19 +165,19 @@ def _to_float(kind: str) -> Callable[[int, int, int], None]:
 
 
 @lru_cache(maxsize=1)
-def _conversions() -> dict[tuple[str, str], Any]:
+def _conversions() -> dict[tuple[str, str], Callable[[int, int, int], None]]:
     """ggml's functions between f32 and the short types, by (from, to)."""
     library, quick = _library(), _open_part("ggml-cpu")
-    found = {
+    calls = {
         ("f16", "f32"): getattr(quick, "ggml_cpu_fp16_to_fp32", None) or library.ggml_fp16_to_fp32_row,
         ("f32", "f16"): getattr(quick, "ggml_cpu_fp32_to_fp16", None) or library.ggml_fp32_to_fp16_row,
         ("bf16", "f32"): library.ggml_bf16_to_fp32_row,
         # The one without _ref takes another instruction where the CPU has one, which makes subnormal numbers zero.
         ("f32", "bf16"): library.ggml_fp32_to_bf16_row_ref,
     }
-    for call in found.values():
+    for call in calls.values():
         call.argtypes, call.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
-    return found
+    return {**calls}
 
 
 @lru_cache(maxsize=1)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +27,16 @@ _QUANTIZATION_VERSION = 2
 _POOLINGS = {"mean": 1, "cls": 2, "lasttoken": 3}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImatrixOrigin:
+    """The importance matrix that a file was quantized with: its file, its prompts, how many tensors and chunks it has."""
+
+    file: str
+    dataset: str
+    entries: int
+    chunks: int
+
+
 def describe_model(
     model: Model, *, tensors: Sequence[Tensor] | None = None, name: str | None = None
 ) -> dict[str, Value]:
@@ -37,41 +47,39 @@ def describe_model(
     Raises EdgekitError for what `plan` refuses.
     """
     family, config = read_config(model)
-    found: dict[str, Value] = {
+    described: dict[str, Value] = {
         "general.architecture": family.architecture,
         "general.type": "model",
         "general.size_label": size_label(
-            sum(math.prod(one.shape) for one in (plan(model) if tensors is None else tensors))
+            sum(math.prod(tensor.shape) for tensor in (plan(model) if tensors is None else tensors))
         ),
         **_card(model.folder),
     }
     if name:
-        found["general.name"] = name
+        described["general.name"] = name
     keys = family.keys(config)
     for key, value in keys.items():
-        found[key if key.startswith("tokenizer.") else f"{family.architecture}.{key}"] = value
+        described[key if key.startswith("tokenizer.") else f"{family.architecture}.{key}"] = value
     if "attention.causal" in keys:
-        found[f"{family.architecture}.pooling_type"] = _pooling(model.folder)
-    return found
+        described[f"{family.architecture}.pooling_type"] = _pooling(model.folder)
+    return described
 
 
-def describe_quantization(scheme: str, *, imatrix: Mapping[str, Any] | None = None) -> dict[str, Value]:
+def describe_quantization(scheme: str, *, imatrix: ImatrixOrigin | None = None) -> dict[str, Value]:
     """What a file is mostly quantized to (of a mixture: see `types.main_file_type`), and the importance matrix that was used.
 
-    imatrix: file, dataset, entries (tensors) and chunks, as llama.cpp's quantizer names them; a missing one is left out.
+    Keys are those of llama.cpp's quantizer; a file or a data set without a name is left out.
     """
-    found: dict[str, Value] = {
+    keys: dict[str, Value] = {
         "general.file_type": SCHEMES[scheme].file_type,
         "general.quantization_version": _QUANTIZATION_VERSION,
     }
-    given = imatrix or {}
-    for key in ("file", "dataset"):
-        if given.get(key):
-            found[f"quantize.imatrix.{key}"] = str(given[key])
-    for key in ("entries", "chunks"):
-        if key in given:
-            found[f"quantize.imatrix.{key}_count"] = np.int32(given[key])
-    return found
+    if imatrix is not None:
+        keys |= {"quantize.imatrix.file": imatrix.file} if imatrix.file else {}
+        keys |= {"quantize.imatrix.dataset": imatrix.dataset} if imatrix.dataset else {}
+        keys["quantize.imatrix.entries_count"] = np.int32(imatrix.entries)
+        keys["quantize.imatrix.chunks_count"] = np.int32(imatrix.chunks)
+    return keys
 
 
 def describe_origin(fingerprints: Mapping[str, str], *, scheme: str) -> dict[str, Value]:
@@ -104,30 +112,30 @@ def size_label(parameters: int) -> str:
 
 def _pooling(folder: Path) -> int:
     """How a text's vectors become one: as the task makes them in float."""
-    said = read_embedding(folder)
-    others = [step.kind for step in said.steps if step.kind != "Normalize"]
+    embedding = read_embedding(folder)
+    others = [step.kind for step in embedding.steps if step.kind != "Normalize"]
     lacks = [f"module {kind} behind the pooling" for kind in others]
-    lacks += [f"pooling {mode} (only {', '.join(_POOLINGS)})" for mode in said.modes if mode not in _POOLINGS]
-    lacks += ["pooling that joins several"] if len(said.modes) > 1 else []
-    lacks += ["pooling without the prompt's tokens"] if said.prompt and not said.include_prompt else []
-    lacks += ["truncate_dim"] if said.truncate_dim is not None else []
+    lacks += [f"pooling {mode} (only {', '.join(_POOLINGS)})" for mode in embedding.modes if mode not in _POOLINGS]
+    lacks += ["pooling that joins several"] if len(embedding.modes) > 1 else []
+    lacks += ["pooling without the prompt's tokens"] if embedding.prompt and not embedding.include_prompt else []
+    lacks += ["truncate_dim"] if embedding.truncate_dim is not None else []
     if lacks:
         raise EdgekitError(f'{folder}: llama.cpp has no {lacks[0]}; use format = "onnx"')
-    return _POOLINGS[said.modes[0]]
+    return _POOLINGS[embedding.modes[0]]
 
 
 def _card(folder: Path) -> dict[str, Value]:
-    """What the head of a model card says that has a key in GGUF."""
-    said = read_card(folder).said
-    found: dict[str, Value] = {}
+    """The keys of GGUF for what the head of a model card says."""
+    card = read_card(folder).metadata
+    keys: dict[str, Value] = {}
     for key, name in (("license", "license"), ("license_name", "license.name"), ("license_link", "license.link")):
-        if isinstance(said.get(key), str):
-            found[f"general.{name}"] = said[key]
+        if isinstance(value := card.get(key), str):
+            keys[f"general.{name}"] = value
     for key, name in (("language", "languages"), ("tags", "tags")):
-        if several := texts(said.get(key)):
-            found[f"general.{name}"] = several
-    for place, source in enumerate(bases := texts(said.get("base_model"))):
+        if several := texts(card.get(key)):
+            keys[f"general.{name}"] = several
+    for index, source in enumerate(bases := texts(card.get("base_model"))):
         owner, _, model = source.rpartition("/")
-        found[f"general.base_model.{place}.name"] = model
-        found |= {f"general.base_model.{place}.organization": owner} if owner else {}
-    return found | ({"general.base_model.count": len(bases)} if bases else {})
+        keys[f"general.base_model.{index}.name"] = model
+        keys |= {f"general.base_model.{index}.organization": owner} if owner else {}
+    return keys | ({"general.base_model.count": len(bases)} if bases else {})

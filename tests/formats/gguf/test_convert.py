@@ -20,9 +20,10 @@ pytest.importorskip("llama_cpp")
 from edgekit.architectures import gguf_families
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf import ggml
-from edgekit.formats.gguf.convert import convert
+from edgekit.formats.gguf.convert import Converted, Quantization, convert
 from edgekit.formats.gguf.file import read_gguf, read_tensor
 from edgekit.formats.gguf.metadata import (
+    ImatrixOrigin,
     describe_model,
     describe_origin,
     describe_quantization,
@@ -84,12 +85,19 @@ SHAPES: dict[str, tuple[str, dict[str, Any], int]] = {
 TOLERANCE = {"gemma2": 1e-2, "gemma3": 1e-2, "gemma3_text": 1e-2}
 
 
-def write(folder: Path, out: Path, kind: str = "f32", **more: Any) -> dict[str, Any]:
-    """A checkpoint as a GGUF file with matrices of one type."""
+def write(
+    folder: Path,
+    out: Path,
+    kind: str = "f32",
+    threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    **more: Any,
+) -> Converted:
+    """A checkpoint as a GGUF file with matrices of one type; more: of `Quantization`."""
     model = load_model(folder)
     types = {one.name: kind if len(one.shape) > 1 else "f32" for one in plan(model)}
     metadata = {**vocabulary(model), **describe_model(model), **describe_quantization(kind)}
-    return convert(model, out, types=types, metadata=metadata, **more)
+    return convert(model, out, Quantization(types=types, **more), metadata, threads=threads, progress=progress)
 
 
 def reference(folder: Path, ids: list[int]) -> np.ndarray:
@@ -221,7 +229,7 @@ def test_threads_and_types(kind: str, through: str | None, tmp_path: Path) -> No
     more = {"through": through, "importance": importance}
     one = write(folder, tmp_path / "one.gguf", kind, threads=1, progress=lambda *at: seen.append(at), **more)
     assert write(folder, tmp_path / "two.gguf", kind, threads=3, **more) == one
-    assert seen[-1] == (one["bytes"], one["bytes"])
+    assert seen[-1] == (one.bytes, one.bytes)
     write(folder, tmp_path / "exact.gguf")
     made, exact = read_gguf(tmp_path / "one.gguf"), read_gguf(tmp_path / "exact.gguf")
     for name, place in made.tensors.items():
@@ -291,9 +299,10 @@ def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
         "general.type": "model",
     }
     assert describe_origin({"checkpoint": "ab"}, scheme="q4_0")["edgekit.checkpoint.sha256"] == "ab"
-    said = describe_quantization("q4_k_m", imatrix={"file": "imatrix.gguf", "entries": 7})
+    said = describe_quantization("q4_k_m", imatrix=ImatrixOrigin(file="imatrix.gguf", dataset="", entries=7, chunks=1))
     assert said["general.file_type"] == 15
     assert said["quantize.imatrix.entries_count"] == 7
+    assert "quantize.imatrix.dataset" not in said
     (folder / "README.md").write_text("---\nlicense: [\n---\n")
     assert "general.license" not in describe_model(model), "a note; the file is written all the same"
     labels = {950: "950", 15_000_000: "15M", 134_515_008: "135M", 1_100_048_384: "1.1B", 7_241_732_096: "7.2B"}
@@ -401,7 +410,7 @@ def test_a_checkpoint_that_cannot_be_one(damage: Callable[[Path], None], message
 
     def run() -> None:
         types = {one.name: "q8_0" if len(one.shape) > 1 else "f32" for one in plan(model)}
-        convert(model, out / "model.gguf", types=types, metadata={}, through="f16", threads=2)
+        convert(model, out / "model.gguf", Quantization(types=types, through="f16"), {}, threads=2)
 
     with pytest.raises(EdgekitError, match=message) as told:
         run()
@@ -463,7 +472,7 @@ def test_types_and_importances_of_another_model(tmp_path: Path) -> None:
 
     def told(types: dict[str, str], **importance: Any) -> str:
         with pytest.raises(EdgekitError) as refused:
-            convert(model, tmp_path / "model.gguf", types=types, metadata={}, importance=importance)
+            convert(model, tmp_path / "model.gguf", Quantization(types=types, importance=importance), {})
         return str(refused.value)
 
     name = "blk.0.attn_q.weight"
@@ -485,7 +494,7 @@ def told(done, whole):
     print(done, flush=True)
     if len(sys.argv) > 3:
         sys.stdin.read()
-module.convert(model, Path(sys.argv[2]), types=types, metadata={}, threads=2, progress=told)
+module.convert(model, Path(sys.argv[2]), module.Quantization(types=types), {}, threads=2, progress=told)
 """
 
 
@@ -503,9 +512,9 @@ def test_a_killed_conversion_leaves_no_file_of_that_name(tmp_path: Path) -> None
     assert not out.exists()
     subprocess.run(command, check=True, env=child_environment(), capture_output=True)
     types = {one.name: "q8_0" if len(one.shape) > 1 else "f32" for one in plan(Model(folder=folder))}
-    whole = convert(Model(folder=folder), tmp_path / "whole.gguf", types=types, metadata={})
+    whole = convert(Model(folder=folder), tmp_path / "whole.gguf", Quantization(types=types), {})
     assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
-    assert whole["bytes"] == out.stat().st_size
+    assert whole.bytes == out.stat().st_size
     assert not list(tmp_path.glob("*.partial"))
 
 

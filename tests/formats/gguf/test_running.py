@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf import check_reading
-from edgekit.formats.gguf.convert import convert
+from edgekit.formats.gguf.convert import Quantization, convert
 from edgekit.formats.gguf.metadata import describe_model
 from edgekit.formats.gguf.running import Running, check_running
 from edgekit.formats.gguf.tensors import plan
@@ -39,7 +39,7 @@ def written(model: Model, out: Path, **changes: Any) -> Path:
     """The model in float32; `changes` are written instead of the keys of these names."""
     metadata = {**describe_model(model, name="test"), **vocabulary(model)}
     metadata |= {key.replace("__", "."): value for key, value in changes.items()}
-    convert(model, out, types={one.name: "f32" for one in plan(model)}, metadata=metadata)
+    convert(model, out, Quantization(types={one.name: "f32" for one in plan(model)}), metadata)
     return out
 
 

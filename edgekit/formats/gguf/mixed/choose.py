@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
-from edgekit.formats.gguf.convert import convert, float_rows
+from edgekit.formats.gguf.convert import Converted, Quantization, convert, float_rows
 from edgekit.formats.gguf.ggml import row_bytes
 from edgekit.formats.gguf.judge import Judge
 from edgekit.formats.gguf.mixed.allocate import (
     COSTS,
-    Mixture,
     Pace,
     Refined,
     Sensitivity,
@@ -36,9 +36,11 @@ from edgekit.formats.gguf.tensors import Tensor, layer_names, shapes
 from edgekit.formats.smallest import Passage
 from edgekit.outputs import OUTPUTS
 from edgekit.runtimes.machine import available_cores
+from edgekit.typed_json import MAY_BE_ABSENT
 
 if TYPE_CHECKING:
     from edgekit.calibration import Calibration
+    from edgekit.formats.gguf.file import Value
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.options import Options
     from edgekit.formats.source import Source
@@ -49,111 +51,137 @@ if TYPE_CHECKING:
 JUDGED_TOKENS, EVALUATIONS = 2048, 4
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How a mixture came about; KL divergences are from the float model's answers, in nats a token.
+
+    predicted_kl: the sum of what its types lose by themselves. tensor_bytes: what all tensors take. Of a decoder, whose mixtures
+    llama.cpp judges: measured_kl, of the file; without_feedback_kl, of the same types rounded as ggml rounds; first_kl, of the
+    mixture that was predicted best; evaluations, how many mixtures were measured; types, by tensor.
+    """
+
+    predicted_kl: float
+    tensor_bytes: int
+    measured_kl: float | None = field(default=None, metadata=MAY_BE_ABSENT)
+    without_feedback_kl: float | None = field(default=None, metadata=MAY_BE_ABSENT)
+    first_kl: float | None = field(default=None, metadata=MAY_BE_ABSENT)
+    evaluations: int | None = field(default=None, metadata=MAY_BE_ABSENT)
+    types: Mapping[str, str] | None = field(default=None, metadata=MAY_BE_ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """A mixture that was found by measuring: the search's result, the file that was written of it, and its KL divergence."""
+
+    refined: Refined
+    made: Converted
+    measured_kl: float
+
+
+class _Write(Protocol):
+    """Writes a file with these types, by tensor."""
+
+    def __call__(self, types: Mapping[str, str], out: Path, feedback: Feedback | None = None) -> Converted:
+        """feedback: as `Quantization` takes it."""
+
+
 def mix(
     source: Source,
     tensors: Sequence[Tensor],
     like: Mapping[str, str],
     options: Options,
     matrix: Imatrix | None,
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, Value],
     out: Path,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write a model with the types of least loss at the budget's bytes; returns what `convert` made, and what is to be known.
+) -> tuple[Converted, Choices]:
+    """Write a model with the types of least loss at the budget's bytes.
 
     like: the types whose bytes are the budget, where options.bytes gives none. metadata: the file's keys, but those that tell of
     the mixture. Raises EdgekitError where no mixture is small enough.
     """
-    sizes = {one.name: one.rows * row_bytes(like[one.name], one.columns) for one in tensors}
-    matrices = {one.name: one for one in shapes(one for one in tensors if len(one.shape) > 1)}
-    free = [one for one in tensors if one.name in matrices and quantizable(matrices[one.name])]
-    kept = {one.name: like[one.name] for one in tensors if one not in free}
+    sizes = {tensor.name: tensor.rows * row_bytes(like[tensor.name], tensor.columns) for tensor in tensors}
+    matrices = {shape.name: shape for shape in shapes(tensor for tensor in tensors if len(tensor.shape) > 1)}
+    free = [tensor for tensor in tensors if tensor.name in matrices and quantizable(matrices[tensor.name])]
+    kept = {tensor.name: like[tensor.name] for tensor in tensors if tensor not in free}
     # The rows of an embedding that is no head are looked up.
     looked_up = frozenset({TOKEN_EMBEDDING} if OUTPUT in sizes or not OUTPUTS[source.output].generates else ())
     gathered = looked_up if options.tokens_per_second is not None else frozenset()
-    budget = _budget(source, options, sizes) - sum(sizes[name] for name in kept)
-    pace = _pace(source, options, like, {one.name: matrices[one.name] for one in free if one.name not in looked_up})
+    kept_bytes = sum(sizes[name] for name in kept)
+    budget = _budget(source, options, sizes) - kept_bytes
+    multiplied = {tensor.name: matrices[tensor.name] for tensor in free if tensor.name not in looked_up}
+    pace = _pace(source, options, like, multiplied)
     calibration = source.calibration()
     importance = _importance(tensors, matrix, calibration)
     steps = _Steps(source, len(free))
     sensitivities = _sensitivities(source, free, matrices, importance, calibration, steps)
 
-    def written(types: Mapping[str, str], place: Path, feedback: Feedback | None = None) -> dict[str, Any]:
+    def write(types: Mapping[str, str], out: Path, feedback: Feedback | None = None) -> Converted:
         every = {**kept, **types}
-        more = {"general.file_type": main_file_type(shapes(tensors), every)}
-        return convert(
-            source.model,
-            place,
-            types=every,
-            metadata={**metadata, **more},
-            through=None if options.through == "none" else options.through,
-            importance=importance,
-            feedback=feedback,
-            threads=available_cores(),
-        )
+        through = None if options.through == "none" else options.through
+        quantization = Quantization(types=every, through=through, importance=importance, feedback=feedback)
+        keys = {**metadata, "general.file_type": main_file_type(shapes(tensors), every)}
+        return convert(source.model, out, quantization, keys, threads=available_cores())
 
     def rounding(types: Mapping[str, str]) -> Feedback | None:
         return _feedback(source, tensors, options, types, steps)
 
     if not OUTPUTS[source.output].generates:
         mixture = allocate(sensitivities, budget, free=gathered, pace=pace)
-        choices: dict[str, Any] = {"predicted_kl": mixture.loss}
-        made = written(mixture.types, out, rounding(mixture.types))
-    else:
+        made = write(mixture.types, out, rounding(mixture.types))
+        return made, Choices(predicted_kl=mixture.loss, tensor_bytes=mixture.bytes + kept_bytes)
 
-        def search(kl: Callable[[Mapping[str, str]], float]) -> Refined:
-            return refine(sensitivities, budget, kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
+    def search(kl: Callable[[Mapping[str, str]], float]) -> Refined:
+        return refine(sensitivities, budget, kl, evaluations=EVALUATIONS, free=gathered, pace=pace)
 
-        names = [one.name for one in free]
-        made, choices, mixture = _judged_mixture(source, names, written, search, rounding, out, steps)
-    choices["tensor_bytes"] = mixture.bytes + sum(sizes[name] for name in kept)
-    return made, {"choices": choices}
+    judged = _judged_mixture(source, [tensor.name for tensor in free], write, search, rounding, out, steps)
+    refined = judged.refined
+    return judged.made, Choices(
+        predicted_kl=refined.mixture.loss,
+        tensor_bytes=refined.mixture.bytes + kept_bytes,
+        measured_kl=judged.measured_kl,
+        without_feedback_kl=refined.kl,
+        first_kl=refined.first_kl,
+        evaluations=refined.evaluations,
+        types=dict(sorted(refined.mixture.types.items())),
+    )
 
 
 def _judged_mixture(
     source: Source,
     names: Sequence[str],
-    written: Callable[..., dict[str, Any]],
+    write: _Write,
     search: Callable[[Callable[[Mapping[str, str]], float]], Refined],
     rounding: Callable[[Mapping[str, str]], Feedback | None],
     out: Path,
     steps: _Steps,
-) -> tuple[dict[str, Any], dict[str, Any], Mixture]:
-    """Write the mixture that `search` finds by asking for the KL of some; what was made, what is to be known, and the mixture."""
+) -> _Judged:
+    """Write the mixture that `search` finds by asking for the KL divergence of some."""
     with Judge(out.parent) as judge:
-        written(dict.fromkeys(names, "f32"), judge.tried)
+        write(dict.fromkeys(names, "f32"), judge.tried)
         judge.listen(judge.tried, _judged(source))
 
         def kl(types: Mapping[str, str]) -> float:
             steps.tell("compares mixtures")
-            written(types, judge.tried)
+            write(types, judge.tried)
             return judge.hear(judge.tried).mean_kl
 
-        found = search(kl)
-        choices, feedback_ = _told(found), rounding(found.mixture.types)
-        made = written(found.mixture.types, out, feedback_)
+        refined = search(kl)
+        types = refined.mixture.types
+        feedback_ = rounding(types)
+        made = write(types, out, feedback_)
         # What was written without feedback is what was measured.
-        choices["measured_kl"] = judge.hear(out).mean_kl if feedback_ else found.kl
-    if choices["measured_kl"] > found.kl:
+        measured = judge.hear(out).mean_kl if feedback_ else refined.kl
+    if measured > refined.kl:
         # Feedback is measured as all else is, and left out where it does not help.
-        made, choices["measured_kl"] = written(found.mixture.types, out), found.kl
-    return made, choices, found.mixture
+        made, measured = write(types, out), refined.kl
+    return _Judged(refined=refined, made=made, measured_kl=measured)
 
 
 def _feedback(
     source: Source, tensors: Sequence[Tensor], options: Options, types: Mapping[str, str], steps: _Steps
 ) -> Feedback | None:
-    those = [one for one in tensors if types.get(one.name) in CODES]
-    return Feedback(source, those, steps) if options.feedback and those else None
-
-
-def _told(found: Refined) -> dict[str, Any]:
-    return {
-        "predicted_kl": found.mixture.loss,
-        "without_feedback_kl": found.kl,
-        "first_kl": found.first_kl,
-        "evaluations": found.evaluations,
-        "types": dict(sorted(found.mixture.types.items())),
-    }
+    rounded = [tensor for tensor in tensors if types.get(tensor.name) in CODES]
+    return Feedback(source, rounded, steps) if options.feedback and rounded else None
 
 
 def _budget(source: Source, options: Options, sizes: Mapping[str, int]) -> int:
@@ -208,7 +236,7 @@ class Feedback:
         ids = [row for row in source.ids if not is_judged(row)] or source.ids
         order = np.random.default_rng(0).permutation(len(ids))
         wanted = [paths[name] for name in reversed(self._left)]
-        self._grams = input_grams(module, [ids[place] for place in order], wanted)
+        self._grams = input_grams(module, [ids[index] for index in order], wanted)
         self._last: tuple[object, NDArray[np.float32]] | None = None
 
     def __call__(self, name: str) -> NDArray[np.float32] | None:
@@ -220,12 +248,12 @@ class Feedback:
         gram = next(self._grams)
         if self._last is None or self._last[0] is not gram:
             self._last = gram, feedback(gram)
-        told = self._last[1]
+        spread = self._last[1]
         if not self._left:
             # The float model is not needed any more.
             self._grams.close()
             self._last = None
-        return told
+        return spread
 
 
 def is_judged(ids: Sequence[int]) -> bool:
@@ -236,17 +264,17 @@ def is_judged(ids: Sequence[int]) -> bool:
 def _judged(source: Source) -> list[Passage]:
     """The passages that mixtures are compared on, all of whose tokens are scored. Raises EdgekitError where there are none."""
     judged = [ids for ids in source.ids if is_judged(ids)]
-    found = [(ids, 1) for ids in _some(judged or source.ids, JUDGED_TOKENS)]
-    if not found:
+    passages = [(ids, 1) for ids in _some(judged or source.ids, JUDGED_TOKENS)]
+    if not passages:
         raise EdgekitError('export: scheme = "mixed" is judged on calibrate prompts, and there are none; add some')
-    return found
+    return passages
 
 
 def _some(ids: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
     """Passages from all over the list, no more tokens than that."""
     order = np.random.default_rng(0).permutation(len(ids))
-    for place in order:
-        row = list(ids[place])[:tokens]
+    for index in order:
+        row = list(ids[index])[:tokens]
         if len(row) < 2:
             continue
         tokens -= len(row)
@@ -264,32 +292,33 @@ def _sensitivities(
     steps: _Steps,
 ) -> list[Sensitivity]:
     gradients = _gradients(source, tensors, calibration)
-    tied = not any(one.name == OUTPUT for one in tensors)
+    tied = not any(tensor.name == OUTPUT for tensor in tensors)
     instructions = _instructions(source)
-    found = []
-    for one in tensors:
-        steps.tell(f"measures {one.name}")
-        found.append(
+    sensitivities = []
+    for tensor in tensors:
+        name = tensor.name
+        steps.tell(f"measures {name}")
+        sensitivities.append(
             measure(
-                matrices[one.name],
-                float_rows(one),
-                candidates(matrices[one.name], instructions, tied=tied),
+                matrices[name],
+                float_rows(tensor),
+                candidates(matrices[name], instructions, tied=tied),
                 layers=source.model.layers,
-                importance=importance.get(one.name),
-                gradient=gradients.get(one.name),
+                importance=importance.get(name),
+                gradient=gradients.get(name),
             )
         )
-    return found
+    return sensitivities
 
 
 def _importance(
     tensors: Sequence[Tensor], matrix: Imatrix | None, calibration: Calibration
 ) -> dict[str, NDArray[np.float32]]:
     """Float32 [columns] by tensor: the importance matrix, and for an embedding that is no head its gradient."""
-    found = dict(matrix.importance()) if matrix is not None else {}
-    if calibration.embedding is not None and any(one.name == OUTPUT for one in tensors):
-        found[TOKEN_EMBEDDING] = calibration.embedding
-    return found
+    importance = dict(matrix.importance()) if matrix is not None else {}
+    if calibration.embedding is not None and any(tensor.name == OUTPUT for tensor in tensors):
+        importance[TOKEN_EMBEDDING] = calibration.embedding
+    return importance
 
 
 def _gradients(source: Source, tensors: Sequence[Tensor], calibration: Calibration) -> dict[str, NDArray[np.float32]]:
@@ -300,19 +329,19 @@ def _gradients(source: Source, tensors: Sequence[Tensor], calibration: Calibrati
         if stats.grad_square is not None
     }
     names = layer_names(source.model, known)
-    found = {name: known[path] for path, name in names.items()}
-    for one in tensors:
-        gradient = found.get(one.name)
+    gradients = {name: known[path] for path, name in names.items()}
+    for tensor in tensors:
+        gradient = gradients.get(tensor.name)
         if gradient is None:
             continue
-        gradient = gradient[len(gradient) - one.rows :] if len(gradient) != one.rows else gradient
+        gradient = gradient[len(gradient) - tensor.rows :] if len(gradient) != tensor.rows else gradient
         # Rows of heads that llama.cpp wants interleaved: their gradients go along.
-        found[one.name] = (
-            gradient.reshape(-1, 2, one.head // 2).swapaxes(1, 2).reshape(-1) if one.head else gradient
+        gradients[tensor.name] = (
+            gradient.reshape(-1, 2, tensor.head // 2).swapaxes(1, 2).reshape(-1) if tensor.head else gradient
         ).astype(np.float32)
-    if calibration.embedding is not None and any(one.name == OUTPUT for one in tensors):
+    if calibration.embedding is not None and any(tensor.name == OUTPUT for tensor in tensors):
         # Its input is a token: each row weighs as often as its token is there.
-        rows = next(one.rows for one in tensors if one.name == TOKEN_EMBEDDING)
+        rows = next(tensor.rows for tensor in tensors if tensor.name == TOKEN_EMBEDDING)
         counts = np.bincount([token for row in source.ids for token in row], minlength=rows)[:rows]
-        found[TOKEN_EMBEDDING] = (counts / max(counts.sum(), 1)).astype(np.float32)
-    return found
+        gradients[TOKEN_EMBEDDING] = (counts / max(counts.sum(), 1)).astype(np.float32)
+    return gradients

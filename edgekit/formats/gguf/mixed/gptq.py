@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgekit.formats.gguf.ggml import TYPES, dequantize, quantize
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -96,8 +96,8 @@ def feedback(gram: Floats) -> Floats:
     return scaled
 
 
-def round_rows(rows: Floats, kind: str, told: Floats, importance: Floats | None = None) -> Bytes:
-    """The bytes of float32 rows, [n, columns], in a type of CODES: [n, bytes of a row]. told: what `feedback` gives.
+def round_rows(rows: Floats, kind: str, spread: Floats, importance: Floats | None = None) -> Bytes:
+    """The bytes of float32 rows, [n, columns], in a type of CODES: [n, bytes of a row]. spread: what `feedback` gives.
 
     importance: what an error in each column weighs where ggml looks for scales, float32 [columns].
     """
@@ -111,14 +111,14 @@ def round_rows(rows: Floats, kind: str, told: Floats, importance: Floats | None 
         errors = np.empty((count, end - begin), np.float32)
         for first in range(begin, end, block):
             weights = None if importance is None else importance[first : first + block]
-            inner = values[:, begin:end], errors, told[begin:end, begin:end]
+            inner = values[:, begin:end], errors, spread[begin:end, begin:end]
             out[:, first // block] = _round_block(kind, *inner, first - begin, weights)
-        values[:, end:] -= errors @ told[begin:end, end:]
+        values[:, end:] -= errors @ spread[begin:end, end:]
     return out.reshape(count, -1)
 
 
 def _round_block(
-    kind: str, values: Floats, errors: Floats, told: Floats, first: int, importance: Floats | None
+    kind: str, values: Floats, errors: Floats, spread: Floats, first: int, importance: Floats | None
 ) -> Bytes:
     """Round one block of the columns of a group; fills in its errors and changes the group's columns that follow."""
     block = TYPES[kind].block
@@ -141,9 +141,9 @@ def _round_block(
             codes[:, own] = chosen
             errors[:, at] = column - (base[:, own] + scale[:, own] * levels[chosen])
             after = slice(at + 1, begin + _STEP)
-            values[:, after] -= errors[:, at, None] * told[at, after]
+            values[:, after] -= errors[:, at, None] * spread[at, after]
         done = slice(begin, begin + _STEP)
-        values[:, begin + _STEP :] -= errors[:, done] @ told[done, begin + _STEP :]
+        values[:, begin + _STEP :] -= errors[:, done] @ spread[done, begin + _STEP :]
     CODES[kind].put(bytes_, codes)
     return bytes_
 
@@ -164,9 +164,13 @@ def _grid(kind: str, blocks: Bytes) -> tuple[Floats, Floats]:
 
 def linear_paths(module: nn.Module) -> list[str]:
     """The paths of a module's Linears."""
+    return list(_linears(module))
+
+
+def _linears(module: nn.Module) -> dict[str, nn.Linear]:
     from torch import nn
 
-    return [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+    return {path: part for path, part in module.named_modules() if isinstance(part, nn.Linear)}
 
 
 def input_grams(module: nn.Module, ids: Sequence[Sequence[int]], paths: Sequence[str]) -> Generator[Floats, None, None]:
@@ -175,16 +179,16 @@ def input_grams(module: nn.Module, ids: Sequence[Sequence[int]], paths: Sequence
     module: as a task loads one. Texts are run one by one, the first MOST_TOKENS tokens of them, again for every MOST_BYTES of
     matrices, and only as far as the last layer that is asked about. Layers with the same input get the same matrix.
     """
-    layers: Mapping[str, Any] = dict(module.named_modules())
+    layers = _linears(module)
     shared = _share_inputs(module, ids[0], {path: layers[path] for path in paths})
     held: dict[str, Floats] = {}
-    for place, path in enumerate(paths):
+    for index, path in enumerate(paths):
         if shared[path] not in held:
             # What the next ones need goes before they are made.
             held.clear()
             group: list[str] = []
             size = 0
-            for ahead in dict.fromkeys(shared[other] for other in paths[place:]):
+            for ahead in dict.fromkeys(shared[other] for other in paths[index:]):
                 size += 4 * layers[ahead].in_features ** 2
                 if group and size > MOST_BYTES:
                     break
@@ -193,14 +197,14 @@ def input_grams(module: nn.Module, ids: Sequence[Sequence[int]], paths: Sequence
         yield held[shared[path]]
 
 
-def _share_inputs(module: nn.Module, row: Sequence[int], layers: Mapping[str, Any]) -> dict[str, str]:
+def _share_inputs(module: nn.Module, row: Sequence[int], layers: Mapping[str, nn.Linear]) -> dict[str, str]:
     """The first layer, in the order of computing, that sees the same input as each."""
     shared: dict[str, str] = {}
     # Kept, so that no other tensor has an input's place in memory.
-    seen: list[tuple[Any, str]] = []
+    seen: list[tuple[Tensor, str]] = []
 
     def watch(path: str) -> Callable[..., None]:
-        def see(_layer: nn.Module, inputs: Any) -> None:
+        def see(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             shared[path] = next((other for value, other in seen if value is inputs[0]), path)
             seen.append((inputs[0], path))
 
@@ -210,16 +214,16 @@ def _share_inputs(module: nn.Module, row: Sequence[int], layers: Mapping[str, An
     return shared
 
 
-def _run(module: nn.Module, ids: Sequence[Sequence[int]], layers: Mapping[str, Any]) -> dict[str, Floats]:
+def _run(module: nn.Module, ids: Sequence[Sequence[int]], layers: Mapping[str, nn.Linear]) -> dict[str, Floats]:
     """The matrices of layers whose inputs differ."""
     import torch
 
-    sums: dict[str, Any] = {}
+    sums: dict[str, Tensor] = {}
     left: set[str] = set()
     tokens = 0
 
     def watch(path: str) -> Callable[..., None]:
-        def see(_layer: nn.Module, inputs: Any) -> None:
+        def see(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             flat = inputs[0].flatten(0, -2).float()
             if path in sums:
                 sums[path].addmm_(flat.T, flat)
@@ -248,7 +252,7 @@ class _Enough(Exception):
 def _feed(
     module: nn.Module,
     row: Sequence[int],
-    layers: Mapping[str, Any],
+    layers: Mapping[str, nn.Linear],
     watch: Callable[[str], Callable[..., None]],
 ) -> None:
     """Run a text while layers are watched."""
