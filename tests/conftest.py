@@ -96,6 +96,7 @@ def pytest_configure(config: pytest.Config) -> None:
 SHARING = {
     "demo": ("tests/e2e/test_demo.py", "tests/e2e/test_verdicts.py"),
     "tiny": ("tests/e2e/test_build.py", "tests/e2e/test_false_pass.py", "tests/e2e/test_kill.py"),
+    "board": ("tests/e2e/test_board.py", "tests/devices/test_emulated.py"),
 }
 
 
@@ -271,6 +272,24 @@ def command(
         return Answer(code=code, out=said.out, err=said.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def arm_board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An emulated aarch64 board with the CPU of a Raspberry Pi 5 (`tests.devices.sshd.Reachable`), for all tests that need it."""
+    from tests.devices.emulated import board
+
+    with board(tmp_path_factory.mktemp("board")) as reachable:
+        yield reachable
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """This machine behind an sshd of its own (`tests.devices.sshd.Reachable`), for tests that need no other CPU."""
+    from tests.devices.sshd import native
+
+    with native(tmp_path_factory.mktemp("stand-in")) as reachable:
+        yield reachable
 
 
 @pytest.fixture
