@@ -11,11 +11,11 @@ import html
 import json
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jinja2
 from jinja2 import nodes
@@ -34,6 +34,8 @@ _FAILS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, R
 # this day where nobody tells it one.) Bundles tell theirs the day on which they run.
 TODAY = datetime(2024, 7, 26)
 Sandbox = TypeVar("Sandbox", bound=ImmutableSandboxedEnvironment)
+Table = Mapping[str, object]
+"""A JSON object as a user or a data set gives it: a message, a tool's schema."""
 # A word that no template writes by itself.
 _PROBE = "Zebrafink7"
 # A message's reasoning goes by these names; templates read the first, gpt-oss's the second.
@@ -81,13 +83,13 @@ def pick_template(templates: Mapping[str, str], *, tools: bool = False) -> str |
 
 def converse(
     template: str,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Table],
     *,
     generation_prompt: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Table] | None = None,
     special_tokens: Mapping[str, str],
     compiled: jinja2.Template | None = None,
-    **more: Any,
+    **more: object,
 ) -> str:
     """A conversation as `render` writes it, each text in the form that the template reads.
 
@@ -105,11 +107,11 @@ def converse(
         compiled=compiled,
         **more,
     )
-    _check_said(messages, text)
+    _check_written(messages, text)
     return text
 
 
-def in_form(form: str, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def in_form(form: str, messages: Sequence[Table]) -> list[Table]:
     """Messages with their contents as a template of this form (see `template_form`) reads them."""
     return [
         {**message, "content": _content(form, message["content"])} if "content" in message else message
@@ -117,7 +119,7 @@ def in_form(form: str, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[st
     ]
 
 
-def _content(form: str, content: Any) -> Any:
+def _content(form: str, content: object) -> object:
     if form == "parts" and isinstance(content, str):
         return [{"type": "text", "text": content}]
     if form == "text" and isinstance(content, list) and content and all(map(_is_text_part, content)):
@@ -125,21 +127,22 @@ def _content(form: str, content: Any) -> Any:
     return content
 
 
-def _is_text_part(part: Any) -> bool:
+def _is_text_part(part: object) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 @lru_cache(maxsize=32)
 def _form(template: str, tokens: tuple[tuple[str, str], ...]) -> str:
-    found = {}
-    for form, content in {"text": _PROBE, "parts": [{"type": "text", "text": _PROBE}]}.items():
+    takes = {}
+    probes: dict[str, object] = {"text": _PROBE, "parts": [{"type": "text", "text": _PROBE}]}
+    for form, content in probes.items():
         try:
             text = render(template, [{"role": "user", "content": content}], special_tokens=dict(tokens))
         except EdgekitError:
             text = ""
         # Parts that are written as they are, quotes and all, were taken for a text.
-        found[form] = _PROBE in text and not re.search(rf"""['"]text['"]: ?['"]{_PROBE}""", text)
-    return {(True, False): "text", (False, True): "parts"}.get((found["text"], found["parts"]), "any")
+        takes[form] = _PROBE in text and not re.search(rf"""['"]text['"]: ?['"]{_PROBE}""", text)
+    return {(True, False): "text", (False, True): "parts"}.get((takes["text"], takes["parts"]), "any")
 
 
 def template_form(template: str, special_tokens: Mapping[str, str]) -> str:
@@ -147,19 +150,18 @@ def template_form(template: str, special_tokens: Mapping[str, str]) -> str:
     return _form(template, tuple(sorted(special_tokens.items())))
 
 
-def _check_said(messages: Sequence[Mapping[str, Any]], text: str) -> None:
+def _check_written(messages: Sequence[Table], text: str) -> None:
     """Raises EdgekitError where a text does not hold what the user says, spaces, letter case and JSON's escapes aside."""
     plain, escaped = _letters(text), _letters(text.replace("\\", ""))
     for message in messages:
         content = message.get("content")
-        parts = (
-            [content] if isinstance(content, str) else [part["text"] for part in content or () if _is_text_part(part)]
-        )
-        for said in parts if message.get("role") == "user" else ():
-            forms = said, json.dumps(said), json.dumps(said, ensure_ascii=False), html.escape(said)
-            if not any(_letters(form.strip('"')) in plain for form in forms) and _letters(said) not in escaped:
+        parts = content if isinstance(content, Iterable) else ()
+        words = [content] if isinstance(content, str) else [part["text"] for part in parts if _is_text_part(part)]
+        for word in words if message.get("role") == "user" else ():
+            forms = word, json.dumps(word), json.dumps(word, ensure_ascii=False), html.escape(word)
+            if not any(_letters(form.strip('"')) in plain for form in forms) and _letters(word) not in escaped:
                 raise EdgekitError(
-                    f"chat template: the user says {said[:60]!r}, and the template does not write it: the model would never read"
+                    f"chat template: the user says {word[:60]!r}, and the template does not write it: the model would never read"
                     " it; give the conversation in the form that the template takes, or mend the template in the model's folder"
                 )
 
@@ -170,13 +172,13 @@ def _letters(text: str) -> str:
 
 def render(
     template: str,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Table],
     *,
     generation_prompt: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Table] | None = None,
     special_tokens: Mapping[str, str],
     compiled: jinja2.Template | None = None,
-    **more: Any,
+    **more: object,
 ) -> str:
     """A conversation as the text that the model was trained on.
 
@@ -190,7 +192,7 @@ def render(
     try:
         return (compiled or _compile(template)).render(
             messages=[_message(message) for message in messages],
-            tools=None if tools is None else [_plain(tool) for tool in tools],
+            tools=None if tools is None else [_plain_table(tool) for tool in tools],
             documents=None,
             add_generation_prompt=generation_prompt,
             **{**special_tokens, **more},
@@ -222,9 +224,9 @@ def _named(path: Path, content: object) -> dict[str, str]:
         return {}
     if isinstance(content, str):
         return {"default": content}
-    if isinstance(content, list) and all(isinstance(one, dict) for one in content):
-        named = {one.get("name"): one.get("template") for one in content}
-        if all(isinstance(one, str) for pair in named.items() for one in pair):
+    if isinstance(content, list) and all(isinstance(entry, dict) for entry in content):
+        named = {entry.get("name"): entry.get("template") for entry in content}
+        if all(isinstance(text, str) for pair in named.items() for text in pair):
             return {str(name): str(template) for name, template in named.items()}
     raise EdgekitError(f"{path}: chat_template: expected a template, or a list of {{name, template}}")
 
@@ -235,17 +237,21 @@ def _text(token: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+def _message(message: Table) -> dict[str, object]:
     """A message as transformers hands it to a template: without keys that are None, its reasoning under each name."""
-    plain = {key: value for key, value in _plain(message).items() if value is not None}
+    plain = {key: value for key, value in _plain_table(message).items() if value is not None}
     reasoning = next((plain[key] for key in _REASONING if key in plain), None)
     return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
 
 
-def _plain(value: Any) -> Any:
+def _plain_table(table: Table) -> dict[str, object]:
     """A copy of JSON values, of exactly their types: another object's methods are nothing for a template to call."""
+    return {str(key): _plain(item) for key, item in table.items()}
+
+
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return _plain_table(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if value is None or type(value) in {str, int, float, bool}:
@@ -268,33 +274,32 @@ class _Generation(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         # A call block, as in transformers: what the body sets stays inside it.
-        return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_answer"), [], [], body).set_lineno(line)
 
-    def _said(self, caller: Callable[[], str]) -> str:
+    def _answer(self, caller: Callable[[], str]) -> str:
         return caller()
 
 
 class _Dict:
     """`dict` in a template: a call makes one, and there is nothing else to reach."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
+    def __call__(self, /, *tables: Table, **named: object) -> dict[str, object]:
+        return dict(*tables, **named)
 
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
+    def fromkeys(self, keys: Iterable[object], value: object = None) -> dict[object, object]:
+        return dict.fromkeys(keys, value)
 
 
 class _Namespace(jinja2.utils.Namespace):
     """`namespace` in a template, without names that begin with an underscore: those are Python's own."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, *positional = args
-        attributes = dict(*positional, **kwargs)
+    def __init__(self, /, *tables: Table, **named: object) -> None:
+        attributes = dict(*tables, **named)
         for name in attributes:
             _refuse_underscore(name)
-        jinja2.utils.Namespace.__init__(self, attributes)
+        super().__init__(attributes)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         _refuse_underscore(name)
         super().__setitem__(name, value)
 
@@ -305,7 +310,7 @@ def _refuse_underscore(name: object) -> None:
 
 
 def _to_json(
-    value: Any,
+    value: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,

@@ -134,13 +134,13 @@ class _Chat:
             special_tokens=self.special,
             compiled=compiled,
         )
-        if audit.found and not self.served.program:
+        if audit.noted and not self.served.program:
             if needed:
-                raise self._lacks(list(audit.found), "llama-server stops there, or writes another text")
+                raise self._lacks(list(audit.noted), "llama-server stops there, or writes another text")
             self.comparison.note(
-                f"engine {title}", f"its template engine has not for {title!r}: {', '.join(audit.found)}"
+                f"engine {title}", f"its template engine has not for {title!r}: {', '.join(audit.noted)}"
             )
-            audit.found.clear()
+            audit.noted.clear()
         return text
 
     def _lacks(self, what: Sequence[str], then: str) -> EdgekitError:

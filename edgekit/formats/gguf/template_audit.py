@@ -9,12 +9,12 @@ template in Python and names each step at which the engine would stop, or write 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Protocol, cast
 
 from jinja2 import nodes
-from jinja2.runtime import LoopContext, Macro, Undefined
+from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -193,8 +193,10 @@ _TESTS = {
 }
 _GLOBALS = {"raise_exception", "dict", "namespace", "strftime_now", "range", "tojson"}
 _LOOP = {"index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem"}
-# Special tokens that the engine is told; the others are undefined there.
-_TOLD = {"bos_token", "eos_token"}
+# Special tokens that the engine is given; the others are undefined there.
+_GIVEN = {"bos_token", "eos_token"}
+Arguments = tuple[object, ...]
+Named = Mapping[str, object]
 # A name that no template can write.
 _SLICE = "a slice"
 # C's isspace, which "trim" goes by.
@@ -207,22 +209,22 @@ def unreadable(template: str) -> list[str]:
     Raises jinja2.TemplateSyntaxError where Python's own parser refuses it.
     """
     environment = sandbox(ImmutableSandboxedEnvironment)
-    found: dict[str, None] = {}
+    refused: dict[str, None] = {}
     for line, kind, text in environment.lex(template):
         if kind in {"raw_begin", "raw_end"}:
-            found[f"{{% raw %}} (line {line})"] = None
+            refused[f"{{% raw %}} (line {line})"] = None
         elif kind == "string" and (
-            odd := [one for one in re.findall(r"\\(.)", text, re.DOTALL) if one not in _ESCAPES]
+            odd := [letter for letter in re.findall(r"\\(.)", text, re.DOTALL) if letter not in _ESCAPES]
         ):
-            found[f"the escape \\{odd[0]} in a text (line {line})"] = None
+            refused[f"the escape \\{odd[0]} in a text (line {line})"] = None
         elif kind in {"integer", "float"} and not re.fullmatch(r"\d+(\.\d+)?", text):
-            found[f"the number {text} (line {line})"] = None
+            refused[f"the number {text} (line {line})"] = None
         elif kind in {"block_begin", "variable_begin"} and text.strip().endswith("+"):
-            found[f"{text.strip()} (line {line})"] = None
+            refused[f"{text.strip()} (line {line})"] = None
     for node in environment.parse(template).find_all(nodes.Node):
         if what := _refused(node):
-            found[f"{what} (line {node.lineno})"] = None
-    return list(found)
+            refused[f"{what} (line {node.lineno})"] = None
+    return list(refused)
 
 
 def _refused(node: nodes.Node) -> str | None:
@@ -231,7 +233,7 @@ def _refused(node: nodes.Node) -> str | None:
         return _WRITTEN.get(kind, f"{{% {kind.lower()} %}}")
     if isinstance(node, nodes.For):
         flat = isinstance(node.target, nodes.Name) or all(
-            isinstance(one, nodes.Name) for one in node.target.iter_child_nodes()
+            isinstance(name, nodes.Name) for name in node.target.iter_child_nodes()
         )
         return "{% for ... recursive %}" if node.recursive else None if flat else "nested names in {% for %}"
     if isinstance(node, nodes.AssignBlock) and node.filter is not None:
@@ -242,78 +244,79 @@ def _refused(node: nodes.Node) -> str | None:
         return "a chain of comparisons"
     if isinstance(node, nodes.Name) and node.ctx == "load" and node.name in {"lipsum", "cycler", "joiner"}:
         return node.name
-    if isinstance(node, nodes.Name) and node.ctx == "load" and node.name in set(SPECIAL_TOKENS) - _TOLD:
+    if isinstance(node, nodes.Name) and node.ctx == "load" and node.name in set(SPECIAL_TOKENS) - _GIVEN:
         return f"{node.name}, which llama.cpp does not tell a template"
     return None
 
 
 class Audit(ImmutableSandboxedEnvironment):
-    """Chat templates as `chat_template` runs them, noting in `found` what llama.cpp's engine has not or does otherwise."""
+    """Chat templates as `chat_template` runs them, noting in `noted` what llama.cpp's engine has not or does otherwise."""
 
     intercepted_binops = frozenset({"+", "*", "%"})
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.found: dict[str, None] = {}
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**settings)
+        self.noted: dict[str, None] = {}
 
     def note(self, what: str) -> None:
-        """Keep something in `found`, once."""
-        self.found.setdefault(what)
+        """Keep something in `noted`, once."""
+        self.noted.setdefault(what)
 
     def watch(self) -> None:
         """From here on filters and tests are noted as they are called: to be called once, when all of them are there."""
-        filters: dict[str, Any] = dict(self.filters)
-        tests: dict[str, Any] = dict(self.tests)
+        # jinja2 says no more of these than that they are functions.
+        filters = cast("dict[str, Callable[..., object]]", dict(self.filters))
+        tests = cast("dict[str, Callable[..., object]]", dict(self.tests))
         self.filters |= {name: _taking_context(call, partial(self._filter, name)) for name, call in filters.items()}
         self.tests |= {name: _taking_context(call, partial(self._test, name)) for name, call in tests.items()}
 
-    def _filter(self, name: str, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def _filter(self, name: str, value: object, arguments: Arguments, named: Named) -> None:
         name = _ALIASES.get(name, name)
         kind, known = _kind(value)
         if name not in known | (_OF_ANY_AS_TEXT if kind != "an undefined value" else set()):
             self.note(f"|{name} of {kind}")
             return
-        if kind == "a text":
+        if isinstance(value, str):
             self._of_text(name, value, arguments, named, "|")
-        elif kind == "a list":
+        elif kind == "a list" and isinstance(value, Iterable):
             self._of_list(name, value, arguments, named)
         if name == "default" and value is None and arguments[:1] != (None,):
             self.note("|default of None, for which llama.cpp takes the default")
         if name == "tojson" and named.get("sort_keys"):
             self.note("|tojson(sort_keys=true)")
-        if name == "dictsort" and _sorts_otherwise(value):
+        if name == "dictsort" and isinstance(value, Mapping) and _sorts_otherwise(value):
             self.note("|dictsort by capitals")
 
-    def _of_text(self, name: str, value: str, arguments: tuple[Any, ...], named: Mapping[str, Any], mark: str) -> None:
+    def _of_text(self, name: str, value: str, arguments: Arguments, named: Named, mark: str) -> None:
         """What the engine does otherwise with this text: it counts bytes, and knows letters and spaces of ASCII only."""
-        said = f"{mark}{name}"
+        shown = f"{mark}{name}"
         if name == "length" and not value.isascii():
-            self.note(f"{said} of a text that is not ASCII, of which llama.cpp counts bytes")
+            self.note(f"{shown} of a text that is not ASCII, of which llama.cpp counts bytes")
         elif (
             name in {"upper", "lower", "capitalize"}
             and _by_letters(getattr(str, name), value) != getattr(value, name)()
         ):
-            self.note(f"{said} of letters that are not ASCII, which llama.cpp leaves")
+            self.note(f"{shown} of letters that are not ASCII, which llama.cpp leaves")
         elif name == "title" and (not value.isascii() or re.search(r"[-({\[<']\w", value)):
-            self.note(f"{said} of more than words of ASCII")
+            self.note(f"{shown} of more than words of ASCII")
         elif name in {"strip", "lstrip", "rstrip"}:
             chars = arguments[0] if arguments else named.get("chars")
             if chars is None and getattr(value, name)() != getattr(value, name)(_SPACES):
-                self.note(f"{said} of spaces that are not ASCII, which llama.cpp leaves")
+                self.note(f"{shown} of spaces that are not ASCII, which llama.cpp leaves")
             elif chars is not None and not str(chars).isascii():
-                self.note(f"{said} of characters that are not ASCII")
+                self.note(f"{shown} of characters that are not ASCII")
         elif name == "format" and (mark == "|" or _placeholders(value)):
-            self.note(f"{said} of {value[:20]!r}: llama.cpp fills {{}} only")
+            self.note(f"{shown} of {value[:20]!r}: llama.cpp fills {{}} only")
         elif name == "replace" and (len(arguments) > 2 or "count" in named):
-            self.note(f"{said} with a count")
+            self.note(f"{shown} with a count")
         elif name in {"split", "rsplit"} and (named or (not arguments and value.split() != value.split(" "))):
-            self.note(f"{said} at any spaces, where llama.cpp cuts at single ones")
-        elif name in {"startswith", "endswith"} and not all(isinstance(one, str) for one in arguments[:1]):
-            self.note(f"{said} with several texts")
+            self.note(f"{shown} at any spaces, where llama.cpp cuts at single ones")
+        elif name in {"startswith", "endswith"} and not all(isinstance(text, str) for text in arguments[:1]):
+            self.note(f"{shown} with several texts")
         elif name == "slice":
-            self.note(f"{said}: llama.cpp cuts the text there")
+            self.note(f"{shown}: llama.cpp cuts the text there")
 
-    def _of_list(self, name: str, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def _of_list(self, name: str, value: Iterable[object], arguments: Arguments, named: Named) -> None:
         if name == "map" and "attribute" not in named:
             self.note(f"|map({', '.join(map(repr, arguments[:1]))}), which llama.cpp has for attributes only")
         elif name in {"select", "reject"} and len(arguments) != 2:
@@ -321,7 +324,7 @@ class Audit(ImmutableSandboxedEnvironment):
         elif name in {"selectattr", "rejectattr"} and len(arguments) == 2:
             self.note(f"|{name} with a test of no argument")
         elif name == "join" and not all(
-            isinstance(one, str | int | float) and not isinstance(one, bool) for one in _joined(value, named)
+            isinstance(item, str | int | float) and not isinstance(item, bool) for item in _joined(value, named)
         ):
             self.note("|join of other things than texts and numbers")
         elif name == "sort" and _sorts_otherwise(value):
@@ -329,53 +332,66 @@ class Audit(ImmutableSandboxedEnvironment):
         elif name == "slice":
             self.note("|slice: llama.cpp cuts the list there")
 
-    def _test(self, name: str, value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def _test(self, name: str, value: object, arguments: Arguments, named: Named) -> None:
         if name not in _TESTS and not re.fullmatch(r"\W+", name):
             self.note(f"is {name}")
 
-    def getattr(self, obj: Any, attribute: str) -> Any:
+    def getattr(self, obj: object, attribute: str) -> object:
         """As in Jinja; a method that the engine's type has not is noted, and a key that is a method there."""
-        found = super().getattr(obj, attribute)
+        value: object = super().getattr(obj, attribute)
         if isinstance(obj, LoopContext) and attribute not in _LOOP:
             self.note(f"loop.{attribute}")
-        elif isinstance(obj, Mapping) and attribute in _OF_OBJECTS and not callable(found):
+        elif isinstance(obj, Mapping) and attribute in _OF_OBJECTS and not callable(value):
             self.note(f".{attribute} as a key: it is a method in llama.cpp; write ['{attribute}']")
-        elif isinstance(obj, str | list | tuple | dict) and callable(found) and not isinstance(found, Undefined):
+        elif isinstance(obj, str | list | tuple | dict) and callable(value) and not isinstance(value, Undefined):
             kind, known = _kind(obj)
             if attribute not in known or attribute in {"default", "slice"}:
                 self.note(f".{attribute}() of {kind}")
             elif isinstance(obj, str):
-                return _Method(self, attribute, obj, found)
-        return found
+                return _Method(self, attribute, obj, value)
+        return value
 
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        """As in Jinja; the engine counts a text's bytes, and knows no place from its end."""
+    def getitem(self, obj: object, argument: object) -> object:
+        """As in Jinja; the engine counts a text's bytes, and cannot count from its end."""
         if isinstance(obj, str) and isinstance(argument, int) and argument < 0:
             self.note("a letter counted from a text's end")
         self._cut(obj, argument)
-        return super().getitem(obj, argument)
+        value: object = super().getitem(obj, argument)
+        return value
 
-    def _cut(self, obj: Any, argument: Any) -> None:
+    def _cut(self, obj: object, argument: object) -> None:
         if isinstance(obj, str) and isinstance(argument, slice | int) and not obj.isascii():
             self.note("a part of a text that is not ASCII: llama.cpp counts bytes")
 
-    def _slice(self, obj: Any, start: Any, stop: Any, step: Any) -> Any:
+    def _slice(self, obj: Sliceable, start: int | None, stop: int | None, step: int | None) -> object:
         """obj[start:stop:step], noted."""
         self._cut(obj, slice(start, stop, step))
         return obj[start:stop:step]
 
-    def _generate(self, source: nodes.Template, *arguments: Any, **settings: Any) -> str:
+    def _generate(
+        self, source: nodes.Template, name: str | None, filename: str | None, defer_init: bool = False
+    ) -> str:
         # Jinja's own code for a slice asks no environment.
         self.filters.setdefault(_SLICE, self._slice)
-        return super()._generate(_Slices().visit(source), *arguments, **settings)
+        return super()._generate(_Slices().visit(source), name, filename, defer_init)
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         """As in Jinja; arithmetic with texts and lists that the engine has not is noted."""
-        if operator == "%" and (isinstance(left, str) or min(left, right, 0) < 0):
-            self.note("% of a text" if isinstance(left, str) else "% of a negative number")
+        if operator == "%" and isinstance(left, str):
+            self.note("% of a text")
+        elif operator == "%" and (_is_negative(left) or _is_negative(right)):
+            self.note("% of a negative number")
         elif operator == "*" and (isinstance(left, list | tuple) or isinstance(right, list | tuple)):
             self.note("a list times a number")
-        return super().call_binop(context, operator, left, right)
+        value: object = super().call_binop(context, operator, left, right)
+        return value
+
+
+class Sliceable(Protocol):
+    """What a slice can be taken of."""
+
+    def __getitem__(self, key: slice, /) -> object:
+        """obj[start:stop:step]."""
 
 
 class _Slices(NodeTransformer):
@@ -394,30 +410,37 @@ class _Slices(NodeTransformer):
 class _Method:
     """A text's method that is noted when it is called."""
 
-    def __init__(self, audit: Audit, name: str, value: str, method: Callable[..., Any]) -> None:
+    def __init__(self, audit: Audit, name: str, value: str, method: Callable[..., object]) -> None:
         self._audit, self._name, self._value, self._method = audit, name, value, method
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: object, **named: object) -> object:
         self._audit._of_text(self._name, self._value, arguments, named, ".")
         return self._method(*arguments, **named)
 
 
 def _taking_context(
-    call: Callable[..., Any], noted: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], None]
-) -> Callable[..., Any]:
-    """A filter or test that is noted before it runs; Jinja tells some of them the context or environment first."""
+    call: Callable[..., object], noted: Callable[[object, Arguments, Named], None]
+) -> Callable[..., object]:
+    """A filter or test that is noted before it runs; Jinja gives some of them the context or environment first."""
     leads = 1 if hasattr(call, "jinja_pass_arg") else 0
 
-    def wrapped(*arguments: Any, **named: Any) -> Any:
-        noted(arguments[leads], arguments[leads + 1 :], named)
-        return call(*arguments, **named)
+    def wrapped(*arguments: object, **named: object) -> object:
+        value, rest = arguments[leads], arguments[leads + 1 :]
+        if isinstance(value, Iterator):
+            # What another filter makes can be gone through once: the filter itself gets it whole.
+            items = list(value)
+            noted(items, rest, named)
+            value = iter(items)
+        else:
+            noted(value, rest, named)
+        return call(*arguments[:leads], value, *rest, **named)
 
     if leads:
         wrapped.jinja_pass_arg = call.jinja_pass_arg  # type: ignore[attr-defined]
     return wrapped
 
 
-def _kind(value: Any) -> tuple[str, set[str]]:
+def _kind(value: object) -> tuple[str, set[str]]:
     """A value's type in words, and what the engine has for it."""
     if isinstance(value, Undefined):
         return "an undefined value", _OF_UNDEFINED
@@ -436,8 +459,8 @@ def _kind(value: Any) -> tuple[str, set[str]]:
 
 def _by_letters(change: Callable[[str], str], text: str) -> str:
     """A text of which ASCII's letters alone are changed."""
-    changed = change("".join(one if one.isascii() else "\0" for one in text))
-    return "".join(new if one.isascii() else one for one, new in zip(text, changed, strict=True))
+    changed = change("".join(letter if letter.isascii() else "\0" for letter in text))
+    return "".join(new if old.isascii() else old for old, new in zip(text, changed, strict=True))
 
 
 def _placeholders(text: str) -> bool:
@@ -445,11 +468,15 @@ def _placeholders(text: str) -> bool:
     return bool(re.search(r"[{}]", text.replace("{}", "")))
 
 
-def _joined(value: Iterable[Any], named: Mapping[str, Any]) -> list[Any]:
+def _is_negative(value: object) -> bool:
+    return isinstance(value, int | float) and value < 0
+
+
+def _joined(value: Iterable[object], named: Named) -> list[object]:
     attribute = named.get("attribute")
-    return [one.get(attribute) if attribute and isinstance(one, Mapping) else one for one in value]
+    return [item.get(attribute) if attribute and isinstance(item, Mapping) else item for item in value]
 
 
-def _sorts_otherwise(value: Iterable[Any]) -> bool:
-    texts = [one for one in value if isinstance(one, str)]
+def _sorts_otherwise(value: Iterable[object]) -> bool:
+    texts = [item for item in value if isinstance(item, str)]
     return sorted(texts) != sorted(texts, key=str.lower)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgekit.chat_template import converse, sandbox
 from edgekit.errors import EdgekitError
@@ -87,7 +88,7 @@ def named(template: str) -> list[str]:
     tokens = {"bos_token": "<s>", "eos_token": "</s>"}
     for messages in (ASKED[1:], ASKED):
         converse(template, messages, special_tokens=tokens, compiled=audit.from_string(template))
-    return list(audit.found)
+    return list(audit.noted)
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *OTHERWISE])
@@ -110,7 +111,20 @@ def test_what_the_engine_has_is_not(name: str) -> None:
         special_tokens={"bos_token": "<s>", "eos_token": "</s>"},
         compiled=audit.from_string(FINE[name]),
     )
-    assert list(audit.found) == []
+    assert list(audit.noted) == []
+
+
+@pytest.mark.parametrize(
+    "filters", ["map(attribute='content')|join('; ')", "selectattr('content')|sort(attribute='role')"]
+)
+def test_what_a_filter_makes_is_still_there_for_the_next(filters: str) -> None:
+    """The audit looks at each value before the filter does, and some can be gone through only once."""
+    template = "{{ messages|" + filters + " }}"
+    audit = sandbox(Audit)
+    audit.watch()
+    wanted = sandbox(ImmutableSandboxedEnvironment).from_string(template).render(messages=ASKED)
+    assert audit.from_string(template).render(messages=ASKED) == wanted
+    assert "sky" in wanted
 
 
 @pytest.mark.parametrize("name", ["percent", "raw", "format", "length", "cycle"])
