@@ -36,8 +36,9 @@ def to_table(value: DataclassInstance) -> dict[str, object]:
 def read_table(kind: type[T], table: object, where: str) -> T:
     """The dataclass whose table this is; where: the file, and the table's key in it, for messages.
 
-    Fields are str, int, float, bool, None, object (any JSON), Literal, dataclasses, unions of these, and tuples and mappings of
-    all that. Raises EdgekitError that names the first key that is missing, unknown or holds something else.
+    Fields are str, int, float, bool, None, object (any JSON), Literal, dataclasses, typed dictionaries, unions of these, and
+    tuples, lists and mappings of all that. Raises EdgekitError that names the first key that is missing, unknown or holds
+    something else.
     """
     if not isinstance(table, Mapping):
         raise EdgekitError(f"{where}: expected a table, got {table!r:.80}")
@@ -66,19 +67,35 @@ def _read(hint: object, value: object, where: str) -> object:
     """The value as its type hint wants it."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return read_table(hint, value, where)
+    if typing.is_typeddict(hint):
+        return _read_typed(hint, value, where)
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in {UnionType, typing.Union}:
         return _read_union(parts, value, where)
+    if origin is list and isinstance(value, list):
+        return [_read(parts[0], inner, f"{where}.{index}") for index, inner in enumerate(value)]
     if origin is tuple and isinstance(value, list):
         kinds = parts[:1] * len(value) if parts[-1] is ... else parts
         if len(kinds) == len(value):
             pairs = enumerate(zip(kinds, value, strict=True))
             return tuple(_read(kind, inner, f"{where}.{index}") for index, (kind, inner) in pairs)
-    elif origin is Mapping and isinstance(value, Mapping):
+    elif origin in {Mapping, dict} and isinstance(value, Mapping):
         return {str(key): _read(parts[1], inner, f"{where}.{key}") for key, inner in value.items()}
     elif hint is object or (value in parts if origin is typing.Literal else _is_scalar(hint, value)):
         return value
     raise EdgekitError(f"{where}: expected {_words(hint)}, got {value!r:.80}")
+
+
+def _read_typed(hint: object, value: object, where: str) -> dict[str, object]:
+    """A typed dictionary: those of its keys that are there, which all are that it requires, and no other."""
+    kind = cast("type", hint)
+    hints, required = typing.get_type_hints(kind), frozenset[str](vars(kind)["__required_keys__"])
+    if not isinstance(value, Mapping):
+        raise EdgekitError(f"{where}: expected a table, got {value!r:.80}")
+    for key in [*value, *required]:
+        if key not in value or key not in hints:
+            raise EdgekitError(f"{_join(where, str(key))}: {'missing' if key in hints else 'unknown'} key")
+    return {str(key): _read(hints[key], inner, _join(where, str(key))) for key, inner in value.items()}
 
 
 def _read_union(parts: tuple[object, ...], value: object, where: str) -> object:
@@ -107,7 +124,7 @@ def _words(hint: object) -> str:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     named = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
     kind = named.get(hint) if isinstance(hint, type) else None
-    return kind or ("a list" if typing.get_origin(hint) is tuple else "a table")
+    return kind or ("a list" if typing.get_origin(hint) in {tuple, list} else "a table")
 
 
 @cache

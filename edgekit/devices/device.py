@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 from edgekit.inputs import Json
 
 Facts = Mapping[str, Json]
-"""What a machine is, as JSON: the keys of `edgekit.runtimes.machine.describe`."""
+"""What a machine is, as JSON: the keys of `edgekit.runtimes.machine.Machine`."""
 
 
 @dataclass(frozen=True, kw_only=True)

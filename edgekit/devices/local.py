@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -89,7 +90,8 @@ class LocalDevice:
 
     def facts(self) -> Facts:
         """What `edgekit.runtimes.machine` tells of this machine."""
-        return describe()
+        facts: Facts = json.loads(json.dumps(describe()))
+        return facts
 
     def close(self) -> None:
         """Remove `work`."""

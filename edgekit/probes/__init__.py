@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from edgekit.probes import python
-from edgekit.probes.probe import Answer, Event, Probe, Question
+from edgekit.probes.lines import Lines
+from edgekit.probes.probe import Answer, Probe, Question
 
-__all__ = ["DEFAULT", "PROBES", "Answer", "Event", "Probe", "Question"]
+__all__ = ["DEFAULT", "PROBES", "Answer", "Lines", "Probe", "Question"]
 
 PROBES: dict[str, Probe] = {python.NAME: python}
 DEFAULT = python.NAME

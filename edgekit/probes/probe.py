@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, Unpack
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
     from edgekit.devices import Device
-
-Event = Mapping[str, Any]
-"""One line of the protocol (see `edgekit.runtimes.probe`), without its `event`."""
+    from edgekit.probes.lines import Lines
+    from edgekit.runtimes.request import Request, Timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +25,22 @@ class Question:
     """
 
     file: Path
-    request: Mapping[str, Any]
-    inputs: Mapping[str, Any]
+    request: Request
+    inputs: Mapping[str, ArrayLike]
     timeout_s: float = 3600.0
 
-    def only_times(self, **timing: object) -> Question:
+    def only_times(self, **timing: Unpack[Timing]) -> Question:
         """The same, of which nothing but times is wanted."""
-        return replace(self, request={**self.request, "timing": {**self.request["timing"], **timing, "only": True}})
+        asked: Timing = {**self.request["timing"], **timing, "only": True}
+        return replace(self, request={**self.request, "timing": asked})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a probe said: its lines by event, in their order, and the arrays that it made (none where only times were wanted)."""
+    """What a probe said: its lines, and the arrays that it made (none where only times were wanted)."""
 
-    events: Mapping[str, Event]
-    arrays: Mapping[str, NDArray[Any]]
+    lines: Lines
+    arrays: Mapping[str, NDArray[np.generic]]
 
 
 class Probe(Protocol):

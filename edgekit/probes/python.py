@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.errors import DeviceFailed
+from edgekit.probes.lines import Lines
 from edgekit.probes.probe import Answer, Question
 from edgekit.runtimes import RUNTIMES
 
@@ -50,13 +51,13 @@ def ask(device: Device, question: Question) -> Answer:
         lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
         events = {event.pop("event"): event for event in map(json.loads, lines)}
         if ended.returncode != 0 or "done" not in events:
-            why = _why(ended.returncode, ended.stderr, str(question.request["runtime"]))
+            why = _why(ended.returncode, ended.stderr, question.request["runtime"])
             raise DeviceFailed(f"{question.file}: {why}")
         if question.request["timing"].get("only"):
-            return Answer(events=events, arrays={})
+            return Answer(lines=Lines(events=events), arrays={})
         device.fetch(Path(_OUTPUTS).parent.as_posix(), result)
         with np.load(result / Path(_OUTPUTS).name, allow_pickle=False) as arrays:
-            return Answer(events=events, arrays={name: arrays[name] for name in arrays.files})
+            return Answer(lines=Lines(events=events), arrays={name: arrays[name] for name in arrays.files})
 
 
 def _interpreter(device: Device) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgekit.runtimes import llamacpp, onnxruntime
 from edgekit.runtimes.memory import Demand, Memory
@@ -58,7 +58,7 @@ class Runtime(Protocol):
     """How its Python package is called."""
 
     @property
-    def Options(self) -> type[Any]:  # noqa: N802 - a class is what it gives
+    def Options(self) -> type[object]:  # noqa: N802 - a class is what it gives
         """The dataclass that a target's `[runtime.<name>]` table is checked against."""
 
     def version(self) -> str:
@@ -67,36 +67,36 @@ class Runtime(Protocol):
     def providers(self) -> list[str]:
         """The execution providers that this installation has."""
 
-    def joined(self, target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
+    def joined(self, target: Mapping[str, object], artifact: Mapping[str, object]) -> dict[str, object]:
         """The options of a session: a target's table of this runtime with what an artifact's facts ask for."""
 
-    def memory(self, demand: Demand, options: Mapping[str, Any]) -> Memory:
+    def memory(self, demand: Demand, options: Mapping[str, object]) -> Memory:
         """What an artifact needs to run, predicted before it is made. options: a target's table of this runtime."""
 
     def defaults(self, cores: int) -> Mapping[str, str | int]:
         """What a target of a measured machine with so many cores says in its `[runtime.<name>]` table."""
 
-    def distribution(self, options: Mapping[str, Any]) -> str:
+    def distribution(self, options: Mapping[str, object]) -> str:
         """What pip installs on a device where sessions have these options."""
 
     def load_errors(self) -> tuple[type[Exception], ...]:
         """What it raises for a model that it does not load or cannot run."""
 
-    def load(self, file: Path, options: Mapping[str, Any]) -> Session:
+    def load(self, file: Path, options: Mapping[str, object]) -> Session:
         """Open the main file of an artifact that answers with rows."""
 
-    def generator(self, file: Path, options: Mapping[str, Any]) -> Generator:
+    def generator(self, file: Path, options: Mapping[str, object]) -> Generator:
         """Open the main file of an artifact that goes on with tokens."""
 
     def outputs(
-        self, file: Path, ids: Sequence[Sequence[int]], *, pad_id: int, options: Mapping[str, Any]
+        self, file: Path, ids: Sequence[Sequence[int]], *, pad_id: int, options: Mapping[str, object]
     ) -> NDArray[np.float32]:
         """The outputs [n, width] of n encoded texts, each run by itself and unpadded; an empty one is `pad_id`."""
 
-    def work(self, file: Path, options: Mapping[str, Any], ids: Ids) -> Work:
+    def work(self, file: Path, options: Mapping[str, object], ids: Ids) -> Work:
         """Nodes and matrix-product work of one call, by execution provider."""
 
-    def placement(self, asked: Mapping[str, Any], work: Work, available: Sequence[str]) -> Placement:
+    def placement(self, asked: Mapping[str, object], work: Work, available: Sequence[str]) -> Placement:
         """Whether the work of a session ran where its options (`asked`) want it, on a device with these providers."""
 
 

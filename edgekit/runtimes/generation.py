@@ -24,7 +24,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes import machine, neighbours, scores
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from edgekit.runtimes import Generator, Runtime
     from edgekit.runtimes.placement import Work
+    from edgekit.runtimes.request import Request, Settings
+    from edgekit.runtimes.request import Timing as Asked
 
     Integers = NDArray[np.int64]
     Say = Callable[..., None]
@@ -112,9 +114,10 @@ class Timing:
     seconds: float
 
 
-def answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Say) -> None:
+def answer(runtime: Runtime, request: Request, folder: Path, say: Say) -> None:
     """Answer a request of kind "tokens"; `say` writes a line of the protocol."""
-    inputs, file, options = read_inputs(folder / request["inputs"]), folder / request["file"], dict(request["options"])
+    inputs, file = read_inputs(folder / request["inputs"]), folder / request["file"]
+    options: Settings = {**request["options"]}
     # The engine's own library is imported before the baseline is taken: it is not the artifact's memory.
     version, available, baseline = runtime.version(), runtime.providers(), machine.peak_memory_mb()
     begun = time.perf_counter()
@@ -140,29 +143,29 @@ def answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Say)
     # Before what follows asks for more logits than an answer takes, and measures the machine.
     say("memory", peak_mb=machine.peak_memory_mb(), baseline_mb=baseline, loaded_mb=loaded)
     with closing(runtime.generator(file, options)) as generator:
-        found = score(generator, inputs, int(options.get("batch", 512))) | answers(generator, inputs)
+        found = score(generator, inputs, options.get("batch", 512)) | answers(generator, inputs)
     write(Path(request["outputs"]), found, say)
-    say("work", asked=str(options.get("provider", "")), **work)
+    say("work", **{**work, "asked": options.get("provider", "")})
     told = neighbours.watch()
     speed = machine.measure() | {"copy_gbs": machine.bandwidth_gbs(threads=_threads(options))}
     say("machine", speed=speed, neighbours=told())
 
 
-def fit(asked: Mapping[str, Any], ids: Integers, limit: int) -> Timing:
+def fit(asked: Asked, ids: Integers, limit: int) -> Timing:
     """The timing that a request asks for, as far as the model's context reaches: prompts that are too long are left out."""
     import numpy as np
 
-    prompts = sorted(length for length in map(int, asked["prompts"]) if length < limit) or [limit // 2]
+    prompts = sorted(length for length in asked["prompts"] if length < limit) or [limit // 2]
     return Timing(
         ids=np.resize(ids if len(ids) else np.zeros(1, dtype=np.int64), prompts[-1]),
         prompts=prompts,
-        new=min(int(asked["new"]), limit - prompts[-1]),
-        repeats=int(asked["repeats"]),
-        seconds=float(asked["seconds"]),
+        new=min(asked["new"], limit - prompts[-1]),
+        repeats=asked["repeats"],
+        seconds=asked["seconds"],
     )
 
 
-def time_calls(opened: Callable[[], Generator], timing: Timing, options: Mapping[str, Any], say: Say) -> Work:
+def time_calls(opened: Callable[[], Generator], timing: Timing, options: Settings, say: Say) -> Work:
     """Say how long prompts take to their first token and how long each token behind the longest; what ran where.
 
     Each prompt length has an artifact of its own, freshly opened: the first of its times is of a first call.
@@ -185,7 +188,7 @@ def time_calls(opened: Callable[[], Generator], timing: Timing, options: Mapping
 
 def sweep(opened: Callable[[int], Generator], timing: Timing, say: Say) -> None:
     """Say the tokens per second of the longest prompt and behind it with 1, 2, 4 ... threads, up to one per core."""
-    cores = int(machine.describe()["cores"])
+    cores = machine.describe()["cores"]
     counts = sorted({*(1 << power for power in range(cores.bit_length())), cores})
     seconds = timing.seconds / (2 * len(counts))
     length, prefill, decode = timing.prompts[-1], {}, {}
@@ -197,15 +200,15 @@ def sweep(opened: Callable[[int], Generator], timing: Timing, say: Say) -> None:
     say("threads", length=length, prefill=prefill, decode=decode)
 
 
-def score(generator: Generator, inputs: Inputs, batch: int) -> dict[str, NDArray[Any]]:
+def score(generator: Generator, inputs: Inputs, batch: int) -> dict[str, NDArray[np.generic]]:
     """nll, top1 and of each reference r_kl and r_top1 (see the module), from at most `batch` tokens' logits at once."""
     import numpy as np
 
     step = max(1, min(batch, _LOGITS_BYTES // (4 * generator.vocabulary)))
-    nll: list[NDArray[Any]] = [np.empty(0)]
-    top1: list[NDArray[Any]] = [np.empty(0)]
+    nll: list[NDArray[np.float64]] = [np.empty(0)]
+    top1: list[NDArray[np.intp]] = [np.empty(0, np.intp)]
     places = 0
-    divergence: dict[str, list[NDArray[Any]]] = {name: [np.empty(0)] for name in inputs.references}
+    divergence: dict[str, list[NDArray[np.float64]]] = {name: [np.empty(0)] for name in inputs.references}
     for place, (ids, start) in enumerate(inputs.sequences):
         for logits, wanted in _scored(generator, ids, start, step):
             sums = scores.log_sum_exp(logits)
@@ -217,7 +220,7 @@ def score(generator: Generator, inputs: Inputs, batch: int) -> dict[str, NDArray
             for name, (known, logprobs) in inputs.references.items():
                 divergence[name].append(scores.sparse_kl(known[here], logprobs[here], logits, sums))
     best = np.concatenate(top1).astype(np.int32)
-    found: dict[str, NDArray[Any]] = {"nll": np.concatenate(nll).astype(np.float32), "top1": best}
+    found: dict[str, NDArray[np.generic]] = {"nll": np.concatenate(nll).astype(np.float32), "top1": best}
     for name, (known, _) in inputs.references.items():
         found[f"{name}_kl"] = np.concatenate(divergence[name]).astype(np.float32)
         found[f"{name}_top1"] = best[: len(known)] == known[:, 0]
@@ -238,7 +241,7 @@ def _scored(
             yield generator.logits(piece, slice(first, None)), ids[begin + first + 1 : begin + len(piece) + 1]
 
 
-def answers(generator: Generator, inputs: Inputs) -> dict[str, NDArray[Any]]:
+def answers(generator: Generator, inputs: Inputs) -> dict[str, NDArray[np.generic]]:
     """answers and answer_offsets: what the generator says to the first sequences' prompts."""
     import numpy as np
 
@@ -264,7 +267,7 @@ def continuation(generator: Generator, prompt: Integers, most: int, stop: frozen
         fed = [token]
 
 
-def write(file: Path, found: Mapping[str, NDArray[Any]], say: Say) -> None:
+def write(file: Path, found: Mapping[str, NDArray[np.generic]], say: Say) -> None:
     """Write the outputs and say so."""
     import numpy as np
 
@@ -305,12 +308,15 @@ def _time_tokens(generator: Generator, timing: Timing, seconds: float, rounds: i
     return times
 
 
-def _threads(options: Mapping[str, Any]) -> int:
-    return int(options.get("threads") or machine.describe()["cores"])
+def _threads(options: Settings) -> int:
+    return options.get("threads") or machine.describe()["cores"]
 
 
-def _with_threads(options: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    return {**options, "threads": threads} | {key: threads for key in ("threads_batch",) if key in options}
+def _with_threads(options: Settings, threads: int) -> Settings:
+    changed: Settings = {**options, "threads": threads}
+    if "threads_batch" in options:
+        changed["threads_batch"] = threads
+    return changed
 
 
 def _since(begun: float) -> float:

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict
 
 from edgekit.runtimes.onnxruntime.throughput import throughput
 from edgekit.runtimes.timing import fastest
@@ -66,6 +66,43 @@ KERNEL_FEATURES = (
 )
 
 
+class Machine(TypedDict):
+    """What a machine is. memory_mb: MiB, 0 where nobody tells; features: as Linux names them."""
+
+    arch: str
+    cpu: str
+    part: str | None
+    cores: int
+    features: list[str]
+    memory_mb: int
+    clock_ghz: float | None
+    governor: str | None
+    system: str
+    python: str
+
+
+class _Told(TypedDict, total=False):
+    """What a system tells of that; nothing where it is empty."""
+
+    cpu: str | None
+    part: str | None
+    cores: int | None
+    features: list[str]
+    memory_mb: int | None
+    clock_ghz: float | None
+    governor: str
+
+
+class _Kernel(Protocol):
+    """kernel32.dll, of which is asked."""
+
+    def GlobalMemoryStatusEx(self, status: object) -> int: ...  # noqa: N802
+
+    def GetCurrentProcess(self) -> int: ...  # noqa: N802
+
+    def K32GetProcessMemoryInfo(self, process: object, counters: object, size: int) -> int: ...  # noqa: N802
+
+
 def saturates(arch: str, features: Sequence[str]) -> bool | None:
     """Whether INT8 products add up in 16 bits, so that 8-bit weights saturate (x86 with VPMADDUBSW and without VNNI).
 
@@ -78,31 +115,29 @@ def saturates(arch: str, features: Sequence[str]) -> bool | None:
     return not {"avx512vnni", "avxvnni"} & {name.replace("_", "") for name in features} if features else None
 
 
-def describe() -> dict[str, Any]:
+def describe() -> Machine:
     """What the machine is: arch, cpu, part, cores, features, memory_mb (MiB), clock_ghz, governor, system, python.
 
     Two calls give the same, so that it can name a device.
     """
     arch = platform.machine().lower()
-    facts: dict[str, Any] = {
+    tell = {"Linux": _describe_linux, "Darwin": _describe_mac, "Windows": _describe_windows}.get(platform.system())
+    told: _Told = tell() if tell is not None else {}
+    return {
         "arch": _ARCHES.get(arch, arch),
-        "cpu": platform.processor() or arch,
-        "part": None,
-        "cores": os.cpu_count() or 1,
-        "features": [],
-        "memory_mb": 0,
-        "clock_ghz": None,
-        "governor": None,
+        "cpu": told.get("cpu") or platform.processor() or arch,
+        "part": told.get("part") or None,
+        "cores": told.get("cores") or os.cpu_count() or 1,
+        "features": told.get("features") or [],
+        "memory_mb": told.get("memory_mb") or 0,
+        "clock_ghz": told.get("clock_ghz") or None,
+        "governor": told.get("governor") or None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
-    tell = {"Linux": _describe_linux, "Darwin": _describe_mac, "Windows": _describe_windows}.get(platform.system())
-    if tell is not None:
-        facts |= {key: value for key, value in tell().items() if value}
-    return facts
 
 
-def _describe_linux() -> dict[str, Any]:
+def _describe_linux() -> _Told:
     text = _read("/proc/cpuinfo")
     fields = {
         key: _field(text, key) for key in ("model name", "flags", "Features", "CPU implementer", "CPU part", "Model")
@@ -150,7 +185,7 @@ def _count_cores(cpuinfo: str) -> int:
     return min(mine, real) if real > 1 else mine
 
 
-def _describe_mac() -> dict[str, Any]:
+def _describe_mac() -> _Told:
     memory, clock = _sysctl("hw.memsize"), _sysctl("hw.cpufrequency_max")
     features = [name for key, name in _MAC_FEATURES.items() if _sysctl(key) == "1"]
     features += (_sysctl("machdep.cpu.features") + " " + _sysctl("machdep.cpu.leaf7_features")).lower().split()
@@ -164,7 +199,7 @@ def _describe_mac() -> dict[str, Any]:
     }
 
 
-def _describe_windows() -> dict[str, Any]:
+def _describe_windows() -> _Told:
     class Memory(ctypes.Structure):
         """MEMORYSTATUSEX of the Windows API."""
 
@@ -174,8 +209,8 @@ def _describe_windows() -> dict[str, Any]:
         ]
 
     memory = Memory(length=ctypes.sizeof(Memory))
-    library: Any = getattr(ctypes, "windll", None)
-    told = library is not None and library.kernel32.GlobalMemoryStatusEx(ctypes.byref(memory))
+    kernel = _kernel()
+    told = kernel is not None and kernel.GlobalMemoryStatusEx(ctypes.byref(memory))
     return {
         "cpu": os.environ.get("PROCESSOR_IDENTIFIER"),
         "memory_mb": int(memory.total) // _MIB if told else None,
@@ -209,12 +244,18 @@ def _peak_windows() -> float | None:
         ]
 
     counters = Counters(size=ctypes.sizeof(Counters))
-    library: Any = getattr(ctypes, "windll", None)
-    if library is None:
+    kernel = _kernel()
+    if kernel is None:
         return None
-    process = ctypes.c_void_p(library.kernel32.GetCurrentProcess())
-    told = library.kernel32.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size)
+    process = ctypes.c_void_p(kernel.GetCurrentProcess())
+    told = kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size)
     return int(counters.peak) / _MIB if told else None
+
+
+def _kernel() -> _Kernel | None:
+    """Windows' kernel32, None on other systems."""
+    kernel: _Kernel | None = getattr(getattr(ctypes, "windll", None), "kernel32", None)
+    return kernel
 
 
 def load_average() -> float | None:

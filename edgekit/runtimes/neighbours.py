@@ -10,9 +10,11 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from edgekit.runtimes.machine import load_average
+
+Seen = Mapping[str, float | None]
+"""What `watch` says: by name, None where the system does not tell."""
 
 _STAT, _TASKS = "/proc/stat", "/proc/self/task"
 # Version 2 counts microseconds, version 1 nanoseconds.
@@ -27,7 +29,7 @@ _TICKS_S = 0.02
 _WAITED, _STOLEN, _DENIED, _OTHERS = 0.05, 0.05, 0.01, 0.25
 
 
-def watch() -> Callable[[], dict[str, Any]]:
+def watch() -> Callable[[], Seen]:
     """Look at the machine's counters; what is returned looks again and says what happened in between.
 
     seconds: the time in between. others: the cores' worth that other programs worked, of `cpus` cores (hardware threads).
@@ -37,7 +39,7 @@ def watch() -> Callable[[], dict[str, Any]]:
     """
     before = _counters()
 
-    def tell() -> dict[str, Any]:
+    def tell() -> Seen:
         after = _counters()
         passed: dict[str, float | None] = {
             key: None if value is None or after[key] is None else max(float(after[key] or 0.0) - value, 0.0)
@@ -61,7 +63,7 @@ def watch() -> Callable[[], dict[str, Any]]:
     return tell
 
 
-def disturbances(told: Sequence[Mapping[str, Any]], threads: int) -> list[str]:
+def disturbances(told: Sequence[Seen], threads: int) -> list[str]:
     """What disturbed the timed calls, from what each process saw of its neighbours; empty where the machine was quiet.
 
     `told`: as `watch` tells it; averaged over the time that each took. The load average counts only where a system
@@ -69,7 +71,7 @@ def disturbances(told: Sequence[Mapping[str, Any]], threads: int) -> list[str]:
     """
 
     def mean(key: str) -> float | None:
-        known = [(one[key], one["seconds"]) for one in told if one.get(key) is not None]
+        known = [(value, one.get("seconds") or 0.0) for one in told if (value := one.get(key)) is not None]
         seconds = sum(weight for _, weight in known)
         return sum(value * weight for value, weight in known) / seconds if seconds else None
 

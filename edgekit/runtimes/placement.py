@@ -9,15 +9,16 @@ from typing import TypedDict
 class Work(TypedDict, total=False):
     """What one call does and where, as far as the runtime tells.
 
-    provider: the execution provider, or the kind of device, of the session. nodes and matmul_nodes: operators and matrix
-    products by provider; matmul_ops: multiplications and additions of matrix products by provider; weight_bytes: of the
-    matrices that a call reads.
+    asked: the provider that was asked for. provider: the execution provider, or the kind of device, of the session. nodes and
+    matmul_nodes: operators and matrix products by provider; matmul_ops: multiplications and additions of matrix products by
+    provider; weight_bytes: of the matrices that a call reads.
 
     Of llama.cpp: layers (the output counted as one), offloaded (how many of them lie on which `devices`), buffers (MiB by kind
     and device), weights_mb and parameters of the file, flash_attention, threads by phase, kv (the cache's types), the
     instructions that it uses, and its warnings.
     """
 
+    asked: str
     provider: str
     nodes: dict[str, int]
     matmul_nodes: dict[str, int]

@@ -19,9 +19,9 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes import RUNTIMES, generation, machine, neighbours
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.runtimes import Runtime, Session
+    from edgekit.runtimes.request import Request, Settings, Timing
 
 # A slow model is warm after fewer calls.
 _WARM_S = 1.0
@@ -37,34 +38,34 @@ _WARM_S = 1.0
 
 def main(path: Path) -> None:
     """Answer a request; what goes wrong ends the process with its traceback on standard error."""
-    request = json.loads(path.read_text(encoding="utf-8"))
+    request: Request = json.loads(path.read_text(encoding="utf-8"))
     device = machine.describe()
     say("device", **device)
-    request["options"] = _fitting(request["options"], int(device["cores"]))
+    request["options"] = _fitting(request["options"], device["cores"])
     KINDS[request.get("kind", "rows")](RUNTIMES[request["runtime"]], request, path.parent, say)
     say("done")
 
 
-def say(event: str, **facts: Any) -> None:
+def say(event: str, **facts: object) -> None:
     """One line of the protocol."""
     sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
     sys.stdout.flush()
 
 
-def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Callable[..., None]) -> None:
+def _answer(runtime: Runtime, request: Request, folder: Path, say: Callable[..., None]) -> None:
     import numpy as np
 
     with np.load(folder / request["inputs"], allow_pickle=False) as inputs:
         flat, offsets, pad_id = inputs["ids"], inputs["offsets"], int(inputs["pad_id"])
     texts = [flat[begin:end] if end > begin else np.array([pad_id]) for begin, end in itertools.pairwise(offsets)]
     file, timing, options = folder / request["file"], request["timing"], request["options"]
-    asked = str(options.get("provider", ""))
+    asked = options.get("provider", "")
 
     told = neighbours.watch()
     begun = time.perf_counter()
     session = runtime.load(file, options)
     say("load", ms=_since(begun), runtime=runtime.NAME, version=runtime.version(), available=runtime.providers())
-    shape = np.resize(flat if len(flat) else np.array([pad_id]), int(timing["sequence"]))
+    shape = np.resize(flat if len(flat) else np.array([pad_id]), timing["sequence"])
     begun = time.perf_counter()
     session.run(shape)
     say("first", ms=_since(begun))
@@ -86,32 +87,36 @@ def _answer(runtime: Runtime, request: Mapping[str, Any], folder: Path, say: Cal
     # Before what follows loads the artifact again and measures the machine: neither belongs to the artifact's memory.
     say("memory", peak_mb=machine.peak_memory_mb())
     del session
-    say("work", asked=asked, **runtime.work(file, options, shape))
+    say("work", **{**runtime.work(file, options, shape), "asked": asked})
     told = neighbours.watch()
     speed = machine.measure()
     say("machine", speed=speed, neighbours=told())
 
 
-def _fitting(options: Mapping[str, Any], cores: int) -> dict[str, Any]:
+def _fitting(options: Settings, cores: int) -> Settings:
     """The options with at most a thread per core: more would wait for each other, which says nothing of the artifact."""
-    asked = {key: options[key] for key in ("threads", "threads_batch") if options.get(key)}
-    return {**options, **{key: min(int(threads), cores) for key, threads in asked.items()}}
+    fitting: Settings = {**options}
+    if threads := options.get("threads"):
+        fitting["threads"] = min(threads, cores)
+    if threads := options.get("threads_batch"):
+        fitting["threads_batch"] = min(threads, cores)
+    return fitting
 
 
-def _time(session: Session, ids: NDArray[np.int64], timing: Mapping[str, Any]) -> list[float]:
+def _time(session: Session, ids: NDArray[np.int64], timing: Timing) -> list[float]:
     """Milliseconds of each timed call."""
     warm = time.perf_counter() + _WARM_S
-    for _ in range(int(timing["warmup"])):
+    for _ in range(timing["warmup"]):
         session.run(ids)
         if time.perf_counter() > warm:
             break
     times: list[float] = []
-    end = time.perf_counter() + float(timing["seconds"])
-    while len(times) < int(timing["repeats"]):
+    end = time.perf_counter() + timing["seconds"]
+    while len(times) < timing["repeats"]:
         begun = time.perf_counter()
         session.run(ids)
         times.append(_since(begun))
-        if time.perf_counter() > end and len(times) >= int(timing["least"]):
+        if time.perf_counter() > end and len(times) >= timing["least"]:
             break
     return times
 
@@ -120,7 +125,7 @@ def _since(begun: float) -> float:
     return round(1000 * (time.perf_counter() - begun), 6)
 
 
-KINDS: dict[str, Callable[[Runtime, Mapping[str, Any], Path, Callable[..., None]], None]] = {
+KINDS: dict[str, Callable[[Runtime, Request, Path, Callable[..., None]], None]] = {
     "rows": _answer,
     "tokens": generation.answer,
 }

@@ -83,7 +83,7 @@ def verify(
         recorded=recorded,
         device=device,
         runtime=runtime,
-        options=runtime_options(product.facts, terms.target, runtime),
+        options=runtime_options(product.facts["runtime_options"], terms.target, runtime),
         coverage=coverage,
         models=_float_models(recorded, subject),
         data=_data(subject.prompts),
@@ -115,10 +115,10 @@ def _verify_rows(run: Run) -> Report:
     # The tokenizer that ships cuts texts at max_length: no request is ever longer.
     sequence = min(run.budget.sequence, int(facts["max_length"]))
     question = ask_rows(run.file, run.runtime, run.options, ids, int(facts["pad_id"]), sequence)
-    measured = measure(question, run.device, partial(_is_judged, run), run.progress, run.out)
+    measured, outputs = measure(question, run.device, partial(_is_judged, run), run.progress, run.out)
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
-    answers, finite = read_answers(run, rows, measured.outputs)
+    answers, finite = read_answers(run, rows, outputs)
     truth = [row.label for row in rows]
     comparisons, asked, floors = compare(run, answers, rows)
     judgement = _Judgement(
@@ -216,7 +216,7 @@ def check_reference(recorded: Product, artifact: Product, prompts: Path) -> None
 
 def _foreign(run: Run, measured: Measurements) -> list[str]:
     """Why the machine that measured may not vouch for the target."""
-    found = hardware.mismatches(run.terms.target.hardware, measured.device, measured.speed, run.options["threads"])
+    found = hardware.mismatches(run.terms.target.hardware, measured.device, measured.speed, measured.shape.threads)
     absent = _placement(run, measured).absent
     return found if absent is None else [*found, f"without {absent}"]
 
@@ -236,7 +236,7 @@ def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, M
     on_cpu = _placement(run, measured).on_cpu
     impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5)) if on_cpu else []
     impossible += hardware.above_roofline(measured, run.facts.get("bytes_per_token")) if on_cpu else []
-    threads = measured.shape.threads or int(measured.device["cores"])
+    threads = measured.shape.threads or measured.device["cores"]
     disturbed = neighbours.disturbances([process.neighbours for process in measured.processes], threads)
     disturbed = disturbed or [
         f"while its speed was measured, {why}" for why in neighbours.disturbances([measured.neighbours], 1)
@@ -336,7 +336,7 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
         shape=measured.shape,
         device={**measured.device, **measured.speed},
         runtime=measured.runtime,
-        work=measured.work,
+        work={**measured.work},
         vouches=Vouches(
             scales=conditions.scales,
             foreign=tuple(conditions.foreign),

@@ -19,9 +19,10 @@ _INTEGER = {
 }
 
 
-def is_exact(options: Mapping[str, Any]) -> bool:
+def is_exact(options: Mapping[str, object]) -> bool:
     """Whether a session with these options multiplies bytes exactly wherever it runs."""
-    return EXACT_SUMS.items() <= dict(options.get("config_entries", {})).items()
+    entries = options.get("config_entries")
+    return isinstance(entries, dict) and EXACT_SUMS.items() <= entries.items()
 
 
 def saturating_share(file: Path) -> float | None:

@@ -41,8 +41,8 @@ def check_budget(budget: Budget, measured: Measurements, size: int, conditions: 
         if limit is not None:
             checks.append(_check_time(key, q, limit, measured, conditions))
     if budget.ttft_ms is not None and measured.generation is not None:
-        processes = [replace(process, times=process.first) for process in measured.processes]
-        earlier = [replace(process, times=process.first) for process in measured.earlier]
+        processes = tuple(replace(process, times=process.first) for process in measured.processes)
+        earlier = tuple(replace(process, times=process.first) for process in measured.earlier)
         shape = replace(measured.shape, sequence=measured.real_lengths[0])
         first = replace(measured, processes=processes, earlier=earlier, shape=shape)
         checks.append(_check_time("ttft_ms", 0.5, budget.ttft_ms, first, conditions))

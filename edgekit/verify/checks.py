@@ -12,6 +12,7 @@ from edgekit.runtimes.machine import saturates
 from edgekit.verify import clusters
 
 if TYPE_CHECKING:
+    from edgekit.runtimes.machine import Machine
     from edgekit.runtimes.placement import Placement
     from edgekit.target import Hardware
 
@@ -231,14 +232,14 @@ def check_placement(placement: Placement) -> Check:
     )
 
 
-def check_arithmetic(hardware: Hardware, device: Mapping[str, Any], share: float | None, *, exact: bool) -> Check:
+def check_arithmetic(hardware: Hardware, device: Machine, share: float | None, *, exact: bool) -> Check:
     """Whether INT8 products that saturate on one of host and target, and not on the other, could change the answers.
 
     `share`: weight pairs of the artifact that may saturate (`arithmetic.saturating_share`); None where it has no such products.
     exact: the session asks for products that saturate nowhere (`arithmetic.is_exact`).
     """
     here, there = (
-        saturates(str(device["arch"]), list(device["features"])),
+        saturates(device["arch"], device["features"]),
         saturates(hardware.arch, hardware.features),
     )
     name = "arithmetic"

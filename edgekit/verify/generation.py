@@ -17,29 +17,32 @@ from edgekit import gate
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Comparison, Divergence, Rates, RuntimeVersion, Shape, finite
 from edgekit.probes import DEFAULT, PROBES, Question
+from edgekit.probes.lines import Decode, Lines, Load, MachineSpeed, Peak, Prefill, Sweep
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt
 from edgekit.schema import read_json
+from edgekit.typed_json import to_table
 from edgekit.verify import accuracy as compared
 from edgekit.verify import clusters
 from edgekit.verify.accuracy import Answers
 from edgekit.verify.margins import FAR, default_margins
-from edgekit.verify.measurements import Measurements, Speed, Timed, flat, read_work, time_again, write
+from edgekit.verify.measurements import Measurements, Speed, Timed, flat, request, time_again, write_outputs
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from edgekit.devices import Device
+    from edgekit.runtimes.request import Timing
     from edgekit.target import Budget
 
     Arrays = Mapping[str, NDArray[Any]]
 
 # Prompt lengths in tokens at which the first token is timed, beside the budget's own; new tokens behind the longest; calls.
-TIMING = {"prompts": (16, 64, 256), "new": 64, "repeats": 8, "seconds": 30.0, "sweep": True}
+TIMING: Timing = {"prompts": (16, 64, 256), "new": 64, "repeats": 8, "seconds": 30.0, "sweep": True}
 # Of the processes that follow, for their times alone.
-AGAIN = {"repeats": 3, "seconds": 3.0, "sweep": False}
+AGAIN: Timing = {"repeats": 3, "seconds": 3.0, "sweep": False}
 _WORSE = ("pass", "not proven", "fail")
 _LONG_TAILED = (
     "few prompts have most of the loss, and others like them may be missing among these: no bound of the mean holds; verify on a"
@@ -80,14 +83,14 @@ def read_recorded(recorded: Product, *, with_teacher: bool = True) -> Recorded:
     return Recorded(arrays=held, facts=recorded.facts, texts=texts)
 
 
-def ask_tokens(file: Path, runtime: str, options: Mapping[str, Any], recorded: Recorded, budget: Budget) -> Question:
+def ask_tokens(file: Path, runtime: str, options: Mapping[str, object], recorded: Recorded, budget: Budget) -> Question:
     """What was recorded as a question: first the prompts to answer, then the passages, then the choices."""
     import numpy as np
 
     asked, passages = recorded.rows("asked"), recorded.rows("ids", "offsets")
     choices = recorded.rows("choice_ids", "choice_offsets")
     starts = [len(row) for row in asked], recorded.arrays["starts"].tolist(), recorded.arrays["choice_starts"].tolist()
-    inputs: dict[str, Any] = flat([*asked, *passages, *choices]) | {
+    inputs: dict[str, ArrayLike] = flat([*asked, *passages, *choices]) | {
         "starts": np.array([start for part in starts for start in part], np.int64),
         "referenced": len(asked) + len(passages),
         "generate": len(asked),
@@ -97,14 +100,8 @@ def ask_tokens(file: Path, runtime: str, options: Mapping[str, Any], recorded: R
     for role in ("student", "teacher"):
         if f"{role}_ids" in recorded.arrays:
             inputs |= {key: recorded.arrays[key] for key in (f"{role}_ids", f"{role}_logprobs")}
-    lengths = sorted({*TIMING["prompts"], budget.sequence})  # type: ignore[misc]
-    request = {
-        "kind": "tokens",
-        "runtime": runtime,
-        "options": dict(options),
-        "timing": TIMING | {"prompts": lengths},
-    }
-    return Question(file=file, request=request, inputs=inputs)
+    timing: Timing = {**TIMING, "prompts": sorted({*TIMING["prompts"], budget.sequence})}
+    return Question(file=file, request=request(runtime, options, timing, kind="tokens"), inputs=inputs)
 
 
 def measure(
@@ -120,59 +117,65 @@ def measure(
     is_judged: whether a process's times will be judged; then others follow, which time the budget's prompt and the longest.
     Raises DeviceFailed where the probe does not finish.
     """
-    inputs = question.inputs
-    answers, passages = inputs["generate"], inputs["referenced"] - inputs["generate"]
-    progress(0, 0, f"{answers} answers and {passages} texts in {question.request['runtime']}")
-    answer = PROBES[DEFAULT].ask(device, question)
-    found, again = _read(answer.events, budget), []
-    if is_judged(found):
-        longest = int(answer.events["decode"]["depth"])
-        few = question.only_times(prompts=sorted({found.real_lengths[0], longest}), **AGAIN)
-        bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
-        again = time_again(replace(few, inputs=bare | {"referenced": 0}), device, progress)
-    write(out, answer.events, again, answer.arrays)
-    processes = [*found.processes, *(_read_timed(lines, found.real_lengths[0]) for lines in again)]
-    return replace(found, processes=processes), dict(answer.arrays)
-
-
-def _read_timed(events: Mapping[str, Mapping[str, Any]], length: int) -> Timed:
-    """The tokens of one process, and its times to the first one behind `length`, a cold one only where there is no other."""
-    prefill, decode = events["prefill"], events["decode"]
-    first = dict(zip(prefill["lengths"], prefill["ms"], strict=True))[length]
-    return Timed(times=decode["ms"], first=first[1:] or first, neighbours=decode["neighbours"])
-
-
-def _read(events: Mapping[str, Mapping[str, Any]], budget: Budget) -> Measurements:
     import numpy as np
 
-    load, decode, prefill = events["load"], events["decode"], events["prefill"]
+    inputs = question.inputs
+    answers, referenced = (int(np.asarray(inputs[key])) for key in ("generate", "referenced"))
+    progress(0, 0, f"{answers} answers and {referenced - answers} texts in {question.request['runtime']}")
+    answer = PROBES[DEFAULT].ask(device, question)
+    found, again = _read(answer.lines, budget), list[Lines]()
+    if is_judged(found):
+        longest = answer.lines.read("decode", Decode).depth
+        fewer: Timing = {**AGAIN, "prompts": sorted({found.real_lengths[0], longest})}
+        few = question.only_times(**fewer)
+        bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
+        again = time_again(replace(few, inputs=bare | {"referenced": 0}), device, progress)
+    processes = (*found.processes, *(_read_timed(lines, found.real_lengths[0]) for lines in again))
+    found = replace(found, processes=processes)
+    found.write(out)
+    write_outputs(out, answer.arrays)
+    return found, dict(answer.arrays)
+
+
+def _read_timed(lines: Lines, length: int) -> Timed:
+    """The tokens of one process, and its times to the first one behind `length`, a cold one only where there is no other."""
+    prefill, decode = lines.read("prefill", Prefill), lines.read("decode", Decode)
+    first = dict(zip(prefill.lengths, prefill.ms, strict=True))[length]
+    return Timed(times=decode.ms, first=first[1:] or first, neighbours=decode.neighbours)
+
+
+def _read(lines: Lines, budget: Budget) -> Measurements:
+    import numpy as np
+
+    load, decode, prefill = lines.read("load", Load), lines.read("decode", Decode), lines.read("prefill", Prefill)
+    memory, machine = lines.read("memory", Peak), lines.read("machine", MachineSpeed)
+    swept = to_table(lines.read("threads", Sweep)) if "threads" in lines.events else {}
     first = {
-        length: times for length, times in zip(prefill["lengths"], prefill["ms"], strict=True) if times
-    }  # the first of each is cold
+        length: times for length, times in zip(prefill.lengths, prefill.ms, strict=True) if times
+    }  # of each one is cold
     asked = min(first, key=lambda length: abs(length - budget.sequence))
     longest = max(first)
     warm = {length: float(np.median(times[1:] or times)) for length, times in first.items()}
     return Measurements(
-        device=events["device"],
-        speed=events["machine"]["speed"],
-        work=read_work(events),
-        runtime=RuntimeVersion(name=load["runtime"], version=load["version"]),
-        available=load["available"],
-        shape=Shape(batch=1, sequence=int(decode["depth"]), threads=decode["threads"]),
-        load_ms=load["ms"],
+        device=lines.device,
+        speed=machine.speed,
+        work=lines.work,
+        runtime=RuntimeVersion(name=load.runtime, version=load.version),
+        available=load.available,
+        shape=Shape(batch=1, sequence=decode.depth, threads=decode.threads),
+        load_ms=load.ms,
         first_ms=first[asked][0],
-        processes=[_read_timed(events, asked)],
+        processes=(_read_timed(lines, asked),),
         real_times=first[asked][1:] or first[asked],
-        real_lengths=[asked],
-        peak_mb=events["memory"]["peak_mb"],
-        neighbours=events["machine"]["neighbours"],
-        outputs=np.zeros((0, 0), np.float32),
+        real_lengths=(asked,),
+        peak_mb=memory.peak_mb,
+        neighbours=machine.neighbours,
         generation=Speed(
             ttft_ms={str(length): time for length, time in warm.items()},
             ttft_cold_ms={str(length): times[0] for length, times in first.items()},
-            tokens_per_second=Rates(prefill=1e3 * longest / warm[longest], decode=1e3 / float(np.median(decode["ms"]))),
-            threads={key: value for key, value in events.get("threads", {}).items() if key in {"prefill", "decode"}},
-            memory_mb={key: value for key, value in events["memory"].items() if value is not None},
+            tokens_per_second=Rates(prefill=1e3 * longest / warm[longest], decode=1e3 / float(np.median(decode.ms))),
+            threads={key: value for key, value in swept.items() if key in {"prefill", "decode"}},
+            memory_mb={key: value for key, value in vars(memory).items() if value is not None},
         ),
     )
 

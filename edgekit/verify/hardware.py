@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgekit.runtimes.machine import Machine
     from edgekit.target import Hardware
     from edgekit.verify.measurements import Measurements
 
@@ -24,9 +25,7 @@ _IMPOSSIBLE = 2.0
 _CACHE_BYTES = 256 << 20
 
 
-def mismatches(
-    hardware: Hardware, device: Mapping[str, Any], speed: Mapping[str, float], threads: int | None
-) -> list[str]:
+def mismatches(hardware: Hardware, device: Machine, speed: Mapping[str, float], threads: int | None) -> list[str]:
     """Why the machine that measured may not vouch for the target's latency and memory; empty where it may.
 
     A target for one machine wants its arch, cpu, cores and features, and the speeds that it states within a factor of two.
@@ -39,7 +38,7 @@ def mismatches(
     if hardware.generic:
         return _above_floor(hardware, stated, device, speed, threads)
     reasons = []
-    if not _same_cpu(hardware.cpu, str(device["cpu"])):
+    if not _same_cpu(hardware.cpu, device["cpu"]):
         reasons.append(f"cpu {device['cpu']}, not {hardware.cpu}")
     if device["cores"] != hardware.cores:
         reasons.append(f"{device['cores']} cores, not {hardware.cores}")
@@ -58,12 +57,12 @@ def mismatches(
 def _above_floor(
     hardware: Hardware,
     stated: Mapping[str, float],
-    device: Mapping[str, Any],
+    device: Machine,
     speed: Mapping[str, float],
     threads: int | None,
 ) -> list[str]:
     reasons = [f"the target's floor does not state {key}" for key in SPEEDS if key not in stated]
-    used = threads or int(device["cores"])
+    used = threads or device["cores"]
     if used > _FLOOR * hardware.cores:
         reasons.append(f"{used} threads, above the floor of {hardware.cores} cores")
     if hardware.accelerator:

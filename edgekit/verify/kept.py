@@ -8,23 +8,37 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import dump_json, read_json
 from edgekit.state import state_folder
-from edgekit.typed_json import to_table
+from edgekit.typed_json import read_table, to_table
 from edgekit.verify.measurements import Measurements, Timed
 from edgekit.workspace import fingerprint, make_folder, write_atomically
 
 # What tells machines apart that have one identity, as every "local" one has: a new kernel or Python is the same machine.
-_DEVICE = ("arch", "cpu", "part", "cores", "memory_mb")
+_DEVICE: tuple[Literal["arch", "cpu", "part", "cores", "memory_mb"], ...] = (
+    "arch",
+    "cpu",
+    "part",
+    "cores",
+    "memory_mb",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """One measurement's timed calls, and why they prove nothing of a quiet machine."""
+
+    processes: tuple[Timed, ...]
+    disturbed: tuple[str, ...]
 
 
 def keep(
-    measured: Measurements, *, device: str, artifact: str, options: Mapping[str, Any], disturbed: Sequence[str]
+    measured: Measurements, *, device: str, artifact: str, options: Mapping[str, object], disturbed: Sequence[str]
 ) -> Measurements:
     """The same with the processes of earlier measurements of this artifact there; this one is kept for later ones.
 
@@ -38,25 +52,22 @@ def keep(
         "options": dict(options),
         "shape": to_table(measured.shape),
         "first": measured.real_lengths[:1] if measured.generation else None,
-        "device": {name: measured.device.get(name) for name in _DEVICE} | {"identity": device},
+        "device": {name: measured.device[name] for name in _DEVICE} | {"identity": device},
     }
     folder = state_folder() / "measured" / fingerprint(key)
-    earlier = [one for one in map(_read, sorted(folder.glob("*.json"))) if not one["disturbed"]]
-    content = {"processes": [asdict(process) for process in measured.processes], "disturbed": list(disturbed)}
+    earlier = [kept for kept in map(_read, sorted(folder.glob("*.json"))) if not kept.disturbed]
     make_folder(folder)
-    write_atomically(folder / f"{uuid.uuid4().hex}.json", dump_json(content))
+    own = Kept(processes=measured.processes, disturbed=tuple(disturbed))
+    write_atomically(folder / f"{uuid.uuid4().hex}.json", dump_json(to_table(own)))
     return replace(
         measured,
-        earlier=[Timed(**process) for one in earlier for process in one["processes"]],
+        earlier=tuple(process for kept in earlier for process in kept.processes),
         measurement=len(earlier) + 1,
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content = read_json(path)
+def _read(path: Path) -> Kept:
     try:
-        for process in content["processes"]:
-            Timed(**process)
-        return {"processes": content["processes"], "disturbed": content["disturbed"]}
-    except (KeyError, TypeError) as wrong:
-        raise EdgekitError(f"{path}: not a measurement that edgekit kept ({wrong}); remove it") from wrong
+        return read_table(Kept, read_json(path), str(path))
+    except EdgekitError as wrong:
+        raise EdgekitError(f"{path}: not a measurement that edgekit kept ({wrong.message}); remove it") from wrong

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from edgekit.evidence import Rates, RuntimeVersion, Shape
 from edgekit.probes import DEFAULT, PROBES, Question
+from edgekit.probes.lines import Calls, First, Lines, Load, MachineSpeed, Neighbours, Peak, RealCalls
 from edgekit.progress import Progress
 from edgekit.runtimes import RUNTIMES
-from edgekit.schema import parse
+from edgekit.runtimes.machine import Machine
+from edgekit.runtimes.placement import Work
+from edgekit.schema import dump_json, parse, read_json
+from edgekit.typed_json import read_table, to_table
 from edgekit.verify import latency
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from edgekit.devices import Device
-    from edgekit.probes import Event
     from edgekit.prompts import Prompt
-    from edgekit.runtimes.placement import Work
+    from edgekit.runtimes.request import Request, Settings, Timing
     from edgekit.target import Target
 
-    Events = Mapping[str, Event]
+    Arrays = Mapping[str, NDArray[np.generic]]
 
+FILE = "measurements.json"
 # Of 20 calls the largest is the p95 (`latency.level`); 200 narrow it. Seconds are of one process.
-TIMING = {"warmup": 10, "repeats": 200, "least": 20, "seconds": 2.0}
+TIMING: Timing = {"warmup": 10, "repeats": 200, "least": 20, "seconds": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
     """The timed calls of one process, in ms; first: of a decoder, the times to the first token; neighbours: see that module."""
 
-    times: Sequence[float]
-    first: Sequence[float] = ()
-    neighbours: Mapping[str, float | None] = field(default_factory=dict)
+    times: tuple[float, ...]
+    first: tuple[float, ...] = ()
+    neighbours: Neighbours = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +66,20 @@ class Measurements:
     measured. Of a decoder a call is one new token, and generation has what the probe says of prompts, threads and memory.
     """
 
-    device: Mapping[str, Any]
+    device: Machine
     speed: Mapping[str, float]
     work: Work
     runtime: RuntimeVersion
-    available: Sequence[str]
+    available: tuple[str, ...]
     shape: Shape
     load_ms: float
     first_ms: float
-    processes: Sequence[Timed]
-    real_times: Sequence[float]
-    real_lengths: Sequence[int]
+    processes: tuple[Timed, ...]
+    real_times: tuple[float, ...]
+    real_lengths: tuple[int, ...]
     peak_mb: float | None
-    outputs: NDArray[np.float32]
-    neighbours: Mapping[str, float | None] = field(default_factory=dict)
-    earlier: Sequence[Timed] = ()
+    neighbours: Neighbours = field(default_factory=dict)
+    earlier: tuple[Timed, ...] = ()
     measurement: int = 1
     generation: Speed | None = None
 
@@ -86,74 +88,94 @@ class Measurements:
         """The timed calls of all of this measurement's processes."""
         return [time for process in self.processes for time in process.times]
 
+    def write(self, folder: Path) -> None:
+        """Write measurements.json."""
+        (folder / FILE).write_text(dump_json(to_table(self)), encoding="utf-8")
+
+
+def read_measurements(folder: Path) -> Measurements:
+    """The measurements of a verify step's folder; EdgekitError where they are none, or those of another version."""
+    return read_table(Measurements, read_json(folder / FILE), str(folder / FILE))
+
 
 def ask_rows(
-    file: Path, runtime: str, options: Mapping[str, Any], ids: Sequence[Sequence[int]], pad_id: int, sequence: int
+    file: Path, runtime: str, options: Mapping[str, object], ids: Sequence[Sequence[int]], pad_id: int, sequence: int
 ) -> Question:
     """The question for the outputs of encoded texts, timed at `sequence` tokens."""
     import numpy as np
 
-    request = {"runtime": runtime, "options": dict(options), "timing": TIMING | {"sequence": sequence}}
-    return Question(file=file, request=request, inputs=flat(ids) | {"pad_id": np.int64(pad_id)})
+    timing: Timing = {**TIMING, "sequence": sequence}
+    return Question(
+        file=file, request=request(runtime, options, timing), inputs=flat(ids) | {"pad_id": np.array(pad_id)}
+    )
+
+
+def request(runtime: str, options: Mapping[str, object], timing: Timing, kind: str = "rows") -> Request:
+    """A request of the protocol, less the paths, which its probe knows."""
+    return {"kind": kind, "runtime": runtime, "options": cast("Settings", dict(options)), "timing": timing}
 
 
 def measure(
     question: Question, device: Device, is_judged: Callable[[Measurements], bool], progress: Progress, out: Path
-) -> Measurements:
-    """Run the probe on the device over the texts of `ask_rows`; write measurements.json (all its lines) and outputs.npz to `out`.
+) -> tuple[Measurements, NDArray[np.float32]]:
+    """Run the probe on the device over the texts of `ask_rows`; write measurements.json and outputs.npz to `out`.
 
-    is_judged: whether a process's times will be judged; then others follow, each for its times alone. Raises DeviceFailed
-    where the probe does not finish.
+    Returns the measurements and the outputs [texts, width]. is_judged: whether a process's times will be judged; then others
+    follow, each for its times alone. Raises DeviceFailed where the probe does not finish.
     """
-    progress(0, 0, f"{len(question.inputs['offsets']) - 1} prompts in {question.request['runtime']}")
-    answer = PROBES[DEFAULT].ask(device, question)
-    events = answer.events
-    load = events["load"]
-    found = Measurements(
-        device=events["device"],
-        speed=events["machine"]["speed"],
-        work=read_work(events),
-        runtime=RuntimeVersion(name=load["runtime"], version=load["version"]),
-        available=load["available"],
-        shape=Shape(**events["latency"]["shape"]),
-        load_ms=load["ms"],
-        first_ms=events["first"]["ms"],
-        processes=[_read_timed(events)],
-        real_times=events["latency_real"]["ms"],
-        real_lengths=events["latency_real"]["lengths"],
-        peak_mb=events["memory"]["peak_mb"],
-        neighbours=events["machine"]["neighbours"],
-        outputs=answer.arrays["outputs"],
-    )
-    again = time_again(question.only_times(), device, progress) if is_judged(found) else []
-    write(out, events, again, answer.arrays)
-    return replace(found, processes=[*found.processes, *map(_read_timed, again)])
-
-
-def read_work(events: Events) -> Work:
-    """What one call does, as the probe says it."""
-    return cast("Work", events["work"])
-
-
-def _read_timed(events: Events) -> Timed:
-    return Timed(times=events["latency"]["ms"], neighbours=events["latency"]["neighbours"])
-
-
-def time_again(question: Question, device: Device, progress: Progress) -> list[Events]:
-    """The lines of further processes, one after the other: `latency.PROCESSES` with the first one."""
-    found: list[Events] = []
-    for count in range(1, latency.PROCESSES):
-        progress(count, latency.PROCESSES, "processes, each timed for itself")
-        found.append(PROBES[DEFAULT].ask(device, question).events)
-    return found
-
-
-def write(out: Path, events: Events, again: Sequence[Events], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write measurements.json, the lines of the first process and under `again` those of the others, and outputs.npz."""
     import numpy as np
 
-    lines = {**events, "again": list(again)}
-    (out / "measurements.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+    progress(0, 0, f"{len(np.asarray(question.inputs['offsets'])) - 1} prompts in {question.request['runtime']}")
+    answer = PROBES[DEFAULT].ask(device, question)
+    result = _read(answer.lines)
+    again = time_again(question.only_times(), device, progress) if is_judged(result) else []
+    result = replace(result, processes=(*result.processes, *map(_read_timed, again)))
+    result.write(out)
+    write_outputs(out, answer.arrays)
+    return result, answer.arrays["outputs"].astype(np.float32, copy=False)
+
+
+def _read(lines: Lines) -> Measurements:
+    load, real, machine = (
+        lines.read("load", Load),
+        lines.read("latency_real", RealCalls),
+        lines.read("machine", MachineSpeed),
+    )
+    return Measurements(
+        device=lines.device,
+        speed=machine.speed,
+        work=lines.work,
+        runtime=RuntimeVersion(name=load.runtime, version=load.version),
+        available=load.available,
+        shape=lines.read("latency", Calls).shape,
+        load_ms=load.ms,
+        first_ms=lines.read("first", First).ms,
+        processes=(_read_timed(lines),),
+        real_times=real.ms,
+        real_lengths=real.lengths,
+        peak_mb=lines.read("memory", Peak).peak_mb,
+        neighbours=machine.neighbours,
+    )
+
+
+def _read_timed(lines: Lines) -> Timed:
+    calls = lines.read("latency", Calls)
+    return Timed(times=calls.ms, neighbours=calls.neighbours)
+
+
+def time_again(question: Question, device: Device, progress: Progress) -> list[Lines]:
+    """The lines of further processes, one after the other: `latency.PROCESSES` with the first one."""
+    result: list[Lines] = []
+    for count in range(1, latency.PROCESSES):
+        progress(count, latency.PROCESSES, "processes, each timed for itself")
+        result.append(PROBES[DEFAULT].ask(device, question).lines)
+    return result
+
+
+def write_outputs(out: Path, arrays: Arrays) -> None:
+    """Write outputs.npz."""
+    import numpy as np
+
     with (out / "outputs.npz").open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
 
@@ -167,14 +189,14 @@ def encode(artifact: Path, rows: Sequence[Prompt], settings: Mapping[str, object
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
-def runtime_options(facts: Mapping[str, Any], target: Target, runtime: str) -> dict[str, Any]:
-    """The runtime's options: the target's, with what the artifact needs."""
+def runtime_options(needed: Mapping[str, object], target: Target, runtime: str) -> dict[str, object]:
+    """The runtime's options: the target's, with those that the artifact needs."""
     where = f"{target.path}: runtime.{runtime}"
     asked = vars(parse(RUNTIMES[runtime].Options, dict(target.runtime.get(runtime, {})), where))
-    return RUNTIMES[runtime].joined(asked, facts["runtime_options"])
+    return RUNTIMES[runtime].joined(asked, needed)
 
 
-def flat(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+def flat(rows: Sequence[Sequence[int]]) -> dict[str, ArrayLike]:
     """Rows of token ids as the probe reads them: all behind each other, and where each begins."""
     import numpy as np
 

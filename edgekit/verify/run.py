@@ -58,7 +58,7 @@ class Run:
     recorded: Product
     device: Device
     runtime: str
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
     coverage: Coverage | None
     models: Mapping[str, FloatModel]
     data: PromptFacts | None

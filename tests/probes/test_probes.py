@@ -39,12 +39,12 @@ def question(tmp_path_factory: pytest.TempPathFactory) -> Question:
 def test_a_probe_conforms(name: str, question: Question) -> None:
     with LocalDevice({}) as device:
         answer = PROBES[name].ask(device, question.only_times())
-        assert [*answer.events] == ["device", "load", "first", "latency", "done"]
-        assert len(answer.events["latency"]["ms"]) == TIMING["repeats"]
+        assert [*answer.lines.events] == ["device", "load", "first", "latency", "done"]
+        assert len(answer.lines.events["latency"]["ms"]) == TIMING["repeats"]
         assert answer.arrays == {}
         whole = PROBES[name].ask(device, question)
-    assert {*answer.events} < {*whole.events}
-    assert list(whole.events)[-1] == "done"
+    assert {*answer.lines.events} < {*whole.lines.events}
+    assert list(whole.lines.events)[-1] == "done"
     assert whole.arrays["outputs"].shape == (len(TEXTS), 3)
     assert sorted(path.name for path in question.file.parent.iterdir()) == ["model.onnx"], "an artifact is only read"
 

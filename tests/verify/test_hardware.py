@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edgekit.evidence import Rates, RuntimeVersion, Shape
@@ -92,16 +91,15 @@ def measurements(**work: Any) -> Measurements:
         shape=Shape(batch=1, sequence=64, threads=2),
         load_ms=1.0,
         first_ms=1.0,
-        processes=[Timed(times=[1.0])],
+        processes=(Timed(times=(1.0,)),),
         real_times=[1.0],
         real_lengths=[1],
         peak_mb=None,
-        outputs=np.zeros((1, 1), np.float32),
     )
 
 
 def timed(*levels: float) -> list[Timed]:
-    return [Timed(times=[level] * 60) for level in levels]
+    return tuple(Timed(times=(level,) * 60) for level in levels)
 
 
 def test_a_busy_machine_proves_nothing_and_fails_nothing() -> None:
@@ -147,7 +145,7 @@ def test_a_faster_host_does_not_vouch_for_a_slower_target() -> None:
 
 
 def test_a_decoders_first_token_and_rate_are_of_processes_too() -> None:
-    processes = [Timed(times=[10.0] * 60, first=[100.0 + place]) for place in range(5)]
+    processes = tuple(Timed(times=(10.0,) * 60, first=(100.0 + place,)) for place in range(5))
     measured = replace(measurements(), processes=processes, generation=SPOKEN)
     first, rate = check_budget(Budget(ttft_ms=120, tokens_per_second=90), measured, 1, Conditions())
     assert (first.name, first.verdict) == ("ttft_ms", "pass")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edgekit.evidence import RuntimeVersion, Shape
@@ -32,11 +31,10 @@ def measured(**machine: Any) -> Measurements:
         shape=Shape(batch=1, sequence=8, threads=1),
         load_ms=1.0,
         first_ms=1.0,
-        processes=[Timed(times=[1.0, 2.0])],
+        processes=(Timed(times=(1.0, 2.0)),),
         real_times=[1.0],
         real_lengths=[8],
         peak_mb=None,
-        outputs=np.zeros((0, 0), np.float32),
     )
 
 

@@ -108,7 +108,7 @@ def test_passes_on_the_machine_that_the_target_describes(bench: Bench) -> None:
     assert [entry["verdict"] for entry in report["comparisons"]] == ["pass", "pass", None]
     with np.load(report["out"] / "outputs.npz") as arrays:
         assert arrays["outputs"].shape == (400, 3)
-    assert json.loads((report["out"] / "measurements.json").read_text())["memory"]["peak_mb"] == report["memory_mb"]
+    assert measurements.read_measurements(report["out"]).peak_mb == report["memory_mb"]
 
 
 def test_other_modules_read_the_report(bench: Bench) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes.llamacpp.generation import Generator
 from edgekit.runtimes.llamacpp.library import (
@@ -25,6 +25,7 @@ from edgekit.runtimes.llamacpp.need import predict_memory
 from edgekit.runtimes.llamacpp.session import Session
 from edgekit.runtimes.memory import Demand, Memory
 from edgekit.runtimes.placement import Placement
+from edgekit.runtimes.request import read_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,21 +44,21 @@ __all__ = [
 NAME = "llama-cpp"
 
 
-def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
+def joined(target: Mapping[str, object], artifact: Mapping[str, object]) -> dict[str, object]:
     """A session's options: a target's `[runtime.llama-cpp]` with what the artifact needs, which wins.
 
     The artifact's `longest` is the model's own context: no session has a longer one.
     """
     wanted = {**target, **artifact}
     longest = wanted.pop("longest", None)
-    chosen = Options(**wanted)
-    options = vars(chosen) | {"flash_attention": resolved_attention(chosen)}
-    return options | {"context": min(options["context"], longest)} if longest else options
+    chosen = read_options(Options, wanted)
+    context = min(chosen.context, longest) if isinstance(longest, int) and longest else chosen.context
+    return vars(chosen) | {"flash_attention": resolved_attention(chosen), "context": context}
 
 
-def memory(demand: Demand, options: Mapping[str, Any]) -> Memory:
+def memory(demand: Demand, options: Mapping[str, object]) -> Memory:
     """What an artifact needs here."""
-    return predict_memory(demand, Options(**dict(options)))
+    return predict_memory(demand, read_options(Options, options))
 
 
 def defaults(cores: int) -> dict[str, str | int]:
@@ -65,23 +66,23 @@ def defaults(cores: int) -> dict[str, str | int]:
     return {"threads": cores, "context": 4096}
 
 
-def distribution(options: Mapping[str, Any]) -> str:  # noqa: ARG001 - a protocol's
+def distribution(options: Mapping[str, object]) -> str:  # noqa: ARG001 - a protocol's
     """What pip installs on a device, which is one name for every kind of GPU."""
     return PACKAGE.name
 
 
-def load(file: Path, options: Mapping[str, Any]) -> Session:
+def load(file: Path, options: Mapping[str, object]) -> Session:
     """Open an embedder."""
     return Session(file, options)
 
 
-def generator(file: Path, options: Mapping[str, Any]) -> Generator:
+def generator(file: Path, options: Mapping[str, object]) -> Generator:
     """Open a decoder."""
     return Generator(file, options)
 
 
 def outputs(
-    file: Path, ids: Sequence[Sequence[int]], *, pad_id: int, options: Mapping[str, Any]
+    file: Path, ids: Sequence[Sequence[int]], *, pad_id: int, options: Mapping[str, object]
 ) -> NDArray[np.float32]:
     """The outputs [n, width] of n encoded texts, each run by itself and unpadded, as an app would; an empty one is `pad_id`."""
     import numpy as np
@@ -92,7 +93,7 @@ def outputs(
     return rows
 
 
-def work(file: Path, options: Mapping[str, Any], ids: Ids) -> Work:
+def work(file: Path, options: Mapping[str, object], ids: Ids) -> Work:
     """What one call of an embedder on `ids` does: `Loaded.work` with matmul_ops by provider and weight_bytes.
 
     Every parameter outside the embedding table is taken for a matrix's (a multiplication and an addition for each token), and
@@ -112,9 +113,9 @@ def work(file: Path, options: Mapping[str, Any], ids: Ids) -> Work:
     }
 
 
-def placement(asked: Mapping[str, Any], work: Work, available: Sequence[str]) -> Placement:  # noqa: ARG001 - layers tell
+def placement(asked: Mapping[str, object], work: Work, available: Sequence[str]) -> Placement:  # noqa: ARG001 - layers tell
     """Whether as many layers as the options ask for lie on the GPU (gpu_layers -1: all, the output counted as one)."""
-    options, layers, there = Options(**asked), work.get("layers", 0), work.get("offloaded", 0)
+    options, layers, there = read_options(Options, asked), work.get("layers", 0), work.get("offloaded", 0)
     wanted = layers if options.gpu_layers < 0 else min(options.gpu_layers, layers)
     remedy = (
         f"a silent fallback: {wanted - there} layers stay on the CPU: this llama.cpp was built without the GPU's backend, or its"

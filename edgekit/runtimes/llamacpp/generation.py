@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes.llamacpp.library import LlamaError
 from edgekit.runtimes.llamacpp.loaded import Loaded
@@ -27,7 +27,7 @@ class Generator:
     Its cache takes the context that the options ask for; where they ask for none it doubles as it fills, up to the model's own.
     """
 
-    def __init__(self, file: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, options: Mapping[str, object]) -> None:
         """Raises LlamaError for a file that is no decoder, and for a context that is longer than the model's."""
         self._loaded = Loaded(file, options)
         wanted = self._loaded.options

@@ -25,6 +25,7 @@ from edgekit.runtimes.llamacpp.library import (
     open_library,
     resolved_attention,
 )
+from edgekit.runtimes.request import read_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,8 +65,8 @@ class _Handles:
 class Loaded:
     """A model in memory with one context, which `reserve` replaces. Raises LlamaError for a file that llama.cpp does not load."""
 
-    def __init__(self, file: Path, options: Mapping[str, Any]) -> None:
-        self.file, self.options = file, Options(**dict(options))
+    def __init__(self, file: Path, options: Mapping[str, object]) -> None:
+        self.file, self.options = file, read_options(Options, options)
         self._log = open_library()
         self._library, self._handles = self._log.functions, _Handles(self._log)
         self._handles.model = self._log.load_model(file, gpu_layers=self.options.gpu_layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes.llamacpp.loaded import Loaded
 
@@ -23,7 +23,7 @@ _SHORTEST = 256
 class Session:
     """An embedder: all of a text's tokens at once, one row back."""
 
-    def __init__(self, file: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, options: Mapping[str, object]) -> None:
         """Raises LlamaError for a file that llama.cpp does not load."""
         self._loaded = Loaded(file, options)
         self._room = 0

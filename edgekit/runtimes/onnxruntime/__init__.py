@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes.memory import Demand, Memory
 from edgekit.runtimes.onnxruntime.generation import Generator
@@ -44,12 +44,12 @@ SHARE = 0.8
 _PREPARED, _PROCESS_BYTES = 1.2, 40e6
 
 
-def joined(target: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
+def joined(target: Mapping[str, object], artifact: Mapping[str, object]) -> dict[str, object]:
     """A session's options: a target's `[runtime.onnxruntime]` with what the artifact needs, which wins."""
-    wanted = vars(read_options(target))
-    off = sorted({*wanted["disabled_optimizers"], *artifact.get("disabled_optimizers", ())})
-    entries = dict(sorted({**wanted["config_entries"], **artifact.get("config_entries", {})}.items()))
-    return wanted | {"disabled_optimizers": off, "config_entries": entries}
+    wanted, needed = read_options(target), read_options(artifact)
+    off = sorted({*wanted.disabled_optimizers, *needed.disabled_optimizers})
+    entries = dict(sorted({**wanted.config_entries, **needed.config_entries}.items()))
+    return vars(wanted) | {"disabled_optimizers": off, "config_entries": entries}
 
 
 def defaults(cores: int) -> dict[str, str | int]:
@@ -57,28 +57,28 @@ def defaults(cores: int) -> dict[str, str | int]:
     return {"provider": CPU, "threads": cores}
 
 
-def memory(demand: Demand, options: Mapping[str, Any]) -> Memory:  # noqa: ARG001 - one signature for all
+def memory(demand: Demand, options: Mapping[str, object]) -> Memory:  # noqa: ARG001 - one signature for all
     """What an artifact needs here: its weights with what onnxruntime prepares of them, and the process itself."""
     return Memory(needed=_PREPARED * demand.weights + _PROCESS_BYTES)
 
 
-def distribution(options: Mapping[str, Any]) -> str:
+def distribution(options: Mapping[str, object]) -> str:
     """What pip installs on a device where sessions ask for this provider."""
     return PACKAGE.build_for(str(options.get("provider", CPU))) or PACKAGE.name
 
 
-def load(file: Path, options: Mapping[str, Any]) -> Session:
+def load(file: Path, options: Mapping[str, object]) -> Session:
     """Open an artifact with the options of its export and of its target."""
     return Session(file, options)
 
 
-def generator(file: Path, options: Mapping[str, Any]) -> Generator:
+def generator(file: Path, options: Mapping[str, object]) -> Generator:
     """Open a decoder that edgekit exported, with the options of its export and of its target."""
     return Generator(file, options)
 
 
 def outputs(
-    file: Path, ids: Sequence[Sequence[int]], *, pad_id: int, options: Mapping[str, Any]
+    file: Path, ids: Sequence[Sequence[int]], *, pad_id: int, options: Mapping[str, object]
 ) -> NDArray[np.float32]:
     """The outputs [n, width] of n encoded texts, each run by itself and unpadded, as an app would; an empty one is `pad_id`."""
     import numpy as np
@@ -87,7 +87,7 @@ def outputs(
     return np.stack([session.run(row or [pad_id]) for row in ids])
 
 
-def placement(asked: Mapping[str, Any], work: Work, available: Sequence[str]) -> Placement:
+def placement(asked: Mapping[str, object], work: Work, available: Sequence[str]) -> Placement:
     """Whether the provider that the options ask for does the matrix products; one that the device lacks proves nothing."""
     wanted, used = read_options(asked).provider, work["provider"]
     # Of a decoder nobody profiled the products. A session that fell back to the CPU as a whole is known; of another provider it

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes.onnxruntime.library import as_value, open_session, read_options
 
@@ -38,7 +38,7 @@ class Generator:
     """How many tokens it can be fed."""
     provider: str
 
-    def __init__(self, file: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, options: Mapping[str, object]) -> None:
         """Raises what onnxruntime raises for a file that it does not load, ValueError for one that is no decoder of edgekit."""
         self._session = open_session(file, read_options(options))
         facts = self._session.get_modelmeta().custom_metadata_map

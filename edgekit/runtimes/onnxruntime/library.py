@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.runtimes import request
 from edgekit.runtimes.package import Package
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ class Options:
     config_entries: dict[str, str] = field(default_factory=dict)
 
 
-def read_options(options: Mapping[str, Any]) -> Options:
+def read_options(options: Mapping[str, object]) -> Options:
     """A session's options from a request. Raises TypeError for one that there is not."""
-    return Options(**options)
+    return request.read_options(Options, options)
 
 
 def open_session(model: Path | bytes, options: Options, *, optimize: bool = True, profile: Path | None = None) -> Any:

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from edgekit.runtimes.onnxruntime.library import CPU
 from edgekit.runtimes.onnxruntime.operators import OPERATORS
@@ -21,7 +21,24 @@ _PRODUCTS = {name: operator.weight_bytes for name, operator in OPERATORS.items()
 _WIDTHS = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1}
 
 
-def work(file: Path, options: Mapping[str, Any], ids: Ids) -> Work:
+class _Kernel(TypedDict):
+    """What onnxruntime says of one operator's run: shapes by element type of each tensor, constants that it repacked left out."""
+
+    provider: str
+    op_name: str
+    input_type_shape: list[dict[str, list[int]]]
+    output_type_shape: list[dict[str, list[int]]]
+
+
+class _Event(TypedDict, total=False):
+    """One event of the profile, which is Chrome's trace format."""
+
+    cat: str
+    name: str
+    args: _Kernel
+
+
+def work(file: Path, options: Mapping[str, object], ids: Ids) -> Work:
     """What one call on `ids` does: {provider, nodes, matmul_nodes, matmul_ops, weight_bytes}.
 
     nodes, matmul_nodes and matmul_ops are by execution provider; an operation is a multiplication or an addition.
@@ -38,7 +55,7 @@ def work(file: Path, options: Mapping[str, Any], ids: Ids) -> Work:
     return result
 
 
-def _profile(file: Path, options: Mapping[str, Any], ids: Ids) -> Work:
+def _profile(file: Path, options: Mapping[str, object], ids: Ids) -> Work:
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         session = Session(file, options, profile=Path(scratch) / "profile")
         session.run(ids)
@@ -64,13 +81,13 @@ def _profile(file: Path, options: Mapping[str, Any], ids: Ids) -> Work:
     }
 
 
-def _kernels(events: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _kernels(events: Sequence[_Event]) -> Iterator[_Kernel]:
     for event in events:
         if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
             yield event["args"]
 
 
-def _product(operator: str, facts: Mapping[str, Any]) -> tuple[int, float]:
+def _product(operator: str, facts: _Kernel) -> tuple[int, float]:
     """Operations of a matrix product [..., m, k] x [k, n], and the bytes of its second matrix where that is a constant.
 
     The profile leaves out constants that onnxruntime has repacked, so a second input of rank < 2 is a scale or a bias.

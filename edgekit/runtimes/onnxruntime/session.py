@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes.onnxruntime.library import open_session, read_options
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Session:
     """A loaded ONNX model over (input_ids, attention_mask) -> [1, width]."""
 
-    def __init__(self, file: Path, options: Mapping[str, Any], *, profile: Path | None = None) -> None:
+    def __init__(self, file: Path, options: Mapping[str, object], *, profile: Path | None = None) -> None:
         """Raises what onnxruntime raises for a file that it does not load; a provider that is absent falls back to the CPU.
 
         profile: a file prefix for onnxruntime's profile, written by `end_profile`.

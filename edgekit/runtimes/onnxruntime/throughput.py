@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes.onnxruntime.library import Options, installed, open_session
 from edgekit.runtimes.timing import fastest
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 _SIDE = 512
@@ -44,7 +45,7 @@ def throughput() -> dict[str, float]:
 _ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
 
 
-def _product_model(operator: str, a: NDArray[Any], b: NDArray[Any]) -> bytes:
+def _product_model(operator: str, a: NDArray[np.generic], b: NDArray[np.generic]) -> bytes:
     """An ONNX model y = operator(a, b) with a constant b, written without the onnx package (which devices lack).
 
     Field numbers are those of onnx.proto (github.com/onnx/onnx/blob/main/onnx/onnx.proto).
