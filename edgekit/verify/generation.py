@@ -21,12 +21,11 @@ from edgekit.probes.lines import Decode, Lines, Load, MachineSpeed, Peak, Prefil
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt
 from edgekit.schema import read_json
-from edgekit.typed_json import to_table
 from edgekit.verify import accuracy as compared
 from edgekit.verify import clusters
 from edgekit.verify.accuracy import Answers
 from edgekit.verify.margins import FAR, default_margins
-from edgekit.verify.measurements import Measurements, Speed, Timed, flat, request, time_again, write_outputs
+from edgekit.verify.measurements import Measurements, Speed, Timed, flat, request, time_again, write
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
@@ -130,10 +129,9 @@ def measure(
         few = question.only_times(**fewer)
         bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
         again = time_again(replace(few, inputs=bare | {"referenced": 0}), device, progress)
-    processes = (*found.processes, *(_read_timed(lines, found.real_lengths[0]) for lines in again))
-    found = replace(found, processes=processes)
-    found.write(out)
-    write_outputs(out, answer.arrays)
+    others = (_read_timed(lines, found.real_lengths[0]) for lines in again)
+    found = replace(found, processes=(*found.processes, *others))
+    write(out, found, answer.arrays)
     return found, dict(answer.arrays)
 
 
@@ -149,7 +147,7 @@ def _read(lines: Lines, budget: Budget) -> Measurements:
 
     load, decode, prefill = lines.read("load", Load), lines.read("decode", Decode), lines.read("prefill", Prefill)
     memory, machine = lines.read("memory", Peak), lines.read("machine", MachineSpeed)
-    swept = to_table(lines.read("threads", Sweep)) if "threads" in lines.events else {}
+    swept = lines.read("threads", Sweep) if "threads" in lines.events else None
     first = {
         length: times for length, times in zip(prefill.lengths, prefill.ms, strict=True) if times
     }  # of each one is cold
@@ -174,7 +172,7 @@ def _read(lines: Lines, budget: Budget) -> Measurements:
             ttft_ms={str(length): time for length, time in warm.items()},
             ttft_cold_ms={str(length): times[0] for length, times in first.items()},
             tokens_per_second=Rates(prefill=1e3 * longest / warm[longest], decode=1e3 / float(np.median(decode.ms))),
-            threads={key: value for key, value in swept.items() if key in {"prefill", "decode"}},
+            threads={"prefill": swept.prefill, "decode": swept.decode} if swept else {},
             memory_mb={key: value for key, value in vars(memory).items() if value is not None},
         ),
     )

@@ -88,10 +88,6 @@ class Measurements:
         """The timed calls of all of this measurement's processes."""
         return [time for process in self.processes for time in process.times]
 
-    def write(self, folder: Path) -> None:
-        """Write measurements.json."""
-        (folder / FILE).write_text(dump_json(to_table(self)), encoding="utf-8")
-
 
 def read_measurements(folder: Path) -> Measurements:
     """The measurements of a verify step's folder; EdgekitError where they are none, or those of another version."""
@@ -130,8 +126,7 @@ def measure(
     result = _read(answer.lines)
     again = time_again(question.only_times(), device, progress) if is_judged(result) else []
     result = replace(result, processes=(*result.processes, *map(_read_timed, again)))
-    result.write(out)
-    write_outputs(out, answer.arrays)
+    write(out, result, answer.arrays)
     return result, answer.arrays["outputs"].astype(np.float32, copy=False)
 
 
@@ -172,10 +167,11 @@ def time_again(question: Question, device: Device, progress: Progress) -> list[L
     return result
 
 
-def write_outputs(out: Path, arrays: Arrays) -> None:
-    """Write outputs.npz."""
+def write(out: Path, measured: Measurements, arrays: Arrays) -> None:
+    """Write measurements.json and outputs.npz."""
     import numpy as np
 
+    (out / FILE).write_text(dump_json(to_table(measured)), encoding="utf-8")
     with (out / "outputs.npz").open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
 

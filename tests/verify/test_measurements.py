@@ -13,7 +13,7 @@ from edgekit.evidence import Rates
 from edgekit.probes import Lines
 from edgekit.probes.lines import Load
 from edgekit.runtimes.machine import describe
-from edgekit.verify.measurements import FILE, Speed, Timed, read_measurements
+from edgekit.verify.measurements import FILE, Speed, Timed, read_measurements, write
 from tests.verify.test_kept import measured
 
 RATES = Rates(decode=1.0, prefill=2.0)
@@ -31,7 +31,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         real_lengths=(8,),
         generation=SPEED,
     )
-    whole.write(tmp_path)
+    write(tmp_path, whole, {})
     assert read_measurements(tmp_path) == whole
 
 
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_none_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    replace(measured(), device=describe(), real_times=(), real_lengths=(), available=()).write(tmp_path)
+    write(tmp_path, replace(measured(), device=describe(), real_times=(), real_lengths=(), available=()), {})
     table = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
     (tmp_path / FILE).write_text(json.dumps(table | changes), encoding="utf-8")
     with pytest.raises(EdgekitError, match=message):
