@@ -126,11 +126,9 @@ def measure(
     if is_judged(found):
         longest = answer.lines.read("decode", Decode).depth
         fewer: Timing = {**AGAIN, "prompts": sorted({found.real_lengths[0], longest})}
-        few = question.only_times(**fewer)
         bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
-        again = time_again(replace(few, inputs=bare | {"referenced": 0}), device, progress)
-    others = (_read_timed(lines, found.real_lengths[0]) for lines in again)
-    found = replace(found, processes=(*found.processes, *others))
+        again = time_again(replace(question.only_times(**fewer), inputs=bare | {"referenced": 0}), device, progress)
+    found = replace(found, processes=(*found.processes, *(_read_timed(one, found.real_lengths[0]) for one in again)))
     write(out, found, answer.arrays)
     return found, dict(answer.arrays)
 
