@@ -69,13 +69,14 @@ def size_of(model: Model) -> Size:
 class Estimate:
     """What a build will take; what was not estimated is 0.
 
-    Of the build: seconds by step, memory_mb and disk_mb (1e6 bytes). Of the artifact: artifact_mb, and artifact_most_mb where
+    Of the build: floating-point operations by step (`pipeline.cost.seconds` tells how long they take here), memory_mb and disk_mb
+    (1e6 bytes). Of the artifact: artifact_mb, and artifact_most_mb where
     layers may stay float; needed_mb: the memory that it and its runtime need on the target. Of a decoder in a runtime that tells
     its cache: context (tokens), cache_mb, bytes_per_token. Where the scheme is found at export: schemes_mb, the size of each that
     may become the artifact, the smallest first, and judged_on, how many calibrate prompts decide at most.
     """
 
-    seconds: Mapping[str, int] = field(default_factory=dict)
+    operations: Mapping[str, float] = field(default_factory=dict)
     memory_mb: int = 0
     disk_mb: float = 0.0
     artifact_mb: float = 0.0
@@ -88,8 +89,8 @@ class Estimate:
     judged_on: int | None = None
 
     def facts(self) -> dict[str, Any]:
-        """As `--dry-run --json` shows it: without what is not known."""
-        known = {name: value for name, value in vars(self).items() if value is not None}
+        """As `--dry-run --json` shows it, but for the seconds: without what is not known."""
+        known = {name: value for name, value in vars(self).items() if value is not None and name != "operations"}
         if self.context is None:
             del known["needed_mb"]
         return known

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.errors import first_line
+
+# As the hub finds it: REGEX_YAML_BLOCK of huggingface_hub.repocard, the import of which takes as long as a build in which
+# nothing changed may.
+_HEAD = re.compile(r"^\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +33,13 @@ def read_card(folder: Path) -> Card:
     if not path.is_file():
         return Card()
     import yaml
-    from huggingface_hub import metadata_load
 
     try:
-        return Card(metadata=metadata_load(path) or {})
+        head = _HEAD.search(path.read_text(encoding="utf-8-sig"))
+        metadata = yaml.safe_load(head[1]) if head else None
+        if isinstance(metadata, dict | None):
+            return Card(metadata=metadata or {})
+        why = "its head is not YAML (repo card metadata block should be a dict)"
     except UnicodeDecodeError:
         why = "it is not UTF-8"
     except OSError as failed:

@@ -109,8 +109,14 @@ def library_version(name: str, *distributions: str) -> str:
     """
     for distribution in distributions or (name,):
         with suppress(metadata.PackageNotFoundError):
-            return metadata.version(distribution)
+            return _distribution_version(distribution)
     raise EdgekitError(f"{name} is not installed; run: pip install {name}")
+
+
+@lru_cache(maxsize=256)
+def _distribution_version(name: str) -> str:
+    """Asked of many steps, and each time its whole metadata is parsed."""
+    return metadata.version(name)
 
 
 def installed_version(name: str) -> str | None:

@@ -24,7 +24,7 @@ def plan_build(
     """What a build would do, for each target and choice. Where nothing was built yet, nothing is left behind."""
     from tempfile import TemporaryDirectory
 
-    from edgekit.pipeline import busy, check_places, check_recipe, gather_prompts, kept_steps, resolve
+    from edgekit.pipeline import busy, check_places, check_recipe, gather_prompts, kept_steps, resolve, seconds
     from edgekit.verify import plan_text
     from edgekit.workspace import Workspace
 
@@ -41,13 +41,14 @@ def plan_build(
         told = []
         for plan in plans:
             kept = kept_steps(plan, prompts, planning)
-            seconds = {step: time for step, time in plan.estimate.seconds.items() if not kept.get(step)}
+            every = {} if disturbed else seconds(plan.estimate)
+            times = None if disturbed else {step: time for step, time in every.items() if not kept.get(step)}
             estimate = {
+                "seconds": None if times is None else sum(times.values()),
                 **plan.estimate.facts(),
-                "seconds": None if disturbed else sum(seconds.values()),
                 "busy": disturbed,
+                "seconds_by_step": times,
             }
-            estimate["seconds_by_step"] = None if disturbed else seconds
             told.append(plan.describe() | {"kept": kept, "proves": proves, "estimate": estimate})
         return told
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekit.errors import CheckFailed, EdgekitError, first_line
 from edgekit.evidence import read_report
-from edgekit.pipeline.cost import busy
+from edgekit.pipeline.cost import busy, seconds
 from edgekit.pipeline.kept import kept_steps
 from edgekit.pipeline.plan import Built, Listener, Plan, Session, Settings
 from edgekit.pipeline.resolve import (
@@ -71,6 +71,7 @@ __all__ = [
     "record",
     "resolve",
     "run",
+    "seconds",
     "speak",
     "verify",
 ]

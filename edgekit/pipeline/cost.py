@@ -47,7 +47,7 @@ _BUSY = 0.25
 def estimate(plan: Plan, prompts: Product) -> Estimate:
     """What the plan's build and artifact will take.
 
-    Seconds are of this machine where nothing else runs. Memory is the peak of the build's own process, disk what stays in cache
+    Memory is the peak of the build's own process, disk what stays in cache
     and bundle; `benchmarks/estimates.py` compares both with what happens. Raises EdgekitError for what the format refuses of the
     checkpoint.
     """
@@ -76,9 +76,8 @@ def estimate(plan: Plan, prompts: Product) -> Estimate:
         operations["export"] += 2 * work.made.core * (_TRIED_TOKENS * (1 + len(costs)) + _SAID_TOKENS)
         # The float file that candidates are compared with, and the largest of them beside the artifact.
         tried = 4 * work.made.weights + costs[-1].file.value
-    speed = _speed()
     return Estimate(
-        seconds={step: round(_STARTS[step] + count / speed) for step, count in operations.items()},
+        operations=operations,
         memory_mb=round(_PROCESS_MB + max(work.memory(artifact).values()) / 1e6),
         disk_mb=round((work.disk(artifact) + tried) / 1e6, 1),
         artifact_mb=round(artifact / 1e6, 2),
@@ -86,6 +85,12 @@ def estimate(plan: Plan, prompts: Product) -> Estimate:
         **_needs(plan, made, costs[0]),
         **choice,
     )
+
+
+def seconds(guess: Estimate) -> dict[str, int]:
+    """How long each step takes on this machine where nothing else runs: its speed is measured now, in a fraction of a second."""
+    speed = _speed()
+    return {step: round(_STARTS[step] + count / speed) for step, count in guess.operations.items()}
 
 
 def _costs(plan: Plan, output: str, model: Model) -> list[Cost]:
