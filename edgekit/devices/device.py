@@ -45,6 +45,10 @@ class Device(Protocol):
     def work(self) -> str:
         """A folder on the device for requests and results, gone when the device is closed."""
 
+    @property
+    def python(self) -> str:
+        """The interpreter there that has NumPy and the engines."""
+
     def push(self, folder: Path) -> str:
         """Bring a folder to the device, where it is only read; its path there."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class LocalDevice:
         if self._work is None:
             self._work = tempfile.TemporaryDirectory(prefix="edgekit-")
         return self._work.name
+
+    @property
+    def python(self) -> str:
+        """The one that runs edgekit."""
+        return sys.executable
 
     def push(self, folder: Path) -> str:
         """The folder's own path; DeviceFailed where it is not there."""

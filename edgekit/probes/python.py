@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.devices.code import copy_runtimes
 from edgekit.errors import DeviceFailed
 from edgekit.probes.lines import Lines
 from edgekit.probes.probe import Answer, Question
@@ -32,7 +31,7 @@ def ask(device: Device, question: Question) -> Answer:
 
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         code, request, result = Path(scratch, "code"), Path(scratch, "request"), Path(scratch, "result")
-        _copy_runtimes(code)
+        copy_runtimes(code)
         request.mkdir()
         result.mkdir()
         np.savez(request / "inputs.npz", allow_pickle=False, **question.inputs)
@@ -44,7 +43,7 @@ def ask(device: Device, question: Question) -> Answer:
         (request / "request.json").write_text(json.dumps({**question.request, **paths}), encoding="utf-8")
         pushed = device.push(request)
         ended = device.run(
-            [_interpreter(device), "-m", "edgekit.runtimes.probe", f"{pushed}/request.json"],
+            [device.python, "-m", "edgekit.runtimes.probe", f"{pushed}/request.json"],
             timeout_s=question.timeout_s,
             env={"PYTHONPATH": device.push(code)},
         )
@@ -58,18 +57,6 @@ def ask(device: Device, question: Question) -> Answer:
         device.fetch(Path(_OUTPUTS).parent.as_posix(), result)
         with np.load(result / Path(_OUTPUTS).name, allow_pickle=False) as arrays:
             return Answer(lines=Lines(events=events), arrays={name: arrays[name] for name in arrays.files})
-
-
-def _interpreter(device: Device) -> str:
-    """The Python that has NumPy and the engine: on this machine the one that runs edgekit."""
-    return "python3" if device.REMOTE else sys.executable
-
-
-def _copy_runtimes(folder: Path) -> None:
-    """The part of edgekit that travels: its version and the runtimes."""
-    source = Path(__file__).resolve().parents[1]
-    shutil.copytree(source / "runtimes", folder / "edgekit" / "runtimes", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(source / "__init__.py", folder / "edgekit" / "__init__.py")
 
 
 def _why(code: int, stderr: str, runtime: str) -> str:

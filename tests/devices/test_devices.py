@@ -13,15 +13,20 @@ import pytest
 from edgekit.devices import DEVICES, Device, LocalDevice, ask_facts, known_facts, open_device
 from edgekit.errors import DeviceFailed, EdgekitError
 from tests.devices.board import Board, drop_in
+from tests.devices.sshd import HOST, Reachable
 
 # A kind -> a table that opens a device of it where tests run.
-TABLES: Mapping[str, Mapping[str, object]] = {"local": {"kind": "local"}}
+TABLES: Mapping[str, Mapping[str, object]] = {"local": {"kind": "local"}, "ssh": {"kind": "ssh", "host": HOST}}
 SCRIPT = "import sys, pathlib; o = pathlib.Path('out'); o.mkdir(); (o / 'y').write_text(open(sys.argv[1]).read() * 2)"
 
 
 @pytest.fixture(params=DEVICES)
-def open_kind(request: pytest.FixtureRequest) -> Callable[[], Device]:
+def open_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Device]:
     """Opens a device of each kind."""
+    if request.param == "ssh":
+        stand_in: Reachable = request.getfixturevalue("stand_in")
+        monkeypatch.setenv("PATH", f"{stand_in.commands}{os.pathsep}{os.environ['PATH']}")
+        return lambda: open_device(stand_in.table(), "my.toml: device")
     return lambda: open_device(TABLES[request.param], "my.toml: device")
 
 
