@@ -61,7 +61,7 @@ def size_of(model: Model) -> Size:
     """A model's size, from its headers."""
     tables = [info for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)]
     embedding = sum(info.shape[0] * info.shape[1] for info in tables)
-    hidden = int(model.text_config.get("hidden_size") or model.text_config.get("dim") or 0)
+    hidden = model.hidden
     return Size(weights=model.parameters, embedding=embedding, layers=model.layers, hidden=hidden)
 
 

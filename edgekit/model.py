@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.configuration import check_files, read_configuration
 from edgekit.errors import EdgekitError
 from edgekit.schema import read_json
-from edgekit.tokenizing import encode, read_tokenizer
+from edgekit.tokenizing import AddedToken, encode, read_added_tokens, read_tokenizer
+from edgekit.typed_json import as_list, as_table
 from edgekit.weights import ADAPTER_CONFIG, SINGLE, TensorInfo, check_finite, check_names, read_header, weight_files
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Model:
     as_file: bool = False
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """config.json, as it is in the folder. Raises EdgekitError for a key of another kind than it should be."""
         return read_configuration(self.folder / "config.json")
 
@@ -47,11 +48,11 @@ class Model:
     @property
     def labels(self) -> list[str]:
         """The class names in the order of the logits; empty for a model without classes."""
-        named = self.config.get("id2label") or {}
+        named = as_table(self.config.get("id2label"))
         return [str(named[key]) for key in sorted(named, key=int)]
 
     @property
-    def text_config(self) -> dict[str, Any]:
+    def text_config(self) -> dict[str, object]:
         """config.json, or of a model that also takes images the part that its text model has."""
         part = self.config.get("text_config")
         return part if isinstance(part, dict) else self.config
@@ -59,10 +60,19 @@ class Model:
     @property
     def layers(self) -> int:
         """How many transformer blocks the (text) model has."""
-        for key in ("num_hidden_layers", "n_layers", "num_layers", "n_layer"):
-            if key in self.text_config:
-                return int(self.text_config[key])
+        if count := self.size("num_hidden_layers", "n_layers", "num_layers", "n_layer"):
+            return count
         raise EdgekitError(f"{self.folder / 'config.json'}: no number of layers in it (num_hidden_layers)")
+
+    @property
+    def hidden(self) -> int:
+        """The width of the (text) model; 0 where its configuration does not say it under a name that edgekit knows."""
+        return self.size("hidden_size", "dim")
+
+    def size(self, *keys: str) -> int:
+        """The first of these numbers that the (text) model's configuration has; 0 where it has none of them."""
+        values = (self.text_config.get(key) for key in keys)
+        return next((value for value in values if isinstance(value, int)), 0)
 
     @cached_property
     def stops(self) -> list[int]:
@@ -73,50 +83,53 @@ class Model:
         """
         from edgekit.chat_template import special_tokens
 
-        found = [stop for stop in self._configured_stops() if stop >= 0]
+        configured = [stop for stop in self._configured_stops() if stop >= 0]
         named = special_tokens(self.folder).get("eos_token")
         own = None if named is None else self._token_id(named)
-        return list(dict.fromkeys([*found, *([] if own is None or own >= self.rows else [own])]))
+        return list(dict.fromkeys([*configured, *([] if own is None or own >= self.rows else [own])]))
 
     def _configured_stops(self) -> list[int]:
         generation, config = self.folder / "generation_config.json", self.folder / "config.json"
-        said = read_json(generation) if generation.is_file() else {}
-        if not isinstance(said, dict):
+        content = read_json(generation) if generation.is_file() else {}
+        if not isinstance(content, dict):
             raise EdgekitError(f"{generation}: expected a JSON object; save the model again")
-        for path, content in ((generation, said), (config, self.config), (config, self.text_config)):
-            found = content.get("eos_token_id")
-            if found is None:
+        for path, table in ((generation, content), (config, self.config), (config, self.text_config)):
+            value = table.get("eos_token_id")
+            if value is None:
                 continue
-            for one in found if isinstance(found, list) else [found]:
-                if type(one) is not int:
+            stops: list[int] = []
+            for stop in value if isinstance(value, list) else [value]:
+                if type(stop) is not int:
                     raise EdgekitError(
-                        f"{path}: eos_token_id: {one!r} is no token id; give a whole number, or a list of them"
+                        f"{path}: eos_token_id: {stop!r} is no token id; give a whole number, or a list of them"
                     )
-                if one >= self.rows:
+                if stop >= self.rows:
                     raise EdgekitError(
-                        f"{path}: eos_token_id: {one}: the embedding has {self.rows} rows, so no answer can end with it; take it"
+                        f"{path}: eos_token_id: {stop}: the embedding has {self.rows} rows, so no answer can end with it; take it"
                         " out, or fetch the model again"
                     )
-            return list(found) if isinstance(found, list) else [found]
+                stops.append(stop)
+            return stops
         return []
 
     def _token_id(self, text: str) -> int | None:
         """A token's id by its text in tokenizer.json; None where it has no such token."""
-        for token in self._tokenizer_file["added_tokens"]:
-            if token["content"] == text:
-                return int(token["id"])
-        vocabulary = self._tokenizer_file["model"].get("vocab")
+        for token in self.added_tokens:
+            if token.content == text:
+                return token.id
+        vocabulary = as_table(self._tokenizer_file["model"]).get("vocab")
         if isinstance(vocabulary, list):
-            return next((place for place, pair in enumerate(vocabulary) if pair[0] == text), None)
-        return vocabulary.get(text) if isinstance(vocabulary, dict) else None
+            return next((index for index, pair in enumerate(vocabulary) if pair[0] == text), None)
+        index = as_table(vocabulary).get(text)
+        return index if isinstance(index, int) else None
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
-        """Every tensor's type, shape and place, read from the safetensors headers."""
-        found: dict[str, TensorInfo] = {}
+        """Every tensor's type, shape and byte range, read from the safetensors headers."""
+        tensors: dict[str, TensorInfo] = {}
         for path in weight_files(self.folder):
-            found |= read_header(path)
-        return found
+            tensors |= read_header(path)
+        return tensors
 
     @property
     def parameters(self) -> int:
@@ -127,30 +140,31 @@ class Model:
     def max_positions(self) -> int | None:
         """The longest sequence in tokens that the position embeddings allow, where the config says so."""
         limit = self.text_config.get("max_position_embeddings")
-        if limit is None:
+        if not isinstance(limit, int):
             return None
         # RoBERTa and MPNet number positions from the padding id + 1 (transformers' create_position_ids_from_input_ids).
         offset = 2 if self.architecture in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
-        return int(limit) - offset
+        return limit - offset
 
     @cached_property
-    def tokenizer_content(self) -> dict[str, Any]:
+    def tokenizer_content(self) -> dict[str, object]:
         """tokenizer.json, without added tokens that the model has no embedding of (as Gemma 3's `<image_soft_token>` in the
         sizes that take text only): written in a text they are text, to llama.cpp as well.
 
         Raises EdgekitError where it is no tokenizer of the tokenizers library.
         """
-        added = self._tokenizer_file["added_tokens"]
-        return self._tokenizer_file | {"added_tokens": [token for token in added if int(token["id"]) < self.rows]}
+        entries = as_list(self._tokenizer_file["added_tokens"])
+        known = [entry for entry, token in zip(entries, self.added_tokens, strict=True) if token.id < self.rows]
+        return self._tokenizer_file | {"added_tokens": known}
 
     @cached_property
-    def _tokenizer_file(self) -> dict[str, Any]:
+    def _tokenizer_file(self) -> dict[str, object]:
         path = self.folder / "tokenizer.json"
         content = read_json(path) if self.read_text is None else json.loads(self.read_text)
         # tokenizers' own error for a damaged file names neither the file nor a remedy.
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise EdgekitError(f"{path}: not a tokenizer that the tokenizers library wrote; save it again")
-        return content | {"added_tokens": content.get("added_tokens") or []}
+        return content | {"added_tokens": as_list(content.get("added_tokens"))}
 
     @cached_property
     def read_text(self) -> str | None:
@@ -169,10 +183,10 @@ class Model:
 
         return read_tokenizer(self.folder)
 
-    @property
-    def added_tokens(self) -> list[dict[str, Any]]:
-        """tokenizer.json's added tokens, those without an embedding too."""
-        return list(self._tokenizer_file["added_tokens"])
+    @cached_property
+    def added_tokens(self) -> list[AddedToken]:
+        """tokenizer.json's added tokens, those without an embedding too. Raises EdgekitError for one without id or text."""
+        return read_added_tokens(self._tokenizer_file, self.folder / "tokenizer.json")
 
     @cached_property
     def rows(self) -> float:
@@ -185,7 +199,7 @@ class Model:
     @property
     def truncation_side(self) -> str:
         """Where a long text is cut: "right" or "left"."""
-        return str((self._tokenizer_file.get("truncation") or {}).get("direction", "right")).lower()
+        return str(as_table(self._tokenizer_file.get("truncation")).get("direction", "right")).lower()
 
     def tokenizer(self, max_length: int | None = None) -> Tokenizer:
         """The folder's tokenizer, without padding, truncating at max_length tokens (special tokens included)."""
@@ -209,8 +223,8 @@ class Model:
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Token ids of each text, special tokens included, truncated at max_length, not padded."""
-        found = encode(self.tokenizer(max_length), texts, self.folder / "tokenizer.json")
-        return [encoding.ids for encoding in found]
+        encodings = encode(self.tokenizer(max_length), texts, self.folder / "tokenizer.json")
+        return [encoding.ids for encoding in encodings]
 
 
 def load_model(folder: Path) -> Model:
@@ -266,9 +280,9 @@ def _is_native(model_type: str) -> bool:
 
 def _check_quantization(model: Model) -> None:
     """transformers needs a package for each of these formats, and would give weights that have lost once already."""
-    for place in (model.config, model.text_config):
+    for table in (model.config, model.text_config):
         for key in ("quantization_config", "compression_config", "quantization"):
-            if place.get(key):
+            if table.get(key):
                 raise EdgekitError(
                     f"{model.folder / 'config.json'}: {key}: its weights are quantized already; start from the unquantized"
                     " checkpoint"
@@ -286,9 +300,9 @@ def _check_vocabulary(model: Model) -> None:
     # Padding is masked: it needs no embedding, and is read as what it is written with.
     special = {text for name, text in special_tokens(model.folder).items() if name != "pad_token"}
     spoken = [
-        int(token["id"])
+        token.id
         for token in model.added_tokens
-        if token["content"] in special or token["content"] in templates or token["id"] in model.stops
+        if token.content in special or token.content in templates or token.id in model.stops
     ]
     largest = max([*known.values(), *spoken], default=-1)
     for name, info in model.tensors.items():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError, first_line
+from edgekit.typed_json import as_list, as_table
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -14,6 +16,34 @@ if TYPE_CHECKING:
 _SHOWN = 60
 # Of a text's beginning that is tried first, for each token of the length: words of natural language have fewer.
 _CHARACTERS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedToken:
+    """A token that is looked for in a text before anything else, by tokenizer.json's words.
+
+    single_word: not inside of a word. lstrip, rstrip: with the spaces before it, behind it. special: not where special tokens are
+    read as text.
+    """
+
+    id: int
+    content: str
+    special: bool
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+
+
+def read_added_tokens(content: Mapping[str, object], where: object) -> list[AddedToken]:
+    """The added tokens of a tokenizer.json; EdgekitError where one has no id or no text."""
+    tokens = []
+    for index, entry in enumerate(map(as_table, as_list(content.get("added_tokens")))):
+        number, text = entry.get("id"), entry.get("content")
+        if type(number) is not int or not isinstance(text, str):
+            raise EdgekitError(f"{where}: added_tokens.{index}: expected an id and a content; save the tokenizer again")
+        flags = {flag: bool(entry.get(flag)) for flag in ("special", "single_word", "lstrip", "rstrip")}
+        tokens.append(AddedToken(id=number, content=text, **flags))
+    return tokens
 
 
 def read_tokenizer(read: Callable[[], Tokenizer], where: object) -> Tokenizer:

@@ -145,3 +145,16 @@ def _may_be_absent(field: dataclasses.Field[object]) -> bool:
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if ": " in where else f"{where}: {key}"
+
+
+# --- JSON that others wrote
+
+
+def as_table(value: object) -> Mapping[str, object]:
+    """A JSON object; {} where the value is anything else, as where its key is missing or null."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: object) -> list[object]:
+    """A JSON array; [] where the value is anything else, as where its key is missing or null."""
+    return value if isinstance(value, list) else []

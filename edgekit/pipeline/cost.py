@@ -109,14 +109,14 @@ def _needs(plan: Plan, model: Model, cost: Cost) -> dict[str, Any]:
     from edgekit.runtimes import RUNTIMES
     from edgekit.runtimes.memory import Demand
 
-    runtime, config = runtime_name(FORMATS[plan.format], plan.target.runtime), model.text_config
+    runtime = runtime_name(FORMATS[plan.format], plan.target.runtime)
     demand = Demand(
         weights=cost.memory.value,
         cache_per_token=cost.cache_per_token.value if cost.cache_per_token else None,
         tokens=plan.recipe.data.max_length,
         longest=model.max_positions,
-        hidden=int(config.get("hidden_size") or 0),
-        inner=int(config.get("intermediate_size") or 0),
+        hidden=model.size("hidden_size"),
+        inner=model.size("intermediate_size"),
     )
     memory = RUNTIMES[runtime].memory(demand, plan.target.runtime.get(runtime, {}))
     if memory.context is None:

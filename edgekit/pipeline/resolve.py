@@ -22,6 +22,7 @@ from edgekit.recipe import Recipe
 from edgekit.schema import nearest, parse, pick
 from edgekit.state import check_state
 from edgekit.target import Target
+from edgekit.typed_json import as_list
 from edgekit.weights import note_stale_index
 from edgekit.workspace import Product, file_sha256, fingerprint
 
@@ -279,7 +280,7 @@ def check_places(plan: Plan, session: Session) -> None:
 def _check_labels(recipe: Recipe, model: Model, prompts: Product) -> None:
     if recipe.task != "text-classification" or recipe.teacher.finetune is not None:
         return
-    if not any("ForSequenceClassification" in name for name in model.config.get("architectures") or []):
+    if not any("ForSequenceClassification" in str(name) for name in as_list(model.config.get("architectures"))):
         raise EdgekitError(
             f"{model.folder}: not a classifier (architectures: {model.config.get('architectures')});"
             " add [teacher.finetune] to train one on the recipe's labels"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.model import Model
 from edgekit.outputs import OUTPUTS
+from edgekit.typed_json import as_list
 from edgekit.weights import TensorInfo, read_header
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _task_tensors(model: Model, recipe: Recipe, output: str, classes: int) -> It
         ):
             yield name, info
     if fresh:
-        width = int(model.text_config.get("hidden_size") or model.text_config.get("dim") or 0)
+        width = model.hidden
         # Every family's classifier has one more layer before it: a pooler, or a part of the head.
         yield from _infos(
             {
@@ -135,8 +136,8 @@ def _cut(model: Model, kept: Sequence[int]) -> Model:
         elif block[0] in numbers:
             tensors[name[: block.start()] + numbers[block[0]] + name[block.end() :]] = info
     text = dict(model.text_config) | {key: len(kept) for key in _COUNTS if key in model.text_config}
-    if text.get("layer_types"):
-        text["layer_types"] = [text["layer_types"][block] for block in kept]
+    if kinds := as_list(text.get("layer_types")):
+        text["layer_types"] = [kinds[block] for block in kept]
     config = text if model.text_config is model.config else model.config | {"text_config": text}
     return _primed(model, config, tensors)
 

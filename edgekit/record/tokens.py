@@ -391,7 +391,7 @@ def measure_decoder(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any
     def quantiles(times: Sequence[float]) -> dict[str, float]:
         return {name: round(float(np.percentile(times, q)), 3) for name, q in (("p50", 50), ("p95", 95))}
 
-    context = int(load_model(folder).config.get("max_position_embeddings") or DEPTH + 1)
+    context = load_model(folder).size("max_position_embeddings") or DEPTH + 1
     depth, cores = DEPTH if context > DEPTH else context // 2, int(describe()["cores"])
     long = np.resize([token for row in ids for token in row], depth).tolist()
     at = []

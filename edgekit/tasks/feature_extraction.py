@@ -77,7 +77,7 @@ def prompt_tokens(model: Model) -> int:
         return 0
     tokenizer = model.tokenizer()
     ids = tokenizer.encode(before).ids
-    special = {int(token["id"]) for token in model.added_tokens if token["special"]}
+    special = {token.id for token in model.added_tokens if token.special}
     return len(ids) - (ids[-1] in special)
 
 

@@ -11,7 +11,7 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,8 @@ from edgekit.errors import EdgekitError, require
 from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.probe_texts import PROBE_TEXTS
 from edgekit.formats.gguf.tokenizer_json import (
+    Content,
+    algorithm_name,
     normalization,
     normalizer_steps,
     pretokenizer_steps,
@@ -30,6 +32,8 @@ from edgekit.formats.gguf.tokenizer_json import (
     strips_accents,
 )
 from edgekit.runtimes.llamacpp.library import ERROR, PACKAGE, open_library
+from edgekit.tokenizing import AddedToken, read_added_tokens
+from edgekit.typed_json import as_table
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -48,11 +52,11 @@ WORD_PIECE_LIMITS: dict[str, tuple[str, bool, Callable[[str], bool]]] = {
         False,
         "\v\f\x85▁".__contains__,
     ),
-    "Hangul": ("Korean syllables keep only their first letter", True, lambda one: "가" <= one <= "힣"),
+    "Hangul": ("Korean syllables keep only their first letter", True, lambda letter: "가" <= letter <= "힣"),
     "marks": (
         "vowel signs and enclosing marks (Indic scripts, keycaps) are dropped as if they were accents",
         True,
-        lambda one: unicodedata.category(one) in {"Mc", "Me"},
+        lambda letter: unicodedata.category(letter) in {"Mc", "Me"},
     ),
 }
 
@@ -147,7 +151,9 @@ class Comparison:
     def __init__(self, model: Model, ours: Vocabulary, where: Path) -> None:
         self.model, self.ours, self.where = model, ours, where
         self.original = model.tokenizer()
-        self.content: dict[str, Any] = json.loads(self.original.to_str())
+        self.content: Content = json.loads(self.original.to_str())
+        self.added = read_added_tokens(self.content, model.folder / "tokenizer.json")
+        self.algorithm = algorithm_name(self.content)
         self.limits: dict[str, str] = {}
         self.compared = 0
         self.kinds: set[str] = set()
@@ -165,14 +171,14 @@ class Comparison:
         for special, add in modes or ((False, False), (False, True), (True, False), (True, True)):
             wanted = self.encode(texts, special=special, add=add)
             for text, ids in zip(texts, wanted, strict=True):
-                found = self.ours.encode(self.spaced(text, special=special), special=special, add=add)
-                if found != ids:
-                    raise self.differs(kind, text, ids, found, special=special, add=add)
+                own = self.ours.encode(self.spaced(text, special=special), special=special, add=add)
+                if own != ids:
+                    raise self.differs(kind, text, ids, own, special=special, add=add)
 
     def compare_ours(self, kind: str, texts: Sequence[str]) -> None:
         """Texts of our own. Of WordPiece a few may differ, which is a limit: llama.cpp has one way for all, and its tables of
         letters are not those of each version of the original; the user's texts have the word on what matters."""
-        if self.content["model"]["type"] != "WordPiece" or kind in _EVERYBODYS:
+        if self.algorithm != "WordPiece" or kind in _EVERYBODYS:
             self.compare(kind, texts)
             return
         for text in texts:
@@ -193,7 +199,7 @@ class Comparison:
 
         Some of llama.cpp's pre-tokenizers (gpt-4o, tekken) take milliseconds for a text.
         """
-        names = "|".join(re.escape(token["content"]) for token in self.content["added_tokens"])
+        names = "|".join(re.escape(token.content) for token in self.added)
         different = list(dict.fromkeys(texts))
         marked = {text for text in different if names and re.search(names, text)}
         self.compare("prompts", [text for text in different if text not in marked], [(True, True)])
@@ -202,23 +208,23 @@ class Comparison:
     def encode(self, texts: Sequence[str], *, special: bool, add: bool) -> list[list[int]]:
         """The original's ids."""
         self.original.encode_special_tokens = not special
-        found = tokenizing.encode(self.original, texts, f"{self.where}: tokenizer parity", add_special_tokens=add)
-        return [encoding.ids for encoding in found]
+        encodings = tokenizing.encode(self.original, texts, f"{self.where}: tokenizer parity", add_special_tokens=add)
+        return [encoding.ids for encoding in encodings]
 
     def compare_special_tokens(self, special: bool) -> None:
         """Each added token within text and beside spaces, as a token (special) or as mere text."""
         kind = "special tokens as tokens" if special else "special tokens as text"
         texts: list[str] = []
-        for token in self.content["added_tokens"]:
-            content, bits = token["content"], self.ours.attributes(token["id"])
-            if not special and token["special"] != bool(bits & (_CONTROL | _UNKNOWN)):
+        for token in self.added:
+            content, bits = token.content, self.ours.attributes(token.id)
+            if not special and token.special != bool(bits & (_CONTROL | _UNKNOWN)):
                 self.note("as text", f"{content} is read as {'text' if bits & _CONTROL else 'a token'} unless asked")
                 continue
-            if token["single_word"]:
+            if token.single_word:
                 self.note("single word", f"{content} is a token inside of words, too")
                 continue
             tries = self._around(token, bits, special)
-            if not special and token["special"] and self._takes_text_for(token["id"], tries):
+            if not special and token.special and self._takes_text_for(token.id, tries):
                 continue
             texts += tries
         self.compare(kind, texts, [(special, False), (special, True)])
@@ -227,13 +233,13 @@ class Comparison:
         """Whether one of both takes a special token's mere text for the token: a model that knows it as a piece does."""
         content = self.ours.text(token)
         for text, ids in zip(texts, self.encode(texts, special=False, add=False), strict=True):
-            found = token in self.ours.encode(text, special=False, add=False)
-            if found and token not in ids:
+            taken = token in self.ours.encode(text, special=False, add=False)
+            if taken and token not in ids:
                 self.note(
                     "text to token", f"the mere text {content} becomes the token: keep it out of what users write"
                 )
                 return True
-            if token in ids and not found:
+            if token in ids and not taken:
                 self.note("token to text", f"the mere text {content} stays text; in the original it becomes the token")
                 return True
         return False
@@ -265,11 +271,7 @@ class Comparison:
         """
         if not self._caller_writes_space or not text or text.startswith((" ", "▁")):
             return text
-        if any(
-            text.startswith(token["content"])
-            for token in self.content["added_tokens"]
-            if special or not token["special"]
-        ):
+        if any(text.startswith(token.content) for token in self.added if special or not token.special):
             return text
         self.note("caller", "before the first word of a text that is no conversation the caller writes a space")
         return f" {text}"
@@ -287,11 +289,11 @@ class Comparison:
         if form and self.original.normalizer.normalize_str(text) != text:
             self.note(form, f"texts are not brought into {form}, as the original does: pass them in {form}")
             text = self.original.normalizer.normalize_str(text)
-        if self.content["model"]["type"] == "WordPiece":
+        if self.algorithm == "WordPiece":
             text = self._within_word_piece(text)
-        if self.content["model"]["type"] == "Unigram":
+        if self.algorithm == "Unigram":
             text = self._within_unigram(text)
-        if self._splits_case and (any(unicodedata.category(one)[0] == "M" for one in text) or _other_case(text)):
+        if self._splits_case and (any(unicodedata.category(letter)[0] == "M" for letter in text) or _other_case(text)):
             self.note("case", "words of other scripts are not split at capitals and marks as the original does")
             return []
         if (
@@ -305,7 +307,8 @@ class Comparison:
         return [text]
 
     def _within_word_piece(self, text: str) -> str:
-        longest = int(self.content["model"].get("max_input_chars_per_word", 100))
+        limit = as_table(self.content["model"]).get("max_input_chars_per_word")
+        longest = limit if isinstance(limit, int) else 100
         if max((len(word) for word in text.split()), default=0) > longest:
             self.note("long", f"words of more than {longest} characters are not one unknown token")
             text = text[:longest]
@@ -320,7 +323,7 @@ class Comparison:
             # tokenizers drops the rest of a cluster where its map knows the beginning; SentencePiece and llama.cpp do not.
             pairs = zip(text, " " + text, strict=False)
             kept = "".join(
-                one for one, last in pairs if not (unicodedata.combining(one) and unicodedata.combining(last))
+                mark for mark, last in pairs if not (unicodedata.combining(mark) and unicodedata.combining(last))
             )
             if kept != text:
                 self.note("clusters", "of several marks on one letter none is dropped")
@@ -339,11 +342,11 @@ class Comparison:
         stripped = any(step["type"] == "Strip" and step.get("strip_right") for step in normalizer_steps(self.content))
         return squeezes_spaces(self.content) and not split and not stripped
 
-    def _around(self, token: Mapping[str, Any], bits: int, special: bool) -> list[str]:
+    def _around(self, token: AddedToken, bits: int, special: bool) -> list[str]:
         """Texts with the token in them, of the shapes that llama.cpp can read as the original."""
-        content = token["content"]
+        content = token.content
         tight, spaced = f"ab{content}cd", f"ab {content} cd"
-        if not special and token["special"]:
+        if not special and token.special:
             return [content, tight, spaced]
         if self._spaces == "first" and not self._caller_writes_space:
             self.note("behind", "text behind a special token gets a space before it")
@@ -352,7 +355,7 @@ class Comparison:
             spaced = tight
         elif self._spaces == "always":
             spaced = f"ab {content}cd"
-        if (token["lstrip"], token["rstrip"]) != (bool(bits & _LSTRIP), bool(bits & _RSTRIP)):
+        if (token.lstrip, token.rstrip) != (bool(bits & _LSTRIP), bool(bits & _RSTRIP)):
             self.note("strip", f"spaces around {content} are kept")
             return [content, tight]
         return [content, tight, spaced]
@@ -378,14 +381,14 @@ class Comparison:
         self.limits.setdefault(name, f"llama.cpp: {why}")
 
     def differs(
-        self, kind: str, text: str, wanted: list[int], found: list[int], *, special: bool, add: bool
+        self, kind: str, text: str, wanted: list[int], own: list[int], *, special: bool, add: bool
     ) -> EdgekitError:
-        """The error that shows where the original's ids (`wanted`) and llama.cpp's part."""
+        """The error that shows where the original's ids (`wanted`) and llama.cpp's (`own`) part."""
         mode = f"special tokens {'parsed' if special else 'as text'}, {'with' if add else 'without'} those it adds"
         why = "".join(f"; {limit}" for limit in self._reasons(text))
         return EdgekitError(
             f"{self.where}: llama.cpp reads a text otherwise than the original tokenizer ({kind}; {mode}):"
-            f" {escaped(text)}: {difference(wanted, found, self.ours)}{why}"
+            f" {escaped(text)}: {difference(wanted, own, self.ours)}{why}"
         )
 
     def _reasons(self, text: str) -> list[str]:
@@ -397,26 +400,27 @@ class Comparison:
         return reasons
 
 
-def difference(wanted: Sequence[int], found: Sequence[int], ours: Vocabulary) -> str:
-    """The ids around the first place where two lists differ, with the pieces that they stand for."""
-    place = next(
-        (place for place, (one, other) in enumerate(zip(wanted, found, strict=False)) if one != other),
-        min(len(wanted), len(found)),
+def difference(wanted: Sequence[int], own: Sequence[int], ours: Vocabulary) -> str:
+    """The ids around the first index at which two lists differ, with the pieces that they stand for."""
+    index = next(
+        (index for index, (left, right) in enumerate(zip(wanted, own, strict=False)) if left != right),
+        min(len(wanted), len(own)),
     )
-    start = max(place - 2, 0)
+    start = max(index - 2, 0)
 
     def show(ids: Sequence[int]) -> str:
         shown = " ".join(f"{token}({escaped(ours.text(token))[1:-1]})" for token in ids[start : start + _SHOWN])
         return f"[{'... ' * (start > 0)}{shown}{' ...' * (len(ids) > start + _SHOWN)}]"
 
-    return f"from token {place} on the original has {show(wanted)}, llama.cpp has {show(found)}"
+    return f"from token {index} on the original has {show(wanted)}, llama.cpp has {show(own)}"
 
 
 def _other_case(text: str) -> bool:
     """Whether a capital follows a small letter and one of them is not ASCII."""
     pairs = itertools.pairwise(text)
     return any(
-        one.islower() and not two.islower() and two.isalpha() and not (one + two).isascii() for one, two in pairs
+        left.islower() and not right.islower() and right.isalpha() and not (left + right).isascii()
+        for left, right in pairs
     )
 
 

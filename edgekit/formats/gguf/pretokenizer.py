@@ -11,14 +11,16 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.apart import apart
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import GgufWriter
 from edgekit.formats.gguf.parity import Comparison, open_vocabulary
-from edgekit.formats.gguf.tokenizer_json import pretokenizer_steps
+from edgekit.formats.gguf.tokenizer_json import Content, pretokenizer_steps
 from edgekit.model import Model
+from edgekit.tokenizing import read_added_tokens
+from edgekit.typed_json import as_table
 
 if TYPE_CHECKING:
     from edgekit.formats.gguf.file import Value
@@ -66,13 +68,13 @@ BEHAVIOURS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def choose_pretokenizer(model: Model, content: Mapping[str, Any], keys: Mapping[str, Value]) -> str:
+def choose_pretokenizer(model: Model, content: Content, keys: Mapping[str, Value]) -> str:
     """llama.cpp's name for a byte-level tokenizer's pre-tokenizer.
 
     keys: the other tokenizer.* keys. Raises EdgekitError where none of llama.cpp's reads our texts as this one does.
     """
     names = PRETOKENIZERS.get(tuple(_step(step) for step in pretokenizer_steps(content)), ())
-    whole = bool(content["model"].get("ignore_merges"))
+    whole = bool(as_table(content["model"]).get("ignore_merges"))
     for name in names:
         if (name in _WHOLE_WORDS) == whole:
             return name
@@ -81,29 +83,31 @@ def choose_pretokenizer(model: Model, content: Mapping[str, Any], keys: Mapping[
     return _by_behaviour(model, keys)
 
 
-def _step(step: Mapping[str, Any]) -> str:
+def _step(step: Content) -> str:
     """A step as PRETOKENIZERS names it; one that the table does not know as its own JSON, which is no key there."""
     kind = step["type"]
     if kind == "ByteLevel" and not step.get("add_prefix_space"):
         return "gpt2" if step.get("use_regex", True) else "bytes"
     if kind == "Digits" and step.get("individual_digits"):
         return "digits one by one"
-    if kind == "Split" and "Regex" in step["pattern"]:
+    pattern = as_table(step.get("pattern"))
+    if kind == "Split" and "Regex" in pattern:
         # Both keep the matches; tiktoken's converter writes the second for expressions that match everything.
         ways = {("Isolated", False), ("Removed", True)}
         if (step["behavior"], bool(step.get("invert"))) in ways:
-            return str(step["pattern"]["Regex"])
+            return str(pattern["Regex"])
     return json.dumps(step, sort_keys=True)
 
 
-def _all_mergeable(content: Mapping[str, Any]) -> bool:
+def _all_mergeable(content: Content) -> bool:
     """Whether the merges make every token of itself, so that taking words whole changes nothing."""
     from tokenizers import Tokenizer
 
-    merging = {**content, "model": {**content["model"], "ignore_merges": False}}
+    algorithm = as_table(content["model"])
+    merging = {**content, "model": {**algorithm, "ignore_merges": False}}
     model = Tokenizer.from_str(json.dumps(merging)).model
-    added = {token["content"] for token in content.get("added_tokens") or []}
-    return all(len(model.tokenize(token)) == 1 for token in content["model"]["vocab"] if token not in added)
+    added = {token.content for token in read_added_tokens(content, "tokenizer.json")}
+    return all(len(model.tokenize(piece)) == 1 for piece in as_table(algorithm["vocab"]) if piece not in added)
 
 
 def _by_behaviour(model: Model, keys: Mapping[str, Value]) -> str:
@@ -148,8 +152,8 @@ def _agreement(comparison: Comparison) -> tuple[int, EdgekitError | None]:
     agreed, first = 0, None
     for kind, texts in comparison.probes().items():
         for text, ids in zip(texts, comparison.encode(texts, special=False, add=False), strict=True):
-            found = comparison.ours.encode(text, special=False, add=False)
-            agreed += found == ids
-            if found != ids and first is None:
-                first = comparison.differs(kind, text, ids, found, special=False, add=False)
+            own = comparison.ours.encode(text, special=False, add=False)
+            agreed += own == ids
+            if own != ids and first is None:
+                first = comparison.differs(kind, text, ids, own, special=False, add=False)
     return agreed, first

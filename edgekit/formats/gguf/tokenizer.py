@@ -10,9 +10,10 @@ import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.chat_template import find_templates, special_tokens
 from edgekit.errors import EdgekitError
@@ -25,6 +26,7 @@ from edgekit.formats.gguf.tokenizer_json import (
     UNUSED,
     USER_DEFINED,
     TokenizerFiles,
+    algorithm_name,
     normalization,
     normalizer_steps,
     pretokenizer_steps,
@@ -34,6 +36,8 @@ from edgekit.formats.gguf.tokenizer_json import (
     strips_accents,
 )
 from edgekit.model import EMBEDDINGS
+from edgekit.tokenizing import read_added_tokens
+from edgekit.typed_json import as_table
 
 if TYPE_CHECKING:
     from edgekit.formats.gguf.file import Value
@@ -75,10 +79,10 @@ def vocabulary(model: Model) -> dict[str, Value]:
             f"{source.where}: it has ids up to {largest} ({source.pieces[largest]!r}), but the embedding has {source.rows} rows;"
             " the tokenizer belongs to another model, or was saved with a token more"
         )
-    kind = str(content["model"].get("type"))
+    kind = algorithm_name(content)
     if kind == "BPE" and "ByteLevel" in {step["type"] for step in pretokenizer_steps(content)}:
         keys = _byte_level(source)
-    elif kind == "BPE" and content["model"].get("byte_fallback"):
+    elif kind == "BPE" and source.algorithm.get("byte_fallback"):
         keys = _sentencepiece(source)
     elif kind == "Unigram":
         keys = _unigram(source)
@@ -91,8 +95,8 @@ def vocabulary(model: Model) -> dict[str, Value]:
         )
     _check_tokens(source, keys)
     keys |= _special(source, bert=kind == "WordPiece") | _templates(model)
-    if "type_vocab_size" in model.config:
-        keys["tokenizer.ggml.token_type_count"] = int(model.config["type_vocab_size"])
+    if isinstance(count := model.config.get("type_vocab_size"), int):
+        keys["tokenizer.ggml.token_type_count"] = count
     if keys["tokenizer.ggml.model"] == "gpt2" and "tokenizer.ggml.pre" not in keys:
         keys["tokenizer.ggml.pre"] = choose_pretokenizer(model, content, keys)
     return keys
@@ -104,12 +108,13 @@ def general_name(model: Model, wanted: str) -> str:
     It strips what follows them in files whose name holds "phi-3", and fails to load such a file without Phi-3's tokens; in files
     named "modern-bert", what is before [MASK] (llama-vocab.cpp, "set attributes by model/tokenizer/architecture name").
     """
-    added = {token["content"]: token for token in model.tokenizer_content.get("added_tokens") or []}
-    strips = any(token["rstrip"] for token in added.values())
+    tokens = read_added_tokens(model.tokenizer_content, model.folder / "tokenizer.json")
+    added = {token.content: token for token in tokens}
+    strips = any(token.rstrip for token in tokens)
     if strips and {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= set(added):
         return wanted if re.search("phi-?3", wanted, re.IGNORECASE) else f"{wanted} (phi-3)"
     name = re.sub("(phi)-?(3)", r"\1 \2", wanted, flags=re.IGNORECASE)
-    if added.get("[MASK]", {}).get("lstrip"):
+    if "[MASK]" in added and added["[MASK]"].lstrip:
         return name if "modern-bert" in name.lower() else f"{name} (modern-bert)"
     return re.sub("(modern)-(bert)", r"\1\2", name, flags=re.IGNORECASE)
 
@@ -122,7 +127,7 @@ def _rows(model: Model) -> int:
 
 
 def _byte_level(source: TokenizerFiles) -> dict[str, Value]:
-    normalizer = source.content.get("normalizer")
+    normalizer = as_table(source.content.get("normalizer"))
     if normalizer and not normalization(source.content):
         raise EdgekitError(f"{source.where}: normalizer {normalizer['type']}: llama.cpp has none for byte-level BPE")
     return {
@@ -137,7 +142,7 @@ def _sentencepiece(source: TokenizerFiles) -> dict[str, Value]:
     """BPE over characters, bytes for those that it does not know.
 
     llama.cpp joins any two neighbours that make a piece, the best score first; the original joins the pairs in its list. Where
-    the list holds every such pair (SentencePiece's own models), the place in the list is the score. Where it does not, and no
+    the list holds every such pair (SentencePiece's own models), the index in the list is the score. Where it does not, and no
     space is put before texts, llama.cpp's way with a list of merges on characters is the right one (the name of its first user).
     """
     missing = [f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in source.ids]
@@ -151,7 +156,7 @@ def _sentencepiece(source: TokenizerFiles) -> dict[str, Value]:
             " original tokenizer.model"
         )
     types = [
-        BYTE if _BYTE.fullmatch(source.pieces.get(place, "")) else kind for place, kind in enumerate(_types(source))
+        BYTE if _BYTE.fullmatch(source.pieces.get(index, "")) else kind for index, kind in enumerate(_types(source))
     ]
     shared: dict[str, Value] = {
         "tokenizer.ggml.tokens": _tokens(source),
@@ -172,22 +177,22 @@ def _sentencepiece(source: TokenizerFiles) -> dict[str, Value]:
 
 
 def _scores(source: TokenizerFiles) -> Value:
-    """tokenizer.model's scores, where it is there and says what tokenizer.json says; else each piece's place in the merges."""
+    """tokenizer.model's scores, where it is there and says what tokenizer.json says; else each piece's index in the merges."""
     scores = np.full(source.rows, _NO_SCORE, np.float32)
     path = source.model.folder / "tokenizer.model"
     saved = read_pieces(path) if path.is_file() else []
-    plain = {place: piece for place, piece in source.pieces.items() if place not in source.added}
-    if saved and all(place < len(saved) and saved[place][0] == piece for place, piece in plain.items()):
-        for place, (_, score) in enumerate(saved[: source.rows]):
-            scores[place] = score
+    plain = {index: piece for index, piece in source.pieces.items() if index not in source.added}
+    if saved and all(index < len(saved) and saved[index][0] == piece for index, piece in plain.items()):
+        for index, (_, score) in enumerate(saved[: source.rows]):
+            scores[index] = score
     else:
         ranks: dict[str, int] = {}
         for rank, (left, right) in enumerate(source.merges):
             ranks.setdefault(left + right, rank)
-        for place, piece in plain.items():
-            scores[place] = -float(ranks.get(piece, len(source.merges)))
-    for place in source.added:
-        scores[place] = -1000.0 if source.type(place) == USER_DEFINED else 0.0
+        for index, piece in plain.items():
+            scores[index] = -float(ranks.get(piece, len(source.merges)))
+    for index in source.added:
+        scores[index] = -1000.0 if source.type(index) == USER_DEFINED else 0.0
     return scores
 
 
@@ -195,7 +200,7 @@ def _is_closed(source: TokenizerFiles) -> bool:
     """Whether every two pieces that make a third are among the merges."""
     listed = set(source.merges)
     plain = {
-        piece for place, piece in source.pieces.items() if place not in source.added and not _BYTE.fullmatch(piece)
+        piece for index, piece in source.pieces.items() if index not in source.added and not _BYTE.fullmatch(piece)
     }
     return all(
         (piece[:cut], piece[cut:]) in listed
@@ -207,12 +212,12 @@ def _is_closed(source: TokenizerFiles) -> bool:
 
 def _unigram(source: TokenizerFiles) -> dict[str, Value]:
     scores = np.full(source.rows, _NO_SCORE, np.float32)
-    for place, (_, score) in enumerate(source.content["model"]["vocab"]):
-        scores[place] = score
-    bytes_too = bool(source.content["model"].get("byte_fallback"))
+    for index, (_, score) in enumerate(source.scored):
+        scores[index] = score
+    bytes_too = bool(source.algorithm.get("byte_fallback"))
     types = [
-        BYTE if bytes_too and _BYTE.fullmatch(source.pieces.get(place, "")) else kind
-        for place, kind in enumerate(_types(source))
+        BYTE if bytes_too and _BYTE.fullmatch(source.pieces.get(index, "")) else kind
+        for index, kind in enumerate(_types(source))
     ]
     if source.unknown is None:
         raise EdgekitError(
@@ -228,15 +233,15 @@ def _unigram(source: TokenizerFiles) -> dict[str, Value]:
         "tokenizer.ggml.remove_extra_whitespaces": squeezes_spaces(source.content),
     }
     for step in normalizer_steps(source.content):
-        if step["type"] == "Precompiled" and step.get("precompiled_charsmap"):
-            charsmap = base64.b64decode(step["precompiled_charsmap"])
-            keys["tokenizer.ggml.precompiled_charsmap"] = np.frombuffer(charsmap, np.uint8)
+        charsmap = step.get("precompiled_charsmap")
+        if step["type"] == "Precompiled" and isinstance(charsmap, str) and charsmap:
+            keys["tokenizer.ggml.precompiled_charsmap"] = np.frombuffer(base64.b64decode(charsmap), np.uint8)
     return keys
 
 
 def _word_piece(source: TokenizerFiles) -> dict[str, Value]:
     """llama.cpp marks the pieces that begin a word instead of those that go on."""
-    inside = str(source.content["model"].get("continuing_subword_prefix") or "##")
+    inside = str(source.algorithm.get("continuing_subword_prefix") or "##")
     types = _types(source)
     tokens = [
         token
@@ -259,15 +264,15 @@ def _word_piece(source: TokenizerFiles) -> dict[str, Value]:
 
 def _tokens(source: TokenizerFiles) -> list[str]:
     """Each id's text. Special tokens are looked for in the text itself, where a space is a space."""
-    tokens = [source.pieces.get(place, f"[PAD{place}]") for place in range(source.rows)]
-    for place in source.added:
-        if source.type(place) == USER_DEFINED:
-            tokens[place] = tokens[place].replace(_SPACE, " ")
+    tokens = [source.pieces.get(index, f"[PAD{index}]") for index in range(source.rows)]
+    for index in source.added:
+        if source.type(index) == USER_DEFINED:
+            tokens[index] = tokens[index].replace(_SPACE, " ")
     return tokens
 
 
-def _types(source: TokenizerFiles) -> np.ndarray[Any, np.dtype[np.int32]]:
-    return np.array([source.type(place) for place in range(source.rows)], np.int32)
+def _types(source: TokenizerFiles) -> NDArray[np.int32]:
+    return np.array([source.type(index) for index in range(source.rows)], np.int32)
 
 
 def _merges(source: TokenizerFiles) -> list[str]:
@@ -283,26 +288,26 @@ def _check_tokens(source: TokenizerFiles, keys: Mapping[str, Value]) -> None:
     seen: dict[str, int] = {}
     tokens = keys["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         # A zero byte ends a text of C's.
         if not token or token in seen or "\0" in token:
             other = f"the token {seen[token]} again" if token in seen else "empty"
             raise EdgekitError(
-                f"{source.where}: the token {place} ({source.pieces.get(place)!r}) is {other} to llama.cpp"
+                f"{source.where}: the token {index} ({source.pieces.get(index)!r}) is {other} to llama.cpp"
             )
-        seen[token] = place
+        seen[token] = index
 
 
 def _special(source: TokenizerFiles, *, bert: bool) -> dict[str, Value]:
     """The ids of special tokens, and which of them are put around a text."""
     named = special_tokens(source.model.folder)
-    found = {name: source.ids[token] for name, token in named.items() if token in source.ids}
+    ids = {name: source.ids[token] for name, token in named.items() if token in source.ids}
     for name in _IDS:
-        given = source.model.config.get(f"{name}_id", source.model.text_config.get(f"{name}_id"))
-        if isinstance(given, int) and 0 <= given < source.rows:
-            found.setdefault(name, given)
+        index = source.model.config.get(f"{name}_id", source.model.text_config.get(f"{name}_id"))
+        if isinstance(index, int) and 0 <= index < source.rows:
+            ids.setdefault(name, index)
     if source.unknown is not None:
-        found["unk_token"] = source.unknown
+        ids["unk_token"] = source.unknown
     before, after = _around(source)
     if bert:
         if not before or not after or source.unknown is None:
@@ -310,27 +315,27 @@ def _special(source: TokenizerFiles, *, bert: bool) -> dict[str, Value]:
                 f"{source.where}: llama.cpp puts [CLS] before a WordPiece tokenizer's texts and [SEP] behind them, and needs an"
                 " unknown token; this one does not"
             )
-        found |= {"cls_token": before[0], "sep_token": after[0]}
+        ids |= {"cls_token": before[0], "sep_token": after[0]}
     if before:
-        found["bos_token"] = before[0]
+        ids["bos_token"] = before[0]
     stops = source.model.stops
     if after and not bert:
-        found["eos_token"] = after[0]
-    elif stops and found.get("eos_token") not in stops:
-        found["eos_token"] = stops[0]
-    keys: dict[str, Value] = {f"tokenizer.ggml.{_IDS[name]}_token_id": place for name, place in found.items()}
+        ids["eos_token"] = after[0]
+    elif stops and ids.get("eos_token") not in stops:
+        ids["eos_token"] = stops[0]
+    keys: dict[str, Value] = {f"tokenizer.ggml.{_IDS[name]}_token_id": index for name, index in ids.items()}
     keys["tokenizer.ggml.add_bos_token"] = bool(before)
     keys["tokenizer.ggml.add_eos_token"] = bool(after) and not bert
     keys["tokenizer.ggml.add_sep_token"] = bert or bool(before and after)
-    return keys | _ends(source, [stop for stop in stops if stop != found.get("eos_token")])
+    return keys | _ends(source, [stop for stop in stops if stop != ids.get("eos_token")])
 
 
 def _around(source: TokenizerFiles) -> tuple[list[int], list[int]]:
     """The ids that the original puts before and behind a text."""
     encoding = source.model.tokenizer().encode("a")
     mask = list(encoding.special_tokens_mask)
-    count = next((place for place, added in enumerate(mask) if not added), len(mask))
-    behind = next((place for place, added in enumerate(reversed(mask)) if not added), 0)
+    count = next((index for index, added in enumerate(mask) if not added), len(mask))
+    behind = next((index for index, added in enumerate(reversed(mask)) if not added), 0)
     before, after = encoding.ids[:count], encoding.ids[len(mask) - behind :]
     if len(before) > 1 or len(after) > 1:
         raise EdgekitError(
@@ -348,8 +353,8 @@ def _ends(source: TokenizerFiles, stops: Sequence[int]) -> dict[str, Value]:
             f"{source.model.folder / 'generation_config.json'}: eos_token_id: {stops} end a generation besides the end of text;"
             " llama.cpp has room for two that it does not know by name; keep those that the model says"
         )
-    places = [*unknown, *turn[: 1 if not unknown else 0]]
-    return {f"tokenizer.ggml.{name}_token_id": stop for name, stop in zip(("eot", "eom"), places, strict=False)}
+    kept = [*unknown, *turn[: 1 if not unknown else 0]]
+    return {f"tokenizer.ggml.{name}_token_id": stop for name, stop in zip(("eot", "eom"), kept, strict=False)}
 
 
 def _templates(model: Model) -> dict[str, Value]:
