@@ -172,7 +172,7 @@ def figures() -> list[Figure]:
     ]
 
 
-BARS = {"any": 12.5, "wide": 4, "cycles": 0, "state": 1}
+BARS = {"any": 14.8, "wide": 4, "cycles": 0, "state": 1}
 
 
 def main() -> int:
