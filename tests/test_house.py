@@ -36,7 +36,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "checkpoint_keys owners_tokenizer",
         "recipe target prompts workspace loaders",
         "duplicates state model_card closure tables evidence",
-        "schema apart tokenizing gate inputs typed_json outputs",
+        "schema apart tokenizing gate inputs outputs",
+        "typed_json",
         "errors progress",
         "__init__",
     )
