@@ -216,7 +216,7 @@ class Bench:
             limits=None,
             libraries=library_versions(format_),
         )
-        product = self.workspace.once("export", identity(inputs), lambda out: export(inputs, out))
+        product = self.workspace.once("export", identity(inputs), lambda out: export(inputs, out).facts())
         return product.folder, dict(product.facts)
 
     def artifact(

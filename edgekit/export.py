@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from edgekit.artifact import Artifact, Contentless, ModelFile
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, Format, Processor, Reading, Source, format_of, runtime_of
 from edgekit.inputs import Content
@@ -70,22 +71,41 @@ class AdoptInputs:
     rejection: Rejection
 
 
-def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:
+def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> Artifact:
     """Write the student in the format that is asked for, into `out`.
 
-    Only the calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's outputs. Returns the
-    artifact's facts. Raises EdgekitError where it cannot be exported, or nothing was quantized.
+    Only the calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's outputs. Raises
+    EdgekitError where it cannot be exported, or nothing was quantized.
     """
+    task, kind, student = inputs.task, TASKS[inputs.task], inputs.student.path
+    format_, model = FORMATS[inputs.format], kind.open_model(student)
+    rows = PromptSet(folder=inputs.prompts.path).split("calibrate")
+    source = _source(inputs, model, rows, progress)
+    artifact = _of_task(format_.write(source, inputs.options, out), model, task, inputs.max_length, out)
+    if OUTPUTS[kind.OUTPUT].generates:
+        return artifact
+    answers = _answers(format_, out, source.ids, model, artifact, inputs)
+    return _fitted(artifact, out / artifact.file.name, model, rows, answers, inputs)
+
+
+def _source(inputs: ExportInputs, model: Model, rows: Sequence[Prompt], progress: Progress) -> Source:
+    """What the format writes."""
     from edgekit.calibration import load_calibration
 
     task, kind, student, name = inputs.task, TASKS[inputs.task], inputs.student.path, inputs.name
-    format_, model = FORMATS[inputs.format], kind.open_model(student)
-    rows = PromptSet(folder=inputs.prompts.path).split("calibrate")
-    source = Source(
+    if OUTPUTS[kind.OUTPUT].generates:
+        passages = text_generation.passages(model, rows, inputs.max_length)
+        ids, starts = [one.ids for one in passages], [one.start for one in passages]
+    else:
+        ids, starts = [tokens for _, tokens in kind.encode(model, rows, inputs.max_length)], []
+    return Source(
         model=model,
         load=lambda: kind.load(student),
         calibration=lambda: load_calibration(inputs.calibration.path),
-        **_read(model, task, rows, inputs.max_length),
+        texts=[row.text for row in rows],
+        conversations=_conversations(rows),
+        ids=ids,
+        starts=starts,
         output=kind.OUTPUT,
         name=name,
         dataset=f"{name} calibrate" if name else "calibrate",
@@ -98,25 +118,9 @@ def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> dict
         limits=inputs.limits,
         progress=progress,
     )
-    facts = format_.write(source, inputs.options, out) | _shared(model, task, inputs.max_length, out)
-    if OUTPUTS[kind.OUTPUT].generates:
-        return facts
-    file, asked = out / facts["file"], _asked(source.ids, model, facts, inputs.out_of_scope)
-    answers = _answers(format_, file, asked, facts)
-    facts |= _fitted(file, model, task, rows, answers[: len(rows)], inputs.out_of_scope, inputs.rejection)
-    return facts | _contentless(answers[len(rows) :], task, facts)
 
 
-def _read(model: Model, task: str, rows: Sequence[Prompt], max_length: int) -> dict[str, Any]:
-    """What a Source knows of the prompts: their texts and conversations, ids as the model reads them, and a decoder's starts."""
-    told: dict[str, Any] = {"texts": [row.text for row in rows], "conversations": _conversations(rows)}
-    if not OUTPUTS[TASKS[task].OUTPUT].generates:
-        return told | {"ids": [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]}
-    passages = text_generation.passages(model, rows, max_length)
-    return told | {"ids": [one.ids for one in passages], "starts": [one.start for one in passages]}
-
-
-def adopt(inputs: AdoptInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:  # noqa: ARG001 - quick
+def adopt(inputs: AdoptInputs, out: Path, progress: Progress = silent) -> Artifact:  # noqa: ARG001 - quick
     """Make an artifact folder of a file that something else wrote, so that `verify` can judge it.
 
     The checkpoint gives tokenizer and labels. Raises EdgekitError for a file that its runtime does not load, that lacks a
@@ -128,42 +132,43 @@ def adopt(inputs: AdoptInputs, out: Path, progress: Progress = silent) -> dict[s
     format_, model = format_of(file), TASKS[task].open_model(checkpoint)
     length = TASKS[task].length(model, max_length)
     reading = Reading(model=model, output=TASKS[task].OUTPUT, pad_id=find_pad_id(model), max_length=length)
-    facts = format_.adopt(file, out, reading)
-    facts |= _shared(model, task, max_length, out)
+    artifact = _of_task(format_.adopt(file, out, reading), model, task, max_length, out)
     rows = PromptSet(folder=inputs.prompts.path).split("calibrate")
-    if OUTPUTS[TASKS[task].OUTPUT].generates:
-        _check_vocabulary(file, facts["vocabulary"], model)
-    facts |= _reading(format_, out / facts["file"], model, rows, TASKS[task].OUTPUT)
-    if OUTPUTS[TASKS[task].OUTPUT].generates:
-        return facts
+    if OUTPUTS[artifact.output].generates:
+        _check_vocabulary(file, artifact.file, model)
+    artifact = _read(format_, artifact, out, model, rows)
+    if OUTPUTS[artifact.output].generates:
+        return artifact
     ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
-    runtime, asked = runtime_of(format_), _asked(ids, model, facts, inputs.out_of_scope)
+    runtime = runtime_of(format_)
     try:
-        answers = _answers(format_, out / facts["file"], asked, facts)
+        answers = _answers(format_, out, ids, model, artifact, inputs)
     except runtime.load_errors() as failed:
         raise EdgekitError(
             f"{file}: {runtime.NAME} fails on the calibrate prompts: {str(failed).splitlines()[0][:300]}; is {checkpoint} the"
             " checkpoint that it was exported from?"
         ) from failed
-    facts |= _fitted(file, model, task, rows, answers[: len(ids)], inputs.out_of_scope, inputs.rejection)
-    return facts | _contentless(answers[len(ids) :], task, facts)
+    return _fitted(artifact, file, model, rows, answers, inputs)
 
 
-def _reading(format_: Format, file: Path, model: Model, rows: Sequence[Prompt], output: str) -> dict[str, Any]:
-    """Whether another tool's file reads texts as the checkpoint does: its `parity`, or as `misread` the first difference."""
-    conversations = _conversations(rows) if OUTPUTS[output].generates else None
+def _read(format_: Format, artifact: Artifact, out: Path, model: Model, rows: Sequence[Prompt]) -> Artifact:
+    """The artifact with what another tool's file reads otherwise than the checkpoint: its parity, or the first difference."""
+    conversations = _conversations(rows) if OUTPUTS[artifact.output].generates else None
     try:
-        parity = format_.check_reading(model, file, [row.text for row in rows], conversations)
+        parity = format_.check_reading(model, out / artifact.file.name, [row.text for row in rows], conversations)
     except EdgekitError as differs:
-        return {"misread": differs.message}
-    return {"parity": parity, "notes": parity["limits"]} if parity else {}
+        return replace(artifact, file=replace(artifact.file, misread=differs.message))
+    if parity is None:
+        return artifact
+    return replace(artifact, file=replace(artifact.file, parity=parity, notes=parity.limits))
 
 
-def _conversations(rows: Sequence[Prompt]) -> list[Mapping[str, Any]]:
+def _conversations(rows: Sequence[Prompt]) -> list[Mapping[str, object]]:
     return [{"messages": text_generation.conversation(row), "tools": row.tools} for row in rows]
 
 
-def _check_vocabulary(file: Path, found: int | None, model: Model) -> None:
+def _check_vocabulary(file: Path, written: ModelFile, model: Model) -> None:
+    found = None if written.gguf is None else written.gguf.vocabulary
     if found is not None and model.rows not in {found, math.inf}:
         raise EdgekitError(
             f"{file}: its vocabulary has {found} tokens, that of {model.folder} {model.rows}; name the checkpoint"
@@ -179,67 +184,69 @@ def file_digest(file: Path) -> str:
     return format_of(file).file_digest(file)
 
 
-def _shared(model: Model, task: str, max_length: int, out: Path) -> dict[str, Any]:
-    """The facts that follow from the checkpoint, whose tokenizer and chat template are put beside the artifact's file."""
+def _of_task(file: ModelFile, model: Model, task: str, max_length: int, out: Path) -> Artifact:
+    """The artifact with what follows from the checkpoint, whose tokenizer and chat template are put beside its file."""
     kind = TASKS[task]
     max_length = kind.length(model, max_length)
     model.tokenizer(max_length).save(str(out / "tokenizer.json"))
     template = text_generation.chat_template(model) if OUTPUTS[kind.OUTPUT].generates else None
     if template is not None:
         (out / text_generation.TEMPLATE).write_text(template, encoding="utf-8", newline="\n")
-    return {
-        "task": task,
-        "output": kind.OUTPUT,
-        "classes": model.labels if OUTPUTS[kind.OUTPUT].has_classes else [],
-        "out_of_scope": None,
-        "settings": kind.settings(model),
-        "max_length": max_length,
-        "pad_id": find_pad_id(model),
-    }
+    return Artifact(
+        file=file,
+        task=task,
+        output=kind.OUTPUT,
+        classes=tuple(model.labels) if OUTPUTS[kind.OUTPUT].has_classes else (),
+        out_of_scope=None,
+        settings=kind.settings(model),
+        max_length=max_length,
+        pad_id=find_pad_id(model),
+    )
+
+
+def _answers(
+    format_: Format,
+    out: Path,
+    ids: Sequence[Sequence[int]],
+    model: Model,
+    artifact: Artifact,
+    inputs: ExportInputs | AdoptInputs,
+) -> Floats:
+    """The artifact's outputs on prompts and, of a classifier that may reject texts, behind them on those that say nothing."""
+    runtime, file = runtime_of(format_), artifact.file
+    rejects = OUTPUTS[artifact.output].has_classes and inputs.out_of_scope is not None
+    asked = [*ids, *(model.encode(ASKED, artifact.max_length) if rejects else [])]
+    options = runtime.joined({}, file.runtime_options)
+    return runtime.outputs(out / file.name, asked, pad_id=artifact.pad_id, options=options)
 
 
 def _fitted(
+    artifact: Artifact,
     file: Path,
     model: Model,
-    task: str,
     rows: Sequence[Prompt],
     answers: Floats,
-    out_of_scope: str | None,
-    rejection: Rejection,
-) -> dict[str, Any]:
-    """What a task of rows learns from the artifact's own outputs on the calibrate prompts."""
-    kind = row_task(task)
-    classes = model.labels if OUTPUTS[kind.OUTPUT].has_classes else []
+    inputs: ExportInputs | AdoptInputs,
+) -> Artifact:
+    """The artifact with what a task of rows learns from its own outputs on the calibrate prompts; file: as errors call it."""
+    kind, classes = row_task(artifact.task), artifact.classes
     if classes and answers.shape[1] != len(classes):
         raise EdgekitError(
             f"{file}: gives {answers.shape[1]} scores, but the model has {len(classes)} labels; name the checkpoint that it"
             " was exported from"
         )
-    return {
-        "out_of_scope": out_of_scope,
-        "settings": kind.settings(model)
-        | kind.fit(answers, [row.label for row in rows], classes, out_of_scope, rejection),
-    }
+    of_rows, of_contentless = answers[: len(rows)], answers[len(rows) :]
+    labels = [row.label for row in rows]
+    settings = kind.settings(model) | kind.fit(of_rows, labels, classes, inputs.out_of_scope, inputs.rejection)
+    fitted = replace(artifact, out_of_scope=inputs.out_of_scope, settings=settings)
+    return replace(fitted, contentless=_contentless(fitted, of_contentless))
 
 
-def _answers(format_: Format, file: Path, asked: Sequence[Sequence[int]], facts: Mapping[str, Any]) -> Floats:
-    runtime = runtime_of(format_)
-    return runtime.outputs(file, asked, pad_id=facts["pad_id"], options=runtime.joined({}, facts["runtime_options"]))
-
-
-def _asked(
-    ids: Sequence[Sequence[int]], model: Model, facts: Mapping[str, Any], out_of_scope: str | None
-) -> list[Sequence[int]]:
-    """What the artifact is asked: the prompts and, of a classifier that may reject texts, behind them those that say nothing."""
-    rejects = OUTPUTS[facts["output"]].has_classes and out_of_scope is not None
-    return [*ids, *(model.encode(ASKED, facts["max_length"]) if rejects else [])]
-
-
-def _contentless(answers: Floats, task: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """As `contentless`: how many texts that say nothing were asked, and those that got a class, with it. {} without rejection."""
-    if "threshold" not in facts["settings"]:
-        return {}
-    labels = row_task(task).answer(answers, facts["settings"], facts["classes"], ASKED)
-    rejected = facts["settings"]["out_of_scope"]
+def _contentless(artifact: Artifact, answers: Floats) -> Contentless | None:
+    """What a classifier answers to texts that say nothing; None without rejection."""
+    if "threshold" not in artifact.settings:
+        return None
+    labels = row_task(artifact.task).answer(answers, artifact.settings, artifact.classes, ASKED)
+    rejected = artifact.settings["out_of_scope"]
     accepted = {text[:20]: label for text, label in zip(ASKED, labels, strict=True) if label != rejected}
-    return {"contentless": {"asked": len(ASKED), "accepted": accepted}}
+    return Contentless(asked=len(ASKED), accepted=accepted)

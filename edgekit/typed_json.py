@@ -22,15 +22,20 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 # The metadata of a field that has no key in its table where it is None; {"key": name} is of one that Python could not name.
 MAY_BE_ABSENT: Mapping[str, bool] = MappingProxyType({"may_be_absent": True})
+# The metadata of a field that is a dataclass whose keys lie among those of the one that has it; None where none of them is there.
+IN_ITS_TABLE: Mapping[str, bool] = MappingProxyType({"in_its_table": True})
 
 
 def to_table(value: DataclassInstance) -> dict[str, object]:
     """What JSON can hold of a dataclass: its fields by key, in the order of the keys; tuples as lists."""
-    return {
-        _key(field): _plain(getattr(value, field.name))
-        for field in sorted(dataclasses.fields(value), key=_key)
-        if not (_may_be_absent(field) and getattr(value, field.name) is None)
-    }
+    table: dict[str, object] = {}
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if _is_in_its_table(field):
+            table |= {} if inner is None else to_table(inner)
+        elif inner is not None or not _may_be_absent(field):
+            table[_key(field)] = _plain(inner)
+    return dict(sorted(table.items()))
 
 
 def read_table(kind: type[T], table: object, where: str) -> T:
@@ -42,17 +47,25 @@ def read_table(kind: type[T], table: object, where: str) -> T:
     """
     if not isinstance(table, Mapping):
         raise EdgekitError(f"{where}: expected a table, got {table!r:.80}")
-    fields = _fields(kind)
     for key in table:
-        if key not in fields:
+        if key not in _keys(kind):
             raise EdgekitError(f"{_join(where, str(key))}: unknown key")
     values = {}
-    for key, (field, hint) in fields.items():
-        if key in table:
+    for key, (field, hint) in _fields(kind).items():
+        if _is_in_its_table(field):
+            values[field.name] = _read_part(hint, table, where)
+        elif key in table:
             values[field.name] = _read(hint, table[key], _join(where, key))
         elif not _may_be_absent(field):
             raise EdgekitError(f"{_join(where, key)}: missing key")
     return cast("Callable[..., T]", kind)(**values)
+
+
+def _read_part(hint: object, table: Mapping[str, object], where: str) -> object:
+    """The dataclass whose keys lie in a table among others."""
+    kind = _dataclass_of(hint)
+    own = {key: value for key, value in table.items() if key in _keys(kind)}
+    return None if not own and kind is not hint else read_table(kind, own, where)
 
 
 def _plain(value: object) -> object:
@@ -135,12 +148,32 @@ def _fields(kind: type) -> dict[str, tuple[dataclasses.Field[object], object]]:
     return {_key(field): (field, hints[field.name]) for field in fields}
 
 
+@cache
+def _keys(kind: type) -> frozenset[str]:
+    """All keys of a dataclass's table."""
+    own = {key for key, (field, _) in _fields(kind).items() if not _is_in_its_table(field)}
+    parts = [_keys(_dataclass_of(hint)) for field, hint in _fields(kind).values() if _is_in_its_table(field)]
+    return frozenset(own).union(*parts)
+
+
+def _dataclass_of(hint: object) -> type[DataclassInstance]:
+    """A type that is a dataclass, or a dataclass or None."""
+    kinds = [
+        part for part in (hint, *typing.get_args(hint)) if isinstance(part, type) and dataclasses.is_dataclass(part)
+    ]
+    return kinds[0]
+
+
 def _key(field: dataclasses.Field[object]) -> str:
     return str(field.metadata.get("key", field.name))
 
 
 def _may_be_absent(field: dataclasses.Field[object]) -> bool:
     return bool(field.metadata.get("may_be_absent"))
+
+
+def _is_in_its_table(field: dataclasses.Field[object]) -> bool:
+    return bool(field.metadata.get("in_its_table"))
 
 
 def _join(where: str, key: str) -> str:

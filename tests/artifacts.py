@@ -130,6 +130,7 @@ def make_artifact(
             "config_entries": {"session.x64quantprecision": "1"},
         },
         "quantized": {"matmul": 0, "float": []},
+        "choices": {},
     }
     write_product(folder, "export", key="test", inputs={"student": "a test"}, facts=facts)
     return folder

@@ -186,7 +186,7 @@ def export(
         limits=limits,
         libraries={},
     )
-    return exporting.export(inputs, out, progress)
+    return exporting.export(inputs, out, progress).facts()
 
 
 def adopt(
@@ -210,4 +210,4 @@ def adopt(
         out_of_scope=out_of_scope,
         rejection=rejection,
     )
-    return exporting.adopt(inputs, out)
+    return exporting.adopt(inputs, out).facts()

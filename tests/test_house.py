@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "formats runtimes devices tasks",
         "cost",
         "model",
-        "weights configuration calibration",
+        "weights configuration calibration artifact",
         "architectures",
         "chat_template",
         "embedding_files",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import __version__
+from edgekit.artifact import read_artifact
 from edgekit.bundle.archive import archive_hashes, write_archive
 from edgekit.bundle.destination import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
 from edgekit.bundle.destination import partial as partial_of
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgekit")
 
-ARTIFACT_FACTS = ("format", "scheme", "bytes", "sha256", "opset", "ir_version", "operators", "quantized", "choices")
 LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 LICENCE_OF = {"license": "this model", "teacher_license": "teacher", "data_license": "data"}
 
@@ -86,7 +86,7 @@ def package(
     product = open_product(artifact, "export")
     product.check()
     content = read_report(report)
-    if content.artifact.sha256 != product.facts["sha256"]:
+    if content.artifact.sha256 != read_artifact(product).file.sha256:
         raise EdgekitError(f"{report}: this report is of another artifact than {artifact}; run: edgekit verify")
     put = Packaged(
         bundle=out / name,
@@ -129,7 +129,7 @@ def _write_bundle(product: Product, manifest: dict[str, Any], report: Report, pu
     partial.mkdir()
     (partial / MARK).touch()
     try:
-        for name in product.facts["files"]:
+        for name in read_artifact(product).file.files:
             shutil.copyfile(product.folder / name, partial / name)
         _write_sidecars(Packing(artifact=product.folder, manifest=manifest, report=report), partial)
         files = {name: entry for name, entry in list_files(partial).items() if name != MARK}
@@ -160,9 +160,9 @@ def _write_sidecars(packing: Packing, folder: Path) -> None:
 
 
 def _describe(product: Product, name: str, recipe: str, target: Target, lineage: Mapping[str, Any]) -> dict[str, Any]:
-    facts = product.facts
-    settings = dict(facts.get("settings") or {})
-    format_ = FORMATS[str(facts["format"])]
+    artifact = read_artifact(product)
+    file, settings = artifact.file, dict(artifact.settings)
+    format_ = FORMATS[file.format]
     runtime = runtime_of(format_, target.runtime)
     versions = {name: library_version(name) for name in LIBRARIES} | library_versions(format_, target.runtime)
     return {
@@ -172,22 +172,32 @@ def _describe(product: Product, name: str, recipe: str, target: Target, lineage:
         "recipe": recipe,
         "target": target.name,
         "target_title": target.title,
-        "task": facts["task"],
-        "output": facts["output"],
-        "labels": list(facts["classes"]),
-        "out_of_scope": settings.get("out_of_scope", facts.get("out_of_scope")),
+        "task": artifact.task,
+        "output": artifact.output,
+        "labels": list(artifact.classes),
+        "out_of_scope": settings.get("out_of_scope", artifact.out_of_scope),
         "threshold": settings.get("threshold"),
         "settings": settings,
-        "max_length": facts["max_length"],
-        "pad_id": facts["pad_id"],
-        "model": facts["file"],
+        "max_length": artifact.max_length,
+        "pad_id": artifact.pad_id,
+        "model": file.name,
         "tokenizer": None if format_.CARRIES_TOKENIZER else "tokenizer.json",
         "runtime": {
             "name": runtime.NAME,
-            "minimum": facts["minimum_runtime"],
-            **runtime.joined(target.runtime.get(runtime.NAME, {}), facts["runtime_options"]),
+            "minimum": file.minimum_runtime,
+            **runtime.joined(target.runtime.get(runtime.NAME, {}), file.runtime_options),
         },
-        "artifact": {key: facts.get(key) for key in ARTIFACT_FACTS},
+        "artifact": {
+            "format": file.format,
+            "scheme": file.scheme,
+            "bytes": file.bytes,
+            "sha256": file.sha256,
+            "opset": file.onnx.opset if file.onnx else None,
+            "ir_version": file.onnx.ir_version if file.onnx else None,
+            "operators": file.onnx.operators if file.onnx else None,
+            "quantized": file.quantized,
+            "choices": file.choices,
+        },
         "lineage": {key: value for key, value in lineage.items() if value is not None and "license" not in key},
         "fingerprints": {"export": product.digest, "export_inputs": fingerprint(product.manifest["inputs"])},
         "versions": dict(sorted(versions.items())),

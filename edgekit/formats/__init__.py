@@ -15,6 +15,7 @@ from edgekit.schema import parse, pick
 from edgekit.workspace import library_version
 
 if TYPE_CHECKING:
+    from edgekit.artifact import ModelFile, Parity
     from edgekit.cost import Cost
     from edgekit.model import Model
     from edgekit.runtimes import Runtime
@@ -71,25 +72,25 @@ class Format(Protocol):
     def costs(self, model: Model, output: str, options: Sequence[Any]) -> list[Cost]:
         """What a model that answers with `output` takes in each of several options, from its headers alone."""
 
-    def write(self, source: Source, options: Any, out: Path) -> dict[str, Any]:
-        """Write a student into a folder; returns the artifact's facts that the format knows.
+    def write(self, source: Source, options: Any, out: Path) -> ModelFile:
+        """Write a student into a folder.
 
         Raises EdgekitError where its runtime does not compute with the whole file what the float model computes.
         """
 
-    def adopt(self, file: Path, out: Path, reading: Reading) -> dict[str, Any]:
-        """Copy what something else wrote into a folder, so that `verify` can judge it; returns the facts of `write`."""
+    def adopt(self, file: Path, out: Path, reading: Reading) -> ModelFile:
+        """Copy what something else wrote into a folder, so that `verify` can judge it."""
 
     def check_reading(
         self,
         model: Model,
         file: Path,
         texts: Sequence[str],
-        conversations: Sequence[Mapping[str, Any]] | None,
-    ) -> dict[str, Any]:
-        """Prove that what the file holds of tokenizer and chat template reads as the checkpoint's: {texts, limits, ...}.
+        conversations: Sequence[Mapping[str, object]] | None,
+    ) -> Parity | None:
+        """Prove that what the file holds of tokenizer and chat template reads as the checkpoint's.
 
-        {} where it holds none. conversations: None of models that take none. Raises EdgekitError with the first difference.
+        None where it holds none. conversations: None of models that take none. Raises EdgekitError with the first difference.
         """
 
     def file_digest(self, file: Path) -> str:

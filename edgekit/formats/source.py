@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.progress import Progress, silent
 
@@ -45,7 +45,7 @@ class Source:
     calibration: Callable[[], Calibration]
     ids: Sequence[Sequence[int]]
     texts: Sequence[str]
-    conversations: Sequence[Mapping[str, Any]]
+    conversations: Sequence[Mapping[str, object]]
     output: str
     name: str
     dataset: str

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from edgekit.artifact import read_artifact
 from edgekit.duplicates import text_digest
 from edgekit.errors import EdgekitError
 from edgekit.prompts import PromptSet
@@ -71,8 +72,16 @@ def settle(artifact: Product, prompts: Product, accuracy: Mapping[str, Any], *, 
 
 def identity(artifact: Product) -> str:
     """What an artifact is to those who look: its files, and the settings with which it answers."""
-    kept = ("settings", "max_length", "out_of_scope", "runtime_options")
-    return fingerprint({"files": artifact.digest} | {key: artifact.facts.get(key) for key in kept})
+    made = read_artifact(artifact)
+    return fingerprint(
+        {
+            "files": artifact.digest,
+            "settings": made.settings,
+            "max_length": made.max_length,
+            "out_of_scope": made.out_of_scope,
+            "runtime_options": made.file.runtime_options,
+        }
+    )
 
 
 def row_hashes(prompts: Product, split: str) -> list[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.artifact import read_artifact
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content
 from edgekit.pipeline.origin import (
@@ -156,9 +157,11 @@ def export(
         limits=_limits(plan),
         libraries=libraries(plan.format, {}),
     )
-    filled = with_read(make, prompts, "calibrate", student, calibration)
+
+    filled = with_read(lambda *given: make(*given).facts(), prompts, "calibrate", student, calibration)
     product = run_step(session, inputs, filled, note=f"{plan.format} {plan.scheme}", at=at)
-    _say_notes(product, session)
+    for line in read_artifact(product).file.notes or ():
+        session.listener.say(f"note: {line}")
     return product
 
 
@@ -238,8 +241,3 @@ def _limits(plan: Plan) -> Limits | None:
 def _say_warnings(product: Product, session: Session) -> None:
     for warning in product.facts["warnings"]:
         session.listener.say(f"warning: {warning}")
-
-
-def _say_notes(product: Product, session: Session) -> None:
-    for line in product.facts.get("notes", ()):
-        session.listener.say(f"note: {line}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgekit.artifact import read_artifact
 from edgekit.bundle.destination import refuse_other_page
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Coverage, read_report
@@ -173,7 +174,7 @@ def _judged_with(plan: Plan, artifact: Product, reference: Product, prompts: Pro
         "about": about(plan, artifact, prompts) | recorded,
         "data": {key: prompts.facts[key] for key in ("rows", "notes")},
         "reference": Content(path=reference.folder, digest=reference.digest),
-        "libraries": libraries(str(artifact.facts["format"]), plan.target.runtime),
+        "libraries": libraries(read_artifact(artifact).file.format, plan.target.runtime),
     }
 
 
@@ -219,15 +220,15 @@ def check_parts(plan: Plan, artifact: Product, reference: Product, prompts: Prod
 
     for product in (artifact, reference, *more):
         product.check()
-    recipe, facts, inputs = plan.recipe, artifact.facts, reference.manifest["inputs"]
+    recipe, made, inputs = plan.recipe, read_artifact(artifact), reference.manifest["inputs"]
     wanted = {"task": recipe.task, "max_length": recipe.data.max_length}
     for key, value in wanted.items():
-        if facts.get(key) != value:
-            _refuse(artifact.folder, key, facts.get(key), value, recipe, "export")
+        if getattr(made, key) != value:
+            _refuse(artifact.folder, key, getattr(made, key), value, recipe, "export")
         if inputs.get(key) != value:
             _refuse(reference.folder, key, inputs.get(key), value, recipe, "record")
-    if OUTPUTS[facts["output"]].has_classes and facts.get("out_of_scope") != recipe.data.out_of_scope:
-        _refuse(artifact.folder, "out_of_scope", facts.get("out_of_scope"), recipe.data.out_of_scope, recipe, "export")
+    if OUTPUTS[made.output].has_classes and made.out_of_scope != recipe.data.out_of_scope:
+        _refuse(artifact.folder, "out_of_scope", made.out_of_scope, recipe.data.out_of_scope, recipe, "export")
     check_reference(reference, artifact, prompts.folder)
     refuse_read(prompts, artifact, reference, *more)
     if inputs.get("teacher_origin") == teacher_origin(plan.settings, plan.teacher, prompts):
@@ -363,9 +364,8 @@ def open_artifact(plan: Plan, artifact: Path, checkpoint: Path, prompts: Product
         out_of_scope=recipe.data.out_of_scope,
         rejection=recipe.rejection,
     )
-    return run_step(
-        session, inputs, with_read(adopt, prompts, "calibrate", checkpoint), note=f"adopting {artifact.name}"
-    )
+    filled = with_read(lambda *given: adopt(*given).facts(), prompts, "calibrate", checkpoint)
+    return run_step(session, inputs, filled, note=f"adopting {artifact.name}")
 
 
 def open_reference(settings: Settings, reference: Path, prompts: Product, session: Session) -> Product:

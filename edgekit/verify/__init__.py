@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit import gate
+from edgekit.artifact import read_artifact
 from edgekit.errors import EdgekitError
 from edgekit.evidence import (
     FILE,
@@ -23,7 +24,6 @@ from edgekit.evidence import (
     FloatModel,
     Generation,
     Latency,
-    LayerError,
     OwnLengths,
     PromptFacts,
     Quantiles,
@@ -74,16 +74,17 @@ def verify(
     """
     product, recorded = open_product(subject.artifact, "export"), open_product(subject.reference, "record")
     check_reference(recorded, product, subject.prompts)
-    format_ = pick(FORMATS, str(product.facts["format"]), f"{subject.artifact}: format")
+    artifact = read_artifact(product)
+    format_ = pick(FORMATS, artifact.file.format, f"{subject.artifact}: format")
     runtime = runtime_name(format_, terms.target.runtime)
     run = Run(
         subject=subject,
         terms=terms,
-        facts=product.facts,
+        artifact=artifact,
         recorded=recorded,
         device=device,
         runtime=runtime,
-        options=runtime_options(product.facts["runtime_options"], terms.target, runtime),
+        options=runtime_options(artifact.file.runtime_options, terms.target, runtime),
         coverage=coverage,
         models=_float_models(recorded, subject),
         data=_data(subject.prompts),
@@ -110,11 +111,11 @@ class _Judgement:
 
 def _verify_rows(run: Run) -> Report:
     """Verify what gives one row per text."""
-    facts, rows = run.facts, run.split("verify")
-    ids = encode(run.subject.artifact, rows, facts["settings"])
+    artifact, rows = run.artifact, run.split("verify")
+    ids = encode(run.subject.artifact, rows, artifact.settings)
     # The tokenizer that ships cuts texts at max_length: no request is ever longer.
-    sequence = min(run.budget.sequence, int(facts["max_length"]))
-    question = ask_rows(run.file, run.runtime, run.options, ids, int(facts["pad_id"]), sequence)
+    sequence = min(run.budget.sequence, artifact.max_length)
+    question = ask_rows(run.file, run.runtime, run.options, ids, artifact.pad_id, sequence)
     measured, outputs = measure(question, run.device, partial(_is_judged, run), run.progress, run.out)
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
@@ -152,7 +153,9 @@ def _verify_rows(run: Run) -> Report:
 
 def _verify_tokens(run: Run) -> Report:
     """Verify what gives tokens."""
-    terms, facts = run.terms, run.facts
+    terms, file = run.terms, run.artifact.file
+    assert file.bits is not None
+    assert file.bytes_per_token is not None
     limits = margins.read_limits(terms.accuracy)
     recorded = generation.read_recorded(run.recorded, with_teacher=run.subject.foreign_teacher is None)
     question = generation.ask_tokens(run.file, run.runtime, run.options, recorded, run.budget)
@@ -161,7 +164,7 @@ def _verify_tokens(run: Run) -> Report:
     )
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
-    asked = margins.limits_at(limits, float(facts["bits"]))
+    asked = margins.limits_at(limits, file.bits)
     answers = generation.answers_in_words(run.subject.artifact, arrays)
     judged = generation.judge(recorded, arrays, run.split("verify"), asked, answers, terms.look.alpha)
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
@@ -191,9 +194,9 @@ def _verify_tokens(run: Run) -> Report:
         ttft_ms=speed.ttft_ms,
         tokens_per_second=speed.tokens_per_second,
         generation=Generation(
-            bytes_per_token=float(facts["bytes_per_token"]),
+            bytes_per_token=float(file.bytes_per_token),
             memory_mb=speed.memory_mb,
-            roofline_share=hardware.roofline_share(measured, float(facts["bytes_per_token"])),
+            roofline_share=hardware.roofline_share(measured, file.bytes_per_token),
             threads=speed.threads,
             ttft_cold_ms=speed.ttft_cold_ms,
         ),
@@ -235,7 +238,7 @@ def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, M
     """What bears on the times, and the measurements with the earlier ones of this artifact; kept where times are judged."""
     on_cpu = _placement(run, measured).on_cpu
     impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5)) if on_cpu else []
-    impossible += hardware.above_roofline(measured, run.facts.get("bytes_per_token")) if on_cpu else []
+    impossible += hardware.above_roofline(measured, run.artifact.file.bytes_per_token) if on_cpu else []
     threads = measured.shape.threads or measured.device["cores"]
     disturbed = neighbours.disturbances([process.neighbours for process in measured.processes], threads)
     disturbed = disturbed or [
@@ -252,7 +255,7 @@ def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, M
         measured = keep(
             measured,
             device=run.device.identity,
-            artifact=str(run.facts["sha256"]),
+            artifact=run.artifact.file.sha256,
             options=run.options,
             disturbed=proves_nothing,
         )
@@ -261,8 +264,8 @@ def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, M
 
 def _check_answers(run: Run, comparisons: Sequence[Comparison]) -> list[Check]:
     """The checks of the comparisons that have a margin, and of what the record compares with."""
-    scheme, output = str(run.facts["scheme"]), TASKS[run.terms.task].OUTPUT
-    more = None if scheme == "unknown" else finer(str(run.facts["format"]), output, scheme)
+    scheme, output = run.artifact.file.scheme, TASKS[run.terms.task].OUTPUT
+    more = None if scheme == "unknown" else finer(run.artifact.file.format, output, scheme)
     judged = [
         checks.check_accuracy(entry, run.terms.look.index, more) for entry in comparisons if entry.margin is not None
     ]
@@ -282,11 +285,11 @@ def _check_answers(run: Run, comparisons: Sequence[Comparison]) -> list[Check]:
 
 
 def _check_machine(run: Run, measured: Measurements, conditions: budgets.Conditions) -> list[Check]:
-    facts, options = run.facts, run.options
+    file, options = run.artifact.file, run.options
     return [
-        *budgets.check_budget(run.budget, measured, int(facts["bytes"]), conditions),
+        *budgets.check_budget(run.budget, measured, file.bytes, conditions),
         checks.check_plausible(conditions.impossible),
-        *checks.check_reading(facts.get("parity"), facts.get("misread")),
+        *checks.check_reading(file.parity, file.misread),
         *checks.check_as_original(run.recorded.facts.get("as_original")),
         checks.check_placement(_placement(run, measured)),
         checks.check_arithmetic(
@@ -305,17 +308,17 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
         Quantiles(p50=latency.level(process.times, 0.5), p95=latency.level(process.times, 0.95))
         for process in measured.processes
     ]
-    facts, terms = run.facts, run.terms
+    file, terms = run.artifact.file, run.terms
     return Report(
         verdict=whole_verdict(judged),
         accuracy_only=not run.budget.limits_time,
         target=terms.target.name,
         artifact=ArtifactFacts(
-            format=facts["format"],
-            scheme=facts["scheme"],
-            file=facts["file"],
-            bytes=facts["bytes"],
-            sha256=facts["sha256"],
+            format=file.format,
+            scheme=file.scheme,
+            file=file.name,
+            bytes=file.bytes,
+            sha256=file.sha256,
         ),
         checks=tuple(judged),
         comparisons=tuple(entry.finite() for entry in judgement.comparisons),
@@ -345,7 +348,7 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
         busy=measured.processes[0].neighbours.get("load"),
         disturbed=tuple(conditions.disturbed),
         models=run.models,
-        layers=tuple(LayerError(name=entry["name"], error=entry["error"]) for entry in facts.get("layers", ())),
+        layers=file.onnx.layers or () if file.onnx else (),
         coverage=run.coverage,
         data=run.data,
         notes=tuple(_notes(run, judgement)),
@@ -355,7 +358,7 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
 def _notes(run: Run, judgement: _Judgement) -> list[str]:
     first = [] if run.budget.limits_time else ["accuracy only: the target states no latency limit (budget.p95_ms)"]
     plan = plan_text(run.terms.task, judgement.prompts, run.terms.accuracy, look=run.terms.look)
-    return [*first, *plan, *judgement.notes, *run.facts.get("notes", ())]
+    return [*first, *plan, *judgement.notes, *(run.artifact.file.notes or ())]
 
 
 def _float_models(recorded: Product, subject: Subject) -> dict[str, FloatModel]:

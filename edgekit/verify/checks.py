@@ -12,6 +12,7 @@ from edgekit.runtimes.machine import saturates
 from edgekit.verify import clusters
 
 if TYPE_CHECKING:
+    from edgekit.artifact import Parity
     from edgekit.runtimes.machine import Machine
     from edgekit.runtimes.placement import Placement
     from edgekit.target import Hardware
@@ -136,7 +137,7 @@ def _generation_remedy(comparison: Comparison, more_bits: str) -> str:
     )
 
 
-def check_reading(parity: Mapping[str, Any] | None, misread: str | None) -> list[Check]:
+def check_reading(parity: Parity | None, misread: str | None) -> list[Check]:
     """A failed check where the file's own tokenizer or chat template reads a text otherwise than the checkpoint's (`misread`).
 
     parity: what was compared; nothing is checked of a file that holds no tokenizer.
@@ -147,11 +148,11 @@ def check_reading(parity: Mapping[str, Any] | None, misread: str | None) -> list
             " the checkpoint again (`edgekit build`), or name the checkpoint that this tokenizer and template are of"
         )
         return [Check(name="tokenizer", measured="differs", limit=None, verdict="fail", remedy=remedy)]
-    if not parity:
+    if parity is None:
         return []
-    rendered = parity.get("chat", {}).get("rendered", 0)
-    detail = f"{parity['texts']} texts" + (f" and {rendered} conversations" if rendered else "")
-    engine = parity.get("chat", {}).get("engine")
+    rendered = parity.chat.rendered if parity.chat else 0
+    detail = f"{parity.texts} texts" + (f" and {rendered} conversations" if rendered else "")
+    engine = parity.chat.engine if parity.chat else None
     return [
         Check(
             name="tokenizer",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from edgekit import gate
+from edgekit.artifact import Contentless
 from edgekit.evidence import Check
 from edgekit.prompts import PromptSet
 from edgekit.recipe import Rejection
@@ -18,12 +18,12 @@ def check_rejection(
     truth: Sequence[str | None],
     out_of_scope: str | None,
     rejection: Rejection,
-    contentless: Mapping[str, Any] | None,
+    contentless: Contentless | None,
     look: gate.Look,
 ) -> list[Check]:
     """The checks of the artifact's answers to the verify prompts, whose right labels are `truth`; [] without such a label.
 
-    contentless: what the export says of texts that say nothing (`export`'s facts of that name).
+    contentless: what the export says of texts that say nothing.
     """
     if out_of_scope is None or not labels:
         return []
@@ -54,8 +54,8 @@ def _check_recall(rejected: int, outside: int, least: float, look: gate.Look) ->
     )
 
 
-def _check_contentless(asked: Mapping[str, Any]) -> Check:
-    accepted, count = asked["accepted"], int(asked["asked"])
+def _check_contentless(found: Contentless) -> Check:
+    accepted, count = found.accepted, found.asked
     shown = ", ".join(f"{text!r} as {label}" for text, label in list(accepted.items())[:3])
     remedy = (
         "texts that say nothing get a class: fine-tune the teacher here ([teacher.finetune] teaches them as no class), or"

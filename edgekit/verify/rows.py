@@ -34,16 +34,16 @@ def read_answers(run: Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dic
     """
     import numpy as np
 
-    terms, facts = run.terms, run.facts
+    terms, artifact = run.terms, run.artifact
     task = terms.task
     kind, reference = row_task(task), run.recorded.folder
-    classes, texts = list(facts["classes"]), [row.text for row in rows]
+    classes, texts = list(artifact.classes), [row.text for row in rows]
     if kind.OUTPUT == "logits" and list(run.recorded.facts["classes"]) != classes:
         raise EdgekitError(f"{reference}: its classes are not the artifact's; record the reference of this model")
     with np.load(reference / "reference.npz", allow_pickle=False) as arrays:
         recorded_outputs = {name: arrays[name] for name in arrays.files}
     if kind.OUTPUT == "logits":
-        _check_labels(run.subject.prompts, facts["file"], [*classes, str(terms.out_of_scope)])
+        _check_labels(run.subject.prompts, artifact.file.name, [*classes, str(terms.out_of_scope)])
     labels = [row.label for row in run.split("calibrate")]
     answers = {}
     for name in ("teacher", "student"):
@@ -53,12 +53,12 @@ def read_answers(run: Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dic
     finite = bool(np.isfinite(outputs).all())
     if outputs.shape[1:] != answers["student"].outputs.shape[1:]:
         raise EdgekitError(
-            f"{facts['file']}: gives rows of {outputs.shape[1:]}, the reference of {answers['student'].outputs.shape[1:]};"
+            f"{artifact.file.name}: gives rows of {outputs.shape[1:]}, the reference of {answers['student'].outputs.shape[1:]};"
             " they are not of one model"
         )
     if not finite:
         outputs = np.nan_to_num(outputs, nan=0.0, posinf=3e38, neginf=-3e38)
-    answers["artifact"] = _answer("artifact", outputs, task, facts["settings"], classes, texts)
+    answers["artifact"] = _answer("artifact", outputs, task, artifact.settings, classes, texts)
     return answers, finite
 
 
@@ -145,11 +145,11 @@ def accuracy_by_role(run: Run, answers: Mapping[str, Answers], truth: Sequence[s
 def notes_on_rejection(run: Run, truth: Sequence[str | None]) -> list[str]:
     """What the calibrate prompts can promise of the rejection of texts of no class (see `rejection_notes`)."""
     terms, subject = run.terms, run.subject
-    folders = (run.recorded.folder, subject.prompts, terms.task, list(run.facts["classes"]))
+    folders = (run.recorded.folder, subject.prompts, terms.task, list(run.artifact.classes))
     return rejection_notes(*folders, truth, terms.out_of_scope, terms.rejection)
 
 
 def check_rejected(run: Run, labels: Sequence[str], truth: Sequence[str | None]) -> list[Check]:
     """The checks of how the artifact rejects texts of no class."""
     terms = run.terms
-    return check_rejection(labels, truth, terms.out_of_scope, terms.rejection, run.facts.get("contentless"), terms.look)
+    return check_rejection(labels, truth, terms.out_of_scope, terms.rejection, run.artifact.contentless, terms.look)

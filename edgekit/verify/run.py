@@ -15,6 +15,7 @@ from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
+    from edgekit.artifact import Artifact
     from edgekit.devices import Device
     from edgekit.target import Budget, Target
 
@@ -54,7 +55,7 @@ class Run:
 
     subject: Subject
     terms: Terms
-    facts: Mapping[str, Any]
+    artifact: Artifact
     recorded: Product
     device: Device
     runtime: str
@@ -68,7 +69,7 @@ class Run:
     @property
     def file(self) -> Path:
         """The artifact's main file."""
-        return self.subject.artifact / str(self.facts["file"])
+        return self.subject.artifact / self.artifact.file.name
 
     @property
     def budget(self) -> Budget:

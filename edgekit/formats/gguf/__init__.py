@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.apart import apart
+from edgekit.artifact import GgufParts, ModelFile, Parity, Running
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.options import (
     AUTO,
@@ -23,7 +24,7 @@ from edgekit.formats.gguf.running import check_running
 from edgekit.model import Model
 from edgekit.model_card import read_card
 from edgekit.outputs import OUTPUTS
-from edgekit.typed_json import to_table
+from edgekit.typed_json import read_table
 
 if TYPE_CHECKING:
     from edgekit.cost import Cost
@@ -75,10 +76,10 @@ def mixes(options: Options) -> bool:
     return options.scheme == "mixed"
 
 
-def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
+def write(source: Source, options: Options, out: Path) -> ModelFile:
     """Write a student into the folder `out` as model.gguf, tokenizer and chat template included.
 
-    Returns the facts that the format knows. Beside it lies the importance matrix, which no loader needs. Raises EdgekitError for
+    Beside it lies the importance matrix, which no loader needs. Raises EdgekitError for
     a family that GGUF has no name for, a tokenizer that llama.cpp does not read as the original does, weights that are missing,
     misshapen or not finite, a calibration of another model, and a file that llama.cpp does not run.
     """
@@ -90,7 +91,7 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
         raise EdgekitError(f"export: {failed}") from failed
 
 
-def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
+def _write(source: Source, options: Options, out: Path) -> ModelFile:
     from edgekit.formats.gguf.imatrix import write_imatrix
     from edgekit.formats.gguf.metadata import describe_model, note_context
     from edgekit.formats.gguf.tensors import plan
@@ -111,19 +112,28 @@ def _write(source: Source, options: Options, out: Path) -> dict[str, Any]:
     made = _make(making, options, out / FILE)
     conversations = source.conversations if OUTPUTS[source.output].generates else None
     parity = check_reading(model, out / FILE, source.texts, conversations)
-    notes += [*made.fallbacks, *parity["limits"]]
-    made_facts = {
-        "scheme": options.scheme,
-        "quantized": made.converted.types,
-        "parity": parity,
-        "notes": [*notes, *filter(None, [note_context(model), read_card(model.folder).note])],
-        "bytes_float": sum(info.end - info.begin for info in model.tensors.values()),
-        "choices": {**decided, **made.choices},
-    }
-    described_file = describe_file(out / FILE, made.converted.sha256)
-    if source.output == "tokens":
-        made_facts["running"] = to_table(check_running(source.load, out / FILE, source.ids, described_file["bits"]))
-    return described_file | made_facts
+    file = describe_file(out / FILE, made.converted.sha256)
+    return replace(
+        file,
+        scheme=options.scheme,
+        quantized=made.converted.types,
+        parity=parity,
+        notes=(
+            *notes,
+            *made.fallbacks,
+            *parity.limits,
+            *filter(None, [note_context(model), read_card(model.folder).note]),
+        ),
+        bytes_float=sum(info.end - info.begin for info in model.tensors.values()),
+        choices={**decided, **made.choices},
+        running=_ran(source, file, out) if OUTPUTS[source.output].generates else None,
+    )
+
+
+def _ran(source: Source, file: ModelFile, out: Path) -> Running:
+    """How far llama.cpp's logits are from the float model's."""
+    assert file.bits is not None
+    return check_running(source.load, out / FILE, source.ids, file.bits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,14 +227,14 @@ def _choose(making: _Making, options: Options, out: Path) -> Chosen:
 
 
 def check_reading(
-    model: Model, file: Path, texts: Sequence[str], conversations: Sequence[Mapping[str, Any]] | None
-) -> dict[str, Any]:
+    model: Model, file: Path, texts: Sequence[str], conversations: Sequence[Mapping[str, object]] | None
+) -> Parity:
     """Prove that the file's tokenizer, and with conversations its chat template, read as the checkpoint's.
 
-    In a process of its own: llama.cpp ends the one that it runs in at files that it does not expect. Returns what `reading_here`
-    does. Raises EdgekitError that shows the first difference, or says how llama.cpp ended.
+    In a process of its own: llama.cpp ends the one that it runs in at files that it does not expect. Raises EdgekitError that
+    shows the first difference, or says how llama.cpp ended.
     """
-    told: dict[str, Any] = apart(
+    found = apart(
         "edgekit.formats.gguf:reading_here",
         what=f"{file}: llama.cpp, reading its vocabulary",
         remedy=f"it is no file that llama.cpp can open; convert {model.folder} again, or fetch it again",
@@ -233,7 +243,7 @@ def check_reading(
         texts=list(texts),
         conversations=None if conversations is None else [dict(one) for one in conversations],
     )
-    return told
+    return read_table(Parity, found, f"{file}: parity")
 
 
 def reading_here(
@@ -254,7 +264,7 @@ def reading_here(
     return parity | {"chat": chat, "limits": [*parity["limits"], *chat["limits"]]}
 
 
-def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
+def describe_file(path: Path, sha256: str | None = None) -> ModelFile:
     """What any .gguf file needs to run, ours or not, with its sha256 where that is known; EdgekitError where it is damaged."""
     from edgekit.formats.gguf.file import read_gguf
     from edgekit.formats.gguf.memory import decode_traffic
@@ -275,25 +285,27 @@ def describe_file(path: Path, sha256: str | None = None) -> dict[str, Any]:
     traffic = decode_traffic(file)
     architecture = str(file.metadata.get("general.architecture", ""))
     longest = file.metadata.get(f"{architecture}.context_length")
-    return {
-        "format": NAME,
-        "scheme": str(file.metadata.get("edgekit.scheme", "unknown")),
-        "file": path.name,
-        "files": [path.name],
-        "bytes": path.stat().st_size,
-        "sha256": sha256 or file_sha256(path),
-        "minimum_runtime": MINIMUM_RUNTIME,
-        "runtime_options": {"longest": longest} if isinstance(longest, int) else {},
-        "quantized": dict(sorted(kinds.items())),
-        "choices": {},
-        "architecture": architecture,
-        "vocabulary": file.tensors[EMBEDDING].shape[0] if EMBEDDING in file.tensors else None,
-        "parameters": parameters,
-        "bits_per_weight": round(8 * weights / max(parameters, 1), 4),
-        "bits": _bits(file.tensors.values()),
-        "bytes_per_token": traffic.bytes_per_token or 0,
-        "cache_bytes_per_token": traffic.cache_bytes_per_token_f16,
-    }
+    return ModelFile(
+        format=NAME,
+        scheme=str(file.metadata.get("edgekit.scheme", "unknown")),
+        name=path.name,
+        files=(path.name,),
+        bytes=path.stat().st_size,
+        sha256=sha256 or file_sha256(path),
+        minimum_runtime=MINIMUM_RUNTIME,
+        runtime_options={"longest": longest} if isinstance(longest, int) else {},
+        quantized=dict(sorted(kinds.items())),
+        choices={},
+        bits=_bits(file.tensors.values()),
+        bytes_per_token=traffic.bytes_per_token or 0,
+        gguf=GgufParts(
+            architecture=architecture,
+            vocabulary=file.tensors[EMBEDDING].shape[0] if EMBEDDING in file.tensors else None,
+            parameters=parameters,
+            bits_per_weight=round(8 * weights / max(parameters, 1), 4),
+            cache_bytes_per_token=traffic.cache_bytes_per_token_f16,
+        ),
+    )
 
 
 def _bits(tensors: Iterable[StoredTensor]) -> float:
@@ -307,7 +319,7 @@ def _bits(tensors: Iterable[StoredTensor]) -> float:
     return 8 * TYPES[most].bytes / TYPES[most].block
 
 
-def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
+def adopt(file: Path, out: Path, reading: Reading) -> ModelFile:
     """Link (or copy) a .gguf file that something else made and describe it; EdgekitError where it is damaged."""
     import shutil
 
@@ -319,7 +331,7 @@ def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
         os.link(file.resolve(), out / FILE)
     except OSError:
         shutil.copyfile(file, out / FILE)
-    return described | {"file": FILE, "files": [FILE]}
+    return replace(described, name=FILE, files=(FILE,))
 
 
 def file_digest(file: Path) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.apart import apart
+from edgekit.artifact import Running
 from edgekit.errors import EdgekitError
 from edgekit.formats.written import bound, distance
 
@@ -19,18 +19,6 @@ if TYPE_CHECKING:
 
 # Sequences that both run, their first tokens, and the last places of each whose logits are compared.
 SEQUENCES, TOKENS, PLACES = 4, 48, 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """How many sequences both ran, how far the logits are apart relative to their own spread, and how far they may be.
-
-    Without a sequence of two tokens nothing is compared: both are None.
-    """
-
-    sequences: int
-    logits: float | None
-    bound: float | None
 
 
 def check_running(load: Callable[[], nn.Module], file: Path, ids: Sequence[Sequence[int]], bits: float) -> Running:

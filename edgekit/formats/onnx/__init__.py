@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from edgekit.artifact import ModelFile, OnnxParts, Parity
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.options import (
     AUTO,
     BY_BITS,
-    DECODER_BITS,
     SCHEME_FOR,
     SCHEMES,
     Options,
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from edgekit.calibration import Calibration
+    from edgekit.calibration import Calibration, Stats
     from edgekit.cost import Cost
     from edgekit.formats.onnx.candidates import Trial
+    from edgekit.formats.onnx.smooth import Range
     from edgekit.formats.source import Reading, Source
     from edgekit.model import Model
 
@@ -76,7 +77,7 @@ class _Written:
     model: onnx.ModelProto
     exact: onnx.ModelProto
     quantized: Sequence[str]
-    choices: Mapping[str, Any]
+    choices: Mapping[str, object]
     scheme: str
     config_entries: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,15 +87,15 @@ def mixes(options: Options) -> bool:  # noqa: ARG001 - the format's interface
     return False
 
 
-def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
-    """Write a student into the folder `out`; returns the facts that the format knows.
+def write(source: Source, options: Options, out: Path) -> ModelFile:
+    """Write a student into the folder `out`.
 
     Raises EdgekitError where it cannot be exported, nothing was quantized, or quantization does not make the file smaller.
     """
     if source.score is None:
         from edgekit.formats.onnx.decoder import Deciding, write_decoder
 
-        facts = write_decoder(
+        return write_decoder(
             student=source.model,
             load=source.load,
             ids=source.ids,
@@ -103,8 +104,6 @@ def write(source: Source, options: Options, out: Path) -> dict[str, Any]:
             out=out,
             deciding=Deciding(ids=source.ids, starts=source.starts, limits=source.limits, progress=source.progress),
         )
-        # A token reads every weight but the embedding's: of a table that is the head too, all.
-        return facts | {"bits": DECODER_BITS[facts["scheme"]], "bytes_per_token": facts["bytes"]}
     return write_encoder(
         module=source.load(),
         ids=source.ids,
@@ -139,7 +138,7 @@ def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
     return [cost(each) for each in options]
 
 
-def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
+def adopt(file: Path, out: Path, reading: Reading) -> ModelFile:
     """Copy an .onnx file that something else wrote, with the files of its weights, fit it (see `fit`), and describe it.
 
     Raises EdgekitError for what `fit` and `describe_file` refuse, and for a file that is not there.
@@ -161,15 +160,15 @@ def adopt(file: Path, out: Path, reading: Reading) -> dict[str, Any]:
         max_length=reading.max_length,
     )
     changed = fit(out / FILE, wanted, file)
-    facts = describe_file(out / FILE, named=file)
-    return facts | ({"notes": [f"{file.name}: {told}" for told in changed]} if changed else {})
+    described = describe_file(out / FILE, named=file)
+    return replace(described, notes=tuple(f"{file.name}: {change}" for change in changed) or None)
 
 
 def check_reading(
-    _model: Model, _file: Path, _texts: Sequence[str], _conversations: Sequence[Mapping[str, Any]] | None
-) -> dict[str, Any]:
+    _model: Model, _file: Path, _texts: Sequence[str], _conversations: Sequence[Mapping[str, object]] | None
+) -> Parity | None:
     """Nothing: an .onnx file takes tokens, and the tokenizer beside it is the checkpoint's."""
-    return {}
+    return None
 
 
 def file_digest(file: Path) -> str:
@@ -190,12 +189,12 @@ def write_encoder(
     pad_id: int,
     output_name: str,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> ModelFile:
     """Write `module` (input_ids, attention_mask, int64 [batch, sequence] -> [batch, width]) into the folder `out`.
 
     ids: the calibrate split's prompts, which prove parity and make every choice; score(float answers, answers): greater is
-    better. Returns the facts that the format knows. Raises EdgekitError where the module cannot be exported, where nothing
-    was quantized, or where a quantizing scheme does not make the file smaller.
+    better. Raises EdgekitError where the module cannot be exported, where nothing was quantized, or where a quantizing scheme
+    does not make the file smaller.
     """
     from edgekit.formats.onnx import graph
     from edgekit.formats.onnx.candidates import trial
@@ -222,27 +221,32 @@ def write_encoder(
     path = out / FILE
     size = graph.save(written.model, path)
     _refuse_silent_success(written, size, float_size, linears)
-    facts = describe_file(path)
-    facts["runtime_options"] = {
-        "disabled_optimizers": list(DISABLED_OPTIMIZERS),
-        "config_entries": dict(written.config_entries),
-    }
-    return facts | {
-        "scheme": written.scheme,
-        "bytes": size,
-        "bytes_float": float_size,
-        "quantized": {
+    described = describe_file(path)
+    assert described.onnx is not None
+    return replace(
+        described,
+        scheme=written.scheme,
+        bytes=size,
+        bytes_float=float_size,
+        runtime_options={
+            "disabled_optimizers": list(DISABLED_OPTIMIZERS),
+            "config_entries": dict(written.config_entries),
+        },
+        quantized={
             "matmul": len(written.quantized),
             "float": [key for key in linears if key not in set(written.quantized)],
         },
-        "choices": dict(written.choices),
-        "calibrate_score": _scores(path, on, written.config_entries, exact=written.scheme == "fp32"),
-        "layers": layer_errors(written.exact, written.model, on.ids, pad_id, written.config_entries),
-    }
+        choices=written.choices,
+        onnx=replace(
+            described.onnx,
+            calibrate_score=_scores(path, on, written.config_entries, exact=written.scheme == "fp32"),
+            layers=tuple(layer_errors(written.exact, written.model, on.ids, pad_id, written.config_entries)),
+        ),
+    )
 
 
-def describe_file(path: Path, *, named: Path | None = None) -> dict[str, Any]:
-    """What any .onnx file needs to run, ours or not: files, opset, IR version, operators, minimum onnxruntime.
+def describe_file(path: Path, *, named: Path | None = None) -> ModelFile:
+    """What any .onnx file needs to run, ours or not.
 
     named: what errors call the file, where this is a copy. Raises EdgekitError for a file that is not ONNX, that lacks a
     file of its weights, that onnxruntime does not load, or that is not (token ids) -> [batch, width].
@@ -257,21 +261,23 @@ def describe_file(path: Path, *, named: Path | None = None) -> dict[str, Any]:
     check_interface(Session(path, named=named), named or path)
     kinds = [node.op_type for node in graph.nodes(model.graph)]
     matmuls = sum(kinds.count(kind) for kind in graph.QUANTIZED_MATMULS)
-    return {
-        "format": NAME,
-        "scheme": "unknown",
-        "file": path.name,
-        "files": names,
-        "bytes": sum((path.parent / name).stat().st_size for name in names),
-        "sha256": digest(path.parent, names),
-        "opset": graph.opset(model),
-        "ir_version": model.ir_version,
-        "operators": graph.operators(model),
-        "minimum_runtime": graph.minimum_runtime(model),
-        "runtime_options": {"disabled_optimizers": [], "config_entries": {}},
-        "quantized": {"matmul": matmuls, "float": []},
-        "choices": {},
-    }
+    return ModelFile(
+        format=NAME,
+        scheme="unknown",
+        name=path.name,
+        files=tuple(names),
+        bytes=sum((path.parent / name).stat().st_size for name in names),
+        sha256=digest(path.parent, names),
+        minimum_runtime=graph.minimum_runtime(model),
+        runtime_options={"disabled_optimizers": [], "config_entries": {}},
+        quantized={"matmul": matmuls, "float": []},
+        choices={},
+        onnx=OnnxParts(
+            opset=graph.opset(model),
+            ir_version=model.ir_version,
+            operators=tuple(graph.operators(model)),
+        ),
+    )
 
 
 def _write_scheme(
@@ -338,7 +344,7 @@ def _write_int8(
     )
 
 
-def _ranges(exported: onnx.ModelProto, calibration: Calibration) -> dict[str, Any]:
+def _ranges(exported: onnx.ModelProto, calibration: Calibration) -> dict[str, Range]:
     """The calibrated range of each Linear's input, by calibration key."""
     from edgekit.formats.onnx.graph import Graph
     from edgekit.formats.onnx.smooth import Range
@@ -352,7 +358,7 @@ def _ranges(exported: onnx.ModelProto, calibration: Calibration) -> dict[str, An
     return found
 
 
-def _fits(seen: Any, weight: onnx.TensorProto) -> bool:
+def _fits(seen: Stats, weight: onnx.TensorProto) -> bool:
     """Whether statistics are of as many channels as a weight [inputs, outputs] multiplies."""
     return bool(seen.minimum.shape[0] == weight.dims[0])
 

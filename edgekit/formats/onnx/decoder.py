@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.artifact import ModelFile, OnnxCache, OnnxParts
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx import graph
-from edgekit.formats.onnx.files import digest
+from edgekit.formats.onnx.files import digest, read
 from edgekit.formats.onnx.float_graph import TOLERANCE
 from edgekit.formats.onnx.options import AUTO, DECODER_BITS, Options
 from edgekit.outputs.tokens import TOKENS
@@ -51,8 +52,8 @@ def write_decoder(
     options: Options,
     out: Path,
     deciding: Deciding | None = None,
-) -> dict[str, Any]:
-    """Write a causal language model into the folder `out`; returns the facts that the format knows.
+) -> ModelFile:
+    """Write a causal language model into the folder `out`.
 
     load: the task's module, whose attribute `model` is transformers' causal language model. ids: the calibrate prompts, which
     prove that the float graph computes what torch does and measure what quantization costs. deciding: what scheme = "auto"
@@ -91,16 +92,33 @@ def write_decoder(
         score = _compare(plain, out / FILE, prompts, made.runtime_options, made.scheme)
     linears = [linear.key for linear in graph.Graph(exported).linears()]
     weights = {} if made.scheme in {"fp32", "int8-dynamic"} else {"bits": int(made.scheme[1:]), "block": options.block}
-    return _describe(out / FILE) | {
-        "scheme": made.scheme,
-        "bytes_float": float_size,
-        "runtime_options": made.runtime_options,
-        "quantized": {"matmul": len(made.keys), "float": [key for key in linears if key not in set(made.keys)]},
-        "choices": weights | decided,
-        "calibrate_score": score,
-        "generation": _generation(geometry, context, switch),
-        "notes": notes,
-    }
+    described = read(out / FILE)
+    names = [file.name for file in (out / FILE, out / f"{FILE}.data") if file.is_file()]
+    size = sum((out / name).stat().st_size for name in names)
+    return ModelFile(
+        format=NAME,
+        scheme=made.scheme,
+        name=FILE,
+        files=tuple(names),
+        bytes=size,
+        sha256=digest(out, names),
+        minimum_runtime=graph.minimum_runtime(described),
+        runtime_options=made.runtime_options,
+        quantized={"matmul": len(made.keys), "float": [key for key in linears if key not in set(made.keys)]},
+        choices=weights | decided,
+        bits=DECODER_BITS[made.scheme],
+        # A token reads every weight but the embedding's: of a table that is the head too, all.
+        bytes_per_token=size,
+        bytes_float=float_size,
+        notes=tuple(notes),
+        onnx=OnnxParts(
+            opset=graph.opset(described),
+            ir_version=described.ir_version,
+            operators=tuple(graph.operators(described)),
+            calibrate_score=score,
+            generation=_generation(geometry, context, switch),
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +151,7 @@ class _Made:
     folder: Path
     bytes: int
     keys: Sequence[str]
-    runtime_options: Mapping[str, Any]
+    runtime_options: Mapping[str, object]
 
 
 def _make(making: _Making, scheme: str) -> _Made:
@@ -147,7 +165,7 @@ def _make(making: _Making, scheme: str) -> _Made:
 
 def _decided(
     making: _Making, plain: Path, student: Model, deciding: Deciding | None
-) -> tuple[_Made, dict[str, Any], list[str]]:
+) -> tuple[_Made, dict[str, object], list[str]]:
     """The files that the options ask for; where that is "auto", of all the smallest that keep the limits, and why."""
     import numpy as np
 
@@ -296,32 +314,13 @@ def _compare(
     return {"score": score, "float": 1.0, "kl": loss, "prompts": float(len(some)), "logits": round(apart_by, 6)}
 
 
-def _generation(geometry: Geometry, context: int, switch: int | None) -> dict[str, Any]:
-    return {
-        "context": context,
-        "layers": geometry.layers,
-        "kv_heads": geometry.kv_heads,
-        "head_dim": geometry.head_dim,
-        "windows": list(geometry.windows),
-        "kv_bytes_per_token": 2 * 4 * geometry.layers * geometry.kv_heads * geometry.head_dim,
-        "rope_switch": switch,
-    }
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    """What the file needs to run; as `describe_file` gives it for graphs of one row per text."""
-    from edgekit.formats.onnx.files import read
-
-    model = read(path)
-    names = [name for name in (path.name, f"{path.name}.data") if (path.parent / name).is_file()]
-    return {
-        "format": NAME,
-        "file": path.name,
-        "files": names,
-        "bytes": sum((path.parent / name).stat().st_size for name in names),
-        "sha256": digest(path.parent, names),
-        "opset": graph.opset(model),
-        "ir_version": model.ir_version,
-        "operators": graph.operators(model),
-        "minimum_runtime": graph.minimum_runtime(model),
-    }
+def _generation(geometry: Geometry, context: int, switch: int | None) -> OnnxCache:
+    return OnnxCache(
+        context=context,
+        layers=geometry.layers,
+        kv_heads=geometry.kv_heads,
+        head_dim=geometry.head_dim,
+        windows=tuple(geometry.windows),
+        kv_bytes_per_token=2 * 4 * geometry.layers * geometry.kv_heads * geometry.head_dim,
+        rope_switch=switch,
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from edgekit.evidence import LayerError
 from edgekit.formats.onnx.graph import Graph, copy_model
 from edgekit.formats.onnx.session import Session, pad
 
@@ -22,7 +23,7 @@ def layer_errors(
     ids: Sequence[Sequence[int]],
     pad_id: int,
     entries: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[LayerError]:
     """{name, error} of every Linear in graph order: error = sum |y - y'|^2 / sum |y|^2 over prompts, tokens and channels.
 
     y: what the float graph's Linear makes, y': what the quantized one makes of the quantized graph's own values, so that
@@ -43,7 +44,9 @@ def layer_errors(
             lost[place] += (difference**2).sum()
             power[place] += (y.astype(np.float64) ** 2).sum()
     errors = lost / np.maximum(power, 1e-12)
-    return [{"name": linear.key, "error": float(f"{error:.4g}")} for linear, error in zip(linears, errors, strict=True)]
+    return [
+        LayerError(name=linear.key, error=float(f"{error:.4g}")) for linear, error in zip(linears, errors, strict=True)
+    ]
 
 
 def _exposing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

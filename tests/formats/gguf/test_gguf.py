@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit.artifact import Parity, Running
 from edgekit.bundle.open import open_speaker, run_bundle
 from edgekit.bundle.package import package
 from edgekit.errors import EdgekitError
 from edgekit.formats import Processor, gguf
 from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.mixed import choose
-from edgekit.formats.gguf.running import Running
 from edgekit.formats.gguf.schemes import SCHEMES
 from edgekit.formats.smallest import SHARE
 from edgekit.formats.smallest import Limits as ByBits
@@ -38,6 +38,8 @@ pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
 
 # Rows of 256: what K-quants need. Layers enough that llama.cpp's rules tell the first from the others.
 SIZES = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4}
+
+UNCOMPARED = Parity(texts=0, user_texts=0, kinds=(), limits=(), stops={})
 
 
 def write_splits(folder: Path) -> Path:
@@ -138,7 +140,7 @@ def test_auto_takes_the_smallest_that_keeps_the_limits(
 ) -> None:
     """Random weights lose a lot at 4 bits; what is found is byte for byte the file of the scheme by name."""
     # What every export proves besides is tested above.
-    monkeypatch.setattr(gguf, "check_reading", lambda *_: {"limits": []})
+    monkeypatch.setattr(gguf, "check_reading", lambda *_: UNCOMPARED)
     monkeypatch.setattr(gguf, "check_running", lambda *_: Running(sequences=0, logits=None, bound=None))
     loose = {"top1": 0.01, "perplexity": 1000.0, "far_kl": 99.0}
     try:
@@ -217,7 +219,7 @@ def test_no_torch_is_loaded(decoder: Source, tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from edgekit.formats import gguf
-from edgekit.formats.gguf.running import Running
+from edgekit.artifact import Running
 from tests.steps import export
 gguf.check_running = lambda *_: Running(sequences=0, logits=None, bound=None)
 places = {{key: Path(value) for key, value in {asked!r}.items()}}

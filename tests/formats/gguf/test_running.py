@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit.artifact import Running
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf import check_reading
 from edgekit.formats.gguf.convert import Quantization, convert
 from edgekit.formats.gguf.metadata import describe_model
-from edgekit.formats.gguf.running import Running, check_running
+from edgekit.formats.gguf.running import check_running
 from edgekit.formats.gguf.tensors import plan
 from edgekit.formats.gguf.tokenizer import vocabulary
 from edgekit.model import Model, load_model
