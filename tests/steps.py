@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from edgekit import calibrate as calibrating
@@ -12,7 +13,7 @@ from edgekit import export as exporting
 from edgekit import record as recording
 from edgekit.distill.machine import conditions
 from edgekit.distill.options import choose_blocks, read_create_options, read_distill_options
-from edgekit.formats import Processor, parse_options
+from edgekit.formats import Processor, Source, parse_options
 from edgekit.formats.smallest import Limits
 from edgekit.inputs import Content
 from edgekit.model import load_model
@@ -24,6 +25,15 @@ from edgekit.tasks import TASKS
 def content(path: Path, digest: str = "a test's") -> Content:
     """A folder as an input; nothing here asks what is in it."""
     return Content(path=path, digest=digest)
+
+
+def source(model: Any, load: Callable[[], Any], ids: Sequence[Sequence[int]], **more: Any) -> Source:
+    """What a format is given of a decoder that was not calibrated, `more` where a test says more."""
+    empty = {"texts": (), "conversations": (), "name": "", "dataset": "", "fingerprints": {}, "processor": None}
+    usual = {"output": "tokens", "score": None, "pad_id": 0, "max_length": 40}
+    calibration = SimpleNamespace(stats={})
+    asked = {"model": model, "load": load, "ids": ids, "calibration": lambda: calibration}
+    return Source(**(empty | usual | asked | more))
 
 
 def create(

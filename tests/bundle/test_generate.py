@@ -24,6 +24,7 @@ from edgekit.tasks import text_generation
 from edgekit.tasks.decoders import Decoder
 from tests.architectures.decoders import END, SPECIAL, make_decoder
 from tests.conftest import ROOT
+from tests.steps import source
 from tests.test_chat_template import CHATML, LLAMA3, MISTRAL
 
 LOADER = ROOT / "edgekit" / "bundle" / "loaders" / "generate.py"
@@ -68,14 +69,8 @@ def make_bundle(family: str, folder: Path) -> Path:
     checkpoint = make_decoder(family, folder / "checkpoint", **FAMILIES[family])
     model = Model(folder=checkpoint)
     loaded = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager")
-    write_decoder(
-        student=model,
-        load=lambda: Decoder(loaded).eval(),
-        ids=[list(range(5, 15))],
-        calibration=SimpleNamespace(stats={}),
-        options=Options(scheme="fp32"),
-        out=folder,
-    )
+    given = source(model, lambda: Decoder(loaded).eval(), [list(range(5, 15))])
+    write_decoder(given, Options(scheme="fp32"), folder)
     model.tokenizer(64).save(str(folder / "tokenizer.json"))
     template = text_generation.chat_template(model)
     assert template is not None

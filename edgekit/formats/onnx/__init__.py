@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,6 @@ from edgekit.formats.onnx.options import (
     Options,
 )
 from edgekit.outputs import OUTPUTS
-from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from edgekit.formats.onnx.smooth import Range
     from edgekit.formats.source import Reading, Source
     from edgekit.model import Model
+    from edgekit.progress import Progress
 
 log = logging.getLogger("edgekit")
 
@@ -93,28 +93,10 @@ def write(source: Source, options: Options, out: Path) -> ModelFile:
     Raises EdgekitError where it cannot be exported, nothing was quantized, or quantization does not make the file smaller.
     """
     if source.score is None:
-        from edgekit.formats.onnx.decoder import Deciding, write_decoder
+        from edgekit.formats.onnx.decoder import write_decoder
 
-        return write_decoder(
-            student=source.model,
-            load=source.load,
-            ids=source.ids,
-            calibration=source.calibration(),
-            options=options,
-            out=out,
-            deciding=Deciding(ids=source.ids, starts=source.starts, limits=source.limits, progress=source.progress),
-        )
-    return write_encoder(
-        module=source.load(),
-        ids=source.ids,
-        calibration=source.calibration(),
-        options=options,
-        score=source.score,
-        out=out,
-        pad_id=source.pad_id,
-        output_name=source.output,
-        progress=source.progress,
-    )
+        return write_decoder(source, options, out)
+    return write_encoder(source, options, out)
 
 
 def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
@@ -178,46 +160,23 @@ def file_digest(file: Path) -> str:
     return digest(file.parent, [file.name, *external_files(read(file), file)])
 
 
-def write_encoder(
-    *,
-    module: nn.Module,
-    ids: Sequence[Sequence[int]],
-    calibration: Calibration,
-    options: Options,
-    score: Callable[[NDArray[np.float32], NDArray[np.float32]], float],
-    out: Path,
-    pad_id: int,
-    output_name: str,
-    progress: Progress = silent,
-) -> ModelFile:
-    """Write `module` (input_ids, attention_mask, int64 [batch, sequence] -> [batch, width]) into the folder `out`.
+def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
+    """Write a module (input_ids, attention_mask, int64 [batch, sequence] -> [batch, width]) into the folder `out`.
 
-    ids: the calibrate split's prompts, which prove parity and make every choice; score(float answers, answers): greater is
-    better. Raises EdgekitError where the module cannot be exported, where nothing was quantized, or where a quantizing scheme
-    does not make the file smaller.
+    The calibrate prompts prove parity and make every choice. Raises EdgekitError where the module cannot be exported, where
+    nothing was quantized, or where a quantizing scheme does not make the file smaller.
     """
     from edgekit.formats.onnx import graph
     from edgekit.formats.onnx.candidates import trial
-    from edgekit.formats.onnx.float_graph import export_float
     from edgekit.formats.onnx.layer_errors import layer_errors
     from edgekit.formats.onnx.session import DISABLED_OPTIMIZERS
-    from edgekit.formats.onnx.simplify import simplified
 
-    if not ids:
-        raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
-    graph.check_size(4 * sum(weight.numel() for weight in module.parameters()), type(module).__name__)
-    progress(0, 0, "tracing and simplifying the float graph")
-    exported = export_float(module, ids, pad_id=pad_id, output_name=output_name)
-    linears = [linear.key for linear in graph.Graph(exported).linears()]
-    if options.scheme in {"auto", "int8-static"}:
-        _refuse_other_calibration(module, exported, calibration)
-    float_size = _float_size(exported)
-    exported = simplified(
-        exported, ids, pad_id=pad_id, for_cpu=options.layout == "operators" and options.scheme != "fp16"
-    )
-    on = trial(exported, ids, pad_id=pad_id, score=score, most=TRIAL_PROMPTS)
-    written = _write_scheme(exported, calibration, options, on, progress)
-    progress(0, 0, "writing it and measuring each layer's error")
+    assert source.score is not None
+    calibration = source.calibration()
+    exported, linears, float_size = _exported(source, calibration, options)
+    on = trial(exported, source.ids, pad_id=source.pad_id, score=source.score, most=TRIAL_PROMPTS)
+    written = _write_scheme(exported, calibration, options, on, source.progress)
+    source.progress(0, 0, "writing it and measuring each layer's error")
     path = out / FILE
     size = graph.save(written.model, path)
     _refuse_silent_success(written, size, float_size, linears)
@@ -240,9 +199,29 @@ def write_encoder(
         onnx=replace(
             described.onnx,
             calibrate_score=_scores(path, on, written.config_entries, exact=written.scheme == "fp32"),
-            layers=tuple(layer_errors(written.exact, written.model, on.ids, pad_id, written.config_entries)),
+            layers=tuple(layer_errors(written.exact, written.model, on.ids, source.pad_id, written.config_entries)),
         ),
     )
+
+
+def _exported(source: Source, calibration: Calibration, options: Options) -> tuple[onnx.ModelProto, Sequence[str], int]:
+    """The float graph, proven against torch and simplified; the keys of its Linears, and its bytes as it was traced."""
+    from edgekit.formats.onnx import graph
+    from edgekit.formats.onnx.float_graph import export_float
+    from edgekit.formats.onnx.simplify import simplified
+
+    if not source.ids:
+        raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
+    module = source.load()
+    graph.check_size(4 * sum(weight.numel() for weight in module.parameters()), type(module).__name__)
+    source.progress(0, 0, "tracing and simplifying the float graph")
+    exported = export_float(module, source.ids, pad_id=source.pad_id, output_name=source.output)
+    linears = [linear.key for linear in graph.Graph(exported).linears()]
+    if options.scheme in {"auto", "int8-static"}:
+        _refuse_other_calibration(module, exported, calibration)
+    for_cpu = options.layout == "operators" and options.scheme != "fp16"
+    made = simplified(exported, source.ids, pad_id=source.pad_id, for_cpu=for_cpu)
+    return made, linears, _float_size(exported)
 
 
 def describe_file(path: Path, *, named: Path | None = None) -> ModelFile:

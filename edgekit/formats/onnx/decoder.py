@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from edgekit.formats.onnx.files import digest, read
 from edgekit.formats.onnx.float_graph import TOLERANCE
 from edgekit.formats.onnx.options import AUTO, DECODER_BITS, Options
 from edgekit.outputs.tokens import TOKENS
-from edgekit.progress import Progress
 from edgekit.runtimes.onnxruntime.generation import CONTEXT, SWITCH, Generator
 from edgekit.runtimes.onnxruntime.library import load_errors
 
@@ -29,11 +28,10 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
-    from torch import nn
 
     from edgekit.calibration import Calibration
     from edgekit.formats.onnx.decoder_trace import Geometry
-    from edgekit.formats.smallest import Limits
+    from edgekit.formats.source import Source
     from edgekit.model import Model
 
 log = logging.getLogger("edgekit")
@@ -43,29 +41,20 @@ NAME, FILE = "onnx", "model.onnx"
 PARITY_PROMPTS, TRIAL_PROMPTS, LONGEST = 3, 16, 128
 
 
-def write_decoder(
-    *,
-    student: Model,
-    load: Callable[[], nn.Module],
-    ids: Sequence[Sequence[int]],
-    calibration: Calibration,
-    options: Options,
-    out: Path,
-    deciding: Deciding | None = None,
-) -> ModelFile:
+def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
     """Write a causal language model into the folder `out`.
 
-    load: the task's module, whose attribute `model` is transformers' causal language model. ids: the calibrate prompts, which
-    prove that the float graph computes what torch does and measure what quantization costs. deciding: what scheme = "auto"
-    decides by. Raises EdgekitError for a scheme that decoders do not have, a family that cannot be exported, a graph that
-    computes something else, and weights over 2 GB.
+    source.load gives the task's module, whose attribute `model` is transformers' causal language model; the calibrate prompts
+    prove that the float graph computes what torch does, and measure what quantization costs. Raises EdgekitError for a scheme
+    that decoders do not have, a family that cannot be exported, a graph that computes something else, and weights over 2 GB.
     """
     from edgekit.formats.onnx.decoder_trace import export_decoder, head_path
 
-    prompts = [list(row[:LONGEST]) for row in ids if len(row) > 1]
+    student, calibration = source.model, source.calibration()
+    prompts = [list(row[:LONGEST]) for row in source.ids if len(row) > 1]
     if not prompts:
         raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
-    module = load()
+    module = source.load()
     model: Any = module.model
     graph.check_size(4 * sum(weight.numel() for weight in model.parameters()), str(student.folder))
     text = model.config.get_text_config()
@@ -82,7 +71,7 @@ def write_decoder(
             exported=exported, head=head_path(model), options=options, calibration=calibration, scratch=Path(scratch)
         )
         del module, model
-        made, decided, notes = _decided(making, plain, student, deciding)
+        made, decided, notes = _decided(making, plain, source)
         if made.scheme != "fp32" and made.bytes >= float_size:
             raise EdgekitError(
                 f"scheme {made.scheme}: the file has {made.bytes} bytes, the float one {float_size}; use --scheme fp32"
@@ -90,46 +79,18 @@ def write_decoder(
         for file in made.folder.iterdir():
             file.replace(out / file.name)
         score = _compare(plain, out / FILE, prompts, made.runtime_options, made.scheme)
-    linears = [linear.key for linear in graph.Graph(exported).linears()]
     weights = {} if made.scheme in {"fp32", "int8-dynamic"} else {"bits": int(made.scheme[1:]), "block": options.block}
-    described = read(out / FILE)
-    names = [file.name for file in (out / FILE, out / f"{FILE}.data") if file.is_file()]
-    size = sum((out / name).stat().st_size for name in names)
-    return ModelFile(
-        format=NAME,
-        scheme=made.scheme,
-        name=FILE,
-        files=tuple(names),
-        bytes=size,
-        sha256=digest(out, names),
-        minimum_runtime=graph.minimum_runtime(described),
-        runtime_options=made.runtime_options,
-        quantized={"matmul": len(made.keys), "float": [key for key in linears if key not in set(made.keys)]},
+    linears = [linear.key for linear in graph.Graph(exported).linears()]
+    described = _describe(out / FILE, made, linears)
+    assert described.onnx is not None
+    cache = _cache(geometry, context, switch)
+    return replace(
+        described,
         choices=weights | decided,
-        bits=DECODER_BITS[made.scheme],
-        # A token reads every weight but the embedding's: of a table that is the head too, all.
-        bytes_per_token=size,
         bytes_float=float_size,
         notes=tuple(notes),
-        onnx=OnnxParts(
-            opset=graph.opset(described),
-            ir_version=described.ir_version,
-            operators=tuple(graph.operators(described)),
-            calibrate_score=score,
-            generation=_generation(geometry, context, switch),
-        ),
+        onnx=replace(described.onnx, calibrate_score=score, generation=cache),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deciding:
-    """What scheme = "auto" decides by: the calibrate prompts with the index of each one's first token that is said, the limits
-    by the bits of a weight, and where progress is told."""
-
-    ids: Sequence[Sequence[int]]
-    starts: Sequence[int]
-    limits: Limits | None
-    progress: Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +124,7 @@ def _make(making: _Making, scheme: str) -> _Made:
     return _Made(scheme=scheme, folder=folder, bytes=size, keys=keys, runtime_options=options)
 
 
-def _decided(
-    making: _Making, plain: Path, student: Model, deciding: Deciding | None
-) -> tuple[_Made, dict[str, object], list[str]]:
+def _decided(making: _Making, plain: Path, source: Source) -> tuple[_Made, dict[str, object], list[str]]:
     """The files that the options ask for; where that is "auto", of all the smallest that keep the limits, and why."""
     import numpy as np
 
@@ -173,12 +132,10 @@ def _decided(
 
     if making.options.scheme != "auto":
         return _make(making, making.options.scheme), {}, []
-    if deciding is None:
-        raise EdgekitError("export: scheme = 'auto' keeps limits, and none are given; name a scheme")
-    deciding.progress(0, len(AUTO[TOKENS.name]) + 2, "asks the float model")
+    source.progress(0, len(AUTO[TOKENS.name]) + 2, "asks the float model")
     with closing(_open(plain, {})) as generator:
-        asked = smallest.passages(deciding.ids, deciding.starts)
-        rows = list(smallest.with_answers(generator, asked, student.stops))
+        asked = smallest.passages(source.ids, source.starts)
+        rows = list(smallest.with_answers(generator, asked, source.model.stops))
         smallest.check_asked(rows)
         reference = [smallest.scored_logits(generator, row).astype(np.float16) for row in rows]
     every = {scheme: _make(making, scheme) for scheme in AUTO[TOKENS.name]}
@@ -192,8 +149,8 @@ def _decided(
     chosen = smallest.choose(
         sorted(every, key=lambda scheme: every[scheme].bytes),
         made,
-        deciding.limits,
-        deciding.progress,
+        source.limits,
+        source.progress,
         "raise the limits of [accuracy], or take --scheme fp32",
     )
     return every[chosen.scheme], {"auto": dict(chosen.facts)}, [chosen.note]
@@ -314,7 +271,7 @@ def _compare(
     return {"score": score, "float": 1.0, "kl": loss, "prompts": float(len(some)), "logits": round(apart_by, 6)}
 
 
-def _generation(geometry: Geometry, context: int, switch: int | None) -> OnnxCache:
+def _cache(geometry: Geometry, context: int, switch: int | None) -> OnnxCache:
     return OnnxCache(
         context=context,
         layers=geometry.layers,
@@ -323,4 +280,27 @@ def _generation(geometry: Geometry, context: int, switch: int | None) -> OnnxCac
         windows=tuple(geometry.windows),
         kv_bytes_per_token=2 * 4 * geometry.layers * geometry.kv_heads * geometry.head_dim,
         rope_switch=switch,
+    )
+
+
+def _describe(path: Path, made: _Made, linears: Sequence[str]) -> ModelFile:
+    """What the file needs to run; as `describe_file` gives it for graphs of one row per text."""
+    model = read(path)
+    names = [name for name in (path.name, f"{path.name}.data") if (path.parent / name).is_file()]
+    size = sum((path.parent / name).stat().st_size for name in names)
+    return ModelFile(
+        format=NAME,
+        scheme=made.scheme,
+        name=path.name,
+        files=tuple(names),
+        bytes=size,
+        sha256=digest(path.parent, names),
+        minimum_runtime=graph.minimum_runtime(model),
+        runtime_options=made.runtime_options,
+        quantized={"matmul": len(made.keys), "float": [key for key in linears if key not in set(made.keys)]},
+        choices={},
+        bits=DECODER_BITS[made.scheme],
+        # A token reads every weight but the embedding's: of a table that is the head too, all.
+        bytes_per_token=size,
+        onnx=OnnxParts(opset=graph.opset(model), ir_version=model.ir_version, operators=tuple(graph.operators(model))),
     )

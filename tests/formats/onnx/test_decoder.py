@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx import Options, decoder_trace
-from edgekit.formats.onnx.decoder import Deciding, write_decoder
+from edgekit.formats.onnx.decoder import write_decoder
 from edgekit.formats.onnx.decoder_trace import export_decoder
 from edgekit.formats.onnx.graph import copy_model
 from edgekit.formats.onnx.sizes import predict_decoder_bytes
@@ -25,8 +25,10 @@ from edgekit.model import Model
 from edgekit.runtimes.onnxruntime import generator
 from edgekit.runtimes.scores import cosine, kl
 from edgekit.tasks.decoders import Decoder
+from edgekit.typed_json import to_table
 from tests.architectures.decoders import make_decoder
 from tests.conftest import ROOT
+from tests.steps import source
 
 STORIES = ROOT.parent / "shared" / "data" / "stories260K" / "hf"
 LONGROPE = {
@@ -61,7 +63,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 TOKENS = 60
 # Bytes that a family's own nodes may take: of models as small as these more than 2 %, of real ones nothing.
 NODES = 5_500
-UNCALIBRATED = SimpleNamespace(stats={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +90,11 @@ def write(
     *,
     ids: Sequence[Sequence[int]] = (range(5, 25),),
     model: Any = None,
-    calibration: Any = UNCALIBRATED,
-    deciding: Deciding | None = None,
+    **more: Any,
 ) -> Any:
     out.mkdir(parents=True)
-    return write_decoder(
-        student=Model(folder=folder),
-        load=lambda: Decoder(model or load(folder)).eval(),
-        ids=ids,
-        calibration=calibration,
-        options=Options(scheme=scheme),
-        out=out,
-        deciding=deciding,
-    )
+    given = source(Model(folder=folder), lambda: Decoder(model or load(folder)).eval(), ids, **more)
+    return to_table(write_decoder(given, Options(scheme=scheme), out))
 
 
 def answers(model: Any, ids: Sequence[int]) -> np.ndarray:
@@ -208,7 +201,7 @@ def test_quantized_graphs(
 
     made = written(family)
     (model, keys, entries), (again, *_) = (
-        _quantized(onnx.load(made.file), "model.lm_head", scheme, Options(scheme=scheme), UNCALIBRATED)
+        _quantized(onnx.load(made.file), "model.lm_head", scheme, Options(scheme=scheme), SimpleNamespace(stats={}))
         for _ in range(2)
     )
     size = save(model, tmp_path / "model.onnx")
@@ -231,8 +224,7 @@ def test_auto_takes_the_smallest_that_keeps_the_limits(written: Callable[[str], 
     def decide(limit: float) -> Any:
         limits = {"kl": limit, "top1": 0.01, "perplexity": 9.0, "far_kl": 9.0, "far_share": 0.01}
         both = Limits(fewer_bits=limits, eight_bits=limits)
-        deciding = Deciding(ids=ids, starts=[1] * 7 + [20], limits=both, progress=lambda *_: None)
-        return write(model, tmp_path / f"{limit}", "auto", ids=ids, deciding=deciding)
+        return write(model, tmp_path / f"{limit}", "auto", ids=ids, starts=[1] * 7 + [20], limits=both)
 
     wide = decide(9.0)
     assert (wide["scheme"], len(wide["choices"]["auto"]["tried"])) == ("w4", 1)
@@ -307,7 +299,9 @@ def test_a_large_tied_table_is_kept_once(tmp_path: Path, monkeypatch: pytest.Mon
     )
     facts = write(tmp_path / "model", tmp_path / "out", "w4")
     for scheme, bytes_of_one in {"fp32": 4.0, "int8-dynamic": 1.0, "w8": 1.125, "w4": 1.125}.items():
-        model, *_ = _quantized(copy_model(kept[0]), "model.lm_head", scheme, Options(scheme=scheme), UNCALIBRATED)
+        model, *_ = _quantized(
+            copy_model(kept[0]), "model.lm_head", scheme, Options(scheme=scheme), SimpleNamespace(stats={})
+        )
         assert save(model, tmp_path / "small.onnx") < 1.05 * bytes_of_one * facts["bytes_float"] / 4
     assert (facts["format"], facts["scheme"], facts["files"]) == ("onnx", "w4", ["model.onnx"])
     assert facts["bytes"] == (tmp_path / "out" / "model.onnx").stat().st_size
@@ -385,7 +379,7 @@ class TestStories:
         with pytest.MonkeyPatch.context() as patch:  # one export for all schemes
             patch.setattr(decoder_trace, "export_decoder", lambda _: (copy_model(known[0]), known[1]))
             facts = {
-                scheme: write(STORIES, out / scheme, scheme, ids=told[:3], model=model, calibration=stats)
+                scheme: write(STORIES, out / scheme, scheme, ids=told[:3], model=model, calibration=lambda: stats)
                 for scheme in ("fp32", "int8-dynamic", "w4")
             }
         return SimpleNamespace(model=model, held=told[3:], out=out, facts=facts)

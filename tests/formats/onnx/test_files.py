@@ -105,8 +105,8 @@ def test_weights_beside_the_graph_are_found_wherever_it_uses_them(place: str, lo
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(["model.onnx", name])
     if place in {"initializer", "subgraph"}:  # onnxruntime itself reads no others
         facts = describe_file(tmp_path / "out" / "model.onnx", named=path)
-        assert facts["files"] == ["model.onnx", name]
-        assert facts["bytes"] == path.stat().st_size + 120
+        assert facts.files == ("model.onnx", name)
+        assert facts.bytes == path.stat().st_size + 120
 
 
 def test_other_weights_make_another_sha256(tmp_path: Path) -> None:
@@ -118,15 +118,15 @@ def test_other_weights_make_another_sha256(tmp_path: Path) -> None:
         write_table(folder / "model.onnx_data", scale)
         found.append(describe_file(path))
         lines = f"model.onnx {file_sha256(path)}\nmodel.onnx_data {file_sha256(folder / 'model.onnx_data')}\n"
-        assert found[-1]["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+        assert found[-1].sha256 == hashlib.sha256(lines.encode()).hexdigest()
     assert file_sha256(tmp_path / "1.0" / "model.onnx") == file_sha256(tmp_path / "2.0" / "model.onnx")
-    assert found[0]["sha256"] != found[1]["sha256"]
+    assert found[0].sha256 != found[1].sha256
 
 
 def test_a_single_file_keeps_its_own_sha256(tmp_path: Path) -> None:
     path = make_file(tmp_path / "model.onnx")
     facts = describe_file(path)
-    assert (facts["files"], facts["bytes"], facts["sha256"]) == (
+    assert (list(facts.files), facts.bytes, facts.sha256) == (
         ["model.onnx"],
         path.stat().st_size,
         file_sha256(path),
@@ -172,7 +172,7 @@ def test_links_are_copied_as_files(tmp_path: Path) -> None:
     path = make_file(tmp_path / "snapshot" / "model.onnx", location="model.onnx_data")
     copy_files(path, tmp_path / "out" / "model.onnx")
     assert not (tmp_path / "out" / "model.onnx_data").is_symlink()
-    assert describe_file(tmp_path / "out" / "model.onnx")["bytes"] == path.stat().st_size + 120
+    assert describe_file(tmp_path / "out" / "model.onnx").bytes == path.stat().st_size + 120
 
 
 def ids(**more: Any) -> dict[str, tuple[int, list[Any]]]:
@@ -211,7 +211,7 @@ def test_another_interface_is_one_clear_error(
 @pytest.mark.parametrize("names", [["input_ids"], ["input_ids", "attention_mask", "token_type_ids"]])
 def test_the_usual_interfaces_are_described(names: list[str], shape: list[Any], tmp_path: Path) -> None:
     path = make_file(tmp_path / "theirs.onnx", inputs=dict.fromkeys(names, (INT64, shape)))
-    assert describe_file(path)["opset"] == 18
+    assert describe_file(path).onnx.opset == 18
     assert Session(path).outputs([[1, 2]], 0).tolist() == [[9, 11, 13]]
 
 
@@ -224,4 +224,4 @@ def test_an_empty_file_is_refused(write: Callable[[Path], None], tmp_path: Path)
 
 def test_a_bag_of_words_with_external_weights(tmp_path: Path) -> None:
     make_model(tmp_path / "bag.onnx", external=True)
-    assert describe_file(tmp_path / "bag.onnx")["files"] == ["bag.onnx", "bag.onnx.data"]
+    assert describe_file(tmp_path / "bag.onnx").files == ("bag.onnx", "bag.onnx.data")

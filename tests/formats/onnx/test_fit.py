@@ -55,7 +55,7 @@ def make(
 def fitted(path: Path, embedding: Embedding = MEAN, *, longest: int = 12) -> tuple[list[str], np.ndarray]:
     """What `fit` says, and what the file answers then, one text at a time."""
     told = fit(path, Wanted(output="embedding", embedding=embedding, pad_id=39, max_length=longest), path)
-    assert describe_file(path)["opset"] == 17
+    assert describe_file(path).onnx.opset == 17
     return told, onnxruntime.outputs(path, IDS, pad_id=39, options={"threads": 1})
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgekit.errors import EdgekitError
-from edgekit.formats import FORMATS
+from edgekit.formats import FORMATS, Source
 from edgekit.formats import onnx as format_onnx
 from edgekit.formats.onnx import candidates, float_graph
 from edgekit.formats.onnx import graph as onnx_graph
@@ -22,11 +22,17 @@ from edgekit.formats.onnx.graph import Graph, save
 from edgekit.formats.onnx.layer_errors import layer_errors
 from edgekit.formats.onnx.session import Session, pad
 from edgekit.schema import parse
+from edgekit.typed_json import to_table
 from tests.formats.conftest import VOCABULARY, Classifier
+from tests.steps import source
 
 
 def nearness(reference: np.ndarray, outputs: np.ndarray) -> float:
     return -float(np.mean((reference - outputs) ** 2) / np.mean(reference**2))
+
+
+def encoder_source(module: nn.Module, ids: list[list[int]], calibration: Any) -> Source:
+    return source(None, lambda: module, ids, calibration=lambda: calibration, output="logits", score=nearness)
 
 
 @pytest.fixture
@@ -46,16 +52,8 @@ def written(
             return fresh
 
         monkeypatch.setattr(float_graph, "export_float", copy)
-        return format_onnx.write_encoder(
-            module=module,
-            ids=ids,
-            calibration=calibration,
-            options=format_onnx.Options(**options),
-            score=nearness,
-            out=out,
-            pad_id=0,
-            output_name="logits",
-        )
+        given = encoder_source(module, ids, calibration)
+        return to_table(format_onnx.write_encoder(given, format_onnx.Options(**options), out))
 
     return write
 
@@ -198,7 +196,7 @@ def test_the_layer_that_loses_is_named(exported: onnx.ModelProto, ids: list[list
     names = [linear.key for linear in graph.linears()]
     bad = graph.linears()[6]
     graph.add_constant(bad.weight, -graph.constant(bad.weight))
-    errors = {layer["name"]: layer["error"] for layer in layer_errors(exported, damaged, ids, 0)}
+    errors = {layer.name: layer.error for layer in layer_errors(exported, damaged, ids, 0)}
     assert list(errors) == names
     assert set(list(errors.values())[:6]) == {0.0}
     assert errors[bad.key] == max(errors.values()) > 1
@@ -317,17 +315,9 @@ def test_a_model_over_two_gigabytes_is_refused_before_it_is_exported(
 ) -> None:
     monkeypatch.setattr(onnx_graph, "LARGEST_FILE", 1000)
     monkeypatch.setattr(float_graph, "export_float", lambda *_, **__: pytest.fail("was exported"))
+    given = encoder_source(module, ids, calibration)
     with pytest.raises(EdgekitError, match=r"Classifier: float weights of 0\.\d+ GB: over the 2 GB .* a smaller model"):
-        format_onnx.write_encoder(
-            module=module,
-            ids=ids,
-            calibration=calibration,
-            options=format_onnx.Options(),
-            score=nearness,
-            out=tmp_path,
-            pad_id=0,
-            output_name="logits",
-        )
+        format_onnx.write_encoder(given, format_onnx.Options(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -351,17 +341,9 @@ def test_a_quantizing_scheme_must_be_smaller(written: Any, tmp_path: Path, monke
 
 
 def test_without_prompts_nothing_is_written(module: Classifier, calibration: Any, tmp_path: Path) -> None:
+    given = encoder_source(module, [], calibration)
     with pytest.raises(EdgekitError, match="no calibrate prompts"):
-        format_onnx.write_encoder(
-            module=module,
-            ids=[],
-            calibration=calibration,
-            options=format_onnx.Options(),
-            score=nearness,
-            out=tmp_path,
-            pad_id=0,
-            output_name="logits",
-        )
+        format_onnx.write_encoder(given, format_onnx.Options(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -370,8 +352,8 @@ def test_large_models_keep_their_weights_beside_them(
 ) -> None:
     size = save(exported, tmp_path / "model.onnx", largest=1000)
     facts = format_onnx.describe_file(tmp_path / "model.onnx")
-    assert facts["files"] == sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert size == facts["bytes"] == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert [*facts.files] == sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert size == facts.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     np.testing.assert_array_equal(
         Session(tmp_path / "model.onnx").outputs(ids[:3], 0), Session(exported).outputs(ids[:3], 0)
     )
@@ -381,8 +363,8 @@ def test_large_models_keep_their_weights_beside_them(
 def test_any_onnx_file_is_described(exported: onnx.ModelProto, tmp_path: Path) -> None:
     save(exported, tmp_path / "theirs.onnx")
     facts = format_onnx.describe_file(tmp_path / "theirs.onnx")
-    assert facts["file"] == "theirs.onnx"
-    assert facts["minimum_runtime"] == "1.18"
+    assert facts.name == "theirs.onnx"
+    assert facts.minimum_runtime == "1.18"
     (tmp_path / "bad.onnx").write_bytes(b"not onnx at all")
     with pytest.raises(EdgekitError, match=r"bad\.onnx"):
         format_onnx.describe_file(tmp_path / "bad.onnx")

@@ -14,6 +14,7 @@ import torch
 from edgekit.runtimes.onnxruntime import generation, generator
 from edgekit.runtimes.onnxruntime.generation import Generator
 from tests.architectures.decoders import make_decoder
+from tests.steps import source
 
 OPTIONS = {"threads": 1}
 
@@ -31,14 +32,8 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("decoder")
     make_decoder("mistral", folder / "model", num_hidden_layers=1, sliding_window=64, max_position_embeddings=210)
     loaded = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation="eager")
-    write_decoder(
-        student=Model(folder=folder / "model"),
-        load=lambda: Decoder(loaded).eval(),
-        ids=[list(range(5, 15))],
-        calibration=SimpleNamespace(stats={}),
-        options=Options(scheme="fp32"),
-        out=folder,
-    )
+    given = source(Model(folder=folder / "model"), lambda: Decoder(loaded).eval(), [list(range(5, 15))])
+    write_decoder(given, Options(scheme="fp32"), folder)
     ids = np.random.default_rng(1).integers(5, 500, size=200).tolist()
     with torch.inference_mode():
         logits = loaded(torch.tensor([ids]), use_cache=False).logits[0].numpy()
