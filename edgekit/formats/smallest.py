@@ -82,6 +82,13 @@ class Chosen:
     note: str
 
 
+def needed(limits: Limits | None) -> Limits:
+    """The limits; EdgekitError where there are none to keep."""
+    if limits is None:
+        raise EdgekitError("export: scheme = 'auto' keeps limits, and none are given; name a scheme")
+    return limits
+
+
 def passages(ids: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Passage]:
     """Some of the prompts, from all over the list, always the same; no more than TOKENS to score.
 
@@ -163,8 +170,7 @@ def choose(
 
     remedy: what a person may do where none does. Raises EdgekitError where there are no limits to keep.
     """
-    if limits is None:
-        raise EdgekitError("export: scheme = 'auto' keeps limits, and none are given; name a scheme")
+    limits = needed(limits)
     tried: list[dict[str, Any]] = []
     count, tokens = 0, 0
     for place, name in enumerate(names):

@@ -132,6 +132,7 @@ def _decided(making: _Making, plain: Path, source: Source) -> tuple[_Made, dict[
 
     if making.options.scheme != "auto":
         return _make(making, making.options.scheme), {}, []
+    limits = smallest.needed(source.limits)
     source.progress(0, len(AUTO[TOKENS.name]) + 2, "asks the float model")
     with closing(_open(plain, {})) as generator:
         asked = smallest.passages(source.ids, source.starts)
@@ -149,7 +150,7 @@ def _decided(making: _Making, plain: Path, source: Source) -> tuple[_Made, dict[
     chosen = smallest.choose(
         sorted(every, key=lambda scheme: every[scheme].bytes),
         made,
-        source.limits,
+        limits,
         source.progress,
         "raise the limits of [accuracy], or take --scheme fp32",
     )
