@@ -24,7 +24,7 @@ from edgekit.formats.gguf.running import check_running
 from edgekit.model import Model
 from edgekit.model_card import read_card
 from edgekit.outputs import OUTPUTS
-from edgekit.typed_json import read_table
+from edgekit.typed_json import read_table, to_table
 
 if TYPE_CHECKING:
     from edgekit.cost import Cost
