@@ -94,6 +94,32 @@ def make_model(path: Path, *, external: bool = False, scale: float = 1.0) -> Non
     onnx.save_model(model, str(path), save_as_external_data=external, **options)
 
 
+def artifact_facts(**known: Any) -> dict[str, Any]:
+    """What the manifest of an export step says at least, and what is known of it."""
+    return {
+        "format": "onnx",
+        "scheme": "int8-static",
+        "file": "model.onnx",
+        "files": ["model.onnx"],
+        "bytes": 1,
+        "sha256": "0" * 64,
+        "minimum_runtime": "1.18",
+        "runtime_options": {},
+        "quantized": {"matmul": 0, "float": []},
+        "choices": {},
+        "opset": 18,
+        "ir_version": 10,
+        "operators": ["Gather", "MatMul"],
+        "task": "text-classification",
+        "output": "logits",
+        "classes": LABELS,
+        "out_of_scope": None,
+        "settings": {},
+        "max_length": MAX_LENGTH,
+        "pad_id": 0,
+    } | known
+
+
 def make_artifact(
     folder: Path,
     *,
@@ -107,31 +133,21 @@ def make_artifact(
     make_model(folder / "model.onnx", external=external, scale=scale)
     make_tokenizer(folder / "tokenizer.json")
     logits = output == "logits"
-    facts = {
-        "format": "onnx",
-        "scheme": "int8-static",
-        "file": "model.onnx",
-        "files": sorted(path.name for path in folder.glob("model.onnx*")),
-        "bytes": sum(path.stat().st_size for path in folder.glob("model.onnx*")),
-        "sha256": file_sha256(folder / "model.onnx"),
-        "task": "text-classification" if logits else "feature-extraction",
-        "output": output,
-        "classes": LABELS if logits else [],
-        "out_of_scope": "none" if logits else None,
-        "settings": settings or ({"threshold": 0.7, "out_of_scope": "none"} if logits else {}),
-        "max_length": MAX_LENGTH,
-        "pad_id": 0,
-        "opset": 18,
-        "ir_version": 10,
-        "operators": ["Gather", "MatMul"],
-        "minimum_runtime": "1.18",
-        "runtime_options": {
+    rejects = {"threshold": 0.7, "out_of_scope": "none"} if logits else {}
+    facts = artifact_facts(
+        files=sorted(path.name for path in folder.glob("model.onnx*")),
+        bytes=sum(path.stat().st_size for path in folder.glob("model.onnx*")),
+        sha256=file_sha256(folder / "model.onnx"),
+        task="text-classification" if logits else "feature-extraction",
+        output=output,
+        classes=LABELS if logits else [],
+        out_of_scope="none" if logits else None,
+        settings=settings or rejects,
+        runtime_options={
             "disabled_optimizers": ["SkipLayerNormFusion"],
             "config_entries": {"session.x64quantprecision": "1"},
         },
-        "quantized": {"matmul": 0, "float": []},
-        "choices": {},
-    }
+    )
     write_product(folder, "export", key="test", inputs={"student": "a test"}, facts=facts)
     return folder
 

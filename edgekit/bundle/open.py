@@ -9,31 +9,26 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from edgekit import __version__
 from edgekit.bundle.archive import extract, stays_inside
 from edgekit.bundle.destination import MANIFEST
 from edgekit.bundle.loaders import LOADERS
+from edgekit.bundle.manifest import MANIFEST_FORMAT, Manifest, digest_of, read_manifest
 from edgekit.bundle.mistaken import other_than_bundle
 from edgekit.errors import EdgekitError
 from edgekit.outputs import OUTPUTS
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import read_json
 from edgekit.tokenizing import readable_part
-from edgekit.workspace import (
-    file_sha256,
-    fingerprint,
-)
+from edgekit.workspace import file_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 log = logging.getLogger("edgekit")
-
-# Of bundle.json: raised where an older edgekit would misread it.
-MANIFEST_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +36,26 @@ class Bundle:
     """A bundle whose files have the hashes that its manifest says; from an archive, it lives as long as this object."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
+
+
+class Loaded(Protocol):
+    """What the loaders have in common that ship for rows and for texts (`bundle.loaders`)."""
+
+    manifest: Mapping[str, object]
+
+    def __call__(self, text: str, /, **options: object) -> object:
+        """The answer to a text."""
+
+
+class Speaker(Loaded, Protocol):
+    """A loader that generates text."""
+
+    chats: bool
+    """Whether it takes conversations."""
+
+    def stream(self, said: str | Sequence[Mapping[str, object]], /, **options: object) -> Iterator[str]:
+        """The answer, piece by piece."""
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -79,48 +93,48 @@ def run_bundle(
     before = _prompt(bundle, path, prompt)
     opened = load_bundle(bundle, path, threads=threads)
     named = {} if prompt is None else {"prompt": prompt}
-    answers = [opened(_readable(opened, text, before), **named) for text in texts]
-    return [OUTPUTS[bundle.manifest["output"]].plain(answer) for answer in answers]
+    output = bundle.manifest.output
+    answers = [opened(_readable(opened, output, text, before), **named) for text in texts]
+    return [OUTPUTS[output].plain(answer) for answer in answers]
 
 
 def _prompt(bundle: Bundle, path: Path, name: str | None) -> str:
     """What comes before a text: the prompt of that name, or the model's default; EdgekitError where it has none of that name."""
-    settings = bundle.manifest["settings"] or {}
+    manifest = bundle.manifest
     if name is None:
-        return str(settings.get("prompt", ""))
-    prompts: Mapping[str, str] = settings.get("prompts") or {}
-    if name and name not in prompts:
-        known = f"it has {', '.join(sorted(prompts))}" if prompts else "it has none"
+        return manifest.prompt
+    if name and name not in manifest.prompts:
+        known = f"it has {', '.join(sorted(manifest.prompts))}" if manifest.prompts else "it has none"
         raise EdgekitError(f"{path}: no prompt {name!r}: {known}")
-    return prompts[name] if name else ""
+    return manifest.prompts[name] if name else ""
 
 
-def _readable(opened: Any, text: str, before: str) -> str:
+def _readable(opened: Loaded, output: str, text: str, before: str) -> str:
     """A text without what its loader's tokenizer would only cut off, which for megabytes takes half a minute."""
-    if OUTPUTS[opened.manifest["output"]].generates or not hasattr(opened, "tokenizer"):
-        return text
-    return readable_part(opened.tokenizer, text, before)
+    tokenizer = getattr(opened, "tokenizer", None)
+    return text if tokenizer is None or OUTPUTS[output].generates else readable_part(tokenizer, text, before)
 
 
-def open_speaker(path: Path, *, threads: int | None = None) -> Any:
+def open_speaker(path: Path, *, threads: int | None = None) -> Speaker | None:
     """The loader of a bundle that generates text, opened; None for a bundle that gives rows. Raises as `load_bundle` does."""
     bundle = open_bundle(path)
-    kind = OUTPUTS.get(bundle.manifest["output"])
+    kind = OUTPUTS.get(bundle.manifest.output)
     return load_bundle(bundle, path, threads=threads) if kind is None or kind.generates else None
 
 
-def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> Any:
+def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> Speaker:
     """The loader's own object over a bundle that was opened from `path`.
 
     The code that runs is edgekit's own copy, never a bundle's: a bundle may come from anywhere. Raises EdgekitError where the
     runtime is absent or cannot open the model.
     """
     manifest = bundle.manifest
-    name, output = str(manifest["runtime"]["name"]), str(manifest["output"])
+    name, output = manifest.engine, manifest.output
     if (name, output) not in LOADERS:
         raise EdgekitError(f"{path}: edgekit {__version__} has no loader for {output} in {name}; use a newer edgekit")
     loader = LOADERS[name, output].path
-    if manifest["files"].get("load.py", {}).get("sha256") != file_sha256(loader):
+    shipped = (manifest.files or {}).get("load.py")
+    if shipped is None or shipped.sha256 != file_sha256(loader):
         log.warning("%s: its load.py is not that of edgekit %s, which answers here", path, __version__)
     runtime = RUNTIMES[name]
     spec = importlib.util.spec_from_file_location("edgekit_bundle_loader", loader)
@@ -136,35 +150,42 @@ def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> An
         wanted = package.requirement if absent.name == package.module else absent.name
         raise EdgekitError(f"{path}: {absent.name} is not installed; run: pip install {wanted}") from absent
     try:
-        return module.Bundle(bundle.folder, threads=threads)
+        opened: Speaker = module.Bundle(bundle.folder, threads=threads)
     except refusals as refused:
         raise EdgekitError(f"{path}: {str(refused).splitlines()[0]}") from refused
+    return opened
 
 
-def check_bundle(folder: Path) -> dict[str, Any]:
+def check_bundle(folder: Path) -> Manifest:
     """The manifest of a bundle's folder; EdgekitError where it is not edgekit's, or a file is missing or was changed."""
     path = folder / MANIFEST
     if not path.is_file():
         raise EdgekitError(f"{folder}: no {MANIFEST} in it: not a bundle")
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or {"digest", "files", "format_version", "model", "tokenizer"} - set(manifest):
+    table = read_json(path)
+    if (
+        not isinstance(table, dict)
+        or {"digest", "files", "format_version", "model", "tokenizer"} - set(table)
+        or not isinstance(table["files"], dict)
+    ):
         raise EdgekitError(f"{path}: not a manifest that edgekit wrote")
-    if manifest["format_version"] != MANIFEST_FORMAT:
+    if table["format_version"] != MANIFEST_FORMAT:
         raise EdgekitError(
-            f"{path}: format_version {manifest['format_version']}: written by another edgekit; build it again"
+            f"{path}: format_version {table['format_version']}: written by another edgekit; build it again"
         )
-    names = [*manifest["files"], manifest["model"], *([manifest["tokenizer"]] if manifest["tokenizer"] else [])]
+    names = [*table["files"], str(table["model"]), *([str(table["tokenizer"])] if table["tokenizer"] else [])]
     for name in names:
-        if not stays_inside(folder, str(name)):
+        if not stays_inside(folder, name):
             raise EdgekitError(f"{path}: names a path outside the bundle: {name}; do not use this bundle")
-    if fingerprint({key: value for key, value in manifest.items() if key != "digest"}) != manifest["digest"]:
+    if digest_of(table) != table["digest"]:
         raise EdgekitError(
             f"{path}: changed after it was written (its digest does not match); package the artifact again"
         )
+    manifest = read_manifest(table, str(path))
+    files = manifest.files or {}
     for name in names:
         file = folder / name
-        if name not in manifest["files"] or not file.is_file():
+        if name not in files or not file.is_file():
             raise EdgekitError(f"{file}: missing; fetch or package the bundle again")
-        if file_sha256(file) != manifest["files"][name]["sha256"]:
+        if file_sha256(file) != files[name].sha256:
             raise EdgekitError(f"{file}: its sha256 is not the manifest's; fetch or package the bundle again")
     return manifest

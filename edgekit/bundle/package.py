@@ -6,7 +6,6 @@ for byte.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -15,20 +14,21 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit import __version__
 from edgekit.artifact import read_artifact
 from edgekit.bundle.archive import archive_hashes, write_archive
 from edgekit.bundle.destination import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
 from edgekit.bundle.destination import partial as partial_of
-from edgekit.bundle.open import MANIFEST_FORMAT, check_bundle
+from edgekit.bundle.manifest import MANIFEST_FORMAT, FileEntry, Manifest, ShippedFile
+from edgekit.bundle.open import check_bundle
 from edgekit.bundle.sidecars import SIDECARS, Packing
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import Report, read_report
 from edgekit.formats import FORMATS, library_versions, runtime_of
 from edgekit.report.page import write_html
-from edgekit.schema import dump_json, read_text
+from edgekit.schema import read_text
 from edgekit.workspace import (
     Product,
     disk_error,
@@ -44,14 +44,14 @@ from edgekit.workspace import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
+    from edgekit.artifact import Artifact
     from edgekit.target import Target
 
 log = logging.getLogger("edgekit")
 
 LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
-LICENCE_OF = {"license": "this model", "teacher_license": "teacher", "data_license": "data"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,30 +64,55 @@ class Packaged:
     html: Path
 
 
-def package(
-    *,
-    artifact: Path,
-    report: Path,
-    name: str,
-    recipe: str,
-    target: Target,
-    lineage: Mapping[str, Any],
-    out: Path,
-    strict: bool = False,
-) -> Packaged:
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """Where a model comes from: its teacher and that one's revision, the digests of both models, and the licences of the
+    teacher, the data and the model itself. None where nobody says."""
+
+    teacher: str | None = None
+    teacher_revision: str | None = None
+    teacher_digest: str | None = None
+    student_digest: str | None = None
+    teacher_license: str | None = None
+    data_license: str | None = None
+    license: str | None = None
+
+    def sources(self) -> dict[str, str]:
+        """All but the licences."""
+        return {key: value for key, value in vars(self).items() if value is not None and "license" not in key}
+
+    def licences(self) -> dict[str, str]:
+        """The licences, by what they are of."""
+        of = {"this model": self.license, "teacher": self.teacher_license, "data": self.data_license}
+        return {name: value for name, value in of.items() if value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageInputs:
+    """What `package` is given: an export step's folder, a verify step's folder, what the bundle is called, the recipe's name, the
+    target that was verified for, and where the model comes from."""
+
+    artifact: Path
+    report: Path
+    name: str
+    recipe: str
+    target: Target
+    lineage: Lineage
+
+
+def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packaged:
     """Write the evidence, and where the verdict allows, the bundle `out`/`name` and its archive.
 
-    artifact: an export step's folder; report: a verify step's folder; lineage: where the model comes from (teacher,
-    digests, licences), for the manifest. Everything is written beside its place and renamed: an older bundle survives
-    a failure. A failed verdict, or one not proven under `strict`, raises CheckFailed once the evidence is on disk and
-    leaves an older bundle of that name as it was. Raises EdgekitError where something else lies at these places, where
-    artifact and report do not belong together, a file was changed, or the folder cannot be written.
+    Everything is written beside its place and renamed: an older bundle survives a failure. A failed verdict, or one not
+    proven under `strict`, raises CheckFailed once the evidence is on disk and leaves an older bundle of that name as it was.
+    Raises EdgekitError where something else lies at these places, where artifact and report do not belong together, a file was
+    changed, or the folder cannot be written.
     """
-    product = open_product(artifact, "export")
+    product, name, report = open_product(inputs.artifact, "export"), inputs.name, inputs.report
     product.check()
-    content = read_report(report)
-    if content.artifact.sha256 != read_artifact(product).file.sha256:
-        raise EdgekitError(f"{report}: this report is of another artifact than {artifact}; run: edgekit verify")
+    content, artifact = read_report(report), read_artifact(product)
+    if content.artifact.sha256 != artifact.file.sha256:
+        raise EdgekitError(f"{report}: this report is of another artifact than {inputs.artifact}; run: edgekit verify")
     put = Packaged(
         bundle=out / name,
         archive=out / f"{name}.tar.gz",
@@ -100,9 +125,10 @@ def package(
             refuse_foreign(out, name)
             clear_leftovers(put.bundle, (put.archive, put.report, put.html))
             write_atomically(put.report, read_text(report / "report.json"))
-            write_html(content, put.html, recipe=recipe)
+            write_html(content, put.html, recipe=inputs.recipe)
             _judge(content, put, strict=strict)
-            _write_bundle(product, _describe(product, name, recipe, target, lineage), content, put)
+            packing = Packing(artifact=product.folder, manifest=_describe(product, artifact, inputs), report=content)
+            _write_bundle(packing, artifact.file.files, put)
     except OSError as failed:
         # shutil names the file that was read; the disk that is full is the one that was written to.
         path = Path(failed.filename or out)
@@ -124,19 +150,18 @@ def _judge(report: Report, put: Packaged, *, strict: bool) -> None:
     raise CheckFailed(f"{put.bundle.name}: {verdict}: {reasons} (no archive written{left}; evidence: {put.report})")
 
 
-def _write_bundle(product: Product, manifest: dict[str, Any], report: Report, put: Packaged) -> None:
+def _write_bundle(packing: Packing, model: Sequence[str], put: Packaged) -> None:
+    """The folder and the archive. model: the names of the model's files."""
     partial = partial_of(put.bundle)
     partial.mkdir()
     (partial / MARK).touch()
     try:
-        for name in read_artifact(product).file.files:
-            shutil.copyfile(product.folder / name, partial / name)
-        _write_sidecars(Packing(artifact=product.folder, manifest=manifest, report=report), partial)
-        files = {name: entry for name, entry in list_files(partial).items() if name != MARK}
-        manifest["files"] = files
-        manifest = json.loads(dump_json(manifest))
-        manifest["digest"] = fingerprint(manifest)
-        (partial / MANIFEST).write_text(dump_json(manifest), encoding="utf-8", newline="\n")
+        for name in model:
+            shutil.copyfile(packing.artifact / name, partial / name)
+        _write_sidecars(packing, partial)
+        files = {name: FileEntry(**entry) for name, entry in list_files(partial).items() if name != MARK}
+        manifest = packing.manifest.with_files(files)
+        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
         if _is_current(put, manifest):
             return
         (partial / MARK).unlink()
@@ -159,58 +184,59 @@ def _write_sidecars(packing: Packing, folder: Path) -> None:
             shutil.copyfile(content, folder / name)
 
 
-def _describe(product: Product, name: str, recipe: str, target: Target, lineage: Mapping[str, Any]) -> dict[str, Any]:
-    artifact = read_artifact(product)
-    file, settings = artifact.file, dict(artifact.settings)
+def _describe(product: Product, artifact: Artifact, inputs: PackageInputs) -> Manifest:
+    """What the bundle says of itself, before its files are there."""
+    file, target = artifact.file, inputs.target
     format_ = FORMATS[file.format]
     runtime = runtime_of(format_, target.runtime)
     versions = {name: library_version(name) for name in LIBRARIES} | library_versions(format_, target.runtime)
-    return {
-        "format_version": MANIFEST_FORMAT,
-        "edgekit": __version__,
-        "name": name,
-        "recipe": recipe,
-        "target": target.name,
-        "target_title": target.title,
-        "task": artifact.task,
-        "output": artifact.output,
-        "labels": list(artifact.classes),
-        "out_of_scope": settings.get("out_of_scope", artifact.out_of_scope),
-        "threshold": settings.get("threshold"),
-        "settings": settings,
-        "max_length": artifact.max_length,
-        "pad_id": artifact.pad_id,
-        "model": file.name,
-        "tokenizer": None if format_.CARRIES_TOKENIZER else "tokenizer.json",
-        "runtime": {
-            "name": runtime.NAME,
-            "minimum": file.minimum_runtime,
-            **runtime.joined(target.runtime.get(runtime.NAME, {}), file.runtime_options),
-        },
-        "artifact": {
-            "format": file.format,
-            "scheme": file.scheme,
-            "bytes": file.bytes,
-            "sha256": file.sha256,
-            "opset": file.onnx.opset if file.onnx else None,
-            "ir_version": file.onnx.ir_version if file.onnx else None,
-            "operators": file.onnx.operators if file.onnx else None,
-            "quantized": file.quantized,
-            "choices": file.choices,
-        },
-        "lineage": {key: value for key, value in lineage.items() if value is not None and "license" not in key},
-        "fingerprints": {"export": product.digest, "export_inputs": fingerprint(product.manifest["inputs"])},
-        "versions": dict(sorted(versions.items())),
-        "licences": {LICENCE_OF[key]: value for key, value in lineage.items() if value and key in LICENCE_OF},
-    }
+    options = runtime.joined(target.runtime.get(runtime.NAME, {}), file.runtime_options)
+    rejected, threshold = (
+        artifact.settings.get("out_of_scope", artifact.out_of_scope),
+        artifact.settings.get("threshold"),
+    )
+    return Manifest(
+        format_version=MANIFEST_FORMAT,
+        edgekit=__version__,
+        name=inputs.name,
+        recipe=inputs.recipe,
+        target=target.name,
+        target_title=target.title,
+        task=artifact.task,
+        output=artifact.output,
+        labels=artifact.classes,
+        out_of_scope=rejected if isinstance(rejected, str) else None,
+        threshold=threshold if isinstance(threshold, int | float) else None,
+        settings=artifact.settings,
+        max_length=artifact.max_length,
+        pad_id=artifact.pad_id,
+        model=file.name,
+        tokenizer=None if format_.CARRIES_TOKENIZER else "tokenizer.json",
+        runtime={"name": runtime.NAME, "minimum": file.minimum_runtime, **options},
+        artifact=ShippedFile(
+            format=file.format,
+            scheme=file.scheme,
+            bytes=file.bytes,
+            sha256=file.sha256,
+            opset=file.onnx.opset if file.onnx else None,
+            ir_version=file.onnx.ir_version if file.onnx else None,
+            operators=file.onnx.operators if file.onnx else None,
+            quantized=file.quantized,
+            choices=file.choices,
+        ),
+        lineage=inputs.lineage.sources(),
+        fingerprints={"export": product.digest, "export_inputs": fingerprint(product.manifest["inputs"])},
+        versions=dict(sorted(versions.items())),
+        licences=inputs.lineage.licences(),
+    )
 
 
-def _is_current(put: Packaged, manifest: Mapping[str, Any]) -> bool:
+def _is_current(put: Packaged, manifest: Manifest) -> bool:
     """Whether folder and archive already hold exactly this."""
     try:
-        if check_bundle(put.bundle)["digest"] != manifest["digest"]:
+        if check_bundle(put.bundle).digest != manifest.digest:
             return False
-        expected = {f"{put.bundle.name}/{name}": entry["sha256"] for name, entry in manifest["files"].items()}
+        expected = {f"{put.bundle.name}/{name}": entry.sha256 for name, entry in (manifest.files or {}).items()}
         expected[f"{put.bundle.name}/{MANIFEST}"] = file_sha256(put.bundle / MANIFEST)
         return expected == dict(archive_hashes(put.archive))
     except (EdgekitError, OSError, EOFError, tarfile.TarError, zlib.error):

@@ -157,9 +157,10 @@ def _inspect_artifact(folder: Path) -> dict[str, Any]:
 
 def _inspect_bundle(path: Path) -> dict[str, Any]:
     from edgekit.bundle.open import open_bundle
+    from edgekit.typed_json import to_table
 
     bundle = open_bundle(path)
-    manifest = bundle.manifest
+    manifest = to_table(bundle.manifest)
     keys = ("name", "recipe", "target", "target_title", "task", "output", "artifact", "labels", "out_of_scope")
     own = {key: manifest.get(key) for key in (*keys, "threshold", "max_length", "runtime", "lineage")}
     rest = {key: manifest.get(key) for key in ("fingerprints", "versions", "licences", "edgekit")}
@@ -167,8 +168,8 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
         {"kind": "bundle", "path": str(path), "intact": True}
         | own
         | rest
-        | {"files": {name: entry["bytes"] for name, entry in manifest["files"].items()}}
-        | {"tokenizer": _tokenizer(bundle.folder), "model": _model_in(bundle.folder, manifest["model"])}
+        | {"files": {name: entry.bytes for name, entry in (bundle.manifest.files or {}).items()}}
+        | {"tokenizer": _tokenizer(bundle.folder), "model": _model_in(bundle.folder, bundle.manifest.model)}
     )
 
 

@@ -302,6 +302,7 @@ def package(plan: Plan, artifact: Product, report: Product, prompts: Product, se
     Raises CheckFailed where a check failed, or with strict was not proven, EdgekitError where the report was edited or is
     about something else than this artifact, target and recipe.
     """
+    from edgekit.bundle.package import Lineage, PackageInputs
     from edgekit.bundle.package import package as run
 
     _check_report(plan, artifact, report, prompts)
@@ -311,24 +312,24 @@ def package(plan: Plan, artifact: Product, report: Product, prompts: Product, se
     card = read_card(teacher)
     if card.note:
         session.listener.say(f"note: {card.note}")
-    made = run(
+    recipe = plan.recipe
+    inputs = PackageInputs(
         artifact=artifact.folder,
         report=report.folder,
         name=plan.name,
-        recipe=plan.recipe.name,
+        recipe=recipe.name,
         target=plan.target,
-        lineage={
-            "teacher": plan.recipe.teacher.source,
-            "teacher_revision": plan.revision,
-            "teacher_digest": model_digest(teacher),
-            "student_digest": artifact.manifest["inputs"].get("student"),
-            "teacher_license": card.license,
-            "data_license": plan.recipe.data.license,
-            "license": plan.recipe.license,
-        },
-        out=session.out,
-        strict=session.strict,
+        lineage=Lineage(
+            teacher=recipe.teacher.source,
+            teacher_revision=plan.revision,
+            teacher_digest=model_digest(teacher),
+            student_digest=artifact.manifest["inputs"].get("student"),
+            teacher_license=card.license,
+            data_license=recipe.data.license,
+            license=recipe.license,
+        ),
     )
+    made = run(inputs, session.out, strict=session.strict)
     session.listener.end("package", made.bundle, kept=False, bundle=session.bundle)
     return Built(
         target=plan.target.name,

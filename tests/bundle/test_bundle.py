@@ -20,7 +20,7 @@ import pytest
 from edgekit.bundle import package as package_module
 from edgekit.bundle.destination import refuse_other_page
 from edgekit.bundle.open import open_bundle, run_bundle
-from edgekit.bundle.package import Packaged, package
+from edgekit.bundle.package import Lineage, Packaged, PackageInputs, package
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import read_report
 from edgekit.pipeline import run
@@ -28,7 +28,28 @@ from edgekit.report.page import write_html
 from edgekit.workspace import file_sha256, fingerprint
 from tests.artifacts import make_artifact, make_report, make_target
 
-LINEAGE = {"teacher": "org/teacher", "teacher_revision": None, "license": "Apache-2.0", "data_license": "CC0-1.0"}
+LINEAGE = Lineage(teacher="org/teacher", license="Apache-2.0", data_license="CC0-1.0")
+
+
+def pack_as(
+    folder: Path,
+    artifact: Path,
+    report: Path,
+    out: Path | None = None,
+    *,
+    strict: bool = False,
+    lineage: Lineage = Lineage(),  # noqa: B008 - frozen
+) -> Packaged:
+    """An artifact and a report as "demo-board", for a target that is written into a folder."""
+    inputs = PackageInputs(
+        artifact=artifact,
+        report=report,
+        name="demo-board",
+        recipe="demo",
+        target=make_target(folder),
+        lineage=lineage,
+    )
+    return package(inputs, out or folder / "out", strict=strict)
 
 
 def pack(
@@ -36,16 +57,8 @@ def pack(
 ) -> Packaged:
     folder.mkdir(parents=True)
     artifact = make_artifact(folder / "artifact", **made)
-    return package(
-        artifact=artifact,
-        report=make_report(folder / "report", artifact, verdict, p50=p50),
-        name="demo-board",
-        recipe="demo",
-        target=make_target(folder),
-        lineage=LINEAGE,
-        out=out,
-        strict=strict,
-    )
+    report = make_report(folder / "report", artifact, verdict, p50=p50)
+    return pack_as(folder, artifact, report, out, strict=strict, lineage=LINEAGE)
 
 
 @pytest.fixture
@@ -57,13 +70,13 @@ def test_a_bundle_holds_what_an_app_needs_and_the_evidence_lies_beside_it(packed
     names = {path.name for path in packed.bundle.iterdir()}
     assert names == {"model.onnx", "tokenizer.json", "bundle.json", "README.md", "load.py"}
     manifest = open_bundle(packed.bundle).manifest
-    assert manifest["labels"] == ["light_on", "light_off", "play_music"]
-    assert manifest["threshold"] == 0.7
-    assert manifest["runtime"]["threads"] == 1
-    assert manifest["runtime"]["disabled_optimizers"] == ["ConstantFolding", "SkipLayerNormFusion"]
-    assert manifest["licences"] == {"this model": "Apache-2.0", "data": "CC0-1.0"}
+    assert manifest.labels == ("light_on", "light_off", "play_music")
+    assert manifest.threshold == 0.7
+    assert manifest.runtime["threads"] == 1
+    assert manifest.runtime["disabled_optimizers"] == ["ConstantFolding", "SkipLayerNormFusion"]
+    assert manifest.licences == {"this model": "Apache-2.0", "data": "CC0-1.0"}
     report = json.loads(packed.report.read_text())
-    assert report["artifact"]["sha256"] == manifest["artifact"]["sha256"] == file_sha256(packed.bundle / "model.onnx")
+    assert report["artifact"]["sha256"] == manifest.artifact.sha256 == file_sha256(packed.bundle / "model.onnx")
     assert packed.html.read_text().startswith("<!doctype html>")
     card = (packed.bundle / "README.md").read_text()
     assert "from load import Bundle" in card
@@ -88,7 +101,7 @@ def test_an_unchanged_bundle_is_left_alone_and_a_changed_one_replaced(tmp_path: 
     (out / "demo-board.tar.gz").write_bytes(torn[: len(torn) // 2])
     assert open_bundle(pack(tmp_path / "c", out).archive)
     after = pack(tmp_path / "d", out, scale=2.0)
-    assert open_bundle(after.bundle).manifest["digest"] == open_bundle(after.archive).manifest["digest"]
+    assert open_bundle(after.bundle).manifest.digest == open_bundle(after.archive).manifest.digest
     assert {path.name for path in out.iterdir()} == {
         "demo-board",
         "demo-board.tar.gz",
@@ -130,15 +143,7 @@ def test_a_report_of_another_artifact_is_refused(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path / "artifact")
     other = make_artifact(tmp_path / "other", scale=2.0)
     with pytest.raises(EdgekitError, match="another artifact"):
-        package(
-            artifact=artifact,
-            report=make_report(tmp_path / "report", other),
-            name="x",
-            recipe="demo",
-            target=make_target(tmp_path),
-            lineage={},
-            out=tmp_path / "out",
-        )
+        pack_as(tmp_path, artifact, make_report(tmp_path / "report", other))
 
 
 def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
@@ -268,7 +273,7 @@ def test_a_failed_write_keeps_the_older_bundle(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(EdgekitError, match="out: cannot be written: No space left on device; free space"):
         pack(tmp_path / "b", out, scale=2.0)
     assert packed.archive.read_bytes() == old
-    assert open_bundle(packed.bundle).manifest["digest"] == open_bundle(packed.archive).manifest["digest"]
+    assert open_bundle(packed.bundle).manifest.digest == open_bundle(packed.archive).manifest.digest
     assert not list(out.glob(".*.partial"))
 
 
@@ -332,9 +337,7 @@ def test_a_packaging_that_runs_is_waited_for(
     for thread in threads:
         thread.join()
     assert waited
-    assert (
-        open_bundle(out / "demo-board").manifest["digest"] == open_bundle(out / "demo-board.tar.gz").manifest["digest"]
-    )
+    assert open_bundle(out / "demo-board").manifest.digest == open_bundle(out / "demo-board.tar.gz").manifest.digest
     assert not list(out.glob(".*"))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit.bundle.manifest import MANIFEST_FORMAT, Manifest, read_manifest
 from edgekit.bundle.sidecars.llama import command_line, modelfile
 from tests.architectures.decoders import END, SPECIAL, TEMPLATE, make_decoder
 from tests.conftest import ROOT, make_checkpoint
@@ -58,6 +59,17 @@ def make_manifest(output: str = "tokens", **changes: Any) -> dict[str, Any]:
         "settings": settings,
         "runtime": dict(RUNTIME),
     } | changes
+
+
+def read_as_whole(table: dict[str, Any]) -> Manifest:
+    """A manifest that says all that any does, and of the rest what a table says."""
+    texts = dict.fromkeys(("edgekit", "recipe", "target", "target_title", "task"), "")
+    none = dict.fromkeys(("out_of_scope", "threshold", "tokenizer"))
+    empty = {"labels": [], "lineage": {}, "fingerprints": {}, "versions": {}, "licences": {}}
+    of_onnx = dict.fromkeys(("opset", "ir_version", "operators"))
+    artifact = {"format": "gguf", "scheme": "q8_0", "bytes": 1, "sha256": "", "quantized": {}, "choices": {}, **of_onnx}
+    whole = {"format_version": MANIFEST_FORMAT, "pad_id": 0, "artifact": artifact, **texts, **none, **empty}
+    return read_manifest(whole | table, "bundle.json")
 
 
 def write_manifest(folder: Path, **changes: Any) -> Path:
@@ -258,7 +270,7 @@ def test_an_embedder_gives_what_sentence_transformers_would(tmp_path: Path) -> N
         embedding = opened(text)
         assert embedding.dtype == np.float32
         np.testing.assert_allclose(embedding, wanted / np.linalg.norm(wanted), atol=2e-4)
-    _, _, _, *options = shlex.split(command_line(opened.manifest))
+    _, _, _, *options = shlex.split(command_line(read_as_whole(opened.manifest)))
     with serve(tmp_path / "model.gguf", tmp_path / "log", *options) as server:
         served = server.ask("/v1/embeddings", input="switch off the hall lamp")["data"][0]["embedding"]
     np.testing.assert_allclose(served, opened("switch off the hall lamp"), atol=1e-5)
@@ -269,7 +281,7 @@ def test_an_embedder_gives_what_sentence_transformers_would(tmp_path: Path) -> N
 
 def test_the_modelfile_says_what_was_verified() -> None:
     manifest = make_manifest(settings={"chat": True, "stop": ["<|end|>", 'say "no"', "\n\n"]})
-    assert modelfile(manifest).splitlines()[1:] == [
+    assert modelfile(read_as_whole(manifest)).splitlines()[1:] == [
         "FROM ./model.gguf",
         "PARAMETER num_ctx 256",
         "PARAMETER num_thread 1",
@@ -282,11 +294,11 @@ def test_the_modelfile_says_what_was_verified() -> None:
         "# Ollama writes conversations with a template of its own, where it knows one that is like the model's, and else with none;",
         "# what was verified is the file's. See `ollama show --template`; llama-server (in the model card) runs the file's own.",
     ]
-    plain = modelfile(make_manifest(settings={}, runtime=RUNTIME | {"threads": None, "context": 64}))
+    plain = modelfile(read_as_whole(make_manifest(settings={}, runtime=RUNTIME | {"threads": None, "context": 64})))
     assert "TEMPLATE {{ .Prompt }}" in plain
     assert "num_ctx 64" in plain
     assert "num_thread" not in plain
-    assert "temperature" not in modelfile(make_manifest("embedding", settings={}))
+    assert "temperature" not in modelfile(read_as_whole(make_manifest("embedding", settings={})))
 
 
 def run_line(line: str, folder: Path, *more: str, said: str = "") -> str:
@@ -307,14 +319,14 @@ def run_line(line: str, folder: Path, *more: str, said: str = "") -> str:
 
 
 def test_the_command_line_continues_a_text_as_the_loader_does(plain: Path) -> None:
-    line = command_line(json.loads((plain / "bundle.json").read_text()))
+    line = command_line(read_as_whole(json.loads((plain / "bundle.json").read_text())))
     assert line.startswith("llama-completion -m model.gguf -c 256 ")
     told = shipped("chat.py").Bundle(plain)("Once upon a time", max_tokens=8)
     assert letters(run_line(line, plain, "-n", "32")).startswith(letters(f"Once upon a time{told}"))
 
 
 def test_the_command_line_talks(bundle: Path) -> None:
-    line = command_line(json.loads((bundle / "bundle.json").read_text()))
+    line = command_line(read_as_whole(json.loads((bundle / "bundle.json").read_text())))
     assert line.startswith("llama-cli -m model.gguf -c 256 ")
     answer = shipped("chat.py").Bundle(bundle)("turn the light on", max_tokens=8)
     # More tokens than the loader says: the program keeps back what may yet become a character.
@@ -328,6 +340,8 @@ def letters(text: str) -> str:
 
 
 def test_the_server_s_command_line_serves(bundle: Path, tmp_path: Path) -> None:
-    _, _, model, *options = shlex.split(command_line(json.loads((bundle / "bundle.json").read_text()), serve=True))
+    _, _, model, *options = shlex.split(
+        command_line(read_as_whole(json.loads((bundle / "bundle.json").read_text())), serve=True)
+    )
     with serve(bundle / model, tmp_path / "log", *options) as server:
         assert server.ask("/props")["default_generation_settings"]["n_ctx"] == 256

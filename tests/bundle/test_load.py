@@ -19,12 +19,12 @@ import onnxruntime
 import pytest
 
 from edgekit.bundle.loaders import LOADERS
-from edgekit.bundle.package import package
 from edgekit.formats import FORMATS
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.onnxruntime import outputs
 from edgekit.tasks import text_classification
-from tests.artifacts import LABELS, MAX_LENGTH, make_artifact, make_report, make_target, make_tokenizer
+from tests.artifacts import LABELS, MAX_LENGTH, make_artifact, make_report, make_tokenizer
+from tests.bundle.test_bundle import pack_as
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "examples" / "embed-python"
@@ -46,16 +46,7 @@ def make_bundle(folder: Path, **made: Any) -> Path:
     folder.mkdir(parents=True)
     artifact = make_artifact(folder / "artifact", **made)
     report = make_report(folder / "report", artifact)
-    target = make_target(folder)
-    return package(
-        artifact=artifact,
-        report=report,
-        name="demo-board",
-        recipe="demo",
-        target=target,
-        lineage={},
-        out=folder / "out",
-    ).bundle
+    return pack_as(folder, artifact, report).bundle
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 
 from edgekit.bundle import package as package_module
 from edgekit.bundle.loaders import LOADERS
+from edgekit.bundle.manifest import read_manifest
 from edgekit.bundle.open import open_bundle
 from edgekit.bundle.package import Packaged
 from edgekit.bundle.sidecars import SIDECARS, Packing
@@ -35,7 +36,8 @@ def packed(tmp_path: Path) -> Packaged:
 def packing(packed: Packaged, artifact: Path, **changes: Any) -> Packing:
     """What the sidecars of a bundle were made from, with another manifest."""
     manifest = json.loads((packed.bundle / "bundle.json").read_text(encoding="utf-8"))
-    return Packing(artifact=artifact, manifest=manifest | changes, report=read_report(packed.report))
+    given = read_manifest(manifest | changes, "bundle.json")
+    return Packing(artifact=artifact, manifest=given, report=read_report(packed.report))
 
 
 @pytest.mark.parametrize("name", SIDECARS)
@@ -68,14 +70,14 @@ def test_a_sidecar_that_is_dropped_in(tmp_path: Path, monkeypatch: pytest.Monkey
     """One function and one line: the file is in the folder, the archive and the manifest."""
 
     def labels(packing: Packing) -> str | None:
-        return "".join(f"{label}\n" for label in packing.manifest["labels"])
+        return "".join(f"{label}\n" for label in packing.manifest.labels)
 
     monkeypatch.setattr(package_module, "SIDECARS", {**SIDECARS, "labels.txt": labels})
     packed = pack(tmp_path / "made", tmp_path / "out")
     assert (packed.bundle / "labels.txt").read_text(encoding="utf-8") == "light_on\nlight_off\nplay_music\n"
     for path in (packed.bundle, packed.archive):
-        entry = open_bundle(path).manifest["files"]["labels.txt"]
-        assert entry["sha256"] == file_sha256(packed.bundle / "labels.txt")
+        entry = open_bundle(path).manifest.files["labels.txt"]
+        assert entry.sha256 == file_sha256(packed.bundle / "labels.txt")
 
 
 @pytest.mark.parametrize("entry", LOADERS, ids="-".join)

@@ -441,15 +441,11 @@ def test_half_of_the_coverage_is_a_usage_error(command: Command, project: Path, 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    from edgekit.bundle.package import package
-    from tests.artifacts import make_artifact, make_report, make_target
+    from tests.artifacts import make_artifact, make_report
+    from tests.bundle.test_bundle import pack_as
 
     artifact = make_artifact(tmp_path / "artifact")
-    lineage = {"teacher": "x", "teacher_revision": None, "license": None, "data_license": None}
-    return package(
-        artifact=artifact, report=make_report(tmp_path / "report", artifact), name="demo-board", recipe="demo",
-        target=make_target(tmp_path), lineage=lineage, out=tmp_path / "dist", strict=False,
-    ).bundle  # fmt: skip
+    return pack_as(tmp_path, artifact, make_report(tmp_path / "report", artifact), tmp_path / "dist").bundle
 
 
 JAPANESE = "日本語, ćevapi and 🎵"

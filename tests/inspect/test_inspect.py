@@ -14,12 +14,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.bundle.package import package
 from edgekit.cli.described import describe_lines
 from edgekit.errors import EdgekitError
 from edgekit.inspect import inspect
 from edgekit.workspace import write_product
-from tests.artifacts import LABELS, TARGET, make_artifact, make_model, make_report, make_target, make_tokenizer
+from tests.artifacts import LABELS, TARGET, make_artifact, make_model, make_report, make_tokenizer
+from tests.bundle.test_bundle import pack_as
 from tests.conftest import Answer
 
 WIDTH = 64
@@ -216,15 +216,7 @@ def test_our_own_folders(tmp_path: Path) -> None:
     found, text = told(report)
     assert (found["verdict"], found["checks"][0]["limit"]) == ("pass", 0.01)
     assert "0.20 points  0.70 points  1.00 points  pass" in text
-    packed = package(
-        artifact=artifact,
-        report=report,
-        name="demo-board",
-        recipe="demo",
-        target=make_target(tmp_path),
-        lineage={"teacher": "org/teacher"},
-        out=tmp_path / "out",
-    )
+    packed = pack_as(tmp_path, artifact, report)
     for place in (packed.bundle, packed.archive):
         found, text = told(place)
         assert (found["kind"], found["name"], found["intact"]) == ("bundle", "demo-board", True)

@@ -16,6 +16,7 @@ import pytest
 from edgekit.errors import EdgekitError
 from edgekit.gate import ALPHA, FIRST_LOOK, Look, alpha_for
 from edgekit.pipeline.looks import settle, take
+from tests.artifacts import artifact_facts
 from tests.conftest import child_environment
 
 TEXTS = tuple(
@@ -25,7 +26,8 @@ TEXTS = tuple(
 
 def product(name: str, **facts: Any) -> Any:
     """An artifact with these files."""
-    return SimpleNamespace(digest=name, facts={"max_length": 32, "settings": {"threshold": 0.5}, **facts})
+    known = artifact_facts(**{"max_length": 32, "settings": {"threshold": 0.5}, **facts})
+    return SimpleNamespace(digest=name, folder=Path(name), facts=known)
 
 
 def rows(folder: Path, texts: Sequence[str], label: str = "a") -> Any:

@@ -21,7 +21,7 @@ from edgekit.target import Target, load_target
 from edgekit.typed_json import to_table
 from edgekit.verify import Subject, Terms, verify
 from edgekit.workspace import file_sha256, write_product
-from tests.artifacts import LABELS, MAX_LENGTH, WORDS, make_tokenizer
+from tests.artifacts import LABELS, WORDS, artifact_facts, make_tokenizer
 
 OUTSIDE = "none"
 SAID = {
@@ -86,21 +86,13 @@ def make_artifact(folder: Path, file: Path | None = None, **changes: Any) -> Pat
     else:
         (folder / "model.onnx").write_bytes(file.read_bytes())
     make_tokenizer(folder / "tokenizer.json")
-    facts = {
-        "format": "onnx",
-        "scheme": "fp32",
-        "file": "model.onnx",
-        "files": ["model.onnx"],
-        "bytes": (folder / "model.onnx").stat().st_size,
-        "sha256": file_sha256(folder / "model.onnx"),
-        "task": "text-classification",
-        "output": "logits",
-        "classes": LABELS,
-        "settings": {"threshold": 0.6, "out_of_scope": OUTSIDE},
-        "pad_id": 0,
-        "max_length": MAX_LENGTH,
-        "runtime_options": {"disabled_optimizers": [], "config_entries": {}},
-    }
+    facts = artifact_facts(
+        scheme="fp32",
+        bytes=(folder / "model.onnx").stat().st_size,
+        sha256=file_sha256(folder / "model.onnx"),
+        settings={"threshold": 0.6, "out_of_scope": OUTSIDE},
+        runtime_options={"disabled_optimizers": [], "config_entries": {}},
+    )
     write_product(folder, "export", key="test", inputs={"student": "sound"}, facts=facts | changes)
     return folder
 

@@ -17,13 +17,12 @@ Sidecar = Callable[[Packing], str | Path | None]
 
 def _tokenizer(packing: Packing) -> Path | None:
     """The tokenizer, where the model's file does not hold it."""
-    return packing.artifact / packing.manifest["tokenizer"] if packing.manifest["tokenizer"] else None
+    return packing.artifact / packing.manifest.tokenizer if packing.manifest.tokenizer else None
 
 
 def _template(packing: Packing) -> Path | None:
     """The chat template of a model that talks, where the model's file does not hold it."""
-    talks = packing.manifest["settings"].get("chat")
-    return packing.artifact / TEMPLATE if packing.manifest["tokenizer"] and talks else None
+    return packing.artifact / TEMPLATE if packing.manifest.tokenizer and packing.manifest.chats else None
 
 
 def _loader(packing: Packing) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.sidecars.llama import command_line
 from edgekit.bundle.sidecars.packing import Packing
 from edgekit.evidence import PromptFacts, Report
@@ -16,16 +14,15 @@ from edgekit.runtimes import RUNTIMES
 def sidecar(packing: Packing) -> str:
     """README.md of a bundle: what it is, its use, accuracy and origin. No figure of a clock."""
     manifest, report, loader = packing.manifest, packing.report, packing.loader
-    artifact, runtime, name = manifest["artifact"], manifest["runtime"], manifest["name"]
-    package = RUNTIMES[runtime["name"]].PACKAGE
+    artifact, name, runtime = manifest.artifact, manifest.name, RUNTIMES[manifest.engine]
     libraries = [
-        RUNTIMES[runtime["name"]].distribution(runtime) if one == package.name else one for one in loader.needs
+        runtime.distribution(manifest.runtime) if need == runtime.PACKAGE.name else need for need in loader.needs
     ]
     lines = [
         f"# {name}",
         "",
-        f"A {manifest['task']} model for {manifest['target_title']}, made by edgekit {manifest['edgekit']}:",
-        f"{artifact['format']} {artifact['scheme']}, {human_bytes(artifact['bytes'])}.",
+        f"A {manifest.task} model for {manifest.target_title}, made by edgekit {manifest.edgekit}:",
+        f"{artifact.format} {artifact.scheme}, {human_bytes(artifact.bytes)}.",
         "",
         "## Use",
         "",
@@ -37,7 +34,7 @@ def sidecar(packing: Packing) -> str:
         loader.use,
         "```",
         "",
-        f"It needs {runtime['name']} {runtime['minimum']} or newer. A text ends at {manifest['max_length']} tokens.",
+        f"It needs {manifest.engine} {manifest.runtime['minimum']} or newer. A text ends at {manifest.max_length} tokens.",
         *_card_prompts(manifest),
         *_card_commands(manifest),
         *_card_scope(manifest),
@@ -54,22 +51,21 @@ def sidecar(packing: Packing) -> str:
         "",
         "## Where it comes from",
         "",
-        f"- artifact sha256: `{artifact['sha256']}`",
-        *(f"- {key}: `{value}`" for key, value in sorted((manifest["lineage"] | manifest["fingerprints"]).items())),
-        *(f"- {key} {value}" for key, value in sorted(manifest["versions"].items())),
+        f"- artifact sha256: `{artifact.sha256}`",
+        *(f"- {key}: `{value}`" for key, value in sorted({**manifest.lineage, **manifest.fingerprints}.items())),
+        *(f"- {key} {value}" for key, value in sorted(manifest.versions.items())),
         "",
         "## Licences",
         "",
-        *(f"- {key}: {value}" for key, value in sorted(manifest["licences"].items())),
-        *([] if manifest["licences"] else ["The recipe states none."]),
+        *(f"- {key}: {value}" for key, value in sorted(manifest.licences.items())),
+        *([] if manifest.licences else ["The recipe states none."]),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _card_prompts(manifest: Mapping[str, Any]) -> list[str]:
+def _card_prompts(manifest: Manifest) -> list[str]:
     """Of an embedding model: what it puts before each text, and what else it can put there."""
-    settings = manifest["settings"] or {}
-    before, prompts = settings.get("prompt", ""), settings.get("prompts") or {}
+    before, prompts = manifest.prompt, manifest.prompts
     lines = ["", f"Before every text it puts `{before}`, unless you name another prompt."] if before else []
     if prompts:
         named = ", ".join(f"`{name}` (`{text}`)" for name, text in sorted(prompts.items()))
@@ -80,9 +76,9 @@ def _card_prompts(manifest: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _card_commands(manifest: Mapping[str, Any]) -> list[str]:
+def _card_commands(manifest: Manifest) -> list[str]:
     """Of a GGUF file: the programs that open it unchanged."""
-    if manifest["runtime"]["name"] != "llama-cpp":
+    if manifest.engine != "llama-cpp":
         return []
     return [
         "",
@@ -91,19 +87,19 @@ def _card_commands(manifest: Mapping[str, Any]) -> list[str]:
         "```sh",
         command_line(manifest),
         command_line(manifest, serve=True),
-        f"ollama create {manifest['name']} -f Modelfile",
+        f"ollama create {manifest.name} -f Modelfile",
         "```",
     ]
 
 
-def _card_scope(manifest: Mapping[str, Any]) -> list[str]:
-    if not manifest["labels"]:
+def _card_scope(manifest: Manifest) -> list[str]:
+    if not manifest.labels:
         return []
-    lines = ["", f"Its {len(manifest['labels'])} labels: {', '.join(manifest['labels'])}."]
-    if manifest["threshold"] is not None:
-        limit = number(manifest["threshold"])
+    lines = ["", f"Its {len(manifest.labels)} labels: {', '.join(manifest.labels)}."]
+    if manifest.threshold is not None:
+        limit = number(manifest.threshold)
         rule = f"A text whose best score is under {limit}, or that has no letter and no digit, is answered with"
-        lines += ["", f"{rule} `{manifest['out_of_scope']}`."]
+        lines += ["", f"{rule} `{manifest.out_of_scope}`."]
     return lines
 
 

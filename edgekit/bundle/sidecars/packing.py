@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgekit.bundle.loaders import LOADERS, Loader
+from edgekit.bundle.manifest import Manifest
 from edgekit.evidence import Report
 
 
@@ -19,10 +18,10 @@ class Packing:
     """
 
     artifact: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     report: Report
 
     @property
     def loader(self) -> Loader:
         """The loader that ships."""
-        return LOADERS[self.manifest["runtime"]["name"], self.manifest["output"]]
+        return LOADERS[self.manifest.engine, self.manifest.output]

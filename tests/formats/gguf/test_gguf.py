@@ -15,7 +15,7 @@ import pytest
 
 from edgekit.artifact import Parity, Running
 from edgekit.bundle.open import open_speaker, run_bundle
-from edgekit.bundle.package import package
+from edgekit.bundle.package import Lineage, PackageInputs, package
 from edgekit.errors import EdgekitError
 from edgekit.formats import Processor, gguf
 from edgekit.formats.gguf.file import read_gguf
@@ -246,16 +246,15 @@ def packed(source: Source, folder: Path, **options: Any) -> Path:
         'kv_k = "f32"\nkv_v = "f32"\n',
         encoding="utf-8",
     )
-    made = package(
+    inputs = PackageInputs(
         artifact=artifact,
         report=make_report(folder / "report", artifact),
         name="orders-board",
         recipe="orders",
         target=load_target(str(folder / "board.toml")),
-        lineage={"teacher": "org/teacher", "license": "Apache-2.0"},
-        out=folder / "dist",
+        lineage=Lineage(teacher="org/teacher", license="Apache-2.0"),
     )
-    return made.bundle
+    return package(inputs, folder / "dist").bundle
 
 
 def test_a_chat_bundle_answers_through_the_loader_that_ships(talker: Path, tmp_path: Path) -> None:
