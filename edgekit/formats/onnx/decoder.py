@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.artifact import ModelFile, OnnxCache, OnnxParts
 from edgekit.errors import EdgekitError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from edgekit.calibration import Calibration
     from edgekit.formats.onnx.decoder_trace import Geometry
@@ -55,7 +56,7 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
     if not prompts:
         raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
     module = source.load()
-    model: Any = module.model
+    model: PreTrainedModel = module.model
     graph.check_size(4 * sum(weight.numel() for weight in model.parameters()), str(student.folder))
     text = model.config.get_text_config()
     switch = _rope_switch(text, student)
@@ -157,7 +158,7 @@ def _decided(making: _Making, plain: Path, source: Source) -> tuple[_Made, dict[
     return every[chosen.scheme], {"auto": dict(chosen.facts)}, [chosen.note]
 
 
-def _rope_switch(text: Any, student: Model) -> int | None:
+def _rope_switch(text: PretrainedConfig, student: Model) -> int | None:
     """The length in tokens up to which longrope uses its short factors; None for every other rotary embedding."""
     rope = getattr(text, "rope_parameters", None) or {}
     tables = [rope, *(table for table in rope.values() if isinstance(table, Mapping))]
@@ -180,7 +181,7 @@ def _note(model: onnx.ModelProto, facts: Mapping[str, int]) -> None:
         entry.key, entry.value = key, str(value)
 
 
-def _check_parity(model: Any, file: Path, prompts: Sequence[Sequence[int]]) -> None:
+def _check_parity(model: PreTrainedModel, file: Path, prompts: Sequence[Sequence[int]]) -> None:
     """Compare a graph with torch over a prefill in one piece, in pieces, and token by token.
 
     Raises EdgekitError where the logits differ by more than TOLERANCE of the largest.
@@ -215,7 +216,7 @@ def _in_pieces(generator: Generator, ids: Sequence[int], cuts: Sequence[int]) ->
     )
 
 
-def _open(file: Path, options: Mapping[str, Any]) -> Generator:
+def _open(file: Path, options: Mapping[str, object]) -> Generator:
     try:
         return Generator(file, {"threads": 1} | dict(options))
     except load_errors() as failed:
@@ -240,7 +241,7 @@ def _quantized(
 
 
 def _compare(
-    plain: Path, file: Path, prompts: Sequence[Sequence[int]], options: Mapping[str, Any], scheme: str
+    plain: Path, file: Path, prompts: Sequence[Sequence[int]], options: Mapping[str, object], scheme: str
 ) -> dict[str, float]:
     """How near a written file's distributions of the next token are to the float graph's: mean KL in nat, share of equal top
     tokens. Raises EdgekitError where its logits are further away than the scheme's bits explain."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.float_graph import (
@@ -29,6 +29,10 @@ from edgekit.formats.onnx.graph import Graph, attribute
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    Attention = Callable[..., tuple[Tensor, None]]
+    Rotation = Callable[..., tuple[Tensor, Tensor]]
 
 # What transformers' registry of attention functions calls ours.
 ATTENTION = "edgekit_onnx"
@@ -61,12 +65,34 @@ class _Trace:
     past: Sequence[tuple[Tensor, Tensor]]
     last: Tensor
     total: Tensor
-    length: Any
+    length: int
     present: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)
 
 
-def export_decoder(model: nn.Module) -> tuple[onnx.ModelProto, Geometry]:
+@dataclass(kw_only=True)
+class _Tracer:
+    """Where operators find the pass that is being traced: an attention function is given neither the cache nor the lengths."""
+
+    trace: _Trace | None = None
+
+
+class _Layer(Protocol):
+    """Of an attention module, which layer it is of."""
+
+    layer_idx: int
+
+
+class _Scores(TypedDict, total=False):
+    """What transformers' models say of how attention scores are made, among much else."""
+
+    scaling: float | None
+    sliding_window: int | None
+    softcap: float | None
+    s_aux: Tensor | None
+
+
+def export_decoder(model: PreTrainedModel) -> tuple[onnx.ModelProto, Geometry]:
     """The float32 graph of a causal language model of transformers, and its cache's shape. The model comes back as it was.
 
     Inputs: input_ids int64 [1, sequence]; attention_mask int64 [1, total], all ones, total = past + sequence;
@@ -77,8 +103,8 @@ def export_decoder(model: nn.Module) -> tuple[onnx.ModelProto, Geometry]:
     """
     import torch
 
-    geometry = _geometry(model)
-    wrapper = _wrapper(model, geometry)
+    geometry, tracer = _geometry(model), _Tracer()
+    wrapper = _wrapper(model, geometry, tracer)
     cache = (1, geometry.kv_heads, PAST, geometry.head_dim)
     # A tensor of its own each: torch takes one that comes twice for one input.
     caches = [(torch.zeros(cache), torch.zeros(cache)) for _ in range(geometry.layers)]
@@ -86,7 +112,7 @@ def export_decoder(model: nn.Module) -> tuple[onnx.ModelProto, Geometry]:
     free = torch.export.Dim.DYNAMIC
     names = [name.format(layer) for layer in range(geometry.layers) for name in (KEY, VALUE)]
     presents = [name.format(layer) for layer in range(geometry.layers) for name in (PRESENT_KEY, PRESENT_VALUE)]
-    with quiet(), _own_operators(model):
+    with quiet(), _own_operators(model, tracer):
         try:
             program = torch.onnx.export(
                 wrapper,
@@ -108,9 +134,8 @@ def export_decoder(model: nn.Module) -> tuple[onnx.ModelProto, Geometry]:
     return proto, replace(geometry, windows=_windows(proto))
 
 
-def _geometry(model: nn.Module) -> Geometry:
-    config: Any = model.config
-    text = config.get_text_config()
+def _geometry(model: PreTrainedModel) -> Geometry:
+    text = model.config.get_text_config()
     heads = int(text.num_attention_heads)
     return Geometry(
         layers=int(text.num_hidden_layers),
@@ -124,7 +149,7 @@ def _windows(model: onnx.ModelProto) -> tuple[int | None, ...]:
     return tuple(attribute(node, "local_window_size") for node in attending)
 
 
-def _wrapper(model: nn.Module, geometry: Geometry) -> Any:
+def _wrapper(model: PreTrainedModel, geometry: Geometry, tracer: _Tracer) -> nn.Module:
     """(input_ids, attention_mask, past) -> (logits, present...) as a module; the model is its attribute `model`."""
     import torch
     from torch import nn
@@ -133,7 +158,7 @@ def _wrapper(model: nn.Module, geometry: Geometry) -> Any:
     class NewOnly(DynamicCache):  # type: ignore[misc]
         """A cache that gives an attention the new keys and values only: the operator joins them to the past."""
 
-        def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        def update(self, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
             return key, value
 
     class Generator(nn.Module):
@@ -141,11 +166,13 @@ def _wrapper(model: nn.Module, geometry: Geometry) -> Any:
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids: Tensor, attention_mask: Tensor, past: Any) -> tuple[Tensor, ...]:
+        def forward(
+            self, input_ids: Tensor, attention_mask: Tensor, past: Sequence[tuple[Tensor, Tensor]]
+        ) -> tuple[Tensor, ...]:
             new, length = input_ids.shape[1], attention_mask.shape[1]
             seen = attention_mask.sum(dtype=torch.int32).reshape(1)
             trace = _Trace(geometry=geometry, past=past, last=seen - 1, total=seen, length=length)
-            _TRACING.append(trace)
+            tracer.trace = trace
             try:
                 logits = self.model(
                     input_ids=input_ids,
@@ -154,65 +181,64 @@ def _wrapper(model: nn.Module, geometry: Geometry) -> Any:
                     use_cache=True,
                 ).logits
             finally:
-                _TRACING.pop()
+                tracer.trace = None
             _check_layers(self.model, trace)
             return (logits, *(tensor for layer in range(geometry.layers) for tensor in trace.present[layer]))
 
     return Generator().eval()
 
 
-# The pass that is being traced: an attention function is given neither the cache nor the lengths.
-_TRACING: list[_Trace] = []
-
-
-def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    _mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
+def _attention(tracer: _Tracer) -> Attention:
     """transformers' attention function as GroupQueryAttention (onnxruntime's ContribOperators.md): causal, with its cache.
 
     query [1, heads, new, head_dim], key and value [1, kv_heads, new, head_dim] -> [1, new, heads, head_dim].
     """
-    from torch.onnx import ops
 
-    trace, layer = _TRACING[-1], int(module.layer_idx)
-    batch, heads, new, width = query.shape
-    wanted = (trace.geometry.kv_heads, trace.geometry.head_dim)
-    if (key.shape[1], key.shape[3]) != wanted or value.shape[3] != wanted[1] or s_aux is not None:
+    def attend(
+        module: _Layer, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, **scores: Unpack[_Scores]
+    ) -> tuple[Tensor, None]:
+        from torch.onnx import ops
+
+        trace, layer = tracer.trace, int(module.layer_idx)
+        assert trace is not None
+        _check_heads(layer, key, value, trace.geometry, scores)
+        batch, heads, new, width = query.shape
+        kv_heads, window = trace.geometry.kv_heads, scores.get("sliding_window")
+        cache = (1, kv_heads, trace.length, trace.geometry.head_dim)
+        answer, new_key, new_value = ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            (*(_flat(part) for part in (query, key, value)), *trace.past[layer], trace.last, trace.total),
+            {"num_heads": heads, "kv_num_heads": kv_heads, **_attributes(scores, width)},
+            dtypes=(query.dtype,) * 3,
+            shapes=((batch, new, heads * width), cache, cache),
+            version=1,
+        )
+        trace.present[layer] = (new_key, new_value)
+        trace.windows[layer] = None if window is None else int(window)
+        return answer.reshape(batch, new, heads, width), None
+
+    return attend
+
+
+def _check_heads(layer: int, key: Tensor, value: Tensor, geometry: Geometry, scores: _Scores) -> None:
+    """Raises EdgekitError for keys and values that do not fit into the cache, and for attention sinks."""
+    wanted = (geometry.kv_heads, geometry.head_dim)
+    if (key.shape[1], key.shape[3]) != wanted or value.shape[3] != wanted[1] or scores.get("s_aux") is not None:
         raise EdgekitError(
             f"layer {layer}: attends with {key.shape[1]} heads of {key.shape[3]} (values {value.shape[3]}), not with"
             f" {wanted[0]} of {wanted[1]} as config.json says, or has attention sinks: no ONNX decoder for that; use GGUF"
         )
-    attributes: dict[str, Any] = {
-        "num_heads": heads,
-        "kv_num_heads": wanted[0],
-        "scale": float(width**-0.5 if scaling is None else scaling),
-    }
-    if sliding_window is not None:
-        attributes["local_window_size"] = int(sliding_window)
+
+
+def _attributes(scores: _Scores, width: int) -> dict[str, int | float]:
+    """The operator's attributes for heads of this width."""
+    scaling, window, softcap = scores.get("scaling"), scores.get("sliding_window"), scores.get("softcap")
+    attributes: dict[str, int | float] = {"scale": float(width**-0.5 if scaling is None else scaling)}
+    if window is not None:
+        attributes["local_window_size"] = int(window)
     if softcap is not None:
         attributes["softcap"] = float(softcap)
-    cache = (1, wanted[0], trace.length, wanted[1])
-    answer, new_key, new_value = ops.symbolic_multi_out(
-        "com.microsoft::GroupQueryAttention",
-        (*(_flat(part) for part in (query, key, value)), *trace.past[layer], trace.last, trace.total),
-        attributes,
-        dtypes=(query.dtype,) * 3,
-        shapes=((batch, new, heads * width), cache, cache),
-        version=1,
-    )
-    trace.present[layer] = (new_key, new_value)
-    trace.windows[layer] = None if sliding_window is None else int(sliding_window)
-    return answer.reshape(batch, new, heads, width), None
+    return attributes
 
 
 def _flat(states: Tensor) -> Tensor:
@@ -220,7 +246,7 @@ def _flat(states: Tensor) -> Tensor:
     return states.transpose(1, 2).reshape(states.shape[0], states.shape[2], -1)
 
 
-def _check_layers(model: Any, trace: _Trace) -> None:
+def _check_layers(model: PreTrainedModel, trace: _Trace) -> None:
     """Raises EdgekitError where a layer keeps no keys and values, or limits its view by a mask, which the trace leaves out."""
     text = model.config.get_text_config()
     kinds = list(getattr(text, "layer_types", None) or ())
@@ -239,12 +265,13 @@ def _check_layers(model: Any, trace: _Trace) -> None:
 
 
 @contextmanager
-def _own_operators(model: nn.Module) -> Iterator[None]:
+def _own_operators(model: nn.Module, tracer: _Tracer) -> Iterator[None]:
     """While this lasts the model attends, rotates and normalizes through onnxruntime's operators (for tracing only)."""
-    from transformers import AttentionInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    AttentionInterface.register(ATTENTION, _attend)
     with ExitStack() as undo:
+        ALL_ATTENTION_FUNCTIONS[ATTENTION] = _attention(tracer)
+        undo.callback(ALL_ATTENTION_FUNCTIONS.pop, ATTENTION)
         for part in model.modules():
             config = getattr(part, "config", None)
             if config is not None and hasattr(config, "_attn_implementation"):
@@ -261,11 +288,11 @@ def _own_operators(model: nn.Module) -> Iterator[None]:
             original = getattr(sys.modules[module], "apply_rotary_pos_emb", None)
             if original is not None and _rotates_halves(original):
                 undo.callback(vars(sys.modules[module]).update, apply_rotary_pos_emb=original)
-                vars(sys.modules[module])["apply_rotary_pos_emb"] = _rotator(original)
+                vars(sys.modules[module])["apply_rotary_pos_emb"] = _rotator(original, tracer)
         yield
 
 
-def _norm_of(part: Any) -> Callable[[Tensor], Tensor] | None:
+def _norm_of(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """A forward of one operator for a module that is an RMS norm with weight w or 1 + w (Gemma's), found by trying it."""
     import torch
 
@@ -301,7 +328,7 @@ def _norm_of(part: Any) -> Callable[[Tensor], Tensor] | None:
     return normalize
 
 
-def _rotates_halves(apply: Callable[..., tuple[Tensor, Tensor]]) -> bool:
+def _rotates_halves(apply: Rotation) -> bool:
     """Whether a family's rotary embedding pairs channel i with i + rotated / 2, over all channels or the first ones."""
     import torch
 
@@ -321,14 +348,16 @@ def _rotates_halves(apply: Callable[..., tuple[Tensor, Tensor]]) -> bool:
     return True
 
 
-def _rotator(original: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+def _rotator(original: Rotation, tracer: _Tracer) -> Rotation:
     halves: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    def rotate(
+        query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: object, **named: object
+    ) -> tuple[Tensor, Tensor]:
         """RotaryEmbedding (onnxruntime's ContribOperators.md) over the rows of this pass: position 0 is its first token."""
         import torch
 
-        if not _TRACING:
+        if tracer.trace is None:
             return original(query, key, cos, sin, *more, **named)
         for table in (cos, sin):
             if id(table) not in halves:  # with the table itself, so that its id stays its own
@@ -345,13 +374,11 @@ def _rotary(states: Tensor, first: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     batch, heads, new, width = states.shape
     flat = _flat(states)
-    attributes: dict[str, Any] = {"num_heads": heads}
-    if 2 * cos.shape[-1] < width:
-        attributes["rotary_embedding_dim"] = 2 * cos.shape[-1]
+    partial = {"rotary_embedding_dim": 2 * cos.shape[-1]} if 2 * cos.shape[-1] < width else {}
     rotated = ops.symbolic(
         "com.microsoft::RotaryEmbedding",
         (flat, first, cos, sin),
-        attributes,
+        {"num_heads": heads, **partial},
         dtype=flat.dtype,
         shape=flat.shape,
         version=1,
@@ -359,7 +386,7 @@ def _rotary(states: Tensor, first: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotated.reshape(batch, new, heads, width).transpose(1, 2)
 
 
-def head_path(model: Any) -> str:
+def head_path(model: PreTrainedModel) -> str:
     """The path of a model's output projection in the graph, which calls the model `model`."""
     head = model.get_output_embeddings()
     return next(f"model.{path}" for path, part in model.named_modules() if part is head)
