@@ -72,7 +72,7 @@ class Manifest:
     digest: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     @property
-    def engine(self) -> str:
+    def runtime_name(self) -> str:
         """The name of the runtime."""
         return str(self.runtime["name"])
 

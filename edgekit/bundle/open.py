@@ -129,7 +129,7 @@ def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> Sp
     runtime is absent or cannot open the model.
     """
     manifest = bundle.manifest
-    name, output = manifest.engine, manifest.output
+    name, output = manifest.runtime_name, manifest.output
     if (name, output) not in LOADERS:
         raise EdgekitError(f"{path}: edgekit {__version__} has no loader for {output} in {name}; use a newer edgekit")
     loader = LOADERS[name, output].path

@@ -14,7 +14,7 @@ from edgekit.runtimes import RUNTIMES
 def sidecar(packing: Packing) -> str:
     """README.md of a bundle: what it is, its use, accuracy and origin. No figure of a clock."""
     manifest, report, loader = packing.manifest, packing.report, packing.loader
-    artifact, name, runtime = manifest.artifact, manifest.name, RUNTIMES[manifest.engine]
+    artifact, name, runtime = manifest.artifact, manifest.name, RUNTIMES[manifest.runtime_name]
     libraries = [
         runtime.distribution(manifest.runtime) if need == runtime.PACKAGE.name else need for need in loader.needs
     ]
@@ -34,7 +34,7 @@ def sidecar(packing: Packing) -> str:
         loader.use,
         "```",
         "",
-        f"It needs {manifest.engine} {manifest.runtime['minimum']} or newer. A text ends at {manifest.max_length} tokens.",
+        f"It needs {manifest.runtime_name} {manifest.runtime['minimum']} or newer. A text ends at {manifest.max_length} tokens.",
         *_card_prompts(manifest),
         *_card_commands(manifest),
         *_card_scope(manifest),
@@ -78,7 +78,7 @@ def _card_prompts(manifest: Manifest) -> list[str]:
 
 def _card_commands(manifest: Manifest) -> list[str]:
     """Of a GGUF file: the programs that open it unchanged."""
-    if manifest.engine != "llama-cpp":
+    if manifest.runtime_name != "llama-cpp":
         return []
     return [
         "",

@@ -18,7 +18,7 @@ _CHATS = [
 
 def sidecar(packing: Packing) -> str | None:
     """The Modelfile of a GGUF file; None for what Ollama does not run."""
-    return modelfile(packing.manifest) if packing.manifest.engine == llamacpp.NAME else None
+    return modelfile(packing.manifest) if packing.manifest.runtime_name == llamacpp.NAME else None
 
 
 def modelfile(manifest: Manifest) -> str:

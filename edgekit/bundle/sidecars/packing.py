@@ -24,4 +24,4 @@ class Packing:
     @property
     def loader(self) -> Loader:
         """The loader that ships."""
-        return LOADERS[self.manifest.engine, self.manifest.output]
+        return LOADERS[self.manifest.runtime_name, self.manifest.output]
