@@ -19,6 +19,7 @@ from edgekit.inputs import Content
 from edgekit.model import load_model
 from edgekit.progress import Progress, silent
 from edgekit.recipe import AS_CALIBRATED, Calibrate, Rejection
+from edgekit.reference import Reference
 from edgekit.tasks import TASKS
 
 
@@ -119,7 +120,7 @@ def record(
     max_length: int,
     out: Path,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Reference:
     """`edgekit.record.record`."""
     inputs = recording.RecordInputs(
         teacher=content(teacher),

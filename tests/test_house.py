@@ -33,7 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "architectures",
         "chat_template",
         "embedding_files",
-        "checkpoint_keys owners_tokenizer",
+        "checkpoint_keys owners_tokenizer reference",
         "recipe target prompts workspace loaders",
         "duplicates state model_card closure tables evidence",
         "schema apart tokenizing gate inputs outputs",

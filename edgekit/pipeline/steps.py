@@ -94,7 +94,7 @@ def record(
         libraries={name: installed_version(name) for name in ("transformers", "sentence-transformers")},
     )
     note = f"{rows['calibrate']} calibrate and {rows['verify']} verify prompts"
-    filled = with_read(make, prompts, None, teacher, student)
+    filled = with_read(lambda *given: make(*given).facts(), prompts, None, teacher, student)
     product = run_step(session, inputs, filled, note=note, at=at, fresh=session.fresh)
     _say_warnings(product, session)
     return product

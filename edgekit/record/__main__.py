@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from edgekit.record import measure_here
+from edgekit.record.timing import measure_here
+from edgekit.typed_json import to_table
 
 asked = json.load(sys.stdin)
 found = [
-    measure_here(Path(folder), sys.argv[1], ids, asked["longest"])
+    to_table(measure_here(Path(folder), sys.argv[1], ids, asked["longest"]))
     for folder, ids in zip(asked["folders"], asked["ids"], strict=True)
 ]
 sys.stdout.write(json.dumps(found))

@@ -14,6 +14,7 @@ from edgekit.errors import EdgekitError, first_line
 from edgekit.model import Model
 from edgekit.owners_tokenizer import quiet
 from edgekit.prompts import Prompt
+from edgekit.reference import OwnersAnswers
 from edgekit.schema import read_json
 from edgekit.tasks.text_generation import Voice, conversation
 
@@ -57,29 +58,34 @@ def compare_decoders(
     asked: Mapping[str, Sequence[Sequence[int]]],
     answers: Mapping[str, Sequence[Sequence[int]]],
     most: int,
-) -> dict[str, Any]:
+) -> OwnersAnswers:
     """Each model's ids of all prompts against AutoTokenizer's, and its first answers against `generate`'s.
 
-    asked, answers: token ids of questions and of greedy answers, by role; most: tokens that an answer had room for. Returns
-    {rows, ids_equal, answers, answers_equal, difference}: how many were compared and were equal, and the first difference in
-    words, None where there is none. Raises EdgekitError for a tokenizer that transformers does not read.
+    asked, answers: token ids of questions and of greedy answers, by role; most: tokens that an answer had room for. Raises
+    EdgekitError for a tokenizer that transformers does not read.
     """
     most = min(most, ANSWER_TOKENS)
-    found: dict[str, Any] = {"rows": 0, "ids_equal": 0, "answers": 0, "answers_equal": 0, "difference": None}
+    same_ids: list[bool] = []
+    same_answers: list[bool] = []
+    difference: str | None = None
     for role, (model, decoder) in speakers.items():
         for prompt, ours, theirs in _ids(model, prompts):
-            found["rows"] += 1
-            found["ids_equal"] += ours == theirs
-            if ours != theirs and found["difference"] is None:
-                found["difference"] = _differs(f"the {role}'s tokens of {prompt.text[:60]!r}", model, ours, theirs)
+            same_ids.append(ours == theirs)
+            if ours != theirs and difference is None:
+                difference = _differs(f"the {role}'s tokens of {prompt.text[:60]!r}", model, ours, theirs)
         for ids, answer in list(zip(asked[role], answers[role], strict=True))[:ANSWERS]:
             theirs = _generated(decoder, ids, model.stops, most)
             ours = list(answer[:most])
-            found["answers"] += 1
-            found["answers_equal"] += ours == theirs
-            if ours != theirs and found["difference"] is None:
-                found["difference"] = _differs(f"the {role}'s answer", model, ours, theirs)
-    return found
+            same_answers.append(ours == theirs)
+            if ours != theirs and difference is None:
+                difference = _differs(f"the {role}'s answer", model, ours, theirs)
+    return OwnersAnswers(
+        rows=len(same_ids),
+        ids_equal=sum(same_ids),
+        answers=len(same_answers),
+        answers_equal=sum(same_answers),
+        difference=difference,
+    )
 
 
 def greedy_changes(model: Model) -> str | None:

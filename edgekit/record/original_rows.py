@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import first_line
 from edgekit.owners_tokenizer import quiet
+from edgekit.reference import OwnersRows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,26 +82,40 @@ def stand_in(found: Original, ids: Sequence[Sequence[int]], places: Sequence[int
     return found.outputs if all(_alike(outputs, found.outputs[list(places)])) else None
 
 
-def compare(found: Original, texts: Sequence[str], *, ids: Sequence[Sequence[int]], answers: Floats) -> dict[str, Any]:
+def compare(
+    found: Original, texts: Sequence[str], *, ids: Sequence[Sequence[int]], answers: Floats, compared: int
+) -> OwnersRows:
     """How edgekit's ids and answers on the texts differ from the owner's.
 
-    answers: of text-classification probabilities [n, classes], of feature-extraction embeddings [n, width]. The facts: by (whose
-    answers), rows, ids_equal, answers_equal (counts; None where nobody could be asked), first (the first difference), failed.
+    answers: of text-classification probabilities [n, classes], of feature-extraction embeddings [n, width]; compared: on how many
+    texts they are edgekit's own.
     """
-    facts: dict[str, Any] = {"by": None, "rows": len(texts), "ids_equal": None, "answers_equal": None, "first": None}
     if found.failed is not None:
-        return facts | {"failed": found.failed}
-    same_ids = [list(one) == other for one, other in zip(ids, found.ids, strict=True)]
-    facts |= {"by": found.by, "limits": found.limits, "failed": None, "ids_equal": sum(same_ids)}
-    same = [True] * len(texts)
-    if found.answers is not None:
-        same = _alike(answers, found.answers)
-        facts["answers_equal"] = sum(same)
-    for place, text in enumerate(texts):
-        if not (same_ids[place] and same[place]):
-            facts["first"] = _difference(text, ids[place], found, answers, place, same_ids[place])
-            break
-    return facts
+        return OwnersRows(
+            by=None,
+            rows=len(texts),
+            ids_equal=None,
+            answers_equal=None,
+            first=None,
+            failed=found.failed,
+            limits=None,
+            compared=compared,
+        )
+    same_ids = [list(ours) == theirs for ours, theirs in zip(ids, found.ids, strict=True)]
+    same = [True] * len(texts) if found.answers is None else _alike(answers, found.answers)
+    differs = next((index for index in range(len(texts)) if not (same_ids[index] and same[index])), None)
+    return OwnersRows(
+        by=found.by,
+        rows=len(texts),
+        ids_equal=sum(same_ids),
+        answers_equal=None if found.answers is None else sum(same),
+        first=None
+        if differs is None
+        else _difference(texts[differs], ids[differs], found, answers, differs, same_ids[differs]),
+        failed=None,
+        limits=found.limits,
+        compared=compared,
+    )
 
 
 def _alike(ours: Floats, theirs: Floats) -> list[bool]:
@@ -213,7 +228,7 @@ def _together(
     groups: dict[int, list[int]] = {}
     for place, tokens in enumerate(ids):
         groups.setdefault(len(tokens), []).append(place)
-    rows: dict[int, Any] = {}
+    rows: dict[int, Floats] = {}
     for _, places in sorted(groups.items()):
         rows |= zip(places, answer([texts[place] for place in places]), strict=True)
         if progress:

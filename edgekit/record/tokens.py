@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +26,13 @@ from typing import TYPE_CHECKING, Any
 from edgekit.checkpoint_keys import strange_keys
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
+from edgekit.outputs.tokens import TOKENS
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
+from edgekit.record.alone import TIMING, by_role, measure_alone
+from edgekit.record.inputs import RecordInputs
 from edgekit.record.original import compare_decoders, greedy_changes
+from edgekit.reference import Reference, Sequences
 from edgekit.schema import dump_json
 from edgekit.tasks.text_generation import Passage, Voice, choice_passages, endless_turns, passages
 
@@ -43,6 +47,8 @@ LEAST = 64
 # Greedy answers are compared by their length; of prompts with a wanted answer also by what they say. So many of the others
 # are asked: 300 of which none is far off prove that at most one in a hundred is, each costs as many steps as it has tokens.
 ANSWERS, ANSWER_TOKENS = 300, 64
+# Questions that are answered for the clock.
+TIMED = 8
 # Running text is continued from its first tokens.
 CONTINUED = 16
 _ANY_LENGTH = 1 << 30
@@ -50,17 +56,44 @@ _ANY_LENGTH = 1 << 30
 DEPTH = 256
 
 
-def record_tokens(
-    teacher: Path, student: Path, prompts: Path, *, max_length: int, out: Path, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Run teacher and student in float32 over the verify prompts and write reference.npz (see above) into `out`.
+def record_tokens(inputs: RecordInputs, out: Path, progress: Progress | None) -> Reference:
+    """Run teacher and student over the verify prompts and write reference.npz (see above) into `out`.
 
-    A teacher of another vocabulary gives answers only. Returns the facts of the record. Raises EdgekitError for models that
-    are no decoders and for likelihoods that are not finite.
+    A teacher of another vocabulary gives answers only. Raises EdgekitError for models that are no decoders and for likelihoods
+    that are not finite.
     """
+    models = {"teacher": inputs.teacher.path, "student": inputs.student.path}
+    said = _say(models, inputs.prompts.path, inputs.max_length, out, progress)
+    if progress:
+        progress(0, 0, TIMING)
+    once = dict.fromkeys(folder.resolve() for folder in models.values())
+    measured = measure_alone(dict.fromkeys(once, said.timed), inputs.task, inputs.max_length)
+    return Reference(
+        output=TOKENS.name,
+        classes=(),
+        rows={"verify": said.rows},
+        max_length=inputs.max_length,
+        models=by_role(models, measured),
+        warnings=tuple(said.warnings),
+        sequences=said.sequences,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What was recorded of `rows` prompts, what is to be known of it, and questions that are answered for the clock."""
+
+    rows: int
+    sequences: Sequences
+    warnings: Sequence[str]
+    timed: Sequence[Sequence[int]]
+
+
+def _say(models: Mapping[str, Path], prompts: Path, max_length: int, out: Path, progress: Progress | None) -> _Said:
     from edgekit.tasks.decoders import load_decoder
 
     rows = PromptSet(folder=prompts).split("verify")
+    teacher, student = models["teacher"], models["student"]
     model, module = load_model(student), load_decoder(student)
     speakers = {"student": (model, module)}
     if teacher.resolve() != student.resolve():
@@ -93,24 +126,26 @@ def record_tokens(
         # Each in its own tokens: choices are compared within a model, and then what was chosen.
         arrays[f"{role}_choice_nll"] = _choice_nll(role, decoder, _choices(spoken, rows, max_length), steps)
     _write(out, arrays)
-    return {
-        "rows": {"verify": len(rows)},
-        "output": "tokens",
-        "classes": [],
-        "max_length": max_length,
-        "passages": len(said),
-        "tokens": int(sum(len(one.ids) - one.start for one in said)),
-        "left_out": left_out,
-        "as_original": original,
-        "warnings": _warnings(model, rows, left_out, sum(questions.worded)),
-        "shared_vocabulary": shared,
-        "max_new": questions.most,
-        "stop": model.stops,
-        "choices": len(choices),
-    }
+    # Where all prompts are choices, nothing is asked.
+    questioned = [passage.ids for passage in asked or choices][:TIMED]
+    return _Said(
+        rows=len(rows),
+        sequences=Sequences(
+            passages=len(said),
+            tokens=sum(len(passage.ids) - passage.start for passage in said),
+            left_out=left_out,
+            choices=len(choices),
+            shared_vocabulary=shared,
+            max_new=questions.most,
+            stop=tuple(model.stops),
+            as_original=original,
+        ),
+        warnings=_warnings(model, rows, left_out, sum(questions.worded)),
+        timed=questioned,
+    )
 
 
-def _asked_arrays(questions: _Questions) -> dict[str, NDArray[Any]]:
+def _asked_arrays(questions: _Questions) -> dict[str, NDArray[np.generic]]:
     import numpy as np
 
     asked = questions.asked["student"]
@@ -142,7 +177,7 @@ def _words(model: Model, answers: Sequence[Sequence[int]]) -> list[str]:
     return list(model.tokenizer().decode_batch([list(row) for row in answers]))
 
 
-def _write(out: Path, arrays: dict[str, NDArray[Any]]) -> None:
+def _write(out: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
     import numpy as np
 
     # NumPy stamps every member with one fixed date: equal arrays are equal bytes.
@@ -306,7 +341,9 @@ def stream(decoder: nn.Module, ids: Sequence[int], stops: Sequence[int], most: i
         feed = torch.tensor([[token]])
 
 
-def _likelihoods(role: str, decoder: nn.Module, said: Sequence[Passage], steps: _Steps) -> dict[str, NDArray[Any]]:
+def _likelihoods(
+    role: str, decoder: nn.Module, said: Sequence[Passage], steps: _Steps
+) -> dict[str, NDArray[np.generic]]:
     import numpy as np
     import torch
 
@@ -350,7 +387,7 @@ def _choice_nll(role: str, decoder: nn.Module, choices: Sequence[Passage], steps
     return np.array(found, np.float32)
 
 
-def _flat(name: str, rows: Sequence[Sequence[int]], offsets: str = "") -> dict[str, NDArray[Any]]:
+def _flat(name: str, rows: Sequence[Sequence[int]], offsets: str = "") -> dict[str, NDArray[np.generic]]:
     import numpy as np
 
     return {
@@ -359,53 +396,12 @@ def _flat(name: str, rows: Sequence[Sequence[int]], offsets: str = "") -> dict[s
     }
 
 
-def _passages(prefix: str, said: Sequence[Passage]) -> dict[str, NDArray[Any]]:
+def _passages(prefix: str, said: Sequence[Passage]) -> dict[str, NDArray[np.generic]]:
     import numpy as np
 
     return _flat(f"{prefix}ids", [one.ids for one in said], f"{prefix}offsets") | {
         f"{prefix}starts": np.array([one.start for one in said], np.int64),
         f"{prefix}prompts": np.array([one.prompt for one in said], np.int64),
-    }
-
-
-def measure_decoder(folder: Path, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """What the float decoder costs in torch in this process: {ttft_ms, tokens_per_second, latency_ms: {p50, p95} per token, at}.
-
-    Of questions, each behind its own length; at: [{sequence, threads, p50, p95}], tokens behind DEPTH others (behind half its
-    context where the model has less), as the probe times them.
-    """
-    import numpy as np
-    import torch
-
-    from edgekit.runtimes.machine import describe
-    from edgekit.tasks.decoders import load_decoder
-
-    decoder = load_decoder(folder)
-    firsts, times = [], []
-    for row in [*ids[:1], *ids]:
-        told = [ms for _, ms in stream(decoder, row, (), 1 + ANSWER_TOKENS // 4)]
-        firsts.append(told[0])
-        times += told[1:]
-    times = times[len(times) // (len(ids) + 1) :]
-
-    def quantiles(times: Sequence[float]) -> dict[str, float]:
-        return {name: round(float(np.percentile(times, q)), 3) for name, q in (("p50", 50), ("p95", 95))}
-
-    context = load_model(folder).size("max_position_embeddings") or DEPTH + 1
-    depth, cores = DEPTH if context > DEPTH else context // 2, int(describe()["cores"])
-    long = np.resize([token for row in ids for token in row], depth).tolist()
-    at = []
-    for threads in sorted({1 << power for power in range(cores.bit_length())} | {cores}):
-        torch.set_num_threads(threads)
-        _, *told = [ms for _, ms in stream(decoder, long, (), 1 + min(ANSWER_TOKENS // 4, context - depth))]
-        at.append({"sequence": depth, "threads": threads} | quantiles(told))
-    prefill = sum(len(row) for row in ids) / max(sum(firsts[1:]) / 1e3, 1e-9)
-    own = quantiles(times)
-    return {
-        "latency_ms": own,
-        "at": at,
-        "ttft_ms": round(float(np.median(firsts[1:])), 3),
-        "tokens_per_second": {"prefill": round(prefill, 2), "decode": round(1e3 / own["p50"], 2)},
     }
 
 

@@ -6,7 +6,7 @@ arithmetic whether its INT8 is the target's, checks turns all that into verdicts
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,10 @@ from edgekit.evidence import (
     whole_verdict,
 )
 from edgekit.formats import FORMATS, finer, runtime_name
+from edgekit.outputs.rows import EMBEDDING, LOGITS
+from edgekit.outputs.tokens import TOKENS
 from edgekit.progress import Progress, silent
+from edgekit.reference import Reference, read_reference
 from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.schema import pick
 from edgekit.tasks import TASKS
@@ -43,6 +46,7 @@ from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep
 from edgekit.verify.measurements import Measurements, ask_rows, encode, measure, runtime_options
 from edgekit.verify.plan import check_accuracy_table, plan_text
+from edgekit.verify.recorded import read_recorded
 from edgekit.verify.rows import accuracy_by_role, check_rejected, compare, notes_on_rejection, read_answers
 from edgekit.verify.run import Run, Subject, Terms
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
@@ -74,7 +78,7 @@ def verify(
     """
     product, recorded = open_product(subject.artifact, "export"), open_product(subject.reference, "record")
     check_reference(recorded, product, subject.prompts)
-    artifact = read_artifact(product)
+    artifact, reference = read_artifact(product), read_reference(recorded)
     format_ = pick(FORMATS, artifact.file.format, f"{subject.artifact}: format")
     runtime = runtime_name(format_, terms.target.runtime)
     run = Run(
@@ -82,16 +86,17 @@ def verify(
         terms=terms,
         artifact=artifact,
         recorded=recorded,
+        reference=reference,
         device=device,
         runtime=runtime,
         options=runtime_options(artifact.file.runtime_options, terms.target, runtime),
         coverage=coverage,
-        models=_float_models(recorded, subject),
+        models=_float_models(reference, subject),
         data=_data(subject.prompts),
         progress=progress,
         out=out,
     )
-    report = _verify_tokens(run) if TASKS[terms.task].OUTPUT == "tokens" else _verify_rows(run)
+    report = JUDGES[TASKS[terms.task].OUTPUT](run)
     write_atomically(out / FILE, report.to_json())
     return report
 
@@ -128,7 +133,7 @@ def _verify_rows(run: Run) -> Report:
         checks=[
             *_check_answers(run, comparisons),
             *floors,
-            check_rows(run.recorded, [row.text for row in rows], ids),
+            check_rows(run.recorded, run.reference, [row.text for row in rows], ids),
             *checks.check_finite(finite),
             *check_rejected(run, answers["artifact"].labels, truth),
         ],
@@ -157,7 +162,7 @@ def _verify_tokens(run: Run) -> Report:
     assert file.bits is not None
     assert file.bytes_per_token is not None
     limits = margins.read_limits(terms.accuracy)
-    recorded = generation.read_recorded(run.recorded, with_teacher=run.subject.foreign_teacher is None)
+    recorded = read_recorded(run.recorded, run.reference, with_teacher=run.subject.foreign_teacher is None)
     question = generation.ask_tokens(run.file, run.runtime, run.options, recorded, run.budget)
     measured, arrays = generation.measure(
         question, run.budget, run.device, partial(_is_judged, run), run.progress, run.out
@@ -180,8 +185,8 @@ def _verify_tokens(run: Run) -> Report:
             *checks.check_finite(judged.is_finite),
         ],
         margins=asked,
-        prompts=int(recorded.facts["rows"]["verify"]) - int(recorded.facts["left_out"]),
-        notes=[*recorded.facts["warnings"], *judged.notes],
+        prompts=run.reference.rows["verify"] - recorded.sequences.left_out,
+        notes=[*run.reference.warnings, *judged.notes],
     )
     speed = measured.generation
     assert speed is not None
@@ -201,6 +206,14 @@ def _verify_tokens(run: Run) -> Report:
             ttft_cold_ms=speed.ttft_cold_ms,
         ),
     )
+
+
+# How what was measured becomes a report, by the kind of answer.
+JUDGES: dict[str, Callable[[Run], Report]] = {
+    LOGITS.name: _verify_rows,
+    EMBEDDING.name: _verify_rows,
+    TOKENS.name: _verify_tokens,
+}
 
 
 def check_reference(recorded: Product, artifact: Product, prompts: Path) -> None:
@@ -286,11 +299,12 @@ def _check_answers(run: Run, comparisons: Sequence[Comparison]) -> list[Check]:
 
 def _check_machine(run: Run, measured: Measurements, conditions: budgets.Conditions) -> list[Check]:
     file, options = run.artifact.file, run.options
+    sequences = run.reference.sequences
     return [
         *budgets.check_budget(run.budget, measured, file.bytes, conditions),
         checks.check_plausible(conditions.impossible),
         *checks.check_reading(file.parity, file.misread),
-        *checks.check_as_original(run.recorded.facts.get("as_original")),
+        *checks.check_as_original(None if sequences is None else sequences.as_original),
         checks.check_placement(_placement(run, measured)),
         checks.check_arithmetic(
             run.terms.target.hardware,
@@ -361,17 +375,10 @@ def _notes(run: Run, judgement: _Judgement) -> list[str]:
     return [*first, *plan, *judgement.notes, *(run.artifact.file.notes or ())]
 
 
-def _float_models(recorded: Product, subject: Subject) -> dict[str, FloatModel]:
+def _float_models(reference: Reference, subject: Subject) -> dict[str, FloatModel]:
     """What teacher and float student cost, by the record, without a teacher that is not the recipe's."""
-    where = f"{recorded.folder / 'record.json'}: facts.models"
-    try:
-        return {
-            role: read_table(FloatModel, model, f"{where}.{role}")
-            for role, model in recorded.facts.get("models", {}).items()
-            if not (subject.foreign_teacher and role == "teacher")
-        }
-    except EdgekitError as wrong:
-        raise EdgekitError(f"{wrong.message}; another version recorded this: run `edgekit record` again") from wrong
+    hidden = "teacher" if subject.foreign_teacher else None
+    return {role: model for role, model in reference.models.items() if role != hidden}
 
 
 def _data(prompts: Path) -> PromptFacts | None:

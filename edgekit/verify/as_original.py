@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.evidence import Check
 
 if TYPE_CHECKING:
+    from edgekit.reference import OwnersRows, Reference
     from edgekit.workspace import Product
 
 NAME = "as_original"
 _SHOWN = 60
 
 
-def check_rows(recorded: Product, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Check:
+def check_rows(recorded: Product, reference: Reference, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Check:
     """The check of what gives one row per text; ids: those that the tokenizer beside the artifact reads of the verify prompts."""
     import numpy as np
 
@@ -24,29 +25,29 @@ def check_rows(recorded: Product, texts: Sequence[str], ids: Sequence[Sequence[i
         flat, ends = (arrays[name].tolist() if known else [] for name in ("owner_ids", "owner_offsets"))
     owners = [flat[begin:end] for begin, end in itertools.pairwise(ends)]
     others = [text for text, ours, theirs in zip(texts, ids, owners, strict=known) if list(ours) != theirs]
-    return check_original(recorded.facts.get("original"), others, len(texts))
+    return check_original(reference.original, others, len(texts))
 
 
-def check_original(original: Mapping[str, Mapping[str, Any]] | None, other_ids: Sequence[str], rows: int) -> Check:
+def check_original(original: Mapping[str, OwnersRows] | None, other_ids: Sequence[str], rows: int) -> Check:
     """Fails where a float model's ids or answers, or the shipped tokenizer's ids, differ from the owner's on a verify prompt.
 
-    original: `record`'s facts by role; other_ids: the texts that the shipped tokenizer reads otherwise than the student's owner.
-    Not proven where the library could not be asked.
+    original: what the record found, by role; other_ids: the texts that the shipped tokenizer reads otherwise than the student's
+    owner. Not proven where the library could not be asked.
     """
     if not original:
         remedy = "the reference was recorded by an older edgekit: run `edgekit record` again"
         return Check(name=NAME, measured="unknown", limit=None, verdict="not proven", remedy=remedy)
-    for role, facts in original.items():
-        if facts.get("first"):
+    for role, found in original.items():
+        if found.first:
             remedy = (
-                f"{role}: {facts['first']}: edgekit does not read this checkpoint as {facts['by']} does; save it again with that"
+                f"{role}: {found.first}: edgekit does not read this checkpoint as {found.by} does; save it again with that"
                 " library, `edgekit inspect` on it lists the keys of its files that edgekit does not know, and what was built"
                 " answers otherwise than the original"
             )
             return Check(name=NAME, measured="differs", limit=None, verdict="fail", remedy=remedy)
-    for role, facts in original.items():
-        if facts.get("failed"):
-            reason = f"{role}: its owner's library does not answer: {facts['failed']}"
+    for role, found in original.items():
+        if found.failed:
+            reason = f"{role}: its owner's library does not answer: {found.failed}"
             remedy = f"{reason}; save the checkpoint again with that library"
             return Check(name=NAME, measured="unknown", limit=None, verdict="not proven", remedy=remedy)
     if other_ids:
@@ -56,13 +57,11 @@ def check_original(original: Mapping[str, Mapping[str, Any]] | None, other_ids: 
             f" owner, the first {text!r}: export it again (`edgekit build`)"
         )
         return Check(name=NAME, measured="differs", limit=None, verdict="fail", remedy=remedy)
-    by = ", ".join(dict.fromkeys(str(facts["by"]) for facts in original.values()))
-    limits = "".join(
-        f"; {limit}" for limit in dict.fromkeys(facts.get("limits") for facts in original.values()) if limit
-    )
-    what = "ids" if any(facts["answers_equal"] is None for facts in original.values()) else "ids and answers"
+    by = ", ".join(dict.fromkeys(str(found.by) for found in original.values()))
+    limits = "".join(f"; {limit}" for limit in dict.fromkeys(found.limits for found in original.values()) if limit)
+    what = "ids" if any(found.answers_equal is None for found in original.values()) else "ids and answers"
     detail = f"{what} on {rows} prompts are those of {by}{limits}"
-    compared = min(int(facts.get("compared", rows)) for facts in original.values())
+    compared = min(found.compared for found in original.values())
     if compared < rows:
         detail += f", which are the reference; edgekit's own float model gives the same answers on {compared} of them"
     return Check(name=NAME, measured="as the original", limit=None, verdict="pass", detail=detail)

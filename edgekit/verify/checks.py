@@ -13,6 +13,7 @@ from edgekit.verify import clusters
 
 if TYPE_CHECKING:
     from edgekit.artifact import Parity
+    from edgekit.reference import OwnersAnswers
     from edgekit.runtimes.machine import Machine
     from edgekit.runtimes.placement import Placement
     from edgekit.target import Hardware
@@ -164,19 +165,19 @@ def check_reading(parity: Parity | None, misread: str | None) -> list[Check]:
     ]
 
 
-def check_as_original(compared: Mapping[str, Any] | None) -> list[Check]:
-    """Whether the checkpoint is read as its owner reads it, as the record found: {rows, ids_equal, answers, answers_equal,
-    difference}; nothing of a record that did not compare."""
-    if not compared:
+def check_as_original(compared: OwnersAnswers | None) -> list[Check]:
+    """Whether the checkpoint is read as its owner reads it, as the record found; nothing of rows, which have a check of
+    their own (`as_original.check_rows`)."""
+    if compared is None:
         return []
-    rows, answers = compared["rows"], compared["answers"]
-    same = compared["ids_equal"] == rows and compared["answers_equal"] == answers
+    rows, answers = compared.rows, compared.answers
+    same = compared.ids_equal == rows and compared.answers_equal == answers
     detail = (
-        f"{compared['ids_equal']} of {rows} texts have transformers' own tokens, {compared['answers_equal']} of {answers} answers"
+        f"{compared.ids_equal} of {rows} texts have transformers' own tokens, {compared.answers_equal} of {answers} answers"
         " are its own"
     )
     remedy = (
-        f"{compared['difference']}: what was compared with is not what the checkpoint's owner runs; see the files of its"
+        f"{compared.difference}: what was compared with is not what the checkpoint's owner runs; see the files of its"
         " tokenizer and its configuration for a setting that edgekit does not apply"
     )
     return [

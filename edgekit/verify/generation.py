@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import gate
-from edgekit.errors import EdgekitError
 from edgekit.evidence import Comparison, Divergence, Rates, RuntimeVersion, Shape, finite
 from edgekit.probes import DEFAULT, PROBES, Question
 from edgekit.probes.lines import Decode, Lines, Load, MachineSpeed, Peak, Prefill, Sweep
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt
-from edgekit.schema import read_json
 from edgekit.verify import accuracy as compared
 from edgekit.verify import clusters
 from edgekit.verify.accuracy import Answers
 from edgekit.verify.margins import FAR, default_margins
 from edgekit.verify.measurements import Measurements, Speed, Timed, flat, request, time_again, write
-from edgekit.workspace import Product
+from edgekit.verify.recorded import Recorded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,35 +51,6 @@ _FEW = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """A record's arrays, with its facts and the answers in words ({role: [text]})."""
-
-    arrays: Arrays
-    facts: Mapping[str, Any]
-    texts: Mapping[str, Sequence[str]]
-
-    def rows(self, name: str, offsets: str = "") -> list[list[int]]:
-        """Rows of token ids that lie behind each other in the array `name`."""
-        flat_ids, ends = self.arrays[name].tolist(), self.arrays[offsets or f"{name}_offsets"].tolist()
-        return [flat_ids[begin:end] for begin, end in itertools.pairwise(ends)]
-
-
-def read_recorded(recorded: Product, *, with_teacher: bool = True) -> Recorded:
-    """What a record of a decoder holds, or of it the student's part; EdgekitError where the record is of another task."""
-    import numpy as np
-
-    if recorded.facts.get("output") != "tokens":
-        raise EdgekitError(f"{recorded.folder}: not the record of a decoder; run `edgekit record` with this recipe")
-    with np.load(recorded.folder / "reference.npz", allow_pickle=False) as arrays:
-        held = {name: arrays[name] for name in arrays.files}
-    texts = dict(read_json(recorded.folder / "answers.json"))
-    if not with_teacher:
-        held = {name: array for name, array in held.items() if not name.startswith("teacher_")}
-        texts.pop("teacher", None)
-    return Recorded(arrays=held, facts=recorded.facts, texts=texts)
-
-
 def ask_tokens(file: Path, runtime: str, options: Mapping[str, object], recorded: Recorded, budget: Budget) -> Question:
     """What was recorded as a question: first the prompts to answer, then the passages, then the choices."""
     import numpy as np
@@ -93,8 +62,8 @@ def ask_tokens(file: Path, runtime: str, options: Mapping[str, object], recorded
         "starts": np.array([start for part in starts for start in part], np.int64),
         "referenced": len(asked) + len(passages),
         "generate": len(asked),
-        "max_new": int(recorded.facts["max_new"]),
-        "stop": np.array(recorded.facts["stop"], np.int64),
+        "max_new": recorded.sequences.max_new,
+        "stop": np.array(recorded.sequences.stop, np.int64),
     }
     for role in ("student", "teacher"):
         if f"{role}_ids" in recorded.arrays:
@@ -284,7 +253,7 @@ def _compare_tokens(
 
     counts = per_cluster(np.ones(len(tokens)))
     far = limits.get("far_kl", FAR * limits["kl"])
-    longest = float(recorded.facts.get("max_length", 0))
+    longest = float(recorded.max_length)
     comparisons: list[Comparison | None] = []
     for role, judged in (("student", True), ("teacher", False)):
         if f"{role}_kl" not in arrays:
@@ -343,7 +312,7 @@ def _compare_lengths(
     )
     if not expected.sum():
         return None
-    longest = float(recorded.facts.get("max_new", 0))
+    longest = float(recorded.sequences.max_new)
     sides = [
         _comparison("student", "answer_length", bounds, margin, len(expected), alpha)
         for bounds, margin in (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Check, Comparison
+from edgekit.outputs import OUTPUTS
 from edgekit.prompts import PromptSet
 from edgekit.tasks import TASKS, row_task
 from edgekit.verify import accuracy as compared
@@ -38,11 +39,12 @@ def read_answers(run: Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dic
     task = terms.task
     kind, reference = row_task(task), run.recorded.folder
     classes, texts = list(artifact.classes), [row.text for row in rows]
-    if kind.OUTPUT == "logits" and list(run.recorded.facts["classes"]) != classes:
+    has_classes = OUTPUTS[kind.OUTPUT].has_classes
+    if has_classes and list(run.reference.classes) != classes:
         raise EdgekitError(f"{reference}: its classes are not the artifact's; record the reference of this model")
     with np.load(reference / "reference.npz", allow_pickle=False) as arrays:
         recorded_outputs = {name: arrays[name] for name in arrays.files}
-    if kind.OUTPUT == "logits":
+    if has_classes:
         _check_labels(run.subject.prompts, artifact.file.name, [*classes, str(terms.out_of_scope)])
     labels = [row.label for row in run.split("calibrate")]
     answers = {}
@@ -84,7 +86,7 @@ def _answer(
     texts: Sequence[str],
 ) -> Answers:
     kind = row_task(task)
-    labels = kind.answer(outputs, settings, classes, texts) if kind.OUTPUT == "logits" else []
+    labels = kind.answer(outputs, settings, classes, texts) if OUTPUTS[kind.OUTPUT].has_classes else []
     return Answers(name=name, outputs=outputs, labels=list(labels))
 
 
@@ -95,7 +97,7 @@ def compare(
     artifact, student, teacher = answers["artifact"], answers["student"], answers["teacher"]
     look, accuracy = run.terms.look, run.terms.accuracy
     groups = [row.group for row in rows]
-    if TASKS[run.terms.task].OUTPUT == "logits":
+    if OUTPUTS[TASKS[run.terms.task].OUTPUT].has_classes:
         truth = [row.label for row in rows]
         labelled = [row for row, label in enumerate(truth) if label is not None]
         asked = margins.for_prompts(margins.read_margins(accuracy), len(labelled) or len(rows))

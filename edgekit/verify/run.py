@@ -12,6 +12,7 @@ from edgekit.evidence import Coverage, FloatModel, PromptFacts
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
+from edgekit.reference import Reference
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Run:
     terms: Terms
     artifact: Artifact
     recorded: Product
+    reference: Reference
     device: Device
     runtime: str
     options: Mapping[str, object]

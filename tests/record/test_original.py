@@ -14,6 +14,7 @@ from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.record.original import compare_decoders, greedy_changes
 from edgekit.record.tokens import greedy
+from edgekit.reference import OwnersAnswers
 from edgekit.tasks.decoders import load_decoder
 from edgekit.tasks.text_generation import Voice, conversation
 from edgekit.verify.checks import check_as_original
@@ -60,8 +61,8 @@ def test_ids_and_answers_are_transformers(talker: Path, tmp_path: Path, template
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     prompts = PROMPTS if template == CALLS else PROMPTS[:1]
     found = compared(folder, prompts)
-    counts = {"rows": len(prompts), "ids_equal": len(prompts), "answers": len(prompts), "answers_equal": len(prompts)}
-    assert found == counts | {"difference": None}
+    counts = dict.fromkeys(("rows", "ids_equal", "answers", "answers_equal"), len(prompts))
+    assert found == OwnersAnswers(difference=None, **counts)
     (check,) = check_as_original(found)
     assert (check.name, check.verdict, check.measured) == ("as_original", "pass", "as the original")
 
@@ -120,13 +121,13 @@ def test_a_setting_that_only_transformers_applies_is_a_difference(talker: Path, 
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content | {"normalizer": {"type": "Lowercase"}}), encoding="utf-8")
     found = compared(talker, [Prompt(text="Turn The Light On")])
-    assert found["ids_equal"] == 1
+    assert found.ids_equal == 1
     model, decoder = load_model(folder), load_decoder(folder)
     theirs = {"student": (load_model(talker), decoder)}
     asked = {"student": [Voice(model).asked(PROMPTS[0])]}
     wrong = compare_decoders(theirs, PROMPTS[:1], asked, {"student": [[5, 6]]}, 64)
-    assert (wrong["ids_equal"], wrong["answers_equal"]) == (1, 0)
-    assert "the student's answer: from token 0 on edgekit has 5(" in wrong["difference"]
+    assert (wrong.ids_equal, wrong.answers_equal) == (1, 0)
+    assert "the student's answer: from token 0 on edgekit has 5(" in wrong.difference
     (check,) = check_as_original(wrong)
     assert check.verdict == "fail"
     assert "0 of 1 answers" in str(check.detail)
@@ -137,8 +138,8 @@ def test_other_ids_are_a_difference(talker: Path, monkeypatch: pytest.MonkeyPatc
     asked = Voice.asked
     monkeypatch.setattr(Voice, "asked", lambda *given, **named: [*asked(*given, **named), 9])
     found = compared(talker, PROMPTS[:1])
-    assert found["ids_equal"] == 0
-    assert found["difference"].startswith("the student's tokens of 'turn the light on': from token ")
+    assert found.ids_equal == 0
+    assert found.difference.startswith("the student's tokens of 'turn the light on': from token ")
 
 
 def test_what_changes_greedy_answers_is_told(talker: Path, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_what_changes_greedy_answers_is_told(talker: Path, tmp_path: Path) -> No
     assert "repetition_penalty = 1.3: transformers' `generate` applies it" in told
     assert "temperature" not in told
     found = compared(folder, PROMPTS[:1])
-    assert found["answers_equal"] == 1, "compared without"
+    assert found.answers_equal == 1, "compared without"
 
 
 def test_a_record_without_a_comparison_checks_nothing() -> None:

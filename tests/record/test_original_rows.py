@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.record.original_rows import ask, compare
+from edgekit.reference import OwnersRows
 from edgekit.tasks import TASKS, find_pad_id, outputs
 from edgekit.tasks.text_classification import softmax
 from edgekit.verify.as_original import check_original
@@ -74,9 +74,9 @@ def test_embedders(variant: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def told(folder: Path, *, ids: list[list[int]], scores: np.ndarray) -> dict[str, Any]:
+def told(folder: Path, *, ids: list[list[int]], scores: np.ndarray) -> OwnersRows:
     found = ask(folder, "text-classification", TEXTS, max_length=LENGTH, classes=LABELS)
-    return compare(found, TEXTS, ids=ids, answers=scores)
+    return compare(found, TEXTS, ids=ids, answers=scores, compared=len(TEXTS))
 
 
 def test_a_difference_is_named(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_difference_is_named(tmp_path: Path) -> None:
     ids, logits = answers("text-classification", folder)
     scores = softmax(logits)
     same = told(folder, ids=ids, scores=scores)
-    assert (same["ids_equal"], same["answers_equal"], same["first"]) == (len(TEXTS), len(TEXTS), None)
-    assert same["by"].startswith("transformers ")
+    assert (same.ids_equal, same.answers_equal, same.first) == (len(TEXTS), len(TEXTS), None)
+    assert str(same.by).startswith("transformers ")
     passed = check_original({"teacher": same}, [], len(TEXTS))
     assert (passed.verdict, passed.measured) == ("pass", "as the original")
 
@@ -99,15 +99,15 @@ def test_a_difference_is_named(tmp_path: Path) -> None:
     other = told(folder, ids=read, scores=scores)
     cut = [place for place, (one, two) in enumerate(zip(ids, read, strict=True)) if one != two]
     assert cut
-    assert (other["ids_equal"], other["answers_equal"]) == (len(TEXTS) - len(cut), len(TEXTS))
-    assert other["first"].startswith(f"'{TEXTS[cut[0]][:40]}")
-    assert "edgekit reads the ids [" in other["first"]
+    assert (other.ids_equal, other.answers_equal) == (len(TEXTS) - len(cut), len(TEXTS))
+    assert str(other.first).startswith(f"'{TEXTS[cut[0]][:40]}")
+    assert "edgekit reads the ids [" in str(other.first)
     failed = check_original({"teacher": other}, [], len(TEXTS))
     assert (failed.name, failed.verdict) == ("as_original", "fail")
     assert "edgekit does not read this checkpoint as transformers" in (failed.remedy or "")
 
     shifted = scores + np.array([[0.0, 0.002, -0.002, 0.0]], dtype=np.float32)
-    assert "of the answer is" in told(folder, ids=ids, scores=shifted)["first"]
+    assert "of the answer is" in str(told(folder, ids=ids, scores=shifted).first)
 
 
 def test_what_cannot_be_asked_is_not_proven(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_what_cannot_be_asked_is_not_proven(tmp_path: Path) -> None:
     ids, logits = answers("text-classification", folder)
     (folder / "model.safetensors").unlink()
     facts = told(folder, ids=ids, scores=softmax(logits))
-    assert facts["ids_equal"] is None
+    assert facts.ids_equal is None
     check = check_original({"teacher": facts}, [], len(TEXTS))
     assert (check.verdict, check.measured) == ("not proven", "unknown")
     assert "OSError" in (check.remedy or "")
@@ -125,7 +125,8 @@ def test_what_cannot_be_asked_is_not_proven(tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_that_ships_counts_too() -> None:
-    facts = {"by": "transformers", "ids_equal": 3, "answers_equal": 3, "first": None}
+    equal = {"rows": 3, "ids_equal": 3, "answers_equal": 3, "compared": 3}
+    facts = OwnersRows(by="transformers", first=None, failed=None, limits=None, **equal)
     check = check_original({"teacher": facts}, ["a text"], 3)
     assert check.verdict == "fail"
     assert "reads 1 of 3 prompts otherwise than the checkpoint's owner, the first 'a text'" in (check.remedy or "")

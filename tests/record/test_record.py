@@ -12,8 +12,11 @@ import pytest
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
-from edgekit.record import FILE, measure_alone, original_rows, shapes
+from edgekit.record import original_rows
+from edgekit.record.alone import measure_alone
 from edgekit.record.original_rows import spread
+from edgekit.record.rows import FILE
+from edgekit.record.timing import shapes
 from edgekit.tasks import TASKS, outputs
 from edgekit.verify.as_original import check_original
 from tests.conftest import LABELS, make_checkpoint, make_data
@@ -30,7 +33,7 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is timed: a process that imports torch would take most of a test's time."""
-    monkeypatch.setattr("edgekit.record.measure_alone", lambda asked, *_: {folder: {} for folder in asked})
+    monkeypatch.setattr("edgekit.record.rows.measure_alone", lambda asked, *_: {folder: {} for folder in asked})
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
@@ -43,8 +46,8 @@ def test_rows_are_in_the_order_of_the_split(checkpoint: Path, prompts: Path, tmp
     student = make_checkpoint(tmp_path / "student", labels=LABELS, seed=9)
     told: list[tuple[int, int, str]] = []
     facts = record(checkpoint, student, prompts, out=tmp_path, progress=lambda *now: told.append(now), **OPTIONS)
-    assert facts["classes"] == LABELS
-    assert facts["rows"] == {"calibrate": 6, "verify": 12}
+    assert list(facts.classes) == LABELS
+    assert facts.rows == {"calibrate": 6, "verify": 12}
     arrays = read(tmp_path)
     for role, folder in {"teacher": checkpoint, "student": student}.items():
         for split in ("calibrate", "verify"):
@@ -60,14 +63,14 @@ def test_rows_are_in_the_order_of_the_split(checkpoint: Path, prompts: Path, tmp
 
 def test_what_float_costs_is_measured(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
     student = make_checkpoint(tmp_path / "student", labels=LABELS, seed=9)
-    models = record(checkpoint, student, prompts, out=tmp_path, **OPTIONS)["models"]
+    models = record(checkpoint, student, prompts, out=tmp_path, **OPTIONS).models
     assert sorted(models) == ["student", "teacher"]
     for figures in models.values():
-        assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["p95"]
-        assert {(one["sequence"], one["threads"]) for one in figures["at"]} >= {(16, 1), (32, 1)}
-        assert all(0 < one["p50"] <= one["p95"] for one in figures["at"])
-        assert figures["memory_mb"] > 50, "torch alone takes more"
-        assert figures["bytes"] > 1000
+        assert 0 < figures.latency_ms.p50 <= figures.latency_ms.p95
+        assert {(one.sequence, one.threads) for one in figures.at} >= {(16, 1), (32, 1)}
+        assert all(0 < one.p50 <= one.p95 for one in figures.at)
+        assert (figures.memory_mb or 0) > 50, "torch alone takes more"
+        assert figures.bytes > 1000
 
 
 def test_float_is_timed_at_the_shapes_of_artifacts() -> None:
@@ -94,16 +97,17 @@ def test_the_owners_answers_are_recorded_where_some_are_edgekits_own(
         ours.append(len(ids))
         return outputs(module, ids, **more)
 
-    monkeypatch.setattr("edgekit.record.outputs", counted)
+    monkeypatch.setattr("edgekit.record.rows.outputs", counted)
     facts = record(checkpoint, checkpoint, prompts, out=tmp_path, **OPTIONS)
     assert ours == [6, 4]
-    told = facts["original"]["student"]
-    assert (told["rows"], told["ids_equal"], told["answers_equal"], told["compared"]) == (12, 12, 12, 4)
+    assert facts.original is not None
+    told = facts.original["student"]
+    assert (told.rows, told.ids_equal, told.answers_equal, told.compared) == (12, 12, 12, 4)
     texts = [prompt.text for prompt in PromptSet(folder=prompts).split("verify")]
     ids = load_model(checkpoint).encode(texts, 32)
     alone = outputs(TASKS["text-classification"].load(checkpoint), ids, 0, batch=1)
     np.testing.assert_allclose(read(tmp_path)["student_verify"], alone, atol=1e-5)
-    check = check_original(facts["original"], [], 12)
+    check = check_original(facts.original, [], 12)
     assert check.verdict == "pass"
     assert "the same answers on 4 of them" in (check.detail or "")
 
@@ -114,10 +118,12 @@ def test_edgekits_own_answers_are_recorded_where_one_differs(
 ) -> None:
     monkeypatch.setattr(original_rows, "COMPARED", 4)
     monkeypatch.setattr(
-        "edgekit.record.outputs", lambda *given, **more: outputs(*given, **more) + np.float32([1, 0, 0])
+        "edgekit.record.rows.outputs", lambda *given, **more: outputs(*given, **more) + np.float32([1, 0, 0])
     )
-    told = record(checkpoint, checkpoint, prompts, out=tmp_path, **OPTIONS)["original"]["student"]
-    assert (told["ids_equal"], told["answers_equal"], told["compared"]) == (12, 0, 12)
+    original = record(checkpoint, checkpoint, prompts, out=tmp_path, **OPTIONS).original
+    assert original is not None
+    told = original["student"]
+    assert (told.ids_equal, told.answers_equal, told.compared) == (12, 0, 12)
     assert check_original({"student": told}, [], 12).verdict == "fail"
 
 

@@ -14,7 +14,7 @@ import torch
 
 from edgekit.errors import EdgekitError
 from edgekit.record import tokens
-from edgekit.record.tokens import record_tokens
+from edgekit.reference import Reference
 from edgekit.tasks.text_generation import Passage
 from tests.architectures.decoders import END, ROOMS, SPECIAL, make_decoder, orders, teach_decoder
 from tests.steps import record
@@ -29,12 +29,17 @@ def write_prompts(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture
-def recorded(talker: Path, tmp_path: Path) -> Callable[..., tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """Facts and arrays of a record of some prompts; the talker is the student, and the teacher unless one is given."""
+def recorded(
+    talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Reference, dict[str, np.ndarray]]]:
+    """What was recorded of some prompts, with its arrays; the talker is the student, and the teacher unless one is given."""
+    monkeypatch.setattr(tokens, "measure_alone", lambda asked, *_: {folder: {} for folder in asked})
 
     def run(rows: list[dict[str, Any]], teacher: Path = talker, student: Path = talker, **options: Any) -> Any:
         prompts = write_prompts(tmp_path / "prompts", rows)
-        facts = record_tokens(teacher, student, prompts, out=tmp_path, **({"max_length": 64} | options))
+        facts = record(
+            teacher, student, prompts, task="text-generation", out=tmp_path, **({"max_length": 64} | options)
+        )
         with np.load(tmp_path / "reference.npz", allow_pickle=False) as arrays:
             return facts, {name: arrays[name] for name in arrays.files}
 
@@ -62,7 +67,7 @@ def test_likelihoods_are_transformers(recorded: Any, talker: Path) -> None:
     model, tokenizer = model_of(talker), tokenizer_of(talker)
     wanted: dict[str, list[np.ndarray]] = {"ids": [], "logprobs": [], "nll": []}
     sequences = rows_of(arrays, "ids", "offsets")
-    assert len(sequences) == facts["passages"] == 6
+    assert len(sequences) == facts.sequences.passages == 6
     for row, ids, start in zip(ORDERS, sequences, arrays["starts"], strict=True):
         talk = [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]
         assert ids == tokenizer.apply_chat_template(talk, return_dict=False)
@@ -73,7 +78,7 @@ def test_likelihoods_are_transformers(recorded: Any, talker: Path) -> None:
         wanted["ids"].append(top.indices.numpy())
         wanted["logprobs"].append(top.values.numpy())
         wanted["nll"].append(-likely[range(len(likely)), ids[start:]].numpy())
-    assert facts["tokens"] == len(np.concatenate(wanted["nll"]))
+    assert facts.sequences.tokens == len(np.concatenate(wanted["nll"]))
     np.testing.assert_allclose(arrays["student_nll"], np.concatenate(wanted["nll"]), atol=1e-4)
     np.testing.assert_allclose(arrays["student_logprobs"], np.concatenate(wanted["logprobs"]), atol=1e-4)
     assert (arrays["student_ids"][:, 0] == np.concatenate(wanted["ids"])[:, 0]).all()
@@ -89,11 +94,11 @@ def test_answers_are_transformers_own_and_in_words(recorded: Any, talker: Path, 
     told = json.loads((tmp_path / "answers.json").read_text(encoding="utf-8"))
     assert list(told) == ["student"]
     longest = max(len(tokenizer(row["label"], add_special_tokens=False).input_ids) for row in ORDERS)
-    assert facts["max_new"] == 2 * (longest + 1), "twice the longest wanted answer with its end"
+    assert facts.sequences.max_new == 2 * (longest + 1), "twice the longest wanted answer with its end"
     for asked, said, words, place in zip(questions, answers, told["student"], arrays["asked_prompts"], strict=True):
         talk = [{"role": "user", "content": ORDERS[place]["text"]}]
         assert asked == tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
-        made = model.generate(torch.tensor([asked]), max_new_tokens=facts["max_new"], do_sample=False)
+        made = model.generate(torch.tensor([asked]), max_new_tokens=facts.sequences.max_new, do_sample=False)
         assert [*said, END] == made[0, len(asked) :].tolist()
         assert words == ORDERS[place]["label"], "it was taught to"
 
@@ -103,7 +108,7 @@ def test_conversations_without_answers_end_in_the_students_own(recorded: Any, ta
     tokenizer = tokenizer_of(talker)
     for ids, start, place in zip(rows_of(arrays, "ids", "offsets"), arrays["starts"], arrays["prompts"], strict=True):
         assert tokenizer.decode(ids[start:]) == ORDERS[place]["label"]
-    assert facts["max_new"] == tokens.ANSWER_TOKENS
+    assert facts.sequences.max_new == tokens.ANSWER_TOKENS
 
 
 def test_wanted_answers_beyond_the_room_for_one_are_not_compared_by_their_words(recorded: Any, talker: Path) -> None:
@@ -119,9 +124,9 @@ def test_wanted_answers_beyond_the_room_for_one_are_not_compared_by_their_words(
     facts, arrays = recorded(rows, max_length=60)
     assert arrays["asked_prompts"].tolist() == [0, 1, 2, 3], "the long one's answer is compared by its length"
     assert arrays["asked_worded"].tolist() == [True, True, False, True]
-    assert facts["max_new"] == tokens.ANSWER_TOKENS
-    assert facts["left_out"] == 0
-    (warning,) = facts["warnings"]
+    assert facts.sequences.max_new == tokens.ANSWER_TOKENS
+    assert facts.sequences.left_out == 0
+    (warning,) = facts.warnings
     assert warning.startswith("1 wanted answers take more than 64 tokens: ")
     _, arrays = recorded([{"text": row["text"], "label": long} for row in ORDERS])
     assert not arrays["asked_worded"].any()
@@ -144,7 +149,7 @@ def test_a_model_that_says_nothing_is_refused(recorded: Any, talker: Path, tmp_p
 def test_a_teacher_of_the_same_vocabulary_is_compared_token_by_token(recorded: Any, tmp_path: Path) -> None:
     teacher = teach_decoder(tmp_path / "teacher", layers=1, seed=5, steps=2)
     facts, arrays = recorded(ORDERS, teacher)
-    assert facts["shared_vocabulary"] is True
+    assert facts.sequences.shared_vocabulary is True
     model = model_of(teacher)
     found = []
     for ids, start in zip(rows_of(arrays, "ids", "offsets"), arrays["starts"], strict=True):
@@ -159,11 +164,11 @@ def test_a_teacher_of_another_vocabulary_answers_and_chooses(recorded: Any, tmp_
     teacher = make_decoder("llama", tmp_path / "teacher", vocab_size=400, num_hidden_layers=1)
     rows = [ORDERS[0], ORDERS[1], ORDERS[2] | {"choices": ["music", "light_on"]}]
     facts, arrays = recorded(rows, teacher)
-    assert facts["shared_vocabulary"] is False
+    assert facts.sequences.shared_vocabulary is False
     assert not {"teacher_ids", "teacher_nll", "teacher_logprobs"} & set(arrays)
     told = json.loads((tmp_path / "answers.json").read_text(encoding="utf-8"))
     assert len(told["teacher"]) == len(told["student"]) == 2
-    assert facts["choices"] == len(arrays["teacher_choice_nll"]) == len(arrays["student_choice_nll"]) == 2
+    assert facts.sequences.choices == len(arrays["teacher_choice_nll"]) == len(arrays["student_choice_nll"]) == 2
     assert arrays["choice_prompts"].tolist() == [2, 2]
     # In the teacher's own tokens.
     tokenizer, model = tokenizer_of(teacher), model_of(teacher)
@@ -181,12 +186,12 @@ def test_choices_alone_are_enough(talker: Path, tmp_path: Path) -> None:
     rows = [row | {"choices": ["music", "light_on", "light_off"]} for row in ORDERS]
     prompts = write_prompts(tmp_path / "prompts", rows)
     facts = record(talker, talker, prompts, task="text-generation", max_length=64, out=tmp_path)
-    assert facts["choices"] == 18
+    assert facts.sequences.choices == 18
     for role in ("teacher", "student"):
-        figures = facts["models"][role]
-        assert figures["bytes"] == (talker / "model.safetensors").stat().st_size
-        assert figures["ttft_ms"] > 0
-        assert figures["tokens_per_second"]["decode"] > 0
+        figures = facts.models[role]
+        assert figures.bytes == (talker / "model.safetensors").stat().st_size
+        assert figures.ttft_ms > 0
+        assert figures.tokens_per_second.decode > 0
     with np.load(tmp_path / "reference.npz", allow_pickle=False) as arrays:
         assert len(arrays["asked"]) == 0
         chosen = arrays["student_choice_nll"].reshape(6, 3).argmin(1)
@@ -223,13 +228,13 @@ def test_whole_prompts_are_left_out_beyond_the_limit(recorded: Any, monkeypatch:
     monkeypatch.setattr(tokens, "MOST_TOKENS", int(lengths.sum()) - 1)
     monkeypatch.setattr(tokens, "MOST_LIKELY", 7)
     facts, fewer = recorded(ORDERS)
-    assert every["left_out"] == 0
-    assert every["warnings"] == []
-    (warning,) = facts["warnings"]
-    assert warning.startswith(f"{facts['left_out']} of 6 verify prompts are not scored: ")
-    assert facts["left_out"] == len(ORDERS) - facts["passages"] > 0
-    assert facts["tokens"] < every["tokens"]
-    assert fewer["student_logprobs"].shape == (facts["tokens"], 7)
+    assert every.sequences.left_out == 0
+    assert every.warnings == ()
+    (warning,) = facts.warnings
+    assert warning.startswith(f"{facts.sequences.left_out} of 6 verify prompts are not scored: ")
+    assert facts.sequences.left_out == len(ORDERS) - facts.sequences.passages > 0
+    assert facts.sequences.tokens < every.sequences.tokens
+    assert fewer["student_logprobs"].shape == (facts.sequences.tokens, 7)
     kept = fewer["prompts"].tolist()
     assert kept == sorted(kept)
     whole = rows_of(arrays, "ids", "offsets")

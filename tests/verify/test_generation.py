@@ -18,11 +18,13 @@ from edgekit.errors import EdgekitError
 from edgekit.evidence import read_report
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_tensor
 from edgekit.prompts import Prompt
+from edgekit.reference import OwnersAnswers, Sequences
 from edgekit.runtimes import neighbours
 from edgekit.target import Target, load_target
 from edgekit.verify import generation, hardware, latency
-from edgekit.verify.generation import Recorded, judge, plain
+from edgekit.verify.generation import judge, plain
 from edgekit.verify.margins import default_limits, read_limits
+from edgekit.verify.recorded import Recorded
 from edgekit.workspace import file_sha256, open_product, write_product
 from tests.architectures.decoders import END, ROOMS, orders, teach_decoder
 from tests.steps import adopt, export, record
@@ -60,7 +62,7 @@ def make_target(folder: Path, *, gpu_layers: int = 0, budget: str = "") -> Targe
 def recorded(teacher: Path, student: Path, prompts: Path, out: Path) -> Path:
     """The folder of a record step."""
     out.mkdir()
-    facts = record(teacher, student, prompts, task=TASK, max_length=64, out=out)
+    facts = record(teacher, student, prompts, task=TASK, max_length=64, out=out).facts()
     splits = {split: file_sha256(prompts / f"{split}.jsonl") for split in ("calibrate", "verify")}
     write_product(out, "record", key="test", inputs={"student": "taught", "prompts": splits}, facts=facts)
     return out
@@ -398,6 +400,18 @@ LIMITS = {"kl": 0.1, "top1": 0.88, "perplexity": 1.05, "answer_length": 0.9, "fa
 }
 
 
+NOTHING = Sequences(
+    passages=0,
+    tokens=0,
+    left_out=0,
+    choices=0,
+    shared_vocabulary=True,
+    max_new=0,
+    stop=(),
+    as_original=OwnersAnswers(rows=0, ids_equal=0, answers=0, answers_equal=0, difference=None),
+)
+
+
 def spoken(said: int, passages: int = 100, **more: np.ndarray) -> Recorded:
     """A record of passages that say `said` tokens behind one that they do not."""
     nothing = np.zeros(0, np.int64)
@@ -413,7 +427,7 @@ def spoken(said: int, passages: int = 100, **more: np.ndarray) -> Recorded:
         "choice_starts": nothing,
         "choice_offsets": np.zeros(1, np.int64),
     }
-    return Recorded(arrays=arrays | more, facts={}, texts={"student": ["x"] * passages})
+    return Recorded(arrays=arrays | more, sequences=NOTHING, max_length=0, texts={"student": ["x"] * passages})
 
 
 def heard(said: Recorded, kl: np.ndarray, *, rise: float = 0.0, length: int = 10) -> Mapping[str, np.ndarray]:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from edgekit.devices import LocalDevice
 from edgekit.evidence import read_report
 from edgekit.gate import Look
+from edgekit.reference import OwnersRows, Reference
 from edgekit.runtimes import machine, onnxruntime
 from edgekit.target import Target, load_target
 from edgekit.typed_json import to_table
@@ -117,11 +118,20 @@ def make_reference(folder: Path, prompts: Path) -> Path:
     ids = [encoding.ids for encoding in Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(texts)]
     ends = np.cumsum([0, *map(len, ids)])
     np.savez(folder / "reference.npz", owner_ids=np.concatenate(ids), owner_offsets=ends, **arrays)
-    told = {"by": "a test", "rows": len(ids), "ids_equal": len(ids), "answers_equal": len(ids), "first": None}
+    equal = dict.fromkeys(("rows", "ids_equal", "answers_equal", "compared"), len(ids))
+    told = OwnersRows(by="a test", first=None, failed=None, limits=None, **equal)
     splits = {split: file_sha256(prompts / f"{split}.jsonl") for split in ("calibrate", "verify")}
     inputs = {"student": "sound", "prompts": splits}
-    facts = {"classes": LABELS, "output": "logits", "original": {"teacher": told, "student": told}}
-    write_product(folder, "record", key="test", inputs=inputs, facts=facts)
+    reference = Reference(
+        output="logits",
+        classes=tuple(LABELS),
+        rows={"verify": len(ids)},
+        max_length=64,
+        models={},
+        warnings=(),
+        original={"teacher": told, "student": told},
+    )
+    write_product(folder, "record", key="test", inputs=inputs, facts=reference.facts())
     return folder
 
 
