@@ -334,6 +334,18 @@ def test_one_table_of_operators() -> None:
             assert len(named) < 2, f"{name(path)}:{node.lineno}: a second list of operators: {sorted(named)}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_what_a_kind_of_answer_means_is_in_tables(path: Path) -> None:
+    """No branch compares an output with the word for tokens: `OUTPUTS` and the tables by output say what follows from it."""
+    if name(path) == "outputs/tokens.py":
+        return
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Compare):
+            sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+            compares = "'tokens'" in sides and any("output" in side.lower() or side == "kind" for side in sides)
+            assert not compares, f"{name(path)}:{node.lineno}: {ast.unparse(node)}; ask OUTPUTS, or a table by output"
+
+
 def test_package_imports_nothing() -> None:
     """edgekit/__init__.py travels to devices."""
     assert list(imports(HOUSE / "__init__.py")) == []
