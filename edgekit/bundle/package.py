@@ -26,8 +26,9 @@ from edgekit.bundle.open import check_bundle
 from edgekit.bundle.sidecars import SIDECARS, Packing
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import Report, read_report
-from edgekit.formats import FORMATS, library_versions, runtime_of
+from edgekit.formats import FORMATS, library_versions
 from edgekit.report.page import write_html
+from edgekit.runtimes import RUNTIMES
 from edgekit.schema import read_text
 from edgekit.workspace import (
     Product,
@@ -127,7 +128,11 @@ def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packag
             write_atomically(put.report, read_text(report / "report.json"))
             write_html(content, put.html, recipe=inputs.recipe)
             _judge(content, put, strict=strict)
-            packing = Packing(artifact=product.folder, manifest=_describe(product, artifact, inputs), report=content)
+            packing = Packing(
+                artifact=product.folder,
+                manifest=_describe(product, artifact, inputs, content.runtime.name),
+                report=content,
+            )
             _write_bundle(packing, artifact.file.files, put)
     except OSError as failed:
         # shutil names the file that was read; the disk that is full is the one that was written to.
@@ -184,12 +189,12 @@ def _write_sidecars(packing: Packing, folder: Path) -> None:
             shutil.copyfile(content, folder / name)
 
 
-def _describe(product: Product, artifact: Artifact, inputs: PackageInputs) -> Manifest:
-    """What the bundle says of itself, before its files are there."""
+def _describe(product: Product, artifact: Artifact, inputs: PackageInputs, answers: str) -> Manifest:
+    """What the bundle says of itself, before its files are there. answers: the runtime that was verified."""
     file, target = artifact.file, inputs.target
     format_ = FORMATS[file.format]
-    runtime = runtime_of(format_, target.runtime)
-    versions = {name: library_version(name) for name in LIBRARIES} | library_versions(format_, target.runtime)
+    runtime = RUNTIMES[answers]
+    versions = {name: library_version(name) for name in LIBRARIES} | library_versions(format_, [answers])
     options = runtime.joined(target.runtime.get(runtime.NAME, {}), file.runtime_options)
     rejected, threshold = (
         artifact.settings.get("out_of_scope", artifact.out_of_scope),
@@ -212,7 +217,7 @@ def _describe(product: Product, artifact: Artifact, inputs: PackageInputs) -> Ma
         pad_id=artifact.pad_id,
         model=file.name,
         tokenizer=None if format_.CARRIES_TOKENIZER else "tokenizer.json",
-        runtime={"name": runtime.NAME, "minimum": file.minimum_runtime, **options},
+        runtime={"name": runtime.NAME, "minimum": runtime.minimum(file.minimum_runtime), **options},
         artifact=ShippedFile(
             format=file.format,
             scheme=file.scheme,

@@ -75,6 +75,10 @@ def _plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     done = [step for step in plan["steps"] if kept[step]]
     yield from _indented("kept", ", ".join(done) if done else "nothing: all is to do")
     yield from _indented("export", ", ".join(f"{key} = {value}" for key, value in plan["export"].items()))
+    if len(plan["runtimes"]) > 1:
+        first, *others = plan["runtimes"]
+        told = f"{first}, or where it is clearly faster on the device {' or '.join(others)}: decided at verify, by measurement"
+        yield from _indented("runtime", told)
     if sizes := guess.get("schemes_mb"):
         every = ", ".join(f"{name} ({size:.3g} MB)" for name, size in sizes.items())
         told = (

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekit.errors import EdgekitError
@@ -28,13 +27,14 @@ __all__ = [
     "Processor",
     "Reading",
     "Source",
+    "candidates",
+    "domains_of",
     "finds_scheme",
     "finer",
     "format_of",
     "library_versions",
     "packages",
     "parse_options",
-    "runtime_name",
     "runtime_of",
 ]
 
@@ -68,6 +68,9 @@ class Format(Protocol):
 
     def mixes(self, options: Any) -> bool:
         """Whether types follow from the model's gradients and the target's processor, which are then among what is given."""
+
+    def domains(self, options: Any) -> tuple[str, ...]:
+        """The domains of the ONNX operators that its files may have; "" is ONNX's own."""
 
     def costs(self, model: Model, output: str, options: Sequence[Any]) -> list[Cost]:
         """What a model that answers with `output` takes in each of several options, from its headers alone."""
@@ -103,26 +106,47 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def runtime_name(format_: Format, tables: Mapping[str, Any]) -> str:
-    """The runtime that runs a format's files on a target: the first that the target's `[runtime.<name>]` tables name, else the
-    format's first."""
-    return next((name for name in tables if name in format_.RUNTIMES), format_.RUNTIMES[0])
+def candidates(
+    format_: Format, tables: Mapping[str, object], output: str, domains: Collection[str], where: str
+) -> tuple[str, ...]:
+    """The runtimes that may run a file on a target: those that the target's `[runtime.<name>]` tables name and that run such
+    files, in the tables' order; where they name none of the format's, its first.
+
+    domains: of the file's operators. Raises EdgekitError where the format's that are named do not run it; where: the target.
+    """
+    first, *others = format_.RUNTIMES  # what a format writes or adopts was run in the first
+    able = [first]
+    able += [one for one in others if output in RUNTIMES[one].OUTPUTS and {*domains} <= {*RUNTIMES[one].DOMAINS}]
+    named = [name for name in tables if name in format_.RUNTIMES]
+    if not named:
+        return (first,)
+    if chosen := tuple(name for name in named if name in able):
+        return chosen
+    more = ", ".join(sorted({*domains} - {""})) or "no others"
+    raise EdgekitError(
+        f"{where}: runtime.{named[0]}: does not run such a file ({output}; operators of ONNX and {more}); add"
+        f" [runtime.{first}], or choose another scheme or layout in the export table"
+    )
 
 
-def runtime_of(format_: Format, tables: Mapping[str, Any] = MappingProxyType({})) -> Runtime:
-    """The entry of `runtime_name`; without tables, the runtime that edgekit proves the format's files in."""
-    return RUNTIMES[runtime_name(format_, tables)]
+def domains_of(operators: Iterable[str]) -> set[str]:
+    """The domains of operators as an artifact lists them: "MatMul" is of "", "com.microsoft.FusedMatMul" of another."""
+    return {name.rpartition(".")[0] for name in operators}
 
 
-def packages(format_: Format, tables: Mapping[str, Any]) -> list[Package]:
+def runtime_of(format_: Format) -> Runtime:
+    """The runtime that edgekit proves the format's files in."""
+    return RUNTIMES[format_.RUNTIMES[0]]
+
+
+def packages(format_: Format, runtimes: Sequence[str]) -> list[Package]:
     """The packages of the runtimes that a format's files need here: the one that proves them and the target's."""
-    names = dict.fromkeys([format_.RUNTIMES[0], runtime_name(format_, tables)])
-    return [RUNTIMES[name].PACKAGE for name in names]
+    return [RUNTIMES[name].PACKAGE for name in dict.fromkeys([format_.RUNTIMES[0], *runtimes])]
 
 
-def library_versions(format_: Format, tables: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
-    """The installed versions of what a format's files and their answers on a target depend on, by library."""
-    engines = {package.name: package.distributions for package in packages(format_, tables)}
+def library_versions(format_: Format, runtimes: Sequence[str] = ()) -> dict[str, str]:
+    """The installed versions of what a format's files and their answers in these runtimes depend on, by library."""
+    engines = {package.name: package.distributions for package in packages(format_, runtimes)}
     return {name: library_version(name, *engines.get(name, ())) for name in sorted({*format_.LIBRARIES, *engines})}
 
 

@@ -105,11 +105,9 @@ def _costs(plan: Plan, output: str, model: Model) -> list[Cost]:
 
 def _needs(plan: Plan, model: Model, cost: Cost) -> dict[str, Any]:
     """What the artifact and its runtime need on the target, and of a decoder what its context takes."""
-    from edgekit.formats import FORMATS, runtime_name
     from edgekit.runtimes import RUNTIMES
     from edgekit.runtimes.memory import Demand
 
-    runtime = runtime_name(FORMATS[plan.format], plan.target.runtime)
     demand = Demand(
         weights=cost.memory.value,
         cache_per_token=cost.cache_per_token.value if cost.cache_per_token else None,
@@ -118,7 +116,8 @@ def _needs(plan: Plan, model: Model, cost: Cost) -> dict[str, Any]:
         hidden=model.size("hidden_size"),
         inner=model.size("intermediate_size"),
     )
-    memory = RUNTIMES[runtime].memory(demand, plan.target.runtime.get(runtime, {}))
+    every = [RUNTIMES[name].memory(demand, plan.target.runtime.get(name, {})) for name in plan.runtimes]
+    memory = max(every, key=lambda one: one.needed)
     if memory.context is None:
         return {"needed_mb": memory.needed / 1e6}
     return {

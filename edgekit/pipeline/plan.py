@@ -52,6 +52,8 @@ class Plan:
     """Of the format: how the artifact is written."""
     mixes: bool
     """See `Format.mixes`."""
+    runtimes: tuple[str, ...]
+    """Those that may answer on the target, in its order: measurements choose (see `verify.choice`)."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """What `prompts.gather` found: rows, labels, what was left out."""
     variant: str | None = None
@@ -86,6 +88,7 @@ class Plan:
             "data": dict(self.data),
             "steps": list(self.steps),
             "export": {"format": self.format, "scheme": self.scheme} | _changed(self.options),
+            "runtimes": list(self.runtimes),
             "usable_mb": self.target.hardware.usable_mb or self.target.hardware.memory_mb,
             "estimate": self.estimate.facts(),
         }

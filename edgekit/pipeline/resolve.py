@@ -115,10 +115,13 @@ def resolve(
 
     Raises EdgekitError for whatever `check_target` refuses, and a model that does not fit the target.
     """
-    from edgekit.formats import FORMATS, packages
+    from edgekit.formats import FORMATS, candidates, packages
+    from edgekit.tasks import TASKS
 
     with session.listener.during("check", f"what each step gets for {target.name}"):
         format_name, options = check_target(target, checked.settings.recipe.task, *choice)
+        format_, output = FORMATS[format_name], TASKS[checked.settings.recipe.task].OUTPUT
+        runtimes = candidates(format_, target.runtime, output, format_.domains(options), str(target.path))
         plan = Plan(
             settings=checked.settings,
             target=target,
@@ -129,11 +132,12 @@ def resolve(
             data=prompts.facts,
             format=format_name,
             options=options,
-            mixes=FORMATS[format_name].mixes(options),
+            mixes=format_.mixes(options),
+            runtimes=runtimes,
             variant="-".join(name for name in choice if name) or None,
         )
         plan = replace(plan, estimate=estimate(plan, prompts))
-        for package in packages(FORMATS[format_name], target.runtime):
+        for package in packages(format_, runtimes):
             if package.extra:
                 require(package.module, extra=package.extra)
         _check_fits(plan)

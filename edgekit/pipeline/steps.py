@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.artifact import read_artifact
 from edgekit.errors import EdgekitError
@@ -21,7 +21,7 @@ from edgekit.schema import pick
 from edgekit.workspace import Product, file_sha256, installed_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from edgekit.distill import CreateInputs, FinetuneInputs
     from edgekit.formats import Processor
@@ -155,7 +155,7 @@ def export(
         card=file_sha256(card) if card.is_file() else None,
         processor=_processor(plan) if plan.mixes else None,
         limits=_limits(plan),
-        libraries=libraries(plan.format, {}),
+        libraries=libraries(plan.format),
     )
 
     filled = with_read(lambda *given: make(*given).facts(), prompts, "calibrate", student, calibration)
@@ -175,11 +175,11 @@ def teacher_origin(settings: Settings, base: Path | None, prompts: Product) -> s
     return origin(base)
 
 
-def libraries(format_: str, tables: Mapping[str, Any]) -> dict[str, str]:
-    """The installed versions of what a format's files, and their answers in a target's runtime, depend on."""
+def libraries(format_: str, runtimes: Sequence[str] = ()) -> dict[str, str]:
+    """The installed versions of what a format's files, and their answers in a target's runtimes, depend on."""
     from edgekit.formats import FORMATS, library_versions
 
-    return library_versions(pick(FORMATS, format_, "export.format"), tables)
+    return library_versions(pick(FORMATS, format_, "export.format"), runtimes)
 
 
 def _create_inputs(settings: Settings, prompts: Product) -> CreateInputs:

@@ -169,12 +169,14 @@ def _page(at: Path | None) -> Path | None:
 
 def _judged_with(plan: Plan, artifact: Product, reference: Product, prompts: Product) -> dict[str, Any]:
     """Of VerifyInputs what is known before anything runs on the device."""
-    recorded = {"teacher": reference.manifest["inputs"]["teacher_origin"]}
+    from edgekit.verify.choice import answering
+
+    made, recorded = read_artifact(artifact), {"teacher": reference.manifest["inputs"]["teacher_origin"]}
     return {
         "about": about(plan, artifact, prompts) | recorded,
         "data": {key: prompts.facts[key] for key in ("rows", "notes")},
         "reference": Content(path=reference.folder, digest=reference.digest),
-        "libraries": libraries(read_artifact(artifact).file.format, plan.target.runtime),
+        "libraries": libraries(made.file.format, answering(made, plan.target)),
     }
 
 

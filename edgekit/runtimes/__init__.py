@@ -56,6 +56,10 @@ class Runtime(Protocol):
     NAME: str
     PACKAGE: Package
     """How its Python package is called."""
+    OUTPUTS: tuple[str, ...]
+    """What models answer with that it runs: logits, embedding, tokens."""
+    DOMAINS: tuple[str, ...]
+    """The domains of the ONNX operators that it computes as they are meant; "" is ONNX's own."""
 
     @property
     def Options(self) -> type[object]:  # noqa: N802 - a class is what it gives
@@ -74,7 +78,10 @@ class Runtime(Protocol):
         """What an artifact needs to run, predicted before it is made. options: a target's table of this runtime."""
 
     def defaults(self, cores: int) -> Mapping[str, str | int]:
-        """What a target of a measured machine with so many cores says in its `[runtime.<name>]` table."""
+        """What a target of a measured machine with so many cores says in its `[runtime.<name>]` table; {}: it has none."""
+
+    def minimum(self, own: str) -> str:
+        """The oldest version that runs a file. own: of the runtime that its format proves it in."""
 
     def distribution(self, options: Mapping[str, object]) -> str:
         """What pip installs on a device where sessions have these options."""

@@ -11,7 +11,7 @@ class Work(TypedDict, total=False):
 
     asked: the provider that was asked for. provider: the execution provider, or the kind of device, of the session. nodes and
     matmul_nodes: operators and matrix products by provider; matmul_ops: multiplications and additions of matrix products by
-    provider; weight_bytes: of the matrices that a call reads.
+    provider; weight_bytes: of the matrices that a call reads; precisions: how many matrix products ran in each.
 
     Of llama.cpp: layers (the output counted as one), offloaded (how many of them lie on which `devices`), buffers (MiB by kind
     and device), weights_mb and parameters of the file, flash_attention, threads by phase, kv (the cache's types), the
@@ -24,6 +24,7 @@ class Work(TypedDict, total=False):
     matmul_nodes: dict[str, int]
     matmul_ops: dict[str, float]
     weight_bytes: int
+    precisions: dict[str, int]
     layers: int
     offloaded: int
     devices: list[str]

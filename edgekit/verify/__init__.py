@@ -1,7 +1,7 @@
 """Verify: the artifact answers the verify prompts on its device, is compared with the reference, and judged.
 
 gate holds the statistics, accuracy the comparisons, measurements runs the probe, hardware says what the machine may vouch for,
-arithmetic whether its INT8 is the target's, checks turns all that into verdicts with remedies.
+arithmetic whether its INT8 is the target's, choice which runtime answers, checks turns all that into verdicts with remedies.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from edgekit.evidence import (
     PromptFacts,
     Quantiles,
     Report,
+    RuntimeTime,
     Vouches,
     whole_verdict,
 )
-from edgekit.formats import FORMATS, finer, runtime_name
+from edgekit.formats import finer
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 from edgekit.progress import Progress, silent
 from edgekit.reference import Reference, read_reference
 from edgekit.runtimes import RUNTIMES, neighbours
-from edgekit.schema import pick
 from edgekit.tasks import TASKS
 from edgekit.typed_json import read_table
 from edgekit.verify import accuracy as compared
-from edgekit.verify import arithmetic, budgets, checks, generation, hardware, latency, margins
+from edgekit.verify import arithmetic, budgets, checks, choice, generation, hardware, latency, margins
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep
 from edgekit.verify.measurements import Measurements, ask_rows, encode, measure, runtime_options
@@ -52,7 +52,11 @@ from edgekit.verify.run import Run, Subject, Terms
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekit.devices import Device
+    from edgekit.probes import Question
     from edgekit.runtimes.placement import Placement
 
 __all__ = ["Subject", "Terms", "check_accuracy_table", "check_reference", "plan_text", "verify"]
@@ -79,8 +83,7 @@ def verify(
     product, recorded = open_product(subject.artifact, "export"), open_product(subject.reference, "record")
     check_reference(recorded, product, subject.prompts)
     artifact, reference = read_artifact(product), read_reference(recorded)
-    format_ = pick(FORMATS, artifact.file.format, f"{subject.artifact}: format")
-    runtime = runtime_name(format_, terms.target.runtime)
+    runtimes = choice.answering(artifact, terms.target)
     run = Run(
         subject=subject,
         terms=terms,
@@ -88,8 +91,9 @@ def verify(
         recorded=recorded,
         reference=reference,
         device=device,
-        runtime=runtime,
-        options=runtime_options(artifact.file.runtime_options, terms.target, runtime),
+        runtimes=runtimes,
+        runtime=runtimes[0],
+        options=runtime_options(artifact.file.runtime_options, terms.target, runtimes[0]),
         coverage=coverage,
         models=_float_models(reference, subject),
         data=_data(subject.prompts),
@@ -120,8 +124,11 @@ def _verify_rows(run: Run) -> Report:
     ids = encode(run.subject.artifact, rows, artifact.settings)
     # The tokenizer that ships cuts texts at max_length: no request is ever longer.
     sequence = min(run.budget.sequence, artifact.max_length)
-    question = ask_rows(run.file, run.runtime, run.options, ids, artifact.pad_id, sequence)
-    measured, outputs = measure(question, run.device, partial(_is_judged, run), run.progress, run.out)
+
+    def ask(run: Run) -> Question:
+        return ask_rows(run.file, run.runtime, run.options, ids, artifact.pad_id, sequence)
+
+    run, measured, outputs, raced = _measure_fastest(run, ask)
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
     answers, finite = read_answers(run, rows, outputs)
@@ -139,14 +146,17 @@ def _verify_rows(run: Run) -> Report:
         ],
         margins=vars(asked),
         prompts=len(truth),
-        notes=notes_on_rejection(run, truth) if answers["artifact"].labels else (),
+        notes=[
+            *choice.note(raced, run.runtime, conditions.foreign),
+            *(notes_on_rejection(run, truth) if answers["artifact"].labels else ()),
+        ],
     )
     real = OwnLengths(
         p50=gate.quantile(measured.real_times, 0.5),
         p95=gate.quantile(measured.real_times, 0.95),
         mean_tokens=sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
     )
-    report = replace(_report(run, judgement, measured, conditions), latency_real=real)
+    report = replace(_report(run, judgement, measured, conditions), latency_real=real, runtimes=raced or None)
     if not answers["artifact"].labels:
         return report
     return replace(
@@ -154,6 +164,22 @@ def _verify_rows(run: Run) -> Report:
         scope={role: compared.scope(answers[role], truth, run.terms.out_of_scope) for role in ROLES},
         confusion=tuple(compared.confusion(answers["student"], answers["artifact"], truth)),
     )
+
+
+def _measure_fastest(
+    run: Run, ask: Callable[[Run], Question]
+) -> tuple[Run, Measurements, NDArray[np.float32], tuple[RuntimeTime, ...]]:
+    """The run in the runtime that answers, its measurements and outputs, and the times of all that could have answered.
+
+    Where this machine may not vouch for the target's speed, the first that the target names answers.
+    """
+    raced = choice.race(run, run.runtimes, ask)
+    run = choice.with_runtime(run, choice.winner(raced)) if raced else run
+    measured, outputs = measure(ask(run), run.device, partial(_is_judged, run), run.progress, run.out)
+    if run.runtime != run.runtimes[0] and _foreign(run, measured):
+        run = choice.with_runtime(run, run.runtimes[0])
+        measured, outputs = measure(ask(run), run.device, partial(_is_judged, run), run.progress, run.out)
+    return run, measured, outputs, raced
 
 
 def _verify_tokens(run: Run) -> Report:

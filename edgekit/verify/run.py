@@ -60,7 +60,10 @@ class Run:
     recorded: Product
     reference: Reference
     device: Device
+    runtimes: tuple[str, ...]
+    """Those that the target lets answer, in its order."""
     runtime: str
+    """The one that does."""
     options: Mapping[str, object]
     coverage: Coverage | None
     models: Mapping[str, FloatModel]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import EdgekitError
-from edgekit.formats import FORMATS, library_versions, packages, parse_options, runtime_name, runtime_of
+from edgekit.formats import FORMATS, candidates, domains_of, library_versions, packages, parse_options, runtime_of
 from edgekit.runtimes import RUNTIMES
 from edgekit.tasks import TASKS
 
@@ -58,26 +58,54 @@ def test_a_formats_runtimes_are_there(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tables", "chosen"),
+    ("tables", "domains", "chosen"),
     [
-        ([], "llama-cpp"),
-        (["onnxruntime"], "onnxruntime"),
-        (["onnxruntime", "llama-cpp"], "onnxruntime"),
-        (["other", "llama-cpp", "onnxruntime"], "llama-cpp"),
-        (["other"], "llama-cpp"),
+        ([], [""], ["onnxruntime"]),
+        (["llama-cpp"], [""], ["llama-cpp"]),
+        (["llama-cpp", "onnxruntime"], [""], ["llama-cpp", "onnxruntime"]),
+        (["other", "onnxruntime", "llama-cpp"], [""], ["onnxruntime", "llama-cpp"]),
+        (["other"], [""], ["onnxruntime"]),
+        (["llama-cpp", "onnxruntime"], ["", "com.microsoft"], ["onnxruntime"]),
+        (["onnxruntime"], ["", "of.another"], ["onnxruntime"]),
     ],
 )
-def test_a_targets_tables_choose_the_runtime(tables: list[str], chosen: str) -> None:
-    """The first that a target names of those that run the format, else the format's first."""
-    both = SimpleNamespace(RUNTIMES=("llama-cpp", "onnxruntime"), LIBRARIES=("onnx",))
+def test_a_targets_tables_say_which_runtimes_may_answer(
+    tables: list[str], domains: list[str], chosen: list[str]
+) -> None:
+    """All that it names which run such a file, in its order; else the format's first."""
+    both = SimpleNamespace(RUNTIMES=("onnxruntime", "llama-cpp"), LIBRARIES=("onnx",))
     named: dict[str, Any] = {name: {} for name in tables}
-    assert runtime_name(both, named) == chosen
-    assert runtime_of(both, named) is RUNTIMES[chosen]
-    engines = {"llama-cpp-python"} | ({"onnxruntime"} if chosen == "onnxruntime" else set())
-    assert {package.name for package in packages(both, named)} == engines, (
-        "the one that proves the files, and the target's"
-    )
-    assert set(library_versions(both, named)) == {"onnx"} | engines
+    assert list(candidates(both, named, "embedding", domains, "board.toml")) == chosen
+    engines = {"onnxruntime"} | ({"llama-cpp-python"} if "llama-cpp" in chosen else set())
+    assert {package.name for package in packages(both, chosen)} == engines, "the one that proves the files, and those"
+    assert set(library_versions(both, chosen)) == {"onnx"} | engines
+
+
+@pytest.mark.parametrize(("output", "domains"), [("embedding", ["com.microsoft"]), ("logits", [""])])
+def test_a_runtime_that_cannot_run_the_file_is_refused_where_it_is_the_only_one(
+    output: str, domains: list[str]
+) -> None:
+    both = SimpleNamespace(RUNTIMES=("onnxruntime", "llama-cpp"), LIBRARIES=())
+    with pytest.raises(
+        EdgekitError, match=r"board\.toml: runtime\.llama-cpp: does not run .* add \[runtime\.onnxruntime\]"
+    ):
+        candidates(both, {"llama-cpp": {}}, output, domains, "board.toml")
+
+
+def test_a_format_says_whose_operators_its_files_have() -> None:
+    assert domains_of(["MatMul", "com.microsoft.FusedMatMul"]) == {"", "com.microsoft"}
+    options = {
+        scheme: {
+            layout: parse_options({"scheme": scheme, "layout": layout}, "logits", "x")[1]
+            for layout in ("operators", "qdq")
+        }
+        for scheme in ("auto", "int8-static", "w8", "w4", "fp16", "fp32")
+    }
+    own = {
+        name: {layout: FORMATS["onnx"].domains(one) for layout, one in both.items()} for name, both in options.items()
+    }
+    assert {name for name, both in own.items() if both["qdq"] == ("",)} == {"auto", "int8-static", "fp16", "fp32"}
+    assert {name for name, both in own.items() if both["operators"] == ("",)} == {"fp16"}
 
 
 def test_versions_are_of_what_files_and_answers_depend_on() -> None:

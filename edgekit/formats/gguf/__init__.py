@@ -53,6 +53,7 @@ __all__ = [
     "adopt",
     "check_reading",
     "costs",
+    "domains",
     "file_digest",
     "mixes",
     "write",
@@ -69,6 +70,11 @@ FILE, IMATRIX = "model.gguf", "imatrix.gguf"
 TOKEN_BYTES = 36
 # llama.cpp's releases have no numbers that a loader could compare; this is the binding that the tests ran with.
 MINIMUM_RUNTIME = "0.3.36"
+
+
+def domains(options: Options) -> tuple[str, ...]:  # noqa: ARG001 - the format's interface
+    """None: its files hold no graph."""
+    return ()
 
 
 def mixes(options: Options) -> bool:

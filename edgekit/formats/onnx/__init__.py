@@ -52,6 +52,7 @@ __all__ = [
     "check_reading",
     "costs",
     "describe_file",
+    "domains",
     "file_digest",
     "mixes",
     "write",
@@ -80,6 +81,12 @@ class _Written:
     choices: Mapping[str, object]
     scheme: str
     config_entries: Mapping[str, str] = field(default_factory=dict)
+
+
+def domains(options: Options) -> tuple[str, ...]:
+    """ONNX's own, and onnxruntime's where the options ask for its operators; only those have weights in blocks."""
+    own = options.scheme in {"w8", "w4"} or (options.layout == "operators" and options.scheme != "fp16")
+    return ("", "com.microsoft") if own else ("",)
 
 
 def mixes(options: Options) -> bool:  # noqa: ARG001 - the format's interface

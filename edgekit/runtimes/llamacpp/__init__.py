@@ -36,12 +36,34 @@ if TYPE_CHECKING:
     Ids = Sequence[int] | NDArray[np.integer]
 
 __all__ = [
-    "CPU", "GPU", "NAME", "PACKAGE", "Generator", "LlamaError", "Options", "Session",
-    "defaults", "distribution", "generator", "joined", "load", "load_errors", "memory", "outputs", "placement",
-    "providers", "version", "work",
+    "CPU",
+    "DOMAINS",
+    "GPU",
+    "NAME",
+    "OUTPUTS",
+    "PACKAGE",
+    "Generator",
+    "LlamaError",
+    "Options",
+    "Session",
+    "defaults",
+    "distribution",
+    "generator",
+    "joined",
+    "load",
+    "load_errors",
+    "memory",
+    "minimum",
+    "outputs",
+    "placement",
+    "providers",
+    "version",
+    "work",
 ]  # fmt: skip
 
 NAME = "llama-cpp"
+OUTPUTS: tuple[str, ...] = ("embedding", "tokens")
+DOMAINS: tuple[str, ...] = ("",)
 
 
 def joined(target: Mapping[str, object], artifact: Mapping[str, object]) -> dict[str, object]:
@@ -64,6 +86,11 @@ def memory(demand: Demand, options: Mapping[str, object]) -> Memory:
 def defaults(cores: int) -> dict[str, str | int]:
     """What a target of a measured machine says in its `[runtime.llama-cpp]`."""
     return {"threads": cores, "context": 4096}
+
+
+def minimum(own: str) -> str:
+    """The oldest version that runs a file, which its format says of this runtime."""
+    return own
 
 
 def distribution(options: Mapping[str, object]) -> str:  # noqa: ARG001 - a protocol's

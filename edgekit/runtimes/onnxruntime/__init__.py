@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from edgekit.runtimes.placement import Work
 
 __all__ = [
-    "CPU", "NAME", "PACKAGE", "Generator", "Options", "Session",
-    "defaults", "distribution", "generator", "joined", "load", "load_errors", "memory", "outputs", "placement",
+    "CPU", "DOMAINS", "NAME", "OUTPUTS", "PACKAGE", "Generator", "Options", "Session",
+    "defaults", "distribution", "generator", "joined", "load", "load_errors", "memory", "minimum", "outputs", "placement",
     "providers", "version", "work",
 ]  # fmt: skip
 
 NAME = "onnxruntime"
+OUTPUTS: tuple[str, ...] = ("logits", "embedding", "tokens")
+DOMAINS: tuple[str, ...] = ("", "com.microsoft")
 # A provider that does less of the matrix products than this left the rest to the CPU without a word.
 SHARE = 0.8
 # What weights with their packed copies take of their own bytes, roughly; and onnxruntime and Python themselves.
@@ -60,6 +62,11 @@ def defaults(cores: int) -> dict[str, str | int]:
 def memory(demand: Demand, options: Mapping[str, object]) -> Memory:  # noqa: ARG001 - one signature for all
     """What an artifact needs here: its weights with what onnxruntime prepares of them, and the process itself."""
     return Memory(needed=_PREPARED * demand.weights + _PROCESS_BYTES)
+
+
+def minimum(own: str) -> str:
+    """The oldest version that runs a file, which its format says of this runtime."""
+    return own
 
 
 def distribution(options: Mapping[str, object]) -> str:
