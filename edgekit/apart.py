@@ -15,11 +15,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from edgekit.errors import EdgekitError
+from edgekit.typed_json import as_table
 
 # Longer than any batch that we ask for, on a slow machine: whoever still runs then goes round in circles.
 MOST_SECONDS = 1800.0
@@ -29,7 +28,7 @@ _REASON = re.compile(r"GGML_ASSERT|what\(\):|panicked at|^[\w.]*(Error|Exception
 _SHOWN = 300
 
 
-def apart(function: str, *, what: str, remedy: str, seconds: float = MOST_SECONDS, **arguments: Any) -> Any:
+def apart(function: str, *, what: str, remedy: str, seconds: float = MOST_SECONDS, **arguments: object) -> object:
     """What a function answers in a child process.
 
     function: "module:name" of edgekit's. what, remedy: how an error of the process begins (who is to blame) and ends.
@@ -48,10 +47,10 @@ def apart(function: str, *, what: str, remedy: str, seconds: float = MOST_SECOND
         answer = Path(folder) / _ANSWER
         if ended.returncode != 0 or not answer.is_file():
             raise EdgekitError(f"{what}: {_how(ended.returncode)}: {_why(ended.stderr)}; {remedy}")
-        told: Mapping[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-        if "error" in told:
-            raise EdgekitError(str(told["error"]))
-        return told["result"]
+        content = as_table(json.loads(answer.read_text(encoding="utf-8")))
+        if "error" in content:
+            raise EdgekitError(str(content["error"]))
+        return content["result"]
 
 
 def _how(code: int) -> str:
@@ -63,11 +62,11 @@ def _how(code: int) -> str:
         return f"it ended the process with signal {-code}"
 
 
-def _why(said: bytes) -> str:
+def _why(log: bytes) -> str:
     """The line in which the engine says why, else its last one."""
-    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
-    found = [line for line in lines if _REASON.search(line)] or lines or ["it does not say why"]
-    return found[-1][:_SHOWN].rstrip(".")
+    lines = [line.strip() for line in log.decode("utf-8", "replace").splitlines() if line.strip()]
+    reasons = [line for line in lines if _REASON.search(line)] or lines or ["it does not say why"]
+    return reasons[-1][:_SHOWN].rstrip(".")
 
 
 def _answer(folder: Path) -> None:
@@ -75,10 +74,10 @@ def _answer(folder: Path) -> None:
     request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
     module, _, name = request["function"].partition(":")
     try:
-        told = {"result": getattr(importlib.import_module(module), name)(**request["arguments"])}
+        answer = {"result": getattr(importlib.import_module(module), name)(**request["arguments"])}
     except EdgekitError as bad:
-        told = {"error": bad.message}
-    (folder / _ANSWER).write_text(json.dumps(told), encoding="utf-8")
+        answer = {"error": bad.message}
+    (folder / _ANSWER).write_text(json.dumps(answer), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import nearest, read_json
@@ -333,7 +332,7 @@ CHECKPOINT_KEYS: dict[str, dict[str, str]] = {
 }
 
 
-def read_known(path: Path, file: str) -> dict[str, Any]:
+def read_known(path: Path, file: str) -> dict[str, object]:
     """The JSON object of a file all of whose keys are in CHECKPOINT_KEYS[file]; {} where there is no such file.
 
     Raises EdgekitError for what is no object, for a key that is not in the table, and for one that is refused and not empty.
@@ -345,7 +344,7 @@ def read_known(path: Path, file: str) -> dict[str, Any]:
     return content
 
 
-def check_known(content: Mapping[str, Any], file: str, path: Path) -> None:
+def check_known(content: Mapping[str, object], file: str, path: Path) -> None:
     """Raise EdgekitError for a key of `content` that is not in CHECKPOINT_KEYS[file], or is refused and says something."""
     table = CHECKPOINT_KEYS[file]
     for key, value in content.items():

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import read_json
+from edgekit.typed_json import as_table
 
 # Files beside config.json that hold a JSON object, where they are there.
 _OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -21,19 +22,19 @@ class Kind:
     """What a value must be, in words and as a test. null is a value of every kind: transformers writes it for "not set"."""
 
     wanted: str
-    fits: Callable[[Any], bool]
+    fits: Callable[[object], bool]
 
 
-def _whole(value: object) -> bool:
+def _whole(value: object) -> TypeGuard[int]:
     return type(value) is int
 
 
-def _finite(value: object) -> bool:
-    return type(value) in {int, float} and math.isfinite(value)  # type: ignore[arg-type]
+def _finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(fits(one) for one in value)
+def _list_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(fits(item) for item in value)
 
 
 COUNT = Kind(wanted="a whole number above zero", fits=lambda value: _whole(value) and value > 0)
@@ -45,7 +46,7 @@ POSITIVE = Kind(wanted="a number above zero", fits=lambda value: _finite(value) 
 NUMBERS = Kind(wanted="a list of numbers", fits=_list_of(_finite))
 FLAG = Kind(wanted="true or false", fits=lambda value: isinstance(value, bool))
 TEXT = Kind(wanted="a text", fits=lambda value: isinstance(value, str))
-TEXTS = Kind(wanted="a list of texts", fits=_list_of(lambda one: isinstance(one, str)))
+TEXTS = Kind(wanted="a list of texts", fits=_list_of(lambda item: isinstance(item, str)))
 TABLE = Kind(wanted="a JSON object", fits=lambda value: isinstance(value, dict))
 
 # The keys that edgekit and the families' own code compute with.
@@ -108,7 +109,7 @@ ROPE_KEYS: dict[str, Kind] = {
 }
 
 
-def read_configuration(path: Path) -> dict[str, Any]:
+def read_configuration(path: Path) -> dict[str, object]:
     """A config.json whose keys are of their kinds.
 
     Raises EdgekitError, which names file and key, for a value of another kind, labels that are not numbered from 0, and
@@ -118,11 +119,11 @@ def read_configuration(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise EdgekitError(f"{path}: not a transformers configuration; expected a JSON object")
     _check(content, KEYS, str(path))
-    for part, where in ((content, str(path)), (content.get("text_config") or {}, f"{path}: text_config")):
+    for part, where in ((content, str(path)), (as_table(content.get("text_config")), f"{path}: text_config")):
         _check(part, KEYS, where)
         for key in ("rope_parameters", "rope_scaling"):
-            _check_rope(part.get(key) or {}, f"{where}: {key}")
-    _check_labels(content.get("id2label") or {}, f"{path}: id2label")
+            _check_rope(as_table(part.get(key)), f"{where}: {key}")
+    _check_labels(as_table(content.get("id2label")), f"{path}: id2label")
     return content
 
 
@@ -142,25 +143,26 @@ def check_files(folder: Path) -> None:
             raise EdgekitError(f"{path}: expected a JSON object; save the model again")
 
 
-def _check(content: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> None:
+def _check(content: Mapping[str, object], kinds: Mapping[str, Kind], where: str) -> None:
     for key, value in content.items():
         kind = kinds.get(key)
         if kind is not None and value is not None and not kind.fits(value):
             raise EdgekitError(f"{where}: {key}: {value!r:.60} is not {kind.wanted}")
 
 
-def _check_rope(table: Mapping[str, Any], where: str) -> None:
+def _check_rope(table: Mapping[str, object], where: str) -> None:
     nested = {key: inner for key, inner in table.items() if isinstance(inner, dict)}
     for key, inner in nested.items():
         _check_rope(inner, f"{where}: {key}")
     _check({key: value for key, value in table.items() if key not in nested}, ROPE_KEYS, where)
     low, high = table.get("low_freq_factor"), table.get("high_freq_factor")
-    if low is not None and high is not None and low >= high:
+    if _finite(low) and _finite(high) and low >= high:
         raise EdgekitError(f"{where}: low_freq_factor: {low} is not below high_freq_factor ({high})")
 
 
-def _check_labels(named: Mapping[str, Any], where: str) -> None:
-    # Keys are the places of the logits; transformers counts them to size the head.
-    if set(named) != {str(place) for place in range(len(named))}:
-        wrong = next((key for key in named if key not in {str(place) for place in range(len(named))}), "")
+def _check_labels(named: Mapping[str, object], where: str) -> None:
+    # Keys are the indices of the logits; transformers counts them to size the head.
+    numbers = set(map(str, range(len(named))))
+    if set(named) != numbers:
+        wrong = next((key for key in named if key not in numbers), "")
         raise EdgekitError(f'{where}: {wrong!r} is not one of the classes\' numbers "0" to "{len(named) - 1}"')

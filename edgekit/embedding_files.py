@@ -6,9 +6,8 @@ Definitions: sentence-transformers 6.2, base/modules and sentence_transformer/mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from edgekit.checkpoint_keys import (
     DENSE,
@@ -24,6 +23,7 @@ from edgekit.checkpoint_keys import (
 )
 from edgekit.errors import EdgekitError
 from edgekit.schema import nearest, read_json
+from edgekit.typed_json import as_table
 
 # sentence-transformers' key in 1_Pooling/config.json before version 6 -> the mode's name since, in the order of joined modes.
 _OLD_POOLING_KEYS = {
@@ -49,7 +49,19 @@ class Step:
 
     kind: str
     folder: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
+
+    @property
+    def where(self) -> Path:
+        """The file of its settings."""
+        return self.folder / "config.json"
+
+    def size(self, key: str) -> int:
+        """A whole number of its settings; EdgekitError where it is missing or something else."""
+        value = self.settings.get(key)
+        if type(value) is not int:
+            raise EdgekitError(f"{self.where}: {key!r}: missing, or not a number; fetch the checkpoint again")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,60 +97,62 @@ def read_embedding(folder: Path) -> Embedding:
 
     Raises EdgekitError for a module, a key or a value that edgekit cannot put into a graph.
     """
-    place = folder / MODULES
-    if not place.is_file():
+    path = folder / MODULES
+    if not path.is_file():
         return Embedding()
-    listed = read_json(place)
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise EdgekitError(f"{place}: expected a list of modules; fetch the checkpoint again")
-    pooling: dict[str, Any] = {}
+    modules = read_json(path)
+    if not isinstance(modules, list) or not all(isinstance(entry, dict) for entry in modules):
+        raise EdgekitError(f"{path}: expected a list of modules; fetch the checkpoint again")
+    embedding, pools = Embedding(), False
     steps = []
-    for position, entry in enumerate(listed):
-        check_known(entry, MODULES, place)
-        kind, inside = _kind(entry, place), folder / str(entry.get("path", ""))
+    for position, entry in enumerate(modules):
+        check_known(entry, MODULES, path)
+        kind, inside = _kind(entry, path), folder / str(entry.get("path", ""))
         if kind == "Transformer" and position == 0:
-            _check_root(entry, place)
+            _check_root(entry, path)
         elif kind == "Pooling" and position == 1:
-            pooling = _pooling(inside / "config.json")
+            embedding, pools = _pooled(embedding, inside / "config.json"), True
         elif kind in _STEPS and position > 1:
             steps.append(_step(kind, inside, folder))
         elif kind == "Dropout" and position > 1:
             read_known(inside / "config.json", DROPOUT)
         else:
             raise EdgekitError(
-                f"{place}: module {kind} in place {position}: edgekit reads Transformer, Pooling, and behind them Dense,"
+                f"{path}: module {kind} in place {position}: edgekit reads Transformer, Pooling, and behind them Dense,"
                 " LayerNorm and Normalize"
             )
-    if not pooling:
-        raise EdgekitError(f"{place}: no Pooling behind the Transformer: its outputs are not one row per text")
-    return Embedding(steps=tuple(steps), **pooling, **_transformer(folder), **_model(folder / SENTENCE_TRANSFORMERS))
+    if not pools:
+        raise EdgekitError(f"{path}: no Pooling behind the Transformer: its outputs are not one row per text")
+    embedding = _encoded(replace(embedding, steps=tuple(steps)), folder)
+    return _prompted(embedding, folder / SENTENCE_TRANSFORMERS)
 
 
-def _kind(entry: Mapping[str, Any], place: Path) -> str:
+def _kind(entry: Mapping[str, object], path: Path) -> str:
     named = str(entry.get("type"))
     if not named.startswith("sentence_transformers."):
-        raise EdgekitError(f"{place}: type {named}: code of its own, which edgekit never runs")
+        raise EdgekitError(f"{path}: type {named}: code of its own, which edgekit never runs")
     return named.rpartition(".")[2]
 
 
-def _check_root(entry: Mapping[str, Any], place: Path) -> None:
+def _check_root(entry: Mapping[str, object], path: Path) -> None:
     if entry.get("path"):
         raise EdgekitError(
-            f"{place}: its Transformer lies in {entry['path']!r}, edgekit looks for it beside {MODULES}; save the model again"
+            f"{path}: its Transformer lies in {entry['path']!r}, edgekit looks for it beside {MODULES}; save the model again"
             " with a newer sentence-transformers"
         )
 
 
-def _pooling(place: Path) -> dict[str, Any]:
-    settings = read_known(place, POOLING)
-    modes = settings.get("pooling_mode")
-    if modes is None:
+def _pooled(embedding: Embedding, path: Path) -> Embedding:
+    """With the poolings, by the file of their module's settings."""
+    settings = read_known(path, POOLING)
+    given = settings.get("pooling_mode")
+    modes = [str(mode) for mode in given] if isinstance(given, list) else [str(given)]
+    if given is None:
         modes = [mode for key, mode in _OLD_POOLING_KEYS.items() if settings.get(key)] or ["mean"]
-    modes = (modes,) if isinstance(modes, str) else tuple(str(mode) for mode in modes)
     for mode in modes:
         if mode not in POOLING_MODES:
-            raise EdgekitError(f"{place}: pooling_mode: unknown value {mode!r}{nearest(mode, POOLING_MODES)}")
-    return {"modes": modes, "include_prompt": bool(settings.get("include_prompt", True))}
+            raise EdgekitError(f"{path}: pooling_mode: unknown value {mode!r}{nearest(mode, POOLING_MODES)}")
+    return replace(embedding, modes=tuple(modes), include_prompt=bool(settings.get("include_prompt", True)))
 
 
 def _step(kind: str, inside: Path, root: Path) -> Step:
@@ -158,34 +172,42 @@ def _step(kind: str, inside: Path, root: Path) -> Step:
     return Step(kind=kind, folder=inside, settings=settings)
 
 
-def _transformer(folder: Path) -> dict[str, Any]:
-    """max_seq_length and do_lower_case, of the first of the files that sentence-transformers looks for."""
+def _encoded(embedding: Embedding, folder: Path) -> Embedding:
+    """With max_seq_length and do_lower_case, of the first of the files that sentence-transformers looks for."""
     path = next((folder / name for name in _SETTINGS_OF_TRANSFORMER if (folder / name).is_file()), folder / TRANSFORMER)
     settings = read_known(path, TRANSFORMER)
     modality = settings.get("modality_config")
     for key, wanted in (("transformer_task", "feature-extraction"), ("module_output_name", "token_embeddings")):
         if settings.get(key, wanted) != wanted:
             raise EdgekitError(f"{path}: {key}: {settings[key]}: edgekit embeds by {wanted}")
-    if modality is not None and (not isinstance(modality, dict) or modality.get("text") != _TEXT):
+    if modality is not None and as_table(modality).get("text") != _TEXT:
         raise EdgekitError(f"{path}: modality_config: edgekit embeds texts by the model's last_hidden_state")
-    length = settings.get("max_seq_length")
-    return {"max_seq_length": int(length) if length else None, "lower_case": bool(settings.get("do_lower_case"))}
+    length = _whole(settings, "max_seq_length", path) or None
+    return replace(embedding, max_seq_length=length, lower_case=bool(settings.get("do_lower_case")))
 
 
-def _model(path: Path) -> dict[str, Any]:
+def _prompted(embedding: Embedding, path: Path) -> Embedding:
+    """With the prompts, and what is done to a finished embedding."""
     settings = read_known(path, SENTENCE_TRANSFORMERS)
     if settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         raise EdgekitError(f"{path}: model_type: {settings['model_type']}: its answers are not one embedding per text")
-    given = settings.get("prompts") or {}
-    prompts = {str(name): str(text or "") for name, text in given.items()}
-    name = settings.get("default_prompt_name")
+    prompts = {str(name): str(text or "") for name, text in as_table(settings.get("prompts")).items()}
+    name, similarity = settings.get("default_prompt_name"), settings.get("similarity_fn_name")
     if name is not None and name not in prompts:
         raise EdgekitError(
             f"{path}: default_prompt_name: {name!r} is none of its prompts ({', '.join(prompts) or 'none'})"
         )
-    return {
-        "prompts": prompts,
-        "prompt_name": name,
-        "truncate_dim": settings.get("truncate_dim"),
-        "similarity": settings.get("similarity_fn_name"),
-    }
+    return replace(
+        embedding,
+        prompts=prompts,
+        prompt_name=None if name is None else str(name),
+        truncate_dim=_whole(settings, "truncate_dim", path),
+        similarity=None if similarity is None else str(similarity),
+    )
+
+
+def _whole(settings: Mapping[str, object], key: str, path: Path) -> int | None:
+    value = settings.get(key)
+    if value is not None and type(value) is not int:
+        raise EdgekitError(f"{path}: {key}: {value!r:.60} is not a whole number; fetch the checkpoint again")
+    return value

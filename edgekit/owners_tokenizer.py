@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from edgekit.errors import EdgekitError, first_line
 
@@ -42,24 +41,24 @@ def _read(folder: Path, _stamps: tuple[tuple[str, int, int], ...]) -> str:
         from transformers import AutoTokenizer
 
         try:
-            found: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except _REFUSALS as refused:
             raise EdgekitError(
                 f"{where}: transformers cannot read this tokenizer: {first_line(refused)}; save it again with"
                 " AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             ) from refused
-    backend = getattr(found, "backend_tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise EdgekitError(
-            f"{where}: tokenizer_class: {type(found).__name__} is Python code; no tokenizer.json can hold it"
+            f"{where}: tokenizer_class: {type(tokenizer).__name__} is Python code; no tokenizer.json can hold it"
         )
-    if found.split_special_tokens:
+    if tokenizer.split_special_tokens:
         raise EdgekitError(f"{where}: split_special_tokens: no tokenizer.json can hold it; remove the key")
     content = json.loads(backend.to_str())
     content["padding"] = None
     content["truncation"] = {
-        "direction": str(found.truncation_side).capitalize(),
-        "max_length": min(int(found.model_max_length), ENDLESS),
+        "direction": str(tokenizer.truncation_side).capitalize(),
+        "max_length": min(int(tokenizer.model_max_length), ENDLESS),
         "strategy": "LongestFirst",
         "stride": 0,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgekit.architectures import (
     bert,
@@ -27,6 +27,7 @@ from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PretrainedConfig
 
 
 class Architecture(Protocol):
@@ -39,7 +40,7 @@ class Architecture(Protocol):
     TOKEN_TYPE_IDS: bool
     """Whether the model's forward takes token_type_ids."""
 
-    def cut(self, config: Any, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:
+    def cut(self, config: PretrainedConfig, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:
         """Fit a configuration, and the kept blocks where they must change, to the blocks whose indices `keep` names."""
 
 
@@ -87,9 +88,9 @@ def find_gguf(model_type: str, where: str) -> Gguf:
     """How a family is written as GGUF; EdgekitError (beginning with `where`) names the families that are."""
     families = gguf_families()
     if model_type in families:
-        found = getattr(ARCHITECTURES[model_type], "GGUF")  # noqa: B009 - not every family's module has it
-        assert isinstance(found, Gguf)
-        return found
+        family = getattr(ARCHITECTURES[model_type], "GGUF")  # noqa: B009 - not every family's module has it
+        assert isinstance(family, Gguf)
+        return family
     raise EdgekitError(
         f"{where}: model_type: edgekit writes no GGUF of the family {model_type!r}; it does of {', '.join(families)}"
     )

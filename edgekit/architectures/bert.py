@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.architectures.gguf import Config, Gguf, Keys, Place, head_width
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PretrainedConfig
 
 LAYERS = "encoder.layer"
 PROJECTIONS: tuple[str, ...] = ("attention.self.query", "attention.self.key", "attention.self.value")
 TOKEN_TYPE_IDS = True
 
 
-def cut(config: Any, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:  # noqa: ARG001 - one signature for all
+def cut(config: PretrainedConfig, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:  # noqa: ARG001 - one signature for all
     """Any block can stand at any depth."""
     config.num_hidden_layers = len(keep)
 

@@ -32,7 +32,7 @@ def keys(config: Config) -> Keys:
     config.must("use_bidirectional_attention", None, False)
     keys = decoder_keys(config, rope(config, ("default",))) | window_keys(config, 2)
     for part in ("attn", "final"):
-        cap = config.values["final_logit_softcapping" if part == "final" else "attn_logit_softcapping"]
+        cap = config.optional(f"{part}_logit_softcapping")
         if cap is None:
             raise config.error(f"{part}_logit_softcapping", "llama.cpp always caps Gemma 2's; export as ONNX")
         keys[f"{part}_logit_softcapping"] = float(cap)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.architectures import llama
 from edgekit.architectures.gemma2 import DEFAULTS, NORMED, TOP, check_scale
 from edgekit.architectures.gguf import Config, Gguf, Keys, Place, decoder_keys, decoder_sizes, rope, window_keys
 from edgekit.architectures.llama import IGNORED, PROJECTIONS, TOKEN_TYPE_IDS
+from edgekit.typed_json import as_table
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PretrainedConfig
 
 __all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "cut"]
 
@@ -19,7 +21,7 @@ LAYERS = "language_model.layers"
 _LARGE = 62
 
 
-def cut(config: Any, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:
+def cut(config: PretrainedConfig, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:
     """As in the other decoders, in the text model's part of the configuration."""
     llama.cut(config.get_text_config(), layers, keep)
 
@@ -35,18 +37,18 @@ def keys(config: Config) -> Keys:
     base = near.theta if near else config.real("rope_local_base_freq")
     period = config.number("sliding_window_pattern")
     layers = config.number("num_hidden_layers")
-    usual = ["sliding_attention" if (place + 1) % period else "full_attention" for place in range(layers)]
+    usual = ["sliding_attention" if (index + 1) % period else "full_attention" for index in range(layers)]
     spelled = Config(values={**config.values, "layer_types": config.get("layer_types", usual)}, where=config.where)
     keys = decoder_keys(config, rope(config, ("default", "linear"))) | window_keys(spelled, 6)
     keys["rope.freq_base_swa"] = base
     # transformers caps in the text model's class only, not in the one with images (modeling_gemma3.py).
-    if (cap := config.get("final_logit_softcapping")) is not None and config.get("text_config") is None:
+    if (cap := config.optional("final_logit_softcapping")) is not None and config.get("text_config") is None:
         keys["final_logit_softcapping"] = float(cap)
     return keys
 
 
 def _nested(config: Config) -> bool:
-    return isinstance((config.get("rope_parameters") or {}).get("sliding_attention"), dict)
+    return isinstance(as_table(config.get("rope_parameters")).get("sliding_attention"), dict)
 
 
 GGUF = Gguf(

@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import nearest
+from edgekit.typed_json import as_list
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +29,10 @@ Keys = dict[str, str | bool | int | float | list[bool]]
 class Config:
     """A configuration in transformers' words, complete with its family's defaults; `where` begins its errors."""
 
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     where: str
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> object:
         """The value of a key; the default where the key is missing or null."""
         value = self.values.get(key)
         return default if value is None else value
@@ -43,6 +44,13 @@ class Config:
             raise self.error(key, f"{value!r} is not a number above zero")
         return value
 
+    def natural(self, key: str) -> int:
+        """A whole number from 0; EdgekitError where it is missing or something else."""
+        value = self.values.get(key)
+        if type(value) is not int or value < 0:
+            raise self.error(key, f"{value!r} is not a whole number from 0")
+        return value
+
     def real(self, key: str) -> float:
         """A number above zero; EdgekitError where it is missing or something else."""
         value = self.values.get(key)
@@ -50,14 +58,24 @@ class Config:
             raise self.error(key, f"{value!r} is not a number above zero")
         return float(value)
 
+    def optional(self, key: str) -> float | None:
+        """A number of any sign; None where it is missing, null or something else."""
+        value = self.values.get(key)
+        return value if isinstance(value, int | float) else None
+
+    def window(self, usual: int | None = None) -> int | None:
+        """The sliding window in tokens: `usual` where the key is missing, None where it is null."""
+        value = self.values.get("sliding_window", usual)
+        return value if isinstance(value, int) else None
+
     def error(self, key: str, what: str) -> EdgekitError:
         """What to tell a user about a key."""
         return EdgekitError(f"{self.where}: {key}: {what}")
 
-    def must(self, key: str, *wanted: Any) -> None:
+    def must(self, key: str, *wanted: object) -> None:
         """Raises EdgekitError unless a key has one of these values: llama.cpp computes no other in this family."""
         if self.values.get(key) not in wanted:
-            known = " or ".join(repr(one) for one in wanted if one is not None) or "none"
+            known = " or ".join(repr(value) for value in wanted if value is not None) or "none"
             raise self.error(
                 key, f"llama.cpp computes {known} in this family, not {self.values.get(key)!r}; export as ONNX"
             )
@@ -103,10 +121,10 @@ class Gguf:
     ignored: tuple[str, ...] = ()
     head: str | None = "lm_head"
     tied: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     constants: Callable[[Config], dict[str, NDArray[np.float32]]] = lambda _: {}
 
-    def config(self, values: Mapping[str, Any], where: Path) -> Config:
+    def config(self, values: Mapping[str, object], where: Path) -> Config:
         """A configuration of this family as transformers completes it; a text model's part of a larger one."""
         text = values.get("text_config")
         given = {**values, **text} if isinstance(text, dict) else values
@@ -122,7 +140,7 @@ class Rope:
     theta: float
     partial: float
     original: int
-    said: Config
+    parameters: Config
 
 
 def rope(config: Config, kinds: Collection[str], layers: str = "full_attention", *, partial: bool = False) -> Rope:
@@ -135,30 +153,30 @@ def rope(config: Config, kinds: Collection[str], layers: str = "full_attention",
     if not isinstance(given, dict):
         raise config.error("rope_parameters", f"{given!r} is not a table")
     nested = given.get(layers)
-    found = {key: config.get(key) for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
-    found |= nested if isinstance(nested, dict) else given
-    said = Config(values=found, where=f"{config.where}: rope_parameters")
-    kind = str(said.get("rope_type", said.get("type", "default")))
+    values = {key: config.get(key) for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
+    values |= nested if isinstance(nested, dict) else given
+    parameters = Config(values=values, where=f"{config.where}: rope_parameters")
+    kind = str(parameters.get("rope_type", parameters.get("type", "default")))
     if kind not in kinds:
         if kind in _OTHER_ROPES:
-            raise said.error(
+            raise parameters.error(
                 "rope_type", f"llama.cpp computes {' or '.join(kinds)} in this family, not {kind!r}; export as ONNX"
             )
-        raise said.error("rope_type", f"unknown value {kind!r}{nearest(kind, kinds)}")
-    share = said.real("partial_rotary_factor") if said.get("partial_rotary_factor") else 1.0
+        raise parameters.error("rope_type", f"unknown value {kind!r}{nearest(kind, kinds)}")
+    share = parameters.real("partial_rotary_factor") if parameters.get("partial_rotary_factor") else 1.0
     if share != 1.0 and not partial and kind != "default":
-        raise said.error(
+        raise parameters.error(
             "partial_rotary_factor", f"transformers' code of this family fails at it with rope_type {kind!r}"
         )
     # transformers gives the configuration's own key the word over the dictionary's.
-    places = (config, "original_max_position_embeddings"), (said, "original_max_position_embeddings")
-    original = next((place.number(key) for place, key in places if place.get(key)), None)
+    key = "original_max_position_embeddings"
+    original = next((table.number(key) for table in (config, parameters) if table.get(key)), None)
     return Rope(
         kind=kind,
-        theta=said.real("rope_theta") if said.get("rope_theta") else 10000.0,
+        theta=parameters.real("rope_theta") if parameters.get("rope_theta") else 10000.0,
         partial=share if partial else 1.0,
         original=original or config.number("max_position_embeddings"),
-        said=said,
+        parameters=parameters,
     )
 
 
@@ -214,7 +232,7 @@ def decoder_keys(config: Config, turning: Rope, *, context: int | None = None) -
 
 def _scaling_keys(config: Config, turning: Rope) -> Keys:
     if turning.kind == "linear":
-        return {"rope.scaling.type": "linear", "rope.scaling.factor": turning.said.real("factor")}
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": turning.parameters.real("factor")}
     if turning.kind in {"longrope", "su"}:
         return {
             "rope.scaling.type": "longrope",
@@ -225,8 +243,8 @@ def _scaling_keys(config: Config, turning: Rope) -> Keys:
         return {}
     # llama.cpp's loader takes these from no file of these families.
     for key, only in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
-        turning.said.must(key, None, only)
-    factor = turning.said.real("factor")
+        turning.parameters.must(key, None, only)
+    factor = turning.parameters.real("factor")
     keys: Keys = {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
@@ -245,19 +263,19 @@ def _yarn_scale(factor: float, scale: float = 1.0) -> float:
 
 def _yarn_attention(turning: Rope, factor: float) -> float:
     """What transformers multiplies sines and cosines with (modeling_rope_utils._compute_yarn_parameters)."""
-    given = turning.said
+    given = turning.parameters
     if given.get("attention_factor") is not None:
         return given.real("attention_factor")
-    if (one := given.get("mscale")) and (all_of_them := given.get("mscale_all_dim")):
-        return _yarn_scale(factor, one) / _yarn_scale(factor, all_of_them)
+    if (scale := given.optional("mscale")) and (of_all := given.optional("mscale_all_dim")):
+        return _yarn_scale(factor, scale) / _yarn_scale(factor, of_all)
     return _yarn_scale(factor)
 
 
 def _longrope_attention(config: Config, turning: Rope) -> float:
     """As transformers computes it (modeling_rope_utils._compute_longrope_parameters; arXiv:2402.13753)."""
-    if turning.said.get("attention_factor") is not None:
-        return turning.said.real("attention_factor")
-    factor = turning.said.get("factor") or config.number("max_position_embeddings") / turning.original
+    if turning.parameters.get("attention_factor") is not None:
+        return turning.parameters.real("attention_factor")
+    factor = turning.parameters.optional("factor") or config.number("max_position_embeddings") / turning.original
     return math.sqrt(1 + math.log(factor) / math.log(turning.original)) if factor > 1.0 else 1.0
 
 
@@ -270,11 +288,11 @@ def longrope_factors(config: Config, turning: Rope) -> dict[str, NDArray[np.floa
     wanted = int(head_width(config) * turning.partial) // 2
     found = {}
     for side in ("long", "short"):
-        factors = turning.said.get(f"{side}_factor")
-        numbers = isinstance(factors, list) and all(type(one) in {int, float} for one in factors)
-        if not numbers or len(factors) != wanted:
-            raise turning.said.error(f"{side}_factor", f"must be a list of {wanted} numbers")
-        found[f"rope_factors_{side}.weight"] = np.array(factors, np.float32)
+        factors = turning.parameters.get(f"{side}_factor")
+        numbers = [factor for factor in as_list(factors) if type(factor) in {int, float}]
+        if factors != numbers or len(numbers) != wanted:
+            raise turning.parameters.error(f"{side}_factor", f"must be a list of {wanted} numbers")
+        found[f"rope_factors_{side}.weight"] = np.array(numbers, np.float32)
     return found
 
 
@@ -284,9 +302,9 @@ def llama3_factors(config: Config, turning: Rope) -> dict[str, NDArray[np.float3
 
     if turning.kind != "llama3":
         return {}
-    factor, low, high = (turning.said.real(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    factor, low, high = (turning.parameters.real(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     if low >= high:
-        raise turning.said.error("low_freq_factor", f"{low} is not below high_freq_factor ({high})")
+        raise turning.parameters.error("low_freq_factor", f"{low} is not below high_freq_factor ({high})")
     width = head_width(config)
     one = np.float32(1)
     lengths = np.float32(2 * math.pi) * np.float32(turning.theta) ** (np.arange(0, width, 2, dtype=np.float32) / width)
@@ -306,11 +324,11 @@ def window_keys(config: Config, period: int, *, full_first: bool = False) -> Key
     """The sliding window and which layers have it; `period`: one layer in how many is of full attention to llama.cpp."""
     layers = config.number("num_hidden_layers")
     full = 0 if full_first else period - 1
-    usual = ["full_attention" if place % period == full else "sliding_attention" for place in range(layers)]
-    kinds = config.get("layer_types", usual)
+    usual = ["full_attention" if index % period == full else "sliding_attention" for index in range(layers)]
+    kinds = [str(kind) for kind in as_list(config.get("layer_types", usual))]
     if len(kinds) != layers or set(kinds) - set(usual) - {"full_attention", "sliding_attention"}:
         raise config.error("layer_types", f"must name sliding_attention or full_attention for each of {layers} layers")
     keys: Keys = {"attention.sliding_window": config.number("sliding_window")}
-    if list(kinds) != usual:
+    if kinds != usual:
         keys["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in kinds]
     return keys

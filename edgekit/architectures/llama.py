@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.architectures.gguf import (
     Config,
@@ -21,19 +21,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
+    from transformers import PretrainedConfig
 
 LAYERS = "layers"
 PROJECTIONS: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 TOKEN_TYPE_IDS = False
 
 
-def cut(config: Any, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:
+def cut(config: PretrainedConfig, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:
     """Any block can stand at any depth; it keeps its kind of attention, and its place in the cache is its new index."""
     config.num_hidden_layers = len(keep)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[index] for index in keep]
-    for place, layer in enumerate(layers):
-        layer.self_attn.layer_idx = place  # type: ignore[union-attr]
+    for index, layer in enumerate(layers):
+        layer.self_attn.layer_idx = index  # type: ignore[union-attr]
 
 
 PLACES = {

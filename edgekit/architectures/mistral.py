@@ -21,7 +21,7 @@ __all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "cut"]
 def keys(config: Config) -> Keys:
     """The keys of `llama.*`, whose graph has no window: a file is for contexts that no window cuts."""
     config.must("hidden_act", "silu")
-    window = config.values.get("sliding_window", 4096)  # MistralConfig's own where the key is missing; null is none
+    window = config.window(4096)  # MistralConfig's own where the key is missing; null is none
     return decoder_keys(config, rope(config, ROPES), context=context_within(config, window))
 
 

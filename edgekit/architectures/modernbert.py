@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.architectures.gguf import Config, Gguf, Keys, Place, head_width, rope, window_keys
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PretrainedConfig
 
 LAYERS = "layers"
 PROJECTIONS: tuple[str, ...] = ("attn.Wqkv",)
 TOKEN_TYPE_IDS = False
 
 
-def cut(config: Any, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:
+def cut(config: PretrainedConfig, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:
     """Each kept block stays local or global as it was; the first has no norm: the embeddings were just normalised."""
     from torch import nn
 
@@ -43,7 +44,7 @@ def keys(config: Config) -> Keys:
     nested = isinstance(config.get("rope_parameters"), dict)
     period = config.number("global_attn_every_n_layers")
     layers = range(config.number("num_hidden_layers"))
-    usual = ["sliding_attention" if place % period else "full_attention" for place in layers]
+    usual = ["sliding_attention" if index % period else "full_attention" for index in layers]
     spelled = {"layer_types": config.get("layer_types", usual), "sliding_window": config.number("local_attention")}
     near, far = (rope(config, ("default",), kind) for kind in ("sliding_attention", "full_attention"))
     return {

@@ -36,7 +36,7 @@ def _rope(config: Config) -> Rope:
 def keys(config: Config) -> Keys:
     """The keys of `phi3.*`. llama.cpp reads the window and does not use it: a file is for contexts that no window cuts."""
     config.must("hidden_act", "silu")
-    sizes, window = decoder_sizes(config), config.get("sliding_window")
+    sizes, window = decoder_sizes(config), config.window()
     if sizes["query"] != sizes["model"]:
         raise config.error(
             "head_dim", f"heads of {sizes['head']} channels do not make up hidden_size in llama.cpp's Phi-3"
@@ -45,7 +45,7 @@ def keys(config: Config) -> Keys:
     keys = decoder_keys(config, turning, context=context_within(config, window))
     # llama.cpp takes the context length for the original one where this is missing, and zero for "no window" (Phi-4).
     keys["rope.scaling.original_context_length"] = turning.original
-    keys["attention.sliding_window"] = int(window or 0)
+    keys["attention.sliding_window"] = window or 0
     return keys
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgekit.architectures.gguf import Config, Gguf, Keys, context_within, decoder_keys, decoder_sizes, rope
 from edgekit.architectures.llama import BLOCKS, IGNORED, LAYERS, PLACES, PROJECTIONS, TOKEN_TYPE_IDS, cut
+from edgekit.typed_json import as_list
 
 __all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "cut"]
 
@@ -14,13 +15,13 @@ ROPES = ("default", "linear", "yarn")
 def keys(config: Config) -> Keys:
     """The keys of `qwen2.*` or `qwen3.*`, whose graphs have no window: a file is for contexts that no window cuts."""
     config.must("hidden_act", "silu")
-    kinds = config.get("layer_types", [])
+    kinds = as_list(config.get("layer_types"))
     windowed = config.get("use_sliding_window", False) and (
         "sliding_attention" in kinds
         if kinds
-        else config.number("num_hidden_layers") > config.get("max_window_layers", 0)
+        else config.number("num_hidden_layers") > (config.optional("max_window_layers") or 0)
     )
-    context = context_within(config, config.values.get("sliding_window", 4096) if windowed else None)
+    context = context_within(config, config.window(4096) if windowed else None)
     return decoder_keys(config, rope(config, ROPES), context=context)
 
 

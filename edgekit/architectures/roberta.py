@@ -11,7 +11,7 @@ __all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "cut"]
 
 def sizes(config: Config) -> dict[str, int]:
     """BERT's sizes, and how many of the positions come before a text's first (transformers' create_position_ids)."""
-    return bert.sizes(config) | {"before": int(config.values["pad_token_id"]) + 1}
+    return bert.sizes(config) | {"before": config.natural("pad_token_id") + 1}
 
 
 def keys(config: Config) -> Keys:

@@ -7,9 +7,8 @@ sentence-transformers, sentence_transformer/modules/pooling.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -133,34 +132,30 @@ def _load_step(step: Step) -> nn.Module:
 
     if step.kind == "Normalize":
         return Normalize()
-    where, settings = step.folder / "config.json", step.settings
-    try:
-        if step.kind == "LayerNorm":
-            module: nn.Module = LayerNorm(int(settings["dimension"]))
-        else:
-            module = Dense(
-                bias=bool(settings.get("bias", True)),
-                residual=bool(settings.get("use_residual", False)),
-                inner=int(settings["in_features"]),
-                outer=int(settings["out_features"]),
-                activation=_activation(settings, where),
-            )
-    except (KeyError, TypeError, ValueError) as missing:
-        raise EdgekitError(f"{where}: {missing}: missing, or not a number; fetch the checkpoint again") from missing
+    if step.kind == "LayerNorm":
+        module: nn.Module = LayerNorm(step.size("dimension"))
+    else:
+        module = Dense(
+            bias=bool(step.settings.get("bias", True)),
+            residual=bool(step.settings.get("use_residual", False)),
+            inner=step.size("in_features"),
+            outer=step.size("out_features"),
+            activation=_activation(step),
+        )
     weights = step.folder / "model.safetensors"
     try:
         module.load_state_dict({name: one.float() for name, one in load_file(weights).items()})
     except (RuntimeError, SafetensorError) as wrong:
-        raise EdgekitError(f"{weights}: does not fit {where}: {' '.join(str(wrong).split())[:200]}") from wrong
+        raise EdgekitError(f"{weights}: does not fit {step.where}: {' '.join(str(wrong).split())[:200]}") from wrong
     return module
 
 
-def _activation(settings: Mapping[str, Any], where: Path) -> nn.Module:
+def _activation(step: Step) -> nn.Module:
     # sentence-transformers takes Tanh where the file names none.
-    package, _, name = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")
+    package, _, name = str(step.settings.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")
     if not package.startswith("torch.nn") or name not in ACTIVATIONS:
         raise EdgekitError(
-            f"{where}: activation_function: {package}.{name}: edgekit has torch.nn's {', '.join(ACTIVATIONS)}"
+            f"{step.where}: activation_function: {package}.{name}: edgekit has torch.nn's {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]()
 

@@ -29,7 +29,7 @@ class Judge:
         self.tried = Path(self._scratch.name) / "tried.gguf"
         """Where a file that is to be judged may be written."""
         self.passages: list[Passage] = []
-        self._said = Path(self._scratch.name) / "said.npy"
+        self._logits = Path(self._scratch.name) / "logits.npy"
 
     def __enter__(self) -> Judge:
         return self
@@ -43,17 +43,18 @@ class Judge:
         In a process of its own: llama.cpp ends the one that it runs in at models that it does not expect. The files that are
         compared later are of the same model and tokenizer, and differ in the types of weights alone. Raises EdgekitError.
         """
-        told = apart(
+        answered = apart(
             "edgekit.formats.gguf.judge:listen_here",
             what=f"{file.name}: llama.cpp, running the float model",
             remedy="export it as ONNX (--format onnx)",
             seconds=6 * 3600,
             file=str(file),
-            passages=[list(one) for one in passages],
+            passages=[list(passage) for passage in passages],
             stops=list(stops),
-            out=str(self._said),
+            out=str(self._logits),
         )
-        self.passages = [(list(ids), int(start)) for ids, start in told]
+        assert isinstance(answered, list)
+        self.passages = [(list(ids), int(start)) for ids, start in answered]
 
     def hear(self, file: Path) -> Heard:
         """What a file says to the same passages."""
@@ -61,9 +62,9 @@ class Judge:
             return hear(generator, self.passages, self._reference())
 
     def _reference(self) -> Iterator[NDArray[np.float16]]:
-        said, begin = np.load(self._said, mmap_mode="r", allow_pickle=False), 0
+        logits, begin = np.load(self._logits, mmap_mode="r", allow_pickle=False), 0
         for ids, start in self.passages:
-            yield said[begin : begin + len(ids) - start]
+            yield logits[begin : begin + len(ids) - start]
             begin += len(ids) - start
 
 
@@ -78,20 +79,20 @@ def listen_here(
 
     try:
         with closing(_open(Path(file))) as generator:
-            found = list(with_answers(generator, passages, stops))
-            rows = sum(len(ids) - start for ids, start in found)
+            answered = list(with_answers(generator, passages, stops))
+            rows = sum(len(ids) - start for ids, start in answered)
             shape = (rows, generator.vocabulary)
-            said = np.lib.format.open_memmap(out, "w+", np.float16, shape) if rows else np.empty(shape, np.float16)
+            logits = np.lib.format.open_memmap(out, "w+", np.float16, shape) if rows else np.empty(shape, np.float16)
             begin = 0
-            for ids, start in found:
+            for ids, start in answered:
                 end = begin + len(ids) - start
-                said[begin:end] = scored_logits(generator, (ids, start))
+                logits[begin:end] = scored_logits(generator, (ids, start))
                 begin = end
-            if isinstance(said, np.memmap):
-                said.flush()
+            if isinstance(logits, np.memmap):
+                logits.flush()
     except LlamaError as failed:
         raise EdgekitError(f"export: {failed}") from failed
-    return found
+    return answered
 
 
 def _open(file: Path) -> Generator:

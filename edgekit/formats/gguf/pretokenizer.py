@@ -116,14 +116,14 @@ def _by_behaviour(model: Model, keys: Mapping[str, Value]) -> str:
         path = Path(folder) / "vocabulary.gguf"
         with GgufWriter(path, {**keys, "general.architecture": "llama", "tokenizer.ggml.pre": "default"}, []) as writer:
             writer.finish()
-        name: str = apart(
+        name = apart(
             "edgekit.formats.gguf.pretokenizer:alike_here",
             what=f"{model.folder / 'tokenizer.json'}: llama.cpp, reading it as its pre-tokenizers do",
             remedy="take a model with one of the usual tokenizers, or --format onnx",
             folder=str(model.folder),
             path=str(path),
         )
-    return name
+    return str(name)
 
 
 def alike_here(folder: str, path: str) -> str:
