@@ -10,13 +10,13 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from edgekit.errors import EdgekitError
 from edgekit.inspect.gguf_file import inspect_gguf
 from edgekit.inspect.onnx_file import inspect_onnx
 from edgekit.inspect.tensors import MOST_TENSORS, by_type, largest
 from edgekit.schema import read_json, read_toml
+from edgekit.typed_json import as_list, as_table
 from edgekit.weights import ADAPTER, ADAPTER_CONFIG
 
 KINDS = (
@@ -25,7 +25,7 @@ KINDS = (
 )
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path) -> dict[str, object]:
     """Everything that can be told of a file or folder, `kind` first.
 
     Raises EdgekitError for what is not there, damaged, or of no known kind.
@@ -54,7 +54,7 @@ def inspect(path: Path) -> dict[str, Any]:
 # --- folders
 
 
-def _folder_readers() -> dict[str, Callable[[Path], dict[str, Any]]]:
+def _folder_readers() -> dict[str, Callable[[Path], dict[str, object]]]:
     """Who reads a folder, by the file that tells what it is."""
     return {
         "bundle.json": _inspect_bundle,
@@ -69,11 +69,11 @@ def _folder_readers() -> dict[str, Callable[[Path], dict[str, Any]]]:
         "calibrate.jsonl": _inspect_prompts,
         "verify.jsonl": _inspect_prompts,
         "train.jsonl": _inspect_prompts,
-        "recipe.toml": lambda place: _inspect_toml(place / "recipe.toml"),
+        "recipe.toml": lambda folder: _inspect_toml(folder / "recipe.toml"),
     }
 
 
-def _inspect_folder(folder: Path) -> dict[str, Any]:
+def _inspect_folder(folder: Path) -> dict[str, object]:
     for name, reader in _folder_readers().items():
         if (folder / name).is_file():
             return reader(folder)
@@ -83,7 +83,7 @@ def _inspect_folder(folder: Path) -> dict[str, Any]:
     raise EdgekitError(f"{folder}: not a kind of folder that edgekit knows: {KINDS}")
 
 
-def _inspect_model(folder: Path) -> dict[str, Any]:
+def _inspect_model(folder: Path) -> dict[str, object]:
     from edgekit.checkpoint_keys import look_up, look_up_files
     from edgekit.model import Model
 
@@ -110,26 +110,25 @@ def _inspect_model(folder: Path) -> dict[str, Any]:
     }
 
 
-def _inspect_adapter(folder: Path) -> dict[str, Any]:
+def _inspect_adapter(folder: Path) -> dict[str, object]:
     """An adapter that PEFT saved: what it changes in which base, and what edgekit does with each key."""
     from edgekit.checkpoint_keys import look_up, look_up_files
 
-    content = read_json(folder / ADAPTER_CONFIG)
-    said = content if isinstance(content, dict) else {}
+    content = as_table(read_json(folder / ADAPTER_CONFIG))
     weights = folder / ADAPTER
     return {
         "kind": "adapter",
         "path": str(folder),
-        "base": said.get("base_model_name_or_path"),
-        "rank": said.get("r"),
-        "alpha": said.get("lora_alpha"),
+        "base": content.get("base_model_name_or_path"),
+        "rank": content.get("r"),
+        "alpha": content.get("lora_alpha"),
         "weights": _inspect_safetensors(weights) if weights.is_file() else None,
         "keys": look_up(folder),
         "files": look_up_files(folder),
     }
 
 
-def _inspect_safetensors(path: Path) -> dict[str, Any]:
+def _inspect_safetensors(path: Path) -> dict[str, object]:
     from edgekit.weights import read_header
 
     tensors = read_header(path)
@@ -144,18 +143,22 @@ def _inspect_safetensors(path: Path) -> dict[str, Any]:
     }
 
 
-def _inspect_artifact(folder: Path) -> dict[str, Any]:
+def _inspect_artifact(folder: Path) -> dict[str, object]:
     facts = _facts(folder, "export")
     keys = ("format", "scheme", "task", "output", "bytes", "bytes_float", "sha256", "settings", "max_length")
     own = {key: facts.get(key) for key in (*keys, "minimum_runtime", "runtime_options", "quantized", "choices")}
     return (
         {"kind": "artifact", "path": str(folder)}
         | own
-        | {"labels": facts.get("classes"), "tokenizer": _tokenizer(folder), "model": _model_in(folder, facts["file"])}
+        | {
+            "labels": facts.get("classes"),
+            "tokenizer": _tokenizer(folder),
+            "model": _model_in(folder, str(facts["file"])),
+        }
     )
 
 
-def _inspect_bundle(path: Path) -> dict[str, Any]:
+def _inspect_bundle(path: Path) -> dict[str, object]:
     from edgekit.bundle.open import open_bundle
     from edgekit.typed_json import to_table
 
@@ -173,15 +176,15 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
     )
 
 
-def _model_in(folder: Path, name: str) -> dict[str, Any]:
+def _model_in(folder: Path, name: str) -> dict[str, object]:
     """The main facts of an artifact's model, where it is a format that can be looked into."""
     readers = {".onnx": inspect_onnx, ".gguf": inspect_gguf}
     reader = readers.get(Path(name).suffix)
-    found = {} if reader is None else reader(folder / name)
-    return {key: value for key, value in found.items() if key not in {"kind", "path", "metadata", "largest"}}
+    facts = {} if reader is None else reader(folder / name)
+    return {key: value for key, value in facts.items() if key not in {"kind", "path", "metadata", "largest"}}
 
 
-def _inspect_calibration(folder: Path) -> dict[str, Any]:
+def _inspect_calibration(folder: Path) -> dict[str, object]:
     import numpy as np
 
     path = folder / "calibration.npz"
@@ -192,15 +195,15 @@ def _inspect_calibration(folder: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for key in arrays.files:
-                place, _, statistic = key.rpartition("/")
+                name, _, statistic = key.rpartition("/")
                 values = arrays[key]
                 if statistic in {"min", "max"} and values.size:
-                    channels[place] = values.size
-                    widest[place] = max(widest.get(place, 0.0), float(np.abs(values).max()))
+                    channels[name] = values.size
+                    widest[name] = max(widest.get(name, 0.0), float(np.abs(values).max()))
             statistics = sorted({key.rpartition("/")[2] for key in arrays.files})
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as bad:
         raise EdgekitError(f"{path}: not a calibration that edgekit wrote: {bad}") from bad
-    ranked = sorted(widest, key=lambda place: (-widest[place], place))
+    ranked = sorted(widest, key=lambda name: (-widest[name], name))
     return {
         "kind": "calibration",
         "path": str(folder),
@@ -208,7 +211,7 @@ def _inspect_calibration(folder: Path) -> dict[str, Any]:
         "inputs": len(channels),
         "statistics": statistics,
         "widest_ranges": [
-            {"input": place, "largest": widest[place], "channels": channels[place]} for place in ranked[:MOST_TENSORS]
+            {"input": name, "largest": widest[name], "channels": channels[name]} for name in ranked[:MOST_TENSORS]
         ],
         "facts": {
             key: value for key, value in _facts(folder, "calibrate").items() if not isinstance(value, list | dict)
@@ -216,7 +219,7 @@ def _inspect_calibration(folder: Path) -> dict[str, Any]:
     }
 
 
-def _inspect_reference(folder: Path) -> dict[str, Any]:
+def _inspect_reference(folder: Path) -> dict[str, object]:
     import numpy as np
 
     try:
@@ -228,19 +231,19 @@ def _inspect_reference(folder: Path) -> dict[str, Any]:
     return {"kind": "reference", "path": str(folder), "output": facts.get("output"), "arrays": shapes}
 
 
-def _inspect_report(path: Path) -> dict[str, Any]:
+def _inspect_report(path: Path) -> dict[str, object]:
     from edgekit.evidence import read_report
     from edgekit.typed_json import to_table
 
-    found = read_report(path)
-    report = to_table(found)
+    report = read_report(path)
+    table = to_table(report)
     shown = ("name", "measured", "loss", "bound", "limit", "verdict")
-    checks = [{key: getattr(check, key) for key in shown} for check in found.checks]
+    checks = [{key: getattr(check, key) for key in shown} for check in report.checks]
     keys = ("verdict", "accuracy_only", "accuracy", "latency_ms", "shape", "memory_mb", "artifact", "runtime", "device")
-    return {"kind": "report", "path": str(path)} | {key: report.get(key) for key in keys} | {"checks": checks}
+    return {"kind": "report", "path": str(path)} | {key: table.get(key) for key in keys} | {"checks": checks}
 
 
-def _inspect_prompts(folder: Path) -> dict[str, Any]:
+def _inspect_prompts(folder: Path) -> dict[str, object]:
     from edgekit.prompts import SPLITS, PromptSet
 
     splits, labels = {}, Counter[str]()
@@ -262,7 +265,7 @@ def _inspect_prompts(folder: Path) -> dict[str, Any]:
     return {"kind": "prompts", "path": str(folder), "splits": splits, "rows_of_label": dict(sorted(labels.items()))}
 
 
-def _inspect_toml(path: Path) -> dict[str, Any]:
+def _inspect_toml(path: Path) -> dict[str, object]:
     table = read_toml(path)
     if "hardware" in table:
         from edgekit.target import load_target
@@ -279,7 +282,7 @@ def _inspect_toml(path: Path) -> dict[str, Any]:
     raise EdgekitError(f"{path}: neither a target ([hardware]) nor a recipe ([teacher])")
 
 
-def _facts(folder: Path, step: str) -> dict[str, Any]:
+def _facts(folder: Path, step: str) -> dict[str, object]:
     path = folder / f"{step}.json"
     if not path.is_file():
         return {}
@@ -289,16 +292,17 @@ def _facts(folder: Path, step: str) -> dict[str, Any]:
     return dict(content["facts"])
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
+def _tokenizer(folder: Path) -> dict[str, object]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return {}
-    content = read_json(path)
-    model = content.get("model") or {}
+    content = as_table(read_json(path))
+    model, added = as_table(content.get("model")), map(as_table, as_list(content.get("added_tokens")))
+    vocabulary = model.get("vocab")
     return {
         "model": model.get("type"),
-        "vocabulary": len(model.get("vocab") or ()),
-        "truncation": (content.get("truncation") or {}).get("max_length"),
+        "vocabulary": len(vocabulary) if isinstance(vocabulary, dict | list) else 0,
+        "truncation": as_table(content.get("truncation")).get("max_length"),
         "padding": content.get("padding") is not None,
-        "special": [token["content"] for token in content.get("added_tokens") or () if token.get("special")],
+        "special": [token.get("content") for token in added if token.get("special")],
     }

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.apart import apart
 from edgekit.artifact import GgufParts, ModelFile, Parity, Running
@@ -110,7 +110,7 @@ def _write(source: Source, options: Options, out: Path) -> ModelFile:
     if matrix is not None:
         write_imatrix(out / IMATRIX, matrix)
     notes: list[str] = []
-    decided: dict[str, Any] = {}
+    decided: dict[str, object] = {}
     if options.scheme == "auto":
         chosen = _choose(making, options, out)
         options, decided = replace(options, scheme=chosen.scheme), {"auto": dict(chosen.facts)}  # type: ignore[arg-type]
@@ -240,34 +240,41 @@ def check_reading(
     In a process of its own: llama.cpp ends the one that it runs in at files that it does not expect. Raises EdgekitError that
     shows the first difference, or says how llama.cpp ended.
     """
-    found = apart(
+    answer = apart(
         "edgekit.formats.gguf:reading_here",
         what=f"{file}: llama.cpp, reading its vocabulary",
         remedy=f"it is no file that llama.cpp can open; convert {model.folder} again, or fetch it again",
-        model={"folder": str(model.folder), "tokenizer_text": model.tokenizer_text, "as_file": model.as_file},
+        folder=str(model.folder),
+        tokenizer_text=model.tokenizer_text,
+        as_file=model.as_file,
         file=str(file),
         texts=list(texts),
-        conversations=None if conversations is None else [dict(one) for one in conversations],
+        conversations=None if conversations is None else [dict(conversation) for conversation in conversations],
     )
-    return read_table(Parity, found, f"{file}: parity")
+    return read_table(Parity, answer, f"{file}: parity")
 
 
 def reading_here(
-    model: Mapping[str, Any],
+    folder: str,
+    tokenizer_text: str | None,
+    as_file: bool,
     file: str,
     texts: Sequence[str],
-    conversations: Sequence[Mapping[str, Any]] | None,
-) -> dict[str, Any]:
-    """{texts, limits, ...} of `parity.check_parity`, with `chat` of `chat_parity.check_chat_parity`, in this process."""
+    conversations: Sequence[Mapping[str, object]] | None,
+) -> dict[str, object]:
+    """The table of `parity.check_parity`, with what `chat_parity.check_chat_parity` found, in this process.
+
+    folder, tokenizer_text, as_file: of the checkpoint's `Model`.
+    """
     from edgekit.formats.gguf.chat_parity import check_chat_parity
     from edgekit.formats.gguf.parity import check_parity
 
-    opened = Model(**{**model, "folder": Path(model["folder"])})
-    parity = check_parity(opened, Path(file), texts)
-    if conversations is None:
-        return parity
-    chat = check_chat_parity(opened, Path(file), conversations)
-    return parity | {"chat": chat, "limits": [*parity["limits"], *chat["limits"]]}
+    model = Model(folder=Path(folder), tokenizer_text=tokenizer_text, as_file=as_file)
+    parity = check_parity(model, Path(file), texts)
+    if conversations is not None:
+        chat = check_chat_parity(model, Path(file), conversations)
+        parity = replace(parity, chat=chat, limits=(*parity.limits, *chat.limits))
+    return to_table(parity)
 
 
 def describe_file(path: Path, sha256: str | None = None) -> ModelFile:

@@ -4,63 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 
-from edgekit.chat_template import converse, find_templates, pick_template, sandbox, special_tokens
+from edgekit.artifact import ChatParity
+from edgekit.chat_template import Table, converse, find_templates, pick_template, sandbox, special_tokens
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.parity import Comparison, difference, escaped, open_vocabulary
 from edgekit.formats.gguf.probe_texts import CONVERSATIONS, TOOLS
 from edgekit.formats.gguf.template_audit import Audit, unreadable
 from edgekit.formats.gguf.template_server import Request, Served
+from edgekit.typed_json import as_list, as_table
 
 if TYPE_CHECKING:
     from edgekit.model import Model
-
-Conversation = Sequence[Mapping[str, Any]]
-
 
 # What ran a file's template, as a report says it.
 PYTHON = "Python's Jinja, watched for what llama.cpp's engine has not"
 
 
-def check_chat_parity(model: Model, gguf: Path, conversations: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def check_chat_parity(model: Model, gguf: Path, conversations: Sequence[Table] = ()) -> ChatParity:
     """Compare the ids of our conversations and of the user's ({messages, tools}), rendered by each of the model's templates.
 
     With and without generation prompt, and tools where a template has them. The default template also runs in llama-server, where
-    there is one; else what its engine has not is looked for. Returns {"templates", "rendered", "refused", "limits", "engine"}.
+    there is one; else what its engine has not is looked for.
     Raises EdgekitError that shows the first difference, where the beginning of a text would be there twice, where a template does
     not render a single question or one of the user's conversations, and where llama.cpp's engine has not what they need of it.
     """
     templates = find_templates(model.folder)
-    facts: dict[str, Any] = {"templates": sorted(templates), "rendered": 0, "refused": [], "limits": [], "engine": None}
     if not templates:
-        return facts
+        return ChatParity(templates=(), rendered=0, refused=(), limits=(), engine=None)
     _check_stored(gguf, templates)
     served = Served(gguf)
     with open_vocabulary(gguf) as ours:
         chat = _Chat(Comparison(model, ours, gguf), special_tokens(model.folder), served)
         for name, template in templates.items():
             chat.check_readable(template, needed=template == pick_template(templates))
-            for title, messages in CONVERSATIONS.items():
-                for tools in (None, TOOLS) if "tools" in template else (None,):
-                    if not chat.compare(template, title, messages, tools, needed=title == "one turn" and tools is None):
-                        facts["refused"].append(f"{name}: {title}{' with tools' if tools else ''}")
+            chat.compare_ours(name, template)
         default = pick_template(templates) or ""
-        for place, conversation in enumerate(conversations):
+        for number, conversation in enumerate(conversations, 1):
+            tools = conversation.get("tools")
             chat.compare(
                 default,
-                f"conversation {place + 1}",
-                conversation["messages"],
-                conversation.get("tools"),
+                f"conversation {number}",
+                _tables(conversation["messages"]),
+                None if tools is None else _tables(tools),
                 needed=True,
             )
         if served.program:
             served.check(chat.texts, chat.special.get("bos_token", ""))
-        facts |= {"rendered": chat.rendered, "limits": sorted(chat.comparison.limits.values())}
-    return facts | {"engine": served.name or PYTHON}
+        return ChatParity(
+            templates=tuple(sorted(templates)),
+            rendered=chat.rendered,
+            refused=tuple(chat.refused),
+            limits=tuple(sorted(chat.comparison.limits.values())),
+            engine=served.name or PYTHON,
+        )
+
+
+def _tables(value: object) -> list[Table]:
+    return [as_table(entry) for entry in as_list(value)]
 
 
 def _check_stored(gguf: Path, templates: Mapping[str, str]) -> None:
@@ -78,6 +83,7 @@ class _Chat:
     def __init__(self, comparison: Comparison, special: Mapping[str, str], served: Served) -> None:
         self.comparison, self.special, self.served = comparison, special, served
         self.rendered = 0
+        self.refused: list[str] = []
         self.texts: list[tuple[str, Request, str]] = []
         self._audits: dict[str, tuple[Audit, jinja2.Template]] = {}
 
@@ -94,12 +100,19 @@ class _Chat:
                 "unreadable", f"its template engine cannot read one of the further templates: {refused[0]}"
             )
 
+    def compare_ours(self, name: str, template: str) -> None:
+        """Compare our conversations, with tools too where a template has them; `refused` notes those that it does not take."""
+        for title, messages in CONVERSATIONS.items():
+            for tools in (None, TOOLS) if "tools" in template else (None,):
+                if not self.compare(template, title, messages, tools, needed=title == "one turn" and tools is None):
+                    self.refused.append(f"{name}: {title}{' with tools' if tools else ''}")
+
     def compare(
         self,
         template: str,
         title: str,
-        messages: Conversation,
-        tools: Sequence[Mapping[str, Any]] | None,
+        messages: Sequence[Table],
+        tools: Sequence[Table] | None,
         *,
         needed: bool,
     ) -> bool:
@@ -152,11 +165,11 @@ class _Chat:
     def _compare_ids(self, title: str, text: str) -> None:
         ours, where = self.comparison.ours, self.comparison.where
         (wanted,) = self.comparison.encode([text], special=True, add=False)
-        found = ours.encode(text, special=True, add=False)
-        if found != wanted:
+        own = ours.encode(text, special=True, add=False)
+        if own != wanted:
             raise EdgekitError(
                 f"{where}: llama.cpp reads a conversation otherwise than the original ({title}): {escaped(text)}:"
-                f" {difference(wanted, found, ours)}"
+                f" {difference(wanted, own, ours)}"
             )
         begin = self.special.get("bos_token", "")
         if ours.bos is None or not wanted:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit import tokenizing
+from edgekit.artifact import Parity
 from edgekit.errors import EdgekitError, require
 from edgekit.formats.gguf.file import read_gguf
 from edgekit.formats.gguf.probe_texts import PROBE_TEXTS
@@ -128,11 +129,11 @@ def open_vocabulary(path: Path, pre: str | None = None) -> Iterator[Vocabulary]:
         vocabulary.close()
 
 
-def check_parity(model: Model, gguf: Path, texts: Sequence[str]) -> dict[str, Any]:
+def check_parity(model: Model, gguf: Path, texts: Sequence[str]) -> Parity:
     """Compare the ids of our texts and of the user's (`texts`), special tokens parsed or not, added or not.
 
-    Returns {"texts", "kinds", "user_texts", "limits", "stops"}. Raises EdgekitError that shows the first difference, and where a
-    token that ends a generation in the original does not in llama.cpp.
+    Raises EdgekitError that shows the first difference, and where a token that ends a generation in the original does not in
+    llama.cpp.
     """
     with open_vocabulary(gguf) as ours:
         comparison = Comparison(model, ours, gguf)
@@ -142,7 +143,7 @@ def check_parity(model: Model, gguf: Path, texts: Sequence[str]) -> dict[str, An
         for special in (False, True):
             comparison.compare_special_tokens(special)
         comparison.check_stops()
-        return comparison.facts(len(texts))
+        return comparison.parity(len(texts))
 
 
 class Comparison:
@@ -254,15 +255,15 @@ class Comparison:
                 " three; take from generation_config.json's eos_token_id those that the model never says"
             )
 
-    def facts(self, user_texts: int) -> dict[str, Any]:
+    def parity(self, user_texts: int) -> Parity:
         """What was compared, and what llama.cpp does not do as the original."""
-        return {
-            "texts": self.compared,
-            "user_texts": user_texts,
-            "kinds": sorted(self.kinds),
-            "limits": sorted(self.limits.values()),
-            "stops": {"original": sorted(self.model.stops), "llama.cpp": self.ours.stops},
-        }
+        return Parity(
+            texts=self.compared,
+            user_texts=user_texts,
+            kinds=tuple(sorted(self.kinds)),
+            limits=tuple(sorted(self.limits.values())),
+            stops={"original": tuple(sorted(self.model.stops)), "llama.cpp": tuple(self.ours.stops)},
+        )
 
     def spaced(self, text: str, *, special: bool) -> str:
         """A text with the space before its first word that the original adds and this file leaves to the caller.

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 PROBE_TEXTS: dict[str, tuple[str, ...]] = {
     "plain": ("Hello, world! This is it: a test; isn't it? They'RE sure we'Ve 'told him.", "The quick brown fox."),
     "accents": ("Ça déjà vu, naïve café, Größe, Ærøskøbing, señor, žluťoučký kůň", "İstanbul ıŞıK ǅ ﬁne ſ"),
@@ -28,7 +26,7 @@ PROBE_TEXTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 # Conversations for a model with a chat template; those that it refuses (a system prompt, tools) are not compared.
-CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
+CONVERSATIONS: dict[str, list[dict[str, object]]] = {
     "one turn": [{"role": "user", "content": "Hello! What's 12 × 34?"}],
     "system prompt": [
         {"role": "system", "content": "You answer in one sentence.\n"},
@@ -54,7 +52,7 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
         {"role": "tool", "name": "warmth", "tool_call_id": "call00001", "content": '{"degrees": 21.5}'},
     ],
 }
-TOOLS: list[dict[str, Any]] = [
+TOOLS: list[dict[str, object]] = [
     {
         "type": "function",
         "function": {

@@ -11,12 +11,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from edgekit.chat_template import Table
 from edgekit.errors import EdgekitError, first_line
 
 VARIABLE = "EDGEKIT_LLAMA_SERVER"
@@ -28,8 +28,8 @@ _SHOWN = 200
 class Request:
     """A conversation, the tools that it may call, and whether it ends with what opens the assistant's turn."""
 
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None
+    messages: Sequence[Table]
+    tools: Sequence[Table] | None
     generation_prompt: bool
 
 
@@ -49,25 +49,25 @@ class Served:
         """
         with self._running() as port:
             for title, asked, wanted in texts:
-                found = self._apply(port, title, asked)
-                if found not in {wanted, wanted.removeprefix(begin)}:
+                written = self._apply(port, title, asked)
+                if written not in {wanted, wanted.removeprefix(begin)}:
                     raise EdgekitError(
                         f"{self.file}: llama-server writes a conversation otherwise than the original ({title}):"
-                        f" {found[:_SHOWN]!r} instead of {wanted[:_SHOWN]!r}; write the template otherwise, or --format onnx"
+                        f" {written[:_SHOWN]!r} instead of {wanted[:_SHOWN]!r}; write the template otherwise, or --format onnx"
                     )
 
     def _apply(self, port: int, title: str, asked: Request) -> str:
-        body: dict[str, Any] = {"messages": list(asked.messages), "add_generation_prompt": asked.generation_prompt}
+        body: dict[str, object] = {"messages": list(asked.messages), "add_generation_prompt": asked.generation_prompt}
         if asked.tools:
             body["tools"] = list(asked.tools)
         try:
-            status, said = _ask(port, "/apply-template", body)
+            status, answer = _ask(port, "/apply-template", body)
             if status == http.HTTPStatus.OK:
-                return str(json.loads(said)["prompt"])
+                return str(json.loads(answer)["prompt"])
         except (OSError, http.client.HTTPException, ValueError, KeyError) as failed:
-            said = first_line(failed).encode()
+            answer = first_line(failed).encode()
         raise EdgekitError(
-            f"{self.file}: llama-server does not write a conversation ({title}): {said.decode('utf-8', 'replace')[:_SHOWN]};"
+            f"{self.file}: llama-server does not write a conversation ({title}): {answer.decode('utf-8', 'replace')[:_SHOWN]};"
             " write the template otherwise, or --format onnx"
         )
 
@@ -117,17 +117,17 @@ class Served:
         )
 
     def _version(self) -> str:
-        told = subprocess.run([str(self.program), "--version"], capture_output=True, text=True, check=False)
-        found = re.search(r"version: *(\S+)", told.stdout + told.stderr)
-        return found[1] if found else ""
+        ended = subprocess.run([str(self.program), "--version"], capture_output=True, text=True, check=False)
+        version = re.search(r"version: *(\S+)", ended.stdout + ended.stderr)
+        return version[1] if version else ""
 
 
-def _ask(port: int, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
+def _ask(port: int, path: str, body: Table | None = None) -> tuple[int, bytes]:
     """Status and content of an answer to a POST of `body`, or to a GET where there is none."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWERS)
     try:
-        said = None if body is None else json.dumps(body)
-        connection.request("GET" if said is None else "POST", path, said, {"Content-Type": "application/json"})
+        content = None if body is None else json.dumps(body)
+        connection.request("GET" if content is None else "POST", path, content, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:

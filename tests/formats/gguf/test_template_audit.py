@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from edgekit.artifact import Parity
 from edgekit.chat_template import converse, sandbox
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.chat_parity import check_chat_parity
@@ -141,9 +142,9 @@ def test_a_template_that_the_engine_has_not_is_refused(name: str, tmp_path: Path
 def test_what_wrote_a_conversation_is_said(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
     model = chat_model(tmp_path / "model", CHATML)
-    told = check_chat_parity(model, write(model, tmp_path / "model.gguf"), [{"messages": ASKED}])
-    assert told["engine"] == "Python's Jinja, watched for what llama.cpp's engine has not"
-    (check,) = check_reading({"texts": 1, "chat": told}, None)
+    parity = check_chat_parity(model, write(model, tmp_path / "model.gguf"), [{"messages": ASKED}])
+    assert parity.engine == "Python's Jinja, watched for what llama.cpp's engine has not"
+    (check,) = check_reading(Parity(texts=1, user_texts=1, kinds=(), limits=(), stops={}, chat=parity), None)
     assert "the template ran in Python's Jinja" in str(check.detail)
 
 

@@ -55,10 +55,10 @@ def test_each_known_pretokenizer_is_named_and_splits_alike(steps: tuple[str, ...
     assert keys["tokenizer.ggml.model"] == "gpt2"
     assert keys["tokenizer.ggml.pre"] == PRETOKENIZERS[steps][0]
     facts = check_parity(model, write(model, tmp_path / "good.gguf"), PROMPTS)
-    assert facts["user_texts"] == len(PROMPTS)
-    assert len(facts["kinds"]) >= 20
-    assert facts["texts"] > 220
-    assert len(facts["limits"]) == (PRETOKENIZERS[steps][0] in {"tekken", "gpt-4o"})
+    assert facts.user_texts == len(PROMPTS)
+    assert len(facts.kinds) >= 20
+    assert facts.texts > 220
+    assert len(facts.limits) == (PRETOKENIZERS[steps][0] in {"tekken", "gpt-4o"})
     # Another pre-tokenizer's file is not taken for the same.
     with pytest.raises(EdgekitError, match=r"llama\.cpp reads a text otherwise"):
         check_parity(model, write(model, tmp_path / "bad.gguf", pre="default"), PROMPTS)
@@ -124,7 +124,7 @@ def test_unicode_forms_are_a_limit_that_users_texts_run_into(tmp_path: Path) -> 
     model = save(byte_level(["gpt2"], normalizer=normalizers.NFC()), tmp_path / "model")
     path = write(model, tmp_path / "model.gguf")
     facts = check_parity(model, path, ["café"])
-    assert facts["limits"] == ["llama.cpp: texts are not brought into NFC, as the original does: pass them in NFC"]
+    assert facts.limits == ("llama.cpp: texts are not brought into NFC, as the original does: pass them in NFC",)
     with pytest.raises(EdgekitError, match=r"\(prompts; .*'cafe\\u0301'|pass them in NFC"):
         check_parity(model, path, ["cafe\u0301"])
     with pytest.raises(EdgekitError, match=r"normalizer Lowercase"):
@@ -147,8 +147,8 @@ def test_sentencepiece_from_tokenizer_json(spaces: str, closed: bool, tmp_path: 
     assert set(types[3:259]) == {BYTE}
     assert set(types[259:]) == {NORMAL}
     facts = check_parity(model, write(model, tmp_path / "model.gguf"), PROMPTS)
-    assert facts["texts"] > 200
-    assert len(facts["limits"]) == {"first": 2, "always": 1}.get(spaces, 0)
+    assert facts.texts > 200
+    assert len(facts.limits) == {"first": 2, "always": 1}.get(spaces, 0)
 
 
 def test_scores_decide_what_merges_first(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_real_sentencepiece_model_with_and_without_tokenizer_model(tmp_path: P
     for folder in (STORIES, saved):
         model = Model(folder=folder)
         path = write(model, tmp_path / "model.gguf")
-        assert check_parity(model, path, texts)["stops"] == {"original": [2], "llama.cpp": [2]}
+        assert check_parity(model, path, texts).stops == {"original": (2,), "llama.cpp": (2,)}
         # What the caller must know is told when a text of the user's needs it.
         with pytest.raises(
             EdgekitError, match=r"\(prompts; .*' so it was'.*a space at the start of a text gets another"
@@ -211,7 +211,7 @@ def test_unigram(spaces: str, tmp_path: Path) -> None:
     assert keys["tokenizer.ggml.token_type_count"] == 1
     assert (keys["tokenizer.ggml.add_bos_token"], keys["tokenizer.ggml.add_eos_token"]) == (True, True)
     facts = check_parity(model, write(model, tmp_path / "model.gguf"), PROMPTS[:2])
-    assert any("<mask> are kept" in limit for limit in facts["limits"])
+    assert any("<mask> are kept" in limit for limit in facts.limits)
     broken = edit(model, model__unk_id=None)
     (broken.folder / "tokenizer_config.json").write_text("{}")
     with pytest.raises(EdgekitError, match="unk_id"):
@@ -230,7 +230,7 @@ def test_word_piece_of_a_real_encoder(tmp_path: Path) -> None:
     assert {keys[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "cls")} == {101}
     path = write(model, tmp_path / "model.gguf")
     facts = check_parity(model, path, ["turn the lights off", "naïve café, 東京 3.14", "a" * 100])
-    assert len(facts["limits"]) == 4
+    assert len(facts.limits) == 4
     for text, why in {
         "a" * 101: "100 characters",
         "안녕하세요": "Korean",
@@ -276,7 +276,7 @@ def test_letters_that_our_texts_alone_have_are_a_limit(tmp_path: Path, classifie
     model = Model(folder=classifier, as_file=True)
     file = write(model, tmp_path / "m.gguf")
     told = check_parity(model, file, ["turn the light on"])
-    assert any("of our" in limit and "texts are read otherwise, as 'İstanbul" in limit for limit in told["limits"])
+    assert any("of our" in limit and "texts are read otherwise, as 'İstanbul" in limit for limit in told.limits)
     with pytest.raises(
         EdgekitError, match=r"reads a text otherwise than the original tokenizer \(prompts; .*: 'in İstanbul'"
     ):
@@ -346,7 +346,7 @@ def test_ends_of_a_generation(tmp_path: Path) -> None:
     keys = vocabulary(edit(model, "generation_config.json", eos_token_id=[2, 1, 300, 301]))
     assert [keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")] == [1, 300, 301]
     facts = check_parity(model, write(model, tmp_path / "model.gguf"), [])
-    assert set(facts["stops"]["original"]) == {1, 2, 300, 301} <= set(facts["stops"]["llama.cpp"])
+    assert set(facts.stops["original"]) == {1, 2, 300, 301} <= set(facts.stops["llama.cpp"])
     with pytest.raises(EdgekitError, match=r"the tokens 301 \(.*\) end a generation in the original"):
         check_parity(model, write(model, tmp_path / "bad.gguf", eom_token_id=None), [])
     with pytest.raises(EdgekitError, match=r"eos_token_id: .*room for two"):
@@ -368,10 +368,10 @@ def test_spaces_beside_special_tokens_are_stripped_where_the_original_strips(tmp
     assert general_name(model, "my model") == "my model (phi-3)"
     assert general_name(model, "Phi-3.5 mini") == "Phi-3.5 mini"
     facts = check_parity(model, write(model, tmp_path / "model.gguf"), ["<|user|>\n  hi<|end|> \n<|user|>"])
-    assert facts["limits"] == []
+    assert facts.limits == ()
     plain = save(byte_level(QWEN2), tmp_path / "plain")
     for name in ("Phi-3-mini", "phi3", "modern-bert"):
-        assert check_parity(plain, write(plain, tmp_path / "plain.gguf", name=name), ["</s>  x"])["limits"] == []
+        assert check_parity(plain, write(plain, tmp_path / "plain.gguf", name=name), ["</s>  x"]).limits == ()
 
 
 def chat_model(folder: Path, template: str, tokenizer: Tokenizer | None = None) -> Model:
@@ -405,8 +405,8 @@ def test_conversations_give_the_ids_of_transformers(name: str, kind: str, tmp_pa
     path = write(model, tmp_path / "model.gguf")
     check_parity(model, path, PROMPTS)
     facts = check_chat_parity(model, path, [{"messages": [{"role": "user", "content": "mine  "}]}])
-    assert facts["templates"] == ["default"]
-    assert facts["rendered"] >= 8
+    assert facts.templates == ("default",)
+    assert facts.rendered >= 8
     original = PreTrainedTokenizerFast(tokenizer_file=str(model.folder / "tokenizer.json"), **TOKENS)
     original.chat_template = TEMPLATES[name]
     with open_vocabulary(path) as ours:
@@ -430,11 +430,11 @@ def test_tools_and_several_templates(tmp_path: Path) -> None:
     assert keys["tokenizer.chat_templates"] == ["tool_use"]
     assert "warmth" in json.dumps(TOOLS)
     facts = check_chat_parity(model, write(model, tmp_path / "model.gguf"))
-    assert facts["templates"] == ["default", "tool_use"]
-    assert facts["rendered"] == 2 * 5 + 2 * 5 * 2
-    assert facts["refused"] == []
-    assert facts["limits"] == ["llama.cpp: its server puts <s> before conversations, the template does not"]
-    assert check_chat_parity(save(byte_level(QWEN2), tmp_path / "none"), tmp_path / "model.gguf")["templates"] == []
+    assert facts.templates == ("default", "tool_use")
+    assert facts.rendered == 2 * 5 + 2 * 5 * 2
+    assert facts.refused == ()
+    assert facts.limits == ("llama.cpp: its server puts <s> before conversations, the template does not",)
+    assert check_chat_parity(save(byte_level(QWEN2), tmp_path / "none"), tmp_path / "model.gguf").templates == ()
 
 
 def test_a_template_that_llama_cpp_would_read_otherwise(tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_a_template_that_llama_cpp_would_read_otherwise(tmp_path: Path) -> None:
         "{% if messages|length > 1 %}{{ raise_exception('one only') }}{% endif %}{{ messages[0].content }}",
     )
     path = write(model, tmp_path / "refuses.gguf")
-    assert "default: several turns" in check_chat_parity(model, path)["refused"]
+    assert "default: several turns" in check_chat_parity(model, path).refused
     with pytest.raises(EdgekitError, match="one only"):
         check_chat_parity(model, path, [{"messages": CONVERSATIONS["several turns"]}])
 
