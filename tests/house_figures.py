@@ -172,7 +172,7 @@ def figures() -> list[Figure]:
     ]
 
 
-BARS = {"any": 14.8, "wide": 4, "cycles": 0, "state": 1}
+BARS = {"any": 6.9, "wide": 1, "cycles": 0, "state": 1}
 
 
 def main() -> int:
