@@ -181,15 +181,16 @@ def export_onnx(request: dict[str, Any]) -> dict[str, Any]:
     """The float model for the peers."""
     import torch
 
-    from edgekit.tasks import TASKS, pad
+    from edgekit.modalities.text import collate
+    from edgekit.tasks import TASKS, tensors
 
-    tokens, mask = pad([[101, 2003, 102], [101, 102]], 0)
+    inputs = tensors(collate([[101, 2003, 102], [101, 102]], 0))
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     program = torch.onnx.export(
         TASKS[TASK].load(Path(request["model"])),
-        (tokens, mask),
+        tuple(inputs.values()),
         dynamo=True,
-        input_names=["input_ids", "attention_mask"],
+        input_names=list(inputs),
         dynamic_shapes=(axes, axes),
         verbose=False,
     )

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from edgekit.configuration import check_files, read_configuration
 from edgekit.errors import EdgekitError
+from edgekit.modalities import find_modality
+from edgekit.modalities.text import TOKENIZER
 from edgekit.schema import read_json
 from edgekit.tokenizing import AddedToken, encode, read_added_tokens, read_tokenizer
 from edgekit.typed_json import as_list, as_table
@@ -249,11 +251,10 @@ def load_model(folder: Path) -> Model:
     _check_quantization(model)
     check_names(model.tensors)
     check_finite(info.file for info in model.tensors.values())
-    if not (folder / "tokenizer.json").is_file():
-        raise EdgekitError(
-            f"{folder}: no tokenizer.json; write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
-    _check_vocabulary(model)
+    if lacks := find_modality(folder).lacks(folder):
+        raise EdgekitError(f"{folder}: {lacks}")
+    if (folder / TOKENIZER).is_file():
+        _check_vocabulary(model)
     return model
 
 

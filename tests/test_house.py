@@ -36,7 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "checkpoint_keys owners_tokenizer reference",
         "recipe target prompts workspace loaders",
         "duplicates state model_card closure tables evidence",
-        "schema apart tokenizing gate inputs outputs",
+        "schema apart tokenizing gate inputs outputs modalities",
         "typed_json",
         "errors progress",
         "__init__",
@@ -89,6 +89,7 @@ TABLES = {
     "STUDENTS": "distill/students.py",
     "TEACHERS": "distill/teachers.py",
     "ARCHITECTURES": "architectures/__init__.py",
+    "MODALITIES": "modalities/__init__.py",
     "OUTPUTS": "outputs/__init__.py",
 }
 FORBIDDEN = {"manager", "handler", "helper", "helpers", "util", "utils", "engine", "base", "common", "misc"}

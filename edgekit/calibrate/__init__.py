@@ -20,13 +20,14 @@ from edgekit.calibration import EMBEDDING, FILE, Calibration, Stats, load_calibr
 from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content
+from edgekit.modalities.text import batches
 from edgekit.model import Model
 from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Calibrate
 from edgekit.schema import pick
-from edgekit.tasks import TASKS, Task, batches, find_pad_id
+from edgekit.tasks import TASKS, Task, find_pad_id, tensors
 from edgekit.workspace import open_product
 
 if TYPE_CHECKING:
@@ -249,11 +250,12 @@ class Watch:
 
         done = 0
         with self._hooked(), torch.inference_mode():
-            for places, tokens, mask in batches(ids, pad_id, batch):
+            for indices, arrays in batches(ids, pad_id, batch):
+                inputs = tensors(arrays)
                 self._calls.clear()
-                self._mask = mask
-                self.module(tokens, mask)
-                done += len(places)
+                self._mask = inputs["attention_mask"]
+                self.module(**inputs)
+                done += len(indices)
                 if progress:
                     progress(done)
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from edgekit.distill.losses import Batch
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import collate
 from edgekit.model import Model
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 from edgekit.prompts import Prompt
 from edgekit.schema import nearest
-from edgekit.tasks import Task, find_pad_id, pad
+from edgekit.tasks import Task, find_pad_id, tensors
 from edgekit.tasks.text_generation import Passage, passages
 
 
@@ -67,7 +68,8 @@ def read_texts(split: TrainSplit) -> Source:
     train, held = hold_out([text.text for text in texts], split.holdout)
 
     def batch(rows: Sequence[int]) -> Batch:
-        tokens, mask = pad([ids[row] for row in rows], pad_id)
+        inputs = tensors(collate([ids[row] for row in rows], pad_id))
+        tokens, mask = inputs["input_ids"], inputs["attention_mask"]
         return Batch(rows=tuple(rows), tokens=tokens, mask=mask, targets=targets[list(rows)])
 
     return Source(
@@ -132,13 +134,13 @@ def find_passages(model: Model, texts: Sequence[Prompt], max_length: int) -> lis
 
 def score(read: Sequence[Passage], rows: Sequence[int] = ()) -> Batch:
     """Passages as one batch, padded on the right (a decoder sees nothing to the right of a token), with what is scored."""
-    tokens, mask = pad([passage.ids for passage in read], 0)
+    inputs = tensors(collate([passage.ids for passage in read], 0))
     counts = torch.tensor([len(passage.ids) - passage.start for passage in read])
     positions = torch.cat([torch.arange(passage.start - 1, len(passage.ids) - 1) for passage in read])
     return Batch(
         rows=tuple(rows),
-        tokens=tokens,
-        mask=mask,
+        tokens=inputs["input_ids"],
+        mask=inputs["attention_mask"],
         targets=torch.tensor([token for passage in read for token in passage.ids[passage.start :]]),
         scored=(torch.repeat_interleave(torch.arange(len(read)), counts), positions),
     )

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.evidence import FloatModel, Quantiles, Rates, TimedAt
+from edgekit.modalities.text import collate
 from edgekit.model import load_model
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 from edgekit.record.alone import weight_bytes
 from edgekit.record.tokens import ANSWER_TOKENS, DEPTH, stream
-from edgekit.tasks import TASKS, find_pad_id, pad
+from edgekit.tasks import TASKS, find_pad_id, tensors
 
 # Calls before those that are timed.
 WARM_UP = 4
@@ -89,9 +90,9 @@ def _time_rows(folder: Path, task: str, ids: Sequence[Sequence[int]], longest: i
     module, pad_id = TASKS[task].load(folder), find_pad_id(load_model(folder))
 
     def timed(row: Sequence[int]) -> float:
-        tokens, mask = pad([row], pad_id)
+        inputs = tensors(collate([row], pad_id))
         begin = time.perf_counter()
-        module(tokens, mask)
+        module(**inputs)
         return 1e3 * (time.perf_counter() - begin)
 
     with torch.inference_mode():

@@ -6,12 +6,13 @@ per text ([batch, width]: raw logits, or an embedding), or of text-generation lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgekit.chat_template import special_tokens
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import batches
 from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress
 from edgekit.recipe import AS_CALIBRATED, Rejection
@@ -31,6 +32,8 @@ class Task(Protocol):
     """What every task's module offers."""
 
     NAME: str
+    MODALITY: str
+    """What its prompts are made of, by its name in MODALITIES."""
     OUTPUT: str
     """What comes out, by its name in OUTPUTS."""
 
@@ -105,37 +108,20 @@ def outputs(
     rows: list[NDArray[np.float32] | None] = [None] * len(ids)
     done = 0
     with torch.inference_mode():
-        for places, tokens, mask in batches(ids, pad_id, batch):
-            for place, row in zip(places, module(tokens, mask).float().numpy(), strict=True):
-                rows[place] = row
-            done += len(places)
+        for indices, inputs in batches(ids, pad_id, batch):
+            for index, row in zip(indices, module(**tensors(inputs)).float().numpy(), strict=True):
+                rows[index] = row
+            done += len(indices)
             if progress:
                 progress(done, len(ids), "")
     return np.stack([row for row in rows if row is not None]) if ids else np.zeros((0, 0), np.float32)
 
 
-def batches(ids: Sequence[Sequence[int]], pad_id: int, batch: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Batches of texts of like length: their places in `ids`, input_ids and attention_mask [batch, longest].
-
-    The longest come first: later batches fit into the memory that the first ones took, so it does not fragment.
-    """
-    order = sorted(range(len(ids)), key=lambda place: (-len(ids[place]), place))
-    for start in range(0, len(order), batch):
-        places = order[start : start + batch]
-        yield (places, *pad([ids[place] for place in places], pad_id))
-
-
-def pad(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, int64 [n, longest], padded on the right."""
+def tensors(inputs: Mapping[str, NDArray[np.int64]]) -> dict[str, Tensor]:
+    """A module's inputs by name, as torch takes them."""
     import torch
 
-    longest = max(len(row) for row in ids)
-    tokens = torch.full((len(ids), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros((len(ids), longest), dtype=torch.int64)
-    for place, row in enumerate(ids):
-        tokens[place, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        mask[place, : len(row)] = 1
-    return tokens, mask
+    return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
 
 def find_pad_id(model: Model) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.embedding_files import read_embedding
+from edgekit.modalities import text
 from edgekit.outputs.rows import EMBEDDING
 from edgekit.recipe import AS_CALIBRATED, Rejection
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgekit.prompts import Prompt
 
 NAME = "feature-extraction"
+MODALITY = text.NAME
 OUTPUT = EMBEDDING.name
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
+from edgekit.modalities import text
 from edgekit.outputs.rows import LOGITS
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.tasks.rows import encode, length, open_model, settings
 
 __all__ = [
+    "MODALITY",
     "NAME",
     "OUTPUT",
     "answer",
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 
 NAME = "text-classification"
+MODALITY = text.NAME
 OUTPUT = LOGITS.name
 # Accuracies nearer than this are equal but for rounding.
 _ALIKE = 1e-12

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import tokenizing
 from edgekit.chat_template import converse, find_templates, pick_template, special_tokens, template_form
 from edgekit.errors import EdgekitError
+from edgekit.modalities import text
 from edgekit.outputs.tokens import TOKENS
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgekit.prompts import Prompt
 
 NAME = "text-generation"
+MODALITY = text.NAME
 OUTPUT = TOKENS.name
 TEMPLATE = "chat_template.jinja"
 """What a chat template's file is called, by transformers too."""

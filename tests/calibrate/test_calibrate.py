@@ -94,8 +94,8 @@ def test_a_histogram_that_had_to_grow_is_the_one_of_the_whole() -> None:
             super().__init__()
             self.layer = layer
 
-        def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return self.layer(rows[tokens[:, 0]])
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.layer(rows[input_ids[:, 0]])
 
     found = []
     for batch in (7, 3000):
@@ -130,8 +130,8 @@ def test_inputs_that_are_no_numbers_name_the_layer(bad: float) -> None:
             super().__init__()
             self.layer = torch.nn.Linear(2, 2)
 
-        def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return self.layer(torch.tensor([[1.0, bad]]).expand(len(tokens), 2))
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.layer(torch.tensor([[1.0, bad]]).expand(len(input_ids), 2))
 
     with pytest.raises(EdgekitError, match=r"^layer#0: this layer's input reaches .*; .* fetch or train it again"):
         Watch(One()).feed([[0]], 0, 1)
@@ -143,8 +143,8 @@ def test_a_layer_that_is_called_twice_has_two_keys() -> None:
             super().__init__()
             self.layer = torch.nn.Linear(3, 3)
 
-        def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return self.layer(self.layer(torch.nn.functional.one_hot(tokens, 3).float()))
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.layer(torch.nn.functional.one_hot(input_ids, 3).float()))
 
     watch = Watch(Twice())
     watch.feed([[0, 1], [2]], 0, 2)

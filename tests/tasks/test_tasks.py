@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import collate
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
-from edgekit.tasks import TASKS, batches, find_pad_id, outputs, pad, row_task
+from edgekit.tasks import TASKS, find_pad_id, outputs, row_task, tensors
 from tests.architectures.decoders import make_decoder
 from tests.conftest import LABELS, make_checkpoint
 
@@ -49,7 +50,8 @@ def test_a_task_of_tokens_keeps_its_promises(tmp_path: Path) -> None:
     assert {one.dtype for one in module.parameters()} == {torch.float32}
     found = task.encode(model, [Prompt(text=text) for text in TEXTS], 32)
     assert [place for place, _ in found] == [0, 1, 2, 3]
-    tokens, mask = pad([ids for _, ids in found], find_pad_id(model))
+    inputs = tensors(collate([ids for _, ids in found], find_pad_id(model)))
+    tokens, mask = inputs["input_ids"], inputs["attention_mask"]
     with torch.inference_mode():
         together = module(tokens, mask)
         alone = module(tokens[:1, : mask[0].sum()], mask[:1, : mask[0].sum()])
@@ -77,28 +79,15 @@ def test_half_precision_checkpoints_are_loaded_in_float32(name: str, tmp_path: P
 
 def test_outputs_keep_the_order_and_tell_progress() -> None:
     class Lengths(torch.nn.Module):
-        def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            assert (tokens[mask == 0] == 9).all()
-            return mask.sum(1, keepdim=True).float()
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            assert (input_ids[attention_mask == 0] == 9).all()
+            return attention_mask.sum(1, keepdim=True).float()
 
     ids = [[1] * length for length in (5, 1, 3, 8, 2)]
     told: list[tuple[int, int, str]] = []
     rows = outputs(Lengths(), ids, pad_id=9, batch=2, progress=lambda *now: told.append(now))
     assert rows[:, 0].tolist() == [5, 1, 3, 8, 2]
     assert [done for done, _, _ in told] == [2, 4, 5]
-
-
-def test_batches_are_of_like_length_and_the_longest_come_first() -> None:
-    ids = [[1] * length for length in (5, 1, 3, 8, 2)]
-    found = [(places, tuple(tokens.shape)) for places, tokens, _ in batches(ids, 0, 2)]
-    assert found == [([3, 0], (2, 8)), ([2, 4], (2, 3)), ([1], (1, 1))]
-
-
-def test_padding_is_on_the_right() -> None:
-    tokens, mask = pad([[4, 5], [6]], 7)
-    assert tokens.tolist() == [[4, 5], [6, 7]]
-    assert mask.tolist() == [[1, 1], [1, 0]]
-    assert tokens.dtype == mask.dtype == torch.int64
 
 
 def test_the_padding_id_is_found(classifier: Path) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.graph import Graph, attribute, copy_node
-from edgekit.formats.onnx.session import Session, pad
+from edgekit.formats.onnx.session import Session
+from edgekit.modalities.text import collate
 
 if TYPE_CHECKING:
     import onnx
@@ -85,11 +86,11 @@ def check_parity(module: nn.Module, model: onnx.ModelProto, ids: Sequence[Sequen
     session = Session(model)
     worst, where = 0.0, ""
     for batch in _parity_batches(ids):
-        tokens, mask = pad(batch, pad_id)
+        inputs = collate(batch, pad_id)
         with torch.inference_mode():
-            expected = module(torch.from_numpy(tokens), torch.from_numpy(mask)).float().numpy()
-        given = session.run(tokens, mask)
-        shape = f"batch {len(batch)}, sequence {tokens.shape[1]}"
+            expected = module(**{name: torch.from_numpy(array) for name, array in inputs.items()}).float().numpy()
+        given = session.run(inputs)
+        shape = f"batch {len(batch)}, sequence {max(map(len, batch))}"
         if given.shape != expected.shape:
             raise EdgekitError(f"the graph gives shape {given.shape} where torch gives {expected.shape} ({shape})")
         difference = float(np.abs(given - expected).max() / max(1e-6, float(np.abs(expected).max())))
@@ -117,8 +118,7 @@ def _sample(ids: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor
 
     longest = list(sorted(ids, key=len)[-1])
     row = (longest * 8)[: max(8, min(16, len(longest)))]
-    tokens, mask = pad([row, row[:5]], pad_id)
-    return {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
+    return {name: torch.from_numpy(array) for name, array in collate([row, row[:5]], pad_id).items()}
 
 
 def _dynamic_shapes(longest: int) -> dict[str, dict[int, Any]]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from edgekit.evidence import LayerError
 from edgekit.formats.onnx.graph import Graph, copy_model
-from edgekit.formats.onnx.session import Session, pad
+from edgekit.formats.onnx.session import Session
+from edgekit.modalities.text import collate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ def layer_errors(
     sessions = [Session(_exposing(model, names), entries=entries) for model in (exact, quantized)]
     lost, power = np.zeros(len(names)), np.zeros(len(names))
     for row in ids[:: max(1, -(-len(ids) // MOST_PROMPTS))]:
-        wanted, got = (session.values(names, *pad([row], pad_id)) for session in sessions)
+        wanted, got = (session.values(names, collate([row], pad_id)) for session in sessions)
         for place, (y, other) in enumerate(zip(wanted, got, strict=True)):
             difference = other[..., : y.shape[-1]].astype(np.float64) - y
             lost[place] += (difference**2).sum()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import collate
 from edgekit.runtimes.onnxruntime.library import Options, load_errors, open_session, version
 
 if TYPE_CHECKING:
@@ -52,44 +53,31 @@ class Session:
         self.gives: list[Any] = self._session.get_outputs()
         self.inputs = [value.name for value in self.takes]
 
-    def run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The output [batch, width] for int64 [batch, sequence] inputs. EdgekitError where onnxruntime fails on them."""
+    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """The output [batch, width] for inputs by name. EdgekitError where onnxruntime fails on them."""
         try:
-            answer: NDArray[np.float32] = self._session.run(None, self._feeds(tokens, mask))[0]
+            answer: NDArray[np.float32] = self._session.run(None, self._feeds(inputs))[0]
         except load_errors() as failed:
-            shape = list(tokens.shape)
+            shape = list(inputs["input_ids"].shape)
             raise EdgekitError(f"{self._named}: onnxruntime fails on ids of shape {shape}: {_told(failed)}") from failed
         return answer
 
-    def values(self, names: Sequence[str], tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> list[NDArray[Any]]:
+    def values(self, names: Sequence[str], inputs: Mapping[str, NDArray[np.int64]]) -> list[NDArray[Any]]:
         """Outputs by name, for the inputs of `run`."""
-        return list(self._session.run(list(names), self._feeds(tokens, mask)))
+        return list(self._session.run(list(names), self._feeds(inputs)))
 
     def outputs(self, ids: Sequence[Sequence[int]], pad_id: int) -> NDArray[np.float32]:
         """The outputs [n, width] of n prompts, each run by itself as a device would."""
         import numpy as np
 
-        return np.concatenate([self.run(*pad([row], pad_id)) for row in ids]).astype(np.float32)
+        return np.concatenate([self.run(collate([row], pad_id)) for row in ids]).astype(np.float32)
 
-    def _feeds(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-        given = {"input_ids": tokens, "attention_mask": mask}
+    def _feeds(self, inputs: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+        given = dict(inputs)
         if "token_type_ids" in self.inputs:  # only in files that something else exported: all of one segment
-            given["token_type_ids"] = tokens * 0
+            given["token_type_ids"] = given["input_ids"] * 0
         return {name: value for name, value in given.items() if name in self.inputs}
 
 
 def _told(failed: Exception) -> str:
     return (str(failed).splitlines() or [""])[0][:300]
-
-
-def pad(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of token ids as input_ids and attention_mask, int64 [batch, longest]."""
-    import numpy as np
-
-    longest = max(len(row) for row in ids)
-    tokens = np.full((len(ids), longest), pad_id, dtype=np.int64)
-    mask = np.zeros((len(ids), longest), dtype=np.int64)
-    for place, row in enumerate(ids):
-        tokens[place, : len(row)] = row
-        mask[place, : len(row)] = 1
-    return tokens, mask

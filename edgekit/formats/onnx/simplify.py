@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.graph import Graph, attribute, copy_model, float_array
-from edgekit.formats.onnx.session import Session, pad
+from edgekit.formats.onnx.session import Session
+from edgekit.modalities.text import collate
 
 if TYPE_CHECKING:
     import onnx
@@ -59,7 +60,7 @@ def _difference(before: Session, after: Session, ids: Sequence[Sequence[int]], p
     by_length = sorted(ids, key=len)
     worst = 0.0
     for batch in ([by_length[0]], [by_length[-1]], [by_length[-1][:2]], [by_length[-1], by_length[0], *ids[:3]]):
-        wanted, given = (session.run(*pad(batch, pad_id)) for session in (before, after))
+        wanted, given = (session.run(collate(batch, pad_id)) for session in (before, after))
         if wanted.shape != given.shape or not np.isfinite(given).all():
             return float("inf")
         worst = max(worst, float(np.abs(wanted - given).max() / max(1e-6, float(np.abs(wanted).max()))))
@@ -235,7 +236,7 @@ def _mask_value(graph: Graph, name: str) -> float | None:
         mask = (random.random((batch, sequence)) < 0.7).astype(np.int64)
         mask[:, 0], mask[0, 1:] = 1, 1 - mask[0, 1:] * (batch > 1)
         mask[-1, -1] = 0
-        added = session.run(np.ones_like(mask), mask)
+        added = session.run({"input_ids": np.ones_like(mask), "attention_mask": mask})
         if added.ndim != 4 or added.shape[0] not in {1, batch} or added.shape[3] != sequence:
             return None
         lowest = float(added.min()) if lowest is None else lowest

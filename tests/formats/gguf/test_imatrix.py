@@ -85,8 +85,8 @@ def ours(small: Any) -> Imatrix:
             super().__init__()
             self.model = small
 
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).logits
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
             return logits
 
     ids = [len(SPECIAL) + byte for byte in TEXT.encode()]

@@ -16,6 +16,7 @@ from edgekit.formats.onnx.outliers import add_rungs, rungs
 from edgekit.formats.onnx.quantize import Int8, input_scale, quantize_int8, rounding_noise, weight_int8
 from edgekit.formats.onnx.session import Session
 from edgekit.formats.onnx.smooth import Range, smooth
+from edgekit.modalities.text import collate
 
 VOCABULARY, CHANNELS, HIDDEN = 50, 12, 40
 
@@ -65,7 +66,7 @@ def ranges(model: onnx.ModelProto) -> dict[str, Range]:
     for linear, name in zip(Graph(model).linears(), names, strict=True):
         del open_model.graph.output[:]
         open_model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-        seen = np.concatenate([Session(open_model).run(np.array([row]), np.ones((1, 5), np.int64))[0] for row in IDS])
+        seen = np.concatenate([Session(open_model).run(collate([row], 0))[0] for row in IDS])
         found[linear.key] = Range(minimum=seen.min(0), maximum=seen.max(0), mean_square=(seen**2).mean(0))
     return found
 

@@ -20,8 +20,10 @@ from edgekit.formats.onnx import candidates, float_graph
 from edgekit.formats.onnx import graph as onnx_graph
 from edgekit.formats.onnx.graph import Graph, save
 from edgekit.formats.onnx.layer_errors import layer_errors
-from edgekit.formats.onnx.session import Session, pad
+from edgekit.formats.onnx.session import Session
+from edgekit.modalities.text import collate
 from edgekit.schema import parse
+from edgekit.tasks import tensors
 from edgekit.typed_json import to_table
 from tests.formats.conftest import VOCABULARY, Classifier
 from tests.steps import source
@@ -60,7 +62,7 @@ def written(
 
 def torch_outputs(module: nn.Module, ids: list[list[int]]) -> np.ndarray:
     with torch.inference_mode():
-        return np.concatenate([module(*map(torch.from_numpy, pad([row], 0))).numpy() for row in ids])
+        return np.concatenate([module(**tensors(collate([row], 0))).numpy() for row in ids])
 
 
 def test_format_is_in_the_table() -> None:
@@ -93,10 +95,10 @@ def test_every_linear_carries_its_modules_path(module: Classifier, exported: onn
 def test_float_graph_equals_torch(module: Classifier, exported: onnx.ModelProto, batch: int, length: int) -> None:
     random = np.random.default_rng(batch * length)
     rows = [random.integers(5, VOCABULARY, size=max(2, length - 3 * place)).tolist() for place in range(batch)]
-    tokens, mask = pad(rows, 0)
+    inputs = collate(rows, 0)
     with torch.inference_mode():
-        expected = module(torch.from_numpy(tokens), torch.from_numpy(mask)).numpy()
-    np.testing.assert_allclose(Session(exported).run(tokens, mask), expected, rtol=1e-4, atol=1e-5)
+        expected = module(**tensors(inputs)).numpy()
+    np.testing.assert_allclose(Session(exported).run(inputs), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_newer_exporter_was_used(exported: onnx.ModelProto) -> None:
@@ -330,7 +332,7 @@ def test_a_graph_over_two_gigabytes_is_refused_too(exported: onnx.ModelProto, mo
 
 def test_onnxruntime_logs_nothing_of_its_own(exported: onnx.ModelProto, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(EdgekitError, match=r"onnxruntime fails on ids of shape .1, 2.: .*Gather"):
-        Session(exported).run(*pad([[VOCABULARY, 1]], 0))
+        Session(exported).run(collate([[VOCABULARY, 1]], 0))
     assert capfd.readouterr().err == ""
 
 

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgekit.formats.onnx import simplify
 from edgekit.formats.onnx.attention import attentions, sequence_first
 from edgekit.formats.onnx.graph import Graph, copy_model
-from edgekit.formats.onnx.session import Session, pad
+from edgekit.formats.onnx.session import Session
+from edgekit.modalities.text import collate
 
 RANDOM = np.random.default_rng(7)
 
@@ -30,8 +31,8 @@ def test_the_answers_stay_the_same(
     exported: onnx.ModelProto, rewritten: onnx.ModelProto, batch: int, length: int
 ) -> None:
     rows = [RANDOM.integers(5, 2000, size=max(2, length - 4 * place)).tolist() for place in range(batch)]
-    tokens, mask = pad(rows, 0)
-    wanted, given = Session(exported).run(tokens, mask), Session(rewritten).run(tokens, mask)
+    inputs = collate(rows, 0)
+    wanted, given = Session(exported).run(inputs), Session(rewritten).run(inputs)
     np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -54,9 +55,8 @@ def rows_computed(model: onnx.ModelProto, ids: list[int]) -> dict[str, int]:
     named = {linear.matmul.output[0]: linear.path for linear in Graph(model).linears() if ".layer." in linear.path}
     del watched.graph.output[:]
     watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in named)
-    tokens, mask = pad([ids], 0)
     session = Session(watched)._session
-    answers = session.run(list(named), {"input_ids": tokens, "attention_mask": mask})
+    answers = session.run(list(named), collate([ids], 0))
     return {path: value.shape[0] for path, value in zip(named.values(), answers, strict=True)}
 
 
@@ -183,5 +183,5 @@ def test_only_a_mask_that_hides_padding_and_nothing_else_is_rewritten(window: in
     before = copy_model(model)
     simplify.plain_mask(Graph(model))
     assert ("Range" not in kinds(model)) == plain
-    tokens, mask = pad([[3, 1, 2, 5, 4, 1], [2, 2, 1]], 0)
-    np.testing.assert_array_equal(Session(model).run(tokens, mask), Session(before).run(tokens, mask))
+    inputs = collate([[3, 1, 2, 5, 4, 1], [2, 2, 1]], 0)
+    np.testing.assert_array_equal(Session(model).run(inputs), Session(before).run(inputs))

@@ -1,0 +1,33 @@
+"""MODALITIES: what prompts are made of, and so what a model is given. A task names its own.
+
+A prompt becomes named arrays, the inputs of the task's module by their names; what is batched, padded and fed by name is the
+modality's to say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from edgekit.modalities import text
+
+
+class Modality(Protocol):
+    """What every modality's module offers."""
+
+    NAME: str
+
+    def reads(self, folder: Path) -> bool:
+        """Whether a checkpoint takes prompts of this kind, by its files."""
+
+    def lacks(self, folder: Path) -> str | None:
+        """What a checkpoint must have to be given prompts and has not, with the remedy; None where it has all."""
+
+
+# Text reads every checkpoint that none below it does.
+MODALITIES: dict[str, Modality] = {text.NAME: text}
+
+
+def find_modality(folder: Path) -> Modality:
+    """What prompts a checkpoint takes: the last entry of MODALITIES that reads it."""
+    return next(kind for kind in reversed(MODALITIES.values()) if kind.reads(folder))
