@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from edgekit.calibrate.gradients import gradient_squares
 from edgekit.calibration import EMBEDDING, FILE, Calibration, Stats, load_calibration
@@ -68,7 +68,7 @@ class CalibrateInputs:
     gradients: bool
 
 
-def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = None) -> dict[str, object]:
     """Stream the calibrate split through a model and write calibration.npz into `out`.
 
     Returns prompts, tokens, layers, the coverage
@@ -158,7 +158,7 @@ def coverage(
     held_lengths: Sequence[int],
     *,
     max_length: int,
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, object], list[str]]:
     """How well some prompts cover others: lengths in tokens, words, labels; and warnings that name the remedy."""
     vocabulary = {word for prompt in seen for word in words(prompt.text)}
     spoken = [word for prompt in held for word in sorted(words(prompt.text))]
@@ -195,7 +195,7 @@ def coverage(
 
 def cover(
     student: Path, calibration: Path, prompts: Path, *, task: str, max_length: int, split: str = "verify"
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """How well a calibration covers another split: the figures of `coverage`, and the share of activations outside per layer.
 
     For information only: it is read after every choice was made. At most COVERED prompts are run, chosen by their hash.
@@ -286,11 +286,11 @@ class Watch:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def see(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def see(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             key = f"{path}#{self._calls[path]}"
             self._calls[path] += 1
-            values = cast("Tensor", inputs[0]).detach().float()
+            values = inputs[0].detach().float()
             mask = self._mask
             rows = (
                 values[mask.bool()] if mask is not None and values.shape[:-1] == mask.shape else values.flatten(0, -2)
@@ -381,7 +381,9 @@ def _write(path: Path, stats: Mapping[str, Stats], squares: Mapping[str, NDArray
     import numpy as np
 
     # A layer that is called once has its gradients with its first call.
-    arrays: dict[str, Any] = {f"{path}#0/grad_square": one for path, one in squares.items() if f"{path}#0" in stats}
+    arrays: dict[str, NDArray[np.generic]] = {
+        f"{path}#0/grad_square": one for path, one in squares.items() if f"{path}#0" in stats
+    }
     if EMBEDDING in squares:
         arrays[EMBEDDING] = squares[EMBEDDING]
     for key, one in stats.items():
@@ -391,11 +393,11 @@ def _write(path: Path, stats: Mapping[str, Stats], squares: Mapping[str, NDArray
             f"{key}/mean_square": one.mean_square,
             f"{key}/histogram": one.histogram,
             f"{key}/histogram_edges": one.histogram_edges,
-            f"{key}/count": np.int64(one.count),
+            f"{key}/count": np.array(one.count, np.int64),
         }
     # NumPy stamps every member with one fixed date: equal arrays are equal bytes.
     with path.open("wb") as stream:
-        np.savez(stream, **arrays)
+        np.savez(stream, allow_pickle=False, **arrays)
 
 
 def _told(progress: Progress | None, before: int, total: int) -> Callable[[int], None] | None:

@@ -78,7 +78,7 @@ def _watched(module: nn.Module, embedding: nn.Module, sums: dict[str, Tensor]) -
         return see
 
     def watch(path: str) -> Callable[..., None]:
-        def begin(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        def begin(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if layer is embedding:
                 output.requires_grad_()
             output.register_hook(add(path))  # type: ignore[no-untyped-call]

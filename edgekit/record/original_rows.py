@@ -155,7 +155,7 @@ def _classified(
     import torch
     import transformers
 
-    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    here: dict[str, object] = {"local_files_only": True, "trust_remote_code": False}
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, **here
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from edgekit.chat_template import special_tokens
 from edgekit.errors import EdgekitError
@@ -46,7 +46,7 @@ class Task(Protocol):
     def length(self, model: Model, max_length: int) -> int:
         """How many tokens of a text are read at most, where the recipe allows max_length."""
 
-    def settings(self, model: Model) -> dict[str, Any]:
+    def settings(self, model: Model) -> dict[str, object]:
         """What a loader must know of the checkpoint besides its answers' meaning."""
 
     def encode(self, model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
@@ -63,16 +63,16 @@ class RowTask(Task, Protocol):
         classes: Sequence[str],
         out_of_scope: str | None,
         rejection: Rejection = AS_CALIBRATED,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Settings learned from outputs [n, width] on the calibrate split; {} where there is nothing to learn."""
 
     def answer(
         self,
         outputs: NDArray[np.float32],
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         classes: Sequence[str],
         texts: Sequence[str] | None = None,
-    ) -> Any:
+    ) -> Sequence[str] | NDArray[np.float32]:
         """What a user gets for outputs [n, width], and with the n texts for those without content; NumPy only."""
 
     def score(self, reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> float:

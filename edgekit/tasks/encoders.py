@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         return cast("Tensor", self.model(**inputs, return_dict=True)[0])
 
 
-def load_encoder(folder: Path, task: str, head: Mapping[str, Any] | None = None) -> Encoder:
+def load_encoder(folder: Path, task: str, head: Mapping[str, object] | None = None) -> Encoder:
     """A checkpoint's model for a task, in eval mode; `head` asks for a new one. Raises EdgekitError as `load_checkpoint` does."""
     model = load_checkpoint(folder, task, head)
     if task == "feature-extraction" and getattr(model, "pooler", None) is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.embedding_files import read_embedding
 from edgekit.modalities import text
@@ -83,11 +83,11 @@ def prompt_tokens(model: Model) -> int:
     return len(ids) - (ids[-1] in special)
 
 
-def settings(model: Model) -> dict[str, Any]:
+def settings(model: Model) -> dict[str, object]:
     """normalize: whether embeddings have length 1, for runtimes that normalise outside the model; prompt: what is put before
     every text; prompts: others, by name; similarity: how sentence-transformers compares two embeddings."""
     said = read_embedding(model.folder)
-    found: dict[str, Any] = {"normalize": said.normalise}
+    found: dict[str, object] = {"normalize": said.normalise}
     if said.prompt:
         found["prompt"] = said.prompt
     # Where the prompt is not pooled, the graph leaves out as many tokens as the default prompt has.
@@ -103,14 +103,14 @@ def fit(
     classes: Sequence[str],  # noqa: ARG001
     out_of_scope: str | None,  # noqa: ARG001
     rejection: Rejection = AS_CALIBRATED,  # noqa: ARG001
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Nothing to learn."""
     return {}
 
 
 def answer(
     outputs: NDArray[np.float32],
-    settings: Mapping[str, Any],  # noqa: ARG001 - one signature for all tasks
+    settings: Mapping[str, object],  # noqa: ARG001 - one signature for all tasks
     classes: Sequence[str],  # noqa: ARG001
     texts: Sequence[str] | None = None,  # noqa: ARG001
 ) -> NDArray[np.float32]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -37,7 +37,15 @@ _LACKS = {
 }
 
 
-def load_checkpoint(folder: Path, task: str, head: Mapping[str, Any] | None = None) -> Any:
+class _Loaded(TypedDict):
+    """What transformers says of a checkpoint that it loaded: names of tensors; of another shape with both shapes."""
+
+    mismatched_keys: Collection[str | tuple[object, ...]]
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+
+
+def load_checkpoint(folder: Path, task: str, head: Mapping[str, object] | None = None) -> Any:
     """A checkpoint's model of transformers for a task, in float32 with eager attention.
 
     head: configuration keys such as num_labels of a new head, for which an old one is left out. Raises EdgekitError for what
@@ -48,7 +56,7 @@ def load_checkpoint(folder: Path, task: str, head: Mapping[str, Any] | None = No
     return _read(checked, task, head, folder, {})
 
 
-def check_checkpoint(folder: Path, task: str, head: Mapping[str, Any] | None = None) -> None:
+def check_checkpoint(folder: Path, task: str, head: Mapping[str, object] | None = None) -> None:
     """Raises EdgekitError as `load_checkpoint` does, by names and shapes alone: no weight is read."""
     checked = load_model(folder)
     with torch.device("meta"):
@@ -65,7 +73,7 @@ def model_class(task: str) -> Any:
 
 
 def _read(
-    checked: Model, task: str, head: Mapping[str, Any] | None, source: Path | None, options: Mapping[str, Any]
+    checked: Model, task: str, head: Mapping[str, object] | None, source: Path | None, options: Mapping[str, object]
 ) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -109,7 +117,7 @@ def _refusal(checked: Model, refused: BaseException) -> EdgekitError:
     )
 
 
-def _judge(checked: Model, task: str, model: Any, report: Mapping[str, Any], *, new_head: bool) -> None:
+def _judge(checked: Model, task: str, model: Any, report: _Loaded, *, new_head: bool) -> None:
     """Refuse a model that is not the whole checkpoint."""
     folder, body = checked.folder, f"{model.base_model_prefix}."
     bare = task == "feature-extraction"

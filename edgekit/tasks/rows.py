@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgekit.model import Model
@@ -18,7 +18,7 @@ def open_model(folder: Path) -> Model:
     return load_model(folder)
 
 
-def settings(model: Model) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
+def settings(model: Model) -> dict[str, object]:  # noqa: ARG001 - one signature for all
     """Nothing: the module answers as it is."""
     return {}
 

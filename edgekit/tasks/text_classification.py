@@ -66,7 +66,7 @@ def fit(
     classes: Sequence[str],
     out_of_scope: str | None,
     rejection: Rejection = AS_CALIBRATED,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The rejection threshold on the largest probability that maximises accuracy, a rejection being a class of its own.
 
     outputs are logits [n, classes]. Accuracy is that of a mix with `rejection.share` out-of-scope texts (without it, of these
@@ -104,7 +104,7 @@ def fit(
 
 def answer(
     outputs: NDArray[np.float32],
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     classes: Sequence[str],
     texts: Sequence[str] | None = None,
 ) -> list[str]:
@@ -114,14 +114,13 @@ def answer(
     """
     probabilities = softmax(outputs)
     names = [classes[best] for best in probabilities.argmax(axis=1)]
-    if "threshold" not in settings:
+    threshold = settings.get("threshold")
+    if not isinstance(threshold, int | float):
         return names
-    sure = (probabilities.max(axis=1) >= settings["threshold"]).tolist()
+    rejected = str(settings["out_of_scope"])
+    sure = (probabilities.max(axis=1) >= threshold).tolist()
     told = [True] * len(names) if texts is None else [has_content(text) for text in texts]
-    return [
-        name if kept and content else settings["out_of_scope"]
-        for name, kept, content in zip(names, sure, told, strict=True)
-    ]
+    return [name if kept and content else rejected for name, kept, content in zip(names, sure, told, strict=True)]
 
 
 def has_content(text: str) -> bool:

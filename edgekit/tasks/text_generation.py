@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit import tokenizing
 from edgekit.chat_template import converse, find_templates, pick_template, special_tokens, template_form
@@ -72,7 +73,7 @@ def length(model: Model, max_length: int) -> int:  # noqa: ARG001 - one signatur
     return max_length
 
 
-def settings(model: Model) -> dict[str, Any]:
+def settings(model: Model) -> dict[str, object]:
     """chat: whether it takes conversations; parts: whether its template wants a text as a list of parts; stop: the tokens that
     end an answer; special: what a chat template may write.
 
@@ -113,7 +114,7 @@ def passages(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[P
     ]
 
 
-def conversation(prompt: Prompt) -> list[Mapping[str, Any]]:
+def conversation(prompt: Prompt) -> list[Mapping[str, object]]:
     """A prompt as messages: its own, or its text as what the user says."""
     return list(prompt.messages or [{"role": "user", "content": prompt.text}])
 
@@ -202,8 +203,8 @@ class Voice:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] | None = None,
         *,
         generation_prompt: bool = False,
         today: datetime | None = None,
@@ -211,10 +212,10 @@ class Voice:
         """A conversation as the model's template writes it; see `chat_template.converse`. today: what it is told of the date."""
         template = pick_template(self._templates, tools=tools is not None)
         assert template is not None
-        more: dict[str, Any] = {} if today is None else {"strftime_now": today.strftime}
-        return converse(
-            template, messages, tools=tools, generation_prompt=generation_prompt, special_tokens=self.special, **more
-        )
+        write = partial(converse, template, messages, tools=tools, generation_prompt=generation_prompt)
+        if today is None:
+            return write(special_tokens=self.special)
+        return write(special_tokens=self.special, strftime_now=today.strftime)
 
     def _encode(self, text: str) -> list[int]:
         """The template writes the special tokens itself: none is added."""

@@ -87,7 +87,7 @@ def _answer(
 ) -> Answers:
     kind = row_task(task)
     labels = kind.answer(outputs, settings, classes, texts) if OUTPUTS[kind.OUTPUT].has_classes else []
-    return Answers(name=name, outputs=outputs, labels=list(labels))
+    return Answers(name=name, outputs=outputs, labels=[str(label) for label in labels])
 
 
 def compare(
