@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo 'installing into $(VENV): about 2.1 GB, one to five minutes'
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt $(TORCH_OPTIONS) torch
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable ".[demo,dev,openvino]"
 	touch $(READY)
 
 llama: $(LLAMA)

@@ -163,6 +163,9 @@ Whether the execution provider that the target asks for really did the work (ONN
 onnxruntime falls back to the CPU without a word where a provider lacks an
 operator or cannot start. The session is profiled: at least the given share of
 the matrix products must have run on the provider. For the CPU it is always so.
+A runtime that may take another precision than the one asked for (OpenVINO) is
+asked in which each product ran: all must be in that one, or in integers where
+the file has integers.
 fail: a silent fallback. not proven: this machine does not have the provider, or
 its products cannot be told (a decoder on a GPU that gave no profile).""",
     "offload": """\
