@@ -56,11 +56,15 @@ ALSO = {
     ("tasks", "runtimes"),
 }
 LIBRARIES = {
-    "loaders": {"numpy", "onnxruntime", "tokenizers", "llama_cpp", "jinja2"},
-    "runtimes": {"numpy", "onnxruntime", "llama_cpp"},
+    "loaders": {"numpy", "onnxruntime", "openvino", "tokenizers", "llama_cpp", "jinja2"},
+    "runtimes": {"numpy", "onnxruntime", "llama_cpp", "openvino"},
 }
 # One file opens each engine; what an app copies opens its own.
-OWNERS = {"onnxruntime": "runtimes/onnxruntime/library.py", "llama_cpp": "runtimes/llamacpp/library.py"}
+OWNERS = {
+    "onnxruntime": "runtimes/onnxruntime/library.py",
+    "llama_cpp": "runtimes/llamacpp/library.py",
+    "openvino": "runtimes/openvino/library.py",
+}
 HEAVY = {"torch", "transformers"}
 HEAVY_PARTS = {
     "distill",

@@ -14,7 +14,7 @@ from edgekit.target import check_targets, find_targets, load_target
 PACKAGED = sorted(packaged("targets").glob("*.toml"))
 PROMISED = {
     *("laptop-gpu", "laptop-cpu", "arm-cpu", "mobile", "raspberrypi", "raspberrypi4", "raspberrypizero2w", "orangepi5"),
-    *("jetson-orin-nano", "intel-n100", "android-midrange", "iphone", "apple-silicon", "browser"),
+    *("jetson-orin-nano", "intel-n100", "intel-laptop", "android-midrange", "iphone", "apple-silicon", "browser"),
 }
 GOOD = """title = "A board"
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from edgekit.runtimes import llamacpp, onnxruntime
+from edgekit.runtimes import llamacpp, onnxruntime, openvino
 from edgekit.runtimes.memory import Demand, Memory
 
 if TYPE_CHECKING:
@@ -107,4 +107,4 @@ class Runtime(Protocol):
         """Whether the work of a session ran where its options (`asked`) want it, on a device with these providers."""
 
 
-RUNTIMES: dict[str, Runtime] = {onnxruntime.NAME: onnxruntime, llamacpp.NAME: llamacpp}
+RUNTIMES: dict[str, Runtime] = {onnxruntime.NAME: onnxruntime, llamacpp.NAME: llamacpp, openvino.NAME: openvino}

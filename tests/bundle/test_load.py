@@ -234,7 +234,13 @@ def test_answers_equal_those_of_the_session_that_verifies(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("runtime", "output"),
-    [(runtime, output) for entry in FORMATS.values() for runtime in entry.RUNTIMES for output in entry.SCHEMES],
+    [
+        (runtime, output)
+        for entry in FORMATS.values()
+        for runtime in entry.RUNTIMES
+        for output in entry.SCHEMES
+        if output in RUNTIMES[runtime].OUTPUTS
+    ],
 )
 def test_whatever_is_exported_has_a_loader(runtime: str, output: str) -> None:
     loader = LOADERS[runtime, output]

@@ -20,6 +20,7 @@ from edgekit.errors import EdgekitError
 from edgekit.evidence import read_report
 from edgekit.formats import FORMATS
 from edgekit.pipeline import run
+from edgekit.runtimes import RUNTIMES
 from edgekit.workspace import file_sha256, fingerprint
 from tests.bundle.test_bundle import pack
 from tests.bundle.test_chat import RUNTIME
@@ -98,7 +99,11 @@ def test_a_loader_conforms(entry: tuple[str, str]) -> None:
 
 def test_whatever_a_format_writes_has_a_loader() -> None:
     assert set(LOADERS) >= {
-        (runtime, output) for known in FORMATS.values() for runtime in known.RUNTIMES for output in known.SCHEMES
+        (runtime, output)
+        for known in FORMATS.values()
+        for runtime in known.RUNTIMES
+        for output in known.SCHEMES
+        if output in RUNTIMES[runtime].OUTPUTS
     }
 
 

@@ -78,6 +78,7 @@ def make_bert(path: Path) -> None:
 # A runtime's name -> a file that it runs, and its options.
 FILES: dict[str, tuple[str, Callable[[Path], None], dict[str, Any]]] = {
     "onnxruntime": ("model.onnx", make_layers, {"threads": 1, "provider": onnxruntime.CPU}),
+    "openvino": ("model.onnx", make_layers, {"threads": 1}),
     "llama-cpp": ("model.gguf", make_bert, {"threads": 1, "context": 0}),
 }
 

@@ -34,6 +34,12 @@ LOADERS: dict[tuple[str, str], Loader] = {
     ("onnxruntime", TOKENS.name): Loader(
         file="generate.py", needs=("onnxruntime", "tokenizers", "jinja2", "numpy"), use=_GENERATE
     ),
+    ("openvino", LOGITS.name): Loader(
+        file="load_openvino.py", needs=("openvino", "tokenizers", "numpy"), use=_CLASSIFY
+    ),
+    ("openvino", EMBEDDING.name): Loader(
+        file="load_openvino.py", needs=("openvino", "tokenizers", "numpy"), use=_EMBED
+    ),
     ("llama-cpp", EMBEDDING.name): Loader(file="embed.py", needs=("llama-cpp-python", "numpy"), use=_EMBED),
     ("llama-cpp", TOKENS.name): Loader(file="chat.py", needs=("llama-cpp-python",), use=_GENERATE),
 }

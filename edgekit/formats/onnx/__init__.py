@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 NAME = "onnx"
-RUNTIMES: tuple[str, ...] = ("onnxruntime",)
+RUNTIMES: tuple[str, ...] = ("onnxruntime", "openvino")
 SUFFIX = ".onnx"
 CARRIES_TOKENIZER = False
 LIBRARIES: tuple[str, ...] = ("onnx", "onnxscript")

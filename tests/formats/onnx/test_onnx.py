@@ -66,7 +66,7 @@ def torch_outputs(module: nn.Module, ids: list[list[int]]) -> np.ndarray:
 
 
 def test_format_is_in_the_table() -> None:
-    assert FORMATS["onnx"].RUNTIMES == ("onnxruntime",)
+    assert FORMATS["onnx"].RUNTIMES == ("onnxruntime", "openvino")
     assert {"auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp32"} == set(FORMATS["onnx"].SCHEMES["logits"])
 
 

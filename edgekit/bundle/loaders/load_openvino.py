@@ -1,0 +1,58 @@
+"""Answers from an edgekit bundle: `Bundle("folder")("turn on the light")`. Needs openvino, tokenizers, numpy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from tokenizers import Tokenizer
+
+
+class Bundle:
+    """An open bundle; `threads` overrides how many threads its manifest asks for (0: OpenVINO decides)."""
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
+        runtime, found = self.manifest["runtime"], openvino.__version__
+        if [*map(int, found.split(".")[:2])] < [*map(int, runtime["minimum"].split(".")[:2])]:
+            raise RuntimeError(f"openvino {found} is too old for this bundle: it needs {runtime['minimum']}")
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": runtime["precision"],  # without it, bf16 wherever the CPU can
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+            "INFERENCE_NUM_THREADS": str((runtime["threads"] or 0) if threads is None else threads),
+        }
+        file = str(self.folder / self.manifest["model"])
+        self.request = openvino.Core().compile_model(file, "CPU", hints).create_infer_request()
+        self.inputs = [value.any_name for value in self.request.model_inputs]
+        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))  # it cuts long texts, as in verify
+
+    def output(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
+        """The raw output, float32 [width]; prompt: what comes first, by its name; "" is nothing, None the model's own."""
+        prompts = {None: (own := self.manifest["settings"]).get("prompt", ""), "": "", **own.get("prompts", {})}
+        if prompt not in prompts:
+            raise ValueError(f"no prompt {prompt!r}: those of this model are {sorted(own.get('prompts', {}))}")
+        ids = np.array([self.tokenizer.encode(prompts[prompt] + text).ids or [self.manifest["pad_id"]]], dtype=np.int64)
+        known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        found = next(iter(self.request.infer({name: known[name] for name in self.inputs}).values()))
+        return np.array(found[0], dtype=np.float32)  # a copy: the next text is answered in the same memory
+
+    def __call__(self, text: str, *, prompt: str | None = None) -> Any:
+        """[(label, score), ...], the answer first; or, of an embedding model, the embedding: float32 [width].
+
+        A best score under the threshold gives the out-of-scope label with 1 - that score, no letter or digit that label with 1.
+        """
+        output = self.output(text, prompt=prompt)
+        if self.manifest["output"] == "embedding":
+            return output
+        scores = (powers := np.exp(output - output.max())) / powers.sum()
+        labels, order = self.manifest["labels"], np.argsort(-scores, kind="stable")
+        ranked = [(labels[index], float(scores[index])) for index in order]
+        threshold, silent = self.manifest["threshold"], not any(map(str.isalnum, text))
+        if threshold is None or (scores.max() >= threshold and not silent):
+            return ranked
+        return [(self.manifest["out_of_scope"], 1.0 if silent else 1.0 - ranked[0][1]), *ranked]
