@@ -50,7 +50,7 @@ from edgekit.formats import library_versions, parse_options  # noqa: E402
 from edgekit.inputs import Content, identity  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.recipe import AS_CALIBRATED, Calibrate  # noqa: E402
-from edgekit.runtimes import onnxruntime, scores  # noqa: E402
+from edgekit.runtimes import Runtime, onnxruntime, openvino, scores  # noqa: E402
 from edgekit.tasks import TASKS, find_pad_id, outputs  # noqa: E402
 from edgekit.weights import weight_files  # noqa: E402
 from edgekit.workspace import Workspace, file_sha256  # noqa: E402
@@ -65,6 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "edgekit int8-static, full range": {"scheme": "int8-static", "reduce_range": False},
     "edgekit int8-dynamic": {"scheme": "int8-dynamic"},
 }
+# Of ONNX's own operators, which OpenVINO computes as they are meant: shown beside the others, and no goal is about it.
+IN_OPENVINO = "edgekit int8-static, qdq, in OpenVINO"
 STUDENT = "edgekit 3-layer student, int8-static"
 TORCH = "torch float32 (sdpa)"
 DISTILL = {"epochs": 8}
@@ -106,6 +108,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     runners: dict[str, Callable[[Sequence[int]], Any]] = {TORCH: torch_runner(bench.teacher)}
     for name, options in VARIANTS.items():
         rows[name] = bench.artifact(bench.teacher, options, runners, name)
+    try:
+        require("openvino", "openvino")
+        static = {"scheme": "int8-static", "layout": "qdq"}
+        rows[IN_OPENVINO] = bench.artifact(bench.teacher, static, runners, IN_OPENVINO, openvino)
+    except EdgekitError as absent:
+        rows[IN_OPENVINO] = {"not_run": absent.message}
     rows["edgekit 3-layer student, torch float32"] = {"accuracy": bench.accuracy(bench.outputs_of(student))}
     rows[STUDENT] = bench.artifact(student, VARIANTS["edgekit int8-static"], runners, STUDENT)
     bench.say("the peers")
@@ -220,12 +228,17 @@ class Bench:
         return product.folder, dict(product.facts)
 
     def artifact(
-        self, model: Path, options: Mapping[str, Any], runners: dict[str, Callable[[Sequence[int]], Any]], name: str
+        self,
+        model: Path,
+        options: Mapping[str, Any],
+        runners: dict[str, Callable[[Sequence[int]], Any]],
+        name: str,
+        runtime: Runtime = onnxruntime,
     ) -> dict[str, Any]:
         """Export a model, run the test rows, and add what runs it to `runners`; the row of the table."""
         self.say(name)
         folder, facts = self.export(model, options)
-        session = onnxruntime.load(folder / facts["file"], {**facts["runtime_options"], "threads": 1})
+        session = runtime.load(folder / facts["file"], runtime.joined({"threads": 1}, facts["runtime_options"]))
         runners[name] = session.run
         answers = np.stack([session.run(ids) for ids in self.test_ids])
         # A student is compared with itself in float, the teacher's artifacts with the teacher.
@@ -345,7 +358,7 @@ def ratios(
     times: Mapping[str, Mapping[str, list[float]]], rows: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """How many times as fast each is as torch and as the fastest peer, by length: medians over the rounds."""
-    ours = {TORCH, STUDENT, *VARIANTS}
+    ours = {TORCH, STUDENT, IN_OPENVINO, *VARIANTS}
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in times}
     for length in ("64", "real"):
         fastest = min((name for name in times if name not in ours), key=lambda name: rows[name]["ms"][length])
