@@ -49,14 +49,14 @@ def find_templates(folder: Path) -> dict[str, str]:
     tokenizer_config.json (one template, or a list of named ones), before a processor's chat_template.json.
     Raises EdgekitError where one of these is not what it should be.
     """
-    found = {path.stem: _read(path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    templates = {path.stem: _read(path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     if (folder / "chat_template.jinja").is_file():
-        found["default"] = _read(folder / "chat_template.jinja")
+        templates["default"] = _read(folder / "chat_template.jinja")
     for name in ("tokenizer_config.json", "chat_template.json"):
-        if not found and (folder / name).is_file():
+        if not templates and (folder / name).is_file():
             content = read_json(folder / name)
-            found = _named(folder / name, content.get("chat_template") if isinstance(content, dict) else None)
-    return found
+            templates = _named(folder / name, content.get("chat_template") if isinstance(content, dict) else None)
+    return templates
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -68,9 +68,9 @@ def special_tokens(folder: Path) -> dict[str, str]:
         content = read_json(folder / name) if (folder / name).is_file() else None
         if not isinstance(content, dict):
             continue
-        found = {key: _text(content.get(key)) for key in SPECIAL_TOKENS}
-        if any(found.values()):
-            return {key: token for key, token in found.items() if token}
+        tokens = {key: _text(content.get(key)) for key in SPECIAL_TOKENS}
+        if any(tokens.values()):
+            return {key: token for key, token in tokens.items() if token}
     return {}
 
 

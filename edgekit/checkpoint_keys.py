@@ -359,15 +359,15 @@ def check_known(content: Mapping[str, object], file: str, path: Path) -> None:
 
 def look_up(folder: Path) -> dict[str, dict[str, str]]:
     """What edgekit does with each key that a checkpoint's own files hold, by file; "unknown" of a key that is in no table."""
-    found = {}
+    uses = {}
     for file, table in CHECKPOINT_KEYS.items():
         content = read_json(folder / file) if (folder / file).is_file() else None
         entries = content if isinstance(content, list) else [content]
         keys = dict.fromkeys(key for entry in entries if isinstance(entry, dict) for key in entry)
         usual = _BY_TRANSFORMERS if file == "config.json" else "unknown"
         if keys:
-            found[file] = {key: table.get(key, usual) for key in sorted(keys)}
-    return found
+            uses[file] = {key: table.get(key, usual) for key in sorted(keys)}
+    return uses
 
 
 def look_up_files(folder: Path) -> dict[str, str]:
@@ -375,11 +375,11 @@ def look_up_files(folder: Path) -> dict[str, str]:
     from fnmatch import fnmatchcase
 
     names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
-    found = {}
+    uses = {}
     for name in names:
         use = next((use for pattern, use in CHECKPOINT_FILES.items() if fnmatchcase(name, pattern)), "unknown")
-        found[name] = "applied: by its keys" if name in CHECKPOINT_KEYS else use
-    return found
+        uses[name] = "applied: by its keys" if name in CHECKPOINT_KEYS else use
+    return uses
 
 
 def unknown_keys(folder: Path) -> list[str]:
@@ -389,5 +389,5 @@ def unknown_keys(folder: Path) -> list[str]:
 
 def strange_keys(folder: Path) -> list[str]:
     """A warning for each of a checkpoint's `unknown_keys`."""
-    said = "edgekit does not know this key; whether it changes answers, the check as_original tells"
-    return [f"{folder}: {key}: {said}" for key in unknown_keys(folder)]
+    message = "edgekit does not know this key; whether it changes answers, the check as_original tells"
+    return [f"{folder}: {key}: {message}" for key in unknown_keys(folder)]

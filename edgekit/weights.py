@@ -121,7 +121,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         try:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
-            found = {
+            tensors = {
                 name: TensorInfo(
                     file=path,
                     dtype=entry["dtype"],
@@ -133,14 +133,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             }
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as bad:
             raise EdgekitError(f"{path}: its header is not a safetensors header; fetch it again") from bad
-    if any(info.end > size for info in found.values()):
+    if any(info.end > size for info in tensors.values()):
         raise EdgekitError(f"{path}: truncated: its header promises more bytes than it has; fetch it again")
-    place = 8 + length
-    for name, info in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if info.begin != place or not _adds_up(info):
+    end = 8 + length
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != end or not _adds_up(info):
             raise EdgekitError(f"{path}: tensor {name}: its bytes do not match its shape; fetch the file again")
-        place = info.end
-    return found
+        end = info.end
+    return tensors
 
 
 def _adds_up(info: TensorInfo) -> bool:

@@ -286,14 +286,14 @@ def longrope_factors(config: Config, turning: Rope) -> dict[str, NDArray[np.floa
     if turning.kind not in {"longrope", "su"}:
         return {}
     wanted = int(head_width(config) * turning.partial) // 2
-    found = {}
+    tensors = {}
     for side in ("long", "short"):
         factors = turning.parameters.get(f"{side}_factor")
         numbers = [factor for factor in as_list(factors) if type(factor) in {int, float}]
         if factors != numbers or len(numbers) != wanted:
             raise turning.parameters.error(f"{side}_factor", f"must be a list of {wanted} numbers")
-        found[f"rope_factors_{side}.weight"] = np.array(numbers, np.float32)
-    return found
+        tensors[f"rope_factors_{side}.weight"] = np.array(numbers, np.float32)
+    return tensors
 
 
 def llama3_factors(config: Config, turning: Rope) -> dict[str, NDArray[np.float32]]:
@@ -306,12 +306,12 @@ def llama3_factors(config: Config, turning: Rope) -> dict[str, NDArray[np.float3
     if low >= high:
         raise turning.parameters.error("low_freq_factor", f"{low} is not below high_freq_factor ({high})")
     width = head_width(config)
-    one = np.float32(1)
+    unit = np.float32(1)
     lengths = np.float32(2 * math.pi) * np.float32(turning.theta) ** (np.arange(0, width, 2, dtype=np.float32) / width)
     smooth = (np.float32(turning.original) / lengths - np.float32(low)) / np.float32(high - low)
-    between = one / ((one - smooth) / np.float32(factor) + smooth)
+    between = unit / ((unit - smooth) / np.float32(factor) + smooth)
     scaled = np.where(lengths > turning.original / low, np.float32(factor), between)
-    return {"rope_freqs.weight": np.where(lengths < turning.original / high, one, scaled).astype(np.float32)}
+    return {"rope_freqs.weight": np.where(lengths < turning.original / high, unit, scaled).astype(np.float32)}
 
 
 def context_within(config: Config, window: int | None) -> int:

@@ -84,7 +84,7 @@ def check_imatrix(imatrix: Imatrix, tensors: Sequence[Shape], chosen: Chosen, wh
 
     `chosen` is the choice of types made with this matrix.
     """
-    widths = {one.name: one.columns for one in tensors}
+    widths = {tensor.name: tensor.columns for tensor in tensors}
     for name, entry in sorted(imatrix.entries.items()):
         if name not in widths:
             raise EdgekitError(
@@ -137,11 +137,11 @@ def read_imatrix(path: Path) -> Imatrix:
             start = stream.read(len(MAGIC))
     except OSError as failed:
         raise EdgekitError(f"{path}: cannot be read: {failed.strerror or failed}") from failed
-    found = _read_gguf(read_gguf(path)) if start == MAGIC else _Legacy(path).read()
-    for name, entry in found.entries.items():
+    imatrix = _read_gguf(read_gguf(path)) if start == MAGIC else _Legacy(path).read()
+    for name, entry in imatrix.entries.items():
         if not (np.isfinite(entry.sums).all() and (entry.sums >= 0).all() and entry.count >= 0):
             raise EdgekitError(f"{path}: {name} has values that are no sums of squares; make the matrix again")
-    return found
+    return imatrix
 
 
 def _read_gguf(file: GgufFile) -> Imatrix:
@@ -182,7 +182,7 @@ class _Legacy:
     """Reads the binary format of before 2025: int32 numbers and names one after another, nothing that says what it is."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.data, self.place = path, memoryview(path.read_bytes()), 0
+        self.path, self.data, self.offset = path, memoryview(path.read_bytes()), 0
 
     def read(self) -> Imatrix:
         entries = {}
@@ -196,7 +196,7 @@ class _Legacy:
             )
         chunks = 0
         datasets: tuple[str, ...] = ()
-        if self.place < len(self.data):
+        if self.offset < len(self.data):
             chunks, datasets = self.number(), (self.text(),)
         return Imatrix(entries=dict(sorted(entries.items())), datasets=datasets, chunks=chunks, chunk_size=0)
 
@@ -210,10 +210,10 @@ class _Legacy:
         return value
 
     def take(self, count: int) -> memoryview:
-        if self.place + count > len(self.data):
+        if self.offset + count > len(self.data):
             raise self.bad()
-        self.place += count
-        return self.data[self.place - count : self.place]
+        self.offset += count
+        return self.data[self.offset - count : self.offset]
 
     def bad(self) -> EdgekitError:
         return EdgekitError(

@@ -80,7 +80,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class _Position:
     """Where a tensor stands among those of its role: its index of `count`."""
 
     index: int
@@ -102,7 +102,7 @@ class _Rule:
     """The type that a tensor gets where `when` says so."""
 
     type: str
-    when: Callable[[_Place], bool]
+    when: Callable[[_Position], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +115,9 @@ class Scheme:
     down: _Rule | None = None
 
 
-_MORE_Q6 = _Rule(type="q6_k", when=_Place.more_bits)
-_GROUPED_Q5 = _Rule(type="q5_k", when=lambda place: place.shared_heads >= 4)
-_EARLY_Q5_UNWEIGHTED = _Rule(type="q5_k", when=lambda place: place.first(8) and not place.imatrix)
+_MORE_Q6 = _Rule(type="q6_k", when=_Position.more_bits)
+_GROUPED_Q5 = _Rule(type="q5_k", when=lambda position: position.shared_heads >= 4)
+_EARLY_Q5_UNWEIGHTED = _Rule(type="q5_k", when=lambda position: position.first(8) and not position.imatrix)
 
 SCHEMES: dict[str, Scheme] = {
     "f32": Scheme(file_type=0, type="f32"),
@@ -130,14 +130,14 @@ SCHEMES: dict[str, Scheme] = {
     "q4_k_s": Scheme(
         file_type=14,
         type="q4_k",
-        values=_Rule(type="q5_k", when=lambda place: place.index < 4),
-        down=_Rule(type="q5_k", when=lambda place: place.first(8)),
+        values=_Rule(type="q5_k", when=lambda position: position.index < 4),
+        down=_Rule(type="q5_k", when=lambda position: position.first(8)),
     ),
     "iq4_nl": Scheme(file_type=25, type="iq4_nl", values=_GROUPED_Q5, down=_EARLY_Q5_UNWEIGHTED),
     "iq4_xs": Scheme(file_type=30, type="iq4_xs", values=_GROUPED_Q5, down=_EARLY_Q5_UNWEIGHTED),
     "q4_1": Scheme(file_type=3, type="q4_1"),
     "q4_0": Scheme(
-        file_type=2, type="q4_0", down=_Rule(type="q4_1", when=lambda place: place.imatrix and place.first(8))
+        file_type=2, type="q4_0", down=_Rule(type="q4_1", when=lambda position: position.imatrix and position.first(8))
     ),
 }
 
@@ -150,43 +150,43 @@ def choose_types(tensors: Sequence[Shape], scheme: str, *, facts: ModelFacts, im
     """
     wanted = pick(SCHEMES, scheme, "scheme")
     order = sorted(tensors, key=_loading_order)
-    expert = next((one.name for one in order if _EXPERTS.search(one.name)), None)
+    expert = next((tensor.name for tensor in order if _EXPERTS.search(tensor.name)), None)
     if expert is not None:
         raise EdgekitError(f"{expert}: edgekit has no type rules for mixtures of experts; choose a dense model")
-    tied = not any(one.name == OUTPUT for one in order)
-    values = [one.name for one in order if _VALUES.search(one.name)]
-    downs = [one.name for one in order if quantizable(one) and _DOWN.search(one.name)]
+    tied = not any(tensor.name == OUTPUT for tensor in order)
+    values = [tensor.name for tensor in order if _VALUES.search(tensor.name)]
+    downs = [tensor.name for tensor in order if quantizable(tensor) and _DOWN.search(tensor.name)]
     shared = facts.heads // facts.kv_heads if facts.kv_heads else 0
 
     types: dict[str, str] = {}
     fallbacks: list[tuple[str, str, int]] = []
-    for one in order:
-        if not quantizable(one):
-            types[one.name] = "f32"
+    for tensor in order:
+        if not quantizable(tensor):
+            types[tensor.name] = "f32"
             continue
         kind = wanted.type
         if TYPES[kind].block > 1:
-            place = _Place(index=0, count=0, shared_heads=shared, imatrix=bool(imatrix))
-            if one.name == OUTPUT or (tied and one.name == TOKEN_EMBEDDING):
-                kind = _output_type(one, kind)
-            elif one.name in values:
-                kind = _ruled(wanted.values, kind, place, values.index(one.name), len(values))
+            position = _Position(index=0, count=0, shared_heads=shared, imatrix=bool(imatrix))
+            if tensor.name == OUTPUT or (tied and tensor.name == TOKEN_EMBEDDING):
+                kind = _output_type(tensor, kind)
+            elif tensor.name in values:
+                kind = _ruled(wanted.values, kind, position, values.index(tensor.name), len(values))
                 if kind == "q4_k" and facts.layers == _LARGE.get(facts.architecture) and facts.heads != facts.kv_heads:
                     kind = "q5_k"
-            elif one.name in downs:
-                kind = _ruled(wanted.down, kind, place, downs.index(one.name), facts.layers)
-        types[one.name] = fitting = fit(kind, one.columns)
+            elif tensor.name in downs:
+                kind = _ruled(wanted.down, kind, position, downs.index(tensor.name), facts.layers)
+        types[tensor.name] = fitting = fit(kind, tensor.columns)
         if fitting != kind:
-            fallbacks.append((kind, fitting, one.columns))
+            fallbacks.append((kind, fitting, tensor.columns))
     return Chosen(
         types=types,
         file_type=wanted.file_type,
-        fallbacks=_told(fallbacks, order, types, scheme),
+        fallbacks=_fallback_notes(fallbacks, order, types, scheme),
         uncovered=uncovered(types, imatrix),
     )
 
 
-def _told(
+def _fallback_notes(
     fallbacks: Sequence[tuple[str, str, int]], tensors: Sequence[Shape], types: Mapping[str, str], scheme: str
 ) -> tuple[str, ...]:
     """One sentence on the (wanted type, taken type, columns) of all that does not fit; what it comes to in bits a weight."""
@@ -196,16 +196,16 @@ def _told(
         f"{kind} -> {fitting} ({count})" for (kind, fitting), count in Counter(pair[:2] for pair in fallbacks).items()
     ]
     widths = sorted({columns for _, _, columns in fallbacks})
-    matrices = [one for one in tensors if quantizable(one)]
-    values = {one.name: one.rows * one.columns for one in matrices}
+    matrices = [tensor for tensor in tensors if quantizable(tensor)]
+    values = {tensor.name: tensor.rows * tensor.columns for tensor in matrices}
     bits = sum(8 * TYPES[types[name]].bytes / TYPES[types[name]].block * count for name, count in values.items())
     usual = SCHEMES[scheme].type
     named = "" if usual in types.values() else f"; no tensor is {usual}, whatever the scheme is called"
-    told = (
+    note = (
         f"{scheme}: rows of {', '.join(map(str, widths))} do not fit the types of {len(fallbacks)} of {len(matrices)} matrices:"
         f" {', '.join(kinds)}; {bits / sum(values.values()):.2f} bits a weight in all{named}"
     )
-    return (told,)
+    return (note,)
 
 
 def quantizable(tensor: Shape) -> bool:
@@ -231,8 +231,8 @@ def uncovered(types: Mapping[str, str], imatrix: Collection[str]) -> tuple[str, 
 def main_file_type(tensors: Sequence[Shape], types: Mapping[str, str]) -> int:
     """`general.file_type` of a mixture: that of the type which most weights have."""
     weights: dict[str, int] = {}
-    for one in tensors:
-        weights[types[one.name]] = weights.get(types[one.name], 0) + one.rows * one.columns
+    for tensor in tensors:
+        weights[types[tensor.name]] = weights.get(types[tensor.name], 0) + tensor.rows * tensor.columns
     return FILE_TYPES[max(sorted(weights), key=lambda kind: weights[kind])]
 
 
@@ -241,9 +241,9 @@ def _output_type(tensor: Shape, kind: str) -> str:
     return "q8_0" if kind == "q8_0" or tensor.columns % TYPES[kind].block else "q6_k"
 
 
-def _ruled(rule: _Rule | None, kind: str, place: _Place, index: int, count: int) -> str:
-    at = _Place(index=index, count=count, shared_heads=place.shared_heads, imatrix=place.imatrix)
-    return rule.type if rule and rule.when(at) else kind
+def _ruled(rule: _Rule | None, kind: str, position: _Position, index: int, count: int) -> str:
+    own = _Position(index=index, count=count, shared_heads=position.shared_heads, imatrix=position.imatrix)
+    return rule.type if rule and rule.when(own) else kind
 
 
 def _loading_order(tensor: Shape) -> tuple[int, str]:

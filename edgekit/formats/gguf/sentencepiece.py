@@ -20,12 +20,12 @@ def read_pieces(path: Path) -> list[tuple[str, float]]:
     """(piece, score) of every id; EdgekitError where the file is not a SentencePiece model."""
     try:
         data = path.read_bytes()
-        found = [_piece(value) for field, value in _fields(data) if field == _PIECES]
+        pieces = [_piece(value) for field, value in _fields(data) if field == _PIECES]
     except (OSError, ValueError, struct.error) as bad:
         raise EdgekitError(f"{path}: not a SentencePiece model; fetch it again") from bad
-    if not found:
+    if not pieces:
         raise EdgekitError(f"{path}: a SentencePiece model without pieces; fetch it again")
-    return found
+    return pieces
 
 
 def _piece(data: bytes) -> tuple[str, float]:
@@ -40,30 +40,30 @@ def _piece(data: bytes) -> tuple[str, float]:
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(number, bytes) of a message's fields, in their order; ValueError where they do not end where the message does."""
-    place = 0
-    while place < len(data):
-        key, place = _varint(data, place)
-        start, kind = place, key & 7
+    offset = 0
+    while offset < len(data):
+        key, offset = _varint(data, offset)
+        start, kind = offset, key & 7
         if kind == _VARINT:
-            _, place = _varint(data, place)
+            _, offset = _varint(data, offset)
         elif kind == _BYTES:
-            length, start = _varint(data, place)
-            place = start + length
+            length, start = _varint(data, offset)
+            offset = start + length
         elif kind in {_FOUR, _EIGHT}:
-            place += 4 if kind == _FOUR else 8
+            offset += 4 if kind == _FOUR else 8
         else:
             raise ValueError(f"wire type {kind}")
-        if place > len(data):
+        if offset > len(data):
             raise ValueError("truncated")
-        yield key >> 3, data[start:place]
+        yield key >> 3, data[start:offset]
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
     value = shift = 0
-    while place < len(data) and shift < 64:
-        byte = data[place]
+    while offset < len(data) and shift < 64:
+        byte = data[offset]
         value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 0x80:
-            return value, place
+            return value, offset
     raise ValueError("truncated")

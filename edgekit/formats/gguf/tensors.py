@@ -79,35 +79,35 @@ def plan(model: Model) -> list[Tensor]:
     places = dict(family.places)
     if family.head:
         _settle_head(model, family, config, left, places)
-    found = []
+    tensors = []
     for layer, place in places.items():
         if not place.name.startswith("output"):
-            found += _take(model, left, layer, place, place.name, sizes)
+            tensors += _take(model, left, layer, place, place.name, sizes)
     for name, values in family.constants(config).items():
-        found.append(Tensor(name=name, shape=values.shape, values=values, where=f"{model.folder}: {name}"))
+        tensors.append(Tensor(name=name, shape=values.shape, values=values, where=f"{model.folder}: {name}"))
     for index in range(config.number("num_hidden_layers")):
         for layer, place in family.blocks.items():
             path = f"{family.block}.{index}.{layer}"
-            found += _take(model, left, path, place, place.name.format(index), sizes)
+            tensors += _take(model, left, path, place, place.name.format(index), sizes)
     for layer, place in places.items():
         if place.name.startswith("output"):
-            found += _take(model, left, layer, place, place.name, sizes)
+            tensors += _take(model, left, layer, place, place.name, sizes)
     if left:
         name, _ = left[min(left)]
         raise EdgekitError(
             f"{model.folder}: tensor {name}: GGUF's {family.architecture} has no place for it, so llama.cpp would compute"
             " something else; export as ONNX"
         )
-    return found
+    return tensors
 
 
 def shapes(tensors: Iterable[Tensor]) -> list[Shape]:
     """Names, rows and columns of tensors: a vector is one row."""
     return [
-        Shape(name=one.name, rows=one.shape[0], columns=one.shape[1])
-        if len(one.shape) > 1
-        else Shape(name=one.name, rows=1, columns=one.shape[0])
-        for one in tensors
+        Shape(name=tensor.name, rows=tensor.shape[0], columns=tensor.shape[1])
+        if len(tensor.shape) > 1
+        else Shape(name=tensor.name, rows=1, columns=tensor.shape[0])
+        for tensor in tensors
     ]
 
 
@@ -119,13 +119,13 @@ def layer_names(model: Model, paths: Iterable[str]) -> dict[str, str]:
     """
     family, _ = read_config(model)
     tensors = plan(model)
-    names = {one.layer: one.name for one in tensors if one.name.endswith(".weight")}
+    names = {tensor.layer: tensor.name for tensor in tensors if tensor.name.endswith(".weight")}
     if family.head and family.head not in names:
         names[family.head] = "token_embd.weight"
-    found = {
+    named = {
         path: names.get(_bare(path, family)) or names.get(_bare(path.removeprefix("model."), family)) for path in paths
     }
-    return {path: name for path, name in found.items() if name is not None}
+    return {path: name for path, name in named.items() if name is not None}
 
 
 def _bare(path: str, family: Gguf) -> str:
@@ -138,7 +138,7 @@ def _bare(path: str, family: Gguf) -> str:
 
 def _by_path(model: Model, family: Gguf) -> dict[str, tuple[str, TensorInfo]]:
     """The checkpoint's tensors that matter, as {path in the bare model: (its own name, place)}."""
-    found: dict[str, tuple[str, TensorInfo]] = {}
+    paths: dict[str, tuple[str, TensorInfo]] = {}
     for name, info in model.tensors.items():
         path = _bare(name, family)
         layer, _, suffix = path.rpartition(".")
@@ -146,10 +146,10 @@ def _by_path(model: Model, family: Gguf) -> dict[str, tuple[str, TensorInfo]]:
         pattern = ".".join("{}" if _INDEX.match(part) else part for part in path.split("."))
         if pattern.startswith(family.ignored):
             continue
-        if path in found:
-            raise EdgekitError(f"{model.folder}: {name} and {found[path][0]} are the same tensor; remove one of them")
-        found[path] = (name, info)
-    return found
+        if path in paths:
+            raise EdgekitError(f"{model.folder}: {name} and {paths[path][0]} are the same tensor; remove one of them")
+        paths[path] = (name, info)
+    return paths
 
 
 def _take(
@@ -161,7 +161,7 @@ def _take(
     sizes: Mapping[str, int],
 ) -> list[Tensor]:
     """Take a layer's weight, and its bias where it has one, out of what is left of the checkpoint."""
-    found = []
+    taken = []
     shape = tuple(sizes[extent] for extent in place.shape)
     for suffix, wanted, needed in (
         ("weight", shape, not place.optional),
@@ -183,7 +183,7 @@ def _take(
                 f"{info.file}: tensor {own} is of type {info.dtype}; save the model in F32, F16 or BF16 (dtype=...)"
             )
         skip = sizes[place.skip] if place.skip else 0
-        found.append(
+        taken.append(
             Tensor(
                 name=f"{name}.{suffix}",
                 shape=(wanted[0] - skip, *wanted[1:]),
@@ -195,7 +195,7 @@ def _take(
                 where=f"{info.file}: tensor {own}",
             )
         )
-    return found
+    return taken
 
 
 def _settle_head(
@@ -218,13 +218,13 @@ def _settle_head(
         places.pop(family.head, None)
 
 
-def _same_bytes(one: TensorInfo, other: TensorInfo | None) -> bool:
-    if other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
+def _same_bytes(left: TensorInfo, right: TensorInfo | None) -> bool:
+    if right is None or (left.dtype, left.shape) != (right.dtype, right.shape):
         return False
-    with one.file.open("rb") as first, other.file.open("rb") as second:
-        first.seek(one.begin)
-        second.seek(other.begin)
-        to_go = one.end - one.begin
+    with left.file.open("rb") as first, right.file.open("rb") as second:
+        first.seek(left.begin)
+        second.seek(right.begin)
+        to_go = left.end - left.begin
         while to_go:
             piece = min(to_go, 1 << 20)
             if first.read(piece) != second.read(piece):
@@ -242,5 +242,5 @@ def _check_index(model: Model) -> None:
     held = {(name, file.name) for file in weight_files(model.folder) for name in read_header(file)}
     if wrong := sorted(listed ^ held):
         name, shard = wrong[0]
-        said = f"is not in {shard}" if (name, shard) in listed else f"is in {shard}, which the index does not say"
-        raise EdgekitError(f"{model.folder / INDEX}: tensor {name} {said}; fetch the checkpoint again")
+        problem = f"is not in {shard}" if (name, shard) in listed else f"is in {shard}, which the index does not say"
+        raise EdgekitError(f"{model.folder / INDEX}: tensor {name} {problem}; fetch the checkpoint again")

@@ -222,14 +222,14 @@ def allocate(
     if pace is None or pace.excess(mixture.types) <= 0:
         return mixture
     starts = [_priced(sensitivities, budget, free, pace, mixture)]
-    if all(pace.like[one.name] in one.losses for one in sensitivities):
+    if all(pace.like[tensor.name] in tensor.losses for tensor in sensitivities):
         starts.append(_mixture(sensitivities, pace.like))
     exchanged = [
         _exchanged(sensitivities, budget, free, pace, start)
         for start in starts
         if pace.excess(start.types) <= 0 and _counted(sensitivities, start.types, free) <= budget
     ]
-    return min(exchanged, key=lambda one: one.loss, default=starts[0])
+    return min(exchanged, key=lambda mixture: mixture.loss, default=starts[0])
 
 
 def _priced(
@@ -239,8 +239,11 @@ def _priced(
 
     def priced(price: float) -> Mixture:
         dear = [
-            replace(one, losses={kind: loss + price * pace.time(one.name, kind) for kind, loss in one.losses.items()})
-            for one in sensitivities
+            replace(
+                tensor,
+                losses={kind: loss + price * pace.time(tensor.name, kind) for kind, loss in tensor.losses.items()},
+            )
+            for tensor in sensitivities
         ]
         return _mixture(sensitivities, _cheapest(dear, budget, free).types)
 
@@ -254,7 +257,7 @@ def _priced(
         price = (low + high) / 2
         tried = priced(price)
         if pace.excess(tried.types) <= 0:
-            mixture, high = min(mixture, tried, key=lambda one: one.loss), price
+            mixture, high = min(mixture, tried, key=lambda mixture: mixture.loss), price
         else:
             low = price
     return mixture
@@ -268,71 +271,71 @@ def _exchanged(
     while True:
         # One that changes nothing makes single changes pairs, too.
         moves = [(-1, "", 0.0, 0.0, 0.0)]
-        for place, one in enumerate(sensitivities):
-            own, count = types[one.name], one.name not in free
+        for index, tensor in enumerate(sensitivities):
+            own, count = types[tensor.name], tensor.name not in free
             moves += [
                 (
-                    place,
+                    index,
                     kind,
-                    one.losses[kind] - one.losses[own],
-                    float(count * (one.bytes[kind] - one.bytes[own])),
-                    pace.time(one.name, kind) - pace.time(one.name, own),
+                    tensor.losses[kind] - tensor.losses[own],
+                    float(count * (tensor.bytes[kind] - tensor.bytes[own])),
+                    pace.time(tensor.name, kind) - pace.time(tensor.name, own),
                 )
-                for kind in one.losses
+                for kind in tensor.losses
                 if kind != own
             ]
-        places = np.array([move[0] for move in moves])
+        indices = np.array([move[0] for move in moves])
         loss, cost, time = (np.add.outer(each, each) for each in np.array([move[2:] for move in moves]).T)
         large = cost > budget - _counted(sensitivities, types, free)
-        loss[large | (time > -pace.excess(types)) | np.equal.outer(places, places)] = 0.0
+        loss[large | (time > -pace.excess(types)) | np.equal.outer(indices, indices)] = 0.0
         best = int(loss.argmin())
         if loss.flat[best] >= -_NOTHING * max(_mixture(sensitivities, types).loss, 0.0):
             return _mixture(sensitivities, types)
-        for place, kind, *_ in (moves[best // len(moves)], moves[best % len(moves)]):
-            if place >= 0:
-                types[sensitivities[place].name] = kind
+        for index, kind, *_ in (moves[best // len(moves)], moves[best % len(moves)]):
+            if index >= 0:
+                types[sensitivities[index].name] = kind
 
 
 def _cheapest(sensitivities: Sequence[Sensitivity], budget: int, free: Collection[str]) -> Mixture:
     """The knapsack: the least loss within the bytes."""
-    options = [_useful(one, one.name in free) for one in sensitivities]
-    least = sum(one[0][0] for one in options)
+    options = [_useful(tensor, tensor.name in free) for tensor in sensitivities]
+    least = sum(types[0][0] for types in options)
     slack = budget - least
     if slack < 0:
         raise EdgekitError(
             f"mixed: {budget:,} bytes are too few: the smallest types that the target runs fast take {least:,};"
             " raise the budget or distil into a smaller student"
         )
-    above = [[cost - one[0][0] for cost, _, _ in one] for one in options]
-    unit = max(math.gcd(*(cost for one in above for cost in one)), -(-slack // _SIZES), 1)
+    above = [[cost - types[0][0] for cost, _, _ in types] for types in options]
+    unit = max(math.gcd(*(cost for costs in above for cost in costs)), -(-slack // _SIZES), 1)
     size = slack // unit + 1
     # best[s]: the least loss of the tensors so far within s units above their smallest types.
     best = np.zeros(size)
     taken: list[NDArray[np.uint8]] = []
-    for one, costs in zip(options, above, strict=True):
-        found, choice = best + one[0][1], np.zeros(size, np.uint8)
-        for place, cost in enumerate(costs[1:], 1):
+    for ranked, costs in zip(options, above, strict=True):
+        losses, choice = best + ranked[0][1], np.zeros(size, np.uint8)
+        for index, cost in enumerate(costs[1:], 1):
             units = -(-cost // unit)
             if units >= size:
                 break
-            tried = best[: size - units] + one[place][1]
-            better = tried < found[units:]
-            found[units:][better] = tried[better]
-            choice[units:][better] = place
+            tried = best[: size - units] + ranked[index][1]
+            better = tried < losses[units:]
+            losses[units:][better] = tried[better]
+            choice[units:][better] = index
         taken.append(choice)
-        best = found
+        best = losses
     types: dict[str, str] = {}
     left = size - 1
-    for sensitivity, one, costs, choice in reversed(list(zip(sensitivities, options, above, taken, strict=True))):
-        place = int(choice[left])
-        left -= -(-costs[place] // unit)
-        types[sensitivity.name] = one[place][2]
+    for tensor, ranked, costs, choice in reversed(list(zip(sensitivities, options, above, taken, strict=True))):
+        index = int(choice[left])
+        left -= -(-costs[index] // unit)
+        types[tensor.name] = ranked[index][2]
     return _mixture(sensitivities, types)
 
 
 def _counted(sensitivities: Sequence[Sensitivity], types: Mapping[str, str], free: Collection[str]) -> int:
     """The bytes that a budget is about."""
-    return sum(one.bytes[types[one.name]] for one in sensitivities if one.name not in free)
+    return sum(tensor.bytes[types[tensor.name]] for tensor in sensitivities if tensor.name not in free)
 
 
 def refine(
@@ -354,7 +357,7 @@ def refine(
     known: dict[tuple[str, ...], float] = {}
 
     def ask(types: Mapping[str, str]) -> float:
-        key = tuple(types[one.name] for one in sensitivities)
+        key = tuple(types[tensor.name] for tensor in sensitivities)
         if key not in known:
             known[key] = kl(types)
         return known[key]
@@ -397,10 +400,12 @@ def read_budget(tokens_per_second: float, bandwidth_gbs: float) -> int:
     return int(bandwidth_gbs * 1e9 * _ROOFLINE / tokens_per_second)
 
 
-def _useful(one: Sensitivity, free: bool) -> list[tuple[int, float, str]]:
+def _useful(tensor: Sensitivity, free: bool) -> list[tuple[int, float, str]]:
     """(cost, loss, type) from the smallest up, without those that cost as much as a better one."""
     useful: list[tuple[int, float, str]] = []
-    for cost, loss, kind in sorted((0 if free else one.bytes[kind], one.losses[kind], kind) for kind in one.bytes):
+    for cost, loss, kind in sorted(
+        (0 if free else tensor.bytes[kind], tensor.losses[kind], kind) for kind in tensor.bytes
+    ):
         if not useful or loss < useful[-1][1]:
             useful.append((cost, loss, kind))
     return useful
@@ -408,9 +413,9 @@ def _useful(one: Sensitivity, free: bool) -> list[tuple[int, float, str]]:
 
 def _mixture(sensitivities: Sequence[Sensitivity], types: Mapping[str, str]) -> Mixture:
     return Mixture(
-        types={one.name: types[one.name] for one in sensitivities},
-        bytes=sum(one.bytes[types[one.name]] for one in sensitivities),
-        loss=math.fsum(one.losses[types[one.name]] for one in sensitivities),
+        types={tensor.name: types[tensor.name] for tensor in sensitivities},
+        bytes=sum(tensor.bytes[types[tensor.name]] for tensor in sensitivities),
+        loss=math.fsum(tensor.losses[types[tensor.name]] for tensor in sensitivities),
     )
 
 
@@ -418,8 +423,8 @@ def _scaled(
     sensitivities: Sequence[Sensitivity], groups: Mapping[str, str], scales: Mapping[str, float]
 ) -> list[Sensitivity]:
     return [
-        replace(one, losses={kind: loss * scales[groups[one.name]] for kind, loss in one.losses.items()})
-        for one in sensitivities
+        replace(tensor, losses={kind: loss * scales[groups[tensor.name]] for kind, loss in tensor.losses.items()})
+        for tensor in sensitivities
     ]
 
 
@@ -427,13 +432,15 @@ def _probe(
     sensitivities: Sequence[Sensitivity], groups: Mapping[str, str], ask: Callable[[Mapping[str, str]], float]
 ) -> dict[str, float]:
     """Measured over predicted growth of the KL, per group, when its tensors go from their best to their smallest types."""
-    small = {one.name: _useful(one, False)[0][2] for one in sensitivities}
-    large = {one.name: _useful(one, False)[-1][2] for one in sensitivities}
+    small = {tensor.name: _useful(tensor, False)[0][2] for tensor in sensitivities}
+    large = {tensor.name: _useful(tensor, False)[-1][2] for tensor in sensitivities}
     floor, scales = ask(large), {}
     for group in sorted(set(groups.values())):
-        members = [one for one in sensitivities if groups[one.name] == group]
-        predicted = math.fsum(one.losses[small[one.name]] - one.losses[large[one.name]] for one in members)
-        measured = ask(large | {one.name: small[one.name] for one in members}) - floor
+        members = [tensor for tensor in sensitivities if groups[tensor.name] == group]
+        predicted = math.fsum(
+            tensor.losses[small[tensor.name]] - tensor.losses[large[tensor.name]] for tensor in members
+        )
+        measured = ask(large | {tensor.name: small[tensor.name] for tensor in members}) - floor
         # What cannot be told from nothing keeps a little weight, so that bytes left over still go to it.
         scales[group] = max(measured, 1e-3 * predicted) / predicted if predicted > 0 else 1.0
     return scales
@@ -444,8 +451,8 @@ def _steps(
 ) -> Iterator[tuple[str, float]]:
     """Which group's losses to change next, and by what factor: the heaviest first, both ways."""
     heavy: dict[str, int] = {}
-    for one in sensitivities:
-        heavy[groups[one.name]] = heavy.get(groups[one.name], 0) + one.bytes[chosen.types[one.name]]
+    for tensor in sensitivities:
+        heavy[groups[tensor.name]] = heavy.get(groups[tensor.name], 0) + tensor.bytes[chosen.types[tensor.name]]
     for step in (2.0, 1.5):
         for group in sorted(heavy, key=lambda name: (-heavy[name], name)):
             yield group, step
@@ -454,16 +461,20 @@ def _steps(
 
 def _groups(sensitivities: Sequence[Sensitivity], most: int) -> dict[str, str]:
     """The group of each tensor: its role, and the third of the depth where that makes no more than `most` groups."""
-    blocks = {one.name: int(found[1]) for one in sensitivities if (found := _ROLE.match(one.name)) and found[1]}
+    blocks = {
+        tensor.name: int(match[1]) for tensor in sensitivities if (match := _ROLE.match(tensor.name)) and match[1]
+    }
     depth = max(blocks.values(), default=0) + 1
     fine = {
-        one.name: f"{role_of(one.name)}/{3 * blocks[one.name] // depth}" if one.name in blocks else role_of(one.name)
-        for one in sensitivities
+        tensor.name: f"{role_of(tensor.name)}/{3 * blocks[tensor.name] // depth}"
+        if tensor.name in blocks
+        else role_of(tensor.name)
+        for tensor in sensitivities
     }
-    return fine if len(set(fine.values())) <= most else {one.name: role_of(one.name) for one in sensitivities}
+    return fine if len(set(fine.values())) <= most else {tensor.name: role_of(tensor.name) for tensor in sensitivities}
 
 
 def role_of(name: str) -> str:
     """A tensor's name without its layer and without "weight"."""
-    found = _ROLE.match(name)
-    return found[2] if found else name
+    match = _ROLE.match(name)
+    return match[2] if match else name

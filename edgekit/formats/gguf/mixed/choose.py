@@ -232,7 +232,7 @@ class Feedback:
     def __init__(self, source: Source, tensors: Sequence[Tensor], steps: _Steps) -> None:
         module, self._steps = source.load(), steps
         paths = {name: path for path, name in layer_names(source.model, linear_paths(module)).items()}
-        self._left = [one.name for one in reversed(tensors) if one.name in paths]
+        self._left = [tensor.name for tensor in reversed(tensors) if tensor.name in paths]
         ids = [row for row in source.ids if not is_judged(row)] or source.ids
         order = np.random.default_rng(0).permutation(len(ids))
         wanted = [paths[name] for name in reversed(self._left)]
