@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from edgekit.formats import FORMATS
 from edgekit.target import Target, load_target
 from edgekit.workspace import file_sha256, write_product
 
@@ -190,6 +191,7 @@ def report_of(artifact: Path, verdict: str = "pass", *, p50: float = 1.5) -> dic
         ],
         "latency_ms": {"p50": p50, "p95": 2.5, "first": 9.0, "load": 40.0},
         "artifact": {key: facts[key] for key in ("format", "scheme", "file", "bytes", "sha256")},
+        "runtime": {"name": FORMATS[facts["format"]].RUNTIMES[0], "version": "1.31.1"},
     }
 
 
