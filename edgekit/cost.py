@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from edgekit.model import EMBEDDINGS, Model
 
@@ -88,7 +87,7 @@ class Estimate:
     schemes_mb: Mapping[str, float] | None = None
     judged_on: int | None = None
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """As `--dry-run --json` shows it, but for the seconds: without what is not known."""
         known = {name: value for name, value in vars(self).items() if value is not None and name != "operations"}
         if self.context is None:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgekit.errors import EdgekitError
 from edgekit.prompts import SPLITS, folder_files
@@ -79,7 +78,7 @@ def init(
     asked: Asked,
     *,
     positions: int | None = None,
-    check: Callable[[Recipe], Mapping[str, Any] | None] | None = None,
+    check: Callable[[Recipe], Mapping[str, object] | None] | None = None,
 ) -> Written:
     """Write a recipe for a user's own model and data, once `check` has nothing against it.
 
@@ -159,12 +158,12 @@ def _guess(key: str, usual: tuple[str, ...], names: list[str], where: str) -> st
 def _content(out: Path, asked: Asked, guess: Guess, positions: int | None) -> str:
     folder, place = out.resolve().parent, Path(asked.data)
     teacher = asked.teacher or PROPOSED
-    tables: dict[str, dict[str, Any]] = {"teacher": {"source": _relative(teacher, folder)}}
+    tables: dict[str, dict[str, object]] = {"teacher": {"source": _relative(teacher, folder)}}
     if asked.finetune or (asked.teacher is None and asked.task == "text-classification"):
         tables["teacher.finetune"] = {"epochs": 10}
     if asked.layers:
         tables["student"] = {"layers": asked.layers}
-    data: dict[str, Any] = {"path": _relative(asked.data, folder), **guess.columns}
+    data: dict[str, object] = {"path": _relative(asked.data, folder), **guess.columns}
     data |= {key: value for key, value in vars(guess.form).items() if value is not None}
     if positions is not None and positions < MAX_LENGTH:
         data["max_length"] = positions
@@ -199,13 +198,16 @@ def _guessed(asked: Asked, guess: Guess) -> list[str]:
     return lines
 
 
-def _found(facts: Mapping[str, Any] | None) -> list[str]:
+def _found(facts: Mapping[str, object] | None) -> list[str]:
     if facts is None:
         return []
-    labels = facts["labels"]
+    labels, rows, notes = facts["labels"], facts["rows"], facts["notes"]
+    assert isinstance(labels, list)
+    assert isinstance(rows, dict)
+    assert isinstance(notes, list)
     shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
-    rows = ", ".join(f"{count} {name}" for name, count in facts["rows"].items())
-    return [f"rows: {rows}" + (f"; {len(labels)} labels ({shown})" if labels else ""), *facts["notes"]]
+    counts = ", ".join(f"{count} {name}" for name, count in rows.items())
+    return [f"rows: {counts}" + (f"; {len(labels)} labels ({shown})" if labels else ""), *notes]
 
 
 def _relative(place: str, folder: Path) -> str:
@@ -219,7 +221,7 @@ def _relative(place: str, folder: Path) -> str:
         return path.resolve().as_posix()
 
 
-def _toml(value: Any) -> str:
+def _toml(value: object) -> str:
     """A string, number or inline table in TOML; JSON's escapes are TOML's, but for DEL."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + " }"

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Len, Lt, MinLen
 
@@ -27,8 +27,8 @@ class Teacher:
 
     source: str | None = None
     revision: str | None = None
-    finetune: dict[str, Any] | None = None
-    create: dict[str, Any] | None = None
+    finetune: dict[str, object] | None = None
+    create: dict[str, object] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +122,10 @@ class Recipe:
     data: Data
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     student: Student | None = None
-    distill: dict[str, Any] = field(default_factory=dict)
+    distill: dict[str, object] = field(default_factory=dict)
     rejection: Rejection = AS_CALIBRATED
     calibrate: Calibrate = Calibrate()
-    accuracy: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, object] = field(default_factory=dict)
     license: str | None = None
     # Set by load_recipe, not by the file.
     name: str = ""
@@ -157,7 +157,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     return read_table_of(table, path)
 
 
-def read_table_of(table: dict[str, Any], path: Path) -> Recipe:
+def read_table_of(table: dict[str, object], path: Path) -> Recipe:
     """The recipe in a table, as it would be in the file at `path`. Raises EdgekitError as `load_recipe` does."""
     for key in _SET_BY_LOADER:
         if key in table:
@@ -169,7 +169,8 @@ def read_table_of(table: dict[str, Any], path: Path) -> Recipe:
         )
     name = path.resolve().parent.name if path.name == "recipe.toml" else path.stem
     recipe = parse(Recipe, table, str(path))
-    if recipe.task != "text-classification" and "label" not in table.get("data", {}):
+    data = table.get("data")
+    if recipe.task != "text-classification" and isinstance(data, dict) and "label" not in data:
         recipe = replace(recipe, data=replace(recipe.data, label=None))
     _check_sizes(recipe, str(path))
     return replace(recipe, name=name, path=path)
@@ -214,7 +215,7 @@ def packaged(relative: str) -> Path:
     return inside if inside.exists() else Path(__file__).resolve().parents[1] / relative
 
 
-def _apply_override(table: dict[str, Any], override: str) -> None:
+def _apply_override(table: dict[str, object], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise EdgekitError(f"--set {override}: expected key=value, such as --set distill.epochs=3")

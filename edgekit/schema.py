@@ -10,15 +10,20 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgekit.errors import EdgekitError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from pydantic import TypeAdapter
+
 T = TypeVar("T")
+Options = TypeVar("Options", bound="DataclassInstance")
 _POINTER = b"version https://git-lfs"
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, object]:
     """The table in a TOML file; EdgekitError names the file and the line that does not parse."""
     try:
         return tomllib.loads(read_text(path))
@@ -62,7 +67,7 @@ def refuse_pointer(path: Path, content: bytes | None = None) -> None:
         raise EdgekitError(f"{path}: a pointer of Git LFS, not the file itself; fetch the file: git lfs pull")
 
 
-def dump_json(value: Any) -> str:
+def dump_json(value: object) -> str:
     """JSON with sorted keys and a final newline, so that equal values are equal bytes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -81,7 +86,7 @@ def pick(table: Mapping[str, T], key: str, where: str) -> T:
     return table[key]
 
 
-def parse(kind: type[T], table: Any, where: str) -> T:
+def parse(kind: type[Options], table: object, where: str) -> Options:
     """Check a table against a dataclass and build it.
 
     `where` is the file and the table's key ("targets/pi.toml: budget"). Nested dataclasses are checked with their own key.
@@ -94,7 +99,7 @@ def parse(kind: type[T], table: Any, where: str) -> T:
     _refuse_infinite(table, where)
     try:
         # As JSON, because pydantic's strict mode takes a dataclass from a table there, and only there.
-        found: T = _adapter(cast("Any", kind)).validate_json(json.dumps(table, default=str), strict=True)
+        found = _adapter(kind).validate_json(json.dumps(table, default=str), strict=True)
     except pydantic.ValidationError as bad:
         first = bad.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -102,13 +107,14 @@ def parse(kind: type[T], table: Any, where: str) -> T:
         if first["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
             raise EdgekitError(f"{joined}: missing key") from bad
         shown = repr(first["input"])
-        said = first["msg"].lower().removeprefix("input ").replace("valid array", "valid list")
-        raise EdgekitError(f"{joined}: {said}, got {shown[:80]}") from bad
+        reason = first["msg"].lower().removeprefix("input ").replace("valid array", "valid list")
+        raise EdgekitError(f"{joined}: {reason}, got {shown[:80]}") from bad
+    assert isinstance(found, kind)
     return found
 
 
 @cache
-def _adapter(kind: type[Any]) -> Any:
+def _adapter(kind: type) -> TypeAdapter[object]:
     """What pydantic makes of a dataclass: 25 ms, each time that it is asked."""
     import pydantic
 
@@ -119,29 +125,30 @@ def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if ": " in where else f"{where}: {key}"
 
 
-def _refuse_unknown_keys(kind: type, table: Any, where: str) -> None:
+def _refuse_unknown_keys(kind: type, table: object, where: str) -> None:
     if not isinstance(table, Mapping):
         raise EdgekitError(f"{where}: expected a table, got {table!r:.80}")
     hints = _field_types(kind)
     for key, value in table.items():
         if key not in hints:
             raise EdgekitError(f"{_join(where, key)}: unknown key{nearest(key, hints)}")
-        if dataclasses.is_dataclass(hints[key]) and value is not None:
-            _refuse_unknown_keys(hints[key], value, _join(where, key))
+        hint = hints[key]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and value is not None:
+            _refuse_unknown_keys(hint, value, _join(where, key))
 
 
-def _refuse_infinite(value: Any, where: str) -> None:
+def _refuse_infinite(value: object, where: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise EdgekitError(f"{where}: expected a finite number, got {value}")
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _refuse_infinite(inner, _join(where, str(key)))
     elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            _refuse_infinite(inner, _join(where, str(place)))
+        for index, inner in enumerate(value):
+            _refuse_infinite(inner, _join(where, str(index)))
 
 
-def _field_types(kind: type) -> dict[str, Any]:
+def _field_types(kind: type) -> dict[str, object]:
     import typing
 
     hints = typing.get_type_hints(kind)
@@ -149,7 +156,7 @@ def _field_types(kind: type) -> dict[str, Any]:
     return {name: _without_none(hints[name]) for name in names}
 
 
-def _without_none(hint: Any) -> Any:
+def _without_none(hint: object) -> object:
     import types
     import typing
 

@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgekit.errors import EdgekitError, first_line
 from edgekit.schema import refuse_pointer
@@ -50,7 +49,7 @@ class Row:
     """One row: its values by column, or the problem that it could not be read for; `number` counts from 1."""
 
     number: int
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -174,7 +173,7 @@ def decode(path: Path, content: bytes, encoding: str | None = None) -> str:
     return text.removeprefix("\ufeff")
 
 
-def value_of(row: Mapping[str, Any], column: str) -> Any:
+def value_of(row: Mapping[str, object], column: str) -> object:
     """A row's value in a column, None where it has none; "data.text" is the key `text` of the object in the column `data`."""
     if column in row:
         return row[column]
@@ -300,7 +299,7 @@ class _Broken:
     reason: str
 
 
-def _parse_json(text: str) -> Any:
+def _parse_json(text: str) -> object:
     """A JSON value as the file has it (a date stays a string), or why it is none."""
     try:
         return json.loads(text)
@@ -310,7 +309,7 @@ def _parse_json(text: str) -> Any:
         return _Broken(reason="nested too deeply")
 
 
-def _json_row(number: int, counted: str, value: Any) -> Row:
+def _json_row(number: int, counted: str, value: object) -> Row:
     if isinstance(value, _Broken):
         return Row(number=number, problem=f"{counted} {number}: not valid JSON: {value.reason}")
     if not isinstance(value, dict):
@@ -320,7 +319,7 @@ def _json_row(number: int, counted: str, value: Any) -> Row:
     return Row(number=number, values=value)
 
 
-def _rows_within(whole: dict[str, Any]) -> list[Any]:
+def _rows_within(whole: dict[str, object]) -> list[object]:
     """The rows of one JSON object: a list in each of its columns, an object of rows in each (pandas), or a list of rows."""
     values = list(whole.values())
     lists = [value for value in values if isinstance(value, list)]
@@ -331,9 +330,9 @@ def _rows_within(whole: dict[str, Any]) -> list[Any]:
     if len(held) == 1:
         return list(held[0])
     if lists and len(lists) == len(values) and len({len(value) for value in lists}) == 1:
-        return [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)]
+        return [dict(zip(whole, row, strict=True)) for row in zip(*lists, strict=True)]
     if objects and len(objects) == len(values) and len({tuple(value) for value in objects}) == 1:
-        return [{column: value[key] for column, value in whole.items()} for key in objects[0]]
+        return [{column: value[key] for column, value in zip(whole, objects, strict=True)} for key in objects[0]]
     return [whole]
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Gt
 
@@ -75,10 +75,10 @@ class Target:
 
     title: str
     hardware: Hardware
-    export: dict[str, dict[str, Any]]
-    runtime: dict[str, dict[str, Any]] = field(default_factory=dict)
-    device: dict[str, Any] = field(default_factory=lambda: {"kind": "local"})
-    budget: dict[str, Any] = field(default_factory=dict)
+    export: dict[str, dict[str, object]]
+    runtime: dict[str, dict[str, object]] = field(default_factory=dict)
+    device: dict[str, object] = field(default_factory=lambda: {"kind": "local"})
+    budget: dict[str, object] = field(default_factory=dict)
     # Set by load_target, not by the file.
     name: str = ""
     path: Path = Path()
@@ -91,7 +91,7 @@ class Target:
         shared = {key: value for key, value in self.budget.items() if not isinstance(value, dict)}
         return parse(Budget, shared | own, f"{self.path}: budget")
 
-    def export_for(self, task: str) -> dict[str, Any]:
+    def export_for(self, task: str) -> dict[str, object]:
         """The raw `[export.<task>]` table; EdgekitError where the target has none."""
         if task not in self.export:
             raise EdgekitError(

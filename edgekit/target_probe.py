@@ -7,16 +7,16 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from edgekit.errors import EdgekitError
 from edgekit.runtimes import RUNTIMES, neighbours
-from edgekit.runtimes.machine import KERNEL_FEATURES, describe, measure, saturates
+from edgekit.runtimes.machine import KERNEL_FEATURES, Machine, describe, measure, saturates
 from edgekit.target import check_new_name, load_target
 from edgekit.workspace import write_atomically
 
 # How often the machine's speed is measured, and by which factor the measurements may differ.
 _ROUNDS, _AGREE = 3, 1.3
+_Value = str | bool | float | Sequence[str]
 
 
 def probe_target(
@@ -41,14 +41,16 @@ def probe_target(
             f"{path}: not written: this machine is busy ({'; '.join(disturbed)}), and a target that states its speed now would"
             " be of nothing; close other programs and probe again, or write it all the same with --busy (the file will say so)"
         )
-    machine = describe() | speed
-    if disturbed:
-        machine["notes"] = f"Measured on a busy machine ({'; '.join(disturbed)}): its speeds are higher; probe again."
+    notes = (
+        f"Measured on a busy machine ({'; '.join(disturbed)}): its speeds are higher; probe again."
+        if disturbed
+        else None
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as failed:
         raise EdgekitError(f"{out}: cannot be made: {failed.strerror or failed}; choose another --out") from failed
-    write_atomically(path, _target_text(machine, p95_ms=p95_ms, memory_mb=memory_mb))
+    write_atomically(path, _target_text(describe(), speed, notes, p95_ms=p95_ms, memory_mb=memory_mb))
     load_target(str(path))
     return path
 
@@ -66,19 +68,22 @@ def _measure_speed() -> tuple[dict[str, float], list[str]]:
     return {key: max(one[key] for one in rounds) for key in rounds[0]}, disturbed
 
 
-def _target_text(machine: Mapping[str, Any], *, p95_ms: float | None, memory_mb: float | None) -> str:
+def _target_text(
+    machine: Machine, speed: Mapping[str, float], notes: str | None, *, p95_ms: float | None, memory_mb: float | None
+) -> str:
     """The measured machine as a target file: facts, every task, its runtimes on all cores."""
     features = [feature for feature in KERNEL_FEATURES if feature in machine["features"]]
-    hardware = {key: machine[key] for key in ("arch", "cpu", "cores")}
+    hardware: dict[str, _Value] = {"arch": machine["arch"], "cpu": machine["cpu"], "cores": machine["cores"]}
     hardware |= {"features": features, "memory_mb": machine["memory_mb"]}
+    speeds = {"clock_ghz": machine["clock_ghz"], **speed}
     for key in ("clock_ghz", "bandwidth_gbs", "fp32_gflops", "int8_gops"):
-        if machine.get(key) is not None:
+        if (figure := speeds.get(key)) is not None:
             # Three digits: the next ones change from run to run.
-            hardware[key] = float(f"{machine[key]:.3g}")
-    if machine.get("notes"):
-        hardware["notes"] = machine["notes"]
+            hardware[key] = float(f"{figure:.3g}")
+    if notes:
+        hardware["notes"] = notes
     hardware["sources"] = [f"edgekit targets probe, {date.today().isoformat()}, {platform.platform(aliased=True)}"]
-    export = {
+    export: dict[str, _Value] = {
         "format": "onnx",
         "scheme": "auto",
         # Unsigned activations keep more accuracy, and signed ones are slow on x86.
@@ -86,7 +91,7 @@ def _target_text(machine: Mapping[str, Any], *, p95_ms: float | None, memory_mb:
         "reduce_range": saturates(machine["arch"], machine["features"]) is not False,
     }
     budget = {"p95_ms": p95_ms, "memory_mb": memory_mb}
-    tables: dict[str, Mapping[str, Any]] = {
+    tables: dict[str, Mapping[str, _Value]] = {
         "": {"title": f"{machine['cpu']}, {machine['cores']} cores, {platform.system()}"},
         "hardware": hardware,
         "export.text-classification": export,
@@ -105,6 +110,6 @@ def _target_text(machine: Mapping[str, Any], *, p95_ms: float | None, memory_mb:
     return "\n".join(blocks)
 
 
-def _toml_value(value: str | bool | float | Sequence[str]) -> str:
+def _toml_value(value: _Value) -> str:
     """A value as TOML writes it: the same as JSON for what a target holds, but for the one control character JSON leaves."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

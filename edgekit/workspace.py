@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from edgekit.closure import source_files
 from edgekit.errors import EdgekitError
@@ -62,6 +62,13 @@ STEPS: dict[str, Step] = {
 }
 # What is drawn beside the files of a verify step in a folder of the user's; it is no part of the product.
 PAGE = "report.html"
+
+
+class FileEntry(TypedDict):
+    """A file of a product, as its manifest has it."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +134,7 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: object) -> str:
     """sha256 of a value's canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -154,7 +161,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+def list_files(folder: Path) -> dict[str, FileEntry]:
     """Every file below a folder as {relative posix path: {bytes, sha256}}, in sorted order."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
@@ -185,7 +192,7 @@ def open_product(folder: Path, step: str) -> Product:
     return Product(step=step, folder=folder, manifest=content)
 
 
-def write_product(folder: Path, step: str, *, key: str, inputs: Any, facts: Mapping[str, Any]) -> Product:
+def write_product(folder: Path, step: str, *, key: str, inputs: object, facts: Mapping[str, object]) -> Product:
     """Sync a folder's files to disk and write its manifest last. `key` is the fingerprint of all that made it."""
     files = list_files(folder)
     for own in (f"{step}.json", _KEY):
@@ -270,8 +277,8 @@ class Workspace:
     def once(
         self,
         step: str,
-        inputs: Any,
-        make: Callable[[Path], Mapping[str, Any]],
+        inputs: object,
+        make: Callable[[Path], Mapping[str, object]],
         *,
         at: Path | None = None,
         fresh: bool = False,
@@ -331,7 +338,7 @@ class Workspace:
         """Whether the code and the libraries of now would make the same of a product's inputs."""
         return bool(product.manifest.get("key") == self._key(product.step, product.manifest.get("inputs")))
 
-    def _key(self, step: str, inputs: Any) -> str:
+    def _key(self, step: str, inputs: object) -> str:
         versions = {name: library_version(name) for name in STEPS[step].libraries}
         return fingerprint({"step": step, "inputs": inputs, "versions": versions, "code": _code_digest(step)})
 

@@ -69,7 +69,7 @@ def build(
     if dry_run:
         plans = plan_build(recipe, targets, session, wanted)
         if as_json:
-            print_json({"plans": plans})
+            print_json({"plans": [foreseen.facts() for foreseen in plans]})
         else:
             for line in plan_lines(plans):
                 click.echo(line)

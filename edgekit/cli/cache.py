@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -35,32 +34,36 @@ def list_cache(cache: Path | None, as_json: bool) -> None:
     from edgekit.workspace import Workspace
 
     workspace = Workspace(cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit")))
-    rows: list[dict[str, Any]] = [
-        {
-            "step": one.step,
-            "folder": str(one.folder),
-            "finished": one.finished,
-            "bytes": one.bytes,
-            "age_days": round((time.time() - one.used) / 86400, 2),
-        }
-        for one in sorted(kept(workspace), key=lambda one: (one.step, one.folder.name))
-    ]
+    products = sorted(kept(workspace), key=lambda product: (product.step, product.folder.name))
+    ages = [round((time.time() - product.used) / 86400, 2) for product in products]
     if as_json:
+        rows = [
+            {
+                "step": product.step,
+                "folder": str(product.folder),
+                "finished": product.finished,
+                "bytes": product.bytes,
+                "age_days": age,
+            }
+            for product, age in zip(products, ages, strict=True)
+        ]
         print_json({"products": rows})
         return
     cells = [
         (
-            row["step"],
-            f"{row['bytes'] / 1e6:.1f} MB",
-            f"{row['age_days']:.2f} days",
-            "" if row["finished"] else "half",
-            row["folder"],
+            product.step,
+            f"{product.bytes / 1e6:.1f} MB",
+            f"{age:.2f} days",
+            "" if product.finished else "half",
+            str(product.folder),
         )
-        for row in rows
+        for product, age in zip(products, ages, strict=True)
     ]
     for line in table_lines(cells, right=(1, 2)):
         click.echo(line)
-    click.echo(f"{len(rows)} products, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB in {workspace.root}")
+    click.echo(
+        f"{len(products)} products, {sum(product.bytes for product in products) / 1e6:.1f} MB in {workspace.root}"
+    )
 
 
 @cache.command()

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from edgekit.cli.tables import table_lines
 from edgekit.evidence import Check
 from edgekit.report.figures import check_figures, human_bytes, number
+from edgekit.typed_json import read_table
 
 # Entries of a long list that are worth a line.
 MOST_SHOWN = 12
 
 
-def describe_lines(found: Mapping[str, Any]) -> list[str]:
+def describe_lines(found: Mapping[str, object]) -> list[str]:
     """What `inspect` found, as lines of text; long records of what was tried are only counted."""
     if found.get("kind") == "report":
-        found = {**found, "checks": [_with_units(check) for check in found["checks"]]}
+        checks = found["checks"]
+        assert isinstance(checks, list)
+        found = {**found, "checks": [_with_units(check) for check in checks]}
     return _lines(found, "")
 
 
-def _with_units(entry: Mapping[str, Any]) -> dict[str, str]:
-    check = Check(**entry)
+def _with_units(entry: object) -> dict[str, str]:
+    check = read_table(Check, entry, "checks")
     measured, loss, bound, limit, _ = check_figures(check)
     figures = {"measured": measured, "loss": loss, "bound": bound, "limit": limit}
     return {"name": check.name, **figures, "verdict": check.verdict}
 
 
-def _lines(table: Mapping[str, Any], of: str) -> list[str]:
+def _lines(table: Mapping[str, object], of: str) -> list[str]:
     """A line per entry, or more where the entry is a table itself. of: the key that the table stands under."""
     shown = {str(key): value for key, value in table.items() if not _is_empty(value)}
     width = max((len(key) for key in shown), default=0)
@@ -52,16 +54,16 @@ def _words(key: str, of: str) -> str:
     return key if of else key.replace("_", " ")
 
 
-def _is_empty(value: Any) -> bool:
+def _is_empty(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(_is_empty(inner) for inner in value.values())
     return value is None or (isinstance(value, str | list | tuple) and not value)
 
 
-def _rows(value: Any) -> list[list[str]]:
+def _rows(value: object) -> list[list[str]]:
     """The rows of what is a table, its head first: a list of mappings, or mappings of figures by name."""
     if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
-        entries: list[Mapping[str, Any]] = value
+        entries: list[Mapping[str, object]] = value
     elif isinstance(value, Mapping) and all(_is_flat(entry) for entry in value.values()):
         entries = [{"": name} | dict(entry) for name, entry in value.items()]
     else:
@@ -72,11 +74,11 @@ def _rows(value: Any) -> list[list[str]]:
     return [[str(key) for key in keys], *([_show(key, entry.get(key)) for key in keys] for entry in entries)]
 
 
-def _is_flat(entry: Any) -> bool:
+def _is_flat(entry: object) -> bool:
     return isinstance(entry, Mapping) and not any(isinstance(value, Mapping | list) for value in entry.values())
 
 
-def _show(key: str, value: Any) -> str:
+def _show(key: str, value: object) -> str:
     if value is None or isinstance(value, bool):
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int) and key == "bytes":

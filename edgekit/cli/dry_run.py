@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.cli.tables import wrapped
 
 if TYPE_CHECKING:
-    from edgekit.pipeline import Session
+    from edgekit.pipeline import Plan, Session
     from edgekit.recipe import Recipe
     from edgekit.target import Target
 
@@ -18,9 +18,33 @@ if TYPE_CHECKING:
 SHARED = ("create", "finetune", "distill", "record", "calibrate")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Foreseen:
+    """A plan with which of its steps are kept from before, what its prompts can prove, and the seconds of each other step.
+
+    busy: why seconds cannot be told, where they are None.
+    """
+
+    plan: Plan
+    kept: Mapping[str, bool]
+    proves: Sequence[str]
+    seconds: Mapping[str, int] | None
+    busy: str | None
+
+    def facts(self) -> dict[str, object]:
+        """As `--dry-run --json` shows it."""
+        estimate = {
+            "seconds": None if self.seconds is None else sum(self.seconds.values()),
+            **self.plan.estimate.facts(),
+            "busy": self.busy,
+            "seconds_by_step": self.seconds,
+        }
+        return self.plan.describe() | {"kept": self.kept, "proves": self.proves, "estimate": estimate}
+
+
 def plan_build(
     recipe: Recipe, targets: Sequence[Target], session: Session, wanted: Sequence[tuple[str | None, str | None]]
-) -> list[dict[str, Any]]:
+) -> list[Foreseen]:
     """What a build would do, for each target and choice. Where nothing was built yet, nothing is left behind."""
     from tempfile import TemporaryDirectory
 
@@ -34,85 +58,80 @@ def plan_build(
         disturbed = busy()
         prompts = gather_prompts(recipe, planning)
         checked = check_recipe(recipe, prompts, planning)
-        plans = [resolve(checked, target, prompts, planning, one) for target in targets for one in wanted]
+        plans = [resolve(checked, target, prompts, planning, choice) for target in targets for choice in wanted]
         for plan in plans:
             check_places(plan, session)
         proves = plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy)
-        told = []
+        foreseen = []
         for plan in plans:
             kept = kept_steps(plan, prompts, planning)
             every = {} if disturbed else seconds(plan.estimate)
             times = None if disturbed else {step: time for step, time in every.items() if not kept.get(step)}
-            estimate = {
-                "seconds": None if times is None else sum(times.values()),
-                **plan.estimate.facts(),
-                "busy": disturbed,
-                "seconds_by_step": times,
-            }
-            told.append(plan.describe() | {"kept": kept, "proves": proves, "estimate": estimate})
-        return told
+            foreseen.append(Foreseen(plan=plan, kept=kept, proves=proves, seconds=times, busy=disturbed))
+        return foreseen
 
 
-def plan_lines(plans: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def plan_lines(plans: Sequence[Foreseen]) -> Iterator[str]:
     """The plan in lines that fit, but for names, with one total."""
     for plan in plans:
         yield from _plan_lines(plan)
-    for line in plans[0]["proves"] if plans else ():
+    for line in plans[0].proves if plans else ():
         yield from wrapped(line, "  proves    ")
     yield _total(plans)
 
 
-def _plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
-    guess, kept = plan["estimate"], plan["kept"]
-    yield f"{plan['recipe']} for {plan['target']} ({plan['task']})"
-    yield f"  teacher   {plan['teacher']}"
-    rows = ", ".join(f"{count} {name}" for name, count in plan["data"]["rows"].items())
-    labels = len(plan["data"]["labels"])
+def _plan_lines(foreseen: Foreseen) -> Iterator[str]:
+    plan, guess, data = foreseen.plan, foreseen.plan.estimate, foreseen.plan.prompts
+    yield f"{plan.recipe.name} for {plan.target.name} ({plan.recipe.task})"
+    yield f"  teacher   {plan.source}"
+    rows = ", ".join(f"{count} {name}" for name, count in data["rows"].items())
+    labels = len(data["labels"])
     yield f"  data      {rows}{f'; {labels} labels' if labels else ''}"
-    for line in plan["data"]["notes"]:
+    for line in data["notes"]:
         yield from wrapped(line, " " * 12)
-    yield from _indented("steps", " ".join(plan["steps"]))
-    done = [step for step in plan["steps"] if kept[step]]
+    yield from _indented("steps", " ".join(plan.steps))
+    done = [step for step in plan.steps if foreseen.kept[step]]
     yield from _indented("kept", ", ".join(done) if done else "nothing: all is to do")
-    yield from _indented("export", ", ".join(f"{key} = {value}" for key, value in plan["export"].items()))
-    if len(plan["runtimes"]) > 1:
-        first, *others = plan["runtimes"]
-        told = f"{first}, or where it is clearly faster on the device {' or '.join(others)}: decided at verify, by measurement"
-        yield from _indented("runtime", told)
-    if sizes := guess.get("schemes_mb"):
-        every = ", ".join(f"{name} ({size:.3g} MB)" for name, size in sizes.items())
-        told = (
-            f"auto: the smallest of {every} that keeps the limits of [accuracy] on {guess['judged_on']} calibrate prompts,"
+    yield from _indented("export", ", ".join(f"{key} = {value}" for key, value in plan.export.items()))
+    if len(plan.runtimes) > 1:
+        first, *others = plan.runtimes
+        more = " or ".join(others)
+        choice = f"{first}, or where it is clearly faster on the device {more}: decided at verify, by measurement"
+        yield from _indented("runtime", choice)
+    if guess.schemes_mb:
+        every = ", ".join(f"{name} ({size:.3g} MB)" for name, size in guess.schemes_mb.items())
+        choice = (
+            f"auto: the smallest of {every} that keeps the limits of [accuracy] on {guess.judged_on} calibrate prompts,"
             " decided at export"
         )
-        yield from _indented("scheme", told)
-        least, most = min(sizes.values()), max(sizes.values())
-        yield f"  artifact  about {least:.3g} to {most:.3g} MB, in {plan['bundle']}"
+        yield from _indented("scheme", choice)
+        least, most = min(guess.schemes_mb.values()), max(guess.schemes_mb.values())
+        yield f"  artifact  about {least:.3g} to {most:.3g} MB, in {plan.name}"
     else:
-        most = guess.get("artifact_most_mb")
-        more = f", {most:.3g} MB where a layer stays float," if most else ","
-        yield from _indented("artifact", f"about {guess['artifact_mb']:.3g} MB{more} in {plan['bundle']}")
-    if "needed_mb" in guess:
-        told = (
-            f"{guess['needed_mb']:.0f} MB of memory, {guess['cache_mb']:.1f} MB of them for {guess['context']} tokens of"
-            f" context; {plan['usable_mb']} MB are usable: it fits"
+        more = f", {guess.artifact_most_mb:.3g} MB where a layer stays float," if guess.artifact_most_mb else ","
+        yield from _indented("artifact", f"about {guess.artifact_mb:.3g} MB{more} in {plan.name}")
+    if guess.context is not None:
+        memory = (
+            f"{guess.needed_mb:.0f} MB of memory, {guess.cache_mb or 0.0:.1f} MB of them for {guess.context} tokens of"
+            f" context; {plan.usable_mb} MB are usable: it fits"
         )
-        yield from _indented("on target", told)
+        yield from _indented("on target", memory)
 
 
 def _indented(name: str, text: str) -> list[str]:
     return wrapped(text, f"  {name:<10}")
 
 
-def _total(plans: Sequence[Mapping[str, Any]]) -> str:
-    guesses = [plan["estimate"] for plan in plans]
-    memory = max(guess["memory_mb"] for guess in guesses)
-    disk = max(guess["disk_mb"] for guess in guesses) + sum(3 * guess["artifact_mb"] for guess in guesses[1:])
-    if guesses[0]["busy"]:
-        time = f"time unknown: this machine is busy ({guesses[0]['busy']})"
+def _total(plans: Sequence[Foreseen]) -> str:
+    guesses = [foreseen.plan.estimate for foreseen in plans]
+    memory = max(guess.memory_mb for guess in guesses)
+    disk = max(guess.disk_mb for guess in guesses) + sum(3 * guess.artifact_mb for guess in guesses[1:])
+    if plans[0].busy:
+        time = f"time unknown: this machine is busy ({plans[0].busy})"
     else:
-        shared = {step: time for guess in guesses for step, time in guess["seconds_by_step"].items() if step in SHARED}
-        own = [time for guess in guesses for step, time in guess["seconds_by_step"].items() if step not in SHARED]
+        each = [(step, time) for foreseen in plans for step, time in (foreseen.seconds or {}).items()]
+        shared = {step: time for step, time in each if step in SHARED}
+        own = [time for step, time in each if step not in SHARED]
         time = f"about {_duration(sum(shared.values()) + sum(own))}"
     return f"in all: {time}, {memory:.0f} MB of memory, {disk:.0f} MB of disk"
 

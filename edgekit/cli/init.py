@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -100,7 +100,7 @@ def _positions(teacher: Path) -> int | None:
     return load_model(teacher).max_positions if (teacher / "config.json").is_file() else None
 
 
-def _check(recipe: Recipe) -> Mapping[str, Any] | None:
+def _check(recipe: Recipe) -> Mapping[str, object] | None:
     """Read data and teacher as a build would, where they lie here; what a hub has is left to the build.
 
     Returns what was found in the data.

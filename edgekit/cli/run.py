@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from edgekit.cli.options import json_option
 from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from edgekit.bundle.open import Speaker
+    from edgekit.pipeline import Conversation
 
 
 @click.command()
@@ -44,32 +48,34 @@ def run(
 
     if text and file:
         raise click.UsageError("Give texts or --file, not both.")
-    for one in (*text, system or ""):
-        _check_utf8(one)
+    for given in (*text, system or ""):
+        _check_utf8(given)
     speaker = spine.open_speaker(bundle)
     _check_options(speaker, prompt, system, generates=most is not None or bool(temperature))
     if speaker is None:
         texts = _texts(text, file)
         answers = spine.run(bundle, texts, prompt=prompt)
         if not as_json:
-            for one, said in zip(texts, answers, strict=True):
-                click.echo(f"{_format_answer(said)}\t{one}")
+            for asked, answer in zip(texts, answers, strict=True):
+                click.echo(f"{_format_answer(answer)}\t{asked}")
     else:
-        options: dict[str, Any] = {"temperature": temperature} | ({"max_tokens": most} if most else {})
+        options: dict[str, float] = {"temperature": temperature} | ({"max_tokens": most} if most else {})
         if not (text or file or as_json) and sys.stdin.isatty():
             _talk(speaker, system, options)
             return
         texts = _texts(text, file)
         answers = []
-        for one in texts:
+        for asked in texts:
             if len(texts) > 1 and not as_json:
-                click.echo(_quoted(one, first=not answers))
-            answers.append(_say(speaker, _asked(speaker, one, system), options, quiet=as_json))
+                click.echo(_quoted(asked, first=not answers))
+            answers.append(_say(speaker, _asked(speaker, asked, system), options, quiet=as_json))
     if as_json:
-        print_json({"answers": [{"text": one, "answer": said} for one, said in zip(texts, answers, strict=True)]})
+        print_json(
+            {"answers": [{"text": asked, "answer": answer} for asked, answer in zip(texts, answers, strict=True)]}
+        )
 
 
-def _check_options(speaker: Any, prompt: str | None, system: str | None, *, generates: bool) -> None:
+def _check_options(speaker: Speaker | None, prompt: str | None, system: str | None, *, generates: bool) -> None:
     """Whether the options are for such a model: `speaker` is None of one that does not generate."""
     if speaker is None and (system is not None or generates):
         raise click.UsageError("--system, --most and --temperature are for models that generate; this one does not.")
@@ -79,11 +85,11 @@ def _check_options(speaker: Any, prompt: str | None, system: str | None, *, gene
         raise click.UsageError("--system is for models with a chat template; this one continues a text.")
 
 
-def _asked(speaker: Any, text: str, system: str | None) -> Any:
+def _asked(speaker: Speaker, text: str, system: str | None) -> str | Conversation:
     if not speaker.chats:
         return text
-    told = [{"role": "system", "content": system}] if system is not None else []
-    return [*told, {"role": "user", "content": text}]
+    before = [{"role": "system", "content": system}] if system is not None else []
+    return [*before, {"role": "user", "content": text}]
 
 
 def _quoted(text: str, *, first: bool) -> str:
@@ -91,7 +97,7 @@ def _quoted(text: str, *, first: bool) -> str:
     return ("" if first else "\n") + click.style("\n".join(f"> {line}" for line in text.split("\n")), bold=True)
 
 
-def _say(speaker: Any, asked: Any, options: dict[str, Any], *, quiet: bool) -> str:
+def _say(speaker: Speaker, asked: str | Conversation, options: dict[str, float], *, quiet: bool) -> str:
     """The answer, written piece by piece as it comes."""
     from edgekit.pipeline import speak
 
@@ -105,21 +111,21 @@ def _say(speaker: Any, asked: Any, options: dict[str, Any], *, quiet: bool) -> s
     return "".join(pieces)
 
 
-def _talk(speaker: Any, system: str | None, options: dict[str, Any]) -> None:
+def _talk(speaker: Speaker, system: str | None, options: dict[str, float]) -> None:
     """A conversation on the terminal; each answer sees all that was said before."""
     conversation = [{"role": "system", "content": system}] if system is not None else []
     while True:
         try:
-            said = click.prompt(click.style("you", bold=True), prompt_suffix="> ", default="", show_default=False)
+            text = click.prompt(click.style("you", bold=True), prompt_suffix="> ", default="", show_default=False)
         except click.Abort:
-            said = ""
-        if not said:
+            text = ""
+        if not text:
             return
         if not speaker.chats:
-            click.echo(said, nl=False)
-            _say(speaker, said, options, quiet=False)
+            click.echo(text, nl=False)
+            _say(speaker, text, options, quiet=False)
             continue
-        conversation.append({"role": "user", "content": said})
+        conversation.append({"role": "user", "content": text})
         conversation.append({"role": "assistant", "content": _say(speaker, conversation, options, quiet=False)})
 
 
@@ -159,8 +165,9 @@ def _lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
-def _format_answer(answer: Any) -> str:
+def _format_answer(answer: object) -> str:
     if isinstance(answer, dict) and "label" in answer:
         return f"{answer['label']}\t{answer['score']:.3f}"
-    values = list(answer)
+    assert isinstance(answer, list)
+    values = answer
     return f"[{', '.join(f'{value:.4f}' for value in values[:4])}, ...] ({len(values)} numbers)"

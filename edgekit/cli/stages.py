@@ -192,8 +192,10 @@ def verify(
     plan = _plan(recipe, target_name, prompts, session)
     checked = spine.open_artifact(plan, artifact, reference, prompts, session)
     recorded = spine.open_reference(spine.read_settings(recipe), reference, prompts, session)
-    seen = open_product(calibration, "calibrate") if calibration else None
-    product = spine.verify(plan, checked, recorded, prompts, session, student=student, calibration=seen, at=out)
+    covering = None
+    if student is not None and calibration is not None:
+        covering = spine.Covering(student=student, calibration=open_product(calibration, "calibrate"))
+    product = spine.verify(plan, checked, recorded, prompts, session, covering=covering, at=out)
     report = read_report(product.folder)
     built = spine.Built(target=plan.target.name, report=report, evidence=product.folder / "report.json")
     code = spine.exit_code([built], strict=strict)

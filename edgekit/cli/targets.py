@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -27,23 +26,26 @@ def list_targets(as_json: bool) -> None:
     """
     from edgekit.cli.tables import table_lines
     from edgekit.cli.terminal import paint, print_json
-    from edgekit.target import find_targets, load_target
+    from edgekit.target import Target, find_targets, load_target
 
-    found: list[dict[str, Any]] = []
+    readable: list[Target] = []
+    broken: dict[str, str] = {}
+    entries: list[dict[str, object]] = []
     for name, path in find_targets().items():
         try:
             target = load_target(str(path))
-            found.append({"name": name, "title": target.title, "tasks": sorted(target.export)})
-        except EdgekitError as broken:
-            found.append({"name": name, "error": broken.message})
+            readable.append(target)
+            entries.append({"name": name, "title": target.title, "tasks": sorted(target.export)})
+        except EdgekitError as bad:
+            broken[name] = bad.message
+            entries.append({"name": name, "error": bad.message})
     if as_json:
-        print_json({"targets": found})
+        print_json({"targets": entries})
         return
-    for line in table_lines([(one["name"], one["title"]) for one in found if "title" in one], wraps=[1]):
+    for line in table_lines([(target.name, target.title) for target in readable], wraps=[1]):
         click.echo(line)
-    for one in found:
-        if "error" in one:
-            click.echo(paint(f"{one['name']}: {one['error']}", "red"))
+    for name, message in broken.items():
+        click.echo(paint(f"{name}: {message}", "red"))
 
 
 @targets.command()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -44,7 +44,7 @@ def paint_verdict(verdict: str, text: str | None = None) -> str:
 JSON_VERSION = 1
 
 
-def print_json(value: Mapping[str, Any], *, exit_code: int = 0) -> None:
+def print_json(value: Mapping[str, object], *, exit_code: int = 0) -> None:
     """One JSON object on standard output: which version, command and exit code it is of, and what the command says."""
     context = click.get_current_context(silent=True)
     command = context.command_path.removeprefix("edgekit").strip() if context else " ".join(_named(sys.argv[1:]))

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgekit.inputs import Json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Facts = Mapping[str, Json]
 """What a machine is, as JSON: the keys of `edgekit.runtimes.machine.Machine`."""
@@ -31,7 +34,7 @@ class Device(Protocol):
     Making one contacts nothing.
     """
 
-    Options: ClassVar[type[object]]
+    Options: ClassVar[type[DataclassInstance]]
     REMOTE: ClassVar[bool]
     """Whether it is another machine than the one that runs edgekit: then what it says of itself is kept."""
 

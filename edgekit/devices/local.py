@@ -12,12 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from edgekit.devices.device import Facts, Finished
 from edgekit.errors import DeviceFailed
 from edgekit.runtimes.machine import describe
 from edgekit.schema import parse
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class LocalOptions:
 class LocalDevice:
     """This machine: a pushed folder stays where it is, a command runs in a folder of its own."""
 
-    Options: ClassVar[type[object]] = LocalOptions
+    Options: ClassVar[type[DataclassInstance]] = LocalOptions
     REMOTE: ClassVar[bool] = False
 
     def __init__(self, table: Mapping[str, object], where: str = "device") -> None:

@@ -56,7 +56,7 @@ class SshOptions:
 class SshDevice:
     """A machine behind sshd; connected when it is first asked for something, and ours alone until it is closed."""
 
-    Options: ClassVar[type[object]] = SshOptions
+    Options: ClassVar[type[DataclassInstance]] = SshOptions
     REMOTE: ClassVar[bool] = True
 
     def __init__(self, table: Mapping[str, object], where: str = "device") -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edgekit.distill.machine import choose_device
 from edgekit.distill.options import (
@@ -117,7 +117,7 @@ def choose_layers(teacher: Model, student: Student, where: str) -> list[int]:
     return choose_blocks(teacher.layers, student.layers, student.keep, where)
 
 
-def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:
+def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
     """Make a decoder and its tokenizer from nothing but the train split, into `out`; a killed run continues there.
 
     It is trained to say the next token of running text, of texts with an answer the two behind each other, in blocks of
@@ -133,7 +133,7 @@ def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict
     return courses.create(texts, inputs.options, _job(inputs, out, progress))
 
 
-def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:
+def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
     """Train a model on the labels of the train split, into `out`; a killed run continues there.
 
     text-classification: a classifier on an encoder. The classes are the labels in sorted order, without `out_of_scope`: its
@@ -158,7 +158,7 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
     return courses.fine_tune(base, rows, classes, inputs.options, job)
 
 
-def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:
+def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
     """Cut a student from the teacher's layers and teach it on the train split, into `out`; a killed run continues there.
 
     Raises EdgekitError for labels that are not the teacher's classes, and an empty train split.
@@ -214,7 +214,7 @@ def _check_create(task: str, where: str) -> None:
         raise EdgekitError(f"{where}: only models for text-generation can be made from nothing, not for {task}")
 
 
-def read_finetune_options(task: str, options: Mapping[str, Any], where: str) -> TrainingOptions:
+def read_finetune_options(task: str, options: Mapping[str, object], where: str) -> TrainingOptions:
     """A recipe's [teacher.finetune] table; EdgekitError for a task without fine-tuning and for unknown keys."""
     if task not in {"text-classification", "text-generation"}:
         raise EdgekitError(

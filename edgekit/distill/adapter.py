@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Required, TypedDict, cast
 
 from edgekit.checkpoint_keys import CHECKPOINT_KEYS
 from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files
@@ -19,14 +19,23 @@ from edgekit.owners_tokenizer import quiet
 from edgekit.progress import Progress, silent
 from edgekit.schema import nearest, read_json
 from edgekit.tasks.loading import load_checkpoint
-from edgekit.weights import ADAPTER, ADAPTER_CONFIG, check_finite, read_header
+from edgekit.weights import ADAPTER, ADAPTER_CONFIG, TensorInfo, check_finite, read_header
 
 # Adapters of another kind change what the model is given, not its weights.
 _MERGED = ("LORA",)
 _REFUSALS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError, OSError)
 
 
-def read_adapter(folder: Path) -> dict[str, Any]:
+class AdapterConfig(TypedDict, total=False):
+    """What is read here of an adapter_config.json, whose keys PEFT knows."""
+
+    base_model_name_or_path: Required[str]
+    revision: str | None
+    r: int
+    lora_alpha: float
+
+
+def read_adapter(folder: Path) -> AdapterConfig:
     """An adapter's adapter_config.json.
 
     Raises EdgekitError where PEFT is not installed, for adapters that are no LoRA, without weights in safetensors, with keys that
@@ -53,7 +62,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         raise EdgekitError(
             f"{folder}: no {ADAPTER} in it; pickled weights are never loaded: save the adapter as safetensors"
         )
-    return config
+    return cast("AdapterConfig", config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +75,7 @@ class MergeInputs:
     task: str
 
 
-def merge(inputs: MergeInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:  # noqa: ARG001 - quick
+def merge(inputs: MergeInputs, out: Path, progress: Progress = silent) -> dict[str, object]:  # noqa: ARG001 - quick
     """Write the checkpoint that a LoRA and its base make, in float32, to `out`: weights, configuration, tokenizer, templates.
 
     The adapter's own files of the tokenizer come before its base's. Raises EdgekitError for whatever `read_adapter` and
@@ -100,7 +109,7 @@ def merge(inputs: MergeInputs, out: Path, progress: Progress = silent) -> dict[s
     return {"base": config["base_model_name_or_path"], "rank": config.get("r"), "alpha": config.get("lora_alpha")}
 
 
-def _head(adapter: Path, task: str, header: Mapping[str, Any]) -> dict[str, Any] | None:
+def _head(adapter: Path, task: str, header: Mapping[str, TensorInfo]) -> dict[str, object] | None:
     """The classes of a head that was trained with the adapter: its rows tell how many, a config.json beside it their names."""
     rows = next(
         (info.shape[0] for name, info in header.items() if name.endswith(("classifier.weight", "score.weight"))), None

@@ -52,10 +52,10 @@ def mean_over_tokens(count: int, width: int, loss: Callable[[slice], Tensor]) ->
     step = max(1, LOGIT_BYTES // (4 * width))
     if count <= step:
         return loss(slice(0, count))
-    total: Any = 0
+    total: Tensor | int = 0
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
-        mean: Any = recompute(loss, part, use_reentrant=False, preserve_rng_state=False)
+        mean: Tensor = recompute(loss, part, use_reentrant=False, preserve_rng_state=False)
         total = total + mean * (part.stop - part.start)
-    summed: Tensor = total / count
-    return summed
+    assert isinstance(total, Tensor)
+    return total / count

@@ -296,7 +296,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Weight decay for matrices, none for biases and norms."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [

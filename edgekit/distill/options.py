@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -70,7 +70,9 @@ class DistillOptions(TrainingOptions):
     losses: dict[str, Annotated[float, Ge(0)]] | None = None
 
 
-def read_distill_options(table: Mapping[str, Any], output: str, where: str) -> tuple[DistillOptions, dict[str, float]]:
+def read_distill_options(
+    table: Mapping[str, object], output: str, where: str
+) -> tuple[DistillOptions, dict[str, float]]:
     """A recipe's [distill] table, and the weights of the losses that count, for a kind of output (logits, embedding, tokens).
 
     Raises EdgekitError for unknown keys and losses, and for a loss that the output has no use for.
@@ -93,7 +95,7 @@ def default_losses(output: str) -> dict[str, float]:
     return {name: loss.weights[output] for name, loss in losses.LOSSES.items() if output in loss.weights}
 
 
-def read_create_options(table: Mapping[str, Any], max_length: int, where: str) -> CreateOptions:
+def read_create_options(table: Mapping[str, object], max_length: int, where: str) -> CreateOptions:
     """A recipe's [teacher.create] table; EdgekitError for unknown keys and for sizes that do not fit together.
 
     `max_length` is how many tokens the model sees at once in training.

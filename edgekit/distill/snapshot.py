@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from edgekit.workspace import disk_error, write_atomically
 
@@ -23,11 +23,20 @@ _TENSORS = "snapshot-*.safetensors"
 _BEING_SAVED = ".tmp??????"
 
 
+class State(TypedDict):
+    """Where a run stands: its fingerprint, the next step, the held-out score of each epoch, and which epoch was the best."""
+
+    run: str
+    step: int
+    scores: list[float]
+    best_epoch: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """`state` is what JSON can say (step, scores); `tensors` are weights, moments and random states by name."""
 
-    state: Mapping[str, Any]
+    state: State
     tensors: Mapping[str, Tensor]
 
 

@@ -92,7 +92,7 @@ def create(options: Created, task: Task) -> Student:  # noqa: ARG001 - one signa
 class StudentKind:
     """An entry of STUDENTS: the dataclass of what such a student is made of, and the function that makes one for a task."""
 
-    options: type[Any]
+    options: type[object]
     make: Callable[[Any, Task], Student]
 
 

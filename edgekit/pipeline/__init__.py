@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgekit.errors import CheckFailed, EdgekitError, first_line
 from edgekit.evidence import read_report
@@ -33,14 +33,19 @@ from edgekit.pipeline.steps import (
     record,
 )
 from edgekit.pipeline.teacher import is_local
-from edgekit.pipeline.verdict import open_artifact, open_reference, package, verify
+from edgekit.pipeline.verdict import Covering, open_artifact, open_reference, package, verify
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.target import Target
 
+if TYPE_CHECKING:
+    from edgekit.bundle.open import Speaker
+
 __all__ = [
     "Built",
     "Checked",
+    "Conversation",
+    "Covering",
     "Listener",
     "Plan",
     "Progress",
@@ -76,6 +81,8 @@ __all__ = [
     "verify",
 ]
 
+Conversation = Sequence[Mapping[str, object]]
+
 
 def build(
     recipe: Recipe,
@@ -105,19 +112,19 @@ def build(
     student = distill(settings, teacher, prompts, session)
     reference = record(settings, teacher, student, prompts, session)
     calibration = calibrate(settings, student, prompts, session, gradients=gradients)
-    built = []
+    covering, built = Covering(student=student, calibration=calibration), []
     for plan in plans:
         own = replace(session, bundle=plan.name if len(plans) > 1 else "")
         try:
             artifact = export(plan, student, calibration, prompts, own)
-            report = verify(plan, artifact, reference, prompts, own, student=student, calibration=calibration)
+            report = verify(plan, artifact, reference, prompts, own, covering=covering)
             built.append(package(plan, artifact, report, prompts, own))
         except EdgekitError as failed:
             built.append(_failure(plan, failed, own))
     return built
 
 
-def run(bundle: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None) -> list[Any]:
+def run(bundle: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None) -> list[object]:
     """A bundle's answer to each text: {label, score, scores} or, of an encoder, its embedding as list[float].
 
     bundle: a bundle's folder or archive. prompt: which of the model's prompts comes before each text, by its name; without it
@@ -129,8 +136,8 @@ def run(bundle: Path, texts: Sequence[str], *, prompt: str | None = None, thread
     return run_bundle(bundle, texts, prompt=prompt, threads=threads)
 
 
-def open_speaker(bundle: Path, *, threads: int | None = None) -> Any:
-    """The loader of a bundle that generates text, opened: `.chats` says whether it takes conversations. None for others.
+def open_speaker(bundle: Path, *, threads: int | None = None) -> Speaker | None:
+    """The loader of a bundle that generates text, opened. None for others.
 
     Raises EdgekitError as `run` does.
     """
@@ -139,7 +146,7 @@ def open_speaker(bundle: Path, *, threads: int | None = None) -> Any:
     return open_it(bundle, threads=threads)
 
 
-def speak(speaker: Any, said: Any, options: Mapping[str, Any]) -> Iterator[str]:
+def speak(speaker: Speaker, asked: str | Conversation, options: Mapping[str, float]) -> Iterator[str]:
     """The pieces of an opened speaker's answer to a text or a conversation, as they are made.
 
     options: max_tokens, temperature and others of the loader. Raises EdgekitError where the context is full, and where the chat
@@ -148,7 +155,7 @@ def speak(speaker: Any, said: Any, options: Mapping[str, Any]) -> Iterator[str]:
     from jinja2 import TemplateError
 
     try:
-        yield from speaker.stream(said, **options)
+        yield from speaker.stream(asked, **options)
     except TemplateError as refused:
         raise EdgekitError(f"{speaker.folder}: its chat template refuses this: {first_line(refused)}") from refused
     except (ValueError, RuntimeError) as refused:
@@ -160,7 +167,7 @@ def exit_code(built: Sequence[Built], *, strict: bool) -> int:
 
     Of several targets, formats or schemes the worst counts, although another may ship.
     """
-    return max((one.exit_code(strict=strict) for one in built), default=0)
+    return max((bundle.exit_code(strict=strict) for bundle in built), default=0)
 
 
 def _failure(plan: Plan, failed: EdgekitError, session: Session) -> Built:

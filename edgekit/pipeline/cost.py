@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 from edgekit.cost import Cost, Estimate, Size, TrainingCost, size_of
 from edgekit.model import Model
@@ -67,24 +66,25 @@ def estimate(plan: Plan, prompts: Product) -> Estimate:
     # Which of several passes is not known before: the smallest is counted.
     costs = _costs(plan, output, made)
     artifact, operations, tried = costs[0].file.value, work.operations(), 0.0
-    choice: dict[str, Any] = {}
+    schemes, judged_on = None, None
     if len(costs) > 1:
         from edgekit.formats.smallest import PASSAGES
 
-        choice["schemes_mb"] = {cost.scheme: round(cost.file.value / 1e6, 2) for cost in costs}
-        choice["judged_on"] = min(int(plan.data["rows"]["calibrate"]), PASSAGES)
+        schemes = {cost.scheme: round(cost.file.value / 1e6, 2) for cost in costs}
+        judged_on = min(int(prompts.facts["rows"]["calibrate"]), PASSAGES)
         operations["export"] += 2 * work.made.core * (_TRIED_TOKENS * (1 + len(costs)) + _SAID_TOKENS)
         # The float file that candidates are compared with, and the largest of them beside the artifact.
         tried = 4 * work.made.weights + costs[-1].file.value
-    return Estimate(
+    guess = Estimate(
         operations=operations,
         memory_mb=round(_PROCESS_MB + max(work.memory(artifact).values()) / 1e6),
         disk_mb=round((work.disk(artifact) + tried) / 1e6, 1),
         artifact_mb=round(artifact / 1e6, 2),
         artifact_most_mb=round(costs[0].most.value / 1e6, 2) if costs[0].most else None,
-        **_needs(plan, made, costs[0]),
-        **choice,
+        schemes_mb=schemes,
+        judged_on=judged_on,
     )
+    return _with_needs(guess, plan, made, costs[0])
 
 
 def seconds(guess: Estimate) -> dict[str, int]:
@@ -103,8 +103,8 @@ def _costs(plan: Plan, output: str, model: Model) -> list[Cost]:
     return sorted(format_.costs(model, output, every), key=lambda cost: cost.file.value)
 
 
-def _needs(plan: Plan, model: Model, cost: Cost) -> dict[str, Any]:
-    """What the artifact and its runtime need on the target, and of a decoder what its context takes."""
+def _with_needs(guess: Estimate, plan: Plan, model: Model, cost: Cost) -> Estimate:
+    """The estimate with what the artifact and its runtime need on the target, and of a decoder what its context takes."""
     from edgekit.runtimes import RUNTIMES
     from edgekit.runtimes.memory import Demand
 
@@ -119,13 +119,14 @@ def _needs(plan: Plan, model: Model, cost: Cost) -> dict[str, Any]:
     every = [RUNTIMES[name].memory(demand, plan.target.runtime.get(name, {})) for name in plan.runtimes]
     memory = max(every, key=lambda one: one.needed)
     if memory.context is None:
-        return {"needed_mb": memory.needed / 1e6}
-    return {
-        "context": memory.context,
-        "cache_mb": round(memory.cache / 1e6, 1),
-        "needed_mb": round(memory.needed / 1e6, 0),
-        "bytes_per_token": cost.read_per_token.value if cost.read_per_token else None,
-    }
+        return replace(guess, needed_mb=memory.needed / 1e6)
+    return replace(
+        guess,
+        context=memory.context,
+        cache_mb=round(memory.cache / 1e6, 1),
+        needed_mb=round(memory.needed / 1e6, 0),
+        bytes_per_token=cost.read_per_token.value if cost.read_per_token else None,
+    )
 
 
 def _tokens(recipe: Recipe, prompts: Product) -> float:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from edgekit.pipeline.plan import Listener, Plan, Session
 from edgekit.pipeline.steps import calibrate, create, distill, export, finetune, record
-from edgekit.pipeline.verdict import judged_by
+from edgekit.pipeline.verdict import Covering, is_judged
 from edgekit.workspace import NotMade, Product, Workspace
 
 T = TypeVar("T")
@@ -47,5 +47,6 @@ def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool
     known = calibration
     artifact = ask("export", lambda: export(plan, made, known, prompts, looking))
     if artifact is not None and reference is not None and not session.fresh:
-        found["verify"] = judged_by(plan, artifact, reference, prompts, session.workspace)
+        covering = Covering(student=made, calibration=known)
+        found["verify"] = is_judged(plan, artifact, reference, prompts, looking, covering)
     return found

@@ -12,7 +12,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from edgekit.artifact import read_artifact
 from edgekit.duplicates import text_digest
@@ -31,7 +31,30 @@ _TEXT, _ROW = 8, 12
 _SEVERAL = "several"
 
 
-def take(artifact: Product, prompts: Product, accuracy: Mapping[str, Any], split: str = "verify") -> Look:
+class Entry(TypedDict):
+    """A look as the file has it: the artifact's identity, the ids of the sets of prompts that it saw in turn, its index among the
+    looks at them, its alpha, and how many stages were planned.
+
+    passed: under which table of limits, None where under none yet. handed: whether the next look got its error.
+    """
+
+    artifact: str
+    sets: list[str]
+    place: int
+    alpha: float
+    stages: int
+    passed: str | None
+    handed: bool
+
+
+class Store(TypedDict):
+    """The file of looks."""
+
+    sets: dict[str, str]
+    looks: list[Entry]
+
+
+def take(artifact: Product, prompts: Product, accuracy: Mapping[str, object], split: str = "verify") -> Look:
     """The place of this artifact among those that looked at these prompts, taken before anything is measured.
 
     The same artifact (with its settings) on the same prompts keeps its place. Prompts with a common text are looked at
@@ -40,7 +63,7 @@ def take(artifact: Product, prompts: Product, accuracy: Mapping[str, Any], split
     """
     rows = row_hashes(prompts, split)
     name = hashlib.sha256(b"".join(rows)).hexdigest()[:16]
-    stages, judged = int(accuracy.get("stages", 1)), _judged_as(accuracy)
+    stages, judged = _stages(accuracy), _judged_as(accuracy)
     with _opened() as store:
         sets = {key: _unpack(packed) for key, packed in store["sets"].items()}
         family = _family(store["looks"], sets, rows)
@@ -56,10 +79,25 @@ def take(artifact: Product, prompts: Product, accuracy: Mapping[str, Any], split
             found = _new(family, identity(artifact), name, stages)
             store["looks"].append(found)
         store["sets"].setdefault(name, b64encode(b"".join(rows)).decode())
-    return _told(found, found["sets"].index(name) + 1)
+    return _look(found, found["sets"].index(name) + 1)
 
 
-def settle(artifact: Product, prompts: Product, accuracy: Mapping[str, Any], *, split: str = "verify") -> None:
+def find_look(
+    artifact: Product, prompts: Product, accuracy: Mapping[str, object], split: str = "verify"
+) -> Look | None:
+    """The look that this artifact has taken at exactly these prompts; None where it has none. Takes none.
+
+    Raises EdgekitError as `take` does.
+    """
+    rows = row_hashes(prompts, split)
+    name = hashlib.sha256(b"".join(rows)).hexdigest()[:16]
+    with _opened() as store:
+        sets = {key: _unpack(packed) for key, packed in store["sets"].items()}
+        found = _own(_family(store["looks"], sets, rows), identity(artifact), name, _judged_as(accuracy))
+    return _look(found, found["sets"].index(name) + 1) if found else None
+
+
+def settle(artifact: Product, prompts: Product, accuracy: Mapping[str, object], *, split: str = "verify") -> None:
     """This artifact's accuracy passed: the look after it may use what it had."""
     rows = row_hashes(prompts, split)
     name = hashlib.sha256(b"".join(rows)).hexdigest()[:16]
@@ -94,24 +132,31 @@ def row_hashes(prompts: Product, split: str) -> list[bytes]:
 
 
 @contextmanager
-def _opened() -> Iterator[dict[str, Any]]:
+def _opened() -> Iterator[Store]:
     """What is known of all looks, under a lock; written when it was changed."""
     folder = state_folder()
     make_folder(folder)
     path = folder / "looks.json"
     with locked(path.with_suffix(".lock"), f"{path}: another build is writing it; waiting for it"):
-        store = read_json(path) if path.is_file() else {"sets": {}, "looks": []}
-        if not isinstance(store, dict) or not isinstance(store.get("sets"), dict) or "looks" not in store:
+        content = read_json(path) if path.is_file() else {"sets": {}, "looks": []}
+        if not isinstance(content, dict) or not isinstance(content.get("sets"), dict) or "looks" not in content:
             raise EdgekitError(
                 f"{path}: not what edgekit wrote; move it away, and verify on prompts that were not looked at"
             )
+        store = cast("Store", content)
         before = fingerprint(store)
         yield store
         if fingerprint(store) != before:
             write_atomically(path, dump_json(store))
 
 
-def _judged_as(accuracy: Mapping[str, Any]) -> str:
+def _stages(accuracy: Mapping[str, object]) -> int:
+    stages = accuracy.get("stages", 1)
+    assert isinstance(stages, int)
+    return stages
+
+
+def _judged_as(accuracy: Mapping[str, object]) -> str:
     return fingerprint({key: value for key, value in accuracy.items() if key != "stages"})[:16]
 
 
@@ -120,22 +165,20 @@ def _unpack(packed: str) -> frozenset[bytes]:
     return frozenset(rows[begin : begin + _ROW] for begin in range(0, len(rows), _ROW))
 
 
-def _family(
-    looks: list[dict[str, Any]], sets: Mapping[str, frozenset[bytes]], rows: list[bytes]
-) -> list[dict[str, Any]]:
+def _family(looks: list[Entry], sets: Mapping[str, frozenset[bytes]], rows: list[bytes]) -> list[Entry]:
     """The looks at prompts that share a text with these, or with those of another look in the family, by place."""
     texts = {key: {row[:_TEXT] for row in kept} for key, kept in sets.items()}
     reached = {row[:_TEXT] for row in rows}
-    found: list[dict[str, Any]] = []
+    found: list[Entry] = []
     rest = list(looks)
     while near := [look for look in rest if any(not reached.isdisjoint(texts[name]) for name in look["sets"])]:
         found += near
         rest = [look for look in rest if look not in near]
         reached = reached.union(*(texts[name] for look in near for name in look["sets"]))
-    return sorted(found, key=lambda look: int(look["place"]))
+    return sorted(found, key=lambda look: look["place"])
 
 
-def _own(family: list[dict[str, Any]], artifact: str, name: str, judged: str) -> dict[str, Any] | None:
+def _own(family: list[Entry], artifact: str, name: str, judged: str) -> Entry | None:
     """The look of this artifact at exactly these prompts.
 
     One whose error the next look has got, because it passed, counts with the limits that it passed: others are a new look.
@@ -146,32 +189,32 @@ def _own(family: list[dict[str, Any]], artifact: str, name: str, judged: str) ->
     return None
 
 
-def _is_next(look: Mapping[str, Any], sets: Mapping[str, frozenset[bytes]], rows: list[bytes], stages: int) -> bool:
+def _is_next(look: Entry, sets: Mapping[str, frozenset[bytes]], rows: list[bytes], stages: int) -> bool:
     """Whether these prompts are the planned next stage of a look: all that it has seen, and more."""
     planned = look["stages"] == stages and len(look["sets"]) < stages and not look["handed"]
     return planned and sets[look["sets"][-1]] < frozenset(rows)
 
 
-def _new(family: list[dict[str, Any]], artifact: str, name: str, stages: int) -> dict[str, Any]:
+def _new(family: list[Entry], artifact: str, name: str, stages: int) -> Entry:
     from edgekit import gate
 
-    place = max((len(family), *(int(look["place"]) for look in family))) + 1
+    index = max((len(family), *(look["place"] for look in family))) + 1
     carried = 0.0
     if family and family[-1]["passed"] not in {None, _SEVERAL} and not family[-1]["handed"]:
         family[-1]["handed"] = True
-        carried = float(family[-1]["alpha"])
-    alpha = gate.alpha_for(place, carried=carried)
-    return {"artifact": artifact, "sets": [name], "place": place, "alpha": alpha, "stages": stages,
+        carried = family[-1]["alpha"]
+    alpha = gate.alpha_for(index, carried=carried)
+    return {"artifact": artifact, "sets": [name], "place": index, "alpha": alpha, "stages": stages,
             "passed": None, "handed": False}  # fmt: skip
 
 
-def _told(look: Mapping[str, Any], stage: int) -> Look:
+def _look(entry: Entry, stage: int) -> Look:
     from edgekit import gate
 
-    stages = int(look["stages"])
+    stages = entry["stages"]
     return gate.Look(
-        index=int(look["place"]),
-        alpha=float(look["alpha"]) * gate.stage_share(stage, stages),
+        index=entry["place"],
+        alpha=entry["alpha"] * gate.stage_share(stage, stages),
         stage=stage,
         stages=stages,
     )

@@ -6,7 +6,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edgekit.duplicates import text_digest
 from edgekit.errors import EdgekitError
@@ -16,7 +16,7 @@ from edgekit.prompts import PromptSet
 from edgekit.workspace import Product, file_sha256, fingerprint, open_product
 
 Given = TypeVar("Given", bound=Inputs)
-Make = Callable[[Given, Path, Progress], Mapping[str, Any]]
+Make = Callable[[Given, Path, Progress], Mapping[str, object]]
 # The steps that make a model, the last one first.
 MODEL_STEPS = ("distill", "finetune", "create", "merge", "rename")
 # What of a checkpoint's folder its answers may depend on.
@@ -92,7 +92,7 @@ def with_read(make: Make[Given], prompts: Product | None, split: str | None, *so
     """A verb whose facts also say, as `read`, which texts its product and its sources have read: base64 of all their hashes, by
     split; of the prompts it reads one split, or none."""
 
-    def made(inputs: Given, out: Path, progress: Progress) -> dict[str, Any]:
+    def made(inputs: Given, out: Path, progress: Progress) -> dict[str, object]:
         facts = make(inputs, out, progress)
         found = {split: set(text_hashes(prompts, split))} if prompts and split else {}
         for source in sources:

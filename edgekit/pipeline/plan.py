@@ -54,7 +54,7 @@ class Plan:
     """See `Format.mixes`."""
     runtimes: tuple[str, ...]
     """Those that may answer on the target, in its order: measurements choose (see `verify.choice`)."""
-    data: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Mapping[str, Any] = field(default_factory=dict)
     """What `prompts.gather` found: rows, labels, what was left out."""
     variant: str | None = None
     """The format that was asked for by name, which then is a part of the bundle's name."""
@@ -76,7 +76,17 @@ class Plan:
         """The bundle's name."""
         return "-".join(part for part in (self.recipe.name, self.target.name, self.variant) if part)
 
-    def describe(self) -> dict[str, Any]:
+    @property
+    def export(self) -> dict[str, object]:
+        """Format, scheme, and the format's options that are not the defaults."""
+        return {"format": self.format, "scheme": self.scheme} | _changed(self.options)
+
+    @property
+    def usable_mb(self) -> int:
+        """What a model and its process may take on the target."""
+        return self.target.hardware.usable_mb or self.target.hardware.memory_mb
+
+    def describe(self) -> dict[str, object]:
         """What `--dry-run` shows."""
         return {
             "recipe": self.recipe.name,
@@ -85,11 +95,11 @@ class Plan:
             "task": self.recipe.task,
             "teacher": str(self.source) if self.source else None,
             "revision": self.revision,
-            "data": dict(self.data),
+            "data": dict(self.prompts),
             "steps": list(self.steps),
-            "export": {"format": self.format, "scheme": self.scheme} | _changed(self.options),
+            "export": self.export,
             "runtimes": list(self.runtimes),
-            "usable_mb": self.target.hardware.usable_mb or self.target.hardware.memory_mb,
+            "usable_mb": self.usable_mb,
             "estimate": self.estimate.facts(),
         }
 
@@ -112,7 +122,7 @@ class Plan:
         )
 
 
-def _changed(options: DataclassInstance) -> dict[str, Any]:
+def _changed(options: DataclassInstance) -> dict[str, object]:
     """The options that are not the defaults."""
     return {field.name: value for field in fields(options) if (value := getattr(options, field.name)) != field.default}
 
@@ -142,7 +152,7 @@ class Built:
             "archive": str(self.archive) if self.archive else None,
         }
 
-    def summary(self, *, strict: bool = False) -> dict[str, Any]:
+    def summary(self, *, strict: bool = False) -> dict[str, object]:
         """The entry of `build --json`."""
         report = self.report
         artifact, latency = (report.artifact, report.latency_ms) if report else (None, None)
@@ -206,7 +216,7 @@ Given = TypeVar("Given", bound=Inputs)
 def run_step(
     session: Session,
     inputs: Given,
-    make: Callable[[Given, Path, Progress], Mapping[str, Any]],
+    make: Callable[[Given, Path, Progress], Mapping[str, object]],
     *,
     note: str = "",
     at: Path | None = None,
@@ -215,7 +225,7 @@ def run_step(
     """Make a step's product of its inputs once: in the workspace, or at the folder that a stage command names."""
     name, progress = inputs.STEP, list[Progress]()
 
-    def begin(out: Path) -> Mapping[str, Any]:
+    def begin(out: Path) -> Mapping[str, object]:
         progress.append(session.listener.begin(name, note, bundle=session.bundle))
         return make(inputs, out, progress[0])
 

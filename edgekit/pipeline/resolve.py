@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError, require
 from edgekit.model import Model, load_model
@@ -66,7 +66,7 @@ def _judged_by_final(recipe: Recipe, prompts: Product, session: Session) -> Prod
     facts = {**prompts.facts, "rows": rows | {"verify": prompts.facts["rows"]["final"]}}
     facts["notes"] = [*prompts.facts["notes"], f"judged on the final split ({recipe.data.final}), not on verify"]
 
-    def make(out: Path) -> dict[str, Any]:
+    def make(out: Path) -> dict[str, object]:
         for name in rows:
             shutil.copyfile(prompts.folder / f"{'final' if name == 'verify' else name}.jsonl", out / f"{name}.jsonl")
         return facts
@@ -129,7 +129,7 @@ def resolve(
             source=checked.source,
             revision=checked.revision,
             splits=needed_splits(checked.settings.recipe),
-            data=prompts.facts,
+            prompts=prompts.facts,
             format=format_name,
             options=options,
             mixes=format_.mixes(options),
@@ -183,10 +183,10 @@ def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Sess
     _check_loads(model, recipe.task, head if recipe.task == "text-classification" else None, session)
 
 
-def _check_loads(model: Model, task: str, head: Mapping[str, Any] | None, session: Session) -> None:
+def _check_loads(model: Model, task: str, head: Mapping[str, object] | None, session: Session) -> None:
     """Whether transformers makes the task's model of the checkpoint. The answer is kept: asking imports torch, for seconds."""
 
-    def make(_out: Path) -> Mapping[str, Any]:
+    def make(_out: Path) -> Mapping[str, object]:
         from edgekit.tasks.loading import check_checkpoint
 
         check_checkpoint(model.folder, task, head)
@@ -243,7 +243,7 @@ def _format_with(scheme: str, output: str, own: str) -> str:
     raise EdgekitError(f"--scheme {scheme}: no format has it{close if 'did you' in close else ''}; choose of {told}")
 
 
-def _table_of(format_name: str, target: Target, output: str) -> dict[str, Any]:
+def _table_of(format_name: str, target: Target, output: str) -> dict[str, object]:
     """The export table of another format than the target's own: that format's defaults."""
     from edgekit.formats import FORMATS
 
@@ -256,7 +256,7 @@ def _table_of(format_name: str, target: Target, output: str) -> dict[str, Any]:
             f" {' or '.join(asked.RUNTIMES)} runs there"
         )
     scheme = asked.SCHEME_FOR.get(output)
-    return {"format": format_name} | ({"scheme": scheme} if scheme else {})
+    return {"format": format_name, **({"scheme": scheme} if scheme else {})}
 
 
 def choices(formats: Sequence[str], schemes: Sequence[str], output: str) -> list[tuple[str | None, str | None]]:
@@ -325,12 +325,12 @@ def _check_length(recipe: Recipe, model: Model) -> None:
 
 
 def _check_fits(plan: Plan) -> None:
-    usable = plan.target.hardware.usable_mb or plan.target.hardware.memory_mb
     needed = plan.estimate.needed_mb
-    if needed > usable:
+    if needed > plan.usable_mb:
         raise EdgekitError(
-            f"{plan.target.path}: hardware: {usable} MB are usable, but the artifact and its runtime need about {needed:.0f} MB;"
-            " choose a smaller teacher, a [student] with fewer layers, a scheme of fewer bits (--scheme), or a larger target"
+            f"{plan.target.path}: hardware: {plan.usable_mb} MB are usable, but the artifact and its runtime need about"
+            f" {needed:.0f} MB; choose a smaller teacher, a [student] with fewer layers, a scheme of fewer bits (--scheme), or a"
+            " larger target"
         )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.model import Model
 from edgekit.outputs import OUTPUTS
@@ -80,7 +80,7 @@ def created_shapes(options: CreateOptions) -> Shapes:
     return shapes | ({} if options.tied else {"lm_head.weight": (options.vocabulary, width)})
 
 
-def _created_config(options: CreateOptions) -> dict[str, Any]:
+def _created_config(options: CreateOptions) -> dict[str, object]:
     return {
         "model_type": options.family,
         "architectures": [],
@@ -142,7 +142,7 @@ def _cut(model: Model, kept: Sequence[int]) -> Model:
     return _primed(model, config, tensors)
 
 
-def _primed(model: Model, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Model:
+def _primed(model: Model, config: Mapping[str, object], tensors: Mapping[str, TensorInfo]) -> Model:
     """The model with another configuration and other tensors than its folder has."""
     changed = replace(model)
     # Both are cached properties: what is there is not read from the folder.

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgekit.errors import EdgekitError, first_line
 from edgekit.inputs import Content
@@ -103,7 +103,7 @@ class RenameInputs:
     labels: Mapping[str, str]
 
 
-def rename_classes(inputs: RenameInputs, out: Path, progress: Progress = silent) -> dict[str, Any]:  # noqa: ARG001 - a verb
+def rename_classes(inputs: RenameInputs, out: Path, progress: Progress = silent) -> dict[str, object]:  # noqa: ARG001 - a verb
     """Copy a classifier into `out`, its classes renamed; those that are not among the names stay as they are.
 
     Returns the classes. Raises EdgekitError where two classes would have one name.

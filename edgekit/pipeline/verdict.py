@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from edgekit.artifact import read_artifact
 from edgekit.bundle.destination import refuse_other_page
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Coverage, read_report
-from edgekit.inputs import Content, Json
+from edgekit.inputs import Content
 from edgekit.model_card import read_card
 from edgekit.outputs import OUTPUTS
-from edgekit.pipeline.looks import settle, take
+from edgekit.pipeline.looks import find_look, settle, take
 from edgekit.pipeline.origin import (
     model_content,
     model_digest,
@@ -29,12 +29,12 @@ from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report.page import write_html
 from edgekit.typed_json import read_table
-from edgekit.workspace import PAGE, Product, Workspace, fingerprint, open_product
+from edgekit.workspace import PAGE, Product, fingerprint, open_product
 
 if TYPE_CHECKING:
     from edgekit.devices import Device
     from edgekit.gate import Look
-    from edgekit.verify import Terms
+    from edgekit.verify import VerifyInputs
 
 # What a verdict is about, in words, and the command that makes one about something else.
 ABOUT = {
@@ -56,19 +56,11 @@ ABOUT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyInputs:
-    """What a verdict follows from: what it is about (by the keys of ABOUT, the teacher being the one that was recorded), what
-    the prompts' data were, the record, the libraries, the device and its own facts, the look, and a calibration that is shown."""
+class Covering:
+    """A float student and the calibration of it, of which the report says how well it covers the verify prompts."""
 
-    STEP: ClassVar[str] = "verify"
-    about: Mapping[str, Json]
-    data: Mapping[str, Json]
-    reference: Content
-    libraries: Mapping[str, str]
-    device: str
-    facts: Mapping[str, Json]
-    look: Look
-    coverage: Content | None
+    student: Path
+    calibration: Product
 
 
 def verify(
@@ -78,46 +70,32 @@ def verify(
     prompts: Product,
     session: Session,
     *,
-    student: Path | None = None,
-    calibration: Product | None = None,
+    covering: Covering | None = None,
     at: Path | None = None,
 ) -> Product:
     """The artifact on the target's device, compared with the reference and judged against the budget.
 
-    With the student and its calibration the report also says how well the calibration covers the verify prompts. At a folder
+    covering: whose calibration the report also says something of. At a folder
     that a command names, report.html lies beside the product's files: drawn anew each time and no part of the product, so that
     a change of its style measures nothing again.
     """
     from edgekit.devices import open_device
-    from edgekit.verify import Subject, plan_text
+    from edgekit.verify import plan_text
     from edgekit.verify import verify as run
 
     recipe, target = plan.recipe, plan.target
-    foreign = check_parts(plan, artifact, reference, prompts, *([calibration] if calibration else []))
+    foreign = check_parts(plan, artifact, reference, prompts, *([covering.calibration] if covering else []))
     device = open_device(target.device, f"{target.path}: device")
     page = _page(at)
     look = take(artifact, prompts, recipe.accuracy)
-    covered = Content(path=calibration.folder, digest=calibration.digest) if calibration and student else None
-    known = _judged_with(plan, artifact, reference, prompts)
-    inputs = VerifyInputs(**known, device=device.identity, facts={}, look=look, coverage=covered)
+    inputs = _inputs(plan, artifact, reference, prompts, look, device)
+    inputs = replace(inputs, foreign_teacher=foreign, calibration=_content(covering.calibration) if covering else None)
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, look=look):
         session.listener.say(line)
 
-    def make(_: VerifyInputs, out: Path, progress: Progress) -> Mapping[str, Any]:
-        report = run(
-            Subject(
-                artifact=artifact.folder,
-                reference=reference.folder,
-                prompts=prompts.folder,
-                foreign_teacher=foreign,
-            ),
-            _terms(plan, look),
-            device,
-            coverage=_cover(plan, student, calibration, prompts, progress),
-            progress=progress,
-            out=out,
-        )
-        return report.verdicts()
+    def make(inputs: VerifyInputs, out: Path, progress: Progress) -> Mapping[str, object]:
+        coverage = _cover(inputs, covering, progress) if covering else None
+        return run(inputs, out, progress, device=device, coverage=coverage).verdicts()
 
     try:
         inputs = _with_facts(inputs, device, session, at)
@@ -129,21 +107,6 @@ def verify(
     if page is not None:
         write_html(read_report(product.folder), page)
     return product
-
-
-def _terms(plan: Plan, look: Look) -> Terms:
-    """What the recipe and the target hold an artifact to."""
-    from edgekit.verify import Terms
-
-    recipe = plan.recipe
-    return Terms(
-        task=recipe.task,
-        target=plan.target,
-        accuracy=recipe.accuracy,
-        out_of_scope=recipe.data.out_of_scope,
-        rejection=recipe.rejection,
-        look=look,
-    )
 
 
 def _with_facts(inputs: VerifyInputs, device: Device, session: Session, at: Path | None) -> VerifyInputs:
@@ -167,29 +130,61 @@ def _page(at: Path | None) -> Path | None:
     return at / PAGE
 
 
-def _judged_with(plan: Plan, artifact: Product, reference: Product, prompts: Product) -> dict[str, Any]:
-    """Of VerifyInputs what is known before anything runs on the device."""
+def _inputs(
+    plan: Plan, artifact: Product, reference: Product, prompts: Product, look: Look, device: Device
+) -> VerifyInputs:
+    """What verify is given, before the device is asked what it is."""
+    from edgekit.verify import VerifyInputs
     from edgekit.verify.choice import answering
 
-    made, recorded = read_artifact(artifact), {"teacher": reference.manifest["inputs"]["teacher_origin"]}
-    return {
-        "about": about(plan, artifact, prompts) | recorded,
-        "data": {key: prompts.facts[key] for key in ("rows", "notes")},
-        "reference": Content(path=reference.folder, digest=reference.digest),
-        "libraries": libraries(made.file.format, answering(made, plan.target)),
-    }
-
-
-def judged_by(plan: Plan, artifact: Product, reference: Product, prompts: Product, workspace: Workspace) -> bool:
-    """Whether a verdict on exactly this is in a workspace, of the code and libraries of now; nothing is looked at again."""
-    inputs = _judged_with(plan, artifact, reference, prompts) | {"reference": reference.digest}
-    asked = {key: fingerprint(value) for key, value in inputs.items()}
-    return any(
-        all(fingerprint(product.manifest["inputs"].get(key)) == value for key, value in asked.items())
-        and workspace.is_current(product)
-        for product in workspace.products()
-        if product.step == "verify"
+    recipe, target, made = plan.recipe, plan.target, read_artifact(artifact)
+    return VerifyInputs(
+        artifact=_content(artifact),
+        settings=fingerprint(artifact.facts),
+        reference=_content(reference),
+        student=artifact.manifest["inputs"]["student"],
+        teacher=reference.manifest["inputs"]["teacher_origin"],
+        prompts=split_content(prompts, "calibrate", "verify"),
+        data={key: prompts.facts[key] for key in ("rows", "notes")},
+        task=recipe.task,
+        max_length=recipe.data.max_length,
+        out_of_scope=recipe.data.out_of_scope,
+        rejection=recipe.rejection,
+        accuracy=recipe.accuracy,
+        target=target.name,
+        hardware=target.hardware,
+        runtime=target.runtime,
+        budget=target.budget_for(recipe.task),
+        libraries=libraries(made.file.format, answering(made, target.runtime, str(target.path))),
+        device=device.identity,
+        facts={},
+        look=look,
     )
+
+
+def _content(product: Product) -> Content:
+    return Content(path=product.folder, digest=product.digest)
+
+
+def is_judged(
+    plan: Plan, artifact: Product, reference: Product, prompts: Product, session: Session, covering: Covering
+) -> bool:
+    """Whether a build would keep the verdict on this, as far as can be known: no look is taken, no remote device contacted."""
+    from edgekit.devices import known_facts, open_device
+
+    look = find_look(artifact, prompts, plan.recipe.accuracy)
+    if look is None:
+        return False
+    foreign = check_parts(plan, artifact, reference, prompts, covering.calibration)
+    device = open_device(plan.target.device, f"{plan.target.path}: device")
+    try:
+        facts = known_facts(device) if device.REMOTE else device.facts()
+        inputs = _inputs(plan, artifact, reference, prompts, look, device)
+    finally:
+        device.close()
+    calibration = _content(covering.calibration)
+    known = replace(inputs, facts=facts or {}, foreign_teacher=foreign, calibration=calibration)
+    return facts is not None and is_made(session, known)
 
 
 def _settle(report: Product, artifact: Product, prompts: Product, recipe: Recipe) -> None:
@@ -199,17 +194,13 @@ def _settle(report: Product, artifact: Product, prompts: Product, recipe: Recipe
         settle(artifact, prompts, recipe.accuracy)
 
 
-def _cover(
-    plan: Plan, student: Path | None, calibration: Product | None, prompts: Product, progress: Progress
-) -> Coverage | None:
+def _cover(inputs: VerifyInputs, covering: Covering, progress: Progress) -> Coverage:
     from edgekit.calibrate import cover
 
-    if student is None or calibration is None:
-        return None
     progress(0, 0, "how the calibration covers the prompts")
-    recipe = plan.recipe
-    covered = cover(student, calibration.folder, prompts.folder, task=recipe.task, max_length=recipe.data.max_length)
-    return read_table(Coverage, covered, f"{calibration.folder}: coverage")
+    folder = covering.calibration.folder
+    covered = cover(covering.student, folder, inputs.prompts.path, task=inputs.task, max_length=inputs.max_length)
+    return read_table(Coverage, covered, f"{folder}: coverage")
 
 
 def check_parts(plan: Plan, artifact: Product, reference: Product, prompts: Product, *more: Product) -> str | None:
@@ -245,15 +236,15 @@ def check_parts(plan: Plan, artifact: Product, reference: Product, prompts: Prod
     )
 
 
-def _refuse(folder: Path, key: str, found: Any, wanted: Any, recipe: Recipe, command: str) -> None:
+def _refuse(folder: Path, key: str, found: object, wanted: object, recipe: Recipe, command: str) -> None:
     raise EdgekitError(
         f"{folder}: made with {ABOUT[key]} {found!r}, and {recipe.path} says {wanted!r}; run `edgekit {command}` again, or"
         " change the recipe"
     )
 
 
-def about(plan: Plan, artifact: Product, prompts: Product) -> dict[str, Any]:
-    """What a verdict is about, by the keys of ABOUT: a report that differs in any of it is of something else."""
+def about(plan: Plan, artifact: Product, prompts: Product) -> dict[str, object]:
+    """What a verdict is about, of its inputs (the keys of ABOUT): a report that differs in any of it is of something else."""
     recipe, target = plan.recipe, plan.target
     return {
         "artifact": artifact.digest,
@@ -276,7 +267,7 @@ def about(plan: Plan, artifact: Product, prompts: Product) -> dict[str, Any]:
 def _check_report(plan: Plan, artifact: Product, report: Product, prompts: Product) -> None:
     """Refuse a report that was edited, or is about anything else than what is to be packaged."""
     report.check()
-    had = report.manifest["inputs"].get("about", {})
+    had = report.manifest["inputs"]
     for key, wanted in about(plan, artifact, prompts).items():
         if fingerprint(had.get(key)) != fingerprint(wanted):
             command = "edgekit record TEACHER STUDENT, then edgekit verify" if key == "teacher" else "edgekit verify"
@@ -287,7 +278,7 @@ def _check_report(plan: Plan, artifact: Product, report: Product, prompts: Produ
             )
 
 
-def _difference(had: Any, wanted: Any) -> str:
+def _difference(had: object, wanted: object) -> str:
     """What differs, where it can be read: not of hashes."""
     if isinstance(had, Mapping) and isinstance(wanted, Mapping):
         key = next(key for key in sorted({*had, *wanted}) if fingerprint(had.get(key)) != fingerprint(wanted.get(key)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from edgekit.prompts.clean import Splits
 from edgekit.prompts.prompt import SPLITS, Prompt, PromptSet
@@ -15,7 +14,7 @@ from edgekit.recipe import Recipe
 __all__ = ["SPLITS", "Prompt", "PromptSet", "folder_files", "gather", "sources"]
 
 
-def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, Any]:
+def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, object]:
     """Read the recipe's data, check it, and write one JSON-lines file per split into `out`.
 
     Returns what was found: `rows` per split, `labels`, how many rows of each split were left out and why (`dropped`), how many

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 SPLITS = ("train", "calibrate", "verify")
 # What verdicts are made on: each text counts once. The final split is for the last one, and in no other's way.
@@ -27,11 +26,11 @@ class Prompt:
     label: str | None = None
     row: int = field(default=0, compare=False)
     choices: Sequence[str] | None = None
-    messages: Sequence[Mapping[str, Any]] | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
+    messages: Sequence[Mapping[str, object]] | None = None
+    tools: Sequence[Mapping[str, object]] | None = None
     group: str | None = None
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """As a split's file has it: what is not there is left out, but for the label."""
         more = {"choices": self.choices, "messages": self.messages, "tools": self.tools, "group": self.group}
         return {"text": self.text, "label": self.label} | {key: value for key, value in more.items() if value}

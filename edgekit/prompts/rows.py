@@ -8,7 +8,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from edgekit.errors import EdgekitError, first_line
 from edgekit.prompts.prompt import Prompt
@@ -112,7 +111,7 @@ def _is_blank(text: str) -> bool:
     return all(letter.isspace() or unicodedata.category(letter) in {"Cf", "Cc"} for letter in text)
 
 
-def _text(row: Mapping[str, Any], data: Data, table: Table, reading: Reading) -> Prompt:
+def _text(row: Mapping[str, object], data: Data, table: Table, reading: Reading) -> Prompt:
     text = _string(value_of(row, data.text), data.text)
     label = None
     if data.label:
@@ -125,7 +124,7 @@ def _text(row: Mapping[str, Any], data: Data, table: Table, reading: Reading) ->
     return Prompt(text=text, label=label, choices=choices, tools=_tools(row, data.tools))
 
 
-def _string(value: Any, column: str) -> str:
+def _string(value: object, column: str) -> str:
     if not isinstance(value, str):
         raise _Bad(f"{column}: {value!r:.60} is not a string")
     try:
@@ -135,7 +134,7 @@ def _string(value: Any, column: str) -> str:
     return value
 
 
-def _label(value: Any, column: str, names: Sequence[str] | None, reading: Reading) -> str:
+def _label(value: object, column: str, names: Sequence[str] | None, reading: Reading) -> str:
     """A label as text: a class number's name, whole numbers without a fraction, true and false as JSON writes them."""
     if isinstance(value, list | tuple | dict):
         raise _Bad(
@@ -158,7 +157,7 @@ def _label(value: Any, column: str, names: Sequence[str] | None, reading: Readin
     raise _Bad(f"{column}: {value!r:.60} is no class: a label is a text or a whole number")
 
 
-def _conversation(row: Mapping[str, Any], data: Data, reading: Reading) -> Prompt:
+def _conversation(row: Mapping[str, object], data: Data, reading: Reading) -> Prompt:
     """A row of whole conversations: a last turn of the assistant is the wanted answer."""
     column = str(data.messages)
     turns = value_of(row, column)
@@ -170,25 +169,30 @@ def _conversation(row: Mapping[str, Any], data: Data, reading: Reading) -> Promp
     label = None
     if messages and messages[-1]["role"] == "assistant":
         last = messages.pop()
-        label = last.get("content") or None
+        label = _content(last) or None
         if "tool_calls" in last:
             # What is called is no text that an answer could be compared with.
             label = None
             reading.converted["a last turn that calls a tool to no answer"] += 1
-    said = "\n".join(turn.get("content") or "" for turn in messages if turn["role"] == "user")
-    if not said:
+    text = "\n".join(_content(turn) for turn in messages if turn["role"] == "user")
+    if not text:
         raise _Bad(f"{column}: the user says nothing; remove the row")
     choices = _choices(row, label, data.choices)
-    return Prompt(text=said, label=label, messages=messages, choices=choices, tools=_tools(row, data.tools))
+    return Prompt(text=text, label=label, messages=messages, choices=choices, tools=_tools(row, data.tools))
 
 
-def _turn(turn: Mapping[str, Any], column: str) -> dict[str, Any]:
+def _content(turn: Mapping[str, object]) -> str:
+    """A turn's text; nothing where it has none beside its tool calls."""
+    return str(turn.get("content") or "")
+
+
+def _turn(turn: Mapping[str, object], column: str) -> dict[str, object]:
     """A turn with every key that it has (tool_calls, name, reasoning_content, ...), for the template; text parts as one text.
 
     ShareGPT's `from` and `value` are `role` and `content` too. A content of null stands for none beside tool calls.
     """
     if "from" in turn and "role" not in turn:
-        turn = {"role": _SPEAKERS.get(turn["from"], turn["from"]), "content": turn.get("value")}
+        turn = {"role": _SPEAKERS.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
     if not isinstance(turn.get("role"), str):
         raise _Bad(
             f'{column}: not a conversation: a turn has no "role"; expected [{{"role": "user", "content": "..."}}, ...]'
@@ -208,14 +212,14 @@ def _turn(turn: Mapping[str, Any], column: str) -> dict[str, Any]:
     return {"role": turn["role"], "content": None if content is None else _string(content, column), **rest}
 
 
-def _json(text: str, column: str) -> Any:
+def _json(text: str, column: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as bad:
         raise _Bad(f"{column}: not valid JSON: {first_line(bad)}") from bad
 
 
-def _tools(row: Mapping[str, Any], column: str | None) -> list[dict[str, Any]] | None:
+def _tools(row: Mapping[str, object], column: str | None) -> list[dict[str, object]] | None:
     """The functions that may be called, as JSON schemas, or as the JSON text of their list."""
     value = value_of(row, column) if column else None
     if isinstance(value, str) and value.strip():
@@ -227,7 +231,7 @@ def _tools(row: Mapping[str, Any], column: str | None) -> list[dict[str, Any]] |
     return value
 
 
-def _group(row: Mapping[str, Any], column: str | None) -> str | None:
+def _group(row: Mapping[str, object], column: str | None) -> str | None:
     """What a row's text shares with others; a row without one stands for itself."""
     value = value_of(row, column) if column else None
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
@@ -235,7 +239,7 @@ def _group(row: Mapping[str, Any], column: str | None) -> str | None:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _choices(row: Mapping[str, Any], label: str | None, column: str | None) -> list[str] | None:
+def _choices(row: Mapping[str, object], label: str | None, column: str | None) -> list[str] | None:
     """The answers to choose from, the wanted one among them."""
     choices = value_of(row, column) if column else None
     if choices is None:

@@ -15,6 +15,7 @@ from edgekit.runtimes.memory import Demand, Memory
 
 if TYPE_CHECKING:
     import numpy as np
+    from _typeshed import DataclassInstance
     from numpy.typing import NDArray
 
     from edgekit.runtimes.package import Package
@@ -62,7 +63,7 @@ class Runtime(Protocol):
     """The domains of the ONNX operators that it computes as they are meant; "" is ONNX's own."""
 
     @property
-    def Options(self) -> type[object]:  # noqa: N802 - a class is what it gives
+    def Options(self) -> type[DataclassInstance]:  # noqa: N802 - a class is what it gives
         """The dataclass that a target's `[runtime.<name>]` table is checked against."""
 
     def version(self) -> str:

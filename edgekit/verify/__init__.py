@@ -48,7 +48,7 @@ from edgekit.verify.measurements import Measurements, ask_rows, encode, measure,
 from edgekit.verify.plan import check_accuracy_table, plan_text
 from edgekit.verify.recorded import read_recorded
 from edgekit.verify.rows import accuracy_by_role, check_rejected, compare, notes_on_rejection, read_answers
-from edgekit.verify.run import Run, Subject, Terms
+from edgekit.verify.run import Run, VerifyInputs
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from edgekit.probes import Question
     from edgekit.runtimes.placement import Placement
 
-__all__ = ["Subject", "Terms", "check_accuracy_table", "check_reference", "plan_text", "verify"]
+__all__ = ["VerifyInputs", "check_accuracy_table", "check_reference", "plan_text", "verify"]
 
 ROLES = ("teacher", "student", "artifact")
 
@@ -67,40 +67,38 @@ JUDGING = "comparing the answers with the float models'"
 
 
 def verify(
-    subject: Subject,
-    terms: Terms,
-    device: Device,
-    *,
-    coverage: Coverage | None = None,
-    progress: Progress = silent,
+    inputs: VerifyInputs,
     out: Path,
+    progress: Progress = silent,
+    *,
+    device: Device,
+    coverage: Coverage | None = None,
 ) -> Report:
     """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json and outputs.npz.
 
-    coverage: how well the calibration covers these prompts, passed on. Raises EdgekitError where folders do not belong together,
-    DeviceFailed.
+    device: the one that the inputs name. coverage: how well their calibration covers the prompts, passed on.
+    Raises EdgekitError where folders do not belong together, DeviceFailed.
     """
-    product, recorded = open_product(subject.artifact, "export"), open_product(subject.reference, "record")
-    check_reference(recorded, product, subject.prompts)
+    product, recorded = open_product(inputs.artifact.path, "export"), open_product(inputs.reference.path, "record")
+    check_reference(recorded, product, inputs.prompts.path)
     artifact, reference = read_artifact(product), read_reference(recorded)
-    runtimes = choice.answering(artifact, terms.target)
+    runtimes = choice.answering(artifact, inputs.runtime, inputs.target)
     run = Run(
-        subject=subject,
-        terms=terms,
+        inputs=inputs,
         artifact=artifact,
         recorded=recorded,
         reference=reference,
         device=device,
         runtimes=runtimes,
         runtime=runtimes[0],
-        options=runtime_options(artifact.file.runtime_options, terms.target, runtimes[0]),
+        options=runtime_options(artifact.file.runtime_options, inputs.runtime, runtimes[0], inputs.target),
         coverage=coverage,
-        models=_float_models(reference, subject),
-        data=_data(subject.prompts),
+        models=_float_models(reference, inputs),
+        data=_data(inputs.prompts.path),
         progress=progress,
         out=out,
     )
-    report = JUDGES[TASKS[terms.task].OUTPUT](run)
+    report = JUDGES[TASKS[inputs.task].OUTPUT](run)
     write_atomically(out / FILE, report.to_json())
     return report
 
@@ -121,7 +119,7 @@ class _Judgement:
 def _verify_rows(run: Run) -> Report:
     """Verify what gives one row per text."""
     artifact, rows = run.artifact, run.split("verify")
-    ids = encode(run.subject.artifact, rows, artifact.settings)
+    ids = encode(run.inputs.artifact.path, rows, artifact.settings)
     # The tokenizer that ships cuts texts at max_length: no request is ever longer.
     sequence = min(run.budget.sequence, artifact.max_length)
 
@@ -161,7 +159,7 @@ def _verify_rows(run: Run) -> Report:
         return report
     return replace(
         report,
-        scope={role: compared.scope(answers[role], truth, run.terms.out_of_scope) for role in ROLES},
+        scope={role: compared.scope(answers[role], truth, run.inputs.out_of_scope) for role in ROLES},
         confusion=tuple(compared.confusion(answers["student"], answers["artifact"], truth)),
     )
 
@@ -184,11 +182,11 @@ def _measure_fastest(
 
 def _verify_tokens(run: Run) -> Report:
     """Verify what gives tokens."""
-    terms, file = run.terms, run.artifact.file
+    inputs, file = run.inputs, run.artifact.file
     assert file.bits is not None
     assert file.bytes_per_token is not None
-    limits = margins.read_limits(terms.accuracy)
-    recorded = read_recorded(run.recorded, run.reference, with_teacher=run.subject.foreign_teacher is None)
+    limits = margins.read_limits(inputs.accuracy)
+    recorded = read_recorded(run.recorded, run.reference, with_teacher=run.inputs.foreign_teacher is None)
     question = generation.ask_tokens(run.file, run.runtime, run.options, recorded, run.budget)
     measured, arrays = generation.measure(
         question, run.budget, run.device, partial(_is_judged, run), run.progress, run.out
@@ -196,8 +194,8 @@ def _verify_tokens(run: Run) -> Report:
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
     asked = margins.limits_at(limits, file.bits)
-    answers = generation.answers_in_words(run.subject.artifact, arrays)
-    judged = generation.judge(recorded, arrays, run.split("verify"), asked, answers, terms.look.alpha)
+    answers = generation.answers_in_words(run.inputs.artifact.path, arrays)
+    judged = generation.judge(recorded, arrays, run.split("verify"), asked, answers, inputs.look.alpha)
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
     accuracy = {role: entry.reference_score for role, entry in right.items()}
     if right:
@@ -207,7 +205,7 @@ def _verify_tokens(run: Run) -> Report:
         comparisons=judged.comparisons,
         checks=[
             *_check_answers(run, judged.comparisons),
-            *checks.check_floor(judged.right, judged.groups, limits.at_least, terms.look.alpha, terms.look.index),
+            *checks.check_floor(judged.right, judged.groups, limits.at_least, inputs.look.alpha, inputs.look.index),
             *checks.check_finite(judged.is_finite),
         ],
         margins=asked,
@@ -258,7 +256,7 @@ def check_reference(recorded: Product, artifact: Product, prompts: Path) -> None
 
 def _foreign(run: Run, measured: Measurements) -> list[str]:
     """Why the machine that measured may not vouch for the target."""
-    found = hardware.mismatches(run.terms.target.hardware, measured.device, measured.speed, measured.shape.threads)
+    found = hardware.mismatches(run.inputs.hardware, measured.device, measured.speed, measured.shape.threads)
     absent = _placement(run, measured).absent
     return found if absent is None else [*found, f"without {absent}"]
 
@@ -287,7 +285,7 @@ def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, M
         foreign=_foreign(run, measured),
         impossible=impossible,
         disturbed=disturbed,
-        scales=hardware.scales(run.terms.target.hardware, measured.speed),
+        scales=hardware.scales(run.inputs.hardware, measured.speed),
     )
     if _is_judged(run, measured):
         proves_nothing = [*disturbed, *impossible]
@@ -303,12 +301,12 @@ def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, M
 
 def _check_answers(run: Run, comparisons: Sequence[Comparison]) -> list[Check]:
     """The checks of the comparisons that have a margin, and of what the record compares with."""
-    scheme, output = run.artifact.file.scheme, TASKS[run.terms.task].OUTPUT
+    scheme, output = run.artifact.file.scheme, TASKS[run.inputs.task].OUTPUT
     more = None if scheme == "unknown" else finer(run.artifact.file.format, output, scheme)
     judged = [
-        checks.check_accuracy(entry, run.terms.look.index, more) for entry in comparisons if entry.margin is not None
+        checks.check_accuracy(entry, run.inputs.look.index, more) for entry in comparisons if entry.margin is not None
     ]
-    if run.subject.foreign_teacher is None:
+    if run.inputs.foreign_teacher is None:
         return judged
     return [
         *judged,
@@ -317,7 +315,7 @@ def _check_answers(run: Run, comparisons: Sequence[Comparison]) -> list[Check]:
             measured="another model as the teacher",
             limit="the recipe's teacher",
             verdict="not proven",
-            remedy=run.subject.foreign_teacher,
+            remedy=run.inputs.foreign_teacher,
             detail="not judged against the teacher",
         ),
     ]
@@ -333,7 +331,7 @@ def _check_machine(run: Run, measured: Measurements, conditions: budgets.Conditi
         *checks.check_as_original(None if sequences is None else sequences.as_original),
         checks.check_placement(_placement(run, measured)),
         checks.check_arithmetic(
-            run.terms.target.hardware,
+            run.inputs.hardware,
             measured.device,
             arithmetic.saturating_share(run.file),
             exact=arithmetic.is_exact(options),
@@ -348,11 +346,11 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
         Quantiles(p50=latency.level(process.times, 0.5), p95=latency.level(process.times, 0.95))
         for process in measured.processes
     ]
-    file, terms = run.artifact.file, run.terms
+    file, inputs = run.artifact.file, run.inputs
     return Report(
         verdict=whole_verdict(judged),
         accuracy_only=not run.budget.limits_time,
-        target=terms.target.name,
+        target=inputs.target,
         artifact=ArtifactFacts(
             format=file.format,
             scheme=file.scheme,
@@ -364,7 +362,7 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
         comparisons=tuple(entry.finite() for entry in judgement.comparisons),
         accuracy=judgement.accuracy,
         margins=judgement.margins,
-        look=terms.look,
+        look=inputs.look,
         prompts=judgement.prompts,
         latency_ms=Latency(
             p50=latency.centre([process.p50 for process in own]),
@@ -383,7 +381,7 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
         vouches=Vouches(
             scales=conditions.scales,
             foreign=tuple(conditions.foreign),
-            rule=hardware.tolerances(terms.target.hardware),
+            rule=hardware.tolerances(inputs.hardware),
         ),
         busy=measured.processes[0].neighbours.get("load"),
         disturbed=tuple(conditions.disturbed),
@@ -397,13 +395,13 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
 
 def _notes(run: Run, judgement: _Judgement) -> list[str]:
     first = [] if run.budget.limits_time else ["accuracy only: the target states no latency limit (budget.p95_ms)"]
-    plan = plan_text(run.terms.task, judgement.prompts, run.terms.accuracy, look=run.terms.look)
+    plan = plan_text(run.inputs.task, judgement.prompts, run.inputs.accuracy, look=run.inputs.look)
     return [*first, *plan, *judgement.notes, *(run.artifact.file.notes or ())]
 
 
-def _float_models(reference: Reference, subject: Subject) -> dict[str, FloatModel]:
+def _float_models(reference: Reference, inputs: VerifyInputs) -> dict[str, FloatModel]:
     """What teacher and float student cost, by the record, without a teacher that is not the recipe's."""
-    hidden = "teacher" if subject.foreign_teacher else None
+    hidden = "teacher" if inputs.foreign_teacher else None
     return {role: model for role, model in reference.models.items() if role != hidden}
 
 

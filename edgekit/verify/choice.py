@@ -5,7 +5,7 @@ Only times decide, of texts of the budget's length: the verify prompts' answers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ from edgekit.verify.run import Run
 
 if TYPE_CHECKING:
     from edgekit.artifact import Artifact
-    from edgekit.target import Target
 
 # Processes of each runtime, one after the other in turns: a slow phase of the machine meets all.
 ROUNDS = 5
@@ -29,16 +28,19 @@ SECONDS = 0.5
 CLEARLY = 0.95
 
 
-def answering(artifact: Artifact, target: Target) -> tuple[str, ...]:
-    """The runtimes that may answer, in the target's order. Raises EdgekitError where those that it names cannot run the file."""
+def answering(artifact: Artifact, tables: Mapping[str, object], where: str) -> tuple[str, ...]:
+    """The runtimes that may answer, in the order of a target's tables (where: the target).
+
+    Raises EdgekitError where those that it names cannot run the file.
+    """
     file = artifact.file
     domains = domains_of(file.onnx.operators if file.onnx else ())
-    return candidates(pick(FORMATS, file.format, "format"), target.runtime, artifact.output, domains, str(target.path))
+    return candidates(pick(FORMATS, file.format, "format"), tables, artifact.output, domains, where)
 
 
 def with_runtime(run: Run, name: str) -> Run:
     """The same in another runtime of the target's."""
-    options = runtime_options(run.artifact.file.runtime_options, run.terms.target, name)
+    options = runtime_options(run.artifact.file.runtime_options, run.inputs.runtime, name, run.inputs.target)
     return replace(run, runtime=name, options=options)
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from edgekit.devices import Device
     from edgekit.prompts import Prompt
     from edgekit.runtimes.request import Request, Settings, Timing
-    from edgekit.target import Target
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -185,10 +184,11 @@ def encode(artifact: Path, rows: Sequence[Prompt], settings: Mapping[str, object
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
-def runtime_options(needed: Mapping[str, object], target: Target, runtime: str) -> dict[str, object]:
-    """The runtime's options: the target's, with those that the artifact needs."""
-    where = f"{target.path}: runtime.{runtime}"
-    asked = vars(parse(RUNTIMES[runtime].Options, dict(target.runtime.get(runtime, {})), where))
+def runtime_options(
+    needed: Mapping[str, object], tables: Mapping[str, Mapping[str, object]], runtime: str, target: str
+) -> dict[str, object]:
+    """A runtime's options: those of the target's own table, with those that the artifact needs."""
+    asked = vars(parse(RUNTIMES[runtime].Options, dict(tables.get(runtime, {})), f"{target}: runtime.{runtime}"))
     return RUNTIMES[runtime].joined(asked, needed)
 
 

@@ -35,8 +35,8 @@ def read_answers(run: Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dic
     """
     import numpy as np
 
-    terms, artifact = run.terms, run.artifact
-    task = terms.task
+    inputs, artifact = run.inputs, run.artifact
+    task = inputs.task
     kind, reference = row_task(task), run.recorded.folder
     classes, texts = list(artifact.classes), [row.text for row in rows]
     has_classes = OUTPUTS[kind.OUTPUT].has_classes
@@ -45,12 +45,12 @@ def read_answers(run: Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dic
     with np.load(reference / "reference.npz", allow_pickle=False) as arrays:
         recorded_outputs = {name: arrays[name] for name in arrays.files}
     if has_classes:
-        _check_labels(run.subject.prompts, artifact.file.name, [*classes, str(terms.out_of_scope)])
+        _check_labels(run.inputs.prompts.path, artifact.file.name, [*classes, str(inputs.out_of_scope)])
     labels = [row.label for row in run.split("calibrate")]
     answers = {}
     for name in ("teacher", "student"):
         calibrate, verify_ = recorded_outputs[f"{name}_calibrate"], recorded_outputs[f"{name}_verify"]
-        settings = kind.fit(calibrate, labels, classes, terms.out_of_scope, terms.rejection)
+        settings = kind.fit(calibrate, labels, classes, inputs.out_of_scope, inputs.rejection)
         answers[name] = _answer(name, verify_, task, settings, classes, texts)
     finite = bool(np.isfinite(outputs).all())
     if outputs.shape[1:] != answers["student"].outputs.shape[1:]:
@@ -95,9 +95,9 @@ def compare(
 ) -> tuple[list[Comparison], Margins | EmbeddingMargins, list[Check]]:
     """Artifact to student and to teacher, and student to teacher, which is shown and not judged; the margins; other checks."""
     artifact, student, teacher = answers["artifact"], answers["student"], answers["teacher"]
-    look, accuracy = run.terms.look, run.terms.accuracy
+    look, accuracy = run.inputs.look, run.inputs.accuracy
     groups = [row.group for row in rows]
-    if OUTPUTS[TASKS[run.terms.task].OUTPUT].has_classes:
+    if OUTPUTS[TASKS[run.inputs.task].OUTPUT].has_classes:
         truth = [row.label for row in rows]
         labelled = [row for row, label in enumerate(truth) if label is not None]
         asked = margins.for_prompts(margins.read_margins(accuracy), len(labelled) or len(rows))
@@ -128,7 +128,7 @@ def compare(
 
 def _of_recipe(run: Run, comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons with models that the recipe names."""
-    hidden = "teacher" if run.subject.foreign_teacher else None
+    hidden = "teacher" if run.inputs.foreign_teacher else None
     return [comparison for comparison in comparisons if comparison.reference != hidden]
 
 
@@ -137,7 +137,7 @@ def accuracy_by_role(run: Run, answers: Mapping[str, Answers], truth: Sequence[s
     known = [row for row, label in enumerate(truth) if label is not None]
     if not known or not answers["artifact"].labels:
         return dict.fromkeys(answers)
-    hidden = "teacher" if run.subject.foreign_teacher else None
+    hidden = "teacher" if run.inputs.foreign_teacher else None
     return {
         role: None if role == hidden else sum(own.labels[row] == truth[row] for row in known) / len(known)
         for role, own in answers.items()
@@ -146,12 +146,12 @@ def accuracy_by_role(run: Run, answers: Mapping[str, Answers], truth: Sequence[s
 
 def notes_on_rejection(run: Run, truth: Sequence[str | None]) -> list[str]:
     """What the calibrate prompts can promise of the rejection of texts of no class (see `rejection_notes`)."""
-    terms, subject = run.terms, run.subject
-    folders = (run.recorded.folder, subject.prompts, terms.task, list(run.artifact.classes))
-    return rejection_notes(*folders, truth, terms.out_of_scope, terms.rejection)
+    inputs = run.inputs
+    folders = (run.recorded.folder, inputs.prompts.path, inputs.task, list(run.artifact.classes))
+    return rejection_notes(*folders, truth, inputs.out_of_scope, inputs.rejection)
 
 
 def check_rejected(run: Run, labels: Sequence[str], truth: Sequence[str | None]) -> list[Check]:
     """The checks of how the artifact rejects texts of no class."""
-    terms = run.terms
-    return check_rejection(labels, truth, terms.out_of_scope, terms.rejection, run.artifact.contentless, terms.look)
+    inputs = run.inputs
+    return check_rejection(labels, truth, inputs.out_of_scope, inputs.rejection, run.artifact.contentless, inputs.look)

@@ -1,14 +1,15 @@
-"""What one verify is about: the subject, the terms that it is held to, and where it runs."""
+"""What verify is given, and what one run of it has opened of that."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from edgekit import gate
 from edgekit.evidence import Coverage, FloatModel, PromptFacts
+from edgekit.inputs import Content, Json
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
@@ -18,44 +19,53 @@ from edgekit.workspace import Product
 if TYPE_CHECKING:
     from edgekit.artifact import Artifact
     from edgekit.devices import Device
-    from edgekit.target import Budget, Target
+    from edgekit.target import Budget, Hardware
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is judged, and beside what: the folders of export, record and prompts.
+class VerifyInputs:
+    """What verify is given: what is judged and beside what, the terms that it is held to, where it runs, and which look this is.
 
-    foreign_teacher: why the record's teacher is not the recipe's, where it is not: then nothing is compared with it, and nothing
-    passes.
+    artifact, reference: the folders of export and record; settings: a fingerprint of what export says of the artifact. student,
+    teacher: the digest and the origin of the models that were recorded. foreign_teacher: why that teacher is not the recipe's,
+    where it is not: then nothing is compared with it, and nothing passes. prompts: their folder, and data: what is said of them
+    in a report. calibration: of the float student, where the report says how well it covers the prompts.
+
+    task, max_length, out_of_scope (the label of texts that belong to no class), rejection and accuracy (its table) are the
+    recipe's. target is the target's name; hardware, runtime (its tables) and budget (for the task) are what it says. libraries:
+    the versions of what the answers depend on. device is who the device is, facts what it says of itself.
     """
 
-    artifact: Path
-    reference: Path
-    prompts: Path
+    STEP: ClassVar[str] = "verify"
+    artifact: Content
+    settings: str
+    reference: Content
+    student: str
+    teacher: str
     foreign_teacher: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What the artifact is held to: a recipe's task and tables, a target's hardware and budget, and which look this is.
-
-    accuracy: the recipe's `[accuracy]` table. out_of_scope: the label of texts that belong to no class.
-    """
-
+    prompts: Content
+    data: Mapping[str, Json]
+    calibration: Content | None = None
     task: str
-    target: Target
-    accuracy: Mapping[str, object]
+    max_length: int
     out_of_scope: str | None
-    look: gate.Look
     rejection: Rejection = AS_CALIBRATED
+    accuracy: Mapping[str, object]
+    target: str
+    hardware: Hardware
+    runtime: Mapping[str, Mapping[str, object]]
+    budget: Budget
+    libraries: Mapping[str, str]
+    device: str
+    facts: Mapping[str, object]
+    look: gate.Look
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one verify is about."""
+    """One verify: its inputs, and what was opened of them."""
 
-    subject: Subject
-    terms: Terms
+    inputs: VerifyInputs
     artifact: Artifact
     recorded: Product
     reference: Reference
@@ -74,13 +84,13 @@ class Run:
     @property
     def file(self) -> Path:
         """The artifact's main file."""
-        return self.subject.artifact / self.artifact.file.name
+        return self.inputs.artifact.path / self.artifact.file.name
 
     @property
     def budget(self) -> Budget:
         """The limits of the target for this task."""
-        return self.terms.target.budget_for(self.terms.task)
+        return self.inputs.budget
 
     def split(self, name: str) -> list[Prompt]:
         """The prompts of a split."""
-        return PromptSet(folder=self.subject.prompts).split(name)
+        return PromptSet(folder=self.inputs.prompts.path).split(name)

@@ -16,11 +16,12 @@ from tokenizers import Tokenizer
 from edgekit.devices import LocalDevice
 from edgekit.evidence import read_report
 from edgekit.gate import Look
+from edgekit.inputs import Content
 from edgekit.reference import OwnersRows, Reference
 from edgekit.runtimes import machine, onnxruntime
 from edgekit.target import Target, load_target
 from edgekit.typed_json import to_table
-from edgekit.verify import Subject, Terms, verify
+from edgekit.verify import VerifyInputs, verify
 from edgekit.workspace import file_sha256, write_product
 from tests.artifacts import LABELS, WORDS, artifact_facts, make_tokenizer
 
@@ -167,12 +168,17 @@ def make_target(folder: Path, budget: str = "", hardware: str = "", runtime: str
 
 
 def run_verify(out: Path, **asked: Any) -> dict[str, Any]:
-    """The report of a verify on this machine as its table, with its checks by name; asked: fields of Subject and Terms."""
-    subject = {key: asked.pop(key) for key in ("artifact", "reference", "prompts")}
-    foreign = asked.pop("foreign_teacher", None)
+    """The report of a verify on this machine as its table, with its checks by name; asked: folders, a target, and fields of VerifyInputs."""
+    folders = {key: Content(path=asked.pop(key), digest="not read") for key in ("artifact", "reference", "prompts")}
+    target = asked.pop("target")
+    given: dict[str, Any] = {
+        "target": target.name, "hardware": target.hardware, "runtime": target.runtime,
+        "budget": target.budget_for(asked["task"]), "settings": "", "student": "", "teacher": "", "data": {}, "libraries": {},
+        "max_length": 64, "device": "local", "facts": {}, "look": Look(),
+    }  # fmt: skip
     out.mkdir()
     with LocalDevice({"kind": "local"}) as device:
-        made = verify(Subject(**subject, foreign_teacher=foreign), Terms(**{"look": Look()} | asked), device, out=out)
+        made = verify(VerifyInputs(**folders, **given | asked), out, device=device)
     assert made == read_report(out)
     report = to_table(made)
     return report | {"by_name": {check.name: to_table(check) for check in made.checks}, "out": out}
