@@ -51,6 +51,8 @@ class Loaded(Protocol):
 class Speaker(Loaded, Protocol):
     """A loader that generates text."""
 
+    folder: Path
+    """Where the bundle lies."""
     chats: bool
     """Whether it takes conversations."""
 

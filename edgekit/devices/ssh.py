@@ -30,6 +30,8 @@ from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.schema import parse
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from edgekit.devices.agent import Entry
 
 _CHUNK = 1 << 20
