@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from edgekit import __version__
-from edgekit.cli import build, cache, doctor, explain, init, inspect, run, stages, targets
+from edgekit.cli import build, cache, devices, doctor, explain, init, inspect, run, stages, targets
 from edgekit.cli.options import json_option
 
 
@@ -40,7 +40,7 @@ def cli() -> None:
 
 COMMANDS = (
     *(build.build, run.run, init.init, *stages.COMMANDS),
-    *(targets.targets, inspect.inspect, explain.explain, doctor.doctor, cache.cache),
+    *(targets.targets, devices.devices, inspect.inspect, explain.explain, doctor.doctor, cache.cache),
 )
 for command in COMMANDS:
     cli.add_command(command)

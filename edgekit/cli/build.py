@@ -10,9 +10,11 @@ import click
 
 from edgekit.cli.options import (
     complete_target,
+    device_option,
     final_option,
     format_option,
     junit_option,
+    on_device,
     open_session,
     output_of,
     read_recipe,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
               help="Where bundles, archives and reports go.")  # fmt: skip
 @format_option
 @scheme_option
+@device_option
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; build nothing.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
@@ -42,13 +45,14 @@ if TYPE_CHECKING:
 def build(
     target_names: tuple[str, ...], recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
     out: Path, formats: tuple[str, ...], schemes: tuple[str, ...], dry_run: bool, fresh: bool, strict: bool,
-    final: bool, junit: Path | None,
+    final: bool, junit: Path | None, device: str | None,
 ) -> int:  # fmt: skip
     """Distill, calibrate, export, verify and package for one or many targets.
 
     \b
     Examples:
       edgekit build --example assistant --target raspberrypi
+      edgekit build -r recipe.toml -t raspberrypi --device ssh://pi@raspberrypi.local
       edgekit build -r recipe.toml -t raspberrypi -t laptop-cpu --strict --json
       edgekit build -r chat.toml -t laptop-cpu --format onnx --format gguf
       edgekit build -r chat.toml -t laptop-cpu --scheme q8_0 --scheme q4_k_m
@@ -63,7 +67,7 @@ def build(
     from edgekit.target import load_target
 
     session = open_session(cache, out, fresh=fresh, strict=strict, final=final)
-    targets = [load_target(name) for name in dict.fromkeys(target_names)]
+    targets = on_device([load_target(name) for name in dict.fromkeys(target_names)], device)
     recipe = read_recipe(recipe_path, overrides, falls_back=not (strict or as_json))
     wanted = choices([*dict.fromkeys(formats)], [*dict.fromkeys(schemes)], output_of(recipe))
     if dry_run:

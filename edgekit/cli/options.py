@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from edgekit.pipeline import Session
     from edgekit.recipe import Recipe
+    from edgekit.target import Target
 
 # The keys of FORMATS, written out because --help loads no table; a test compares them.
 FORMAT_NAMES = ("onnx", "gguf")
@@ -89,6 +91,11 @@ scheme_option = click.option(
     shell_complete=complete_scheme,
     help="Build this scheme (q5_k_m, w8, ...) instead of the target's own; give it again to compare.",
 )
+device_option = click.option(
+    "--device",
+    metavar="URL",
+    help="Measure on this machine, with one target: ssh://user@host or ssh://user@host:port.",
+)
 junit_option = click.option(
     "--junit",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -160,6 +167,20 @@ def read_recipe(path: Path | None, overrides: tuple[str, ...], *, falls_back: bo
     if click.get_current_context().meta.get(_DROP_BAD_ROWS):
         overrides = (*overrides, 'data.bad_rows="drop"')
     return load_recipe(path, overrides)
+
+
+def on_device(targets: Sequence[Target], url: str | None) -> list[Target]:
+    """The targets, measured on the device that --device names where it does.
+
+    Raises UsageError where one device would have to be several targets, EdgekitError for what is no device's address.
+    """
+    if url is None:
+        return [*targets]
+    if len(targets) > 1:
+        raise click.UsageError("--device goes with one --target: a device is one machine.")
+    from edgekit.devices import ssh_table
+
+    return [replace(targets[0], device=ssh_table(url))]
 
 
 def output_of(recipe: Recipe) -> str:

@@ -169,6 +169,8 @@ def _push(request: Request) -> None:
         _answer({"path": whole, "there": False, "have": [_prefix(os.path.join(partial, name)) for name, *_ in files]})
         for entry in files:
             _take(partial, entry)
+        # What a power cut leaves must be whole, too.
+        os.sync()
         os.rename(partial, whole)
     except OSError:
         # What has no room must not go on taking it.
@@ -197,7 +199,6 @@ def _take(folder: str, entry: Entry) -> None:
             digest.update(part)
             left -= len(part)
         stream.truncate()
-        os.fsync(stream.fileno())
     os.chmod(path, 0o700 if executable else 0o600)
     if digest.hexdigest() != wanted:
         os.unlink(path)

@@ -87,6 +87,11 @@ class SshDevice:
         return self._options.python or str(self._session[1]["python"] or "python3")
 
     @property
+    def interpreter(self) -> str:
+        """The system's own interpreter, or the one that the target names: what makes an environment."""
+        return self._options.python or "python3"
+
+    @property
     def venv(self) -> str:
         """Where `edgekit devices setup` makes its environment."""
         return str(self._session[1]["venv"])

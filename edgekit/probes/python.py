@@ -8,18 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.devices.code import copy_runtimes
-from edgekit.errors import DeviceFailed
+from edgekit.devices.setup import ENGINES
+from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.probes.lines import Lines
 from edgekit.probes.probe import Answer, Question
 from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes.probe import PROTOCOL
+from edgekit.workspace import file_sha256
 
 if TYPE_CHECKING:
-    from edgekit.devices import Device
+    from collections.abc import Mapping
+
+    from edgekit.devices import Device, Finished
 
 NAME = "python"
 _OUTPUTS = "measured/outputs.npz"
 # What a process ends with that the system kills for want of memory: SIGKILL, by itself or by way of a shell.
 _KILLED = {-9, 137}
+_ILLEGAL = {-4, 132}
 
 
 def ask(device: Device, question: Question) -> Answer:
@@ -47,24 +53,86 @@ def ask(device: Device, question: Question) -> Answer:
             timeout_s=question.timeout_s,
             env={"PYTHONPATH": device.push(code)},
         )
-        lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
-        events = {event.pop("event"): event for event in map(json.loads, lines)}
-        if ended.returncode != 0 or "done" not in events:
-            why = _why(ended.returncode, ended.stderr, question.request["runtime"])
-            raise DeviceFailed(f"{question.file}: {why}")
+        events, numbers = _read_lines(ended.stdout)
+        if ended.returncode != 0 or (numbers is not None and "done" not in events):
+            raise DeviceFailed(f"{question.file}: {_why(ended, question.request['runtime'], device)}")
+        if problem := _doubt(events, numbers, question, request / "request.json") or _other_engine(device, events):
+            raise DeviceFailed(f"{device.identity}: {question.file}: {problem}")
         if question.request["timing"].get("only"):
             return Answer(lines=Lines(events=events), arrays={})
         device.fetch(Path(_OUTPUTS).parent.as_posix(), result)
+        if file_sha256(result / Path(_OUTPUTS).name) != events["done"]["outputs"]:
+            raise DeviceFailed(f"{device.identity}: {_OUTPUTS}: another sha256 than the probe wrote; run it again")
         with np.load(result / Path(_OUTPUTS).name, allow_pickle=False) as arrays:
             return Answer(lines=Lines(events=events), arrays={name: arrays[name] for name in arrays.files})
 
 
-def _why(code: int, stderr: str, runtime: str) -> str:
-    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "nothing on standard error")
+def _read_lines(stdout: str) -> tuple[dict[str, dict[str, object]], list[object] | None]:
+    """The lines by event, and their numbers; None where one that begins as a line of the protocol is none."""
+    events: dict[str, dict[str, object]] = {}
+    numbers: list[object] = []
+    for line in stdout.splitlines():
+        if not line.startswith("{"):
+            continue  # what a library says
+        try:
+            event = json.loads(line)
+        except ValueError:
+            return events, None
+        numbers.append(event.pop("seq", None))
+        events[str(event.pop("event", ""))] = event
+    return events, numbers
+
+
+def _doubt(
+    events: Mapping[str, Mapping[str, object]], numbers: list[object] | None, question: Question, request: Path
+) -> str | None:
+    """Why this is no answer to this question; None where it is."""
+    done = events.get("done", {})
+    if numbers is None or numbers != list(range(len(numbers))) or len(events) != len(numbers):
+        return "what the probe said is garbled: lines are damaged, missing or of another probe; run it again"
+    if done.get("protocol") != PROTOCOL:
+        return f"the probe there speaks version {done.get('protocol')} of its protocol, not {PROTOCOL}"
+    if done.get("request") != file_sha256(request):
+        return "the probe answered another question; does another edgekit work there? Run it again"
+    if done.get("file") != file_sha256(question.file):
+        return (
+            "the artifact that ran there has another sha256 than this one: nothing that it answered counts; run edgekit devices"
+            " clean, then build again"
+        )
+    return None
+
+
+def _other_engine(device: Device, events: Mapping[str, Mapping[str, object]]) -> str | None:
+    """What is wrong with the version of a remote device's engine: the artifact was made for, and checked with, the one here."""
+    load = events["load"]
+    try:
+        here = RUNTIMES[str(load["runtime"])].version() if device.REMOTE else None
+    except EdgekitError:
+        return None
+    there = str(load["version"])
+    if here is None or here.split(".")[:2] == there.split(".")[:2]:
+        return None
+    return (
+        f"{load['runtime']} {there} is installed there, and {here} here; run: edgekit devices setup {device.identity}"
+    )
+
+
+def _why(ended: Finished, runtime: str, device: Device) -> str:
+    code = ended.returncode
+    last = next(
+        (line.strip() for line in reversed(ended.stderr.splitlines()) if line.strip()), "nothing on standard error"
+    )
     if code in _KILLED:
         return (
             "the system killed the probe, most likely for want of memory; free some, or use a smaller student or scheme"
         )
+    if code in _ILLEGAL:
+        return (
+            "an instruction that this CPU does not have (SIGILL): the engine there was built for a newer one; run: edgekit"
+            f" devices setup {device.identity}"
+        )
+    if last.startswith("ModuleNotFoundError") and device.REMOTE and runtime in ENGINES:
+        return f"the device's Python lacks a library ({last}); run: edgekit devices setup {device.identity}"
     if last.startswith("ModuleNotFoundError"):
         wanted = RUNTIMES[runtime].PACKAGE.name
         return f"the device's Python lacks a library ({last}); run there: python3 -m pip install {wanted} numpy"

@@ -8,13 +8,17 @@ repeats, least, seconds, sequence, only}: `repeats` timed calls, fewer when `sec
 
 The lines, in this order: device, load, first, latency, latency_real, outputs, memory, work, machine, done; with timing.only,
 which asks for times and nothing else, device, load, first, latency, done. Without `done` it failed: the last line on standard
-error says why. latency and machine have what the machine did meanwhile (`neighbours`, see there).
+error says why. Each line has its number, `seq`, from 0. done has the version of this `protocol` and the sha256, as computed
+here, of the artifact's `file`, of the `request` and, where there are any, of the `outputs`: so no answer that was cut, mixed
+with another's, or is to another question, is taken for this one's. latency and machine have what the machine did
+meanwhile (`neighbours`, see there).
 
 A request with `kind` "tokens" has other inputs, timing, outputs and lines: see `edgekit.runtimes.generation`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import sys
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from edgekit.runtimes import Runtime, Session
     from edgekit.runtimes.request import Request, Settings, Timing
 
+PROTOCOL = 1
 # A slow model is warm after fewer calls.
 _WARM_S = 1.0
 
@@ -39,17 +44,27 @@ _WARM_S = 1.0
 def main(path: Path) -> None:
     """Answer a request; what goes wrong ends the process with its traceback on standard error."""
     request: Request = json.loads(path.read_text(encoding="utf-8"))
+    number = itertools.count()
+
+    def say(event: str, **facts: object) -> None:
+        sys.stdout.write(json.dumps({"event": event, "seq": next(number), **facts}) + "\n")
+        sys.stdout.flush()
+
     device = machine.describe()
     say("device", **device)
     request["options"] = _fitting(request["options"], device["cores"])
     KINDS[request.get("kind", "rows")](RUNTIMES[request["runtime"]], request, path.parent, say)
-    say("done")
+    outputs = None if request["timing"].get("only") else _sha256(Path(request["outputs"]))
+    file = _sha256(path.parent / request["file"])
+    say("done", protocol=PROTOCOL, file=file, request=_sha256(path), outputs=outputs)
 
 
-def say(event: str, **facts: object) -> None:
-    """One line of the protocol."""
-    sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
-    sys.stdout.flush()
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for part in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _answer(runtime: Runtime, request: Request, folder: Path, say: Callable[..., None]) -> None:

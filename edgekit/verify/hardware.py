@@ -21,6 +21,13 @@ _LIKE = 2.0
 _FLOOR = 1.2
 # A core's best speed in a short run may be above its measured one, by a turbo clock and by caches; not by this factor.
 _IMPOSSIBLE = 2.0
+# What no real core stays below, as a share of its clock times the numbers in one of its vectors. A core of a Pi 5 does 3.3 of
+# these in fp32, one of a Pi 4 1.6 (HPL, see targets/); emulated, 1/70 to 1/440 of a real one's speed was measured.
+_REAL = 1 / 5
+_VECTOR_BITS = {"avx512f": 512, "avx2": 256}
+_BITS = {"fp32_gflops": 32, "int8_gops": 8}
+# GHz, where neither the machine nor the target tells: slower than any that is on sale.
+_SLOWEST_GHZ = 1.0
 # Weights below this may stay in a server's last-level cache between calls, where the copy bandwidth does not bound them.
 _CACHE_BYTES = 256 << 20
 
@@ -34,6 +41,8 @@ def mismatches(hardware: Hardware, device: Machine, speed: Mapping[str, float], 
     """
     if device["arch"] != hardware.arch:
         return [f"arch {device['arch']}, not {hardware.arch}"]
+    if unreal := _unreal(hardware, device, speed):
+        return unreal
     stated = {key: getattr(hardware, key) for key in SPEEDS if getattr(hardware, key) is not None}
     if hardware.generic:
         return _above_floor(hardware, stated, device, speed, threads)
@@ -52,6 +61,18 @@ def mismatches(hardware: Hardware, device: Machine, speed: Mapping[str, float], 
         elif not value / _LIKE <= speed[key] <= value * _LIKE:
             reasons.append(f"{SPEEDS[key]}: {speed[key]:.3g}, not within a factor of two of {value:.3g}")
     return reasons
+
+
+def _unreal(hardware: Hardware, device: Machine, speed: Mapping[str, float]) -> list[str]:
+    """Why no real core of this kind is so slow: an emulated one, or one that something else kept; empty where it may be one."""
+    clock = device["clock_ghz"] or hardware.clock_ghz or _SLOWEST_GHZ
+    vector = next((bits for feature, bits in _VECTOR_BITS.items() if feature in device["features"]), 128)
+    floors = {key: _REAL * clock * vector / bits for key, bits in _BITS.items()}
+    return [
+        f"{SPEEDS[key]}: {speed[key]:.3g}, where a core of {clock:g} GHz reaches {floor:.3g} and more: emulated, or kept busy"
+        for key, floor in floors.items()
+        if speed.get(key, floor) < floor
+    ]
 
 
 def _above_floor(

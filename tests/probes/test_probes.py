@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,3 +94,72 @@ def test_how_python_may_end(question: Question, code: int, stdout: str, stderr: 
         with pytest.raises(DeviceFailed, match=message):
             PROBES["python"].ask(device, question)
         assert device.command[:3] == [sys.executable, "-m", "edgekit.runtimes.probe"]
+
+
+def replaced(old: str, new: str) -> Callable[[str], str]:
+    return lambda text: text.replace(old, new)
+
+
+LIES: dict[str, tuple[Callable[[str], str], str]] = {
+    "cut": (lambda text: text[: len(text) // 2], "garbled"),
+    "a line is missing": (lambda text: "\n".join(text.splitlines()[:1] + text.splitlines()[2:]), "garbled"),
+    "two probes": (lambda text: text + text, "garbled"),
+    "damaged": (replaced('{"event": "first"', '{"event": "fir'), "garbled"),
+    "another artifact": (lambda text: re.sub(r'"file": "\w{64}"', '"file": "0"', text), "another sha256 than this one"),
+    "an earlier question": (lambda text: re.sub(r'"request": "\w+"', '"request": "0"', text), "another question"),
+    "another version": (replaced('"protocol": 1', '"protocol": 0'), "version 0 of its protocol, not 1"),
+    "other outputs": (
+        lambda text: re.sub(r'"outputs": "\w+"}', '"outputs": "0"}', text),
+        "another sha256 than the probe",
+    ),
+}
+
+
+class Lies(LocalDevice):
+    """This machine, which changes what a probe says."""
+
+    def __init__(self, change: Callable[[str], str]) -> None:
+        super().__init__({})
+        self._change = change
+
+    def run(self, command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> Finished:
+        ended = super().run(command, timeout_s=timeout_s, env=env)
+        return replace(ended, stdout=self._change(ended.stdout))
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_is_no_answer_to_this_question_is_none(question: Question, lie: str) -> None:
+    change, message = LIES[lie]
+    with Lies(change) as device, pytest.raises(DeviceFailed, match=message):
+        PROBES["python"].ask(device, question)
+
+
+def test_what_a_library_says_between_the_lines_does_not_matter(question: Question) -> None:
+    with Lies(lambda text: "".join(f"warning\n{line}\n" for line in text.splitlines())) as device:
+        assert PROBES["python"].ask(device, question.only_times()).arrays == {}
+
+
+@pytest.mark.parametrize(
+    ("ended", "message"),
+    [
+        (Finished(returncode=-4, stdout="", stderr=""), r"does not have \(SIGILL\)"),
+        (
+            Finished(returncode=1, stdout="", stderr="ModuleNotFoundError: No module named 'numpy'"),
+            r"lacks a library .*; run: edgekit devices setup local",
+        ),
+    ],
+    ids=["SIGILL", "no engine"],
+)
+def test_how_python_may_end_on_another_machine(
+    question: Question, monkeypatch: pytest.MonkeyPatch, ended: Finished, message: str
+) -> None:
+    monkeypatch.setattr(Ends, "REMOTE", True)
+    with Ends(ended) as device, pytest.raises(DeviceFailed, match=message):
+        PROBES["python"].ask(device, question)
+
+
+def test_another_version_of_the_engine(question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lies, "REMOTE", True)
+    change = replaced('"version": "1.', '"version": "0.')
+    with Lies(change) as device, pytest.raises(DeviceFailed, match=r"onnxruntime 0\.\S+ is installed there, and 1\."):
+        PROBES["python"].ask(device, question)

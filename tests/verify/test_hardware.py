@@ -18,7 +18,7 @@ SPEED = {"bandwidth_gbs": 11.0, "int8_gops": 120.0, "fp32_gflops": 32.0}
 PI = Hardware(
     arch="aarch64", cpu="Cortex-A76", cores=4, features=["asimddp"], memory_mb=4096, sources=[], bandwidth_gbs=11.2, fp32_gflops=32.1
 )  # fmt: skip
-BOARD = {"arch": "aarch64", "cpu": "Cortex-A76", "cores": 4, "features": ["asimd", "asimddp"]}
+BOARD = {"arch": "aarch64", "cpu": "Cortex-A76", "cores": 4, "features": ["asimd", "asimddp"], "clock_ghz": None}
 RATES = Rates(decode=100.0, prefill=1000.0)
 SPOKEN = Speed(ttft_ms={}, ttft_cold_ms={}, tokens_per_second=RATES, threads={}, memory_mb={})
 FLOOR = replace(PI, generic=True, cpu="any", int8_gops=110.0)
@@ -42,6 +42,17 @@ def test_the_board_itself_matches() -> None:
 def test_another_machine_does_not(device: dict[str, Any], speed: dict[str, float], says: str) -> None:
     (why,) = mismatches(PI, BOARD | device, SPEED | speed, 4)
     assert says in why
+
+
+@pytest.mark.parametrize("hardware", [PI, FLOOR], ids=["one machine", "a floor"])
+@pytest.mark.parametrize("speed", [{"fp32_gflops": 1.9}, {"int8_gops": 7.6}], ids=str)
+def test_an_emulated_board_is_refused_by_its_speed(hardware: Hardware, speed: dict[str, float]) -> None:
+    """Although its CPU, features and cores are the target's: a fifth of 2.4 GHz x 4 floats (16 bytes) is below any real core."""
+    hardware = replace(hardware, clock_ghz=2.4)
+    assert not [why for why in mismatches(hardware, BOARD, SPEED, 4) if "emulated" in why]
+    (why,) = mismatches(hardware, BOARD, SPEED | speed, 4)
+    assert "where a core of 2.4 GHz reaches" in why
+    assert "emulated, or kept busy" in why
 
 
 def test_a_target_without_speeds_is_matched_by_nothing() -> None:
