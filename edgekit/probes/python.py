@@ -56,7 +56,7 @@ def ask(device: Device, question: Question) -> Answer:
         events, numbers = _read_lines(ended.stdout)
         if ended.returncode != 0 or (numbers is not None and "done" not in events):
             raise DeviceFailed(f"{question.file}: {_why(ended, question.request['runtime'], device)}")
-        if problem := _doubt(events, numbers, question, request / "request.json") or _other_engine(device, events):
+        if problem := _doubt(events, numbers, question, request / "request.json") or _other_version(device, events):
             raise DeviceFailed(f"{device.identity}: {question.file}: {problem}")
         if question.request["timing"].get("only"):
             return Answer(lines=Lines(events=events), arrays={})
@@ -102,7 +102,7 @@ def _doubt(
     return None
 
 
-def _other_engine(device: Device, events: Mapping[str, Mapping[str, object]]) -> str | None:
+def _other_version(device: Device, events: Mapping[str, Mapping[str, object]]) -> str | None:
     """What is wrong with the version of a remote device's engine: the artifact was made for, and checked with, the one here."""
     load = events["load"]
     try:
