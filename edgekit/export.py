@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgekit.artifact import Artifact, Contentless, ModelFile
 from edgekit.errors import EdgekitError
-from edgekit.formats import FORMATS, Format, Processor, Reading, Source, format_of, runtime_of
+from edgekit.formats import FORMATS, Format, FormatOptions, Processor, Reading, Source, format_of, runtime_of
 from edgekit.inputs import Content
 from edgekit.model import Model
 from edgekit.outputs import OUTPUTS
@@ -22,7 +22,6 @@ from edgekit.tasks.contentless import ASKED
 
 if TYPE_CHECKING:
     import numpy as np
-    from _typeshed import DataclassInstance
     from numpy.typing import NDArray
 
     from edgekit.formats.smallest import Limits
@@ -45,7 +44,7 @@ class ExportInputs:
     prompts: Content
     task: str
     format: str
-    options: DataclassInstance
+    options: FormatOptions
     max_length: int
     out_of_scope: str | None
     rejection: Rejection

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +19,7 @@ from edgekit.calibrate.gradients import gradient_squares
 from edgekit.calibration import EMBEDDING, FILE, Calibration, Stats, load_calibration
 from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
+from edgekit.evidence import Coverage, CoveredLabels, CoveredLengths, CoveredWords
 from edgekit.inputs import Content
 from edgekit.modalities.text import batches
 from edgekit.model import Model
@@ -28,6 +29,7 @@ from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Calibrate
 from edgekit.schema import pick
 from edgekit.tasks import TASKS, Task, find_pad_id, tensors
+from edgekit.typed_json import to_table
 from edgekit.workspace import open_product
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = No
         max_length=_cut_at(kind, checked, max_length),
     )
     outside = {key: share for key, share in watch.outside().items() if share > 0}
-    covered["outside_ranges"] = outside
+    covered = replace(covered, outside_ranges=outside)
     if outside and max(outside.values()) > _OUTSIDE:
         worst = max(outside, key=lambda key: outside[key])
         warnings.append(
@@ -112,7 +114,7 @@ def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = No
         "task": task,
         "max_length": max_length,
         "seed": seed,
-        "coverage": covered,
+        "coverage": to_table(covered),
         "warnings": warnings,
     }
 
@@ -158,7 +160,7 @@ def coverage(
     held_lengths: Sequence[int],
     *,
     max_length: int,
-) -> tuple[dict[str, object], list[str]]:
+) -> tuple[Coverage, list[str]]:
     """How well some prompts cover others: lengths in tokens, words, labels; and warnings that name the remedy."""
     vocabulary = {word for prompt in seen for word in words(prompt.text)}
     spoken = [word for prompt in held for word in sorted(words(prompt.text))]
@@ -183,19 +185,21 @@ def coverage(
         warnings.append(
             f"{truncated} prompts reach max_length = {max_length} tokens and are cut; raise data.max_length"
         )
-    return {
-        "seen": len(seen),
-        "held_out": len(held),
-        "length": {"seen": _quartiles(seen_lengths), "held_out": _quartiles(held_lengths), "longer_share": longer},
-        "vocabulary": {"words": len(vocabulary), "new_share": new_words},
-        "labels": {"seen": len(labels), "unseen": unseen, "fewest": min(labels.values(), default=0)},
-        "truncated": truncated,
-    }, warnings
+    figures = Coverage(
+        seen=len(seen),
+        held_out=len(held),
+        length=CoveredLengths(seen=_quartiles(seen_lengths), held_out=_quartiles(held_lengths), longer_share=longer),
+        vocabulary=CoveredWords(words=len(vocabulary), new_share=new_words),
+        labels=CoveredLabels(seen=len(labels), unseen=tuple(unseen), fewest=min(labels.values(), default=0)),
+        truncated=truncated,
+        outside_ranges={},
+    )
+    return figures, warnings
 
 
 def cover(
     student: Path, calibration: Path, prompts: Path, *, task: str, max_length: int, split: str = "verify"
-) -> dict[str, object]:
+) -> Coverage:
     """How well a calibration covers another split: the figures of `coverage`, and the share of activations outside per layer.
 
     For information only: it is read after every choice was made. At most COVERED prompts are run, chosen by their hash.
@@ -211,7 +215,7 @@ def cover(
     outside = outside_ranges(kind.load(student), ids, pad_id, load_calibration(calibration))
     lengths = [[len(tokens) for _, tokens in kind.encode(model, part, max_length)] for part in (seen, held)]
     covered, _ = coverage(seen, held, *lengths, max_length=_cut_at(kind, model, max_length))
-    return covered | {"outside_ranges": {key: share for key, share in outside.items() if share > 0}}
+    return replace(covered, outside_ranges={key: share for key, share in outside.items() if share > 0})
 
 
 def outside_ranges(
@@ -404,7 +408,8 @@ def _told(progress: Progress | None, before: int, total: int) -> Callable[[int],
     return None if progress is None else lambda done: progress(before + done, total, "")
 
 
-def _quartiles(lengths: Sequence[int]) -> list[int]:
+def _quartiles(lengths: Sequence[int]) -> tuple[int, ...]:
     """Smallest, quartiles and largest of some lengths."""
     ordered = sorted(lengths)
-    return [ordered[round(share * (len(ordered) - 1))] for share in (0, 0.25, 0.5, 0.75, 1)] if ordered else []
+    shares = (0, 0.25, 0.5, 0.75, 1) if ordered else ()
+    return tuple(ordered[round(share * (len(ordered) - 1))] for share in shares)

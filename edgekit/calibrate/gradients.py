@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.calibration import EMBEDDING
 from edgekit.formats.gguf.mixed.choose import is_judged
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 # Enough that the mean squares of a channel are known to a few percent.
 MOST_TOKENS = 8192
@@ -47,7 +48,7 @@ def gradient_squares(
         chosen.append(row)
         tokens += len(row)
     draw = torch.Generator().manual_seed(seed)
-    model: Any = module.model
+    model: PreTrainedModel = module.model
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     paths = {id(part): path for path, part in module.named_modules()}
     with _watched(module, embedding, sums):

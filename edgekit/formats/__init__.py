@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edgekit.errors import EdgekitError
 from edgekit.formats import gguf, onnx
-from edgekit.formats.source import Processor, Reading, Source
+from edgekit.formats.source import FormatOptions, Processor, Reading, Source
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import parse, pick
 from edgekit.workspace import library_version
@@ -24,6 +24,7 @@ __all__ = [
     "DEFAULT",
     "FORMATS",
     "Format",
+    "FormatOptions",
     "Processor",
     "Reading",
     "Source",
@@ -41,8 +42,11 @@ __all__ = [
 DEFAULT = onnx.NAME
 
 
-class Format(Protocol):
-    """What a format's module offers."""
+Chosen = TypeVar("Chosen", bound="FormatOptions")
+
+
+class FormatOf(Protocol[Chosen]):
+    """What a format's module offers; it takes options of its own kind."""
 
     NAME: str
     RUNTIMES: tuple[str, ...]
@@ -63,19 +67,19 @@ class Format(Protocol):
     """Whether the artifact's main file holds the tokenizer, so that none has to lie beside it."""
 
     @property
-    def Options(self) -> type[Any]:  # noqa: N802  (a dataclass in the module)
+    def Options(self) -> type[Chosen]:  # noqa: N802  (a dataclass in the module)
         """The dataclass of a target's `[export.<task>]` table, less `format`."""
 
-    def mixes(self, options: Any) -> bool:
+    def mixes(self, options: Chosen) -> bool:
         """Whether types follow from the model's gradients and the target's processor, which are then among what is given."""
 
-    def domains(self, options: Any) -> tuple[str, ...]:
+    def domains(self, options: Chosen) -> tuple[str, ...]:
         """The domains of the ONNX operators that its files may have; "" is ONNX's own."""
 
-    def costs(self, model: Model, output: str, options: Sequence[Any]) -> list[Cost]:
+    def costs(self, model: Model, output: str, options: Sequence[Chosen]) -> list[Cost]:
         """What a model that answers with `output` takes in each of several options, from its headers alone."""
 
-    def write(self, source: Source, options: Any, out: Path) -> ModelFile:
+    def write(self, source: Source, options: Chosen, out: Path) -> ModelFile:
         """Write a student into a folder.
 
         Raises EdgekitError where its runtime does not compute with the whole file what the float model computes.
@@ -100,6 +104,8 @@ class Format(Protocol):
         """sha256 over a file and the files of its weights: what an adopted artifact depends on."""
 
 
+# A table holds formats of every kind of options; `parse_options` gives a format with its own.
+Format = FormatOf[Any]
 FORMATS: dict[str, Format] = {
     onnx.NAME: onnx,
     gguf.NAME: gguf,
@@ -150,7 +156,7 @@ def library_versions(format_: Format, runtimes: Sequence[str] = ()) -> dict[str,
     return {name: library_version(name, *engines.get(name, ())) for name in sorted({*format_.LIBRARIES, *engines})}
 
 
-def parse_options(table: Mapping[str, Any], output: str, where: str) -> tuple[Format, Any]:
+def parse_options(table: Mapping[str, object], output: str, where: str) -> tuple[Format, FormatOptions]:
     """The format and the Options of a target's `[export.<task>]` table, for a task's output.
 
     Raises EdgekitError for what no format has, and for what this one does not have for such models.
@@ -172,7 +178,7 @@ def parse_options(table: Mapping[str, Any], output: str, where: str) -> tuple[Fo
     return found, options
 
 
-def finds_scheme(format_: Format, options: Any, output: str) -> bool:
+def finds_scheme(format_: Format, options: FormatOptions, output: str) -> bool:
     """Whether `write` finds the scheme by what each candidate loses: then the recipe's limits are among its inputs."""
     return options.scheme == "auto" and output in format_.AUTO
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from edgekit.errors import EdgekitError
 from edgekit.progress import Progress
 from edgekit.runtimes import Generator, scores
 from edgekit.runtimes.generation import continuation
+from edgekit.typed_json import IN_ITS_TABLE, to_table
 
 Passage = tuple[list[int], int]
 """Token ids, and the index of the first one that is scored (at least 1)."""
@@ -73,13 +73,57 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """The scheme that was taken, whether it keeps the limits, what was tried (for the facts), and a sentence on it."""
+class Figures:
+    """What a candidate loses, means per token, None for what is not a number: KL divergence in nats, share of equal likeliest
+    tokens, factor of the perplexity; far is the share of passages beyond far_kl.
+
+    used: what it takes of each limit, its mean with ERRORS standard errors (1: all of it). passes: whether it keeps the limits.
+    """
+
+    kl: float | None
+    top1: float | None
+    perplexity: float | None
+    far: float | None
+    used: Mapping[str, float | None]
+    passes: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A candidate that was tried."""
 
     scheme: str
+    bytes: int
+    figures: Figures = field(metadata=IN_ITS_TABLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """How a scheme was decided: on how many passages and tokens, what was tried, and whether what was taken keeps the limits."""
+
+    passages: int
+    tokens: int
     passes: bool
-    facts: Mapping[str, Any]
+    tried: tuple[Tried, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The scheme that was taken, how it was decided, and a sentence on it."""
+
+    scheme: str
+    decision: Decision
     note: str
+
+    @property
+    def passes(self) -> bool:
+        """Whether it keeps the limits."""
+        return self.decision.passes
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The decision, for the artifact's facts."""
+        return to_table(self.decision)
 
 
 def needed(limits: Limits | None) -> Limits:
@@ -136,8 +180,8 @@ def hear(generator: Generator, rows: Sequence[Passage], reference: Iterable[NDAr
     return Heard(tokens=columns[0], kl=columns[1], changed=columns[2], rise=columns[3])
 
 
-def figures(heard: Heard, limits: Mapping[str, float]) -> dict[str, Any]:
-    """The means, and `used`: what a candidate takes of each limit, its mean with ERRORS standard errors (1: all of it)."""
+def figures(heard: Heard, limits: Mapping[str, float]) -> Figures:
+    """What a candidate loses, and takes of each limit."""
     far = limits["far_kl"]
     beyond = float(np.mean(~(heard.kl / heard.tokens <= far)))
     ends = {name: _upper(sums, heard.tokens) for name, sums in vars(heard).items() if name != "tokens"}
@@ -149,14 +193,18 @@ def figures(heard: Heard, limits: Mapping[str, float]) -> dict[str, Any]:
     used = {name: round(value, 4) if math.isfinite(value) else None for name, value in taken.items()}
     passes = all(value is not None and value <= SHARE for value in used.values()) and beyond <= limits["far_share"]
     with np.errstate(over="ignore"):
-        told = {
-            "kl": heard.mean_kl,
-            "top1": 1.0 - float(heard.changed.sum() / heard.tokens.sum()),
-            "perplexity": float(np.exp(heard.rise.sum() / heard.tokens.sum())),
-            "far": beyond,
-        }
-    shown = {name: round(value, 6) if math.isfinite(value) else None for name, value in told.items()}
-    return {**shown, "used": used, "passes": passes}
+        return Figures(
+            kl=_shown(heard.mean_kl),
+            top1=_shown(1.0 - float(heard.changed.sum() / heard.tokens.sum())),
+            perplexity=_shown(float(np.exp(heard.rise.sum() / heard.tokens.sum()))),
+            far=_shown(beyond),
+            used=used,
+            passes=passes,
+        )
+
+
+def _shown(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def choose(
@@ -171,26 +219,31 @@ def choose(
     remedy: what a person may do where none does. Raises EdgekitError where there are no limits to keep.
     """
     limits = needed(limits)
-    tried: list[dict[str, Any]] = []
+    tried: list[Tried] = []
     count, tokens = 0, 0
-    for place, name in enumerate(names):
-        progress(place + 1, len(names) + 2, f"tries {name}")
+    for index, name in enumerate(names):
+        progress(index + 1, len(names) + 2, f"tries {name}")
         made = make(name)
         count, tokens = len(made.heard.tokens), int(made.heard.tokens.sum())
-        told = figures(made.heard, limits.at(made.bits))
-        tried.append({"scheme": name, "bytes": made.bytes, **told})
-        if told["passes"]:
+        found = Tried(scheme=name, bytes=made.bytes, figures=figures(made.heard, limits.at(made.bits)))
+        tried.append(found)
+        if found.figures.passes:
             break
-    found = tried[-1] if tried[-1]["passes"] else min(tried, key=lambda one: (one["kl"] is None, one["kl"] or 0.0))
+    taken = tried[-1] if tried[-1].figures.passes else min(tried, key=_loss)
     on = f"on {count} calibrate prompts ({tokens} tokens)"
-    lost = "; ".join(f"{one['scheme']} loses {_worst(one)}" for one in tried if not one["passes"])
-    if found["passes"]:
+    lost = "; ".join(f"{each.scheme} loses {_worst(each.figures)}" for each in tried if not each.figures.passes)
+    if taken.figures.passes:
         smaller = f"; {lost}" if lost else ""
-        note = f"auto: {found['scheme']} ({_size(found)}) is the smallest that keeps the limits {on}{smaller}"
+        note = f"auto: {taken.scheme} ({_size(taken)}) is the smallest that keeps the limits {on}{smaller}"
     else:
-        note = f"auto: no scheme keeps the limits {on}; {found['scheme']} loses least: {lost}; {remedy}"
-    facts = {"passages": count, "tokens": tokens, "passes": found["passes"], "tried": tried}
-    return Chosen(scheme=str(found["scheme"]), passes=bool(found["passes"]), facts=facts, note=note)
+        note = f"auto: no scheme keeps the limits {on}; {taken.scheme} loses least: {lost}; {remedy}"
+    decision = Decision(passages=count, tokens=tokens, passes=taken.figures.passes, tried=tuple(tried))
+    return Chosen(scheme=taken.scheme, decision=decision, note=note)
+
+
+def _loss(tried: Tried) -> tuple[bool, float]:
+    """What candidates that keep no limits are ordered by: numbers before what is none, the smaller first."""
+    return tried.figures.kl is None, tried.figures.kl or 0.0
 
 
 def check_asked(rows: Sequence[Passage]) -> None:
@@ -202,20 +255,24 @@ def check_asked(rows: Sequence[Passage]) -> None:
         )
 
 
-def _worst(told: Mapping[str, Any]) -> str:
+def _worst(found: Figures) -> str:
     """The limit that a candidate takes most of, in words."""
-    used: Mapping[str, float | None] = told["used"]
+    used = found.used
     if any(value is None for value in used.values()):
         return "all: its likelihoods are not numbers"
-    name = max(used, key=lambda one: used[one] or 0.0)
+    name = max(used, key=lambda limit: used[limit] or 0.0)
     if (used[name] or 0.0) <= SHARE:
-        return f"too much on {told['far']:.1%} of the prompts"
-    figure = {"kl": "KL {:.3g}", "top1": "top-1 {:.1%}", "perplexity": "perplexity x {:.3f}"}[name].format(told[name])
+        return f"too much on {found.far:.1%} of the prompts"
+    figure = {
+        "kl": f"KL {found.kl:.3g}",
+        "top1": f"top-1 {found.top1:.1%}",
+        "perplexity": f"perplexity x {found.perplexity:.3f}",
+    }[name]
     return f"too much ({figure}, with its error {used[name]:.2g} of the limit)"
 
 
-def _size(told: Mapping[str, Any]) -> str:
-    return f"{told['bytes'] / 1e6:.1f} MB, KL {told['kl']:.3g}"
+def _size(tried: Tried) -> str:
+    return f"{tried.bytes / 1e6:.1f} MB, KL {tried.figures.kl:.3g}"
 
 
 def _upper(sums: NDArray[np.float64], tokens: NDArray[np.float64]) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import Field, dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgekit.progress import Progress, silent
 
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from edgekit.calibration import Calibration
     from edgekit.formats.smallest import Limits
     from edgekit.model import Model
+
+
+class FormatOptions(Protocol):
+    """What the options of all formats have: dataclasses that name a scheme."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
+
+    @property
+    def scheme(self) -> str:
+        """How weights are written."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from edgekit.distill import Training
+    from edgekit.formats import FormatOptions
 
 
 def _no_progress(done: int, total: int, note: str) -> None:
@@ -48,7 +49,7 @@ class Plan:
     revision: str | None
     splits: tuple[str, ...]
     format: str
-    options: DataclassInstance
+    options: FormatOptions
     """Of the format: how the artifact is written."""
     mixes: bool
     """See `Format.mixes`."""

@@ -27,7 +27,7 @@ from edgekit.weights import note_stale_index
 from edgekit.workspace import Product, file_sha256, fingerprint
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+    from edgekit.formats import FormatOptions
 
 log = logging.getLogger("edgekit")
 
@@ -200,7 +200,7 @@ def _check_loads(model: Model, task: str, head: Mapping[str, object] | None, ses
 
 def check_target(
     target: Target, task: str, format_name: str | None = None, scheme: str | None = None
-) -> tuple[str, DataclassInstance]:
+) -> tuple[str, FormatOptions]:
     """The format and its options in the target's `[export.<task>]` table; every table of the target was checked then.
 
     format_name: another format than the table's, with that format's own defaults. scheme: another scheme; of the table's format

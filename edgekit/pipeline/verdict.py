@@ -28,7 +28,6 @@ from edgekit.pipeline.steps import libraries, record, teacher_origin
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report.page import write_html
-from edgekit.typed_json import read_table
 from edgekit.workspace import PAGE, Product, fingerprint, open_product
 
 if TYPE_CHECKING:
@@ -199,8 +198,7 @@ def _cover(inputs: VerifyInputs, covering: Covering, progress: Progress) -> Cove
 
     progress(0, 0, "how the calibration covers the prompts")
     folder = covering.calibration.folder
-    covered = cover(covering.student, folder, inputs.prompts.path, task=inputs.task, max_length=inputs.max_length)
-    return read_table(Coverage, covered, f"{folder}: coverage")
+    return cover(covering.student, folder, inputs.prompts.path, task=inputs.task, max_length=inputs.max_length)
 
 
 def check_parts(plan: Plan, artifact: Product, reference: Product, prompts: Product, *more: Product) -> str | None:

@@ -186,20 +186,20 @@ def test_cover_counts_what_was_calibrated(checkpoint: Path, prompts: Path, tmp_p
         facts = calibrate(checkpoint, prompts, out=out, limit=limit, seed=3, **OPTIONS)
         write_product(out, "calibrate", key="test", inputs={}, facts=facts)
         found[limit] = cover(checkpoint, out, prompts, **OPTIONS)
-    assert [found[limit]["seen"] for limit in (0, 2)] == [6, 2]
-    assert found[2]["vocabulary"]["words"] < found[0]["vocabulary"]["words"]
+    assert [found[limit].seen for limit in (0, 2)] == [6, 2]
+    assert found[2].vocabulary.words < found[0].vocabulary.words
     kept = choose(PromptSet(folder=prompts).split("calibrate"), 2, 3)
-    assert found[2]["labels"]["seen"] == len({prompt.label for prompt in kept})
+    assert found[2].labels.seen == len({prompt.label for prompt in kept})
 
 
 def test_coverage_warns_with_a_remedy() -> None:
     seen = [Prompt(text=f"play jazz {row}", label="music") for row in range(8)]
     held = [Prompt(text="entirely different words", label="lamp"), Prompt(text="play jazz", label="music")]
     report, warnings = coverage(seen, held, [4] * 8, [9, 3], max_length=9)
-    assert report["vocabulary"]["new_share"] == pytest.approx(3 / 5)
-    assert report["length"]["longer_share"] == 0.5
-    assert report["labels"]["unseen"] == ["lamp"]
-    assert report["truncated"] == 1
+    assert report.vocabulary.new_share == pytest.approx(3 / 5)
+    assert report.length.longer_share == 0.5
+    assert report.labels.unseen == ("lamp",)
+    assert report.truncated == 1
     assert len(warnings) == 4
     assert all(word in " ".join(warnings) for word in ("varied", "longer", "'lamp'", "max_length = 9"))
     assert coverage(seen, seen, [4] * 8, [4] * 8, max_length=9)[1] == []

@@ -88,14 +88,14 @@ def test_what_is_heard_is_the_divergence() -> None:
 def test_a_limit_holds_with_room_for_chance() -> None:
     """0.10 at four bits: 0.075 everywhere takes three quarters of it, and passes; the same mean from few prompts does not."""
     even = figures(heard([0.075] * 20), limits())
-    assert (even["passes"], even["used"]["kl"], even["kl"]) == (True, 0.75, 0.075)
-    assert not figures(heard([0.085] * 20), limits())["passes"]
+    assert (even.passes, even.used["kl"], even.kl) == (True, 0.75, 0.075)
+    assert not figures(heard([0.085] * 20), limits()).passes
     uneven = figures(heard([0.0] * 15 + [0.3] * 5), limits())
-    assert not uneven["passes"]
+    assert not uneven.passes
     # The standard error of 20 prompts with that spread: .3 sqrt(.25 .75 / 19).
-    assert uneven["used"]["kl"] == pytest.approx((0.075 + 2 * 0.3 * math.sqrt(0.25 * 0.75 / 19)) / 0.10, rel=1e-3)
-    assert not figures(heard([0.075] * 20), limits(bits=8.5))["passes"], "at 8 bits the limit is 0.01"
-    assert figures(heard([0.15] * 20), limits(kl=0.2))["passes"]
+    assert uneven.used["kl"] == pytest.approx((0.075 + 2 * 0.3 * math.sqrt(0.25 * 0.75 / 19)) / 0.10, rel=1e-3)
+    assert not figures(heard([0.075] * 20), limits(bits=8.5)).passes, "at 8 bits the limit is 0.01"
+    assert figures(heard([0.15] * 20), limits(kl=0.2)).passes
 
 
 @pytest.mark.parametrize(
@@ -103,17 +103,17 @@ def test_a_limit_holds_with_room_for_chance() -> None:
     [({"changed": [0.2] * 20}, {"top1": 0.7}), ({"rise": [0.06] * 20}, {"perplexity": 1.10})],
 )
 def test_every_limit_counts(more: dict[str, list[float]], own: dict[str, float]) -> None:
-    assert not figures(heard([0.01] * 20, **more), limits())["passes"]
-    assert figures(heard([0.01] * 20, **more), limits(**own))["passes"]
+    assert not figures(heard([0.01] * 20, **more), limits()).passes
+    assert figures(heard([0.01] * 20, **more), limits(**own)).passes
 
 
 def test_few_far_prompts_and_no_numbers_do_not_pass() -> None:
     few = heard([0.0] * 63 + [1.2])
-    assert not figures(few, limits(kl=0.119))["passes"], "one of 64 is more than ten times the limit away"
-    assert figures(few, limits(kl=0.13))["passes"]
-    assert figures(few, limits(kl=0.119, far_share=0.05))["passes"]
+    assert not figures(few, limits(kl=0.119)).passes, "one of 64 is more than ten times the limit away"
+    assert figures(few, limits(kl=0.13)).passes
+    assert figures(few, limits(kl=0.119, far_share=0.05)).passes
     broken = figures(heard([0.0] * 9 + [math.nan]), limits())
-    assert (broken["passes"], broken["kl"], broken["used"]["kl"]) == (False, None, None)
+    assert (broken.passes, broken.kl, broken.used["kl"]) == (False, None, None)
 
 
 def test_the_first_that_passes_is_taken() -> None:

@@ -7,9 +7,9 @@ of the four Transposes around every attention one is left. Query, key and value 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgekit.formats.onnx.graph import Graph, Linear, attribute, copy_node, float_array, import_microsoft
+from edgekit.formats.onnx.graph import Attribute, Graph, Linear, attribute, copy_node, float_array, import_microsoft
 from edgekit.runtimes.onnxruntime.operators import OPERATORS
 
 if TYPE_CHECKING:
@@ -80,7 +80,12 @@ def _attention(graph: Graph, linears: dict[str, Linear], softmax: onnx.NodeProto
         return None
     value = _head_source(graph, linears, second.input[1], TO_HEADS, inside)
     back = graph.only_reader(second.output[0])
-    if value is None or back is None or back.op_type != "Transpose" or list(attribute(back, "perm")) != TO_HEADS:
+    if (
+        value is None
+        or back is None
+        or back.op_type != "Transpose"
+        or list(attribute(back, "perm", list[int]())) != TO_HEADS
+    ):
         return None
     merged = graph.only_reader(back.output[0])
     if merged is None or merged.op_type != "Reshape":
@@ -160,7 +165,7 @@ def _head_source(
 ) -> tuple[Linear, tuple[int, int]] | None:
     """The Linear whose output was split into heads and transposed to give a value, and (heads, channels of a head)."""
     transpose = graph.maker.get(name)
-    if transpose is None or transpose.op_type != "Transpose" or list(attribute(transpose, "perm")) != perm:
+    if transpose is None or transpose.op_type != "Transpose" or list(attribute(transpose, "perm", list[int]())) != perm:
         return None
     if graph.only_reader(name) is None:
         return None
@@ -215,7 +220,7 @@ class _Turn:
         self.graph.replace_nodes(self.nodes)
         self.graph.sort()
 
-    def emit(self, operator: str, inputs: list[str], outputs: list[str], name: str, **attributes: Any) -> None:
+    def emit(self, operator: str, inputs: list[str], outputs: list[str], name: str, **attributes: Attribute) -> None:
         """Append a node."""
         import onnx
 

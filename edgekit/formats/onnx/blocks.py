@@ -28,8 +28,7 @@ def quantize_blocks(graph: Graph, *, bits: int, block: int, keep_float: Collecti
     for node in list(graph.model.graph.node):
         linear = linears.get(node.name) if node.op_type == "MatMul" else None
         if linear is not None:
-            weight = graph.constant(linear.weight)
-            assert weight is not None
+            weight = graph.weights(linear.weight)
             packed, scales = pack_blocks(weight, bits=bits, block=block)
             inputs = [
                 linear.source,

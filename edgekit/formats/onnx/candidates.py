@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.graph import Graph, copy_model
@@ -98,7 +98,7 @@ class Recipe8:
         float_layers = f", float: {', '.join(self.keep_float)}" if self.keep_float else ""
         return f"smoothing {self.alpha}, {self.activated}{float_layers}"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """For the artifact's facts."""
         return {
             "mode": self.mode,
@@ -154,9 +154,8 @@ class Source:
         graph, ranges = self.prepared(recipe)
         noise = {}
         for linear in graph.linears():
-            weight = graph.constant(linear.weight)
-            if linear.key in ranges and linear.key not in recipe.keep_float and weight is not None:
-                noise[linear.key] = rounding_noise(weight, ranges[linear.key])
+            if linear.key in ranges and linear.key not in recipe.keep_float:
+                noise[linear.key] = rounding_noise(graph.weights(linear.weight), ranges[linear.key])
         return sorted(noise, key=lambda key: (-noise[key], key))
 
 

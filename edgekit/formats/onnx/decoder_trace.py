@@ -146,7 +146,7 @@ def _geometry(model: PreTrainedModel) -> Geometry:
 
 def _windows(model: onnx.ModelProto) -> tuple[int | None, ...]:
     attending = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
-    return tuple(attribute(node, "local_window_size") for node in attending)
+    return tuple(attribute(node, "local_window_size", 0) or None for node in attending)
 
 
 def _wrapper(model: PreTrainedModel, geometry: Geometry, tracer: _Tracer) -> nn.Module:

@@ -60,8 +60,7 @@ def quantize_decoder_blocks(
     for node in graph.model.graph.node:
         linear = linears.get(node.output[0])
         if linear is not None:
-            weight = graph.constant(linear.weight)
-            assert weight is not None
+            weight = graph.weights(linear.weight)
             wide = bits == HEAD_BITS or linear.path == head
             packed = (
                 pack_blocks(weight, bits=HEAD_BITS, block=block)
@@ -171,8 +170,7 @@ def _share_int8(graph: Graph, settings: Int8) -> list[str]:
     tied = _tied(graph)
     if tied is None:
         return []
-    weight = graph.constant(tied.table)
-    assert weight is not None
+    weight = graph.weights(tied.table)
     integers, scales = weight_int8(weight.T, reduce_range=settings.reduce_range)
     packed = graph.add_constant(f"{tied.table}.int8", integers)
     scale = graph.add_constant(f"{tied.table}.scale", scales)
@@ -211,8 +209,7 @@ def _share_blocks(graph: Graph, block: int) -> list[str]:
     tied = _tied(graph)
     if tied is None:
         return []
-    weight = graph.constant(tied.table)
-    assert weight is not None
+    weight = graph.weights(tied.table)
     tokens, width = weight.shape
     packed_values, scale_values = pack_blocks(weight.T, bits=HEAD_BITS, block=block)
     count = packed_values.shape[1]

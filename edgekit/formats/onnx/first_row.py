@@ -59,7 +59,7 @@ def _axis(graph: Graph, node: onnx.NodeProto, known: list[int]) -> int | None:
     if not known:
         return None
     if node.op_type == "Transpose":
-        return 0 if known == [2] and list(attribute(node, "perm")) == BACK_FROM_HEADS else None
+        return 0 if known == [2] and list(attribute(node, "perm", list[int]())) == BACK_FROM_HEADS else None
     if node.op_type == "Reshape":
         return 0 if known == [0] and _keeps_rows(graph, node) else None
     if node.op_type == "Softmax":

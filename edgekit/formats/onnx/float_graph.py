@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
-from edgekit.formats.onnx.graph import Graph, attribute, copy_node
+from edgekit.formats.onnx.graph import Graph, attribute, copy_node, tensor_attribute
 from edgekit.formats.onnx.session import Session
 from edgekit.modalities.text import collate
 
@@ -121,7 +121,7 @@ def _sample(ids: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor
     return {name: torch.from_numpy(array) for name, array in collate([row, row[:5]], pad_id).items()}
 
 
-def _dynamic_shapes(longest: int) -> dict[str, dict[int, Any]]:
+def _dynamic_shapes(longest: int) -> dict[str, dict[int, torch.export.Dim]]:
     import torch
 
     batch = torch.export.Dim("batch", min=1, max=4096)
@@ -265,7 +265,7 @@ def hoist_constants(model: onnx.ModelProto) -> None:
     """Constants that are nodes (the older exporter's) become initializers."""
     kept = []
     for node in model.graph.node:
-        value = attribute(node, "value") if node.op_type == "Constant" else None
+        value = tensor_attribute(node, "value") if node.op_type == "Constant" else None
         if value is None:
             kept.append(node)
             continue

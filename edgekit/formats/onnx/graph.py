@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from edgekit.errors import EdgekitError
 from edgekit.runtimes.onnxruntime.operators import MICROSOFT, OPERATORS
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+Value = TypeVar("Value")
+Proto = TypeVar("Proto", "onnx.ModelProto", "onnx.NodeProto")
+# What an attribute of a node can be that is made here.
+Attribute = int | float | str | list[int]
 # Protobuf's limit on one message (https://protobuf.dev/programming-guides/proto-limits/), with room for the graph itself.
 LARGEST_FILE = 2**31 - 2**24
 # The first onnxruntime with an opset and an IR version (https://onnxruntime.ai/docs/reference/compatibility.html up to 1.20;
@@ -77,18 +81,25 @@ class Graph:
                 self.readers[name].append(node)
         self.outputs = {value.name for value in self.model.graph.output}
 
-    def constant(self, name: str) -> NDArray[Any] | None:
+    def constant(self, name: str) -> NDArray[np.generic] | None:
         """An initializer's values, or None for a value that is computed."""
         from onnx import numpy_helper
 
         return numpy_helper.to_array(self.initializers[name]) if name in self.initializers else None
+
+    def weights(self, name: str) -> NDArray[np.float32]:
+        """The values of a float initializer."""
+        from onnx import numpy_helper
+
+        values: NDArray[np.float32] = numpy_helper.to_array(self.initializers[name])
+        return values
 
     def only_reader(self, name: str) -> onnx.NodeProto | None:
         """The one node that reads a value, or None where it is read more than once or is an output."""
         readers = self.readers[name]
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
-    def add_constant(self, name: str, values: NDArray[Any]) -> str:
+    def add_constant(self, name: str, values: NDArray[np.generic]) -> str:
         """Add an initializer, or replace the one of that name; returns the name."""
         import numpy as np
         from onnx import numpy_helper
@@ -173,7 +184,7 @@ class Graph:
         return None, None
 
 
-def _copy(proto: Any) -> Any:
+def _copy(proto: Proto) -> Proto:
     fresh = type(proto)()
     fresh.CopyFrom(proto)
     return fresh
@@ -181,14 +192,12 @@ def _copy(proto: Any) -> Any:
 
 def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
     """A node that can be changed without touching this one."""
-    fresh: onnx.NodeProto = _copy(node)
-    return fresh
+    return _copy(node)
 
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """A model that can be rewritten without touching this one."""
-    fresh: onnx.ModelProto = _copy(model)
-    return fresh
+    return _copy(model)
 
 
 def module_path(node: onnx.NodeProto) -> str:
@@ -196,14 +205,20 @@ def module_path(node: onnx.NodeProto) -> str:
     return str(node.name).split("#", 1)[0]
 
 
-def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """A node's attribute, or the default where it has none of that name."""
+def attribute(node: onnx.NodeProto, name: str, default: Value) -> Value:
+    """A node's attribute, which is of the default's type; the default where it has none of that name."""
     import onnx
 
     for entry in node.attribute:
         if entry.name == name:
-            return onnx.helper.get_attribute_value(entry)
+            value: Value = onnx.helper.get_attribute_value(entry)
+            return value
     return default
+
+
+def tensor_attribute(node: onnx.NodeProto, name: str) -> onnx.TensorProto | None:
+    """A node's attribute that is a tensor, None where it has none of that name."""
+    return next((entry.t for entry in node.attribute if entry.name == name), None)
 
 
 def operators(model: onnx.ModelProto) -> list[str]:
@@ -302,7 +317,7 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
     return int(math.prod(tensor.dims)) * int(bits) // 8
 
 
-def float_array(values: NDArray[Any]) -> NDArray[np.float32]:
+def float_array(values: NDArray[np.generic]) -> NDArray[np.float32]:
     """The values as contiguous float32."""
     import numpy as np
 

@@ -92,12 +92,10 @@ def _first_linear(graph: Graph, makers: Mapping[str, Linear], second: Linear) ->
 def _widen(graph: Graph, first: Linear, second: Linear, channels: NDArray[np.int64], drop: NDArray[np.float32]) -> None:
     import numpy as np
 
-    into, bias, out = (graph.constant(name) for name in (first.weight, first.bias or "", second.weight))
-    assert into is not None
-    assert bias is not None
-    assert out is not None
+    assert first.bias is not None
+    into, bias, out = (graph.weights(name) for name in (first.weight, first.bias, second.weight))
     graph.add_constant(first.weight, float_array(np.concatenate([into, into[:, channels]], axis=1)))
-    graph.add_constant(first.bias or "", float_array(np.concatenate([bias, bias[channels] - drop])))
+    graph.add_constant(first.bias, float_array(np.concatenate([bias, bias[channels] - drop])))
     graph.add_constant(second.weight, float_array(np.concatenate([out, out[channels]], axis=0)))
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from edgekit.formats.onnx.graph import Graph, Linear, import_microsoft
+from edgekit.formats.onnx.graph import Attribute, Graph, Linear, import_microsoft
 from edgekit.formats.onnx.smooth import Range
 from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
 from edgekit.runtimes.onnxruntime.operators import OPERATORS
@@ -58,7 +58,7 @@ class _Rewrite:
     quantized_inputs: dict[tuple[str, ...], tuple[str, str, str]] = field(default_factory=dict)
     count: int = 0
 
-    def emit(self, operator: str, inputs: list[str], outputs: list[str], name: str, **attributes: Any) -> None:
+    def emit(self, operator: str, inputs: list[str], outputs: list[str], name: str, **attributes: Attribute) -> None:
         import onnx
 
         domain = OPERATORS[operator].domain if operator in OPERATORS else ""
@@ -117,7 +117,7 @@ def weight_int8(weight: NDArray[np.float32], *, reduce_range: bool) -> tuple[NDA
     return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
-def input_scale(seen: Range, kind: str) -> tuple[np.float32, Any]:
+def input_scale(seen: Range, kind: str) -> tuple[np.float32, np.uint8 | np.int8]:
     """Scale and zero point of a tensor whose range is known; 0 is always representable exactly."""
     import numpy as np
 
@@ -142,8 +142,7 @@ def _quantize_linear(rewrite: _Rewrite, linear: Linear, *, alone: bool) -> None:
     import numpy as np
 
     graph, settings = rewrite.graph, rewrite.settings
-    weight = graph.constant(linear.weight)
-    assert weight is not None
+    weight = graph.weights(linear.weight)
     integers, scales = weight_int8(weight, reduce_range=settings.reduce_range)
     name, result = linear.matmul.name, linear.result
     if settings.layout == "emulated":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from edgekit.errors import EdgekitError
 from edgekit.modalities.text import collate
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 # onnxruntime's SkipLayerNormalization kernel takes 6x as long as the Add and LayerNormalization that it replaces
 # (measured with onnxruntime 1.31 on BERT MiniLM); the fusion can only be switched off per session.
 DISABLED_OPTIMIZERS = ("SkipLayerNormFusion",)
+
+
+class Value(Protocol):
+    """An input or an output of a graph, as onnxruntime tells it."""
+
+    name: str
+    shape: Sequence[int | str | None]
+    type: str
 
 
 class Session:
@@ -49,8 +57,8 @@ class Session:
             self._session = open_session(source, options, optimize=fuse)
         except load_errors() as failed:
             raise EdgekitError(f"{self._named}: onnxruntime {version()} does not load it: {_told(failed)}") from failed
-        self.takes: list[Any] = self._session.get_inputs()
-        self.gives: list[Any] = self._session.get_outputs()
+        self.takes: list[Value] = self._session.get_inputs()
+        self.gives: list[Value] = self._session.get_outputs()
         self.inputs = [value.name for value in self.takes]
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -62,7 +70,7 @@ class Session:
             raise EdgekitError(f"{self._named}: onnxruntime fails on ids of shape {shape}: {_told(failed)}") from failed
         return answer
 
-    def values(self, names: Sequence[str], inputs: Mapping[str, NDArray[np.int64]]) -> list[NDArray[Any]]:
+    def values(self, names: Sequence[str], inputs: Mapping[str, NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         """Outputs by name, for the inputs of `run`."""
         return list(self._session.run(list(names), self._feeds(inputs)))
 

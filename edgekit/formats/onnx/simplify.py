@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
-from edgekit.formats.onnx.graph import Graph, attribute, copy_model, float_array
+from edgekit.formats.onnx.graph import Graph, attribute, copy_model, float_array, tensor_attribute
 from edgekit.formats.onnx.session import Session
 from edgekit.modalities.text import collate
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
     from numpy.typing import NDArray
 
@@ -92,7 +93,7 @@ def _spread_value(graph: Graph, spread: onnx.NodeProto) -> int | None:
     from onnx import numpy_helper
 
     if spread.op_type == "ConstantOfShape":
-        tensor = attribute(spread, "value")
+        tensor = tensor_attribute(spread, "value")
         return 0 if tensor is None else int(numpy_helper.to_array(tensor).item())
     value = graph.constant(spread.input[0])
     return int(value.item()) if value is not None and value.size == 1 else None
@@ -122,7 +123,7 @@ def slice_positions(graph: Graph) -> None:
     graph.replace_nodes(rewritten)
 
 
-def _counts_from_first(graph: Graph, places: onnx.NodeProto, counted: NDArray[Any]) -> bool:
+def _counts_from_first(graph: Graph, places: onnx.NodeProto, counted: NDArray[np.generic]) -> bool:
     """Whether a Slice takes the beginning of a constant [1, n] that counts up by one."""
     import numpy as np
 
@@ -151,8 +152,8 @@ def fold_row_into_table(graph: Graph) -> None:
         if sliced is None:
             continue
         row_name = next(name for name in inner.input if name in graph.initializers)
-        row, table = graph.constant(row_name), graph.constant(sliced.input[0])
-        if row is None or table is None or row.ndim != 1 or row.shape[0] != table.shape[-1]:
+        row, table = graph.weights(row_name), graph.weights(sliced.input[0])
+        if row.ndim != 1 or row.shape[0] != table.shape[-1]:
             continue
         sliced.input[0] = graph.add_constant(f"{sliced.input[0]}.with_row", float_array(table + row))
         words = next(name for name in inner.input if name != row_name)

@@ -73,8 +73,7 @@ def smooth(graph: Graph, ranges: Mapping[str, Range], alpha: float, *, skip: Seq
         scale = smoothing_scale(graph, linears, ranges[keys[0]], alpha)
         inverse = float_array(1.0 / scale)
         for linear in linears:
-            weight = graph.constant(linear.weight)
-            assert weight is not None
+            weight = graph.weights(linear.weight)
             graph.add_constant(linear.weight, float_array(weight * scale[:, None]))
             changed[linear.key] = ranges[linear.key].divided(scale)
         value = value_projection(graph, source, linears)
@@ -114,11 +113,11 @@ def value_projection(graph: Graph, source: str, linears: Sequence[Linear]) -> Li
         return None
     back = _maker(graph, _maker(graph, source, "Reshape"), "Transpose")
     mixed = graph.maker.get(back.input[0]) if back is not None else None
-    if back is None or mixed is None or (mixed.op_type, list(attribute(back, "perm", []))) not in MIXES:
+    if back is None or mixed is None or (mixed.op_type, list(attribute(back, "perm", list[int]()))) not in MIXES:
         return None
     split = graph.maker.get(mixed.input[1])
     if mixed.op_type == "MatMul":
-        if split is None or split.op_type != "Transpose" or list(attribute(split, "perm", [])) != [0, 2, 1, 3]:
+        if split is None or split.op_type != "Transpose" or list(attribute(split, "perm", list[int]())) != [0, 2, 1, 3]:
             return None
         split = graph.maker.get(split.input[0])
     elif not attribute(mixed, "transBatchB", 0):
@@ -147,12 +146,10 @@ def _maker(graph: Graph, reader: onnx.NodeProto | str | None, operator: str) -> 
 
 def _scale_outputs(graph: Graph, linear: Linear, factor: NDArray[np.float32]) -> None:
     """Multiply a Linear's output channels: its weight's columns and its bias."""
-    weight = graph.constant(linear.weight)
-    assert weight is not None
+    weight = graph.weights(linear.weight)
     graph.add_constant(linear.weight, float_array(weight * factor))
     if linear.bias is not None:
-        bias = graph.constant(linear.bias)
-        assert bias is not None
+        bias = graph.weights(linear.bias)
         # A bias may be shared by Linears; this one gets its own.
         own = linear.bias if len(graph.readers[linear.bias]) == 1 else f"{linear.bias}.{linear.call}.scaled"
         graph.add_constant(own, float_array(bias * factor))
