@@ -172,7 +172,7 @@ def figures() -> list[Figure]:
     ]
 
 
-BARS = {"any": 6.1, "wide": 1, "cycles": 0, "state": 0}
+BARS = {"any": 5.4, "wide": 1, "cycles": 0, "state": 0}
 
 
 def main() -> int:
