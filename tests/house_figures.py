@@ -172,7 +172,7 @@ def figures() -> list[Figure]:
     ]
 
 
-BARS = {"any": 5.4, "wide": 1, "cycles": 0, "state": 0}
+BARS = {"any": 1.9, "wide": 0, "cycles": 0, "state": 0}
 
 
 def main() -> int:
