@@ -57,7 +57,7 @@ ALSO = {
 }
 LIBRARIES = {
     "loaders": {"numpy", "onnxruntime", "openvino", "tokenizers", "llama_cpp", "jinja2"},
-    "runtimes": {"numpy", "onnxruntime", "llama_cpp", "openvino"},
+    "runtimes": {"numpy", "onnxruntime", "llama_cpp", "openvino", "torch"},
 }
 # One file opens each engine; what an app copies opens its own.
 OWNERS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,14 @@ from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 from edgekit.record.alone import weight_bytes
 from edgekit.record.tokens import ANSWER_TOKENS, DEPTH, stream
-from edgekit.tasks import TASKS, find_pad_id, tensors
+from edgekit.runtimes.request import Timing
+from edgekit.tasks import TASKS, find_pad_id
 
 # Calls before those that are timed.
 WARM_UP = 4
-# Lengths at which a float model is timed beside an artifact, and calls at each, the first not counted: fewer, but FEWEST, where
-# they take longer than SECONDS.
-LENGTHS, SHAPED, FEWEST, SECONDS = (16, 32, 64, 128, 256), 12, 4, 2.0
+# Lengths at which a float model is timed beside an artifact, and how, by the probe's own function.
+LENGTHS = (16, 32, 64, 128, 256)
+SHAPED: Timing = {"warmup": 1, "repeats": 11, "least": 3, "seconds": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,26 +86,18 @@ def _time_rows(folder: Path, task: str, ids: Sequence[Sequence[int]], longest: i
     import torch
 
     from edgekit.runtimes.machine import describe
+    from edgekit.runtimes.probe import time_calls
+    from edgekit.runtimes.torch import Session
 
-    module, pad_id = TASKS[task].load(folder), find_pad_id(load_model(folder))
-
-    def timed(row: Sequence[int]) -> float:
-        inputs = tensors(collate([row], pad_id))
-        begin = time.perf_counter()
-        module(**inputs)
-        return 1e3 * (time.perf_counter() - begin)
-
-    with torch.inference_mode():
-        times = [timed(row) for row in [*ids[:WARM_UP], *ids]][min(WARM_UP, len(ids)) :]
-        at = []
-        flat = [token for row in ids for token in row] or [pad_id]
-        for length, threads in shapes(longest, int(describe()["cores"])):
-            torch.set_num_threads(threads)
-            row = np.resize(flat, length).tolist()
-            calls = [timed(row)]
-            while len(calls) < SHAPED and (len(calls) < FEWEST or sum(calls) < 1e3 * SECONDS):
-                calls.append(timed(row))
-            at.append(_at(length, threads, calls[1:]))
+    pad_id = find_pad_id(load_model(folder))
+    session = Session(TASKS[task].load(folder), lambda rows: collate([list(row) for row in rows], pad_id))
+    once: Timing = {"warmup": 0, "repeats": 1, "least": 1, "seconds": 0.0}
+    times = [time_calls(session, np.array(row), once)[0] for row in [*ids[:WARM_UP], *ids]][min(WARM_UP, len(ids)) :]
+    at = []
+    flat = np.array([token for row in ids for token in row] or [pad_id])
+    for length, threads in shapes(longest, describe()["cores"]):
+        torch.set_num_threads(threads)
+        at.append(_at(length, threads, time_calls(session, np.resize(flat, length), SHAPED)))
     return _Times(own=_quantiles(times), at=at)
 
 

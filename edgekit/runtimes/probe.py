@@ -84,7 +84,7 @@ def _answer(runtime: Runtime, request: Request, folder: Path, say: Callable[...,
     begun = time.perf_counter()
     session.run(shape)
     say("first", ms=_since(begun))
-    times = _time(session, shape, timing)
+    times = time_calls(session, shape, timing)
     facts = {"batch": 1, "sequence": len(shape), "threads": options.get("threads")}
     say("latency", shape=facts, ms=times, neighbours=told())
     if timing.get("only"):
@@ -118,8 +118,8 @@ def _fitting(options: Settings, cores: int) -> Settings:
     return fitting
 
 
-def _time(session: Session, ids: NDArray[np.int64], timing: Timing) -> list[float]:
-    """Milliseconds of each timed call."""
+def time_calls(session: Session, ids: NDArray[np.int64], timing: Timing) -> list[float]:
+    """Milliseconds of each timed call on one text; timing has repeats, least, seconds and warmup."""
     warm = time.perf_counter() + _WARM_S
     for _ in range(timing["warmup"]):
         session.run(ids)
