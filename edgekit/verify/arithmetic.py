@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
 from edgekit.runtimes.onnxruntime.operators import OPERATORS
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
     from numpy.typing import NDArray
 
 # Integer products of two matrices.
@@ -69,19 +70,19 @@ def _signed_weights(file: Path) -> list[NDArray[np.int8]]:
     def is_signed_matrix(name: str) -> bool:
         return name in constants and constants[name].data_type == TensorProto.INT8 and len(constants[name].dims) == 2
 
-    def dequantized(name: str) -> Any:
+    def dequantized(name: str) -> onnx.NodeProto | None:
         """The DequantizeLinear that a value comes from, through transposes."""
         node = makers.get(name)
         while node is not None and node.op_type == "Transpose":
             node = makers.get(node.input[0])
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
-    def is_unsigned(node: Any, place: int | None) -> bool:
+    def is_unsigned(node: onnx.NodeProto, place: int | None) -> bool:
         # Without a zero point in the file the type is not told; what quantizers leave out is unsigned, so it counts as such.
         zero = node.input[place] if place is not None and len(node.input) > place else ""
         return zero not in constants or bool(constants[zero].data_type == TensorProto.UINT8)
 
-    def is_turned(node: Any) -> bool:
+    def is_turned(node: onnx.NodeProto) -> bool:
         return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
 
     found = []

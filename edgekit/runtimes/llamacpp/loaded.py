@@ -10,7 +10,7 @@ import re
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgekit.runtimes import machine
 from edgekit.runtimes.llamacpp.library import (
@@ -49,8 +49,8 @@ class _Handles:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self.model: Any = None
-        self.context: Any = None
+        self.model: object = None
+        self.context: object = None
 
     def free(self) -> None:
         if self.context or self.model:
@@ -121,19 +121,19 @@ class Loaded:
         return resolved_attention(self.options)
 
     @property
-    def _model(self) -> Any:
+    def _model(self) -> object:
         if not self._handles.model:
             raise LlamaError(f"{self.file}: it was closed; open it again")
         return self._handles.model
 
     @property
-    def _context(self) -> Any:
+    def _context(self) -> object:
         if not self._handles.context:
             raise LlamaError(f"{self.file}: it was closed, or its last context could not be made; open it again")
         return self._handles.context
 
     @property
-    def memory(self) -> Any:
+    def memory(self) -> object:
         """What keeps the tokens that were fed; None for an encoder."""
         return self._library.llama_get_memory(self._context)
 

@@ -12,6 +12,7 @@ from edgekit.runtimes import request
 from edgekit.runtimes.package import Package
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
     from numpy.typing import NDArray
 
@@ -82,7 +83,7 @@ def installed() -> bool:
     return importlib.util.find_spec(PACKAGE.module) is not None
 
 
-def as_value(array: NDArray[Any]) -> Any:
+def as_value(array: NDArray[np.generic]) -> object:
     """An onnxruntime.OrtValue over an array's own memory."""
     import onnxruntime
 
