@@ -235,12 +235,9 @@ def _inspect_report(path: Path) -> dict[str, object]:
     from edgekit.evidence import read_report
     from edgekit.typed_json import to_table
 
-    report = read_report(path)
-    table = to_table(report)
-    shown = ("name", "measured", "loss", "bound", "limit", "verdict")
-    checks = [{key: getattr(check, key) for key in shown} for check in report.checks]
+    table = to_table(read_report(path))
     keys = ("verdict", "accuracy_only", "accuracy", "latency_ms", "shape", "memory_mb", "artifact", "runtime", "device")
-    return {"kind": "report", "path": str(path)} | {key: table.get(key) for key in keys} | {"checks": checks}
+    return {"kind": "report", "path": str(path)} | {key: table.get(key) for key in (*keys, "checks")}
 
 
 def _inspect_prompts(folder: Path) -> dict[str, object]:
