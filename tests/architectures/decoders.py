@@ -88,8 +88,8 @@ def train_tokenizer(vocabulary: int = VOCABULARY, pattern: str | None = None) ->
             ]
         )
     tokenizer.decoder = decoders.ByteLevel()
-    # English and code, there wherever the tests are.
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "tests/conftest.py")]
+    # English and code that nobody changes: with other tokens models of random weights would answer otherwise.
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "tests/architectures/code.txt")]
     texts += [pattern.format(subject) for pattern in PATTERNS.values() for subject in SUBJECTS]
     tokenizer.train_from_iterator(
         texts,
