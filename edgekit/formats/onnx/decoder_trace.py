@@ -22,6 +22,7 @@ from edgekit.formats.onnx.float_graph import (
     name_weights,
     quiet,
     reason,
+    sets_in_order,
     split_gemms,
 )
 from edgekit.formats.onnx.graph import Graph, attribute
@@ -112,7 +113,7 @@ def export_decoder(model: PreTrainedModel) -> tuple[onnx.ModelProto, Geometry]:
     free = torch.export.Dim.DYNAMIC
     names = [name.format(layer) for layer in range(geometry.layers) for name in (KEY, VALUE)]
     presents = [name.format(layer) for layer in range(geometry.layers) for name in (PRESENT_KEY, PRESENT_VALUE)]
-    with quiet(), _own_operators(model, tracer):
+    with quiet(), sets_in_order(model), _own_operators(model, tracer):
         try:
             program = torch.onnx.export(
                 wrapper,

@@ -6,6 +6,7 @@ import ast
 import io
 import logging
 import re
+import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -57,7 +58,7 @@ def export_float(module: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int
     reasons: list[str] = []
     for exporter in (_with_transformers, _with_torch, _with_old_torch):
         try:
-            with quiet():
+            with quiet(), sets_in_order(module):
                 model = exporter(module, _sample(ids, pad_id))
         except EXPORT_ERRORS as failed:
             reasons.append(reason(failed))
@@ -191,6 +192,31 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+class _InOrder(set[str]):
+    """A set that is gone through in one order."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(super().__iter__()))
+
+
+@contextmanager
+def sets_in_order(module: nn.Module) -> Iterator[None]:
+    """While this lasts, the sets that a model of transformers makes are gone through in one order.
+
+    ModernBERT and Gemma 3 make the tables of their rotary embeddings in the order of `set(config.layer_types)`, which differs
+    from process to process (PYTHONHASHSEED), and with it differed the file's bytes.
+    """
+    names = sorted({type(part).__module__ for part in module.modules()})
+    spaces = [vars(sys.modules[name]) for name in names if name.startswith("transformers.")]
+    for space in spaces:
+        space["set"] = _InOrder
+    try:
+        yield
+    finally:
+        for space in spaces:
+            del space["set"]
 
 
 def reason(failed: BaseException) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgekit.formats import FORMATS
+from edgekit.formats.onnx.float_graph import sets_in_order
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
 from edgekit.runtimes import onnxruntime, scores
@@ -72,3 +73,15 @@ def test_every_scheme_answers_like_float(scheme: str, tmp_path: Path) -> None:
 
 def test_an_unknown_scheme_names_the_nearest() -> None:
     assert "int8-static" in nearest("int8_static", FORMATS["onnx"].SCHEMES["logits"])
+
+
+def test_a_familys_sets_have_one_order_while_it_is_exported(tmp_path: Path) -> None:
+    """Else the bytes depend on PYTHONHASHSEED: ModernBERT makes its tables in the order of a set of its layers' types."""
+    from transformers.models.modernbert import modeling_modernbert
+
+    module = TASKS["feature-extraction"].load(make_family("modernbert", tmp_path / "model"))
+    names = [f"attention_{index:02}" for index in range(40)]
+    assert list(set(names)) != names  # 40! orders
+    with sets_in_order(module):
+        assert list(vars(modeling_modernbert)["set"](names)) == names
+    assert "set" not in vars(modeling_modernbert)
