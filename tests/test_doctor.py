@@ -23,6 +23,7 @@ MACHINE = {
     "cores": 2,
     "features": ["fpu", "avx2", "avx512_vnni"],
     "memory_mb": 24000,
+    "clock_ghz": None,
     "bandwidth_gbs": 16.5659,
     "int8_gops": 191.4,
     "fp32_gflops": 92.61,

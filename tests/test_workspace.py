@@ -96,7 +96,7 @@ def test_code_and_versions_make_a_new_fingerprint(workspace: Workspace, monkeypa
     workspace.once("record", {}, make)
     monkeypatch.setattr(workspace_module, "_code_digest", lambda _: "other")
     workspace.once("record", {}, make)
-    monkeypatch.setattr(workspace_module.metadata, "version", lambda _: "9.9")
+    monkeypatch.setattr(workspace_module, "_distribution_version", lambda _: "9.9")
     workspace.once("record", {}, make)
     assert make.runs == 3
 

@@ -164,7 +164,7 @@ def test_llama_cpp_reads_a_created_model_as_transformers_does(
     metadata = {**vocabulary(model), **describe_model(model)}
     assert metadata["tokenizer.ggml.pre"] == "llama-bpe"
     convert(model, file, Quantization(types={tensor.name: "f32" for tensor in plan(model)}), metadata)
-    assert check_parity(model, file, UNICODE)["stops"] == {"original": [END_ID], "llama.cpp": [END_ID]}
+    assert check_parity(model, file, UNICODE).stops == {"original": (END_ID,), "llama.cpp": (END_ID,)}
     asked = model.encode(["Once there was"], 64)[0]
     told = AutoModelForCausalLM.from_pretrained(model.folder)
     wanted = told.generate(torch.tensor([asked]), max_new_tokens=32, do_sample=False)[0].tolist()

@@ -191,7 +191,7 @@ def test_probe_speaks_the_protocol_of_tokens(
     assert told["work"]["buffers"]["kv"]["CPU"] == pytest.approx(2 * 5 * 32 * 256 * 4 / (1 << 20), abs=0.01)
     assert told["machine"]["speed"]["copy_gbs"] > 0.1
     assert told["decode"]["neighbours"]["seconds"] > 0
-    assert told["outputs"] == {"event": "outputs", "file": "out/outputs.npz", "scored": 207, "answers": 3}
+    assert told["outputs"] == {"event": "outputs", "seq": 6, "file": "out/outputs.npz", "scored": 207, "answers": 3}
     with np.load(tmp_path / "out" / "outputs.npz") as found:
         direct = score(file, inputs)
         for key, value in direct.items():
