@@ -451,7 +451,9 @@ def _replace(partial: Path, place: Path) -> None:
         discard(old)
 
 
+@lru_cache(maxsize=32)
 def _code_digest(step: str) -> str:
+    """Of the code that a step runs; read once by a process, which goes on with the code that it began with."""
     return fingerprint(
         {path.relative_to(_SOURCE).as_posix(): file_sha256(path) for path in source_files(STEPS[step].code)}
     )
