@@ -178,9 +178,9 @@ def on_device(targets: Sequence[Target], url: str | None) -> list[Target]:
         return [*targets]
     if len(targets) > 1:
         raise click.UsageError("--device goes with one --target: a device is one machine.")
-    from edgekit.devices import ssh_table
+    from edgekit.devices import device_table
 
-    return [replace(targets[0], device=ssh_table(url))]
+    return [replace(targets[0], device=device_table(url))]
 
 
 def output_of(recipe: Recipe) -> str:

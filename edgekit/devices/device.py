@@ -37,6 +37,8 @@ class Device(Protocol):
     Options: ClassVar[type[DataclassInstance]]
     REMOTE: ClassVar[bool]
     """Whether it is another machine than the one that runs edgekit: then what it says of itself is kept."""
+    PROBE: ClassVar[str]
+    """What runs artifacts there: the name of an entry of `edgekit.probes.PROBES`."""
 
     def __init__(self, table: Mapping[str, object], where: str = "device") -> None: ...
 

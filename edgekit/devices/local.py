@@ -35,6 +35,7 @@ class LocalDevice:
 
     Options: ClassVar[type[DataclassInstance]] = LocalOptions
     REMOTE: ClassVar[bool] = False
+    PROBE: ClassVar[str] = "python"
 
     def __init__(self, table: Mapping[str, object], where: str = "device") -> None:
         parse(LocalOptions, dict(table), where)

@@ -60,6 +60,7 @@ class SshDevice:
 
     Options: ClassVar[type[DataclassInstance]] = SshOptions
     REMOTE: ClassVar[bool] = True
+    PROBE: ClassVar[str] = "python"
 
     def __init__(self, table: Mapping[str, object], where: str = "device") -> None:
         options = parse(SshOptions, dict(table), where)

@@ -6,7 +6,6 @@ from edgekit.probes import python
 from edgekit.probes.lines import Lines
 from edgekit.probes.probe import Answer, Probe, Question
 
-__all__ = ["DEFAULT", "PROBES", "Answer", "Lines", "Probe", "Question"]
+__all__ = ["PROBES", "Answer", "Lines", "Probe", "Question"]
 
 PROBES: dict[str, Probe] = {python.NAME: python}
-DEFAULT = python.NAME

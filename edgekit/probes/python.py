@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.devices.code import copy_runtimes
 from edgekit.devices.setup import ENGINES
-from edgekit.errors import DeviceFailed, EdgekitError
-from edgekit.probes.lines import Lines
-from edgekit.probes.probe import Answer, Question
+from edgekit.probes.exchange import Program, exchange
 from edgekit.runtimes import RUNTIMES
-from edgekit.runtimes.probe import PROTOCOL
-from edgekit.workspace import file_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from edgekit.devices import Device, Finished
+    from edgekit.devices import Device
+    from edgekit.probes.probe import Answer, Question
 
 NAME = "python"
-_OUTPUTS = "measured/outputs.npz"
-# What a process ends with that the system kills for want of memory: SIGKILL, by itself or by way of a shell.
-_KILLED = {-9, 137}
-_ILLEGAL = {-4, 132}
 
 
 def ask(device: Device, question: Question) -> Answer:
@@ -33,107 +23,17 @@ def ask(device: Device, question: Question) -> Answer:
 
     Raises DeviceFailed where it does not finish.
     """
-    import numpy as np
+    renew, runtime = f"edgekit devices setup {device.identity}", question.request["runtime"]
+
+    def explain(last: str) -> str | None:
+        if not last.startswith("ModuleNotFoundError"):
+            return None
+        pip = f"run there: python3 -m pip install {RUNTIMES[runtime].PACKAGE.name} numpy"
+        remedy = f"run: {renew}" if device.REMOTE and runtime in ENGINES else pip
+        return f"the device's Python lacks a library ({last}); {remedy}"
 
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        code, request, result = Path(scratch, "code"), Path(scratch, "request"), Path(scratch, "result")
+        code = Path(scratch, "code")
         copy_runtimes(code)
-        request.mkdir()
-        result.mkdir()
-        np.savez(request / "inputs.npz", allow_pickle=False, **question.inputs)
-        paths = {
-            "file": f"{device.push(question.file.parent)}/{question.file.name}",
-            "inputs": "inputs.npz",
-            "outputs": _OUTPUTS,
-        }
-        (request / "request.json").write_text(json.dumps({**question.request, **paths}), encoding="utf-8")
-        pushed = device.push(request)
-        ended = device.run(
-            [device.python, "-m", "edgekit.runtimes.probe", f"{pushed}/request.json"],
-            timeout_s=question.timeout_s,
-            env={"PYTHONPATH": device.push(code)},
-        )
-        events, numbers = _read_lines(ended.stdout)
-        if ended.returncode != 0 or (numbers is not None and "done" not in events):
-            raise DeviceFailed(f"{question.file}: {_why(ended, question.request['runtime'], device)}")
-        if problem := _doubt(events, numbers, question, request / "request.json") or _other_version(device, events):
-            raise DeviceFailed(f"{device.identity}: {question.file}: {problem}")
-        if question.request["timing"].get("only"):
-            return Answer(lines=Lines(events=events), arrays={})
-        device.fetch(Path(_OUTPUTS).parent.as_posix(), result)
-        if file_sha256(result / Path(_OUTPUTS).name) != events["done"]["outputs"]:
-            raise DeviceFailed(f"{device.identity}: {_OUTPUTS}: another sha256 than the probe wrote; run it again")
-        with np.load(result / Path(_OUTPUTS).name, allow_pickle=False) as arrays:
-            return Answer(lines=Lines(events=events), arrays={name: arrays[name] for name in arrays.files})
-
-
-def _read_lines(stdout: str) -> tuple[dict[str, dict[str, object]], list[object] | None]:
-    """The lines by event, and their numbers; None where one that begins as a line of the protocol is none."""
-    events: dict[str, dict[str, object]] = {}
-    numbers: list[object] = []
-    for line in stdout.splitlines():
-        if not line.startswith("{"):
-            continue  # what a library says
-        try:
-            event = json.loads(line)
-        except ValueError:
-            return events, None
-        numbers.append(event.pop("seq", None))
-        events[str(event.pop("event", ""))] = event
-    return events, numbers
-
-
-def _doubt(
-    events: Mapping[str, Mapping[str, object]], numbers: list[object] | None, question: Question, request: Path
-) -> str | None:
-    """Why this is no answer to this question; None where it is."""
-    done = events.get("done", {})
-    if numbers is None or numbers != list(range(len(numbers))) or len(events) != len(numbers):
-        return "what the probe said is garbled: lines are damaged, missing or of another probe; run it again"
-    if done.get("protocol") != PROTOCOL:
-        return f"the probe there speaks version {done.get('protocol')} of its protocol, not {PROTOCOL}"
-    if done.get("request") != file_sha256(request):
-        return "the probe answered another question; does another edgekit work there? Run it again"
-    if done.get("file") != file_sha256(question.file):
-        return (
-            "the artifact that ran there has another sha256 than this one: nothing that it answered counts; run edgekit devices"
-            " clean, then build again"
-        )
-    return None
-
-
-def _other_version(device: Device, events: Mapping[str, Mapping[str, object]]) -> str | None:
-    """What is wrong with the version of a remote device's engine: the artifact was made for, and checked with, the one here."""
-    load = events["load"]
-    try:
-        here = RUNTIMES[str(load["runtime"])].version() if device.REMOTE else None
-    except EdgekitError:
-        return None
-    there = str(load["version"])
-    if here is None or here.split(".")[:2] == there.split(".")[:2]:
-        return None
-    return (
-        f"{load['runtime']} {there} is installed there, and {here} here; run: edgekit devices setup {device.identity}"
-    )
-
-
-def _why(ended: Finished, runtime: str, device: Device) -> str:
-    code = ended.returncode
-    last = next(
-        (line.strip() for line in reversed(ended.stderr.splitlines()) if line.strip()), "nothing on standard error"
-    )
-    if code in _KILLED:
-        return (
-            "the system killed the probe, most likely for want of memory; free some, or use a smaller student or scheme"
-        )
-    if code in _ILLEGAL:
-        return (
-            "an instruction that this CPU does not have (SIGILL): the engine there was built for a newer one; run: edgekit"
-            f" devices setup {device.identity}"
-        )
-    if last.startswith("ModuleNotFoundError") and device.REMOTE and runtime in ENGINES:
-        return f"the device's Python lacks a library ({last}); run: edgekit devices setup {device.identity}"
-    if last.startswith("ModuleNotFoundError"):
-        wanted = RUNTIMES[runtime].PACKAGE.name
-        return f"the device's Python lacks a library ({last}); run there: python3 -m pip install {wanted} numpy"
-    return f"the probe ended with exit code {code}: {last[:400]}; `edgekit inspect` on the artifact says what is in it"
+        command, env = [device.python, "-m", "edgekit.runtimes.probe"], {"PYTHONPATH": device.push(code)}
+        return exchange(device, question, Program(command=command, env=env, renew=renew, explain=explain))

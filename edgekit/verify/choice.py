@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.evidence import RuntimeTime
 from edgekit.formats import FORMATS, candidates, domains_of
-from edgekit.probes import DEFAULT, PROBES, Question
+from edgekit.probes import PROBES, Question
 from edgekit.probes.lines import Calls, Load
 from edgekit.schema import pick
 from edgekit.verify import latency
@@ -56,7 +56,9 @@ def race(run: Run, names: Sequence[str], ask: Callable[[Run], Question]) -> tupl
     for count in range(ROUNDS):
         run.progress(count, ROUNDS, f"which is faster: {', '.join(names)}")
         for name in names:
-            lines = PROBES[DEFAULT].ask(run.device, ask(with_runtime(run, name)).only_times(seconds=SECONDS)).lines
+            lines = (
+                PROBES[run.device.PROBE].ask(run.device, ask(with_runtime(run, name)).only_times(seconds=SECONDS)).lines
+            )
             levels[name].append(latency.level(lines.read("latency", Calls).ms, 0.5))
             versions[name] = lines.read("load", Load).version
     return tuple(

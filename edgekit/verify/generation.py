@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import gate
 from edgekit.evidence import Comparison, Divergence, Rates, RuntimeVersion, Shape, finite
-from edgekit.probes import DEFAULT, PROBES, Question
+from edgekit.probes import PROBES, Question
 from edgekit.probes.lines import Decode, Lines, Load, MachineSpeed, Peak, Prefill, Sweep
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt
@@ -90,7 +90,7 @@ def measure(
     inputs = question.inputs
     answers, referenced = (int(np.asarray(inputs[key])) for key in ("generate", "referenced"))
     progress(0, 0, f"{answers} answers and {referenced - answers} texts in {question.request['runtime']}")
-    answer = PROBES[DEFAULT].ask(device, question)
+    answer = PROBES[device.PROBE].ask(device, question)
     found, again = _read(answer.lines, budget), list[Lines]()
     if is_judged(found):
         longest = answer.lines.read("decode", Decode).depth

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgekit.evidence import Rates, RuntimeVersion, Shape
-from edgekit.probes import DEFAULT, PROBES, Question
+from edgekit.probes import PROBES, Question
 from edgekit.probes.lines import Calls, First, Lines, Load, MachineSpeed, Neighbours, Peak, RealCalls
 from edgekit.progress import Progress
 from edgekit.runtimes import RUNTIMES
@@ -121,7 +121,7 @@ def measure(
     import numpy as np
 
     progress(0, 0, f"{len(np.asarray(question.inputs['offsets'])) - 1} prompts in {question.request['runtime']}")
-    answer = PROBES[DEFAULT].ask(device, question)
+    answer = PROBES[device.PROBE].ask(device, question)
     result = _read(answer.lines)
     again = time_again(question.only_times(), device, progress) if is_judged(result) else []
     result = replace(result, processes=(*result.processes, *map(_read_timed, again)))
@@ -162,7 +162,7 @@ def time_again(question: Question, device: Device, progress: Progress) -> list[L
     result: list[Lines] = []
     for count in range(1, latency.PROCESSES):
         progress(count, latency.PROCESSES, "processes, each timed for itself")
-        result.append(PROBES[DEFAULT].ask(device, question).lines)
+        result.append(PROBES[device.PROBE].ask(device, question).lines)
     return result
 
 
