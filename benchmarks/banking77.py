@@ -48,10 +48,12 @@ from edgekit.errors import EdgekitError, require  # noqa: E402
 from edgekit.export import ExportInputs, export  # noqa: E402
 from edgekit.formats import library_versions, parse_options  # noqa: E402
 from edgekit.inputs import Content, identity  # noqa: E402
+from edgekit.modalities.text import of_tokens  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.recipe import AS_CALIBRATED, Calibrate  # noqa: E402
-from edgekit.runtimes import Runtime, onnxruntime, openvino, scores  # noqa: E402
-from edgekit.tasks import TASKS, find_pad_id, outputs  # noqa: E402
+from edgekit.runtimes import Runtime, Session, onnxruntime, openvino, scores  # noqa: E402
+from edgekit.tasks import TASKS, outputs  # noqa: E402
+from edgekit.tasks.padding import find_pad_id  # noqa: E402
 from edgekit.weights import weight_files  # noqa: E402
 from edgekit.workspace import Workspace, file_sha256  # noqa: E402
 
@@ -239,8 +241,8 @@ class Bench:
         self.say(name)
         folder, facts = self.export(model, options)
         session = runtime.load(folder / facts["file"], runtime.joined({"threads": 1}, facts["runtime_options"]))
-        runners[name] = session.run
-        answers = np.stack([session.run(ids) for ids in self.test_ids])
+        runners[name] = asked_by_tokens(session)
+        answers = np.stack([runners[name](ids) for ids in self.test_ids])
         # A student is compared with itself in float, the teacher's artifacts with the teacher.
         reference = self.float_outputs if model == self.teacher else self.outputs_of(model)
         return self.row(answers, reference, facts["bytes"]) | {"chosen": facts["choices"]}
@@ -264,7 +266,12 @@ class Bench:
 
     def outputs_of(self, model: Path) -> Floats:
         """A checkpoint's float32 outputs on the test rows."""
-        return outputs(TASKS[CLASSIFY].load(model), self.test_ids, find_pad_id(load_model(model)))
+        return outputs(TASKS[CLASSIFY].load(model), of_tokens(self.test_ids, find_pad_id(load_model(model))))
+
+
+def asked_by_tokens(session: Session) -> Callable[[Sequence[int]], Any]:
+    """What answers a text's token ids in a runtime."""
+    return lambda ids: session.run(of_tokens([ids], 0).prompts[0])
 
 
 def read_rows(path: Path) -> list[tuple[str, str]]:
@@ -308,8 +315,8 @@ def make_peers(
     }.items():
         file = make(exported, bench.calibrate_ids)
         session = onnxruntime.load(file, {"threads": 1, "disabled_optimizers": ["SkipLayerNormFusion"]})
-        runners[name] = session.run
-        answers = np.stack([session.run(ids) for ids in bench.test_ids])
+        runners[name] = asked_by_tokens(session)
+        answers = np.stack([runners[name](ids) for ids in bench.test_ids])
         rows[name] = bench.row(answers, bench.float_outputs, file.stat().st_size)
     started = []
     others: dict[str, tuple[Path | None, Callable[..., Peer]]] = {
@@ -382,10 +389,10 @@ def embeddings(bench: Bench) -> dict[str, Any]:
     folder, facts = bench.export(model, {"scheme": "auto"}, EMBED)
     checked = load_model(model)
     ids = checked.encode([text for text, _ in bench.test[:EMBEDDED]], MAX_LENGTH)
-    reference = outputs(TASKS[EMBED].load(model), ids, find_pad_id(checked))
-    answers = onnxruntime.outputs(
-        folder / facts["file"], ids, pad_id=0, options={**facts["runtime_options"], "threads": 1}
-    )
+    encoded = of_tokens(ids, find_pad_id(checked))
+    reference = outputs(TASKS[EMBED].load(model), encoded)
+    options = {**facts["runtime_options"], "threads": 1}
+    answers = onnxruntime.outputs(folder / facts["file"], encoded.prompts, options=options)
     alike = scores.cosine(reference, answers)
     return {
         "scheme": facts["scheme"],

@@ -22,7 +22,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgekit.modalities.encoded import Encoded
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -138,20 +141,22 @@ def child(request: dict[str, Any]) -> int:
     return 0
 
 
-def encode(request: dict[str, Any]) -> list[list[int]]:
+def encode(request: dict[str, Any]) -> Encoded:
     """The prompts' token ids."""
+    from edgekit.modalities.text import of_tokens
     from edgekit.model import load_model
     from edgekit.prompts import PromptSet
 
     rows = PromptSet(folder=Path(request["scratch"]) / str(request["prompts"])).split("calibrate")
-    return load_model(Path(request["model"])).encode([row.text for row in rows], MAX_LENGTH)
+    ids = load_model(Path(request["model"])).encode([row.text for row in rows], MAX_LENGTH)
+    return of_tokens(ids, 0)
 
 
 def run_float(request: dict[str, Any]) -> dict[str, Any]:
     """Plain inference in torch, the batches that calibration uses."""
     from edgekit.tasks import TASKS, outputs
 
-    return {"rows": len(outputs(TASKS[TASK].load(Path(request["model"])), encode(request), 0, batch=request["batch"]))}
+    return {"rows": len(outputs(TASKS[TASK].load(Path(request["model"])), encode(request), batch=request["batch"]))}
 
 
 def run_edgekit(request: dict[str, Any]) -> dict[str, Any]:
@@ -181,10 +186,10 @@ def export_onnx(request: dict[str, Any]) -> dict[str, Any]:
     """The float model for the peers."""
     import torch
 
-    from edgekit.modalities.text import collate
+    from edgekit.modalities.text import of_tokens
     from edgekit.tasks import TASKS, tensors
 
-    inputs = tensors(collate([[101, 2003, 102], [101, 102]], 0))
+    inputs = tensors(of_tokens([[101, 2003, 102], [101, 102]], 0).batch())
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     program = torch.onnx.export(
         TASKS[TASK].load(Path(request["model"])),
@@ -205,6 +210,8 @@ def run_peer(request: dict[str, Any]) -> dict[str, Any]:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
+    from edgekit.modalities.text import token_ids
+
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.feeds = feeds()
@@ -213,7 +220,7 @@ def run_peer(request: dict[str, Any]) -> dict[str, Any]:
             return next(self.feeds, None)
 
     def feeds() -> Iterator[dict[str, Any]]:
-        for row in encode(request):
+        for row in token_ids(encode(request)):
             short = PADDED - len(row)
             yield {
                 "input_ids": np.array([row + [0] * short], dtype=np.int64),

@@ -50,6 +50,7 @@ from edgekit.formats.gguf.mixed import choose  # noqa: E402
 from edgekit.formats.gguf.schemes import TOKEN_EMBEDDING  # noqa: E402
 from edgekit.formats.gguf.tensors import layer_names, plan  # noqa: E402
 from edgekit.formats.gguf.tokenizer import vocabulary  # noqa: E402
+from edgekit.modalities.text import of_tokens  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.runtimes import llamacpp, machine, scores  # noqa: E402
 from edgekit.tasks.decoders import load_decoder  # noqa: E402
@@ -173,7 +174,7 @@ class Bench:
         """What `edgekit calibrate` keeps of blocks that go through the float model."""
         module = load_decoder(self.model.folder)
         watch = Watch(module)
-        watch.feed(blocks, 0, 4)
+        watch.feed(of_tokens(blocks, 0), 4)
         squares = gradient_squares(module, blocks, seed=0) if gradients else {}
         stats = {
             key: replace(one, grad_square=squares.get(key.removesuffix("#0"))) for key, one in watch.stats().items()
@@ -235,7 +236,7 @@ class Bench:
             model=self.model,
             load=lambda: load_decoder(self.model.folder),
             calibration=lambda: calibration,
-            ids=self.blocks["calibrate"],
+            encoded=of_tokens(self.blocks["calibrate"], 0),
             texts=[],
             conversations=[],
             output="tokens",
@@ -244,7 +245,6 @@ class Bench:
             fingerprints={},
             processor=Processor(arch=str(told["arch"]), features=list(told["features"]), bandwidth_gbs=None),
             score=None,
-            pad_id=0,
             max_length=LENGTH,
         )
 

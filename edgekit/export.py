@@ -12,19 +12,22 @@ from edgekit.artifact import Artifact, Contentless, ModelFile
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, Format, FormatOptions, Processor, Reading, Source, format_of, runtime_of
 from edgekit.inputs import Content
+from edgekit.modalities import text
 from edgekit.model import Model
 from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Rejection
-from edgekit.tasks import TASKS, find_pad_id, row_task, text_generation
+from edgekit.tasks import TASKS, row_task, text_generation
 from edgekit.tasks.contentless import ASKED
+from edgekit.tasks.padding import find_pad_id
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from edgekit.formats.smallest import Limits
+    from edgekit.modalities.encoded import Encoded
 
     Floats = NDArray[np.float32]
 
@@ -83,7 +86,7 @@ def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> Arti
     artifact = _of_task(format_.write(source, inputs.options, out), model, task, inputs.max_length, out)
     if OUTPUTS[kind.OUTPUT].generates:
         return artifact
-    answers = _answers(format_, out, source.ids, model, artifact, inputs)
+    answers = _answers(format_, out, source.encoded, model, artifact, inputs)
     return _fitted(artifact, out / artifact.file.name, model, rows, answers, inputs)
 
 
@@ -94,16 +97,19 @@ def _source(inputs: ExportInputs, model: Model, rows: Sequence[Prompt], progress
     task, kind, student, name = inputs.task, TASKS[inputs.task], inputs.student.path, inputs.name
     if OUTPUTS[kind.OUTPUT].generates:
         passages = text_generation.passages(model, rows, inputs.max_length)
-        ids, starts = [one.ids for one in passages], [one.start for one in passages]
+        encoded, starts = (
+            text.of_tokens([one.ids for one in passages], find_pad_id(model)),
+            [one.start for one in passages],
+        )
     else:
-        ids, starts = [tokens for _, tokens in kind.encode(model, rows, inputs.max_length)], []
+        encoded, starts = kind.encode(model, rows, inputs.max_length), []
     return Source(
         model=model,
         load=lambda: kind.load(student),
         calibration=lambda: load_calibration(inputs.calibration.path),
         texts=[row.text for row in rows],
         conversations=_conversations(rows),
-        ids=ids,
+        encoded=encoded,
         starts=starts,
         output=kind.OUTPUT,
         name=name,
@@ -111,7 +117,6 @@ def _source(inputs: ExportInputs, model: Model, rows: Sequence[Prompt], progress
         fingerprints={"student": str(inputs.student.digest), "calibration": str(inputs.calibration.digest)},
         processor=inputs.processor,
         score=None if OUTPUTS[kind.OUTPUT].generates else row_task(task).score,
-        pad_id=find_pad_id(model),
         max_length=inputs.max_length,
         license=inputs.license,
         limits=inputs.limits,
@@ -138,10 +143,10 @@ def adopt(inputs: AdoptInputs, out: Path, progress: Progress = silent) -> Artifa
     artifact = _read(format_, artifact, out, model, rows)
     if OUTPUTS[artifact.output].generates:
         return artifact
-    ids = [tokens for _, tokens in TASKS[task].encode(model, rows, max_length)]
+    encoded = TASKS[task].encode(model, rows, max_length)
     runtime = runtime_of(format_)
     try:
-        answers = _answers(format_, out, ids, model, artifact, inputs)
+        answers = _answers(format_, out, encoded, model, artifact, inputs)
     except runtime.load_errors() as failed:
         raise EdgekitError(
             f"{file}: {runtime.NAME} fails on the calibrate prompts: {str(failed).splitlines()[0][:300]}; is {checkpoint} the"
@@ -184,13 +189,10 @@ def file_digest(file: Path) -> str:
 
 
 def _of_task(file: ModelFile, model: Model, task: str, max_length: int, out: Path) -> Artifact:
-    """The artifact with what follows from the checkpoint, whose tokenizer and chat template are put beside its file."""
+    """The artifact with what follows from the checkpoint, whose files that read prompts are put beside its own."""
     kind = TASKS[task]
     max_length = kind.length(model, max_length)
-    model.tokenizer(max_length).save(str(out / "tokenizer.json"))
-    template = text_generation.chat_template(model) if OUTPUTS[kind.OUTPUT].generates else None
-    if template is not None:
-        (out / text_generation.TEMPLATE).write_text(template, encoding="utf-8", newline="\n")
+    kind.ship(model, max_length, out)
     return Artifact(
         file=file,
         task=task,
@@ -206,7 +208,7 @@ def _of_task(file: ModelFile, model: Model, task: str, max_length: int, out: Pat
 def _answers(
     format_: Format,
     out: Path,
-    ids: Sequence[Sequence[int]],
+    encoded: Encoded,
     model: Model,
     artifact: Artifact,
     inputs: ExportInputs | AdoptInputs,
@@ -214,9 +216,9 @@ def _answers(
     """The artifact's outputs on prompts and, of a classifier that may reject texts, behind them on those that say nothing."""
     runtime, file = runtime_of(format_), artifact.file
     rejects = OUTPUTS[artifact.output].has_classes and inputs.out_of_scope is not None
-    asked = [*ids, *(model.encode(ASKED, artifact.max_length) if rejects else [])]
-    options = runtime.joined({}, file.runtime_options)
-    return runtime.outputs(out / file.name, asked, pad_id=artifact.pad_id, options=options)
+    contentless = text.of_tokens(model.encode(ASKED, artifact.max_length) if rejects else [], artifact.pad_id)
+    asked = [*encoded.prompts, *contentless.prompts]
+    return runtime.outputs(out / file.name, asked, options=runtime.joined({}, file.runtime_options))
 
 
 def _fitted(

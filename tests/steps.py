@@ -16,6 +16,7 @@ from edgekit.distill.options import choose_blocks, read_create_options, read_dis
 from edgekit.formats import Processor, Source, parse_options
 from edgekit.formats.smallest import Limits
 from edgekit.inputs import Content
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.progress import Progress, silent
 from edgekit.recipe import AS_CALIBRATED, Calibrate, Rejection
@@ -31,9 +32,9 @@ def content(path: Path, digest: str = "a test's") -> Content:
 def source(model: Any, load: Callable[[], Any], ids: Sequence[Sequence[int]], **more: Any) -> Source:
     """What a format is given of a decoder that was not calibrated, `more` where a test says more."""
     empty = {"texts": (), "conversations": (), "name": "", "dataset": "", "fingerprints": {}, "processor": None}
-    usual = {"output": "tokens", "score": None, "pad_id": 0, "max_length": 40}
+    usual = {"output": "tokens", "score": None, "max_length": 40}
     calibration = SimpleNamespace(stats={})
-    asked = {"model": model, "load": load, "ids": ids, "calibration": lambda: calibration}
+    asked = {"model": model, "load": load, "encoded": of_tokens(ids, 0), "calibration": lambda: calibration}
     return Source(**(empty | usual | asked | more))
 
 

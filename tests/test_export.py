@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import EdgekitError
 from edgekit.export import file_digest
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
 from edgekit.runtimes import onnxruntime
@@ -64,7 +65,9 @@ def test_weights_of_any_name_come_along(location: str, checkpoint: Path, tmp_pat
     assert facts["bytes"] == sum(path.stat().st_size for path in file.parent.iterdir())
     assert sorted(path.name for path in out.iterdir()) == sorted(["model.onnx", location, "tokenizer.json"])
     ids = load_model(checkpoint).encode(["please turn the hall light on"], 32)
-    wanted, given = (onnxruntime.outputs(path, ids, pad_id=0, options={}) for path in (file, out / "model.onnx"))
+    wanted, given = (
+        onnxruntime.outputs(path, of_tokens(ids, 0).prompts, options={}) for path in (file, out / "model.onnx")
+    )
     np.testing.assert_array_equal(given, wanted)
 
 
@@ -146,7 +149,9 @@ def test_padded_batches_calibrate_the_same_artifact(checkpoint: Path, tmp_path: 
             )
         )
         ids = load_model(checkpoint).encode([row.text for row in PromptSet(folder=prompts).split("verify")], 32)
-        answers.append(onnxruntime.outputs(out / "model.onnx", ids, pad_id=0, options=facts[-1]["runtime_options"]))
+        answers.append(
+            onnxruntime.outputs(out / "model.onnx", of_tokens(ids, 0).prompts, options=facts[-1]["runtime_options"])
+        )
     assert facts[0]["quantized"] == facts[1]["quantized"]
     assert facts[0]["choices"]["loss"] == pytest.approx(facts[1]["choices"]["loss"], rel=0.05)
     np.testing.assert_allclose(answers[0], answers[1], atol=0.02 * np.abs(answers[0]).max())

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
-from edgekit.tasks import find_pad_id
+from edgekit.tasks.padding import find_pad_id
 from edgekit.weights import read_header, weight_files
 from tests.conftest import LABELS, make_checkpoint
 

@@ -21,14 +21,14 @@ from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Coverage, CoveredLabels, CoveredLengths, CoveredWords
 from edgekit.inputs import Content
-from edgekit.modalities.text import batches
+from edgekit.modalities import text
 from edgekit.model import Model
 from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Calibrate
 from edgekit.schema import pick
-from edgekit.tasks import TASKS, Task, find_pad_id, tensors
+from edgekit.tasks import TASKS, Task, tensors
 from edgekit.typed_json import to_table
 from edgekit.workspace import open_product
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
+
+    from edgekit.modalities.encoded import Encoded
 
 BINS = 2048
 # Every fifth prompt is held out to see whether the others cover it; its statistics are merged in afterwards.
@@ -81,22 +83,23 @@ def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = No
     checked = kind.open_model(inputs.student.path)
     chosen = _chosen(inputs.prompts.path, inputs.options.prompts, seed)
     encoded = kind.encode(checked, chosen, max_length)
-    told, ids = [chosen[place] for place, _ in encoded], [tokens for _, tokens in encoded]
-    held = [place for place, (prompt, _) in enumerate(encoded) if prompt % HELD_OUT == HELD_OUT - 1]
-    kept = [place for place, (prompt, _) in enumerate(encoded) if prompt % HELD_OUT != HELD_OUT - 1]
+    told = [chosen[owner] for owner in encoded.owners]
+    held = [index for index, owner in enumerate(encoded.owners) if owner % HELD_OUT == HELD_OUT - 1]
+    kept = [index for index, owner in enumerate(encoded.owners) if owner % HELD_OUT != HELD_OUT - 1]
 
     watch = Watch(kind.load(inputs.student.path))
-    pad_id = find_pad_id(checked)
-    watch.feed([ids[place] for place in kept], pad_id, batch, _told(progress, 0, len(ids)))
+    watch.feed(encoded.subset(kept), batch, _told(progress, 0, len(encoded)))
     watch.begin_held_out()
-    watch.feed([ids[place] for place in held], pad_id, batch, _told(progress, len(kept), len(ids)))
+    watch.feed(encoded.subset(held), batch, _told(progress, len(kept), len(encoded)))
     asked = inputs.gradients and OUTPUTS[kind.OUTPUT].generates
-    _write(out / FILE, watch.stats(), _gradients(watch.module, ids, seed, progress) if asked else {})
+    _write(
+        out / FILE, watch.stats(), _gradients(watch.module, text.token_ids(encoded), seed, progress) if asked else {}
+    )
     covered, warnings = coverage(
         [told[place] for place in kept],
         [told[place] for place in held],
-        [len(ids[place]) for place in kept],
-        [len(ids[place]) for place in held],
+        encoded.subset(kept).sizes,
+        encoded.subset(held).sizes,
         max_length=_cut_at(kind, checked, max_length),
     )
     outside = {key: share for key, share in watch.outside().items() if share > 0}
@@ -109,7 +112,7 @@ def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = No
         )
     return {
         "prompts": len(chosen),
-        "tokens": sum(map(len, ids)),
+        "tokens": sum(encoded.sizes),
         "layers": len(watch.stats()),
         "task": task,
         "max_length": max_length,
@@ -210,30 +213,27 @@ def cover(
     # What was calibrated: the prompts may have been limited.
     seen = choose(rows.split("calibrate"), int(facts["prompts"]), int(facts.get("seed", 0)))
     held = rows.split(split)
-    pad_id = find_pad_id(model)
-    ids = [tokens for _, tokens in kind.encode(model, choose(held, COVERED, 0), max_length)]
-    outside = outside_ranges(kind.load(student), ids, pad_id, load_calibration(calibration))
-    lengths = [[len(tokens) for _, tokens in kind.encode(model, part, max_length)] for part in (seen, held)]
+    encoded = kind.encode(model, choose(held, COVERED, 0), max_length)
+    outside = outside_ranges(kind.load(student), encoded, load_calibration(calibration))
+    lengths = [kind.encode(model, part, max_length).sizes for part in (seen, held)]
     covered, _ = coverage(seen, held, *lengths, max_length=_cut_at(kind, model, max_length))
     return replace(covered, outside_ranges={key: share for key, share in outside.items() if share > 0})
 
 
-def outside_ranges(
-    module: nn.Module, ids: Sequence[Sequence[int]], pad_id: int, calibration: Calibration, batch: int = 16
-) -> dict[str, float]:
-    """Per layer, the share of activations on these encoded texts that lie outside the calibrated ranges."""
+def outside_ranges(module: nn.Module, encoded: Encoded, calibration: Calibration, batch: int = 16) -> dict[str, float]:
+    """Per layer, the share of activations on these prompts that lie outside the calibrated ranges."""
     import torch
 
     watch = Watch(module)
     ranges = {key: (float(one.minimum.min()), float(one.maximum.max())) for key, one in calibration.stats.items()}
     watch.begin_held_out(ranges)
     with torch.inference_mode():
-        watch.feed(ids, pad_id, batch)
+        watch.feed(encoded, batch)
     return watch.outside()
 
 
 class Watch:
-    """Keeps running statistics of the input of every linear layer of a module while texts go through it."""
+    """Keeps running statistics of the input of every linear layer of a module while prompts go through it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -244,20 +244,19 @@ class Watch:
 
     def feed(
         self,
-        ids: Sequence[Sequence[int]],
-        pad_id: int,
+        encoded: Encoded,
         batch: int,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Run encoded texts through the module in batches of like length."""
+        """Run prompts through the module in batches of like size."""
         import torch
 
         done = 0
         with self._hooked(), torch.inference_mode():
-            for indices, arrays in batches(ids, pad_id, batch):
+            for indices, arrays in encoded.batches(batch):
                 inputs = tensors(arrays)
                 self._calls.clear()
-                self._mask = inputs["attention_mask"]
+                self._mask = inputs.get(text.MASK)
                 self.module(**inputs)
                 done += len(indices)
                 if progress:

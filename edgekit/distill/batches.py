@@ -11,13 +11,13 @@ from torch import Tensor
 
 from edgekit.distill.losses import Batch
 from edgekit.errors import EdgekitError
-from edgekit.modalities.text import collate
+from edgekit.modalities.text import IDS, MASK, of_tokens
 from edgekit.model import Model
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 from edgekit.prompts import Prompt
 from edgekit.schema import nearest
-from edgekit.tasks import Task, find_pad_id, tensors
+from edgekit.tasks import Task, tensors
 from edgekit.tasks.text_generation import Passage, passages
 
 
@@ -62,23 +62,21 @@ def read_texts(split: TrainSplit) -> Source:
     Raises EdgekitError for a label that is not a class.
     """
     model, texts = split.model, split.texts
-    ids = [tokens for _, tokens in split.task.encode(model, texts, split.max_length)]
+    encoded = split.task.encode(model, texts, split.max_length)
     targets = make_targets(texts, split.classes, split.out_of_scope, str(model.folder))
-    pad_id = find_pad_id(model)
     train, held = hold_out([text.text for text in texts], split.holdout)
 
     def batch(rows: Sequence[int]) -> Batch:
-        inputs = tensors(collate([ids[row] for row in rows], pad_id))
-        tokens, mask = inputs["input_ids"], inputs["attention_mask"]
-        return Batch(rows=tuple(rows), tokens=tokens, mask=mask, targets=targets[list(rows)])
+        inputs = tensors(encoded.subset(rows).batch())
+        return Batch(rows=tuple(rows), tokens=inputs[IDS], mask=inputs[MASK], targets=targets[list(rows)])
 
     return Source(
-        lengths=[len(row) for row in ids],
+        lengths=encoded.sizes,
         train=train,
         held=held,
-        counts=[1] * len(ids),
+        counts=[1] * len(encoded),
         batch=batch,
-        identity={"ids": ids, "targets": hashlib.sha256(targets.numpy().tobytes()).hexdigest()},
+        identity={"prompts": encoded.digest, "targets": hashlib.sha256(targets.numpy().tobytes()).hexdigest()},
     )
 
 
@@ -134,7 +132,7 @@ def find_passages(model: Model, texts: Sequence[Prompt], max_length: int) -> lis
 
 def score(read: Sequence[Passage], rows: Sequence[int] = ()) -> Batch:
     """Passages as one batch, padded on the right (a decoder sees nothing to the right of a token), with what is scored."""
-    inputs = tensors(collate([passage.ids for passage in read], 0))
+    inputs = tensors(of_tokens([passage.ids for passage in read], 0).batch())
     counts = torch.tensor([len(passage.ids) - passage.start for passage in read])
     positions = torch.cat([torch.arange(passage.start - 1, len(passage.ids) - 1) for passage in read])
     return Batch(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from edgekit.modalities import text
 from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from edgekit.calibration import Calibration
     from edgekit.formats.smallest import Limits
+    from edgekit.modalities.encoded import Encoded
     from edgekit.model import Model
 
 
@@ -41,8 +44,8 @@ class Processor:
 class Source:
     """What a format writes: a checkpoint, with what its task and the calibrate prompts say of it.
 
-    load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. ids: the
-    calibrate prompts as the model reads them; texts: what was said in them, conversations: as {messages, tools}. name: what
+    load gives the task's module, calibration the statistics: a format that needs no torch asks for neither. encoded:
+    the calibrate prompts as the model reads them; texts: what was said in them, conversations: as {messages, tools}. name: what
     the model is called; license: what it ships under, where that is not the checkpoint's own; dataset: what its prompts are;
     fingerprints: sha256 of what it was made from, by what. processor: the target's, where the options say that the file
     depends on it (`Format.mixes`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is
@@ -53,7 +56,7 @@ class Source:
     model: Model
     load: Callable[[], nn.Module]
     calibration: Callable[[], Calibration]
-    ids: Sequence[Sequence[int]]
+    encoded: Encoded
     texts: Sequence[str]
     conversations: Sequence[Mapping[str, object]]
     output: str
@@ -62,12 +65,16 @@ class Source:
     fingerprints: Mapping[str, str]
     processor: Processor | None
     score: Callable[[NDArray[np.float32], NDArray[np.float32]], float] | None
-    pad_id: int
     max_length: int
     license: str | None = None
     starts: Sequence[int] = ()
     limits: Limits | None = None
     progress: Progress = silent
+
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """The calibrate prompts' token ids, of a model that reads texts."""
+        return text.token_ids(self.encoded)
 
 
 @dataclass(frozen=True, kw_only=True)

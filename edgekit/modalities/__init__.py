@@ -6,10 +6,12 @@ modality's to say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from edgekit.modalities import text
+from edgekit.modalities.encoded import Encoded
 
 
 class Modality(Protocol):
@@ -22,6 +24,9 @@ class Modality(Protocol):
 
     def lacks(self, folder: Path) -> str | None:
         """What a checkpoint must have to be given prompts and has not, with the remedy; None where it has all."""
+
+    def read_shipped(self, folder: Path, texts: Sequence[str], settings: Mapping[str, object], pad_id: int) -> Encoded:
+        """Prompts as an app reads them by the files that ship beside an artifact, whose `settings` these are."""
 
 
 # Text reads every checkpoint that none below it does.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from edgekit.modalities.encoded import Encoded, Input
 
 NAME = "text"
 TOKENIZER = "tokenizer.json"
+IDS, MASK = "input_ids", "attention_mask"
+_AXIS = "sequence"
 
 
 def reads(folder: Path) -> bool:  # noqa: ARG001 - one signature for all
@@ -26,27 +25,32 @@ def lacks(folder: Path) -> str | None:
     return f"no {TOKENIZER}; write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
 
 
-def collate(ids: Sequence[Sequence[int]], pad_id: int) -> dict[str, NDArray[np.int64]]:
-    """Token ids of several texts as a model's inputs by name, padded on the right with `pad_id`, which the mask hides."""
+def read_shipped(folder: Path, texts: Sequence[str], settings: Mapping[str, object], pad_id: int) -> Encoded:
+    """Texts as the tokenizer beside an artifact reads them, which truncates by itself, behind the prompt that ships."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    before = settings.get("prompt", "")
+    return of_tokens(
+        [encoding.ids for encoding in tokenizer.encode_batch([f"{before}{text}" for text in texts])], pad_id
+    )
+
+
+def of_tokens(ids: Sequence[Sequence[int]], pad_id: int, owners: Sequence[int] | None = None) -> Encoded:
+    """Prompts of token ids, which `pad_id` fills up; the mask hides that. A prompt without any token is one `pad_id`.
+
+    owners: see `Encoded`; each prompt its own where it is None.
+    """
     import numpy as np
 
-    longest = max(len(row) for row in ids)
-    tokens = np.full((len(ids), longest), pad_id, dtype=np.int64)
-    mask = np.zeros((len(ids), longest), dtype=np.int64)
-    for index, row in enumerate(ids):
-        tokens[index, : len(row)] = row
-        mask[index, : len(row)] = 1
-    return {"input_ids": tokens, "attention_mask": mask}
+    rows = [np.array(row if len(row) else [pad_id], dtype=np.int64) for row in ids]
+    return Encoded(
+        inputs={IDS: Input(axis=_AXIS, padding=pad_id), MASK: Input(axis=_AXIS)},
+        prompts=[{IDS: row, MASK: np.ones_like(row)} for row in rows],
+        owners=range(len(rows)) if owners is None else owners,
+    )
 
 
-def batches(
-    ids: Sequence[Sequence[int]], pad_id: int, batch: int
-) -> Iterator[tuple[list[int], dict[str, NDArray[np.int64]]]]:
-    """Batches of texts of like length: their indices in `ids`, and the model's inputs.
-
-    The longest come first: later batches fit into the memory that the first ones took, so it does not fragment.
-    """
-    order = sorted(range(len(ids)), key=lambda index: (-len(ids[index]), index))
-    for start in range(0, len(order), batch):
-        indices = order[start : start + batch]
-        yield indices, collate([ids[index] for index in indices], pad_id)
+def token_ids(encoded: Encoded) -> list[list[int]]:
+    """The token ids of prompts that are texts."""
+    return [prompt[IDS].tolist() for prompt in encoded.prompts]

@@ -14,12 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import first_line
+from edgekit.modalities.encoded import same_reading
+from edgekit.modalities.text import IDS, of_tokens
+from edgekit.model import load_model
 from edgekit.owners_tokenizer import quiet
 from edgekit.reference import OwnersRows
+from edgekit.tasks.padding import find_pad_id
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from edgekit.modalities.encoded import Arrays
 
     Floats = NDArray[np.float32]
 
@@ -36,14 +42,14 @@ _REFUSALS = (ValueError, OSError, KeyError, TypeError, AttributeError, ImportErr
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """What the owner's library reads and answers: ids per text, answers [n, width] (None where only ids are known).
+    """What the owner's library reads and answers: inputs per prompt, answers [n, width] (None where only inputs are known).
 
     outputs: what edgekit's module of the task should give, [n, width]: the logits behind the answers, or the embeddings. failed:
-    why the library could not be asked; then there are no ids.
+    why the library could not be asked; then there are no prompts.
     """
 
     by: str | None = None
-    ids: Sequence[list[int]] = ()
+    prompts: Sequence[Arrays] = ()
     answers: Floats | None = None
     outputs: Floats | None = None
     limits: str | None = None
@@ -67,25 +73,29 @@ def ask(
         return Original(failed=f"{type(refused).__name__}: {first_line(refused)[:300]}")
 
 
-def spread(ids: Sequence[Sequence[int]]) -> list[int]:
-    """The places of at most COMPARED prompts, evenly from the longest to the shortest."""
-    order = sorted(range(len(ids)), key=lambda place: (-len(ids[place]), place))
+def spread(sizes: Sequence[int]) -> list[int]:
+    """The indices of at most COMPARED prompts of these sizes, evenly from the largest to the smallest."""
+    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
     if len(order) <= COMPARED:
         return order
     return [order[step * (len(order) - 1) // (COMPARED - 1)] for step in range(COMPARED)]
 
 
-def stand_in(found: Original, ids: Sequence[Sequence[int]], places: Sequence[int], outputs: Floats) -> Floats | None:
-    """The owner's outputs, where all ids are equal and so are edgekit's outputs at `places`; else None."""
-    if found.outputs is None or [list(one) for one in ids] != list(found.ids):
+def stand_in(found: Original, prompts: Sequence[Arrays], places: Sequence[int], outputs: Floats) -> Floats | None:
+    """The owner's outputs, where both read all prompts alike and so are edgekit's outputs at `places`; else None."""
+    if (
+        found.outputs is None
+        or len(prompts) != len(found.prompts)
+        or not all(map(same_reading, prompts, found.prompts))
+    ):
         return None
     return found.outputs if all(_alike(outputs, found.outputs[list(places)])) else None
 
 
 def compare(
-    found: Original, texts: Sequence[str], *, ids: Sequence[Sequence[int]], answers: Floats, compared: int
+    found: Original, texts: Sequence[str], *, prompts: Sequence[Arrays], answers: Floats, compared: int
 ) -> OwnersRows:
-    """How edgekit's ids and answers on the texts differ from the owner's.
+    """How what edgekit reads of the texts and answers differs from the owner's.
 
     answers: of text-classification probabilities [n, classes], of feature-extraction embeddings [n, width]; compared: on how many
     texts they are edgekit's own.
@@ -101,7 +111,7 @@ def compare(
             limits=None,
             compared=compared,
         )
-    same_ids = [list(ours) == theirs for ours, theirs in zip(ids, found.ids, strict=True)]
+    same_ids = [same_reading(ours, theirs) for ours, theirs in zip(prompts, found.prompts, strict=True)]
     same = [True] * len(texts) if found.answers is None else _alike(answers, found.answers)
     differs = next((index for index in range(len(texts)) if not (same_ids[index] and same[index])), None)
     return OwnersRows(
@@ -111,7 +121,7 @@ def compare(
         answers_equal=None if found.answers is None else sum(same),
         first=None
         if differs is None
-        else _difference(texts[differs], ids[differs], found, answers, differs, same_ids[differs]),
+        else _difference(texts[differs], prompts[differs], found, answers, differs, same_ids[differs]),
         failed=None,
         limits=found.limits,
         compared=compared,
@@ -131,10 +141,10 @@ def _alike(ours: Floats, theirs: Floats) -> list[bool]:
     ]
 
 
-def _difference(text: str, ids: Sequence[int], found: Original, answers: Floats, place: int, same: bool) -> str:
+def _difference(text: str, prompt: Arrays, found: Original, answers: Floats, place: int, same: bool) -> str:
     shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
     if not same:
-        return f"{shown}: edgekit reads the ids {_short(ids)}, {found.by} {_short(found.ids[place])}"
+        return f"{shown}: edgekit reads {_short(prompt)}, {found.by} {_short(found.prompts[place], named=False)}"
     assert found.answers is not None
     ours, theirs = answers[place], found.answers[place]
     if ours.shape != theirs.shape:
@@ -143,8 +153,12 @@ def _difference(text: str, ids: Sequence[int], found: Original, answers: Floats,
     return f"{shown}: number {worst} of the answer is {ours[worst]:.4f}, of {found.by} {theirs[worst]:.4f}"
 
 
-def _short(ids: Sequence[int]) -> str:
-    return str(list(ids)) if len(ids) <= 12 else f"[{', '.join(map(str, ids[:12]))}, ...] ({len(ids)})"
+def _short(prompt: Arrays, *, named: bool = True) -> str:
+    """The first values of a prompt's first input."""
+    name, array = next(iter(prompt.items()))
+    values = array.ravel().tolist()
+    shown = str(values) if len(values) <= 12 else f"[{', '.join(map(str, values[:12]))}, ...] ({len(values)})"
+    return f"{'the ids' if name == IDS else name} {shown}" if named else shown
 
 
 def _classified(
@@ -177,7 +191,7 @@ def _classified(
     both = _together(texts, ids, answer, progress)
     return Original(
         by=f"transformers {transformers.__version__}",
-        ids=ids,
+        prompts=_prompts(folder, ids),
         answers=both[:, : len(classes)],
         outputs=both[:, len(classes) :],
     )
@@ -200,7 +214,8 @@ def _embedded(
         limits = (
             "sentence-transformers is not installed: of the embeddings, edgekit's own reading of modules.json is used"
         )
-        return Original(by=f"transformers {transformers.__version__}", ids=ids, answers=None, limits=limits)
+        by = f"transformers {transformers.__version__}"
+        return Original(by=by, prompts=_prompts(folder, ids), answers=None, limits=limits)
     import sentence_transformers
     import torch
 
@@ -213,7 +228,12 @@ def _embedded(
     answer: Callable[[list[str]], Floats] = lambda some: model.encode(some, batch_size=32, show_progress_bar=False)  # noqa: E731
     named = f"sentence-transformers {sentence_transformers.__version__}"
     answers = _together(texts, ids, answer, progress)
-    return Original(by=named, ids=ids, answers=answers, outputs=answers)
+    return Original(by=named, prompts=_prompts(folder, ids), answers=answers, outputs=answers)
+
+
+def _prompts(folder: Path, ids: Sequence[Sequence[int]]) -> Sequence[Arrays]:
+    """Token ids as a checkpoint's model is given them."""
+    return of_tokens(ids, find_pad_id(load_model(folder))).prompts
 
 
 def _together(

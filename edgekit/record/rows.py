@@ -1,8 +1,8 @@
 """What teacher and float student answer where an answer is one row per text.
 
 reference.npz: teacher_calibrate, teacher_verify, student_calibrate, student_verify: float32 [prompts, width], rows in the order
-of the split, of verify the owner's library's own where edgekit reads and answers as it does; owner_ids and owner_offsets: the ids
-that the student's owner reads of the verify prompts, behind each other, and where each begins and ends.
+of the split, of verify the owner's library's own where edgekit reads and answers as it does; owner.*: what the student's owner
+reads of the verify prompts, as `runtimes.request.pack` writes it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from edgekit.record.alone import TIMING, by_role, measure_alone
 from edgekit.record.inputs import RecordInputs
 from edgekit.record.original_rows import ask, compare, spread, stand_in
 from edgekit.reference import OwnersRows, Reference
-from edgekit.tasks import find_pad_id, outputs, row_task
+from edgekit.runtimes.request import pack
+from edgekit.tasks import outputs, row_task
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from edgekit.modalities.encoded import Arrays, Encoded
 
     Floats = NDArray[np.float32]
 
@@ -53,21 +56,24 @@ def record_rows(inputs: RecordInputs, out: Path, progress: Progress | None) -> R
     total, done = len(once) * sum(map(len, rows.values())), 0
     for folder, role in once.items():
         model = kind.open_model(folder)
-        run = partial(outputs, kind.load(folder), pad_id=find_pad_id(model))
-        ids = {split: [tokens for _, tokens in kind.encode(model, rows[split], max_length)] for split in SPLITS}
-        arrays[f"{role}_calibrate"] = run(ids["calibrate"], progress=_from(done, total, role, progress))
-        shown = _from(done + len(ids["calibrate"]), total, role, progress)
-        read[role] = _verify(folder, inputs, rows["verify"], ids["verify"], run, shown)
+        run = partial(outputs, kind.load(folder))
+        encoded = {split: kind.encode(model, rows[split], max_length) for split in SPLITS}
+        arrays[f"{role}_calibrate"] = run(encoded["calibrate"], progress=_from(done, total, role, progress))
+        shown = _from(done + len(encoded["calibrate"]), total, role, progress)
+        read[role] = _verify(folder, inputs, rows["verify"], encoded["verify"], run, shown)
         arrays[f"{role}_verify"] = read[role].outputs
-        done += sum(map(len, ids.values()))
+        done += sum(map(len, encoded.values()))
     if progress:
         progress(0, 0, TIMING)
-    measured = measure_alone({folder: read[role].ids[:TIMED] for folder, role in once.items()}, task, max_length)
+    timed = {folder: read[role].encoded for folder, role in once.items()}
+    measured = measure_alone(
+        {folder: one.subset(range(len(one))[:TIMED]) for folder, one in timed.items()}, task, max_length
+    )
     read.setdefault("student", read["teacher"])
     for split in SPLITS:
         arrays.setdefault(f"student_{split}", arrays[f"teacher_{split}"])
     _check_finite(arrays, models)
-    _write(out / FILE, {**arrays, **_as_arrays(read["student"].owners)})
+    _write(out / FILE, {**arrays, **pack(read["student"].owners, "owner.")})
     return Reference(
         output=kind.OUTPUT,
         classes=tuple(classes),
@@ -96,11 +102,10 @@ def _write(file: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Verified:
-    """What a model reads and answers on the verify prompts: its ids, the owner's, the outputs, and how they differ from the
-    owner's."""
+    """Of the verify prompts: what edgekit and the model's owner read, the outputs, and how both differ."""
 
-    ids: Sequence[Sequence[int]]
-    owners: Sequence[Sequence[int]]
+    encoded: Encoded
+    owners: Sequence[Arrays]
     outputs: Floats
     original: OwnersRows
 
@@ -109,7 +114,7 @@ def _verify(
     folder: Path,
     inputs: RecordInputs,
     rows: Sequence[Prompt],
-    ids: Sequence[Sequence[int]],
+    encoded: Encoded,
     run: Callable[..., Floats],
     progress: Progress | None,
 ) -> _Verified:
@@ -118,18 +123,18 @@ def _verify(
 
     texts = [row.text for row in rows]
     classes = load_model(folder).labels if OUTPUTS[row_task(inputs.task).OUTPUT].has_classes else []
-    shown = (lambda count: progress(count, len(ids), "")) if progress else None
+    shown = (lambda count: progress(count, len(encoded), "")) if progress else None
     found = ask(folder, inputs.task, texts, max_length=inputs.max_length, classes=classes, progress=shown)
-    indices = spread(ids)
+    indices = spread(encoded.sizes)
     answered = None
-    if len(indices) < len(ids):
-        answered = stand_in(found, ids, indices, run([ids[index] for index in indices]))
-    compared = len(ids) if answered is None else len(indices)
+    if len(indices) < len(encoded):
+        answered = stand_in(found, encoded.prompts, indices, run(encoded.subset(indices)))
+    compared = len(encoded) if answered is None else len(indices)
     if answered is None:
-        answered = run(ids, progress=progress)
+        answered = run(encoded, progress=progress)
     answers = softmax(answered) if classes else answered
-    original = compare(found, texts, ids=ids, answers=answers, compared=compared)
-    return _Verified(ids=ids, owners=found.ids, outputs=answered, original=original)
+    original = compare(found, texts, prompts=encoded.prompts, answers=answers, compared=compared)
+    return _Verified(encoded=encoded, owners=found.prompts, outputs=answered, original=original)
 
 
 def _check_finite(arrays: Mapping[str, Floats], models: Mapping[str, Path]) -> None:
@@ -139,13 +144,6 @@ def _check_finite(arrays: Mapping[str, Floats], models: Mapping[str, Path]) -> N
         role, _, split = name.partition("_")
         if not np.isfinite(array).all():
             raise EdgekitError(f"{models[role]}: NaN or infinite outputs on the {split} prompts")
-
-
-def _as_arrays(ids: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
-    import numpy as np
-
-    ends = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-    return {"owner_ids": np.array([token for row in ids for token in row], dtype=np.int64), "owner_offsets": ends}
 
 
 def _from(done: int, total: int, note: str, progress: Progress | None) -> Progress | None:

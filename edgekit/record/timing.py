@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.evidence import FloatModel, Quantiles, Rates, TimedAt
-from edgekit.modalities.text import collate
+from edgekit.modalities import text
+from edgekit.modalities.encoded import Encoded
 from edgekit.model import load_model
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 from edgekit.record.alone import weight_bytes
 from edgekit.record.tokens import ANSWER_TOKENS, DEPTH, stream
 from edgekit.runtimes.request import Timing
-from edgekit.tasks import TASKS, find_pad_id
+from edgekit.tasks import TASKS
 
 # Calls before those that are timed.
 WARM_UP = 4
@@ -33,7 +34,7 @@ class _Times:
     rates: Rates | None = None
 
 
-def measure_here(folder: Path, task: str, ids: Sequence[Sequence[int]], longest: int) -> FloatModel:
+def measure_here(folder: Path, task: str, encoded: Encoded, longest: int) -> FloatModel:
     """What `alone.measure_alone` tells of one model."""
     import torch
 
@@ -41,7 +42,7 @@ def measure_here(folder: Path, task: str, ids: Sequence[Sequence[int]], longest:
 
     threads = torch.get_num_threads()
     try:
-        times = TIMERS[TASKS[task].OUTPUT](folder, task, ids, longest)
+        times = TIMERS[TASKS[task].OUTPUT](folder, task, encoded, longest)
     finally:
         torch.set_num_threads(threads)
     memory = peak_memory_mb()
@@ -80,28 +81,27 @@ def _at(sequence: int, threads: int, times: Sequence[float]) -> TimedAt:
     return TimedAt(sequence=sequence, threads=threads, p50=found.p50, p95=found.p95)
 
 
-def _time_rows(folder: Path, task: str, ids: Sequence[Sequence[int]], longest: int) -> _Times:
-    """One text a call, at its own length, and texts of the lengths of `shapes`."""
-    import numpy as np
+def _time_rows(folder: Path, task: str, encoded: Encoded, longest: int) -> _Times:
+    """One prompt a call, at its own size, and texts of the lengths of `shapes`."""
     import torch
 
     from edgekit.runtimes.machine import describe
     from edgekit.runtimes.probe import time_calls
     from edgekit.runtimes.torch import Session
 
-    pad_id = find_pad_id(load_model(folder))
-    session = Session(TASKS[task].load(folder), lambda rows: collate([list(row) for row in rows], pad_id))
+    session = Session(TASKS[task].load(folder))
     once: Timing = {"warmup": 0, "repeats": 1, "least": 1, "seconds": 0.0}
-    times = [time_calls(session, np.array(row), once)[0] for row in [*ids[:WARM_UP], *ids]][min(WARM_UP, len(ids)) :]
+    prompts = encoded.prompts
+    times = [time_calls(session, prompt, once)[0] for prompt in [*prompts[:WARM_UP], *prompts]]
     at = []
-    flat = np.array([token for row in ids for token in row] or [pad_id])
-    for length, threads in shapes(longest, describe()["cores"]):
+    for length, threads in shapes(1 if encoded.free is None else longest, describe()["cores"]):
         torch.set_num_threads(threads)
-        at.append(_at(length, threads, time_calls(session, np.resize(flat, length), SHAPED)))
-    return _Times(own=_quantiles(times), at=at)
+        (resized,) = encoded.resized(length).prompts
+        at.append(_at(length, threads, time_calls(session, resized, SHAPED)))
+    return _Times(own=_quantiles(times[min(WARM_UP, len(prompts)) :]), at=at)
 
 
-def _time_decoder(folder: Path, _task: str, ids: Sequence[Sequence[int]], _longest: int) -> _Times:
+def _time_decoder(folder: Path, _task: str, encoded: Encoded, _longest: int) -> _Times:
     """New tokens of questions, each behind its own length; `at`: tokens behind DEPTH others (behind half its context where the
     model has less), as the probe times them."""
     import numpy as np
@@ -110,7 +110,7 @@ def _time_decoder(folder: Path, _task: str, ids: Sequence[Sequence[int]], _longe
     from edgekit.runtimes.machine import describe
     from edgekit.tasks.decoders import load_decoder
 
-    decoder = load_decoder(folder)
+    decoder, ids = load_decoder(folder), text.token_ids(encoded)
     firsts, times = [], []
     for row in [*ids[:1], *ids]:
         first, *others = [ms for _, ms in stream(decoder, row, (), 1 + ANSWER_TOKENS // 4)]
@@ -137,7 +137,7 @@ def _time_decoder(folder: Path, _task: str, ids: Sequence[Sequence[int]], _longe
 
 
 # How a model is timed, by the kind of its answers.
-TIMERS: dict[str, Callable[[Path, str, Sequence[Sequence[int]], int], _Times]] = {
+TIMERS: dict[str, Callable[[Path, str, Encoded, int], _Times]] = {
     LOGITS.name: _time_rows,
     EMBEDDING.name: _time_rows,
     TOKENS.name: _time_decoder,

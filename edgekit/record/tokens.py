@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.checkpoint_keys import strange_keys
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import of_tokens
 from edgekit.model import Model, load_model
 from edgekit.outputs.tokens import TOKENS
 from edgekit.progress import Progress
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
+
+    from edgekit.modalities.encoded import Encoded
 
 MOST_TOKENS, MOST_LIKELY = 32_768, 512
 # Tokens of a passage that are scored at least: a mean over fewer says little about the prompt.
@@ -86,7 +89,7 @@ class _Said:
     rows: int
     sequences: Sequences
     warnings: Sequence[str]
-    timed: Sequence[Sequence[int]]
+    timed: Encoded
 
 
 def _say(models: Mapping[str, Path], prompts: Path, max_length: int, out: Path, progress: Progress | None) -> _Said:
@@ -141,7 +144,7 @@ def _say(models: Mapping[str, Path], prompts: Path, max_length: int, out: Path, 
             as_original=original,
         ),
         warnings=_warnings(model, rows, left_out, sum(questions.worded)),
-        timed=questioned,
+        timed=of_tokens(questioned, 0),
     )
 
 

@@ -1,7 +1,7 @@
 """RUNTIMES: what executes an artifact, on this machine or on a device.
 
 This folder is copied to devices and runs there with the standard library, NumPy and one engine: it imports nothing else of
-ours. A session takes one text's token ids and gives one row; batches are the business of whoever needs them.
+ours. A session takes one prompt's arrays and gives one row; batches are the business of whoever needs them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from edgekit.runtimes.package import Package
     from edgekit.runtimes.placement import Placement, Work
+    from edgekit.runtimes.request import Arrays
 
     Ids = Sequence[int] | NDArray[np.int64]
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 class Session(Protocol):
     """An artifact that is loaded and answers."""
 
-    def run(self, ids: Ids) -> NDArray[np.float32]:
-        """The output [width] for one text's token ids."""
+    def run(self, prompt: Arrays) -> NDArray[np.float32]:
+        """The output [width] for one prompt, the model's inputs by name without a batch's axis."""
 
 
 class Generator(Protocol):
@@ -96,12 +97,10 @@ class Runtime(Protocol):
     def generator(self, file: Path, options: Mapping[str, object]) -> Generator:
         """Open the main file of an artifact that goes on with tokens."""
 
-    def outputs(
-        self, file: Path, ids: Sequence[Sequence[int]], *, pad_id: int, options: Mapping[str, object]
-    ) -> NDArray[np.float32]:
-        """The outputs [n, width] of n encoded texts, each run by itself and unpadded; an empty one is `pad_id`."""
+    def outputs(self, file: Path, prompts: Sequence[Arrays], *, options: Mapping[str, object]) -> NDArray[np.float32]:
+        """The outputs [n, width] of n prompts, each run by itself, as an app would."""
 
-    def work(self, file: Path, options: Mapping[str, object], ids: Ids) -> Work:
+    def work(self, file: Path, options: Mapping[str, object], prompt: Arrays) -> Work:
         """Nodes and matrix-product work of one call, by execution provider."""
 
     def placement(self, asked: Mapping[str, object], work: Work, available: Sequence[str]) -> Placement:

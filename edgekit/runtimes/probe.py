@@ -1,10 +1,11 @@
 """The probe: runs an artifact where it will live and reports as JSON lines on standard output.
 
 `python -m edgekit.runtimes.probe REQUEST.json`. The request: {runtime, file, inputs, outputs, options, timing}. Paths are
-relative to the request's folder, `outputs` to the current one. inputs is an .npz with `ids` (int64, all texts in a row),
-`offsets` (int64 [texts + 1]) and `pad_id`; outputs becomes one with `outputs` (float32 [texts, width]). timing is {warmup,
-repeats, least, seconds, sequence, only}: `repeats` timed calls, fewer when `seconds` are over, but never fewer than `least`;
-`warmup` calls before them, fewer when a second is over.
+relative to the request's folder, `outputs` to the current one. inputs is an .npz with the prompts, with the prompt that is timed
+under `timed.` (see `request.pack`), and with `sizes` (int64 [prompts]), which come back as `lengths`; outputs becomes one with
+`outputs` (float32 [prompts, width]). timing is {warmup, repeats, least, seconds, sequence, only}: `repeats` timed calls, fewer
+when `seconds` are over, but never fewer than `least`; `warmup` calls before them, fewer when a second is over; `sequence` is the
+timed prompt's size.
 
 The lines, in this order: device, load, first, latency, latency_real, outputs, memory, work, machine, done; with timing.only,
 which asks for times and nothing else, device, load, first, latency, done. Without `done` it failed: the last line on standard
@@ -28,13 +29,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.runtimes import RUNTIMES, generation, machine, neighbours
+from edgekit.runtimes.request import unpack
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from edgekit.runtimes import Runtime, Session
-    from edgekit.runtimes.request import Request, Settings, Timing
+    from edgekit.runtimes.request import Arrays, Request, Settings, Timing
 
 PROTOCOL = 1
 # A slow model is warm after fewer calls.
@@ -71,8 +70,9 @@ def _answer(runtime: Runtime, request: Request, folder: Path, say: Callable[...,
     import numpy as np
 
     with np.load(folder / request["inputs"], allow_pickle=False) as inputs:
-        flat, offsets, pad_id = inputs["ids"], inputs["offsets"], int(inputs["pad_id"])
-    texts = [flat[begin:end] if end > begin else np.array([pad_id]) for begin, end in itertools.pairwise(offsets)]
+        arrays = dict(inputs)
+        sizes = arrays["sizes"].tolist()
+    prompts, (timed,) = unpack(arrays), unpack(arrays, "timed.")
     file, timing, options = folder / request["file"], request["timing"], request["options"]
     asked = options.get("provider", "")
 
@@ -80,29 +80,28 @@ def _answer(runtime: Runtime, request: Request, folder: Path, say: Callable[...,
     begun = time.perf_counter()
     session = runtime.load(file, options)
     say("load", ms=_since(begun), runtime=runtime.NAME, version=runtime.version(), available=runtime.providers())
-    shape = np.resize(flat if len(flat) else np.array([pad_id]), timing["sequence"])
     begun = time.perf_counter()
-    session.run(shape)
+    session.run(timed)
     say("first", ms=_since(begun))
-    times = time_calls(session, shape, timing)
-    facts = {"batch": 1, "sequence": len(shape), "threads": options.get("threads")}
+    times = time_calls(session, timed, timing)
+    facts = {"batch": 1, "sequence": timing["sequence"], "threads": options.get("threads")}
     say("latency", shape=facts, ms=times, neighbours=told())
     if timing.get("only"):
         return
 
     rows, real = [], []
-    for text in texts:
+    for prompt in prompts:
         begun = time.perf_counter()
-        rows.append(session.run(text))
+        rows.append(session.run(prompt))
         real.append(_since(begun))
-    say("latency_real", lengths=[len(text) for text in texts], ms=real)
+    say("latency_real", lengths=sizes, ms=real)
     Path(request["outputs"]).parent.mkdir(parents=True, exist_ok=True)
     np.savez(request["outputs"], allow_pickle=False, outputs=np.stack(rows) if rows else np.zeros((0, 0), np.float32))
     say("outputs", file=request["outputs"], rows=len(rows))
     # Before what follows loads the artifact again and measures the machine: neither belongs to the artifact's memory.
     say("memory", peak_mb=machine.peak_memory_mb())
     del session
-    say("work", **{**runtime.work(file, options, shape), "asked": asked})
+    say("work", **{**runtime.work(file, options, timed), "asked": asked})
     told = neighbours.watch()
     speed = machine.measure()
     say("machine", speed=speed, neighbours=told())
@@ -118,18 +117,18 @@ def _fitting(options: Settings, cores: int) -> Settings:
     return fitting
 
 
-def time_calls(session: Session, ids: NDArray[np.int64], timing: Timing) -> list[float]:
-    """Milliseconds of each timed call on one text; timing has repeats, least, seconds and warmup."""
+def time_calls(session: Session, prompt: Arrays, timing: Timing) -> list[float]:
+    """Milliseconds of each timed call on one prompt; timing has repeats, least, seconds and warmup."""
     warm = time.perf_counter() + _WARM_S
     for _ in range(timing["warmup"]):
-        session.run(ids)
+        session.run(prompt)
         if time.perf_counter() > warm:
             break
     times: list[float] = []
     end = time.perf_counter() + timing["seconds"]
     while len(times) < timing["repeats"]:
         begun = time.perf_counter()
-        session.run(ids)
+        session.run(prompt)
         times.append(_since(begun))
         if time.perf_counter() > end and len(times) >= timing["least"]:
             break

@@ -1,7 +1,8 @@
-"""TASKS: what a model is asked to do. A task loads a checkpoint as a module of two inputs and reads its outputs.
+"""TASKS: what a model is asked to do. A task loads a checkpoint as a module of named inputs and reads its outputs.
 
-Every module that a task loads takes input_ids and attention_mask (int64 [batch, sequence]) and gives one float32 tensor: a row
-per text ([batch, width]: raw logits, or an embedding), or of text-generation logits per token ([batch, sequence, vocabulary]).
+Every module that a task loads takes the inputs of its modality by name (of text input_ids and attention_mask, int64
+[batch, sequence]) and gives one float32 tensor: a row per prompt ([batch, width]: raw logits, or an embedding), or of
+text-generation logits per token ([batch, sequence, vocabulary]).
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from edgekit.chat_template import special_tokens
 from edgekit.errors import EdgekitError
-from edgekit.modalities.text import batches
 from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress
 from edgekit.recipe import AS_CALIBRATED, Rejection
-from edgekit.schema import pick, read_json
+from edgekit.schema import pick
 from edgekit.tasks import feature_extraction, text_classification, text_generation
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from edgekit.modalities.encoded import Arrays, Encoded
     from edgekit.model import Model
     from edgekit.prompts import Prompt
 
@@ -38,7 +38,7 @@ class Task(Protocol):
     """What comes out, by its name in OUTPUTS."""
 
     def load(self, folder: Path) -> nn.Module:
-        """The checkpoint in eval mode and float32, as a module (input_ids, attention_mask) -> [batch, ...]."""
+        """The checkpoint in eval mode and float32, as a module of its modality's inputs by name -> [batch, ...]."""
 
     def open_model(self, folder: Path) -> Model:
         """The checkpoint, with the tokenizer that reads texts as its owner does."""
@@ -49,8 +49,11 @@ class Task(Protocol):
     def settings(self, model: Model) -> dict[str, object]:
         """What a loader must know of the checkpoint besides its answers' meaning."""
 
-    def encode(self, model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
-        """(place of the prompt, token ids) of what the model reads for these prompts, special tokens included."""
+    def encode(self, model: Model, prompts: Sequence[Prompt], max_length: int) -> Encoded:
+        """What the model reads for these prompts, their indices as its owners; of a text its special tokens too."""
+
+    def ship(self, model: Model, max_length: int, out: Path) -> None:
+        """Write the files into an artifact's folder by which an app reads prompts as the checkpoint's owner does."""
 
 
 class RowTask(Task, Protocol):
@@ -96,51 +99,28 @@ def row_task(name: str, where: str = "task") -> RowTask:
 
 def outputs(
     module: nn.Module,
-    ids: Sequence[Sequence[int]],
-    pad_id: int,
+    encoded: Encoded,
     batch: int = 32,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
-    """A module's output [n, width] for n encoded texts, in their order; texts of like length share a batch."""
+    """A module's output [n, width] for n prompts, in their order; prompts of like size share a batch."""
     import numpy as np
     import torch
 
-    rows: list[NDArray[np.float32] | None] = [None] * len(ids)
+    rows: list[NDArray[np.float32] | None] = [None] * len(encoded)
     done = 0
     with torch.inference_mode():
-        for indices, inputs in batches(ids, pad_id, batch):
+        for indices, inputs in encoded.batches(batch):
             for index, row in zip(indices, module(**tensors(inputs)).float().numpy(), strict=True):
                 rows[index] = row
             done += len(indices)
             if progress:
-                progress(done, len(ids), "")
-    return np.stack([row for row in rows if row is not None]) if ids else np.zeros((0, 0), np.float32)
+                progress(done, len(encoded), "")
+    return np.stack([row for row in rows if row is not None]) if len(encoded) else np.zeros((0, 0), np.float32)
 
 
-def tensors(inputs: Mapping[str, NDArray[np.int64]]) -> dict[str, Tensor]:
+def tensors(inputs: Arrays) -> dict[str, Tensor]:
     """A module's inputs by name, as torch takes them."""
     import torch
 
     return {name: torch.from_numpy(array) for name, array in inputs.items()}
-
-
-def find_pad_id(model: Model) -> int:
-    """The padding token's id from config.json, else the pad_token of tokenizer_config.json, else tokenizer.json's.
-
-    A decoder without one is padded with the token that ends its texts: what is masked is not read. Raises EdgekitError where
-    none of them names one.
-    """
-    token = special_tokens(model.folder).get("pad_token")
-    padding = read_json(model.folder / "tokenizer.json").get("padding") or {}
-    places = (
-        lambda: model.config.get("pad_token_id"),
-        lambda: model.tokenizer().token_to_id(token) if token else None,
-        lambda: padding.get("pad_id"),
-        lambda: next(iter(model.stops), None),
-    )
-    for place in places:
-        found = place()
-        # A padding token that was added without an embedding is in no text; any other one is as good, for it is masked.
-        if isinstance(found, int) and 0 <= found < model.rows:
-            return found
-    raise EdgekitError(f"{model.folder / 'config.json'}: pad_token_id: missing; add the padding token's id")

@@ -14,14 +14,33 @@ from edgekit.embedding_files import read_embedding
 from edgekit.modalities import text
 from edgekit.outputs.rows import EMBEDDING
 from edgekit.recipe import AS_CALIBRATED, Rejection
+from edgekit.tasks.padding import find_pad_id
+from edgekit.tasks.rows import ship
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
+    from edgekit.modalities.encoded import Encoded
     from edgekit.model import Model
     from edgekit.prompts import Prompt
+
+__all__ = [
+    "MODALITY",
+    "NAME",
+    "OUTPUT",
+    "answer",
+    "encode",
+    "fit",
+    "length",
+    "load",
+    "open_model",
+    "prompt_tokens",
+    "score",
+    "settings",
+    "ship",
+]
 
 NAME = "feature-extraction"
 MODALITY = text.NAME
@@ -65,11 +84,11 @@ def length(model: Model, max_length: int) -> int:
     return min(max_length, said or max_length)
 
 
-def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
-    """(place of the prompt, token ids) of each text behind the default prompt, special tokens included, truncated."""
+def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> Encoded:
+    """The token ids of each text behind the default prompt, special tokens included, truncated."""
     before = read_embedding(model.folder).prompt
     texts = [before + prompt.text for prompt in prompts]
-    return list(enumerate(model.encode(texts, length(model, max_length))))
+    return text.of_tokens(model.encode(texts, length(model, max_length)), find_pad_id(model))
 
 
 def prompt_tokens(model: Model) -> int:

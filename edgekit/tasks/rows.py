@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.modalities import text
+from edgekit.tasks.padding import find_pad_id
+
 if TYPE_CHECKING:
+    from edgekit.modalities.encoded import Encoded
     from edgekit.model import Model
     from edgekit.prompts import Prompt
 
@@ -28,6 +32,11 @@ def length(model: Model, max_length: int) -> int:  # noqa: ARG001 - one signatur
     return max_length
 
 
-def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
-    """(place of the prompt, token ids) of each text, special tokens included, truncated at max_length."""
-    return list(enumerate(model.encode([prompt.text for prompt in prompts], max_length)))
+def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> Encoded:
+    """The token ids of each text, special tokens included, truncated at max_length."""
+    return text.of_tokens(model.encode([prompt.text for prompt in prompts], max_length), find_pad_id(model))
+
+
+def ship(model: Model, max_length: int, out: Path) -> None:
+    """The tokenizer, which cuts texts at max_length tokens."""
+    model.tokenizer(max_length).save(str(out / text.TOKENIZER))

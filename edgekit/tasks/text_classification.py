@@ -13,7 +13,7 @@ from edgekit.errors import EdgekitError
 from edgekit.modalities import text
 from edgekit.outputs.rows import LOGITS
 from edgekit.recipe import AS_CALIBRATED, Rejection
-from edgekit.tasks.rows import encode, length, open_model, settings
+from edgekit.tasks.rows import encode, length, open_model, settings, ship
 
 __all__ = [
     "MODALITY",
@@ -28,6 +28,7 @@ __all__ = [
     "open_model",
     "score",
     "settings",
+    "ship",
 ]
 
 if TYPE_CHECKING:

@@ -18,10 +18,13 @@ from edgekit.chat_template import converse, find_templates, pick_template, speci
 from edgekit.errors import EdgekitError
 from edgekit.modalities import text
 from edgekit.outputs.tokens import TOKENS
+from edgekit.tasks import rows
+from edgekit.tasks.padding import find_pad_id
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekit.modalities.encoded import Encoded
     from edgekit.model import Model
     from edgekit.prompts import Prompt
 
@@ -94,9 +97,18 @@ def chat_template(model: Model) -> str | None:
     return Voice(model).template
 
 
-def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[tuple[int, list[int]]]:
-    """(place of the prompt, token ids) of every passage: a running text that is longer than max_length gives several."""
-    return [(passage.prompt, passage.ids) for passage in passages(model, prompts, max_length)]
+def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> Encoded:
+    """The token ids of every passage: a running text that is longer than max_length gives several."""
+    read = passages(model, prompts, max_length)
+    return text.of_tokens([one.ids for one in read], find_pad_id(model), owners=[one.prompt for one in read])
+
+
+def ship(model: Model, max_length: int, out: Path) -> None:
+    """The tokenizer, and the template that conversations are written with where it has one."""
+    rows.ship(model, max_length, out)
+    template = chat_template(model)
+    if template is not None:
+        (out / TEMPLATE).write_text(template, encoding="utf-8", newline="\n")
 
 
 def passages(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[Passage]:

@@ -33,6 +33,7 @@ from edgekit.evidence import (
     whole_verdict,
 )
 from edgekit.formats import finer
+from edgekit.modalities import MODALITIES
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 from edgekit.progress import Progress, silent
@@ -44,7 +45,7 @@ from edgekit.verify import accuracy as compared
 from edgekit.verify import arithmetic, budgets, checks, choice, generation, hardware, latency, margins
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep
-from edgekit.verify.measurements import Measurements, ask_rows, encode, measure, runtime_options
+from edgekit.verify.measurements import Measurements, ask_rows, measure, runtime_options
 from edgekit.verify.plan import check_accuracy_table, plan_text
 from edgekit.verify.recorded import read_recorded
 from edgekit.verify.rows import accuracy_by_role, check_rejected, compare, notes_on_rejection, read_answers
@@ -119,12 +120,14 @@ class _Judgement:
 def _verify_rows(run: Run) -> Report:
     """Verify what gives one row per text."""
     artifact, rows = run.artifact, run.split("verify")
-    ids = encode(run.inputs.artifact.path, rows, artifact.settings)
+    texts = [row.text for row in rows]
+    modality = MODALITIES[TASKS[artifact.task].MODALITY]
+    encoded = modality.read_shipped(run.inputs.artifact.path, texts, artifact.settings, artifact.pad_id)
     # The tokenizer that ships cuts texts at max_length: no request is ever longer.
     sequence = min(run.budget.sequence, artifact.max_length)
 
     def ask(run: Run) -> Question:
-        return ask_rows(run.file, run.runtime, run.options, ids, artifact.pad_id, sequence)
+        return ask_rows(run.file, run.runtime, run.options, encoded, sequence)
 
     run, measured, outputs, raced = _measure_fastest(run, ask)
     run.progress(0, 0, JUDGING)
@@ -138,7 +141,7 @@ def _verify_rows(run: Run) -> Report:
         checks=[
             *_check_answers(run, comparisons),
             *floors,
-            check_rows(run.recorded, run.reference, [row.text for row in rows], ids),
+            check_rows(run.recorded, run.reference, texts, encoded),
             *checks.check_finite(finite),
             *check_rejected(run, answers["artifact"].labels, truth),
         ],

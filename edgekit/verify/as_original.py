@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgekit.evidence import Check
+from edgekit.modalities.encoded import same_reading
+from edgekit.runtimes.request import unpack
 
 if TYPE_CHECKING:
+    from edgekit.modalities.encoded import Encoded
     from edgekit.reference import OwnersRows, Reference
     from edgekit.workspace import Product
 
@@ -16,15 +18,14 @@ NAME = "as_original"
 _SHOWN = 60
 
 
-def check_rows(recorded: Product, reference: Reference, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Check:
-    """The check of what gives one row per text; ids: those that the tokenizer beside the artifact reads of the verify prompts."""
+def check_rows(recorded: Product, reference: Reference, texts: Sequence[str], encoded: Encoded) -> Check:
+    """The check of what gives one row per prompt; encoded: the verify prompts as the files beside the artifact read them."""
     import numpy as np
 
     with np.load(recorded.folder / "reference.npz", allow_pickle=False) as arrays:
-        known = "owner_ids" in arrays.files and len(arrays["owner_offsets"]) == len(texts) + 1
-        flat, ends = (arrays[name].tolist() if known else [] for name in ("owner_ids", "owner_offsets"))
-    owners = [flat[begin:end] for begin, end in itertools.pairwise(ends)]
-    others = [text for text, ours, theirs in zip(texts, ids, owners, strict=known) if list(ours) != theirs]
+        owners = unpack(dict(arrays), "owner.")
+    rows = zip(texts, encoded.prompts, owners, strict=True) if len(owners) == len(texts) else ()
+    others = [text for text, ours, theirs in rows if not same_reading(ours, theirs)]
     return check_original(reference.original, others, len(texts))
 
 

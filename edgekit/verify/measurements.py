@@ -14,6 +14,7 @@ from edgekit.progress import Progress
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.machine import Machine
 from edgekit.runtimes.placement import Work
+from edgekit.runtimes.request import pack
 from edgekit.schema import dump_json, parse, read_json
 from edgekit.typed_json import read_table, to_table
 from edgekit.verify import latency
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from edgekit.devices import Device
-    from edgekit.prompts import Prompt
+    from edgekit.modalities.encoded import Encoded
     from edgekit.runtimes.request import Request, Settings, Timing
 
     Arrays = Mapping[str, NDArray[np.generic]]
@@ -93,16 +94,18 @@ def read_measurements(folder: Path) -> Measurements:
     return read_table(Measurements, read_json(folder / FILE), str(folder / FILE))
 
 
-def ask_rows(
-    file: Path, runtime: str, options: Mapping[str, object], ids: Sequence[Sequence[int]], pad_id: int, sequence: int
-) -> Question:
-    """The question for the outputs of encoded texts, timed at `sequence` tokens."""
+def ask_rows(file: Path, runtime: str, options: Mapping[str, object], encoded: Encoded, sequence: int) -> Question:
+    """The question for the outputs of prompts, timed at `sequence` tokens where they are texts."""
+    timed = encoded.resized(sequence)
+    timing: Timing = {**TIMING, "sequence": timed.sizes[0]}
+    return Question(file=file, request=request(runtime, options, timing), inputs=pack_rows(encoded, timed))
+
+
+def pack_rows(encoded: Encoded, timed: Encoded) -> dict[str, NDArray[np.generic]]:
+    """Prompts, and the prompt that is timed, as arrays of the probe's request."""
     import numpy as np
 
-    timing: Timing = {**TIMING, "sequence": sequence}
-    return Question(
-        file=file, request=request(runtime, options, timing), inputs=flat(ids) | {"pad_id": np.array(pad_id)}
-    )
+    return pack(encoded.prompts) | pack(timed.prompts, "timed.") | {"sizes": np.array(encoded.sizes, np.int64)}
 
 
 def request(runtime: str, options: Mapping[str, object], timing: Timing, kind: str = "rows") -> Request:
@@ -120,7 +123,7 @@ def measure(
     """
     import numpy as np
 
-    progress(0, 0, f"{len(np.asarray(question.inputs['offsets'])) - 1} prompts in {question.request['runtime']}")
+    progress(0, 0, f"{len(np.asarray(question.inputs['sizes']))} prompts in {question.request['runtime']}")
     answer = PROBES[device.PROBE].ask(device, question)
     result = _read(answer.lines)
     again = time_again(question.only_times(), device, progress) if is_judged(result) else []
@@ -173,15 +176,6 @@ def write(out: Path, measured: Measurements, arrays: Arrays) -> None:
     (out / FILE).write_text(dump_json(to_table(measured)), encoding="utf-8")
     with (out / "outputs.npz").open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
-
-
-def encode(artifact: Path, rows: Sequence[Prompt], settings: Mapping[str, object]) -> list[list[int]]:
-    """Token ids by the tokenizer that ships, which truncates by itself, behind the prompt that ships."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-    texts = [f"{settings.get('prompt', '')}{row.text}" for row in rows]
-    return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
 def runtime_options(

@@ -11,6 +11,7 @@ import pytest
 from edgekit.architectures import ARCHITECTURES, find_architecture
 from edgekit.calibration import load_calibration
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.tasks import TASKS, outputs
 from edgekit.tasks.encoders import dimensions
@@ -44,7 +45,7 @@ def test_an_unknown_family_is_no_misspelling() -> None:
 def test_padding_changes_nothing(family: str, folders: dict[str, Path]) -> None:
     module = TASKS["text-classification"].load(folders[family])
     ids = load_model(folders[family]).encode(TEXTS, 32)
-    together, alone = outputs(module, ids, 0, batch=8), outputs(module, ids, 0, batch=1)
+    together, alone = outputs(module, of_tokens(ids, 0), batch=8), outputs(module, of_tokens(ids, 0), batch=1)
     assert together.shape == (len(TEXTS), len(LABELS))
     assert together.dtype == np.float32
     assert np.abs(together[0] - together[1]).max() > 1e-3, "the logits do not depend on the text"
@@ -56,7 +57,9 @@ def test_a_bare_encoder_gives_embeddings(family: str, tmp_path: Path) -> None:
     folder = make_family(family, tmp_path / "encoder")
     module = TASKS["feature-extraction"].load(folder)
     ids = load_model(folder).encode(TEXTS, 32)
-    np.testing.assert_allclose(outputs(module, ids, 0, batch=8), outputs(module, ids, 0, batch=1), atol=2e-5)
+    np.testing.assert_allclose(
+        outputs(module, of_tokens(ids, 0), batch=8), outputs(module, of_tokens(ids, 0), batch=1), atol=2e-5
+    )
     with pytest.raises(EdgekitError, match="no trained classifier"):
         TASKS["text-classification"].load(folder)
 
@@ -65,9 +68,9 @@ def test_a_bare_encoder_gives_embeddings(family: str, tmp_path: Path) -> None:
 def test_a_config_of_transformers_4_gives_the_same_logits(family: str, tmp_path: Path) -> None:
     folder = make_family(family, tmp_path / "new", LABELS)
     ids = load_model(folder).encode(TEXTS, 32)
-    new = outputs(TASKS["text-classification"].load(folder), ids, 0)
+    new = outputs(TASKS["text-classification"].load(folder), of_tokens(ids, 0))
     save_as_v4(folder)
-    np.testing.assert_array_equal(outputs(TASKS["text-classification"].load(folder), ids, 0), new)
+    np.testing.assert_array_equal(outputs(TASKS["text-classification"].load(folder), of_tokens(ids, 0)), new)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -117,7 +120,7 @@ def test_a_student_is_cut_and_taught(family: str, folders: dict[str, Path], tmp_
     assert str(tmp_path) not in json.dumps(student.config)
     module = TASKS["text-classification"].load(out)
     assert dimensions(module.model.config).layers == 2
-    answers = outputs(module, student.encode(TEXTS, 32), 0)
+    answers = outputs(module, of_tokens(student.encode(TEXTS, 32), 0))
     assert np.isfinite(answers).all()
     assert set(student.tensors) == set(module.model.state_dict())
 
@@ -128,6 +131,6 @@ def test_a_student_of_all_layers_is_the_teacher(family: str, folders: dict[str, 
 
     ids = load_model(folders[family]).encode(TEXTS, 32)
     module = TASKS["text-classification"].load(folders[family])
-    before = outputs(module, ids, 0)
+    before = outputs(module, of_tokens(ids, 0))
     cut(module, [0, 1, 2, 3])
-    np.testing.assert_array_equal(outputs(module, ids, 0), before)
+    np.testing.assert_array_equal(outputs(module, of_tokens(ids, 0)), before)

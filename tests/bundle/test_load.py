@@ -20,6 +20,7 @@ import pytest
 
 from edgekit.bundle.loaders import LOADERS
 from edgekit.formats import FORMATS
+from edgekit.modalities.text import of_tokens
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.onnxruntime import outputs
 from edgekit.tasks import text_classification
@@ -227,7 +228,7 @@ def test_answers_equal_those_of_the_session_that_verifies(bundle: Path) -> None:
     }
     tokenizer = make_tokenizer(bundle.parent / "tokenizer.json", MAX_LENGTH)
     ids = [tokenizer.encode(text).ids for text in TEXTS]
-    verified = outputs(bundle / "model.onnx", ids, pad_id=manifest["pad_id"], options=options)
+    verified = outputs(bundle / "model.onnx", of_tokens(ids, manifest["pad_id"]).prompts, options=options)
     opened = shipped(bundle).Bundle(bundle)
     np.testing.assert_array_equal(np.stack([opened.output(text) for text in TEXTS]), verified)
 

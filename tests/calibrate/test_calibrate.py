@@ -21,6 +21,7 @@ from edgekit.calibrate import (
     outside_ranges,
 )
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.tasks import TASKS
@@ -100,7 +101,7 @@ def test_a_histogram_that_had_to_grow_is_the_one_of_the_whole() -> None:
     found = []
     for batch in (7, 3000):
         watch = Watch(One())
-        watch.feed([[row] for row in range(3000)], 0, batch)
+        watch.feed(of_tokens([[row] for row in range(3000)], 0), batch)
         found.append(watch.stats()["layer#0"])
     np.testing.assert_array_equal(found[0].histogram, found[1].histogram)
     np.testing.assert_array_equal(found[0].histogram_edges, found[1].histogram_edges)
@@ -134,7 +135,7 @@ def test_inputs_that_are_no_numbers_name_the_layer(bad: float) -> None:
             return self.layer(torch.tensor([[1.0, bad]]).expand(len(input_ids), 2))
 
     with pytest.raises(EdgekitError, match=r"^layer#0: this layer's input reaches .*; .* fetch or train it again"):
-        Watch(One()).feed([[0]], 0, 1)
+        Watch(One()).feed(of_tokens([[0]], 0), 1)
 
 
 def test_a_layer_that_is_called_twice_has_two_keys() -> None:
@@ -147,7 +148,7 @@ def test_a_layer_that_is_called_twice_has_two_keys() -> None:
             return self.layer(self.layer(torch.nn.functional.one_hot(input_ids, 3).float()))
 
     watch = Watch(Twice())
-    watch.feed([[0, 1], [2]], 0, 2)
+    watch.feed(of_tokens([[0, 1], [2]], 0), 2)
     stats = watch.stats()
     assert sorted(stats) == ["layer#0", "layer#1"]
     assert stats["layer#0"].count == stats["layer#1"].count == 3
@@ -211,11 +212,11 @@ def test_activations_outside_the_ranges_are_counted(checkpoint: Path, prompts: P
     calibration, module = load_calibration(tmp_path), TASKS["text-classification"].load(checkpoint)
     model = load_model(checkpoint)
     texts = [prompt.text for prompt in PromptSet(folder=prompts).split("calibrate")]
-    own = outside_ranges(module, model.encode(texts, 32), 0, calibration, batch=1)
+    own = outside_ranges(module, of_tokens(model.encode(texts, 32), 0), calibration, batch=1)
     assert sorted(own) == sorted(calibration.stats)
     # A batch of another size rounds otherwise: of 6 texts' 32 channels at most one value lies beyond the largest.
     assert max(own.values()) <= 1 / (6 * 32)
-    other = outside_ranges(module, [[4, 4, 4, 4, 4]], 0, calibration)
+    other = outside_ranges(module, of_tokens([[4, 4, 4, 4, 4]], 0), calibration)
     assert max(other.values()) > 0.01
 
 

@@ -11,6 +11,7 @@ import torch
 
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares
 from edgekit.formats.gguf.mixed.choose import is_judged
+from edgekit.modalities.text import token_ids
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.tasks.decoders import Decoder, load_decoder
@@ -143,6 +144,6 @@ def test_half_of_it_times_the_error_is_the_divergence(decoder: Decoder, path: st
 def test_a_taught_model_is_sure_where_it_answers(talker: Path) -> None:
     """Of a conversation the template's tokens are counted too; the squares are no larger than those of a guess."""
     prompts = [Prompt(text=said, label=answer) for said, answer in orders(ROOMS[:4])]
-    ids = [tokens for _, tokens in encode(load_model(talker), prompts, 64)]
+    ids = token_ids(encode(load_model(talker), prompts, 64))
     head = gradient_squares(load_decoder(talker), ids, seed=0)["model.lm_head"]
     assert 0 < head.sum() < 1.0, "the sum of p (1 - p) over the vocabulary"

@@ -14,6 +14,7 @@ from edgekit.distill.students import match_blocks
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import TEACHERS, TeacherInputs
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.tasks import TASKS, outputs
@@ -103,7 +104,9 @@ def test_finetune_learns_the_labels_and_leaves_a_checkpoint(tmp_path: Path) -> N
     assert model.labels == LABELS
     assert str(tmp_path) not in json.dumps(model.config)
     task = TASKS["text-classification"]
-    answers = task.answer(outputs(task.load(out), model.encode([str(row["text"]) for row in rows], 32), 0), {}, LABELS)
+    answers = task.answer(
+        outputs(task.load(out), of_tokens(model.encode([str(row["text"]) for row in rows], 32), 0)), {}, LABELS
+    )
     assert np.mean([answer == row["label"] for answer, row in zip(answers, rows, strict=True)]) > 0.9
     assert told[-1][:2] == (100, 100)
     assert told[-1][2].startswith("loss ")
@@ -147,7 +150,9 @@ def test_a_student_comes_near_its_teacher(tmp_path: Path) -> None:
         options = {"epochs": epochs, "batch": 8, "learning_rate": 3e-3, "holdout": 0.0}
         distill(teacher, data, task="text-classification", layers=layers, options=options, max_length=32, out=out)
         task = TASKS["text-classification"]
-        said, wanted = (outputs(task.load(one), load_model(one).encode(texts, 32), 0) for one in (out, teacher))
+        said, wanted = (
+            outputs(task.load(one), of_tokens(load_model(one).encode(texts, 32), 0)) for one in (out, teacher)
+        )
         return float(np.abs(said - wanted).mean())
 
     assert distance(1, 25, "long") < 0.5 * distance(1, 1, "short")
@@ -170,7 +175,7 @@ def test_an_embedding_student_keeps_pooling_and_size(tmp_path: Path) -> None:
     assert (out / "modules.json").read_bytes() == (teacher / "modules.json").read_bytes()
     task = TASKS["feature-extraction"]
     ids = load_model(out).encode(["jazz", "some jazz"], 32)
-    np.testing.assert_allclose(np.linalg.norm(outputs(task.load(out), ids, 0), axis=1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(outputs(task.load(out), of_tokens(ids, 0)), axis=1), 1.0, atol=1e-6)
 
 
 def test_labels_that_the_teacher_does_not_have_are_refused(checkpoint: Path, tmp_path: Path) -> None:

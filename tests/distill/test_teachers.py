@@ -11,6 +11,7 @@ import torch
 from edgekit.distill import courses, teachers
 from edgekit.distill.losses import Signal
 from edgekit.distill.teachers import TEACHERS, Teacher, TeacherInputs
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.tasks import TASKS, outputs
 from edgekit.workspace import file_sha256
@@ -61,7 +62,7 @@ def test_a_further_kind_of_teacher_is_a_function_and_a_line(
     monkeypatch.setattr(teachers, "TEACHERS", {"recorded": recorded, **TEACHERS})
     teach(checkpoint, make_data(tmp_path / "data"), tmp_path / "out", epochs=12, learning_rate=5e-3)
     texts = [pattern.format(subject) for pattern in PATTERNS.values() for subject in SUBJECTS[:4]]
-    given = outputs(TASKS[TASK].load(tmp_path / "out"), load_model(checkpoint).encode(texts, 32), 0)
+    given = outputs(TASKS[TASK].load(tmp_path / "out"), of_tokens(load_model(checkpoint).encode(texts, 32), 0))
     assert (given.argmax(axis=1) == 0).all()
 
 

@@ -40,6 +40,7 @@ def test_what_ships_is_what_was_verified(demo: Project, report: Mapping[str, Any
     """The loader's labels on every verify prompt, and on long and empty texts, are those of the verified artifact."""
     from tokenizers import Tokenizer
 
+    from edgekit.modalities.text import of_tokens
     from edgekit.runtimes import onnxruntime
     from edgekit.tasks import TASKS
     from edgekit.workspace import open_product
@@ -53,9 +54,8 @@ def test_what_ships_is_what_was_verified(demo: Project, report: Mapping[str, Any
     labels = [json.loads(row)["label"] for row in rows]
     tokenizer = Tokenizer.from_file(str(artifact.folder / "tokenizer.json"))
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    outputs = onnxruntime.outputs(
-        artifact.folder / facts["file"], ids, pad_id=facts["pad_id"], options=facts["runtime_options"]
-    )
+    prompts = of_tokens(ids, facts["pad_id"]).prompts
+    outputs = onnxruntime.outputs(artifact.folder / facts["file"], prompts, options=facts["runtime_options"])
     expected = TASKS["text-classification"].answer(outputs, facts["settings"], facts["classes"], texts)
     (demo.folder / "texts.txt").write_text("\n".join(texts[: len(rows)]) + "\n")
     run = demo.run("run", bundle, "--file", "texts.txt", "--json")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from edgekit.formats.onnx import float_graph
+from edgekit.modalities.text import of_tokens
 
 VOCABULARY, WIDTH, CLASSES = 2000, 64, 5
 
@@ -89,4 +90,4 @@ def calibration(module: Classifier, ids: list[list[int]]) -> Any:
 
 @pytest.fixture(scope="session")
 def exported(module: Classifier, ids: list[list[int]]) -> onnx.ModelProto:
-    return float_graph.export_float(module, ids, pad_id=0, output_name="embedding")
+    return float_graph.export_float(module, of_tokens(ids, 0), output_name="embedding")

@@ -10,20 +10,14 @@ import pytest
 
 from edgekit.errors import EdgekitError
 from edgekit.modalities import MODALITIES, find_modality
-from edgekit.modalities.text import batches, collate
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.tasks import TASKS
 from tests.conftest import LABELS, make_checkpoint
 
 
-def test_batches_are_of_like_length_and_the_longest_come_first() -> None:
-    ids = [[1] * length for length in (5, 1, 3, 8, 2)]
-    found = [(indices, inputs["input_ids"].shape) for indices, inputs in batches(ids, 0, 2)]
-    assert found == [([3, 0], (2, 8)), ([2, 4], (2, 3)), ([1], (1, 1))]
-
-
 def test_padding_is_on_the_right() -> None:
-    inputs = collate([[4, 5], [6]], 7)
+    inputs = of_tokens([[4, 5], [6]], 7).batch()
     assert {name: array.tolist() for name, array in inputs.items()} == {
         "input_ids": [[4, 5], [6, 7]],
         "attention_mask": [[1, 1], [1, 0]],

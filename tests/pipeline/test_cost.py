@@ -20,6 +20,7 @@ from edgekit.formats import FORMATS, gguf
 from edgekit.formats.onnx import graph
 from edgekit.formats.onnx.sizes import float_layer_bytes, predict_bytes, predict_decoder_bytes
 from edgekit.formats.onnx.smooth import Range
+from edgekit.modalities.text import of_tokens
 from edgekit.model import Model
 from edgekit.pipeline.resolve import read_settings
 from edgekit.pipeline.shapes import created_shapes, cut_student, trained_model
@@ -64,7 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Sequence[
     module = Classifier().eval()
     module.model.save_pretrained(folder)
     ids = [np.random.default_rng(length).integers(5, 8000, size=length).tolist() for length in (5, 9, 20)]
-    return Model(folder=folder), ids, export_float(module, ids, pad_id=0, output_name="logits")
+    return Model(folder=folder), ids, export_float(module, of_tokens(ids, 0), output_name="logits")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -75,7 +76,7 @@ def test_bytes_are_within_two_percent(exported: Any, tmp_path: Path, scheme: str
     from edgekit.runtimes.onnxruntime.library import to_half
 
     model, ids, traced = exported
-    made = simplified(graph.copy_model(traced), ids, pad_id=0, for_cpu=scheme != "fp16")
+    made = simplified(graph.copy_model(traced), of_tokens(ids, 0), for_cpu=scheme != "fp16")
     if scheme == "fp16":
         made = to_half(made)
     elif scheme != "fp32":
@@ -97,7 +98,7 @@ def test_bytes_where_layers_stay_float(exported: Any, tmp_path: Path, count: int
     from edgekit.formats.onnx.simplify import simplified
 
     model, ids, traced = exported
-    rewritten = graph.Graph(simplified(graph.copy_model(traced), ids, pad_id=0, for_cpu=True))
+    rewritten = graph.Graph(simplified(graph.copy_model(traced), of_tokens(ids, 0), for_cpu=True))
     largest = sorted(rewritten.linears(), key=lambda linear: -np.size(rewritten.constant(linear.weight)))[:count]
     quantize_int8(rewritten, Int8(ranges=None, keep_float=[linear.key for linear in largest]))
     size = graph.save(rewritten.model, tmp_path / "model.onnx")

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from edgekit.devices import Finished, LocalDevice
 from edgekit.errors import DeviceFailed
+from edgekit.modalities.text import of_tokens
 from edgekit.probes import PROBES, Question
+from edgekit.verify.measurements import pack_rows
 from tests.verify.verify_folders import make_graph
 
 TEXTS = [[4, 7, 5], [9, 10], [8]]
@@ -26,12 +27,11 @@ def question(tmp_path_factory: pytest.TempPathFactory) -> Question:
     artifact = tmp_path_factory.mktemp("probe") / "an artifact"
     artifact.mkdir()
     make_graph(artifact / "model.onnx")
-    offsets = np.cumsum([0, *map(len, TEXTS)])
-    ids = np.concatenate(TEXTS).astype(np.int64)
+    encoded = of_tokens(TEXTS, 0)
     return Question(
         file=artifact / "model.onnx",
         request={"runtime": "onnxruntime", "options": {"threads": 1}, "timing": TIMING},
-        inputs={"ids": ids, "offsets": offsets, "pad_id": np.int64(0)},
+        inputs=pack_rows(encoded, encoded.resized(8)),
         timeout_s=120,
     )
 

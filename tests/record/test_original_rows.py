@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgekit.modalities.text import of_tokens, token_ids
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.record.original_rows import ask, compare
 from edgekit.reference import OwnersRows
-from edgekit.tasks import TASKS, find_pad_id, outputs
+from edgekit.tasks import TASKS, outputs
 from edgekit.tasks.text_classification import softmax
 from edgekit.verify.as_original import check_original
 from tests.hub_variants import CLASSIFIERS, EMBEDDERS, LABELS, TEXTS
@@ -24,8 +25,8 @@ def answers(task: str, folder: Path) -> tuple[list[list[int]], np.ndarray]:
     """What edgekit reads and answers."""
     kind = TASKS[task]
     model = kind.open_model(folder)
-    ids = [tokens for _, tokens in kind.encode(model, [Prompt(text=text) for text in TEXTS], LENGTH)]
-    return ids, outputs(kind.load(folder), ids, find_pad_id(model))
+    encoded = kind.encode(model, [Prompt(text=text) for text in TEXTS], LENGTH)
+    return token_ids(encoded), outputs(kind.load(folder), encoded)
 
 
 @pytest.mark.parametrize("variant", CLASSIFIERS)
@@ -56,7 +57,7 @@ def test_the_variants_differ(tmp_path: Path) -> None:
 
 def answers_ids(folder: Path) -> str:
     kind = TASKS["text-classification"]
-    return repr(kind.encode(kind.open_model(folder), [Prompt(text=text) for text in TEXTS], LENGTH))
+    return repr(token_ids(kind.encode(kind.open_model(folder), [Prompt(text=text) for text in TEXTS], LENGTH)))
 
 
 @pytest.mark.parametrize("variant", EMBEDDERS)
@@ -76,7 +77,7 @@ def test_embedders(variant: str, tmp_path: Path) -> None:
 
 def told(folder: Path, *, ids: list[list[int]], scores: np.ndarray) -> OwnersRows:
     found = ask(folder, "text-classification", TEXTS, max_length=LENGTH, classes=LABELS)
-    return compare(found, TEXTS, ids=ids, answers=scores, compared=len(TEXTS))
+    return compare(found, TEXTS, prompts=of_tokens(ids, 0).prompts, answers=scores, compared=len(TEXTS))
 
 
 def test_a_difference_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 
 from edgekit.errors import EdgekitError
+from edgekit.modalities.encoded import Encoded
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
 from edgekit.record import original_rows
@@ -53,7 +54,7 @@ def test_rows_are_in_the_order_of_the_split(checkpoint: Path, prompts: Path, tmp
         for split in ("calibrate", "verify"):
             texts = [prompt.text for prompt in PromptSet(folder=prompts).split(split)]
             ids = load_model(folder).encode(texts, 32)
-            alone = outputs(TASKS["text-classification"].load(folder), ids, 0, batch=1)
+            alone = outputs(TASKS["text-classification"].load(folder), of_tokens(ids, 0), batch=1)
             np.testing.assert_allclose(arrays[f"{role}_{split}"], alone, atol=1e-6)
     counted = [(done, total, note.split()[-1]) for done, total, note in told if total]
     assert counted[-1][:2] == (36, 36)
@@ -82,7 +83,7 @@ def test_a_process_that_fails_is_told(tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "model.safetensors").write_bytes(b"")
     with pytest.raises(EdgekitError, match=r"half: measuring in torch ended with exit code 1: .*half"):
-        measure_alone({tmp_path / "half": [[1, 2]]}, "text-classification", 8)
+        measure_alone({tmp_path / "half": of_tokens([[1, 2]], 0)}, "text-classification", 8)
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -93,9 +94,9 @@ def test_the_owners_answers_are_recorded_where_some_are_edgekits_own(
     monkeypatch.setattr(original_rows, "COMPARED", 4)
     ours: list[int] = []
 
-    def counted(module: Any, ids: Sequence[Sequence[int]], **more: Any) -> Any:
-        ours.append(len(ids))
-        return outputs(module, ids, **more)
+    def counted(module: Any, encoded: Encoded, **more: Any) -> Any:
+        ours.append(len(encoded))
+        return outputs(module, encoded, **more)
 
     monkeypatch.setattr("edgekit.record.rows.outputs", counted)
     facts = record(checkpoint, checkpoint, prompts, out=tmp_path, **OPTIONS)
@@ -105,7 +106,7 @@ def test_the_owners_answers_are_recorded_where_some_are_edgekits_own(
     assert (told.rows, told.ids_equal, told.answers_equal, told.compared) == (12, 12, 12, 4)
     texts = [prompt.text for prompt in PromptSet(folder=prompts).split("verify")]
     ids = load_model(checkpoint).encode(texts, 32)
-    alone = outputs(TASKS["text-classification"].load(checkpoint), ids, 0, batch=1)
+    alone = outputs(TASKS["text-classification"].load(checkpoint), of_tokens(ids, 0), batch=1)
     np.testing.assert_allclose(read(tmp_path)["student_verify"], alone, atol=1e-5)
     check = check_original(facts.original, [], 12)
     assert check.verdict == "pass"
@@ -130,8 +131,8 @@ def test_edgekits_own_answers_are_recorded_where_one_differs(
 def test_prompts_that_are_compared_are_of_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(original_rows, "COMPARED", 3)
     lengths = [5, 1, 9, 2, 7, 3]
-    assert [lengths[place] for place in spread([[0] * length for length in lengths])] == [9, 5, 1]
-    assert sorted(spread([[1], [1, 2]])) == [0, 1]
+    assert [lengths[place] for place in spread(lengths)] == [9, 5, 1]
+    assert sorted(spread([1, 2])) == [0, 1]
 
 
 @pytest.mark.usefixtures("unmeasured")
@@ -141,7 +142,10 @@ def test_one_folder_is_run_once(checkpoint: Path, prompts: Path, tmp_path: Path)
     arrays = read(tmp_path)
     np.testing.assert_array_equal(arrays["student_verify"], arrays["teacher_verify"])
     answers = ["student_calibrate", "student_verify", "teacher_calibrate", "teacher_verify"]
-    assert sorted(arrays) == ["owner_ids", "owner_offsets", *answers]
+    assert sorted(arrays) == [
+        *(f"owner.{kind}.{name}" for kind in ("shapes", "values") for name in ("attention_mask", "input_ids")),
+        *answers,
+    ]
     assert [now[:2] for now in told if now[1]][-1] == (18, 18)
 
 

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 
 import edgekit
+from edgekit.modalities.text import of_tokens
 from edgekit.runtimes import RUNTIMES, onnxruntime
+from edgekit.verify.measurements import pack_rows
 from tests.runtimes.gguf_files import write_bert
 from tests.runtimes.onnxruntime.test_onnxruntime import N, make_layers
 
 EVENTS = ["device", "load", "first", "latency", "latency_real", "outputs", "memory", "work", "machine", "done"]
 TEXTS = [[1, 2, 3], [4, 5], [], [6, 7, 8, 9]]
+TIMING = {"warmup": 2, "repeats": 70, "least": 59, "seconds": 5, "sequence": 16}
 
 
 def ask(folder: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
@@ -28,15 +31,15 @@ def ask(folder: Path, **changes: Any) -> subprocess.CompletedProcess[str]:
     code = folder / "code"
     shutil.copytree(Path(edgekit.__file__).parent / "runtimes", code / "edgekit" / "runtimes")
     (code / "edgekit" / "__init__.py").touch()
-    offsets = np.cumsum([0, *map(len, TEXTS)])
-    np.savez(folder / "inputs.npz", ids=np.concatenate(TEXTS).astype(np.int64), offsets=offsets, pad_id=0)
+    encoded, timing = of_tokens(TEXTS, 0), TIMING | changes.pop("timing", {})
+    np.savez(folder / "inputs.npz", **pack_rows(encoded, encoded.resized(timing["sequence"])))
     request = {
         "runtime": "onnxruntime",
         "file": "model.onnx",
         "inputs": "inputs.npz",
         "outputs": "out/outputs.npz",
         "options": {"threads": 1, "provider": onnxruntime.CPU, "disabled_optimizers": ["SkipLayerNormFusion"]},
-        "timing": {"warmup": 2, "repeats": 70, "least": 59, "seconds": 5, "sequence": 16},
+        "timing": timing,
     }
     (folder / "request.json").write_text(json.dumps(request | changes))
     return subprocess.run(
@@ -104,7 +107,7 @@ def test_probe_speaks_the_protocol(tmp_path: Path, name: str) -> None:
     assert told["work"]["matmul_ops"]
     with np.load(tmp_path / "out" / "outputs.npz") as arrays:
         assert arrays["outputs"].shape == (len(TEXTS), N)
-        direct = RUNTIMES[name].outputs(tmp_path / file, TEXTS, pad_id=0, options=options)
+        direct = RUNTIMES[name].outputs(tmp_path / file, of_tokens(TEXTS, 0).prompts, options=options)
         assert np.array_equal(arrays["outputs"], direct)
 
 

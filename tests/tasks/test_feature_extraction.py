@@ -12,6 +12,7 @@ import torch
 
 from edgekit.embedding_files import read_embedding
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.tasks import outputs
 from edgekit.tasks.feature_extraction import load
@@ -59,7 +60,7 @@ def test_old_and_new_pooling_files_are_read(encoder: Path, settings: dict[str, A
 def test_pooling_by_hand(encoder: Path, mode: str) -> None:
     module = load(write_modules(encoder, {"pooling_mode": mode}))
     ids = load_model(encoder).encode(TEXTS, 32)
-    told = outputs(module, ids, 0)
+    told = outputs(module, of_tokens(ids, 0))
     by_hand = {
         "cls": lambda vectors: vectors[0],
         "lasttoken": lambda vectors: vectors[-1],
@@ -77,7 +78,7 @@ def test_pooling_by_hand(encoder: Path, mode: str) -> None:
 def test_normalisation_is_in_the_graph(encoder: Path) -> None:
     module = load(write_modules(encoder, {"pooling_mode_mean_tokens": True}, "Normalize"))
     ids = load_model(encoder).encode(TEXTS, 32)
-    np.testing.assert_allclose(np.linalg.norm(outputs(module, ids, 0), axis=1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(outputs(module, of_tokens(ids, 0)), axis=1), 1.0, atol=1e-6)
 
 
 def test_the_pooler_is_no_part_of_the_module(encoder: Path) -> None:
@@ -125,5 +126,5 @@ def test_the_packaged_encoder_gives_what_sentence_transformers_gives() -> None:
     library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     folder = Path(package.__file__).parent / "model"
     texts = ["turn the lights off", "what is the weather in Kyoto, and will it rain on Sunday?", ""]
-    told = outputs(load(folder), load_model(folder).encode(texts, 256), 0)
+    told = outputs(load(folder), of_tokens(load_model(folder).encode(texts, 256), 0))
     np.testing.assert_allclose(told, library.SentenceTransformer(str(folder), device="cpu").encode(texts), atol=1e-5)

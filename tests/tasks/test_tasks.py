@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from edgekit.errors import EdgekitError
-from edgekit.modalities.text import collate
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
-from edgekit.tasks import TASKS, find_pad_id, outputs, row_task, tensors
+from edgekit.tasks import TASKS, outputs, row_task, tensors
+from edgekit.tasks.padding import find_pad_id
 from tests.architectures.decoders import make_decoder
 from tests.conftest import LABELS, make_checkpoint
 
@@ -32,7 +33,7 @@ def test_every_task_keeps_its_promises(name: str, checkpoint: Path, tmp_path: Pa
     assert not module.training
     assert {one.dtype for one in module.parameters()} == {torch.float32}
     ids = load_model(folder).encode(TEXTS, 32)
-    rows = outputs(module, ids, 0, batch=2)
+    rows = outputs(module, of_tokens(ids, 0), batch=2)
     assert rows.dtype == np.float32
     assert len(rows) == len(TEXTS)
     assert task.score(rows, rows) == pytest.approx(1.0, abs=1e-6)
@@ -49,8 +50,8 @@ def test_a_task_of_tokens_keeps_its_promises(tmp_path: Path) -> None:
     assert not module.training
     assert {one.dtype for one in module.parameters()} == {torch.float32}
     found = task.encode(model, [Prompt(text=text) for text in TEXTS], 32)
-    assert [place for place, _ in found] == [0, 1, 2, 3]
-    inputs = tensors(collate([ids for _, ids in found], find_pad_id(model)))
+    assert list(found.owners) == [0, 1, 2, 3]
+    inputs = tensors(found.batch())
     tokens, mask = inputs["input_ids"], inputs["attention_mask"]
     with torch.inference_mode():
         together = module(tokens, mask)
@@ -85,7 +86,7 @@ def test_outputs_keep_the_order_and_tell_progress() -> None:
 
     ids = [[1] * length for length in (5, 1, 3, 8, 2)]
     told: list[tuple[int, int, str]] = []
-    rows = outputs(Lengths(), ids, pad_id=9, batch=2, progress=lambda *now: told.append(now))
+    rows = outputs(Lengths(), of_tokens(ids, 9), batch=2, progress=lambda *now: told.append(now))
     assert rows[:, 0].tolist() == [5, 1, 3, 8, 2]
     assert [done for done, _, _ in told] == [2, 4, 5]
 

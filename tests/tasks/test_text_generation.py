@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import token_ids
 from edgekit.model import Model, load_model
 from edgekit.prompts import Prompt
 from edgekit.tasks.text_generation import choice_passages, encode, endless_turns, load, passages, settings
@@ -57,7 +58,9 @@ def test_running_text_is_cut_into_blocks(plain: Model) -> None:
     assert found[0].ids[0] == BEGIN
     assert {one.start for one in found} == {1}
     assert {one.prompt for one in found} == {0, 1}, "an empty text says nothing"
-    assert encode(plain, [Prompt(text=text)], 16) == [(0, one.ids) for one in found if one.prompt == 1]
+    read = encode(plain, [Prompt(text=text)], 16)
+    assert token_ids(read) == [one.ids for one in found if one.prompt == 1]
+    assert set(read.owners) == {0}
 
 
 def test_an_answer_follows_its_text_and_ends(plain: Model) -> None:

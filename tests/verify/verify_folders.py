@@ -17,8 +17,10 @@ from edgekit.devices import LocalDevice
 from edgekit.evidence import read_report
 from edgekit.gate import Look
 from edgekit.inputs import Content
+from edgekit.modalities.text import of_tokens
 from edgekit.reference import OwnersRows, Reference
 from edgekit.runtimes import machine, onnxruntime
+from edgekit.runtimes.request import pack
 from edgekit.target import Target, load_target
 from edgekit.typed_json import to_table
 from edgekit.verify import VerifyInputs, verify
@@ -103,7 +105,7 @@ def outputs_of(graph: Path, prompts: Path, split: str, tokenizer: Path) -> NDArr
     """What a graph answers on a split."""
     texts = [json.loads(line)["text"] for line in (prompts / f"{split}.jsonl").read_text().splitlines()]
     ids = [encoding.ids for encoding in Tokenizer.from_file(str(tokenizer)).encode_batch(texts)]
-    return onnxruntime.outputs(graph, ids, pad_id=0, options={"threads": 1})
+    return onnxruntime.outputs(graph, of_tokens(ids, 0).prompts, options={"threads": 1})
 
 
 def make_reference(folder: Path, prompts: Path) -> Path:
@@ -117,8 +119,7 @@ def make_reference(folder: Path, prompts: Path) -> Path:
         arrays |= {f"teacher_{split}": rows, f"student_{split}": rows}
     texts = [json.loads(line)["text"] for line in (prompts / "verify.jsonl").read_text().splitlines()]
     ids = [encoding.ids for encoding in Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(texts)]
-    ends = np.cumsum([0, *map(len, ids)])
-    np.savez(folder / "reference.npz", owner_ids=np.concatenate(ids), owner_offsets=ends, **arrays)
+    np.savez(folder / "reference.npz", **arrays, **pack(of_tokens(ids, 0).prompts, "owner."))
     equal = dict.fromkeys(("rows", "ids_equal", "answers_equal", "compared"), len(ids))
     told = OwnersRows(by="a test", first=None, failed=None, limits=None, **equal)
     splits = {split: file_sha256(prompts / f"{split}.jsonl") for split in ("calibrate", "verify")}

@@ -168,7 +168,7 @@ def file_digest(file: Path) -> str:
 
 
 def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
-    """Write a module (input_ids, attention_mask, int64 [batch, sequence] -> [batch, width]) into the folder `out`.
+    """Write a module (inputs by name -> [batch, width]) into the folder `out`.
 
     The calibrate prompts prove parity and make every choice. Raises EdgekitError where the module cannot be exported, where
     nothing was quantized, or where a quantizing scheme does not make the file smaller.
@@ -181,7 +181,7 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     assert source.score is not None
     calibration = source.calibration()
     exported, linears, float_size = _exported(source, calibration, options)
-    on = trial(exported, source.ids, pad_id=source.pad_id, score=source.score, most=TRIAL_PROMPTS)
+    on = trial(exported, source.encoded, score=source.score, most=TRIAL_PROMPTS)
     written = _write_scheme(exported, calibration, options, on, source.progress)
     source.progress(0, 0, "writing it and measuring each layer's error")
     path = out / FILE
@@ -206,7 +206,7 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
         onnx=replace(
             described.onnx,
             calibrate_score=_scores(path, on, written.config_entries, exact=written.scheme == "fp32"),
-            layers=tuple(layer_errors(written.exact, written.model, on.ids, source.pad_id, written.config_entries)),
+            layers=tuple(layer_errors(written.exact, written.model, on.encoded, written.config_entries)),
         ),
     )
 
@@ -217,17 +217,17 @@ def _exported(source: Source, calibration: Calibration, options: Options) -> tup
     from edgekit.formats.onnx.float_graph import export_float
     from edgekit.formats.onnx.simplify import simplified
 
-    if not source.ids:
+    if not len(source.encoded):
         raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
     module = source.load()
     graph.check_size(4 * sum(weight.numel() for weight in module.parameters()), type(module).__name__)
     source.progress(0, 0, "tracing and simplifying the float graph")
-    exported = export_float(module, source.ids, pad_id=source.pad_id, output_name=source.output)
+    exported = export_float(module, source.encoded, output_name=source.output)
     linears = [linear.key for linear in graph.Graph(exported).linears()]
     if options.scheme in {"auto", "int8-static"}:
         _refuse_other_calibration(module, exported, calibration)
     for_cpu = options.layout == "operators" and options.scheme != "fp16"
-    made = simplified(exported, source.ids, pad_id=source.pad_id, for_cpu=for_cpu)
+    made = simplified(exported, source.encoded, for_cpu=for_cpu)
     return made, linears, _float_size(exported)
 
 
@@ -406,10 +406,10 @@ def _scores(path: Path, on: Trial, entries: Mapping[str, str], *, exact: bool) -
     """How near the written file's answers are to the float graph's on the trial's prompts, in onnxruntime's integers."""
     from edgekit.formats.onnx.session import Session
 
-    answers = Session(path, entries=entries).outputs(on.ids, on.pad_id)
+    answers = Session(path, entries=entries).outputs(on.encoded)
     _check_written(path, answers, on.reference, exact=exact)
     perfect = float(on.score(on.reference, on.reference))
-    return {"score": float(on.score(on.reference, answers)), "float": perfect, "prompts": float(len(on.ids))}
+    return {"score": float(on.score(on.reference, answers)), "float": perfect, "prompts": float(len(on.encoded))}
 
 
 def _check_written(path: Path, answers: NDArray[np.float32], reference: NDArray[np.float32], *, exact: bool) -> None:

@@ -7,7 +7,7 @@ CPU that builds: an AVX2 CPU saturates where the target may not. No choice looks
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
+
+    from edgekit.modalities.encoded import Encoded
 
 log = logging.getLogger("edgekit")
 
@@ -45,8 +47,7 @@ ALIKE = 0.02
 class Trial:
     """The prompts that candidates answer, and what the float graph answers, float32 [n, width]."""
 
-    ids: Sequence[Sequence[int]]
-    pad_id: int
+    encoded: Encoded
     reference: NDArray[np.float32]
     score: Score
 
@@ -58,7 +59,7 @@ class Trial:
         """
         import numpy as np
 
-        answers = Session(model, entries={"session.disable_quant_qdq": "1"}).outputs(self.ids, self.pad_id)
+        answers = Session(model, entries={"session.disable_quant_qdq": "1"}).outputs(self.encoded)
         if not np.isfinite(answers).all():
             return float("inf")
         wanted = self.reference - self.reference.mean(axis=1, keepdims=True)
@@ -69,16 +70,16 @@ class Trial:
         """The task's score of a graph's answer to each prompt, in onnxruntime's integers, float64 [n]."""
         import numpy as np
 
-        answers = Session(model, entries=entries).outputs(self.ids, self.pad_id)
+        answers = Session(model, entries=entries).outputs(self.encoded)
         rows = range(len(answers))
         return np.array([self.score(self.reference[row : row + 1], answers[row : row + 1]) for row in rows])
 
 
-def trial(model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: int, score: Score, most: int) -> Trial:
+def trial(model: onnx.ModelProto, encoded: Encoded, *, score: Score, most: int) -> Trial:
     """A Trial on at most `most` prompts, taken evenly over the list."""
-    step = max(1, -(-len(ids) // most))
-    some = list(ids[::step])
-    return Trial(ids=some, pad_id=pad_id, reference=Session(model).outputs(some, pad_id), score=score)
+    step = max(1, -(-len(encoded) // most))
+    some = encoded.subset(range(0, len(encoded), step))
+    return Trial(encoded=some, reference=Session(model).outputs(some), score=score)
 
 
 @dataclass(frozen=True, kw_only=True)

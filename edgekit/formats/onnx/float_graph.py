@@ -10,24 +10,25 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.graph import Graph, attribute, copy_node, tensor_attribute
 from edgekit.formats.onnx.session import Session
-from edgekit.modalities.text import collate
 
 if TYPE_CHECKING:
     import onnx
     import torch
     from torch import nn
 
+    from edgekit.modalities.encoded import Arrays, Encoded, Input
+
 log = logging.getLogger("edgekit")
 
-INPUTS = ("input_ids", "attention_mask")
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter writes a node's module path
 # The older exporter has no newer opset (torch.onnx.utils, torch 2.13).
 OLD_OPSET = 18
@@ -47,26 +48,27 @@ EXPORT_ERRORS = (
 )
 
 
-def export_float(module: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int, output_name: str) -> onnx.ModelProto:
-    """The module (input_ids, attention_mask) -> [batch, width] as a float32 graph with free batch and sequence.
+def export_float(module: nn.Module, encoded: Encoded, *, output_name: str) -> onnx.ModelProto:
+    """The module of these prompts' inputs -> [batch, width] as a float32 graph; the batch and what differs in them are free.
 
-    Its Linears are MatMul nodes named after their modules. `ids` are real prompts: they are the samples and the proof of
+    Its Linears are MatMul nodes named after their modules. `encoded` are real prompts: they are the samples and the proof of
     parity. Raises EdgekitError naming the operator where no exporter can translate the module, and naming the worst
     difference where the graph does not compute what torch does.
     """
     module.eval()  # a wrapper left in train mode makes the older exporter switch dropout on
     reasons: list[str] = []
+    sample = _sample(encoded)
     for exporter in (_with_transformers, _with_torch, _with_old_torch):
         try:
             with quiet(), sets_in_order(module):
-                model = exporter(module, _sample(ids, pad_id))
+                model = exporter(module, _tensors(sample), encoded.inputs)
         except EXPORT_ERRORS as failed:
             reasons.append(reason(failed))
             log.info("export: %s: %s; trying the next exporter", exporter.__name__.removeprefix("_"), reasons[-1])
             continue
-        tidy(model, output_name)
+        tidy(model, encoded.inputs, output_name)
         try:
-            check_parity(module, model, ids, pad_id=pad_id)
+            check_parity(module, model, encoded)
         except EdgekitError as wrong:
             reasons.append(wrong.message)
             log.info("export: %s: %s; trying the next exporter", exporter.__name__.removeprefix("_"), wrong.message)
@@ -75,7 +77,7 @@ def export_float(module: nn.Module, ids: Sequence[Sequence[int]], *, pad_id: int
     raise EdgekitError(f"{type(module).__name__}: cannot be exported to ONNX: {_most_telling(reasons)}")
 
 
-def check_parity(module: nn.Module, model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: int) -> float:
+def check_parity(module: nn.Module, model: onnx.ModelProto, encoded: Encoded) -> float:
     """Compare a graph with torch at several shapes; returns the worst difference over the output's largest magnitude.
 
     Shapes: single prompts (shortest, middle, longest, and one cut to two tokens) and a padded batch of several. Raises
@@ -86,12 +88,12 @@ def check_parity(module: nn.Module, model: onnx.ModelProto, ids: Sequence[Sequen
 
     session = Session(model)
     worst, where = 0.0, ""
-    for batch in _parity_batches(ids):
-        inputs = collate(batch, pad_id)
+    for batch in _parity_batches(encoded):
+        inputs = batch.batch()
         with torch.inference_mode():
-            expected = module(**{name: torch.from_numpy(array) for name, array in inputs.items()}).float().numpy()
+            expected = module(**_tensors(inputs)).float().numpy()
         given = session.run(inputs)
-        shape = f"batch {len(batch)}, sequence {max(map(len, batch))}"
+        shape = f"batch {len(batch)}, sequence {max(batch.sizes)}"
         if given.shape != expected.shape:
             raise EdgekitError(f"the graph gives shape {given.shape} where torch gives {expected.shape} ({shape})")
         difference = float(np.abs(given - expected).max() / max(1e-6, float(np.abs(expected).max())))
@@ -104,30 +106,38 @@ def check_parity(module: nn.Module, model: onnx.ModelProto, ids: Sequence[Sequen
     return worst
 
 
-def _parity_batches(ids: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    by_length = sorted(ids, key=len)
-    longest, middle, shortest = by_length[-1], by_length[len(by_length) // 2], by_length[0]
-    for single in (shortest, middle, longest, longest[:2]):
-        yield [single]
-    yield [middle, longest, shortest]
-    yield list(ids[:5])
+def _parity_batches(encoded: Encoded) -> Iterator[Encoded]:
+    by_size = encoded.by_size()
+    longest, middle, shortest = by_size[-1], by_size[len(by_size) // 2], by_size[0]
+    for single in (shortest, middle, longest):
+        yield encoded.subset([single])
+    yield encoded.subset([longest]).cut(2)
+    yield encoded.subset([middle, longest, shortest])
+    yield encoded.subset(range(min(5, len(encoded))))
 
 
-def _sample(ids: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    # Two rows, one padded: a batch of one or a mask of ones only is frozen into the graph.
+def _sample(encoded: Encoded) -> Arrays:
+    """Two prompts, one filled up where prompts differ in size: a batch of one or a mask of ones only is frozen into the graph."""
+    longest = encoded.subset(encoded.by_size()[-1:])
+    row = longest.resized(max(8, min(16, *longest.sizes)))
+    return replace(row, prompts=[*row.prompts, *row.cut(5).prompts], owners=[0, 0]).batch()
+
+
+def _tensors(inputs: Arrays) -> dict[str, torch.Tensor]:
     import torch
 
-    longest = list(sorted(ids, key=len)[-1])
-    row = (longest * 8)[: max(8, min(16, len(longest)))]
-    return {name: torch.from_numpy(array) for name, array in collate([row, row[:5]], pad_id).items()}
+    return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
 
-def _dynamic_shapes(longest: int) -> dict[str, dict[int, torch.export.Dim]]:
+def _dynamic_shapes(inputs: Mapping[str, Input], longest: int) -> dict[str, dict[int, torch.export.Dim]]:
     import torch
 
     batch = torch.export.Dim("batch", min=1, max=4096)
-    sequence = torch.export.Dim("sequence", min=2, max=longest)
-    return {name: {0: batch, 1: sequence} for name in INPUTS}
+    free = {given.axis for given in inputs.values() if given.axis is not None}
+    axes = {axis: torch.export.Dim(axis, min=2, max=longest) for axis in sorted(free)}
+    return {
+        name: {0: batch} if given.axis is None else {0: batch, 1: axes[given.axis]} for name, given in inputs.items()
+    }
 
 
 def _longest(module: nn.Module) -> int:
@@ -138,44 +148,51 @@ def _longest(module: nn.Module) -> int:
     return max(8, min(known) - 2) if known else 512
 
 
-def _with_transformers(module: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.ModelProto:
+def _with_transformers(
+    module: nn.Module, sample: dict[str, torch.Tensor], inputs: Mapping[str, Input]
+) -> onnx.ModelProto:
     import onnx_ir
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    config = OnnxConfig(dynamic_shapes=_dynamic_shapes(_longest(module)))
+    config = OnnxConfig(dynamic_shapes=_dynamic_shapes(inputs, _longest(module)))
     exported = OnnxExporter().export(module, sample, config=config)
     return onnx_ir.to_proto(exported.program)
 
 
-def _with_torch(module: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.ModelProto:
+def _with_torch(module: nn.Module, sample: dict[str, torch.Tensor], inputs: Mapping[str, Input]) -> onnx.ModelProto:
     import torch
 
     program = torch.onnx.export(
-        module, (), kwargs=sample, dynamic_shapes=_dynamic_shapes(_longest(module)), dynamo=True, verbose=False
+        module, (), kwargs=sample, dynamic_shapes=_dynamic_shapes(inputs, _longest(module)), dynamo=True, verbose=False
     )
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     return proto
 
 
-def _with_old_torch(module: nn.Module, sample: dict[str, torch.Tensor]) -> onnx.ModelProto:
+def _with_old_torch(module: nn.Module, sample: dict[str, torch.Tensor], inputs: Mapping[str, Input]) -> onnx.ModelProto:
     import onnx
     import torch
 
-    free = {name: {0: "batch", 1: "sequence"} for name in INPUTS}
+    free = {name: dict(enumerate(_axes(given))) for name, given in inputs.items()}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "old.onnx"
         torch.onnx.export(
             module,
-            tuple(sample[name] for name in INPUTS),
+            tuple(sample[name] for name in inputs),
             file,
-            input_names=list(INPUTS),
+            input_names=list(inputs),
             output_names=["output"],
             dynamic_axes=free | {"output": {0: "batch"}},
             opset_version=OLD_OPSET,
             dynamo=False,
         )
         return onnx.load(file)
+
+
+def _axes(given: Input) -> list[str]:
+    """The names of an input's first axes, those that are free."""
+    return ["batch", *([] if given.axis is None else [given.axis])]
 
 
 @contextmanager
@@ -239,18 +256,18 @@ def _most_telling(reasons: Sequence[str]) -> str:
     return next((reason for reason in reasons if reason.startswith("operator ")), reasons[0])
 
 
-def tidy(model: onnx.ModelProto, output_name: str) -> None:
+def tidy(model: onnx.ModelProto, inputs: Mapping[str, Input], output_name: str) -> None:
     """Give an exported graph our names and nothing that differs between machines.
 
-    Linears become MatMul (+ Add) nodes named after their modules, weights are named after their Linears, dimensions are
-    batch and sequence, the output has its name; traces, stale value_info and unread nodes are dropped.
+    Linears become MatMul (+ Add) nodes named after their modules, weights are named after their Linears, free
+    dimensions are batch and sequence, the output has its name; traces, stale value_info and unread nodes are dropped.
     """
     hoist_constants(model)
     graph = Graph(model)
-    for wanted, value in zip(INPUTS, model.graph.input, strict=True):
+    for (wanted, given), value in zip(inputs.items(), model.graph.input, strict=True):
         _rename_value(graph, value.name, wanted)
         value.name = wanted
-        for extent, name in zip(value.type.tensor_type.shape.dim, ("batch", "sequence"), strict=True):
+        for extent, name in zip(value.type.tensor_type.shape.dim, _axes(given), strict=False):
             extent.dim_param = name
     output = model.graph.output[0]
     _rename_value(graph, output.name, output_name)

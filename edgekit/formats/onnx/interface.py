@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.session import Session
-from edgekit.modalities.text import collate
+from edgekit.modalities.text import of_tokens
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
@@ -23,7 +23,7 @@ def check_interface(session: Session, path: Path) -> None:
             f"{path}: its first output, {output.name}, is a {output.type}; edgekit reads floats: export the logits or the"
             " embedding as the first output"
         )
-    shapes = [session.run(collate([[0] * length], 0)).shape for length in LENGTHS]
+    shapes = [session.run(of_tokens([[0] * length], 0).batch()).shape for length in LENGTHS]
     for length, shape in zip(LENGTHS, shapes, strict=True):
         if len(shape) != 2 or shape[0] != 1 or shape != shapes[0]:
             raise EdgekitError(

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from edgekit.evidence import LayerError
 from edgekit.formats.onnx.graph import Graph, copy_model
 from edgekit.formats.onnx.session import Session
-from edgekit.modalities.text import collate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import onnx
+
+    from edgekit.modalities.encoded import Encoded
 
 # Every prompt gives as many values per Linear as it has tokens: a few prompts settle two digits.
 MOST_PROMPTS = 16
@@ -21,8 +22,7 @@ MOST_PROMPTS = 16
 def layer_errors(
     exact: onnx.ModelProto,
     quantized: onnx.ModelProto,
-    ids: Sequence[Sequence[int]],
-    pad_id: int,
+    encoded: Encoded,
     entries: Mapping[str, str] | None = None,
 ) -> list[LayerError]:
     """{name, error} of every Linear in graph order: error = sum |y - y'|^2 / sum |y|^2 over prompts, tokens and channels.
@@ -38,8 +38,9 @@ def layer_errors(
     names = [linear.result for linear in linears]
     sessions = [Session(_exposing(model, names), entries=entries) for model in (exact, quantized)]
     lost, power = np.zeros(len(names)), np.zeros(len(names))
-    for row in ids[:: max(1, -(-len(ids) // MOST_PROMPTS))]:
-        wanted, got = (session.values(names, collate([row], pad_id)) for session in sessions)
+    for index in range(0, len(encoded), max(1, -(-len(encoded) // MOST_PROMPTS))):
+        inputs = encoded.subset([index]).batch()
+        wanted, got = (session.values(names, inputs) for session in sessions)
         for place, (y, other) in enumerate(zip(wanted, got, strict=True)):
             difference = other[..., : y.shape[-1]].astype(np.float64) - y
             lost[place] += (difference**2).sum()

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgekit.errors import EdgekitError
-from edgekit.modalities.text import collate
 from edgekit.runtimes.onnxruntime.library import Options, load_errors, open_session, version
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
+
+    from edgekit.modalities.encoded import Arrays, Encoded
 
 # onnxruntime's SkipLayerNormalization kernel takes 6x as long as the Add and LayerNormalization that it replaces
 # (measured with onnxruntime 1.31 on BERT MiniLM); the fusion can only be switched off per session.
@@ -29,7 +30,7 @@ class Value(Protocol):
 
 
 class Session:
-    """An onnxruntime session on the CPU over (input_ids, attention_mask) -> [batch, width]."""
+    """An onnxruntime session on the CPU over inputs by name -> [batch, width]."""
 
     def __init__(
         self,
@@ -61,29 +62,35 @@ class Session:
         self.gives: list[Value] = self._session.get_outputs()
         self.inputs = [value.name for value in self.takes]
 
-    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def run(self, inputs: Arrays) -> NDArray[np.float32]:
         """The output [batch, width] for inputs by name. EdgekitError where onnxruntime fails on them."""
         try:
             answer: NDArray[np.float32] = self._session.run(None, self._feeds(inputs))[0]
         except load_errors() as failed:
-            shape = list(inputs["input_ids"].shape)
-            raise EdgekitError(f"{self._named}: onnxruntime fails on ids of shape {shape}: {_told(failed)}") from failed
+            name, array = next(iter(inputs.items()))
+            raise EdgekitError(
+                f"{self._named}: onnxruntime fails on {name.removeprefix('input_')} of shape {list(array.shape)}: {_told(failed)}"
+            ) from failed
         return answer
 
-    def values(self, names: Sequence[str], inputs: Mapping[str, NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+    def values(self, names: Sequence[str], inputs: Arrays) -> list[NDArray[np.float32]]:
         """Outputs by name, for the inputs of `run`."""
         return list(self._session.run(list(names), self._feeds(inputs)))
 
-    def outputs(self, ids: Sequence[Sequence[int]], pad_id: int) -> NDArray[np.float32]:
+    def outputs(self, encoded: Encoded) -> NDArray[np.float32]:
         """The outputs [n, width] of n prompts, each run by itself as a device would."""
         import numpy as np
 
-        return np.concatenate([self.run(collate([row], pad_id)) for row in ids]).astype(np.float32)
+        return np.concatenate([self.run(encoded.subset([index]).batch()) for index in range(len(encoded))]).astype(
+            np.float32
+        )
 
-    def _feeds(self, inputs: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    def _feeds(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        import numpy as np
+
         given = dict(inputs)
         if "token_type_ids" in self.inputs:  # only in files that something else exported: all of one segment
-            given["token_type_ids"] = given["input_ids"] * 0
+            given["token_type_ids"] = np.zeros_like(given["input_ids"])
         return {name: value for name, value in given.items() if name in self.inputs}
 
 

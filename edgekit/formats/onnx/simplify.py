@@ -6,18 +6,18 @@ Each rewrite is exact in real numbers and looks for one pattern; where it does n
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.graph import Graph, attribute, copy_model, float_array, tensor_attribute
 from edgekit.formats.onnx.session import Session
-from edgekit.modalities.text import collate
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
+
+    from edgekit.modalities.encoded import Encoded
 
 log = logging.getLogger("edgekit")
 
@@ -25,8 +25,8 @@ log = logging.getLogger("edgekit")
 LARGEST_REORDERING = 1e-4
 
 
-def simplified(model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: int, for_cpu: bool) -> onnx.ModelProto:
-    """A copy of a float model (input_ids, attention_mask) with every rewrite that finds its pattern.
+def simplified(model: onnx.ModelProto, encoded: Encoded, *, for_cpu: bool) -> onnx.ModelProto:
+    """A copy of a float model with every rewrite that finds its pattern.
 
     for_cpu: also those that need onnxruntime's own CPU operators. The copy answers some of the prompts as the model does,
     alone and in a padded batch; where a rewrite changed the answers, the model is returned as it was, with a warning.
@@ -44,7 +44,7 @@ def simplified(model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: 
         sequence_first(graph)
         first_token_only(graph)
     try:
-        error = _difference(Session(model), Session(fresh), ids, pad_id)
+        error = _difference(Session(model), Session(fresh), encoded)
     except EdgekitError as failed:
         log.warning("export: a rewrite broke the graph, which is used as it was (slower): %s", failed.message)
         return copy_model(model)
@@ -54,14 +54,18 @@ def simplified(model: onnx.ModelProto, ids: Sequence[Sequence[int]], *, pad_id: 
     return fresh
 
 
-def _difference(before: Session, after: Session, ids: Sequence[Sequence[int]], pad_id: int) -> float:
+def _difference(before: Session, after: Session, encoded: Encoded) -> float:
     """The worst difference of two graphs' answers over the largest answer; infinite for NaN and other shapes."""
     import numpy as np
 
-    by_length = sorted(ids, key=len)
+    by_size = encoded.by_size()
+    shortest, longest = by_size[0], by_size[-1]
+    batches = [encoded.subset([shortest]), encoded.subset([longest]), encoded.subset([longest]).cut(2)]
+    batches.append(encoded.subset([longest, shortest, *range(min(3, len(encoded)))]))
     worst = 0.0
-    for batch in ([by_length[0]], [by_length[-1]], [by_length[-1][:2]], [by_length[-1], by_length[0], *ids[:3]]):
-        wanted, given = (session.run(collate(batch, pad_id)) for session in (before, after))
+    for batch in batches:
+        inputs = batch.batch()
+        wanted, given = (session.run(inputs) for session in (before, after))
         if wanted.shape != given.shape or not np.isfinite(given).all():
             return float("inf")
         worst = max(worst, float(np.abs(wanted - given).max() / max(1e-6, float(np.abs(wanted).max()))))

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.runtimes.placement import Work
-
-    Ids = Sequence[int] | NDArray[np.integer]
+    from edgekit.runtimes.request import Arrays
 
 __all__ = [
     "CPU",
@@ -108,30 +107,28 @@ def generator(file: Path, options: Mapping[str, object]) -> Generator:
     return Generator(file, options)
 
 
-def outputs(
-    file: Path, ids: Sequence[Sequence[int]], *, pad_id: int, options: Mapping[str, object]
-) -> NDArray[np.float32]:
-    """The outputs [n, width] of n encoded texts, each run by itself and unpadded, as an app would; an empty one is `pad_id`."""
+def outputs(file: Path, prompts: Sequence[Arrays], *, options: Mapping[str, object]) -> NDArray[np.float32]:
+    """The outputs [n, width] of n prompts, each run by itself, as an app would."""
     import numpy as np
 
     session = load(file, options)
-    rows = np.stack([session.run(row or [pad_id]) for row in ids])
+    rows = np.stack([session.run(prompt) for prompt in prompts])
     session.close()
     return rows
 
 
-def work(file: Path, options: Mapping[str, object], ids: Ids) -> Work:
-    """What one call of an embedder on `ids` does: `Loaded.work` with matmul_ops by provider and weight_bytes.
+def work(file: Path, options: Mapping[str, object], prompt: Arrays) -> Work:
+    """What one call of an embedder on a prompt does: `Loaded.work` with matmul_ops by provider and weight_bytes.
 
     Every parameter outside the embedding table is taken for a matrix's (a multiplication and an addition for each token), and
     the table for as densely stored as the rest: llama.cpp tells no tensor's size.
     """
     session = load(file, options)
-    session.run(ids)
+    session.run(prompt)
     done = session.work()
     session.close()
     matrices = done["parameters"] - session.table
-    operations, share = 2 * matrices * len(ids), done["offloaded"] / done["layers"]
+    operations, share = 2 * matrices * len(prompt["input_ids"]), done["offloaded"] / done["layers"]
     by_provider = {GPU: round(operations * share), CPU: round(operations * (1 - share))}
     return {
         **done,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.runtimes.placement import Work
-
-    Ids = Sequence[int] | NDArray[np.integer]
+    from edgekit.runtimes.request import Arrays
 
 # An embedder's context grows to the longest text in doubling steps: its buffers grow with the square of it.
 _SHORTEST = 256
@@ -29,11 +28,11 @@ class Session:
         self._room = 0
         self.table: int = self._loaded.vocabulary * self._loaded.width
 
-    def run(self, ids: Ids) -> NDArray[np.float32]:
-        """The pooled output [width] for one text's token ids, not normalized. Raises LlamaError where they are too many."""
+    def run(self, prompt: Arrays) -> NDArray[np.float32]:
+        """The pooled output [width] for one text's `input_ids`, not normalized. Raises LlamaError where they are too many."""
         import numpy as np
 
-        tokens = np.ascontiguousarray(ids, dtype=np.int32)
+        tokens = np.ascontiguousarray(prompt["input_ids"], dtype=np.int32)
         if len(tokens) > self._room:
             self._grow(len(tokens))
         self._loaded.clear()

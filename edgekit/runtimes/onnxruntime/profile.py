@@ -14,8 +14,8 @@ from edgekit.runtimes.onnxruntime.operators import OPERATORS
 from edgekit.runtimes.onnxruntime.session import Session
 
 if TYPE_CHECKING:
-    from edgekit.runtimes.onnxruntime.session import Ids
     from edgekit.runtimes.placement import Work
+    from edgekit.runtimes.request import Arrays
 
 _PRODUCTS = {name: operator.weight_bytes for name, operator in OPERATORS.items() if operator.kind == "matmul"}
 _WIDTHS = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1}
@@ -38,27 +38,27 @@ class _Event(TypedDict, total=False):
     args: _Kernel
 
 
-def work(file: Path, options: Mapping[str, object], ids: Ids) -> Work:
-    """What one call on `ids` does: {provider, nodes, matmul_nodes, matmul_ops, weight_bytes}.
+def work(file: Path, options: Mapping[str, object], prompt: Arrays) -> Work:
+    """What one call on a prompt does: {provider, nodes, matmul_nodes, matmul_ops, weight_bytes}.
 
     nodes, matmul_nodes and matmul_ops are by execution provider; an operation is a multiplication or an addition.
     weight_bytes are those of the constant matrices that the call reads. A provider that compiles a part of the graph shows it
     as one node: what the CPU alone would compute and does not under this provider is counted as the provider's.
     """
-    result = _profile(file, options, ids)
+    result = _profile(file, options, prompt)
     used = result["provider"]
     if used != CPU:
-        alone, operations = _profile(file, dict(options) | {"provider": CPU}, ids), result["matmul_ops"]
+        alone, operations = _profile(file, dict(options) | {"provider": CPU}, prompt), result["matmul_ops"]
         hidden = sum(alone["matmul_ops"].values()) - sum(operations.values())
         operations[used] = operations.get(used, 0) + max(hidden, 0)
         result["weight_bytes"] = max(result["weight_bytes"], alone["weight_bytes"])
     return result
 
 
-def _profile(file: Path, options: Mapping[str, object], ids: Ids) -> Work:
+def _profile(file: Path, options: Mapping[str, object], prompt: Arrays) -> Work:
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         session = Session(file, options, profile=Path(scratch) / "profile")
-        session.run(ids)
+        session.run(prompt)
         events = json.loads(session.end_profile().read_text(encoding="utf-8"))
     nodes: Counter[str] = Counter()
     products: Counter[str] = Counter()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.runtimes.placement import Work
+    from edgekit.runtimes.request import Arrays
 
 __all__ = [
     "CPU", "DOMAINS", "NAME", "OUTPUTS", "PACKAGE", "Options", "Session",
@@ -79,14 +80,12 @@ def generator(file: Path, options: Mapping[str, object]) -> NoReturn:  # noqa: A
     raise ValueError(f"{file}: OpenVINO runs no decoder of edgekit; onnxruntime or llama.cpp does")
 
 
-def outputs(
-    file: Path, ids: Sequence[Sequence[int]], *, pad_id: int, options: Mapping[str, object]
-) -> NDArray[np.float32]:
-    """The outputs [n, width] of n encoded texts, each run by itself and unpadded, as an app would; an empty one is `pad_id`."""
+def outputs(file: Path, prompts: Sequence[Arrays], *, options: Mapping[str, object]) -> NDArray[np.float32]:
+    """The outputs [n, width] of n prompts, each run by itself, as an app would."""
     import numpy as np
 
     session = load(file, options)
-    return np.stack([session.run(row or [pad_id]) for row in ids])
+    return np.stack([session.run(prompt) for prompt in prompts])
 
 
 def placement(asked: Mapping[str, object], work: Work, available: Sequence[str]) -> Placement:

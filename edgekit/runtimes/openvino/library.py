@@ -59,7 +59,7 @@ class Profiled(Protocol):
 class Asked(Protocol):
     """A request for inference."""
 
-    def infer(self, inputs: Mapping[str, NDArray[np.int64]]) -> Mapping[object, NDArray[np.float32]]:
+    def infer(self, inputs: Mapping[str, NDArray[np.generic]]) -> Mapping[object, NDArray[np.float32]]:
         """The outputs."""
 
     def get_profiling_info(self) -> list[Profiled]:
@@ -152,12 +152,13 @@ def compile_model(file: Path, options: Options, *, count: bool = False) -> Compi
     return compiled
 
 
-def read_graph(file: Path, tokens: int) -> Graph:
-    """A file's graph for one text of so many tokens, as OpenVINO reads it."""
+def read_graph(file: Path, shapes: Mapping[str, Sequence[int]]) -> Graph:
+    """A file's graph for inputs of these shapes, as OpenVINO reads it; token types have that of the tokens."""
     import openvino
 
     graph: Graph = openvino.Core().read_model(str(file))
-    graph.reshape({value.any_name: [1, tokens] for value in graph.inputs})
+    known = {"token_type_ids": shapes.get("input_ids", ()), **shapes}
+    graph.reshape({value.any_name: known[value.any_name] for value in graph.inputs})
     return graph
 
 

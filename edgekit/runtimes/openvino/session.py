@@ -1,22 +1,23 @@
-"""A model that answers with rows: (input_ids, attention_mask) -> [1, width]."""
+"""A model that answers with rows: one prompt's inputs by name -> [1, width]."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.runtimes.openvino.library import Profiled, compile_model, read_options
+from edgekit.runtimes.request import feeds
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Ids = Sequence[int] | NDArray[np.int64]
+    from edgekit.runtimes.request import Arrays
 
 
 class Session:
-    """A loaded ONNX model over (input_ids, attention_mask) -> [1, width]."""
+    """A loaded ONNX model over inputs by name -> [1, width]."""
 
     def __init__(self, file: Path, options: Mapping[str, object], *, count: bool = False) -> None:
         """Raises what OpenVINO raises for a file that it does not load, ValueError for one that it would compute otherwise.
@@ -27,15 +28,11 @@ class Session:
         self._asked = self._compiled.create_infer_request()
         self._inputs = [value.any_name for value in self._compiled.inputs]
 
-    def run(self, ids: Ids) -> NDArray[np.float32]:
-        """The output [width] for one text's token ids. Raises ValueError where the model gives no single row."""
+    def run(self, prompt: Arrays) -> NDArray[np.float32]:
+        """The output [width] for one prompt. Raises ValueError where the model wants other inputs, or gives no single row."""
         import numpy as np
 
-        tokens = np.asarray(ids, dtype=np.int64)[None]
-        known = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}
-        if unknown := sorted(set(self._inputs) - set(known)):
-            raise ValueError(f"the model wants the input {unknown[0]}; edgekit gives {', '.join(known)}")
-        (answer, *_) = self._asked.infer({name: known[name] for name in self._inputs}).values()
+        (answer, *_) = self._asked.infer(feeds(prompt, self._inputs)).values()
         if answer.ndim != 2 or len(answer) != 1:
             raise ValueError(f"one text gave an answer of shape {list(answer.shape)}, expected [1, width]")
         return np.array(answer[0], dtype=np.float32)  # a copy: the request's own memory is used again

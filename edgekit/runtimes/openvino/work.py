@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ from edgekit.runtimes.openvino.library import CPU, Node, read_graph
 from edgekit.runtimes.openvino.session import Session
 
 if TYPE_CHECKING:
-    from edgekit.runtimes.openvino.session import Ids
     from edgekit.runtimes.placement import Work
+    from edgekit.runtimes.request import Arrays
 
 # How the kinds of a product begin in the CPU's graph, as FullyConnectedCompressed (cpu_types.cpp of the intel_cpu plugin).
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
@@ -21,17 +21,17 @@ _PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
 _THROUGH = {"Convert", "Multiply", "Subtract", "Reshape", "Transpose", "FakeQuantize", "Unsqueeze"}
 
 
-def work(file: Path, options: Mapping[str, object], ids: Ids) -> Work:
-    """What one call on `ids` does: {provider, nodes, matmul_nodes, matmul_ops, weight_bytes, precisions}.
+def work(file: Path, options: Mapping[str, object], prompt: Arrays) -> Work:
+    """What one call on a prompt does: {provider, nodes, matmul_nodes, matmul_ops, weight_bytes, precisions}.
 
     An operation is a multiplication or an addition; products and bytes are counted in the graph as it was read, precisions (how
     many products ran in each: i8, f32, ...) and nodes in what ran.
     """
     session = Session(file, options, count=True)
-    session.run(ids)
+    session.run(prompt)
     ran = session.profile()
     products = [node for node in ran if node.node_type.startswith(_PRODUCTS)]
-    operations, weights = _count(file, len(ids))
+    operations, weights = _count(file, {name: (1, *array.shape) for name, array in prompt.items()})
     return {
         "provider": CPU,
         "nodes": {CPU: len(ran)},
@@ -47,10 +47,10 @@ def precision(kernel: str) -> str:
     return kernel.rpartition("_")[2].lower()
 
 
-def _count(file: Path, tokens: int) -> tuple[float, int]:
-    """Operations of the matrix products of a text of so many tokens, and the bytes of the constant matrices that they read."""
+def _count(file: Path, shapes: Mapping[str, Sequence[int]]) -> tuple[float, int]:
+    """Operations of the matrix products for inputs of these shapes, and the bytes of the constant matrices that they read."""
     operations, weights = 0.0, 0
-    for node in read_graph(file, tokens).get_ordered_ops():
+    for node in read_graph(file, shapes).get_ordered_ops():
         if node.get_type_name() == "MatMul":
             left = list(node.get_input_shape(0))
             inner = left[-2 if node.get_attributes().get("transpose_a") else -1]

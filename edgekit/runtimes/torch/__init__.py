@@ -5,7 +5,7 @@ No target can choose it, and it is no entry of RUNTIMES: it runs a module that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    Ids = Sequence[int] | NDArray[np.int64]
+    from edgekit.runtimes.request import Arrays
 
 __all__ = ["Session"]
 
@@ -21,19 +21,15 @@ __all__ = ["Session"]
 class Session:
     """A loaded module that answers with rows."""
 
-    def __init__(
-        self,
-        module: Callable[..., torch.Tensor],
-        collate: Callable[[Sequence[Ids]], Mapping[str, NDArray[np.int64]]],
-    ) -> None:
-        """module: inputs by name -> [batch, width]; collate: texts' token ids -> the inputs."""
-        self._module, self._collate = module, collate
+    def __init__(self, module: Callable[..., torch.Tensor]) -> None:
+        """module: inputs by name -> [batch, width]."""
+        self._module = module
 
-    def run(self, ids: Ids) -> NDArray[np.float32]:
-        """The output [width] for one text's token ids."""
+    def run(self, prompt: Arrays) -> NDArray[np.float32]:
+        """The output [width] for one prompt."""
         import numpy as np
         import torch
 
-        inputs = {name: torch.from_numpy(array) for name, array in self._collate([ids]).items()}
+        inputs = {name: torch.from_numpy(array[None]) for name, array in prompt.items()}
         with torch.inference_mode():
             return np.asarray(self._module(**inputs)[0].float().numpy(), dtype=np.float32)

@@ -32,6 +32,7 @@ from edgekit.formats.gguf.metadata import (
 )
 from edgekit.formats.gguf.tensors import layer_names, plan
 from edgekit.formats.gguf.tokenizer import vocabulary
+from edgekit.modalities.text import of_tokens
 from edgekit.model import Model, load_model
 from edgekit.runtimes import llamacpp
 from tests.architectures.decoders import DECODERS, make_decoder
@@ -179,7 +180,7 @@ def test_encoders_give_the_same_embeddings(family: str, older: bool, tmp_path: P
     if older:
         save_as_v4(folder)
     write(folder, tmp_path / "model.gguf")
-    found = llamacpp.outputs(tmp_path / "model.gguf", ids, pad_id=0, options=EXACT | {"pooling": "mean"})
+    found = llamacpp.outputs(tmp_path / "model.gguf", of_tokens(ids, 0).prompts, options=EXACT | {"pooling": "mean"})
     # Two more roundings than Gemma: llama.cpp's GELU is the one with tanh besides.
     assert np.abs(found - wanted).max() / wanted.std() < 2e-2
     cosine = (found * wanted).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(wanted, axis=-1)

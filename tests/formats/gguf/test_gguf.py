@@ -23,6 +23,7 @@ from edgekit.formats.gguf.mixed import choose
 from edgekit.formats.gguf.schemes import SCHEMES
 from edgekit.formats.smallest import SHARE
 from edgekit.formats.smallest import Limits as ByBits
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.runtimes import onnxruntime
 from edgekit.target import load_target
@@ -279,7 +280,7 @@ def test_an_embedder_bundle_is_the_onnx_embedder(
     facts = embedder.export(tmp_path / "onnx", format="onnx", scheme="fp32")
     texts = [said for said, _ in orders(ROOMS[:6])]
     ids = load_model(embedder.model).encode(texts, 64)
-    theirs = onnxruntime.outputs(tmp_path / "onnx" / facts["file"], ids, pad_id=0, options={"threads": 1})
+    theirs = onnxruntime.outputs(tmp_path / "onnx" / facts["file"], of_tokens(ids, 0).prompts, options={"threads": 1})
     ours = np.array(run_bundle(bundle, texts))
     cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
     assert cosines.min() > 0.999

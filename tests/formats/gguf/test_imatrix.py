@@ -16,6 +16,7 @@ from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, read_gguf, read_tensor
 from edgekit.formats.gguf.imatrix import Entry, Imatrix, check_imatrix, from_calibration, read_imatrix, write_imatrix
 from edgekit.formats.gguf.schemes import Chosen, ModelFacts, Shape, choose_types
+from edgekit.modalities.text import of_tokens
 
 pytest.importorskip("gguf", reason="the [gguf] extra is not installed")
 pytest.importorskip("llama_cpp", reason="the [gguf] extra is not installed")
@@ -91,7 +92,7 @@ def ours(small: Any) -> Imatrix:
 
     ids = [len(SPECIAL) + byte for byte in TEXT.encode()]
     watch = Watch(Decoder())
-    watch.feed([ids[at : at + 64] for at in range(0, len(ids), 64)], 0, 4)
+    watch.feed(of_tokens([ids[at : at + 64] for at in range(0, len(ids), 64)], 0), 4)
     names = {
         f"model.model.layers.{layer}.{theirs}": f"blk.{layer}.{name}.weight"
         for layer in range(2)

@@ -10,11 +10,13 @@ import pytest
 
 from edgekit.formats import FORMATS
 from edgekit.formats.onnx.float_graph import sets_in_order
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
 from edgekit.runtimes import onnxruntime, scores
 from edgekit.schema import nearest
-from edgekit.tasks import TASKS, find_pad_id, outputs
+from edgekit.tasks import TASKS, outputs
+from edgekit.tasks.padding import find_pad_id
 from edgekit.workspace import write_product
 from tests.architectures.families import MORE, make_family
 from tests.conftest import LABELS, make_data
@@ -46,10 +48,10 @@ def answers(folder: Path, student: Path, task: str, facts: dict[str, Any]) -> tu
     """Float outputs in torch and the artifact's, on the verify texts."""
     model = load_model(student)
     texts = [row.text for row in PromptSet(folder=folder / "data").split("verify")]
-    ids, pad = model.encode(texts, 24), find_pad_id(model)
-    floats = outputs(TASKS[task].load(student), ids, pad)
+    encoded = of_tokens(model.encode(texts, 24), find_pad_id(model))
+    floats = outputs(TASKS[task].load(student), encoded)
     file = folder / "artifact" / facts["file"]
-    return floats, onnxruntime.outputs(file, ids, pad_id=pad, options=facts["runtime_options"])
+    return floats, onnxruntime.outputs(file, encoded.prompts, options=facts["runtime_options"])
 
 
 @pytest.mark.parametrize("family", sorted(MORE))

@@ -16,6 +16,7 @@ from edgekit.errors import EdgekitError
 from edgekit.formats.onnx import describe_file
 from edgekit.formats.onnx.files import copy_files, external_files, read
 from edgekit.formats.onnx.session import Session
+from edgekit.modalities.text import of_tokens
 from edgekit.workspace import file_sha256
 from tests.artifacts import make_model
 
@@ -212,7 +213,7 @@ def test_another_interface_is_one_clear_error(
 def test_the_usual_interfaces_are_described(names: list[str], shape: list[Any], tmp_path: Path) -> None:
     path = make_file(tmp_path / "theirs.onnx", inputs=dict.fromkeys(names, (INT64, shape)))
     assert describe_file(path).onnx.opset == 18
-    assert Session(path).outputs([[1, 2]], 0).tolist() == [[9, 11, 13]]
+    assert Session(path).outputs(of_tokens([[1, 2]], 0)).tolist() == [[9, 11, 13]]
 
 
 @pytest.mark.parametrize("write", [lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"\x08\x0a")])

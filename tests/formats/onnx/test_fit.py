@@ -16,6 +16,7 @@ from edgekit.embedding_files import POOLING_MODES, Embedding, Step
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx import describe_file
 from edgekit.formats.onnx.fit import Wanted, fit
+from edgekit.modalities.text import of_tokens
 from edgekit.runtimes import onnxruntime
 from edgekit.tasks.pooling import POOLINGS
 
@@ -56,7 +57,7 @@ def fitted(path: Path, embedding: Embedding = MEAN, *, longest: int = 12) -> tup
     """What `fit` says, and what the file answers then, one text at a time."""
     told = fit(path, Wanted(output="embedding", embedding=embedding, pad_id=39, max_length=longest), path)
     assert describe_file(path).onnx.opset == 17
-    return told, onnxruntime.outputs(path, IDS, pad_id=39, options={"threads": 1})
+    return told, onnxruntime.outputs(path, of_tokens(IDS, 39).prompts, options={"threads": 1})
 
 
 def pooled(modes: tuple[str, ...]) -> np.ndarray:

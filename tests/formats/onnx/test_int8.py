@@ -16,7 +16,7 @@ from edgekit.formats.onnx.outliers import add_rungs, rungs
 from edgekit.formats.onnx.quantize import Int8, input_scale, quantize_int8, rounding_noise, weight_int8
 from edgekit.formats.onnx.session import Session
 from edgekit.formats.onnx.smooth import Range, smooth
-from edgekit.modalities.text import collate
+from edgekit.modalities.text import of_tokens
 
 VOCABULARY, CHANNELS, HIDDEN = 50, 12, 40
 
@@ -66,13 +66,13 @@ def ranges(model: onnx.ModelProto) -> dict[str, Range]:
     for linear, name in zip(Graph(model).linears(), names, strict=True):
         del open_model.graph.output[:]
         open_model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-        seen = np.concatenate([Session(open_model).run(collate([row], 0))[0] for row in IDS])
+        seen = np.concatenate([Session(open_model).run(of_tokens([row], 0).batch())[0] for row in IDS])
         found[linear.key] = Range(minimum=seen.min(0), maximum=seen.max(0), mean_square=(seen**2).mean(0))
     return found
 
 
 def answers(model: onnx.ModelProto) -> np.ndarray:
-    return Session(model, entries={"session.disable_quant_qdq": "1"}).outputs(IDS, 0)
+    return Session(model, entries={"session.disable_quant_qdq": "1"}).outputs(of_tokens(IDS, 0))
 
 
 def error(model: onnx.ModelProto, reference: np.ndarray) -> float:
@@ -105,7 +105,9 @@ def test_smoothing_is_folded_into_the_value_projection(exported: onnx.ModelProto
     assert smoothed
     assert not any(name.endswith("attention.output.dense") for name in smoothed)
     ids = [[5, 6, 7, 8], [9, 10]]
-    np.testing.assert_allclose(Session(model).outputs(ids, 0), Session(exported).outputs(ids, 0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        Session(model).outputs(of_tokens(ids, 0)), Session(exported).outputs(of_tokens(ids, 0)), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_rungs_cut_the_largest_channels_and_stay_few() -> None:
@@ -228,7 +230,7 @@ def make_source(outlier: float) -> tuple[Source, Trial]:
     def score(reference: np.ndarray, given: np.ndarray) -> float:
         return 1.0 - float(np.mean((reference - given) ** 2))
 
-    on = trial(model, IDS, pad_id=0, score=score, most=20)
+    on = trial(model, of_tokens(IDS, 0), score=score, most=20)
     return Source(model=model, ranges=ranges(model), settings=Int8(ranges=None)), on
 
 
@@ -239,7 +241,7 @@ def test_the_choice_is_recorded_and_repeatable() -> None:
     assert first.loss == min(first.tried.values()) or first.alpha is None or first.keep_float == ()
     assert len(first.tried) >= 8
     assert first.describe()["mode"] == "static"
-    assert len(on.ids) <= 20
+    assert len(on.encoded) <= 20
 
 
 def test_without_smoothing_nothing_is_swept() -> None:

@@ -21,7 +21,7 @@ from edgekit.formats.onnx import graph as onnx_graph
 from edgekit.formats.onnx.graph import Graph, save
 from edgekit.formats.onnx.layer_errors import layer_errors
 from edgekit.formats.onnx.session import Session
-from edgekit.modalities.text import collate
+from edgekit.modalities.text import of_tokens
 from edgekit.schema import parse
 from edgekit.tasks import tensors
 from edgekit.typed_json import to_table
@@ -62,7 +62,7 @@ def written(
 
 def torch_outputs(module: nn.Module, ids: list[list[int]]) -> np.ndarray:
     with torch.inference_mode():
-        return np.concatenate([module(**tensors(collate([row], 0))).numpy() for row in ids])
+        return np.concatenate([module(**tensors(of_tokens([row], 0).batch())).numpy() for row in ids])
 
 
 def test_format_is_in_the_table() -> None:
@@ -95,7 +95,7 @@ def test_every_linear_carries_its_modules_path(module: Classifier, exported: onn
 def test_float_graph_equals_torch(module: Classifier, exported: onnx.ModelProto, batch: int, length: int) -> None:
     random = np.random.default_rng(batch * length)
     rows = [random.integers(5, VOCABULARY, size=max(2, length - 3 * place)).tolist() for place in range(batch)]
-    inputs = collate(rows, 0)
+    inputs = of_tokens(rows, 0).batch()
     with torch.inference_mode():
         expected = module(**tensors(inputs)).numpy()
     np.testing.assert_allclose(Session(exported).run(inputs), expected, rtol=1e-4, atol=1e-5)
@@ -107,7 +107,7 @@ def test_the_newer_exporter_was_used(exported: onnx.ModelProto) -> None:
 
 
 def test_two_exports_are_equal_bytes(module: Classifier, ids: list[list[int]], exported: onnx.ModelProto) -> None:
-    again = float_graph.export_float(module, ids, pad_id=0, output_name="embedding")
+    again = float_graph.export_float(module, of_tokens(ids, 0), output_name="embedding")
     assert again.SerializeToString(deterministic=True) == exported.SerializeToString(deterministic=True)
 
 
@@ -121,10 +121,12 @@ def test_fallback_exporters_give_the_same_model(
     monkeypatch.setattr(float_graph, "_with_transformers", refuse)
     if exporter == "_with_old_torch":
         monkeypatch.setattr(float_graph, "_with_torch", refuse)
-    model = float_graph.export_float(module, ids, pad_id=0, output_name="logits")
+    model = float_graph.export_float(module, of_tokens(ids, 0), output_name="logits")
     paths = {path for path, part in module.named_modules() if isinstance(part, nn.Linear)}
     assert {linear.path for linear in Graph(model).linears()} == paths
-    np.testing.assert_allclose(Session(model).outputs(ids, 0), torch_outputs(module, ids), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        Session(model).outputs(of_tokens(ids, 0)), torch_outputs(module, ids), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_wrong_graph_is_named_with_its_worst_difference(
@@ -136,7 +138,7 @@ def test_a_wrong_graph_is_named_with_its_worst_difference(
     bias = graph.linears()[-1].bias
     graph.add_constant(bias, graph.constant(bias) + np.float32(0.5))
     with pytest.raises(EdgekitError, match=r"differs from torch by [\d.]+ of .* batch \d, sequence \d+"):
-        float_graph.check_parity(module, wrong, ids, pad_id=0)
+        float_graph.check_parity(module, wrong, of_tokens(ids, 0))
 
 
 def test_an_operator_without_translation_is_named(ids: list[list[int]]) -> None:
@@ -150,7 +152,7 @@ def test_an_operator_without_translation_is_named(ids: list[list[int]]) -> None:
             return torch.linalg.eigvals(rows.transpose(1, 2) @ rows).real
 
     with pytest.raises(EdgekitError, match=r"Odd: cannot be exported to ONNX: .*eig"):
-        float_graph.export_float(Odd(), ids, pad_id=0, output_name="logits")
+        float_graph.export_float(Odd(), of_tokens(ids, 0), output_name="logits")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_schemes(
     file = tmp_path / facts["file"]
     assert facts["bytes"] == file.stat().st_size <= share * facts["bytes_float"]
     expected = torch_outputs(module, ids)
-    given = Session(file).outputs(ids, 0)
+    given = Session(file).outputs(of_tokens(ids, 0))
     assert given.shape == expected.shape
     assert np.abs(given - expected).mean() <= error * np.abs(expected).mean()
     linears = 2 * 6 + 2
@@ -198,7 +200,7 @@ def test_the_layer_that_loses_is_named(exported: onnx.ModelProto, ids: list[list
     names = [linear.key for linear in graph.linears()]
     bad = graph.linears()[6]
     graph.add_constant(bad.weight, -graph.constant(bad.weight))
-    errors = {layer.name: layer.error for layer in layer_errors(exported, damaged, ids, 0)}
+    errors = {layer.name: layer.error for layer in layer_errors(exported, damaged, of_tokens(ids, 0))}
     assert list(errors) == names
     assert set(list(errors.values())[:6]) == {0.0}
     assert errors[bad.key] == max(errors.values()) > 1
@@ -218,7 +220,7 @@ def test_static_layouts_compute_the_same(
         out = tmp_path / str(place)
         out.mkdir()
         facts = written(out, scheme="int8-static", float_layers=0, reduce_range=True, **chosen)
-        answers.append(Session(out / facts["file"]).outputs(ids, 0))
+        answers.append(Session(out / facts["file"]).outputs(of_tokens(ids, 0)))
     np.testing.assert_allclose(answers[1], answers[0], atol=2.5e-2 * np.abs(answers[0]).max())
 
 
@@ -229,7 +231,7 @@ def test_full_range_weights_are_exact_on_every_cpu(
     """An x86 CPU without VNNI saturates on such weights unless the session is told not to, which the facts say."""
     facts = written(tmp_path, scheme=scheme, float_layers=0, reduce_range=False)
     model = onnx.load(str(tmp_path / facts["file"]))
-    answers = Session(model, entries=facts["runtime_options"]["config_entries"]).outputs(ids, 0)
+    answers = Session(model, entries=facts["runtime_options"]["config_entries"]).outputs(of_tokens(ids, 0))
     slow = np.concatenate([run_exactly(model, row) for row in ids])
     np.testing.assert_allclose(answers, slow, atol=1e-3 * np.abs(slow).max())
 
@@ -248,7 +250,7 @@ def run_exactly(model: onnx.ModelProto, row: list[int]) -> np.ndarray:
             node.input.append("")
         node.input[1] = graph.add_constant(f"{node.name}.u8", (weights.astype(np.int16) + 128).astype(np.uint8))
         node.input[place] = graph.add_constant(f"{node.name}.128", np.full(weights.shape[1], 128, np.uint8))
-    return Session(shifted).outputs([row], 0)
+    return Session(shifted).outputs(of_tokens([row], 0))
 
 
 def test_writing_twice_gives_equal_bytes(written: Any, tmp_path: Path) -> None:
@@ -309,7 +311,7 @@ def test_every_block_is_one_that_onnxruntime_runs(
     assert parse(format_onnx.Options, {"block": block, "float_layers": 0}, "x").block == block
     facts = written(tmp_path, scheme="w8", block=block)
     assert facts["choices"]["block"] == block
-    assert np.isfinite(Session(tmp_path / facts["file"]).outputs(ids[:2], 0)).all()
+    assert np.isfinite(Session(tmp_path / facts["file"]).outputs(of_tokens(ids[:2], 0))).all()
 
 
 def test_a_model_over_two_gigabytes_is_refused_before_it_is_exported(
@@ -332,7 +334,7 @@ def test_a_graph_over_two_gigabytes_is_refused_too(exported: onnx.ModelProto, mo
 
 def test_onnxruntime_logs_nothing_of_its_own(exported: onnx.ModelProto, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(EdgekitError, match=r"onnxruntime fails on ids of shape .1, 2.: .*Gather"):
-        Session(exported).run(collate([[VOCABULARY, 1]], 0))
+        Session(exported).run(of_tokens([[VOCABULARY, 1]], 0).batch())
     assert capfd.readouterr().err == ""
 
 
@@ -357,7 +359,8 @@ def test_large_models_keep_their_weights_beside_them(
     assert [*facts.files] == sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert size == facts.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     np.testing.assert_array_equal(
-        Session(tmp_path / "model.onnx").outputs(ids[:3], 0), Session(exported).outputs(ids[:3], 0)
+        Session(tmp_path / "model.onnx").outputs(of_tokens(ids[:3], 0)),
+        Session(exported).outputs(of_tokens(ids[:3], 0)),
     )
     assert exported.graph.initializer[0].data_location == onnx.TensorProto.DEFAULT, "the model in memory is untouched"
 

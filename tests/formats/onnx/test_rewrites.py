@@ -11,7 +11,7 @@ from edgekit.formats.onnx import simplify
 from edgekit.formats.onnx.attention import attentions, sequence_first
 from edgekit.formats.onnx.graph import Graph, copy_model
 from edgekit.formats.onnx.session import Session
-from edgekit.modalities.text import collate
+from edgekit.modalities.text import of_tokens
 
 RANDOM = np.random.default_rng(7)
 
@@ -22,7 +22,7 @@ def kinds(model: onnx.ModelProto) -> list[str]:
 
 @pytest.fixture(scope="module")
 def rewritten(exported: onnx.ModelProto, ids: list[list[int]]) -> onnx.ModelProto:
-    return simplify.simplified(exported, ids, pad_id=0, for_cpu=True)
+    return simplify.simplified(exported, of_tokens(ids, 0), for_cpu=True)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 6])
@@ -31,7 +31,7 @@ def test_the_answers_stay_the_same(
     exported: onnx.ModelProto, rewritten: onnx.ModelProto, batch: int, length: int
 ) -> None:
     rows = [RANDOM.integers(5, 2000, size=max(2, length - 4 * place)).tolist() for place in range(batch)]
-    inputs = collate(rows, 0)
+    inputs = of_tokens(rows, 0).batch()
     wanted, given = Session(exported).run(inputs), Session(rewritten).run(inputs)
     np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-6)
 
@@ -56,7 +56,7 @@ def rows_computed(model: onnx.ModelProto, ids: list[int]) -> dict[str, int]:
     del watched.graph.output[:]
     watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in named)
     session = Session(watched)._session
-    answers = session.run(list(named), collate([ids], 0))
+    answers = session.run(list(named), of_tokens([ids], 0).batch())
     return {path: value.shape[0] for path, value in zip(named.values(), answers, strict=True)}
 
 
@@ -78,7 +78,7 @@ def test_where_every_token_is_read_every_token_is_computed(exported: onnx.ModelP
     axis = graph.add_constant("axis.sequence", np.array([1], np.int64))
     pooled = helper.make_node("ReduceMean", [first.input[0], axis], [first.output[0]], name="pool", keepdims=0)
     graph.replace_nodes([pooled if node == first else node for node in mean.graph.node])
-    rows = rows_computed(simplify.simplified(mean, ids, pad_id=0, for_cpu=True), list(range(5, 14)))
+    rows = rows_computed(simplify.simplified(mean, of_tokens(ids, 0), for_cpu=True), list(range(5, 14)))
     assert set(rows.values()) == {9}
 
 
@@ -87,14 +87,14 @@ def test_linears_keep_their_names(exported: onnx.ModelProto, rewritten: onnx.Mod
 
 
 def test_portable_graphs_have_no_operators_of_onnxruntime(exported: onnx.ModelProto, ids: list[list[int]]) -> None:
-    portable = simplify.simplified(exported, ids, pad_id=0, for_cpu=False)
+    portable = simplify.simplified(exported, of_tokens(ids, 0), for_cpu=False)
     assert not any(node.domain for node in portable.graph.node)
     assert len(kinds(portable)) < len(kinds(exported))
 
 
 def test_the_model_given_is_not_changed(exported: onnx.ModelProto, ids: list[list[int]]) -> None:
     before = exported.SerializeToString(deterministic=True)
-    simplify.simplified(exported, ids, pad_id=0, for_cpu=True)
+    simplify.simplified(exported, of_tokens(ids, 0), for_cpu=True)
     assert exported.SerializeToString(deterministic=True) == before
 
 
@@ -117,7 +117,7 @@ def test_a_rewrite_that_changes_answers_is_left_out(
             graph.add_constant(linear.weight, weight * np.float32(1.5 if damage == "weight" else np.nan))
 
     monkeypatch.setattr(simplify, "plain_mask", spoil)
-    kept = simplify.simplified(exported, ids, pad_id=0, for_cpu=False)
+    kept = simplify.simplified(exported, of_tokens(ids, 0), for_cpu=False)
     assert kept.SerializeToString(deterministic=True) == exported.SerializeToString(deterministic=True)
     assert "the graph is used as it was" in caplog.text or "graph, which is used as it was" in caplog.text
 
@@ -183,5 +183,5 @@ def test_only_a_mask_that_hides_padding_and_nothing_else_is_rewritten(window: in
     before = copy_model(model)
     simplify.plain_mask(Graph(model))
     assert ("Range" not in kinds(model)) == plain
-    inputs = collate([[3, 1, 2, 5, 4, 1], [2, 2, 1]], 0)
+    inputs = of_tokens([[3, 1, 2, 5, 4, 1], [2, 2, 1]], 0).batch()
     np.testing.assert_array_equal(Session(model).run(inputs), Session(before).run(inputs))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from edgekit.modalities.text import of_tokens
 from edgekit.runtimes import llamacpp
 from edgekit.runtimes.llamacpp import generation, loaded
 from tests.runtimes.gguf_files import write_bert, write_llama
@@ -126,24 +127,30 @@ def test_embeddings_are_those_of_transformers(encoder: tuple[Path, BertModel], p
         ids = np.resize(IDS, length)
         states = embed(model, ids)
         wanted = {"mean": states.mean(axis=0), "cls": states[0], "last": states[-1]}[pooling]
-        assert np.allclose(session.run(ids), wanted, atol=1e-5)
+        assert np.allclose(session.run(of_tokens([ids], 0).prompts[0]), wanted, atol=1e-5)
 
 
 def test_pooling_is_the_files_unless_the_options_say(encoder: tuple[Path, BertModel], tmp_path: Path) -> None:
     file, model = encoder
     states = embed(model, IDS)
-    assert np.allclose(llamacpp.load(file, EXACT).run(IDS), states.mean(axis=0), atol=1e-5)
+    assert np.allclose(llamacpp.load(file, EXACT).run(of_tokens([IDS], 0).prompts[0]), states.mean(axis=0), atol=1e-5)
     none = write_bert(model, tmp_path / "none.gguf", gguf.PoolingType.NONE)
     with pytest.raises(llamacpp.LlamaError, match=r"none.gguf: it says no pooling.*mean, cls"):
-        llamacpp.load(none, EXACT).run(IDS)
-    assert np.allclose(llamacpp.load(none, EXACT | {"pooling": "cls"}).run(IDS), states[0], atol=1e-5)
+        llamacpp.load(none, EXACT).run(of_tokens([IDS], 0).prompts[0])
+    assert np.allclose(
+        llamacpp.load(none, EXACT | {"pooling": "cls"}).run(of_tokens([IDS], 0).prompts[0]), states[0], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_a_decoder_may_embed(decoder: Decoder, pooling: str) -> None:
     """What is embedded does not depend on what was before it."""
     session = llamacpp.load(decoder[0], EXACT | {"pooling": pooling})
-    first, _, again = session.run(IDS), session.run(IDS[:7]), session.run(IDS)
+    first, _, again = (
+        session.run(of_tokens([IDS], 0).prompts[0]),
+        session.run(of_tokens([IDS[:7]], 0).prompts[0]),
+        session.run(of_tokens([IDS], 0).prompts[0]),
+    )
     assert np.array_equal(first, again)
     states = decoder[2](torch.tensor(IDS)[None], output_hidden_states=True).hidden_states[-1][0].detach().numpy()
     assert np.allclose(first, states[-1] if pooling == "last" else states.mean(axis=0), atol=1e-4)
@@ -155,7 +162,7 @@ def test_an_encoder_does_not_generate(encoder: tuple[Path, BertModel]) -> None:
 
 
 def test_work_of_an_embedder_counts_all_but_its_table(encoder: tuple[Path, BertModel]) -> None:
-    work = llamacpp.work(encoder[0], {"threads": 1}, list(range(3, 13)))
+    work = llamacpp.work(encoder[0], {"threads": 1}, of_tokens([range(3, 13)], 0).prompts[0])
     beside = ("embeddings.word_embeddings", "pooler")
     counted = sum(value.numel() for name, value in encoder[1].named_parameters() if not name.startswith(beside))
     assert work["matmul_ops"] == {"CPU": 2 * 10 * counted}
@@ -182,7 +189,7 @@ def test_sequences_that_do_not_fit_are_explained(decoder: Decoder, encoder: tupl
         generator.logits([1, 200])
     assert generator.logits(IDS[:100], slice(-1, None)).shape == (1, 200)
     with pytest.raises(llamacpp.LlamaError, match="401 tokens of context are needed, the model has 400"):
-        llamacpp.load(encoder[0], {}).run(np.resize(IDS, 401))
+        llamacpp.load(encoder[0], {}).run(of_tokens([np.resize(IDS, 401)], 0).prompts[0])
 
 
 def test_files_that_do_not_load_are_explained_and_nothing_is_printed(

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 
+from edgekit.modalities.text import of_tokens
 from edgekit.runtimes import RUNTIMES, onnxruntime
 
 K, H, N = 64, 96, 32
@@ -55,7 +56,7 @@ def test_work_counts_every_product(tmp_path: Path, scheme: str, width: int) -> N
     if scheme == "static":
         options = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
         quantize_static(tmp_path / "float.onnx", tmp_path / "static.onnx", Prompts(), **options)
-    work = onnxruntime.work(tmp_path / f"{scheme}.onnx", {"threads": 1}, [1, 2, 3, 4, 5])
+    work = onnxruntime.work(tmp_path / f"{scheme}.onnx", {"threads": 1}, of_tokens([[1, 2, 3, 4, 5]], 0).prompts[0])
     assert work["provider"] == onnxruntime.CPU
     assert work["matmul_nodes"] == {onnxruntime.CPU: 2}
     assert work["matmul_ops"] == {onnxruntime.CPU: 2 * 5 * (K * H + H * N)}
@@ -77,19 +78,19 @@ def test_products_of_activations_have_no_weights(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, str(tmp_path / "square.onnx"))
-    work = onnxruntime.work(tmp_path / "square.onnx", {"threads": 1}, [1, 2, 3])
+    work = onnxruntime.work(tmp_path / "square.onnx", {"threads": 1}, of_tokens([[1, 2, 3]], 0).prompts[0])
     assert work["weight_bytes"] == 0
     assert sum(work["matmul_ops"].values()) in {0, 6}
 
 
 def test_outputs_are_one_text_at_a_time(tmp_path: Path) -> None:
     make_layers(tmp_path / "m.onnx", ("input_ids", "attention_mask", "token_type_ids"))
-    rows = onnxruntime.outputs(tmp_path / "m.onnx", [[1, 2, 3], [4], []], pad_id=0, options={"threads": 1})
+    rows = onnxruntime.outputs(tmp_path / "m.onnx", of_tokens([[1, 2, 3], [4], []], 0).prompts, options={"threads": 1})
     assert rows.shape == (3, N)
     assert rows.dtype == np.float32
     session = onnxruntime.load(tmp_path / "m.onnx", {})
-    assert np.array_equal(rows[1], session.run(np.array([4])))
-    assert np.array_equal(rows[2], session.run([0]))
+    assert np.array_equal(rows[1], session.run(of_tokens([[4]], 0).prompts[0]))
+    assert np.array_equal(rows[2], session.run(of_tokens([[0]], 0).prompts[0]))
 
 
 def test_absent_provider_falls_back_and_says_so(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_absent_provider_falls_back_and_says_so(tmp_path: Path) -> None:
 def test_unknown_input_is_named(tmp_path: Path) -> None:
     make_layers(tmp_path / "m.onnx", ("input_ids", "pixel_values"))
     with pytest.raises(ValueError, match="pixel_values"):
-        onnxruntime.load(tmp_path / "m.onnx", {}).run([1])
+        onnxruntime.load(tmp_path / "m.onnx", {}).run(of_tokens([[1]], 0).prompts[0])
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

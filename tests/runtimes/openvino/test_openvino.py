@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantType, quantize_static
 
+from edgekit.modalities.text import of_tokens
 from edgekit.runtimes import onnxruntime, openvino
 from tests.runtimes.onnxruntime.test_onnxruntime import H, K, N, Prompts, make_layers
 
@@ -29,16 +30,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(("name", "tolerance"), [("float", 1e-5), ("static", 0.02)])
 def test_it_answers_as_onnxruntime(files: dict[str, Path], name: str, tolerance: float) -> None:
-    found = openvino.outputs(files[name], TEXTS, pad_id=0, options=OPTIONS)
-    expected = onnxruntime.outputs(files[name], TEXTS, pad_id=0, options=OPTIONS)
+    found = openvino.outputs(files[name], of_tokens(TEXTS, 0).prompts, options=OPTIONS)
+    expected = onnxruntime.outputs(files[name], of_tokens(TEXTS, 0).prompts, options=OPTIONS)
     assert found.shape == (len(TEXTS), N)
     assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
-    assert np.array_equal(found[2], openvino.load(files[name], {}).run([0])), "an empty text is its padding"
+    assert np.array_equal(found[2], openvino.load(files[name], {}).run(of_tokens([[0]], 0).prompts[0])), (
+        "an empty text is its padding"
+    )
 
 
 @pytest.mark.parametrize(("name", "precision", "width"), [("float", "f32", 4), ("static", "i8", 1)])
 def test_work_counts_every_product_by_precision(files: dict[str, Path], name: str, precision: str, width: int) -> None:
-    work = openvino.work(files[name], OPTIONS, [1, 2, 3, 4, 5])
+    work = openvino.work(files[name], OPTIONS, of_tokens([[1, 2, 3, 4, 5]], 0).prompts[0])
     assert work["precisions"] == {precision: 2}
     assert work["matmul_ops"] == {"CPU": 2 * 5 * (K * H + H * N)}
     assert work["weight_bytes"] == width * (K * H + H * N)
@@ -81,7 +84,7 @@ def test_a_domain_that_no_operator_is_of_is_no_reason(tmp_path: Path) -> None:
     model = onnx.load(str(tmp_path / "m.onnx"))
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, str(tmp_path / "m.onnx"))
-    assert openvino.load(tmp_path / "m.onnx", {}).run([1]).shape == (N,)
+    assert openvino.load(tmp_path / "m.onnx", {}).run(of_tokens([[1]], 0).prompts[0]).shape == (N,)
 
 
 def test_what_it_cannot_run_it_says(tmp_path: Path) -> None:
@@ -91,7 +94,7 @@ def test_what_it_cannot_run_it_says(tmp_path: Path) -> None:
     assert "core.cpp" not in str(failed.value)
     make_layers(tmp_path / "m.onnx", ("input_ids", "pixel_values"))
     with pytest.raises((ValueError, RuntimeError), match="pixel_values"):
-        openvino.load(tmp_path / "m.onnx", {}).run([1])
+        openvino.load(tmp_path / "m.onnx", {}).run(of_tokens([[1]], 0).prompts[0])
     with pytest.raises(ValueError, match="runs no decoder of edgekit"):
         openvino.generator(tmp_path / "m.onnx", {})
     with pytest.raises(TypeError):

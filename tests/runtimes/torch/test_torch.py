@@ -21,21 +21,16 @@ class Counts:
         return torch.stack([input_ids.sum(dim=1).double(), input_ids.amax(dim=1).double()], dim=1)
 
 
-def collate(rows: list[np.ndarray]) -> dict[str, np.ndarray]:
-    return {"input_ids": np.array([list(row) for row in rows], dtype=np.int64)}
-
-
 def test_a_row_is_the_modules() -> None:
-    row = Session(Counts(), collate).run([3, 4, 5])
+    row = Session(Counts()).run({"input_ids": np.array([3, 4, 5])})
     assert row.dtype == np.float32
     assert row.tolist() == [12.0, 5.0]
 
 
 def test_it_is_timed_as_artifacts_are() -> None:
     counts = Counts()
-    times = time_calls(
-        Session(counts, collate), np.array([1, 2]), {"warmup": 2, "repeats": 5, "least": 3, "seconds": 60}
-    )
+    prompt = {"input_ids": np.array([1, 2])}
+    times = time_calls(Session(counts), prompt, {"warmup": 2, "repeats": 5, "least": 3, "seconds": 60})
     assert (len(times), counts.calls) == (5, [True] * 7)
     assert min(times) > 0
 
