@@ -19,8 +19,6 @@ from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Rejection
 from edgekit.tasks import TASKS, row_task, text_generation
-from edgekit.tasks.contentless import ASKED
-from edgekit.tasks.padding import find_pad_id
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,10 +95,8 @@ def _source(inputs: ExportInputs, model: Model, rows: Sequence[Prompt], progress
     task, kind, student, name = inputs.task, TASKS[inputs.task], inputs.student.path, inputs.name
     if OUTPUTS[kind.OUTPUT].generates:
         passages = text_generation.passages(model, rows, inputs.max_length)
-        encoded, starts = (
-            text.of_tokens([one.ids for one in passages], find_pad_id(model)),
-            [one.start for one in passages],
-        )
+        encoded = text.of_tokens([one.ids for one in passages], kind.pad_id(model))
+        starts = [one.start for one in passages]
     else:
         encoded, starts = kind.encode(model, rows, inputs.max_length), []
     return Source(
@@ -135,7 +131,7 @@ def adopt(inputs: AdoptInputs, out: Path, progress: Progress = silent) -> Artifa
         raise EdgekitError(f"{file}: no such file")
     format_, model = format_of(file), TASKS[task].open_model(checkpoint)
     length = TASKS[task].length(model, max_length)
-    reading = Reading(model=model, output=TASKS[task].OUTPUT, pad_id=find_pad_id(model), max_length=length)
+    reading = Reading(model=model, output=TASKS[task].OUTPUT, pad_id=TASKS[task].pad_id(model), max_length=length)
     artifact = _of_task(format_.adopt(file, out, reading), model, task, max_length, out)
     rows = PromptSet(folder=inputs.prompts.path).split("calibrate")
     if OUTPUTS[artifact.output].generates:
@@ -201,7 +197,7 @@ def _of_task(file: ModelFile, model: Model, task: str, max_length: int, out: Pat
         out_of_scope=None,
         settings=kind.settings(model),
         max_length=max_length,
-        pad_id=find_pad_id(model),
+        pad_id=kind.pad_id(model),
     )
 
 
@@ -213,11 +209,10 @@ def _answers(
     artifact: Artifact,
     inputs: ExportInputs | AdoptInputs,
 ) -> Floats:
-    """The artifact's outputs on prompts and, of a classifier that may reject texts, behind them on those that say nothing."""
-    runtime, file = runtime_of(format_), artifact.file
-    rejects = OUTPUTS[artifact.output].has_classes and inputs.out_of_scope is not None
-    contentless = text.of_tokens(model.encode(ASKED, artifact.max_length) if rejects else [], artifact.pad_id)
-    asked = [*encoded.prompts, *contentless.prompts]
+    """The artifact's outputs on prompts and, of a classifier that may reject prompts, behind them on those that say nothing."""
+    runtime, file, kind = runtime_of(format_), artifact.file, row_task(artifact.task)
+    contentless = [] if inputs.out_of_scope is None else [Prompt(text=text) for text in kind.CONTENTLESS]
+    asked = [*encoded.prompts, *kind.encode(model, contentless, artifact.max_length).prompts]
     return runtime.outputs(out / file.name, asked, options=runtime.joined({}, file.runtime_options))
 
 
@@ -244,10 +239,12 @@ def _fitted(
 
 
 def _contentless(artifact: Artifact, answers: Floats) -> Contentless | None:
-    """What a classifier answers to texts that say nothing; None without rejection."""
-    if "threshold" not in artifact.settings:
+    """What a classifier answers to prompts that say nothing; None without rejection, and where there are no such prompts."""
+    kind = row_task(artifact.task)
+    asked = kind.CONTENTLESS
+    if "threshold" not in artifact.settings or not asked:
         return None
-    labels = row_task(artifact.task).answer(answers, artifact.settings, artifact.classes, ASKED)
+    labels = kind.answer(answers, artifact.settings, artifact.classes, asked)
     rejected = artifact.settings["out_of_scope"]
-    accepted = {text[:20]: label for text, label in zip(ASKED, labels, strict=True) if label != rejected}
-    return Contentless(asked=len(ASKED), accepted=accepted)
+    accepted = {text[:20]: label for text, label in zip(asked, labels, strict=True) if label != rejected}
+    return Contentless(asked=len(asked), accepted=accepted)

@@ -29,6 +29,10 @@ class Output(Protocol):
     def has_classes(self) -> bool:
         """Whether each number of a row is the score of one of the model's labels."""
 
+    @property
+    def pools(self) -> bool:
+        """Whether it is made of the body's states as the checkpoint's own pooling files say, without any head."""
+
     def plain(self, answer: object) -> object:
         """A loader's answer to one prompt as JSON can hold it."""
 

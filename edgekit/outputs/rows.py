@@ -23,9 +23,10 @@ class Rows:
 
     name: str
     has_classes: bool
+    pools: bool
     plain: Callable[[object], object]
     generates: ClassVar[bool] = False
 
 
-LOGITS = Rows(name="logits", has_classes=True, plain=_scores)
-EMBEDDING = Rows(name="embedding", has_classes=False, plain=_numbers)
+LOGITS = Rows(name="logits", has_classes=True, pools=False, plain=_scores)
+EMBEDDING = Rows(name="embedding", has_classes=False, pools=True, plain=_numbers)

@@ -13,6 +13,7 @@ class Tokens:
     name: str
     generates: ClassVar[bool] = True
     has_classes: ClassVar[bool] = False
+    pools: ClassVar[bool] = False
 
     def plain(self, answer: object) -> object:
         """The text itself."""

@@ -101,7 +101,7 @@ def _task_tensors(model: Model, recipe: Recipe, output: str, classes: int) -> It
     fresh = OUTPUTS[output].has_classes and recipe.teacher.finetune is not None
     for name, info in model.tensors.items():
         if not _COMPUTED.search(name) and (
-            OUTPUTS[output].generates or not (fresh or output == "embedding") or not _HEADS.search(name)
+            OUTPUTS[output].generates or not (fresh or OUTPUTS[output].pools) or not _HEADS.search(name)
         ):
             yield name, info
     if fresh:
@@ -115,7 +115,7 @@ def _task_tensors(model: Model, recipe: Recipe, output: str, classes: int) -> It
                 "classifier.bias": (classes,),
             }
         ).items()
-    if output == "embedding":
+    if OUTPUTS[output].pools:
         for file in sorted(model.folder.glob("*_*/model.safetensors")):
             yield from ((f"{file.parent.name}.{name}", info) for name, info in read_header(file).items())
 

@@ -52,12 +52,18 @@ class Task(Protocol):
     def encode(self, model: Model, prompts: Sequence[Prompt], max_length: int) -> Encoded:
         """What the model reads for these prompts, their indices as its owners; of a text its special tokens too."""
 
+    def pad_id(self, model: Model) -> int:
+        """The token that fills up a shorter text; 0 of prompts that have no tokens."""
+
     def ship(self, model: Model, max_length: int, out: Path) -> None:
         """Write the files into an artifact's folder by which an app reads prompts as the checkpoint's owner does."""
 
 
 class RowTask(Task, Protocol):
-    """A task whose output is one row per text: OUTPUT is "logits" or "embedding"."""
+    """A task whose output is one row per prompt: OUTPUT is "logits" or "embedding"."""
+
+    CONTENTLESS: Sequence[str]
+    """Prompts that say nothing, which a classifier that rejects must reject; none of other tasks."""
 
     def fit(
         self,

@@ -15,7 +15,7 @@ from edgekit.modalities import text
 from edgekit.outputs.rows import EMBEDDING
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.tasks.padding import find_pad_id
-from edgekit.tasks.rows import ship
+from edgekit.tasks.rows import pad_id, ship
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgekit.prompts import Prompt
 
 __all__ = [
+    "CONTENTLESS",
     "MODALITY",
     "NAME",
     "OUTPUT",
@@ -36,6 +37,7 @@ __all__ = [
     "length",
     "load",
     "open_model",
+    "pad_id",
     "prompt_tokens",
     "score",
     "settings",
@@ -45,6 +47,7 @@ __all__ = [
 NAME = "feature-extraction"
 MODALITY = text.NAME
 OUTPUT = EMBEDDING.name
+CONTENTLESS = ()
 
 
 def load(folder: Path) -> nn.Module:

@@ -37,6 +37,11 @@ def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> Encoded:
     return text.of_tokens(model.encode([prompt.text for prompt in prompts], max_length), find_pad_id(model))
 
 
+def pad_id(model: Model) -> int:
+    """The token that fills up a shorter text of a batch."""
+    return find_pad_id(model)
+
+
 def ship(model: Model, max_length: int, out: Path) -> None:
     """The tokenizer, which cuts texts at max_length tokens."""
     model.tokenizer(max_length).save(str(out / text.TOKENIZER))

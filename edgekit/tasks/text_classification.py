@@ -13,9 +13,11 @@ from edgekit.errors import EdgekitError
 from edgekit.modalities import text
 from edgekit.outputs.rows import LOGITS
 from edgekit.recipe import AS_CALIBRATED, Rejection
-from edgekit.tasks.rows import encode, length, open_model, settings, ship
+from edgekit.tasks.contentless import ASKED
+from edgekit.tasks.rows import encode, length, open_model, pad_id, settings, ship
 
 __all__ = [
+    "CONTENTLESS",
     "MODALITY",
     "NAME",
     "OUTPUT",
@@ -26,6 +28,7 @@ __all__ = [
     "length",
     "load",
     "open_model",
+    "pad_id",
     "score",
     "settings",
     "ship",
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 NAME = "text-classification"
 MODALITY = text.NAME
 OUTPUT = LOGITS.name
+CONTENTLESS = ASKED
 # Accuracies nearer than this are equal but for rounding.
 _ALIKE = 1e-12
 

@@ -103,6 +103,11 @@ def encode(model: Model, prompts: Sequence[Prompt], max_length: int) -> Encoded:
     return text.of_tokens([one.ids for one in read], find_pad_id(model), owners=[one.prompt for one in read])
 
 
+def pad_id(model: Model) -> int:
+    """The token that fills up a shorter text of a batch."""
+    return find_pad_id(model)
+
+
 def ship(model: Model, max_length: int, out: Path) -> None:
     """The tokenizer, and the template that conversations are written with where it has one."""
     rows.ship(model, max_length, out)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgekit.formats.onnx.candidates import Trial
     from edgekit.formats.onnx.smooth import Range
     from edgekit.formats.source import Reading, Source
+    from edgekit.modalities.encoded import Encoded
     from edgekit.model import Model
     from edgekit.progress import Progress
 
@@ -144,7 +145,7 @@ def adopt(file: Path, out: Path, reading: Reading) -> ModelFile:
     copy_files(file, out / FILE)
     wanted = Wanted(
         output=reading.output,
-        embedding=read_embedding(reading.model.folder) if reading.output == "embedding" else None,
+        embedding=read_embedding(reading.model.folder) if OUTPUTS[reading.output].pools else None,
         pad_id=reading.pad_id,
         max_length=reading.max_length,
     )
@@ -187,7 +188,7 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     path = out / FILE
     size = graph.save(written.model, path)
     _refuse_silent_success(written, size, float_size, linears)
-    described = describe_file(path)
+    described = describe_file(path, encoded=source.encoded)
     assert described.onnx is not None
     return replace(
         described,
@@ -231,11 +232,12 @@ def _exported(source: Source, calibration: Calibration, options: Options) -> tup
     return made, linears, _float_size(exported)
 
 
-def describe_file(path: Path, *, named: Path | None = None) -> ModelFile:
+def describe_file(path: Path, *, named: Path | None = None, encoded: Encoded | None = None) -> ModelFile:
     """What any .onnx file needs to run, ours or not.
 
-    named: what errors call the file, where this is a copy. Raises EdgekitError for a file that is not ONNX, that lacks a
-    file of its weights, that onnxruntime does not load, or that is not (token ids) -> [batch, width].
+    named: what errors call the file, where this is a copy; encoded: prompts that it takes, token ids where there are none.
+    Raises EdgekitError for a file that is not ONNX, that lacks a file of its weights, that onnxruntime does not load, or that is
+    not (such prompts) -> [batch, width].
     """
     from edgekit.formats.onnx import graph
     from edgekit.formats.onnx.files import digest, external_files, read
@@ -244,7 +246,7 @@ def describe_file(path: Path, *, named: Path | None = None) -> ModelFile:
 
     model = read(path, named=named)
     names = [path.name, *external_files(model, path)]
-    check_interface(Session(path, named=named), named or path)
+    check_interface(Session(path, named=named), named or path, encoded)
     kinds = [node.op_type for node in graph.nodes(model.graph)]
     matmuls = sum(kinds.count(kind) for kind in graph.QUANTIZED_MATMULS)
     return ModelFile(

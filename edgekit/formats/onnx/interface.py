@@ -1,4 +1,4 @@
-"""Whether a graph takes and gives what edgekit does: one text's ids in, one row of numbers out."""
+"""Whether a graph takes and gives what edgekit does: one prompt in, a text's ids where nothing else is said, one row out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.session import Session
+from edgekit.modalities.encoded import Encoded
 from edgekit.modalities.text import of_tokens
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -14,17 +15,25 @@ FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 LENGTHS = (3, 5)
 
 
-def check_interface(session: Session, path: Path) -> None:
-    """Run a graph on texts of two lengths. Raises EdgekitError for inputs or a first output of another kind."""
-    _check_inputs(session, path)
+def check_interface(session: Session, path: Path, encoded: Encoded | None = None) -> None:
+    """Run a graph on texts of two lengths, or on the smallest and the largest of these prompts.
+
+    Raises EdgekitError for inputs or a first output of another kind.
+    """
+    if encoded is None:
+        _check_inputs(session, path)
+        asked = of_tokens([[0] * length for length in LENGTHS], 0)
+    else:
+        by_size = encoded.by_size()
+        asked = encoded.subset([by_size[0], by_size[-1]])
     output = session.gives[0]
     if output.type not in FLOATS:
         raise EdgekitError(
             f"{path}: its first output, {output.name}, is a {output.type}; edgekit reads floats: export the logits or the"
             " embedding as the first output"
         )
-    shapes = [session.run(of_tokens([[0] * length], 0).batch()).shape for length in LENGTHS]
-    for length, shape in zip(LENGTHS, shapes, strict=True):
+    shapes = [session.run(asked.subset([index]).batch()).shape for index in range(len(asked))]
+    for length, shape in zip(asked.sizes, shapes, strict=True):
         if len(shape) != 2 or shape[0] != 1 or shape != shapes[0]:
             raise EdgekitError(
                 f"{path}: its first output, {output.name}, has the shape {list(shape)} for one text of {length} tokens;"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.graph import Graph, attribute, copy_model, float_array, tensor_attribute
 from edgekit.formats.onnx.session import Session
+from edgekit.modalities.text import IDS, MASK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +40,10 @@ def simplified(model: onnx.ModelProto, encoded: Encoded, *, for_cpu: bool) -> on
     fold_constant_rows(graph)
     slice_positions(graph)
     fold_row_into_table(graph)
-    plain_mask(graph)
-    if for_cpu:
+    reads_text = {IDS, MASK} <= {value.name for value in fresh.graph.input}
+    if reads_text:
+        plain_mask(graph)
+    if reads_text and for_cpu:
         sequence_first(graph)
         first_token_only(graph)
     try:
