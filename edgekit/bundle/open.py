@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from edgekit import __version__
 from edgekit.bundle.archive import extract, stays_inside
 from edgekit.bundle.destination import MANIFEST
-from edgekit.bundle.loaders import LOADERS
+from edgekit.bundle.loaders import find_loader
 from edgekit.bundle.manifest import MANIFEST_FORMAT, Manifest, digest_of, read_manifest
 from edgekit.bundle.mistaken import other_than_bundle
 from edgekit.errors import EdgekitError
@@ -132,9 +132,10 @@ def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> Sp
     """
     manifest = bundle.manifest
     name, output = manifest.runtime_name, manifest.output
-    if (name, output) not in LOADERS:
+    found = find_loader(name, manifest.task, output)
+    if found is None:
         raise EdgekitError(f"{path}: edgekit {__version__} has no loader for {output} in {name}; use a newer edgekit")
-    loader = LOADERS[name, output].path
+    loader = found.path
     shipped = (manifest.files or {}).get("load.py")
     if shipped is None or shipped.sha256 != file_sha256(loader):
         log.warning("%s: its load.py is not that of edgekit %s, which answers here", path, __version__)

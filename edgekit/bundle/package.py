@@ -27,9 +27,11 @@ from edgekit.bundle.sidecars import SIDECARS, Packing
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import Report, read_report
 from edgekit.formats import FORMATS, library_versions
+from edgekit.modalities import MODALITIES
 from edgekit.report.page import write_html
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import read_text
+from edgekit.tasks import TASKS
 from edgekit.workspace import (
     Product,
     disk_error,
@@ -216,7 +218,7 @@ def _describe(product: Product, artifact: Artifact, inputs: PackageInputs, answe
         max_length=artifact.max_length,
         pad_id=artifact.pad_id,
         model=file.name,
-        tokenizer=None if format_.CARRIES_TOKENIZER else "tokenizer.json",
+        tokenizer=None if format_.CARRIES_TOKENIZER else MODALITIES[TASKS[artifact.task].MODALITY].TOKENIZER,
         runtime={"name": runtime.NAME, "minimum": runtime.minimum(file.minimum_runtime), **options},
         artifact=ShippedFile(
             format=file.format,

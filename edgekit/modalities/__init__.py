@@ -19,6 +19,10 @@ class Modality(Protocol):
 
     NAME: str
 
+    @property
+    def TOKENIZER(self) -> str | None:  # noqa: N802 - a module's constant
+        """What the tokenizer's file is called, which ships where an artifact does not hold it; None where there is none."""
+
     def reads(self, folder: Path) -> bool:
         """Whether a checkpoint takes prompts of this kind, by its files."""
 

@@ -85,7 +85,7 @@ def test_prompts_are_put_before_a_text(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_the_loader_is_short_and_needs_three_packages() -> None:
-    source = LOADERS["onnxruntime", "logits"].path.read_text()
+    source = LOADERS["onnxruntime", "text", "logits"].path.read_text()
     assert len(source.splitlines()) <= 60
     imported = set()
     for node in ast.walk(ast.parse(source)):
@@ -244,7 +244,7 @@ def test_answers_equal_those_of_the_session_that_verifies(bundle: Path) -> None:
     ],
 )
 def test_whatever_is_exported_has_a_loader(runtime: str, output: str) -> None:
-    loader = LOADERS[runtime, output]
+    loader = LOADERS[runtime, "text", output]
     tree = ast.parse(loader.path.read_text(encoding="utf-8"))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -82,7 +82,7 @@ def test_a_sidecar_that_is_dropped_in(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("entry", LOADERS, ids="-".join)
-def test_a_loader_conforms(entry: tuple[str, str]) -> None:
+def test_a_loader_conforms(entry: tuple[str, str, str]) -> None:
     """One file with a class Bundle, which imports what it says and nothing of edgekit."""
     loader = LOADERS[entry]
     source = ast.parse(loader.path.read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def test_a_loader_conforms(entry: tuple[str, str]) -> None:
 
 def test_whatever_a_format_writes_has_a_loader() -> None:
     assert set(LOADERS) >= {
-        (runtime, output)
+        (runtime, "text", output)
         for known in FORMATS.values()
         for runtime in known.RUNTIMES
         for output in known.SCHEMES

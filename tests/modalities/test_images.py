@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from edgekit.bundle import package as packing
+from edgekit.bundle.loaders import LOADERS, Loader
+from edgekit.bundle.open import run_bundle
+from edgekit.bundle.package import Lineage, PackageInputs, package
+from edgekit.bundle.sidecars import SIDECARS
 from edgekit.modalities import MODALITIES, find_modality
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
@@ -39,6 +44,12 @@ def dropped_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODALITIES, MODALITY.NAME, MODALITY)
     monkeypatch.setitem(TASKS, TASK, IMAGES)
     monkeypatch.setitem(original_rows._ASKED, TASK, ask_owner)
+    loader = Loader(
+        file=str(Path(__file__).with_name("load_images.py")), needs=("onnxruntime", "numpy"), use='bundle("photo.png")'
+    )
+    monkeypatch.setitem(LOADERS, ("onnxruntime", MODALITY.NAME, "logits"), loader)
+    processor = {PROCESSOR: lambda packed: packed.artifact / PROCESSOR}
+    monkeypatch.setattr(packing, "SIDECARS", {**SIDECARS, **processor})
     monkeypatch.setattr("edgekit.record.rows.measure_alone", lambda asked, *_: {folder: {} for folder in asked})
     monkeypatch.setitem(measurements.TIMING, "seconds", 0.5)
     monkeypatch.setattr(latency, "PROCESSES", 1)
@@ -74,9 +85,10 @@ def test_images_from_calibration_to_verdict(tmp_path: Path) -> None:
         folders["reference"], "record", key="test", inputs={"student": "sound", "prompts": splits}, facts=product
     )
 
+    target = make_target(tmp_path)
     report = run_verify(
         tmp_path / "report", artifact=folders["artifact"], reference=folders["reference"], prompts=prompts,
-        target=make_target(tmp_path), accuracy={}, out_of_scope=None, **asked,
+        target=target, accuracy={}, out_of_scope=None, **asked,
     )  # fmt: skip
     assert report["by_name"]["as_original"]["verdict"] == "pass"
     with np.load(tmp_path / "report" / "outputs.npz") as arrays:
@@ -86,6 +98,18 @@ def test_images_from_calibration_to_verdict(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         measured, onnxruntime.outputs(folders["artifact"] / "model.onnx", encoded.prompts, options=options)
     )
+    packed = package(
+        PackageInputs(
+            artifact=folders["artifact"], report=tmp_path / "report", name="vit", recipe="images", target=target,
+            lineage=Lineage(teacher="a test's", license=None, data_license=None),
+        ),
+        tmp_path / "dist",
+    )  # fmt: skip
+    files = ["README.md", "bundle.json", "load.py", "model.onnx", PROCESSOR]
+    assert sorted(path.name for path in packed.bundle.iterdir()) == sorted(files)
+    rows = PromptSet(folder=prompts).split("verify")
+    answers = cast("list[dict[str, Any]]", run_bundle(packed.archive, [row.text for row in rows[:9]]))
+    assert [one["label"] for one in answers] == IMAGES.answer(measured[:9], {}, LABELS)
     floats = outputs(IMAGES.load(student), encoded)
     assert IMAGES.score(floats, measured) > 0.95
     assert encoded.prompts[0][PIXELS].shape == (3, 16, 16)

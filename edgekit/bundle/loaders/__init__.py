@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.modalities import text
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
+from edgekit.tasks import TASKS
 
 _CLASSIFY = 'bundle("turn on the light")  # [(label, score), ...], the answer first'
 _EMBED = 'bundle("turn on the light")  # the embedding, float32'
@@ -27,19 +29,29 @@ class Loader:
         return Path(__file__).parent / self.file
 
 
-# The loader that ships as load.py, by runtime and output.
-LOADERS: dict[tuple[str, str], Loader] = {
-    ("onnxruntime", LOGITS.name): Loader(file="load.py", needs=("onnxruntime", "tokenizers", "numpy"), use=_CLASSIFY),
-    ("onnxruntime", EMBEDDING.name): Loader(file="load.py", needs=("onnxruntime", "tokenizers", "numpy"), use=_EMBED),
-    ("onnxruntime", TOKENS.name): Loader(
+# The loader that ships as load.py, by runtime, modality and output.
+LOADERS: dict[tuple[str, str, str], Loader] = {
+    ("onnxruntime", text.NAME, LOGITS.name): Loader(
+        file="load.py", needs=("onnxruntime", "tokenizers", "numpy"), use=_CLASSIFY
+    ),
+    ("onnxruntime", text.NAME, EMBEDDING.name): Loader(
+        file="load.py", needs=("onnxruntime", "tokenizers", "numpy"), use=_EMBED
+    ),
+    ("onnxruntime", text.NAME, TOKENS.name): Loader(
         file="generate.py", needs=("onnxruntime", "tokenizers", "jinja2", "numpy"), use=_GENERATE
     ),
-    ("openvino", LOGITS.name): Loader(
+    ("openvino", text.NAME, LOGITS.name): Loader(
         file="load_openvino.py", needs=("openvino", "tokenizers", "numpy"), use=_CLASSIFY
     ),
-    ("openvino", EMBEDDING.name): Loader(
+    ("openvino", text.NAME, EMBEDDING.name): Loader(
         file="load_openvino.py", needs=("openvino", "tokenizers", "numpy"), use=_EMBED
     ),
-    ("llama-cpp", EMBEDDING.name): Loader(file="embed.py", needs=("llama-cpp-python", "numpy"), use=_EMBED),
-    ("llama-cpp", TOKENS.name): Loader(file="chat.py", needs=("llama-cpp-python",), use=_GENERATE),
+    ("llama-cpp", text.NAME, EMBEDDING.name): Loader(file="embed.py", needs=("llama-cpp-python", "numpy"), use=_EMBED),
+    ("llama-cpp", text.NAME, TOKENS.name): Loader(file="chat.py", needs=("llama-cpp-python",), use=_GENERATE),
 }
+
+
+def find_loader(runtime: str, task: str, output: str) -> Loader | None:
+    """The loader of a bundle by what its manifest says; None where this edgekit has none."""
+    kind = TASKS.get(task)
+    return None if kind is None else LOADERS.get((runtime, kind.MODALITY, output))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.bundle.loaders import LOADERS, Loader
+from edgekit.bundle.loaders import Loader, find_loader
 from edgekit.bundle.manifest import Manifest
 from edgekit.evidence import Report
 
@@ -24,4 +24,6 @@ class Packing:
     @property
     def loader(self) -> Loader:
         """The loader that ships."""
-        return LOADERS[self.manifest.runtime_name, self.manifest.output]
+        loader = find_loader(self.manifest.runtime_name, self.manifest.task, self.manifest.output)
+        assert loader is not None
+        return loader
