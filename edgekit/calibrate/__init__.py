@@ -21,7 +21,7 @@ from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Coverage, CoveredLabels, CoveredLengths, CoveredWords
 from edgekit.inputs import Content
-from edgekit.modalities import text
+from edgekit.modalities import MODALITIES, text
 from edgekit.model import Model
 from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress
@@ -100,7 +100,8 @@ def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = No
         [told[place] for place in held],
         encoded.subset(kept).sizes,
         encoded.subset(held).sizes,
-        max_length=_cut_at(kind, checked, max_length),
+        max_length=_cut_at(kind, checked, max_length, encoded),
+        worded=MODALITIES[kind.MODALITY].WORDED,
     )
     outside = {key: share for key, share in watch.outside().items() if share > 0}
     covered = replace(covered, outside_ranges=outside)
@@ -122,9 +123,12 @@ def calibrate(inputs: CalibrateInputs, out: Path, progress: Progress | None = No
     }
 
 
-def _cut_at(kind: Task, model: Model, max_length: int) -> int:
-    """The length in tokens at which texts are cut; what a decoder reads is not: it goes on in a block of its own."""
-    return sys.maxsize if OUTPUTS[kind.OUTPUT].generates else kind.length(model, max_length)
+def _cut_at(kind: Task, model: Model, max_length: int, encoded: Encoded) -> int:
+    """The length in tokens at which texts are cut; what a decoder reads is not: it goes on in a block of its own. Neither is what
+    has one shape."""
+    if OUTPUTS[kind.OUTPUT].generates or encoded.free is None:
+        return sys.maxsize
+    return kind.length(model, max_length)
 
 
 def _chosen(prompts: Path, limit: int, seed: int) -> list[Prompt]:
@@ -163,10 +167,12 @@ def coverage(
     held_lengths: Sequence[int],
     *,
     max_length: int,
+    worded: bool = True,
 ) -> tuple[Coverage, list[str]]:
-    """How well some prompts cover others: lengths in tokens, words, labels; and warnings that name the remedy."""
-    vocabulary = {word for prompt in seen for word in words(prompt.text)}
-    spoken = [word for prompt in held for word in sorted(words(prompt.text))]
+    """How well some prompts cover others: lengths in tokens, words (where they are worded), labels; and warnings that name the
+    remedy."""
+    vocabulary = {word for prompt in seen for word in words(prompt.text) if worded}
+    spoken = [word for prompt in held for word in sorted(words(prompt.text)) if worded]
     labels = Counter(prompt.label for prompt in seen if prompt.label is not None)
     unseen = sorted({prompt.label for prompt in held if prompt.label is not None} - set(labels))
     longest = max(seen_lengths, default=0)
@@ -216,7 +222,8 @@ def cover(
     encoded = kind.encode(model, choose(held, COVERED, 0), max_length)
     outside = outside_ranges(kind.load(student), encoded, load_calibration(calibration))
     lengths = [kind.encode(model, part, max_length).sizes for part in (seen, held)]
-    covered, _ = coverage(seen, held, *lengths, max_length=_cut_at(kind, model, max_length))
+    limit, worded = _cut_at(kind, model, max_length, encoded), MODALITIES[kind.MODALITY].WORDED
+    covered, _ = coverage(seen, held, *lengths, max_length=limit, worded=worded)
     return replace(covered, outside_ranges={key: share for key, share in outside.items() if share > 0})
 
 

@@ -20,6 +20,10 @@ class Modality(Protocol):
     NAME: str
 
     @property
+    def WORDED(self) -> bool:  # noqa: N802 - a module's constant
+        """Whether prompts are words, of which a vocabulary can be made."""
+
+    @property
     def TOKENIZER(self) -> str | None:  # noqa: N802 - a module's constant
         """What the tokenizer's file is called, which ships where an artifact does not hold it; None where there is none."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from edgekit.modalities.encoded import Encoded, Input
 
 NAME = "text"
+WORDED = True
 TOKENIZER = "tokenizer.json"
 IDS, MASK = "input_ids", "attention_mask"
 _AXIS = "sequence"

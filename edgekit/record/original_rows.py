@@ -68,7 +68,7 @@ def ask(
     """The owner's library on the texts; progress: called with the number of texts that are answered."""
     try:
         with quiet():
-            return _ASKED[task](folder, texts, max_length, classes, progress)
+            return OWNERS[task](folder, texts, max_length, classes, progress)
     except _REFUSALS as refused:
         return Original(failed=f"{type(refused).__name__}: {first_line(refused)[:300]}")
 
@@ -260,7 +260,8 @@ def _together(
     )
 
 
-_ASKED: dict[str, Callable[[Path, Sequence[str], int, Sequence[str], Callable[[int], None] | None], Original]] = {
+# The owner's library of a checkpoint, by task.
+OWNERS: dict[str, Callable[[Path, Sequence[str], int, Sequence[str], Callable[[int], None] | None], Original]] = {
     "text-classification": _classified,
     "feature-extraction": _embedded,
 }

@@ -142,6 +142,7 @@ def ask_owner(folder: Path, paths: Sequence[str], _length: int, classes: Sequenc
 MODALITY = SimpleNamespace(
     NAME="image",
     TOKENIZER=None,
+    WORDED=False,
     reads=lambda folder: (folder / PROCESSOR).is_file(),
     lacks=lambda _folder: None,
     read_shipped=lambda folder, paths, _settings, _pad_id: encode_files(folder, paths),

@@ -43,7 +43,7 @@ def dropped_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a task and a modality of their own would add to the tables."""
     monkeypatch.setitem(MODALITIES, MODALITY.NAME, MODALITY)
     monkeypatch.setitem(TASKS, TASK, IMAGES)
-    monkeypatch.setitem(original_rows._ASKED, TASK, ask_owner)
+    monkeypatch.setitem(original_rows.OWNERS, TASK, ask_owner)
     loader = Loader(
         file=str(Path(__file__).with_name("load_images.py")), needs=("onnxruntime", "numpy"), use='bundle("photo.png")'
     )
@@ -67,6 +67,7 @@ def test_images_from_calibration_to_verdict(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"task": TASK, "max_length": 64}
     facts = calibrate(student, prompts, out=folders["calibration"], **asked)
     assert facts["tokens"] == 12, "an image is one"
+    assert (facts["coverage"]["vocabulary"]["words"], facts["coverage"]["truncated"]) == (0, 0), "no words, never cut"
     exported = export(
         student=student, calibration=folders["calibration"], prompts=prompts, out=folders["artifact"], out_of_scope=None,
         options={"format": "onnx", "scheme": "int8-static", "layout": "qdq"}, **asked,
