@@ -308,7 +308,8 @@ class Report:
 
     The last fields are absent from the JSON of outputs that have none: latency_real is of what gives a row per prompt, scope (by
     role) and confusion of a classifier, all from kl on of a decoder (perplexity by role, ttft_ms by prompt length).
-    runtimes: those that the target let measurements choose from, where there were several.
+    runtimes: those that the target let measurements choose from, where there were several. emulated: whether an emulator answered:
+    then no speed and no memory of it is the device's.
     accuracy, models: by role. device, work: what the machine is and what one call does, as the probe says it. prompts: how many
     were judged. margins: the limits of the recipe, with defaults. coverage, data: None where nobody knows.
     latency_raw_ms are all timed calls, latency_processes_ms the quantiles of each process, of this, the n-th, `measurement`.
@@ -352,6 +353,7 @@ class Report:
     tokens_per_second: Rates | None = field(default=None, metadata=MAY_BE_ABSENT)
     generation: Generation | None = field(default=None, metadata=MAY_BE_ABSENT)
     runtimes: tuple[RuntimeTime, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
+    emulated: bool | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     def to_json(self) -> str:
         """The text of report.json: equal reports are equal bytes."""

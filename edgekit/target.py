@@ -18,6 +18,20 @@ from edgekit.workspace import make_folder, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """`[hardware.gpu]`: an accelerator. copy_gbs: bytes read plus written by a copy in its memory, GB/s; fp16_gflops: throughput
+    of a product of 16-bit floats, 10^9 operations a second; both in onnxruntime. Absent is what nobody has measured."""
+
+    name: str
+    memory_mb: Annotated[int, Gt(0)] | None = None
+    copy_gbs: Annotated[float, Gt(0)] | None = None
+    fp16_gflops: Annotated[float, Gt(0)] | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    vulkan: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hardware:
     """What is known of the device, with its sources.
 
@@ -27,7 +41,8 @@ class Hardware:
     copy bandwidth of one core, bytes read plus written, GB/s. int8_gops and fp32_gflops: throughput of one core's matrix
     product, 10^9 operations (multiply and add are two) per second. All are measured or derived from a measurement: sources
     says whose, notes says what is not certain, and what nobody has published is absent. generic: the facts are a floor that
-    many machines meet, not one machine's.
+    many machines meet, not one machine's. gpu: of the accelerator that does the work, in a target for one; `accelerator` names
+    it, or one that is not used.
     """
 
     arch: str
@@ -43,6 +58,7 @@ class Hardware:
     fp32_gflops: Annotated[float, Gt(0)] | None = None
     generic: bool = False
     accelerator: str | None = None
+    gpu: Gpu | None = None
     notes: str | None = None
 
 

@@ -13,10 +13,10 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 from edgekit.runtimes.onnxruntime.throughput import throughput
-from edgekit.runtimes.timing import fastest
+from edgekit.runtimes.timing import fastest, own_time
 
 # MIDR implementer and part of the cores that targets name (Linux, arch/arm64/include/asm/cputype.h).
 ARM_PARTS = {
@@ -46,6 +46,8 @@ ARM_PARTS = {
     (0x41, 0xD82): "Cortex-X4",
 }
 _ARCHES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+# What runs programs of the other natively.
+_FAMILIES = {"i686": "x86_64", "i386": "x86_64", "armv7l": "aarch64", "armv8l": "aarch64", "armv6l": "aarch64"}
 # sysctl's name of a feature -> Linux's, where both have one.
 _MAC_FEATURES = {
     "hw.optional.AdvSIMD": "asimd",
@@ -67,7 +69,10 @@ KERNEL_FEATURES = (
 
 
 class Machine(TypedDict):
-    """What a machine is. memory_mb: MiB, 0 where nobody tells; features: as Linux names them."""
+    """What a machine is. memory_mb: MiB, 0 where nobody tells; features: as Linux names them.
+
+    emulator: what runs these programs in place of a CPU of this arch, where the system gives it away; see `emulation` too.
+    """
 
     arch: str
     cpu: str
@@ -79,6 +84,7 @@ class Machine(TypedDict):
     governor: str | None
     system: str
     python: str
+    emulator: NotRequired[str]
 
 
 class _Told(TypedDict, total=False):
@@ -123,7 +129,7 @@ def describe() -> Machine:
     arch = platform.machine().lower()
     tell = {"Linux": _describe_linux, "Darwin": _describe_mac, "Windows": _describe_windows}.get(platform.system())
     told: _Told = tell() if tell is not None else {}
-    return {
+    machine: Machine = {
         "arch": _ARCHES.get(arch, arch),
         "cpu": told.get("cpu") or platform.processor() or arch,
         "part": told.get("part") or None,
@@ -135,6 +141,23 @@ def describe() -> Machine:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+    if emulator := _emulator(machine["arch"]):
+        machine["emulator"] = emulator
+    return machine
+
+
+def _emulator(arch: str) -> str | None:
+    """What runs programs of this arch in place of such a CPU; None where the system does not tell of any.
+
+    qemu's user mode hands on the kernel's files: /proc/sys/kernel/arch is the kernel's own (Linux 6.1,
+    https://docs.kernel.org/admin-guide/sysctl/kernel.html#arch). Rosetta tells it itself (sysctl.proc_translated).
+    """
+    kernel = _read("/proc/sys/kernel/arch")
+    if kernel and _FAMILIES.get(kernel, kernel) != _FAMILIES.get(arch, arch):
+        return f"programs for {arch} on a kernel for {kernel}"
+    if platform.system() == "Darwin" and _sysctl("sysctl.proc_translated") == "1":
+        return "programs for x86_64 on Apple silicon (Rosetta)"
+    return None
 
 
 def _describe_linux() -> _Told:
@@ -269,7 +292,10 @@ def measure() -> dict[str, float]:
 
 
 def bandwidth_gbs(threads: int = 1) -> float:
-    """Bytes read plus bytes written by copies in so many threads at once, in 10^9 per second; the best of several."""
+    """Bytes read plus bytes written by copies in so many threads at once, in 10^9 per second; the best of several.
+
+    One thread's are counted by the processor time that it takes, so that other programs' turns do not count.
+    """
     import numpy as np
 
     # Buffers larger than the caches, and small on a board with little memory.
@@ -278,7 +304,7 @@ def bandwidth_gbs(threads: int = 1) -> float:
     sink = np.zeros_like(source)
     pairs = list(zip(np.split(sink, threads), np.split(source, threads), strict=True))
     if threads == 1:
-        return 2 * len(source) / fastest(lambda: np.copyto(sink, source)) / 1e9
+        return 2 * len(source) / fastest(lambda: np.copyto(sink, source), own_time) / 1e9
     with ThreadPoolExecutor(threads) as pool:
         # NumPy lets go of the interpreter's lock while it copies.
         return 2 * len(source) / fastest(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs))) / 1e9

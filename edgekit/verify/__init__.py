@@ -39,6 +39,7 @@ from edgekit.outputs.tokens import TOKENS
 from edgekit.progress import Progress, silent
 from edgekit.reference import Reference, read_reference
 from edgekit.runtimes import RUNTIMES, neighbours
+from edgekit.runtimes.emulation import emulation
 from edgekit.tasks import TASKS
 from edgekit.typed_json import read_table
 from edgekit.verify import accuracy as compared
@@ -259,9 +260,11 @@ def check_reference(recorded: Product, artifact: Product, prompts: Path) -> None
 
 def _foreign(run: Run, measured: Measurements) -> list[str]:
     """Why the machine that measured may not vouch for the target."""
-    found = hardware.mismatches(run.inputs.hardware, measured.device, measured.speed, measured.shape.threads)
-    absent = _placement(run, measured).absent
-    return found if absent is None else [*found, f"without {absent}"]
+    placement = _placement(run, measured)
+    found = hardware.mismatches(
+        run.inputs.hardware, measured.device, measured.speed, measured.shape.threads, on_cpu=placement.on_cpu
+    )
+    return found if placement.absent is None else [*found, f"without {placement.absent}"]
 
 
 def _placement(run: Run, measured: Measurements) -> Placement:
@@ -288,7 +291,7 @@ def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, M
         foreign=_foreign(run, measured),
         impossible=impossible,
         disturbed=disturbed,
-        scales=hardware.scales(run.inputs.hardware, measured.speed),
+        scales=hardware.scales(run.inputs.hardware, measured.speed, on_cpu=on_cpu),
     )
     if _is_judged(run, measured):
         proves_nothing = [*disturbed, *impossible]
@@ -393,6 +396,7 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
         coverage=run.coverage,
         data=run.data,
         notes=tuple(_notes(run, judgement)),
+        emulated=bool(emulation(measured.device, measured.speed, inputs.hardware.clock_ghz)),
     )
 
 

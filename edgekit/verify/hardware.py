@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from edgekit.runtimes.emulation import emulation
+
 if TYPE_CHECKING:
     from edgekit.runtimes.machine import Machine
     from edgekit.target import Hardware
@@ -16,63 +18,100 @@ SPEEDS = {
     "int8_gops": "INT8 throughput, Gop/s",
     "fp32_gflops": "fp32 throughput, GFLOP/s",
 }
+# What is compared of the part that does the work, where that is no CPU.
+GPU_SPEEDS = {
+    "gpu_copy_gbs": "the accelerator's copy bandwidth, GB/s",
+    "gpu_fp16_gflops": "the accelerator's fp16 throughput, GFLOP/s",
+}
 # House rule 8: the same part measures within a factor of two under load and other clocks; a floor leaves a fifth.
 _LIKE = 2.0
 _FLOOR = 1.2
 # A core's best speed in a short run may be above its measured one, by a turbo clock and by caches; not by this factor.
 _IMPOSSIBLE = 2.0
-# What no real core stays below, as a share of its clock times the numbers in one of its vectors. A core of a Pi 5 does 3.3 of
-# these in fp32, one of a Pi 4 1.6 (HPL, see targets/); emulated, 1/70 to 1/440 of a real one's speed was measured.
-_REAL = 1 / 5
-_VECTOR_BITS = {"avx512f": 512, "avx2": 256}
-_BITS = {"fp32_gflops": 32, "int8_gops": 8}
-# GHz, where neither the machine nor the target tells: slower than any that is on sale.
-_SLOWEST_GHZ = 1.0
 # Weights below this may stay in a server's last-level cache between calls, where the copy bandwidth does not bound them.
 _CACHE_BYTES = 256 << 20
 
 
-def mismatches(hardware: Hardware, device: Machine, speed: Mapping[str, float], threads: int | None) -> list[str]:
+def mismatches(
+    hardware: Hardware, device: Machine, speed: Mapping[str, float], threads: int | None, *, on_cpu: bool = True
+) -> list[str]:
     """Why the machine that measured may not vouch for the target's latency and memory; empty where it may.
 
-    A target for one machine wants its arch, cpu, cores and features, and the speeds that it states within a factor of two.
-    A generic target wants a machine of its arch that is at most 1.2 times as fast as the floor that it states. Within these
-    tolerances `scales` says by how much the times' bounds are moved.
+    Facts are compared, of the part that did the work: the CPU's where `on_cpu`, else the accelerator's. A target for one machine
+    wants its arch, cores and features, and the speeds that it states within a factor of two; the CPU's name stands in for
+    speeds that it does not state. A generic target wants a machine of its arch that is at most 1.2 times as fast as the floor
+    that it states. Within these tolerances `scales` says by how much the times' bounds are moved.
     """
     if device["arch"] != hardware.arch:
         return [f"arch {device['arch']}, not {hardware.arch}"]
-    if unreal := _unreal(hardware, device, speed):
+    if not on_cpu:
+        return _unlike_accelerator(hardware, speed)
+    if unreal := emulation(device, speed, hardware.clock_ghz):
         return unreal
-    stated = {key: getattr(hardware, key) for key in SPEEDS if getattr(hardware, key) is not None}
+    stated = _stated(hardware, on_cpu=True)
     if hardware.generic:
         return _above_floor(hardware, stated, device, speed, threads)
     reasons = []
-    if not _same_cpu(hardware.cpu, device["cpu"]):
-        reasons.append(f"cpu {device['cpu']}, not {hardware.cpu}")
+    if not _same_cpu(hardware.cpu, device["cpu"]) and (unstated := sorted(SPEEDS.keys() - stated)):
+        reasons.append(
+            f"cpu {device['cpu']}, not {hardware.cpu}, and the target does not state {', '.join(unstated)} to compare them by"
+        )
     if device["cores"] != hardware.cores:
         reasons.append(f"{device['cores']} cores, not {hardware.cores}")
     if lacking := sorted(set(hardware.features) - set(device["features"])):
         reasons.append(f"without {', '.join(lacking)}")
     if not stated:
         reasons.append("the target states no measured speed (bandwidth_gbs, int8_gops, fp32_gflops)")
+    return reasons + _unlike(stated, speed)
+
+
+def _stated(hardware: Hardware, *, on_cpu: bool) -> dict[str, float]:
+    """The speeds that a target states of the part that does the work, by the names that they are measured by."""
+    if on_cpu:
+        known = {key: getattr(hardware, key) for key in SPEEDS}
+    elif hardware.gpu is not None:
+        known = {"gpu_copy_gbs": hardware.gpu.copy_gbs, "gpu_fp16_gflops": hardware.gpu.fp16_gflops}
+    else:
+        known = {}
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _unlike(stated: Mapping[str, float], speed: Mapping[str, float]) -> list[str]:
+    """The stated speeds that were not measured, or not within a factor of two."""
+    words, reasons = SPEEDS | GPU_SPEEDS, []
     for key, value in stated.items():
         if key not in speed:
-            reasons.append(f"{SPEEDS[key]}: not measured there (onnxruntime is not installed)")
+            reasons.append(_unmeasured(key))
         elif not value / _LIKE <= speed[key] <= value * _LIKE:
-            reasons.append(f"{SPEEDS[key]}: {speed[key]:.3g}, not within a factor of two of {value:.3g}")
+            reasons.append(f"{words[key]}: {speed[key]:.3g}, not within a factor of two of {value:.3g}")
     return reasons
 
 
-def _unreal(hardware: Hardware, device: Machine, speed: Mapping[str, float]) -> list[str]:
-    """Why no real core of this kind is so slow: an emulated one, or one that something else kept; empty where it may be one."""
-    clock = device["clock_ghz"] or hardware.clock_ghz or _SLOWEST_GHZ
-    vector = next((bits for feature, bits in _VECTOR_BITS.items() if feature in device["features"]), 128)
-    floors = {key: _REAL * clock * vector / bits for key, bits in _BITS.items()}
-    return [
-        f"{SPEEDS[key]}: {speed[key]:.3g}, where a core of {clock:g} GHz reaches {floor:.3g} and more: emulated, or kept busy"
-        for key, floor in floors.items()
-        if speed.get(key, floor) < floor
-    ]
+def _above(stated: Mapping[str, float], speed: Mapping[str, float]) -> list[str]:
+    """The speeds of a floor that were not measured, or above it."""
+    words, reasons = SPEEDS | GPU_SPEEDS, []
+    for key, value in stated.items():
+        if key not in speed:
+            reasons.append(_unmeasured(key))
+        elif speed[key] > _FLOOR * value:
+            reasons.append(f"{words[key]}: {speed[key]:.3g}, above {_FLOOR} x the floor of {value:.3g}")
+    return reasons
+
+
+def _unmeasured(key: str) -> str:
+    lacking = "onnxruntime" if key in SPEEDS else "an onnxruntime with a provider for it"
+    return f"{(SPEEDS | GPU_SPEEDS)[key]}: not measured there ({lacking} is not installed)"
+
+
+def _unlike_accelerator(hardware: Hardware, speed: Mapping[str, float]) -> list[str]:
+    """Why the accelerator that did the work may not vouch for the target's."""
+    stated = _stated(hardware, on_cpu=False)
+    if lacking := sorted(GPU_SPEEDS.keys() - stated):
+        names = " and ".join(key.removeprefix("gpu_") for key in lacking)
+        return [
+            f"the target does not state {names} of its accelerator in [hardware.gpu]; edgekit targets probe measures both"
+        ]
+    return _above(stated, speed) if hardware.generic else _unlike(stated, speed)
 
 
 def _above_floor(
@@ -87,35 +126,33 @@ def _above_floor(
     if used > _FLOOR * hardware.cores:
         reasons.append(f"{used} threads, above the floor of {hardware.cores} cores")
     if hardware.accelerator:
-        reasons.append(f"whether its accelerator is above the floor ({hardware.accelerator}) is not measured")
-    for key, value in stated.items():
-        if key not in speed:
-            reasons.append(f"{SPEEDS[key]}: not measured there (onnxruntime is not installed)")
-        elif speed[key] > _FLOOR * value:
-            reasons.append(f"{SPEEDS[key]}: {speed[key]:.3g}, above {_FLOOR} x the floor of {value:.3g}")
-    return reasons
+        reasons.append(f"the work ran on its CPU, and the target's is for its accelerator ({hardware.accelerator})")
+    return reasons + _above(stated, speed)
 
 
-def scales(hardware: Hardware, speed: Mapping[str, float]) -> tuple[float, float]:
+def scales(hardware: Hardware, speed: Mapping[str, float], *, on_cpu: bool = True) -> tuple[float, float]:
     """What the lower and the upper bound of a time are multiplied with, so that they hold for the target: (<= 1, >= 1).
 
     The largest of measured / stated speed above, so that a faster machine does not vouch for a slower target; the smallest
     below, so that a slower one does not fail what the target runs in time. A speed that is the same but for noise moves both a
     little away.
     """
-    ratios = [speed[key] / getattr(hardware, key) for key in SPEEDS if getattr(hardware, key) and key in speed]
+    stated = _stated(hardware, on_cpu=on_cpu)
+    ratios = [speed[key] / value for key, value in stated.items() if key in speed]
     return min([1.0, *ratios]), max([1.0, *ratios])
 
 
 def tolerances(hardware: Hardware) -> str:
     """In words, what a machine must be to vouch for the target."""
     if hardware.generic:
+        fast = f"{_FLOOR:g} x as fast as the target's floor"
+        whose = "machine whose accelerator is at most" if hardware.gpu else "machine that is at most"
         return (
-            f"any {hardware.arch} machine that is at most {_FLOOR:g} x as fast as the target's floor may vouch for it; times"
-            " are multiplied by how much faster it is"
+            f"any {hardware.arch} {whose} {fast} may vouch for it; times are multiplied by how much faster it is"
         )
+    same = "an accelerator of" if hardware.gpu else "the same CPU, cores and features, and"
     return (
-        f"a machine with the same CPU, cores and features, and speeds within a factor of {_LIKE:g} of the target's, may vouch"
+        f"a machine with {same} speeds within a factor of {_LIKE:g} of the target's{'' if hardware.gpu else ','} may vouch"
         " for it; times are multiplied by how much faster it is"
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgekit.evidence import Rates, RuntimeVersion, Shape
-from edgekit.target import Budget, Hardware
+from edgekit.target import Budget, Gpu, Hardware
 from edgekit.verify.budgets import Conditions, check_budget
 from edgekit.verify.checks import check_plausible
 from edgekit.verify.hardware import impossibilities, mismatches, scales, tolerances
@@ -51,8 +51,8 @@ def test_an_emulated_board_is_refused_by_its_speed(hardware: Hardware, speed: di
     hardware = replace(hardware, clock_ghz=2.4)
     assert not [why for why in mismatches(hardware, BOARD, SPEED, 4) if "emulated" in why]
     (why,) = mismatches(hardware, BOARD, SPEED | speed, 4)
-    assert "where a core of 2.4 GHz reaches" in why
-    assert "emulated, or kept busy" in why
+    assert "where 4 core(s) of 2.4 GHz reach" in why
+    assert why.endswith("emulated")
 
 
 def test_a_target_without_speeds_is_matched_by_nothing() -> None:
@@ -88,7 +88,36 @@ def test_a_floor_is_vouched_for_by_a_machine_at_or_below_it() -> None:
     assert "8 threads" in mismatches(FLOOR, other, SPEED, None)[0]
     assert "above 1.2 x the floor" in mismatches(FLOOR, other, SPEED | {"int8_gops": 140.0}, 4)[0]
     assert "does not state int8_gops" in mismatches(replace(FLOOR, int8_gops=None), other, SPEED, 4)[0]
-    assert "accelerator" in mismatches(replace(FLOOR, accelerator="a GPU"), other, SPEED, 4)[0]
+    assert "ran on its CPU" in mismatches(replace(FLOOR, accelerator="a GPU"), other, SPEED, 4)[0]
+
+
+def test_a_cpus_name_does_not_matter_where_all_its_speeds_are_known() -> None:
+    """Facts are compared. The name stands in for those that nobody has published."""
+    stated = replace(PI, int8_gops=110.0)
+    assert mismatches(stated, BOARD | {"cpu": "Neoverse-N1"}, SPEED, 4) == []
+    assert "INT8" in mismatches(stated, BOARD | {"cpu": "Neoverse-N1"}, SPEED | {"int8_gops": 300.0}, 4)[0]
+    assert "does not state int8_gops" in mismatches(PI, BOARD | {"cpu": "Neoverse-N1"}, SPEED, 4)[0]
+
+
+GPU = Gpu(name="NVIDIA RTX 4050 Laptop", copy_gbs=165.0, fp16_gflops=18000.0)
+GPU_SPEED = {"gpu_copy_gbs": 170.0, "gpu_fp16_gflops": 17000.0}
+
+
+def test_where_the_accelerator_works_the_cpu_does_not_matter() -> None:
+    """A fast CPU beside the stated GPU vouches for it; a server's GPU beside the stated CPU does not."""
+    floor = replace(FLOOR, arch="aarch64", accelerator="a GPU", gpu=GPU)
+    for hardware in (floor, replace(floor, generic=False)):
+        fast = SPEED | {"fp32_gflops": 500.0, "bandwidth_gbs": 90.0} | GPU_SPEED
+        other = BOARD | {"cpu": "a server's", "cores": 64, "features": []}
+        assert mismatches(hardware, other, fast, 8, on_cpu=False) == []
+        (why,) = mismatches(hardware, BOARD, SPEED | GPU_SPEED | {"gpu_copy_gbs": 2400.0}, 4, on_cpu=False)
+        assert why.startswith("the accelerator's copy bandwidth, GB/s: 2.4e+03")
+        (why,) = mismatches(hardware, BOARD, SPEED | {"gpu_copy_gbs": 170.0}, 4, on_cpu=False)
+        assert "fp16 throughput, GFLOP/s: not measured there" in why
+        assert "accelerator" in tolerances(hardware)
+        assert scales(hardware, fast, on_cpu=False) == pytest.approx((17 / 18, 170 / 165))
+    (why,) = mismatches(replace(floor, gpu=None), BOARD, SPEED | GPU_SPEED, 4, on_cpu=False)
+    assert "does not state copy_gbs and fp16_gflops of its accelerator in [hardware.gpu]" in why
 
 
 def measurements(**work: Any) -> Measurements:
