@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NotRequired, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 from edgekit.runtimes.onnxruntime.throughput import throughput
 from edgekit.runtimes.timing import fastest, own_time
@@ -68,11 +68,14 @@ KERNEL_FEATURES = (
 )
 
 
-class Machine(TypedDict):
-    """What a machine is. memory_mb: MiB, 0 where nobody tells; features: as Linux names them.
+class _Emulated(TypedDict, total=False):
+    """emulator: what runs programs in place of a CPU of this arch, where the system gives it away; see `emulation` too."""
 
-    emulator: what runs these programs in place of a CPU of this arch, where the system gives it away; see `emulation` too.
-    """
+    emulator: str
+
+
+class Machine(_Emulated):
+    """What a machine is. memory_mb: MiB, 0 where nobody tells; features: as Linux names them."""
 
     arch: str
     cpu: str
@@ -84,7 +87,6 @@ class Machine(TypedDict):
     governor: str | None
     system: str
     python: str
-    emulator: NotRequired[str]
 
 
 class _Told(TypedDict, total=False):

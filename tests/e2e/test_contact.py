@@ -50,7 +50,7 @@ def build(
     """Builds the project for a board, which forgets what it was asked before."""
     monkeypatch.setitem(measurements.TIMING, "seconds", 0.1)
     monkeypatch.setattr(latency, "PROCESSES", 1)
-    monkeypatch.setattr(hardware, "mismatches", lambda *_: [])
+    monkeypatch.setattr(hardware, "mismatches", lambda *_, **__: [])
     # A board's own `python3` is the one that runs the tests.
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 

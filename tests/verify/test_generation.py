@@ -200,8 +200,8 @@ def test_first_tokens_and_rates_are_of_several_processes(
     bench: Bench, verified: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency, "PROCESSES", latency.FEWEST)
-    monkeypatch.setattr(hardware, "mismatches", lambda *_: [])
-    monkeypatch.setattr(hardware, "scales", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(hardware, "mismatches", lambda *_, **__: [])
+    monkeypatch.setattr(hardware, "scales", lambda *_, **__: (1.0, 1.0))
     monkeypatch.setattr(neighbours, "disturbances", lambda *_: [])
     target = make_target(tmp_path, budget="ttft_ms = 60000\ntokens_per_second = 0.01\np95_ms = 60000")
     report = verified(bench.q8_0, target=target)

@@ -71,7 +71,7 @@ def bench(shared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(latency, "PROCESSES", latency.FEWEST)
     # Neighbours slow a shared machine by more than two; the rules themselves are tested with figures of their own.
     monkeypatch.setattr(hardware, "_LIKE", 1e3)
-    monkeypatch.setattr(hardware, "scales", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(hardware, "scales", lambda *_, **__: (1.0, 1.0))
     monkeypatch.setattr(neighbours, "disturbances", lambda *_: [])
     return Bench(folder=tmp_path, prompts=shared[0], reference=shared[1])
 
