@@ -79,7 +79,8 @@ def test_a_device_without_onnxruntime_tells_its_bandwidth(monkeypatch: pytest.Mo
 def test_bandwidth_of_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_SPELL_S", 0.05)
     alone, together = machine.bandwidth_gbs(), machine.bandwidth_gbs(threads=3)
-    assert 0.2 * alone < together < 20 * alone
+    # One by processor time, three by the wall: another program may have most of the cores.
+    assert 0.02 * alone < together < 20 * alone
 
 
 @pytest.mark.parametrize(
