@@ -147,9 +147,7 @@ def tolerances(hardware: Hardware) -> str:
     if hardware.generic:
         fast = f"{_FLOOR:g} x as fast as the target's floor"
         whose = "machine whose accelerator is at most" if hardware.gpu else "machine that is at most"
-        return (
-            f"any {hardware.arch} {whose} {fast} may vouch for it; times are multiplied by how much faster it is"
-        )
+        return f"any {hardware.arch} {whose} {fast} may vouch for it; times are multiplied by how much faster it is"
     same = "an accelerator of" if hardware.gpu else "the same CPU, cores and features, and"
     return (
         f"a machine with {same} speeds within a factor of {_LIKE:g} of the target's{'' if hardware.gpu else ','} may vouch"
