@@ -308,7 +308,7 @@ class Report:
 
     The last fields are absent from the JSON of outputs that have none: latency_real is of what gives a row per prompt, scope (by
     role) and confusion of a classifier, all from kl on of a decoder (perplexity by role, ttft_ms by prompt length).
-    runtimes: those that the target let measurements choose from, where there were several. emulated: whether an emulator answered:
+    runtimes: those that the target let measurements choose from, where there were several. emulated: whether an emulator did:
     then no speed and no memory of it is the device's.
     accuracy, models: by role. device, work: what the machine is and what one call does, as the probe says it. prompts: how many
     were judged. margins: the limits of the recipe, with defaults. coverage, data: None where nobody knows.

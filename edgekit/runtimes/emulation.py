@@ -18,7 +18,7 @@ REAL = 1 / 5
 # GHz, where neither the machine nor the target tells: slower than any that is on sale.
 SLOWEST_GHZ = 1.0
 _VECTOR_BITS = {"avx512f": 512, "avx2": 256}
-# What adds products of bytes up in 32 bits, four at a time. Without it a product of bytes takes 16 bits of a vector: half as many.
+# What adds products of bytes up in 32 bits, four at a time. Without it one takes 16 bits of a vector: half as many.
 _DOTS = frozenset({"asimddp", "avx512_vnni", "avx512vnni", "avx_vnni", "avxvnni"})
 _WORDS = {"fp32_gflops": "fp32 throughput, GFLOP/s", "int8_gops": "INT8 throughput, Gop/s"}
 
