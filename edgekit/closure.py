@@ -13,6 +13,8 @@ _SOURCE = Path(__file__).parent
 _TYPING = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t]+\S.*\n|\n)+", re.MULTILINE)
 _FROM = re.compile(r"^[ \t]*from (edgekit[\w.]*) import (\([^)]*\)|.*)$", re.MULTILINE)
 _IMPORT = re.compile(r"^[ \t]*import (edgekit[\w.]*)()", re.MULTILINE)
+# What runs where there is no Python.
+_OTHERS = (".mjs", ".html")
 # What runs in a process of its own: the function that `apart` is given, the module behind "-m".
 _STARTED = re.compile(r"""apart\(\s*"(edgekit[\w.]+):|"-m", "(edgekit[\w.]+)""")
 
@@ -20,7 +22,8 @@ _STARTED = re.compile(r"""apart\(\s*"(edgekit[\w.]+):|"-m", "(edgekit[\w.]+)""")
 def source_files(modules: Sequence[str], source: Path = _SOURCE) -> list[Path]:
     """The files of these modules ("edgekit.record") and of all that they run, sorted; `source` is the package's folder.
 
-    A package's own module runs before any module in it that is imported. Imports for type checkers run nothing.
+    A package's own module runs before any module in it that is imported, and whatever lies beside it in another language is its
+    own. Imports for type checkers run nothing.
     """
     found: set[Path] = set()
     waiting = [_files(module, source)[-1] for module in modules]
@@ -30,7 +33,14 @@ def source_files(modules: Sequence[str], source: Path = _SOURCE) -> list[Path]:
             continue
         found.add(path)
         waiting += [file for module in _imports(path, path.stat().st_mtime_ns) for file in _files(module, source)]
-    return sorted(found)
+    others = [
+        other
+        for path in found
+        if path.name == "__init__.py"
+        for end in _OTHERS
+        for other in path.parent.glob(f"*{end}")
+    ]
+    return sorted(found.union(others))
 
 
 @lru_cache(maxsize=4096)

@@ -134,6 +134,7 @@ def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packag
                 artifact=product.folder,
                 manifest=_describe(product, artifact, inputs, content.runtime.name),
                 report=content,
+                arch=inputs.target.hardware.arch,
             )
             _write_bundle(packing, artifact.file.files, put)
     except OSError as failed:

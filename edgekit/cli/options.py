@@ -94,7 +94,7 @@ scheme_option = click.option(
 device_option = click.option(
     "--device",
     metavar="URL",
-    help="Measure on this machine, with one target: ssh://user@host or ssh://user@host:port.",
+    help="Measure on this device, with one target: ssh://user@host:port, browser: or browser://own.",
 )
 junit_option = click.option(
     "--junit",

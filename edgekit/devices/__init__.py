@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from edgekit.devices.browser import BrowserDevice, browser_table
 from edgekit.devices.device import Device, Facts, Finished
 from edgekit.devices.known import ask_facts, known_facts
 from edgekit.devices.local import LocalDevice
@@ -13,6 +14,7 @@ from edgekit.schema import pick
 
 __all__ = [
     "DEVICES",
+    "BrowserDevice",
     "Device",
     "Facts",
     "Finished",
@@ -25,9 +27,9 @@ __all__ = [
     "ssh_table",
 ]
 
-DEVICES: dict[str, type[Device]] = {"local": LocalDevice, "ssh": SshDevice}
+DEVICES: dict[str, type[Device]] = {"local": LocalDevice, "ssh": SshDevice, "browser": BrowserDevice}
 # How a device's address begins, for --device -> what makes a `[device]` table of the address.
-ADDRESSES: dict[str, Callable[[str], dict[str, object]]] = {"ssh": ssh_table}
+ADDRESSES: dict[str, Callable[[str], dict[str, object]]] = {"ssh": ssh_table, "browser": browser_table}
 
 
 def open_device(table: Mapping[str, object], where: str) -> Device:

@@ -30,12 +30,14 @@ class Program:
     """How a probe is started on a device, and what is said where it fails.
 
     command: less the request's path, which comes last. renew: the command line of edgekit that puts this machine's version of the
-    engine there. explain: what a last line on standard error means; None where it says nothing more.
+    engine there. version: of the engine that must answer, where it is not this machine's. explain: what a last line on standard
+    error means; None where it says nothing more.
     """
 
     command: Sequence[str]
     renew: str
     env: Mapping[str, str] = field(default_factory=dict)
+    version: str | None = None
     explain: Callable[[str], str | None] = lambda _last: None
 
 
@@ -63,7 +65,7 @@ def exchange(device: Device, question: Question, program: Program) -> Answer:
         if ended.returncode != 0 or (numbers is not None and "done" not in events):
             raise DeviceFailed(f"{question.file}: {_why(ended, program)}")
         problem = _doubt(events, numbers, question, request / "request.json")
-        if problem := problem or _other_version(device, events, program.renew):
+        if problem := problem or _other_version(device, events, program):
             raise DeviceFailed(f"{device.identity}: {question.file}: {problem}")
         if question.request["timing"].get("only"):
             return Answer(lines=Lines(events=events), arrays={})
@@ -109,17 +111,23 @@ def _doubt(
     return None
 
 
-def _other_version(device: Device, events: Mapping[str, Mapping[str, object]], renew: str) -> str | None:
+def _other_version(device: Device, events: Mapping[str, Mapping[str, object]], program: Program) -> str | None:
     """What is wrong with the version of a remote device's engine: the artifact was made for, and checked with, the one here."""
     load = events["load"]
+    there = str(load["version"])
+    if program.version is not None:
+        return (
+            None
+            if there == program.version
+            else f"{load['runtime']} {there} answered, not {program.version}; run it again"
+        )
     try:
         here = RUNTIMES[str(load["runtime"])].version() if device.REMOTE else None
     except EdgekitError:
         return None
-    there = str(load["version"])
     if here is None or here.split(".")[:2] == there.split(".")[:2]:
         return None
-    return f"{load['runtime']} {there} is installed there, and {here} here; run: {renew}"
+    return f"{load['runtime']} {there} is installed there, and {here} here; run: {program.renew}"
 
 
 def _why(ended: Finished, program: Program) -> str:

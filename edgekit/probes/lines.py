@@ -105,6 +105,15 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a tokenizer there reads the prompts' texts (`tokenizer`): how many it was given, and the indices of those that become
+    other ids than were sent."""
+
+    texts: int
+    differ: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Device:
     device: Machine
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Unpack
@@ -17,8 +17,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What the prompts of a question were read from, by the tokenizer.json beside the artifact: each with `before` in front of
+    it. A text without any token is one `pad_id`."""
+
+    texts: Sequence[str]
+    before: str
+    pad_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Question:
     """What a probe is asked: the main file of an artifact's folder, a request of the protocol, and the request's arrays.
+
+    texts: for a device whose apps read texts with another tokenizer than this machine's; None where nothing was read.
 
     timeout_s: the device stops a probe that has not ended by then. A slow board may need ten minutes for a thousand prompts; an
     hour is a hang.
@@ -27,12 +39,13 @@ class Question:
     file: Path
     request: Request
     inputs: Mapping[str, ArrayLike]
+    texts: Texts | None = None
     timeout_s: float = 3600.0
 
     def only_times(self, **timing: Unpack[Timing]) -> Question:
         """The same, of which nothing but times is wanted."""
         asked: Timing = {**self.request["timing"], **timing, "only": True}
-        return replace(self, request={**self.request, "timing": asked})
+        return replace(self, request={**self.request, "timing": asked}, texts=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,9 +39,11 @@ def emulation(device: Machine, speed: Mapping[str, float], clock_ghz: float | No
     """What shows that a machine is emulated; empty where it may be real.
 
     speed: of one core, by the processor time that the work took (`throughput`), so that other load on a real machine does not
-    look like an emulator. A speed that was not measured shows nothing.
+    look like an emulator. A speed that was not measured shows nothing, nor one that a page measured: it knows no processor time.
     """
-    found = [f"{device['emulator']}: emulated"] if "emulator" in device else []
+    if device["arch"] == "wasm32":
+        return []
+    found = [f"emulated: {device['emulator']}"] if "emulator" in device else []
     clock, cores = device["clock_ghz"] or clock_ghz or SLOWEST_GHZ, device["cores"]
     return found + [
         f"{_WORDS[key]}: {cores * speed[key]:.3g}, where {cores} core(s) of {clock:g} GHz reach {floor:.3g} and more: emulated"

@@ -36,6 +36,7 @@ from edgekit.formats import finer
 from edgekit.modalities import MODALITIES
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
+from edgekit.probes import Question, Texts
 from edgekit.progress import Progress, silent
 from edgekit.reference import Reference, read_reference
 from edgekit.runtimes import RUNTIMES, neighbours
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.devices import Device
-    from edgekit.probes import Question
     from edgekit.runtimes.placement import Placement
 
 __all__ = ["VerifyInputs", "check_accuracy_table", "check_reference", "plan_text", "verify"]
@@ -127,8 +127,11 @@ def _verify_rows(run: Run) -> Report:
     # The tokenizer that ships cuts texts at max_length: no request is ever longer.
     sequence = min(run.budget.sequence, artifact.max_length)
 
+    read = Texts(texts=texts, before=str(artifact.settings.get("prompt", "")), pad_id=artifact.pad_id)
+
     def ask(run: Run) -> Question:
-        return ask_rows(run.file, run.runtime, run.options, encoded, sequence)
+        question = ask_rows(run.file, run.runtime, run.options, encoded, sequence)
+        return question if modality.TOKENIZER is None else replace(question, texts=read)
 
     run, measured, outputs, raced = _measure_fastest(run, ask)
     run.progress(0, 0, JUDGING)
@@ -143,6 +146,7 @@ def _verify_rows(run: Run) -> Report:
             *_check_answers(run, comparisons),
             *floors,
             check_rows(run.recorded, run.reference, texts, encoded),
+            *checks.check_device_reading(measured.reading, texts),
             *checks.check_finite(finite),
             *check_rejected(run, answers["artifact"].labels, truth),
         ],

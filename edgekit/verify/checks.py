@@ -13,6 +13,7 @@ from edgekit.verify import clusters
 
 if TYPE_CHECKING:
     from edgekit.artifact import Parity
+    from edgekit.probes.lines import Reading
     from edgekit.reference import OwnersAnswers
     from edgekit.runtimes.machine import Machine
     from edgekit.runtimes.placement import Placement
@@ -163,6 +164,22 @@ def check_reading(parity: Parity | None, misread: str | None) -> list[Check]:
             detail=f"{detail} become the checkpoint's tokens" + (f"; the template ran in {engine}" if engine else ""),
         )
     ]
+
+
+def check_device_reading(reading: Reading | None, texts: Sequence[str]) -> list[Check]:
+    """Whether the device's own tokenizer gives the ids that the artifact was judged with; nothing where it has none."""
+    if reading is None:
+        return []
+    if not reading.differ:
+        detail = f"the tokenizer of apps there reads the ids that were judged, of {reading.texts} prompts"
+        return [Check(name="tokenizer", measured="as the original", limit=None, verdict="pass", detail=detail)]
+    first = texts[reading.differ[0]]
+    remedy = (
+        f"the tokenizer of apps there reads {len(reading.differ)} of {reading.texts} prompts otherwise, the first"
+        f" {first[:60]!r}: such texts get answers that nobody judged; take a student with another tokenizer, or clean texts of"
+        " such characters before they are asked"
+    )
+    return [Check(name="tokenizer", measured="differs", limit=None, verdict="fail", remedy=remedy)]
 
 
 def check_as_original(compared: OwnersAnswers | None) -> list[Check]:

@@ -88,10 +88,11 @@ A fixed list is asked of the artifact; none of it was taught. Texts without a
 letter or a digit need no check: the loader rejects them by rule. not proven:
 some of the list got a class; the report names them.""",
     "tokenizer": """\
-Whether the file's own tokenizer and chat template turn texts into the original's tokens.
+Whether the tokenizer that ships, and the chat template, turn texts into the original's tokens.
 A model that is fed other tokens than it was trained on is wrong with a perfect
 file. Texts of many scripts, your prompts and whole conversations are read by the
-runtime that ships and by the checkpoint's own tokenizer; the ids must be equal.
+runtime that ships and by the checkpoint's own tokenizer (in a browser the verify
+prompts, by the library that pages use); the ids must be equal.
 llama.cpp runs a chat template in an engine of its own: where llama-server is in
 PATH (or EDGEKIT_LLAMA_SERVER names one) it writes them too, else Python does, and
 what that engine has not is looked for: the report says which. fail: the first

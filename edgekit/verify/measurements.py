@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, cast
 
 from edgekit.evidence import Rates, RuntimeVersion, Shape
 from edgekit.probes import PROBES, Question
-from edgekit.probes.lines import Calls, First, Lines, Load, MachineSpeed, Neighbours, Peak, RealCalls
+from edgekit.probes.lines import Calls, First, Lines, Load, MachineSpeed, Neighbours, Peak, Reading, RealCalls
 from edgekit.progress import Progress
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.machine import Machine
 from edgekit.runtimes.placement import Work
 from edgekit.runtimes.request import pack
 from edgekit.schema import dump_json, parse, read_json
-from edgekit.typed_json import read_table, to_table
+from edgekit.typed_json import MAY_BE_ABSENT, read_table, to_table
 from edgekit.verify import latency
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Measurements:
     that gave the outputs; earlier are those of earlier measurements of the same artifact there, `measurement` how many
     measurements that makes. real_times are at the prompts' own lengths. neighbours: what the machine did while its speed was
     measured. Of a decoder a call is one new token, and generation has what the probe says of prompts, threads and memory.
+    reading: how the device's own tokenizer reads the prompts, where its apps use another than this machine's.
     """
 
     device: Machine
@@ -82,6 +83,7 @@ class Measurements:
     earlier: tuple[Timed, ...] = ()
     measurement: int = 1
     generation: Speed | None = None
+    reading: Reading | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     @property
     def times(self) -> list[float]:
@@ -152,6 +154,7 @@ def _read(lines: Lines) -> Measurements:
         real_lengths=real.lengths,
         peak_mb=lines.read("memory", Peak).peak_mb,
         neighbours=machine.neighbours,
+        reading=lines.read("tokenizer", Reading) if "tokenizer" in lines.events else None,
     )
 
 

@@ -34,11 +34,11 @@ def packed(tmp_path: Path) -> Packaged:
     return pack(tmp_path / "made", tmp_path / "out")
 
 
-def packing(packed: Packaged, artifact: Path, **changes: Any) -> Packing:
+def packing(packed: Packaged, artifact: Path, arch: str = "aarch64", **changes: Any) -> Packing:
     """What the sidecars of a bundle were made from, with another manifest."""
     manifest = json.loads((packed.bundle / "bundle.json").read_text(encoding="utf-8"))
     given = read_manifest(manifest | changes, "bundle.json")
-    return Packing(artifact=artifact, manifest=given, report=read_report(packed.report))
+    return Packing(artifact=artifact, manifest=given, report=read_report(packed.report), arch=arch)
 
 
 @pytest.mark.parametrize("name", SIDECARS)

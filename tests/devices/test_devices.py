@@ -13,11 +13,27 @@ import pytest
 from edgekit.devices import DEVICES, Device, LocalDevice, ask_facts, known_facts, open_device
 from edgekit.errors import DeviceFailed, EdgekitError
 from tests.devices.board import Board, drop_in
+from tests.devices.chromium import need_chromium, write_modules
 from tests.devices.sshd import HOST, Reachable
 
 # A kind -> a table that opens a device of it where tests run.
-TABLES: Mapping[str, Mapping[str, object]] = {"local": {"kind": "local"}, "ssh": {"kind": "ssh", "host": HOST}}
-SCRIPT = "import sys, pathlib; o = pathlib.Path('out'); o.mkdir(); (o / 'y').write_text(open(sys.argv[1]).read() * 2)"
+TABLES: Mapping[str, Mapping[str, object]] = {
+    "local": {"kind": "local"},
+    "ssh": {"kind": "ssh", "host": HOST},
+    "browser": {"kind": "browser"},
+}
+PYTHON = {
+    "double": "import sys, pathlib; o = pathlib.Path('out'); o.mkdir(); (o / 'y').write_text(open(sys.argv[1]).read() * 2)",
+    "show": "import os, sys; print(sys.argv[1], os.environ['EDGEKIT_X']); sys.stderr.write('\\xff'); sys.exit(7)",
+    "sleep": "import time; time.sleep(60)",
+}
+
+
+def command(device: Device, name: str, tmp_path: Path) -> list[str]:
+    """One of the commands of PYTHON, or of the modules of a page where the device is a browser."""
+    if device.PROBE == "web":
+        return [f"{device.push(write_modules(tmp_path / 'modules'))}/{name}.mjs"]
+    return [sys.executable, "-c", PYTHON[name]]
 
 
 @pytest.fixture(params=DEVICES)
@@ -27,6 +43,8 @@ def open_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         stand_in: Reachable = request.getfixturevalue("stand_in")
         monkeypatch.setenv("PATH", f"{stand_in.commands}{os.pathsep}{os.environ['PATH']}")
         return lambda: open_device(stand_in.table(), "my.toml: device")
+    if request.param == "browser":
+        need_chromium()
     return lambda: open_device(TABLES[request.param], "my.toml: device")
 
 
@@ -38,7 +56,7 @@ def test_a_device_conforms(open_kind: Callable[[], Device], tmp_path: Path) -> N
     device = open_kind()
     assert device.identity == open_kind().identity
     path = device.push(pushed)
-    ended = device.run([sys.executable, "-c", SCRIPT, os.path.join(path, "weights")], timeout_s=60)
+    ended = device.run([*command(device, "double", tmp_path), os.path.join(path, "weights")], timeout_s=60)
     assert ended.returncode == 0, ended.stderr
     device.fetch("out", tmp_path / "fetched")
     assert (tmp_path / "fetched/y").read_text(encoding="utf-8") == "77"
@@ -46,8 +64,7 @@ def test_a_device_conforms(open_kind: Callable[[], Device], tmp_path: Path) -> N
     facts = device.facts()
     assert facts == device.facts()
     assert {"arch", "cpu", "cores", "features", "memory_mb", "system"} <= facts.keys()
-    shown = "import os, sys; print(sys.argv[1], os.environ['EDGEKIT_X']); sys.stderr.write('\\xff'); sys.exit(7)"
-    ended = device.run([sys.executable, "-c", shown, "$HOME; a  b"], timeout_s=60, env={"EDGEKIT_X": "1"})
+    ended = device.run([*command(device, "show", tmp_path), "$HOME; a  b"], timeout_s=60, env={"EDGEKIT_X": "1"})
     assert (ended.returncode, ended.stdout.strip()) == (7, "$HOME; a  b 1")
     assert ended.stderr
     work = device.work
@@ -59,7 +76,7 @@ def test_a_device_fails_in_one_line(open_kind: Callable[[], Device], tmp_path: P
     device = open_kind()
     started = time.monotonic()
     with pytest.raises(DeviceFailed, match=r"no end after 0.5 s"):
-        device.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout_s=0.5)
+        device.run(command(device, "sleep", tmp_path), timeout_s=0.5)
     assert time.monotonic() - started < 30
     with pytest.raises(DeviceFailed, match=r"no-such-program: cannot be started"):
         device.run(["no-such-program"], timeout_s=5)

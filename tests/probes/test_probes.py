@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from edgekit.devices import Finished, LocalDevice
+from edgekit.devices import Device, Finished, LocalDevice, open_device
 from edgekit.errors import DeviceFailed
 from edgekit.modalities.text import of_tokens
 from edgekit.probes import PROBES, Question
 from edgekit.verify.measurements import pack_rows
+from tests.devices.chromium import need_chromium
 from tests.verify.verify_folders import make_graph
 
 TEXTS = [[4, 7, 5], [9, 10], [8]]
@@ -36,9 +38,17 @@ def question(tmp_path_factory: pytest.TempPathFactory) -> Question:
     )
 
 
+def open_for(probe: str) -> Device:
+    """A device that a probe runs on."""
+    if probe == "web":
+        need_chromium()
+        return open_device({"kind": "browser"}, "device")
+    return LocalDevice({})
+
+
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_conforms(name: str, question: Question) -> None:
-    with LocalDevice({}) as device:
+    with closing(open_for(name)) as device:
         answer = PROBES[name].ask(device, question.only_times())
         assert [*answer.lines.events] == ["device", "load", "first", "latency", "done"]
         assert len(answer.lines.events["latency"]["ms"]) == TIMING["repeats"]
@@ -53,7 +63,7 @@ def test_a_probe_conforms(name: str, question: Question) -> None:
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_that_fails_says_where_and_what_to_do(name: str, question: Question) -> None:
     with (
-        LocalDevice({}) as device,
+        closing(open_for(name)) as device,
         pytest.raises(DeviceFailed, match=r"none\.onnx: the probe ended with exit code 1: .*; `edgekit inspect`"),
     ):
         PROBES[name].ask(device, replace(question, file=question.file.with_name("none.onnx")))

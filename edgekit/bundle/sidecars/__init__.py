@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edgekit.bundle.sidecars import card, llama
+from edgekit.bundle.sidecars import card, llama, web
 from edgekit.bundle.sidecars.packing import Packing
 from edgekit.tasks.text_generation import TEMPLATE
 
@@ -34,6 +34,8 @@ SIDECARS: dict[str, Sidecar] = {
     "tokenizer.json": _tokenizer,
     TEMPLATE: _template,
     "load.py": _loader,
+    "load.mjs": web.loader,
+    "index.html": web.page,
     "Modelfile": llama.sidecar,
     "README.md": card.sidecar,
 }

@@ -12,7 +12,8 @@ from edgekit.evidence import Report
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """A bundle that is being written: the folder of the artifact, the manifest without its files and digest, the report.
+    """A bundle that is being written: the folder of the artifact, the manifest without its files and digest, the report, and the
+    target's `hardware.arch`.
 
     A sidecar says nothing that a clock measured: two builds give the same bundle.
     """
@@ -20,6 +21,7 @@ class Packing:
     artifact: Path
     manifest: Manifest
     report: Report
+    arch: str
 
     @property
     def loader(self) -> Loader:

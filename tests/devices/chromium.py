@@ -1,0 +1,78 @@
+"""A real Chromium and npm for tests, from Debian's packages where they are not installed; commands that a page runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+# What the tests of devices have a page run: the same as their Python does on other kinds of devices.
+MODULES = {
+    "double": """
+export async function main(io) {
+  const text = new TextDecoder().decode(await io.read(io.args[0]));
+  await io.write("out/y", new TextEncoder().encode(text + text));
+}""",
+    "show": """
+export async function main(io) {
+  await io.out(`${io.args[0]} ${io.env.EDGEKIT_X}\\n`);
+  await io.error("said");
+  return 7;
+}""",
+    "sleep": "export const main = () => new Promise(() => {});",
+    "throw": 'export const main = () => { throw new RangeError("too far"); };',
+    "shout": "export async function main(io) { for (;;) await io.out('x'.repeat(1 << 24)); }",
+}
+
+
+def need_chromium() -> None:
+    """Install what a browser as a device needs; skip where that cannot be done."""
+    lacking = [
+        package for name, package in {"chromium": "chromium", "npm": "npm"}.items() if shutil.which(name) is None
+    ]
+    if not lacking:
+        return
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip(f"{' and '.join(lacking)} not installed, and only root on Debian can install them here")
+    from filelock import FileLock
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit-tests"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "apt.lock"):
+        for command in (["update", "-qq"], ["install", "-qq", "--yes", "--no-install-recommends", *lacking]):
+            done = subprocess.run(
+                ["apt-get", *command],
+                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+                capture_output=True,
+                text=True,
+                timeout=600,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+
+
+def write_modules(folder: Path) -> Path:
+    """A folder with MODULES."""
+    folder.mkdir(exist_ok=True)
+    for name, text in MODULES.items():
+        (folder / f"{name}.mjs").write_text(text, encoding="utf-8")
+    return folder
+
+
+def descendants(process: int) -> dict[int, str]:
+    """All that a process has started, and what that has: command lines by process id."""
+    parents, lines = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            # "pid (name) state parent ...", proc(5)
+            parents[int(path.name)] = int((path / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            lines[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+    found = {process}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: lines[pid] for pid in found - {process} if lines.get(pid)}

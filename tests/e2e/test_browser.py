@@ -1,0 +1,60 @@
+"""The demo for browsers, judged in a real Chromium: the answers are the host's, token ids too, and the times are a browser's."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from edgekit.devices import open_device
+from edgekit.pipeline import run
+from edgekit.probes.web.npm import PACKAGES, fetch_packages
+from tests.devices.chromium import need_chromium
+from tests.e2e.conftest import SLOWEST, Project
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
+
+# What an app does: the bundle's own module, and both libraries.
+APP = """
+export async function main(io) {
+  const [bundle, packages, texts] = io.args;
+  const ort = await import(new URL(`${packages}/onnxruntime-web/ort.wasm.min.mjs`, io.root));
+  const { Tokenizer } = await import(new URL(`${packages}/tokenizers/tokenizers.min.mjs`, io.root));
+  const { open } = await import(new URL(`${bundle}/load.mjs`, io.root));
+  const answer = await open(new URL(`${bundle}/`, io.root), { ort, Tokenizer });
+  const found = [];
+  for (const text of JSON.parse(new TextDecoder().decode(await io.read(texts)))) found.push((await answer(text))[0]);
+  await io.out(JSON.stringify(found));
+}
+"""
+
+
+def test_a_browser_gives_the_hosts_answers(demo: Project, tmp_path: Path) -> None:
+    need_chromium()
+    bundle = demo.build("--target", "browser", "--device", "browser:")["bundles"][0]
+    report = json.loads(Path(demo.folder, bundle["report"]).read_text(encoding="utf-8"))
+    assert report["device"]["arch"] == "wasm32"
+    assert "Chromium" in report["device"]["cpu"]
+    assert report["runtime"]["version"] == PACKAGES["onnxruntime-web"].version
+    verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
+    assert verdicts["tokenizer"] == verdicts["accuracy_vs_student"] == "pass"
+    assert verdicts["p95_ms"] == "not proven", "the target states no speed: a visitor's machine may be any"
+    assert report["latency_ms"]["first"] > 0
+    assert report["memory_mb"] > 1
+
+    (prompts,) = demo.cache.glob("prompts/*/verify.jsonl")
+    texts = [json.loads(line)["text"] for line in prompts.read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/app.mjs").write_text(APP, encoding="utf-8")
+    (tmp_path / "app/texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    folder = Path(demo.folder, bundle["bundle"])
+    with closing(open_device({"kind": "browser"}, "device")) as device:
+        app, packages = device.push(tmp_path / "app"), device.push(fetch_packages([*PACKAGES]))
+        words = [f"{app}/app.mjs", device.push(folder), packages, f"{app}/texts.json"]
+        ended = device.run(words, timeout_s=600)
+    assert ended.returncode == 0, ended.stderr
+    there, here = json.loads(ended.stdout), run(folder, texts)
+    assert [label for label, _ in there] == [answer["label"] for answer in here]
+    assert [score for _, score in there] == pytest.approx([answer["score"] for answer in here], abs=1e-4)
