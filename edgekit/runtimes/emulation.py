@@ -43,7 +43,7 @@ def emulation(device: Machine, speed: Mapping[str, float], clock_ghz: float | No
     """
     if device["arch"] == "wasm32":
         return []
-    found = [f"emulated: {device['emulator']}"] if "emulator" in device else []
+    found = [f"{device['emulator']}: emulated"] if "emulator" in device else []
     clock, cores = device["clock_ghz"] or clock_ghz or SLOWEST_GHZ, device["cores"]
     return found + [
         f"{_WORDS[key]}: {cores * speed[key]:.3g}, where {cores} core(s) of {clock:g} GHz reach {floor:.3g} and more: emulated"

@@ -27,6 +27,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from edgekit.runtimes import machine, neighbours, scores
+from edgekit.runtimes.request import wants_accelerator
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,8 +148,8 @@ def answer(runtime: Runtime, request: Request, folder: Path, say: Say) -> None:
     write(Path(request["outputs"]), found, say)
     say("work", **{**work, "asked": options.get("provider", "")})
     told = neighbours.watch()
-    speed = machine.measure() | {"copy_gbs": machine.bandwidth_gbs(threads=_threads(options))}
-    say("machine", speed=speed, neighbours=told())
+    speed = machine.measure(accelerated=wants_accelerator(options))
+    say("machine", speed={**speed, "copy_gbs": machine.bandwidth_gbs(_threads(options))}, neighbours=told())
 
 
 def fit(asked: Asked, ids: Integers, limit: int) -> Timing:

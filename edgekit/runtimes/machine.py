@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypedDict
 
-from edgekit.runtimes.onnxruntime.throughput import throughput
+from edgekit.runtimes.onnxruntime.throughput import accelerator_speed, throughput
 from edgekit.runtimes.timing import fastest, own_time
 
 # MIDR implementer and part of the cores that targets name (Linux, arch/arm64/include/asm/cputype.h).
@@ -288,9 +288,26 @@ def load_average() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def measure() -> dict[str, float]:
-    """How fast the machine is: bandwidth_gbs, and with onnxruntime fp32_gflops and int8_gops; about a second, at most 256 MiB."""
-    return {"bandwidth_gbs": bandwidth_gbs(), **throughput()}
+def measure(*, accelerated: bool = False) -> dict[str, float]:
+    """How fast the machine is: bandwidth_gbs, and with onnxruntime fp32_gflops and int8_gops; about a second, at most 256 MiB.
+
+    accelerated: also an accelerator's gpu_copy_gbs and gpu_fp16_gflops, where onnxruntime has a provider for it.
+    """
+    return {"bandwidth_gbs": bandwidth_gbs(), **throughput(), **(accelerator_speed() if accelerated else {})}
+
+
+def read_gbs() -> float:
+    """Bytes that one thread reads, in 10^9 per second of its processor time; the best of several."""
+    import numpy as np
+
+    source = np.ones(_copy_bytes() // 8, dtype=np.uint64)
+    return source.nbytes / fastest(source.max, own_time) / 1e9
+
+
+def _copy_bytes() -> int:
+    """Of a buffer that is larger than the caches, and small on a board with little memory."""
+    memory = int(describe()["memory_mb"]) * _MIB or _COPY_BYTES
+    return min(_COPY_BYTES, memory // 16)
 
 
 def bandwidth_gbs(threads: int = 1) -> float:
@@ -300,9 +317,7 @@ def bandwidth_gbs(threads: int = 1) -> float:
     """
     import numpy as np
 
-    # Buffers larger than the caches, and small on a board with little memory.
-    memory = int(describe()["memory_mb"]) * _MIB or _COPY_BYTES
-    source = np.ones(min(_COPY_BYTES, memory // 16) // threads * threads, dtype=np.uint8)
+    source = np.ones(_copy_bytes() // threads * threads, dtype=np.uint8)
     sink = np.zeros_like(source)
     pairs = list(zip(np.split(sink, threads), np.split(source, threads), strict=True))
     if threads == 1:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.runtimes import RUNTIMES, generation, machine, neighbours
-from edgekit.runtimes.request import unpack
+from edgekit.runtimes.request import unpack, wants_accelerator
 
 if TYPE_CHECKING:
     from edgekit.runtimes import Runtime, Session
@@ -103,7 +103,7 @@ def _answer(runtime: Runtime, request: Request, folder: Path, say: Callable[...,
     del session
     say("work", **{**runtime.work(file, options, timed), "asked": asked})
     told = neighbours.watch()
-    speed = machine.measure()
+    speed = machine.measure(accelerated=wants_accelerator(options))
     say("machine", speed=speed, neighbours=told())
 
 

@@ -36,6 +36,7 @@ class Settings(TypedDict, total=False):
     context: int
     batch: int
     provider: str
+    gpu_layers: int
 
 
 class Request(TypedDict, total=False):
@@ -48,6 +49,11 @@ class Request(TypedDict, total=False):
     outputs: str
     options: Settings
     timing: Timing
+
+
+def wants_accelerator(options: Settings) -> bool:
+    """Whether a session is to run elsewhere than on the CPU."""
+    return bool(options.get("gpu_layers")) or options.get("provider", "") not in {"", "CPUExecutionProvider"}
 
 
 def read_options(kind: type[T], options: Mapping[str, object]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,14 @@ def version() -> str:
     import onnxruntime
 
     return str(onnxruntime.__version__)
+
+
+def build_type() -> str:
+    """How onnxruntime was compiled: Release, Debug, RelWithDebInfo, ...; "" where it does not tell."""
+    import onnxruntime
+
+    told = re.search(r"build type=(\w+)", str(onnxruntime.get_build_info()))
+    return told[1] if told else ""
 
 
 def providers() -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import struct
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edgekit.runtimes.onnxruntime.library import Options, installed, open_session
+from edgekit.runtimes.onnxruntime.library import Options, installed, open_session, providers
 from edgekit.runtimes.timing import fastest, own_time
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -46,8 +48,68 @@ def product(operator: str) -> tuple[bytes, NDArray[np.generic]]:
     return _product_model(operator, a, b), a
 
 
+def saturation() -> dict[str, bool]:
+    """Whether onnxruntime's products of bytes lose what 16 bits cannot hold, by the types of activations and weights.
+
+    The largest bytes there are, whose sum is known. Empty where there is no onnxruntime.
+    """
+    import numpy as np
+
+    if not installed():
+        return {}
+    found = {}
+    for key, left, right in (("u8s8", np.uint8, np.int8), ("s8s8", np.int8, np.int8), ("u8u8", np.uint8, np.uint8)):
+        a = np.full((_SIDE, _SIDE), np.iinfo(left).max, dtype=left)
+        b = np.full((_SIDE, _SIDE), np.iinfo(right).max, dtype=right)
+        session = open_session(_product_model("MatMulInteger", a, b), Options(threads=1))
+        exact = _SIDE * int(np.iinfo(left).max) * int(np.iinfo(right).max)
+        found[key] = bool((session.run(None, {"a": a})[0] != exact).any())
+    return found
+
+
+# The execution providers whose work `accelerator_speed` can time -> the name of their memory in onnxruntime's I/O binding.
+_MEMORY = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
+
+
+def accelerator_speed() -> dict[str, float]:
+    """gpu_copy_gbs and gpu_fp16_gflops of the accelerator that onnxruntime has a provider for; empty where there is none."""
+    if not installed():
+        return {}
+    for provider in providers():
+        if provider in _MEMORY:
+            return speed_of(provider, _MEMORY[provider])
+    return {}
+
+
+def speed_of(provider: str, memory: str, side: int = 4096, copied: int = 1 << 27) -> dict[str, float]:
+    """The same of one provider: a product of fp16 matrices of `side`, and a change of sign of `copied` fp16 numbers, by the
+    wall's clock, with what is read and written in the provider's `memory`. Empty where the provider does not start."""
+    import numpy as np
+
+    numbers = np.random.default_rng(0)
+    a, b = (numbers.standard_normal((side, side)).astype(np.float16) for _ in range(2))
+    found = {}
+    for key, model, given, work in (
+        ("gpu_fp16_gflops", _product_model("MatMul", a, b), a, 2.0 * side**3),
+        ("gpu_copy_gbs", _sign_model(copied), np.ones(copied, dtype=np.float16), 2.0 * 2 * copied),
+    ):
+        session = open_session(model, Options(provider=provider, threads=1))
+        if session.get_providers()[0] != provider:
+            return {}
+        binding = session.io_binding()
+        binding.bind_cpu_input("a", given)
+        binding.bind_output("y", memory)
+
+        def call(session: Any = session, binding: Any = binding) -> None:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        found[key] = work / fastest(call) / 1e9
+    return found
+
+
 # onnx.proto's numbers for element types.
-_ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
+_ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "float16": 10}
 
 
 def _product_model(operator: str, a: NDArray[np.generic], b: NDArray[np.generic]) -> bytes:
@@ -55,20 +117,32 @@ def _product_model(operator: str, a: NDArray[np.generic], b: NDArray[np.generic]
 
     Field numbers are those of onnx.proto (github.com/onnx/onnx/blob/main/onnx/onnx.proto).
     """
-    product = "int32" if operator == "MatMulInteger" else "float32"
-
-    def value(name: str, kind: str) -> bytes:
-        extents = b"".join(_field_bytes(1, _field_number(1, extent)) for extent in (_SIDE, _SIDE))
-        tensor = _field_number(1, _ONNX_TYPES[kind]) + _field_bytes(2, extents)
-        return _field_bytes(1, name.encode()) + _field_bytes(2, _field_bytes(1, tensor))
-
-    node = _field_bytes(1, b"a") + _field_bytes(1, b"b") + _field_bytes(2, b"y") + _field_bytes(4, operator.encode())
+    product = "int32" if operator == "MatMulInteger" else str(a.dtype)
     constant = b"".join(_field_number(1, extent) for extent in b.shape)
     constant += _field_number(2, _ONNX_TYPES[str(b.dtype)]) + _field_bytes(8, b"b") + _field_bytes(9, b.tobytes())
-    graph = _field_bytes(1, node) + _field_bytes(2, b"product") + _field_bytes(5, constant)
-    graph += _field_bytes(11, value("a", str(a.dtype))) + _field_bytes(12, value("y", product))
-    opset = _field_bytes(1, b"") + _field_number(2, 13)
-    return _field_number(1, 8) + _field_bytes(7, graph) + _field_bytes(8, opset)
+    return _model(
+        operator, _value("a", str(a.dtype), a.shape), _value("y", product, (a.shape[0], b.shape[1])), constant
+    )
+
+
+def _sign_model(count: int) -> bytes:
+    """An ONNX model y = -a of so many 16-bit floats: it reads and writes each once."""
+    return _model("Neg", _value("a", "float16", (count,)), _value("y", "float16", (count,)))
+
+
+def _value(name: str, kind: str, shape: Sequence[int]) -> bytes:
+    extents = b"".join(_field_bytes(1, _field_number(1, extent)) for extent in shape)
+    tensor = _field_number(1, _ONNX_TYPES[kind]) + _field_bytes(2, extents)
+    return _field_bytes(1, name.encode()) + _field_bytes(2, _field_bytes(1, tensor))
+
+
+def _model(operator: str, given: bytes, result: bytes, constant: bytes | None = None) -> bytes:
+    """A model of one node, of `a` and where there is one the constant b."""
+    names = b"".join(_field_bytes(1, name) for name in ([b"a"] if constant is None else [b"a", b"b"]))
+    graph = _field_bytes(1, names + _field_bytes(2, b"y") + _field_bytes(4, operator.encode()))
+    graph += _field_bytes(2, b"product") + (b"" if constant is None else _field_bytes(5, constant))
+    graph += _field_bytes(11, given) + _field_bytes(12, result)
+    return _field_number(1, 8) + _field_bytes(7, graph) + _field_bytes(8, _field_bytes(1, b"") + _field_number(2, 13))
 
 
 def _varint(number: int) -> bytes:

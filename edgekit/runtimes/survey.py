@@ -1,0 +1,368 @@
+"""What a machine is, in the state that it is in: what a target file says of a board, and what hinders a fair measurement there.
+
+`python -m edgekit.runtimes.survey [speed]` prints a `Survey` as one line of JSON; with `speed` its speeds are measured too.
+Files are those of Linux; elsewhere, and where a system does not tell something, it is None or an empty list.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+from edgekit.runtimes import RUNTIMES, neighbours
+from edgekit.runtimes.accelerators import Accelerator, find_accelerators, say
+from edgekit.runtimes.emulation import emulation
+from edgekit.runtimes.machine import ARM_PARTS, Machine, describe, measure, read_gbs
+from edgekit.runtimes.onnxruntime.library import build_type
+from edgekit.runtimes.onnxruntime.throughput import saturation
+
+# How often the machine's speed is measured, and how long its other load is watched.
+ROUNDS, WATCH_S = 3, 1.0
+_CPUS = "sys/devices/system/cpu"
+# The Raspberry Pi's firmware tells here what `vcgencmd get_throttled` prints.
+_PI = "sys/devices/platform/soc/soc:firmware/get_throttled"
+
+
+class Cluster(TypedDict):
+    """Cores that are alike. capacity: of 1,024, what the largest core of the machine does (Linux's cpu_capacity); limit_ghz: the
+    clock that it may take now, where that is set below its highest; preference: energy or performance, as the driver has it."""
+
+    cpu: str
+    cpus: list[int]
+    capacity: int | None
+    clock_ghz: float | None
+    limit_ghz: float | None
+    governor: str | None
+    driver: str | None
+    preference: str | None
+
+
+class MemoryState(TypedDict):
+    """MiB. available: what programs may still take without swapping."""
+
+    total_mb: int
+    available_mb: int
+    swap_mb: int
+    swap_used_mb: int
+
+
+class Zone(TypedDict):
+    """A thermal zone; slows_at: where the kernel begins to lower the clock."""
+
+    name: str
+    celsius: float
+    slows_at: float | None
+
+
+class Heat(TypedDict):
+    """zones; slowed: what the kernel holds down now (its cooling devices); throttled: the Raspberry Pi's word, see `doctor`."""
+
+    zones: list[Zone]
+    slowed: list[str]
+    throttled: int | None
+
+
+class Power(TypedDict):
+    """on_battery: None where there is no battery; profile: the firmware's (low-power, balanced, performance)."""
+
+    on_battery: bool | None
+    percent: int | None
+    profile: str | None
+
+
+class Allowed(TypedDict):
+    """The cores that are online, that this process may use, and that its control groups pay for (None: no limit)."""
+
+    online: int
+    cores: int
+    quota: float | None
+
+
+class Program(TypedDict):
+    """Another program that worked while the machine was watched; cores: how many it kept busy."""
+
+    name: str
+    pid: int
+    cores: float
+
+
+class Busy(TypedDict):
+    """What `neighbours.watch` saw in a second in which this process slept, and the programs that worked most."""
+
+    seen: dict[str, float | None]
+    programs: list[Program]
+
+
+class Library(TypedDict):
+    """A runtime's library. version: None where it is not installed; problem: why it does not load; debug: of a debug build."""
+
+    name: str
+    version: str | None
+    problem: str | None
+    debug: bool | None
+    providers: list[str]
+
+
+class Speed(TypedDict):
+    """Measured speeds by round, whether bytes saturate by the types of their product, and what the machine did meanwhile."""
+
+    rounds: list[dict[str, float]]
+    saturates: dict[str, bool]
+    seen: dict[str, float | None]
+
+
+class Survey(TypedDict):
+    """Everything. system: the operating system's name; board: the board's, as its firmware has it; emulated: what shows it."""
+
+    machine: Machine
+    system: str
+    board: str | None
+    clusters: list[Cluster]
+    memory: MemoryState
+    heat: Heat
+    power: Power
+    allowed: Allowed
+    busy: Busy
+    engines: list[Library]
+    accelerators: list[Accelerator]
+    speed: Speed | None
+    emulated: list[str]
+
+
+def look(root: Path = Path("/"), *, engines: bool = True, watch_s: float = WATCH_S) -> Survey:
+    """The machine whose files are under `root`, unmeasured. engines: import each to see whether it loads."""
+    facts = describe()
+    return {
+        "machine": facts,
+        "system": _system(root),
+        "board": _read(root / "proc/device-tree/model").rstrip("\0") or None,
+        "clusters": clusters(root),
+        "memory": memory(root),
+        "heat": {"zones": list(_zones(root)), "slowed": list(_slowed(root)), "throttled": _throttled(root)},
+        "power": power(root),
+        "allowed": allowed(root),
+        "busy": watch(root, watch_s),
+        "engines": list(_engines()) if engines else [],
+        "accelerators": find_accelerators(),
+        "speed": None,
+        "emulated": emulation(facts, {}),
+    }
+
+
+def measured(survey: Survey) -> Survey:
+    """The same with its speeds, best taken of several rounds; one round of an emulated machine, which is slow."""
+    tell = neighbours.watch()
+    rounds: list[dict[str, float]] = []
+    facts, shows = survey["machine"], survey["emulated"]
+    while len(rounds) < (1 if shows else ROUNDS):
+        rounds.append({**measure(accelerated=True), "read_gbs": read_gbs()})
+        shows = shows or emulation(facts, rounds[-1])
+    speed: Speed = {"rounds": rounds, "saturates": saturation(), "seen": dict(tell())}
+    return {**survey, "speed": speed, "emulated": shows}
+
+
+def _system(root: Path) -> str:
+    """The operating system's name as it calls itself (os-release(5)), with its kernel."""
+    named = re.search(r'^PRETTY_NAME="?([^"\n]*)', _read(root / "etc/os-release"), re.MULTILINE)
+    kernel = f"{platform.system()} {platform.release()}"
+    return f"{named[1]}, {kernel}" if named else platform.platform(aliased=True)
+
+
+def clusters(root: Path) -> list[Cluster]:
+    """Cores of one kind, capacity and clock each (big.LITTLE), the fastest first."""
+    found: dict[tuple[str, int | None, float | None], Cluster] = {}
+    for index, cpu in sorted(_cpus(root).items()):
+        folder = root / _CPUS / f"cpu{index}"
+        capacity, clock = _number(folder / "cpu_capacity"), _number(folder / "cpufreq/cpuinfo_max_freq")
+        clock_ghz = clock / 1e6 if clock else None
+        limit = _number(folder / "cpufreq/scaling_max_freq")
+        cluster = found.setdefault(
+            (cpu, capacity, clock_ghz),
+            {
+                "cpu": cpu,
+                "cpus": [],
+                "capacity": capacity,
+                "clock_ghz": clock_ghz,
+                "limit_ghz": limit / 1e6 if limit and clock and limit < clock else None,
+                "governor": _read(folder / "cpufreq/scaling_governor") or None,
+                "driver": _read(folder / "cpufreq/scaling_driver") or None,
+                "preference": _read(folder / "cpufreq/energy_performance_preference") or None,
+            },
+        )
+        cluster["cpus"].append(index)
+    return sorted(found.values(), key=lambda one: (-(one["capacity"] or 0), -(one["clock_ghz"] or 0), one["cpus"]))
+
+
+def _cpus(root: Path) -> dict[int, str]:
+    """The name of each core, by its number, of /proc/cpuinfo (arm64 has a part for each, x86 a name)."""
+    found = {}
+    for block in re.split(r"\n\s*\n", _read(root / "proc/cpuinfo")):
+        fields = dict(re.findall(r"^([^:\n]+?)\s*:[ \t]*(.*)$", block, re.MULTILINE))
+        if not fields.get("processor", "").isdigit():
+            continue
+        maker, part = fields.get("CPU implementer"), fields.get("CPU part")
+        arm = ARM_PARTS.get((int(maker, 16), int(part, 16))) if maker and part else None
+        found[int(fields["processor"])] = arm or fields.get("model name") or f"part {maker}/{part}"
+    return found
+
+
+def memory(root: Path) -> MemoryState:
+    """What /proc/meminfo says, which counts in KiB; zeros where there is none."""
+    kib = {key: int(value) for key, value in re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.M)}
+    swap = kib.get("SwapTotal", 0)
+    return {
+        "total_mb": kib.get("MemTotal", 0) // 1024,
+        "available_mb": kib.get("MemAvailable", 0) // 1024,
+        "swap_mb": swap // 1024,
+        "swap_used_mb": (swap - kib.get("SwapFree", swap)) // 1024,
+    }
+
+
+def _zones(root: Path) -> Iterator[Zone]:
+    """Each thermal zone: https://docs.kernel.org/driver-api/thermal/sysfs-api.html; temperatures there are in 1/1000 degree."""
+    for folder in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        degrees = _number(folder / "temp")
+        if degrees is None:
+            continue
+        trips = [
+            trip
+            for kind in folder.glob("trip_point_*_type")
+            if _read(kind) in {"passive", "hot"}
+            and (trip := _number(kind.with_name(kind.name.replace("_type", "_temp")))) is not None
+            and trip > 0
+        ]
+        name = _read(folder / "type") or folder.name
+        yield {"name": name, "celsius": degrees / 1000, "slows_at": min(trips) / 1000 if trips else None}
+
+
+def _slowed(root: Path) -> Iterator[str]:
+    """The cooling devices of processors that hold their clock down now."""
+    for folder in sorted((root / "sys/class/thermal").glob("cooling_device*")):
+        kind, state = _read(folder / "type"), _number(folder / "cur_state")
+        if state and (kind.startswith(("thermal-cpufreq", "cpufreq", "thermal-devfreq")) or kind == "Processor"):
+            yield kind
+
+
+def _throttled(root: Path) -> int | None:
+    word = _read(root / _PI).removeprefix("throttled=")
+    if not word and root == Path("/"):
+        word = say(["vcgencmd", "get_throttled"]).strip().removeprefix("throttled=")
+    return int(word, 16) if re.fullmatch(r"(0x)?[0-9a-fA-F]+", word) else None
+
+
+def power(root: Path) -> Power:
+    """Where the current comes from: https://docs.kernel.org/power/power_supply_class.html."""
+    batteries, mains = [], []
+    for folder in sorted((root / "sys/class/power_supply").glob("*")):
+        kind = _read(folder / "type")
+        # A mouse has a battery too.
+        if kind == "Battery" and _read(folder / "scope") != "Device":
+            batteries.append(folder)
+        elif kind in {"Mains", "USB"}:
+            mains.append(_number(folder / "online") or 0)
+    draining = any(_read(folder / "status") == "Discharging" for folder in batteries)
+    return {
+        "on_battery": draining and not any(mains) if batteries else None,
+        "percent": next((_number(folder / "capacity") for folder in batteries), None),
+        "profile": _read(root / "sys/firmware/acpi/platform_profile") or None,
+    }
+
+
+def allowed(root: Path) -> Allowed:
+    """The cores that there are, and how many of them this process gets."""
+    online = os.cpu_count() or 1
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else online
+    quotas = [quota for folder in _groups(root) if (quota := _quota(folder)) is not None]
+    return {"online": online, "cores": mine, "quota": min(quotas, default=None)}
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """This process's control groups, and those above them: a limit of any of them holds (cgroups(7))."""
+    for line in _read(root / "proc/self/cgroup").splitlines() or ["0::/"]:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number != "0" and "cpu" not in controllers.split(","):
+            continue
+        tops = ["sys/fs/cgroup"] if number == "0" else [f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"]
+        for top in tops:
+            inner = Path(path.lstrip("/"))
+            for part in (inner, *inner.parents):
+                yield root / top / part
+
+
+def _quota(folder: Path) -> float | None:
+    """The cores' worth of time of a control group: version 2's cpu.max is "quota period", version 1 has a file for each."""
+    told = _read(folder / "cpu.max") or f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
+    quota, _, period = told.partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
+def watch(root: Path, seconds: float) -> Busy:
+    """What other programs do while this one sleeps."""
+    tell, before = neighbours.watch(), _ticks(root)
+    time.sleep(seconds)
+    seen, after = dict(tell()), _ticks(root)
+    passed = (seen["seconds"] or seconds) * (os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
+    programs: list[Program] = [
+        {"name": name, "pid": pid, "cores": round((ticks - before.get(pid, (name, ticks))[1]) / passed, 2)}
+        for pid, (name, ticks) in after.items()
+        if pid != os.getpid()
+    ]
+    worked = sorted((one for one in programs if one["cores"] >= 0.1), key=lambda one: -one["cores"])
+    return {"seen": seen, "programs": worked[:3]}
+
+
+def _ticks(root: Path) -> dict[int, tuple[str, int]]:
+    """The name and the processor time of each process: fields 2, 14 and 15 of /proc/PID/stat."""
+    found = {}
+    for path in (root / "proc").glob("[0-9]*/stat"):
+        name, _, rest = _read(path).partition(" (")[2].rpartition(") ")
+        fields = rest.split()
+        if len(fields) > 12:
+            found[int(path.parent.name)] = (name, int(fields[11]) + int(fields[12]))
+    return found
+
+
+def _engines() -> Iterator[Library]:
+    """Each runtime's library."""
+    for name, runtime in RUNTIMES.items():
+        engine: Library = {"name": name, "version": None, "problem": None, "debug": None, "providers": []}
+        try:
+            engine["version"] = runtime.version()
+            engine["providers"] = runtime.providers()
+            engine["debug"] = build_type() == "Debug" if name == "onnxruntime" else None
+        except ModuleNotFoundError as missing:
+            if missing.name != runtime.PACKAGE.module:
+                engine["problem"] = str(missing)
+        except (ImportError, OSError, RuntimeError, AttributeError) as broken:
+            engine["problem"] = str(broken).strip().splitlines()[-1][:300] if str(broken).strip() else repr(broken)
+        yield engine
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path)
+    return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+
+def main() -> None:
+    """Print the survey of this machine."""
+    found = look()
+    sys.stdout.write(json.dumps(measured(found) if "speed" in sys.argv[1:] else found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
