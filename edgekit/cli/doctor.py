@@ -1,34 +1,40 @@
-"""The command `doctor`: what may be wrong with this machine."""
+"""The command `doctor`: what may be wrong with this machine, or with a device."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgekit.cli.options import cache_option, json_option
 
+if TYPE_CHECKING:
+    from edgekit.doctor import Finding
+
 
 @click.command()
+@click.option("--device", "url", metavar="URL", help="Check this device instead of this machine: ssh://user@host.")
 @cache_option
 @json_option
-def doctor(cache: Path | None, as_json: bool) -> int:
-    """Check this machine: versions, known conflicts and their remedy, CPU features, disk.
+def doctor(url: str | None, cache: Path | None, as_json: bool) -> int:
+    """Check this machine, or a device: versions, known conflicts, CPU, disk, and what hinders a fair measurement; with remedies.
 
     \b
-    Example:
+    Examples:
       edgekit doctor
+      edgekit doctor --device ssh://pi@raspberrypi.local
     """
     import dataclasses
 
     from edgekit.cli.tables import table_lines, wrapped
     from edgekit.cli.terminal import paint, print_json
-    from edgekit.doctor import doctor as examine
 
-    findings = examine(cache)
+    findings, emulated = _examine_here(cache) if url is None else _examine_device(url)
     code = 1 if any(finding.status == "problem" for finding in findings) else 0
     if as_json:
-        print_json({"findings": [dataclasses.asdict(finding) for finding in findings]}, exit_code=code)
+        table = {"findings": [dataclasses.asdict(finding) for finding in findings], "emulated": emulated}
+        print_json(table if url is None else {**table, "device": url}, exit_code=code)
     else:
         colours = {"ok": "green", "warning": "yellow", "problem": "red"}
         rows = [(paint(one.status, colours[one.status]), one.name, one.found) for one in findings]
@@ -36,3 +42,28 @@ def doctor(cache: Path | None, as_json: bool) -> int:
         for line in [*table_lines(rows), *remedies]:
             click.echo(line)
     return code
+
+
+def _examine_here(cache: Path | None) -> tuple[list[Finding], bool]:
+    """What is wrong here, what hinders a fair measurement, and whether this machine is emulated."""
+    from edgekit.doctor import doctor as examine
+    from edgekit.hindrances import find_hindrances
+    from edgekit.runtimes.survey import look
+
+    survey = look(engines=False)
+    hindering = [finding for finding in find_hindrances(survey) if finding.status != "ok"]
+    return [*examine(cache), *hindering], bool(survey["emulated"])
+
+
+def _examine_device(url: str) -> tuple[list[Finding], bool]:
+    """The same of a device."""
+    from edgekit.devices import device_table, open_device
+    from edgekit.devices.survey import ask_survey
+    from edgekit.hindrances import check_engines, find_hindrances
+
+    device = open_device(device_table(url), "device")
+    try:
+        survey = ask_survey(device)
+    finally:
+        device.close()
+    return [*check_engines(survey, url), *find_hindrances(survey)], bool(survey["emulated"])
