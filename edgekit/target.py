@@ -87,7 +87,7 @@ class Budget:
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Where it must run. The tables `export` (per task), `runtime` (per runtime) and `device` stay raw: the entry that
-    each names checks the rest."""
+    each names checks the rest. probed: what `edgekit targets probe` saw of the board on that day; nothing is judged by it."""
 
     title: str
     hardware: Hardware
@@ -95,6 +95,7 @@ class Target:
     runtime: dict[str, dict[str, object]] = field(default_factory=dict)
     device: dict[str, object] = field(default_factory=lambda: {"kind": "local"})
     budget: dict[str, object] = field(default_factory=dict)
+    probed: dict[str, object] = field(default_factory=dict)
     # Set by load_target, not by the file.
     name: str = ""
     path: Path = Path()

@@ -16,31 +16,15 @@ from edgekit.runtimes import llamacpp
 from edgekit.runtimes.machine import saturates
 from edgekit.target import load_target
 from edgekit.target_probe import probe_target
-
-MACHINE = {
-    "arch": "x86_64",
-    "cpu": 'Some "quoted" CPU',
-    "cores": 2,
-    "features": ["fpu", "avx2", "avx512_vnni"],
-    "memory_mb": 24000,
-    "clock_ghz": None,
-    "bandwidth_gbs": 16.5659,
-    "int8_gops": 191.4,
-    "fp32_gflops": 92.61,
-}
-
-
-SPEEDS = ("bandwidth_gbs", "fp32_gflops", "int8_gops")
+from tests.devices.surveys import survey
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A known machine instead of this one; tests change its facts."""
-    facts: dict[str, Any] = dict(MACHINE)
-    monkeypatch.setattr(doctor_module, "describe", lambda: facts)
-    monkeypatch.setattr(target_probe, "describe", lambda: facts)
-    monkeypatch.setattr(target_probe, "measure", lambda: {key: facts[key] for key in SPEEDS if key in facts})
-    monkeypatch.setattr(target_probe.neighbours, "disturbances", lambda *_: [])
+    facts = survey()
+    monkeypatch.setattr(doctor_module, "describe", lambda: facts["machine"])
+    monkeypatch.setattr(target_probe, "ask_survey", lambda _device, *, speed: facts if speed else None)
     return facts
 
 
@@ -141,7 +125,7 @@ def test_doctor_sees_versions_out_of_range(machine: dict[str, Any], monkeypatch:
     ],
 )
 def test_doctor_judges_the_machine(machine: dict[str, Any], facts: dict[str, Any], name: str, status: str) -> None:
-    machine |= facts
+    machine["machine"] |= facts
     findings = {finding.name: finding for finding in doctor()}
     assert findings[name].status == status
     assert (findings[name].remedy != "") is (status != "ok")
@@ -175,7 +159,8 @@ def test_a_cpu_that_tells_no_features_may_saturate(
 ) -> None:
     """Windows tells none: nobody knows whether it has VNNI, and a target of it is exported for the worse case."""
     monkeypatch.chdir(tmp_path)
-    machine["features"] = []
+    machine["machine"]["features"] = []
+    machine["speed"]["saturates"] = {}
     assert saturates("x86_64", []) is None
     target = load_target(str(probe_target("my-board")))
     onnx = [table for table in target.export.values() if table["format"] == "onnx"]

@@ -122,6 +122,7 @@ def copy(name: str, new: str, out: Path, force: bool, as_json: bool) -> None:
 
 @targets.command()
 @click.option("--name", required=True, help="The new target's name; it becomes targets/NAME.toml.")
+@click.option("--device", "url", metavar="URL", help="Measure this device instead of this machine: ssh://user@host.")
 @click.option("--p95-ms", type=click.FloatRange(min=0, min_open=True), help="A latency limit for its budget, ms.")
 @click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="A memory limit for its budget, MB.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("targets"), show_default=True,
@@ -130,19 +131,28 @@ def copy(name: str, new: str, out: Path, force: bool, as_json: bool) -> None:
 @click.option("--busy", is_flag=True, help="Write what a busy machine measured; the file says so.")
 @json_option
 def probe(
-    name: str, p95_ms: float | None, memory_mb: float | None, out: Path, force: bool, busy: bool, as_json: bool
-) -> None:
-    """Measure this machine and write it as a target; refused while other programs keep it busy.
+    name: str, url: str | None, p95_ms: float | None, memory_mb: float | None, out: Path, force: bool, busy: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Measure this machine, or a device, and write it as a target; refused while other programs keep it busy.
 
     \b
-    Example:
+    Examples:
       edgekit targets probe --name my-laptop --p95-ms 20
+      edgekit targets probe --name my-pi --device ssh://pi@raspberrypi.local
     """
     from edgekit.cli.terminal import print_json
-    from edgekit.target_probe import probe_target
+    from edgekit.devices import device_table
+    from edgekit.target import load_target
+    from edgekit.target_probe import Limits, probe_target
 
-    path = probe_target(name, p95_ms=p95_ms, memory_mb=memory_mb, out=out, force=force, busy=busy)
+    limits = Limits(p95_ms=p95_ms, memory_mb=memory_mb)
+    table = None if url is None else device_table(url)
+    path = probe_target(name, device=table, limits=limits, out=out, force=force, busy=busy)
+    emulated = load_target(str(path)).probed.get("emulated") is True
     if as_json:
-        print_json({"target": name, "file": str(path)})
-    else:
-        click.echo(f"wrote {path}; next: edgekit build --target {name}")
+        print_json({"target": name, "file": str(path), "emulated": emulated})
+        return
+    click.echo(f"wrote {path}; next: edgekit build --target {name}")
+    if emulated:
+        click.echo("it is emulated: the file states no speed, and a build there proves accuracy only")

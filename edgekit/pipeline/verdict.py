@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -255,7 +255,7 @@ def about(plan: Plan, artifact: Product, prompts: Product) -> dict[str, object]:
         "teacher": teacher_origin(plan.settings, plan.teacher, prompts),
         "student": artifact.manifest["inputs"]["student"],
         "target": target.name,
-        "hardware": vars(target.hardware),
+        "hardware": asdict(target.hardware),
         "runtime": target.runtime,
         "budget": vars(target.budget_for(recipe.task)),
         "accuracy": recipe.accuracy,

@@ -6,9 +6,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgekit.devices import SshDevice
+from edgekit.runtimes.emulation import emulation
+from edgekit.target import load_target
 from tests.conftest import Answer
 from tests.devices.sshd import Reachable
 from tests.e2e.conftest import SLOWEST
@@ -39,5 +43,39 @@ def test_from_a_bare_board_to_a_verdict(
     assert said["emulated"] is True
     accuracy = [entry for entry in said["comparisons"] if entry["verdict"] is not None]
     assert accuracy
+    check_facts(arm_board, command, said["device"])
+    for cpu in ("cortex-a76", "cortex-a72"):
+        check_probed(arm_board, command, cpu, monkeypatch)
+        assert command("build", "--recipe", project, "--target", cpu, "--dry-run").code == 0
     cleaned = command("devices", "clean", arm_board.url, "--json")
     assert json.loads(cleaned.out)["bytes"] > 10**8
+
+
+def check_facts(device: Reachable, command: Callable[..., Answer], facts: dict[str, Any]) -> None:
+    """What `doctor` says of the board; and its speed alone gives it away, whatever clock it may have."""
+    asked = command("doctor", "--device", device.url, "--json")
+    found = {one["name"]: one for one in json.loads(asked.out)["findings"]}
+    assert (asked.code, json.loads(asked.out)["emulated"]) == (0, True)
+    assert found["onnxruntime"]["status"] == "ok"
+    assert found["emulated"]["found"] == "programs for aarch64 on a kernel for x86_64: emulated"
+    assert found["emulated"]["remedy"].endswith("measure on the board itself")
+    unnamed = {key: value for key, value in facts.items() if key != "emulator"}
+    assert "fp32 throughput" in emulation(unnamed, facts)[0]  # type: ignore[arg-type]
+
+
+def check_probed(device: Reachable, command: Callable[..., Answer], cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`targets probe` of the board, played with another CPU where that is asked for: what it writes can be built for."""
+    run = SshDevice.run
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            SshDevice, "run", lambda *given, **more: run(*given, **{**more, "env": {**more["env"], "QEMU_CPU": cpu}})
+        )
+        asked = command("targets", "probe", "--name", cpu, "--device", device.url, "--json")
+    assert (asked.code, json.loads(asked.out)["emulated"]) == (0, True), asked.err
+    target = load_target(cpu)
+    assert target.hardware.cpu.lower() == cpu
+    assert ("asimddp" in target.hardware.features) is (cpu == "cortex-a76")
+    assert target.hardware.fp32_gflops is target.hardware.int8_gops is target.hardware.bandwidth_gbs is None
+    assert target.probed["saturates"] == {"u8s8": False, "s8s8": False, "u8u8": False}
+    assert target.probed["measured"]["fp32_gflops"] < 1.5  # type: ignore[index]
+    assert command("targets", "check", cpu).code == 0
