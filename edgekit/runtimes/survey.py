@@ -27,7 +27,7 @@ from edgekit.runtimes.onnxruntime.throughput import saturation
 ROUNDS, WATCH_S = 3, 1.0
 _CPUS = "sys/devices/system/cpu"
 # The Raspberry Pi's firmware tells here what `vcgencmd get_throttled` prints.
-_PI = "sys/devices/platform/soc/soc:firmware/get_throttled"
+_PI = "sys/devices/platform/*/*firmware/get_throttled"
 
 
 class Cluster(TypedDict):
@@ -251,7 +251,7 @@ def _slowed(root: Path) -> Iterator[str]:
 
 
 def _throttled(root: Path) -> int | None:
-    word = _read(root / _PI).removeprefix("throttled=")
+    word = next((_read(path) for path in root.glob(_PI)), "").removeprefix("throttled=")
     if not word and root == Path("/"):
         word = say(["vcgencmd", "get_throttled"]).strip().removeprefix("throttled=")
     return int(word, 16) if re.fullmatch(r"(0x)?[0-9a-fA-F]+", word) else None

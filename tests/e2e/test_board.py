@@ -77,5 +77,7 @@ def check_probed(device: Reachable, command: Callable[..., Answer], cpu: str, mo
     assert ("asimddp" in target.hardware.features) is (cpu == "cortex-a76")
     assert target.hardware.fp32_gflops is target.hardware.int8_gops is target.hardware.bandwidth_gbs is None
     assert target.probed["saturates"] == {"u8s8": False, "s8s8": False, "u8u8": False}
-    assert target.probed["measured"]["fp32_gflops"] < 1.5  # type: ignore[index]
+    # Its speed alone gives it away, whatever clock it may have.
+    facts: Any = {**vars(target.hardware), "clock_ghz": None}
+    assert "fp32 throughput" in emulation(facts, target.probed["measured"])[0]  # type: ignore[arg-type]
     assert command("targets", "check", cpu).code == 0

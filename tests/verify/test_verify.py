@@ -87,6 +87,7 @@ def test_passes_on_the_machine_that_the_target_describes(bench: Bench) -> None:
     )
     assert report["verdict"] == "pass"
     assert report["accuracy_only"] is False
+    assert report["emulated"] is False
     assert report["accuracy"] == {"teacher": 1.0, "student": 1.0, "artifact": 1.0}
     perfect = {"in_scope_accuracy": 1.0, "out_of_scope_recall": 1.0, "auroc": 1.0}
     assert report["scope"] == dict.fromkeys(("teacher", "student", "artifact"), perfect)
