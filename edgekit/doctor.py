@@ -16,9 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from edgekit.runtimes import RUNTIMES
+from edgekit.devices import LocalDevice
+from edgekit.probes.proof import ask
+from edgekit.runtimes import RUNTIMES, llamacpp, onnxruntime
 from edgekit.runtimes.machine import KERNEL_FEATURES, describe, saturates
 from edgekit.runtimes.package import Package
+from edgekit.runtimes.proof import PROOFS, Proof
+from edgekit.runtimes.proof import fault as find_fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,10 @@ _FREE_DISK_GB = 3.0
 _MEMORY_GB = 3.0
 
 
-def doctor(cache: Path | None = None) -> list[Finding]:
+def doctor(cache: Path | None = None, wanted: Mapping[str, Mapping[str, object]] | None = None) -> list[Finding]:
     """What may be wrong with this machine for edgekit; imports none of the libraries that it judges.
 
-    `cache` is the folder of finished steps ($EDGEKIT_CACHE, else .edgekit).
+    `cache` is the folder of finished steps ($EDGEKIT_CACHE, else .edgekit). wanted: see `prove_engines`.
     """
     cache = cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit"))
     versions = _installed()
@@ -49,6 +53,7 @@ def doctor(cache: Path | None = None) -> list[Finding]:
         _check_python(),
         *_check_requirements(versions),
         *conflicts(versions),
+        *prove_engines(versions, wanted),
         *_check_machine(),
         _check_disk(cache),
         _check_writable(cache),
@@ -108,7 +113,7 @@ def _check_requirements(versions: Mapping[str, str]) -> list[Finding]:
     absent: dict[str, list[str]] = {}
     for requirement in map(Requirement, lines):
         extra = _extra_of(str(requirement.marker or ""))
-        version = versions.get(_normalise(requirement.name))
+        version = _version_of(_normalise(requirement.name), versions)
         wrong = version is None or not requirement.specifier.contains(version, prereleases=True)
         wanted = f"{requirement.name}{requirement.specifier}"
         if extra is not None:
@@ -127,6 +132,14 @@ def _check_requirements(versions: Mapping[str, str]) -> list[Finding]:
         found = f"not there: {', '.join(lacking)}" if lacking else "installed"
         findings.append(Finding(name=f"extra {extra}", found=found, remedy=remedy))
     return findings
+
+
+def _version_of(name: str, versions: Mapping[str, str]) -> str | None:
+    """An installed version, also that of another build of the same engine."""
+    builds = next(
+        (runtime.PACKAGE.distributions for runtime in RUNTIMES.values() if runtime.PACKAGE.name == name), (name,)
+    )
+    return next((versions[build] for build in builds if build in versions), None)
 
 
 def _extra_of(marker: str) -> str | None:
@@ -184,7 +197,8 @@ def _find_foreign_torch(versions: Mapping[str, str]) -> Finding | None:
 
 def _find_unloadable(package: Package, versions: Mapping[str, str]) -> Finding | None:
     """Of an extra's package. In a child: a library that was built for another CPU may end the process."""
-    if package.extra is None or package.name not in versions:
+    proven = any(package == RUNTIMES[name].PACKAGE for name in PROOFS)
+    if proven or package.extra is None or package.name not in versions:
         return None
     ended = subprocess.run(
         [sys.executable, "-c", f"import {package.module}"], capture_output=True, text=True, check=False, timeout=120
@@ -213,6 +227,58 @@ def conflicts(versions: Mapping[str, str]) -> list[Finding]:
     findings = [check(versions) for check in CONFLICTS]
     findings += [check(runtime.PACKAGE, versions) for check in OF_PACKAGES for runtime in RUNTIMES.values()]
     return [finding for finding in findings if finding is not None]
+
+
+def prove_engines(
+    versions: Mapping[str, str], wanted: Mapping[str, Mapping[str, object]] | None = None
+) -> list[Finding]:
+    """What the installed engines compute on, each asked by a session of a second in a process of its own.
+
+    wanted: a target's `[runtime.<name>]` tables; None asks each for what the installed builds are for.
+    """
+    asked = [*wanted.items()] if wanted is not None else _builds(versions)
+    with LocalDevice({}) as device:
+        return [
+            _judge_proof(runtime, ask(device, runtime, options), required=wanted is not None)
+            for runtime, options in asked
+            if runtime in PROOFS and _version_of(RUNTIMES[runtime].PACKAGE.name, versions)
+        ]
+
+
+def _builds(versions: Mapping[str, str]) -> list[tuple[str, Mapping[str, object]]]:
+    """Each engine with the options that ask for what its builds and plug-ins are made for."""
+    package = onnxruntime.PACKAGE
+    providers = [names[0] for build, names in package.builds.items() if build in versions]
+    providers += [plugin.provider for name, plugin in package.plugins.items() if name in versions]
+    if _has_nvidia() and not providers:
+        providers = [onnxruntime.CUDA]
+    asked: list[tuple[str, Mapping[str, object]]] = [
+        (onnxruntime.NAME, {"provider": provider}) for provider in providers or [onnxruntime.CPU]
+    ]
+    return [*asked, (llamacpp.NAME, {"gpu_layers": -1})]
+
+
+def _judge_proof(runtime: str, proof: Proof, *, required: bool) -> Finding:
+    """A build for a GPU that does not use it is a problem; one for the CPU is only where a GPU is asked for, or stands idle."""
+    fault, engine = find_fault(runtime, proof), RUNTIMES[runtime].PACKAGE.name
+    if fault is None:
+        where = next(iter(proof.get("devices", ())), proof["used"]) if proof["used"] != "CPU" else "CPU"
+        return Finding(name=f"{engine} runs", found=f"{where} takes the work, {proof['ms']:.3g} ms for a small product")
+    words = f"; it says: {fault.words}" if fault.words else ""
+    found = f"{proof.get('asked', engine)}: {fault.what}{words}"
+    made_for_cpu = "failed" not in proof and set(proof.get("backends", ())) <= {"CPU"} and _only_cpu(proof)
+    if not required and made_for_cpu:
+        if not _has_nvidia():
+            return Finding(name=f"{engine} runs", found="CPU takes the work; built without a backend for GPUs")
+        return Finding(
+            name=f"{engine} runs", found=f"{found}; the NVIDIA GPU stands idle", status="warning", remedy=fault.remedy
+        )
+    return Finding(name=f"{engine} runs", found=found, status="problem", remedy=fault.remedy)
+
+
+def _only_cpu(proof: Proof) -> bool:
+    """Whether the installation has no provider but the CPU's."""
+    return proof.get("asked") not in proof.get("available", ())
 
 
 def _major(version: str) -> int:

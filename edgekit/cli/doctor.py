@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekit.cli.options import cache_option, json_option
+from edgekit.cli.options import cache_option, complete_target, json_option
 
 if TYPE_CHECKING:
     from edgekit.doctor import Finding
@@ -15,22 +15,28 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--device", "url", metavar="URL", help="Check this device instead of this machine: ssh://user@host.")
+@click.option(
+    "--target", shell_complete=complete_target, help="Also whether the engines compute where this target wants it."
+)
 @cache_option
 @json_option
-def doctor(url: str | None, cache: Path | None, as_json: bool) -> int:
+def doctor(url: str | None, target: str | None, cache: Path | None, as_json: bool) -> int:
     """Check this machine, or a device: versions, known conflicts, CPU, disk, and what hinders a fair measurement; with remedies.
 
     \b
     Examples:
       edgekit doctor
       edgekit doctor --device ssh://pi@raspberrypi.local
+      edgekit doctor --target laptop-gpu
     """
     import dataclasses
 
     from edgekit.cli.tables import table_lines, wrapped
     from edgekit.cli.terminal import paint, print_json
 
-    findings, emulated = _examine_here(cache) if url is None else _examine_device(url)
+    if url is not None and target is not None:
+        raise click.UsageError("--target asks the engines of this machine: it does not go with --device.")
+    findings, emulated = _examine_here(cache, target) if url is None else _examine_device(url)
     code = 1 if any(finding.status == "problem" for finding in findings) else 0
     if as_json:
         table = {"findings": [dataclasses.asdict(finding) for finding in findings], "emulated": emulated}
@@ -44,15 +50,17 @@ def doctor(url: str | None, cache: Path | None, as_json: bool) -> int:
     return code
 
 
-def _examine_here(cache: Path | None) -> tuple[list[Finding], bool]:
+def _examine_here(cache: Path | None, target: str | None) -> tuple[list[Finding], bool]:
     """What is wrong here, what hinders a fair measurement, and whether this machine is emulated."""
     from edgekit.doctor import doctor as examine
     from edgekit.hindrances import find_hindrances
     from edgekit.runtimes.survey import look
+    from edgekit.target import load_target
 
+    wanted = load_target(target).runtime if target else None
     survey = look(engines=False)
     hindering = [finding for finding in find_hindrances(survey) if finding.status != "ok"]
-    return [*examine(cache), *hindering], bool(survey["emulated"])
+    return [*examine(cache, wanted), *hindering], bool(survey["emulated"])
 
 
 def _examine_device(url: str) -> tuple[list[Finding], bool]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,11 +138,46 @@ def resolve(
             variant="-".join(name for name in choice if name) or None,
         )
         plan = replace(plan, estimate=estimate(plan, prompts))
+        _check_engines(plan, session)
         for package in packages(format_, runtimes):
             if package.extra:
                 require(package.module, extra=package.extra)
         _check_fits(plan)
     return plan
+
+
+def _check_engines(plan: Plan, session: Session) -> None:
+    """Where the target is judged on this machine and not on its CPU, whether its runtimes' engines do take the work there.
+
+    Raises EdgekitError for a build of an engine that is made for it and cannot: nothing that is built would pass. Where this
+    machine has no such build, a note says so: the CPU then answers, and the report says what that does not prove.
+    """
+    from edgekit.devices import open_device
+    from edgekit.probes.proof import ask
+    from edgekit.runtimes import RUNTIMES
+    from edgekit.runtimes.onnxruntime import CPU
+    from edgekit.runtimes.proof import PROOFS, fault
+
+    where = plan.target.path
+    with closing(open_device(plan.target.device, f"{where}: device")) as device:
+        for name in plan.runtimes:
+            options = RUNTIMES[name].joined(plan.target.runtime.get(name, {}), {})
+            if (
+                device.REMOTE
+                or name not in PROOFS
+                or not (options.get("gpu_layers") or options.get("provider", CPU) != CPU)
+            ):
+                continue
+            proof = ask(device, name, options)
+            found = fault(name, proof)
+            if found is None:
+                session.listener.say(f"{name}: {proof['used']} takes the work, as a session of a second shows")
+            elif proof.get("asked") in proof.get("available", ()) or "failed" in proof:
+                raise EdgekitError(f"{where}: runtime.{name}: {found}")
+            else:
+                session.listener.say(
+                    f"note: {name}: {found}; here the CPU will answer, which proves no speed of the target"
+                )
 
 
 def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> Checked:

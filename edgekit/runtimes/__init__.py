@@ -46,7 +46,7 @@ class Generator(Protocol):
         """Feed ids behind what was fed before; the logits [n, vocabulary] at the wanted ones of them (None: at all)."""
 
     def work(self) -> Work:
-        """Where it runs: `provider`, and what else the runtime tells."""
+        """Where it runs: `provider`, and what else the runtime tells. The last thing that it may be asked."""
 
     def close(self) -> None:
         """Free its memory."""

@@ -11,7 +11,9 @@ class Work(TypedDict, total=False):
 
     asked: the provider that was asked for. provider: the execution provider, or the kind of device, of the session. nodes and
     matmul_nodes: operators and matrix products by provider; matmul_ops: multiplications and additions of matrix products by
-    provider; weight_bytes: of the matrices that a call reads; precisions: how many matrix products ran in each.
+    provider; weight_bytes: of the matrices that a call reads; precisions: how many matrix products ran in each. Of another
+    provider than the CPU also attention_nodes: operators of attention by provider; copies: of tensors from it to the host within
+    a call; warnings: what onnxruntime said when it started.
 
     Of llama.cpp: layers (the output counted as one), offloaded (how many of them lie on which `devices`), buffers (MiB by kind
     and device), weights_mb and parameters of the file, flash_attention, threads by phase, kv (the cache's types), the
@@ -25,6 +27,8 @@ class Work(TypedDict, total=False):
     matmul_ops: dict[str, float]
     weight_bytes: int
     precisions: dict[str, int]
+    attention_nodes: dict[str, int]
+    copies: int
     layers: int
     offloaded: int
     devices: list[str]
@@ -36,6 +40,29 @@ class Work(TypedDict, total=False):
     kv: list[str]
     instructions: list[str]
     warnings: list[str]
+
+
+class Found(TypedDict, total=False):
+    """Where an engine computed one small product that a session with certain options asked for.
+
+    version: the engine's. asked, used: the provider, or kind of device, that the options ask for, and the one that did it.
+    available: those that this installation has. backends: what the engine was built with; devices: the GPUs that these found.
+    words: what it said meanwhile.
+    built_for: the major version of CUDA that it was built for. other: libraries of another major version than one that it misses.
+    right: whether the product was right. ms: of one such product.
+    """
+
+    version: str
+    asked: str
+    used: str
+    available: list[str]
+    backends: list[str]
+    devices: list[str]
+    words: list[str]
+    built_for: str | None
+    other: list[str]
+    right: bool
+    ms: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,8 @@ def messages(level: int, lines: Iterable[Line]) -> list[str]:
 
 
 class Library:
-    """llama.cpp, initialized. functions: those of llama.h; log: its lines since `listen`."""
+    """llama.cpp, initialized. functions: those of llama.h; log: its lines since `listen`; starting: those of its start, when its
+    backends look for their devices."""
 
     def __init__(self) -> None:
         import llama_cpp.llama_cpp as functions
@@ -83,7 +84,10 @@ class Library:
         self.log: deque[Line] = deque(maxlen=_MOST_LINES)
         # Made once, since llama.cpp keeps its address.
         self._callback = functions.llama_log_callback(self._note)
+        self.listen()
         functions.llama_backend_init()
+        functions.llama_supports_gpu_offload()  # which makes the backends look
+        self.starting = tuple(self.log)
 
     def _note(self, level: int, text: bytes, _: object) -> None:
         words = text.decode("utf-8", "replace")

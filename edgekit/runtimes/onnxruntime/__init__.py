@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.runtimes.memory import Demand, Memory
+from edgekit.runtimes.onnxruntime.faults import explain, install_line
 from edgekit.runtimes.onnxruntime.generation import Generator
 from edgekit.runtimes.onnxruntime.library import (
     CPU,
+    CUDA,
     PACKAGE,
     Options,
     load_errors,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from edgekit.runtimes.request import Arrays
 
 __all__ = [
-    "CPU", "DOMAINS", "NAME", "OUTPUTS", "PACKAGE", "Generator", "Options", "Session",
+    "CPU", "CUDA", "DOMAINS", "NAME", "OUTPUTS", "PACKAGE", "Generator", "Options", "Session",
     "defaults", "distribution", "generator", "joined", "load", "load_errors", "memory", "minimum", "outputs", "placement",
     "providers", "version", "work",
 ]  # fmt: skip
@@ -71,8 +73,10 @@ def minimum(own: str) -> str:
 
 
 def distribution(options: Mapping[str, object]) -> str:
-    """What pip installs on a device where sessions ask for this provider."""
-    return PACKAGE.build_for(str(options.get("provider", CPU))) or PACKAGE.name
+    """What pip installs on a device where sessions ask for this provider: names with a space between them."""
+    provider = str(options.get("provider", CPU))
+    plugin = PACKAGE.plugin_for(provider)
+    return f"{PACKAGE.name} {plugin}" if plugin else PACKAGE.build_for(provider) or PACKAGE.name
 
 
 def load(file: Path, options: Mapping[str, object]) -> Session:
@@ -94,29 +98,29 @@ def outputs(file: Path, prompts: Sequence[Arrays], *, options: Mapping[str, obje
 
 
 def placement(asked: Mapping[str, object], work: Work, available: Sequence[str]) -> Placement:
-    """Whether the provider that the options ask for does the matrix products; one that the device lacks proves nothing."""
+    """Whether the provider that the options ask for does the matrix products, and the attention; one that the device lacks proves
+    nothing.
+
+    A small operator that is left to the CPU costs more than its arithmetic: each step waits for copies there and back. So the
+    share is the smaller one of the products' operations and of the operators of attention.
+    """
     wanted, used = read_options(asked).provider, work["provider"]
-    # Of a decoder nobody profiled the products. A session that fell back to the CPU as a whole is known; of another provider it
-    # is not: its operators may lie on the CPU one by one.
-    products = work.get("matmul_ops", {used: 1.0})
-    total = sum(products.values())
-    share = products.get(wanted, 0.0) / total if total and wanted in available else None
+    # A decoder on the CPU is not profiled: nothing of it can lie elsewhere.
+    products = work.get("matmul_ops", {used: 1.0} if CPU in {used, wanted} else {})
+    there = wanted in available
+    shares = [_share(counts, wanted) for counts in (products, work.get("attention_nodes", {})) if sum(counts.values())]
+    share = min(shares) if there and shares and products else None
     remedy: str | None = None
-    if wanted not in available:
+    if not there:
         remedy = _install(wanted, available)
-    elif "matmul_ops" not in work and used == wanted and wanted != CPU:
-        share = None
-        remedy = (
-            f"the session runs on {wanted}, but a decoder's matrix products are not counted there, and some may lie on the"
-            ' CPU; for a GPU take format = "gguf", whose layers are counted'
-        )
     elif share is None:
         remedy = "no matrix product that edgekit knows: `edgekit inspect` on the artifact lists its operators"
+    elif share < SHARE and used == CPU:
+        remedy = f"a silent fallback: {explain(wanted, work.get('warnings', ()))}; then `edgekit verify --fresh`"
     elif share < SHARE:
-        others = ", ".join(f"{key} {value / total:.0%}" for key, value in sorted(products.items()) if key != wanted)
         remedy = (
-            f"a silent fallback: {others}; the provider lacks these operators or their types, or could not start: export another"
-            " scheme (fp16 for GPUs), check its libraries with `edgekit doctor`, then `edgekit verify --fresh`"
+            f"a silent fallback: {_left(work, wanted)}; the provider lacks these operators or their types: export another scheme"
+            ' (fp16 for GPUs), or of a decoder format = "gguf"; then `edgekit verify --fresh`'
         )
     return Placement(
         check="provider",
@@ -124,14 +128,31 @@ def placement(asked: Mapping[str, object], work: Work, available: Sequence[str])
         measured=share,
         wanted=SHARE,
         on_cpu=used == CPU,
-        absent=None if wanted in available else wanted,
+        absent=None if there else wanted,
         remedy=remedy,
     )
 
 
+def _share(counts: Mapping[str, float], wanted: str) -> float:
+    return counts.get(wanted, 0.0) / sum(counts.values())
+
+
+def _left(work: Work, wanted: str) -> str:
+    """What others than the wanted provider do."""
+    parts = []
+    for what, counts in (("products", work.get("matmul_ops", {})), ("attention", work.get("attention_nodes", {}))):
+        total = sum(counts.values())
+        others = ", ".join(
+            f"{key} {count / total:.0%}" for key, count in sorted(counts.items()) if key != wanted and count
+        )
+        parts += [f"{what}: {others}"] if others else []
+    copies = work.get("copies", 0)
+    return "; ".join([*parts, *([f"{copies} copies to the host within a call"] if copies else [])])
+
+
 def _install(provider: str, available: Sequence[str]) -> str:
-    build = PACKAGE.build_for(provider)
+    line = install_line(provider)
     return (
         f"this machine's onnxruntime has no {provider} (it has {', '.join(available)}), so the CPU answered;"
-        f" run `edgekit verify` on the target{f', with {build} installed there' if build else ''}"
+        f" run `edgekit verify` on the target{f', after: {line}' if line else ''}"
     )

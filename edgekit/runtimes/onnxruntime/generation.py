@@ -1,17 +1,20 @@
 """onnxruntime: a decoder with its key/value cache, fed token by token or many at once.
 
 The cache lives in buffers that the graph reads and writes in place (onnxruntime's GroupQueryAttention does where past and
-present are one buffer), so that a token costs no copy of what was said before. The buffers grow by doubling, up to the
-model's context.
+present are one buffer), so that a token costs no copy of what was said before; on a GPU they lie in its own memory. The buffers
+grow by doubling, up to the model's context.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.runtimes.onnxruntime.library import as_value, open_session, read_options
+from edgekit.runtimes.onnxruntime.library import CPU, Value, as_value, held, read_back, read_options, start
+from edgekit.runtimes.onnxruntime.profile import count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +30,10 @@ KEEP = "num_logits_to_keep"
 # A prefill is fed in pieces of this many tokens: attention's scores take heads * piece * context floats.
 PIECE = 512
 SMALLEST_CACHE = 256
+# Types of caches, as onnxruntime calls them.
+FLOATS = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+# Tokens before the step that is profiled.
+PROFILED = 8
 
 
 class Generator:
@@ -38,9 +45,14 @@ class Generator:
     """How many tokens it can be fed."""
     provider: str
 
-    def __init__(self, file: Path, options: Mapping[str, object]) -> None:
-        """Raises what onnxruntime raises for a file that it does not load, ValueError for one that is no decoder of edgekit."""
-        self._session = open_session(file, read_options(options))
+    def __init__(self, file: Path, options: Mapping[str, object], *, profile: Path | None = None) -> None:
+        """Raises what onnxruntime raises for a file that it does not load, ValueError for one that is no decoder of edgekit.
+
+        profile: a file prefix for onnxruntime's profile.
+        """
+        self._file, self._options = file, options
+        started = start(file, read_options(options), profile=profile)
+        self._session, self.words = started.session, started.words
         facts = self._session.get_modelmeta().custom_metadata_map
         if CONTEXT not in facts:
             raise ValueError(f"{file}: not a decoder that edgekit wrote: its metadata has no {CONTEXT}")
@@ -52,7 +64,7 @@ class Generator:
         self.vocabulary = int(self._logits.shape[-1])
         self._binding = self._session.io_binding()
         self._binding.bind_output(self._logits.name)  # the first to be bound is the first of its outputs
-        self._buffers: list[NDArray[np.float32]] = []
+        self._caches: list[Value] = []
         self._capacity = 0
         self._fed: list[int] = []
 
@@ -88,12 +100,26 @@ class Generator:
         return found[[place - first for place in places]]
 
     def work(self) -> Work:
-        """Where it runs."""
-        return {"provider": self.provider}
+        """Where it runs; of another provider than the CPU what one step does and where, by a profile of it, opened anew.
+
+        The last thing that it may be asked: it is closed then.
+        """
+        if self.provider == CPU:
+            return {"provider": CPU, **({"warnings": list(self.words)} if self.words else {})}
+        ids = self._fed[-PROFILED:] or [0]
+        self.close()
+        with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+            again = Generator(self._file, self._options, profile=Path(scratch) / "profile")
+            again.logits(ids)
+            again.logits(ids[-1:])
+            events = json.loads(Path(again._session.end_profiling()).read_text(encoding="utf-8"))
+            again.close()
+        return count(events, again.provider, again.words)
 
     def close(self) -> None:
         """Free the session and the cache."""
-        del self._binding, self._session, self._buffers
+        self._caches = []
+        self._binding = self._session = None
 
     def _feed(self, ids: list[int], *, keep: int) -> NDArray[np.float32]:
         """The last `keep` rows of logits, at least one of which is computed: a graph without rows has no meaning."""
@@ -110,7 +136,7 @@ class Generator:
         binding.bind_output(self._logits.name)
         self._session.run_with_iobinding(binding)
         self._fed += ids
-        rows: NDArray[np.float32] = binding.get_outputs()[0].numpy()[0]
+        rows: NDArray[np.float32] = binding.get_outputs()[0].numpy()[0].astype(np.float32, copy=False)
         return rows[len(rows) - keep :]
 
     def _grow(self, total: int) -> None:
@@ -119,15 +145,16 @@ class Generator:
 
         if total <= self._capacity:
             return
-        old, self._buffers = self._buffers, []
+        old, self._caches = self._caches, []
         capacity = min(self.context, max(SMALLEST_CACHE, 2 * self._capacity, total))
         for place, (past, present) in enumerate(zip(self._pasts, self._presents, strict=True)):
             _, heads, _, width = past.shape
-            buffer = np.zeros((1, heads, capacity, width), np.float32)
+            kind = FLOATS[past.type]
+            cache = np.zeros((1, heads, capacity, width), kind)
             if old:
-                buffer[:, :, : self._capacity] = old[place]
-            value = as_value(buffer)  # the same memory
-            self._buffers.append(buffer)
+                cache[:, :, : self._capacity] = read_back(old[place], kind, self.provider)
+            value = held(cache, self._session, self.provider)
+            self._caches.append(value)
             self._binding.bind_ortvalue_input(past.name, value)
             self._binding.bind_ortvalue_output(present.name, value)
         self._capacity = capacity

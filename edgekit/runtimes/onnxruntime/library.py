@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekit.runtimes import request
-from edgekit.runtimes.package import Package
+from edgekit.runtimes.onnxruntime import words
+from edgekit.runtimes.package import Package, Plugin
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
 
-CPU = "CPUExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+DIRECTML, WEBGPU = "DmlExecutionProvider", "WebGpuExecutionProvider"
 PACKAGE = Package(
     module="onnxruntime",
     name="onnxruntime",
     builds={
-        "onnxruntime-gpu": ("CUDAExecutionProvider", "TensorrtExecutionProvider"),
-        "onnxruntime-directml": ("DmlExecutionProvider",),
+        "onnxruntime-gpu": (CUDA, TENSORRT),
+        "onnxruntime-directml": (DIRECTML,),
         "onnxruntime-openvino": ("OpenVINOExecutionProvider",),
         "onnxruntime-qnn": ("QNNExecutionProvider",),
     },
+    plugins={"onnxruntime-ep-webgpu": Plugin(module="onnxruntime_ep_webgpu", provider=WEBGPU)},
 )
 # Makes an x86 CPU without VNNI multiply bytes without saturation (kOrtSessionOptionsAvx2PrecisionMode in
 # onnxruntime_session_options_config_keys.h); other CPUs ignore it.
@@ -52,11 +57,25 @@ def read_options(options: Mapping[str, object]) -> Options:
     return request.read_options(Options, options)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """An onnxruntime.InferenceSession, and what onnxruntime said while a provider other than the CPU was started."""
+
+    session: Any
+    words: tuple[str, ...] = ()
+
+
 def open_session(model: Path | bytes, options: Options, *, optimize: bool = True, profile: Path | None = None) -> Any:
+    """The session of `start`."""
+    return start(model, options, optimize=optimize, profile=profile).session
+
+
+def start(model: Path | bytes, options: Options, *, optimize: bool = True, profile: Path | None = None) -> Started:
     """An onnxruntime.InferenceSession of a file or of a model in memory.
 
-    A provider that is absent falls back to the CPU. optimize: False runs the graph's nodes as they are written. profile: a file
-    prefix for onnxruntime's profile, written when the session ends it. Raises what `load_errors` names for what does not load.
+    A provider that is absent or cannot start falls back to the CPU, and the words say why. optimize: False runs the graph's nodes
+    as they are written. profile: a file prefix for onnxruntime's profile, written when the session ends it. Raises what
+    `load_errors` names for what does not load.
     """
     import onnxruntime
 
@@ -70,13 +89,61 @@ def open_session(model: Path | bytes, options: Options, *, optimize: bool = True
     if profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile)
-    wanted = [name for name in (options.provider,) if name in providers()]
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model),
-        settings,
-        providers=list(dict.fromkeys([*wanted, CPU])),
-        disabled_optimizers=options.disabled_optimizers,
-    )
+    source = model if isinstance(model, bytes) else str(model)
+    asked = {"disabled_optimizers": options.disabled_optimizers}
+    if options.provider == CPU or options.provider not in providers():
+        return Started(session=onnxruntime.InferenceSession(source, settings, providers=[CPU], **asked))
+    with words.heard() as said:
+        if options.provider in _PLUGINS:
+            session = onnxruntime.InferenceSession(
+                source, settings, **asked, **_plugged(options.provider, settings, said)
+            )
+        else:
+            _prepare(options.provider, settings)
+            session = onnxruntime.InferenceSession(source, settings, providers=[options.provider, CPU], **asked)
+    return Started(session=session, words=tuple(said))
+
+
+def _prepare(provider: str, settings: Any) -> None:
+    """What a provider needs before its first session."""
+    import onnxruntime
+
+    if provider in {CUDA, TENSORRT} and hasattr(onnxruntime, "preload_dlls"):
+        # CUDA and cuDNN as pip installs them lie where no loader looks. Of what it cannot load it prints a line each.
+        onnxruntime.preload_dlls()
+    if provider == DIRECTML:
+        # It runs neither memory patterns nor operators side by side (onnxruntime.ai, "DirectML Execution Provider").
+        settings.enable_mem_pattern = False
+        settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+
+
+_PLUGINS = {plugin.provider: plugin.module for plugin in PACKAGE.plugins.values()}
+
+
+def _plugged(provider: str, settings: Any, said: list[str]) -> dict[str, list[str]]:
+    """Give a session the first device of a plug-in's provider; where it has none, the CPU, with a word about it in `said`."""
+    import onnxruntime
+
+    try:
+        _register(_PLUGINS[provider])
+    except load_errors() as failed:
+        said.append(str(failed))
+        return {"providers": [CPU]}
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == provider]
+    if not devices:
+        said.append(f"{provider}: its library is loaded and finds no device")
+        return {"providers": [CPU]}
+    settings.add_provider_for_devices(devices[:1], {})
+    return {}
+
+
+@cache
+def _register(module: str) -> None:
+    """Make a plug-in's library known to onnxruntime, once."""
+    import onnxruntime
+
+    path = importlib.import_module(module).get_library_path()
+    onnxruntime.register_execution_provider_library(module, path)
 
 
 def installed() -> bool:
@@ -84,11 +151,51 @@ def installed() -> bool:
     return importlib.util.find_spec(PACKAGE.module) is not None
 
 
-def as_value(array: NDArray[np.generic]) -> object:
+class Value(Protocol):
+    """An onnxruntime.OrtValue: a tensor in the memory of a device."""
+
+    def numpy(self) -> NDArray[np.generic]:
+        """Its numbers, where it lies in the host's memory."""
+
+    def shape(self) -> list[int]:
+        """How long it is along each axis."""
+
+
+# How onnxruntime calls the memory that a provider's operators read and write; of others it takes tensors from the host.
+_MEMORIES = {CUDA: "cuda", TENSORRT: "cuda", DIRECTML: "dml", WEBGPU: "webgpu"}
+
+
+def as_value(array: NDArray[np.generic]) -> Value:
     """An onnxruntime.OrtValue over an array's own memory."""
     import onnxruntime
 
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    value: Value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    return value
+
+
+def held(array: NDArray[np.generic], session: Any, provider: str) -> Value:
+    """An array as a session's operators read and write it: a copy in the provider's memory, or over its own on the CPU."""
+    import onnxruntime
+
+    here = as_value(array)
+    if provider not in _MEMORIES:
+        return here
+    memory = _MEMORIES[provider]
+    there: Value = session.create_ortvalue_from_shape_and_type(array.shape, array.dtype.type, memory)
+    onnxruntime.copy_tensors([here], [there])
+    return there
+
+
+def read_back(value: Value, kind: str, provider: str) -> NDArray[np.generic]:
+    """The numbers of a value that is `held`, of NumPy's type `kind`."""
+    import numpy as np
+    import onnxruntime
+
+    if provider not in _MEMORIES:
+        return value.numpy()
+    array = np.empty(value.shape(), kind)
+    onnxruntime.copy_tensors([value], [as_value(array)])
+    return array
 
 
 def version() -> str:
@@ -107,10 +214,18 @@ def build_type() -> str:
 
 
 def providers() -> list[str]:
-    """The execution providers of this installation."""
+    """The execution providers of this installation, those of plug-ins first."""
     import onnxruntime
 
-    return list(onnxruntime.get_available_providers())
+    plugged = [provider for provider, module in _PLUGINS.items() if importlib.util.find_spec(module) is not None]
+    return list(dict.fromkeys([*plugged, *onnxruntime.get_available_providers()]))
+
+
+def built_for() -> str | None:
+    """The major version of CUDA that this onnxruntime was built for; None where it was not, or does not tell."""
+    import onnxruntime
+
+    return str(getattr(onnxruntime, "cuda_version", None) or "").partition(".")[0] or None
 
 
 def load_errors() -> tuple[type[Exception], ...]:
@@ -125,6 +240,7 @@ def load_errors() -> tuple[type[Exception], ...]:
         "NotImplemented",
         "RuntimeException",
         "NoSuchFile",
+        "EPFail",
     )
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
 

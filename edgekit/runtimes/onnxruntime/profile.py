@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from edgekit.runtimes.request import Arrays
 
 _PRODUCTS = {name: operator.weight_bytes for name, operator in OPERATORS.items() if operator.kind == "matmul"}
+# What onnxruntime puts between an operator on a GPU and one on the CPU that reads its output.
+_COPY = "MemcpyToHost"
 _WIDTHS = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1}
 
 
-class _Kernel(TypedDict):
+class Kernel(TypedDict):
     """What onnxruntime says of one operator's run: shapes by element type of each tensor, constants that it repacked left out."""
 
     provider: str
@@ -30,16 +32,17 @@ class _Kernel(TypedDict):
     output_type_shape: list[dict[str, list[int]]]
 
 
-class _Event(TypedDict, total=False):
-    """One event of the profile, which is Chrome's trace format."""
+class Event(TypedDict, total=False):
+    """One event of the profile, which is Chrome's trace format; ts: when it began, in microseconds."""
 
     cat: str
     name: str
-    args: _Kernel
+    ts: int
+    args: Kernel
 
 
 def work(file: Path, options: Mapping[str, object], prompt: Arrays) -> Work:
-    """What one call on a prompt does: {provider, nodes, matmul_nodes, matmul_ops, weight_bytes}.
+    """What one call on a prompt does: {provider, nodes, matmul_nodes, matmul_ops, weight_bytes}, and see `Work`.
 
     nodes, matmul_nodes and matmul_ops are by execution provider; an operation is a multiplication or an addition.
     weight_bytes are those of the constant matrices that the call reads. A provider that compiles a part of the graph shows it
@@ -60,34 +63,50 @@ def _profile(file: Path, options: Mapping[str, object], prompt: Arrays) -> Work:
         session = Session(file, options, profile=Path(scratch) / "profile")
         session.run(prompt)
         events = json.loads(session.end_profile().read_text(encoding="utf-8"))
+    return count(events, session.provider, session.words)
+
+
+def count(events: Sequence[Event], provider: str, words: Sequence[str] = ()) -> Work:
+    """What the last call of a profile did. provider: the session's; words: what onnxruntime said when it started."""
     nodes: Counter[str] = Counter()
     products: Counter[str] = Counter()
+    attention: Counter[str] = Counter()
     operations: Counter[str] = Counter()
-    weights = 0.0
-    for facts in _kernels(events):
-        provider, operator = str(facts["provider"]), str(facts["op_name"])
-        nodes[provider] += 1
+    weights, copies = 0.0, 0
+    for facts in kernels(events):
+        place, operator = str(facts["provider"]), str(facts["op_name"])
+        nodes[place] += 1
+        copies += operator == _COPY
+        attention[place] += operator.endswith("Attention")
         if operator in _PRODUCTS:
-            products[provider] += 1
-            count, size = _product(operator, facts)
-            operations[provider] += count
+            products[place] += 1
+            done, size = _product(operator, facts)
+            operations[place] += done
             weights += size
-    return {
-        "provider": session.provider,
+    result: Work = {
+        "provider": provider,
         "nodes": dict(nodes),
         "matmul_nodes": dict(products),
         "matmul_ops": dict[str, float](operations),
         "weight_bytes": int(weights),
     }
+    if words:
+        result["warnings"] = list(words)
+    if provider != CPU:
+        result |= {"attention_nodes": dict(+attention), "copies": copies}
+    return result
 
 
-def _kernels(events: Sequence[_Event]) -> Iterator[_Kernel]:
+def kernels(events: Sequence[Event]) -> Iterator[Kernel]:
+    """The operators that ran in the last call, of all that onnxruntime's profile tells."""
+    last = max((event["ts"] for event in events if event.get("name") == "model_run"), default=0)
     for event in events:
-        if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
+        named = str(event.get("name", "")).endswith("_kernel_time")
+        if named and event.get("cat") == "Node" and event["ts"] >= last:
             yield event["args"]
 
 
-def _product(operator: str, facts: _Kernel) -> tuple[int, float]:
+def _product(operator: str, facts: Kernel) -> tuple[int, float]:
     """Operations of a matrix product [..., m, k] x [k, n], and the bytes of its second matrix where that is a constant.
 
     The profile leaves out constants that onnxruntime has repacked, so a second input of rank < 2 is a scale or a bias.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.runtimes.onnxruntime.library import open_session, read_options
+from edgekit.runtimes.onnxruntime.library import read_options, start
 from edgekit.runtimes.request import feeds
 
 if TYPE_CHECKING:
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """A loaded ONNX model over inputs by name -> [1, width]."""
+    """A loaded ONNX model over inputs by name -> [1, width]; words: what onnxruntime said of its provider."""
 
     def __init__(self, file: Path, options: Mapping[str, object], *, profile: Path | None = None) -> None:
         """Raises what onnxruntime raises for a file that it does not load; a provider that is absent falls back to the CPU.
 
         profile: a file prefix for onnxruntime's profile, written by `end_profile`.
         """
-        self._session = open_session(file, read_options(options), profile=profile)
+        started = start(file, read_options(options), profile=profile)
+        self._session, self.words = started.session, started.words
         self._inputs = [value.name for value in self._session.get_inputs()]
         self.provider: str = self._session.get_providers()[0]
 

@@ -45,7 +45,7 @@ def product(operator: str) -> tuple[bytes, NDArray[np.generic]]:
     numbers, (left, right) = np.random.default_rng(0), _KINDS[operator]
     a = numbers.integers(0, 64, (_SIDE, _SIDE)).astype(left)
     b = numbers.integers(-64, 64, (_SIDE, _SIDE)).astype(right)
-    return _product_model(operator, a, b), a
+    return product_model(operator, a, b), a
 
 
 def saturation() -> dict[str, bool]:
@@ -61,7 +61,7 @@ def saturation() -> dict[str, bool]:
     for key, left, right in (("u8s8", np.uint8, np.int8), ("s8s8", np.int8, np.int8), ("u8u8", np.uint8, np.uint8)):
         a = np.full((_SIDE, _SIDE), np.iinfo(left).max, dtype=left)
         b = np.full((_SIDE, _SIDE), np.iinfo(right).max, dtype=right)
-        session = open_session(_product_model("MatMulInteger", a, b), Options(threads=1))
+        session = open_session(product_model("MatMulInteger", a, b), Options(threads=1))
         exact = _SIDE * int(np.iinfo(left).max) * int(np.iinfo(right).max)
         found[key] = bool((session.run(None, {"a": a})[0] != exact).any())
     return found
@@ -90,7 +90,7 @@ def speed_of(provider: str, memory: str, side: int = 4096, copied: int = 1 << 27
     a, b = (numbers.standard_normal((side, side)).astype(np.float16) for _ in range(2))
     found = {}
     for key, model, given, work in (
-        ("gpu_fp16_gflops", _product_model("MatMul", a, b), a, 2.0 * side**3),
+        ("gpu_fp16_gflops", product_model("MatMul", a, b), a, 2.0 * side**3),
         ("gpu_copy_gbs", _sign_model(copied), np.ones(copied, dtype=np.float16), 2.0 * 2 * copied),
     ):
         session = open_session(model, Options(provider=provider, threads=1))
@@ -112,7 +112,7 @@ def speed_of(provider: str, memory: str, side: int = 4096, copied: int = 1 << 27
 _ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "float16": 10}
 
 
-def _product_model(operator: str, a: NDArray[np.generic], b: NDArray[np.generic]) -> bytes:
+def product_model(operator: str, a: NDArray[np.generic], b: NDArray[np.generic]) -> bytes:
     """An ONNX model y = operator(a, b) with a constant b, written without the onnx package (which devices lack).
 
     Field numbers are those of onnx.proto (github.com/onnx/onnx/blob/main/onnx/onnx.proto).

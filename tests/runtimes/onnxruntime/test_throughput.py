@@ -16,7 +16,7 @@ def test_hand_written_model_is_valid_and_right(operator: str, monkeypatch: pytes
     numbers = np.random.default_rng(0)
     kinds = (np.uint8, np.int8) if operator == "MatMulInteger" else (np.float32, np.float32)
     a, b = (numbers.integers(0, 60, (300, 300)).astype(kind) for kind in kinds)
-    model = throughput._product_model(operator, a, b)
+    model = throughput.product_model(operator, a, b)
     onnx.checker.check_model(onnx.load_from_string(model))
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"a": a})
