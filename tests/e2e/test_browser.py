@@ -57,4 +57,5 @@ def test_a_browser_gives_the_hosts_answers(demo: Project, tmp_path: Path) -> Non
     assert ended.returncode == 0, ended.stderr
     there, here = json.loads(ended.stdout), run(folder, texts)
     assert [label for label, _ in there] == [answer["label"] for answer in here]
-    assert [score for _, score in there] == pytest.approx([answer["score"] for answer in here], abs=1e-4)
+    # Where an 8-bit activation lies between two steps, the last bit of a float decides.
+    assert [score for _, score in there] == pytest.approx([answer["score"] for answer in here], abs=0.02)
