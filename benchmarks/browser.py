@@ -2,12 +2,12 @@
 
 Goals:
 - the median call in WebAssembly takes at most 7 times as long as natively, one thread each, at the target's length
-- every text has the label that the bundle's own loader gives here. Scores are shown only: where an 8-bit activation lies between two
-  steps, the last bit of a float decides, and WebAssembly computes that bit otherwise
+- every text has the label that the bundle's own loader gives here. Scores are shown only: where an 8-bit activation lies between
+  two steps, the last bit of a float decides, and WebAssembly computes that bit otherwise
 
-Both are timed in turns, each time in a process of its own (Chromium without a window, or Python): the first call, the next nine, and
-the median of what follows once the engine is warm, which a browser becomes by translating the module a second time. Times measured
-on a busy machine mean little; the ratio is of the medians over rounds.
+Both are timed in turns, each time in a process of its own (Chromium without a window, or Python): the first call, the next nine,
+and the median of what follows once the engine is warm, which a browser becomes by translating the module a second time. Times
+measured on a busy machine mean little; the ratio is of the medians over rounds.
 
 Usage: python benchmarks/browser.py [--bundle DIR] [--rounds 5] [--json]; without a bundle the assistant is built for the target
 `browser`, which takes minutes. Exit code 1 where a goal is missed. Needs Chromium and npm.
@@ -72,7 +72,14 @@ def main() -> int:
         alike, apart = compare_answers(bundle, texts, Path(scratch))
     ratio = times["browser"]["steady_ms"] / times["native"]["steady_ms"]
     missed = [name for name, kept in {"ratio": ratio <= RATIO, "answers": alike == len(texts)}.items() if not kept]
-    result = {"times": times, "ratio": round(ratio, 3), "texts": len(texts), "alike": alike, "apart": round(apart, 6), "missed": missed}
+    result = {
+        "times": times,
+        "ratio": round(ratio, 3),
+        "texts": len(texts),
+        "alike": alike,
+        "apart": round(apart, 6),
+        "missed": missed,
+    }
     if given.json:
         print(json.dumps(result, indent=2))
     else:
@@ -86,9 +93,22 @@ def main() -> int:
 
 def build(folder: Path) -> Path:
     """The assistant's bundle for browsers."""
-    command = [sys.executable, "-m", "edgekit", "build", "--example", "assistant", "--target", "browser", "--out", "dist"]
+    command = [
+        sys.executable,
+        "-m",
+        "edgekit",
+        "build",
+        "--example",
+        "assistant",
+        "--target",
+        "browser",
+        "--out",
+        "dist",
+    ]
     places = {"EDGEKIT_CACHE": str(folder / "cache"), "EDGEKIT_STATE": str(folder / "state")}
-    subprocess.run(command, cwd=folder, env=os.environ | places | {"PYTHONPATH": str(ROOT)}, check=True, stdout=sys.stderr)
+    subprocess.run(
+        command, cwd=folder, env=os.environ | places | {"PYTHONPATH": str(ROOT)}, check=True, stdout=sys.stderr
+    )
     return folder / "dist" / "assistant-browser"
 
 
@@ -111,7 +131,9 @@ def time_both(bundle: Path, texts: Sequence[str], rounds: int) -> dict[str, dict
                 seen[name].append(_one(device, question))
     names = ("load_ms", "first_ms", "next_ms", "steady_ms")
     return {
-        name: {key: round(float(np.median(column)), 4) for key, column in zip(names, zip(*rows, strict=True), strict=True)}
+        name: {
+            key: round(float(np.median(column)), 4) for key, column in zip(names, zip(*rows, strict=True), strict=True)
+        }
         for name, rows in seen.items()
     }
 
