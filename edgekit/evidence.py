@@ -14,6 +14,7 @@ from pathlib import Path
 from edgekit import gate
 from edgekit.errors import EdgekitError
 from edgekit.schema import dump_json, read_json
+from edgekit.times import Comparable, Sustained, Tuning
 from edgekit.typed_json import MAY_BE_ABSENT, read_table, to_table
 
 FILE = "report.json"
@@ -130,12 +131,20 @@ class Quantiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """An artifact's times: of a call over all processes, of the first call, and of opening the file."""
+    """An artifact's times: of a call over all processes, of the first call, and of opening the file.
+
+    bounds: by quantile, the bounds over all processes, each one-sided. first_ten: the calls that an app makes first, one by one;
+    cold: from the start of the process, its libraries and all, to its first answer. None where nobody measured them.
+    """
 
     p50: float
     p95: float
     first: float
     load: float
+    p99: float | None = field(default=None, metadata=MAY_BE_ABSENT)
+    bounds: Mapping[str, Interval] | None = field(default=None, metadata=MAY_BE_ABSENT)
+    first_ten: tuple[float, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
+    cold: float | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +318,8 @@ class Report:
     The last fields are absent from the JSON of outputs that have none: latency_real is of what gives a row per prompt, scope (by
     role) and confusion of a classifier, all from kl on of a decoder (perplexity by role, ttft_ms by prompt length).
     runtimes: those that the target let measurements choose from, where there were several. emulated: whether an emulator did:
-    then no speed and no memory of it is the device's.
+    then no speed and no memory of it is the device's. comparable is of every report that this edgekit writes; sustained and
+    tuning are where they were asked for.
     accuracy, models: by role. device, work: what the machine is and what one call does, as the probe says it. prompts: how many
     were judged. margins: the limits of the recipe, with defaults. coverage, data: None where nobody knows.
     latency_raw_ms are all timed calls, latency_processes_ms the quantiles of each process, of this, the n-th, `measurement`.
@@ -354,6 +364,9 @@ class Report:
     generation: Generation | None = field(default=None, metadata=MAY_BE_ABSENT)
     runtimes: tuple[RuntimeTime, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
     emulated: bool | None = field(default=None, metadata=MAY_BE_ABSENT)
+    comparable: Comparable | None = field(default=None, metadata=MAY_BE_ABSENT)
+    sustained: Sustained | None = field(default=None, metadata=MAY_BE_ABSENT)
+    tuning: Tuning | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     def to_json(self) -> str:
         """The text of report.json: equal reports are equal bytes."""

@@ -7,6 +7,7 @@ b + c others are "flips". All bounds are one-sided, each at level 1 - alpha. `be
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -270,10 +271,9 @@ def quantile_bounds(times: Sequence[float], q: float, alpha: float = ALPHA) -> t
     """
     ordered = sorted(times)
     n = len(ordered)
-    below = [_binomial_cdf(k, n, q) for k in range(n)]
-    hi = next((ordered[k] for k in range(n) if below[k] >= 1.0 - alpha), None)
-    lo = next((ordered[k] for k in reversed(range(n)) if below[k] <= alpha), None)
-    return lo, hi
+    above = bisect_left(range(n), True, key=lambda k: _binomial_cdf(k, n, q) >= 1.0 - alpha)
+    below = bisect_left(range(n), True, key=lambda k: _binomial_cdf(k, n, q) > alpha)
+    return (ordered[below - 1] if below else None), (ordered[above] if above < n else None)
 
 
 def runs_needed(q: float, alpha: float = ALPHA) -> int:

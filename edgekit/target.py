@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from edgekit.errors import EdgekitError
 from edgekit.recipe import packaged
 from edgekit.schema import nearest, parse, read_text, read_toml
 from edgekit.workspace import make_folder, write_atomically
+
+QUANTILES = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +66,16 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Limits. p95_ms is for batch 1 at `sequence` tokens; memory_mb is the peak of the whole process; bytes the artifact's.
+    """Limits. p50_ms, p95_ms and p99_ms are for batch 1 at `sequence` tokens; memory_mb is the peak of the whole process; bytes
+    the artifact's.
 
-    Of text-generation p50_ms and p95_ms are of one new token, ttft_ms of the first one behind a prompt of `sequence` tokens, and
+    Of text-generation these three are of one new token, ttft_ms of the first one behind a prompt of `sequence` tokens, and
     tokens_per_second are the least that a target wants written.
     """
 
     p50_ms: Annotated[float, Gt(0)] | None = None
     p95_ms: Annotated[float, Gt(0)] | None = None
+    p99_ms: Annotated[float, Gt(0)] | None = None
     memory_mb: Annotated[float, Gt(0)] | None = None
     bytes: Annotated[int, Gt(0)] | None = None
     ttft_ms: Annotated[float, Gt(0)] | None = None
@@ -81,7 +85,26 @@ class Budget:
     @property
     def limits_time(self) -> bool:
         """Whether any limit is one of speed."""
-        return any(getattr(self, key) is not None for key in ("p50_ms", "p95_ms", "ttft_ms", "tokens_per_second"))
+        return bool(self.quantiles) or self.ttft_ms is not None or self.tokens_per_second is not None
+
+    @property
+    def quantiles(self) -> dict[str, float]:
+        """The quantiles of a call's time that are limited, by the limit's key."""
+        return {key: q for key, q in QUANTILES.items() if getattr(self, key) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How much is measured, beside what the limits need: `[measure]`.
+
+    processes: how many time an artifact at most; more than the default eight prove a limit that is nearly reached, and it ends
+    at looks that are fixed beforehand. sustained_s: calls without a pause for so many seconds, shown as a curve. sweep: which
+    threads and cores are the best, for tuning.json.
+    """
+
+    processes: Annotated[int, Ge(5), Le(64)] | None = None
+    sustained_s: Annotated[float, Gt(0), Le(3000)] | None = None
+    sweep: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +119,7 @@ class Target:
     device: dict[str, object] = field(default_factory=lambda: {"kind": "local"})
     budget: dict[str, object] = field(default_factory=dict)
     probed: dict[str, object] = field(default_factory=dict)
+    measure: Measure = field(default_factory=Measure)
     # Set by load_target, not by the file.
     name: str = ""
     path: Path = Path()

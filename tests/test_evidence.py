@@ -58,6 +58,16 @@ def test_what_is_written_is_read_back(report: Report) -> None:
     assert found.to_json() == text
 
 
+MACHINE = {
+    "temperature_c": 50.0,
+    "clock_mhz": 2400.0,
+    "governor": "ondemand",
+    "driver": None,
+    "power": None,
+    "limit_cores": None,
+}
+
+
 def whole() -> dict[str, Any]:
     """A report in which every key is there, and no list or table is empty."""
     times = {"p50": 1.0, "p95": 2.0}
@@ -76,6 +86,9 @@ def whole() -> dict[str, Any]:
         "checks": [check_entry("p95_ms", measured=2.5, interval=[1.0, None])],
         "comparisons": [comparison_entry("student", "accuracy", flips={"lost": 1})],
         "latency_processes_ms": [times],
+        "latency_ms": {
+            "first": 9.0, "load": 9.0, **times, "p99": 3.0, "bounds": {"p50": [1.0, None]}, "first_ten": [9.0, 1.0], "cold": 99.0,
+        },
         "models": {"student": model},
         "layers": [{"name": "a", "error": 0.5}],
         "coverage": {
@@ -88,6 +101,27 @@ def whole() -> dict[str, Any]:
             "outside_ranges": {"a": 0.5},
         },
         "data": {"rows": {"verify": 9}, "labels": 3, "dropped": {"verify": {"empty texts": 1}}, "unusual": {}, "notes": []},
+        "comparable": {
+            "comparable": "no",
+            "reasons": ["it ran on a battery"],
+            "start": "warm",
+            "before": MACHINE,
+            "after": None,
+            "load": {"others": 0.1},
+            "sha256": "a" * 64,
+            "processes": 8,
+            "spread": 1.01,
+            "answers": {"tokens": 9, "stopped": 1, "cut": 2, "seed": None},
+        },
+        "sustained": {
+            "asked_s": 9.0, "seconds": 9.1, "burst_p50": 1.0, "burst_p95": 2.0, "last_p50": 1.5, "last_p95": 2.5, "slowdown": 1.5,
+            "throttled": True, "cold": 99.0,
+            "curve": [{"seconds": 1.0, "calls": 9, **times, "temperature_c": 60.0, "clock_mhz": None, "slowed": 1}],
+        },
+        "tuning": {
+            "artifact": "a" * 64, "runtime": "onnxruntime", "version": "1", "device": "local", "cpu": "A CPU", "sequence": 64,
+            "best": {"threads": 2, "cpus": [2, 3], "p50": 1.0}, "tried": [{"threads": 1, "cpus": None, "p50": 2.0}],
+        },
         "latency_real": times | {"mean_tokens": 9.0},
         "scope": {"student": {"auroc": 0.5}},
         "confusion": [{"from": "on", "to": "off", "gained": 1, "lost": 0}],
@@ -121,8 +155,10 @@ FREE = {
     "data.rows",
 }
 FREE |= {"data.dropped", "data.dropped.verify", "data.unusual", "comparisons.0.flips", "comparisons.0.divergence"}
+FREE |= {"latency_ms.bounds", "comparable.load"}
 FREE |= {"coverage.outside_ranges", "generation.threads", "generation.memory_mb", "generation.ttft_cold_ms"}
 ABSENT = {field.name for field in dataclasses.fields(Report) if field.metadata}
+ABSENT |= {f"latency_ms.{key}" for key in ("p99", "bounds", "first_ten", "cold")} | {"comparable.answers"}
 
 
 def tables(value: Any, path: str = "") -> Iterator[tuple[dict[str, Any], str]]:

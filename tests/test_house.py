@@ -37,7 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "checkpoint_keys owners_tokenizer reference",
         "recipe target prompts workspace loaders",
         "duplicates state model_card closure tables evidence",
-        "schema apart tokenizing gate inputs outputs modalities",
+        "schema apart tokenizing gate inputs outputs modalities times",
         "typed_json",
         "errors progress",
         "__init__",

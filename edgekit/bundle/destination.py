@@ -33,6 +33,7 @@ def refuse_foreign(out: Path, name: str) -> None:
         out / f"{name}.tar.gz": lambda path: _is_archive(path, name),
         out / f"{name}.report.json": _is_report,
         out / f"{name}.report.html": _is_page,
+        out / f"{name}.tuning.json": _is_tuning,
     }
     for path, is_ours in mine.items():
         if os.path.lexists(path) and not is_ours(path):
@@ -138,6 +139,14 @@ def _is_report(path: Path) -> bool:
     except EdgekitError:
         return False
     return isinstance(content, dict) and {"verdict", "checks", "artifact"} <= content.keys()
+
+
+def _is_tuning(path: Path) -> bool:
+    try:
+        content = read_json(path)
+    except EdgekitError:
+        return False
+    return isinstance(content, dict) and {"artifact", "best", "tried"} <= content.keys()
 
 
 def _is_page(path: Path) -> bool:

@@ -30,8 +30,9 @@ from edgekit.formats import FORMATS, library_versions
 from edgekit.modalities import MODALITIES
 from edgekit.report.page import write_html
 from edgekit.runtimes import RUNTIMES
-from edgekit.schema import read_text
+from edgekit.schema import dump_json, read_text
 from edgekit.tasks import TASKS
+from edgekit.typed_json import to_table
 from edgekit.workspace import (
     Product,
     disk_error,
@@ -59,12 +60,14 @@ LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 
 @dataclass(frozen=True, kw_only=True)
 class Packaged:
-    """Where things lie: the bundle's folder and archive, and the evidence (report.json, report.html) beside them."""
+    """Where things lie: the bundle's folder and archive, and beside them the evidence (report.json, report.html) and, where it
+    was measured, the best setting (tuning.json)."""
 
     bundle: Path
     archive: Path
     report: Path
     html: Path
+    tuning: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +124,15 @@ def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packag
         archive=out / f"{name}.tar.gz",
         report=out / f"{name}.report.json",
         html=out / f"{name}.report.html",
+        tuning=out / f"{name}.tuning.json" if content.tuning else None,
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(_lock_file(put.bundle), f"{name}: another build is packaging this; waiting for it"):
             refuse_foreign(out, name)
             clear_leftovers(put.bundle, (put.archive, put.report, put.html))
+            if put.tuning and content.tuning:
+                write_atomically(put.tuning, dump_json(to_table(content.tuning)))
             write_atomically(put.report, read_text(report / "report.json"))
             write_html(content, put.html, recipe=inputs.recipe)
             _judge(content, put, strict=strict)

@@ -14,6 +14,8 @@ from edgekit.cli.options import (
     final_option,
     format_option,
     junit_option,
+    measure_options,
+    measured_as,
     on_device,
     open_session,
     output_of,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 @format_option
 @scheme_option
 @device_option
+@measure_options
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; build nothing.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 def build(
     target_names: tuple[str, ...], recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
     out: Path, formats: tuple[str, ...], schemes: tuple[str, ...], dry_run: bool, fresh: bool, strict: bool,
-    final: bool, junit: Path | None, device: str | None,
+    final: bool, junit: Path | None, device: str | None, processes: int | None, sustained: float | None, sweep: bool,
 ) -> int:  # fmt: skip
     """Distill, calibrate, export, verify and package for one or many targets.
 
@@ -56,6 +59,7 @@ def build(
       edgekit build -r recipe.toml -t raspberrypi -t laptop-cpu --strict --json
       edgekit build -r chat.toml -t laptop-cpu --format onnx --format gguf
       edgekit build -r chat.toml -t laptop-cpu --scheme q8_0 --scheme q4_k_m
+      edgekit build -r recipe.toml -t my-pi --sustained 600 --sweep
     """
     from edgekit.cli.dry_run import plan_build, plan_lines
     from edgekit.cli.junit import write_junit
@@ -68,6 +72,7 @@ def build(
 
     session = open_session(cache, out, fresh=fresh, strict=strict, final=final)
     targets = on_device([load_target(name) for name in dict.fromkeys(target_names)], device)
+    targets = [measured_as(target, processes, sustained, sweep) for target in targets]
     recipe = read_recipe(recipe_path, overrides, falls_back=not (strict or as_json))
     wanted = choices([*dict.fromkeys(formats)], [*dict.fromkeys(schemes)], output_of(recipe))
     if dry_run:
@@ -112,6 +117,8 @@ def show_built(built: Built) -> None:
         click.echo(f"archive: {built.archive}")
     if built.evidence:
         click.echo(f"report:  {built.evidence.with_suffix('.html')}")
+    if built.tuning:
+        click.echo(f"tuning:  {built.tuning}")
     if built.error:
         click.echo(paint(f"{built.target}: {built.error.message}", "red"), err=True)
     if reasons := reason_lines(built.report.checks if built.report else ()):

@@ -96,6 +96,42 @@ device_option = click.option(
     metavar="URL",
     help="Measure on this device, with one target: ssh://user@host:port, browser: or browser://own.",
 )
+
+
+def measure_options(command: F) -> F:
+    """--processes, --sustained and --sweep, over the target's [measure] table: see `measured_as`."""
+    options = (
+        click.option(
+            "--sweep", is_flag=True, help="Also find the best threads and cores, for NAME.tuning.json beside the archive."
+        ),
+        click.option(
+            "--sustained", type=click.FloatRange(min=0, min_open=True, max=3000), metavar="SECONDS",
+            help="Also call without a pause for so long, and show the curve with temperature and clock.",
+        ),
+        click.option(
+            "--processes", type=click.IntRange(5, 64), metavar="N",
+            help="Time in so many processes at most, to prove a limit that is nearly reached. [default: 8]",
+        ),
+    )  # fmt: skip
+    for option in options:
+        command = option(command)
+    return command
+
+
+def measured_as(target: Target, processes: int | None, sustained: float | None, sweep: bool) -> Target:
+    """The target with what --processes, --sustained and --sweep ask for, where they do."""
+    asked = target.measure
+    return replace(
+        target,
+        measure=replace(
+            asked,
+            processes=processes or asked.processes,
+            sustained_s=sustained or asked.sustained_s,
+            sweep=sweep or asked.sweep,
+        ),
+    )
+
+
 junit_option = click.option(
     "--junit",
     type=click.Path(path_type=Path, dir_okay=False),

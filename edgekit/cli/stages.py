@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from edgekit.cli.options import (
     final_option,
     format_option,
     junit_option,
+    measure_options,
+    measured_as,
     open_session,
     out_option,
     output_of,
@@ -160,12 +163,13 @@ def export(
 @click.option("--calibration", type=folder, help="The folder of the student's `calibrate`.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3.")
+@measure_options
 @final_option
 @junit_option
 def verify(
     artifact: Path, reference: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...],
     cache: Path | None, as_json: bool, out: Path, student: Path | None, calibration: Path | None, fresh: bool, strict: bool,
-    final: bool, junit: Path | None,
+    final: bool, junit: Path | None, processes: int | None, sustained: float | None, sweep: bool,
 ) -> int:  # fmt: skip
     """Run ARTIFACT on the target's device and judge it against REFERENCE.
 
@@ -190,6 +194,7 @@ def verify(
     recipe, prompts, session = _open(recipe_path, overrides, cache, fresh=fresh, final=final)
     _keep_apart(out, artifact, reference, student, calibration)
     plan = _plan(recipe, target_name, prompts, session)
+    plan = replace(plan, target=measured_as(plan.target, processes, sustained, sweep))
     checked = spine.open_artifact(plan, artifact, reference, prompts, session)
     recorded = spine.open_reference(spine.read_settings(recipe), reference, prompts, session)
     covering = None

@@ -15,6 +15,7 @@ from edgekit.inputs import Inputs, identity
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.target import Target
+from edgekit.typed_json import to_table
 from edgekit.workspace import NotMade, Product, Workspace, file_sha256
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class Built:
     bundle: Path | None = None
     archive: Path | None = None
     evidence: Path | None = None
+    tuning: Path | None = None
     products: Mapping[str, Path] = field(default_factory=dict)
     error: EdgekitError | None = None
 
@@ -171,6 +173,9 @@ class Built:
             "p50_ms": latency.p50 if latency else None,
             "p95_ms": latency.p95 if latency else None,
             "memory_mb": report.memory_mb if report else None,
+            "comparable": to_table(report.comparable) if report and report.comparable else None,
+            "sustained": to_table(report.sustained) if report and report.sustained else None,
+            "tuning": str(self.tuning) if self.tuning else None,
             "report": str(self.evidence) if self.evidence else None,
             "error": self.error.message if self.error else None,
         }

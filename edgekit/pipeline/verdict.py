@@ -154,6 +154,7 @@ def _inputs(
         hardware=target.hardware,
         runtime=target.runtime,
         budget=target.budget_for(recipe.task),
+        measure=target.measure,
         libraries=libraries(made.file.format, answering(made, target.runtime, str(target.path))),
         device=device.identity,
         facts={},
@@ -328,6 +329,7 @@ def package(plan: Plan, artifact: Product, report: Product, prompts: Product, se
         bundle=made.bundle,
         archive=made.archive,
         evidence=made.report,
+        tuning=made.tuning,
         products={"artifact": artifact.folder, "report": report.folder},
     )
 

@@ -103,7 +103,7 @@ def _doubt(
         return f"the probe there speaks version {done.get('protocol')} of its protocol, not {PROTOCOL}"
     if done.get("request") != file_sha256(request):
         return "the probe answered another question; does another edgekit work there? Run it again"
-    if done.get("file") != file_sha256(question.file):
+    if done.get("file") != (question.sha256 or file_sha256(question.file)):
         return (
             "the artifact that ran there has another sha256 than this one: nothing that it answered counts; run edgekit devices"
             " clean, then build again"

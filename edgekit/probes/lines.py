@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekit.evidence import Shape
+from edgekit.runtimes.conditions import State
 from edgekit.runtimes.machine import Machine
+from edgekit.runtimes.phases import Setting, Window
 from edgekit.runtimes.placement import Work
+from edgekit.runtimes.timing import Spell
 from edgekit.typed_json import MAY_BE_ABSENT, read_table
 
 if TYPE_CHECKING:
@@ -33,18 +36,27 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class First:
-    """The first call."""
+    """The first call, and how long ago the process was started when it had ended; None where nobody tells."""
 
     ms: float
+    alive_ms: float | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calls:
-    """The timed calls (`latency`), and what the machine did meanwhile."""
+    """The timed calls (`latency`), and what the machine did meanwhile.
+
+    warmup: the calls before them; spell: how they went; before, after: what the machine was like (see `runtimes.conditions`).
+    A probe that does not tell these leaves them out.
+    """
 
     shape: Shape
     ms: tuple[float, ...]
     neighbours: Neighbours
+    warmup: tuple[float, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
+    spell: Spell | None = field(default=None, metadata=MAY_BE_ABSENT)
+    before: State | None = field(default=None, metadata=MAY_BE_ABSENT)
+    after: State | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +97,7 @@ class Prefill:
 
 @dataclass(frozen=True, kw_only=True)
 class Decode:
-    """Times of each new token behind `depth` tokens."""
+    """Times of each new token behind `depth` tokens; the rest is as in `Calls`."""
 
     depth: int
     new: int
@@ -93,6 +105,9 @@ class Decode:
     neighbours: Neighbours
     threads: int
     threads_batch: int
+    spell: Spell | None = field(default=None, metadata=MAY_BE_ABSENT)
+    before: State | None = field(default=None, metadata=MAY_BE_ABSENT)
+    after: State | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +126,24 @@ class Reading:
 
     texts: int
     differ: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endless:
+    """Bursts after rest and the curve of calls without a pause (`sustained`, see `runtimes.phases`)."""
+
+    asked_s: float
+    seconds: float
+    bursts: tuple[tuple[float, ...], ...]
+    curve: tuple[Window, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """The settings of a sweep and, of each, the medians of its rounds (`tuning`)."""
+
+    settings: tuple[Setting, ...]
+    ms: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +176,9 @@ class Lines:
     def work(self) -> Work:
         """What one call does."""
         return read_table(_Work, {"work": self.events.get("work")}, "the probe's lines").work
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the file that ran, as computed there (`done`); None where the probe does not say it."""
+        said = self.events.get("done", {}).get("file")
+        return said if isinstance(said, str) else None

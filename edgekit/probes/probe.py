@@ -30,7 +30,8 @@ class Texts:
 class Question:
     """What a probe is asked: the main file of an artifact's folder, a request of the protocol, and the request's arrays.
 
-    texts: for a device whose apps read texts with another tokenizer than this machine's; None where nothing was read.
+    texts: for a device whose apps read texts with another tokenizer than this machine's; None where nothing was read. sha256: of
+    the artifact that the question is about; None: of whatever the file is.
 
     timeout_s: the device stops a probe that has not ended by then. A slow board may need ten minutes for a thousand prompts; an
     hour is a hang.
@@ -41,6 +42,7 @@ class Question:
     inputs: Mapping[str, ArrayLike]
     texts: Texts | None = None
     timeout_s: float = 3600.0
+    sha256: str | None = None
 
     def only_times(self, **timing: Unpack[Timing]) -> Question:
         """The same, of which nothing but times is wanted."""

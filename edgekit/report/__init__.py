@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from edgekit.evidence import FloatModel, Report, Shape
 from edgekit.report.figures import MISSING, human_bytes, number, percent
+from edgekit.report.times import times_lines
 
 VERDICTS = ("pass", "fail", "not proven")
 NAMES = {"teacher": "teacher", "student": "float student", "artifact": "artifact"}
@@ -180,7 +181,7 @@ def conditions_lines(report: Report) -> list[str]:
     if report.latency_real is not None:
         mean = f" (mean {report.latency_real.mean_tokens:.0f} tokens)" if report.latency_real.mean_tokens else ""
         lines.append(f"at the texts' own lengths{mean} the artifact's p50 is {number(report.latency_real.p50, 3)} ms")
-    lines += _processes(report)
+    lines += [*_processes(report), *times_lines(report)]
     busy = [f"{model.name} (load {model.busy:.1f})" for model in models if model.is_busy]
     if busy:
         verb = "was" if len(busy) == 1 else "were"

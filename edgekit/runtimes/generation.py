@@ -12,7 +12,8 @@ outputs becomes an .npz with `nll` (float32) and `top1` (int32) of every scored 
 
 timing is {prompts, new, repeats, seconds, sweep, only}: prompt lengths, tokens to write behind the longest, calls of each kind,
 fewer when `seconds` are over. The lines: load, prefill, decode, threads (with sweep), memory, outputs, work, machine; with
-timing.only, which asks for times and nothing else, load, prefill, decode.
+timing.only, which asks for times and nothing else, load, prefill, decode. Behind decode there may be sustained and tuning (see
+`phases`), where a call is one new token.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from edgekit.runtimes import machine, neighbours, scores
+from edgekit.runtimes import machine, neighbours, phases, scores
 from edgekit.runtimes.request import wants_accelerator
+from edgekit.runtimes.timing import Laps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +123,8 @@ def answer(runtime: Runtime, request: Request, folder: Path, say: Say) -> None:
     options: Settings = {**request["options"]}
     # The engine's own library is imported before the baseline is taken: it is not the artifact's memory.
     version, available, baseline = runtime.version(), runtime.providers(), machine.peak_memory_mb()
+    if request["timing"].get("cold"):
+        phases.forget(file)
     begun = time.perf_counter()
     generator = runtime.generator(file, options)
     say("load", ms=_since(begun), runtime=runtime.NAME, version=version, available=available)
@@ -137,6 +141,7 @@ def answer(runtime: Runtime, request: Request, folder: Path, say: Say) -> None:
         options["context"] = min(limit, max(inputs.context, timing.prompts[-1] + timing.new))
 
     work = time_calls(lambda: runtime.generator(file, options), timing, options, say)
+    _time_more(runtime, file, options, request["timing"], timing, say)
     if request["timing"].get("only"):
         return
     if request["timing"]["sweep"]:
@@ -150,6 +155,22 @@ def answer(runtime: Runtime, request: Request, folder: Path, say: Say) -> None:
     told = neighbours.watch()
     speed = machine.measure(accelerated=wants_accelerator(options))
     say("machine", speed={**speed, "copy_gbs": machine.bandwidth_gbs(_threads(options))}, neighbours=told())
+
+
+def _time_more(runtime: Runtime, file: Path, options: Settings, asked: Asked, timing: Timing, say: Say) -> None:
+    """Say the phases that were asked for (see `phases`), a call being one new token behind the longest prompt."""
+
+    def timed(threads: int) -> list[float]:
+        with closing(runtime.generator(file, _with_threads(options, threads))) as generator:
+            laps = Laps()
+            _time_tokens(generator, timing, laps)
+            return laps.ms
+
+    if seconds := asked.get("sustained"):
+        with closing(runtime.generator(file, options)) as generator:
+            say("sustained", **phases.sustained(lambda laps: _time_tokens(generator, timing, laps), seconds))
+    if asked.get("tune"):
+        say("tuning", **phases.tune(timed))
 
 
 def fit(asked: Asked, ids: Integers, limit: int) -> Timing:
@@ -172,18 +193,20 @@ def time_calls(opened: Callable[[], Generator], timing: Timing, options: Setting
     Each prompt length has an artifact of its own, freshly opened: the first of its times is of a first call.
     """
     prefill: list[list[float]] = []
-    tokens: list[float] = []
+    tokens = Laps()
+    ended: Literal["calls", "time"] = "calls"
     work: Work = {}
-    told = neighbours.watch()
+    around = phases.around()
     for length in timing.prompts:
         with closing(opened()) as generator:
             prefill.append(_time_prompt(generator, timing.ids[:length], timing, timing.seconds / len(timing.prompts)))
             if length == timing.prompts[-1]:
-                tokens = _time_tokens(generator, timing, timing.seconds, timing.repeats)
+                ended = _time_rounds(generator, timing, tokens)
                 work = generator.work()
     threads = {"threads": _threads(options), "threads_batch": options.get("threads_batch") or _threads(options)}
     say("prefill", lengths=timing.prompts, ms=prefill, cold=True, **threads)
-    say("decode", depth=timing.prompts[-1], new=timing.new, ms=tokens, neighbours=told(), **threads)
+    how = {"spell": tokens.spell(ended), **around(tokens)}
+    say("decode", depth=timing.prompts[-1], new=timing.new, ms=tokens.ms, **how, **threads)
     return work
 
 
@@ -196,8 +219,10 @@ def sweep(opened: Callable[[int], Generator], timing: Timing, say: Say) -> None:
     for threads in counts:
         with closing(opened(threads)) as generator:
             _, *warm = _time_prompt(generator, timing.ids, timing, seconds)
+            tokens = Laps()
+            _time_tokens(generator, timing, tokens)
             prefill[str(threads)] = round(1000 * length / median(warm), 3)
-            decode[str(threads)] = round(1000 / median(_time_tokens(generator, timing, seconds, rounds=1)), 3)
+            decode[str(threads)] = round(1000 / median(tokens.ms), 3)
     say("threads", length=length, prefill=prefill, decode=decode)
 
 
@@ -293,20 +318,23 @@ def _time_prompt(generator: Generator, prompt: Integers, timing: Timing, seconds
     return times
 
 
-def _time_tokens(generator: Generator, timing: Timing, seconds: float, rounds: int) -> list[float]:
-    """Milliseconds of each token behind the longest prompt, of one round of `new` at least."""
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    for turn in range(max(rounds, 1)):
+def _time_rounds(generator: Generator, timing: Timing, laps: Laps) -> Literal["calls", "time"]:
+    """Time rounds of new tokens, one at least, until there are `repeats` of them or the time is over; which of the two it was."""
+    end = time.perf_counter() + timing.seconds
+    for turn in range(max(timing.repeats, 1)):
         if turn and time.perf_counter() > end:
-            break
-        generator.clear()
-        token = _likeliest(generator, timing.ids)
-        for _ in range(timing.new):
-            begun = time.perf_counter()
-            token = _likeliest(generator, [token])
-            times.append(_since(begun))
-    return times
+            return "time"
+        _time_tokens(generator, timing, laps)
+    return "calls"
+
+
+def _time_tokens(generator: Generator, timing: Timing, laps: Laps) -> None:
+    """Time each token of one round of `new` ones behind the longest prompt."""
+    generator.clear()
+    token = _likeliest(generator, timing.ids)
+    for _ in range(timing.new):
+        fed = [token]
+        token = laps.time(lambda: _likeliest(generator, fed))  # noqa: B023 - called before the next turn
 
 
 def _threads(options: Settings) -> int:

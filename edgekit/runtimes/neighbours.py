@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from edgekit.runtimes.conditions import own_groups
 from edgekit.runtimes.machine import load_average
 
 Seen = Mapping[str, float | None]
 """What `watch` says: by name, None where the system does not tell."""
 
 _STAT, _TASKS = "/proc/stat", "/proc/self/task"
-# Version 2 counts microseconds, version 1 nanoseconds.
-_GROUPS = {"/sys/fs/cgroup/cpu.stat": ("throttled_usec", 1e6), "/sys/fs/cgroup/cpu/cpu.stat": ("throttled_time", 1e9)}
+# In a control group's cpu.stat: version 2 counts microseconds, version 1 nanoseconds.
+_DENIED_KEYS = {"throttled_usec": 1e6, "throttled_time": 1e9}
 _HEAT = ("/sys/devices/system/cpu", "cpu*/thermal_throttle/*_throttle_count")
 # Bits 0 to 3 of the Raspberry Pi's word are of this moment: under-voltage, a capped clock, throttled, a soft limit of heat.
 _PI = "/sys/devices/platform/soc/soc:firmware/get_throttled"
@@ -27,6 +28,9 @@ _NOW = 0b1111
 _TICKS_S = 0.02
 # What a busy machine is: threads that waited for a core, time that a hypervisor or a control group took, cores' worth of others.
 _WAITED, _STOLEN, _DENIED, _OTHERS = 0.05, 0.05, 0.01, 0.25
+# A scheduler takes turns every few milliseconds. An NTP client turns a clock by 500 parts in a million at most, or sets it.
+_PAUSED_S = 0.05
+_STEP_S, _TURNED = 0.05, 0.002
 
 
 def watch() -> Callable[[], Seen]:
@@ -35,12 +39,13 @@ def watch() -> Callable[[], Seen]:
     seconds: the time in between. others: the cores' worth that other programs worked, of `cpus` cores (hardware threads).
     steal: share of the cores' time that the hypervisor gave to others. waited: share of this process's wish for a core that it
     waited for one. throttled: share of the time that its control group was denied a core. slowed: how often heat or the power
-    supply lowered the clock. switches: how often another thread took its core. load: the load average. None: not told.
+    supply lowered the clock. switches: how often another thread took its core. load: the load average. stepped: the seconds that
+    the clock of the day was set forward (or back, < 0). slept: the seconds that the machine was suspended. None: not told.
     """
-    before = _counters()
+    before, day = _counters(), time.time()
 
     def tell() -> Seen:
-        after = _counters()
+        after, stepped = _counters(), time.time() - day
         passed: dict[str, float | None] = {
             key: None if value is None or after[key] is None else max(float(after[key] or 0.0) - value, 0.0)
             for key, value in before.items()
@@ -58,6 +63,8 @@ def watch() -> Callable[[], Seen]:
             "slowed": int(passed["slowed"] or 0) + (1 if _lowered() else 0),
             "switches": None if passed["switches"] is None else int(passed["switches"]),
             "load": load_average(),
+            "stepped": round(stepped - seconds - (passed["slept"] or 0.0), 4),
+            "slept": passed["slept"],
         }
 
     return tell
@@ -69,14 +76,8 @@ def disturbances(told: Sequence[Seen], threads: int) -> list[str]:
     `told`: as `watch` tells it; averaged over the time that each took. The load average counts only where a system
     tells nothing better: it is of a whole minute, and of a container's whole host.
     """
-
-    def mean(key: str) -> float | None:
-        known = [(value, one.get("seconds") or 0.0) for one in told if (value := one.get(key)) is not None]
-        seconds = sum(weight for _, weight in known)
-        return sum(value * weight for value, weight in known) / seconds if seconds else None
-
     found = []
-    waited, others, steal, denied = (mean(key) for key in ("waited", "others", "steal", "throttled"))
+    waited, others, steal, denied = (mean(told, key) for key in ("waited", "others", "steal", "throttled"))
     cpus = max((int(one.get("cpus") or 0) for one in told), default=0)
     if waited is not None and waited > _WAITED:
         found.append(f"its threads waited {waited:.0%} of their time for a core")
@@ -88,10 +89,35 @@ def disturbances(told: Sequence[Seen], threads: int) -> list[str]:
         found.append(f"its container was denied a core {denied:.0%} of the time")
     if any(one.get("slowed") for one in told):
         found.append("heat or the power supply lowered its clock")
-    load = mean("load")
+    load = mean(told, "load")
     if waited is None and others is None and load is not None and cpus and load > threads + max(cpus / 4, 1.0):
         found.append(f"load {load:.1f} on {cpus} cores")
+    paused = max((one.get("paused") or 0.0 for one in told), default=0.0)
+    if paused > _PAUSED_S:
+        found.append(f"a call stood still for {paused:.2f} s: its process was stopped, or had no core")
+    if any((one.get("slept") or 0.0) > _STEP_S for one in told):
+        found.append("the machine was suspended meanwhile")
     return found
+
+
+def mean(told: Sequence[Seen], key: str) -> float | None:
+    """The mean of what the processes saw, each by the time that it took; None where none of them was told."""
+    known = [(value, one.get("seconds") or 0.0) for one in told if (value := one.get(key)) is not None]
+    seconds = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / seconds if seconds else None
+
+
+def stepped(told: Sequence[Seen]) -> float | None:
+    """The farthest that the clock of the day was set while something was timed, in seconds; None where it was not set.
+
+    Times are of a clock that nobody sets; a record's dates, and temperatures by the clock, are not.
+    """
+    steps = [
+        value
+        for one in told
+        if abs(value := one.get("stepped") or 0.0) > max(_STEP_S, _TURNED * (one.get("seconds") or 0.0))
+    ]
+    return max(steps, key=abs, default=None)
 
 
 def _counters() -> dict[str, float | None]:
@@ -106,6 +132,7 @@ def _counters() -> dict[str, float | None]:
         "throttled": _throttled(),
         "slowed": _slowed(),
         "switches": _switches(),
+        "slept": _slept(),
     }
 
 
@@ -133,10 +160,21 @@ def _waited() -> float | None:
 
 
 def _throttled() -> float | None:
-    for path, (key, unit) in _GROUPS.items():
-        if told := re.search(rf"^{key} (\d+)$", _read(path), re.MULTILINE):
-            return int(told.group(1)) / unit
-    return None
+    told = [_read(str(folder / "cpu.stat")) for folder in own_groups()]
+    counts = [
+        int(found.group(1)) / unit
+        for text in told
+        for key, unit in _DENIED_KEYS.items()
+        if (found := re.search(rf"^{key} (\d+)$", text, re.MULTILINE))
+    ]
+    return sum(counts) if counts else None
+
+
+def _slept() -> float | None:
+    """Seconds that the machine was suspended since it started: CLOCK_BOOTTIME goes on then, CLOCK_MONOTONIC does not."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return None
+    return max(time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC), 0.0)
 
 
 def _slowed() -> float | None:

@@ -12,7 +12,8 @@ which asks for times and nothing else, device, load, first, latency, done. Witho
 error says why. Each line has its number, `seq`, from 0. done has the version of this `protocol` and the sha256, as computed
 here, of the artifact's `file`, of the `request` and, where there are any, of the `outputs`: so no answer that was cut, mixed
 with another's, or is to another question, is taken for this one's. latency and machine have what the machine did
-meanwhile (`neighbours`, see there).
+meanwhile (`neighbours`, see there); latency has the calls that warmed up, and what the machine was like before and after
+(`conditions`). timing.sustained, tune and cold ask for more, behind latency: see `phases`.
 
 A request with `kind` "tokens" has other inputs, timing, outputs and lines: see `edgekit.runtimes.generation`.
 """
@@ -28,16 +29,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.runtimes import RUNTIMES, generation, machine, neighbours
+from edgekit.runtimes import RUNTIMES, generation, machine, neighbours, phases
 from edgekit.runtimes.request import unpack, wants_accelerator
 
 if TYPE_CHECKING:
     from edgekit.runtimes import Runtime, Session
     from edgekit.runtimes.request import Arrays, Request, Settings, Timing
+    from edgekit.runtimes.timing import Laps
 
 PROTOCOL = 1
-# A slow model is warm after fewer calls.
-_WARM_S = 1.0
 
 
 def main(path: Path) -> None:
@@ -54,6 +54,7 @@ def main(path: Path) -> None:
     request["options"] = _fitting(request["options"], device["cores"])
     KINDS[request.get("kind", "rows")](RUNTIMES[request["runtime"]], request, path.parent, say)
     outputs = None if request["timing"].get("only") else _sha256(Path(request["outputs"]))
+    # At the end, because reading it all would warm the system's cache before the file is opened.
     file = _sha256(path.parent / request["file"])
     say("done", protocol=PROTOCOL, file=file, request=_sha256(path), outputs=outputs)
 
@@ -76,16 +77,18 @@ def _answer(runtime: Runtime, request: Request, folder: Path, say: Callable[...,
     file, timing, options = folder / request["file"], request["timing"], request["options"]
     asked = options.get("provider", "")
 
-    told = neighbours.watch()
+    if timing.get("cold"):
+        phases.forget(folder / request["file"])
+    around = phases.around()
     begun = time.perf_counter()
     session = runtime.load(file, options)
     say("load", ms=_since(begun), runtime=runtime.NAME, version=runtime.version(), available=runtime.providers())
     begun = time.perf_counter()
     session.run(timed)
-    say("first", ms=_since(begun))
-    times = time_calls(session, timed, timing)
-    facts = {"batch": 1, "sequence": timing["sequence"], "threads": options.get("threads")}
-    say("latency", shape=facts, ms=times, neighbours=told())
+    say("first", ms=_since(begun), alive_ms=phases.alive_ms())
+    _say_times(session, timed, request, around, say)
+    if timing.get("tune"):
+        say("tuning", **phases.tune(_timed_with(runtime, file, options, timed)))
     if timing.get("only"):
         return
 
@@ -117,22 +120,36 @@ def _fitting(options: Settings, cores: int) -> Settings:
     return fitting
 
 
+def _say_times(
+    session: Session,
+    prompt: Arrays,
+    request: Request,
+    around: Callable[[Laps], dict[str, object]],
+    say: Callable[..., None],
+) -> None:
+    """Say the times of calls on one prompt, steady ones and, where they are asked for, without a pause."""
+    timing = request["timing"]
+    steady = phases.steady(lambda: session.run(prompt), timing)
+    facts = {"batch": 1, "sequence": timing["sequence"], "threads": request["options"].get("threads")}
+    say("latency", shape=facts, **steady.facts(), **around(steady.laps))
+    if seconds := timing.get("sustained"):
+        say("sustained", **phases.sustained(lambda laps: laps.time(lambda: session.run(prompt)), seconds))
+
+
+def _timed_with(runtime: Runtime, file: Path, options: Settings, prompt: Arrays) -> phases.TimedWith:
+    """Milliseconds of calls in a session with so many threads."""
+
+    def timed(threads: int) -> list[float]:
+        changed: Settings = {**options, "threads": threads}
+        session = runtime.load(file, changed)
+        return phases.steady(lambda: session.run(prompt), phases.SHORT).laps.ms
+
+    return timed
+
+
 def time_calls(session: Session, prompt: Arrays, timing: Timing) -> list[float]:
     """Milliseconds of each timed call on one prompt; timing has repeats, least, seconds and warmup."""
-    warm = time.perf_counter() + _WARM_S
-    for _ in range(timing["warmup"]):
-        session.run(prompt)
-        if time.perf_counter() > warm:
-            break
-    times: list[float] = []
-    end = time.perf_counter() + timing["seconds"]
-    while len(times) < timing["repeats"]:
-        begun = time.perf_counter()
-        session.run(prompt)
-        times.append(_since(begun))
-        if time.perf_counter() > end and len(times) >= timing["least"]:
-            break
-    return times
+    return phases.steady(lambda: session.run(prompt), timing).laps.ms
 
 
 def _since(begun: float) -> float:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Timing(TypedDict, total=False):
-    """What is timed: see `probe` for texts, `generation` for tokens."""
+    """What is timed: see `probe` for texts, `generation` for tokens, `phases` for sustained, tune and cold."""
 
     warmup: int
     repeats: int
@@ -26,6 +26,9 @@ class Timing(TypedDict, total=False):
     prompts: Sequence[int]
     new: int
     sweep: bool
+    sustained: float
+    tune: bool
+    cold: bool
 
 
 class Settings(TypedDict, total=False):

@@ -1,14 +1,54 @@
-"""How long a call takes at its fastest."""
+"""How long a call takes: at its fastest, and call by call, with what stopped the process meanwhile."""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections.abc import Callable
+from statistics import median
+from typing import Literal, TypedDict, TypeVar
+
+T = TypeVar("T")
 
 _SPELL_S = 0.2
 # Warming up is then a small part of it: an emulated board takes minutes otherwise.
 _LONG_S = 2.0
+
+
+class Spell(TypedDict):
+    """How a run of timed calls went. calls: how many there were; ended: whether for their number, or because time was over."""
+
+    calls: int
+    ended: Literal["calls", "time"]
+
+
+class Laps:
+    """Times of calls, one after the other."""
+
+    def __init__(self) -> None:
+        self.ms: list[float] = []
+        self._idle: list[float] = []
+
+    def time(self, call: Callable[[], T]) -> T:
+        """Time one call, and give back what it gives."""
+        worked, begun = time.process_time(), time.perf_counter()
+        result = call()
+        passed = time.perf_counter() - begun
+        self.ms.append(round(1000 * passed, 6))
+        self._idle.append(passed - (time.process_time() - worked))
+        return result
+
+    @property
+    def paused_s(self) -> float:
+        """Seconds that the process did nothing during one call, above the median of all: it was stopped, or had no core.
+
+        Of a call the time that its threads worked is taken off its time; what a GPU or a lock lets a call wait, all calls wait.
+        """
+        return round(max(max(self._idle) - median(self._idle), 0.0), 6) if self._idle else 0.0
+
+    def spell(self, ended: Literal["calls", "time"]) -> Spell:
+        """How they went."""
+        return {"calls": len(self.ms), "ended": ended}
 
 
 def fastest(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:

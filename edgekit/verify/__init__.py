@@ -23,7 +23,6 @@ from edgekit.evidence import (
     Coverage,
     FloatModel,
     Generation,
-    Latency,
     OwnLengths,
     PromptFacts,
     Quantiles,
@@ -42,12 +41,24 @@ from edgekit.reference import Reference, read_reference
 from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.runtimes.emulation import emulation
 from edgekit.tasks import TASKS
+from edgekit.times import Answered
 from edgekit.typed_json import read_table
 from edgekit.verify import accuracy as compared
-from edgekit.verify import arithmetic, budgets, checks, choice, generation, hardware, latency, margins
+from edgekit.verify import (
+    arithmetic,
+    budgets,
+    checks,
+    choice,
+    comparable,
+    generation,
+    hardware,
+    latency,
+    margins,
+)
 from edgekit.verify.as_original import check_rows
-from edgekit.verify.kept import keep
-from edgekit.verify.measurements import Measurements, ask_rows, measure, runtime_options
+from edgekit.verify.kept import keep, with_earlier
+from edgekit.verify.measurements import Measurements, Processes, ask_rows, certifying, measure, runtime_options
+from edgekit.verify.phases import More, latency_of, measure_more
 from edgekit.verify.plan import check_accuracy_table, plan_text
 from edgekit.verify.recorded import read_recorded
 from edgekit.verify.rows import accuracy_by_role, check_rejected, compare, notes_on_rejection, read_answers
@@ -108,7 +119,7 @@ def verify(
 @dataclass(frozen=True, kw_only=True)
 class _Judgement:
     """What was found of the answers: accuracy by role, comparisons, the checks of both, the margins, how many prompts were
-    judged, and notes."""
+    judged, and notes; of a decoder how its answers ended."""
 
     accuracy: Mapping[str, float | None]
     comparisons: Sequence[Comparison]
@@ -116,6 +127,7 @@ class _Judgement:
     margins: Mapping[str, float | None]
     prompts: int
     notes: Sequence[str]
+    answers: Answered | None = None
 
 
 def _verify_rows(run: Run) -> Report:
@@ -131,9 +143,11 @@ def _verify_rows(run: Run) -> Report:
 
     def ask(run: Run) -> Question:
         question = ask_rows(run.file, run.runtime, run.options, encoded, sequence)
+        question = certifying(question, run.budget, _most(run), run.artifact.file.sha256)
         return question if modality.TOKENIZER is None else replace(question, texts=read)
 
     run, measured, outputs, raced = _measure_fastest(run, ask)
+    more = measure_more(run, ask(run), measured)
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
     answers, finite = read_answers(run, rows, outputs)
@@ -162,7 +176,7 @@ def _verify_rows(run: Run) -> Report:
         p95=gate.quantile(measured.real_times, 0.95),
         mean_tokens=sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
     )
-    report = replace(_report(run, judgement, measured, conditions), latency_real=real, runtimes=raced or None)
+    report = replace(_report(run, judgement, measured, conditions, more), latency_real=real, runtimes=raced or None)
     if not answers["artifact"].labels:
         return report
     return replace(
@@ -181,10 +195,10 @@ def _measure_fastest(
     """
     raced = choice.race(run, run.runtimes, ask)
     run = choice.with_runtime(run, choice.winner(raced)) if raced else run
-    measured, outputs = measure(ask(run), run.device, partial(_is_judged, run), run.progress, run.out)
+    measured, outputs = measure(ask(run), run.device, _processes(run), run.progress, run.out)
     if run.runtime != run.runtimes[0] and _foreign(run, measured):
         run = choice.with_runtime(run, run.runtimes[0])
-        measured, outputs = measure(ask(run), run.device, partial(_is_judged, run), run.progress, run.out)
+        measured, outputs = measure(ask(run), run.device, _processes(run), run.progress, run.out)
     return run, measured, outputs, raced
 
 
@@ -196,9 +210,9 @@ def _verify_tokens(run: Run) -> Report:
     limits = margins.read_limits(inputs.accuracy)
     recorded = read_recorded(run.recorded, run.reference, with_teacher=run.inputs.foreign_teacher is None)
     question = generation.ask_tokens(run.file, run.runtime, run.options, recorded, run.budget)
-    measured, arrays = generation.measure(
-        question, run.budget, run.device, partial(_is_judged, run), run.progress, run.out
-    )
+    question = replace(question, sha256=file.sha256)
+    measured, arrays = generation.measure(question, run.budget, run.device, _processes(run), run.progress, run.out)
+    more = measure_more(run, question, measured)
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
     asked = margins.limits_at(limits, file.bits)
@@ -219,11 +233,12 @@ def _verify_tokens(run: Run) -> Report:
         margins=asked,
         prompts=run.reference.rows["verify"] - recorded.sequences.left_out,
         notes=[*run.reference.warnings, *judged.notes],
+        answers=comparable.count_answers(arrays["answer_offsets"], recorded.sequences.max_new),
     )
     speed = measured.generation
     assert speed is not None
     return replace(
-        _report(run, judgement, measured, conditions),
+        _report(run, judgement, measured, conditions, more),
         kl=judged.kl,
         top1=judged.top1,
         perplexity=judged.perplexity,
@@ -281,24 +296,49 @@ def _is_judged(run: Run, measured: Measurements) -> bool:
     return run.budget.limits_time and not _foreign(run, measured)
 
 
-def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, Measurements]:
-    """What bears on the times, and the measurements with the earlier ones of this artifact; kept where times are judged."""
+def _processes(run: Run) -> Processes:
+    """How many processes time the artifact."""
+    return Processes(most=_most(run), is_judged=partial(_is_judged, run), is_settled=partial(_is_settled, run))
+
+
+def _most(run: Run) -> int:
+    return run.inputs.measure.processes or latency.PROCESSES
+
+
+def _is_settled(run: Run, measured: Measurements) -> bool:
+    """Whether every limit of speed is kept or broken for certain, so that further processes would change nothing."""
+    conditions = _weigh(run, measured)
+    whose = {"device": run.device.identity, "artifact": run.artifact.file.sha256}
+    judged = budgets.check_times(run.budget, with_earlier(measured, **whose, options=run.options), conditions)
+    return all(check.verdict != "not proven" for check in judged)
+
+
+def _threads(measured: Measurements) -> int:
+    return measured.shape.threads or measured.device["cores"]
+
+
+def _weigh(run: Run, measured: Measurements) -> budgets.Conditions:
+    """What bears on the times."""
     on_cpu = _placement(run, measured).on_cpu
     impossible = hardware.impossibilities(measured, gate.quantile(measured.times, 0.5)) if on_cpu else []
     impossible += hardware.above_roofline(measured, run.artifact.file.bytes_per_token) if on_cpu else []
-    threads = measured.shape.threads or measured.device["cores"]
-    disturbed = neighbours.disturbances([process.neighbours for process in measured.processes], threads)
+    disturbed = neighbours.disturbances([process.neighbours for process in measured.processes], _threads(measured))
     disturbed = disturbed or [
         f"while its speed was measured, {why}" for why in neighbours.disturbances([measured.neighbours], 1)
     ]
-    conditions = budgets.Conditions(
+    return budgets.Conditions(
         foreign=_foreign(run, measured),
         impossible=impossible,
-        disturbed=disturbed,
+        disturbed=[*disturbed, *comparable.cut(measured.processes, measured.planned)],
         scales=hardware.scales(run.inputs.hardware, measured.speed, on_cpu=on_cpu),
     )
+
+
+def _conditions(run: Run, measured: Measurements) -> tuple[budgets.Conditions, Measurements]:
+    """What bears on the times, and the measurements with the earlier ones of this artifact; kept where times are judged."""
+    conditions = _weigh(run, measured)
     if _is_judged(run, measured):
-        proves_nothing = [*disturbed, *impossible]
+        proves_nothing = [*conditions.disturbed, *conditions.impossible]
         measured = keep(
             measured,
             device=run.device.identity,
@@ -349,7 +389,9 @@ def _check_machine(run: Run, measured: Measurements, conditions: budgets.Conditi
     ]
 
 
-def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions: budgets.Conditions) -> Report:
+def _report(
+    run: Run, judgement: _Judgement, measured: Measurements, conditions: budgets.Conditions, more: More
+) -> Report:
     """What all reports have."""
     judged = [check.finite() for check in (*judgement.checks, *_check_machine(run, measured, conditions))]
     own = [
@@ -374,12 +416,7 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
         margins=judgement.margins,
         look=inputs.look,
         prompts=judgement.prompts,
-        latency_ms=Latency(
-            p50=latency.centre([process.p50 for process in own]),
-            p95=latency.centre([process.p95 for process in own]),
-            first=measured.first_ms,
-            load=measured.load_ms,
-        ),
+        latency_ms=latency_of(measured),
         latency_processes_ms=tuple(own),
         latency_raw_ms=tuple(measured.times),
         measurement=measured.measurement,
@@ -401,6 +438,19 @@ def _report(run: Run, judgement: _Judgement, measured: Measurements, conditions:
         data=run.data,
         notes=tuple(_notes(run, judgement)),
         emulated=bool(emulation(measured.device, measured.speed, inputs.hardware.clock_ghz)),
+        comparable=comparable.judge(measured.processes, _ran(run, measured, conditions), judgement.answers),
+        sustained=more.sustained,
+        tuning=more.tuning,
+    )
+
+
+def _ran(run: Run, measured: Measurements, conditions: budgets.Conditions) -> comparable.Asked:
+    """What should have run, for the question whether the times may be compared."""
+    return comparable.Asked(
+        sha256=run.artifact.file.sha256,
+        threads=_threads(measured),
+        planned=measured.planned,
+        foreign=conditions.foreign,
     )
 
 

@@ -35,11 +35,17 @@ class Conditions:
 
 def check_budget(budget: Budget, measured: Measurements, size: int, conditions: Conditions) -> list[Check]:
     """The checks of the limits that the budget states."""
-    checks = []
-    for key, q in (("p50_ms", 0.5), ("p95_ms", 0.95)):
-        limit = getattr(budget, key)
-        if limit is not None:
-            checks.append(_check_time(key, q, limit, measured, conditions))
+    checks = check_times(budget, measured, conditions)
+    if budget.memory_mb is not None:
+        checks.append(_check_memory(budget.memory_mb, measured.peak_mb, conditions.foreign))
+    if budget.bytes is not None:
+        checks.append(_check_bytes(budget.bytes, size))
+    return checks
+
+
+def check_times(budget: Budget, measured: Measurements, conditions: Conditions) -> list[Check]:
+    """The checks of the limits of speed."""
+    checks = [_check_time(key, q, getattr(budget, key), measured, conditions) for key, q in budget.quantiles.items()]
     if budget.ttft_ms is not None and measured.generation is not None:
         processes = tuple(replace(process, times=process.first) for process in measured.processes)
         earlier = tuple(replace(process, times=process.first) for process in measured.earlier)
@@ -48,31 +54,31 @@ def check_budget(budget: Budget, measured: Measurements, size: int, conditions: 
         checks.append(_check_time("ttft_ms", 0.5, budget.ttft_ms, first, conditions))
     if budget.tokens_per_second is not None and measured.generation is not None:
         checks.append(_check_rate(budget.tokens_per_second, measured, conditions))
-    if budget.memory_mb is not None:
-        checks.append(_check_memory(budget.memory_mb, measured.peak_mb, conditions.foreign))
-    if budget.bytes is not None:
-        fits = size <= budget.bytes
-        remedy = (
-            f"the artifact is {size / budget.bytes:.2f} x its limit: a smaller scheme (int8, w4) in the target's export table,"
-            " or fewer layers (student.layers); `edgekit inspect` on the artifact shows which tensors are the largest"
-        )
-        checks.append(
-            Check(
-                name="bytes",
-                measured=size,
-                limit=budget.bytes,
-                verdict="pass" if fits else "fail",
-                remedy=None if fits else remedy,
-            )
-        )
     return checks
+
+
+def _check_bytes(limit: int, size: int) -> Check:
+    remedy = (
+        f"the artifact is {size / limit:.2f} x its limit: a smaller scheme (int8, w4) in the target's export table,"
+        " or fewer layers (student.layers); `edgekit inspect` on the artifact shows which tensors are the largest"
+    )
+    fits = size <= limit
+    return Check(
+        name="bytes",
+        measured=size,
+        limit=limit,
+        verdict="pass" if fits else "fail",
+        remedy=None if fits else remedy,
+    )
 
 
 def _check_time(name: str, q: float, limit: float, measured: Measurements, conditions: Conditions) -> Check:
     """A time's bounds over all processes that timed this artifact here, moved by how fast this machine is for the target."""
-    levels = [latency.level(process.times, q) for process in (*measured.processes, *measured.earlier)]
+    times = [process.times for process in (*measured.processes, *measured.earlier)]
+    levels = [latency.level(own, q) for own in times]
     time = latency.centre(levels)
-    lo, hi = latency.bounds(levels, q, latency.alpha_for(measured.measurement))
+    alpha = latency.alpha_at(len(measured.processes), measured.planned, measured.measurement)
+    lo, hi = latency.certified(times, q, alpha)
     if lo is not None and hi is not None:
         lo, hi = lo * conditions.scales[0], hi * conditions.scales[1]
     verdict: gate.Verdict = "not proven"
@@ -95,7 +101,7 @@ def _check_time(name: str, q: float, limit: float, measured: Measurements, condi
             " budget.sequence if texts are shorter, a faster scheme, or other runtime threads; then `edgekit build`"
         )
     else:
-        remedy = _open_remedy(levels, hi, limit)
+        remedy = _open_remedy(levels, hi, limit, len(measured.processes) >= measured.planned)
     detail = _processes(levels, measured.measurement, conditions.scales)
     return Check(
         name=name,
@@ -122,18 +128,18 @@ def _processes(levels: Sequence[float], measurement: int, scales: tuple[float, f
     return detail
 
 
-def _open_remedy(levels: Sequence[float], hi: float | None, limit: float) -> str:
+def _open_remedy(levels: Sequence[float], hi: float | None, limit: float, ended: bool) -> str:
+    """ended: whether all the processes that were planned have timed it."""
     if hi is None:
-        return (
-            f"{len(levels)} processes: a bound needs at least {latency.FEWEST}; measure again: `edgekit verify --fresh`"
-        )
+        few = f"a bound needs at least {latency.FEWEST}" if len(levels) < latency.FEWEST else "their calls are too few"
+        return f"{len(levels)} processes: {few}; measure again: `edgekit verify --fresh`"
     if min(levels) * APART < max(levels):
         why = f"the processes disagree ({min(levels):.3g} to {max(levels):.3g} ms): something slows some of them"
     else:
         why = f"{len(levels)} processes leave up to {hi:.3g} ms possible, and {limit:.3g} are allowed"
     return (
         f"{why}; close other programs, let the machine cool, and measure again (`edgekit verify --fresh`: all measurements are"
-        " judged together), or take a faster scheme"
+        " judged together)" + (", or in more processes (--processes 16)" if ended else "") + ", or take a faster scheme"
     )
 
 

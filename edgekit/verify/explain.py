@@ -129,6 +129,11 @@ processes: at the limit it passes in at most 5 % of cases, also where calls are
 autocorrelated, come in slow phases, or each run is shifted by 5 %. A slow phase
 that none of the processes met stays unseen; your app's own load, heat and power
 saving come on top.""",
+    "p99_ms": """\
+Whether 99 of 100 calls are answered within the limit, on a machine that may vouch for the target.
+As p95_ms, of the slowest call in a hundred. Each of eight processes then times
+at least 99 calls: fewer have no 99th. Garbage collectors, schedulers and other
+programs make most of such calls, so they are your app's more than the model's.""",
     "ttft_ms": """\
 Whether the first token comes within the limit after a prompt of budget.sequence tokens.
 The prompt is read in one go by the runtime that ships, with an empty cache. Each

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from edgekit.verify import accuracy as compared
 from edgekit.verify import clusters
 from edgekit.verify.accuracy import Answers
 from edgekit.verify.margins import FAR, default_margins
-from edgekit.verify.measurements import Measurements, Speed, Timed, flat, request, time_again, write
+from edgekit.verify.measurements import Measurements, Processes, Speed, Timed, flat, request, time_again, write
 from edgekit.verify.recorded import Recorded
 
 if TYPE_CHECKING:
@@ -76,14 +77,14 @@ def measure(
     question: Question,
     budget: Budget,
     device: Device,
-    is_judged: Callable[[Measurements], bool],
+    processes: Processes,
     progress: Progress,
     out: Path,
 ) -> tuple[Measurements, dict[str, NDArray[Any]]]:
     """The measurements of what `ask_tokens` asks, a call being one new token, and the probe's arrays (see `runtimes.generation`).
 
-    is_judged: whether a process's times will be judged; then others follow, which time the budget's prompt and the longest.
-    Raises DeviceFailed where the probe does not finish.
+    Where a process's times will be judged, others follow, which time the budget's prompt and the longest. Raises DeviceFailed
+    where the probe does not finish.
     """
     import numpy as np
 
@@ -91,13 +92,12 @@ def measure(
     answers, referenced = (int(np.asarray(inputs[key])) for key in ("generate", "referenced"))
     progress(0, 0, f"{answers} answers and {referenced - answers} texts in {question.request['runtime']}")
     answer = PROBES[device.PROBE].ask(device, question)
-    found, again = _read(answer.lines, budget), list[Lines]()
-    if is_judged(found):
-        longest = answer.lines.read("decode", Decode).depth
-        fewer: Timing = {**AGAIN, "prompts": sorted({found.real_lengths[0], longest})}
-        bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
-        again = time_again(replace(question.only_times(**fewer), inputs=bare | {"referenced": 0}), device, progress)
-    found = replace(found, processes=(*found.processes, *(_read_timed(one, found.real_lengths[0]) for one in again)))
+    found = _read(answer.lines, budget)
+    length, longest = found.real_lengths[0], answer.lines.read("decode", Decode).depth
+    fewer: Timing = {**AGAIN, "prompts": sorted({length, longest})}
+    bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
+    again = replace(question.only_times(**fewer), inputs=bare | {"referenced": 0})
+    found = time_again(found, again, device, processes, partial(_read_timed, length=length), progress)
     write(out, found, answer.arrays)
     return found, dict(answer.arrays)
 
@@ -106,7 +106,15 @@ def _read_timed(lines: Lines, length: int) -> Timed:
     """The tokens of one process, and its times to the first one behind `length`, a cold one only where there is no other."""
     prefill, decode = lines.read("prefill", Prefill), lines.read("decode", Decode)
     first = dict(zip(prefill.lengths, prefill.ms, strict=True))[length]
-    return Timed(times=decode.ms, first=first[1:] or first, neighbours=decode.neighbours)
+    return Timed(
+        times=decode.ms,
+        first=first[1:] or first,
+        neighbours=decode.neighbours,
+        spell=decode.spell,
+        before=decode.before,
+        after=decode.after,
+        sha256=lines.sha256,
+    )
 
 
 def _read(lines: Lines, budget: Budget) -> Measurements:

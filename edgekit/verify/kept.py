@@ -46,6 +46,29 @@ def keep(
     proves nothing of a quiet machine; it is kept, and does not count later. Raises EdgekitError where the state folder cannot be
     read or written.
     """
+    folder = _folder(measured, device, artifact, options)
+    found = _with_earlier(measured, folder)
+    make_folder(folder)
+    own = Kept(processes=measured.processes, disturbed=tuple(disturbed))
+    write_atomically(folder / f"{uuid.uuid4().hex}.json", dump_json(to_table(own)))
+    return found
+
+
+def with_earlier(measured: Measurements, *, device: str, artifact: str, options: Mapping[str, object]) -> Measurements:
+    """The same as `keep` gives, of a measurement that is not yet kept."""
+    return _with_earlier(measured, _folder(measured, device, artifact, options))
+
+
+def _with_earlier(measured: Measurements, folder: Path) -> Measurements:
+    earlier = [kept for kept in map(_read, sorted(folder.glob("*.json"))) if not kept.disturbed]
+    return replace(
+        measured,
+        earlier=tuple(process for kept in earlier for process in kept.processes),
+        measurement=len(earlier) + 1,
+    )
+
+
+def _folder(measured: Measurements, device: str, artifact: str, options: Mapping[str, object]) -> Path:
     key = {
         "artifact": artifact,
         "runtime": to_table(measured.runtime),
@@ -54,16 +77,7 @@ def keep(
         "first": measured.real_lengths[:1] if measured.generation else None,
         "device": {name: measured.device[name] for name in _DEVICE} | {"identity": device},
     }
-    folder = state_folder() / "measured" / fingerprint(key)
-    earlier = [kept for kept in map(_read, sorted(folder.glob("*.json"))) if not kept.disturbed]
-    make_folder(folder)
-    own = Kept(processes=measured.processes, disturbed=tuple(disturbed))
-    write_atomically(folder / f"{uuid.uuid4().hex}.json", dump_json(to_table(own)))
-    return replace(
-        measured,
-        earlier=tuple(process for kept in earlier for process in kept.processes),
-        measurement=len(earlier) + 1,
-    )
+    return state_folder() / "measured" / fingerprint(key)
 
 
 def _read(path: Path) -> Kept:

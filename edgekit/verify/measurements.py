@@ -12,9 +12,11 @@ from edgekit.probes import PROBES, Question
 from edgekit.probes.lines import Calls, First, Lines, Load, MachineSpeed, Neighbours, Peak, Reading, RealCalls
 from edgekit.progress import Progress
 from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes.conditions import State
 from edgekit.runtimes.machine import Machine
 from edgekit.runtimes.placement import Work
 from edgekit.runtimes.request import pack
+from edgekit.runtimes.timing import Spell
 from edgekit.schema import dump_json, parse, read_json
 from edgekit.typed_json import MAY_BE_ABSENT, read_table, to_table
 from edgekit.verify import latency
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from edgekit.devices import Device
     from edgekit.modalities.encoded import Encoded
     from edgekit.runtimes.request import Request, Settings, Timing
+    from edgekit.target import Budget
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -36,11 +39,20 @@ TIMING: Timing = {"warmup": 10, "repeats": 200, "least": 20, "seconds": 2.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """The timed calls of one process, in ms; first: of a decoder, the times to the first token; neighbours: see that module."""
+    """The timed calls of one process, in ms; first: of a decoder, the times to the first token; neighbours: see that module.
+
+    warmup: the calls before; spell: how the timed ones went; before, after: what the machine was like; sha256: of the file that
+    ran, as computed there. None where the probe does not tell.
+    """
 
     times: tuple[float, ...]
     first: tuple[float, ...] = ()
     neighbours: Neighbours = field(default_factory=dict)
+    warmup: tuple[float, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
+    spell: Spell | None = field(default=None, metadata=MAY_BE_ABSENT)
+    before: State | None = field(default=None, metadata=MAY_BE_ABSENT)
+    after: State | None = field(default=None, metadata=MAY_BE_ABSENT)
+    sha256: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +75,8 @@ class Measurements:
     budget's shape (see `Runtime.work`). processes have the timed calls at that shape, first of all those of the process
     that gave the outputs; earlier are those of earlier measurements of the same artifact there, `measurement` how many
     measurements that makes. real_times are at the prompts' own lengths. neighbours: what the machine did while its speed was
-    measured. Of a decoder a call is one new token, and generation has what the probe says of prompts, threads and memory.
+    measured. planned: how many processes were to time it at most. cold_ms: from the start of the first one to its first answer.
+    Of a decoder a call is one new token, and generation has what the probe says of prompts, threads and memory.
     reading: how the device's own tokenizer reads the prompts, where its apps use another than this machine's.
     """
 
@@ -82,6 +95,8 @@ class Measurements:
     neighbours: Neighbours = field(default_factory=dict)
     earlier: tuple[Timed, ...] = ()
     measurement: int = 1
+    planned: int = latency.PROCESSES
+    cold_ms: float | None = None
     generation: Speed | None = None
     reading: Reading | None = field(default=None, metadata=MAY_BE_ABSENT)
 
@@ -110,33 +125,51 @@ def pack_rows(encoded: Encoded, timed: Encoded) -> dict[str, NDArray[np.generic]
     return pack(encoded.prompts) | pack(timed.prompts, "timed.") | {"sizes": np.array(encoded.sizes, np.int64)}
 
 
+def certifying(question: Question, budget: Budget, most: int, sha256: str) -> Question:
+    """The same with as many calls of each process as bounds of the limited quantiles need. most: processes; sha256: of the
+    artifact's file."""
+    needed = [latency.calls_needed(q, most) for q in budget.quantiles.values()]
+    asked = question.request["timing"]
+    timing: Timing = {**asked, "least": max([asked["least"], *needed]), "repeats": max([asked["repeats"], *needed])}
+    return replace(question, sha256=sha256, request={**question.request, "timing": timing})
+
+
 def request(runtime: str, options: Mapping[str, object], timing: Timing, kind: str = "rows") -> Request:
     """A request of the protocol, less the paths, which its probe knows."""
     return {"kind": kind, "runtime": runtime, "options": cast("Settings", dict(options)), "timing": timing}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """How many processes time an artifact: one where its times are not judged; else up to `most`, fewer where they are settled at
+    one of the looks before (`latency.looks`)."""
+
+    most: int
+    is_judged: Callable[[Measurements], bool]
+    is_settled: Callable[[Measurements], bool]
+
+
 def measure(
-    question: Question, device: Device, is_judged: Callable[[Measurements], bool], progress: Progress, out: Path
+    question: Question, device: Device, processes: Processes, progress: Progress, out: Path
 ) -> tuple[Measurements, NDArray[np.float32]]:
     """Run the probe on the device over the texts of `ask_rows`; write measurements.json and outputs.npz to `out`.
 
-    Returns the measurements and the outputs [texts, width]. is_judged: whether a process's times will be judged; then others
-    follow, each for its times alone. Raises DeviceFailed where the probe does not finish.
+    Returns the measurements and the outputs [texts, width]. Where a process's times will be judged, others follow, each for
+    its times alone. Raises DeviceFailed where the probe does not finish.
     """
     import numpy as np
 
     progress(0, 0, f"{len(np.asarray(question.inputs['sizes']))} prompts in {question.request['runtime']}")
     answer = PROBES[device.PROBE].ask(device, question)
-    result = _read(answer.lines)
-    again = time_again(question.only_times(), device, progress) if is_judged(result) else []
-    result = replace(result, processes=(*result.processes, *map(_read_timed, again)))
+    result = time_again(_read(answer.lines), question.only_times(), device, processes, read_timed, progress)
     write(out, result, answer.arrays)
     return result, answer.arrays["outputs"].astype(np.float32, copy=False)
 
 
 def _read(lines: Lines) -> Measurements:
-    load, real, machine = (
+    load, first, real, machine = (
         lines.read("load", Load),
+        lines.read("first", First),
         lines.read("latency_real", RealCalls),
         lines.read("machine", MachineSpeed),
     )
@@ -148,8 +181,9 @@ def _read(lines: Lines) -> Measurements:
         available=load.available,
         shape=lines.read("latency", Calls).shape,
         load_ms=load.ms,
-        first_ms=lines.read("first", First).ms,
-        processes=(_read_timed(lines),),
+        first_ms=first.ms,
+        cold_ms=first.alive_ms,
+        processes=(read_timed(lines),),
         real_times=real.ms,
         real_lengths=real.lengths,
         peak_mb=lines.read("memory", Peak).peak_mb,
@@ -158,17 +192,39 @@ def _read(lines: Lines) -> Measurements:
     )
 
 
-def _read_timed(lines: Lines) -> Timed:
+def read_timed(lines: Lines) -> Timed:
+    """The timed calls that one process says it made."""
     calls = lines.read("latency", Calls)
-    return Timed(times=calls.ms, neighbours=calls.neighbours)
+    return Timed(
+        times=calls.ms,
+        neighbours=calls.neighbours,
+        warmup=calls.warmup,
+        spell=calls.spell,
+        before=calls.before,
+        after=calls.after,
+        sha256=lines.sha256,
+    )
 
 
-def time_again(question: Question, device: Device, progress: Progress) -> list[Lines]:
-    """The lines of further processes, one after the other: `latency.PROCESSES` with the first one."""
-    result: list[Lines] = []
-    for count in range(1, latency.PROCESSES):
-        progress(count, latency.PROCESSES, "processes, each timed for itself")
-        result.append(PROBES[device.PROBE].ask(device, question).lines)
+def time_again(
+    first: Measurements,
+    question: Question,
+    device: Device,
+    processes: Processes,
+    read: Callable[[Lines], Timed],
+    progress: Progress,
+) -> Measurements:
+    """The measurements with further processes, one after the other, where the first one's times are judged."""
+    result = replace(first, planned=processes.most)
+    if not processes.is_judged(result):
+        return replace(result, planned=1)
+    *looks, most = latency.looks(processes.most)
+    for count in range(1, most):
+        progress(count, most, "processes, each timed for itself")
+        lines = PROBES[device.PROBE].ask(device, question).lines
+        result = replace(result, processes=(*result.processes, read(lines)))
+        if count + 1 in looks and processes.is_settled(result):
+            break
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +14,7 @@ from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.reference import Reference
+from edgekit.target import Measure
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class VerifyInputs:
 
     task, max_length, out_of_scope (the label of texts that belong to no class), rejection and accuracy (its table) are the
     recipe's. target is the target's name; hardware, runtime (its tables) and budget (for the task) are what it says. libraries:
-    the versions of what the answers depend on. device is who the device is, facts what it says of itself.
+    the versions of what the answers depend on. measure: how much is measured beside what the limits need. device is who the
+    device is, facts what it says of itself.
     """
 
     STEP: ClassVar[str] = "verify"
@@ -55,6 +57,7 @@ class VerifyInputs:
     hardware: Hardware
     runtime: Mapping[str, Mapping[str, object]]
     budget: Budget
+    measure: Measure = field(default_factory=Measure)
     libraries: Mapping[str, str]
     device: str
     facts: Mapping[str, object]

@@ -16,7 +16,8 @@ STAT = "cpu  {user} 0 {system} 900 0 0 0 {steal} 0 0\ncpu0 1 0 0 0 0 0 0 0 0 0\n
 
 
 def test_counters_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stat, group, heat = tmp_path / "stat", tmp_path / "cpu.stat", tmp_path / "cpu0" / "thermal_throttle"
+    stat, group, heat = tmp_path / "stat", tmp_path / "group" / "cpu.stat", tmp_path / "cpu0" / "thermal_throttle"
+    group.parent.mkdir()
     task = tmp_path / "tasks" / "1"
     task.mkdir(parents=True)
     heat.mkdir(parents=True)
@@ -26,7 +27,7 @@ def test_counters_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (heat / "core_throttle_count").write_text("3\n")
     monkeypatch.setattr(neighbours, "_STAT", str(stat))
     monkeypatch.setattr(neighbours, "_TASKS", str(tmp_path / "tasks"))
-    monkeypatch.setattr(neighbours, "_GROUPS", {str(group): ("throttled_usec", 1e6)})
+    monkeypatch.setattr(neighbours, "own_groups", lambda: [group.parent])
     monkeypatch.setattr(neighbours, "_HEAT", (str(tmp_path), "cpu*/thermal_throttle/*_throttle_count"))
     monkeypatch.setattr(neighbours, "_PI", str(tmp_path / "get_throttled"))
     clock, own = iter([10.0, 12.0]), iter([1.0, 3.0])
@@ -51,7 +52,7 @@ def test_counters_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_is_not_told_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_STAT", "_TASKS", "_PI"):
         monkeypatch.setattr(neighbours, name, str(tmp_path / "absent"))
-    monkeypatch.setattr(neighbours, "_GROUPS", {})
+    monkeypatch.setattr(neighbours, "own_groups", list)
     told = neighbours.watch()()
     assert told["others"] is told["steal"] is told["waited"] is told["throttled"] is None
     # A sandbox that has the file, with nothing in it.
@@ -108,10 +109,28 @@ QUIET = {
         ({"slowed": 1}, "heat or the power supply lowered its clock"),
         ({"waited": None, "others": None}, "load 9.0 on 4 cores"),
         ({"waited": None, "others": None, "load": 2.6}, None),
+        ({"paused": 0.31}, "a call stood still for 0.31 s: its process was stopped, or had no core"),
+        ({"paused": 0.012}, None),
+        ({"slept": 600.0}, "the machine was suspended meanwhile"),
     ],
 )
 def test_what_disturbs_a_machine_is_told(told: dict[str, Any], says: str | None) -> None:
     assert neighbours.disturbances([QUIET | told, QUIET | told], 2) == ([] if says is None else [says])
     # One process of ten met something short.
-    if says is not None and "lowered" not in says and "load" not in says:
+    if says is not None and not {"lowered", "load", "still", "suspended"} & {*says.split()}:
         assert neighbours.disturbances([QUIET | told | {"seconds": 0.1}, *[QUIET] * 9], 2) == []
+
+
+def test_a_clock_that_was_set_is_told() -> None:
+    """By how much, where that is more than a clock that is kept right is turned."""
+    assert neighbours.stepped([QUIET, QUIET | {"stepped": -3.0}]) == -3.0
+    assert neighbours.stepped([QUIET | {"stepped": 0.04}, {}]) is None
+    assert neighbours.stepped([QUIET | {"stepped": 0.6, "seconds": 600.0}]) is None, "turned while ten minutes passed"
+
+
+def test_a_step_of_the_clock_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    day = iter([1000.0, 1000.0 + 3600.0])
+    monkeypatch.setattr(neighbours.time, "time", lambda: next(day))
+    told = neighbours.watch()()
+    assert told["stepped"] == pytest.approx(3600.0, abs=5.0)
+    assert neighbours.stepped([told]) == told["stepped"]

@@ -185,7 +185,7 @@ def test_a_faster_host_does_not_vouch_for_a_slower_target() -> None:
 
 
 def test_a_decoders_first_token_and_rate_are_of_processes_too() -> None:
-    processes = tuple(Timed(times=(10.0,) * 60, first=(100.0 + place,)) for place in range(5))
+    processes = tuple(Timed(times=(10.0,) * 60, first=(100.0 + place, 101.0 + place)) for place in range(5))
     measured = replace(measurements(), processes=processes, generation=SPOKEN)
     first, rate = check_budget(Budget(ttft_ms=120, tokens_per_second=90), measured, 1, Conditions())
     assert (first.name, first.verdict) == ("ttft_ms", "pass")

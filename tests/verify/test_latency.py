@@ -48,6 +48,43 @@ def test_alphas_sum_to_alpha() -> None:
     assert sum(latency.alpha_for(place) for place in range(1, 60)) == pytest.approx(0.05)
 
 
+def test_looks_are_fixed_and_share_alpha() -> None:
+    """Lan and DeMets' alpha_1* at 2/3 and 1: 2 (1 - Phi(1.96 / sqrt(2/3))) = 0.0164 of 0.05."""
+    assert latency.looks(latency.PROCESSES) == (8,)
+    assert latency.looks(12) == (8, 12)
+    assert latency.looks(16) == (8, 12, 16)
+    assert latency.looks(64)[0] == 8
+    assert latency.looks(64)[-1] == 64
+    assert len(latency.looks(64)) == 4
+    assert latency.spending(8) == {8: pytest.approx(1.0)}
+    assert latency.spending(12)[8] == pytest.approx(0.0164 / 0.05, abs=1e-3)
+    for most in (5, 8, 12, 16, 40, 64):
+        assert sum(latency.spending(most).values()) == pytest.approx(1.0)
+    assert latency.alpha_at(8, 8, 1) == pytest.approx(0.025)
+    assert latency.alpha_at(8, 12, 2) == pytest.approx(0.0125 * latency.spending(12)[8])
+    assert latency.alpha_at(9, 12, 1) == latency.alpha_at(12, 12, 1)
+
+
+def test_calls_are_as_many_as_the_quantile_needs() -> None:
+    assert latency.calls_needed(0.95, 8) == 19
+    assert latency.calls_needed(0.99, 8) == 99
+    for most, q in ((8, 0.95), (8, 0.99), (16, 0.99), (64, 0.99)):
+        n = latency.calls_needed(q, most)
+        assert math.ceil(q * (n + 1)) <= n
+        alpha = latency.alpha_at(8, most, 1)
+        assert q ** (8 * n) <= alpha, "order statistics of the first look bound it"
+    few = [[1.0] * (latency.calls_needed(0.99, 8) // 2)] * 8
+    assert latency.certified(few, 0.999, 0.025)[1] is None
+
+
+def test_a_certified_bound_is_the_wider_of_two() -> None:
+    """Levels that agree say nothing of calls that are slow now and then."""
+    calls = [[1.0] * 191 + [5.0] * 9] * 8
+    assert latency.bounds([latency.level(times, 0.95) for times in calls], 0.95)[1] == pytest.approx(1.0)
+    lo, hi = latency.certified(calls, 0.95)
+    assert (lo, hi) == (pytest.approx(1.0), 5.0), "4.5 % of 1,600 calls may be 5 % of all"
+
+
 def test_a_shift_between_processes_passes_at_the_limit_no_more_than_it_may() -> None:
     """A clock or a memory layout of its own shifts each process by 5 %: the p95 is of all of them."""
     numbers = np.random.default_rng(0)
