@@ -13,6 +13,7 @@ Sat Nov 28 10:12:44 2026
 | NVIDIA-SMI 580.65.06              Driver Version: 580.65.06      CUDA Version: 13.0     |
 +-----------------------------------------+------------------------+----------------------+
 """
+# GPU2 was recorded from Debian's vulkaninfo 1.3.239; the others are what its users show of the same tool.
 SUMMARY = """\
 ==========
 VULKANINFO
@@ -45,10 +46,18 @@ GPU1:
 	driverName         = V3DV Mesa
 	driverInfo         = Mesa 23.2.1-1~bpo12+rpt3
 GPU2:
-	apiVersion         = 1.3.238
+	apiVersion         = 1.3.230
+	driverVersion      = 0.0.1
+	vendorID           = 0x10005
+	deviceID           = 0x0000
 	deviceType         = PHYSICAL_DEVICE_TYPE_CPU
 	deviceName         = llvmpipe (LLVM 15.0.6, 256 bits)
+	driverID           = DRIVER_ID_MESA_LLVMPIPE
 	driverName         = llvmpipe
+	driverInfo         = Mesa 22.3.6 (LLVM 15.0.6)
+	conformanceVersion = 1.3.1.1
+	deviceUUID         = 6d657361-3232-2e33-2e36-000000000000
+	driverUUID         = 6c6c766d-7069-7065-5555-494400000000
 """
 
 
