@@ -13,7 +13,8 @@ from edgekit import __version__
 from edgekit.devices import open_device
 from edgekit.devices.survey import ask_survey
 from edgekit.errors import EdgekitError
-from edgekit.runtimes import RUNTIMES, neighbours
+from edgekit.probes import web
+from edgekit.runtimes import RUNTIMES, neighbours, onnxruntime
 from edgekit.runtimes.machine import KERNEL_FEATURES, saturates
 from edgekit.runtimes.survey import Survey
 from edgekit.target import check_new_name, load_target
@@ -22,6 +23,8 @@ from edgekit.workspace import write_atomically
 # By which factor the measurements of a machine's speed may differ.
 _AGREE = 1.3
 _SPEEDS = ("bandwidth_gbs", "fp32_gflops", "int8_gops")
+# What a browser calls its machine.
+_PAGES = "wasm32"
 # The execution providers that a probed target asks for, where onnxruntime has them and they were measured.
 _ACCELERATED = ("CUDAExecutionProvider", "DmlExecutionProvider")
 
@@ -55,7 +58,7 @@ def probe_target(
     table = device or {"kind": "local"}
     opened = open_device(table, "device")
     try:
-        survey = ask_survey(opened, speed=True)
+        survey = web.ask_survey(opened) if opened.PROBE == web.NAME else ask_survey(opened, speed=True)
     finally:
         opened.close()
     disturbed = [] if survey["emulated"] else _disturbances(survey)
@@ -103,7 +106,7 @@ def _target_text(survey: Survey, device: Mapping[str, object], disturbed: Sequen
     saturating = survey["speed"]["saturates"].get("u8s8") if survey["speed"] else None
     if saturating is None:
         saturating = saturates(machine["arch"], machine["features"]) is not False
-    provider = _provider(survey)
+    provider, pages = _provider(survey), machine["arch"] == _PAGES
     export: dict[str, object] = {
         "format": "onnx",
         "scheme": "auto",
@@ -124,8 +127,8 @@ def _target_text(survey: Survey, device: Mapping[str, object], disturbed: Sequen
         "hardware.gpu": _gpu(survey, speed) if provider else {},
         "export.text-classification": export,
         "export.feature-extraction": export,
-        "export.text-generation": {"format": "gguf", "scheme": "auto"},
-        **{f"runtime.{name}": _runtime(name, survey, provider) for name in RUNTIMES},
+        "export.text-generation": {"format": "onnx" if pages else "gguf", "scheme": "auto"},
+        **{f"runtime.{name}": _runtime(name, survey, provider) for name in ([onnxruntime.NAME] if pages else RUNTIMES)},
         "device": device,
         "budget": {key: value for key, value in budget.items() if value is not None},
         "probed": _probed(survey, speed),
@@ -155,6 +158,7 @@ def _provider(survey: Survey) -> str | None:
 
 def _hardware(survey: Survey, speed: Mapping[str, float], disturbed: Sequence[str]) -> dict[str, object]:
     machine = survey["machine"]
+    known = machine["features"] if machine["arch"] == _PAGES else KERNEL_FEATURES
     clocks = [cluster["clock_ghz"] for cluster in survey["clusters"] if cluster["clock_ghz"]]
     clock = machine["clock_ghz"] or max(clocks, default=None)
     notes = None
@@ -168,7 +172,7 @@ def _hardware(survey: Survey, speed: Mapping[str, float], disturbed: Sequence[st
         "arch": machine["arch"],
         "cpu": _cpu(survey),
         "cores": machine["cores"],
-        "features": [feature for feature in KERNEL_FEATURES if feature in machine["features"]],
+        "features": [feature for feature in known if feature in machine["features"]],
         "memory_mb": machine["memory_mb"],
         "clock_ghz": _three_digits(clock) if clock else None,
         **({} if survey["emulated"] else {key: speed[key] for key in _SPEEDS if key in speed}),

@@ -11,6 +11,7 @@ from edgekit.errors import EdgekitError
 from edgekit.pipeline import check_target
 from edgekit.target import Gpu, check_targets, load_target
 from edgekit.target_probe import Limits, probe_target
+from tests.devices.chromium import need_chromium
 from tests.devices.surveys import MACHINE, QUIET, SPEED, cluster, engine
 from tests.test_doctor import machine
 
@@ -138,3 +139,19 @@ def test_probe_measures_this_machine(tmp_path: Path) -> None:
     assert 0.1 < hardware.bandwidth_gbs < 2000
     assert hardware.fp32_gflops is not None
     assert 0.1 < hardware.fp32_gflops < 20000
+
+
+def test_a_browser_is_probed_where_it_is(tmp_path: Path) -> None:
+    """A real one: its speeds are WebAssembly's, its runtime the one that pages have, and the file is a target."""
+    need_chromium()
+    path = probe_target("mine", device={"kind": "browser", "program": "chromium"}, out=tmp_path, busy=True)
+    assert check_targets([str(path)], check_target) == {str(path): None}
+    target = load_target(str(path))
+    assert (target.hardware.arch, target.hardware.memory_mb) == ("wasm32", 4096)
+    assert "simd128" in target.hardware.features
+    assert target.hardware.fp32_gflops
+    assert target.hardware.int8_gops
+    assert target.hardware.bandwidth_gbs
+    assert [*target.runtime] == ["onnxruntime"]
+    assert target.export_for("text-classification")["reduce_range"] is False
+    assert target.device == {"kind": "browser", "program": "chromium"}

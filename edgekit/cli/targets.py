@@ -122,7 +122,9 @@ def copy(name: str, new: str, out: Path, force: bool, as_json: bool) -> None:
 
 @targets.command()
 @click.option("--name", required=True, help="The new target's name; it becomes targets/NAME.toml.")
-@click.option("--device", "url", metavar="URL", help="Measure this device instead of this machine: ssh://user@host.")
+@click.option(
+    "--device", "url", metavar="URL", help="Measure this device instead of this machine: ssh://user@host, browser:."
+)
 @click.option("--p95-ms", type=click.FloatRange(min=0, min_open=True), help="A latency limit for its budget, ms.")
 @click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="A memory limit for its budget, MB.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("targets"), show_default=True,

@@ -30,8 +30,8 @@ export function describe() {
     part: null,
     cores: navigator.hardwareConcurrency || 1,
     features: features.sort(),
-    // GiB, rounded and at most 8 (W3C, Device Memory).
-    memory_mb: navigator.deviceMemory ? Math.round(navigator.deviceMemory * 1024) : 0,
+    // What 32-bit WebAssembly addresses, or less where the browser tells it (GiB; W3C, Device Memory).
+    memory_mb: Math.min(Math.round((navigator.deviceMemory || 4) * 1024), 4096),
     clock_ghz: null,
     governor: null,
     system: navigator.userAgent,

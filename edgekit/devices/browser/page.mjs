@@ -36,7 +36,8 @@ function run(job) {
       await post(`cannot/${job.number}`, event.message || "the worker does not start");
       resolve();
     };
-    worker.postMessage({ job, root: root.href });
+    // When this page began, in milliseconds since 1970.
+    worker.postMessage({ job, root: root.href, born: performance.timeOrigin });
   });
 }
 

@@ -1,6 +1,6 @@
 // Runs one command: the first word is a module's address below this page's, and its `main(io)` gets the rest.
 self.onmessage = async ({ data }) => {
-  const { job, root } = data;
+  const { job, root, born } = data;
   const send = async (path, body, method = "POST") => {
     const answer = await fetch(new URL(path, root), { method, body });
     if (!answer.ok) throw new Error(`${path}: edgekit answers with status ${answer.status}`);
@@ -13,6 +13,7 @@ self.onmessage = async ({ data }) => {
     args: job.command.slice(1),
     env: job.env,
     root,
+    born,
     memory,
     // Lines of standard output and of standard error, and a file in the command's folder.
     out: (text) => send(`out/${job.number}`, text),

@@ -33,6 +33,9 @@ export async function main(io) {
 
 async function rows({ io, request, file, arrays, device, say }) {
   const { timing, options } = request;
+  if (timing.sustained || timing.tune) {
+    throw new Error("a page is not timed without a pause, nor with other threads: leave out --sustained and --sweep");
+  }
   const prompts = unpack(arrays, "");
   const [timed] = unpack(arrays, "timed.");
   const threads = device.features.includes("threads") ? Math.min(options.threads ?? device.cores, device.cores) : 1;
@@ -43,9 +46,10 @@ async function rows({ io, request, file, arrays, device, say }) {
   await say("load", { ms: since(begun), runtime: "onnxruntime", version: ort.env.versions.web, available: [CPU] });
   const first = performance.now();
   await output(ort, session, timed);
-  await say("first", { ms: since(first) });
+  const alive = performance.timeOrigin + performance.now() - io.born;
+  await say("first", { ms: since(first), alive_ms: round(alive) });
   const shape = { batch: 1, sequence: timing.sequence, threads };
-  await say("latency", { shape, ms: await timeCalls(() => output(ort, session, timed), timing), neighbours: {} });
+  await say("latency", { shape, ...(await timeCalls(() => output(ort, session, timed), timing)), neighbours: {} });
   if (timing.only) return null;
 
   const [found, real] = [[], []];
@@ -70,7 +74,7 @@ async function rows({ io, request, file, arrays, device, say }) {
   return writeNpz({ outputs: { data: joined, shape: [found.length, width] } });
 }
 
-async function engine(io, threads) {
+export async function engine(io, threads) {
   const base = new URL(`${io.env.engine}/onnxruntime-web/`, io.root);
   const ort = await import(new URL("ort.wasm.min.mjs", base));
   ort.env.wasm.wasmPaths = base.href;
@@ -102,24 +106,21 @@ function unpack(arrays, prefix) {
 const numbers = (array) => Array.from(array.data, Number);
 
 async function timeCalls(call, { warmup, repeats, least, seconds }) {
-  const warm = performance.now() + WARM_MS;
-  for (let count = 0; count < warmup; count += 1) {
-    await call();
-    if (performance.now() > warm) break;
-  }
-  const times = [];
-  const end = performance.now() + 1000 * seconds;
-  while (times.length < repeats) {
+  const [first, ms] = [[], []];
+  const time = async (times) => {
     const begun = performance.now();
     await call();
     times.push(since(begun));
-    if (performance.now() > end && times.length >= least) break;
-  }
-  return times;
+  };
+  const warm = performance.now() + WARM_MS;
+  while (first.length < warmup && (!first.length || performance.now() <= warm)) await time(first);
+  const end = performance.now() + 1000 * seconds;
+  while (ms.length < repeats && (ms.length < least || performance.now() <= end)) await time(ms);
+  return { warmup: first, ms, spell: { calls: ms.length, ended: ms.length >= repeats ? "calls" : "time" } };
 }
 
 // As edgekit.runtimes.machine and edgekit.runtimes.onnxruntime.throughput measure it: the best of several.
-async function measure(ort, io) {
+export async function measure(ort, io) {
   const source = new Uint8Array(2 ** 26).fill(1);
   const sink = new Uint8Array(source.length);
   const copy = await fastest(async () => sink.set(source));
