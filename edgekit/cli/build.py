@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekit.cli.options import (
+    baseline_option,
     complete_target,
     device_option,
     final_option,
@@ -44,11 +45,13 @@ if TYPE_CHECKING:
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
 @final_option
+@baseline_option
 @junit_option
 def build(
     target_names: tuple[str, ...], recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
     out: Path, formats: tuple[str, ...], schemes: tuple[str, ...], dry_run: bool, fresh: bool, strict: bool,
-    final: bool, junit: Path | None, device: str | None, processes: int | None, sustained: float | None, sweep: bool,
+    final: bool, baseline: Path | None, junit: Path | None, device: str | None,
+    processes: int | None, sustained: float | None, sweep: bool,
 ) -> int:  # fmt: skip
     """Distill, calibrate, export, verify and package for one or many targets.
 
@@ -70,7 +73,7 @@ def build(
     from edgekit.report.comparison import compare
     from edgekit.target import load_target
 
-    session = open_session(cache, out, fresh=fresh, strict=strict, final=final)
+    session = open_session(cache, out, fresh=fresh, strict=strict, final=final, baseline=baseline)
     targets = on_device([load_target(name) for name in dict.fromkeys(target_names)], device)
     targets = [measured_as(target, processes, sustained, sweep) for target in targets]
     recipe = read_recipe(recipe_path, overrides, falls_back=not (strict or as_json))

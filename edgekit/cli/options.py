@@ -15,6 +15,7 @@ from edgekit.errors import EdgekitError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from edgekit.cli.terminal import Terminal
     from edgekit.pipeline import Session
     from edgekit.recipe import Recipe
     from edgekit.target import Target
@@ -132,6 +133,11 @@ def measured_as(target: Target, processes: int | None, sustained: float | None, 
     )
 
 
+baseline_option = click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    help="Earlier measurements (of `edgekit history`): exit code 3 where it is slower or less accurate than the last of them.",
+)
 junit_option = click.option(
     "--junit",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -245,16 +251,33 @@ def _fall_back(allowed: bool) -> Path:
     return packaged("examples/assistant/recipe.toml")
 
 
-def open_session(
-    cache: Path | None, out: Path, *, fresh: bool = False, strict: bool = False, final: bool = False
-) -> Session:
-    """A session that shows its progress on standard error."""
+def open_listener() -> Terminal:
+    """What shows progress on standard error until the command ends."""
     from edgekit.cli.terminal import Terminal
+
+    terminal = Terminal()
+    if context := click.get_current_context(silent=True):
+        context.call_on_close(terminal.close)
+    return terminal
+
+
+def open_session(
+    cache: Path | None,
+    out: Path,
+    *,
+    fresh: bool = False,
+    strict: bool = False,
+    final: bool = False,
+    baseline: Path | None = None,
+) -> Session:
+    """A session that shows its progress on standard error. baseline: a file or folder of the history."""
+    from edgekit.history import read
     from edgekit.pipeline import Session
     from edgekit.workspace import Workspace
 
-    root = cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit"))
-    workspace, terminal = Workspace(root), Terminal()
-    if context := click.get_current_context(silent=True):
-        context.call_on_close(terminal.close)
-    return Session(workspace=workspace, out=out, listener=terminal, fresh=fresh, strict=strict, final=final)
+    workspace = Workspace(cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit")))
+    earlier = tuple(read(baseline)) if baseline else ()
+    shown = open_listener()
+    return Session(
+        workspace=workspace, out=out, listener=shown, fresh=fresh, strict=strict, final=final, baseline=earlier
+    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekit.cli.options import (
+    baseline_option,
     final_option,
     format_option,
     junit_option,
@@ -165,11 +166,12 @@ def export(
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3.")
 @measure_options
 @final_option
+@baseline_option
 @junit_option
 def verify(
     artifact: Path, reference: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...],
     cache: Path | None, as_json: bool, out: Path, student: Path | None, calibration: Path | None, fresh: bool, strict: bool,
-    final: bool, junit: Path | None, processes: int | None, sustained: float | None, sweep: bool,
+    final: bool, baseline: Path | None, junit: Path | None, processes: int | None, sustained: float | None, sweep: bool,
 ) -> int:  # fmt: skip
     """Run ARTIFACT on the target's device and judge it against REFERENCE.
 
@@ -191,7 +193,7 @@ def verify(
 
     if (student is None) != (calibration is None):
         raise click.UsageError("Give --student and --calibration together: neither says anything without the other.")
-    recipe, prompts, session = _open(recipe_path, overrides, cache, fresh=fresh, final=final)
+    recipe, prompts, session = _open(recipe_path, overrides, cache, baseline, fresh=fresh, strict=strict, final=final)
     _keep_apart(out, artifact, reference, student, calibration)
     plan = _plan(recipe, target_name, prompts, session)
     plan = replace(plan, target=measured_as(plan.target, processes, sustained, sweep))
@@ -201,14 +203,14 @@ def verify(
     if student is not None and calibration is not None:
         covering = spine.Covering(student=student, calibration=open_product(calibration, "calibrate"))
     product = spine.verify(plan, checked, recorded, prompts, session, covering=covering, at=out)
-    report = read_report(product.folder)
-    built = spine.Built(target=plan.target.name, report=report, evidence=product.folder / "report.json")
+    report, built = read_report(product.folder), spine.held(plan, product, session)
     code = spine.exit_code([built], strict=strict)
     if junit is not None:
         write_junit([built], junit, strict=strict)
     if as_json:
-        content = to_table(report)
-        print_json({"verdict": report.verdict, "report": str(built.evidence), "content": content}, exit_code=code)
+        told = {"verdict": report.verdict, "report": str(built.evidence), "content": to_table(report)}
+        against = {"against": to_table(built.against)} if built.against else {}
+        print_json({**told, **against}, exit_code=code)
     else:
         show_built(built)
     return code
@@ -253,11 +255,17 @@ COMMANDS = (finetune, distill, record, calibrate, export, verify, package)
 
 
 def _open(
-    recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, out: Path = Path("dist"), **options: bool
+    recipe_path: Path | None,
+    overrides: tuple[str, ...],
+    cache: Path | None,
+    baseline: Path | None = None,
+    out: Path = Path("dist"),
+    **options: bool,
 ) -> tuple[Recipe, Product, Session]:
     from edgekit.pipeline import gather_prompts
 
-    recipe, session = read_recipe(recipe_path, overrides), open_session(cache, out, **options)
+    recipe = read_recipe(recipe_path, overrides)
+    session = open_session(cache, out, baseline=baseline, **options)
     return recipe, gather_prompts(recipe, session), session
 
 

@@ -33,13 +33,14 @@ from edgekit.pipeline.steps import (
     record,
 )
 from edgekit.pipeline.teacher import is_local
-from edgekit.pipeline.verdict import Covering, open_artifact, open_reference, package, verify
+from edgekit.pipeline.verdict import Covering, hold, open_artifact, open_reference, package, verify
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.target import Target
 
 if TYPE_CHECKING:
     from edgekit.bundle.open import Speaker
+    from edgekit.workspace import Product
 
 __all__ = [
     "Built",
@@ -65,6 +66,7 @@ __all__ = [
     "export",
     "finetune",
     "gather_prompts",
+    "held",
     "is_local",
     "kept_steps",
     "needed_splits",
@@ -118,7 +120,10 @@ def build(
         try:
             artifact = export(plan, student, calibration, prompts, own)
             report = verify(plan, artifact, reference, prompts, own, covering=covering)
-            built.append(package(plan, artifact, report, prompts, own))
+            made = held(plan, report, own)
+            if made.error is None:
+                made = replace(package(plan, artifact, report, prompts, own), against=made.against)
+            built.append(made)
         except EdgekitError as failed:
             built.append(_failure(plan, failed, own))
     return built
@@ -168,6 +173,20 @@ def exit_code(built: Sequence[Built], *, strict: bool) -> int:
     Of several targets, formats or schemes the worst counts, although another may ship.
     """
     return max((bundle.exit_code(strict=strict) for bundle in built), default=0)
+
+
+def held(plan: Plan, report: Product, session: Session) -> Built:
+    """A verdict with what became of the artifact since the session's baseline; its error where that does not hold."""
+    found = hold(plan, report, session)
+    fell = found is not None and (found.verdict == "fail" or (session.strict and found.verdict == "not proven"))
+    error = None
+    if found is not None and fell:
+        since = f"{found.baseline[:12]}, measured {found.since}"
+        error = CheckFailed(f"{plan.name}: {found.verdict} against the baseline ({since}): {found.reason}")
+    evidence = report.folder / "report.json"
+    return Built(
+        target=plan.target.name, report=read_report(report.folder), evidence=evidence, error=error, against=found
+    )
 
 
 def _failure(plan: Plan, failed: EdgekitError, session: Session) -> Built:

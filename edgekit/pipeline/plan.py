@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from edgekit.distill import Training
     from edgekit.formats import FormatOptions
+    from edgekit.history import Entry
+    from edgekit.verify.baseline import Against
 
 
 def _no_progress(done: int, total: int, note: str) -> None:
@@ -141,6 +143,8 @@ class Built:
     tuning: Path | None = None
     products: Mapping[str, Path] = field(default_factory=dict)
     error: EdgekitError | None = None
+    against: Against | None = None
+    """What became of it since a baseline, where one was asked for and has an earlier artifact of its line."""
 
     def exit_code(self, *, strict: bool = False) -> int:
         """What this one alone would end a command with: see `build.exit_code`."""
@@ -178,6 +182,7 @@ class Built:
             "tuning": str(self.tuning) if self.tuning else None,
             "report": str(self.evidence) if self.evidence else None,
             "error": self.error.message if self.error else None,
+            **({"against": to_table(self.against)} if self.against else {}),
         }
 
 
@@ -204,7 +209,8 @@ class Listener:
 class Session:
     """Where products are kept and who listens; `fresh` measures again, `final` judges on the recipe's final split.
 
-    bundle: which one the steps are of, where a build makes several; the listener is told.
+    bundle: which one the steps are of, where a build makes several; the listener is told. baseline: earlier measurements that
+    an artifact must not fall behind.
     """
 
     workspace: Workspace
@@ -214,6 +220,7 @@ class Session:
     strict: bool = False
     final: bool = False
     bundle: str = ""
+    baseline: tuple[Entry, ...] = ()
 
 
 Given = TypeVar("Given", bound=Inputs)

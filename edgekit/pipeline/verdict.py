@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit import __version__
 from edgekit.artifact import read_artifact
 from edgekit.bundle.destination import refuse_other_page
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Coverage, read_report
-from edgekit.inputs import Content
+from edgekit.history import Origin, append, entry_of
+from edgekit.inputs import Content, identity
 from edgekit.model_card import read_card
 from edgekit.outputs import OUTPUTS
 from edgekit.pipeline.looks import find_look, settle, take
@@ -28,12 +30,14 @@ from edgekit.pipeline.steps import libraries, record, teacher_origin
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report.page import write_html
+from edgekit.typed_json import as_table
 from edgekit.workspace import PAGE, Product, fingerprint, open_product
 
 if TYPE_CHECKING:
     from edgekit.devices import Device
     from edgekit.gate import Look
     from edgekit.verify import VerifyInputs
+    from edgekit.verify.baseline import Against
 
 # What a verdict is about, in words, and the command that makes one about something else.
 ABOUT = {
@@ -94,7 +98,9 @@ def verify(
 
     def make(inputs: VerifyInputs, out: Path, progress: Progress) -> Mapping[str, object]:
         coverage = _cover(inputs, covering, progress) if covering else None
-        return run(inputs, out, progress, device=device, coverage=coverage).verdicts()
+        report = run(inputs, out, progress, device=device, coverage=coverage)
+        append(entry_of(report, **_origin(plan, identity(inputs))))
+        return report.verdicts()
 
     try:
         inputs = _with_facts(inputs, device, session, at)
@@ -119,6 +125,36 @@ def _with_facts(inputs: VerifyInputs, device: Device, session: Session, at: Path
     if facts is not None and is_made(session, known := replace(inputs, facts=facts), at=at):
         return known
     return replace(inputs, facts=ask_facts(device))
+
+
+def _origin(plan: Plan, inputs: Mapping[str, object]) -> Origin:
+    """What a report does not say of itself, and the history keeps. inputs: verify's, as its manifest has them."""
+    libraries, prompts = as_table(inputs["libraries"]), as_table(inputs["prompts"])
+    return {
+        "recipe": plan.recipe.name,
+        "tools": {"edgekit": __version__, **{name: str(version) for name, version in libraries.items()}},
+        "identity": str(inputs["device"]),
+        "prompts": str(prompts["verify"]),
+    }
+
+
+def hold(plan: Plan, product: Product, session: Session) -> Against | None:
+    """A verdict's artifact against the session's baseline; None where there is none, or nothing of its line, which is said."""
+    from edgekit.verify.baseline import against
+
+    if not session.baseline:
+        return None
+    entry = entry_of(read_report(product.folder), **_origin(plan, product.manifest["inputs"]))
+    found = against(entry, session.baseline)
+    if found is None:
+        session.listener.say(
+            f"baseline: no other artifact of {plan.recipe.name} for {plan.target.name} on such a device in it"
+        )
+    else:
+        session.listener.say(
+            f"baseline of {found.since}: {found.verdict}" + (f" ({found.reason})" if found.reason else "")
+        )
+    return found
 
 
 def _page(at: Path | None) -> Path | None:

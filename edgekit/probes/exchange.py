@@ -61,9 +61,9 @@ def exchange(device: Device, question: Question, program: Program) -> Answer:
         (request / "request.json").write_text(json.dumps({**question.request, **paths}), encoding="utf-8")
         pushed = device.push(request)
         ended = device.run([*program.command, f"{pushed}/request.json"], timeout_s=question.timeout_s, env=program.env)
-        events, numbers = _read_lines(ended.stdout)
+        events, numbers = read_lines(ended.stdout)
         if ended.returncode != 0 or (numbers is not None and "done" not in events):
-            raise DeviceFailed(f"{question.file}: {_why(ended, program)}")
+            raise DeviceFailed(f"{question.file}: {why(ended, program)}")
         problem = _doubt(events, numbers, question, request / "request.json")
         if problem := problem or _other_version(device, events, program):
             raise DeviceFailed(f"{device.identity}: {question.file}: {problem}")
@@ -76,7 +76,7 @@ def exchange(device: Device, question: Question, program: Program) -> Answer:
             return Answer(lines=Lines(events=events), arrays={name: arrays[name] for name in arrays.files})
 
 
-def _read_lines(stdout: str) -> tuple[dict[str, dict[str, object]], list[object] | None]:
+def read_lines(stdout: str) -> tuple[dict[str, dict[str, object]], list[object] | None]:
     """The lines by event, and their numbers; None where one that begins as a line of the protocol is none."""
     events: dict[str, dict[str, object]] = {}
     numbers: list[object] = []
@@ -130,7 +130,8 @@ def _other_version(device: Device, events: Mapping[str, Mapping[str, object]], p
     return f"{load['runtime']} {there} is installed there, and {here} here; run: {program.renew}"
 
 
-def _why(ended: Finished, program: Program) -> str:
+def why(ended: Finished, program: Program) -> str:
+    """Why a probe ended otherwise than it should, and what to do."""
     code = ended.returncode
     last = next(
         (line.strip() for line in reversed(ended.stderr.splitlines()) if line.strip()), "nothing on standard error"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,14 @@ def ask(device: Device, question: Question) -> Answer:
 
     Raises DeviceFailed where it does not finish.
     """
-    renew, runtime = f"edgekit devices setup {device.identity}", question.request["runtime"]
+    with program(device, question.request["runtime"], "edgekit.runtimes.probe") as probe:
+        return exchange(device, question, probe)
+
+
+@contextmanager
+def program(device: Device, runtime: str, module: str) -> Iterator[Program]:
+    """A module of `edgekit.runtimes` as a program of the device's Python, its code pushed there; it opens this runtime."""
+    renew = f"edgekit devices setup {device.identity}"
 
     def explain(last: str) -> str | None:
         if not last.startswith("ModuleNotFoundError"):
@@ -35,5 +44,5 @@ def ask(device: Device, question: Question) -> Answer:
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         code = Path(scratch, "code")
         copy_runtimes(code)
-        command, env = [device.python, "-m", "edgekit.runtimes.probe"], {"PYTHONPATH": device.push(code)}
-        return exchange(device, question, Program(command=command, env=env, renew=renew, explain=explain))
+        env = {"PYTHONPATH": device.push(code)}
+        yield Program(command=[device.python, "-m", module], env=env, renew=renew, explain=explain)

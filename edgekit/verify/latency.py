@@ -131,6 +131,11 @@ def tolerance_factor(n: int, q: float, alpha: float) -> float:
     return _noncentral_t(1.0 - alpha, n - 1, NormalDist().inv_cdf(q) * math.sqrt(n)) / math.sqrt(n)
 
 
+def t_quantile(p: float, freedom: int) -> float:
+    """The p-quantile of Student's t."""
+    return _noncentral_t(p, freedom, 0.0)
+
+
 @lru_cache(maxsize=256)
 def _noncentral_t(p: float, freedom: int, shift: float) -> float:
     """The p-quantile of (Z + shift) / sqrt(chi^2 / freedom): its distribution is summed over the root, then bisected."""

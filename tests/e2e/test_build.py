@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -172,3 +173,26 @@ def test_a_probed_machine_passes(tiny: Project) -> None:
     reasons = ("not within a factor of two", "busy or slowed", "processes")
     assert all(any(reason in check["remedy"] for reason in reasons) for check in busy.values())
     assert bundle["verdict"] == ("not proven" if busy else "pass")
+
+
+def test_what_was_measured_is_history_and_holds_the_next_build(tiny: Project, built: Mapping[str, Any]) -> None:
+    """A build adds a line where it measures and none where nothing changed; one that fell behind a baseline ends with 3."""
+    del built
+    tiny.build("--target", "first", "--fresh")
+    (line,) = json.loads(tiny.run("history", "--json").stdout)["lines"]
+    assert tiny.build("--target", "first")["bundles"][0]["exit_code"] == 0
+    assert json.loads(tiny.run("history", "--json").stdout)["lines"] == [line]
+    (entry,) = line
+    del entry["against"]
+    # Half the time: the new one is slower or, on a machine that is busy, not proven to be as fast.
+    faster = {**entry, "sha256": "0" * 64, "disturbed": [], "p50_ms": [ms / 2 for ms in entry["p50_ms"]]}
+    baseline = tiny.folder / "baseline.jsonl"
+    baseline.write_text(json.dumps(faster) + "\n")
+    worse = tiny.build("--target", "first", "--strict", "--baseline", str(baseline), code=3)["bundles"][0]
+    assert worse["archive"] is None
+    assert re.match(
+        r"tiny-first: (fail|not proven) against the baseline \(000000000000, measured .*p50_ms: ", worse["error"]
+    )
+    assert worse["against"]["changes"][0]["old"] == pytest.approx(worse["against"]["changes"][0]["new"] / 2)
+    same = tiny.build("--target", "first", "--baseline", str(tiny.folder / "none.jsonl"), code=1)
+    assert "none.jsonl: cannot be read" in same["error"]
