@@ -191,7 +191,7 @@ def test_what_was_measured_is_history_and_holds_the_next_build(tiny: Project, bu
     worse = tiny.build("--target", "first", "--strict", "--baseline", str(baseline), code=3)["bundles"][0]
     assert worse["archive"] is None
     assert re.match(
-        r"tiny-first: (fail|not proven) against the baseline \(000000000000, measured .*p50_ms: ", worse["error"]
+        r"a project-first: (fail|not proven) against the baseline \(000000000000, measured .*p50_ms: ", worse["error"]
     )
     assert worse["against"]["changes"][0]["old"] == pytest.approx(worse["against"]["changes"][0]["new"] / 2)
     same = tiny.build("--target", "first", "--baseline", str(tiny.folder / "none.jsonl"), code=1)
