@@ -292,6 +292,32 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield reachable
 
 
+@pytest.fixture(scope="session")
+def adb_variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables with which adb talks to a server of the tests' own, which knows no device but theirs."""
+    from tests.devices.phone import adb_server
+
+    with adb_server(tmp_path_factory.mktemp("adb")) as variables:
+        yield dict(variables)
+
+
+@pytest.fixture
+def own_adb(adb_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For this test adb's server is the tests' own."""
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+    for name, value in adb_variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def phone(adb_variables: dict[str, str], tmp_path: Path) -> Iterator[Any]:
+    """A phone of one test (`tests.devices.phone.Phone`)."""
+    from tests.devices.phone import plugged
+
+    with plugged(tmp_path / "phone", adb_variables) as made:
+        yield made
+
+
 @pytest.fixture
 def plain_rights() -> Iterator[None]:
     """Root may write where a folder's mode says no; for this test, in this thread, it may not.

@@ -1,15 +1,21 @@
-"""The command group `devices`: machines that are reached over SSH."""
+"""The command group `devices`: machines that an artifact is measured on, and what must be there for that."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
 from edgekit.cli.options import json_option
 
+# The platforms of `edgekit.devices.native`, written out because --help loads none of it; a test compares them.
+ARCHES = ("aarch64", "x86_64")
+SYSTEMS = ("linux", "android")
+
 
 @click.group()
 def devices() -> None:
-    """Set up and tidy devices that are reached over SSH."""
+    """Set up and tidy devices: boards behind SSH, phones behind adb."""
 
 
 @devices.command()
@@ -38,6 +44,35 @@ def setup(url: str, as_json: bool) -> None:
 
 
 @devices.command()
+@click.option(
+    "--arch", type=click.Choice(ARCHES), required=True, help="The device's architecture, as `uname -m` says it."
+)
+@click.option("--system", type=click.Choice(SYSTEMS), default="linux", show_default=True, help="The device's system.")
+@click.option(
+    "--onnxruntime",
+    type=click.Path(path_type=Path),
+    help="libonnxruntime.so for the device, its folder, or onnxruntime's .whl or .aar. [default: the wheel of the version here]",
+)
+@click.option("--compiler", help="A C++17 compiler for the device. [default: g++, or Debian's ARCH-linux-gnu-g++]")
+@json_option
+def native(arch: str, system: str, onnxruntime: Path | None, compiler: str | None, as_json: bool) -> None:
+    """Build the probe for devices without Python: a C++ program beside onnxruntime's library.
+
+    \b
+    Example:
+      edgekit devices native --arch aarch64
+    """
+    from edgekit.cli.terminal import print_json
+    from edgekit.devices.native import PROGRAM, Platform, build_probe
+
+    folder = build_probe(Platform(arch=arch, system=system), onnxruntime=onnxruntime, compiler=compiler)
+    if as_json:
+        print_json({"platform": f"{system}-{arch}", "folder": str(folder), "program": PROGRAM})
+    else:
+        click.echo(f"{folder}: {PROGRAM} for {system}-{arch}")
+
+
+@devices.command()
 @click.argument("url")
 @json_option
 def clean(url: str, as_json: bool) -> None:
@@ -46,12 +81,16 @@ def clean(url: str, as_json: bool) -> None:
     \b
     Example:
       edgekit devices clean ssh://pi@raspberrypi.local
+      edgekit devices clean adb:
     """
     from edgekit.cli.terminal import print_json
-    from edgekit.devices import SshDevice, ssh_table
+    from edgekit.devices import Keeps, device_table, open_device
 
-    with SshDevice(ssh_table(url)) as device:
-        freed = device.clean()
+    device = open_device(device_table(url), url)
+    try:
+        freed = device.clean() if isinstance(device, Keeps) else 0
+    finally:
+        device.close()
     if as_json:
         print_json({"device": url, "bytes": freed})
     else:

@@ -95,7 +95,7 @@ scheme_option = click.option(
 device_option = click.option(
     "--device",
     metavar="URL",
-    help="Measure on this device, with one target: ssh://user@host:port, browser: or browser://own.",
+    help="Measure on this device, with one target: ssh://user@host:port, adb:, adb:SERIAL, browser: or browser://own.",
 )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from edgekit.devices.adb import AdbDevice, adb_table
 from edgekit.devices.browser import BrowserDevice, browser_table
-from edgekit.devices.device import Device, Facts, Finished
+from edgekit.devices.device import Device, Facts, Feels, Finished, Keeps
 from edgekit.devices.known import ask_facts, known_facts
 from edgekit.devices.local import LocalDevice
 from edgekit.devices.ssh import SshDevice, ssh_table
@@ -14,10 +15,13 @@ from edgekit.schema import pick
 
 __all__ = [
     "DEVICES",
+    "AdbDevice",
     "BrowserDevice",
     "Device",
     "Facts",
+    "Feels",
     "Finished",
+    "Keeps",
     "LocalDevice",
     "SshDevice",
     "ask_facts",
@@ -27,9 +31,13 @@ __all__ = [
     "ssh_table",
 ]
 
-DEVICES: dict[str, type[Device]] = {"local": LocalDevice, "ssh": SshDevice, "browser": BrowserDevice}
+DEVICES: dict[str, type[Device]] = {"local": LocalDevice, "ssh": SshDevice, "adb": AdbDevice, "browser": BrowserDevice}
 # How a device's address begins, for --device -> what makes a `[device]` table of the address.
-ADDRESSES: dict[str, Callable[[str], dict[str, object]]] = {"ssh": ssh_table, "browser": browser_table}
+ADDRESSES: dict[str, Callable[[str], dict[str, object]]] = {
+    "ssh": ssh_table,
+    "adb": adb_table,
+    "browser": browser_table,
+}
 
 
 def open_device(table: Mapping[str, object], where: str) -> Device:
@@ -41,7 +49,7 @@ def open_device(table: Mapping[str, object], where: str) -> Device:
 
 
 def device_table(address: str) -> dict[str, object]:
-    """The `[device]` table of a device's address, as --device takes it: ssh://user@host.
+    """The `[device]` table of a device's address, as --device takes it: ssh://user@host, adb:SERIAL.
 
     Raises EdgekitError for what is no address of a device.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from edgekit.inputs import Json
 
@@ -26,6 +26,22 @@ class Finished:
     returncode: int
     stdout: str
     stderr: str
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A device on which edgekit keeps files from one session to the next."""
+
+    def clean(self) -> int:
+        """Delete them all; the bytes that they took there."""
+
+
+@runtime_checkable
+class Feels(Protocol):
+    """A device that tells how it is just now, beyond what it is."""
+
+    def condition(self) -> Mapping[str, float]:
+        """By name: temperature_c, thermal_status (0: none, 1: light, to 6: shutdown), battery_percent, plugged and low_power."""
 
 
 class Device(Protocol):

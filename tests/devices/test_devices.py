@@ -11,15 +11,19 @@ from pathlib import Path
 import pytest
 
 from edgekit.devices import DEVICES, Device, LocalDevice, ask_facts, known_facts, open_device
+from edgekit.devices.native import Platform
 from edgekit.errors import DeviceFailed, EdgekitError
 from tests.devices.board import Board, drop_in
 from tests.devices.chromium import need_chromium, write_modules
+from tests.devices.native import HERE, lay_probe
+from tests.devices.phone import Phone
 from tests.devices.sshd import HOST, Reachable
 
 # A kind -> a table that opens a device of it where tests run.
 TABLES: Mapping[str, Mapping[str, object]] = {
     "local": {"kind": "local"},
     "ssh": {"kind": "ssh", "host": HOST},
+    "adb": {"kind": "adb", "serial": "1"},
     "browser": {"kind": "browser"},
 }
 PYTHON = {
@@ -45,6 +49,11 @@ def open_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         return lambda: open_device(stand_in.table(), "my.toml: device")
     if request.param == "browser":
         need_chromium()
+    if request.param == "adb":
+        request.getfixturevalue("own_adb")
+        lay_probe(HERE, Platform(arch=HERE.arch, system="android"))
+        phone: Phone = request.getfixturevalue("phone")
+        return lambda: open_device(phone.table(), "my.toml: device")
     return lambda: open_device(TABLES[request.param], "my.toml: device")
 
 

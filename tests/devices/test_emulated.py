@@ -6,8 +6,17 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from edgekit.devices import LocalDevice, SshDevice
+from edgekit.probes import PROBES
+from edgekit.probes.lines import MachineSpeed
+from edgekit.runtimes.emulation import emulation
 from tests.devices.emulated import board
+from tests.devices.native import ARM, ask_graph, lay_probe
 from tests.devices.sshd import HOST, Reachable
+from tests.verify.verify_folders import make_graph
 
 
 def say(device: Reachable, command: str) -> str:
@@ -39,3 +48,24 @@ def test_a_board_of_another_cpu_leaves_nothing(tmp_path: Path) -> None:
             continue
         assert b"sleep\x00600" not in line
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
+
+
+def test_the_native_probe_answers_on_it_as_here(
+    arm_board: Reachable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cross-compiled, with the library of the aarch64 wheel; the board's Python is used by the link alone."""
+    monkeypatch.setenv("PATH", f"{arm_board.commands}{os.pathsep}{os.environ['PATH']}")
+    lay_probe(ARM)
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    make_graph(artifact / "model.onnx", depth=1)
+    question = ask_graph(artifact / "model.onnx", [[4, 7, 5], [9, 10], [8]])
+    with SshDevice(arm_board.table()) as device:
+        answer = PROBES["native"].ask(device, question)
+    assert (answer.lines.device["arch"], answer.lines.device["cpu"]) == ("aarch64", "Cortex-A76")
+    speed = answer.lines.read("machine", MachineSpeed).speed
+    assert emulation(answer.lines.device, speed, 2.4), "it vouches for no time"
+    with LocalDevice({}) as here:
+        expected = PROBES["python"].ask(here, question)
+    assert np.allclose(answer.arrays["outputs"], expected.arrays["outputs"], atol=1e-5)
+    assert answer.lines.work["matmul_ops"] == expected.lines.work["matmul_ops"]

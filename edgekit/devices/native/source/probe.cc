@@ -1,0 +1,202 @@
+// The native probe: edgekit.runtimes.probe for devices without Python. That module describes the protocol; what differs here is
+// said there too. `edgekit-probe REQUEST.json` answers a request, `edgekit-probe --describe` says what the machine is, and
+// `edgekit-probe --sha256 FILE` and `--json FILE` are for the tests of its own parts.
+//
+// onnxruntime lies beside the program as libonnxruntime.so.
+
+#include <cstdio>
+#include <cstring>
+#include <unistd.h>
+
+#include "machine.h"
+
+namespace edgekit {
+namespace {
+
+constexpr int kProtocol = 1;
+constexpr double kWarmS = 1.0;
+
+double ms_since(double begun) { return std::round((now_s() - begun) * 1e9) / 1e6; }
+
+// Writes the numbered lines.
+class Speaker {
+ public:
+  void say(const char* event, std::vector<Json::Entry> facts) {
+    std::vector<Json::Entry> entries = {{"event", event}, {"seq", number_++}};
+    entries.insert(entries.end(), std::make_move_iterator(facts.begin()), std::make_move_iterator(facts.end()));
+    std::string line = Json::table(std::move(entries)).dump() + "\n";
+    std::fwrite(line.data(), 1, line.size(), stdout);
+    if (std::fflush(stdout) != 0) throw Failure("standard output takes nothing");
+  }
+
+ private:
+  int number_ = 0;
+};
+
+std::string folder_of(const std::string& path) {
+  size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash);
+}
+
+std::string joined(const std::string& folder, const std::string& path) { return path[0] == '/' ? path : folder + "/" + path; }
+
+std::string own_folder() {
+  char path[4096];
+  ssize_t size = readlink("/proc/self/exe", path, sizeof path - 1);
+  if (size < 0) throw Failure("/proc/self/exe cannot be read");
+  return folder_of(std::string(path, static_cast<size_t>(size)));
+}
+
+// The prompts of edgekit.runtimes.request.pack: `values.NAME` of all behind each other and `shapes.NAME` [prompts, axes].
+std::vector<Prompt> unpack(const std::map<std::string, Array>& arrays, const std::string& prefix) {
+  std::vector<Prompt> prompts;
+  const std::string before = prefix + "values.";
+  for (const auto& [key, values] : arrays) {
+    if (key.compare(0, before.size(), before) != 0) continue;
+    std::string name = key.substr(before.size());
+    auto found = arrays.find(prefix + "shapes." + name);
+    if (found == arrays.end() || found->second.shape.size() != 2) throw Failure("the inputs lack the shapes of " + name);
+    std::vector<int64_t> shapes = found->second.integers();
+    size_t count = static_cast<size_t>(found->second.shape[0]), axes = static_cast<size_t>(found->second.shape[1]), at = 0;
+    prompts.resize(std::max(prompts.size(), count));
+    for (size_t row = 0; row < count; ++row) {
+      Array array{values.kind, {shapes.begin() + static_cast<long>(row * axes), shapes.begin() + static_cast<long>((row + 1) * axes)}, ""};
+      size_t size = static_cast<size_t>(array.count()) * values.width();
+      if (at + size > values.bytes.size()) throw Failure("the inputs lack values of " + name);
+      array.bytes = values.bytes.substr(at, size);
+      at += size;
+      prompts[row][name] = std::move(array);
+    }
+  }
+  return prompts;
+}
+
+std::vector<Json> time_calls(const Session& session, const Prompt& prompt, const Json& timing) {
+  double warm = now_s() + kWarmS;
+  for (int call = 0; call < static_cast<int>(timing.at("warmup").number()); ++call) {
+    session.run(prompt);
+    if (now_s() > warm) break;
+  }
+  size_t repeats = static_cast<size_t>(timing.at("repeats").number()), least = static_cast<size_t>(timing.at("least").number());
+  double end = now_s() + timing.at("seconds").number();
+  std::vector<Json> times;
+  while (times.size() < repeats) {
+    double begun = now_s();
+    session.run(prompt);
+    times.push_back(Json(ms_since(begun)));
+    if (now_s() > end && times.size() >= least) break;
+  }
+  return times;
+}
+
+// The kernels that one call ran, as onnxruntime's profile has them; the host makes `work` of them.
+std::vector<Json> kernels(const Ort& ort, const std::string& file, const Options& options, const Prompt& prompt) {
+  Session session(ort, file, "", options, "profile");
+  session.run(prompt);
+  std::string path = session.end_profile();
+  Json events = Json::parse(read_file(path));
+  std::remove(path.c_str());
+  std::vector<Json> found;
+  const std::string ending = "_kernel_time";
+  for (const Json& event : events.list()) {
+    const Json& name = event.get("name");
+    if (event.get("cat").kind() != Json::Kind::text || event.get("cat").text() != "Node" || name.kind() != Json::Kind::text) continue;
+    const std::string& text = name.text();
+    if (text.size() < ending.size() || text.compare(text.size() - ending.size(), ending.size(), ending) != 0) continue;
+    const Json& facts = event.at("args");
+    Json kernel = Json::table();
+    for (const char* key : {"provider", "op_name", "input_type_shape", "output_type_shape"}) kernel.set(key, facts.at(key));
+    found.push_back(std::move(kernel));
+  }
+  return found;
+}
+
+void answer_all(const Session& session, const std::vector<Prompt>& prompts, const Json& sizes, const std::string& outputs, Speaker& speaker) {
+  std::vector<float> rows;
+  std::vector<Json> real;
+  size_t width = 0;
+  for (const Prompt& prompt : prompts) {
+    double begun = now_s();
+    std::vector<float> row = session.run(prompt);
+    real.push_back(Json(ms_since(begun)));
+    if (width && row.size() != width) throw Failure("the model answers with rows of different widths");
+    width = row.size();
+    rows.insert(rows.end(), row.begin(), row.end());
+  }
+  speaker.say("latency_real", {{"lengths", sizes}, {"ms", std::move(real)}});
+  write_file(outputs, npz_of("outputs", rows, prompts.size(), width));
+  speaker.say("outputs", {{"file", outputs}, {"rows", static_cast<int64_t>(prompts.size())}});
+  // Before what follows loads the artifact again and measures the machine: neither belongs to the artifact's memory.
+  speaker.say("memory", {{"peak_mb", peak_memory_mb()}});
+}
+
+void answer(const std::string& path) {
+  const Json request = Json::parse(read_file(path));
+  Speaker speaker;
+  Json device = describe();
+  speaker.say("device", device.entries());
+  const Json& kind = request.get("kind");
+  if (!kind.is_null() && kind.text() != "rows") throw Failure("the native probe answers rows only, not " + kind.text());
+  if (request.at("runtime").text() != "onnxruntime") throw Failure("the native probe runs onnxruntime only, not " + request.at("runtime").text());
+  const std::string folder = folder_of(path), file = joined(folder, request.at("file").text()), outputs = request.at("outputs").text();
+  const Json& timing = request.at("timing");
+  const Options options = Options::read(request.at("options"), static_cast<int>(device.at("cores").number()));
+  const std::map<std::string, Array> arrays = read_npz(joined(folder, request.at("inputs").text()));
+  const std::vector<Prompt> prompts = unpack(arrays, ""), timed = unpack(arrays, "timed.");
+  auto sized = arrays.find("sizes");
+  if (timed.size() != 1 || sized == arrays.end()) throw Failure("the inputs lack the prompt that is timed, or the sizes");
+  std::vector<int64_t> counted = sized->second.integers();
+  const Json sizes(std::vector<Json>(counted.begin(), counted.end()));
+  const bool only = timing.get("only").truth();
+
+  const Ort ort(own_folder() + "/libonnxruntime.so");
+  {
+    Counters before;
+    double begun = now_s();
+    const Session session(ort, file, "", options);
+    double loaded = ms_since(begun);
+    std::vector<std::string> providers = ort.providers();
+    speaker.say("load", {{"ms", loaded}, {"runtime", "onnxruntime"}, {"version", ort.version},
+                         {"available", std::vector<Json>(providers.begin(), providers.end())}});
+    begun = now_s();
+    session.run(timed[0]);
+    speaker.say("first", {{"ms", ms_since(begun)}});
+    std::vector<Json> times = time_calls(session, timed[0], timing);
+    Json shape = Json::table({{"batch", 1}, {"sequence", timing.at("sequence")}, {"threads", options.threads ? Json(options.threads) : Json()}});
+    speaker.say("latency", {{"shape", shape}, {"ms", std::move(times)}, {"neighbours", since(before)}});
+    if (!only) answer_all(session, prompts, sizes, outputs, speaker);
+  }
+  if (!only) {
+    const Json& asked = request.at("options").get("provider");
+    speaker.say("work", {{"provider", "CPUExecutionProvider"}, {"asked", asked.is_null() ? Json("") : asked}, {"kernels", kernels(ort, file, options, timed[0])}});
+    Counters before;
+    Json speed = measure(ort);
+    speaker.say("machine", {{"speed", speed}, {"neighbours", since(before)}});
+  }
+  speaker.say("done", {{"protocol", kProtocol}, {"file", sha256(file)}, {"request", sha256(path)}, {"outputs", only ? Json() : Json(sha256(outputs))}});
+}
+
+}  // namespace
+}  // namespace edgekit
+
+int main(int count, char** words) {
+  using namespace edgekit;
+  try {
+    if (count == 2 && std::strcmp(words[1], "--describe") == 0) {
+      std::puts(describe().dump().c_str());
+    } else if (count == 3 && std::strcmp(words[1], "--sha256") == 0) {
+      std::puts(sha256(words[2]).c_str());
+    } else if (count == 3 && std::strcmp(words[1], "--json") == 0) {
+      std::puts(Json::parse(read_file(words[2])).dump().c_str());
+    } else if (count == 2) {
+      answer(words[1]);
+    } else {
+      std::fputs("usage: edgekit-probe REQUEST.json\n", stderr);
+      return 2;
+    }
+    return 0;
+  } catch (const std::exception& failed) {
+    std::fprintf(stderr, "%s\n", failed.what());
+    return 1;
+  }
+}
