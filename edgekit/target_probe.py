@@ -14,7 +14,7 @@ from edgekit.devices import open_device
 from edgekit.devices.survey import ask_survey
 from edgekit.errors import EdgekitError
 from edgekit.probes import web
-from edgekit.runtimes import RUNTIMES, neighbours, onnxruntime
+from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.runtimes.machine import KERNEL_FEATURES, saturates
 from edgekit.runtimes.survey import Survey
 from edgekit.target import check_new_name, load_target
@@ -127,8 +127,8 @@ def _target_text(survey: Survey, device: Mapping[str, object], disturbed: Sequen
         "hardware.gpu": _gpu(survey, speed) if provider else {},
         "export.text-classification": export,
         "export.feature-extraction": export,
-        "export.text-generation": {"format": "onnx" if pages else "gguf", "scheme": "auto"},
-        **{f"runtime.{name}": _runtime(name, survey, provider) for name in ([onnxruntime.NAME] if pages else RUNTIMES)},
+        "export.text-generation": {} if pages else {"format": "gguf", "scheme": "auto"},
+        **{f"runtime.{name}": _runtime(name, survey, provider) for name in ([web.RUNTIME] if pages else RUNTIMES)},
         "device": device,
         "budget": {key: value for key, value in budget.items() if value is not None},
         "probed": _probed(survey, speed),

@@ -153,5 +153,6 @@ def test_a_browser_is_probed_where_it_is(tmp_path: Path) -> None:
     assert target.hardware.int8_gops
     assert target.hardware.bandwidth_gbs
     assert [*target.runtime] == ["onnxruntime"]
+    assert [*target.export] == ["text-classification", "feature-extraction"]
     assert target.export_for("text-classification")["reduce_range"] is False
     assert target.device == {"kind": "browser", "program": "chromium"}

@@ -123,6 +123,7 @@ def resolve(
         format_name, options = check_target(target, checked.settings.recipe.task, *choice)
         format_, output = FORMATS[format_name], TASKS[checked.settings.recipe.task].OUTPUT
         runtimes = candidates(format_, target.runtime, output, format_.domains(options), str(target.path))
+        check_browser(target, runtimes, generates=OUTPUTS[output].generates)
         plan = Plan(
             settings=checked.settings,
             target=target,
@@ -146,28 +147,51 @@ def resolve(
     return plan
 
 
+def check_browser(target: Target, runtimes: Sequence[str], *, generates: bool) -> None:
+    """Refuse a browser as the device of what no page runs yet, before anything is made for it.
+
+    runtimes: those that may answer. generates: whether the model writes tokens.
+    """
+    from edgekit.devices import DEVICES
+    from edgekit.probes import web
+
+    if DEVICES[str(target.device.get("kind", "local"))].PROBE != web.NAME:
+        return
+    if generates:
+        raise EdgekitError(
+            f"{target.path}: a browser judges classifiers and encoders, no models that generate text yet; leave out --device to"
+            " judge it in this machine's runtime"
+        )
+    if others := [name for name in runtimes if name != web.RUNTIME]:
+        raise EdgekitError(
+            f"{target.path}: runtime.{others[0]}: pages run {web.RUNTIME} alone; take the target `browser`, or remove this table"
+        )
+
+
 def _check_engines(plan: Plan, session: Session) -> None:
     """Where the target is judged on this machine and not on its CPU, whether its runtimes' engines do take the work there.
 
     Raises EdgekitError for a build of an engine that is made for it and cannot: nothing that is built would pass. Where this
     machine has no such build, a note says so: the CPU then answers, and the report says what that does not prove.
     """
-    from edgekit.devices import open_device
+    from edgekit.devices import DEVICES, open_device
     from edgekit.probes.proof import ask
     from edgekit.runtimes import RUNTIMES
     from edgekit.runtimes.onnxruntime import CPU
     from edgekit.runtimes.proof import PROOFS, fault
 
     where = plan.target.path
+    known = [name for name in plan.runtimes if name in PROOFS]
+    asked = {name: RUNTIMES[name].joined(plan.target.runtime.get(name, {}), {}) for name in known}
+    placed = {
+        name: options
+        for name, options in asked.items()
+        if options.get("gpu_layers") or options.get("provider", CPU) != CPU
+    }
+    if not placed or DEVICES[str(plan.target.device.get("kind", "local"))].REMOTE:
+        return
     with closing(open_device(plan.target.device, f"{where}: device")) as device:
-        for name in plan.runtimes:
-            options = RUNTIMES[name].joined(plan.target.runtime.get(name, {}), {})
-            if (
-                device.REMOTE
-                or name not in PROOFS
-                or not (options.get("gpu_layers") or options.get("provider", CPU) != CPU)
-            ):
-                continue
+        for name, options in placed.items():
             proof = ask(device, name, options)
             found = fault(name, proof)
             if found is None:

@@ -86,7 +86,7 @@ def test_a_device_fails_in_one_line(open_kind: Callable[[], Device], tmp_path: P
     started = time.monotonic()
     with pytest.raises(DeviceFailed, match=r"no end after 0.5 s"):
         device.run(command(device, "sleep", tmp_path), timeout_s=0.5)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < (120 if device.PROBE == "web" else 30), "a browser starts before that"
     with pytest.raises(DeviceFailed, match=r"no-such-program: cannot be started"):
         device.run(["no-such-program"], timeout_s=5)
     with pytest.raises(DeviceFailed, match=r"no such folder"):

@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 from edgekit import model, schema
+from edgekit.errors import EdgekitError
+from edgekit.pipeline.resolve import check_browser
+from edgekit.target import load_target
 from tests.conftest import Answer
 
 
@@ -37,3 +43,18 @@ def test_a_dry_run_reads_each_table_and_each_model_once(command: Callable[..., A
     assert sum(kind == "Target" for kind, _ in parsed) == 3
     assert {key: count for key, count in parsed.items() if count > 1} == {}
     assert opened == {(project.parent / "teacher").resolve(): 1}
+
+
+def test_a_browser_is_refused_before_anything_is_made_for_what_no_page_runs(
+    command: Callable[..., Answer], project: Path
+) -> None:
+    """Nobody trains for an hour to hear it; no browser is started for it either."""
+    assert command("build", "-t", "browser", "--device", "browser:", "--dry-run").code == 0
+    target = replace(load_target("browser"), device={"kind": "browser"})
+    with pytest.raises(EdgekitError, match="no models that generate text yet; leave out --device"):
+        check_browser(target, ["onnxruntime"], generates=True)
+    with pytest.raises(
+        EdgekitError, match=r"runtime\.openvino: pages run onnxruntime alone; take the target `browser`"
+    ):
+        check_browser(target, ["onnxruntime", "openvino"], generates=False)
+    check_browser(load_target("browser"), ["onnxruntime", "openvino"], generates=True)

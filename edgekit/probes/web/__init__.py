@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from edgekit.probes.probe import Answer, Question
 
 NAME = "web"
+RUNTIME = onnxruntime.NAME
+"""The one that pages have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def ask_survey(device: Device) -> Survey:
         "busy": {"seen": seen, "programs": []},
         "engines": [
             {
-                "name": onnxruntime.NAME,
+                "name": RUNTIME,
                 "version": PACKAGES["onnxruntime-web"].version,
                 "problem": None,
                 "debug": None,
