@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class OnnxCache:
     """The key/value cache of an ONNX decoder, and the lengths in tokens that it is made for.
 
-    windows: by layer, how many tokens it attends to at most (None: all). kv_bytes_per_token: of all layers, float32.
+    windows: by layer, how many tokens it attends to at most (None: all). kv_bytes_per_token: of all layers.
     rope_switch: the length up to which longrope uses its short factors, None for every other rotary embedding.
     """
 

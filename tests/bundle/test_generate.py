@@ -120,7 +120,7 @@ def words(bundle: Path, asked: Sequence[int], said: Sequence[int]) -> str:
 def test_the_loader_is_short_and_imports_four_packages() -> None:
     """Longer than the others: what llama.cpp does inside (cache, template, sampling) is written out."""
     source = LOADER.read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 150
+    assert len(source.splitlines()) <= 155
     imported = {
         (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         for node in ast.walk(ast.parse(source))

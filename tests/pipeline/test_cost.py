@@ -73,12 +73,12 @@ def test_bytes_are_within_two_percent(exported: Any, tmp_path: Path, scheme: str
     from edgekit.formats.onnx.blocks import quantize_blocks
     from edgekit.formats.onnx.quantize import Int8, quantize_int8
     from edgekit.formats.onnx.simplify import simplified
-    from edgekit.runtimes.onnxruntime.library import to_half
+    from edgekit.runtimes.onnxruntime.library import convert_to_half
 
     model, ids, traced = exported
     made = simplified(graph.copy_model(traced), of_tokens(ids, 0), for_cpu=scheme != "fp16")
     if scheme == "fp16":
-        made = to_half(made)
+        made = convert_to_half(made)
     elif scheme != "fp32":
         rewritten = graph.Graph(made)
         if scheme.startswith("int8"):

@@ -31,6 +31,8 @@ class Bundle:
             options.add_session_config_entry(key, value)
         wanted = dict.fromkeys([provider or runtime["provider"], "CPUExecutionProvider"])
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        if "CUDAExecutionProvider" in providers:
+            onnxruntime.preload_dlls()  # CUDA and cuDNN where pip puts them
         file, off = str(self.folder / self.manifest["model"]), runtime["disabled_optimizers"]
         self.session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=off)
         self.binding, self.logits = self.session.io_binding(), self.session.get_outputs()[0].name
@@ -40,7 +42,7 @@ class Bundle:
         facts = self.session.get_modelmeta().custom_metadata_map
         self.context = int(facts["edgekit.context"])
         self.switch = int(facts.get("edgekit.rope_switch", self.context))  # longer texts rotate all keys otherwise
-        self.room, self.caches, self.fed = 0, dict[str, np.typing.NDArray[np.float32]](), list[int]()
+        self.room, self.caches, self.fed = 0, dict[str, np.typing.NDArray[Any]](), list[int]()
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.stops = {self.tokenizer.token_to_id(text) for text in settings["stop"]}
@@ -100,8 +102,8 @@ class Bundle:
         kept = next(alike, min(len(self.fed), len(ids) - 1))
         if (len(self.fed) > self.switch) != (len(ids) > self.switch):
             kept = 0
-        if len(ids) > self.room:
-            self._grow(len(ids))
+        if len(ids) > self.room and self._grow(len(ids)):
+            kept = 0
         self.fed = list(ids[:kept])  # should a call fail, no more than this is still in the caches
         step = len(ids) if len(ids) > self.switch else 512  # bounds the memory that attention takes
         for begin in range(kept, len(ids), step):
@@ -113,19 +115,24 @@ class Bundle:
         self.fed = list(ids)
         return np.asarray(self.binding.get_outputs()[0].numpy()[0, -1], dtype=np.float32)
 
-    def _grow(self, total: int) -> None:
-        """Make the key/value caches, which the graph reads and writes in place, hold `total` tokens."""
-        room = min(self.context, max(256, 2 * total))
+    def _grow(self, total: int) -> bool:
+        """Make the key/value caches, read and written in place, hold `total` tokens; True where they are empty then."""
+        self.room = min(self.context, max(256, 2 * total))
         pasts = [value for value in self.session.get_inputs() if len(value.shape) == 4]
-        larger = [np.zeros((1, past.shape[1], room, past.shape[3]), dtype=np.float32) for past in pasts]
-        for past, present, cache in zip(pasts, self.session.get_outputs()[1:], larger, strict=True):
+        memory = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}.get(self.session.get_providers()[0])
+        for past, present in zip(pasts, self.session.get_outputs()[1:], strict=True):
+            kind = np.float16 if past.type == "tensor(float16)" else np.float32
+            cache = np.zeros((1, past.shape[1], self.room, past.shape[3]), dtype=kind)
             old = self.caches.get(past.name, cache[:, :, :0])
             cache[:, :, : old.shape[2]] = old
             value = onnxruntime.OrtValue.ortvalue_from_numpy(cache)  # the same memory
+            if memory:  # a GPU reads and writes them in its own
+                host, value = value, self.session.create_ortvalue_from_shape_and_type(cache.shape, kind, memory)
+                onnxruntime.copy_tensors([host], [value])
             self.binding.bind_ortvalue_input(past.name, value)
             self.binding.bind_ortvalue_output(present.name, value)
-            self.caches[past.name] = cache
-        self.room = room
+            self.caches[past.name] = cache[:, :, :0] if memory else cache
+        return memory is not None
 
 
 def _compile(file: Path) -> Any:

@@ -26,6 +26,8 @@ class Bundle:
             options.add_session_config_entry(key, value)
         wanted = dict.fromkeys([provider or runtime["provider"], "CPUExecutionProvider"])
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        if "CUDAExecutionProvider" in providers:
+            onnxruntime.preload_dlls()  # CUDA and cuDNN where pip puts them
         file, off = str(self.folder / self.manifest["model"]), runtime["disabled_optimizers"]
         self.session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=off)
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))  # it cuts long texts, as in verify

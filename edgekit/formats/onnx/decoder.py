@@ -19,6 +19,7 @@ from edgekit.errors import EdgekitError
 from edgekit.formats.onnx import graph
 from edgekit.formats.onnx.files import digest, read
 from edgekit.formats.onnx.float_graph import TOLERANCE
+from edgekit.formats.onnx.half import halve_caches
 from edgekit.formats.onnx.options import AUTO, DECODER_BITS, Options
 from edgekit.outputs.tokens import TOKENS
 from edgekit.runtimes.onnxruntime.generation import CONTEXT, SWITCH, Generator
@@ -84,7 +85,7 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
     linears = [linear.key for linear in graph.Graph(exported).linears()]
     described = _describe(out / FILE, made, linears)
     assert described.onnx is not None
-    cache = _cache(geometry, context, switch)
+    cache = _cache(geometry, context, switch, wide=2 if options.cache == "f16" else 4)
     return replace(
         described,
         choices=weights | decided,
@@ -118,6 +119,8 @@ class _Made:
 
 def _make(making: _Making, scheme: str) -> _Made:
     model, keys, entries = _quantized(making.exported, making.head, scheme, making.options, making.calibration)
+    if making.options.cache == "f16":
+        model = halve_caches(model)
     folder = making.scratch / scheme
     folder.mkdir()
     size = graph.save(model, folder / FILE)
@@ -273,14 +276,15 @@ def _compare(
     return {"score": score, "float": 1.0, "kl": loss, "prompts": float(len(some)), "logits": round(apart_by, 6)}
 
 
-def _cache(geometry: Geometry, context: int, switch: int | None) -> OnnxCache:
+def _cache(geometry: Geometry, context: int, switch: int | None, *, wide: int) -> OnnxCache:
+    """What the cache is; wide: bytes of a number in it."""
     return OnnxCache(
         context=context,
         layers=geometry.layers,
         kv_heads=geometry.kv_heads,
         head_dim=geometry.head_dim,
         windows=tuple(geometry.windows),
-        kv_bytes_per_token=2 * 4 * geometry.layers * geometry.kv_heads * geometry.head_dim,
+        kv_bytes_per_token=2 * wide * geometry.layers * geometry.kv_heads * geometry.head_dim,
         rope_switch=switch,
     )
 

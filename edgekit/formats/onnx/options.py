@@ -45,6 +45,8 @@ class Options:
     """int8: how many Linears may stay float, where that brings the answers clearly nearer to the float ones."""
     block: Literal[16, 32, 64, 128, 256] = 32
     """w8, w4: how many weights share a scale (the sizes that onnxruntime's MatMulNBits has)."""
+    cache: Literal["f32", "f16"] = "f32"
+    """Of decoders: how keys and values are kept, and attention computes. CUDA's GroupQueryAttention takes 16-bit floats."""
 
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -245,8 +245,12 @@ def load_errors() -> tuple[type[Exception], ...]:
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
 
 
-def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in float16 with float32 output, by onnxruntime's own converter (which knows what has no float16 kernel)."""
+def convert_to_half(model: onnx.ModelProto, keep: Sequence[str] = ()) -> onnx.ModelProto:
+    """The graph in float16 with float32 output, by onnxruntime's own converter (which knows what has no float16 kernel).
+
+    keep: names of nodes that stay in float32.
+    """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    return convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
+    # Around a node that stays it puts casts where it knows a value's type.
+    return convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=not keep, node_block_list=list(keep))

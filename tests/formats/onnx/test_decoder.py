@@ -216,6 +216,27 @@ def test_quantized_graphs(
     assert size - untied < (0.4 if scheme == "w4" else 0.5) * (made.facts["bytes"] - untied)
 
 
+@pytest.mark.parametrize("family", ["llama", "phi4-mini"])
+def test_keys_and_values_in_16_bits(written: Callable[[str], Written], tmp_path: Path, family: str) -> None:
+    """As CUDA's attention wants them: half the cache, and the logits but for their rounding, also where the cache grows."""
+    from edgekit.formats.onnx.decoder import _cache
+    from edgekit.formats.onnx.decoder_trace import Geometry
+    from edgekit.formats.onnx.graph import save
+    from edgekit.formats.onnx.half import halve_caches
+
+    made = written(family)
+    save(halve_caches(onnx.load(made.file)), tmp_path / "model.onnx")
+    exact, given = (generator(file, {"threads": 1}) for file in (made.file, tmp_path / "model.onnx"))
+    assert {value.type for value in given._pasts} == {"tensor(float16)"}
+    for piece in (made.ids[:7], made.ids[7:9], [3, 4] * (130 if exact.context > 300 else 90), [5]):
+        wanted, found = exact.logits(piece), given.logits(piece)
+        assert found.dtype == np.float32
+        assert np.abs(found - wanted).max() <= 1e-2 * np.abs(wanted).max()
+    assert given._caches[0].numpy().dtype == np.float16
+    geometry = Geometry(layers=2, kv_heads=2, head_dim=16, windows=(None, None))
+    assert _cache(geometry, 64, None, wide=2).kv_bytes_per_token == 2 * 2 * 2 * 2 * 16
+
+
 def test_auto_takes_the_smallest_that_keeps_the_limits(written: Callable[[str], Written], tmp_path: Path) -> None:
     """Random weights lose a lot at 4 bits. What is found has the bytes of the scheme by name, and nothing else is left behind."""
     model = written("llama").file.parents[1] / "model"
