@@ -148,6 +148,16 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnergyUse:
+    """Joules of one call, of a decoder of one new token: of all that the meter covers, and above its idle power. method: which
+    meter."""
+
+    net: float
+    gross: float
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class OwnLengths:
     """Times at the prompts' own lengths, which have so many tokens on average."""
 
@@ -322,6 +332,7 @@ class Report:
     tuning are where they were asked for.
     accuracy, models: by role. device, work: what the machine is and what one call does, as the probe says it. prompts: how many
     were judged. margins: the limits of the recipe, with defaults. coverage, data: None where nobody knows.
+    energy_j: what a call costs, where a meter told; no_energy: else why none did.
     latency_raw_ms are all timed calls, latency_processes_ms the quantiles of each process, of this, the n-th, `measurement`.
     """
 
@@ -363,6 +374,8 @@ class Report:
     tokens_per_second: Rates | None = field(default=None, metadata=MAY_BE_ABSENT)
     generation: Generation | None = field(default=None, metadata=MAY_BE_ABSENT)
     runtimes: tuple[RuntimeTime, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
+    energy_j: EnergyUse | None = field(default=None, metadata=MAY_BE_ABSENT)
+    no_energy: str | None = field(default=None, metadata=MAY_BE_ABSENT)
     emulated: bool | None = field(default=None, metadata=MAY_BE_ABSENT)
     comparable: Comparable | None = field(default=None, metadata=MAY_BE_ABSENT)
     sustained: Sustained | None = field(default=None, metadata=MAY_BE_ABSENT)

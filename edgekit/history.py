@@ -127,6 +127,7 @@ def entry_of(report: Report, **origin: Unpack[Origin]) -> Entry:
         ),
         verdict=report.verdict,
         disturbed=report.disturbed,
+        energy_j=report.energy_j.net if report.energy_j else None,
     )
 
 

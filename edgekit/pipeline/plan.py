@@ -180,6 +180,7 @@ class Built:
             "comparable": to_table(report.comparable) if report and report.comparable else None,
             "sustained": to_table(report.sustained) if report and report.sustained else None,
             "tuning": str(self.tuning) if self.tuning else None,
+            "energy_j": to_table(report.energy_j) if report and report.energy_j else None,
             "report": str(self.evidence) if self.evidence else None,
             "error": self.error.message if self.error else None,
             **({"against": to_table(self.against)} if self.against else {}),

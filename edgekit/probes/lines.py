@@ -147,6 +147,26 @@ class Tried:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a call or a new token costs (`energy`): see `edgekit.runtimes.energy`."""
+
+    net: float
+    gross: float
+    method: str
+    idle_w: float
+    calls: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """The line `energy`: what was measured or, where that is None, why nothing was."""
+
+    energy_j: Spent | None
+    why: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Device:
     device: Machine
 
@@ -182,3 +202,10 @@ class Lines:
         """Of the file that ran, as computed there (`done`); None where the probe does not say it."""
         said = self.events.get("done", {}).get("file")
         return said if isinstance(said, str) else None
+
+    @property
+    def energy(self) -> Energy:
+        """What a call costs; a probe that reads no meter says nothing of it."""
+        if "energy" not in self.events:
+            return Energy(energy_j=None, why="not measurable here: this probe reads no meter")
+        return self.read("energy", Energy)

@@ -181,7 +181,7 @@ def conditions_lines(report: Report) -> list[str]:
     if report.latency_real is not None:
         mean = f" (mean {report.latency_real.mean_tokens:.0f} tokens)" if report.latency_real.mean_tokens else ""
         lines.append(f"at the texts' own lengths{mean} the artifact's p50 is {number(report.latency_real.p50, 3)} ms")
-    lines += [*_processes(report), *times_lines(report)]
+    lines += [*_processes(report), *_energy(report), *times_lines(report)]
     busy = [f"{model.name} (load {model.busy:.1f})" for model in models if model.is_busy]
     if busy:
         verb = "was" if len(busy) == 1 else "were"
@@ -202,6 +202,14 @@ def _processes(report: Report) -> list[str]:
     if report.vouches.rule:
         lines.append(report.vouches.rule)
     return lines
+
+
+def _energy(report: Report) -> list[str]:
+    """What a call costs in energy, or why nobody knows."""
+    spent, each = report.energy_j, "a new token" if report.tokens_per_second else "a call"
+    if spent is None:
+        return [f"energy: {report.no_energy}"] if report.no_energy else []
+    return [f"energy: {number(spent.net, 3)} J {each} above idle, {number(spent.gross, 3)} J with it ({spent.method})"]
 
 
 def _and(names: Iterable[str]) -> str:

@@ -11,9 +11,9 @@ outputs becomes an .npz with `nll` (float32) and `top1` (int32) of every scored 
 `answer_offsets` (int64 [generate + 1]).
 
 timing is {prompts, new, repeats, seconds, sweep, only}: prompt lengths, tokens to write behind the longest, calls of each kind,
-fewer when `seconds` are over. The lines: load, prefill, decode, threads (with sweep), memory, outputs, work, machine; with
-timing.only, which asks for times and nothing else, load, prefill, decode. Behind decode there may be sustained and tuning (see
-`phases`), where a call is one new token.
+fewer when `seconds` are over. The lines: load, prefill, decode, threads (with sweep), memory, outputs, energy, work, machine;
+with timing.only, which asks for times and nothing else, load, prefill, decode. Behind decode there may be sustained and tuning
+(see `phases`), where a call is one new token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
-from edgekit.runtimes import machine, neighbours, phases, scores
+from edgekit.runtimes import energy, machine, neighbours, phases, scores
 from edgekit.runtimes.request import wants_accelerator
 from edgekit.runtimes.timing import Laps
 
@@ -150,7 +150,9 @@ def answer(runtime: Runtime, request: Request, folder: Path, say: Say) -> None:
     say("memory", peak_mb=machine.peak_memory_mb(), baseline_mb=baseline, loaded_mb=loaded)
     with closing(runtime.generator(file, options)) as generator:
         found = score(generator, inputs, options.get("batch", 512)) | answers(generator, inputs)
+        spent = energy.spent(writer(generator, timing.ids[: timing.prompts[0]]))
     write(Path(request["outputs"]), found, say)
+    say("energy", **spent)
     say("work", **{**work, "asked": options.get("provider", "")})
     told = neighbours.watch()
     speed = machine.measure(accelerated=wants_accelerator(options))
@@ -291,6 +293,19 @@ def continuation(generator: Generator, prompt: Integers, most: int, stop: frozen
             return
         yield token
         fed = [token]
+
+
+def writer(generator: Generator, prompt: Integers) -> Callable[[], None]:
+    """What writes one more token each time; behind the prompt, which is read again where the context is full."""
+    fed: list[int] = []
+
+    def call() -> None:
+        if not fed or len(prompt) + len(fed) >= generator.context:
+            generator.clear()
+            fed[:] = [_likeliest(generator, prompt)]
+        fed.append(_likeliest(generator, fed[-1:]))
+
+    return call
 
 
 def write(file: Path, found: Mapping[str, NDArray[np.generic]], say: Say) -> None:

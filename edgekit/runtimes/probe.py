@@ -7,13 +7,13 @@ under `timed.` (see `request.pack`), and with `sizes` (int64 [prompts]), which c
 when `seconds` are over, but never fewer than `least`; `warmup` calls before them, fewer when a second is over; `sequence` is the
 timed prompt's size.
 
-The lines, in this order: device, load, first, latency, latency_real, outputs, memory, work, machine, done; with timing.only,
-which asks for times and nothing else, device, load, first, latency, done. Without `done` it failed: the last line on standard
-error says why. Each line has its number, `seq`, from 0. done has the version of this `protocol` and the sha256, as computed
-here, of the artifact's `file`, of the `request` and, where there are any, of the `outputs`: so no answer that was cut, mixed
-with another's, or is to another question, is taken for this one's. latency and machine have what the machine did
-meanwhile (`neighbours`, see there); latency has the calls that warmed up, and what the machine was like before and after
-(`conditions`). timing.sustained, tune and cold ask for more, behind latency: see `phases`.
+The lines, in this order: device, load, first, latency, latency_real, outputs, memory, energy, work, machine, done; with
+timing.only, which asks for times and nothing else, device, load, first, latency, done. Without `done` it failed: the last line
+on standard error says why. Each line has its number, `seq`, from 0. done has the version of this `protocol` and the sha256, as
+computed here, of the artifact's `file`, of the `request` and, where there are any, of the `outputs`: so no answer that was cut,
+mixed with another's, or is to another question, is taken for this one's. latency and machine have what the machine did meanwhile
+(`neighbours`, see there); latency has the calls that warmed up, and what the machine was like before and after (`conditions`).
+timing.sustained, tune and cold ask for more, behind latency: see `phases`.
 
 A request with `kind` "tokens" has other inputs, timing, outputs and lines: see `edgekit.runtimes.generation`.
 """
@@ -26,10 +26,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.runtimes import RUNTIMES, generation, machine, neighbours, phases
+from edgekit.runtimes import RUNTIMES, energy, generation, machine, neighbours, phases
 from edgekit.runtimes.request import unpack, wants_accelerator
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def _answer(runtime: Runtime, request: Request, folder: Path, say: Callable[...,
     say("outputs", file=request["outputs"], rows=len(rows))
     # Before what follows loads the artifact again and measures the machine: neither belongs to the artifact's memory.
     say("memory", peak_mb=machine.peak_memory_mb())
+    say("energy", **energy.spent(partial(session.run, timed)))
     del session
     say("work", **{**runtime.work(file, options, timed), "asked": asked})
     told = neighbours.watch()

@@ -21,6 +21,7 @@ from edgekit.evidence import (
     Check,
     Comparison,
     Coverage,
+    EnergyUse,
     FloatModel,
     Generation,
     OwnLengths,
@@ -398,7 +399,8 @@ def _report(
         Quantiles(p50=latency.level(process.times, 0.5), p95=latency.level(process.times, 0.95))
         for process in measured.processes
     ]
-    file, inputs = run.artifact.file, run.inputs
+    file, inputs, energy = run.artifact.file, run.inputs, measured.energy
+    spent = None if energy is None else energy.energy_j
     return Report(
         verdict=whole_verdict(judged),
         accuracy_only=not run.budget.limits_time,
@@ -437,6 +439,8 @@ def _report(
         coverage=run.coverage,
         data=run.data,
         notes=tuple(_notes(run, judgement)),
+        energy_j=None if spent is None else EnergyUse(net=spent.net, gross=spent.gross, method=spent.method),
+        no_energy=None if energy is None else energy.why,
         emulated=bool(emulation(measured.device, measured.speed, inputs.hardware.clock_ghz)),
         comparable=comparable.judge(measured.processes, _ran(run, measured, conditions), judgement.answers),
         sustained=more.sustained,

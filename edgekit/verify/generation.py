@@ -142,6 +142,7 @@ def _read(lines: Lines, budget: Budget) -> Measurements:
         real_times=first[asked][1:] or first[asked],
         real_lengths=(asked,),
         peak_mb=memory.peak_mb,
+        energy=lines.energy,
         neighbours=machine.neighbours,
         generation=Speed(
             ttft_ms={str(length): time for length, time in warm.items()},

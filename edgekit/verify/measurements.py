@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from edgekit.evidence import Rates, RuntimeVersion, Shape
 from edgekit.probes import PROBES, Question
-from edgekit.probes.lines import Calls, First, Lines, Load, MachineSpeed, Neighbours, Peak, Reading, RealCalls
+from edgekit.probes.lines import Calls, Energy, First, Lines, Load, MachineSpeed, Neighbours, Peak, Reading, RealCalls
 from edgekit.progress import Progress
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.conditions import State
@@ -98,6 +98,7 @@ class Measurements:
     planned: int = latency.PROCESSES
     cold_ms: float | None = None
     generation: Speed | None = None
+    energy: Energy | None = None
     reading: Reading | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     @property
@@ -187,6 +188,7 @@ def _read(lines: Lines) -> Measurements:
         real_times=real.ms,
         real_lengths=real.lengths,
         peak_mb=lines.read("memory", Peak).peak_mb,
+        energy=lines.energy,
         neighbours=machine.neighbours,
         reading=lines.read("tokenizer", Reading) if "tokenizer" in lines.events else None,
     )

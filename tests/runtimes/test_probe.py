@@ -21,7 +21,8 @@ from edgekit.verify.measurements import pack_rows
 from tests.runtimes.gguf_files import write_bert
 from tests.runtimes.onnxruntime.test_onnxruntime import N, make_layers
 
-EVENTS = ["device", "load", "first", "latency", "latency_real", "outputs", "memory", "work", "machine", "done"]
+EVENTS = ["device", "load", "first", "latency", "latency_real", "outputs", "memory"]
+EVENTS += ["energy", "work", "machine", "done"]
 TEXTS = [[1, 2, 3], [4, 5], [], [6, 7, 8, 9]]
 TIMING = {"warmup": 2, "repeats": 70, "least": 59, "seconds": 5, "sequence": 16}
 
