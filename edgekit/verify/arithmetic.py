@@ -27,11 +27,12 @@ def is_exact(options: Mapping[str, object]) -> bool:
 
 
 def saturating_share(file: Path) -> float | None:
-    """Share of neighbouring weight pairs whose products with unsigned bytes may exceed 16 bits; None without such products.
+    """Share of neighbouring weight pairs whose products with bytes may exceed 16 bits; None without such products.
 
     VPMADDUBSW adds the products of two neighbours along the inner dimension in 16 bits, and saturates (Intel SDM, vol. 2).
     An activation may be 255 (quantization maps the calibrated range to 0..255), so a pair may saturate where its weights of
-    one sign sum to more than 32767 / 255.
+    one sign sum to more than 32767 / 255. Signed activations that are dequantized before the product count too: on x86
+    onnxruntime makes them unsigned (QDQS8ToU8Transformer), and they were seen to saturate; those of integer operators were not.
     """
     matrices = list(_signed_weights(file)) if file.suffix == ".onnx" else []
     if not matrices:
@@ -57,7 +58,7 @@ def _count_pairs(weights: NDArray[np.int8]) -> tuple[int, int]:
 
 
 def _signed_weights(file: Path) -> list[NDArray[np.int8]]:
-    """Constant int8 matrices [inner, columns] that are multiplied with unsigned bytes."""
+    """Constant int8 matrices [inner, columns] that are multiplied with unsigned bytes, or with what becomes such."""
     import onnx
     from onnx import TensorProto, numpy_helper
 
@@ -95,7 +96,7 @@ def _signed_weights(file: Path) -> list[NDArray[np.int8]]:
                 found.append(matrix.T if is_turned(node) else matrix)
         elif node.op_type in {"MatMul", "Gemm"}:
             left, weights = dequantized(node.input[0]), dequantized(node.input[1])
-            if left is None or weights is None or not is_signed_matrix(weights.input[0]) or not is_unsigned(left, 2):
+            if left is None or weights is None or not is_signed_matrix(weights.input[0]):
                 continue
             matrix = numpy_helper.to_array(constants[weights.input[0]], folder)
             through = makers.get(node.input[1])

@@ -10,6 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit.runtimes.machine import describe, saturates
+from edgekit.runtimes.onnxruntime.library import EXACT_SUMS, Options, open_session
 from edgekit.target import Hardware
 from edgekit.verify.arithmetic import is_exact, saturating_share
 from edgekit.verify.checks import check_arithmetic
@@ -81,10 +83,25 @@ def test_the_limit_is_where_16_bits_end() -> None:
     assert -128 * 255 >= -32768 > -129 * 255
 
 
-@pytest.mark.parametrize("form", ["QDQ", "signed MatMulInteger"])
-def test_signed_activations_do_not_count(tmp_path: Path, form: str) -> None:
+def test_signed_activations_count_where_they_are_dequantized(tmp_path: Path) -> None:
+    """onnxruntime makes those unsigned on x86, and leaves those of integer operators signed."""
     weights = np.full((4, 4), 127, np.int8)
-    assert saturating_share(make_quantized(tmp_path / "m.onnx", weights, form, np.int8)) is None
+    assert saturating_share(make_quantized(tmp_path / "m.onnx", weights, "QDQ", np.int8)) == 1.0
+    assert saturating_share(make_quantized(tmp_path / "n.onnx", weights, "signed MatMulInteger", np.int8)) is None
+
+
+def test_what_counts_is_what_saturates_here(tmp_path: Path) -> None:
+    """On a CPU without VNNI: onnxruntime's own answers with and without exact sums; on others both are exact."""
+    saturating = saturates("x86_64", describe()["features"]) if describe()["arch"] == "x86_64" else False
+    weights = np.full((64, 16), 127, np.int8)
+    prompt = {"x": np.full((1, 64), 12.7, np.float32)}
+    for form, zero, counts in (("QDQ", np.int8, True), ("signed MatMulInteger", np.int8, False)):
+        file = make_quantized(tmp_path / "m.onnx", weights, form, zero)
+        plain, exact = (
+            open_session(file, Options(threads=1, config_entries=dict(entries))).run(None, prompt)[0]
+            for entries in ({}, EXACT_SUMS)
+        )
+        assert np.allclose(plain, exact, rtol=1e-4) is not (counts and bool(saturating)), form
 
 
 VNNI, NO_VNNI = ["avx2", "avx512_vnni"], ["avx2"]
