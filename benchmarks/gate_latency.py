@@ -5,6 +5,8 @@ Goals, each within three Monte-Carlo standard errors:
   independent, autocorrelated (.9), in slow phases (one call of ten 1.5 x or 3 x as slow, 20 or 50 calls at a time; one of five,
   200 at a time), and where each process is shifted by 5 % or 10 % of its own; calls of one process vary by 2 % or 10 %
 - false pass, again: measured again until it passes, four times at most, pass in at most 5 %
+- false pass, looks: one measurement of at most 16 processes that ends at the first look (after 8, 12, 16) which passes, in at
+  most 5 %
 - false fail: with the true quantile at the limit, fail in at most 5 %
 
 Beside each: the power where the limit is 1.25 x the true quantile; and the false pass of order statistics over the calls of one
@@ -30,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from edgekit import gate
 from edgekit.verify import latency
 
-CALLS, AGAIN, ROOM, ALPHA = 200, 4, 1.25, 0.05
+CALLS, AGAIN, MOST, ROOM, ALPHA = 200, 4, 16, 1.25, 0.05
 QUANTILES = (0.95, 0.5)
 SPREADS = (0.02, 0.10)
 
@@ -112,19 +114,19 @@ def measure(simulations: int, numbers: np.random.Generator) -> list[dict[str, An
             measured = [draw(numbers, AGAIN * latency.PROCESSES, CALLS) for _ in range(simulations)]
             for q in QUANTILES:
                 found = _rates(measured, q, float(np.exp(np.quantile(one, q))))
-                met = max(found["false_pass"], found["again"], found["false_fail"]) <= allowed
+                met = max(found[key] for key in ("false_pass", "again", "looks", "false_fail")) <= allowed
                 rows.append({"machine": name, "spread": spread, "quantile": q, "met": met} | found)
     return rows
 
 
 def _rates(measured: list[Floats], q: float, limit: float) -> dict[str, float]:
-    count = dict.fromkeys(("false_pass", "again", "false_fail", "power", "one_process"), 0)
+    count = dict.fromkeys(("false_pass", "again", "looks", "false_fail", "power", "one_process"), 0)
     for logs in measured:
         times = np.exp(logs)
-        levels = [latency.level(row.tolist(), q) for row in times]
+        rows = times.tolist()
         passed = []
         for turn in range(1, AGAIN + 1):
-            lo, hi = latency.bounds(levels[: turn * latency.PROCESSES], q, latency.alpha_for(turn))
+            lo, hi = latency.certified(rows[: turn * latency.PROCESSES], q, latency.alpha_for(turn))
             assert lo is not None
             assert hi is not None
             passed.append(hi <= limit)
@@ -133,6 +135,8 @@ def _rates(measured: list[Floats], q: float, limit: float) -> dict[str, float]:
                 count["false_fail"] += lo > limit
         count["false_pass"] += passed[0]
         count["again"] += any(passed)
+        ends = [latency.certified(rows[:look], q, latency.alpha_at(look, MOST, 1))[1] for look in latency.looks(MOST)]
+        count["looks"] += any(hi is not None and hi <= limit for hi in ends)
         bound = gate.quantile_bounds(times[0].tolist(), q)[1]
         count["one_process"] += bound is not None and bound <= limit
     return {name: value / len(measured) for name, value in count.items()}
@@ -141,11 +145,22 @@ def _rates(measured: list[Floats], q: float, limit: float) -> dict[str, float]:
 def show(rows: list[dict[str, Any]], simulations: int) -> None:
     """A table for people."""
     sys.stdout.write(f"{latency.PROCESSES} processes of {CALLS} calls, {simulations} simulations; goal: at most 5 %\n")
-    head = ("machine", "spread", "of", "false pass", "again", "false fail", f"power {ROOM} x", "one process", "met")
-    sys.stdout.write("{:24} {:>6} {:>4} {:>10} {:>7} {:>10} {:>12} {:>11} {:>4}\n".format(*head))
+    head = (
+        "machine",
+        "spread",
+        "of",
+        "false pass",
+        "again",
+        "looks",
+        "false fail",
+        f"power {ROOM} x",
+        "one process",
+        "met",
+    )
+    sys.stdout.write("{:24} {:>6} {:>4} {:>10} {:>7} {:>7} {:>10} {:>12} {:>11} {:>4}\n".format(*head))
     for row in rows:
-        rates = (row[key] for key in ("false_pass", "again", "false_fail", "power", "one_process"))
-        told = "{:10.1%} {:7.1%} {:10.1%} {:12.0%} {:11.1%}".format(*rates)
+        rates = (row[key] for key in ("false_pass", "again", "looks", "false_fail", "power", "one_process"))
+        told = "{:10.1%} {:7.1%} {:7.1%} {:10.1%} {:12.0%} {:11.1%}".format(*rates)
         sys.stdout.write(
             f"{row['machine']:24} {row['spread']:6.0%} p{100 * row['quantile']:<3.0f} {told} {'yes' if row['met'] else 'NO':>4}\n"
         )

@@ -270,10 +270,16 @@ def quantile_bounds(times: Sequence[float], q: float, alpha: float = ALPHA) -> t
     (David and Nagaraja, Order Statistics, 3rd ed., section 7.1). An upper bound of p95 needs 59 times.
     """
     ordered = sorted(times)
-    n = len(ordered)
+    below, above = _order(len(ordered), q, alpha)
+    return (ordered[below - 1] if below else None), (ordered[above] if above < len(ordered) else None)
+
+
+@lru_cache(maxsize=1024)
+def _order(n: int, q: float, alpha: float) -> tuple[int, int]:
+    """How many of n times lie below the lower bound, with it, and below the upper one."""
     above = bisect_left(range(n), True, key=lambda k: _binomial_cdf(k, n, q) >= 1.0 - alpha)
     below = bisect_left(range(n), True, key=lambda k: _binomial_cdf(k, n, q) > alpha)
-    return (ordered[below - 1] if below else None), (ordered[above] if above < n else None)
+    return below, above
 
 
 def runs_needed(q: float, alpha: float = ALPHA) -> int:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.cli.options import measured_as
 from edgekit.errors import EdgekitError
 from edgekit.pipeline import check_target
 from edgekit.recipe import packaged
-from edgekit.target import check_targets, find_targets, load_target
+from edgekit.target import Measure, check_targets, find_targets, load_target
 
 PACKAGED = sorted(packaged("targets").glob("*.toml"))
 PROMISED = {
@@ -103,6 +104,18 @@ def test_new_file_is_a_new_target(board: Path) -> None:
     assert target.budget_for("text-classification").memory_mb == 200
     assert target.budget_for("feature-extraction").sequence == 64
     assert set(find_targets()) > PROMISED
+
+
+def test_how_much_is_measured_is_asked_for_by_the_target_and_by_options(board: Path) -> None:
+    assert load_target("board").measure == Measure()
+    board.write_text(board.read_text() + "\n[measure]\nsustained_s = 600\nprocesses = 16\n")
+    target = load_target("board")
+    assert target.measure == Measure(sustained_s=600, processes=16)
+    asked = measured_as(target, None, 30.0, sweep=True).measure
+    assert asked == Measure(sustained_s=30.0, processes=16, sweep=True)
+    board.write_text(board.read_text().replace("processes = 16", "processes = 3"))
+    with pytest.raises(EdgekitError, match=r"board\.toml: measure\.processes: "):
+        load_target("board")
 
 
 def test_file_in_targets_stands_before_the_packaged_one(board: Path) -> None:

@@ -12,7 +12,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from edgekit.formats import FORMATS, library_versions
 from edgekit.modalities import MODALITIES
 from edgekit.report.page import write_html
 from edgekit.runtimes import RUNTIMES
-from edgekit.schema import dump_json, read_text
+from edgekit.schema import dump_json, read_json, read_text
 from edgekit.tasks import TASKS
 from edgekit.typed_json import to_table
 from edgekit.workspace import (
@@ -124,15 +124,13 @@ def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packag
         archive=out / f"{name}.tar.gz",
         report=out / f"{name}.report.json",
         html=out / f"{name}.report.html",
-        tuning=out / f"{name}.tuning.json" if content.tuning else None,
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(_lock_file(put.bundle), f"{name}: another build is packaging this; waiting for it"):
             refuse_foreign(out, name)
             clear_leftovers(put.bundle, (put.archive, put.report, put.html))
-            if put.tuning and content.tuning:
-                write_atomically(put.tuning, dump_json(to_table(content.tuning)))
+            put = replace(put, tuning=_write_tuning(out / f"{name}.tuning.json", content))
             write_atomically(put.report, read_text(report / "report.json"))
             write_html(content, put.html, recipe=inputs.recipe)
             _judge(content, put, strict=strict)
@@ -149,6 +147,15 @@ def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packag
         path = path if path.is_relative_to(out) else out
         raise disk_error(path, OSError(failed.errno, failed.strerror, str(path))) from failed
     return put
+
+
+def _write_tuning(path: Path, report: Report) -> Path | None:
+    """The best setting, where it was measured of this artifact, now or before; one of another artifact goes."""
+    if report.tuning is not None:
+        write_atomically(path, dump_json(to_table(report.tuning)))
+    elif path.is_file() and read_json(path)["artifact"] != report.artifact.sha256:
+        path.unlink()
+    return path if path.is_file() else None
 
 
 def _judge(report: Report, put: Packaged, *, strict: bool) -> None:

@@ -42,8 +42,8 @@ def sustained_line(sustained: Sustained) -> str:
     told += f", {clock[0]:.0f} to {clock[-1]:.0f} MHz" if clock else ""
     told += "; heat or the power supply lowered its clock" if sustained.throttled else ""
     return (
-        f"sustained for {sustained.seconds:.0f} s: p50 {number(sustained.last_p50, 3)} ms at the end, {sustained.slowdown:.2f} x"
-        f" that of a burst after rest ({number(sustained.burst_p50, 3)} ms){told}"
+        f"sustained for {number(sustained.seconds, 3)} s: p50 {number(sustained.last_p50, 3)} ms at the end,"
+        f" {sustained.slowdown:.2f} x that of a burst after rest ({number(sustained.burst_p50, 3)} ms){told}"
     )
 
 

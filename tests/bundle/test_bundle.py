@@ -110,6 +110,34 @@ def test_an_unchanged_bundle_is_left_alone_and_a_changed_one_replaced(tmp_path: 
     }
 
 
+def test_the_best_setting_lies_beside_an_archive_that_does_not_depend_on_it(tmp_path: Path) -> None:
+    out, artifact = tmp_path / "out", make_artifact(tmp_path / "artifact")
+    tried = {"threads": 2, "cpus": None, "p50": 1.0}
+    found = {
+        "artifact": json.loads((artifact / "export.json").read_text())["facts"]["sha256"],
+        "tried": [tried],
+        "best": tried,
+    }
+    found |= {"runtime": "onnxruntime", "version": "1", "device": "local", "cpu": "A CPU", "sequence": 64}
+    plain = pack_as(tmp_path, artifact, make_report(tmp_path / "plain", artifact), out)
+    before = plain.archive.read_bytes()
+    report = make_report(tmp_path / "tuned", artifact)
+    content = json.loads((report / "report.json").read_text()) | {"tuning": found}
+    (report / "report.json").write_text(json.dumps(content))
+    tuned = pack_as(tmp_path, artifact, report, out)
+    assert plain.tuning is None
+    assert tuned.tuning == out / "demo-board.tuning.json"
+    assert json.loads(tuned.tuning.read_text()) == found
+    assert tuned.archive.read_bytes() == before
+    again = pack_as(tmp_path, artifact, make_report(tmp_path / "again", artifact), out)
+    assert again.tuning == tuned.tuning, "it is of this artifact still"
+    assert pack(tmp_path / "other", out, scale=2.0).tuning is None
+    assert not tuned.tuning.exists(), "and not of another one"
+    tuned.tuning.write_text("{}")
+    with pytest.raises(EdgekitError, match=r"demo-board\.tuning\.json"):
+        pack_as(tmp_path, artifact, report, out)
+
+
 @pytest.mark.parametrize(("verdict", "strict"), [("fail", False), ("not proven", True)])
 def test_a_failed_verdict_writes_evidence_and_no_archive(tmp_path: Path, verdict: str, strict: bool) -> None:
     with pytest.raises(CheckFailed, match="latency p95") as failed:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
 from statistics import NormalDist
 
+import device_latency
 import numpy as np
 import pytest
 from scipy import stats
@@ -109,3 +111,24 @@ def test_small_benchmark_meets_its_goals() -> None:
     rows = json.loads(ended.stdout)["rows"]
     assert all(row["met"] for row in rows)
     assert any(row["one_process"] > 0.4 for row in rows), "what independent calls would allow"
+
+
+def test_real_times_resampled_in_blocks_are_covered() -> None:
+    """Constructed times here; real ones in the benchmark."""
+    numbers = np.random.default_rng(0)
+    shifts = 0.03 * numbers.standard_normal((40, 1))
+    times = np.exp(shifts + 0.05 * numbers.standard_normal((40, 60))).tolist()
+    found = device_latency.measure_coverage(times, 100, numbers)
+    assert found["met"]
+    assert found["coverage"] >= 0.94
+    assert found["ends_early_at_2x"] > 0.9, "the first look suffices where the limit is far"
+    block = device_latency.resample(np.arange(600.0).reshape(10, 60), 1, numbers)[0]
+    assert list(np.diff(block[:10])) == [1.0] * 9
+
+
+def test_an_artifact_that_was_swapped_after_the_build_is_found(tmp_path: Path) -> None:
+    """For real: another file lies where the probe looks for the one that was built."""
+    question = device_latency.make_question(tmp_path)
+    for seed in (0, 1):  # between two processes, before the first
+        (reason,) = device_latency.swapped(question, random.Random(seed))
+        assert "another sha256 than this one: nothing that it answered counts" in reason

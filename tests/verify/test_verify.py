@@ -19,7 +19,7 @@ from edgekit.evidence import read_report
 from edgekit.gate import Look
 from edgekit.report.page import write_html
 from edgekit.runtimes import neighbours
-from edgekit.target import Target
+from edgekit.target import Measure, Target
 from edgekit.verify import hardware, latency, measurements
 from tests.verify.verify_folders import (
     OUTSIDE,
@@ -287,6 +287,45 @@ def test_measuring_again_until_it_passes_is_several_measurements(bench: Bench, m
     assert check["detail"].startswith("10 processes of 2 measurements, ")
     other = bench.verify(artifact, make_target(bench.folder, "p95_ms = 1000\nsequence = 5"))
     assert other["measurement"] == 1, "another length is another time"
+
+
+def test_phases_and_the_record_of_a_measurement(bench: Bench) -> None:
+    """All that is asked for beside the limits, of a real artifact: a curve, the best setting, and whether it is comparable."""
+    artifact = make_artifact(bench.folder / "artifact")
+    target = make_target(bench.folder, "p99_ms = 1000\nsequence = 6")
+    report = bench.verify(artifact, target, measure=Measure(sustained_s=0.5, sweep=True))
+    times = report["latency_ms"]
+    assert times["p50"] <= times["p95"] <= times["p99"]
+    assert all(lo <= hi for lo, hi in times["bounds"].values())
+    assert len(times["first_ten"]) == 10
+    assert times["first_ten"][0] == times["first"]
+    assert times["cold"] > times["load"] + times["first"]
+    # Its verdict is the machine's: a slow call in a hundred is mostly other programs' doing.
+    check = report["by_name"]["p99_ms"]
+    assert (check["bound"], check["measured"]) == (times["bounds"]["p99"][1], pytest.approx(times["p99"]))
+    sustained = report["sustained"]
+    assert sustained["seconds"] >= sustained["asked_s"] == 0.5
+    assert 0.5 <= sustained["curve"][-1]["seconds"] <= sustained["seconds"]
+    assert sustained["cold"] > 0
+    tuning = report["tuning"]
+    assert tuning["best"] in tuning["tried"]
+    assert tuning["artifact"] == report["artifact"]["sha256"] == report["comparable"]["sha256"]
+    assert report["comparable"]["start"].startswith("warm, after ")
+    assert report["comparable"]["processes"] == 5
+    lines = " ".join(report_lines(read_report(report["out"])))
+    for words in (
+        "sustained for ",
+        "best setting here",
+        "comparable with other measurements",
+        "the first ten calls",
+    ):
+        assert words in " ".join(lines.split()), words
+
+
+def test_a_measurement_ends_at_the_first_look_that_settles_it(bench: Bench) -> None:
+    artifact = make_artifact(bench.folder / "artifact")
+    far = bench.verify(artifact, make_target(bench.folder, "p50_ms = 1000\nsequence = 6"), measure=Measure(processes=9))
+    assert (far["by_name"]["p50_ms"]["verdict"], len(far["latency_processes_ms"])) == ("pass", 5), "of at most nine"
 
 
 def test_against_another_teacher_nothing_is_judged(bench: Bench) -> None:
