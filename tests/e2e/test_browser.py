@@ -59,6 +59,13 @@ def test_a_browser_gives_the_hosts_answers(demo: Project, tmp_path: Path) -> Non
         ended = device.run(words, timeout_s=600)
     assert ended.returncode == 0, ended.stderr
     there, here = json.loads(ended.stdout), run(folder, texts)
-    assert [label for label, _ in there] == [answer["label"] for answer in here]
+    threshold = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["threshold"]
+    # A best score so near to the threshold may fall on its other side: see below.
+    other = [text for text, (label, _), answer in zip(texts, there, here, strict=True) if label != answer["label"]]
+    near = [
+        text for text, answer in zip(texts, here, strict=True) if abs(max(answer["scores"].values()) - threshold) < 0.01
+    ]
+    assert set(other) <= set(near)
+    assert len(other) <= 2
     # Where an 8-bit activation lies between two steps, the last bit of a float decides.
     assert [score for _, score in there] == pytest.approx([answer["score"] for answer in here], abs=0.02)
