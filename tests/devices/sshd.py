@@ -120,12 +120,17 @@ def need_sshd() -> None:
 
 
 def install(*packages: str) -> None:
-    """Install Debian packages where this user may; without a word where not."""
+    """Install Debian packages where this user may, one worker after the other; without a word where not."""
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         return
+    from filelock import FileLock
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit-tests"
+    cache.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
-        subprocess.run(["apt-get", "-qq", *command], env=environment, capture_output=True, timeout=300, check=False)
+    with FileLock(cache / "apt.lock"):
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+            subprocess.run(["apt-get", "-qq", *command], env=environment, capture_output=True, timeout=300, check=False)
 
 
 @contextmanager
