@@ -7,8 +7,12 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pytest
 
 from edgekit.runtimes import turns
 from edgekit.workspace import file_sha256
@@ -65,3 +69,35 @@ def test_a_side_that_ends_ends_all(tmp_path: Path) -> None:
     assert ended.returncode != 0
     assert "done" not in ended.stdout
     assert "none.onnx" in ended.stderr
+
+
+class Decoder:
+    """A runtime and its generator at once: remembers how many tokens it was fed at a time, 0 where it was cleared."""
+
+    NAME, vocabulary, context = "test", 4, 90
+
+    def __init__(self) -> None:
+        self.fed: list[int] = []
+
+    def generator(self, _file: Path, options: dict[str, object]) -> Decoder:
+        assert options["context"] == 10 + 64, "reserved once, for the prompt and what is written behind it"
+        return self
+
+    def clear(self) -> None:
+        self.fed.append(0)
+
+    def logits(self, ids: Sequence[int], wanted: slice) -> np.ndarray[Any, Any]:
+        assert wanted == slice(-1, None)
+        self.fed.append(len(ids))
+        return np.eye(4, dtype=np.float32)[:1]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_decoder_writes_behind_the_prompt(first: bool) -> None:
+    """Each call writes a token, the prompt being read again after 64 of them; or reads the prompt to its first token."""
+    decoder = Decoder()
+    request: Any = {"ids": [1] * 10, "tokens": True, "first": first}
+    call = turns._token_calls(decoder, Path("none"), {"context": 0}, request)  # type: ignore[arg-type]
+    assert all(call() >= 0.0 for _ in range(65))
+    again = [0, 10]
+    assert decoder.fed == (again * 65 if first else [*again, *[1] * 64, *again, 1])
