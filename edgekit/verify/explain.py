@@ -166,11 +166,11 @@ clock, a cache or a measurement is wrong, and then no time of this report is to 
 trusted: it is not proven.""",
     "provider": """\
 Whether the execution provider that the target asks for really did the work (ONNX).
-onnxruntime falls back to the CPU without a word where a provider lacks an operator
-or cannot start. A profile tells: the given share of the matrix products, and of a
-decoder's operators of attention, must have run on the provider. For the CPU it is
-always so. A runtime that may take another precision than the one asked for
-(OpenVINO): all products must be in that one, or in integers where the file has them.
+onnxruntime falls back to the CPU without a word where a provider lacks an
+operator or cannot start. A profile tells: the given share of the matrix products,
+and of attention, must have run on the provider. For the CPU it is always so.
+A runtime that may take another precision than the one asked for (OpenVINO): all
+products must be in that one, or in integers where the file has integers.
 fail: a silent fallback; where the provider did not start, in onnxruntime's words.
 not proven: this machine does not have the provider, or no known product was seen.""",
     "offload": """\
