@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 from typing import TypedDict
 
+from edgekit.runtimes.control_groups import limit_cores
+
 _CPUS = "/sys/devices/system/cpu"
 _HEAT = "/sys/class/thermal"
 _POWER = "/sys/class/power_supply"
-_GROUPS = "/sys/fs/cgroup"
-_MINE, _STAT = "/proc/self/cgroup", "/proc/self/stat"
+_STAT = "/proc/self/stat"
 # Of the words behind the command's name, which may have spaces in it.
 _STARTED = 20
 # A zone that says less or more measures something else, or nothing.
@@ -65,21 +66,6 @@ def clock_mhz() -> float | None:
     return round(sum(clocks) / len(clocks), 1) if clocks else None
 
 
-def limit_cores() -> float | None:
-    """The cores' worth of time that this process's control groups may take; None where none is limited.
-
-    Version 2 has "quota period" in microseconds ("max": no limit), version 1 a file each (-1: no limit);
-    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files.
-    """
-    limits = []
-    for folder in own_groups():
-        told = _read(folder / "cpu.max") or " ".join(_read(folder / f"cpu.cfs_{key}_us") for key in ("quota", "period"))
-        quota, _, period = told.partition(" ")
-        if quota.isdigit() and period.isdigit() and int(period):
-            limits.append(int(quota) / int(period))
-    return min(limits, default=None)
-
-
 def alive_s() -> float | None:
     """Seconds since this process was started, to 10 ms (proc(5): the 22nd word of stat, in ticks since the system started)."""
     words = _read(_STAT).rpartition(")")[2].split()
@@ -100,23 +86,6 @@ def clusters() -> list[list[int]]:
         told = _read(f"{_CPUS}/cpu{cpu}/cpu_capacity") or _read(f"{_CPUS}/cpu{cpu}/cpufreq/cpuinfo_max_freq")
         found.setdefault(int(told) if told.isdigit() else 0, []).append(cpu)
     return [found[speed] for speed in sorted(found, reverse=True)]
-
-
-def own_groups() -> list[Path]:
-    """The folders of the control groups that share out this process's time: its own first, the root last.
-
-    A container may see its own group as the root, while the process is told a path that only its host has.
-    """
-    found: list[Path] = []
-    for line in _read(_MINE).splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number != "0" and "cpu" not in controllers.split(","):
-            continue
-        root = Path(_GROUPS) if number == "0" else Path(_GROUPS, "cpu")
-        inside = root / path.lstrip("/")
-        found += [folder for folder in (inside, *inside.parents) if folder == root or root in folder.parents]
-    found = found or [Path(_GROUPS), Path(_GROUPS, "cpu")]
-    return [folder for folder in found if folder.is_dir()]
 
 
 def _power() -> str | None:

@@ -12,9 +12,11 @@ import re
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from pathlib import Path
 from typing import Protocol, TypedDict
 
+from edgekit.runtimes.control_groups import limit_cores
 from edgekit.runtimes.onnxruntime.throughput import accelerator_speed, throughput
 from edgekit.runtimes.timing import fastest, own_time
 
@@ -59,7 +61,6 @@ _MAC_FEATURES = {
 }
 _MIB = 1 << 20
 _COPY_BYTES = 128 * _MIB
-_CGROUP = "/sys/fs/cgroup"
 
 # The features that decide which matrix product runs, as Linux names them.
 KERNEL_FEATURES = (
@@ -184,20 +185,8 @@ def _describe_linux() -> _Told:
 def available_cores() -> int:
     """The logical cores that this process may use: those of its affinity, and no more than its container's share of time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _quota() or cores)
-
-
-def _quota() -> int | None:
-    """The cores' worth of time that the control group may take, rounded up; None where it has no limit.
-
-    Version 2 has "quota period" in microseconds ("max": no limit), version 1 a file each (-1: no limit);
-    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files.
-    """
-    told = _read(f"{_CGROUP}/cpu.max") or " ".join(
-        _read(f"{_CGROUP}/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")
-    )
-    quota, _, period = told.partition(" ")
-    return -(-int(quota) // int(period)) if quota.isdigit() and period.isdigit() and int(period) else None
+    limit = limit_cores()
+    return cores if limit is None else min(cores, max(1, ceil(limit)))
 
 
 def _count_cores(cpuinfo: str) -> int:

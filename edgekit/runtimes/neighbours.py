@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from edgekit.runtimes.conditions import own_groups
+from edgekit.runtimes.control_groups import own_groups
 from edgekit.runtimes.machine import load_average
 
 Seen = Mapping[str, float | None]

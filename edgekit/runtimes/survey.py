@@ -18,6 +18,7 @@ from typing import TypedDict
 
 from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.runtimes.accelerators import Accelerator, find_accelerators, say
+from edgekit.runtimes.control_groups import limit_cores
 from edgekit.runtimes.emulation import emulation
 from edgekit.runtimes.machine import ARM_PARTS, Machine, describe, measure, read_gbs
 from edgekit.runtimes.onnxruntime.library import build_type
@@ -279,29 +280,7 @@ def allowed(root: Path) -> Allowed:
     """The cores that there are, and how many of them this process gets."""
     online = os.cpu_count() or 1
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else online
-    quotas = [quota for folder in _groups(root) if (quota := _quota(folder)) is not None]
-    return {"online": online, "cores": mine, "quota": min(quotas, default=None)}
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """This process's control groups, and those above them: a limit of any of them holds (cgroups(7))."""
-    for line in _read(root / "proc/self/cgroup").splitlines() or ["0::/"]:
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number != "0" and "cpu" not in controllers.split(","):
-            continue
-        tops = ["sys/fs/cgroup"] if number == "0" else [f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"]
-        for top in tops:
-            inner = Path(path.lstrip("/"))
-            for part in (inner, *inner.parents):
-                yield root / top / part
-
-
-def _quota(folder: Path) -> float | None:
-    """The cores' worth of time of a control group: version 2's cpu.max is "quota period", version 1 has a file for each."""
-    told = _read(folder / "cpu.max") or f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
-    quota, _, period = told.partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+    return {"online": online, "cores": mine, "quota": limit_cores(root)}
 
 
 def watch(root: Path, seconds: float) -> Busy:

@@ -14,15 +14,10 @@ from edgekit.runtimes import conditions
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine whose files a test writes."""
-    for name, folder in {
-        "_CPUS": "cpu",
-        "_HEAT": "thermal",
-        "_POWER": "power",
-        "_GROUPS": "cgroup",
-        "_MINE": "mine",
-    }.items():
+    for name, folder in {"_CPUS": "cpu", "_HEAT": "thermal", "_POWER": "power"}.items():
         monkeypatch.setattr(conditions, name, str(tmp_path / folder))
     monkeypatch.setattr(conditions.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(conditions, "limit_cores", lambda: None)
     return tmp_path
 
 
@@ -33,7 +28,6 @@ def lay(path: Path, text: str) -> None:
 
 def test_a_machine_that_tells_nothing(system: Path) -> None:
     assert set(conditions.look().values()) == {None}
-    assert conditions.own_groups() == []
 
 
 def test_temperature_clock_and_governor(system: Path) -> None:
@@ -68,25 +62,6 @@ def test_the_battery_of_a_mouse_is_none_of_the_machine(system: Path) -> None:
     for key, word in (("type", "Battery"), ("status", "Discharging"), ("scope", "Device")):
         lay(system / "power/mouse" / key, word)
     assert conditions.look()["power"] is None
-
-
-@pytest.mark.parametrize(
-    ("mine", "files", "limit"),
-    [
-        ("0::/app", {"app/cpu.max": "50000 100000", "cpu.stat": ""}, 0.5),
-        ("0::/app/inner", {"app/cpu.max": "150000 100000", "app/inner/cpu.max": "max 100000"}, 1.5),
-        ("0::/elsewhere", {"cpu.max": "200000 100000"}, 2.0),
-        ("1:cpu,cpuacct:/box\n9:name=systemd:/", {"cpu/box/cpu.cfs_quota_us": "25000", "cpu/box/cpu.cfs_period_us": "100000"}, 0.25),
-        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-    ],
-)  # fmt: skip
-def test_the_limit_of_own_and_outer_control_groups(
-    system: Path, mine: str, files: dict[str, str], limit: float | None
-) -> None:
-    lay(system / "mine", mine)
-    for path, text in files.items():
-        lay(system / "cgroup" / path, text)
-    assert conditions.limit_cores() == limit
 
 
 def test_clusters_of_cores_by_their_capacity(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:

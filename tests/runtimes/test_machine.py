@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,34 +82,9 @@ def test_bandwidth_of_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.02 * alone < together < 20 * alone
 
 
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({"cpu.max": "max 100000"}, 64),
-        ({"cpu.max": "250000 100000"}, 3),
-        ({"cpu.max": "5000 100000"}, 1),
-        ({"cpu.max": "9999999 100000"}, 64),
-        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
-        ({}, 64),
-    ],
-    ids=[
-        "no limit",
-        "two and a half",
-        "a twentieth",
-        "more than there are",
-        "version 1",
-        "version 1, no limit",
-        "none",
-    ],
-)
-def test_a_containers_share_bounds_the_cores(
-    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("limit", "cores"), [(None, 64), (2.5, 3), (0.05, 1), (99.0, 64), (2.0, 2)])
+def test_a_containers_share_bounds_the_cores(limit: float | None, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """64 threads that share two cores' time wait for each other most of it."""
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"{text}\n")
-    monkeypatch.setattr(machine, "_CGROUP", str(tmp_path))
+    monkeypatch.setattr(machine, "limit_cores", lambda: limit)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert machine.available_cores() == cores
