@@ -51,7 +51,8 @@ while read -r line; do :; done
 """
 
 # Runs a command until its own end, the deadline, or the end of this script's input, and ends all that it started. The watchers
-# must hold no stream: adb waits until everybody has closed them. $1: where, $2: seconds, then the command.
+# must hold no stream: adb waits until everybody has closed them. A process is killed before its group, which it may not have made
+# yet. $1: where, $2: seconds, then the command.
 RUN = """
 cd "$1" || exit 1
 limit=$2
@@ -63,13 +64,13 @@ fi
 exec 3<&0
 setsid "$@" </dev/null 3<&- &
 child=$!
-( while read -r line; do :; done; kill -KILL "-$child" ) <&3 3<&- >/dev/null 2>&1 &
+( while read -r line; do :; done; kill -KILL "$child" "-$child" ) <&3 3<&- >/dev/null 2>&1 &
 watcher=$!
 setsid sh -c 'sleep "$1"; kill -KILL "-$2"' sh "$limit" "$child" </dev/null >/dev/null 2>&1 3<&- &
 timer=$!
 wait "$child"
 code=$?
-kill -KILL "$watcher" "-$timer" "-$child" 2>/dev/null
+kill -KILL "$watcher" "$timer" "-$timer" "-$child" 2>/dev/null
 echo >&2
 echo "EDGEKIT-ENDED $code" >&2
 """

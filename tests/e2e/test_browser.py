@@ -33,7 +33,7 @@ export async function main(io) {
 
 def test_a_browser_gives_the_hosts_answers(demo: Project, tmp_path: Path) -> None:
     need_chromium()
-    bundle = demo.build("--target", "browser", "--device", "browser:")["bundles"][0]
+    bundle = demo.build("--example", "assistant", "--target", "browser", "--device", "browser:")["bundles"][0]
     report = json.loads(Path(demo.folder, bundle["report"]).read_text(encoding="utf-8"))
     assert report["device"]["arch"] == "wasm32"
     assert "Chromium" in report["device"]["cpu"]

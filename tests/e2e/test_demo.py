@@ -21,6 +21,9 @@ from tests.e2e.conftest import ROOT, SLOWEST, Project
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 
+# In a line of README: a board (test_board runs these), a phone (test_phone), the NDK, a GPU.
+NOT_HERE = ("ssh://", "adb:", "android", "laptop-gpu")
+
 
 @pytest.fixture(scope="session")
 def report(demo: Project) -> Mapping[str, Any]:
@@ -67,7 +70,7 @@ def test_what_ships_is_what_was_verified(demo: Project, report: Mapping[str, Any
 
 
 def test_readme_commands_run(demo: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every console line of README but those for a board, in its order, in one folder that has what README says it has."""
+    """Every console line of README but those for a device that is not here, in its order, in a folder that has what they name."""
     shutil.copytree(ROOT / "examples", demo.folder / "examples")
     shutil.copytree(ROOT / "calib_data", demo.folder / "calib_data")
     shutil.copytree(demo.made["finetune"], demo.folder / "my-model")
@@ -78,13 +81,16 @@ def test_readme_commands_run(demo: Project, tmp_path_factory: pytest.TempPathFac
         kept = [row for row in rows if row["label"] != "oos"]
         lines += ['"{}",{}'.format(row["text"].replace('"', '""'), row["label"]) for row in kept]
     (demo.folder / "tickets.csv").write_text("\n".join(lines) + "\n")
+    for name in ("before", "after"):
+        shutil.copytree(demo.folder / "dist/assistant-raspberrypi", demo.folder / "dist" / name)
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     for line in [line for block in blocks for line in block.splitlines() if line.startswith("edgekit ")]:
-        if "ssh://" in line:
-            continue  # needs a board: test_board runs these
+        if any(word in line for word in NOT_HERE):
+            continue
         words = shlex.split(line)[1:]
         # Other tests run beside this one: the machine is as busy as `targets probe` refuses to measure.
         words += ["--busy"] if words[:2] == ["targets", "probe"] else []
+        words += ["--pairs", "20"] if words[0] == "compare" else []
         started = demo.start(*words)
         out, err = started.communicate()
         assert started.returncode in {0, 3}, f"{line}\n{out}\n{err}"
