@@ -51,7 +51,7 @@ from edgekit.gate import t_quantile
 from edgekit.modalities.text import of_tokens
 from edgekit.probes import PROBES, Question
 from edgekit.runtimes import neighbours
-from edgekit.runtimes.conditions import own_groups
+from edgekit.runtimes.control_groups import own_groups
 from edgekit.runtimes.request import Timing
 from edgekit.verify import latency
 from edgekit.verify.comparable import Asked, why_not
