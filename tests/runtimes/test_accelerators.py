@@ -1,4 +1,4 @@
-"""What drivers' tools print, as their manuals and issues show it, and what is read of it."""
+"""What drivers' tools print, and what is read of it; nvidia-smi's lines are written in its format, none was at hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Sat Nov 28 10:12:44 2026
 | NVIDIA-SMI 580.65.06              Driver Version: 580.65.06      CUDA Version: 13.0     |
 +-----------------------------------------+------------------------+----------------------+
 """
-# GPU2 was recorded from Debian's vulkaninfo 1.3.239; the others are what its users show of the same tool.
+# GPU2 was recorded from Debian's vulkaninfo 1.3.239; the others are written in its format, as no such GPU was at hand.
 SUMMARY = """\
 ==========
 VULKANINFO
