@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, Self
 
 from edgekit.devices import there
 from edgekit.devices.bridge import Said, find_serial, is_gone, run_adb, start_adb, why
-from edgekit.devices.device import Facts, Finished
+from edgekit.devices.device import Facts, Finished, cannot_write
 from edgekit.devices.native import PROGRAM, Platform, built_probe, name_machine
 from edgekit.devices.ssh import list_files
 from edgekit.errors import DeviceFailed, EdgekitError
@@ -201,7 +201,7 @@ class AdbDevice:
                 self._pull(told[0], int(told[1]), Path(scratch, "pulled"))
                 shutil.copytree(Path(scratch, "pulled"), out, dirs_exist_ok=True)
         except OSError as failed:
-            raise DeviceFailed(f"{out}: cannot be written: {failed}; free space or choose another folder") from failed
+            raise cannot_write(out, failed) from failed
 
     def _pull(self, folder: str, count: int, out: Path) -> None:
         """Copy a folder of so many files, and check that all of them arrived as they are there."""

@@ -5,11 +5,13 @@ It knows nothing of what runs there: see `edgekit.probes`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from edgekit.errors import DeviceFailed
 from edgekit.inputs import Json
 
 if TYPE_CHECKING:
@@ -42,6 +44,19 @@ class Feels(Protocol):
 
     def condition(self) -> Mapping[str, float]:
         """By name: temperature_c, thermal_status (0: none, 1: light, to 6: shutdown), battery_percent, plugged and low_power."""
+
+
+def copy_out(source: Path, out: Path) -> None:
+    """Copy what a device wrote on this machine; DeviceFailed where it cannot be written."""
+    try:
+        shutil.copytree(source, out, dirs_exist_ok=True)
+    except OSError as failed:
+        raise cannot_write(out, failed) from failed
+
+
+def cannot_write(out: Path, failed: OSError) -> DeviceFailed:
+    """The error where a fetched folder cannot be written here."""
+    return DeviceFailed(f"{out}: cannot be written: {failed}; free space or choose another folder")
 
 
 class Device(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from edgekit.devices.device import Facts, Finished
+from edgekit.devices.device import Facts, Finished, copy_out
 from edgekit.errors import DeviceFailed
 from edgekit.runtimes.machine import describe
 from edgekit.schema import parse
@@ -93,10 +92,7 @@ class LocalDevice:
         source = Path(self.work, path)
         if not source.is_dir():
             raise DeviceFailed(f"this machine: {source}: no such folder; the command that should have made it did not")
-        try:
-            shutil.copytree(source, out, dirs_exist_ok=True)
-        except OSError as failed:
-            raise DeviceFailed(f"{out}: cannot be written: {failed}; free space or choose another folder") from failed
+        copy_out(source, out)
 
     def facts(self) -> Facts:
         """What `edgekit.runtimes.machine` tells of this machine."""

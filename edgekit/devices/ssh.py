@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 from annotated_types import Ge, Le
 
 from edgekit.devices.code import copy_runtimes
-from edgekit.devices.device import Facts, Finished
+from edgekit.devices.device import Facts, Finished, cannot_write
 from edgekit.devices.link import Address, Link, connect
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.schema import parse
@@ -185,7 +185,7 @@ class SshDevice:
                     self._receive(Path(scratch))
                 shutil.copytree(scratch, out, dirs_exist_ok=True)
         except OSError as failed:
-            raise DeviceFailed(f"{out}: cannot be written: {failed}; free space or choose another folder") from failed
+            raise cannot_write(out, failed) from failed
 
     def _receive(self, folder: Path) -> None:
         """The next file of a folder that the device sends."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from edgekit.runtimes.control_groups import limit_cores
+from edgekit.runtimes.files import read_file
 
 _CPUS = "/sys/devices/system/cpu"
 _HEAT = "/sys/class/thermal"
@@ -44,8 +45,8 @@ def look() -> State:
     return {
         "temperature_c": temperature_c(),
         "clock_mhz": clock_mhz(),
-        "governor": _read(f"{_CPUS}/cpu0/cpufreq/scaling_governor") or None,
-        "driver": _read(f"{_CPUS}/cpu0/cpufreq/scaling_driver") or None,
+        "governor": read_file(f"{_CPUS}/cpu0/cpufreq/scaling_governor") or None,
+        "driver": read_file(f"{_CPUS}/cpu0/cpufreq/scaling_driver") or None,
         "power": _power(),
         "limit_cores": limit_cores(),
     }
@@ -53,7 +54,7 @@ def look() -> State:
 
 def temperature_c() -> float | None:
     """Degrees Celsius of the hottest zone."""
-    told = [_read(path) for path in Path(_HEAT).glob("thermal_zone*/temp")]
+    told = [read_file(path) for path in Path(_HEAT).glob("thermal_zone*/temp")]
     zones = [int(word) / 1000 for word in told if re.fullmatch(r"-?\d+", word)]
     zones = [zone for zone in zones if _DEGREES[0] < zone < _DEGREES[1]]
     return max(zones, default=None)
@@ -61,14 +62,14 @@ def temperature_c() -> float | None:
 
 def clock_mhz() -> float | None:
     """The mean clock of the cores."""
-    told = [_read(path) for path in Path(_CPUS).glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    told = [read_file(path) for path in Path(_CPUS).glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
     clocks = [int(word) / 1000 for word in told if word.isdigit()]
     return round(sum(clocks) / len(clocks), 1) if clocks else None
 
 
 def alive_s() -> float | None:
     """Seconds since this process was started, to 10 ms (proc(5): the 22nd word of stat, in ticks since the system started)."""
-    words = _read(_STAT).rpartition(")")[2].split()
+    words = read_file(_STAT).rpartition(")")[2].split()
     if len(words) < _STARTED or not hasattr(time, "CLOCK_BOOTTIME") or not hasattr(os, "sysconf"):
         return None
     begun = int(words[_STARTED - 1]) / os.sysconf("SC_CLK_TCK")
@@ -83,7 +84,7 @@ def clusters() -> list[list[int]]:
     mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     found: dict[int, list[int]] = {}
     for cpu in mine:
-        told = _read(f"{_CPUS}/cpu{cpu}/cpu_capacity") or _read(f"{_CPUS}/cpu{cpu}/cpufreq/cpuinfo_max_freq")
+        told = read_file(f"{_CPUS}/cpu{cpu}/cpu_capacity") or read_file(f"{_CPUS}/cpu{cpu}/cpufreq/cpuinfo_max_freq")
         found.setdefault(int(told) if told.isdigit() else 0, []).append(cpu)
     return [found[speed] for speed in sorted(found, reverse=True)]
 
@@ -92,15 +93,15 @@ def _power() -> str | None:
     """Whether the machine runs on mains or on a battery; None where it has neither, as a server or a board."""
     if platform.system() == "Darwin":
         return _power_of_mac()
-    supplies = [(_read(folder / "type"), folder) for folder in sorted(Path(_POWER).glob("*"))]
-    mains = [_read(folder / "online") for kind, folder in supplies if kind in {"Mains", "USB"}]
+    supplies = [(read_file(folder / "type"), folder) for folder in sorted(Path(_POWER).glob("*"))]
+    mains = [read_file(folder / "online") for kind, folder in supplies if kind in {"Mains", "USB"}]
     if "1" in mains:
         return "mains"
     # A mouse has a battery, too: its scope is "Device".
     batteries = [
-        folder for kind, folder in supplies if kind == "Battery" and _read(folder / "scope").lower() != "device"
+        folder for kind, folder in supplies if kind == "Battery" and read_file(folder / "scope").lower() != "device"
     ]
-    if any(_read(folder / "status") == "Discharging" for folder in batteries):
+    if any(read_file(folder / "status") == "Discharging" for folder in batteries):
         return "battery"
     return "mains" if batteries else None
 
@@ -113,10 +114,3 @@ def _power_of_mac() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return "battery" if "'Battery Power'" in told else "mains" if "'AC Power'" in told else None
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgekit.runtimes.files import read_file
+
 _MINE, _FOLDER = "proc/self/cgroup", "sys/fs/cgroup"
 _SYSTEM = Path("/")
 
@@ -17,7 +19,7 @@ def own_groups(root: Path = _SYSTEM) -> list[Path]:
     A container may see its own group as the root, while the process is told a path that only its host has.
     """
     groups: list[Path] = []
-    for line in _read(root / _MINE).splitlines():
+    for line in read_file(root / _MINE).splitlines():
         number, controllers, path = line.split(":", 2)
         if number != "0" and "cpu" not in controllers.split(","):
             continue
@@ -36,17 +38,10 @@ def limit_cores(root: Path = _SYSTEM) -> float | None:
     """
     limits = []
     for folder in own_groups(root):
-        words = _read(folder / "cpu.max") or " ".join(
-            _read(folder / f"cpu.cfs_{key}_us") for key in ("quota", "period")
+        words = read_file(folder / "cpu.max") or " ".join(
+            read_file(folder / f"cpu.cfs_{key}_us") for key in ("quota", "period")
         )
         quota, _, period = words.partition(" ")
         if quota.isdigit() and period.isdigit() and int(period):
             limits.append(int(quota) / int(period))
     return min(limits, default=None)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

@@ -13,10 +13,10 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
-from pathlib import Path
 from typing import Protocol, TypedDict
 
 from edgekit.runtimes.control_groups import limit_cores
+from edgekit.runtimes.files import read_file
 from edgekit.runtimes.onnxruntime.throughput import accelerator_speed, throughput
 from edgekit.runtimes.timing import fastest, own_time
 
@@ -155,7 +155,7 @@ def _emulator(arch: str) -> str | None:
     qemu's user mode hands on the kernel's files: /proc/sys/kernel/arch is the kernel's own (Linux 6.1,
     https://docs.kernel.org/admin-guide/sysctl/kernel.html#arch). Rosetta tells it itself (sysctl.proc_translated).
     """
-    kernel = _read("/proc/sys/kernel/arch")
+    kernel = read_file("/proc/sys/kernel/arch")
     if kernel and _FAMILIES.get(kernel, kernel) != _FAMILIES.get(arch, arch):
         return f"programs for {arch} on a kernel for {kernel}"
     if platform.system() == "Darwin" and _sysctl("sysctl.proc_translated") == "1":
@@ -164,13 +164,13 @@ def _emulator(arch: str) -> str | None:
 
 
 def _describe_linux() -> _Told:
-    text = _read("/proc/cpuinfo")
+    text = read_file("/proc/cpuinfo")
     fields = {
         key: _field(text, key) for key in ("model name", "flags", "Features", "CPU implementer", "CPU part", "Model")
     }
     implementer, part = fields["CPU implementer"], fields["CPU part"]
     arm = ARM_PARTS.get((int(implementer, 16), int(part, 16))) if implementer and part else None
-    clock = _read("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+    clock = read_file("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
     return {
         "cpu": arm or fields["model name"] or fields["Model"],
         "part": f"{implementer}/{part}" if implementer and part else None,
@@ -178,7 +178,7 @@ def _describe_linux() -> _Told:
         "features": sorted((fields["flags"] or fields["Features"] or "").split()),
         "memory_mb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB,
         "clock_ghz": int(clock) / 1e6 if clock.isdigit() else None,
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": read_file("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
     }
 
 
@@ -234,7 +234,7 @@ def _describe_windows() -> _Told:
 def peak_memory_mb() -> float | None:
     """The largest resident size of this process so far, in MiB; None where the system does not tell."""
     # ru_maxrss also counts the parent before exec, VmHWM does not (Linux, proc(5)).
-    high = re.search(r"^VmHWM:\s*(\d+) kB$", _read("/proc/self/status"), re.MULTILINE)
+    high = re.search(r"^VmHWM:\s*(\d+) kB$", read_file("/proc/self/status"), re.MULTILINE)
     if high:
         return int(high.group(1)) / 1024
     if platform.system() == "Windows":
@@ -314,13 +314,6 @@ def bandwidth_gbs(threads: int = 1) -> float:
     with ThreadPoolExecutor(threads) as pool:
         # NumPy lets go of the interpreter's lock while it copies.
         return 2 * len(source) / fastest(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs))) / 1e9
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _field(text: str, key: str) -> str | None:

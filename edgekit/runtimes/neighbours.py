@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgekit.runtimes.control_groups import own_groups
+from edgekit.runtimes.files import read_file
 from edgekit.runtimes.machine import load_average
 
 Seen = Mapping[str, float | None]
@@ -138,7 +139,7 @@ def _counters() -> dict[str, float | None]:
 
 def _stat() -> tuple[float | None, float | None]:
     """Seconds that all cores together worked (guests' are in user's), and that were stolen, since the system started."""
-    told = re.match(r"cpu +(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", _read(_STAT))
+    told = re.match(r"cpu +(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", read_file(_STAT))
     if told is None or not hasattr(os, "sysconf"):
         return None, None
     user, nice, system, _idle, _io, irq, soft, steal = (
@@ -149,18 +150,18 @@ def _stat() -> tuple[float | None, float | None]:
 
 
 def _cpus() -> int:
-    return len(re.findall(r"^cpu\d+ ", _read(_STAT), re.MULTILINE)) or os.cpu_count() or 1
+    return len(re.findall(r"^cpu\d+ ", read_file(_STAT), re.MULTILINE)) or os.cpu_count() or 1
 
 
 def _waited() -> float | None:
     """Seconds that this process's threads were ready to run and did not."""
-    told = [_read(f"{_TASKS}/{task}/schedstat").split() for task in _list(_TASKS)]
+    told = [read_file(f"{_TASKS}/{task}/schedstat").split() for task in _list(_TASKS)]
     waits = [int(words[1]) for words in told if len(words) > 1]
     return sum(waits) / 1e9 if waits else None
 
 
 def _throttled() -> float | None:
-    told = [_read(str(folder / "cpu.stat")) for folder in own_groups()]
+    told = [read_file(str(folder / "cpu.stat")) for folder in own_groups()]
     counts = [
         int(found.group(1)) / unit
         for text in told
@@ -179,12 +180,12 @@ def _slept() -> float | None:
 
 def _slowed() -> float | None:
     folder, pattern = _HEAT
-    counts = [_read(str(path)) for path in Path(folder).glob(pattern)]
+    counts = [read_file(str(path)) for path in Path(folder).glob(pattern)]
     return float(sum(int(count) for count in counts if count.isdigit()))
 
 
 def _lowered() -> bool:
-    word = _read(_PI)
+    word = read_file(_PI)
     return bool(re.fullmatch(r"(0x)?[0-9a-fA-F]+", word)) and bool(int(word, 16) & _NOW)
 
 
@@ -194,13 +195,6 @@ def _switches() -> float | None:
     except ModuleNotFoundError:
         return None
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _list(path: str) -> list[str]:

@@ -20,6 +20,7 @@ from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.runtimes.accelerators import Accelerator, find_accelerators, say
 from edgekit.runtimes.control_groups import limit_cores
 from edgekit.runtimes.emulation import emulation
+from edgekit.runtimes.files import read_file
 from edgekit.runtimes.machine import ARM_PARTS, Machine, describe, measure, read_gbs
 from edgekit.runtimes.onnxruntime.library import build_type
 from edgekit.runtimes.onnxruntime.throughput import saturation
@@ -143,7 +144,7 @@ def look(root: Path = Path("/"), *, engines: bool = True, watch_s: float = WATCH
     return {
         "machine": facts,
         "system": _system(root),
-        "board": _read(root / "proc/device-tree/model").rstrip("\0") or None,
+        "board": read_file(root / "proc/device-tree/model").rstrip("\0") or None,
         "clusters": clusters(root),
         "memory": memory(root),
         "heat": {"zones": list(_zones(root)), "slowed": list(_slowed(root)), "throttled": _throttled(root)},
@@ -171,7 +172,7 @@ def measured(survey: Survey) -> Survey:
 
 def _system(root: Path) -> str:
     """The operating system's name as it calls itself (os-release(5)), with its kernel."""
-    named = re.search(r'^PRETTY_NAME="?([^"\n]*)', _read(root / "etc/os-release"), re.MULTILINE)
+    named = re.search(r'^PRETTY_NAME="?([^"\n]*)', read_file(root / "etc/os-release"), re.MULTILINE)
     kernel = f"{platform.system()} {platform.release()}"
     return f"{named[1]}, {kernel}" if named else platform.platform(aliased=True)
 
@@ -192,9 +193,9 @@ def clusters(root: Path) -> list[Cluster]:
                 "capacity": capacity,
                 "clock_ghz": clock_ghz,
                 "limit_ghz": limit / 1e6 if limit and clock and limit < clock else None,
-                "governor": _read(folder / "cpufreq/scaling_governor") or None,
-                "driver": _read(folder / "cpufreq/scaling_driver") or None,
-                "preference": _read(folder / "cpufreq/energy_performance_preference") or None,
+                "governor": read_file(folder / "cpufreq/scaling_governor") or None,
+                "driver": read_file(folder / "cpufreq/scaling_driver") or None,
+                "preference": read_file(folder / "cpufreq/energy_performance_preference") or None,
             },
         )
         cluster["cpus"].append(index)
@@ -204,7 +205,7 @@ def clusters(root: Path) -> list[Cluster]:
 def _cpus(root: Path) -> dict[int, str]:
     """The name of each core, by its number, of /proc/cpuinfo (arm64 has a part for each, x86 a name)."""
     found = {}
-    for block in re.split(r"\n\s*\n", _read(root / "proc/cpuinfo")):
+    for block in re.split(r"\n\s*\n", read_file(root / "proc/cpuinfo")):
         fields = dict(re.findall(r"^([^:\n]+?)\s*:[ \t]*(.*)$", block, re.MULTILINE))
         if not fields.get("processor", "").isdigit():
             continue
@@ -216,7 +217,7 @@ def _cpus(root: Path) -> dict[int, str]:
 
 def memory(root: Path) -> MemoryState:
     """What /proc/meminfo says, which counts in KiB; zeros where there is none."""
-    kib = {key: int(value) for key, value in re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.M)}
+    kib = {key: int(value) for key, value in re.findall(r"^(\w+):\s+(\d+) kB$", read_file(root / "proc/meminfo"), re.M)}
     swap = kib.get("SwapTotal", 0)
     return {
         "total_mb": kib.get("MemTotal", 0) // 1024,
@@ -235,24 +236,24 @@ def _zones(root: Path) -> Iterator[Zone]:
         trips = [
             trip
             for kind in folder.glob("trip_point_*_type")
-            if _read(kind) in {"passive", "hot"}
+            if read_file(kind) in {"passive", "hot"}
             and (trip := _number(kind.with_name(kind.name.replace("_type", "_temp")))) is not None
             and trip > 0
         ]
-        name = _read(folder / "type") or folder.name
+        name = read_file(folder / "type") or folder.name
         yield {"name": name, "celsius": degrees / 1000, "slows_at": min(trips) / 1000 if trips else None}
 
 
 def _slowed(root: Path) -> Iterator[str]:
     """The cooling devices of processors that hold their clock down now."""
     for folder in sorted((root / "sys/class/thermal").glob("cooling_device*")):
-        kind, state = _read(folder / "type"), _number(folder / "cur_state")
+        kind, state = read_file(folder / "type"), _number(folder / "cur_state")
         if state and (kind.startswith(("thermal-cpufreq", "cpufreq", "thermal-devfreq")) or kind == "Processor"):
             yield kind
 
 
 def _throttled(root: Path) -> int | None:
-    word = next((_read(path) for path in root.glob(_PI)), "").removeprefix("throttled=")
+    word = next((read_file(path) for path in root.glob(_PI)), "").removeprefix("throttled=")
     if not word and root == Path("/"):
         word = say(["vcgencmd", "get_throttled"]).strip().removeprefix("throttled=")
     return int(word, 16) if re.fullmatch(r"(0x)?[0-9a-fA-F]+", word) else None
@@ -262,17 +263,17 @@ def power(root: Path) -> Power:
     """Where the current comes from: https://docs.kernel.org/power/power_supply_class.html."""
     batteries, mains = [], []
     for folder in sorted((root / "sys/class/power_supply").glob("*")):
-        kind = _read(folder / "type")
+        kind = read_file(folder / "type")
         # A mouse has a battery too.
-        if kind == "Battery" and _read(folder / "scope") != "Device":
+        if kind == "Battery" and read_file(folder / "scope") != "Device":
             batteries.append(folder)
         elif kind in {"Mains", "USB"}:
             mains.append(_number(folder / "online") or 0)
-    draining = any(_read(folder / "status") == "Discharging" for folder in batteries)
+    draining = any(read_file(folder / "status") == "Discharging" for folder in batteries)
     return {
         "on_battery": draining and not any(mains) if batteries else None,
         "percent": next((_number(folder / "capacity") for folder in batteries), None),
-        "profile": _read(root / "sys/firmware/acpi/platform_profile") or None,
+        "profile": read_file(root / "sys/firmware/acpi/platform_profile") or None,
     }
 
 
@@ -302,7 +303,7 @@ def _ticks(root: Path) -> dict[int, tuple[str, int]]:
     """The name and the processor time of each process: fields 2, 14 and 15 of /proc/PID/stat."""
     found = {}
     for path in (root / "proc").glob("[0-9]*/stat"):
-        name, _, rest = _read(path).partition(" (")[2].rpartition(") ")
+        name, _, rest = read_file(path).partition(" (")[2].rpartition(") ")
         fields = rest.split()
         if len(fields) > 12:
             found[int(path.parent.name)] = (name, int(fields[11]) + int(fields[12]))
@@ -325,15 +326,8 @@ def _engines() -> Iterator[Library]:
         yield engine
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
 def _number(path: Path) -> int | None:
-    text = _read(path)
+    text = read_file(path)
     return int(text) if re.fullmatch(r"-?\d+", text) else None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from edgekit.devices.browser.exchange import Exchange, Job
 from edgekit.devices.browser.program import CHROMIUM, Running, find_program, start
-from edgekit.devices.device import Facts, Finished
+from edgekit.devices.device import Facts, Finished, copy_out
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.schema import parse
 
@@ -156,10 +155,7 @@ class BrowserDevice:
         source = Path(self.work, path)
         if not source.is_dir():
             raise DeviceFailed(f"{self.identity}: {path}: no such folder; the command that should have made it did not")
-        try:
-            shutil.copytree(source, out, dirs_exist_ok=True)
-        except OSError as failed:
-            raise DeviceFailed(f"{out}: cannot be written: {failed}; free space or choose another folder") from failed
+        copy_out(source, out)
 
     def facts(self) -> Facts:
         """What the page tells of its browser, with the keys of `edgekit.runtimes.machine.Machine`."""
