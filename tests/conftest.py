@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What tests judge and measure is not the user's; each test has a state of its own (`state`).
 _STATE = tempfile.TemporaryDirectory(prefix="edgekit-state-")
-os.environ["EDGEKIT_STATE"] = _STATE.name
+os.environ["EDGEKIT_STATE"] = os.path.join(_STATE.name, "session")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's job in the background ignores Ctrl-C, and so would every child that is to be interrupted.
@@ -202,9 +202,12 @@ def make_data(folder: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's state, empty at first; what a session's fixtures build lies in another one."""
-    folder = tmp_path_factory.mktemp("state")
+def state(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's state, empty at first; what a session's fixtures build lies in another one.
+
+    Not beside what tests make: pytest reads all names there for each new folder, which thousands of states make slow.
+    """
+    folder = Path(tempfile.mkdtemp(dir=_STATE.name))
     monkeypatch.setenv("EDGEKIT_STATE", str(folder))
     return folder
 

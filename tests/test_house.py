@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -131,12 +132,19 @@ def name(path: Path) -> str:
     return path.relative_to(HOUSE).as_posix()
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path, *, typing: bool = False) -> Iterator[tuple[str, ast.stmt, bool]]:
-    """(dotted module, statement, is it at the top) of every import; those under TYPE_CHECKING only where asked."""
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
+@cache
+def imports(path: Path) -> tuple[tuple[str, ast.stmt, bool], ...]:
+    """(dotted module, statement, is it at the top) of every import but those under TYPE_CHECKING."""
 
     def visit(node: ast.AST, top: bool) -> Iterator[tuple[str, ast.stmt, bool]]:
         for child in ast.iter_child_nodes(node):
@@ -147,12 +155,12 @@ def imports(path: Path, *, typing: bool = False) -> Iterator[tuple[str, ast.stmt
                 yield module, child, top
                 if module == "edgekit":
                     yield from ((f"edgekit.{alias.name}", child, top) for alias in child.names)
-            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test) and not typing:
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
                 yield from visit(ast.Module(body=child.orelse, type_ignores=[]), top)
             else:
                 yield from visit(child, top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
-    yield from visit(tree(path), True)
+    return tuple(visit(tree(path), True))
 
 
 def layer(of: str) -> int:
@@ -219,7 +227,7 @@ def test_only_cli_prints(path: Path) -> None:
     }
     if part(path) == "cli" or name(path) in answering:
         return
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"}, (
@@ -229,12 +237,11 @@ def test_only_cli_prints(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_sizes_and_docstrings(path: Path) -> None:
-    source = path.read_text(encoding="utf-8")
-    module = ast.parse(source)
+    module = tree(path)
     assert ast.get_docstring(module), f"{name(path)}: no docstring"
-    lines = source.count("\n")
+    lines = path.read_text(encoding="utf-8").count("\n")
     assert lines <= 500, f"{name(path)}: {lines} lines; find its seam"
-    for node in ast.walk(module):
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= 60, f"{name(path)}:{node.lineno}: {node.name} has {length} lines; find its seam"
@@ -260,7 +267,7 @@ def test_names(path: Path) -> None:
     """Functions, classes, modules and arguments are named for what they are."""
     named = [(1, path.stem), (1, part(path))]
     definitions = ast.FunctionDef | ast.ClassDef
-    named += [(node.lineno, node.name) for node in ast.walk(tree(path)) if isinstance(node, definitions)]
+    named += [(node.lineno, node.name) for node in nodes(path) if isinstance(node, definitions)]
     for line, word in named:
         pieces = set(re.findall(r"[a-z]+", re.sub(r"([A-Z])", r"_\1", word).lower()))
         assert not pieces & FORBIDDEN, f"{name(path)}:{line}: {word}: say what it is"
@@ -268,7 +275,7 @@ def test_names(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_errors_are_meant(path: Path) -> None:
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.ExceptHandler):
             caught = {ast.unparse(one) for one in _caught(node)}
             cleans_up = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
@@ -292,7 +299,7 @@ def _caught(node: ast.ExceptHandler) -> list[ast.expr]:
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_nothing_runs_what_it_should_not(path: Path) -> None:
     """No shell, no eval, no pickled weights, no path that only one machine has."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Call):
             called, place = ast.unparse(node.func), f"{name(path)}:{node.lineno}"
             assert called not in {"os.system", "os.popen", "eval", "exec", "torch.load", "torch.save"}, (
@@ -338,7 +345,7 @@ def test_one_table_of_operators() -> None:
     for path in MODULES:
         if name(path) == "runtimes/onnxruntime/operators.py":
             continue
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             listed = (
                 node.keys
                 if isinstance(node, ast.Dict)
@@ -355,7 +362,7 @@ def test_what_a_kind_of_answer_means_is_in_tables(path: Path) -> None:
     """No branch compares an output with the word for tokens: `OUTPUTS` and the tables by output say what follows from it."""
     if name(path) == "outputs/tokens.py":
         return
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Compare):
             sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
             compares = "'tokens'" in sides and any("output" in side.lower() or side == "kind" for side in sides)
@@ -364,7 +371,7 @@ def test_what_a_kind_of_answer_means_is_in_tables(path: Path) -> None:
 
 def test_package_imports_nothing() -> None:
     """edgekit/__init__.py travels to devices."""
-    assert list(imports(HOUSE / "__init__.py")) == []
+    assert not imports(HOUSE / "__init__.py")
 
 
 def test_loader_is_short() -> None:
