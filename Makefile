@@ -8,31 +8,50 @@ BIN := $(VENV)/Scripts
 else
 BIN := $(VENV)/bin
 endif
+EMPTY := $(VENV)/.empty
 READY := $(VENV)/.ready
+# Modules are compiled where they are first imported: most never are, and pip compiles all, one after the other.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --progress-bar off --no-compile --constraint constraints.txt
 # How many tests run at a time: two cores share whole builds and everything else.
 WORKERS ?= 2
-# llama.cpp is compiled here, which takes some minutes once: only what needs it waits for it.
+# llama.cpp is compiled here, which takes some minutes once: only what needs it waits for it. `make --jobs 2 llama` compiles it
+# while the other libraries come from the net.
+COMPILED := $(VENV)/compiled
 LLAMA := $(VENV)/.llama
 
-.PHONY: setup llama demo test check fmt bench docs release clean
+.PHONY: setup llama prepared demo test check fmt bench docs release clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(EMPTY):
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "edgekit needs Python 3.11 or newer: make PYTHON=python3.11 setup")'
 	$(PYTHON) -m venv $(VENV)
+	touch $(EMPTY)
+
+$(READY): pyproject.toml constraints.txt | $(EMPTY)
 	@echo 'installing into $(VENV): about 2.1 GB, one to five minutes'
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt $(TORCH_OPTIONS) torch
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable ".[demo,dev,openvino]"
+	$(INSTALL) $(TORCH_OPTIONS) torch
+	$(INSTALL) --editable ".[demo,dev,openvino]"
 	touch $(READY)
 
 llama: $(LLAMA)
 
-$(LLAMA): $(READY)
+$(COMPILED): constraints.txt tests/llama.cmake | $(EMPTY)
 	@echo 'compiling llama.cpp: about six minutes, once'
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt llama-cpp-python
+	rm -rf $(COMPILED)
+	CMAKE_ARGS='$(CMAKE_ARGS) -DCMAKE_PROJECT_TOP_LEVEL_INCLUDES="$(CURDIR)/tests/llama.cmake"' \
+		$(PIP) wheel --progress-bar off --no-deps --constraint constraints.txt --wheel-dir $(COMPILED) llama-cpp-python
+	touch $(COMPILED)
+
+$(LLAMA): $(READY) $(COMPILED)
+	$(INSTALL) $(COMPILED)/*.whl
 	$(BIN)/python -c 'from tests.llama_programs import programs; programs()'
 	touch $(LLAMA)
+
+# What tests would fetch and install one after the other on a fresh machine.
+prepared: setup
+	$(BIN)/python -m tests.prepare
 
 demo: setup
 	$(BIN)/edgekit build --example assistant --target raspberrypi
