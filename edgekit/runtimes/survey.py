@@ -21,29 +21,15 @@ from edgekit.runtimes.accelerators import Accelerator, find_accelerators, say
 from edgekit.runtimes.control_groups import limit_cores
 from edgekit.runtimes.emulation import emulation
 from edgekit.runtimes.files import read_file
-from edgekit.runtimes.machine import ARM_PARTS, Machine, describe, measure, read_gbs
+from edgekit.runtimes.machine import Machine, describe, measure, read_gbs
 from edgekit.runtimes.onnxruntime.library import build_type
 from edgekit.runtimes.onnxruntime.throughput import saturation
+from edgekit.runtimes.sensors import Cluster, Power, Zone, clusters, power, slowed, zones
 
 # How often the machine's speed is measured, and how long its other load is watched.
 ROUNDS, WATCH_S = 3, 1.0
-_CPUS = "sys/devices/system/cpu"
 # The Raspberry Pi's firmware tells here what `vcgencmd get_throttled` prints.
 _PI = "sys/devices/platform/*/*firmware/get_throttled"
-
-
-class Cluster(TypedDict):
-    """Cores that are alike. capacity: of 1,024, what the largest core of the machine does (Linux's cpu_capacity); limit_ghz: the
-    clock that it may take now, where that is set below its highest; preference: energy or performance, as the driver has it."""
-
-    cpu: str
-    cpus: list[int]
-    capacity: int | None
-    clock_ghz: float | None
-    limit_ghz: float | None
-    governor: str | None
-    driver: str | None
-    preference: str | None
 
 
 class MemoryState(TypedDict):
@@ -55,28 +41,12 @@ class MemoryState(TypedDict):
     swap_used_mb: int
 
 
-class Zone(TypedDict):
-    """A thermal zone; slows_at: where the kernel begins to lower the clock."""
-
-    name: str
-    celsius: float
-    slows_at: float | None
-
-
 class Heat(TypedDict):
     """zones; slowed: what the kernel holds down now (its cooling devices); throttled: the Raspberry Pi's word, see `doctor`."""
 
     zones: list[Zone]
     slowed: list[str]
     throttled: int | None
-
-
-class Power(TypedDict):
-    """on_battery: None where there is no battery; profile: the firmware's (low-power, balanced, performance)."""
-
-    on_battery: bool | None
-    percent: int | None
-    profile: str | None
 
 
 class Allowed(TypedDict):
@@ -147,7 +117,7 @@ def look(root: Path = Path("/"), *, engines: bool = True, watch_s: float = WATCH
         "board": read_file(root / "proc/device-tree/model").rstrip("\0") or None,
         "clusters": clusters(root),
         "memory": memory(root),
-        "heat": {"zones": list(_zones(root)), "slowed": list(_slowed(root)), "throttled": _throttled(root)},
+        "heat": {"zones": list(zones(root)), "slowed": list(slowed(root)), "throttled": _throttled(root)},
         "power": power(root),
         "allowed": allowed(root),
         "busy": watch(root, watch_s),
@@ -177,44 +147,6 @@ def _system(root: Path) -> str:
     return f"{named[1]}, {kernel}" if named else platform.platform(aliased=True)
 
 
-def clusters(root: Path) -> list[Cluster]:
-    """Cores of one kind, capacity and clock each (big.LITTLE), the fastest first."""
-    found: dict[tuple[str, int | None, float | None], Cluster] = {}
-    for index, cpu in sorted(_cpus(root).items()):
-        folder = root / _CPUS / f"cpu{index}"
-        capacity, clock = _number(folder / "cpu_capacity"), _number(folder / "cpufreq/cpuinfo_max_freq")
-        clock_ghz = clock / 1e6 if clock else None
-        limit = _number(folder / "cpufreq/scaling_max_freq")
-        cluster = found.setdefault(
-            (cpu, capacity, clock_ghz),
-            {
-                "cpu": cpu,
-                "cpus": [],
-                "capacity": capacity,
-                "clock_ghz": clock_ghz,
-                "limit_ghz": limit / 1e6 if limit and clock and limit < clock else None,
-                "governor": read_file(folder / "cpufreq/scaling_governor") or None,
-                "driver": read_file(folder / "cpufreq/scaling_driver") or None,
-                "preference": read_file(folder / "cpufreq/energy_performance_preference") or None,
-            },
-        )
-        cluster["cpus"].append(index)
-    return sorted(found.values(), key=lambda one: (-(one["capacity"] or 0), -(one["clock_ghz"] or 0), one["cpus"]))
-
-
-def _cpus(root: Path) -> dict[int, str]:
-    """The name of each core, by its number, of /proc/cpuinfo (arm64 has a part for each, x86 a name)."""
-    found = {}
-    for block in re.split(r"\n\s*\n", read_file(root / "proc/cpuinfo")):
-        fields = dict(re.findall(r"^([^:\n]+?)\s*:[ \t]*(.*)$", block, re.MULTILINE))
-        if not fields.get("processor", "").isdigit():
-            continue
-        maker, part = fields.get("CPU implementer"), fields.get("CPU part")
-        arm = ARM_PARTS.get((int(maker, 16), int(part, 16))) if maker and part else None
-        found[int(fields["processor"])] = arm or fields.get("model name") or f"part {maker}/{part}"
-    return found
-
-
 def memory(root: Path) -> MemoryState:
     """What /proc/meminfo says, which counts in KiB; zeros where there is none."""
     kib = {key: int(value) for key, value in re.findall(r"^(\w+):\s+(\d+) kB$", read_file(root / "proc/meminfo"), re.M)}
@@ -227,54 +159,11 @@ def memory(root: Path) -> MemoryState:
     }
 
 
-def _zones(root: Path) -> Iterator[Zone]:
-    """Each thermal zone: https://docs.kernel.org/driver-api/thermal/sysfs-api.html; temperatures there are in 1/1000 degree."""
-    for folder in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        degrees = _number(folder / "temp")
-        if degrees is None:
-            continue
-        trips = [
-            trip
-            for kind in folder.glob("trip_point_*_type")
-            if read_file(kind) in {"passive", "hot"}
-            and (trip := _number(kind.with_name(kind.name.replace("_type", "_temp")))) is not None
-            and trip > 0
-        ]
-        name = read_file(folder / "type") or folder.name
-        yield {"name": name, "celsius": degrees / 1000, "slows_at": min(trips) / 1000 if trips else None}
-
-
-def _slowed(root: Path) -> Iterator[str]:
-    """The cooling devices of processors that hold their clock down now."""
-    for folder in sorted((root / "sys/class/thermal").glob("cooling_device*")):
-        kind, state = read_file(folder / "type"), _number(folder / "cur_state")
-        if state and (kind.startswith(("thermal-cpufreq", "cpufreq", "thermal-devfreq")) or kind == "Processor"):
-            yield kind
-
-
 def _throttled(root: Path) -> int | None:
     word = next((read_file(path) for path in root.glob(_PI)), "").removeprefix("throttled=")
     if not word and root == Path("/"):
         word = say(["vcgencmd", "get_throttled"]).strip().removeprefix("throttled=")
     return int(word, 16) if re.fullmatch(r"(0x)?[0-9a-fA-F]+", word) else None
-
-
-def power(root: Path) -> Power:
-    """Where the current comes from: https://docs.kernel.org/power/power_supply_class.html."""
-    batteries, mains = [], []
-    for folder in sorted((root / "sys/class/power_supply").glob("*")):
-        kind = read_file(folder / "type")
-        # A mouse has a battery too.
-        if kind == "Battery" and read_file(folder / "scope") != "Device":
-            batteries.append(folder)
-        elif kind in {"Mains", "USB"}:
-            mains.append(_number(folder / "online") or 0)
-    draining = any(read_file(folder / "status") == "Discharging" for folder in batteries)
-    return {
-        "on_battery": draining and not any(mains) if batteries else None,
-        "percent": next((_number(folder / "capacity") for folder in batteries), None),
-        "profile": read_file(root / "sys/firmware/acpi/platform_profile") or None,
-    }
 
 
 def allowed(root: Path) -> Allowed:
@@ -324,11 +213,6 @@ def _engines() -> Iterator[Library]:
         except (ImportError, OSError, RuntimeError, AttributeError) as broken:
             engine["problem"] = str(broken).strip().splitlines()[-1][:300] if str(broken).strip() else repr(broken)
         yield engine
-
-
-def _number(path: Path) -> int | None:
-    text = read_file(path)
-    return int(text) if re.fullmatch(r"-?\d+", text) else None
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def test_bursts_and_a_curve_of_calls_without_a_pause(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(phases, "REST_S", 0.01)
     monkeypatch.setattr(phases, "_WINDOW_S", 0.05)
     degrees = iter(range(40, 99))
-    monkeypatch.setattr(conditions, "temperature_c", lambda: float(next(degrees)))
+    monkeypatch.setattr(conditions, "temperature_c", lambda _root: float(next(degrees)))
     found = phases.sustained(lambda laps: laps.time(lambda: time.sleep(0.001)), 0.2)
     curve: Any = found["curve"]
     assert found["asked_s"] == 0.2
