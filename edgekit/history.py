@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -22,7 +22,8 @@ from typing import TypedDict, Unpack
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Report, RuntimeVersion, Shape
 from edgekit.state import state_folder
-from edgekit.typed_json import read_table, to_table
+from edgekit.times import FOREIGN
+from edgekit.typed_json import MAY_BE_ABSENT, read_table, to_table
 from edgekit.workspace import disk_error, fingerprint, locked, make_folder
 
 log = logging.getLogger("edgekit")
@@ -51,7 +52,8 @@ class Entry:
 
     at: when, UTC. device: the class's facts (`CLASS`); identity: which one. prompts: a digest of those that it answered. tools:
     versions, edgekit's and those of the libraries that answers depend on. p50_ms, p95_ms: of each process that timed it.
-    disturbed: why its times prove nothing. energy_j: net, for each request or token; None where no meter is.
+    disturbed: why its times prove nothing. energy_j: net, for each request or token; None where no meter is. incomparable: why
+    its times may not be compared with those of its line (see `verify.comparable`); None: written before edgekit asked.
     """
 
     at: str
@@ -75,6 +77,12 @@ class Entry:
     verdict: str
     disturbed: tuple[str, ...]
     energy_j: float | None = None
+    incomparable: tuple[str, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
+
+    @property
+    def counts(self) -> bool:
+        """Whether its times are compared with others'."""
+        return not self.disturbed and not self.incomparable
 
     @property
     def line(self) -> str:
@@ -128,7 +136,16 @@ def entry_of(report: Report, **origin: Unpack[Origin]) -> Entry:
         verdict=report.verdict,
         disturbed=report.disturbed,
         energy_j=report.energy_j.net if report.energy_j else None,
+        incomparable=_incomparable(report),
     )
+
+
+def _incomparable(report: Report) -> tuple[str, ...] | None:
+    """A line is of one class of devices: that it is not the target's is no reason here, unless it is no real one at all."""
+    if report.comparable is None:
+        return None
+    keep = bool(report.emulated)
+    return tuple(reason for reason in report.comparable.reasons if keep or not reason.startswith(FOREIGN))
 
 
 def folder() -> Path:

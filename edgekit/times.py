@@ -11,6 +11,9 @@ from typing import Literal
 
 from edgekit.typed_json import MAY_BE_ABSENT
 
+# How the reason begins that a machine may not vouch for a target. Within one class of devices times may be compared all the same.
+FOREIGN = "not the target's machine"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:

@@ -162,6 +162,27 @@ def test_the_command_shows_trend_and_regressions(command: Command, tmp_path: Pat
     assert "&lt;N100&gt;" in (tmp_path / "all.svg").read_text()
 
 
+def test_what_may_not_be_compared_is_shown_and_does_not_count(command: Command, tmp_path: Path) -> None:
+    """Neither as the slower one, nor as the one that the next is held against, nor in the trend."""
+    busy = {"incomparable": ("other programs worked on 1.0 cores beside it",)}
+    history.append(entry(10.0, incomparable=()))
+    history.append(entry(20.0, "b" * 64, "2026-02-01T10:00:00.000+00:00", **busy))
+    history.append(entry(9.9, "c" * 64, "2026-03-01T10:00:00.000+00:00", incomparable=()))
+    answer = command("history", "--svg", str(tmp_path / "trend.svg"))
+    rows = answer.out.splitlines()[3:5]
+    assert rows[0].endswith("not comparable"), answer.out
+    assert rows[1].endswith("0.99x"), answer.out
+    told = " ".join(answer.out.split())
+    assert "bbbbbbbb: not comparable: other programs worked on 1.0 cores beside it" in told
+    picture = ElementTree.parse(tmp_path / "trend.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    assert [circle.get("class") for circle in picture.iter(f"{space}circle")] == ["dot", "apart", "dot"]
+    (trend,) = picture.iter(f"{space}polyline")
+    assert len(trend.get("points", "").split()) == 2
+    (line,) = read(command("history", "--json"))["lines"]
+    assert [one["incomparable"] for one in line] == [[], [*busy["incomparable"]], []]
+
+
 def test_a_file_of_another_program_is_left_out(command: Command, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps({"at": 3}) + "\nno json\n\n")
     answer = command("history", str(tmp_path / "x.jsonl"))

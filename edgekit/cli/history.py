@@ -31,7 +31,8 @@ def history(paths: tuple[Path, ...], recipe: str | None, target: str | None, svg
     """Show what was measured of each artifact over time, and where it became slower or less accurate.
 
     `build` and `verify` add a line to a file of the user's state for each measurement. PATHS are other such files, or folders of
-    them. A point is worse where `--baseline` would have refused it: compared with the artifact before.
+    them. A point is worse where `--baseline` would have refused it: compared with the artifact before. A time that may not be
+    compared (another program worked, the clock was lowered, ...) is shown as such and counts in no trend.
 
     \b
     Examples:
@@ -88,8 +89,11 @@ def show(trend: Trend) -> None:
         memory = f"{entry.memory_mb:.0f} MB" if entry.memory_mb else MISSING
         rows.append(
             (entry.at[:16].replace("T", " "), entry.sha256[:8], human_bytes(entry.bytes), *times, percent(entry.accuracy),
-             memory, entry.runtime.version, _word(change))
+             memory, entry.runtime.version, _word(entry, change))
         )  # fmt: skip
+        if not entry.counts:
+            why = "; ".join((*entry.disturbed, *(entry.incomparable or ())))
+            reasons.append(f"{entry.at[:16].replace('T', ' ')} {entry.sha256[:8]}: not comparable: {why}")
         if change is not None and change.verdict == "fail":
             reasons.append(
                 f"{entry.at[:16].replace('T', ' ')} {entry.sha256[:8]}: {_failed(change)}{_newer(trend, entry)}"
@@ -117,11 +121,11 @@ def _failed(change: Against) -> str:
     return "; ".join(f"{one.name}: {one.detail}" for one in change.changes if one.verdict == "fail")
 
 
-def _word(change: Against | None) -> str:
+def _word(entry: Entry, change: Against | None) -> str:
     if change is None:
-        return ""
+        return "" if entry.counts else "not comparable"
     ratio = next((one.ratio for one in change.changes if one.ratio is not None), None)
-    moved = f"{ratio:.2f}x" if ratio is not None else "time not proven"
+    moved = "not comparable" if not entry.counts else f"{ratio:.2f}x" if ratio is not None else "time not proven"
     return f"{moved}, worse" if change.verdict == "fail" else moved
 
 
@@ -141,6 +145,7 @@ def _drawn(trend: Trend) -> Line:
             high=max(entry.p50_ms),
             label=f"{entry.at[:10]} {entry.sha256[:6]}",
             worse=_failed(change) if change is not None and change.verdict == "fail" else "",
+            apart=not entry.counts,
         )
         for entry, change in trend
         if entry.p50_ms

@@ -14,6 +14,7 @@ _STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #222 } .soft { fill: #667 } .title { font-weight: 600 } .end { text-anchor: end }
 .mid { text-anchor: middle } .grid { stroke: #dde } .axis { stroke: #99a } .trend { fill: none; stroke: #36c; stroke-width: 2 }
 .range { stroke: #36c; stroke-width: 2; opacity: .35 } .dot { fill: #36c } .worse { fill: #c22 } .back { fill: #fff }
+.apart { fill: none; stroke: #99a; stroke-width: 2 }
 @media (prefers-color-scheme: dark) { .back { fill: #16181d } text { fill: #e6e6ea } .soft { fill: #99a }
 .grid { stroke: #2c2f38 } .trend, .range { stroke: #7aa2ff } .dot { fill: #7aa2ff } .worse { fill: #ff7b7b } }
 """
@@ -21,13 +22,17 @@ text { font: 13px system-ui, sans-serif; fill: #222 } .soft { fill: #667 } .titl
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One measurement: its time in ms with the fastest and the slowest process's, below it a label, and why it is worse."""
+    """One measurement: its time in ms with the fastest and the slowest process's, below it a label, and why it is worse.
+
+    apart: it may not be compared with the others, and the trend passes it by.
+    """
 
     ms: float
     low: float
     high: float
     label: str
     worse: str = ""
+    apart: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +70,19 @@ def _panel(line: Line, top: float) -> str:
             f'<line class="{"grid" if share else "axis"}" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
         parts.append(_text(left - 8, y + 4, f"{number(share * most, 3)} ms" if share else "0", "soft end"))
-    path = " ".join(f"{x:.1f},{up(point.ms):.1f}" for x, point in zip(places, line.points, strict=True))
+    path = " ".join(
+        f"{x:.1f},{up(point.ms):.1f}" for x, point in zip(places, line.points, strict=True) if not point.apart
+    )
     parts.append(f'<polyline class="trend" points="{path}"/>')
     every = -(-count // 8)
     for index, (x, point) in enumerate(zip(places, line.points, strict=True)):
         y = up(point.ms)
-        title = f"{point.label}: {number(point.ms, 4)} ms{f'; {point.worse}' if point.worse else ''}"
+        told = [f"{point.label}: {number(point.ms, 4)} ms", *filter(None, [point.worse])]
+        title = "; ".join([*told, "not comparable"] if point.apart else told)
         parts.append(
             f'<line class="range" x1="{x:.1f}" x2="{x:.1f}" y1="{up(point.low):.1f}" y2="{up(point.high):.1f}"/>'
         )
-        kind, size = ("worse", 6) if point.worse else ("dot", 4)
+        kind, size = ("worse", 6) if point.worse else ("apart", 4) if point.apart else ("dot", 4)
         parts.append(
             f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{size}"><title>{escape(title)}</title></circle>'
         )

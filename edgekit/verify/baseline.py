@@ -54,13 +54,15 @@ class Against:
 def against(new: Entry, earlier: Sequence[Entry]) -> Against | None:
     """An entry against the last other artifact of its line among earlier ones; None where there is none.
 
-    All measurements of that artifact count, and all of the new one that are among them.
+    One whose times may not be compared is passed by where there is another. All measurements of that artifact count, and all of
+    the new one that are among them.
     """
     line = [entry for entry in earlier if entry.line == new.line]
     others = [entry for entry in line if entry.sha256 != new.sha256]
     if not others:
         return None
-    old = [entry for entry in others if entry.sha256 == others[-1].sha256]
+    last = next((entry for entry in reversed(others) if entry.counts), others[-1])
+    old = [entry for entry in others if entry.sha256 == last.sha256]
     mine = [new, *(entry for entry in line if entry.sha256 == new.sha256 and entry.at != new.at)]
     changes = (_time(mine, old), *_accuracies(new, old[-1]))
     verdicts = {one.verdict for one in changes}
@@ -70,10 +72,11 @@ def against(new: Entry, earlier: Sequence[Entry]) -> Against | None:
 
 def _time(new: Sequence[Entry], old: Sequence[Entry]) -> Change:
     """The median time of a call or a token."""
-    mine, theirs = ([time for entry in side if not entry.disturbed for time in entry.p50_ms] for side in (new, old))
+    mine, theirs = ([time for entry in side if entry.counts for time in entry.p50_ms] for side in (new, old))
     shown = [latency.centre([time for entry in side for time in entry.p50_ms]) for side in (new, old)]
     if min(len(mine), len(theirs)) < latency.FEWEST:
-        why = next((reason for entry in (*new, *old) for reason in entry.disturbed), None)
+        reasons = [reason for entry in (*new, *old) for reason in (*entry.disturbed, *(entry.incomparable or ()))]
+        why = next(iter(reasons), None)
         detail = (
             f"{len(mine)} processes against {len(theirs)} on a quiet machine, and {latency.FEWEST} are needed of each"
         )

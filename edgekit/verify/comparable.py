@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.runtimes import neighbours
-from edgekit.times import Answered, Comparable, Conditions
+from edgekit.times import FOREIGN, Answered, Comparable, Conditions
 from edgekit.verify import latency
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def why_not(processes: Sequence[Timed], asked: Asked) -> list[str]:
     elif spread(processes) > _SPREAD:
         found.append(f"the medians of its processes differ by a factor of {spread(processes):.2f}")
     if asked.foreign:
-        found.append(f"not the target's machine: {'; '.join(asked.foreign)}")
+        found.append(f"{FOREIGN}: {'; '.join(asked.foreign)}")
     return found
 
 
