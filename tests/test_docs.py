@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from edgekit.cli import cli
 from tests import readme
@@ -28,13 +31,65 @@ def test_generated_tables_are_current() -> None:
 
 @pytest.mark.parametrize("line", [*commands("console"), *commands("bash")])
 def test_every_command_in_readme_parses(line: str) -> None:
-    words = shlex.split(line)[1:]
+    parse(shlex.split(line)[1:])
+
+
+def parse(words: list[str]) -> None:
+    """Have the command line read words, and run nothing."""
     with cli.make_context("edgekit", words, resilient_parsing=False) as context:
         name, command, rest = cli.resolve_command(context, [*context.protected_args, *context.args])
         while isinstance(command, click.Group):
             name, command, rest = command.resolve_command(context, rest)
         assert command is not None
         command.make_context(name or "", rest, parent=context)
+
+
+WORKFLOW = (ROOT / "examples/fleet/edgekit-boards.yml").read_text(encoding="utf-8")
+STEPS = yaml.safe_load(WORKFLOW)["jobs"]["board"]["steps"]
+SCRIPTS = [step["run"] for step in STEPS if "run" in step]
+
+
+def test_the_workflow_for_boards_says_what_edgekit_understands(tmp_path: Path) -> None:
+    """Its actions are pinned, nothing of the matrix becomes a shell's text, and its commands are edgekit's."""
+    assert all(re.search(r"@[0-9a-f]{40}$", step["uses"]) for step in STEPS if "uses" in step)
+    assert not any("${{" in script for script in SCRIPTS)
+    filled = {"$TARGET": "raspberrypi", "$DEVICE": "ssh://pi@board", "${gate[@]}": f"--baseline={tmp_path}"}
+    lines = [line.strip() for script in SCRIPTS for line in script.splitlines() if line.strip().startswith("edgekit ")]
+    found = [shlex.split(line.partition(" >")[0]) for line in lines]
+    assert [words[1] for words in found] == ["doctor", "build", "history"]
+    for words in found:
+        parse([filled.get(word, word) for word in words[1:]])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its runner has bash")
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [(0, ""), (3, "a check failed"), (4, "the board did not answer: nothing is known"), (1, "edgekit ended with 1")],
+)
+def test_the_workflow_for_boards_tells_a_bad_artifact_from_a_board_that_is_away(
+    tmp_path: Path, code: int, message: str
+) -> None:
+    """Its script in a real bash, with an edgekit that ends with a code; where something was measured before, it is the gate."""
+    script = next(text for text in SCRIPTS if "edgekit build" in text)
+    program = tmp_path / "edgekit"
+    program.write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n', encoding="utf-8")
+    program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "EDGEKIT_STATE": str(tmp_path / "a state")}
+    environment |= {"TARGET": "raspberrypi", "DEVICE": "ssh://pi@board"}
+    for gate in ("", f" --baseline {tmp_path}/a state/history"):
+        done = subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", script],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (code, "")
+        assert message in done.stdout if message else not done.stdout
+        asked = (tmp_path / "build.json").read_text(encoding="utf-8").strip()
+        assert asked.endswith(f"--device ssh://pi@board --strict --json --junit junit.xml{gate}")
+        (tmp_path / "a state/history/x.jsonl").touch()
 
 
 def test_readme_names_every_exit_code() -> None:
