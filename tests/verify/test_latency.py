@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 import device_latency
+import disturbances
 import numpy as np
 import pytest
 from scipy import stats
@@ -128,7 +129,7 @@ def test_real_times_resampled_in_blocks_are_covered() -> None:
 
 def test_an_artifact_that_was_swapped_after_the_build_is_found(tmp_path: Path) -> None:
     """For real: another file lies where the probe looks for the one that was built."""
-    question = device_latency.make_question(tmp_path)
+    question = disturbances.make_question(tmp_path)
     for seed in (0, 1):  # between two processes, before the first
-        (reason,) = device_latency.swapped(question, random.Random(seed))
+        (reason,) = disturbances.swapped(question, random.Random(seed))
         assert "another sha256 than this one: nothing that it answered counts" in reason
