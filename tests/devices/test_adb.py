@@ -77,20 +77,6 @@ def test_arguments_and_variables_arrive_as_they_are(connected: AdbDevice, argume
     assert ended.stderr == value
 
 
-def test_file_names_arrive_as_they_are(connected: AdbDevice, tmp_path: Path) -> None:
-    folder = tmp_path / "-a $(folder)"
-    for name in NASTY:
-        if "/" not in name and "~" not in name:
-            path = folder / name / f"{name}.txt"
-            path.parent.mkdir(parents=True)
-            path.write_text(name)
-    path = connected.push(folder)
-    connected.fetch(path, tmp_path / "back")
-    assert {p.relative_to(tmp_path / "back"): p.read_text() for p in (tmp_path / "back").rglob("*.txt")} == {
-        p.relative_to(folder): p.read_text() for p in folder.rglob("*.txt")
-    }
-
-
 def test_addresses() -> None:
     assert device_table("adb:") == {"kind": "adb"}
     assert device_table("adb:emulator-5554") == {"kind": "adb", "serial": "emulator-5554"}

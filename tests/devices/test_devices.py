@@ -18,6 +18,7 @@ from tests.devices.chromium import need_chromium, write_modules
 from tests.devices.native import HERE, lay_probe
 from tests.devices.phone import Phone
 from tests.devices.sshd import HOST, Reachable
+from tests.devices.test_ssh import NASTY
 
 # A kind -> a table that opens a device of it where tests run.
 TABLES: Mapping[str, Mapping[str, object]] = {
@@ -79,6 +80,22 @@ def test_a_device_conforms(open_kind: Callable[[], Device], tmp_path: Path) -> N
     work = device.work
     device.close()
     assert not Path(work).exists()
+
+
+def test_file_names_arrive_as_they_are(open_kind: Callable[[], Device], tmp_path: Path) -> None:
+    """No shell reads them, and no device takes one for an option."""
+    folder = tmp_path / "-a $(folder)"
+    for name in NASTY:
+        if "/" not in name and "~" not in name:
+            path = folder / name / f"{name}.txt"
+            path.parent.mkdir(parents=True)
+            path.write_text(name)
+    device = open_kind()
+    device.fetch(device.push(folder), tmp_path / "back")
+    device.close()
+    assert {p.relative_to(tmp_path / "back"): p.read_text() for p in (tmp_path / "back").rglob("*.txt")} == {
+        p.relative_to(folder): p.read_text() for p in folder.rglob("*.txt")
+    }
 
 
 def test_a_device_fails_in_one_line(open_kind: Callable[[], Device], tmp_path: Path) -> None:

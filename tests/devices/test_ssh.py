@@ -100,20 +100,6 @@ def connected(stand_in: Reachable) -> Iterator[SshDevice]:
         yield device
 
 
-def test_file_names_arrive_as_they_are(connected: SshDevice, tmp_path: Path) -> None:
-    folder = tmp_path / "-a $(folder)"
-    for name in NASTY:
-        if "/" not in name and "~" not in name:
-            path = folder / name / f"{name}.txt"
-            path.parent.mkdir(parents=True)
-            path.write_text(name)
-    path = connected.push(folder)
-    connected.fetch(path, tmp_path / "back")
-    assert {p.relative_to(tmp_path / "back"): p.read_text() for p in (tmp_path / "back").rglob("*.txt")} == {
-        p.relative_to(folder): p.read_text() for p in folder.rglob("*.txt")
-    }
-
-
 @pytest.mark.parametrize(
     "url",
     ["ssh://pi:secret@pi", "ssh://", "pi@pi", "ssh://pi/folder", "ssh://pi:port", "http://pi", "ssh://pi?x=1"],
