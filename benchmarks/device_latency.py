@@ -33,6 +33,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,8 +116,8 @@ def measure_link(
             # The request is the same, too: it is of the same bytes.
             again = remote.sent_bytes
             for turn in range(pairs):
-                devices = [local, remote] if turn % 2 else [remote, local]
-                kept.append(rows.take(f"link {turn}", lambda these=devices: _pair(these, question)))  # type: ignore[misc]
+                devices: list[Planted | SshDevice] = [local, remote] if turn % 2 else [remote, local]
+                kept.append(rows.take(f"link {turn}", partial(_pair, devices, question)))
         local.close()
     times = [cast("Sequence[float]", row[side]) for row in kept for side in ("local", "ssh")]
     levels = [latency.level(side, 0.5) for side in times]
@@ -199,10 +200,14 @@ def plant(question: Question, planted: int, quiet: int, seed: int, rows: Rows) -
         turns.insert(round(index * (planted + quiet) / quiet), ("quiet", index))
     for number, (kind, index) in enumerate(turns):
         chance = random.Random(f"{seed} {kind} {index}")
-        row = rows.take(f"{kind} {index} {seed}", lambda it=kind, by=chance: {"reasons": KINDS[it][0](question, by)})  # type: ignore[misc]
+        row = rows.take(f"{kind} {index} {seed}", partial(_reasons, kind, question, chance))
         sys.stderr.write(f"\r{number + 1} of {len(turns)}: {kind:12}")
         yield kind, cast("Sequence[str]", row["reasons"])
     sys.stderr.write("\n")
+
+
+def _reasons(kind: str, question: Question, chance: random.Random) -> Row:
+    return {"reasons": KINDS[kind][0](question, chance)}
 
 
 def judge_planted(tried: Iterator[tuple[str, Sequence[str]]], *, whole: bool) -> dict[str, dict[str, Any]]:

@@ -76,7 +76,7 @@ def main() -> None:
         signal.signal(number, _end)
     facts: Reply = {"version": VERSION, "arch": platform.machine(), "bits": 8 * struct.calcsize("P")}
     facts.update(python=platform.python_version(), implementation=sys.implementation.name)
-    facts.update(libc=" ".join(platform.libc_ver()), executable=sys.executable)
+    facts.update(libc=" ".join(platform.libc_ver()), executable=sys.executable, boot=_boot())
     os.write(1, b"\n" + GREETING + json.dumps(facts).encode() + b"\n")
     locked: list[int] = []
     try:
@@ -94,6 +94,15 @@ def main() -> None:
     except (Ended, BrokenPipeError):
         if locked:
             shutil.rmtree(_WORK, ignore_errors=True)
+
+
+def _boot() -> str | None:
+    """What Linux calls the time since it was started (random(4)); None elsewhere."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            return stream.read().strip()
+    except OSError:
+        return None
 
 
 def _end(_number: int, _frame: object) -> NoReturn:

@@ -33,6 +33,8 @@ _OPTIONS = {
 # Reads the agent's source, whose length in bytes comes first, from standard input and runs it.
 _BOOT = "import os;r=lambda n,b=b'':b if len(b)>=n else r(n,b+(os.read(0,n-len(b)) or exit(1)));exec(r(int(r(8))))"
 _GREETING_S = 60.0
+# Of the question, once a link is lost, how the device is now: seconds to connect, and to be greeted.
+_AGAIN_S, _AGAIN_GREETING_S = 5, 15.0
 # A login script may say something before the agent does.
 _LEAST_GREETING = 1 << 20
 _CHUNK = 1 << 20
@@ -84,6 +86,7 @@ class Link:
     """A connection to the agent on a device, open until `close`."""
 
     address: Address
+    python: str
     hello: dict[str, Json]
     process: subprocess.Popen[bytes]
     frames: queue.Queue[Frame | None]
@@ -134,11 +137,22 @@ class Link:
         return frame
 
     def _lost(self) -> DeviceFailed:
+        """What is said where the link has ended; the device is asked once how it is now."""
         reason = self._last_words()
-        return DeviceFailed(
-            f"{self.address}: the connection was lost{f' ({reason})' if reason else ''}; nothing there goes on running; run the"
-            " same command again: it goes on from what is there"
-        )
+        lost = f"{self.address}: the connection was lost{f' ({reason})' if reason else ''}"
+        again = "run the same command again: it goes on from what is there"
+        try:
+            now = _start(self.address, self.python, connect_s=_AGAIN_S, greeting_s=_AGAIN_GREETING_S)
+        except DeviceFailed as silent:
+            why = silent.message.removeprefix(f"{self.address}: ").partition(";")[0]
+            return DeviceFailed(f"{lost}, and it cannot be reached now ({why}); when it is back, {again}")
+        now.close()
+        if now.hello.get("boot") != self.hello.get("boot"):
+            return DeviceFailed(
+                f"{lost}: the device was restarted meanwhile, and nothing of the run is left there; look at its power supply and"
+                f" its log if nobody did that, then {again}"
+            )
+        return DeviceFailed(f"{lost}; nothing there goes on running; {again}")
 
     def _last_words(self) -> str:
         """What ssh said last."""
@@ -183,8 +197,10 @@ def connect(address: Address, python: str, owner: str) -> tuple[Link, dict[str, 
     return link, opened
 
 
-def _start(address: Address, python: str) -> Link:
-    options = [word for key, value in _OPTIONS.items() for word in ("-o", f"{key}={value}")]
+def _start(address: Address, python: str, *, connect_s: int | None = None, greeting_s: float = _GREETING_S) -> Link:
+    """A link to an agent that holds nothing there yet; within so many seconds, where that is less than ever."""
+    limits = {} if connect_s is None else {"ConnectTimeout": str(connect_s)}
+    options = [word for key, value in (_OPTIONS | limits).items() for word in ("-o", f"{key}={value}")]
     command = ["ssh", "-T", *options, *address.arguments, f"exec {shlex.join([python, '-c', _BOOT])}"]
     try:
         process = subprocess.Popen(
@@ -199,7 +215,9 @@ def _start(address: Address, python: str) -> Link:
     collector = threading.Thread(target=_collect, args=(process, errors), daemon=True)
     collector.start()
     threading.Thread(target=_listen, args=(process, frames), daemon=True).start()
-    link = Link(address=address, hello={}, process=process, frames=frames, errors=errors, collector=collector)
+    link = Link(
+        address=address, python=python, hello={}, process=process, frames=frames, errors=errors, collector=collector
+    )
     source = Path(agent.__file__).read_bytes()
     assert process.stdin is not None
     # Where it takes nothing, ssh says why; that is read below.
@@ -207,7 +225,7 @@ def _start(address: Address, python: str) -> Link:
         process.stdin.write(b"%8d" % len(source) + source)
         process.stdin.flush()
     try:
-        hello = frames.get(timeout=_GREETING_S)
+        hello = frames.get(timeout=greeting_s)
     except queue.Empty:
         hello = None
         process.kill()

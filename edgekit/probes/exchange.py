@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ _OUTPUTS = "measured/outputs.npz"
 # What a process ends with that the system kills for want of memory: SIGKILL, by itself or by way of a shell.
 _KILLED = {-9, 137}
 _ILLEGAL = {-4, 132}
+# What an engine, NumPy, Python or C++ says where it gets no memory.
+_NO_MEMORY = re.compile(r"MemoryError|bad[_ ]alloc|(?:annot|ailed to|nable to|an't) allocate\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,9 @@ def why(ended: Finished, program: Program) -> str:
             "an instruction that this CPU does not have (SIGILL): the engine there was built for a newer one; run:"
             f" {program.renew}"
         )
+    lasts = ended.stderr.split("\n")[-8:]
+    if short := next((line.strip() for line in reversed(lasts) if _NO_MEMORY.search(line)), None):
+        return f"the probe got no more memory ({short[-200:]}); free some, or use a smaller student or scheme"
     told = program.explain(last)
     return (
         told

@@ -76,6 +76,18 @@ class Reachable:
         assert self.home is not None
         return sorted((self.home / ".cache" / "edgekit").rglob("*"))
 
+    def processes(self) -> list[int]:
+        """What runs on the device for its user: all has its home folder, but for sshd itself."""
+        mark = f"HOME={self.home}".encode()
+        found = []
+        for process in filter(str.isdecimal, os.listdir("/proc")):
+            try:
+                if mark in Path("/proc", process, "environ").read_bytes().split(b"\0"):
+                    found.append(int(process))
+            except OSError:
+                continue
+        return found
+
 
 def lay_keys(folder: Path, *, user: str, environment: Mapping[str, str], authorized: Path | None = None) -> int:
     """Fill a folder with keys, known_hosts, the configurations of both sides and an `ssh` that takes them; the port."""
@@ -136,6 +148,13 @@ def install(*packages: str) -> None:
 @contextmanager
 def native(folder: Path) -> Iterator[Reachable]:
     """This machine behind an sshd of its own, with an empty home folder; all that it started is gone at the end."""
+    with startable(folder) as (reachable, _):
+        yield reachable
+
+
+@contextmanager
+def startable(folder: Path) -> Iterator[tuple[Reachable, Server]]:
+    """The same, with the server, that a test may end and start again."""
     need_sshd()
     home = folder / "home"
     home.mkdir(parents=True)
@@ -144,23 +163,42 @@ def native(folder: Path) -> Iterator[Reachable]:
     user = os.environ.get("USER", "root") if os.geteuid() else "root"
     environment = {"HOME": str(home), "OMP_NUM_THREADS": "1"}
     port = lay_keys(folder / "ssh", user=user, environment=environment)
-    with (folder / "sshd.log").open("wb") as log:
-        server = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", folder / "ssh" / "sshd.conf"],
-            stdin=subprocess.DEVNULL,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            wait_for(port, server, folder / "sshd.log")
-            yield Reachable(folder=folder / "ssh", port=port, python=sys.executable, home=home)
-        finally:
-            for process in [*descendants(server.pid), server.pid]:
-                try:
-                    os.kill(process, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            server.wait()
+    server = Server(folder, port)
+    server.start()
+    try:
+        yield Reachable(folder=folder / "ssh", port=port, python=sys.executable, home=home), server
+    finally:
+        server.end()
+
+
+class Server:
+    """An sshd on loopback."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._folder, self._port = folder, port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, boot: str | None = None) -> None:
+        """Start it; boot: what Linux calls its time since it was started, for all that is behind this sshd (needs root)."""
+        command = [SSHD, "-D", "-e", "-f", str(self._folder / "ssh" / "sshd.conf")]
+        if boot is not None:
+            (self._folder / "boot").write_text(f"{boot}\n", encoding="ascii")
+            script = 'mount --bind "$1" /proc/sys/kernel/random/boot_id && shift && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", script, "sh", str(self._folder / "boot"), *command]
+        log = self._folder / "sshd.log"
+        with log.open("wb") as stream:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stream, start_new_session=True)
+        wait_for(self._port, self._process, log)
+
+    def end(self) -> None:
+        """Kill it with all that it started, as when a machine's power goes."""
+        assert self._process is not None
+        for process in [*descendants(self._process.pid), self._process.pid]:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self._process.wait()
 
 
 def descendants(parent: int) -> list[int]:
