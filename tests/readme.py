@@ -74,6 +74,19 @@ def checks_table() -> str:
     return "\n".join(told)
 
 
+def losses_table() -> str:
+    """Every loss: what it is, what it is for, its weight by default and its source."""
+    from edgekit.distill.losses import LOSSES
+
+    kinds = {"logits": "classification", "embedding": "embeddings", "tokens": "generation"}
+    rows = ["| loss | what it is | for | source | by default |", "|---|---|---|---|---|"]
+    for name, loss in LOSSES.items():
+        uses = ", ".join(kinds[output] for output in loss.weights)
+        given = ", ".join(f"{kinds[output]} {weight:g}" for output, weight in loss.weights.items() if weight)
+        rows.append(f"| `{name}` | {loss.formula} | {uses} | {loss.source} | {given} |")
+    return "\n".join(rows)
+
+
 # CPU features that decide how fast INT8 is.
 TELLING = ("asimddp", "i8mm", "avx2", "avx_vnni", "avx512_vnni", "simd128")
 
@@ -82,6 +95,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "targets": targets_table,
     "families": families_table,
     "checks": checks_table,
+    "losses": losses_table,
 }
 
 

@@ -15,6 +15,7 @@ from edgekit.distill.machine import choose_device
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
+    Schedule,
     TrainingOptions,
     choose_blocks,
     read_create_options,
@@ -79,7 +80,7 @@ class DistillInputs:
     task: str
     kept: Sequence[int]
     options: DistillOptions
-    losses: Mapping[str, float]
+    losses: Mapping[str, float | Schedule]
     out_of_scope: str | None
     max_length: int
     seed: int
@@ -93,7 +94,7 @@ class Training:
     create: CreateOptions | None
     finetune: TrainingOptions | None
     distill: DistillOptions
-    losses: Mapping[str, float]
+    losses: Mapping[str, float | Schedule]
 
 
 def read_training(recipe: Recipe, where: str) -> Training:

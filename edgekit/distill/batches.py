@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from edgekit.distill.losses import Batch
+from edgekit.distill.signals import Batch
 from edgekit.errors import EdgekitError
 from edgekit.modalities.text import IDS, MASK, of_tokens
 from edgekit.model import Model

@@ -13,11 +13,11 @@ from edgekit.distill import losses
 from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passage_source
 from edgekit.distill.created import pack, save_tokenizer, train_tokenizer
 from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files, save_model
-from edgekit.distill.lessons import make_lesson
+from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Outcome, Run, reproducible, train
 from edgekit.distill.losses import BRIER, Loss
 from edgekit.distill.machine import choose_device, choose_precision, conditions
-from edgekit.distill.options import CreateOptions, DistillOptions, TrainingOptions
+from edgekit.distill.options import CreateOptions, DistillOptions, Schedule, TrainingOptions, loss_options
 from edgekit.distill.snapshot import drop_snapshot
 from edgekit.distill.students import Created, Cut, Student, Whole, load_module, make_student
 from edgekit.distill.tap import Tap
@@ -63,12 +63,11 @@ class Course:
     student: object
     """What the student is made of: the options of an entry of STUDENTS."""
     source: Source
-    losses: Mapping[str, float]
+    losses: Mapping[str, float | Schedule]
     options: TrainingOptions
     begins: Path | None = None
     """The folder that the student begins from, whose files go along."""
     teacher: Path | None = None
-    temperature: float = 1.0
     judge: Loss | None = None
     """What the early stop looks at; without it, the sum of the losses."""
 
@@ -90,9 +89,13 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
             tap,
             _teacher(course, student, needs, device),
             course.source,
-            course.losses,
-            temperature=course.temperature,
-            judge=course.judge,
+            Teaching(
+                weights=course.losses,
+                options=lambda share: loss_options(options, share),
+                judge=course.judge,
+                micro_batch=options.micro_batch,
+                per_sequence=isinstance(options, DistillOptions) and options.per == "sequence",
+            ),
         )
         outcome = train(student.module, lesson, options, run, width=width)
     save_model(student.module, job.out)
@@ -128,7 +131,7 @@ def identify(course: Course) -> str:
             "teacher": _digests(course.teacher),
             "source": course.source.identity,
             "student": {"kind": type(course.student).__name__, **_without_paths(course.student)},
-            "losses": dict(course.losses),
+            "losses": {name: _plain(weight) for name, weight in course.losses.items()},
             "options": asdict(course.options),
             "conditions": conditions(course.options),
             "seed": course.job.seed,
@@ -144,6 +147,10 @@ def _digests(folder: Path | None) -> dict[str, str]:
 def _without_paths(options: object) -> dict[str, object]:
     """A dataclass's fields but for where files are: what is in them counts."""
     return {key: value for key, value in asdict(cast(Any, options)).items() if not isinstance(value, Path)}
+
+
+def _plain(value: float | Schedule) -> object:
+    return asdict(value) if isinstance(value, Schedule) else value
 
 
 def fine_tune(
@@ -174,7 +181,7 @@ def distill(
     texts: Sequence[Prompt],
     student: Cut,
     options: DistillOptions,
-    weights: Mapping[str, float],
+    weights: Mapping[str, float | Schedule],
     job: Job,
 ) -> dict[str, object]:
     """Train a student beside its teacher on the weighted sum of losses. Early stop: the same sum on the held-out rows."""
@@ -190,10 +197,12 @@ def distill(
             options=options,
             begins=teacher,
             teacher=teacher,
-            temperature=options.temperature,
         )
     )
-    return facts | {"losses": dict(weights), "temperature": options.temperature}
+    return facts | {
+        "losses": {name: _plain(weight) for name, weight in weights.items()},
+        "temperature": _plain(options.temperature),
+    }
 
 
 def create(texts: Sequence[str], options: CreateOptions, job: Job) -> dict[str, object]:

@@ -2,87 +2,167 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from edgekit.distill import losses
 from edgekit.distill.batches import Source
-from edgekit.distill.decoders import mean_over_tokens
+from edgekit.distill.chunked import mean_over_tokens
+from edgekit.distill.divergences import Compared, LossOptions
 from edgekit.distill.loop import Lesson
-from edgekit.distill.losses import Batch, Loss, Signal
+from edgekit.distill.losses import Loss, compare_logits
+from edgekit.distill.options import Schedule, at
+from edgekit.distill.signals import IGNORED, Batch, Signal
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import Teacher
+from edgekit.errors import EdgekitError
 
 Terms = Sequence[tuple[float, Loss]]
 
 
-def make_lesson(
-    student: Tap,
-    teacher: Teacher | None,
-    source: Source,
-    weights: Mapping[str, float],
-    *,
-    temperature: float = 1.0,
-    judge: Loss | None = None,
-) -> Lesson:
-    """What the loop trains on. weights: of entries of LOSSES. judge: what the early stop looks at, else the weighted sum.
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """What the losses are, and what they are told, at each share of a training's steps.
+
+    weights: of entries of LOSSES. options: what losses are told. judge: what the early stop looks at, else the weighted sum as it
+    is at the end. micro_batch: how many rows go through the models at once, None for all of a batch. per_sequence: of a decoder,
+    every row counts alike, however many tokens it has.
+    """
+
+    weights: Mapping[str, float | Schedule]
+    options: Callable[[float], LossOptions] = lambda _share: LossOptions()
+    judge: Loss | None = None
+    micro_batch: int | None = None
+    per_sequence: bool = False
+
+
+def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching: Teaching) -> Lesson:
+    """What the loop trains on.
 
     The score counts every held-out output alike, whatever batch it is in: of a decoder's cross-entropy it is the logarithm of the
     perplexity. Without a teacher the losses get the student's own signal in its place.
     """
-    loss = _weighted(
-        student, teacher, source, [(weight, losses.LOSSES[name]) for name, weight in weights.items()], temperature
-    )
-    judged = loss if judge is None else _weighted(student, teacher, source, [(1.0, judge)], temperature)
+    beside = _Beside(student=student, teacher=teacher, source=source, per_sequence=teaching.per_sequence)
+
+    def terms(share: float) -> Terms:
+        found = [(at(weight, share), losses.LOSSES[name]) for name, weight in teaching.weights.items()]
+        return [(weight, loss) for weight, loss in found if weight > 0]
+
+    def parts(rows: Sequence[int], share: float) -> Iterator[Tensor]:
+        size = teaching.micro_batch or len(rows)
+        whole = None if size >= len(rows) else source.batch(rows)
+        for start in range(0, len(rows), size):
+            yield beside.compare(rows[start : start + size], terms(share), teaching.options(share), whole)
+
     mean = sum(source.counts[row] for row in source.held) / max(len(source.held), 1)
-    return Lesson(
-        lengths=source.lengths,
-        train=source.train,
-        held=source.held,
-        loss=loss,
-        judge=lambda rows: judged(rows) * (sum(source.counts[row] for row in rows) / (mean * len(rows))),
-    )
+
+    def judge(rows: Sequence[int]) -> Tensor:
+        judged = terms(1.0) if teaching.judge is None else [(1.0, teaching.judge)]
+        loss = beside.compare(rows, judged, teaching.options(1.0))
+        return loss * (sum(source.counts[row] for row in rows) / (mean * len(rows)))
+
+    return Lesson(lengths=source.lengths, train=source.train, held=source.held, parts=parts, judge=judge)
 
 
-def _weighted(
-    student: Tap, teacher: Teacher | None, source: Source, terms: Terms, temperature: float
-) -> Callable[[Sequence[int]], Tensor]:
-    def loss(rows: Sequence[int]) -> Tensor:
-        batch = source.batch(rows).to(student.device)
-        given = student(batch)
-        wanted = given if teacher is None else teacher.ask(batch)
+@dataclass(frozen=True, kw_only=True)
+class _Beside:
+    """A student beside its teacher, or alone, and what they read."""
+
+    student: Tap
+    teacher: Teacher | None
+    source: Source
+    per_sequence: bool
+
+    def compare(self, rows: Sequence[int], terms: Terms, options: LossOptions, whole: Batch | None = None) -> Tensor:
+        """The weighted sum of losses on some rows; of a part of a `whole` batch, its share in the batch's.
+
+        The shares of all parts add up to the loss of the batch: every row, label or token counts in it as it does in the whole.
+        """
+        batch = self.source.batch(rows).to(self.student.device)
+        given = self.student(batch)
+        wanted = given if self.teacher is None else self.teacher.ask(batch)
         by_token = [term for term in terms if batch.scored and "output" in term[1].needs]
-        whole = [term for term in terms if term not in by_token]
+        if whole is not None:
+            shared = [(weight * _share(loss, batch, whole), loss) for weight, loss in terms]
+            terms = [term for term in shared if not (batch.scored and "output" in term[1].needs)]
+        else:
+            terms = [term for term in terms if term not in by_token]
         parts = []
         if by_token:
-            parts.append(_of_tokens(student, teacher, (given, wanted, batch), by_token, temperature))
-        if whole:
-            parts.append(_sum(whole, given, wanted, batch, temperature))
+            parts.append(self._of_tokens((given, wanted, batch), by_token, options, whole or batch))
+        if terms:
+            parts.append(_sum(terms, given, wanted, batch, options))
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
-    return loss
+    def _of_tokens(
+        self, compared: tuple[Signal, Signal, Batch], terms: Terms, options: LossOptions, whole: Batch
+    ) -> Tensor:
+        """The weighted sum of losses of scored tokens' logits, mean over the tokens of the whole batch, or over its rows."""
+        given, wanted, batch = compared
+        targets, (rows, positions) = _scored(batch)
+        mine, theirs = (signal.output[rows, positions] for signal in (given, wanted))
+        asked = self.teacher if any(loss.teacher for _, loss in terms) else None
+        share = (1 / torch.bincount(rows).to(mine.dtype))[rows] if self.per_sequence else None
+
+        def compare(logits: Tensor, part: slice) -> Compared:
+            shown = logits if asked is None else asked.logits(theirs[part])
+            values, gradient = _sum_of_logits(terms, logits, shown, targets[part], options)
+            return (values, gradient) if share is None else (values * share[part], gradient.mul_(share[part, None]))
+
+        ids, (owners, _) = _scored(whole)
+        count = len(torch.unique(owners)) if self.per_sequence else len(ids)
+        return mean_over_tokens(mine, self.student.head, compare, max(count, 1))
 
 
-def _of_tokens(
-    student: Tap, teacher: Teacher | None, compared: tuple[Signal, Signal, Batch], terms: Terms, temperature: float
-) -> Tensor:
-    """The weighted sum of losses of scored tokens' logits, mean over the tokens."""
-    given, wanted, batch = compared
+def _scored(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The wanted ids of a decoder's batch that are learned, with their rows and positions."""
     assert batch.scored is not None
-    mine, theirs = (signal.output[batch.scored] for signal in (given, wanted))
-    asked = teacher if any(term.teacher for _, term in terms) else None
-
-    def compare(part: slice) -> Tensor:
-        logits = Signal(output=student.logits(mine[part]))
-        with torch.no_grad():
-            shown = logits if asked is None else Signal(output=asked.logits(theirs[part]))
-        return _sum(terms, logits, shown, replace(batch, targets=batch.targets[part]), temperature)
-
-    return mean_over_tokens(len(batch.targets), student.vocabulary, compare)
+    known = batch.targets != IGNORED
+    rows, positions = batch.scored
+    return (
+        (batch.targets, (rows, positions))
+        if bool(known.all())
+        else (batch.targets[known], (rows[known], positions[known]))
+    )
 
 
-def _sum(terms: Terms, given: Signal, wanted: Signal, batch: Batch, temperature: float) -> Tensor:
-    return torch.stack([weight * loss.compare(given, wanted, batch, temperature) for weight, loss in terms]).sum()
+def _share(loss: Loss, part: Batch, whole: Batch) -> float:
+    """Which share of what a loss is a mean of (real tokens, rows that have a label, rows) is in a part of a batch."""
+    if "output" not in loss.needs:
+        counts = [float(batch.mask.sum()) for batch in (part, whole)]
+    elif not loss.teacher:
+        counts = [float(batch.targets.sum()) for batch in (part, whole)]
+    else:
+        counts = [float(len(batch.rows)) for batch in (part, whole)]
+    return counts[0] / max(counts[1], 1.0)
+
+
+def _sum_of_logits(terms: Terms, given: Tensor, wanted: Tensor, targets: Tensor, options: LossOptions) -> Compared:
+    """The weighted sum of losses of logits, for each token, with its gradients."""
+    total = None
+    for weight, loss in terms:
+        if loss.teacher and not loss.any_width:
+            _refuse_ids_beyond(targets, min(given.shape[-1], wanted.shape[-1]))
+        values, gradient = compare_logits(loss, given, wanted, targets, options)
+        if total is None:
+            total = (values * weight, gradient if weight == 1 else gradient.mul_(weight))
+        else:
+            total = (total[0] + values * weight, total[1].add_(gradient, alpha=weight))
+    assert total is not None
+    return total
+
+
+def _refuse_ids_beyond(targets: Tensor, shared: int) -> None:
+    """Logits that pad one of two vocabularies are left out; a token of the texts that has no logit in one is an error."""
+    if len(targets) and int(targets.max()) >= shared:
+        raise EdgekitError(
+            f"distill.losses: the texts have the token {int(targets.max())}, but teacher and student share {shared} tokens only;"
+            " give a student of the teacher's tokenizer, or compare by the loss uld"
+        )
+
+
+def _sum(terms: Terms, given: Signal, wanted: Signal, batch: Batch, options: LossOptions) -> Tensor:
+    return torch.stack([weight * loss.compare(given, wanted, batch, options) for weight, loss in terms]).sum()

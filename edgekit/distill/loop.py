@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +34,16 @@ SNAPSHOT_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What to train on. Rows are a source's; `loss` and `judge` (lower is better) turn rows into a scalar."""
+    """What to train on. Rows are a source's.
+
+    parts: the loss of a batch in parts that add up to it, at a share of the steps; each goes backward before the next is made.
+    judge: turns rows into a scalar; lower is better.
+    """
 
     lengths: Sequence[int]
     train: Sequence[int]
     held: Sequence[int]
-    loss: Callable[[list[int]], Tensor]
+    parts: Callable[[list[int], float], Iterable[Tensor]]
     judge: Callable[[list[int]], Tensor]
 
 
@@ -97,13 +101,15 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
         for rows in epoch_batches(lesson, options.batch, run.seed, epoch)[done:]:
             for group in plain.param_groups:
                 group["lr"] = peak * ramp(state.step, total, options.warmup)
-            loss = lesson.loss(rows)
-            accelerator.backward(loss)
+            loss = 0.0
+            for part in lesson.parts(rows, state.step / total):
+                accelerator.backward(part)
+                loss += float(part.detach())
             accelerator.clip_grad_norm_(module.parameters(), options.clip)
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
-            run.progress(state.step, total, f"loss {float(loss.detach()):.3f}")
+            run.progress(state.step, total, f"loss {loss:.3f}")
             if state.step % per_epoch == 0:
                 if lesson.held:
                     run.progress(state.step, total, f"judging {len(lesson.held)} texts that are held out")

@@ -9,58 +9,20 @@ Means are over the batch's rows or real tokens, never over padding, so that a we
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekit.distill import divergences, encoder_losses
+from edgekit.distill.divergences import Compared, Divergence, LossOptions, confidence, correct, smooth
+from edgekit.distill.signals import Batch, Signal
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class Signal:
-    """What one model gives for a batch. A loss names the fields that it needs; a model gives no others."""
-
-    output: Tensor
-    """Logits or embeddings [batch, width]; of a decoder the last hidden states [batch, sequence, channels], or the logits of
-    the scored tokens [tokens, vocabulary]."""
-    hidden: tuple[Tensor, ...] = ()
-    """Outputs of matched blocks, each [batch, sequence, channels]."""
-    projections: tuple[Tensor, ...] = ()
-    """Query, key and value of the last block, each [batch, heads, sequence, channels per head]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What is known of a batch without any model."""
-
-    rows: tuple[int, ...]
-    """Which rows of the source are in it."""
-    tokens: Tensor
-    """input_ids, int64 [batch, sequence], padded on the right."""
-    mask: Tensor
-    """1 for a real token, 0 for padding [batch, sequence]."""
-    targets: Tensor
-    """Wanted class probabilities [batch, classes], zeros in a row whose label is not known; or the wanted ids [tokens]."""
-    scored: tuple[Tensor, Tensor] | None = None
-    """Of a decoder, for each wanted id the row of the batch and the position that predicts it, each int64 [tokens]."""
-
-    def to(self, device: str) -> Batch:
-        """The batch with its tensors on a device; the same tensors where they are there already."""
-        rows, positions = self.scored or (None, None)
-        return replace(
-            self,
-            tokens=self.tokens.to(device),
-            mask=self.mask.to(device),
-            targets=self.targets.to(device),
-            scored=None if rows is None or positions is None else (rows.to(device), positions.to(device)),
-        )
-
-
-Compare = Callable[[Signal, Signal, Batch, float], "Tensor"]
-"""(student, teacher, batch, temperature) -> a scalar, 0 where there is nothing left to learn."""
+Compare = Callable[[Signal, Signal, Batch, LossOptions], "Tensor"]
+"""(student, teacher, batch, options) -> a scalar, 0 where there is nothing left to learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,97 +31,239 @@ class Loss:
 
     compare: Compare
     needs: frozenset[str]
-    """The fields of Signal that it reads. On a decoder a loss of `output` gets the logits of scored tokens, some at a time, and
-    reads nothing else."""
+    """The fields of Signal that it reads."""
     weights: Mapping[str, float]
     """Its weight where a recipe names no losses, for each output (logits, embedding, tokens) that it makes sense for."""
     teacher: bool = True
     """Whether it reads the teacher's signal; a run of losses that do not loads no teacher."""
+    divergence: Divergence | None = None
+    """Of a loss of logits: what it is for each of them, with its gradient. A decoder is taught by no other loss of `output`."""
+    any_width: bool = False
+    """Whether student and teacher may have different vocabularies; else logits that only one of them has are left out."""
+    pairs: bool = False
+    """Whether it compares the batch's rows with each other, so that it depends on which rows come together."""
+    formula: str = ""
+    source: str = ""
+    """What it is, and who published it: README's table."""
 
 
-def logits(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
+def logits(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over rows.
 
     Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531), section 2: soft targets'
     gradients scale as 1 / T^2, so the factor keeps their share when T changes.
     """
-    wanted = (teacher.output / temperature).log_softmax(dim=-1)
+    # As `divergences.forward_kl`, but for the last bits, in which the students that were trained so far would differ.
+    temperature = options.temperature
+    wanted = (correct(teacher.output, batch.targets, options) / temperature).log_softmax(dim=-1)
     given = (student.output / temperature).log_softmax(dim=-1)
-    return (wanted.exp() * (wanted - given)).sum(dim=-1).mean() * temperature**2
+    values = (wanted.exp() * (wanted - given)).sum(dim=-1)
+    if options.confidence:
+        values = values * confidence(teacher.output, options.confidence)
+    return values.mean() * temperature**2
 
 
-def labels(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
+def labels(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> Tensor:  # noqa: ARG001
     """Cross-entropy with the data's labels, mean over the rows that have one; of a decoder, with the data's next tokens.
 
     An out-of-scope row's target is uniform: outlier exposure, Hendrycks, Mazeika, Dietterich (arXiv:1812.04606), section 3.
     """
-    if not batch.targets.is_floating_point():
-        return -student.output.log_softmax(dim=-1).gather(-1, batch.targets[:, None]).mean()
-    known = batch.targets.sum(dim=-1)
-    surprise = -(batch.targets * student.output.log_softmax(dim=-1)).sum(dim=-1)
+    targets = smooth(batch.targets, options.label_smoothing)
+    known = targets.sum(dim=-1)
+    surprise = -(targets * student.output.log_softmax(dim=-1)).sum(dim=-1)
     return surprise.sum() / known.sum().clamp(min=1.0)
 
 
-def hidden(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
-    """Squared distance of matched blocks' outputs, each token's vector scaled to length 1; mean over blocks and tokens.
-
-    Patient knowledge distillation, Sun et al. (arXiv:1908.09355), equation 7, here for every token and not the first only.
-    """
-    total = student.output.new_zeros(())
-    for given, wanted in zip(student.hidden, teacher.hidden, strict=True):
-        distance = (_direction(given) - _direction(wanted)).square().sum(dim=-1)
-        total = total + (distance * batch.mask).sum() / batch.mask.sum()
-    return total / max(len(student.hidden), 1)
-
-
-def attention_relation(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
-    """KL of query-query, key-key and value-value relations, summed over the three, mean over heads and real tokens.
-
-    MiniLMv2, Wang et al. (arXiv:2012.15828), equations 5 to 9, with the last block of both and the teacher's own heads.
-    """
-    unseen = (batch.mask == 0)[:, None, None, :]
-    total = student.output.new_zeros(())
-    for given, wanted in zip(student.projections, teacher.projections, strict=True):
-        logs = _relation(wanted, unseen)
-        divergence = (logs.exp() * (logs - _relation(given, unseen))).sum(dim=-1)
-        total = total + (divergence.mean(dim=1) * batch.mask).sum() / batch.mask.sum()
-    return total
-
-
-def embedding(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
-    """1 - cosine of the embeddings, mean over rows (the cosine term of DistilBERT, arXiv:1910.01108, on whole texts)."""
-    return 1 - (_direction(student.output) * _direction(teacher.output)).sum(dim=-1).mean()
-
-
-def brier(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> Tensor:  # noqa: ARG001
+def brier(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> Tensor:  # noqa: ARG001
     """The Brier score (Brier 1950): the squared distance of probabilities from the wanted ones, mean over rows."""
     return (student.output.softmax(dim=-1) - batch.targets).square().sum(dim=-1).mean()
 
 
+def compare_logits(loss: Loss, given: Tensor, wanted: Tensor, targets: Tensor, options: LossOptions) -> Compared:
+    """A loss of logits for each of them: values [rows] and gradients in the student's logits [rows, width].
+
+    given, wanted: the student's logits and the teacher's. targets: ids [rows], or probabilities [rows, classes]: what a teacher's
+    logits are corrected to, and what a loss without a teacher compares with.
+    """
+    assert loss.divergence is not None
+    if not loss.teacher:
+        return loss.divergence(given, targets, options)
+    shared = min(given.shape[-1], wanted.shape[-1])
+    narrow = loss.any_width or given.shape[-1] == shared
+    mine = given if narrow else given[:, :shared]
+    theirs = wanted if loss.any_width else wanted[:, :shared]
+    # An id says nothing of a vocabulary that another tokenizer has.
+    values, gradient = loss.divergence(mine, theirs if loss.any_width else correct(theirs, targets, options), options)
+    if options.confidence:
+        sure = confidence(theirs, options.confidence)
+        values, gradient = values * sure, gradient.mul_(sure[:, None])
+    if narrow:
+        return values, gradient
+    padded = given.new_zeros(given.shape)
+    padded[:, :shared] = gradient
+    return values, padded
+
+
+def _by_row(divergence: Divergence, *, any_width: bool = False) -> Compare:
+    """A divergence's mean over rows."""
+    loss = Loss(compare=logits, needs=_OUTPUT, weights={}, divergence=divergence, any_width=any_width)
+
+    def compare(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> Tensor:
+        from edgekit.distill.chunked import mean_over_rows
+
+        def each(given: Tensor) -> Compared:
+            return compare_logits(loss, given, teacher.output.to(given.dtype), batch.targets, options)
+
+        return mean_over_rows(student.output, each, len(student.output))
+
+    return compare
+
+
 _OUTPUT, _HIDDEN, _PROJECTIONS = frozenset({"output"}), frozenset({"hidden"}), frozenset({"projections"})
 _ROWS = {LOGITS.name: 1.0, EMBEDDING.name: 1.0}
+# Losses that a recipe may name, and none has by default.
+_NAMED = {LOGITS.name: 0.0, TOKENS.name: 0.0}
+_NAMED_STATES = {LOGITS.name: 0.0, EMBEDDING.name: 0.0, TOKENS.name: 0.0}
+_NAMED_EMBEDDING = {EMBEDDING.name: 0.0}
 
 LOSSES: dict[str, Loss] = {
+    "alpha_beta": Loss(
+        compare=_by_row(divergences.alpha_beta),
+        divergence=divergences.alpha_beta,
+        needs=_OUTPUT,
+        weights=_NAMED,
+        formula="T² D_αβ(p ‖ q)",
+        source="Cichocki et al. 2011; ABKD, Wang et al. 2025",
+    ),
     # Relations of a decoder's block would have to leave out what a token cannot see, and it may have fewer keys than queries.
-    "attention_relation": Loss(compare=attention_relation, needs=_PROJECTIONS, weights=_ROWS),
-    "embedding": Loss(compare=embedding, needs=_OUTPUT, weights={EMBEDDING.name: 1.0}),
-    "hidden": Loss(compare=hidden, needs=_HIDDEN, weights=_ROWS | {TOKENS.name: 1.0}),
-    "labels": Loss(compare=labels, needs=_OUTPUT, weights={LOGITS.name: 0.5, TOKENS.name: 0.5}, teacher=False),
-    "logits": Loss(compare=logits, needs=_OUTPUT, weights={LOGITS.name: 0.5, TOKENS.name: 1.0}),
+    "attention_relation": Loss(
+        compare=encoder_losses.attention_relation,
+        needs=_PROJECTIONS,
+        weights=_ROWS,
+        formula="KL of query-query, key-key, value-value relations in the last block",
+        source="MiniLMv2, arXiv:2012.15828",
+    ),
+    "contrastive": Loss(
+        compare=encoder_losses.contrastive,
+        needs=_HIDDEN,
+        weights={LOGITS.name: 0.0, EMBEDDING.name: 0.0},
+        pairs=True,
+        formula="InfoNCE between the texts' mean vectors of student and teacher",
+        source="arXiv:1807.03748, arXiv:1910.10699",
+    ),
+    "cosine": Loss(
+        compare=encoder_losses.cosine,
+        needs=_HIDDEN,
+        weights=_NAMED_STATES,
+        formula="1 - cos of the last block's outputs",
+        source="DistilBERT, arXiv:1910.01108",
+    ),
+    "embedding": Loss(
+        compare=encoder_losses.embedding,
+        needs=_OUTPUT,
+        weights={EMBEDDING.name: 1.0},
+        formula="1 - cos of the embeddings",
+        source="DistilBERT, arXiv:1910.01108",
+    ),
+    "embedding_angle": Loss(
+        compare=encoder_losses.embedding_angle,
+        needs=_OUTPUT,
+        weights=_NAMED_EMBEDDING,
+        pairs=True,
+        formula="Huber of the angles between three embeddings",
+        source="RKD, arXiv:1904.05068",
+    ),
+    "embedding_distance": Loss(
+        compare=encoder_losses.embedding_distance,
+        needs=_OUTPUT,
+        weights=_NAMED_EMBEDDING,
+        pairs=True,
+        formula="Huber of the distances between embeddings, over their mean",
+        source="RKD, arXiv:1904.05068",
+    ),
+    "hidden": Loss(
+        compare=encoder_losses.hidden,
+        needs=_HIDDEN,
+        weights=_ROWS | {TOKENS.name: 1.0},
+        formula="‖h_s/‖h_s‖ - h_t/‖h_t‖‖² of matched blocks",
+        source="Patient KD, arXiv:1908.09355",
+    ),
+    "jensen_shannon": Loss(
+        compare=_by_row(divergences.jensen_shannon),
+        divergence=divergences.jensen_shannon,
+        needs=_OUTPUT,
+        weights=_NAMED,
+        formula="T² (β KL(p ‖ m) + (1-β) KL(q ‖ m)), m = β p + (1-β) q",
+        source="GKD, arXiv:2306.13649",
+    ),
+    "labels": Loss(
+        compare=labels,
+        divergence=divergences.cross_entropy,
+        needs=_OUTPUT,
+        weights={LOGITS.name: 0.5, TOKENS.name: 0.5},
+        teacher=False,
+        formula="cross-entropy with the data's labels or next tokens, at T = 1",
+        source="",
+    ),
+    "logit_squares": Loss(
+        compare=_by_row(divergences.logit_squares),
+        divergence=divergences.logit_squares,
+        needs=_OUTPUT,
+        weights=_NAMED,
+        formula="mean of (z_s - z_t)²",
+        source="arXiv:2105.08919",
+    ),
+    "logits": Loss(
+        compare=logits,
+        divergence=divergences.forward_kl,
+        needs=_OUTPUT,
+        weights={LOGITS.name: 0.5, TOKENS.name: 1.0},
+        formula="T² KL(p ‖ q), forward",
+        source="Hinton et al., arXiv:1503.02531",
+    ),
+    "reverse_kl": Loss(
+        compare=_by_row(divergences.reverse_kl),
+        divergence=divergences.reverse_kl,
+        needs=_OUTPUT,
+        weights=_NAMED,
+        formula="T² KL(q ‖ p)",
+        source="MiniLLM, arXiv:2306.08543",
+    ),
+    "skew_kl": Loss(
+        compare=_by_row(divergences.skew_kl),
+        divergence=divergences.skew_kl,
+        needs=_OUTPUT,
+        weights=_NAMED,
+        formula="T² KL(p ‖ λ p + (1-λ) q)",
+        source="DistiLLM, arXiv:2402.03898",
+    ),
+    "skew_reverse_kl": Loss(
+        compare=_by_row(divergences.skew_reverse_kl),
+        divergence=divergences.skew_reverse_kl,
+        needs=_OUTPUT,
+        weights=_NAMED,
+        formula="T² KL(q ‖ λ q + (1-λ) p)",
+        source="DistiLLM, arXiv:2402.03898",
+    ),
+    "total_variation": Loss(
+        compare=_by_row(divergences.total_variation),
+        divergence=divergences.total_variation,
+        needs=_OUTPUT,
+        weights=_NAMED,
+        formula="T/2 Σ abs(p - q)",
+        source="arXiv:2307.15190",
+    ),
+    "uld": Loss(
+        compare=_by_row(divergences.uld, any_width=True),
+        divergence=divergences.uld,
+        any_width=True,
+        needs=_OUTPUT,
+        weights=_NAMED,
+        formula="T Σ abs(p - q), both sorted: for vocabularies of different tokenizers",
+        source="ULD, arXiv:2402.12030",
+    ),
 }
 
 # What an early stop may look at and a recipe cannot ask for: unlike cross-entropy it does not punish a model for growing surer of
 # what it gets right.
 BRIER = Loss(compare=brier, needs=_OUTPUT, weights={}, teacher=False)
-
-
-def _direction(vectors: Tensor) -> Tensor:
-    """Vectors along the last axis, scaled to length 1."""
-    return vectors * vectors.square().sum(dim=-1, keepdim=True).clamp(min=1e-24).rsqrt()
-
-
-def _relation(vectors: Tensor, unseen: Tensor) -> Tensor:
-    """log softmax(x x^T / sqrt(d)) over real tokens, [batch, heads, sequence, sequence]."""
-    scores = vectors @ vectors.transpose(-1, -2) / vectors.shape[-1] ** 0.5
-    logs: Tensor = scores.masked_fill(unseen, -1e9).log_softmax(dim=-1)
-    return logs

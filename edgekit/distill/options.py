@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import cos, pi
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from edgekit.distill import losses
+from edgekit.distill.divergences import LossOptions
 from edgekit.errors import EdgekitError
+from edgekit.outputs.tokens import TOKENS
 from edgekit.schema import nearest, parse
 
 # Above this much memory the teacher answers each batch anew instead of once per text.
@@ -20,7 +23,8 @@ SIGNAL_BYTES = 2 << 30
 class TrainingOptions:
     """How to train. `holdout` is the share of train texts kept aside for the early stop; `patience` counts epochs.
 
-    `device` is where: "auto" takes the accelerator that torch finds, else the CPU.
+    `device` is where: "auto" takes the accelerator that torch finds, else the CPU. `micro_batch` rows of a batch go through the
+    models at once, without it all: less memory, the same loss.
 
     Without `learning_rate`: 2e-4 at 384 channels, falling as 1 / width (Adam's rate for hidden weights under maximal update
     parametrisation, arXiv:2203.03466, table 3).
@@ -29,6 +33,7 @@ class TrainingOptions:
     epochs: Annotated[int, Gt(0)] = 10
     learning_rate: Annotated[float, Gt(0)] | None = None
     batch: Annotated[int, Gt(0)] = 32
+    micro_batch: Annotated[int, Gt(0)] | None = None
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.1
     weight_decay: Annotated[float, Ge(0)] = 0.01
     clip: Annotated[float, Gt(0)] = 1.0
@@ -63,31 +68,118 @@ class CreateOptions(TrainingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillOptions(TrainingOptions):
-    """How to teach a student. `losses` maps names in LOSSES to weights; {"labels": 1.0} alone is a run without a teacher."""
+class Schedule:
+    """A number that goes from `start` to `end` over a training's steps, in a line or along half a cosine."""
 
-    temperature: Annotated[float, Gt(0)] = 2.0
-    losses: dict[str, Annotated[float, Ge(0)]] | None = None
+    start: Annotated[float, Ge(0)]
+    end: Annotated[float, Ge(0)]
+    shape: Literal["linear", "cosine"] = "linear"
+
+
+def at(value: float | Schedule, share: float) -> float:
+    """A number, or what a schedule says after this share of the steps."""
+    if not isinstance(value, Schedule):
+        return value
+    gone = share if value.shape == "linear" else (1 - cos(pi * share)) / 2
+    return value.start + (value.end - value.start) * gone
+
+
+Share = Annotated[float, Gt(0), Lt(1)]
+Weight = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(TrainingOptions):
+    """How to teach a student. `losses` maps names in LOSSES to weights; {"labels": 1.0} alone is a run without a teacher.
+
+    A weight, and the temperature, may be a Schedule. `per`: of a decoder, whether the mean is over tokens or over texts first.
+    `jensen_shannon`, `skew` and `alpha_beta` are the parameters of the losses of that name, `correct_teacher`, `confidence` and
+    `label_smoothing` what `LossOptions` says.
+    """
+
+    temperature: Annotated[float, Gt(0)] | Schedule = 2.0
+    losses: dict[str, Weight | Schedule] | None = None
+    per: Literal["token", "sequence"] = "token"
+    jensen_shannon: Share = 0.5
+    skew: Share = 0.1
+    alpha_beta: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.2, 0.7)
+    correct_teacher: Share | None = None
+    confidence: Annotated[float, Ge(0)] = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+
+def loss_options(options: TrainingOptions, share: float) -> LossOptions:
+    """What losses are told after this share of the steps."""
+    if not isinstance(options, DistillOptions):
+        return LossOptions()
+    return LossOptions(
+        temperature=at(options.temperature, share),
+        jensen_shannon=options.jensen_shannon,
+        skew=options.skew,
+        alpha=options.alpha_beta[0],
+        beta=options.alpha_beta[1],
+        correct_teacher=options.correct_teacher,
+        confidence=options.confidence,
+        label_smoothing=options.label_smoothing,
+    )
 
 
 def read_distill_options(
     table: Mapping[str, object], output: str, where: str
-) -> tuple[DistillOptions, dict[str, float]]:
+) -> tuple[DistillOptions, dict[str, float | Schedule]]:
     """A recipe's [distill] table, and the weights of the losses that count, for a kind of output (logits, embedding, tokens).
 
-    Raises EdgekitError for unknown keys and losses, and for a loss that the output has no use for.
+    Raises EdgekitError for unknown keys and losses, for a loss or an option that has no use here, and for a micro-batch with
+    losses that compare the rows of a batch.
     """
+    _check_schedules(table, where)
     options = parse(DistillOptions, table, where)
     defaults = default_losses(output)
-    weights = defaults if options.losses is None else options.losses
+    weights: Mapping[str, float | Schedule] = defaults if options.losses is None else options.losses
     for name in weights:
         if name not in defaults:
             problem = f"does not apply to {output}" if name in losses.LOSSES else "unknown loss"
             raise EdgekitError(f"{where}.losses.{name}: {problem}{nearest(name, defaults)}")
-    chosen = {name: weight for name, weight in sorted(weights.items()) if weight > 0}
+    chosen = {name: weight for name, weight in sorted(weights.items()) if max(at(weight, 0.0), at(weight, 1.0)) > 0}
     if not chosen:
         raise EdgekitError(f"{where}.losses: every weight is zero; give at least one of {', '.join(sorted(defaults))}")
+    _check_use(options, chosen, output, where)
     return options, chosen
+
+
+def _check_schedules(table: Mapping[str, object], where: str) -> None:
+    """The tables where a number may be one, each read by itself, so that an error names its key."""
+    weights = table.get("losses")
+    named = {f"losses.{key}": value for key, value in weights.items()} if isinstance(weights, Mapping) else {}
+    for key, value in ({"temperature": table.get("temperature")} | named).items():
+        if not isinstance(value, Mapping):
+            continue
+        schedule = parse(Schedule, value, f"{where}.{key}")
+        if key == "temperature" and min(schedule.start, schedule.end) <= 0:
+            raise EdgekitError(f"{where}.{key}: start and end must be greater than 0")
+
+
+def _check_use(options: DistillOptions, chosen: Mapping[str, object], output: str, where: str) -> None:
+    """Refuse what would change nothing, and micro-batches of losses that compare rows with each other."""
+    entries = {name: losses.LOSSES[name] for name in chosen}
+    if options.micro_batch is not None and (pairs := [name for name, loss in entries.items() if loss.pairs]):
+        raise EdgekitError(
+            f"{where}.micro_batch: {', '.join(pairs)} compares all rows of a batch with each other; remove one of them,"
+            " or make batch smaller"
+        )
+    taught = [loss for loss in entries.values() if loss.teacher and loss.divergence is not None]
+    for key, given, of in (
+        ("correct_teacher", options.correct_teacher is not None, [loss for loss in taught if not loss.any_width]),
+        ("confidence", options.confidence > 0, taught),
+    ):
+        if given and not of:
+            raise EdgekitError(
+                f"{where}.{key}: no loss compares logits with the teacher's; add one to losses (logits, ...)"
+            )
+    if options.label_smoothing and "labels" not in chosen:
+        raise EdgekitError(f"{where}.label_smoothing: the loss labels is not among losses; add it, or remove this key")
+    if options.per == "sequence" and output != TOKENS.name:
+        raise EdgekitError(f"{where}.per: a text has one output here ({output}); remove this key")
 
 
 def default_losses(output: str) -> dict[str, float]:

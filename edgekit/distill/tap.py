@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from edgekit.architectures import Architecture, find_architecture
-from edgekit.distill.losses import Batch, Signal
+from edgekit.distill.chunked import Head
+from edgekit.distill.signals import Batch, Signal
 from edgekit.tasks.encoders import dimensions
 
 
@@ -62,13 +64,13 @@ class Tap:
 
     def logits(self, states: Tensor) -> Tensor:
         """Of a decoder: last hidden states [tokens, channels] -> float32 logits [tokens, vocabulary]."""
-        with self.autocast():
-            return cast(Tensor, cast(Any, self.module).logits(states))
+        return self.head(states)
 
     @property
-    def vocabulary(self) -> int:
-        """Of a decoder: how wide its logits are."""
-        return int(cast(Any, self.module).vocabulary)
+    def head(self) -> Head:
+        """Of a decoder: what makes its logits."""
+        head: Head = cast(Any, self.module).head
+        return replace(head, dtype=torch.bfloat16) if self._bf16 else head
 
     def autocast(self) -> torch.autocast:
         """The precision of the tap's calls."""

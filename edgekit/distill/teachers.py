@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from edgekit.distill.batches import Source
-from edgekit.distill.losses import Batch, Signal
 from edgekit.distill.options import SIGNAL_BYTES
+from edgekit.distill.signals import Batch, Signal
 from edgekit.distill.tap import Tap
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress, silent

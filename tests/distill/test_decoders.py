@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgekit.distill import decoders, loop
+from edgekit.distill import chunked, loop
 from edgekit.distill.batches import find_passages, hold_out, passage_source, score
 from edgekit.distill.created import BEGIN_ID, END, END_ID, pack, train_tokenizer
 from edgekit.distill.decoders import Body
-from edgekit.distill.lessons import make_lesson
+from edgekit.distill.divergences import LossOptions
+from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Lesson
-from edgekit.distill.losses import LOSSES, Batch, Signal
+from edgekit.distill.losses import LOSSES, compare_logits
 from edgekit.distill.options import read_create_options, read_distill_options
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import TEACHERS, TeacherInputs
@@ -283,14 +284,18 @@ def test_body_and_head_say_what_the_model_says(family: str, family_folder: Calla
     with torch.no_grad():
         logits = module(batch.tokens, batch.mask)
         body = Body(TASKS[TASK].load(folder).model)  # type: ignore[arg-type]
-        mine = body.logits(body(batch.tokens, batch.mask)[batch.scored])
-    assert mine.shape == (39 + 2 + 1, body.vocabulary)
+        mine = body.head(body(batch.tokens, batch.mask)[batch.scored])
+    assert mine.shape == (39 + 2 + 1, len(body.head.weight))
     torch.testing.assert_close(mine, logits[batch.scored], atol=2e-4, rtol=2e-4)
     assert batch.targets.tolist() == [*range(6, 45), 10, 11, 27]
 
 
 def next_tokens(tap: Tap, read: list[Passage], train: list[int], held: list[int]) -> Lesson:
-    return make_lesson(tap, None, passage_source(read, train, held), {"labels": 1.0})
+    return make_lesson(tap, None, passage_source(read, train, held), Teaching(weights={"labels": 1.0}))
+
+
+def loss_of(lesson: Lesson, rows: list[int]) -> Tensor:
+    return torch.stack(list(lesson.parts(rows, 0.0))).sum()
 
 
 def test_the_loss_is_transformers_own(family_folder: Callable[[str], Path]) -> None:
@@ -303,7 +308,7 @@ def test_the_loss_is_transformers_own(family_folder: Callable[[str], Path]) -> N
     body = Body(TASKS[TASK].load(folder).model)  # type: ignore[arg-type]
     lesson = next_tokens(Tap(body), read, [0], [0, 1, 2])
     with torch.no_grad():
-        assert float(lesson.loss([0, 1, 2])) == pytest.approx(wanted, abs=1e-5)
+        assert float(loss_of(lesson, [0, 1, 2])) == pytest.approx(wanted, abs=1e-5)
         judged = (float(lesson.judge([0, 1])) * 2 + float(lesson.judge([2]))) / 3
     assert judged == pytest.approx(wanted, abs=1e-5)
 
@@ -311,20 +316,24 @@ def test_the_loss_is_transformers_own(family_folder: Callable[[str], Path]) -> N
 def test_logits_are_bounded_and_gradients_are_the_same(
     family_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In slices of 5 tokens: the same loss and gradients, and never more than 5 rows of logits."""
+    """In slices of 5 tokens: the same loss and gradients, and never more than 5 rows of logits, each computed once."""
     read = [Passage(ids=list(range(9, 40)), start=1, prompt=0)]
     found: list[tuple[float, list[Tensor]]] = []
     widths: list[int] = []
+    make = chunked.Head.__call__
+
+    def count(head: chunked.Head, states: Tensor) -> Tensor:
+        widths.append(len(states))
+        return make(head, states)
+
+    monkeypatch.setattr(chunked.Head, "__call__", count)
     for size in (1 << 30, 5 * 4 * 512):
-        monkeypatch.setattr(decoders, "LOGIT_BYTES", size)
+        monkeypatch.setattr(chunked, "LOGIT_BYTES", size)
         body = Body(TASKS[TASK].load(family_folder("qwen2")).model)  # type: ignore[arg-type]
-        body.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: widths.append(out.shape[0]))
-        loss = next_tokens(Tap(body), read, [0], []).loss([0])
+        loss = loss_of(next_tokens(Tap(body), read, [0], []), [0])
         loss.backward()
         found.append((float(loss.detach()), [one.grad for one in body.parameters() if one.grad is not None]))
-    assert widths[0] == 30
-    assert max(widths[1:]) == 5
-    assert len(widths) == 1 + 6 * 2  # once forward, once for the gradient
+    assert widths == [30, *[5] * 6]
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     for one, other in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
@@ -333,14 +342,12 @@ def test_logits_are_bounded_and_gradients_are_the_same(
 def test_token_kl_is_the_formula() -> None:
     torch.manual_seed(0)
     mine, theirs, heat = torch.randn(7, 11), torch.randn(7, 11), 2.0
-    facts = Batch(rows=(0,), tokens=torch.ones(1, 8), mask=torch.ones(1, 8), targets=torch.arange(7))
+    targets, options = torch.arange(7), LossOptions(temperature=heat)
     p, q = (theirs / heat).softmax(-1), (mine / heat).softmax(-1)
-    wanted = (p * (p / q).log()).sum(-1).mean() * heat**2
-    torch.testing.assert_close(
-        LOSSES["logits"].compare(Signal(output=mine), Signal(output=theirs), facts, heat), wanted
-    )
-    picked = -mine.softmax(-1).log()[torch.arange(7), torch.arange(7)].mean()
-    torch.testing.assert_close(LOSSES["labels"].compare(Signal(output=mine), Signal(output=mine), facts, heat), picked)
+    wanted = (p * (p / q).log()).sum(-1) * heat**2
+    torch.testing.assert_close(compare_logits(LOSSES["logits"], mine, theirs, targets, options)[0], wanted)
+    picked = -mine.softmax(-1).log()[targets, targets]
+    torch.testing.assert_close(compare_logits(LOSSES["labels"], mine, mine, targets, options)[0], picked)
 
 
 LESSON = {"hidden": 1.0, "logits": 1.0}

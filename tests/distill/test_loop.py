@@ -33,7 +33,7 @@ def lesson(rows: int) -> Lesson:
         lengths=[(row * 7) % 23 for row in range(rows)],
         train=list(range(rows)),
         held=[],
-        loss=lambda _rows: torch.zeros(()),
+        parts=lambda _rows, _share: [torch.zeros(())],
         judge=lambda _rows: torch.zeros(()),
     )
 
@@ -71,7 +71,11 @@ def test_early_stop_takes_the_best_epoch_back(tmp_path: Path) -> None:
         return torch.tensor(next(scores))
 
     taught = Lesson(
-        lengths=[1, 1], train=[0], held=[1], loss=lambda _rows: module(torch.ones(1, 1)).square().sum(), judge=judge
+        lengths=[1, 1],
+        train=[0],
+        held=[1],
+        parts=lambda _rows, _share: [module(torch.ones(1, 1)).square().sum()],
+        judge=judge,
     )
     options = TrainingOptions(epochs=6, patience=2)
     outcome = train(module, taught, options, Run(folder=tmp_path, identity="x"), width=384)

@@ -10,25 +10,18 @@ import pytest
 import torch
 
 from edgekit.distill import losses
-from edgekit.distill.losses import (
-    BRIER,
-    LOSSES,
-    Batch,
-    Loss,
-    Signal,
-    attention_relation,
-    embedding,
-    hidden,
-    labels,
-    logits,
-)
+from edgekit.distill.divergences import LossOptions
+from edgekit.distill.encoder_losses import attention_relation, embedding, hidden
+from edgekit.distill.losses import BRIER, LOSSES, Loss, labels, logits
 from edgekit.distill.options import read_distill_options
+from edgekit.distill.signals import Batch, Signal
 from edgekit.errors import EdgekitError
 from tests.architectures.families import make_family
 from tests.conftest import LABELS, make_data
 from tests.steps import distill
 
 ROWS, WIDTH, SEQUENCE, CHANNELS, HEADS = 3, 5, 4, 6, 2
+PLAIN, AT_2 = LossOptions(), LossOptions(temperature=2.0)
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
 
 
@@ -67,7 +60,7 @@ def test_gradient_is_that_of_finite_differences(name: str, temperature: float) -
     parts = tuple(part.requires_grad_() for part in leaves(signal(2)))
 
     def value(*parts: torch.Tensor) -> torch.Tensor:
-        return LOSSES[name].compare(rebuilt(parts), teacher, batch(), temperature)
+        return LOSSES[name].compare(rebuilt(parts), teacher, batch(), LossOptions(temperature=temperature))
 
     assert torch.autograd.gradcheck(value, parts, eps=1e-6, atol=1e-6)
 
@@ -79,18 +72,18 @@ def test_a_loss_needs_what_it_reads(name: str) -> None:
     for part in leaves(student):
         part.requires_grad_()
     loss = LOSSES[name]
-    loss.compare(student, signal(1), batch(), 2.0).backward()  # type: ignore[no-untyped-call]
+    loss.compare(student, signal(1), batch(), AT_2).backward()  # type: ignore[no-untyped-call]
     touched = {"output": [student.output], "hidden": student.hidden, "projections": student.projections}
     assert set(touched) == {field.name for field in fields(Signal)}
     assert loss.needs == {key for key, parts in touched.items() if any(part.grad is not None for part in parts)}
-    values = {float(loss.compare(student, signal(seed), batch(), 2.0).detach()) for seed in (1, 3)}
+    values = {float(loss.compare(student, signal(seed), batch(), AT_2).detach()) for seed in (1, 3)}
     assert loss.teacher == (len(values) == 2)
     assert set(loss.weights) <= {"logits", "embedding", "tokens"}
     # Of a decoder's output a loss gets the logits of some tokens, so it can read nothing else.
     assert "tokens" not in loss.weights or "output" not in loss.needs or loss.needs == {"output"}
 
 
-def squares(student: Signal, teacher: Signal, batch: Batch, temperature: float) -> torch.Tensor:
+def squares(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> torch.Tensor:
     """The mean squared difference of the matched blocks' outputs."""
     pairs = zip(student.hidden, teacher.hidden, strict=True)
     return torch.stack([torch.nn.functional.mse_loss(mine, theirs) for mine, theirs in pairs]).sum()
@@ -116,24 +109,24 @@ def test_a_further_loss_is_a_function_and_a_line(tmp_path: Path, monkeypatch: py
 def test_brier_by_hand() -> None:
     student = Signal(output=torch.tensor([[math.log(3.0), 0.0]]))
     facts = replace(batch(), targets=torch.tensor([[0.0, 1.0]]))
-    assert float(BRIER.compare(student, student, facts, 1.0)) == pytest.approx(2 * 0.75**2)
+    assert float(BRIER.compare(student, student, facts, PLAIN)) == pytest.approx(2 * 0.75**2)
 
 
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.teacher])
 def test_a_student_like_its_teacher_has_no_loss(name: str) -> None:
-    assert float(LOSSES[name].compare(signal(1), signal(1), batch(), 2.0)) == pytest.approx(0.0, abs=1e-12)
-    assert float(LOSSES[name].compare(signal(2), signal(1), batch(), 2.0)) > 0.01
+    assert float(LOSSES[name].compare(signal(1), signal(1), batch(), AT_2)) == pytest.approx(0.0, abs=1e-12)
+    assert float(LOSSES[name].compare(signal(2), signal(1), batch(), AT_2)) > 0.01
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_padding_counts_for_nothing(name: str) -> None:
     student, teacher = signal(2), signal(1)
-    before = float(LOSSES[name].compare(student, teacher, batch(), 2.0))
+    before = float(LOSSES[name].compare(student, teacher, batch(), AT_2))
     for tensor in (*student.hidden, *teacher.hidden):
         tensor[MASK == 0] = 1e3
     for tensor in (*student.projections, *teacher.projections):
         tensor.transpose(1, 2)[MASK == 0] = 1e3
-    assert float(LOSSES[name].compare(student, teacher, batch(), 2.0)) == pytest.approx(before, rel=1e-12)
+    assert float(LOSSES[name].compare(student, teacher, batch(), AT_2)) == pytest.approx(before, rel=1e-12)
 
 
 def test_temperature_does_not_change_the_size_of_the_gradient() -> None:
@@ -143,7 +136,7 @@ def test_temperature_does_not_change_the_size_of_the_gradient() -> None:
     for temperature in (1.0, 2.0, 4.0):
         student = signal(2, scale=0.02)
         student.output.requires_grad_()
-        logits(student, teacher, batch(), temperature).backward()
+        logits(student, teacher, batch(), LossOptions(temperature=temperature)).backward()
         norms.append(float(student.output.grad.norm()))
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
     assert norms[2] == pytest.approx(norms[0], rel=0.02)
@@ -154,26 +147,26 @@ def test_logits_is_the_divergence_by_hand() -> None:
     teacher = Signal(output=torch.tensor([[2.0 * math.log(3.0), 0.0]]))
     # At T = 2 the teacher says 3/4 and 1/4, the student 1/2 and 1/2.
     wanted = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
-    assert float(logits(student, teacher, batch(), 2.0)) == pytest.approx(wanted, rel=1e-6)
+    assert float(logits(student, teacher, batch(), AT_2)) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_labels_is_the_cross_entropy_of_the_known_rows() -> None:
     student = signal(2)
     logs = torch.log_softmax(student.output, dim=-1)
     wanted = (-logs[0, 2] - logs[1].mean()) / 2
-    assert float(labels(student, student, batch(), 1.0)) == pytest.approx(float(wanted), rel=1e-9)
+    assert float(labels(student, student, batch(), PLAIN)) == pytest.approx(float(wanted), rel=1e-9)
 
 
 def test_labels_without_any_known_row_is_zero() -> None:
     unknown = replace(batch(), targets=torch.zeros(ROWS, WIDTH))
-    assert float(labels(signal(2), signal(2), unknown, 1.0)) == 0.0
+    assert float(labels(signal(2), signal(2), unknown, PLAIN)) == 0.0
 
 
 def test_a_longer_vector_of_the_same_direction_is_no_loss() -> None:
     teacher = signal(1)
     student = Signal(output=teacher.output * 3, hidden=tuple(tensor * 7 for tensor in teacher.hidden))
-    assert float(hidden(student, teacher, batch(), 1.0)) == pytest.approx(0.0, abs=1e-12)
-    assert float(embedding(student, teacher, batch(), 1.0)) == pytest.approx(0.0, abs=1e-12)
+    assert float(hidden(student, teacher, batch(), PLAIN)) == pytest.approx(0.0, abs=1e-12)
+    assert float(embedding(student, teacher, batch(), PLAIN)) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_attention_relation_by_hand() -> None:
@@ -191,4 +184,4 @@ def test_attention_relation_by_hand() -> None:
                     parts.append(float((p * (p / q).log()).sum()))
                 per_token.append(sum(parts) / HEADS)
         total += sum(per_token) / len(per_token)
-    assert float(attention_relation(student, teacher, batch(), 1.0)) == pytest.approx(total, rel=1e-9)
+    assert float(attention_relation(student, teacher, batch(), PLAIN)) == pytest.approx(total, rel=1e-9)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgekit.distill import courses, teachers
-from edgekit.distill.losses import Signal
+from edgekit.distill.signals import Signal
 from edgekit.distill.teachers import TEACHERS, Teacher, TeacherInputs
 from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model

@@ -1,0 +1,53 @@
+"""What losses read: a model's signal for a batch, and what is known of the batch without any model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The target of a token or row that is not learned (torch's ignore_index, and what datasets for transformers hold).
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """What one model gives for a batch. A loss names the fields that it needs; a model gives no others."""
+
+    output: Tensor
+    """Logits or embeddings [batch, width]; of a decoder the last hidden states [batch, sequence, channels], or the logits of
+    the scored tokens [tokens, vocabulary]."""
+    hidden: tuple[Tensor, ...] = ()
+    """Outputs of matched blocks, each [batch, sequence, channels]."""
+    projections: tuple[Tensor, ...] = ()
+    """Query, key and value of the last block, each [batch, heads, sequence, channels per head]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What is known of a batch without any model."""
+
+    rows: tuple[int, ...]
+    """Which rows of the source are in it."""
+    tokens: Tensor
+    """input_ids, int64 [batch, sequence], padded on the right."""
+    mask: Tensor
+    """1 for a real token, 0 for padding [batch, sequence]."""
+    targets: Tensor
+    """Wanted class probabilities [batch, classes], zeros in a row whose label is not known; or the wanted ids [tokens], IGNORED
+    for a token that no loss of tokens reads."""
+    scored: tuple[Tensor, Tensor] | None = None
+    """Of a decoder, for each wanted id the row of the batch and the position that predicts it, each int64 [tokens]."""
+
+    def to(self, device: str) -> Batch:
+        """The batch with its tensors on a device; the same tensors where they are there already."""
+        rows, positions = self.scored or (None, None)
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            mask=self.mask.to(device),
+            targets=self.targets.to(device),
+            scored=None if rows is None or positions is None else (rows.to(device), positions.to(device)),
+        )
