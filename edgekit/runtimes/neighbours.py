@@ -32,6 +32,7 @@ _WAITED, _STOLEN, _DENIED, _OTHERS = 0.05, 0.05, 0.01, 0.25
 # A scheduler takes turns every few milliseconds. An NTP client turns a clock by 500 parts in a million at most, or sets it.
 _PAUSED_S = 0.05
 _STEP_S, _TURNED = 0.05, 0.002
+_READINGS = 5
 
 
 def watch() -> Callable[[], Seen]:
@@ -43,15 +44,15 @@ def watch() -> Callable[[], Seen]:
     supply lowered the clock. switches: how often another thread took its core. load: the load average. stepped: the seconds that
     the clock of the day was set forward (or back, < 0). slept: the seconds that the machine was suspended. None: not told.
     """
-    before, day = _counters(), time.time()
+    (begun, day), before = _moment(), _counters()
 
     def tell() -> Seen:
-        after, stepped = _counters(), time.time() - day
+        (ended, today), after = _moment(), _counters()
         passed: dict[str, float | None] = {
             key: None if value is None or after[key] is None else max(float(after[key] or 0.0) - value, 0.0)
             for key, value in before.items()
         }
-        seconds, own = max(passed["clock"] or 0.0, 1e-9), passed["own"] or 0.0
+        seconds, own = max(ended - begun, 1e-9), passed["own"] or 0.0
         busy, steal, waited = passed["busy"], passed["steal"], passed["waited"]
         cpus = _cpus()
         return {
@@ -64,7 +65,7 @@ def watch() -> Callable[[], Seen]:
             "slowed": int(passed["slowed"] or 0) + (1 if _lowered() else 0),
             "switches": None if passed["switches"] is None else int(passed["switches"]),
             "load": load_average(),
-            "stepped": round(stepped - seconds - (passed["slept"] or 0.0), 4),
+            "stepped": round(today - day - seconds - (passed["slept"] or 0.0), 4),
             "slept": passed["slept"],
         }
 
@@ -125,7 +126,6 @@ def _counters() -> dict[str, float | None]:
     """All counters, of times in seconds."""
     busy, steal = _stat()
     return {
-        "clock": time.perf_counter(),
         "own": time.process_time(),
         "busy": busy,
         "steal": steal,
@@ -135,6 +135,20 @@ def _counters() -> dict[str, float | None]:
         "switches": _switches(),
         "slept": _slept(),
     }
+
+
+def _moment() -> tuple[float, float]:
+    """A clock that nobody sets, and the clock of the day, at one moment.
+
+    On a busy machine a process may lose its core between two readings, for longer than what counts as a step: of several pairs it
+    is the one whose readings lie closest.
+    """
+    pairs = []
+    for _ in range(_READINGS):
+        begun, day, ended = time.perf_counter(), time.time(), time.perf_counter()
+        pairs.append((ended - begun, begun, day))
+    _, clock, day = min(pairs)
+    return clock, day
 
 
 def _stat() -> tuple[float | None, float | None]:
@@ -175,7 +189,11 @@ def _slept() -> float | None:
     """Seconds that the machine was suspended since it started: CLOCK_BOOTTIME goes on then, CLOCK_MONOTONIC does not."""
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return None
-    return max(time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC), 0.0)
+    # A core that is lost between the two readings makes it less, never more.
+    both = (
+        (time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_MONOTONIC)) for _ in range(_READINGS)
+    )
+    return max(0.0, *(boot - clock for boot, clock in both))
 
 
 def _slowed() -> float | None:

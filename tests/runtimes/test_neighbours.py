@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -30,8 +31,9 @@ def test_counters_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(neighbours, "own_groups", lambda: [group.parent])
     monkeypatch.setattr(neighbours, "_HEAT", (str(tmp_path), "cpu*/thermal_throttle/*_throttle_count"))
     monkeypatch.setattr(neighbours, "_PI", str(tmp_path / "get_throttled"))
-    clock, own = iter([10.0, 12.0]), iter([1.0, 3.0])
-    monkeypatch.setattr(neighbours.time, "perf_counter", lambda: next(clock))
+    moments, own = iter([(10.0, 70.0), (12.0, 75.5)]), iter([1.0, 3.0])
+    monkeypatch.setattr(neighbours, "_moment", lambda: next(moments))
+    monkeypatch.setattr(neighbours, "_slept", lambda: 0.0)
     monkeypatch.setattr(neighbours.time, "process_time", lambda: next(own))
     tell = neighbours.watch()
     # In ticks of 10 ms: 3 s of all work, of which this process did 2, and 0.42 s were stolen; it waited 2 s beside them.
@@ -47,6 +49,23 @@ def test_counters_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert told["waited"] == 0.5
     assert told["throttled"] == 0.25
     assert told["slowed"] == 2
+    assert told["stepped"] == 3.5
+
+
+def test_a_core_that_is_lost_between_two_readings_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine stops the process for 0.1 s between the two clocks, four times of five; a clock that is set is seen."""
+    real, turns, step = time.time, itertools.count(), 0.0
+
+    def read() -> float:
+        if next(turns) % 5:
+            time.sleep(0.1)
+        return real() + step
+
+    monkeypatch.setattr(neighbours.time, "time", read)
+    tell = neighbours.watch()
+    assert abs(tell()["stepped"] or 0.0) < 0.02
+    step = -7.0
+    assert tell()["stepped"] == pytest.approx(-7.0, abs=0.02)
 
 
 def test_what_is_not_told_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +148,9 @@ def test_a_clock_that_was_set_is_told() -> None:
 
 
 def test_a_step_of_the_clock_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    day = iter([1000.0, 1000.0 + 3600.0])
-    monkeypatch.setattr(neighbours.time, "time", lambda: next(day))
-    told = neighbours.watch()()
+    real = time.time
+    tell = neighbours.watch()
+    monkeypatch.setattr(neighbours.time, "time", lambda: real() + 3600.0)
+    told = tell()
     assert told["stepped"] == pytest.approx(3600.0, abs=5.0)
     assert neighbours.stepped([told]) == told["stepped"]
