@@ -14,6 +14,7 @@ import device_latency
 import disturbances
 import numpy as np
 import pytest
+from rows import Rows
 from scipy import stats
 
 from edgekit.verify import latency
@@ -133,3 +134,33 @@ def test_an_artifact_that_was_swapped_after_the_build_is_found(tmp_path: Path) -
     for seed in (0, 1):  # between two processes, before the first
         (reason,) = disturbances.swapped(question, random.Random(seed))
         assert "another sha256 than this one: nothing that it answered counts" in reason
+
+
+def test_planted_runs_are_counted_and_other_load_judges_nothing() -> None:
+    """95 of 100 with the right reason; quiet runs that other programs disturbed are no false alarms, and no proof either."""
+    busy = "other programs worked on 1.2 cores beside it"
+    kinds = [kind for kind, (_, wanted) in disturbances.KINDS.items() if wanted]
+    right = {kind: [disturbances.KINDS[kind][1][0]] for kind in kinds}
+
+    def judge(lost: int, alarms: list[str]) -> dict[str, dict[str, object]]:
+        planted = [(kind, right[kind]) for kind in [*kinds] * 17][:100]
+        planted[:lost] = [(kind, []) for kind, _ in planted[:lost]]
+        quiet = [("quiet", [reason]) for reason in alarms] + [("quiet", [])] * (20 - len(alarms))
+        return device_latency.judge_planted(iter([*planted, *quiet]), whole=True)
+
+    assert (judge(5, [])["planted"]["met"], judge(6, [])["planted"]["met"]) == (True, False)
+    assert judge(0, [busy])["quiet"]["met"]
+    loud, wrong = judge(0, [busy] * 2)["quiet"], judge(0, [busy, "the governor changed"])["quiet"]
+    assert (loud["met"], wrong["met"]) == (False, False)
+    assert (loud["why"], wrong.get("why")) == ("not judged: other load beside 2 of 20 runs, and nothing else", None)
+
+
+def test_a_benchmark_that_was_stopped_goes_on_behind_its_last_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    assert Rows(path).take("a 0", lambda: {"ms": (1.5, 2.0)}) == {"ms": [1.5, 2.0]}
+    with path.open("a") as stream:
+        stream.write('{"key": "a 1", "row": {"m')
+    rows = Rows(path)
+    assert rows.take("a 0", lambda: pytest.fail("measured twice")) == {"ms": [1.5, 2.0]}
+    assert rows.take("a 1", lambda: {"ms": 3}) == {"ms": 3}
+    assert Rows(path).take("a 1", lambda: pytest.fail("not kept")) == {"ms": 3}
