@@ -59,7 +59,7 @@ def check_goes_on(reachable: Reachable, question: Question) -> None:
     with open_ssh(reachable) as device:
         device.push(question.file.parent)
         assert device.sent_bytes == 0
-        assert len(PROBES["python"].ask(device, question).arrays["outputs"]) == len(TEXTS)
+        assert len(PROBES["python"].ask(device, question.only_times()).lines.read("latency", Calls).ms) == 20
     wait_until(lambda: not reachable.processes())
 
 
@@ -210,7 +210,7 @@ def test_a_probe_that_gets_no_more_memory(stand_in: Reachable, question: Questio
         make_hungry(question.file, floats)
         with open_ssh(stand_in, python=python) as device:
             with pytest.raises(DeviceFailed, match=message) as failed:
-                PROBES["python"].ask(device, question)
+                PROBES["python"].ask(device, question.only_times())
             assert (failed.value.exit_code, failed.value.message.count("\n")) == (4, 0)
             assert device.run(["true"], timeout_s=10).returncode == 0
 
@@ -237,7 +237,8 @@ def test_a_clock_that_jumps(stand_in: Reachable, question: Question, tmp_path: P
     code += "time.time = lambda: real() + 3600 * next(hours)\n"
     (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
     with open_ssh(stand_in, python=python) as device:
-        calls = PROBES["python"].ask(device, replace(question, timeout_s=60)).lines.read("latency", Calls)
+        asked = replace(question.only_times(), timeout_s=60)
+        calls = PROBES["python"].ask(device, asked).lines.read("latency", Calls)
         with pytest.raises(DeviceFailed, match=r"no end after 1 s; it was stopped"):
             device.run(SLEEP, timeout_s=1)
     assert (neighbours.stepped([calls.neighbours]) or 0) >= 3500
