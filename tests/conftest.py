@@ -98,6 +98,15 @@ SHARING = {
     "tiny": ("tests/e2e/test_build.py", "tests/e2e/test_false_pass.py", "tests/e2e/test_kill.py"),
     "board": ("tests/e2e/test_board.py", "tests/devices/test_emulated.py"),
 }
+# Files that take long and share nothing: they begin after those, and the small ones fill what is left at the end.
+LONG = (
+    "tests/formats/onnx/test_families.py",
+    "tests/pipeline/test_random_projects.py",
+    "tests/verify/test_generation.py",
+    "tests/verify/test_verify.py",
+    "tests/formats/gguf/test_gguf.py",
+    "tests/formats/onnx/test_decoder.py",
+)
 
 
 def shared(path: str) -> str:
@@ -109,9 +118,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole builds begin first, so that both workers end at about the same time with small files."""
     order = [*SHARING]
 
-    def place(item: pytest.Item) -> tuple[int, bool]:
-        of = shared(item.path.as_posix())
-        return order.index(of) if of in order else len(order), "e2e" not in item.path.parts
+    def place(item: pytest.Item) -> tuple[int, bool, bool]:
+        path = item.path.as_posix()
+        of = shared(path)
+        return order.index(of) if of in order else len(order), "e2e" not in item.path.parts, not path.endswith(LONG)
 
     items.sort(key=place)
 

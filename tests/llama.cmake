@@ -7,7 +7,8 @@ function(compile_quickly)
     endif()
   endforeach()
   compile_at_once(mtmd "models/")
-  compile_at_once(llama-common "parsers/")
+  # Not jinja/ and json.cpp: what these specialize must stand before others use it.
+  compile_at_once(llama-common "^[^j/][^/]*$|^json-[^/]*$|parsers/")
 endfunction()
 
 function(compile_at_once library these)
