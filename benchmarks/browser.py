@@ -1,21 +1,25 @@
-"""How fast is a bundle in a browser, beside the same file in onnxruntime on the same machine, and does it answer alike?
+"""How fast is a bundle in a browser, beside the same file in the same runtime on the same machine, and does it answer alike?
 
 Goals:
 - the median call in WebAssembly takes at most 7 times as long as natively, one thread each, at the target's length
 - every text has the label that the bundle's own loader gives here. Scores are shown only: where an 8-bit activation lies between
   two steps, the last bit of a float decides, and WebAssembly computes that bit otherwise
+- two decoders with 8-bit weights, stories260K and code-llama-46m, go on with four texts in wllama as in llama.cpp here: each of
+  64 tokens is the likeliest here, or less than 0.1 logits below it. Their ratio of times is shown and has no goal
 
 Both are timed in turns, each time in a process of its own (Chromium without a window, or Python): the first call, the next nine,
 and the median of what follows once the engine is warm, which a browser becomes by translating the module a second time. Times
 measured on a busy machine mean little; the ratio is of the medians over rounds.
 
-Usage: python benchmarks/browser.py [--bundle DIR] [--rounds 5] [--json]; without a bundle the assistant is built for the target
-`browser`, which takes minutes. Exit code 1 where a goal is missed. Needs Chromium and npm.
+Usage: python benchmarks/browser.py [--bundle DIR] [--rounds 5] [--data DIR] [--only rows|tokens] [--json]; without a bundle the
+assistant is built for the target `browser`, which takes minutes. Exit code 1 where a goal is missed. Needs Chromium and npm, and
+the decoders in --data.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -25,23 +29,36 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from q8_files import write_q8
 
 from edgekit.bundle.open import check_bundle
 from edgekit.devices import Device, open_device
 from edgekit.modalities.text import read_shipped
+from edgekit.model import load_model
 from edgekit.pipeline import run
 from edgekit.probes import PROBES, Question
-from edgekit.probes.lines import Calls, First, Load
+from edgekit.probes.lines import Calls, Decode, First, Load
 from edgekit.probes.web import LOADER
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
+from edgekit.runtimes import llamacpp
+from edgekit.runtimes.generation import continuation
 from edgekit.runtimes.request import Timing
-from edgekit.verify.measurements import ask_rows
+from edgekit.verify.measurements import ask_rows, flat, request
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 ROOT = Path(__file__).resolve().parents[1]
 RATIO = 7.0
 LENGTH = 32
+SHARED = ROOT.parent / "shared" / "data"
+WRITERS = {"stories260K": "stories260K/hf", "code-llama-46m": "code-llama-46m"}
+STORIES = ("Once upon a time", "The big red ball", "Lily and Tom went to", "One day, a little cat")
+NEW, CLOSE = 64, 0.1
+WRITING: Timing = {"prompts": (32,), "new": 64, "repeats": 4, "seconds": 20.0, "sweep": False}
 TIMING: Timing = {"warmup": 0, "repeats": 300, "least": 100, "seconds": 8.0}
 KINDS: Mapping[str, Mapping[str, object]] = {"native": {"kind": "local"}, "browser": {"kind": "browser"}}
 APP = """
@@ -63,32 +80,122 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="the folder of a classifier's bundle for browsers")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--data", type=Path, default=SHARED, help="folder of stories260K/, code-llama-46m/ and code-heldout/"
+    )
+    parser.add_argument("--only", choices=("rows", "tokens"), help="classifiers or decoders alone")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    result: dict[str, object] = {}
+    missed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="edgekit-browser-benchmark-") as scratch:
-        bundle = given.bundle or build(Path(scratch))
-        texts = verify_texts()
-        times = time_both(bundle, texts, given.rounds)
-        alike, apart = compare_answers(bundle, texts, Path(scratch))
-    ratio = times["browser"]["steady_ms"] / times["native"]["steady_ms"]
-    missed = [name for name, kept in {"ratio": ratio <= RATIO, "answers": alike == len(texts)}.items() if not kept]
-    result = {
-        "times": times,
-        "ratio": round(ratio, 3),
-        "texts": len(texts),
-        "alike": alike,
-        "apart": round(apart, 6),
-        "missed": missed,
-    }
-    if given.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print(f"{'':8} {'load':>9} {'first':>9} {'next 9':>9} {'steady':>9}   ms, medians of {given.rounds} processes")
-        for name, row in times.items():
-            print(f"{name:8} " + " ".join(f"{value:9.3f}" for value in row.values()))
-        print(f"a browser takes {ratio:.2f} x the native time (goal: at most {RATIO:g})")
-        print(f"{alike} of {len(texts)} texts have the same label (goal: all); scores are at most {apart:.4f} apart")
+        folder = Path(scratch)
+        if given.only != "tokens":
+            bundle = given.bundle or build(folder)
+            texts = verify_texts()
+            times = time_both(bundle, texts, given.rounds)
+            alike, apart = compare_answers(bundle, texts, folder)
+            ratio = _ratio(times)
+            missed += [
+                name for name, kept in {"ratio": ratio <= RATIO, "answers": alike == len(texts)}.items() if not kept
+            ]
+            result |= {"times": times, "ratio": ratio, "texts": len(texts), "alike": alike, "apart": round(apart, 6)}
+        if given.only != "rows":
+            writers = {
+                name: time_writer(checkpoint, given.data, folder, given.rounds) for name, checkpoint in WRITERS.items()
+            }
+            missed += [f"{name} answers" for name, row in writers.items() if row["below"] >= CLOSE]
+            result["writers"] = writers
+    result["missed"] = missed
+    print(json.dumps(result, indent=2) if given.json else "\n".join(lines(result, given.rounds)))
     return 1 if missed else 0
+
+
+def _ratio(times: Mapping[str, Mapping[str, float]]) -> float:
+    return round(times["browser"]["steady_ms"] / times["native"]["steady_ms"], 3)
+
+
+def lines(result: Mapping[str, Any], rounds: int) -> list[str]:
+    """The result as lines for a terminal."""
+
+    def table(name: str, times: Mapping[str, Mapping[str, float]]) -> list[str]:
+        head = f"{name:15} {'load':>9} {'first':>9} {'next 9':>9} {'steady':>9}   ms, medians of {rounds} processes"
+        return [
+            head,
+            *(f"{key:15} " + " ".join(f"{value:9.3f}" for value in row.values()) for key, row in times.items()),
+        ]
+
+    shown: list[str] = []
+    if "times" in result:
+        shown += table("", result["times"])
+        shown.append(f"a browser takes {result['ratio']:.2f} x the native time (goal: at most {RATIO:g})")
+        alike = f"{result['alike']} of {result['texts']} texts have the same label (goal: all)"
+        shown.append(f"{alike}; scores are at most {result['apart']:.4f} apart")
+    for name, row in result.get("writers", {}).items():
+        shown += table(name, row["times"])
+        shown.append(f"a browser takes {row['ratio']:.2f} x the native time for a token")
+        same = f"{row['same']} of {row['answers']} answers of {NEW} tokens are llama.cpp's here"
+        shown.append(
+            f"{same}; the least likely token is {row['below']:.4f} logits below the likeliest (goal: under {CLOSE:g})"
+        )
+    return shown
+
+
+def time_writer(checkpoint: str, data: Path, scratch: Path, rounds: int) -> dict[str, Any]:
+    """Times of a decoder with 8-bit weights, natively and in wllama; how many answers are the same, and how far at most a token
+    of the browser's is `below` the likeliest here, in logits."""
+    folder = scratch / checkpoint.split("/", maxsplit=1)[0]
+    folder.mkdir()
+    file, question = write_q8(data / checkpoint, folder / "model.gguf"), _writing(data / checkpoint, data, folder)
+    seen: dict[str, list[list[float]]] = {name: [] for name in KINDS}
+    for _ in range(rounds):
+        for name, table in KINDS.items():
+            with closing(open_device(table, name)) as device:
+                seen[name].append(_one_writer(device, question.only_times()))
+    with closing(open_device(KINDS["browser"], "browser")) as device:
+        arrays = PROBES[device.PROBE].ask(device, question).arrays
+    said = [arrays["answers"][begin:end].tolist() for begin, end in itertools.pairwise(arrays["answer_offsets"])]
+    below, same = 0.0, 0
+    with closing(llamacpp.generator(file, question.request["options"])) as generator:
+        for prompt, answer in zip(_rows(question), said, strict=True):
+            same += answer == [*continuation(generator, np.array(prompt), NEW, frozenset())]
+            generator.clear()
+            logits = generator.logits([*prompt, *answer[:-1]])[len(prompt) - 1 :]
+            below = max(below, float((logits.max(axis=-1) - logits[np.arange(len(answer)), answer]).max()))
+    times = _medians(seen)
+    return {"times": times, "ratio": _ratio(times), "answers": len(said), "same": same, "below": round(below, 6)}
+
+
+def _writing(checkpoint: Path, data: Path, folder: Path) -> Question:
+    """Four texts to go on with."""
+    model = load_model(checkpoint)
+    texts: Sequence[str] = STORIES
+    if checkpoint.name == "code-llama-46m":
+        held = (data / "code-heldout" / "held.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = [str(json.loads(line)["text"])[:400] for line in held[: len(STORIES)]]
+    rows = [ids[:64] for ids in model.encode(list(texts), 64)]
+    inputs: dict[str, ArrayLike] = {
+        **flat(rows),
+        "starts": np.array([len(row) for row in rows]),
+        "referenced": 0,
+        "generate": len(rows),
+        "max_new": NEW,
+        "stop": np.array([], np.int64),
+    }
+    asked = request(llamacpp.NAME, {"threads": 1, "context": 512}, WRITING, kind="tokens")
+    return Question(file=folder / "model.gguf", request=asked, inputs=inputs)
+
+
+def _rows(question: Question) -> list[list[int]]:
+    ids, offsets = np.asarray(question.inputs["ids"]).tolist(), np.asarray(question.inputs["offsets"]).tolist()
+    return [ids[begin:end] for begin, end in itertools.pairwise(offsets)]
+
+
+def _one_writer(device: Device, question: Question) -> list[float]:
+    told = PROBES[device.PROBE].ask(device, question).lines
+    tokens = told.read("decode", Decode).ms
+    steady = statistics.median(tokens[len(tokens) // 2 :])
+    return [told.read("load", Load).ms, told.read("first", First).ms, statistics.median(tokens[:9]), steady]
 
 
 def build(folder: Path) -> Path:
@@ -129,6 +236,10 @@ def time_both(bundle: Path, texts: Sequence[str], rounds: int) -> dict[str, dict
         for name, table in KINDS.items():
             with closing(open_device(table, name)) as device:
                 seen[name].append(_one(device, question))
+    return _medians(seen)
+
+
+def _medians(seen: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, dict[str, float]]:
     names = ("load_ms", "first_ms", "next_ms", "steady_ms")
     return {
         name: {

@@ -127,8 +127,11 @@ def _target_text(survey: Survey, device: Mapping[str, object], disturbed: Sequen
         "hardware.gpu": _gpu(survey, speed) if provider else {},
         "export.text-classification": export,
         "export.feature-extraction": export,
-        "export.text-generation": {} if pages else {"format": "gguf", "scheme": "auto"},
-        **{f"runtime.{name}": _runtime(name, survey, provider) for name in ([web.RUNTIME] if pages else RUNTIMES)},
+        "export.text-generation": {"format": "gguf", "scheme": "auto"},
+        **{
+            f"runtime.{name}": _runtime(name, survey, provider)
+            for name in (web.RUNTIMES.values() if pages else RUNTIMES)
+        },
         "device": device,
         "budget": {key: value for key, value in budget.items() if value is not None},
         "probed": _probed(survey, speed),

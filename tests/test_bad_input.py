@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests import warm
-from tests.conftest import Answer, child_environment
+from tests.conftest import ROOT, Answer, child_environment
 
 Command = Callable[..., Answer]
 DRY = ("build", "--target", "laptop-cpu", "--dry-run", "--out", "dist")
@@ -320,9 +320,13 @@ def test_read_only_disk(command: Command, project: Path, small_disk: Callable[[s
 
 
 def test_a_format_that_the_target_has_no_runtime_for(command: Command, project: Path) -> None:
-    answer = command("build", "--target", "browser", "--format", "gguf", "--dry-run", "--out", "dist")
+    text = (ROOT / "targets" / "browser.toml").read_text(encoding="utf-8")
+    before, table, after = text.partition("[runtime.llama-cpp]\n")
+    assert table
+    (project.parent / "rows.toml").write_text(before + after.partition("\n\n")[2], encoding="utf-8")
+    answer = command("build", "--target", "rows.toml", "--format", "gguf", "--dry-run", "--out", "dist")
     assert_told(
-        answer, "--format gguf: ", "browser.toml has no [runtime.llama-cpp]; add that table", folder=project.parent
+        answer, "--format gguf: ", "rows.toml has no [runtime.llama-cpp]; add that table", folder=project.parent
     )
 
 

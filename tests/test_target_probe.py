@@ -142,7 +142,7 @@ def test_probe_measures_this_machine(tmp_path: Path) -> None:
 
 
 def test_a_browser_is_probed_where_it_is(tmp_path: Path) -> None:
-    """A real one: its speeds are WebAssembly's, its runtime the one that pages have, and the file is a target."""
+    """A real one: its speeds are WebAssembly's, its runtimes those that pages have, and the file is a target."""
     need_chromium()
     path = probe_target("mine", device={"kind": "browser", "program": "chromium"}, out=tmp_path, busy=True)
     assert check_targets([str(path)], check_target) == {str(path): None}
@@ -152,7 +152,7 @@ def test_a_browser_is_probed_where_it_is(tmp_path: Path) -> None:
     assert target.hardware.fp32_gflops
     assert target.hardware.int8_gops
     assert target.hardware.bandwidth_gbs
-    assert [*target.runtime] == ["onnxruntime"]
-    assert [*target.export] == ["text-classification", "feature-extraction"]
+    assert [*target.runtime] == ["onnxruntime", "llama-cpp"]
+    assert [*target.export] == ["text-classification", "feature-extraction", "text-generation"]
     assert target.export_for("text-classification")["reduce_range"] is False
     assert target.device == {"kind": "browser", "program": "chromium"}

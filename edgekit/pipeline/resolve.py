@@ -148,7 +148,7 @@ def resolve(
 
 
 def check_browser(target: Target, runtimes: Sequence[str], *, generates: bool) -> None:
-    """Refuse a browser as the device of what no page runs yet, before anything is made for it.
+    """Refuse a browser as the device of what no page runs, before anything is made for it.
 
     runtimes: those that may answer. generates: whether the model writes tokens.
     """
@@ -157,14 +157,12 @@ def check_browser(target: Target, runtimes: Sequence[str], *, generates: bool) -
 
     if DEVICES[str(target.device.get("kind", "local"))].PROBE != web.NAME:
         return
-    if generates:
+    runs = web.RUNTIMES["tokens" if generates else "rows"]
+    if others := [name for name in runtimes if name != runs]:
+        what, format_ = ("models that write", "gguf") if generates else ("classifiers and encoders", "onnx")
         raise EdgekitError(
-            f"{target.path}: a browser judges classifiers and encoders, no models that generate text yet; leave out --device to"
-            " judge it in this machine's runtime"
-        )
-    if others := [name for name in runtimes if name != web.RUNTIME]:
-        raise EdgekitError(
-            f"{target.path}: runtime.{others[0]}: pages run {web.RUNTIME} alone; take the target `browser`, or remove this table"
+            f"{target.path}: runtime.{others[0]}: pages run {what} in {runs} alone; build them with --format {format_} for the"
+            " target `browser`, or leave out --device to judge them in this machine's runtime"
         )
 
 

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Texts:
     """What the prompts of a question were read from, by the tokenizer.json beside the artifact: each with `before` in front of
-    it. A text without any token is one `pad_id`."""
+    it. A text without any token is one `pad_id`.
+
+    ids: the tokens of each, where the question's arrays do not have them, without what is put around a text.
+    """
 
     texts: Sequence[str]
     before: str
     pad_id: int
+    ids: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ outputs becomes an .npz with `nll` (float32) and `top1` (int32) of every scored 
 `answer_offsets` (int64 [generate + 1]).
 
 timing is {prompts, new, repeats, seconds, sweep, only}: prompt lengths, tokens to write behind the longest, calls of each kind,
-fewer when `seconds` are over. The lines: load, prefill, decode, threads (with sweep), memory, outputs, energy, work, machine;
-with timing.only, which asks for times and nothing else, load, prefill, decode. Behind decode there may be sustained and tuning
-(see `phases`), where a call is one new token.
+fewer when `seconds` are over. The lines: load, first (a token behind the shortest prompt), prefill, decode, threads (with sweep),
+memory, outputs, energy, work, machine; with timing.only, which asks for times and nothing else, load, first, prefill, decode.
+Behind decode there may be sustained and tuning (see `phases`), where a call is one new token.
 """
 
 from __future__ import annotations
@@ -129,13 +129,16 @@ def answer(runtime: Runtime, request: Request, folder: Path, say: Say) -> None:
     generator = runtime.generator(file, options)
     say("load", ms=_since(begun), runtime=runtime.NAME, version=version, available=available)
     limit, loaded = generator.context, machine.peak_memory_mb()
-    generator.close()
     if inputs.context > limit:
         raise ValueError(
             f"{file}: the sequences take {inputs.context} tokens of context, the model has {limit}; shorten the prompts"
             " (data.max_length) or their answers"
         )
     timing = fit(request["timing"], inputs.ids, limit)
+    begun = time.perf_counter()
+    _likeliest(generator, timing.ids[: timing.prompts[0]])
+    say("first", ms=_since(begun), alive_ms=phases.alive_ms())
+    generator.close()
     if options.get("context") == 0:
         # Reserved once, so that none of the timed calls does, and the memory is that of what was asked.
         options["context"] = min(limit, max(inputs.context, timing.prompts[-1] + timing.new))

@@ -61,7 +61,7 @@ from edgekit.verify.kept import keep, with_earlier
 from edgekit.verify.measurements import Measurements, Processes, ask_rows, certifying, measure, runtime_options
 from edgekit.verify.phases import More, latency_of, measure_more
 from edgekit.verify.plan import check_accuracy_table, plan_text
-from edgekit.verify.recorded import read_recorded
+from edgekit.verify.recorded import read_recorded, read_texts
 from edgekit.verify.rows import accuracy_by_role, check_rejected, compare, notes_on_rejection, read_answers
 from edgekit.verify.run import Run, VerifyInputs
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
@@ -211,14 +211,15 @@ def _verify_tokens(run: Run) -> Report:
     limits = margins.read_limits(inputs.accuracy)
     recorded = read_recorded(run.recorded, run.reference, with_teacher=run.inputs.foreign_teacher is None)
     question = generation.ask_tokens(run.file, run.runtime, run.options, recorded, run.budget)
-    question = replace(question, sha256=file.sha256)
+    prompts = run.split("verify")
+    question = replace(question, sha256=file.sha256, texts=read_texts(run.inputs.artifact.path, prompts))
     measured, arrays = generation.measure(question, run.budget, run.device, _processes(run), run.progress, run.out)
     more = measure_more(run, question, measured)
     run.progress(0, 0, JUDGING)
     conditions, measured = _conditions(run, measured)
     asked = margins.limits_at(limits, file.bits)
     answers = generation.answers_in_words(run.inputs.artifact.path, arrays)
-    judged = generation.judge(recorded, arrays, run.split("verify"), asked, answers, inputs.look.alpha)
+    judged = generation.judge(recorded, arrays, prompts, asked, answers, inputs.look.alpha)
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
     accuracy = {role: entry.reference_score for role, entry in right.items()}
     if right:
@@ -229,6 +230,7 @@ def _verify_tokens(run: Run) -> Report:
         checks=[
             *_check_answers(run, judged.comparisons),
             *checks.check_floor(judged.right, judged.groups, limits.at_least, inputs.look.alpha, inputs.look.index),
+            *checks.check_device_reading(measured.reading, [prompt.text for prompt in prompts]),
             *checks.check_finite(judged.is_finite),
         ],
         margins=asked,

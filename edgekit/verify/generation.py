@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import gate
 from edgekit.evidence import Comparison, Divergence, Rates, RuntimeVersion, Shape, finite
 from edgekit.probes import PROBES, Question
-from edgekit.probes.lines import Decode, Lines, Load, MachineSpeed, Peak, Prefill, Sweep
+from edgekit.probes.lines import Decode, First, Lines, Load, MachineSpeed, Peak, Prefill, Reading, Sweep
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt
 from edgekit.verify import accuracy as compared
@@ -144,6 +144,8 @@ def _read(lines: Lines, budget: Budget) -> Measurements:
         peak_mb=memory.peak_mb,
         energy=lines.energy,
         neighbours=machine.neighbours,
+        cold_ms=lines.read("first", First).alive_ms if "first" in lines.events else None,
+        reading=lines.read("tokenizer", Reading) if "tokenizer" in lines.events else None,
         generation=Speed(
             ttft_ms={str(length): time for length, time in warm.items()},
             ttft_cold_ms={str(length): times[0] for length, times in first.items()},

@@ -104,9 +104,9 @@ def read_sustained(lines: Lines) -> Sustained:
 
 
 def _first(lines: Lines) -> float:
-    if "first" in lines.events:
-        return lines.read("first", First).ms
-    return lines.read("prefill", Prefill).ms[-1][0]
+    if "prefill" in lines.events:
+        return lines.read("prefill", Prefill).ms[-1][0]
+    return lines.read("first", First).ms
 
 
 def best(tried: Sequence[Tried]) -> Tried:

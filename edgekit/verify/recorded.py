@@ -5,9 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
+from edgekit.modalities.text import TOKENIZER
+from edgekit.probes import Texts
+from edgekit.prompts import Prompt
 from edgekit.reference import Reference, Sequences
 from edgekit.schema import read_json
 from edgekit.workspace import Product
@@ -46,3 +50,14 @@ def read_recorded(recorded: Product, reference: Reference, *, with_teacher: bool
         held = {name: array for name, array in held.items() if not name.startswith("teacher_")}
         texts.pop("teacher", None)
     return Recorded(arrays=held, sequences=reference.sequences, max_length=reference.max_length, texts=texts)
+
+
+def read_texts(artifact: Path, prompts: Sequence[Prompt]) -> Texts:
+    """What prompts say, and the ids of that by the tokenizer beside an artifact, for a device whose apps have another one."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(artifact / TOKENIZER))
+    tokenizer.no_truncation()
+    texts = [prompt.text for prompt in prompts]
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return Texts(texts=texts, before="", pad_id=0, ids=[encoding.ids for encoding in encoded])

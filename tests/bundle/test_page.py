@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
+import queue
 import re
 import shutil
 import subprocess
 import threading
+from contextlib import closing
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from edgekit.bundle.package import Packaged
 from edgekit.bundle.sidecars import SIDECARS
-from edgekit.devices.browser.program import find_program
+from edgekit.devices.browser.program import find_program, start
+from edgekit.model import load_model
 from edgekit.probes import web
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
+from edgekit.runtimes import llamacpp
+from edgekit.runtimes.generation import continuation
+from edgekit.workspace import file_sha256
 from tests.bundle.test_bundle import pack
+from tests.bundle.test_chat import RUNTIME, make_manifest
 from tests.bundle.test_sidecars import packing
 from tests.devices.chromium import need_chromium
+from tests.stories import STORIES, write_stories
 
 
 @pytest.fixture
@@ -47,12 +57,21 @@ def test_what_a_bundle_for_browsers_has_beside(packed: Packaged, tmp_path: Path)
     assert SIDECARS["load.mjs"](given) == web.LOADER
     page = SIDECARS["index.html"](given)
     assert isinstance(page, str)
-    assert f"npm install {' '.join(package.name for package in PACKAGES.values())}" in page
+    assert f"npm install {PACKAGES['onnxruntime-web'].name} {PACKAGES['tokenizers'].name}`" in page
     assert "$" not in page
     other = packing(packed, tmp_path)
     assert (SIDECARS["load.mjs"](other), SIDECARS["index.html"](other)) == (None, None)
-    talks = packing(packed, tmp_path, arch="wasm32", output="tokens")
-    assert SIDECARS["index.html"](talks) is None
+    gguf = {"output": "tokens", "tokenizer": None, "model": "model.gguf", "runtime": RUNTIME}
+    writes = packing(packed, tmp_path, arch="wasm32", **gguf, settings={})
+    assert SIDECARS["load.mjs"](writes) == web.WRITER
+    page = SIDECARS["index.html"](writes)
+    assert isinstance(page, str)
+    assert f"npm install {PACKAGES['wllama'].name}`" in page
+    assert "$" not in page
+    # Nothing was judged that fills the template of one that talks, and pages write by wllama alone.
+    for changes in (gguf | {"settings": {"chat": True}}, {"output": "tokens"}):
+        none = packing(packed, tmp_path, arch="wasm32", **changes)
+        assert (SIDECARS["load.mjs"](none), SIDECARS["index.html"](none)) == (None, None)
 
 
 @pytest.mark.parametrize("damage", [False, True], ids=["whole", "damaged"])
@@ -69,8 +88,8 @@ def test_the_page_opens_the_bundle(packed: Packaged, tmp_path: Path, damage: boo
     (site / "index.html").write_text(page.replace(ask, 'answer.textContent = show(await bundle("turn on the light"));'))
     shutil.copyfile(web.LOADER, site / "load.mjs")
     fetched = fetch_packages([*PACKAGES])
-    for name, package in PACKAGES.items():
-        shutil.copytree(fetched / name, site / "node_modules" / package.package / "dist")
+    for name in ("onnxruntime-web", "tokenizers"):
+        shutil.copytree(fetched / name, site / "node_modules" / PACKAGES[name].package / "dist")
     if damage:
         (site / "tokenizer.json").write_text(
             (site / "tokenizer.json").read_text(encoding="utf-8") + " ", encoding="utf-8"
@@ -99,3 +118,66 @@ def test_the_page_opens_the_bundle(packed: Packaged, tmp_path: Path, damage: boo
         assert found[1] == "tokenizer.json: not the file that was verified"
     else:
         assert re.fullmatch(r"(\w+ \d\.\d{3}\n?)+", found[1]), found[1]
+
+
+# Types and submits as a person would, and tells what came.
+ASKS = """
+text.value = "Once upon a time";
+form.requestSubmit();
+const waiting = setInterval(() => {
+  if (!text.disabled && !times.textContent.endsWith(" a token")) return;
+  clearInterval(waiting);
+  fetch("/", { method: "POST", body: answer.textContent.replaceAll("\\n", " ") + "\\n" + times.textContent });
+}, 100);
+"""
+
+
+class Told(Quiet):
+    """The same, and hears what a page says."""
+
+    def __init__(self, said: queue.Queue[str], *connection: Any, **options: Any) -> None:
+        self._said = said
+        super().__init__(*connection, **options)
+
+    def do_POST(self) -> None:
+        self._said.put(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(204)
+        self.end_headers()
+
+
+def test_the_page_of_one_that_writes(packed: Packaged, tmp_path: Path) -> None:
+    """Its words are llama.cpp's here, and the first, the nine after it and the steady ones are timed apart."""
+    pytest.importorskip("llama_cpp")
+    need_chromium()
+    site = tmp_path / "site"
+    site.mkdir()
+    write_stories(site / "model.gguf")
+    sha256 = file_sha256(site / "model.gguf")
+    manifest = make_manifest(settings={}, files={"model.gguf": {"sha256": sha256}})
+    (site / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    gguf = {"output": "tokens", "tokenizer": None, "model": "model.gguf", "runtime": RUNTIME, "settings": {}}
+    page = SIDECARS["index.html"](packing(packed, tmp_path, arch="wasm32", **gguf))
+    assert isinstance(page, str)
+    (site / "index.html").write_text(page.replace("</script>\n</html>", f"{ASKS}</script>\n</html>"), encoding="utf-8")
+    shutil.copyfile(web.WRITER, site / "load.mjs")
+    installed = site / "node_modules/@wllama/wllama/esm"
+    shutil.copytree(fetch_packages([*PACKAGES]) / "wllama", installed)
+    said: queue.Queue[str] = queue.Queue()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Told, said, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    opened = start(find_program("chromium"), f"http://127.0.0.1:{server.server_port}/")
+    try:
+        answer, times = said.get(timeout=240).split("\n")
+    finally:
+        opened.stop()
+        server.shutdown()
+        server.server_close()
+    assert re.fullmatch(r"first token [\d.]+ ms; the nine after it [\d.]+ ms each; then [\d.]+ ms a token", times)
+    model = load_model(STORIES)
+    prompt, exact = (
+        model.encode(["Once upon a time"], 100)[0],
+        {key: RUNTIME[key] for key in ("threads", "kv_k", "kv_v")},
+    )
+    with closing(llamacpp.generator(site / "model.gguf", exact)) as generator:
+        wanted = model.tokenizer().decode([*continuation(generator, np.array(prompt), 40, frozenset())])
+    assert answer.strip().startswith(wanted.strip())

@@ -23,6 +23,21 @@ export async function main(io) {
   return 7;
 }""",
     "sleep": "export const main = () => new Promise(() => {});",
+    # Memory of a page, of a worker's own WebAssembly, and of what a worker's worker opens from a script.
+    "hold": """
+const small = [0, 97, 115, 109, 1, 0, 0, 0, 5, 4, 1, 0, 128, 5, 7, 5, 1, 1, 109, 2, 0];
+export async function main(io) {
+  const before = await io.memory();
+  const memory = new WebAssembly.Memory({ initial: 1600, maximum: 1600 });
+  const own = await io.memory();
+  const script = `const bytes = Uint8Array.from([${small}]);
+    WebAssembly.instantiate(bytes).then(({ instance }) => { self.held = instance; postMessage("ready"); });`;
+  const worker = new Worker(URL.createObjectURL(new Blob([script], { type: "text/javascript" })), { type: "module" });
+  await new Promise((resolve) => { worker.onmessage = resolve; });
+  const both = await io.memory();
+  worker.terminate();
+  await io.out(JSON.stringify([before, own, both, await io.memory(), memory.buffer.byteLength].map((bytes) => bytes / 65536)));
+}""",
     "throw": 'export const main = () => { throw new RangeError("too far"); };',
     "shout": "export async function main(io) { for (;;) await io.out('x'.repeat(1 << 24)); }",
 }

@@ -51,10 +51,15 @@ def test_a_browser_is_refused_before_anything_is_made_for_what_no_page_runs(
     """Nobody trains for an hour to hear it; no browser is started for it either."""
     assert command("build", "-t", "browser", "--device", "browser:", "--dry-run").code == 0
     target = replace(load_target("browser"), device={"kind": "browser"})
-    with pytest.raises(EdgekitError, match="no models that generate text yet; leave out --device"):
-        check_browser(target, ["onnxruntime"], generates=True)
+    check_browser(target, ["onnxruntime"], generates=False)
+    check_browser(target, ["llama-cpp"], generates=True)
     with pytest.raises(
-        EdgekitError, match=r"runtime\.openvino: pages run onnxruntime alone; take the target `browser`"
+        EdgekitError, match=r"runtime\.onnxruntime: pages run models that write in llama-cpp alone; .* --format gguf"
     ):
-        check_browser(target, ["onnxruntime", "openvino"], generates=False)
+        check_browser(target, ["onnxruntime"], generates=True)
+    for others in (["onnxruntime", "openvino"], ["llama-cpp"]):
+        with pytest.raises(
+            EdgekitError, match=rf"runtime\.{others[-1]}: pages run classifiers and encoders in onnxruntime alone"
+        ):
+            check_browser(target, others, generates=False)
     check_browser(load_target("browser"), ["onnxruntime", "openvino"], generates=True)

@@ -20,7 +20,7 @@ from tests.runtimes.test_probe import ask
 EXACT = {"threads": 1, "kv_k": "f32", "kv_v": "f32", "context": 0}
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260K" / "hf"
 VOCABULARY = 512
-EVENTS = ["device", "load", "prefill", "decode", "threads", "memory"]
+EVENTS = ["device", "load", "first", "prefill", "decode", "threads", "memory"]
 EVENTS += ["outputs", "energy", "work", "machine", "done"]
 
 
@@ -177,6 +177,7 @@ def test_probe_speaks_the_protocol_of_tokens(
     told = {line["event"]: line for line in lines}
     cores = told["device"]["cores"]
     assert (told["load"]["runtime"], told["load"]["version"]) == ("llama-cpp", llamacpp.version())
+    assert told["first"]["alive_ms"] > told["load"]["ms"] + told["first"]["ms"] > 0
     # Lengths that the model has no room for are left out.
     assert told["prefill"]["lengths"] == [16, 64]
     assert (told["prefill"]["threads"], told["prefill"]["threads_batch"]) == (1, cores)
@@ -192,7 +193,7 @@ def test_probe_speaks_the_protocol_of_tokens(
     assert told["work"]["buffers"]["kv"]["CPU"] == pytest.approx(2 * 5 * 32 * 256 * 4 / (1 << 20), abs=0.01)
     assert told["machine"]["speed"]["copy_gbs"] > 0.1
     assert told["decode"]["neighbours"]["seconds"] > 0
-    assert told["outputs"] == {"event": "outputs", "seq": 6, "file": "out/outputs.npz", "scored": 207, "answers": 3}
+    assert told["outputs"] == {"event": "outputs", "seq": 7, "file": "out/outputs.npz", "scored": 207, "answers": 3}
     with np.load(tmp_path / "out" / "outputs.npz") as found:
         direct = score(file, inputs)
         for key, value in direct.items():
@@ -204,7 +205,7 @@ def test_probe_speaks_the_protocol_of_tokens(
     (tmp_path / "again" / "tokens.npz").symlink_to(inputs)
     again = ask(tmp_path / "again", **request | {"timing": {**timing, "only": True}}, options=EXACT)
     lines = [json.loads(line)["event"] for line in again.stdout.splitlines()]
-    assert lines == ["device", "load", "prefill", "decode", "done"]
+    assert lines == ["device", "load", "first", "prefill", "decode", "done"]
 
 
 def test_a_context_longer_than_the_models_is_one_clear_line(

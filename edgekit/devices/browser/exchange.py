@@ -24,7 +24,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 _OWN = Path(__file__).parent
-_PAGE = {"": "page.html", "page.mjs": "page.mjs", "worker.mjs": "worker.mjs", "describe.mjs": "describe.mjs"}
+_MODULES = ("page.mjs", "worker.mjs", "memory.mjs", "describe.mjs")
+_PAGE = {"": "page.html", **{name: name for name in _MODULES}}
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".mjs": "text/javascript",

@@ -4,7 +4,7 @@ const state = document.getElementById("state");
 
 const post = (path, body = "") => fetch(new URL(path, root), { method: "POST", body });
 
-// The bytes that this page and its workers hold; null where the browser does not tell.
+// The bytes that this page and its workers hold, but for WebAssembly's memories; null where the browser does not tell.
 async function memory() {
   if (!crossOriginIsolated || !performance.measureUserAgentSpecificMemory) return null;
   return (await performance.measureUserAgentSpecificMemory()).bytes;

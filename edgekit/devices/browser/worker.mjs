@@ -1,14 +1,23 @@
 // Runs one command: the first word is a module's address below this page's, and its `main(io)` gets the rest.
+import { countAll } from "./memory.mjs";
+
+const countWasm = countAll();
+
 self.onmessage = async ({ data }) => {
   const { job, root, born } = data;
   const send = async (path, body, method = "POST") => {
     const answer = await fetch(new URL(path, root), { method, body });
     if (!answer.ok) throw new Error(`${path}: edgekit answers with status ${answer.status}`);
   };
-  const memory = () => new Promise((resolve) => {
-    self.onmessage = (event) => resolve(event.data.memory);
-    self.postMessage("memory");
-  });
+  // The bytes that the page and its workers hold, WebAssembly's with them; null where the browser does not tell.
+  const memory = async () => {
+    const known = await new Promise((resolve) => {
+      self.onmessage = (event) => resolve(event.data.memory);
+      self.postMessage("memory");
+    });
+    const wasm = await countWasm();
+    return known === null || wasm === null ? null : known + wasm;
+  };
   const io = {
     args: job.command.slice(1),
     env: job.env,

@@ -1,4 +1,4 @@
-"""The probe for browsers: JavaScript over onnxruntime-web, which a page runs in a worker."""
+"""The probe for browsers: JavaScript over onnxruntime-web and wllama, which a page runs in a worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgekit.errors import DeviceFailed
 from edgekit.probes.exchange import Program, exchange
 from edgekit.probes.lines import Lines
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
-from edgekit.runtimes import neighbours, onnxruntime
+from edgekit.runtimes import llamacpp, neighbours, onnxruntime
 from edgekit.runtimes.machine import Machine
 from edgekit.runtimes.onnxruntime.throughput import product
 from edgekit.runtimes.survey import ROUNDS, Survey
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from edgekit.probes.probe import Answer, Question
 
 NAME = "web"
-RUNTIME = onnxruntime.NAME
-"""The one that pages have."""
+RUNTIMES: Mapping[str, str] = {"rows": onnxruntime.NAME, "tokens": llamacpp.NAME}
+"""The one that pages have, by the kind of request."""
+_ENGINES: Mapping[str, str] = {"rows": "onnxruntime-web", "tokens": "wllama"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +37,16 @@ class _Said:
 
 
 _OWN = Path(__file__).parent
-LOADER = _OWN / "load.mjs"
-"""What a page imports to use a bundle, and the probe to run an artifact."""
+LOADER, WRITER = _OWN / "load.mjs", _OWN / "generate.mjs"
+"""What a page imports to use a bundle that gives rows, or one that writes; and the probe to run an artifact."""
 # A busy machine may take minutes to start a browser.
 _SURVEY_S = 300
-_CODE = ("probe.mjs", "survey.mjs", LOADER.name, "npz.mjs")
+_CODE = ("probe.mjs", "tokens.mjs", "survey.mjs", LOADER.name, WRITER.name, "npz.mjs")
 
 
 def ask(device: Device, question: Question) -> Answer:
-    """Have a page run the artifact in onnxruntime-web, and read the texts with the tokenizer of browsers where there are any.
+    """Have a page run the artifact, rows in onnxruntime-web and tokens in wllama, and read the texts with the tokenizer of
+    browsers, or the file's own, where there are any.
 
     Raises DeviceFailed where it does not finish, and where an engine cannot be had.
     """
@@ -56,7 +58,8 @@ def ask(device: Device, question: Question) -> Answer:
             (more / "texts.json").write_text(json.dumps(told), encoding="utf-8")
             env["texts"] = f"{env['speed']}/texts.json"
         command = [f"{device.push(code)}/probe.mjs"]
-        version = PACKAGES["onnxruntime-web"].version
+        package = PACKAGES[_ENGINES[question.request.get("kind", "rows")]]
+        version = package.engine or package.version
         seen = neighbours.watch()
         answer = exchange(device, question, Program(command=command, env=env, renew="", version=version))
         return replace(answer, lines=_beside(answer.lines, seen()))
@@ -89,7 +92,7 @@ def ask_survey(device: Device) -> Survey:
         "busy": {"seen": seen, "programs": []},
         "engines": [
             {
-                "name": RUNTIME,
+                "name": onnxruntime.NAME,
                 "version": PACKAGES["onnxruntime-web"].version,
                 "problem": None,
                 "debug": None,

@@ -21,12 +21,17 @@ from edgekit.workspace import fingerprint, make_folder
 
 @dataclass(frozen=True, kw_only=True)
 class WebPackage:
-    """A package of npm: its version, the sha512 of its archive as npm writes it, and the files that are needed of it."""
+    """A package of npm: its version, the sha512 of its archive as npm writes it, and the files that are needed of it.
+
+    files: in the archive, each below one folder, without which they are kept. engine: the version that it says it is, where
+    that is another one.
+    """
 
     package: str
     version: str
     integrity: str
     files: Sequence[str]
+    engine: str | None = None
 
     @property
     def name(self) -> str:
@@ -46,6 +51,14 @@ PACKAGES: Mapping[str, WebPackage] = {
         version="0.2.0",
         integrity="sha512-LidMHe1FpcSYH4vcSjXooda34pC0M8m1gmDOv7SQi6Iv+ib1zX7J3sHBCC9/3FPCkn2k1b55FneVqMRxrr99pg==",
         files=("dist/tokenizers.min.mjs",),
+    ),
+    # Version 3 wraps llama.cpp's server, which takes texts and tells no distribution: it cannot be judged so.
+    "wllama": WebPackage(
+        package="@wllama/wllama",
+        version="2.4.0",
+        integrity="sha512-KuVHeTUXcqHF01d85q3nWaRSVLpszULNGjO+nx4cyZ8sBjZvKSMViWNCfcs/1w2bqjyegERJzWsrdQSHSEoSlQ==",
+        files=("esm/index.min.js", "esm/single-thread/wllama.wasm", "esm/multi-thread/wllama.wasm"),
+        engine="b8948-42401c7",
     ),
 }
 
@@ -110,5 +123,7 @@ def _unpack(archive: Path, package: WebPackage, folder: Path) -> None:
         for file in package.files:
             stream = tar.extractfile(f"package/{file}")
             assert stream is not None
-            with stream, (folder / Path(file).name).open("wb") as out:
+            path = folder / Path(file).relative_to(Path(file).parts[0])
+            path.parent.mkdir(exist_ok=True)
+            with stream, path.open("wb") as out:
                 shutil.copyfileobj(stream, out)

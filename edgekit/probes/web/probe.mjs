@@ -1,8 +1,9 @@
-// The probe in a browser: the protocol of edgekit.runtimes.probe, spoken by JavaScript over onnxruntime-web.
+// The probe in a browser: the protocol of edgekit.runtimes.probe, spoken by JavaScript over onnxruntime-web and wllama.
 // args: the request's address. env: the addresses of the `engine`, of the models that measure the `speed`, and where a tokenizer is
 // checked, of its `texts`.
 import { createEncoder, createSession, output, sha256 } from "./load.mjs";
 import { readNpz, writeNpz } from "./npz.mjs";
+import { tokens } from "./tokens.mjs";
 
 const PROTOCOL = 1;
 const CPU = "CPUExecutionProvider";
@@ -25,7 +26,9 @@ export async function main(io) {
   const arrays = readNpz(await io.read(folder + request.inputs));
   const kind = KINDS[request.kind ?? "rows"];
   if (!kind) throw new Error(`the probe of browsers does not answer requests of kind ${request.kind}`);
-  const outputs = await kind({ io, request, file, arrays, device, say });
+  const speed = async () => measure(await engine(io, 1), io);
+  const answered = await kind({ io, request, file, arrays, device, say, speed });
+  const outputs = answered && writeNpz(answered);
   if (outputs) await io.write(request.outputs, outputs);
   const hashes = { file: await sha256(file), request: await sha256(requested), outputs: outputs ? await sha256(outputs) : null };
   await say("done", { protocol: PROTOCOL, ...hashes });
@@ -71,7 +74,7 @@ async function rows({ io, request, file, arrays, device, say }) {
   await say("work", { asked: options.provider ?? "", provider: CPU });
   await say("machine", { speed: await measure(ort, io), neighbours: {} });
   if (io.env.texts) await say("tokenizer", await compareTokens(io, prompts));
-  return writeNpz({ outputs: { data: joined, shape: [found.length, width] } });
+  return { outputs: { data: joined, shape: [found.length, width] } };
 }
 
 export async function engine(io, threads) {
@@ -163,4 +166,4 @@ async function compareTokens(io, prompts) {
   return { texts: told.texts.length, differ };
 }
 
-const KINDS = { rows };
+const KINDS = { rows, tokens };
