@@ -130,7 +130,7 @@ def _target_text(survey: Survey, device: Mapping[str, object], disturbed: Sequen
         "export.text-generation": {"format": "gguf", "scheme": "auto"},
         **{
             f"runtime.{name}": _runtime(name, survey, provider)
-            for name in (web.RUNTIMES.values() if pages else RUNTIMES)
+            for name in (web.WEB_RUNTIMES.values() if pages else RUNTIMES)
         },
         "device": device,
         "budget": {key: value for key, value in budget.items() if value is not None},

@@ -157,7 +157,7 @@ def check_browser(target: Target, runtimes: Sequence[str], *, generates: bool) -
 
     if DEVICES[str(target.device.get("kind", "local"))].PROBE != web.NAME:
         return
-    runs = web.RUNTIMES["tokens" if generates else "rows"]
+    runs = web.WEB_RUNTIMES["tokens" if generates else "rows"]
     if others := [name for name in runtimes if name != runs]:
         what, format_ = ("models that write", "gguf") if generates else ("classifiers and encoders", "onnx")
         raise EdgekitError(

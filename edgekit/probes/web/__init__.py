@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgekit.probes.probe import Answer, Question
 
 NAME = "web"
-RUNTIMES: Mapping[str, str] = {"rows": onnxruntime.NAME, "tokens": llamacpp.NAME}
+WEB_RUNTIMES: Mapping[str, str] = {"rows": onnxruntime.NAME, "tokens": llamacpp.NAME}
 """The one that pages have, by the kind of request."""
 _ENGINES: Mapping[str, str] = {"rows": "onnxruntime-web", "tokens": "wllama"}
 
