@@ -53,17 +53,15 @@ Divergence = Callable[["Tensor", "Tensor", LossOptions], Compared]
 def forward_kl(given: Tensor, wanted: Tensor, options: LossOptions) -> Compared:
     """T^2 KL(p || q); its gradient is T (q - p). Hinton, Vinyals, Dean (arXiv:1503.02531), section 2."""
     heat = options.temperature
-    theirs, mine = _logs(wanted, heat), _logs(given, heat)
-    p = theirs.exp()
-    values = (p * theirs.sub_(mine)).sum(dim=-1) * heat**2
-    return values, mine.exp_().sub_(p).mul_(heat)
+    (theirs, p), (mine, q) = _softmax(wanted, heat), _softmax(given, heat)
+    values = theirs.sub_(mine).mul_(p).sum(dim=-1) * heat**2
+    return values, q.sub_(p).mul_(heat)
 
 
 def reverse_kl(given: Tensor, wanted: Tensor, options: LossOptions) -> Compared:
     """T^2 KL(q || p). MiniLLM, Gu et al. (arXiv:2306.08543)."""
-    theirs, mine = _logs(wanted, options.temperature), _logs(given, options.temperature)
-    q = mine.exp()
-    parts = q * mine.sub_(theirs)
+    (theirs, _), (mine, q) = _softmax(wanted, options.temperature), _softmax(given, options.temperature)
+    parts = mine.sub_(theirs).mul_(q)
     # dD/dq = log(q / p) + 1: the constant falls out of g - q sum(g).
     return _finish(parts.sum(dim=-1), parts, q, options, order=2)
 
@@ -75,55 +73,53 @@ def jensen_shannon(given: Tensor, wanted: Tensor, options: LossOptions) -> Compa
     and by 1 - b.
     """
     share = options.jensen_shannon
-    theirs, mine = _logs(wanted, options.temperature), _logs(given, options.temperature)
-    mixed = (theirs + log(share)).logaddexp(mine + log(1 - share))
-    q = mine.exp()
-    first = (theirs.exp() * theirs.sub_(mixed)).sum(dim=-1) * share
+    (theirs, p), (mine, q) = _softmax(wanted, options.temperature), _softmax(given, options.temperature)
+    mixed = _mix(p, q, share).log_()
+    first = theirs.sub_(mixed).mul_(p).sum(dim=-1) * share
     # b KL(p || m) adds -b (1 - b) p / m to dD/dq, and (1 - b) KL(q || m) adds (1 - b) (log(q / m) + 1) - (1 - b)^2 q / m: the
     # fractions sum to the constant 1 - b.
-    pull = (q * mine.sub_(mixed)).mul_(1 - share)
+    pull = mine.sub_(mixed).mul_(q).mul_(1 - share)
     return _finish(first + pull.sum(dim=-1), pull, q, options, order=2)
 
 
 def skew_kl(given: Tensor, wanted: Tensor, options: LossOptions) -> Compared:
     """T^2 KL(p || s p + (1 - s) q). DistiLLM, Ko et al. (arXiv:2402.03898)."""
     skew = options.skew
-    theirs, mine = _logs(wanted, options.temperature), _logs(given, options.temperature)
-    mixed = (theirs + log(skew)).logaddexp(mine + log(1 - skew))
-    pull = (theirs + mine - mixed).exp_().mul_(skew - 1)
-    values = (theirs.exp() * theirs.sub_(mixed)).sum(dim=-1)
-    return _finish(values, pull, mine.exp_(), options, order=2)
+    (theirs, p), (_, q) = _softmax(wanted, options.temperature), _softmax(given, options.temperature)
+    mixed = _mix(p, q, skew)
+    pull = (p * q).div_(mixed).mul_(skew - 1)
+    values = theirs.sub_(mixed.log_()).mul_(p).sum(dim=-1)
+    return _finish(values, pull, q, options, order=2)
 
 
 def skew_reverse_kl(given: Tensor, wanted: Tensor, options: LossOptions) -> Compared:
     """T^2 KL(q || s q + (1 - s) p). DistiLLM, Ko et al. (arXiv:2402.03898)."""
     skew = options.skew
-    theirs, mine = _logs(wanted, options.temperature), _logs(given, options.temperature)
-    mixed = (mine + log(skew)).logaddexp(theirs + log(1 - skew))
-    q = mine.exp()
-    rest = (2 * mine - mixed).exp_()
-    pull = q * mine.sub_(mixed)
+    (_, p), (mine, q) = _softmax(wanted, options.temperature), _softmax(given, options.temperature)
+    mixed = _mix(q, p, skew)
+    rest = (q * q).div_(mixed)
+    pull = mine.sub_(mixed.log_()).mul_(q)
     values = pull.sum(dim=-1)
     return _finish(values, pull.sub_(rest, alpha=skew), q, options, order=2)
 
 
 def alpha_beta(given: Tensor, wanted: Tensor, options: LossOptions) -> Compared:
     """T^2 times the alpha-beta divergence of p and q, Cichocki, Cruces, Amari 2011 (Entropy 13, 134-170); as a loss of
-    distillation ABKD, Wang et al., ICML 2025. alpha and beta are above 0; alpha = 1 nears KL(p || q) as beta
-    nears 0, beta = 1 nears KL(q || p) as alpha does.
+    distillation ABKD, Wang et al., ICML 2025. alpha and beta are above 0; alpha = 1 nears KL(p || q) as beta nears 0, beta = 1
+    nears KL(q || p) as alpha does.
     """
     alpha, beta = options.alpha, options.beta
     both = alpha + beta
-    theirs, mine = _logs(wanted, options.temperature), _logs(given, options.temperature)
-    product = (theirs * alpha + mine * beta).exp_()
-    own = (mine * both).exp_()
-    values = (theirs * both).exp_().mul_(alpha / both).add_(own, alpha=beta / both).sub_(product).sum(dim=-1)
-    return _finish(values / (alpha * beta), own.sub_(product).div_(alpha), mine.exp_(), options, order=2)
+    (theirs, _), (mine, q) = _softmax(wanted, options.temperature), _softmax(given, options.temperature)
+    product = (theirs * alpha).add_(mine, alpha=beta).exp_()
+    own = mine.mul_(both).exp_()
+    values = theirs.mul_(both).exp_().mul_(alpha / both).add_(own, alpha=beta / both).sub_(product).sum(dim=-1)
+    return _finish(values / (alpha * beta), own.sub_(product).div_(alpha), q, options, order=2)
 
 
 def total_variation(given: Tensor, wanted: Tensor, options: LossOptions) -> Compared:
     """T / 2 sum(|p - q|), of first order. f-distill, Wen et al. (arXiv:2307.15190)."""
-    p, q = _logs(wanted, options.temperature).exp_(), _logs(given, options.temperature).exp_()
+    p, q = _softmax(wanted, options.temperature)[1], _softmax(given, options.temperature)[1]
     away = q - p
     values = away.abs().sum(dim=-1) / 2
     return _finish(values, away.sign_().mul_(q).div_(2), q, options, order=1)
@@ -133,8 +129,8 @@ def uld(given: Tensor, wanted: Tensor, options: LossOptions) -> Compared:
     """T times the distance of the sorted probabilities, sum(|p_(i) - q_(i)|), of first order: it compares vocabularies of any two
     tokenizers, the smaller one filled up with zeros. ULD, Boizard et al. (arXiv:2402.12030).
     """
-    p = _logs(wanted, options.temperature).exp_().sort(dim=-1, descending=True).values
-    q = _logs(given, options.temperature).exp_()
+    p = _softmax(wanted, options.temperature)[1].sort(dim=-1, descending=True).values
+    q = _softmax(given, options.temperature)[1]
     mine, order = q.sort(dim=-1, descending=True)
     width, theirs = mine.shape[-1], p.shape[-1]
     shared = min(width, theirs)
@@ -222,6 +218,21 @@ def confidence(wanted: Tensor, power: float) -> Tensor:
 def _logs(logits: Tensor, heat: float) -> Tensor:
     """log softmax(logits / T): a tensor of its own."""
     return (logits if heat == 1.0 else logits / heat).log_softmax(dim=-1)
+
+
+def _softmax(logits: Tensor, heat: float) -> tuple[Tensor, Tensor]:
+    """log softmax(logits / T) and softmax(logits / T), with one exponential for both: tensors of their own."""
+    logs = logits - logits.amax(dim=-1, keepdim=True)
+    if heat != 1.0:
+        logs.div_(heat)
+    shares = logs.exp()
+    total = shares.sum(dim=-1, keepdim=True)
+    return logs.sub_(total.log()), shares.div_(total)
+
+
+def _mix(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """share first + (1 - share) second; where both are 0 next to it, so that it has a logarithm and divides."""
+    return (first * share).add_(second, alpha=1 - share).clamp_(min=1e-37)
 
 
 def _finish(values: Tensor, pull: Tensor, q: Tensor, options: LossOptions, *, order: int) -> Compared:
