@@ -10,6 +10,7 @@ from edgekit.bundle.destination import MANIFEST
 # Files by the end of their name, each with what it is and what can be done with it; {} is its path.
 _FILES = {
     ".onnx": ("an ONNX file", "edgekit inspect {}; edgekit verify {} CHECKPOINT judges it"),
+    ".ort": ("a file of onnxruntime's own format", "edgekit inspect {}"),
     ".gguf": ("a GGUF file", "edgekit inspect {}; edgekit verify {} CHECKPOINT judges it"),
     ".safetensors": ("a file of weights", "edgekit inspect {}"),
     ".json": ("a JSON file", "edgekit inspect {}, if it is a report"),

@@ -13,7 +13,7 @@ from edgekit.cli.options import json_option
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Say what is in a model, artifact, bundle, calibration, .onnx, .gguf or .safetensors file, whoever made it.
+    """Say what is in a model, artifact, bundle, calibration, .onnx, .ort, .gguf or .safetensors file, whoever made it.
 
     \b
     Example:

@@ -20,8 +20,8 @@ from edgekit.typed_json import as_list, as_table
 from edgekit.weights import ADAPTER, ADAPTER_CONFIG
 
 KINDS = (
-    "a model folder (config.json), an adapter (adapter_config.json), a .safetensors, .onnx or .gguf file, a folder that a step"
-    " wrote (export, calibrate, record, verify), a bundle or its .tar.gz, a prompts folder, a target's or recipe's .toml"
+    "a model folder (config.json), an adapter (adapter_config.json), a .safetensors, .onnx, .ort or .gguf file, a folder that a"
+    " step wrote (export, calibrate, record, verify), a bundle or its .tar.gz, a prompts folder, a target's or recipe's .toml"
 )
 
 
@@ -36,7 +36,7 @@ def inspect(path: Path) -> dict[str, object]:
         return _inspect_folder(path)
     if path.suffix == ".safetensors":
         return _inspect_safetensors(path)
-    if path.suffix == ".onnx":
+    if path.suffix in {".onnx", ".ort"}:
         return inspect_onnx(path)
     if path.suffix == ".gguf":
         return inspect_gguf(path)
@@ -178,7 +178,7 @@ def _inspect_bundle(path: Path) -> dict[str, object]:
 
 def _model_in(folder: Path, name: str) -> dict[str, object]:
     """The main facts of an artifact's model, where it is a format that can be looked into."""
-    readers = {".onnx": inspect_onnx, ".gguf": inspect_gguf}
+    readers = {".onnx": inspect_onnx, ".ort": inspect_onnx, ".gguf": inspect_gguf}
     reader = readers.get(Path(name).suffix)
     facts = {} if reader is None else reader(folder / name)
     return {key: value for key, value in facts.items() if key not in {"kind", "path", "metadata", "largest"}}

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
+from edgekit.formats.onnx import ort
 from edgekit.inspect.tensors import by_type, largest
 from edgekit.runtimes.onnxruntime.operators import OPERATORS, Operator
 from edgekit.schema import refuse_pointer
@@ -49,8 +50,9 @@ class Graph:
 
 
 def inspect_onnx(path: Path) -> dict[str, object]:
-    """Everything that can be told of an ONNX file; weights are not read. EdgekitError where it is not a whole one."""
-    model = _read_onnx(path)
+    """Everything that can be told of an .onnx or .ort file. EdgekitError where it is not a whole one."""
+    own = path.suffix == ort.SUFFIX
+    model = ort.read_ort(path) if own else _read_onnx(path)
     graph = _graph(model)
     weights = {name: tensor for name, tensor in graph.weights.items() if tensor.dims}
     sized = [(name, _type(tensor), tuple(tensor.dims), _bytes(tensor)) for name, tensor in sorted(weights.items())]
@@ -58,7 +60,7 @@ def inspect_onnx(path: Path) -> dict[str, object]:
     operators = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.nodes)
     initialized = set(graph.weights)
     return {
-        "kind": "onnx file",
+        "kind": "ort file" if own else "onnx file",
         "path": str(path),
         "bytes": path.stat().st_size,
         "external_files": _external(path, graph),

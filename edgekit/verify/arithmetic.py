@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.formats.onnx import ort
 from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
 from edgekit.runtimes.onnxruntime.operators import OPERATORS
 
@@ -34,7 +35,7 @@ def saturating_share(file: Path) -> float | None:
     one sign sum to more than 32767 / 255. Signed activations that are dequantized before the product count too: on x86
     onnxruntime makes them unsigned (QDQS8ToU8Transformer), and they were seen to saturate; those of integer operators were not.
     """
-    matrices = list(_signed_weights(file)) if file.suffix == ".onnx" else []
+    matrices = list(_signed_weights(file)) if file.suffix in {".onnx", ort.SUFFIX} else []
     if not matrices:
         return None
     risky = pairs = 0
@@ -62,7 +63,7 @@ def _signed_weights(file: Path) -> list[NDArray[np.int8]]:
     import onnx
     from onnx import TensorProto, numpy_helper
 
-    model = onnx.load(str(file))
+    model = ort.read_ort(file) if file.suffix == ort.SUFFIX else onnx.load(str(file))
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}

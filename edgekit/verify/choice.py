@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from edgekit.evidence import RuntimeTime
 from edgekit.formats import FORMATS, candidates, domains_of
+from edgekit.formats.onnx.ort import SUFFIX
 from edgekit.probes import PROBES, Question
 from edgekit.probes.lines import Calls, Load
+from edgekit.runtimes.onnxruntime.operators import MICROSOFT
 from edgekit.schema import pick
 from edgekit.verify import latency
 from edgekit.verify.measurements import runtime_options
@@ -35,6 +37,8 @@ def answering(artifact: Artifact, tables: Mapping[str, object], where: str) -> t
     """
     file = artifact.file
     domains = domains_of(file.onnx.operators if file.onnx else ())
+    if file.name.endswith(SUFFIX):  # also where its operators are ONNX's own
+        domains |= {MICROSOFT}
     return candidates(pick(FORMATS, file.format, "format"), tables, artifact.output, domains, where)
 
 

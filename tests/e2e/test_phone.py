@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.devices.native import Platform
+from edgekit.workspace import file_sha256
 from tests.conftest import Answer
 from tests.devices.native import HERE, lay_probe
 from tests.devices.phone import Phone
@@ -33,6 +34,8 @@ def test_from_a_bare_phone_to_a_verdict(
     said = json.loads(Path(report).read_text(encoding="utf-8")) if isinstance(report, str) else report
     assert (said["device"]["system"], said["device"]["arch"]) == ("Android 14, Pretend 8", HERE.arch)
     assert [entry["verdict"] for entry in said["comparisons"] if entry["verdict"] is not None]
+    model = Path(json.loads(done.out)["bundles"][0]["bundle"]) / "model.ort"
+    assert said["artifact"]["sha256"] == file_sha256(model), "the phone was given what ships"
     verdicts = {check["name"]: check["verdict"] for check in said["checks"]}
     assert verdicts["memory_mb"] == "not proven", "it is no phone of the target"
     cleaned = command("devices", "clean", phone.url, "--json")

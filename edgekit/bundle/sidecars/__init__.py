@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edgekit.bundle.sidecars import card, llama, web
+from edgekit.bundle.sidecars import card, llama, mobile, web
 from edgekit.bundle.sidecars.packing import Packing
+from edgekit.formats.onnx.ort import OPERATORS_FILE, TYPES_FILE
 from edgekit.tasks.text_generation import TEMPLATE
 
 __all__ = ["SIDECARS", "Packing", "Sidecar"]
@@ -36,6 +37,8 @@ SIDECARS: dict[str, Sidecar] = {
     "load.py": _loader,
     "load.mjs": web.loader,
     "index.html": web.page,
+    OPERATORS_FILE: mobile.operators,
+    TYPES_FILE: mobile.types,
     "Modelfile": llama.sidecar,
     "README.md": card.sidecar,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.sidecars import mobile
 from edgekit.bundle.sidecars.llama import command_line
 from edgekit.bundle.sidecars.packing import Packing
 from edgekit.evidence import PromptFacts, Report
@@ -37,6 +38,7 @@ def sidecar(packing: Packing) -> str:
         f"It needs {manifest.runtime_name} {manifest.runtime['minimum']} or newer. A text ends at {manifest.max_length} tokens.",
         *_card_prompts(manifest),
         *_card_commands(manifest),
+        *mobile.lines(manifest),
         *_card_scope(manifest),
         "",
         "## Accuracy on prompts that it never saw",

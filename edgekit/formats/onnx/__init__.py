@@ -86,7 +86,11 @@ class _Written:
 
 def domains(options: Options) -> tuple[str, ...]:
     """ONNX's own, and onnxruntime's where the options ask for its operators; only those have weights in blocks."""
-    own = options.scheme in {"w8", "w4"} or (options.layout == "operators" and options.scheme != "fp16")
+    own = (
+        options.scheme in {"w8", "w4"}
+        or options.container == "ort"
+        or (options.layout == "operators" and options.scheme != "fp16")
+    )
     return ("", "com.microsoft") if own else ("",)
 
 
@@ -100,6 +104,7 @@ def write(source: Source, options: Options, out: Path) -> ModelFile:
 
     Raises EdgekitError where it cannot be exported, nothing was quantized, or quantization does not make the file smaller.
     """
+    _check_container(options, generates=source.score is None)
     if source.score is None:
         from edgekit.formats.onnx.decoder import write_decoder
 
@@ -113,6 +118,8 @@ def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
     from edgekit.formats.onnx.sizes import float_layer_bytes, predict_bytes, predict_decoder_bytes
 
     generates = OUTPUTS[output].generates
+    for each in options:
+        _check_container(each, generates=generates)
 
     def cost(each: Options) -> Cost:
         predict = predict_decoder_bytes if generates else predict_bytes
@@ -126,6 +133,13 @@ def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
         return Cost(scheme=each.scheme, file=size, memory=size, most=most)
 
     return [cost(each) for each in options]
+
+
+def _check_container(options: Options, *, generates: bool) -> None:
+    if generates and options.container == "ort":
+        raise EdgekitError(
+            'container = "ort": not of models that generate text; use format = "gguf" in the export table, or leave container out'
+        )
 
 
 def adopt(file: Path, out: Path, reading: Reading) -> ModelFile:
@@ -177,7 +191,9 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     from edgekit.formats.onnx import graph
     from edgekit.formats.onnx.candidates import trial
     from edgekit.formats.onnx.layer_errors import layer_errors
+    from edgekit.formats.onnx.ort import write_ort
     from edgekit.formats.onnx.session import DISABLED_OPTIMIZERS
+    from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
 
     assert source.score is not None
     calibration = source.calibration()
@@ -187,6 +203,14 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     source.progress(0, 0, "writing it and measuring each layer's error")
     path = out / FILE
     size = graph.save(written.model, path)
+    entries = dict(written.config_entries)
+    if options.container == "ort":
+        # The .onnx file stays beside it. No session transforms an .ort file, so an entry that asks for that says nothing.
+        path, entries = (
+            write_ort(path, DISABLED_OPTIMIZERS),
+            {key: entries[key] for key in entries if key not in EXACT_SUMS},
+        )
+        size = path.stat().st_size
     _refuse_silent_success(written, size, float_size, linears)
     described = describe_file(path, encoded=source.encoded)
     assert described.onnx is not None
@@ -197,7 +221,7 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
         bytes_float=float_size,
         runtime_options={
             "disabled_optimizers": list(DISABLED_OPTIMIZERS),
-            "config_entries": dict(written.config_entries),
+            "config_entries": entries,
         },
         quantized={
             "matmul": len(written.quantized),
@@ -206,7 +230,7 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
         choices=written.choices,
         onnx=replace(
             described.onnx,
-            calibrate_score=_scores(path, on, written.config_entries, exact=written.scheme == "fp32"),
+            calibrate_score=_scores(path, on, entries, exact=written.scheme == "fp32"),
             layers=tuple(layer_errors(written.exact, written.model, on.encoded, written.config_entries)),
         ),
     )
@@ -239,12 +263,13 @@ def describe_file(path: Path, *, named: Path | None = None, encoded: Encoded | N
     Raises EdgekitError for a file that is not ONNX, that lacks a file of its weights, that onnxruntime does not load, or that is
     not (such prompts) -> [batch, width].
     """
-    from edgekit.formats.onnx import graph
+    from edgekit.formats.onnx import graph, ort
     from edgekit.formats.onnx.files import digest, external_files, read
     from edgekit.formats.onnx.interface import check_interface
     from edgekit.formats.onnx.session import Session
 
-    model = read(path, named=named)
+    own = path.suffix == ort.SUFFIX
+    model = ort.read_ort(path, named=named) if own else read(path, named=named)
     names = [path.name, *external_files(model, path)]
     check_interface(Session(path, named=named), named or path, encoded)
     kinds = [node.op_type for node in graph.nodes(model.graph)]
@@ -256,7 +281,7 @@ def describe_file(path: Path, *, named: Path | None = None, encoded: Encoded | N
         files=tuple(names),
         bytes=sum((path.parent / name).stat().st_size for name in names),
         sha256=digest(path.parent, names),
-        minimum_runtime=graph.minimum_runtime(model),
+        minimum_runtime=graph.latest([graph.minimum_runtime(model), *([ort.minimum_version(path)] if own else [])]),
         runtime_options={"disabled_optimizers": [], "config_entries": {}},
         quantized={"matmul": matmuls, "float": []},
         choices={},
@@ -310,7 +335,11 @@ def _write_int8(
         model=exported,
         ranges=_ranges(exported, calibration),
         settings=Int8(
-            ranges=None, activation=options.activation, reduce_range=options.reduce_range, layout=options.layout
+            ranges=None,
+            activation=options.activation,
+            reduce_range=options.reduce_range,
+            unsigned_weights=options.container == "ort",
+            layout=options.layout,
         ),
     )
     modes: tuple[Literal["static", "dynamic"], ...] = ("static",) if options.layout == "qdq" else ("static", "dynamic")

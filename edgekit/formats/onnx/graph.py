@@ -248,7 +248,12 @@ def minimum_runtime(model: onnx.ModelProto) -> str:
         for node in nodes(model.graph)
         if (operator := OPERATORS.get(node.op_type)) and operator.since and operator.domain == node.domain
     ]
-    return max(needs, key=lambda version: [int(part) for part in version.split(".")])
+    return latest(needs)
+
+
+def latest(versions: Iterable[str]) -> str:
+    """The latest of versions "major.minor"."""
+    return max(versions, key=lambda version: [int(part) for part in version.split(".")])
 
 
 def _at_least(table: dict[int, str], wanted: int) -> str:

@@ -45,6 +45,8 @@ class Options:
     """int8: how many Linears may stay float, where that brings the answers clearly nearer to the float ones."""
     block: Literal[16, 32, 64, 128, 256] = 32
     """w8, w4: how many weights share a scale (the sizes that onnxruntime's MatMulNBits has)."""
+    container: Literal["onnx", "ort"] = "onnx"
+    """The file that ships: of ONNX, or of onnxruntime's own format (see `ort`), for phones; of encoders."""
     cache: Literal["f32", "f16"] = "f32"
     """Of decoders: how keys and values are kept, and attention computes. CUDA's GroupQueryAttention takes 16-bit floats."""
 
@@ -57,4 +59,10 @@ class Options:
                 "layout",
                 "scheme = 'int8-dynamic' with layout = 'qdq' has no integer products; use scheme = 'int8-static' or"
                 " layout = 'operators'",
+            )
+        if self.container == "ort" and self.scheme == "fp16":
+            raise PydanticCustomError(
+                "container",
+                "scheme = 'fp16' with container = 'ort' would keep the casts that this computer's CPU needs; use"
+                " container = 'onnx' or another scheme",
             )

@@ -39,15 +39,22 @@ class Int8:
     keep_float: Collection[str] = ()  # keys of Linears that stay float
     activation: Literal["uint8", "int8"] = "uint8"
     reduce_range: bool = True
+    # Weights as unsigned bytes beside unsigned activations: such products are summed in 32 bits on every CPU, whatever a session
+    # asks for. Of the layout `operators` alone.
+    unsigned_weights: bool = False
     # operators: onnxruntime's fused kernels; qdq: Quantize/Dequantize pairs, which execution providers fuse themselves;
     # emulated: float arithmetic on the quantized values, free of any CPU's saturation, to judge choices by.
     layout: Layout = "operators"
 
     @property
     def config_entries(self) -> dict[str, str]:
-        """What a session needs so that it multiplies exactly on every CPU. At run time activations become unsigned."""
-        unsigned = self.ranges is None or self.activation == "uint8"
-        return dict(EXACT_SUMS) if unsigned and not self.reduce_range else {}
+        """What a session needs so that it multiplies exactly on every CPU."""
+        return dict(EXACT_SUMS) if self.unsigned and not self.reduce_range and not self.unsigned_weights else {}
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether activations are: those that are quantized at run time become so."""
+        return self.ranges is None or self.activation == "uint8"
 
 
 @dataclass(kw_only=True)
@@ -150,7 +157,12 @@ def _quantize_linear(rewrite: _Rewrite, linear: Linear, *, alone: bool) -> None:
         source = _dequantized_input(rewrite, linear)
         _float_matmul(rewrite, linear, source, fake)
         return
-    packed = graph.add_constant(f"{linear.weight}.int8", integers)
+    zero_point = ""
+    if settings.unsigned_weights and settings.unsigned and settings.layout == "operators":
+        packed = graph.add_constant(f"{linear.weight}.uint8", (integers.astype(np.int16) + 128).astype(np.uint8))
+        zero_point = graph.add_constant("weights.zero", np.array(128, np.uint8))
+    else:
+        packed = graph.add_constant(f"{linear.weight}.int8", integers)
     scale = graph.add_constant(f"{linear.weight}.scale", scales)
     if settings.layout == "qdq":
         zero = graph.add_constant(f"{linear.weight}.zero", np.zeros(len(scales), np.int8))
@@ -158,11 +170,11 @@ def _quantize_linear(rewrite: _Rewrite, linear: Linear, *, alone: bool) -> None:
         rewrite.emit("DequantizeLinear", [packed, scale, zero], [restored], f"{name}/DequantizeWeight", axis=1)
         _float_matmul(rewrite, linear, _dequantized_input(rewrite, linear), restored)
     elif settings.ranges is None and alone:
-        inputs = [linear.source, packed, scale, "", linear.bias or ""]
+        inputs = [linear.source, packed, scale, zero_point, linear.bias or ""]
         rewrite.emit("DynamicQuantizeMatMul", _trim(inputs), [result], name)
     else:
         values, x_scale, x_zero = _quantized_input(rewrite, linear)
-        inputs = [values, packed, x_scale, scale, x_zero, "", linear.bias or ""]
+        inputs = [values, packed, x_scale, scale, x_zero, zero_point, linear.bias or ""]
         rewrite.emit("MatMulIntegerToFloat", _trim(inputs), [result], name)
 
 

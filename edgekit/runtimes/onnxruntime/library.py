@@ -146,6 +146,25 @@ def _register(module: str) -> None:
     onnxruntime.register_execution_provider_library(module, path)
 
 
+def save_as_ort(model: Path, out: Path, disabled_optimizers: Sequence[str]) -> None:
+    """Write an .onnx file's graph in onnxruntime's own format, optimized for the CPU provider, whatever the CPU.
+
+    At the level that is called extended: what comes above it lays tensors out for this CPU (graph_transformer_utils.cc).
+    Raises what `load_errors` names.
+    """
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = 1
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.optimized_model_filepath = str(out)
+    settings.add_session_config_entry("session.save_model_format", "ORT")
+    # What the tool sets for ARM: signed activations of Quantize/Dequantize pairs stay signed.
+    settings.add_session_config_entry("session.qdqisint8allowed", "1")
+    onnxruntime.InferenceSession(str(model), settings, providers=[CPU], disabled_optimizers=list(disabled_optimizers))
+
+
 def installed() -> bool:
     """Whether this Python has onnxruntime."""
     return importlib.util.find_spec(PACKAGE.module) is not None
