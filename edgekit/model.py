@@ -61,9 +61,14 @@ class Model:
 
     @property
     def layers(self) -> int:
-        """How many transformer blocks the (text) model has."""
+        """How many transformer blocks the (text) model has; 0 of a family that has none."""
+        from edgekit.architectures import ARCHITECTURES
+
         if count := self.size("num_hidden_layers", "n_layers", "num_layers", "n_layer"):
             return count
+        family = ARCHITECTURES.get(self.architecture)
+        if family is not None and not family.LAYERS:
+            return 0
         raise EdgekitError(f"{self.folder / 'config.json'}: no number of layers in it (num_hidden_layers)")
 
     @property

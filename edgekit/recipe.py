@@ -33,8 +33,14 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """A student cut from the teacher: how many layers, or which ones (`keep`, indices into the teacher's layers)."""
+    """What learns from the teacher. `student = "ngrams"` is a table of that kind alone.
 
+    cut: some of the teacher's layers: how many, or which ones (`keep`, indices into them). ngrams: a table of hashed n-grams of
+    the teacher's tokens, of `buckets` rows (36 bytes each in int8; without it 24,576).
+    """
+
+    kind: Literal["cut", "ngrams"] = "cut"
+    buckets: Annotated[int, Ge(1024), Lt(2**24)] | None = None
     layers: Annotated[int, Ge(1)] | None = None
     keep: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] | None = None
 
@@ -167,6 +173,8 @@ def read_table_of(table: dict[str, object], path: Path) -> Recipe:
             f"{path}: export: format and scheme are the target's: --scheme NAME or --format NAME chooses for one run, and a"
             " target of your own keeps it: edgekit targets copy NAME my-NAME, then its [export.<task>] table"
         )
+    if isinstance(table.get("student"), str):
+        table = {**table, "student": {"kind": table["student"]}}
     name = path.resolve().parent.name if path.name == "recipe.toml" else path.stem
     recipe = parse(Recipe, table, str(path))
     data = table.get("data")
@@ -195,8 +203,21 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         raise EdgekitError(
             f"{where}: data.answer: a conversation ends with its wanted answer (data.messages); remove it"
         )
-    if student is not None and (student.layers is None) == (student.keep is None):
-        raise EdgekitError(f"{where}: student: give either layers, such as 3, or keep, such as [0, 2, 5]")
+    if student is not None:
+        _check_student(student, recipe.task, f"{where}: student")
+
+
+def _check_student(student: Student, task: str, where: str) -> None:
+    blocks = student.layers is not None or student.keep is not None
+    if student.kind == "ngrams":
+        if task != "text-classification":
+            raise EdgekitError(f"{where}.kind: ngrams: such a student classifies texts; it is none for {task}")
+        if blocks:
+            raise EdgekitError(f"{where}: a student of n-grams has no layers; remove layers and keep")
+    elif student.buckets is not None:
+        raise EdgekitError(f"{where}.buckets: for kind = 'ngrams' alone; remove it")
+    elif (student.layers is None) == (student.keep is None):
+        raise EdgekitError(f"{where}: give either layers, such as 3, or keep, such as [0, 2, 5]")
 
 
 def find_recipes(folder: Path) -> list[Path]:

@@ -55,7 +55,8 @@ def families_table() -> str:
     for name, module in sorted(ARCHITECTURES.items()):
         said = str(getattr(module, "__doc__", "")).strip().splitlines()[0].partition(": ")[0].rstrip(".")
         decoder, gguf = is_decoder(module), getattr(module, "GGUF", None)
-        tasks = "text-generation" if decoder else "text-classification, feature-extraction"
+        encoder = "text-classification, feature-extraction" if module.LAYERS else "text-classification"
+        tasks = "text-generation" if decoder else encoder
         written = "yes" if isinstance(gguf, Gguf) else "no"
         rows.append(
             f"| `{name}` | {said} | {tasks} | yes | {written if decoder or written == 'no' else 'embeddings'} |"

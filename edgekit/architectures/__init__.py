@@ -17,6 +17,7 @@ from edgekit.architectures import (
     mistral,
     modernbert,
     mpnet,
+    ngrams,
     phi3,
     qwen2,
     qwen3,
@@ -34,7 +35,7 @@ class Architecture(Protocol):
     """What a family's module says about itself."""
 
     LAYERS: str
-    """Path of the list of transformer blocks inside the base model (the model without a head)."""
+    """Path of the list of transformer blocks inside the base model (the model without a head); empty where it has none."""
     PROJECTIONS: tuple[str, ...]
     """Paths, inside a block, of the linear layers that make query, key and value; one where one layer makes all."""
     TOKEN_TYPE_IDS: bool
@@ -56,6 +57,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": mistral,
     "modernbert": modernbert,
     "mpnet": mpnet,
+    "ngrams": ngrams,
     "phi3": phi3,
     "qwen2": qwen2,
     "qwen3": qwen3,

@@ -60,6 +60,7 @@ def build(
       edgekit build --example assistant --target raspberrypi
       edgekit build -r recipe.toml -t raspberrypi --device ssh://pi@raspberrypi.local
       edgekit build -r recipe.toml -t raspberrypi -t laptop-cpu --strict --json
+      edgekit build -r recipe.toml -t raspberrypi --student ngrams
       edgekit build -r chat.toml -t laptop-cpu --format onnx --format gguf
       edgekit build -r chat.toml -t laptop-cpu --scheme q8_0 --scheme q4_k_m
       edgekit build -r recipe.toml -t my-pi --sustained 600 --sweep

@@ -25,6 +25,9 @@ FORMAT_NAMES = ("onnx", "gguf")
 # The folders of examples/ that hold a recipe, written out because --help reads no files; a test compares them.
 EXAMPLES = ("assistant", "chat", "stories")
 _EXAMPLE = "edgekit.example"
+# Kinds of student that need no more than their name; a test compares them with the recipe's.
+STUDENT_KINDS = ("ngrams",)
+_STUDENT = "edgekit.student"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -69,6 +72,13 @@ example_option = click.option(
     expose_value=False,
     callback=lambda ctx, _param, value: ctx.meta.update({_EXAMPLE: value}),
     help="A recipe that comes with edgekit, instead of one of yours.",
+)
+student_option = click.option(
+    "--student",
+    type=click.Choice(STUDENT_KINDS),
+    expose_value=False,
+    callback=lambda ctx, _param, value: ctx.meta.update({_STUDENT: value}),
+    help="Teach this kind of student, as it is taught by default, instead of what the recipe says of student and distill.",
 )
 set_option = click.option(
     "--set",
@@ -183,8 +193,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def recipe_options(command: F) -> F:
-    """--recipe, --example, --set, --drop-bad-rows, --cache and --json."""
-    for option in (json_option, cache_option, drop_bad_rows_option, set_option, example_option, recipe_option):
+    """--recipe, --example, --student, --set, --drop-bad-rows, --cache and --json."""
+    shared = (
+        json_option,
+        cache_option,
+        drop_bad_rows_option,
+        set_option,
+        student_option,
+        example_option,
+        recipe_option,
+    )
+    for option in shared:
         command = option(command)
     return command
 
@@ -208,6 +227,8 @@ def read_recipe(path: Path | None, overrides: tuple[str, ...], *, falls_back: bo
         path = _fall_back(falls_back)
     if click.get_current_context().meta.get(_DROP_BAD_ROWS):
         overrides = (*overrides, 'data.bad_rows="drop"')
+    if student := click.get_current_context().meta.get(_STUDENT):
+        overrides = (f'student={{kind="{student}"}}', "distill={}", *overrides)
     return load_recipe(path, overrides)
 
 

@@ -15,6 +15,7 @@ from edgekit.distill.machine import choose_device
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
+    Ngrams,
     Schedule,
     TrainingOptions,
     choose_blocks,
@@ -69,7 +70,8 @@ class FinetuneInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillInputs:
-    """What `distill` is given: a teacher, the prompts, and which of the teacher's layers the student keeps.
+    """What `distill` is given: a teacher, the prompts, and which of the teacher's layers the student keeps, or its table of
+    n-grams.
 
     losses: weights by names of LOSSES. out_of_scope, machine: see `FinetuneInputs`.
     """
@@ -85,6 +87,7 @@ class DistillInputs:
     max_length: int
     seed: int
     machine: Mapping[str, str | int]
+    ngrams: Ngrams | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +111,24 @@ def read_training(recipe: Recipe, where: str) -> Training:
         finetuning = read_finetune_options(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
         _check_device(finetuning, f"{where}: teacher.finetune")
     kind = pick(TASKS, recipe.task, f"{where}: task")
-    options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill")
+    taught = "cut" if recipe.student is None else recipe.student.kind
+    options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill", taught)
     _check_device(options, f"{where}: distill")
     return Training(create=creating, finetune=finetuning, distill=options, losses=losses)
 
 
 def choose_layers(teacher: Model, student: Student, where: str) -> list[int]:
-    """Which of the teacher's layers a student keeps; EdgekitError where the teacher does not have them."""
+    """Which of the teacher's layers a student keeps, [] of one of n-grams; EdgekitError where the teacher does not have them."""
+    if student.kind == "ngrams":
+        return []
     return choose_blocks(teacher.layers, student.layers, student.keep, where)
+
+
+def choose_ngrams(student: Student) -> Ngrams | None:
+    """The table of a student of n-grams; None for another kind."""
+    if student.kind != "ngrams":
+        return None
+    return Ngrams() if student.buckets is None else Ngrams(buckets=student.buckets)
 
 
 def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
@@ -160,7 +173,7 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
 
 
 def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
-    """Cut a student from the teacher's layers and teach it on the train split, into `out`; a killed run continues there.
+    """Make a student and teach it on the train split, into `out`; a killed run continues there.
 
     Raises EdgekitError for labels that are not the teacher's classes, and an empty train split.
     """
@@ -172,10 +185,11 @@ def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> di
     if OUTPUTS[kind.OUTPUT].has_classes:
         rows += _contentless(rows, inputs.out_of_scope)
     from edgekit.distill import courses
-    from edgekit.distill.students import Cut
+    from edgekit.distill.students import Cut, Hashed
 
     job = _job(inputs, out, progress, inputs.out_of_scope)
-    student = Cut(folder=teacher, keep=inputs.kept)
+    hashed = None if inputs.ngrams is None else Hashed(folder=teacher, table=inputs.ngrams)
+    student = hashed or Cut(folder=teacher, keep=inputs.kept)
     return courses.distill(teacher, rows, student, inputs.options, inputs.losses, job)
 
 

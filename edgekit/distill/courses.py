@@ -12,14 +12,14 @@ from typing import Any, cast
 from edgekit.distill import losses
 from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passage_source
 from edgekit.distill.created import pack, save_tokenizer, train_tokenizer
-from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files, save_model
+from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files, copy_tokenizer, save_model
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Outcome, Run, reproducible, train
 from edgekit.distill.losses import BRIER, Loss
 from edgekit.distill.machine import choose_device, choose_precision, conditions
 from edgekit.distill.options import CreateOptions, DistillOptions, Schedule, TrainingOptions, loss_options
 from edgekit.distill.snapshot import drop_snapshot
-from edgekit.distill.students import Created, Cut, Student, Whole, load_module, make_student
+from edgekit.distill.students import Created, Cut, Hashed, Student, Whole, load_module, make_student
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import Teacher, TeacherInputs, find_teacher
 from edgekit.errors import EdgekitError
@@ -179,12 +179,15 @@ def fine_tune(
 def distill(
     teacher: Path,
     texts: Sequence[Prompt],
-    student: Cut,
+    student: Cut | Hashed,
     options: DistillOptions,
     weights: Mapping[str, float | Schedule],
     job: Job,
 ) -> dict[str, object]:
-    """Train a student beside its teacher on the weighted sum of losses. Early stop: the same sum on the held-out rows."""
+    """Train a student beside its teacher on the weighted sum of losses. Early stop: the same sum on the held-out rows.
+
+    A student of the teacher's own family begins from its folder; one of n-grams has the teacher's tokenizer alone.
+    """
     classes = load_model(teacher).labels if OUTPUTS[job.task.OUTPUT].has_classes else []
     source = _read(teacher, texts, classes, options, job)
     job.progress(0, 0, f"loading the teacher, {teacher.name}")
@@ -195,10 +198,12 @@ def distill(
             source=source,
             losses=weights,
             options=options,
-            begins=teacher,
+            begins=teacher if isinstance(student, Cut) else None,
             teacher=teacher,
         )
     )
+    if not isinstance(student, Cut):
+        copy_tokenizer(teacher, job.out)
     return facts | {
         "losses": {name: _plain(weight) for name, weight in weights.items()},
         "temperature": _plain(options.temperature),

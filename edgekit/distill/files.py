@@ -44,6 +44,18 @@ def save_model(module: nn.Module, out: Path) -> None:
         model.save_pretrained(out)
 
 
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Write a checkpoint's tokenizer as AutoTokenizer reads it, for a model of another family: its files then name its class.
+
+    Raises what transformers raises for a tokenizer that it cannot read.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet():
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        tokenizer.save_pretrained(out)
+
+
 def copy_files(source: Path, out: Path, patterns: Sequence[str]) -> None:
     """Copy the files of a folder that the patterns name, subfolders included."""
     for pattern in patterns:

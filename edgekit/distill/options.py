@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -124,21 +124,50 @@ def loss_options(options: TrainingOptions, share: float) -> LossOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class NgramsOptions(DistillOptions):
+    """How to teach a student of n-grams, by the same keys. Each of its weights is learned from few texts: steps are large."""
+
+    epochs: Annotated[int, Gt(0)] = 15
+    learning_rate: Annotated[float, Gt(0)] | None = 0.01
+    batch: Annotated[int, Gt(0)] = 128
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ngrams:
+    """A student of hashed n-grams: its table's rows and their width; of each kind of n-gram the tokens' distances from the first.
+
+    dropout: the share of a text's n-grams that are left out while it learns, others each time.
+    """
+
+    FAMILY: ClassVar[str] = "ngrams"
+    buckets: int = 24576
+    width: int = 32
+    dropout: float = 0.3
+    grams: Sequence[Sequence[int]] = ((0,), (0, 1), (0, 2))
+
+
+# The keys of a [distill] table, by the kind of student, and whether such a student has blocks, which some losses compare.
+TAUGHT: dict[str, tuple[type[DistillOptions], bool]] = {"cut": (DistillOptions, True), "ngrams": (NgramsOptions, False)}
+
+
 def read_distill_options(
-    table: Mapping[str, object], output: str, where: str
+    table: Mapping[str, object], output: str, where: str, kind: str = "cut"
 ) -> tuple[DistillOptions, dict[str, float | Schedule]]:
     """A recipe's [distill] table, and the weights of the losses that count, for a kind of output (logits, embedding, tokens).
 
-    Raises EdgekitError for unknown keys and losses, for a loss or an option that has no use here, and for a micro-batch with
-    losses that compare the rows of a batch.
+    kind: of student, a key of TAUGHT. Raises EdgekitError for unknown keys and losses, for a loss or an option that has no use
+    here, and for a micro-batch with losses that compare the rows of a batch.
     """
     _check_schedules(table, where)
-    options = parse(DistillOptions, table, where)
-    defaults = default_losses(output)
+    keys, blocks = TAUGHT[kind]
+    options = parse(keys, table, where)
+    defaults = default_losses(output, blocks=blocks)
     weights: Mapping[str, float | Schedule] = defaults if options.losses is None else options.losses
     for name in weights:
         if name not in defaults:
-            problem = f"does not apply to {output}" if name in losses.LOSSES else "unknown loss"
+            problem = f"does not apply to {output if blocks else kind}" if name in losses.LOSSES else "unknown loss"
             raise EdgekitError(f"{where}.losses.{name}: {problem}{nearest(name, defaults)}")
     chosen = {name: weight for name, weight in sorted(weights.items()) if max(at(weight, 0.0), at(weight, 1.0)) > 0}
     if not chosen:
@@ -182,9 +211,16 @@ def _check_use(options: DistillOptions, chosen: Mapping[str, object], output: st
         raise EdgekitError(f"{where}.per: a text has one output here ({output}); remove this key")
 
 
-def default_losses(output: str) -> dict[str, float]:
-    """The losses that make sense for a kind of output, and their weights where a recipe names none."""
-    return {name: loss.weights[output] for name, loss in losses.LOSSES.items() if output in loss.weights}
+def default_losses(output: str, *, blocks: bool = True) -> dict[str, float]:
+    """The losses that make sense for a kind of output, and their weights where a recipe names none.
+
+    blocks: whether the student has any, whose outputs and attention can be compared.
+    """
+    return {
+        name: loss.weights[output]
+        for name, loss in losses.LOSSES.items()
+        if output in loss.weights and (blocks or loss.needs == {"output"})
+    }
 
 
 def read_create_options(table: Mapping[str, object], max_length: int, where: str) -> CreateOptions:
@@ -217,6 +253,8 @@ def choose_blocks(depth: int, layers: int | None, keep: Sequence[int] | None, wh
     """
     if keep is not None and layers is not None:
         raise EdgekitError(f"{where}: give either layers or keep, not both")
+    if not depth:
+        raise EdgekitError(f"{where}: the teacher has no layers to cut a student from; take another teacher")
     if keep is not None:
         if not keep or sorted(set(keep)) != list(keep) or keep[0] < 0 or keep[-1] >= depth:
             raise EdgekitError(f"{where}.keep: {list(keep)}: expected rising indices from 0 to {depth - 1}")

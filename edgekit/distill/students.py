@@ -11,13 +11,14 @@ from torch import nn
 
 from edgekit.distill.created import make_decoder
 from edgekit.distill.decoders import Body
-from edgekit.distill.options import CreateOptions
+from edgekit.distill.options import CreateOptions, Ngrams
 from edgekit.distill.tap import find_blocks, find_family
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.outputs import OUTPUTS
 from edgekit.tasks import Task
-from edgekit.tasks.encoders import load_encoder
+from edgekit.tasks.encoders import Encoder, load_encoder
+from edgekit.tasks.ngrams import NgramsConfig, NgramsForSequenceClassification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,14 @@ class Cut:
 
     folder: Path
     keep: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hashed:
+    """A table of hashed n-grams of the tokens that a teacher's tokenizer makes, with the teacher's classes."""
+
+    folder: Path
+    table: Ngrams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +97,23 @@ def create(options: Created, task: Task) -> Student:  # noqa: ARG001 - one signa
     return Student(module=module, facts={"parameters": sum(weight.numel() for weight in module.parameters())})
 
 
+def hash_ngrams(options: Hashed, task: Task) -> Student:  # noqa: ARG001 - one signature for all
+    """A classifier of hashed n-grams. Its weights are drawn from torch's generator."""
+    teacher = load_model(options.folder)
+    table = options.table
+    config = NgramsConfig(
+        buckets=table.buckets,
+        width=table.width,
+        grams=[list(gram) for gram in table.grams],
+        dropout=table.dropout,
+        id2label=dict(enumerate(teacher.labels)),
+        label2id={name: index for index, name in enumerate(teacher.labels)},
+        pad_token_id=teacher.config.get("pad_token_id"),
+    )
+    module = Encoder(NgramsForSequenceClassification(config), token_type_ids=False)
+    return Student(module=module, facts={"buckets": table.buckets, "ngrams": [list(gram) for gram in table.grams]})
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudentKind:
     """An entry of STUDENTS: the dataclass of what such a student is made of, and the function that makes one for a task."""
@@ -99,6 +125,7 @@ class StudentKind:
 STUDENTS: dict[str, StudentKind] = {
     "created": StudentKind(options=Created, make=create),
     "cut": StudentKind(options=Cut, make=cut_teacher),
+    "hashed": StudentKind(options=Hashed, make=hash_ngrams),
     "whole": StudentKind(options=Whole, make=whole),
 }
 

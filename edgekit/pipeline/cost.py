@@ -14,7 +14,7 @@ from edgekit.cost import Cost, Estimate, Size, TrainingCost, size_of
 from edgekit.model import Model
 from edgekit.outputs import OUTPUTS
 from edgekit.pipeline.plan import Plan
-from edgekit.pipeline.shapes import cut_student, trained_model
+from edgekit.pipeline.shapes import planned_student, trained_model
 from edgekit.prompts import PromptSet
 from edgekit.recipe import Recipe
 from edgekit.workspace import Product
@@ -54,7 +54,7 @@ def estimate(plan: Plan, prompts: Product) -> Estimate:
 
     recipe, output, labels = plan.recipe, TASKS[plan.recipe.task].OUTPUT, len(prompts.facts["labels"])
     whole = trained_model(plan.settings, plan.teacher, output, labels)
-    made = cut_student(whole, recipe)
+    made = planned_student(whole, recipe, labels)
     work = _Work(
         plan=plan,
         output=output,

@@ -45,11 +45,21 @@ def trained_model(settings: Settings, teacher: Path | None, output: str, classes
     return _primed(model, model.config, dict(_task_tensors(model, settings.recipe, output, classes)))
 
 
-def cut_student(model: Model, recipe: Recipe) -> Model:
-    """A teacher's model cut to the blocks that the recipe's student keeps; the same where there is no student."""
+def planned_student(model: Model, recipe: Recipe, classes: int) -> Model:
+    """A teacher's model cut to the blocks that the recipe's student keeps, or its table of n-grams for so many classes; the same
+    where there is no student."""
     if recipe.student is None:
         return model
+    from edgekit.distill import choose_ngrams
     from edgekit.distill.options import choose_blocks
+
+    if table := choose_ngrams(recipe.student):
+        shapes: Shapes = {
+            "ngram_embedding.weight": (table.buckets, table.width),
+            "classifier.weight": (classes, table.width),
+            "classifier.bias": (classes,),
+        }
+        return _primed(model, {"model_type": table.FAMILY}, _infos(shapes))
 
     return _cut(model, choose_blocks(model.layers, recipe.student.layers, recipe.student.keep, "student"))
 

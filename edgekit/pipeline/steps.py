@@ -53,7 +53,7 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
     recipe, training = settings.recipe, settings.training
     if recipe.student is None:
         return teacher
-    from edgekit.distill import DistillInputs, choose_layers
+    from edgekit.distill import DistillInputs, choose_layers, choose_ngrams
     from edgekit.distill import distill as make
     from edgekit.distill.machine import conditions
     from edgekit.model import load_model
@@ -71,8 +71,9 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
         max_length=recipe.data.max_length,
         seed=recipe.seed,
         machine=conditions(training.distill),
+        ngrams=choose_ngrams(recipe.student),
     )
-    note = f"{model.layers} layers to {len(kept)}"
+    note = f"{model.layers} layers to {len(kept) or 'a table of n-grams'}"
     return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder
 
 

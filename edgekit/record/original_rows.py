@@ -169,6 +169,9 @@ def _classified(
     import torch
     import transformers
 
+    from edgekit.tasks import ngrams
+
+    ngrams.register()
     here: dict[str, object] = {"local_files_only": True, "trust_remote_code": False}
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, **here

@@ -51,6 +51,11 @@ def load_encoder(folder: Path, task: str, head: Mapping[str, object] | None = No
 
 
 def dimensions(config: Any) -> Dimensions:
-    """Layers, hidden size and attention heads of a transformers configuration, whatever its family calls them."""
+    """Layers, hidden size and attention heads of a transformers configuration, whatever its family calls them.
+
+    0 each of a family that has no layers.
+    """
     text = config.get_text_config()
+    if not find_architecture(config.model_type, "model").LAYERS:
+        return Dimensions(layers=0, hidden=0, heads=0)
     return Dimensions(layers=text.num_hidden_layers, hidden=text.hidden_size, heads=text.num_attention_heads)

@@ -79,8 +79,11 @@ def _read(
     from transformers import AutoConfig
     from transformers.models.auto.auto_factory import _get_model_class
 
+    from edgekit.tasks import ngrams
+
     where = checked.folder / "config.json"
     find_architecture(checked.architecture, str(where))
+    ngrams.register()
     try:
         with quiet():
             config = AutoConfig.from_pretrained(

@@ -23,7 +23,7 @@ from edgekit import __version__
 from edgekit.cli import cli, terminal
 from edgekit.cli.build import show_built
 from edgekit.cli.init import TASK_NAMES
-from edgekit.cli.options import EXAMPLES, FORMAT_NAMES
+from edgekit.cli.options import EXAMPLES, FORMAT_NAMES, STUDENT_KINDS
 from edgekit.evidence import read_report
 from edgekit.pipeline import Built
 from tests.artifacts import make_artifact, make_report
@@ -222,6 +222,21 @@ def test_a_stage_needs_a_recipe(command: Command, tmp_path: Path, verb: str) -> 
         answer = command(*again)
         assert answer.code == 1
         assert "found my-recipe.toml: did you mean --recipe my-recipe.toml?" in answer.err
+
+
+def test_another_student_than_the_recipes(command: Command, project: Path) -> None:
+    """--student replaces the recipe's tables, and what --set says comes behind it."""
+    from edgekit.distill.options import TAUGHT
+
+    assert set(STUDENT_KINDS) == set(TAUGHT) - {"cut"}
+    project.write_text(project.read_text() + "\n[student]\nlayers = 1\n\n[distill.losses]\nhidden = 1.0\n")
+    asked = ("build", "-t", "laptop-cpu", "--dry-run", "--json", "--recipe", project, "--student", "ngrams")
+    (plan,) = json.loads(command(*asked, "--set", "student.buckets=20000").out)["plans"]
+    assert "distill" in plan["steps"]
+    # Rows of 32 numbers and a scale, the head, and the graph.
+    assert plan["estimate"]["artifact_mb"] == pytest.approx(20000 * 36 / 1e6, abs=0.02)
+    refused = command(*asked, "--set", "student.layers=3")
+    assert "a student of n-grams has no layers" in refused.err
 
 
 def test_examples_are_the_packaged_ones(command: Command, project: Path) -> None:

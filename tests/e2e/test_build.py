@@ -113,6 +113,21 @@ def test_stage_commands_are_the_build(tiny: Project, built: Mapping[str, Any], t
     assert not (work / "other").exists()
 
 
+def test_a_student_of_ngrams_is_taken_like_any_other(tiny: Project, built: Mapping[str, Any], tmp_path: Path) -> None:
+    """Its table is eight bits in the bundle, its answers are the teacher's labels, and only the teacher is shared."""
+    done = tiny.run("build", "--target", "first", "--student", "ngrams", "--out", tmp_path / "dist", "--json")
+    kept = [step for step in STEPS if f"{step:<10} done, kept" in done.stderr]
+    assert kept == ["finetune"]
+    (bundle,) = json.loads(done.stdout)["bundles"]
+    report = json.loads((tiny.folder / bundle["report"]).read_text())
+    assert report["original"]["student"]["ids_equal"] == report["original"]["student"]["rows"]
+    assert report["accuracy"]["artifact"] > 0.8
+    # 24,576 rows of 32 numbers in a byte each and a scale; the graph and the head are small beside them.
+    assert 24576 * 36 < report["artifact"]["bytes"] < 24576 * 36 + 20_000
+    answer = json.loads(tiny.run("run", bundle["bundle"], "please turn the light on", "--json").stdout)
+    assert answer
+
+
 def test_two_builds_at_once_both_succeed(tiny: Project, built: Mapping[str, Any], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(tiny.cache, cache, ignore=shutil.ignore_patterns("export", "verify", "calibrate"))

@@ -23,7 +23,7 @@ from edgekit.formats.onnx.smooth import Range
 from edgekit.modalities.text import of_tokens
 from edgekit.model import Model
 from edgekit.pipeline.resolve import read_settings
-from edgekit.pipeline.shapes import created_shapes, cut_student, trained_model
+from edgekit.pipeline.shapes import created_shapes, planned_student, trained_model
 from edgekit.recipe import Recipe, load_recipe
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.memory import Demand
@@ -36,7 +36,7 @@ SCHEMES = ("fp32", "fp16", "w8", "w4", "int8-dynamic", "int8-static")
 
 def made_model(recipe: Recipe, teacher: Path | None, output: str, classes: int) -> Model:
     """What `export` gets, as the estimate sees it."""
-    return cut_student(trained_model(read_settings(recipe), teacher, output, classes), recipe)
+    return planned_student(trained_model(read_settings(recipe), teacher, output, classes), recipe, classes)
 
 
 @pytest.fixture(scope="module")

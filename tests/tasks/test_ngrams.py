@@ -1,0 +1,105 @@
+"""The family of hashed n-grams: its rows by plain integers, texts of any length, what transformers makes of a saved one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgekit.distill.files import copy_tokenizer, save_model
+from edgekit.distill.options import Ngrams, read_distill_options
+from edgekit.distill.students import Hashed, make_student
+from edgekit.errors import EdgekitError
+from edgekit.model import load_model
+from edgekit.prompts import Prompt
+from edgekit.record.original_rows import ask
+from edgekit.tasks import TASKS, outputs
+from edgekit.tasks.ngrams import PRIME, factors, find_rows
+from tests.conftest import LABELS
+
+TEXTS = ["please turn the kitchen light on", "jazz", "some jazz on the hall speaker would be nice", "", "hall lamp"]
+TABLE = Ngrams(buckets=2048, width=8, grams=((0,), (0, 1), (0, 2)))
+
+
+def by_hand(ids: Sequence[int], table: Ngrams) -> list[list[int]]:
+    """The rows of a text's n-grams as find_rows tells them, by Python's integers."""
+    by = factors(table.grams)
+    rows = []
+    for first in range(len(ids)):
+        row = []
+        for kind, gram in enumerate(table.grams):
+            inside = first + max(gram) < len(ids)
+            code = sum(by[place][kind] * (ids[first + place] + 1) for place in gram) if inside else 0
+            row.append(code % PRIME % (table.buckets - 1) + 1 if inside else 0)
+        rows.append(row)
+    return rows
+
+
+def test_rows_are_exact_and_padding_is_none() -> None:
+    """Ids up to the largest vocabularies; padded on either side."""
+    texts = [[101, 7, 2**20 - 1, 102], [5], [2**20 - 1] * 6]
+    for before, behind in ((0, 0), (0, 3), (2, 0)):
+        longest = 6 + before + behind
+        ids, mask = torch.zeros(3, longest, dtype=torch.int64), torch.zeros(3, longest, dtype=torch.int64)
+        for row, text in enumerate(texts):
+            ids[row, before : before + len(text)] = torch.tensor(text)
+            mask[row, before : before + len(text)] = 1
+        rows = find_rows(ids, mask, TABLE.grams, TABLE.buckets)
+        for found, text, real in zip(rows, texts, mask, strict=True):
+            assert found[real.bool()].tolist() == by_hand(text, TABLE)
+            assert not found[~real.bool()].any()
+
+
+def test_few_ngrams_share_a_row() -> None:
+    """Pairs of small ids fall into as many rows as random ones would: 1 - 1/e of the table for as many pairs as rows."""
+    ids = torch.cartesian_prod(torch.arange(64), torch.arange(64))
+    rows = find_rows(ids, torch.ones_like(ids), [[0, 1]], 4097)[:, 0, 0]
+    assert len(rows.unique()) == pytest.approx(4096 * (1 - np.exp(-1)), rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of n-grams whose weights are drawn at random."""
+    student = make_student(Hashed(folder=checkpoint, table=TABLE), TASKS["text-classification"])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        student.module.model.ngram_embedding.weight[1:].normal_()
+    out = tmp_path_factory.mktemp("ngrams")
+    save_model(student.module, out)
+    copy_tokenizer(checkpoint, out)
+    return out
+
+
+def test_a_saved_student_answers_as_transformers_says(folder: Path) -> None:
+    """Each text alone, all together, and by transformers' own pipeline."""
+    task = TASKS["text-classification"]
+    model, module = task.open_model(folder), task.load(folder)
+    assert (model.architecture, model.layers, model.labels) == ("ngrams", 0, LABELS)
+    encoded = task.encode(model, [Prompt(text=text) for text in TEXTS], 32)
+    together = outputs(module, encoded, batch=8)
+    np.testing.assert_allclose(together, outputs(module, encoded, batch=1), atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 0.1
+    owner = ask(folder, task.NAME, TEXTS, max_length=32, classes=LABELS)
+    assert owner.failed is None
+    assert owner.outputs is not None
+    np.testing.assert_allclose(owner.outputs, together, atol=1e-6)
+
+
+def test_it_reads_as_its_teacher(folder: Path, checkpoint: Path) -> None:
+    assert load_model(folder).encode(TEXTS, 32) == load_model(checkpoint).encode(TEXTS, 32)
+
+
+def test_what_it_is_not(folder: Path) -> None:
+    with pytest.raises(EdgekitError, match="model_type ngrams: transformers has no feature-extraction of it"):
+        TASKS["feature-extraction"].load(folder)
+
+
+def test_it_learns_by_losses_of_the_output_alone() -> None:
+    options, weights = read_distill_options({}, "logits", "distill", "ngrams")
+    assert weights == {"labels": 0.5, "logits": 0.5}
+    assert (options.batch, options.warmup) == (128, 0.0)
+    with pytest.raises(EdgekitError, match=r"distill.losses.hidden: does not apply to ngrams"):
+        read_distill_options({"losses": {"hidden": 1.0}}, "logits", "distill", "ngrams")
