@@ -36,7 +36,7 @@ class Student:
     """What learns from the teacher. `student = "ngrams"` is a table of that kind alone.
 
     cut: some of the teacher's layers: how many, or which ones (`keep`, indices into them). ngrams: a table of hashed n-grams of
-    the teacher's tokens, of `buckets` rows (36 bytes each in int8; without it 24,576).
+    the teacher's tokens, of `buckets` rows (36 bytes each in int8; without it 20,000).
     """
 
     kind: Literal["cut", "ngrams"] = "cut"

@@ -138,14 +138,17 @@ class NgramsOptions(DistillOptions):
 class Ngrams:
     """A student of hashed n-grams: its table's rows and their width; of each kind of n-gram the tokens' distances from the first.
 
-    dropout: the share of a text's n-grams that are left out while it learns, others each time.
+    spelling: the same of the characters within a token, of which so many are read. dropout: the share of a text's n-grams that
+    are left out while it learns, others each time.
     """
 
     FAMILY: ClassVar[str] = "ngrams"
-    buckets: int = 24576
+    buckets: int = 20000
     width: int = 32
+    characters: int = 8
     dropout: float = 0.3
     grams: Sequence[Sequence[int]] = ((0,), (0, 1), (0, 2))
+    spelling: Sequence[Sequence[int]] = ((0, 1, 2), (0, 1, 2, 3))
 
 
 # The keys of a [distill] table, by the kind of student, and whether such a student has blocks, which some losses compare.

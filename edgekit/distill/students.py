@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from edgekit.distill.created import make_decoder
@@ -18,7 +19,8 @@ from edgekit.model import load_model
 from edgekit.outputs import OUTPUTS
 from edgekit.tasks import Task
 from edgekit.tasks.encoders import Encoder, load_encoder
-from edgekit.tasks.ngrams import NgramsConfig, NgramsForSequenceClassification
+from edgekit.tasks.ngrams import NgramsConfig, NgramsForSequenceClassification, spell
+from edgekit.typed_json import as_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,21 +99,29 @@ def create(options: Created, task: Task) -> Student:  # noqa: ARG001 - one signa
     return Student(module=module, facts={"parameters": sum(weight.numel() for weight in module.parameters())})
 
 
-def hash_ngrams(options: Hashed, task: Task) -> Student:  # noqa: ARG001 - one signature for all
+def hash_ngrams(options: Hashed, task: Task) -> Student:
     """A classifier of hashed n-grams. Its weights are drawn from torch's generator."""
-    teacher = load_model(options.folder)
-    table = options.table
+    teacher, table = task.open_model(options.folder), options.table
+    vocabulary = teacher.tokenizer().get_vocab(with_added_tokens=True)
     config = NgramsConfig(
+        vocab_size=1 + max(vocabulary.values()),
         buckets=table.buckets,
         width=table.width,
         grams=[list(gram) for gram in table.grams],
+        spelling=[list(gram) for gram in table.spelling],
+        characters=table.characters,
         dropout=table.dropout,
         id2label=dict(enumerate(teacher.labels)),
         label2id={name: index for index, name in enumerate(teacher.labels)},
         pad_token_id=teacher.config.get("pad_token_id"),
     )
-    module = Encoder(NgramsForSequenceClassification(config), token_type_ids=False)
-    return Student(module=module, facts={"buckets": table.buckets, "ngrams": [list(gram) for gram in table.grams]})
+    model = NgramsForSequenceClassification(config)
+    added = {token.content for token in teacher.added_tokens}
+    written = {token: index for token, index in vocabulary.items() if token not in added}
+    pieces = as_table(teacher.tokenizer_content["model"])
+    prefix = str(pieces["continuing_subword_prefix"]) if pieces.get("type") == "WordPiece" else None
+    model.spelled.copy_(torch.from_numpy(spell(written, config.vocab_size, prefix, table.characters)))
+    return Student(module=Encoder(model, token_type_ids=False), facts={"buckets": table.buckets, "width": table.width})
 
 
 @dataclass(frozen=True, kw_only=True)

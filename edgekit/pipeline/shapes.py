@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -59,7 +60,10 @@ def planned_student(model: Model, recipe: Recipe, classes: int) -> Model:
             "classifier.weight": (classes, table.width),
             "classifier.bias": (classes,),
         }
-        return _primed(model, {"model_type": table.FAMILY}, _infos(shapes))
+        # Of every token of the teacher's vocabulary so many characters, a byte each.
+        rows = 0 if math.isinf(model.rows) else int(model.rows)
+        spelled = TensorInfo(file=Path("to-be-created"), dtype="U8", shape=(rows, table.characters), begin=0, end=0)
+        return _primed(model, {"model_type": table.FAMILY}, _infos(shapes) | {"spelled": spelled})
 
     return _cut(model, choose_blocks(model.layers, recipe.student.layers, recipe.student.keep, "student"))
 

@@ -1,17 +1,19 @@
-"""The family `ngrams`: a text's hashed n-grams of tokens each look up a row of one table, the rows are added up, and a linear
-layer makes logits of the sum.
+"""The family `ngrams`: n-grams of a text's tokens, and of each token's characters, look up a row each of one hashed table; the
+rows are added up, and a linear layer makes logits of the sum.
 
-So the model is linear in its n-grams, of rank `width`: fastText (Joulin et al., arXiv:1607.01759) with hashed features
-(Weinberger et al., arXiv:0902.2206). It is a family of transformers as any other once `register` has told the library of it, in
-this process alone.
+So the model is linear in its n-grams, of rank `width`: fastText (Joulin et al., arXiv:1607.01759; characters: Bojanowski et al.,
+arXiv:1607.04606) with hashed features (Weinberger et al., arXiv:0902.2206). It is a family of transformers as any other once
+`register` has told the library of it, in this process alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -22,16 +24,19 @@ PRIME = 2**31 - 1
 
 
 class NgramsConfig(PreTrainedConfig):
-    """buckets: rows of the table, of which row 0 is no n-gram's; width: numbers of a row.
+    """vocab_size: token ids; buckets: rows of the table, of which row 0 is no n-gram's; width: numbers of a row.
 
-    grams: of each kind of n-gram the distances of its tokens from the first. dropout: the share of n-grams that are left out in
-    training.
+    grams: of each kind of n-gram of tokens the distances of its tokens from the first; spelling: the same of characters;
+    characters: of each token how many are read. dropout: the share of n-grams that are left out in training.
     """
 
     model_type = FAMILY
+    vocab_size: int = 1
     buckets: int = 2
     width: int = 1
     grams: list[list[int]] | None = None
+    spelling: list[list[int]] | None = None
+    characters: int = 1
     dropout: float = 0.0
     pad_token_id: int | None = None
 
@@ -46,10 +51,12 @@ class NgramsForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         self.ngram_embedding = nn.Embedding(config.buckets, config.width, padding_idx=0)
         self.classifier = nn.Linear(config.width, config.num_labels)
+        # See `spell`.
+        self.register_buffer("spelled", torch.zeros(config.vocab_size, config.characters, dtype=torch.uint8))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Rows of a length that shrinks with their width, so that all n-grams of a text say little at first."""
+        """Rows of a size that shrinks with their width, so that all n-grams of a text say little at first."""
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=1 / self.config.width)
             nn.init.zeros_(module.weight[0])
@@ -64,7 +71,11 @@ class NgramsForSequenceClassification(PreTrainedModel):
         return_dict: bool = True,
     ) -> SequenceClassifierOutput:
         """The sum of the n-grams' rows over the root of their number, so that a long text is no surer than a short one."""
-        rows = find_rows(input_ids, attention_mask, self.config.grams, self.config.buckets)
+        config, sequence = self.config, input_ids.shape[1]
+        letters = self.spelled.index_select(0, input_ids.flatten()).long()
+        inside = find_rows(letters, letters.clamp(max=1), config.spelling, config.buckets)
+        inside = inside.reshape(-1, sequence, config.characters * len(config.spelling)) * attention_mask.unsqueeze(-1)
+        rows = torch.cat([find_rows(input_ids, attention_mask, config.grams, config.buckets), inside], dim=-1)
         if self.training and self.config.dropout:
             rows = rows * (torch.rand(rows.shape, device=rows.device) >= self.config.dropout)
         total = self.ngram_embedding(rows).sum(dim=(1, 2))
@@ -99,6 +110,22 @@ def factors(grams: Sequence[Sequence[int]]) -> list[list[int]]:
             state = (6364136223846793005 * state + 1442695040888963407) % 2**64
             row.append((state >> 33) % PRIME if place in gram else 0)
         table.append(row)
+    return table
+
+
+def spell(vocabulary: Mapping[str, int], size: int, prefix: str | None, characters: int) -> NDArray[np.uint8]:
+    """The first characters of each token as numbers from 1, 0 behind its last, uint8 [size, characters].
+
+    vocabulary: ids of tokens by how their tokenizer writes them, which marks where a word begins; or, with WordPiece's `prefix`,
+    where it goes on: then what begins one is written with a mark. Characters of one remainder by 255 are one.
+    """
+    table = np.zeros((size, characters), np.uint8)
+    for token, index in vocabulary.items():
+        written = token
+        if prefix is not None:
+            written = token.removeprefix(prefix) if token.startswith(prefix) else f"^{token}"
+        letters = [1 + ord(letter) % 255 for letter in written[:characters]]
+        table[index, : len(letters)] = letters
     return table
 
 

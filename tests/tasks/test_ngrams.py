@@ -17,7 +17,7 @@ from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.record.original_rows import ask
 from edgekit.tasks import TASKS, outputs
-from edgekit.tasks.ngrams import PRIME, factors, find_rows
+from edgekit.tasks.ngrams import PRIME, factors, find_rows, spell
 from tests.conftest import LABELS
 
 TEXTS = ["please turn the kitchen light on", "jazz", "some jazz on the hall speaker would be nice", "", "hall lamp"]
@@ -54,10 +54,19 @@ def test_rows_are_exact_and_padding_is_none() -> None:
 
 
 def test_few_ngrams_share_a_row() -> None:
-    """Pairs of small ids fall into as many rows as random ones would: 1 - 1/e of the table for as many pairs as rows."""
+    """Pairs of small ids fall into no fewer rows than random ones would: 1 - 1/e of the table for as many pairs as rows."""
     ids = torch.cartesian_prod(torch.arange(64), torch.arange(64))
     rows = find_rows(ids, torch.ones_like(ids), [[0, 1]], 4097)[:, 0, 0]
-    assert len(rows.unique()) == pytest.approx(4096 * (1 - np.exp(-1)), rel=0.05)
+    assert len(rows.unique()) > 0.95 * 4096 * (1 - np.exp(-1))
+
+
+def test_tokens_are_spelled_as_their_tokenizer_writes_them() -> None:
+    """WordPiece marks what goes on in a word, others what begins one; a long token's end is not read."""
+    table = spell({"light": 1, "##s": 2, "kitchenette": 3}, 5, "##", 6)
+    mark, letters = 1 + ord("^"), [1 + ord(letter) for letter in "light"]
+    assert table.tolist() == [[0] * 6, [mark, *letters], [1 + ord("s"), 0, 0, 0, 0, 0], table[3].tolist(), [0] * 6]
+    assert table[3].tolist() == [mark, *(1 + ord(letter) for letter in "kitch")]
+    assert spell({"Ġa": 0}, 1, None, 2).tolist() == [[1 + ord("Ġ") % 255, 1 + ord("a")]]
 
 
 @pytest.fixture(scope="module")

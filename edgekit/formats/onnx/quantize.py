@@ -100,9 +100,13 @@ def _wanted(linear: Linear, settings: Int8) -> bool:
 
 def is_table(graph: Graph, node: onnx.NodeProto) -> bool:
     """Whether a node looks up rows of a table that is worth quantizing."""
+    import onnx
+
     if node.op_type != "Gather":
         return False
     tensor = graph.initializers.get(node.input[0])
+    if tensor is not None and tensor.data_type != onnx.TensorProto.FLOAT:
+        return False
     axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
     return tensor is not None and axis == 0 and len(tensor.dims) == 2 and tensor.dims[0] >= SMALLEST_TABLE_ROWS
 

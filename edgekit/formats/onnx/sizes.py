@@ -35,8 +35,10 @@ def predict_bytes(model: Model, scheme: str, block: int) -> int:
     scheme: one of the format's; "auto" is taken for int8, which it ends in unless float answers are much nearer.
     """
     kind = "int8" if scheme in {"auto", "int8-static", "int8-dynamic"} else scheme
-    found = (_bytes(name, info.shape, kind, block) for name, info in model.tensors.items())
-    return round(_GRAPH + sum(map(sum, found)))
+    floats = {name: info for name, info in model.tensors.items() if info.dtype != "U8"}
+    bytes_ = sum(math.prod(info.shape) for name, info in model.tensors.items() if name not in floats)
+    found = (_bytes(name, info.shape, kind, block) for name, info in floats.items())
+    return round(_GRAPH + bytes_ + sum(map(sum, found)))
 
 
 def float_layer_bytes(model: Model, count: int) -> int:
