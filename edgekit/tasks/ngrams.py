@@ -23,7 +23,7 @@ FAMILY = "ngrams"
 PRIME = 2**31 - 1
 
 
-class NgramsConfig(PreTrainedConfig):
+class NgramsConfig(PreTrainedConfig):  # type: ignore[misc] # transformers has no types
     """vocab_size: token ids; buckets: rows of the table, of which row 0 is no n-gram's; width: numbers of a row.
 
     grams: of each kind of n-gram of tokens the distances of its tokens from the first; spelling: the same of characters;
@@ -41,7 +41,7 @@ class NgramsConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
 
-class NgramsForSequenceClassification(PreTrainedModel):
+class NgramsForSequenceClassification(PreTrainedModel):  # type: ignore[misc] # as above
     """(input_ids, attention_mask), int64 [batch, sequence] each -> logits [batch, classes]."""
 
     config_class = NgramsConfig
@@ -68,9 +68,13 @@ class NgramsForSequenceClassification(PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
         return_dict: bool = True,
     ) -> SequenceClassifierOutput:
-        """The sum of the n-grams' rows over the root of their number, so that a long text is no surer than a short one."""
+        """The sum of the n-grams' rows over the root of their number, so that a long text is no surer than a short one.
+
+        token_type_ids, which many tokenizers make, and return_dict are transformers' interface and change nothing.
+        """
         config, sequence = self.config, input_ids.shape[1]
         letters = self.spelled.index_select(0, input_ids.flatten()).long()
         inside = find_rows(letters, letters.clamp(max=1), config.spelling, config.buckets)
