@@ -31,9 +31,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from banking77 import CLASSIFY, MAX_LENGTH, SHARED, Bench, machine  # noqa: E402
 
-from edgekit.distill import DistillInputs, Ngrams, distill  # noqa: E402
+from edgekit.distill import DistillInputs, distill  # noqa: E402
 from edgekit.distill.machine import conditions  # noqa: E402
-from edgekit.distill.options import read_distill_options  # noqa: E402
+from edgekit.distill.options import Ngrams, read_distill_options  # noqa: E402
 from edgekit.gate import paired_bounds  # noqa: E402
 from edgekit.inputs import identity  # noqa: E402
 from edgekit.modalities.text import of_tokens  # noqa: E402
