@@ -75,6 +75,7 @@ example_option = click.option(
 )
 student_option = click.option(
     "--student",
+    "student_kind",
     type=click.Choice(STUDENT_KINDS),
     expose_value=False,
     callback=lambda ctx, _param, value: ctx.meta.update({_STUDENT: value}),

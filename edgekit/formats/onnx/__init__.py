@@ -18,6 +18,7 @@ from edgekit.formats.onnx.options import (
     Options,
 )
 from edgekit.outputs import OUTPUTS
+from edgekit.typed_json import as_list
 
 if TYPE_CHECKING:
     import numpy as np
@@ -428,7 +429,9 @@ def _refuse_silent_success(written: _Written, size: int, float_size: int, linear
                 f"scheme fp16: the file has {size} bytes, the float one {float_size}: nothing was converted"
             )
         return
-    if not written.quantized:
+    # A model of tables and one Linear has that left float where the calibrate prompts say so: its tables are quantized.
+    chosen = set(as_list(written.choices.get("float_layers")))
+    if not written.quantized and not (chosen and chosen >= set(linears)):
         raise EdgekitError(
             f"scheme {written.scheme}: none of the model's {len(linears)} products with constant weights was quantized;"
             " use --scheme fp32"
