@@ -158,3 +158,14 @@ def test_what_a_browser_does_not_run(
     message = "take 72 tokens of context, the model has 64" if kind == "context" else "wllama does not load it: "
     with pytest.raises(DeviceFailed, match=message):
         PROBES["web"].ask(places("web"), asked)
+
+
+@pytest.mark.parametrize(("kind", "runtime"), [("tokens", "onnxruntime"), ("rows", "llama-cpp")])
+def test_a_runtime_that_pages_do_not_have(kind: str, runtime: str, tmp_path: Path) -> None:
+    """Said before any package is fetched or a browser is started."""
+    asked = Question(file=tmp_path / "model", request=request(runtime, {}, TIMING, kind=kind), inputs={})
+    with (
+        closing(LocalDevice({})) as device,
+        pytest.raises(DeviceFailed, match=rf"alone, and this is for {runtime}; judge"),
+    ):
+        PROBES["web"].ask(device, asked)

@@ -48,8 +48,14 @@ def ask(device: Device, question: Question) -> Answer:
     """Have a page run the artifact, rows in onnxruntime-web and tokens in wllama, and read the texts with the tokenizer of
     browsers, or the file's own, where there are any.
 
-    Raises DeviceFailed where it does not finish, and where an engine cannot be had.
+    Raises DeviceFailed where it does not finish, where an engine cannot be had, and for what pages do not run.
     """
+    kind, asked = question.request.get("kind", "rows"), question.request["runtime"]
+    if asked != WEB_RUNTIMES[kind]:
+        raise DeviceFailed(
+            f"{device.identity}: {question.file}: pages answer with {kind} in {WEB_RUNTIMES[kind]} alone, and this is for"
+            f" {asked}; judge it without --device"
+        )
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         code, more = Path(scratch, "code"), Path(scratch, "more")
         env = _lay_out(device, code, more)
@@ -58,7 +64,7 @@ def ask(device: Device, question: Question) -> Answer:
             (more / "texts.json").write_text(json.dumps(told), encoding="utf-8")
             env["texts"] = f"{env['speed']}/texts.json"
         command = [f"{device.push(code)}/probe.mjs"]
-        package = PACKAGES[_ENGINES[question.request.get("kind", "rows")]]
+        package = PACKAGES[_ENGINES[kind]]
         version = package.engine or package.version
         seen = neighbours.watch()
         answer = exchange(device, question, Program(command=command, env=env, renew="", version=version))
