@@ -16,7 +16,7 @@ INSTALL := $(PIP) install --progress-bar off --no-compile --constraint constrain
 # How many tests run at a time: two cores share whole builds and everything else.
 WORKERS ?= 2
 # llama.cpp is compiled here, which takes some minutes once: only what needs it waits for it. `make --jobs 2 llama` compiles it
-# while the other libraries come from the net.
+# while the other libraries come from the net; it takes as many cores as there are, whatever --jobs is.
 COMPILED := $(VENV)/compiled
 LLAMA := $(VENV)/.llama
 
@@ -40,7 +40,7 @@ llama: $(LLAMA)
 $(COMPILED): constraints.txt tests/llama.cmake | $(EMPTY)
 	@echo 'compiling llama.cpp: about six minutes, once'
 	rm -rf $(COMPILED)
-	CMAKE_ARGS='$(CMAKE_ARGS) -DCMAKE_PROJECT_TOP_LEVEL_INCLUDES="$(CURDIR)/tests/llama.cmake"' \
+	MAKEFLAGS= CMAKE_ARGS='$(CMAKE_ARGS) -DCMAKE_PROJECT_TOP_LEVEL_INCLUDES="$(CURDIR)/tests/llama.cmake"' \
 		$(PIP) wheel --progress-bar off --no-deps --constraint constraints.txt --wheel-dir $(COMPILED) llama-cpp-python
 	touch $(COMPILED)
 

@@ -25,6 +25,9 @@ from typing import IO
 # What edgekit reads while a command runs, and what changes from test to test. Other variables are read while libraries are
 # imported, which is done by then.
 LATE = ("EDGEKIT_", "NO_COLOR", "PYTEST_")
+# What libraries, and edgekit where it quiets them, set in the process that asks. A run sets it itself; as a part of what is asked
+# for it would make one more server for each library that a test imports.
+OURS = ("HF_DATASETS_DISABLE_", "HF_HUB_DISABLE_", "KMP_", "TRANSFORMERS_")
 _LONGEST = 1 << 20
 # Standard output, standard error and the pipe on which the server tells the process id and the exit code.
 _PIPES = 3
@@ -70,11 +73,12 @@ def start(
     command: Sequence[str | Path], folder: Path, environment: Mapping[str, str]
 ) -> Forked | subprocess.Popen[str]:
     """`python COMMAND` in a folder, COMMAND being -m MODULE or -c CODE and arguments; where no fork can stand for it, `alone`."""
+    environment = {name: value for name, value in environment.items() if not name.startswith(OURS)}
     early = frozenset((name, value) for name, value in environment.items() if not name.startswith(LATE))
     if sys.platform != "linux" or dict(early).get("HF_HUB_OFFLINE") != "1":
         return alone(command, folder, environment)
     ends = [os.pipe() for _ in range(_PIPES)]
-    what = {"command": [str(part) for part in command], "folder": str(folder), "environment": dict(environment)}
+    what = {"command": [str(part) for part in command], "folder": str(folder), "environment": environment}
     request = json.dumps(what).encode()
     assert len(request) < _LONGEST
     server = _server(early)

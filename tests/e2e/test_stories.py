@@ -16,6 +16,8 @@ from tests.e2e.conftest import ROOT, SLOWEST, Project, compared
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 # A quarter of the example's training: sentences are not yet stories, and every step is the same.
 SHORTER = ("--set", "teacher.create.epochs=1")
+# A third of the example's prompts: as many as bound a loss (`gate.FEWEST_CLUSTERS`).
+ROWS = {"calibrate": 64, "verify": 100}
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,9 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("stories")
     for name in ("examples/stories", "calib_data/stories"):
         shutil.copytree(ROOT / name, folder / name)
+    for split, rows in ROWS.items():
+        path = folder / "calib_data" / "stories" / f"{split}.jsonl"
+        path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]), encoding="utf-8")
     return Project(folder=folder, cache=folder / ".edgekit")
 
 
