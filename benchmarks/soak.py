@@ -4,11 +4,14 @@ Goals:
 - after every kill the next run goes on, and the archive at the end has the same sha256 as that of a build that was left alone;
 - no torn file and no left-over temporary folder;
 - the same of conversions to GGUF, which are killed too (`--conversions N`): what has the final name is whole;
+- the same of builds that measure on a device behind SSH (`--cuts N`, device_cuts.py): edgekit, its ssh, the session's sshd or
+  the probe is killed while files are pushed, the probe runs, or its answers are fetched: 0 wrong verdicts, 0 lost results,
+  0 processes left on either side;
 - random recipes, targets, data files and checkpoints (`--projects`, random_projects.py) through `build --dry-run`, every tenth
   (`--every`) also through `build`: 0 tracebacks, 0 half-written folders, 0 files changed outside edgekit's own.
 
 Every round deletes the products of one step and of all after it, starts a build, and kills it (SIGKILL) within the time that an
-undisturbed build takes; `--kills N` says how often.
+undisturbed build takes; `--kills N` says how often. With `--rows FILE` each cut is kept, and the next run goes on behind it.
 
 Projects come in batches of 50, each from a seed of its own: `--first 120` goes on behind the 120th batch, and `--keep FOLDER`
 leaves there the projects in which something is wrong.
@@ -28,15 +31,24 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from device_cuts import Bench, cut_and_finish, finish
+from device_cuts import plan as plan_cuts
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from random_llama import Shape, write_checkpoint
 from random_projects import Project, attempt, make_checkpoints, projects
+from rows import Rows
 from tiny_project import make_project
+
+from tests.devices.sshd import native
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = ("errors", "different", "left_over", "torn_conversions", "different_conversions")
+CUT_FAULTS = {"wrong": "wrong_verdicts", "lost": "lost_results", "left": "processes_left"}
 # What is wrong with a project begins with one of these; all else is a traceback, or an exit code that says nothing.
 WRONG = {"changed": "changed_files", "beside": "changed_files", "half": "half_written", "made": "half_written"}
 BATCH = 50
@@ -60,6 +72,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--kills", type=int, default=100, help="how many kills (default: 100)")
     parser.add_argument("--conversions", type=int, default=100, help="how many kills of conversions (default: 100)")
+    parser.add_argument("--cuts", type=int, default=100, help="how many cuts of builds on a device (default: 100)")
+    parser.add_argument("--rows", type=Path, help="keep each cut in this file, and go on from it")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument(
         "--projects", type=int, nargs="?", const=5000, default=0, help="so many random projects, and no kills (5000)"
@@ -72,12 +86,14 @@ def main() -> int:
         found: dict[str, int] = {}
         if options.projects:
             found = soak_projects(Path(scratch), options.projects, options.first, options.every, options.keep)
-            options.kills = options.conversions = 0
+            options.kills = options.conversions = options.cuts = 0
         if options.kills:
             found |= soak(Path(scratch), options.kills, random.Random(options.seed))
         if options.conversions:
             found |= soak_conversions(Path(scratch), options.conversions, random.Random(options.seed))
-    missed = sum(found.get(name, 0) for name in (*FAULTS, "tracebacks", *WRONG.values())) > 0
+        if options.cuts:
+            found |= soak_cuts(Path(scratch), options.cuts, options.seed, Rows(options.rows))
+    missed = sum(found.get(name, 0) for name in (*FAULTS, *CUT_FAULTS.values(), "tracebacks", *WRONG.values())) > 0
     if options.json:
         print(json.dumps({"measured": found, "missed": ["soak"] if missed else []}, indent=2))
     else:
@@ -138,6 +154,38 @@ def soak_conversions(folder: Path, kills: int, rng: random.Random) -> dict[str, 
             subprocess.run(command, check=True, env=environment)
             found["different_conversions"] += hashlib.sha256(out.read_bytes()).hexdigest() != expected
     return found
+
+
+def soak_cuts(folder: Path, cuts: int, seed: int, rows: Rows) -> dict[str, int]:
+    """Count cuts that hit, by what was killed and when, and what must not be after them."""
+    make_project(folder / "project")
+    project = folder / "project"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "EDGEKIT_CACHE": str(project / ".edgekit")}
+    environment |= {"EDGEKIT_STATE": str(folder / "state"), "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    found = Counter({"cuts": 0, "cuts_too_late": 0, **dict.fromkeys(CUT_FAULTS.values(), 0)})
+    with native(folder / "device") as host:
+        environment["PATH"] = f"{host.commands}{os.pathsep}{os.environ['PATH']}"
+        command = [sys.executable, "-m", "edgekit", "build", "--target", "first", "--json"]
+        target = project / "targets" / "first.toml"
+        device = "".join(f"{key} = {json.dumps(value)}\n" for key, value in host.table().items())
+        target.write_text(f"{target.read_text()}\n[device]\n{device}")
+
+        def start() -> subprocess.Popen[str]:
+            pipe = subprocess.PIPE
+            return subprocess.Popen(command, cwd=project, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+        bench = Bench(host=host, cache=project / ".edgekit", out=project / "dist", state=folder / "state", start=start)
+        code, expected = finish(bench)
+        if code != 0:
+            raise SystemExit(f"the build that nobody cuts ends with {code}")
+        for index, (victim, moment, chance) in enumerate(plan_cuts(cuts, seed)):
+            row = rows.take(f"cut {index} {seed}", partial(cut_and_finish, bench, victim, moment, chance, expected))
+            found["cuts" if row["hit"] else "cuts_too_late"] += 1
+            found[f"{moment}_{victim}"] += bool(row["hit"])
+            for key, name in CUT_FAULTS.items():
+                found[name] += bool(row[key])
+            sys.stderr.write(f"cut {index + 1} of {cuts}: {moment}, {victim}: {json.dumps(row)}\n")
+    return dict(found)
 
 
 def soak_projects(folder: Path, count: int, first: int, every: int, keep: Path | None) -> dict[str, int]:

@@ -22,9 +22,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-# What edgekit reads while a command runs, and what changes from test to test. Other variables are read while libraries are
-# imported, which is done by then.
-LATE = ("EDGEKIT_", "NO_COLOR", "PYTEST_")
+# What edgekit, or who starts a program, reads while a command runs, and what changes from test to test. Other variables are read
+# while libraries are imported, which is done by then.
+LATE = ("EDGEKIT_", "NO_COLOR", "PATH", "PYTEST_")
 # What libraries, and edgekit where it quiets them, set in the process that asks. A run sets it itself; as a part of what is asked
 # for it would make one more server for each library that a test imports.
 OURS = ("HF_DATASETS_DISABLE_", "HF_HUB_DISABLE_", "KMP_", "TRANSFORMERS_")
