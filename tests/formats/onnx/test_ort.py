@@ -26,6 +26,7 @@ from edgekit.runtimes import onnxruntime
 from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
 from edgekit.target import load_target
 from edgekit.typed_json import to_table
+from edgekit.verify import measurements
 from edgekit.verify.arithmetic import saturating_share
 from edgekit.workspace import file_sha256, write_product
 from tests.artifacts import LABELS, artifact_facts, make_report, make_tokenizer
@@ -189,7 +190,8 @@ def make_artifact(folder: Path, *, spoil: bool = False) -> Path:
     return folder
 
 
-def test_the_verdict_is_of_the_file_that_ships(bench: Bench) -> None:  # noqa: F811
+def test_the_verdict_is_of_the_file_that_ships(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setitem(measurements.TIMING, "seconds", 0.2)  # its accuracy is asked here
     artifact = make_artifact(bench.folder / "sound")
     report = bench.verify(artifact, make_target(bench.folder, ROOMY))
     assert report["verdict"] == "pass"
