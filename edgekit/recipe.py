@@ -121,7 +121,10 @@ class Calibrate:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to make. The tables `distill` and `accuracy` stay raw: the entries that they steer check them."""
+    """What to make. The tables `distill`, `qad` and `accuracy` stay raw: the entries that they steer check them.
+
+    With `qad` the student of each target is trained with the weights that its file will hold (quantization-aware distillation).
+    """
 
     task: str
     teacher: Teacher
@@ -129,6 +132,7 @@ class Recipe:
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     student: Student | None = None
     distill: dict[str, object] = field(default_factory=dict)
+    qad: dict[str, object] | None = None
     rejection: Rejection = AS_CALIBRATED
     calibrate: Calibrate = Calibrate()
     accuracy: dict[str, object] = field(default_factory=dict)

@@ -11,19 +11,24 @@ from edgekit.cli.options import json_option
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--grid", "student", type=click.Path(path_type=Path), help="With a .gguf: whether it holds the weights of STUDENT."
+)
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path, student: Path | None, as_json: bool) -> None:
     """Say what is in a model, artifact, bundle, calibration, .onnx, .ort, .gguf or .safetensors file, whoever made it.
 
     \b
-    Example:
+    Examples:
       edgekit inspect dist/assistant-raspberrypi
+      edgekit inspect dist/chat-laptop/model.gguf --grid work/student
     """
     from edgekit.cli.described import describe_lines
     from edgekit.cli.terminal import print_json
     from edgekit.inspect import inspect as look
+    from edgekit.inspect.on_grid import compare
 
-    found = look(path)
+    found = look(path) if student is None else compare(path, student)
     if as_json:
         print_json(found)
     else:

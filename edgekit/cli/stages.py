@@ -84,6 +84,34 @@ def distill(
 @click.command()
 @click.argument("teacher", type=folder)
 @click.argument("student", type=folder)
+@target_option
+@recipe_options
+@out_option
+@format_option
+@scheme_option
+def qad(
+    teacher: Path, student: Path, target_name: str, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None,
+    as_json: bool, out: Path, formats: tuple[str, ...], schemes: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Train STUDENT beside TEACHER with the weights that the target's file will hold (quantization-aware distillation).
+
+    \b
+    Example:
+      edgekit qad work/teacher work/student -t raspberrypi --recipe recipe.toml --scheme q4_0 --out work/rounded
+    """
+    from edgekit import pipeline as spine
+
+    recipe, prompts, session = _open(recipe_path, overrides, cache)
+    if recipe.qad is None:
+        raise click.UsageError(f"{recipe.name} has no [qad] table: its student is exported as it is.")
+    _keep_apart(out, teacher, student)
+    plan = _plan(recipe, target_name, prompts, session, formats, schemes)
+    _done(spine.qad(plan, teacher, student, prompts, session, at=out), as_json)
+
+
+@click.command()
+@click.argument("teacher", type=folder)
+@click.argument("student", type=folder)
 @recipe_options
 @out_option
 @final_option
@@ -251,7 +279,7 @@ def package(
         show_built(built)
 
 
-COMMANDS = (finetune, distill, record, calibrate, export, verify, package)
+COMMANDS = (finetune, distill, qad, record, calibrate, export, verify, package)
 
 
 def _open(

@@ -7,20 +7,22 @@ holds the snapshot from which a killed run continues.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgekit.distill.machine import choose_device
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
     Ngrams,
+    QadOptions,
     Schedule,
     TrainingOptions,
     choose_blocks,
     read_create_options,
     read_distill_options,
+    read_qad_options,
 )
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content
@@ -92,12 +94,17 @@ class DistillInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A recipe's training tables as options; None where the recipe has no such table. losses: weights of the student's."""
+    """A recipe's training tables as options; None where the recipe has no such table.
+
+    losses: weights of the student's; qad_losses: of the student's on its grid.
+    """
 
     create: CreateOptions | None
     finetune: TrainingOptions | None
     distill: DistillOptions
     losses: Mapping[str, float | Schedule]
+    qad: QadOptions | None = None
+    qad_losses: Mapping[str, float | Schedule] = field(default_factory=dict)
 
 
 def read_training(recipe: Recipe, where: str) -> Training:
@@ -114,7 +121,13 @@ def read_training(recipe: Recipe, where: str) -> Training:
     taught = "cut" if recipe.student is None else recipe.student.kind
     options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill", taught)
     _check_device(options, f"{where}: distill")
-    return Training(create=creating, finetune=finetuning, distill=options, losses=losses)
+    qad, qad_losses = None, dict[str, float | Schedule]()
+    if recipe.qad is not None:
+        qad, qad_losses = read_qad_options(recipe.qad, kind.OUTPUT, f"{where}: qad")
+        _check_device(qad, f"{where}: qad")
+    return Training(
+        create=creating, finetune=finetuning, distill=options, losses=losses, qad=qad, qad_losses=qad_losses
+    )
 
 
 def choose_layers(teacher: Model, student: Student, where: str) -> list[int]:
@@ -144,7 +157,7 @@ def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict
     from edgekit.distill import courses
 
     texts = [row.text + (row.label or "") for row in rows]
-    return courses.create(texts, inputs.options, _job(inputs, out, progress))
+    return courses.create(texts, inputs.options, make_job(inputs, out, progress))
 
 
 def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
@@ -168,7 +181,7 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
             )
     from edgekit.distill import courses
 
-    job = _job(inputs, out, progress, inputs.out_of_scope)
+    job = make_job(inputs, out, progress, inputs.out_of_scope)
     return courses.fine_tune(base, rows, classes, inputs.options, job)
 
 
@@ -177,28 +190,45 @@ def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> di
 
     Raises EdgekitError for labels that are not the teacher's classes, and an empty train split.
     """
-    kind = pick(TASKS, inputs.task, "task")
-    teacher, prompts = inputs.teacher.path, inputs.prompts.path
-    rows = PromptSet(folder=prompts).split("train")
-    if not rows:
-        raise EdgekitError(f"{prompts}: the train split is empty")
-    if OUTPUTS[kind.OUTPUT].has_classes:
-        rows += _contentless(rows, inputs.out_of_scope)
+    teacher = inputs.teacher.path
+    rows = student_rows(inputs.prompts.path, inputs.task, inputs.out_of_scope)
     from edgekit.distill import courses
     from edgekit.distill.students import Cut, Hashed
 
-    job = _job(inputs, out, progress, inputs.out_of_scope)
+    job = make_job(inputs, out, progress, inputs.out_of_scope)
     hashed = None if inputs.ngrams is None else Hashed(folder=teacher, table=inputs.ngrams)
     student = hashed or Cut(folder=teacher, keep=inputs.kept)
     return courses.distill(teacher, rows, student, inputs.options, inputs.losses, job)
 
 
-def _job(
-    inputs: CreateInputs | FinetuneInputs | DistillInputs,
-    out: Path,
-    progress: Progress,
-    out_of_scope: str | None = None,
-) -> Job:
+def student_rows(prompts: Path, task: str, out_of_scope: str | None) -> list[Prompt]:
+    """The texts that a student learns from; EdgekitError for an empty train split."""
+    rows = PromptSet(folder=prompts).split("train")
+    if not rows:
+        raise EdgekitError(f"{prompts}: the train split is empty")
+    if OUTPUTS[pick(TASKS, task, "task").OUTPUT].has_classes:
+        rows += _contentless(rows, out_of_scope)
+    return rows
+
+
+class Trains(Protocol):
+    """What the inputs of every training have."""
+
+    @property
+    def task(self) -> str:
+        """A name in TASKS."""
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens of a text are read at most."""
+
+    @property
+    def seed(self) -> int:
+        """Of all that is drawn."""
+
+
+def make_job(inputs: Trains, out: Path, progress: Progress, out_of_scope: str | None = None) -> Job:
+    """What a course is told of a step's inputs."""
     from edgekit.distill.courses import Job
 
     return Job(

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Run:
     seed: int = 0
     device: str = "cpu"
     progress: Progress = silent
+    rounded: Callable[[], AbstractContextManager[None]] = nullcontext
+    """In which weights each batch is computed, forward and backward (see `on_grid`); without it, the module's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +104,10 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
             for group in plain.param_groups:
                 group["lr"] = peak * ramp(state.step, total, options.warmup)
             loss = 0.0
-            for part in lesson.parts(rows, state.step / total):
-                accelerator.backward(part)
-                loss += float(part.detach())
+            with run.rounded():
+                for part in lesson.parts(rows, state.step / total):
+                    accelerator.backward(part)
+                    loss += float(part.detach())
             accelerator.clip_grad_norm_(module.parameters(), options.clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -113,7 +116,9 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
             if state.step % per_epoch == 0:
                 if lesson.held:
                     run.progress(state.step, total, f"judging {len(lesson.held)} texts that are held out")
-                state.judge(module, _score(module, lesson, options.batch))
+                with run.rounded():
+                    score = _score(module, lesson, options.batch)
+                state.judge(module, score)
             if time.monotonic() - saved >= SNAPSHOT_SECONDS:
                 write_snapshot(run.folder, _take_snapshot(state, module, plain, run))
                 saved = time.monotonic()

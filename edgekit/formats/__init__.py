@@ -16,6 +16,7 @@ from edgekit.workspace import library_version
 if TYPE_CHECKING:
     from edgekit.artifact import ModelFile, Parity
     from edgekit.cost import Cost
+    from edgekit.grid import Grid
     from edgekit.model import Model
     from edgekit.runtimes import Runtime
     from edgekit.runtimes.package import Package
@@ -75,6 +76,12 @@ class FormatOf(Protocol[Chosen]):
 
     def domains(self, options: Chosen) -> tuple[str, ...]:
         """The domains of the ONNX operators that its files may have; "" is ONNX's own."""
+
+    def grid(self, model: Model, options: Chosen, output: str) -> Grid:
+        """The numbers that its files can hold of a model's weights, from its headers alone.
+
+        Raises EdgekitError for a scheme that a model cannot be trained for.
+        """
 
     def costs(self, model: Model, output: str, options: Sequence[Chosen]) -> list[Cost]:
         """What a model that answers with `output` takes in each of several options, from its headers alone."""

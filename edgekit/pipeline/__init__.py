@@ -30,6 +30,7 @@ from edgekit.pipeline.steps import (
     distill,
     export,
     finetune,
+    qad,
     record,
 )
 from edgekit.pipeline.teacher import is_local
@@ -74,6 +75,7 @@ __all__ = [
     "open_reference",
     "open_speaker",
     "package",
+    "qad",
     "read_settings",
     "record",
     "resolve",
@@ -111,13 +113,18 @@ def build(
     base = checked.teacher or create(settings, prompts, session)
     plans = [replace(plan, teacher=base) for plan in plans]
     teacher = finetune(settings, base, prompts, session)
-    student = distill(settings, teacher, prompts, session)
-    reference = record(settings, teacher, student, prompts, session)
-    calibration = calibrate(settings, student, prompts, session, gradients=gradients)
-    covering, built = Covering(student=student, calibration=calibration), []
+    whole = distill(settings, teacher, prompts, session)
+    # Of a student that is trained for a target's file, each target has its own.
+    recorded = {} if recipe.qad is not None else {whole: _record(settings, teacher, whole, prompts, session, gradients)}
+    built = []
     for plan in plans:
         own = replace(session, bundle=plan.name if len(plans) > 1 else "")
         try:
+            student = qad(plan, teacher, whole, prompts, own)
+            if student not in recorded:
+                recorded[student] = _record(settings, teacher, student, prompts, session, gradients)
+            reference, calibration = recorded[student]
+            covering = Covering(student=student, calibration=calibration)
             artifact = export(plan, student, calibration, prompts, own)
             report = verify(plan, artifact, reference, prompts, own, covering=covering)
             made = held(plan, report, own)
@@ -127,6 +134,14 @@ def build(
         except EdgekitError as failed:
             built.append(_failure(plan, failed, own))
     return built
+
+
+def _record(
+    settings: Settings, teacher: Path, student: Path, prompts: Product, session: Session, gradients: bool
+) -> tuple[Product, Product]:
+    """What teacher and student answer in float, and the student's calibration."""
+    reference = record(settings, teacher, student, prompts, session)
+    return reference, calibrate(settings, student, prompts, session, gradients=gradients)
 
 
 def run(bundle: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None) -> list[object]:

@@ -24,6 +24,7 @@ _STARTS = {
     "create": 8,
     "finetune": 8,
     "distill": 8,
+    "qad": 8,
     "record": 4,
     "calibrate": 4,
     "export": 25,
@@ -169,6 +170,8 @@ class _Work:
                 teacher=self.teacher,
                 projections=0 if OUTPUTS[self.output].generates else 3,
             )
+        if training.qad is not None:
+            costs["qad"] = training_cost(self.made, tokens=tokens, epochs=training.qad.epochs, teacher=self.teacher)
         return costs
 
     def operations(self) -> dict[str, float]:
@@ -199,8 +202,8 @@ class _Work:
         """The bytes that stay: the models that were made, what was recorded, and the artifact in its step, its bundle and its
         archive."""
         trained = self.trainings()
-        models = 4.0 * self.teacher.weights * bool(trained.keys() - {"distill"})
-        models += 4.0 * self.made.weights * ("distill" in trained)
+        models = 4.0 * self.teacher.weights * bool(trained.keys() - {"distill", "qad"})
+        models += 4.0 * self.made.weights * (("distill" in trained) + ("qad" in trained))
         return models + 3 * artifact + self._recorded()
 
     def _recorded(self) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgekit.pipeline.plan import Listener, Plan, Session
-from edgekit.pipeline.steps import calibrate, create, distill, export, finetune, record
+from edgekit.pipeline.steps import calibrate, create, distill, export, finetune, qad, record
 from edgekit.pipeline.verdict import Covering, is_judged
 from edgekit.workspace import NotMade, Product, Workspace
 
@@ -37,6 +37,9 @@ def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool
     if teacher is not None and recipe.student is not None:
         tuned = teacher
         student = ask("distill", lambda: distill(settings, tuned, prompts, looking))
+    if teacher is not None and student is not None and recipe.qad is not None:
+        taught, rounded = teacher, student
+        student = ask("qad", lambda: qad(plan, taught, rounded, prompts, looking))
     if teacher is None or student is None:
         return found
     origin, made = teacher, student

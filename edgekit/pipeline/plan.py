@@ -115,6 +115,7 @@ class Plan:
             "create": recipe.teacher.create is not None,
             "finetune": recipe.teacher.finetune is not None,
             "distill": recipe.student is not None,
+            "qad": recipe.qad is not None,
         }
         return (
             *(step for step, wanted in made.items() if wanted),

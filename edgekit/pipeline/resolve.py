@@ -17,6 +17,7 @@ from edgekit.model import Model, load_model
 from edgekit.outputs import OUTPUTS
 from edgekit.pipeline.cost import estimate
 from edgekit.pipeline.plan import Plan, Session, Settings
+from edgekit.pipeline.shapes import made_model
 from edgekit.pipeline.teacher import find_teacher
 from edgekit.prompts import gather, sources
 from edgekit.recipe import Recipe
@@ -78,7 +79,7 @@ def _judged_by_final(recipe: Recipe, prompts: Product, session: Session) -> Prod
 def needed_splits(recipe: Recipe) -> tuple[str, ...]:
     """Train is needed only where something is trained."""
     teacher = recipe.teacher
-    trains = recipe.student is not None or teacher.finetune is not None or teacher.create is not None
+    trains = any(table is not None for table in (recipe.student, recipe.qad, teacher.finetune, teacher.create))
     splits = ("train", "calibrate", "verify") if trains else ("calibrate", "verify")
     return (*splits, "final") if recipe.data.final else splits
 
@@ -139,6 +140,8 @@ def resolve(
             variant="-".join(name for name in choice if name) or None,
         )
         plan = replace(plan, estimate=estimate(plan, prompts))
+        if checked.settings.training.qad is not None:
+            format_.grid(made_model(plan, output, len(prompts.facts["labels"])), options, output)
         _check_engines(plan, session)
         for package in packages(format_, runtimes):
             if package.extra:

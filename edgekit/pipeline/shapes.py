@@ -16,7 +16,7 @@ from edgekit.weights import TensorInfo, read_header
 
 if TYPE_CHECKING:
     from edgekit.distill.options import CreateOptions
-    from edgekit.pipeline.plan import Settings
+    from edgekit.pipeline.plan import Plan, Settings
     from edgekit.recipe import Recipe
 
 Shapes = dict[str, tuple[int, ...]]
@@ -44,6 +44,12 @@ def trained_model(settings: Settings, teacher: Path | None, output: str, classes
         return _primed(Model(folder=Path("to-be-created")), _created_config(options), _infos(created_shapes(options)))
     model = Model(folder=teacher)
     return _primed(model, model.config, dict(_task_tensors(model, settings.recipe, output, classes)))
+
+
+def made_model(plan: Plan, output: str, classes: int) -> Model:
+    """The student that a plan will export, as its headers will be."""
+    whole = trained_model(plan.settings, plan.teacher, output, classes)
+    return planned_student(whole, plan.recipe, classes)
 
 
 def planned_student(model: Model, recipe: Recipe, classes: int) -> Model:

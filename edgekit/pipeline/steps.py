@@ -77,6 +77,34 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
     return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder
 
 
+def qad(plan: Plan, teacher: Path, student: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
+    """The student, trained with the weights that the target's file will hold, where the recipe asks; else as it is."""
+    recipe, training = plan.recipe, plan.settings.training
+    if training.qad is None:
+        return student
+    from edgekit.distill.machine import conditions
+    from edgekit.qad import QadInputs
+    from edgekit.qad import qad as make
+
+    inputs = QadInputs(
+        teacher=model_content(teacher),
+        student=model_content(student),
+        prompts=split_content(prompts, "train"),
+        task=recipe.task,
+        format=plan.format,
+        export=plan.options,
+        options=training.qad,
+        losses=training.qad_losses,
+        out_of_scope=recipe.data.out_of_scope,
+        max_length=recipe.data.max_length,
+        seed=recipe.seed,
+        machine=conditions(training.qad),
+        libraries=libraries(plan.format),
+    )
+    filled = with_read(make, prompts, "train", teacher, student)
+    return run_step(session, inputs, filled, note=f"{plan.format} {plan.scheme}", at=at).folder
+
+
 def record(
     settings: Settings, teacher: Path, student: Path, prompts: Product, session: Session, at: Path | None = None
 ) -> Product:

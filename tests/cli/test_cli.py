@@ -30,7 +30,7 @@ from tests.artifacts import make_artifact, make_report
 from tests.conftest import ROOT, Answer, child_environment
 
 Command = Callable[..., Answer]
-VERBS = ("build", "finetune", "distill", "record", "calibrate", "export", "verify", "package")
+VERBS = ("build", "finetune", "distill", "qad", "record", "calibrate", "export", "verify", "package")
 
 
 def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -212,7 +212,7 @@ def test_only_build_takes_the_packaged_example_and_says_so(command: Command) -> 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "build"])
 def test_a_stage_needs_a_recipe(command: Command, tmp_path: Path, verb: str) -> None:
     folders = {"distill": 1, "calibrate": 1, "finetune": 0}.get(verb, 2)
-    target = ["-t", "laptop-cpu"] if verb in {"export", "verify", "package"} else []
+    target = ["-t", "laptop-cpu"] if verb in {"qad", "export", "verify", "package"} else []
     line = (verb, *["x"] * folders, *target, "-o", "made")
     answer = command(*line)
     assert answer.code == 1
@@ -324,6 +324,7 @@ def test_stage_without_its_table_is_a_usage_error(command: Command, project: Pat
     for arguments, said in (
         (("finetune",), "no [teacher.finetune] table"),
         (("distill", "teacher"), "no [student] table"),
+        (("qad", "teacher", "student", "-t", "laptop-cpu"), "no [qad] table"),
     ):
         answer = command(*arguments, "-o", "made")
         assert answer.code == 2

@@ -21,6 +21,7 @@ from edgekit.formats.gguf.options import (
     Options,
 )
 from edgekit.formats.gguf.running import check_running
+from edgekit.grid import note_other, packed_for
 from edgekit.model import Model
 from edgekit.model_card import read_card
 from edgekit.outputs import OUTPUTS
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from edgekit.formats.gguf.tensors import Tensor
     from edgekit.formats.smallest import Chosen
     from edgekit.formats.source import Reading, Source
+    from edgekit.grid import Grid
 
 # What the table of formats asks for.
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "costs",
     "domains",
     "file_digest",
+    "grid",
     "mixes",
     "write",
 ]
@@ -82,6 +85,13 @@ def mixes(options: Options) -> bool:
     return options.scheme == "mixed"
 
 
+def grid(model: Model, options: Options, output: str) -> Grid:  # noqa: ARG001 - one signature for all
+    """What a scheme makes of a checkpoint's weights: see `make_grid`."""
+    from edgekit.formats.gguf.rounding import make_grid
+
+    return make_grid(model, options)
+
+
 def write(source: Source, options: Options, out: Path) -> ModelFile:
     """Write a student into the folder `out` as model.gguf, tokenizer and chat template included.
 
@@ -107,14 +117,14 @@ def _write(source: Source, options: Options, out: Path) -> ModelFile:
     tensors = plan(model)
     described = describe_model(model, tensors=tensors, name=general_name(model, source.name))
     making = _Making(source=source, tensors=tensors, described=described, keys=vocabulary(model), matrix=matrix)
-    if matrix is not None:
-        write_imatrix(out / IMATRIX, matrix)
-    notes: list[str] = []
+    notes = [*filter(None, [note_other(model.folder, NAME, options.scheme)])]
     decided: dict[str, object] = {}
     if options.scheme == "auto":
         chosen = _choose(making, options, out)
         options, decided = replace(options, scheme=chosen.scheme), {"auto": dict(chosen.facts)}  # type: ignore[arg-type]
         notes.append(chosen.note)
+    if matrix is not None and packed_for(model.folder, NAME, options.scheme) is None:
+        write_imatrix(out / IMATRIX, matrix)
     made = _make(making, options, out / FILE)
     conversations = source.conversations if OUTPUTS[source.output].generates else None
     parity = check_reading(model, out / FILE, source.texts, conversations)
@@ -171,7 +181,10 @@ def _make(making: _Making, options: Options, file: Path) -> _Made:
     from edgekit.formats.gguf.tensors import shapes
     from edgekit.runtimes.machine import available_cores
 
-    source, matrix, tensors = making.source, making.matrix, making.tensors
+    source, tensors = making.source, making.tensors
+    trained = packed_for(source.model.folder, NAME, options.scheme)
+    # What was trained is what is written: nothing is left to weigh.
+    matrix = making.matrix if trained is None else None
     origin = None
     if matrix is not None:
         origin = ImatrixOrigin(
@@ -192,8 +205,8 @@ def _make(making: _Making, options: Options, file: Path) -> _Made:
     if options.scheme == "mixed":
         converted, choices = mix(source, tensors, chosen.types, options, matrix, metadata, file)
         return _Made(converted=converted, choices=to_table(choices))
-    through = None if options.through == "none" else options.through
-    quantization = Quantization(types=chosen.types, through=through, importance=importance)
+    through = None if options.through == "none" or trained is not None else options.through
+    quantization = Quantization(types=chosen.types, through=through, importance=importance, trained=trained)
     converted = convert(source.model, file, quantization, metadata, threads=available_cores())
     return _Made(converted=converted, fallbacks=chosen.fallbacks)
 

@@ -24,6 +24,7 @@ from edgekit.formats.gguf import ggml
 from edgekit.formats.gguf.file import GgufWriter, TensorHeader, Value
 from edgekit.formats.gguf.mixed.gptq import CODES, round_rows
 from edgekit.formats.gguf.tensors import Tensor, plan
+from edgekit.grid import Packed
 from edgekit.model import Model
 
 __all__ = ["Converted", "Quantization", "Tensor", "convert", "plan"]
@@ -51,13 +52,14 @@ class Quantization:
     types: ggml's, by GGUF name. through: "f16" or "bf16" to round matrices to that type before they are quantized, as
     llama.cpp's converter and quantizer in a row do. importance: what an error in each column weighs, float32 [columns], by GGUF
     name. feedback: asked once for each tensor of a type in gptq.CODES, in the file's order; it gives `round_rows`' `spread`, or
-    None to round as ggml does.
+    None to round as ggml does. trained: the codes and scales that the model was trained with, which are written as they are.
     """
 
     types: Mapping[str, str]
     through: Literal["f16", "bf16"] | None = None
     importance: Mapping[str, Floats] = field(default_factory=dict)
     feedback: Callable[[str], Floats | None] | None = None
+    trained: Packed | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ class _Piece:
     through: str | None
     importance: Floats | None
     spread: Floats | None
+    codes: NDArray[np.uint8] | None = None
+    """What the piece's tensor was trained with, [rows, bytes of a row], in the checkpoint's order."""
 
     @property
     def bytes(self) -> int:
@@ -157,6 +161,7 @@ def _pieces(tensors: list[Tensor], quantization: Quantization) -> Iterator[_Piec
         group = tensor.head or 1
         # With feedback, each column is a step in Python: more rows at once.
         values = _VALUES * (16 if spread is not None else 1)
+        codes = _trained(tensor, kind, quantization.trained)
         step = max(values // tensor.columns // group, 1) * group
         for first in range(0, tensor.rows, step):
             yield _Piece(
@@ -167,6 +172,7 @@ def _pieces(tensors: list[Tensor], quantization: Quantization) -> Iterator[_Piec
                 through=quantization.through if matrix else None,
                 importance=quantization.importance.get(name),
                 spread=spread,
+                codes=codes,
             )
 
 
@@ -231,7 +237,9 @@ def _compute(piece: _Piece, scratch: _Scratch, out: bytearray) -> memoryview:
         np.frombuffer(view, np.uint8)[:] = words.view(np.uint8)
         return view
     rows = _floats(piece, raw, source, scratch).reshape(piece.rows, tensor.columns)
-    if piece.spread is not None:
+    if piece.codes is not None:
+        view[:] = _as_trained(piece, piece.codes, rows).reshape(-1).data
+    elif piece.spread is not None:
         view[:] = round_rows(rows, piece.type, piece.spread, piece.importance).reshape(-1).data
     else:
         ggml.quantize(rows, piece.type, piece.importance, view)
@@ -256,12 +264,40 @@ def _read(piece: _Piece, scratch: _Scratch) -> NDArray[np.uint8]:
                 view = view[count:]
     except OSError as failed:
         raise EdgekitError(f"{info.file}: cannot be read: {failed.strerror or failed}") from failed
-    if not tensor.head:
-        return raw
-    turned = scratch.take("turned", raw.size, np.uint8)
-    halves = raw.reshape(-1, 2, tensor.head // 2, width)
-    turned.reshape(-1, tensor.head // 2, 2, width)[:] = halves.swapaxes(1, 2)
-    return turned
+    return _interleaved(raw, tensor.head, width, scratch.take("turned", raw.size, np.uint8)) if tensor.head else raw
+
+
+def _interleaved(rows: NDArray[np.uint8], head: int, width: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Rows of `width` bytes with the halves of each head interleaved, as llama.cpp rotates them; `out` is filled."""
+    halves = rows.reshape(-1, 2, head // 2, width)
+    out.reshape(-1, head // 2, 2, width)[:] = halves.swapaxes(1, 2)
+    return out
+
+
+def _trained(tensor: Tensor, kind: str, trained: Packed | None) -> NDArray[np.uint8] | None:
+    """The codes that a tensor was trained with; None where it was trained on no grid."""
+    if trained is None or tensor.origin not in trained.kinds:
+        return None
+    codes, shape = trained.rows(tensor.origin), (tensor.rows, ggml.row_bytes(kind, tensor.columns))
+    if trained.kinds[tensor.origin] != kind or codes.shape != shape:
+        raise EdgekitError(
+            f"{trained.file}: {tensor.origin}: {trained.kinds[tensor.origin]} {list(codes.shape)}, where {kind} {list(shape)} is"
+            " to be written; make the step qad again"
+        )
+    return codes
+
+
+def _as_trained(piece: _Piece, codes: NDArray[np.uint8], rows: Floats) -> NDArray[np.uint8]:
+    """A piece's codes in the file's order. EdgekitError where they do not stand for its weights."""
+    tensor = piece.tensor
+    mine = codes[piece.first :][: piece.rows]
+    if tensor.head:
+        mine = _interleaved(mine, tensor.head, codes.shape[1], np.empty_like(mine))
+    if not np.array_equal(ggml.dequantize(mine, piece.type, tensor.columns), rows):
+        raise EdgekitError(
+            f"{tensor.where}: its weights are not those that it was trained with; the folder was changed: make the step qad again"
+        )
+    return mine
 
 
 def _floats(piece: _Piece, raw: NDArray[np.uint8], source: str, scratch: _Scratch) -> Floats:

@@ -28,13 +28,15 @@ _INDEX = re.compile(r"^\d+$")
 class Tensor:
     """A tensor of the file to come.
 
-    name: GGUF's. shape: rows before columns. layer: path of the layer in the bare model that it is of ("" for a constant).
-    source: where it is read from; or values: what it is. head: of how many rows each head is made, where they are interleaved.
-    add: what is added to each value. skip: how many rows of the source are left out at its beginning. where: begins errors.
+    name: GGUF's; origin: the checkpoint's own ("" for a constant). shape: rows before columns. layer: path of the layer in the
+    bare model that it is of ("" for a constant). source: where it is read from; or values: what it is. head: of how many rows
+    each head is made, where they are interleaved. add: what is added to each value. skip: how many rows of the source are left
+    out at its beginning. where: begins errors.
     """
 
     name: str
     shape: tuple[int, ...]
+    origin: str = ""
     layer: str = ""
     source: TensorInfo | None = None
     values: NDArray[np.float32] | None = None
@@ -187,6 +189,7 @@ def _take(
             Tensor(
                 name=f"{name}.{suffix}",
                 shape=(wanted[0] - skip, *wanted[1:]),
+                origin=own,
                 layer=layer,
                 source=info,
                 head=wanted[0] // sizes[place.heads] if place.heads else 0,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgekit.formats.onnx.candidates import Trial
     from edgekit.formats.onnx.smooth import Range
     from edgekit.formats.source import Reading, Source
+    from edgekit.grid import Grid
     from edgekit.modalities.encoded import Encoded
     from edgekit.model import Model
     from edgekit.progress import Progress
@@ -56,6 +57,7 @@ __all__ = [
     "describe_file",
     "domains",
     "file_digest",
+    "grid",
     "mixes",
     "write",
 ]
@@ -111,6 +113,13 @@ def write(source: Source, options: Options, out: Path) -> ModelFile:
 
         return write_decoder(source, options, out)
     return write_encoder(source, options, out)
+
+
+def grid(model: Model, options: Options, output: str) -> Grid:  # noqa: ARG001 - one signature for all
+    """Not yet: weights are smoothed and their scales fitted after training. Always raises EdgekitError."""
+    raise EdgekitError(
+        f"onnx {options.scheme}: [qad] trains for GGUF files alone, whose codes export keeps; take out [qad], or --format gguf"
+    )
 
 
 def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:

@@ -1,0 +1,75 @@
+"""Training on a grid: each forward pass sees the numbers that the exported file will hold, and the last one's are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekit.distill.machine import count_threads
+from edgekit.errors import EdgekitError
+from edgekit.grid import Grid, write_packed
+
+
+class OnGrid:
+    """A module whose weights are rounded to a grid for the time of a forward and a backward pass.
+
+    Between them it has its own weights, in float32, and the optimizer changes those: the gradient at the rounded weights is
+    taken for theirs (the straight-through estimator, Bengio, Leonard, Courville, arXiv:1308.3432; two copies of the weights as
+    in BinaryConnect, arXiv:1511.00363, algorithm 1). A weight that has two names, as a tied head, is one weight.
+    Raises EdgekitError where the grid names a weight that the module has not.
+    """
+
+    def __init__(self, module: nn.Module, grid: Grid) -> None:
+        parameters: dict[str, Tensor] = dict(cast(Any, module).model.named_parameters())
+        if missing := sorted(grid.kinds.keys() - parameters.keys()):
+            raise EdgekitError(
+                f"{missing[0]}: {grid.format} writes it, but it is no weight of the module; train without [qad]"
+            )
+        self._grid = grid
+        self._weights = {name: parameters[name] for name in sorted(grid.kinds)}
+        self._own: dict[str, Tensor] = {}
+
+    @contextmanager
+    def rounded(self) -> Iterator[None]:
+        """The weights rounded; afterwards they are what they were."""
+        for name, weight in self._weights.items():
+            self._own.setdefault(name, torch.empty_like(weight)).copy_(weight.detach())
+        self._each(self._round)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in self._weights.items():
+                    weight.copy_(self._own[name])
+
+    def settle(self, folder: Path) -> None:
+        """Round the weights for good, and put the codes and scales that they stand for into a folder (`edgekit.grid.GRID`)."""
+        packed: dict[str, NDArray[np.uint8]] = {}
+
+        def settle(name: str) -> None:
+            packed[name] = self._round(name)
+
+        self._each(settle)
+        write_packed(folder, self._grid, packed)
+
+    def _round(self, name: str) -> NDArray[np.uint8]:
+        """Round one weight; also returns what the file will hold of it."""
+        weight, kind = self._weights[name], self._grid.kinds[name]
+        packed = self._grid.pack(weight.detach().float().cpu().numpy(), kind)
+        with torch.no_grad():
+            weight.copy_(torch.from_numpy(self._grid.unpack(packed, kind, weight.shape[1])))
+        return packed
+
+    def _each(self, work: Any) -> None:
+        """Do something with each weight, as many at once as training uses cores: packing holds no lock of Python's."""
+        with ThreadPoolExecutor(count_threads()) as pool:
+            for _ in pool.map(work, self._weights):
+                pass

@@ -1,0 +1,110 @@
+"""Grid: the numbers that a format's file can hold of a weight, so that a training sees them before the file is written.
+
+A model that was trained on a grid has, beside its weights, the very codes and scales of its last forward pass (GRID). Export
+writes those and makes none anew: another quantizer would find other scales, and lose most of what was trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.errors import EdgekitError, first_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Bytes = NDArray[np.uint8]
+
+GRID = "grid.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What a format and scheme make of a model's weights.
+
+    kinds: the number type of each weight that is rounded, by its name in the checkpoint. pack(rows, kind): float32 [n, columns]
+    -> the bytes of the rows as the file has them, uint8 [n, bytes of a row]; unpack(data, kind, columns): the numbers that the
+    engine reads in them, float32 [n, columns].
+    """
+
+    format: str
+    scheme: str
+    kinds: Mapping[str, str]
+    pack: Callable[[Floats, str], Bytes]
+    unpack: Callable[[Bytes, str, int], Floats]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """The codes and scales that a model was trained with: `kinds` as in `Grid`; they are read when they are asked for."""
+
+    file: Path
+    format: str
+    scheme: str
+    kinds: Mapping[str, str]
+
+    def rows(self, name: str) -> Bytes:
+        """A weight's bytes, uint8 [rows, bytes of a row], by its name in the checkpoint."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.file, framework="numpy") as opened:
+                found: Bytes = opened.get_tensor(name)
+        except (OSError, SafetensorError) as failed:
+            raise _damaged(self.file, first_line(failed)) from failed
+        return found
+
+
+def write_packed(folder: Path, grid: Grid, packed: Mapping[str, Bytes]) -> None:
+    """Put the codes and scales of a model's weights beside it."""
+    from safetensors.numpy import save_file
+
+    told = {"format": grid.format, "scheme": grid.scheme, "kinds": json.dumps(dict(sorted(grid.kinds.items())))}
+    save_file(dict(packed), folder / GRID, metadata=told)
+
+
+def read_packed(folder: Path) -> Packed | None:
+    """What the model in a folder was trained with; None where it was trained on no grid. EdgekitError where that is damaged."""
+    file = folder / GRID
+    if not file.is_file():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            told = opened.metadata() or {}
+            names = set(opened.keys())
+        kinds = json.loads(told["kinds"])
+        format_, scheme = str(told["format"]), str(told["scheme"])
+    except (OSError, SafetensorError, KeyError, ValueError) as failed:
+        raise _damaged(file, first_line(failed)) from failed
+    if not isinstance(kinds, dict) or set(kinds) != names:
+        raise _damaged(file, "its list of weights is not that of its tensors")
+    return Packed(file=file, format=format_, scheme=scheme, kinds={key: str(kind) for key, kind in kinds.items()})
+
+
+def packed_for(folder: Path, format_: str, scheme: str) -> Packed | None:
+    """What a model was trained with, if that was for this format and scheme; else None."""
+    packed = read_packed(folder)
+    return packed if packed is not None and (packed.format, packed.scheme) == (format_, scheme) else None
+
+
+def note_other(folder: Path, format_: str, scheme: str) -> str | None:
+    """A sentence where a model was trained on the grid of another format or scheme than the one that is written; else None."""
+    packed = read_packed(folder)
+    if packed is None or (packed.format, packed.scheme) == (format_, scheme):
+        return None
+    return (
+        f"the student was trained for {packed.format} {packed.scheme}; as {format_} {scheme} its weights are rounded once more,"
+        " which loses most of that training"
+    )
+
+
+def _damaged(file: Path, problem: str) -> EdgekitError:
+    return EdgekitError(f"{file}: not the codes of a model ({problem}); make the step qad again")

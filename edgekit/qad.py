@@ -1,0 +1,60 @@
+"""qad: quantization-aware distillation. A student learns beside its teacher with the weights that its file will hold.
+
+The forward pass of every batch sees the numbers of the target's format and scheme, so what is trained is what ships: export
+writes the codes and scales of the last one. (QAD: NVIDIA, arXiv:2601.20088.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from edgekit.distill import make_job, student_rows
+from edgekit.distill.options import QadOptions, Schedule
+from edgekit.errors import EdgekitError
+from edgekit.formats import FORMATS, FormatOptions
+from edgekit.inputs import Content
+from edgekit.progress import Progress, silent
+from edgekit.tasks import TASKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class QadInputs:
+    """What `qad` is given: a teacher, a float student (or the teacher itself), and what the file will be.
+
+    format, export: the format and its options. losses: weights by names of LOSSES. out_of_scope, machine: see
+    `distill.FinetuneInputs`. libraries: versions of those that round as the format does.
+    """
+
+    STEP: ClassVar[str] = "qad"
+    teacher: Content
+    student: Content
+    prompts: Content
+    task: str
+    format: str
+    export: FormatOptions
+    options: QadOptions
+    losses: Mapping[str, float | Schedule]
+    out_of_scope: str | None
+    max_length: int
+    seed: int
+    machine: Mapping[str, str | int]
+    libraries: Mapping[str, str]
+
+
+def qad(inputs: QadInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
+    """Train a student on the grid of its file, into `out`; a killed run continues there.
+
+    Raises EdgekitError for a scheme that has no grid, a student of which it holds no weight, and an empty train split.
+    """
+    teacher, student, kind = inputs.teacher.path, inputs.student.path, TASKS[inputs.task]
+    grid = FORMATS[inputs.format].grid(kind.open_model(student), inputs.export, kind.OUTPUT)
+    if not grid.kinds:
+        raise EdgekitError(f"{student}: {grid.format} {grid.scheme} rounds none of its weights; take out [qad]")
+    rows = student_rows(inputs.prompts.path, inputs.task, inputs.out_of_scope)
+    from edgekit.distill import courses
+
+    job = make_job(inputs, out, progress, inputs.out_of_scope)
+    return courses.train_on_grid(teacher, student, rows, grid, inputs.options, inputs.losses, job)

@@ -1,0 +1,167 @@
+"""Quantization-aware distillation: what was trained is what the file holds, and it is nearer to the teacher."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("llama_cpp")
+
+from edgekit.distill.options import read_qad_options
+from edgekit.errors import EdgekitError
+from edgekit.formats import FORMATS, parse_options
+from edgekit.grid import GRID, read_packed
+from edgekit.inspect.on_grid import compare
+from edgekit.model import load_model
+from edgekit.qad import QadInputs, qad
+from edgekit.runtimes import llamacpp, scores
+from edgekit.tasks import TASKS
+from tests.architectures.decoders import make_decoder
+from tests.conftest import ROOT
+from tests.formats.gguf.test_convert import EXACT
+from tests.steps import calibrate, content, export
+
+STORIES = ROOT.parent / "shared" / "data" / "stories260K"
+TASK = "text-generation"
+needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason="needs ../shared/data/stories260K")
+
+
+def inputs(teacher: Path, prompts: Path, scheme: str, **options: Any) -> QadInputs:
+    read, losses = read_qad_options({"batch": 4} | options, "tokens", "qad")
+    _, how = parse_options({"format": "gguf", "scheme": scheme}, "tokens", "export")
+    return QadInputs(
+        teacher=content(teacher),
+        student=content(teacher),
+        prompts=content(prompts),
+        task=TASK,
+        format="gguf",
+        export=how,
+        options=read,
+        losses=losses,
+        out_of_scope=None,
+        max_length=96,
+        seed=0,
+        machine={},
+        libraries={},
+    )
+
+
+def write_prompts(folder: Path, texts: list[str], train: int, answer: dict[str, str] | None = None) -> Path:
+    folder.mkdir()
+    for name, rows in {"train": texts[:train], "calibrate": texts[train : train + 4]}.items():
+        lines = [json.dumps({"text": row} | (answer or {})) for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stories() -> list[str]:
+    text = (STORIES / "text" / "tinystories.txt").read_text()
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def exported(student: Path, prompts: Path, out: Path, scheme: str) -> Path:
+    calibrate(student, prompts, task=TASK, max_length=96, out=made(out / "calibration"))
+    facts = export(
+        student=student,
+        calibration=out / "calibration",
+        prompts=prompts,
+        task=TASK,
+        options={"format": "gguf", "scheme": scheme},
+        max_length=96,
+        out_of_scope=None,
+        out=made(out / "artifact"),
+    )
+    (out / "facts.json").write_text(json.dumps(facts))
+    return out / "artifact" / "model.gguf"
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def divergence(teacher: Path, file: Path, texts: list[str]) -> float:
+    """Mean nats a token from transformers' float teacher to llama.cpp with the file."""
+    module, found = TASKS[TASK].load(teacher).model, []
+    for ids in load_model(teacher).encode(texts, 96):
+        with torch.no_grad():
+            wanted = module(torch.tensor([ids])).logits[0].numpy()
+        generator = llamacpp.generator(file, EXACT | {"context": len(ids)})
+        found.append(scores.kl(wanted, generator.logits(ids)))
+        generator.close()
+    return float(np.concatenate(found).mean())
+
+
+@needs_stories
+def test_what_was_trained_is_what_ships_and_is_nearer_to_the_teacher(stories: list[str], tmp_path: Path) -> None:
+    teacher, prompts = STORIES / "hf", write_prompts(tmp_path / "prompts", stories, 300)
+    facts = qad(inputs(teacher, prompts, "q4_0", epochs=2, batch=8, learning_rate=1e-3), made(tmp_path / "student"))
+    assert facts["grid"] == {"format": "gguf", "scheme": "q4_0", "weights": 31}
+    file = exported(tmp_path / "student", prompts, tmp_path / "trained", "q4_0")
+    shown = compare(file, tmp_path / "student")
+    assert (shown["exact"], shown["equal"], shown["tensors"]) == (True, 1.0, 31)
+    assert not (file.parent / "imatrix.gguf").exists()
+    plain = exported(teacher, prompts, tmp_path / "plain", "q4_0")
+    assert not compare(plain, teacher)["exact"]
+    before, after = (divergence(teacher, one, stories[320:330]) for one in (plain, file))
+    assert after < 0.9 * before, (after, before)
+
+
+def test_super_blocks_are_kept_as_they_were_trained(tmp_path: Path) -> None:
+    """ggml's quantizer finds other scales for weights that lie on q4_k's grid: the codes themselves must be written."""
+    teacher = make_decoder("llama", tmp_path / "teacher", hidden_size=256, intermediate_size=256)
+    texts = [f"the number {index} and what follows it" for index in range(20)]
+    prompts = write_prompts(tmp_path / "prompts", texts, 16, {"label": "is larger than the one before"})
+    student = made(tmp_path / "student")
+    qad(inputs(teacher, prompts, "q4_k_s", epochs=1), student)
+    packed = read_packed(student)
+    assert packed is not None
+    assert {"q4_k", "q5_k", "q6_k"} == set(packed.kinds.values())
+    assert compare(exported(student, prompts, tmp_path / "trained", "q4_k_s"), student)["exact"]
+    # As another scheme, the file is another one, and says so.
+    exported(student, prompts, tmp_path / "other", "q8_0")
+    notes = read_artifact_notes(tmp_path / "other")
+    assert any("trained for gguf q4_k_s" in note for note in notes), notes
+    # Without its codes the same student is rounded anew.
+    (student / GRID).rename(tmp_path / GRID)
+    assert not compare(exported(student, prompts, tmp_path / "anew", "q4_k_s"), student)["exact"]
+    (tmp_path / GRID).rename(student / GRID)
+    # Codes of other weights are refused, and so is a damaged file of them.
+    shutil.copyfile(teacher / "model.safetensors", student / "model.safetensors")
+    with pytest.raises(EdgekitError, match="not those that it was trained with"):
+        exported(student, prompts, tmp_path / "changed", "q4_k_s")
+    (student / GRID).write_bytes((student / GRID).read_bytes()[:-100])
+    with pytest.raises(EdgekitError, match="make the step qad again"):
+        exported(student, prompts, tmp_path / "damaged", "q4_k_s")
+
+
+def read_artifact_notes(folder: Path) -> list[str]:
+    notes = json.loads((folder / "facts.json").read_text())["notes"]
+    return [str(note) for note in notes]
+
+
+@pytest.mark.parametrize(
+    ("format_", "scheme", "message"),
+    [("gguf", "auto", "name a scheme"), ("gguf", "f16", "rounds no weight"), ("onnx", "int8-static", "GGUF")],
+)
+def test_what_has_no_grid_is_refused(format_: str, scheme: str, message: str, tmp_path: Path) -> None:
+    output = "tokens" if format_ == "gguf" else "logits"
+    _, how = parse_options({"format": format_, "scheme": scheme}, output, "export")
+    with pytest.raises(EdgekitError, match=message):
+        FORMATS[format_].grid(load_model(make_decoder("llama", tmp_path / "model")), how, output)
+
+
+def test_options() -> None:
+    options, losses = read_qad_options({}, "tokens", "qad")
+    assert (options.epochs, options.temperature, losses) == (3, 1.0, {"logits": 1.0})
+    assert read_qad_options({}, "embedding", "qad")[1] == {"embedding": 1.0}
+    with pytest.raises(EdgekitError, match=r"losses\.logit: unknown loss"):
+        read_qad_options({"losses": {"logit": 1.0}}, "tokens", "qad")
