@@ -144,7 +144,7 @@ def _sum_of_logits(terms: Terms, given: Tensor, wanted: Tensor, targets: Tensor,
     """The weighted sum of losses of logits, for each token, with its gradients."""
     total = None
     for weight, loss in terms:
-        if loss.teacher and not loss.any_width:
+        if loss.teacher and not loss.any_width and given.shape[-1] != wanted.shape[-1]:
             _refuse_ids_beyond(targets, min(given.shape[-1], wanted.shape[-1]))
         values, gradient = compare_logits(loss, given, wanted, targets, options)
         if total is None:
