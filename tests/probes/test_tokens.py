@@ -28,7 +28,7 @@ from tests.stories import STORIES, write_stories
 PROMPTS = ("Once upon a time", "The big red ball", "Lily and Tom went to", "One day, a little cat")
 NEW, KNOWN = 64, 16
 # Two builds of llama.cpp round 8-bit products otherwise: so near to the likeliest another token is as good.
-CLOSE = 0.1
+CLOSE = 0.2
 OPTIONS: Mapping[str, object] = {"threads": 1, "context": 0}
 TIMING: Timing = {"prompts": (8, 24), "new": 12, "repeats": 2, "seconds": 4.0, "sweep": False}
 EVENTS = ["device", "load", "first", "prefill", "decode", "memory", "outputs", "work", "machine", "tokenizer", "done"]
