@@ -11,6 +11,8 @@ from edgekit.cli.options import json_option
 # The platforms of `edgekit.devices.native`, written out because --help loads none of it; a test compares them.
 ARCHES = ("aarch64", "x86_64")
 SYSTEMS = ("linux", "android")
+# The keys of libllama.VARIANTS, written out because --help loads no table; a test compares them.
+VARIANTS = ("armv8-a", "armv8.2-a+dotprod")
 
 
 @click.group()
@@ -20,20 +22,31 @@ def devices() -> None:
 
 @devices.command()
 @click.argument("url")
+@click.option(
+    "--gguf", is_flag=True, help="llama.cpp too, compiled there (it needs a C++ compiler) or from --llama-library."
+)
+@click.option(
+    "--llama-library",
+    "library",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="FOLDER with libllama.so for the device's CPU, as `devices cross-build` makes it; implies --gguf.",
+    metavar="FOLDER",
+)
 @json_option
-def setup(url: str, as_json: bool) -> None:
+def setup(url: str, gguf: bool, library: Path | None, as_json: bool) -> None:
     """Make an environment with onnxruntime and NumPy on the device at URL, from wheels that are fetched here.
 
     \b
-    Example:
+    Examples:
       edgekit devices setup ssh://pi@raspberrypi.local
+      edgekit devices setup ssh://pi@raspberrypi.local --llama-library llama-arm
     """
     from edgekit.cli.terminal import print_json
     from edgekit.devices import SshDevice, ssh_table
     from edgekit.devices.setup import set_up
 
     with SshDevice(ssh_table(url)) as device:
-        versions = set_up(device)
+        versions = set_up(device, gguf=gguf or library is not None, library=library, progress=_say)
         python = device.venv
         sent = device.sent_bytes
     if as_json:
@@ -41,6 +54,39 @@ def setup(url: str, as_json: bool) -> None:
     else:
         named = ", ".join(f"{name} {version}" for name, version in versions.items())
         click.echo(f"{url}: {named} in {python}; next: edgekit build --target TARGET --device {url}")
+
+
+@devices.command("cross-build")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--variant",
+    type=click.Choice(VARIANTS),
+    default=VARIANTS[0],
+    show_default=True,
+    help="What it needs: armv8-a runs on every 64-bit ARM; with dotprod it is faster, and does not run on a Raspberry Pi 4.",
+)
+@json_option
+def cross_build(folder: Path, variant: str, as_json: bool) -> None:
+    """Compile llama.cpp's library for 64-bit ARM Linux into FOLDER, with Debian's cross compiler: about two minutes.
+
+    \b
+    Example:
+      edgekit devices cross-build llama-arm
+    """
+    from edgekit.cli.terminal import print_json
+    from edgekit.devices import libllama
+
+    libllama.cross_build(folder, variant=variant, progress=_say)
+    if as_json:
+        print_json({"folder": str(folder), "variant": variant, "version": libllama.version()})
+    else:
+        click.echo(f"{folder}: libllama of {libllama.PACKAGE} {libllama.version()} for {libllama.VARIANTS[variant]}")
+        click.echo(f"next: edgekit devices setup URL --llama-library {folder}")
+
+
+def _say(_done: int, _total: int, note: str) -> None:
+    """A line for each thing that takes long."""
+    click.echo(note, err=True)
 
 
 @devices.command()

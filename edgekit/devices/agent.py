@@ -153,7 +153,8 @@ def _open(request: Request) -> int:
     os.mkdir(_WORK)
     try:
         with open(os.path.join(_VENV, "site"), encoding="utf-8") as stream:
-            os.utime(stream.read())
+            for path in stream.read().splitlines():
+                os.utime(path)
     except OSError:
         pass
     for name in os.listdir(_FOLDERS):

@@ -1,6 +1,8 @@
-"""A private environment on a device: the engine and NumPy, as wheels fetched here for the device's system and pushed there.
+"""A private environment on a device: engines and NumPy, as wheels fetched here for the device's system and pushed there.
 
-So a board needs no internet, no compiler and no pip: its own Python makes the environment, which finds the pushed folder.
+So a board needs no internet, no compiler and no pip: its own Python makes the environment, which finds the pushed folders. Of
+llama.cpp there are no wheels for ARM: its Python code is copied from here, its library comes from a folder that the user names,
+or is compiled on the device where that has a compiler (`edgekit.devices.llamacpp`).
 """
 
 from __future__ import annotations
@@ -14,58 +16,87 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.devices import llamacpp
 from edgekit.errors import DeviceFailed, EdgekitError
+from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
     from edgekit.devices.ssh import SshDevice
 
-# What the probe imports: https://packaging.python.org/en/latest/specifications/platform-compatibility-tags/ names the tags.
-ENGINES = {"onnxruntime": ("numpy", "onnxruntime")}
+# Engine -> what installs it, as a command of the user's. The probe imports NumPy and onnxruntime whatever answers: it measures
+# the machine with them.
+ENGINES = {"onnxruntime": "edgekit devices setup {device}", "llama-cpp": "edgekit devices setup {device} --gguf"}
+_ALWAYS = ("numpy", "onnxruntime")
+# https://packaging.python.org/en/latest/specifications/platform-compatibility-tags/ names the tags.
 _OLDEST_GLIBC = 17
-# Makes the environment beside its place and renames it: half of one is none. argv: its place, the folder with the libraries.
+# Makes the environment beside its place and renames it: half of one is none. argv: its place, the folder with llama.cpp's
+# library or nothing, the folders with the libraries of Python.
 _MAKE = """
 import os, shutil, sys, venv
-place, site = sys.argv[1:]
+place, llama, *sites = sys.argv[1:]
 partial = place + ".partial"
 shutil.rmtree(partial, ignore_errors=True)
 venv.create(partial, with_pip=False, symlinks=True)
 version = "python{}.{}".format(*sys.version_info[:2])
+# Of a .pth file Python runs the lines that begin with an import, and has the others on its path.
+lines = ["import os; os.environ.setdefault('LLAMA_CPP_LIB_PATH', {!r})".format(llama)] if llama else []
 with open(os.path.join(partial, "lib", version, "site-packages", "edgekit.pth"), "w", encoding="utf-8") as stream:
-    stream.write(site + "\\n")
+    stream.write("".join(line + "\\n" for line in [*lines, *sites]))
 with open(os.path.join(partial, "site"), "w", encoding="utf-8") as stream:
-    stream.write(site)
+    stream.write("".join(line + "\\n" for line in [llama, *sites] if line))
 shutil.rmtree(place, ignore_errors=True)
 os.rename(partial, place)
 """
 _VERSIONS = "import importlib, sys\nprint(*(importlib.import_module(name).__version__ for name in sys.argv[1:]))"
 
 
-def set_up(device: SshDevice, engine: str = "onnxruntime") -> dict[str, str]:
-    """Make the environment with the libraries of an engine, in the versions that are installed here; their versions there.
+def set_up(
+    device: SshDevice, *, gguf: bool = False, library: Path | None = None, progress: Progress = silent
+) -> dict[str, str]:
+    """Make the environment with the engines, in the versions that are installed here; their versions there.
 
-    Raises EdgekitError where no wheel is made for the device, DeviceFailed where the environment cannot be made or does not run.
+    gguf: llama.cpp, too, whose library is in the folder `library`, or is compiled there where that is None. Raises EdgekitError
+    where no wheel is made for the device, DeviceFailed where the environment cannot be made or does not run.
     """
-    names = ENGINES[engine]
+    there = ""
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        fetch_wheels(device.hello, [f"{name}=={metadata.version(name)}" for name in names], Path(scratch))
-        site = device.push(Path(scratch))
-    made = device.run([device.interpreter, "-c", _MAKE, device.venv, site], timeout_s=600)
+        wheels, llama, built = (Path(scratch, name) for name in ("wheels", "llama", "library"))
+        progress(0, 0, f"fetching {' and '.join(_ALWAYS)} for {device.hello.get('arch')}")
+        fetch_wheels(device.hello, [f"{name}=={metadata.version(name)}" for name in _ALWAYS], wheels)
+        if gguf:
+            # What cannot be had is said before anything is sent.
+            llamacpp.copy_package(llama)
+            fetch_wheels(device.hello, llamacpp.requirements(), llama, alone=True)
+            if library is not None:
+                llamacpp.check_library(device, library)
+            else:
+                llamacpp.compile_there(device, built, fetch_wheels, progress)
+        progress(0, 0, "sending what the device does not have yet")
+        sites = [device.push(folder) for folder in (wheels, *([llama] if gguf else []))]
+        if gguf:
+            there = device.push(library or built)
+    made = device.run([device.interpreter, "-c", _MAKE, device.venv, there, *sites], timeout_s=600)
     if made.returncode != 0:
         raise DeviceFailed(f"{device.identity}: {device.venv}: cannot be made: {_last(made.stderr)}")
-    python = f"{device.venv}/bin/python"
-    tried = device.run([python, "-c", _VERSIONS, *names], timeout_s=120)
+    versions = _try(device, _ALWAYS, "is it a CPU and system that its wheels are made for?")
+    return versions | (_try(device, (llamacpp.MODULE,), llamacpp.remedy()) if gguf else {})
+
+
+def _try(device: SshDevice, names: Sequence[str], remedy: str) -> dict[str, str]:
+    """The versions of libraries of Python that the new environment loads; DeviceFailed where one does not load."""
+    tried = device.run([f"{device.venv}/bin/python", "-c", _VERSIONS, *names], timeout_s=120)
     if tried.returncode != 0:
         raise DeviceFailed(
-            f"{device.identity}: {engine} does not load there: {_last(tried.stderr, tried.returncode)}; is it a CPU and"
-            " system that its wheels are made for?"
+            f"{device.identity}: {names[-1]} does not load there: {_last(tried.stderr, tried.returncode)}; {remedy}"
         )
     return dict(zip(names, tried.stdout.split(), strict=True))
 
 
-def fetch_wheels(facts: Mapping[str, object], requirements: Sequence[str], out: Path) -> None:
+def fetch_wheels(facts: Mapping[str, object], requirements: Sequence[str], out: Path, *, alone: bool = False) -> None:
     """Unpack the wheels of these requirements for a device's system into a folder.
 
-    facts: what the agent says of the device: python, implementation, arch, libc. Raises EdgekitError where there are none.
+    facts: what the agent says of the device: python, implementation, arch, libc. alone: without those that they require. Raises
+    EdgekitError where there are none.
     """
     version = str(facts.get("python", "")).split(".")
     tag = "".join(version[:2])
@@ -75,6 +106,7 @@ def fetch_wheels(facts: Mapping[str, object], requirements: Sequence[str], out: 
     command += [
         word for tag in platforms(str(facts.get("arch")), str(facts.get("libc"))) for word in ("--platform", tag)
     ]
+    command += ["--no-deps"] if alone else []
     done = subprocess.run(
         [*command, *requirements], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1200, check=False
     )

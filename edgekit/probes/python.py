@@ -32,7 +32,7 @@ def ask(device: Device, question: Question) -> Answer:
 @contextmanager
 def program(device: Device, runtime: str, module: str) -> Iterator[Program]:
     """A module of `edgekit.runtimes` as a program of the device's Python, its code pushed there; it opens this runtime."""
-    renew = f"edgekit devices setup {device.identity}"
+    renew = ENGINES.get(runtime, ENGINES["onnxruntime"]).format(device=device.identity)
 
     def explain(last: str) -> str | None:
         if not last.startswith("ModuleNotFoundError"):

@@ -144,6 +144,8 @@ def _run(command: Sequence[str | Path], cwd: Path | None = None) -> str:
 
 def start_board(settings: dict[str, str]) -> None:
     """Become a board, in namespaces of its own, until standard input ends."""
+    # One core: threads of llama.cpp wait for each other by turning round, for as long as the other one is emulated.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     _isolate()
     if child := os.fork():
         os.waitpid(child, 0)
