@@ -322,6 +322,30 @@ class Generation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnHost:
+    """The same artifact on the same prompts, on the device and on the machine that ran edgekit, both against the float student.
+
+    ratio: the device's mean error by this machine's, with its interval; an error is what `unit` says. cpu: of this machine;
+    exact: whether its products of bytes were. moved: prompts whose answers differ by more than rounding. diagnosis: the cause, as
+    far as one was found; predicted, recall, precision: of a cause that says which prompts (saturation), how many, and how that
+    meets the ones that differ.
+    """
+
+    cpu: str
+    exact: bool
+    unit: str
+    ratio: float | None
+    interval: Interval
+    prompts: int
+    moved: int
+    diagnosis: str | None
+    predicted: int | None
+    recall: float | None
+    precision: float | None
+    verdict: gate.Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What verify found about one artifact on one device, judged against the target's budget and the recipe's margins.
 
@@ -329,7 +353,8 @@ class Report:
     role) and confusion of a classifier, all from kl on of a decoder (perplexity by role, ttft_ms by prompt length).
     runtimes: those that the target let measurements choose from, where there were several. emulated: whether an emulator did:
     then no speed and no memory of it is the device's. comparable is of every report that this edgekit writes; sustained and
-    tuning are where they were asked for.
+    tuning are where they were asked for. host: where the device is another
+    machine, how its answers compare with this machine's.
     accuracy, models: by role. device, work: what the machine is and what one call does, as the probe says it. prompts: how many
     were judged. margins: the limits of the recipe, with defaults. coverage, data: None where nobody knows.
     energy_j: what a call costs, where a meter told; no_energy: else why none did.
@@ -380,6 +405,7 @@ class Report:
     comparable: Comparable | None = field(default=None, metadata=MAY_BE_ABSENT)
     sustained: Sustained | None = field(default=None, metadata=MAY_BE_ABSENT)
     tuning: Tuning | None = field(default=None, metadata=MAY_BE_ABSENT)
+    host: OnHost | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     def to_json(self) -> str:
         """The text of report.json: equal reports are equal bytes."""

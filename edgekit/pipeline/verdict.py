@@ -194,8 +194,18 @@ def _inputs(
         libraries=libraries(made.file.format, answering(made, target.runtime, str(target.path))),
         device=device.identity,
         facts={},
+        host=_host() if device.REMOTE else {},
         look=look,
     )
+
+
+def _host() -> dict[str, object]:
+    """What this machine's arithmetic depends on."""
+    from edgekit.runtimes.machine import KERNEL_FEATURES, describe
+
+    machine = describe()
+    features = [name for name in machine["features"] if name in KERNEL_FEATURES]
+    return {"arch": machine["arch"], "cpu": machine["cpu"], "features": features}
 
 
 def _content(product: Product) -> Content:

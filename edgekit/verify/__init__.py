@@ -55,6 +55,7 @@ from edgekit.verify import (
     hardware,
     latency,
     margins,
+    on_host,
 )
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep, with_earlier
@@ -154,6 +155,8 @@ def _verify_rows(run: Run) -> Report:
     answers, finite = read_answers(run, rows, outputs)
     truth = [row.label for row in rows]
     comparisons, asked, floors = compare(run, answers, rows)
+    student, groups = answers["student"].outputs, [row.group for row in rows]
+    beside = on_host.beside_rows(run, ask(run), outputs, student, encoded.prompts, groups)
     judgement = _Judgement(
         accuracy=accuracy_by_role(run, answers, truth),
         comparisons=comparisons,
@@ -164,12 +167,14 @@ def _verify_rows(run: Run) -> Report:
             *checks.check_device_reading(measured.reading, texts),
             *checks.check_finite(finite),
             *check_rejected(run, answers["artifact"].labels, truth),
+            *beside.checks,
         ],
         margins=vars(asked),
         prompts=len(truth),
         notes=[
             *choice.note(raced, run.runtime, conditions.foreign),
             *(notes_on_rejection(run, truth) if answers["artifact"].labels else ()),
+            *beside.notes,
         ],
     )
     real = OwnLengths(
@@ -177,7 +182,8 @@ def _verify_rows(run: Run) -> Report:
         p95=gate.quantile(measured.real_times, 0.95),
         mean_tokens=sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
     )
-    report = replace(_report(run, judgement, measured, conditions, more), latency_real=real, runtimes=raced or None)
+    report = _report(run, judgement, measured, conditions, more)
+    report = replace(report, latency_real=real, runtimes=raced or None, host=beside.found)
     if not answers["artifact"].labels:
         return report
     return replace(
@@ -220,6 +226,7 @@ def _verify_tokens(run: Run) -> Report:
     asked = margins.limits_at(limits, file.bits)
     answers = generation.answers_in_words(run.inputs.artifact.path, arrays)
     judged = generation.judge(recorded, arrays, prompts, asked, answers, inputs.look.alpha)
+    beside = on_host.beside_tokens(run, question, arrays, *generation.passages(recorded, prompts))
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
     accuracy = {role: entry.reference_score for role, entry in right.items()}
     if right:
@@ -232,16 +239,18 @@ def _verify_tokens(run: Run) -> Report:
             *checks.check_floor(judged.right, judged.groups, limits.at_least, inputs.look.alpha, inputs.look.index),
             *checks.check_device_reading(measured.reading, [prompt.text for prompt in prompts]),
             *checks.check_finite(judged.is_finite),
+            *beside.checks,
         ],
         margins=asked,
         prompts=run.reference.rows["verify"] - recorded.sequences.left_out,
-        notes=[*run.reference.warnings, *judged.notes],
+        notes=[*run.reference.warnings, *judged.notes, *beside.notes],
         answers=comparable.count_answers(arrays["answer_offsets"], recorded.sequences.max_new),
     )
     speed = measured.generation
     assert speed is not None
     return replace(
         _report(run, judgement, measured, conditions, more),
+        host=beside.found,
         kl=judged.kl,
         top1=judged.top1,
         perplexity=judged.perplexity,

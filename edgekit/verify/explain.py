@@ -178,6 +178,15 @@ Whether as many layers as the target asks for really lie on the GPU (llama.cpp).
 llama.cpp keeps layers on the CPU without an error where it was built without the
 GPU's backend or the memory is full. The layers are counted where they lie.
 0 of 0 is right for a target that asks for none.""",
+    "as_on_host": """\
+Whether the artifact answers on the device as it does on the machine that built it.
+Shown where the device is another machine. The same file gets the same prompts
+here and there, and both are held against the float student: the figure is the
+device's mean error (squared distance; of a decoder KL divergence) by the one
+here. Rounding moves single answers both ways and leaves it near 1. pass: its
+upper bound is within 1.25. fail: the lower one is beyond it, so something there
+computes otherwise: the cause is looked for (16-bit sums that saturate, numbers
+that are not finite, denormals, half precision, a wrong kernel) and named.""",
     "arithmetic": """\
 Whether the target's INT8 products give the sums that were judged here.
 x86 CPUs without VNNI add pairs of products in 16 bits and saturate; ARM and CPUs

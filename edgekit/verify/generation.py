@@ -214,6 +214,12 @@ def judge(
     )
 
 
+def passages(recorded: Recorded, prompts: Sequence[Prompt]) -> tuple[NDArray[np.int64], list[str]]:
+    """Of every scored token the passage that it belongs to, and of every passage what errs together with it."""
+    groups = _groups(prompts)
+    return _tokens(recorded), [groups[index] for index in recorded.arrays["prompts"].tolist()]
+
+
 def _groups(prompts: Sequence[Prompt]) -> list[str]:
     """Of each prompt what errs together with it: its group, or itself (of running text, all passages of one row)."""
     return [f"prompt {index}" if row.group is None else f"group {row.group}" for index, row in enumerate(prompts)]

@@ -35,7 +35,8 @@ class VerifyInputs:
     task, max_length, out_of_scope (the label of texts that belong to no class), rejection and accuracy (its table) are the
     recipe's. target is the target's name; hardware, runtime (its tables) and budget (for the task) are what it says. libraries:
     the versions of what the answers depend on. measure: how much is measured beside what the limits need. device is who the
-    device is, facts what it says of itself.
+    device is, facts what it says of itself; host is what this machine's arithmetic depends on, where the device is another one:
+    its answers are compared with those here.
     """
 
     STEP: ClassVar[str] = "verify"
@@ -61,6 +62,7 @@ class VerifyInputs:
     libraries: Mapping[str, str]
     device: str
     facts: Mapping[str, object]
+    host: Mapping[str, object] = field(default_factory=dict)
     look: gate.Look
 
 

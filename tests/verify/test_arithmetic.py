@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgekit.runtimes.machine import describe, saturates
 from edgekit.runtimes.onnxruntime.library import EXACT_SUMS, Options, open_session
 from edgekit.target import Hardware
-from edgekit.verify.arithmetic import is_exact, saturating_share
+from edgekit.verify.arithmetic import is_exact, saturated, saturating_share
 from edgekit.verify.checks import check_arithmetic
 
 
@@ -87,7 +87,9 @@ def test_signed_activations_count_where_they_are_dequantized(tmp_path: Path) -> 
     """onnxruntime makes those unsigned on x86, and leaves those of integer operators signed."""
     weights = np.full((4, 4), 127, np.int8)
     assert saturating_share(make_quantized(tmp_path / "m.onnx", weights, "QDQ", np.int8)) == 1.0
-    assert saturating_share(make_quantized(tmp_path / "n.onnx", weights, "signed MatMulInteger", np.int8)) is None
+    signed = make_quantized(tmp_path / "n.onnx", weights, "signed MatMulInteger", np.int8)
+    assert saturating_share(signed) is None
+    assert saturated(signed, [{"x": np.ones(4, np.float32)}]) is None
 
 
 def test_what_counts_is_what_saturates_here(tmp_path: Path) -> None:
@@ -102,6 +104,30 @@ def test_what_counts_is_what_saturates_here(tmp_path: Path) -> None:
             for entries in ({}, EXACT_SUMS)
         )
         assert np.allclose(plain, exact, rtol=1e-4) is not (counts and bool(saturating)), form
+
+
+@pytest.mark.parametrize(("form", "zero"), [("MatMulInteger", np.uint8), ("QDQ", np.uint8), ("QDQ", np.int8)])
+def test_saturation_is_foretold_for_each_prompt(tmp_path: Path, form: str, zero: type) -> None:
+    """By the sums of pairs, where both of a pair are large and meet large weights of one sign."""
+    numbers = np.random.default_rng(0)
+    weights = numbers.normal(0, 36, (64, 16)).round().clip(-127, 127).astype(np.int8)
+    file = make_quantized(tmp_path / "m.onnx", weights, form, zero)
+    # Of these activations the largest is 255 in `form`s that quantize by themselves, else what 0.1 makes of them.
+    prompts = numbers.uniform(-10, 34, (60, 64)).astype(np.float32)
+    if form == "MatMulInteger":
+        low, high = (np.minimum(prompts.min(1), 0), np.maximum(prompts.max(1), 0))
+        scale = ((high - low) / 255)[:, None]
+        quantized = (prompts / scale).round() + (-low[:, None] / scale).round()
+    else:
+        ends = np.iinfo(zero)
+        quantized = (prompts / np.float32(0.1)).round().clip(ends.min, ends.max) + (128 if zero is np.int8 else 0)
+    sums = np.einsum("ni,io->nio", quantized.clip(0, 255), weights.astype(np.float64))
+    pairs = sums[:, 0::2] + sums[:, 1::2]
+    truth = ((pairs > 32767) | (pairs < -32768)).any(axis=(1, 2))
+    assert 0 < truth.sum() < len(truth)
+    found = saturated(file, [{"x": prompt} for prompt in prompts])
+    assert found is not None
+    assert (found == truth).mean() >= 0.98
 
 
 VNNI, NO_VNNI = ["avx2", "avx512_vnni"], ["avx2"]
