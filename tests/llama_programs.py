@@ -115,7 +115,7 @@ def programs() -> Path:
     if os.name == "nt":
         pytest.skip("llama.cpp's programs are built for the tests on Linux and macOS only")
     libraries = _libraries()
-    cache = _cache_folder()
+    cache = cache_folder()
     folder = cache / f"llama-programs-{metadata.version(PACKAGE)}-{_digest(libraries)}"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -189,7 +189,8 @@ def _libraries() -> list[Path]:
     return found
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where what takes long to make is kept from one run of the tests to the next."""
     if named := os.environ.get("EDGEKIT_TEST_CACHE"):
         return Path(named).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit-tests"

@@ -10,9 +10,11 @@ from functools import partial
 import pytest
 
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
+from tests.devices.arm_llama import arm_library
 from tests.devices.chromium import need_chromium
 from tests.devices.emulated import need_board, root_file_system
 from tests.devices.native import ARM, HERE, cached_probe
+from tests.devices.old_x86 import qemu
 from tests.devices.phone import need_adb
 from tests.devices.sshd import need_sshd
 
@@ -34,6 +36,8 @@ def _browser() -> None:
 def _board() -> None:
     need_board()
     root_file_system()
+    arm_library()
+    qemu()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def devices() -> None:
 @click.option(
     "--llama-library",
     "library",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="FOLDER with libllama.so for the device's CPU, as `devices cross-build` makes it; implies --gguf.",
     metavar="FOLDER",
 )

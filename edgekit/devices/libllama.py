@@ -88,11 +88,10 @@ def fetch_source(out: Path, *, only: Sequence[str] = _SOURCES) -> None:
                     archive.extract(entry, out, filter="data")
 
 
-def cross_build(out: Path, *, variant: str, more: Sequence[str] = (), progress: Progress = silent) -> None:
+def cross_build(out: Path, *, variant: str, progress: Progress = silent) -> None:
     """Compile libllama for aarch64 Linux into a new folder: about two minutes of one core.
 
-    variant: a key of VARIANTS; more: settings of cmake beside SETTINGS. Raises EdgekitError where a tool is missing, or the
-    compiler fails.
+    variant: a key of VARIANTS. Raises EdgekitError where a tool is missing, or the compiler fails.
     """
     if out.exists():
         raise EdgekitError(f"{out}: exists already; name a new folder, or remove it")
@@ -101,7 +100,7 @@ def cross_build(out: Path, *, variant: str, more: Sequence[str] = (), progress: 
         source, build = Path(scratch, "source"), Path(scratch, "build")
         progress(0, 0, f"fetching the source of {PACKAGE} {version()}")
         fetch_source(source)
-        settings = [*SETTINGS, *(line.format(variant=variant, **compilers) for line in CROSS), *more]
+        settings = [*SETTINGS, *(line.format(variant=variant, **compilers) for line in CROSS)]
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         progress(0, 0, f"compiling libllama for {variant}")
         for command in (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edgekit.devices import instructions, libllama
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.progress import Progress
+from edgekit.runtimes.llamacpp.library import FOLDER
 
 if TYPE_CHECKING:
     from edgekit.devices.ssh import SshDevice
@@ -52,18 +53,34 @@ def copy_package(out: Path) -> None:
     )
 
 
+def libraries(folder: Path) -> list[Path]:
+    """Each library in a folder once, by the shortest of its names: builds have libggml.so and, beside it, libggml.so.0."""
+    names = sorted((path.name for path in folder.glob("*.so*")), key=len, reverse=True)
+    return [folder / name for _, name in sorted({name.partition(".so")[0]: name for name in names}.items())]
+
+
+def variables(folder: Path, there: str) -> dict[str, str]:
+    """What says on the device that this folder, there at that path, is llama.cpp's library.
+
+    Many builds, those of llama.cpp's own releases too, load their part for the CPU when they start, which GGML_BACKEND_PATH names
+    (`ggml_backend_load_all` in ggml/src/ggml-backend-reg.cpp); in others libggml is linked to it.
+    """
+    part, linked = folder / "libggml-cpu.so", b"libggml-cpu.so" in (folder / "libggml.so").read_bytes()
+    return {FOLDER: there, **({"GGML_BACKEND_PATH": f"{there}/{part.name}"} if part.is_file() and not linked else {})}
+
+
 def check_library(device: SshDevice, folder: Path) -> None:
     """Refuse a folder without libllama (EdgekitError), and one that the device's CPU cannot run (DeviceFailed)."""
-    if not (folder / "libllama.so").is_file():
-        raise EdgekitError(f"{folder}: no libllama.so in it; make such a folder: edgekit devices cross-build {folder}")
+    for name in ("libllama.so", "libggml.so"):
+        if not (folder / name).is_file():
+            raise EdgekitError(f"{folder}: no {name} in it; make such a folder: edgekit devices cross-build {folder}")
     arch = str(device.hello.get("arch"))
-    libraries = [folder / name for name in libllama.LIBRARIES if (folder / name).is_file()]
     if instructions.is_for_arm(folder / "libllama.so") != (arch == "aarch64"):
         raise EdgekitError(f"{folder}: libllama.so is not for {arch}, which {device.identity} is; {remedy()}")
     facts = device.facts()
     features = facts["features"]
     assert isinstance(features, list)
-    lacking = instructions.missing(libraries, [str(name) for name in features])
+    lacking = instructions.missing(libraries(folder), [str(name) for name in features])
     if arch == "aarch64" and lacking:
         raise DeviceFailed(
             f"{device.identity}: {facts['cpu']} cannot run {folder} (SIGILL): {'; '.join(lacking)}, which this CPU has not;"

@@ -7,6 +7,7 @@ or is compiled on the device where that has a compiler (`edgekit.devices.llamacp
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -29,21 +30,22 @@ ENGINES = {"onnxruntime": "edgekit devices setup {device}", "llama-cpp": "edgeki
 _ALWAYS = ("numpy", "onnxruntime")
 # https://packaging.python.org/en/latest/specifications/platform-compatibility-tags/ names the tags.
 _OLDEST_GLIBC = 17
-# Makes the environment beside its place and renames it: half of one is none. argv: its place, the folder with llama.cpp's
-# library or nothing, the folders with the libraries of Python.
+# Makes the environment beside its place and renames it: half of one is none. argv: its place, JSON of variables that name
+# llama.cpp's library (maybe none), the folders with the libraries of Python.
 _MAKE = """
-import os, shutil, sys, venv
-place, llama, *sites = sys.argv[1:]
+import json, os, shutil, sys, venv
+place, variables, *sites = sys.argv[1:]
+variables = json.loads(variables)
 partial = place + ".partial"
 shutil.rmtree(partial, ignore_errors=True)
 venv.create(partial, with_pip=False, symlinks=True)
 version = "python{}.{}".format(*sys.version_info[:2])
 # Of a .pth file Python runs the lines that begin with an import, and has the others on its path.
-lines = ["import os; os.environ.setdefault('LLAMA_CPP_LIB_PATH', {!r})".format(llama)] if llama else []
+lines = ["import os; os.environ.setdefault({!r}, {!r})".format(*pair) for pair in sorted(variables.items())]
 with open(os.path.join(partial, "lib", version, "site-packages", "edgekit.pth"), "w", encoding="utf-8") as stream:
     stream.write("".join(line + "\\n" for line in [*lines, *sites]))
 with open(os.path.join(partial, "site"), "w", encoding="utf-8") as stream:
-    stream.write("".join(line + "\\n" for line in [llama, *sites] if line))
+    stream.write("".join(line + "\\n" for line in [*sites, *filter(os.path.isdir, variables.values())]))
 shutil.rmtree(place, ignore_errors=True)
 os.rename(partial, place)
 """
@@ -58,24 +60,24 @@ def set_up(
     gguf: llama.cpp, too, whose library is in the folder `library`, or is compiled there where that is None. Raises EdgekitError
     where no wheel is made for the device, DeviceFailed where the environment cannot be made or does not run.
     """
-    there = ""
+    variables: dict[str, str] = {}
+    # What cannot be had is said before anything is fetched or sent.
+    if library is not None:
+        llamacpp.check_library(device, library)
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         wheels, llama, built = (Path(scratch, name) for name in ("wheels", "llama", "library"))
         progress(0, 0, f"fetching {' and '.join(_ALWAYS)} for {device.hello.get('arch')}")
         fetch_wheels(device.hello, [f"{name}=={metadata.version(name)}" for name in _ALWAYS], wheels)
         if gguf:
-            # What cannot be had is said before anything is sent.
             llamacpp.copy_package(llama)
             fetch_wheels(device.hello, llamacpp.requirements(), llama, alone=True)
-            if library is not None:
-                llamacpp.check_library(device, library)
-            else:
+            if library is None:
                 llamacpp.compile_there(device, built, fetch_wheels, progress)
         progress(0, 0, "sending what the device does not have yet")
         sites = [device.push(folder) for folder in (wheels, *([llama] if gguf else []))]
         if gguf:
-            there = device.push(library or built)
-    made = device.run([device.interpreter, "-c", _MAKE, device.venv, there, *sites], timeout_s=600)
+            variables = llamacpp.variables(library or built, device.push(library or built))
+    made = device.run([device.interpreter, "-c", _MAKE, device.venv, json.dumps(variables), *sites], timeout_s=600)
     if made.returncode != 0:
         raise DeviceFailed(f"{device.identity}: {device.venv}: cannot be made: {_last(made.stderr)}")
     versions = _try(device, _ALWAYS, "is it a CPU and system that its wheels are made for?")

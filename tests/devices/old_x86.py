@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,25 +43,24 @@ def qemu() -> Path:
     return kept
 
 
-@contextmanager
-def old_x86(folder: Path) -> Iterator[Reachable]:
-    """Such a machine, reached as `Reachable` says, until the block ends; skips where none can be."""
+def old_python(folder: Path) -> Path:
+    """This Python, run by such a machine, as a program in a new folder; skips where none can be."""
     need_board()
     if platform_architecture() != "amd64":
         pytest.skip("an emulated x86-64 machine needs an x86-64 system")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     told = _ABSENT.sub("", Path("/proc/cpuinfo").read_text())
     (folder / "cpuinfo").write_text(re.sub(r"^(model name\s*:).*$", rf"\1 {_MODEL}", told, flags=re.MULTILINE))
     python = folder / "python"
     inner = f'mount --bind {folder}/cpuinfo /proc/cpuinfo && exec {qemu()} -cpu max {sys.executable} "$@"'
     python.write_text(f"#!/bin/sh\nexec unshare --mount sh -c '{inner}' sh \"$@\"\n")
     python.chmod(0o755)
+    return python
+
+
+@contextmanager
+def old_x86(folder: Path) -> Iterator[Reachable]:
+    """Such a machine, reached as `Reachable` says, until the block ends; skips where none can be."""
+    python = old_python(folder)
     with native(folder / "native") as reachable:
         yield replace(reachable, python=str(python))
-
-
-def subprocess_says(reachable: Reachable, code: str) -> str:
-    """What a line of Python says on the emulated machine."""
-    done = subprocess.run([reachable.python, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout

@@ -41,6 +41,9 @@ def test_a_browser_gives_the_hosts_answers(demo: Project, tmp_path: Path) -> Non
     verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
     assert verdicts["tokenizer"] == verdicts["accuracy_vs_student"] == "pass"
     assert verdicts["p95_ms"] == "not proven", "the target states no speed: a visitor's machine may be any"
+    # Another engine, WebAssembly's, and the same answers as here but for rounding.
+    assert verdicts["as_on_host"] == "pass", report["host"]
+    assert report["host"]["prompts"] == report["prompts"]
     times = report["latency_ms"]
     assert times["cold"] > times["load"] > 0
     assert times["first_ten"][0] == times["first"]

@@ -20,6 +20,8 @@ from edgekit.runtimes.package import Package
 
 CPU, GPU = "CPU", "GPU"
 PACKAGE = Package(module="llama_cpp", name="llama-cpp-python", extra="gguf")
+# The variable that names a folder with another build of llama.cpp.
+FOLDER = "LLAMA_CPP_LIB_PATH"
 # Log levels of ggml.h, and llama.h's type of an override that is a string.
 WARNING, ERROR, _CONTINUED = 3, 4, 5
 _STRING_OVERRIDE = 3
@@ -137,19 +139,28 @@ def open_library() -> Library:
 def open_part(stem: str) -> ctypes.CDLL | None:
     """One of the shared libraries that llama-cpp-python brings, such as ggml-base; some builds have the CPU's in several files
     for several CPUs, and none by this name."""
-    import llama_cpp
-
-    folder = Path(str(llama_cpp.__file__)).parent / "lib"
+    folder = _folder()
     names = (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll", f"lib{stem}.dll")
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     return ctypes.CDLL(str(path)) if path else None
 
 
-def version() -> str:
-    """llama-cpp-python's version, which says which llama.cpp it brought."""
+def _folder() -> Path:
+    """Where the shared libraries are: `llama_cpp/_ctypes_extensions.py` looks there, too."""
     import llama_cpp
 
-    return str(llama_cpp.__version__)
+    return Path(os.environ.get(FOLDER) or Path(str(llama_cpp.__file__)).parent / "lib")
+
+
+def version() -> str:
+    """llama-cpp-python's version, which says which llama.cpp it brought; of a library from elsewhere, ggml's behind it."""
+    import llama_cpp
+
+    part = open_part("ggml-base") if os.environ.get(FOLDER) else None
+    if part is None:
+        return str(llama_cpp.__version__)
+    part.ggml_version.restype = ctypes.c_char_p
+    return f"{llama_cpp.__version__} (ggml {part.ggml_version().decode()})"
 
 
 def providers() -> list[str]:
