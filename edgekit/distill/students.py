@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
 from edgekit.distill.created import make_decoder
@@ -102,7 +103,10 @@ def create(options: Created, task: Task) -> Student:  # noqa: ARG001 - one signa
 def hash_ngrams(options: Hashed, task: Task) -> Student:
     """A classifier of hashed n-grams. Its weights are drawn from torch's generator."""
     teacher, table = task.open_model(options.folder), options.table
-    vocabulary = teacher.tokenizer().get_vocab(with_added_tokens=True)
+    # All that AutoTokenizer reads, which is what the student ships: it may add tokens that the teacher has no embedding of.
+    read = teacher.read_text
+    tokenizer = teacher.tokenizer() if read is None else Tokenizer.from_str(read)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     config = NgramsConfig(
         vocab_size=1 + max(vocabulary.values()),
         buckets=table.buckets,

@@ -101,6 +101,19 @@ def test_it_reads_as_its_teacher(folder: Path, checkpoint: Path) -> None:
     assert load_model(folder).encode(TEXTS, 32) == load_model(checkpoint).encode(TEXTS, 32)
 
 
+def test_a_token_that_autotokenizer_adds_has_a_row(classifier: Path, tmp_path: Path) -> None:
+    """A BERT is given a [MASK], which its own vocabulary lacks here: the token's text would else end a session."""
+    path = classifier / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("[MASK]", "[MARK]"), encoding="utf-8")
+    student = make_student(Hashed(folder=classifier, table=TABLE), TASKS["text-classification"])
+    out = tmp_path / "student"
+    save_model(student.module, out)
+    copy_tokenizer(classifier, out)
+    known = load_model(out).tokenizer().get_vocab(with_added_tokens=True)
+    assert known["[MASK]"] == len(known) - 1
+    assert load_model(out).tensors["spelled"].shape[0] == len(known)
+
+
 def test_what_it_is_not(folder: Path) -> None:
     with pytest.raises(EdgekitError, match="model_type ngrams: transformers has no feature-extraction of it"):
         TASKS["feature-extraction"].load(folder)
