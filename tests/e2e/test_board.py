@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from instruction_sets import DATA, decoder
+from instruction_sets import stories as texts
 
 from edgekit.devices import SshDevice
 from edgekit.runtimes.emulation import emulation
 from edgekit.target import load_target
+from edgekit.verify import generation
 from tests.conftest import Answer
 from tests.devices.arm_llama import arm_library
 from tests.devices.sshd import Reachable
@@ -21,11 +25,24 @@ from tests.e2e.conftest import SLOWEST
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 
 
+@pytest.fixture
+def stories(tmp_path: Path) -> Path:
+    """A recipe of a storyteller of 260,000 weights, as it is."""
+    pytest.importorskip("llama_cpp")
+    if not (DATA / "stories260K").is_dir():
+        pytest.skip("needs ../shared/data/stories260K")
+    return decoder(tmp_path / "stories", DATA / "stories260K" / "hf", texts())
+
+
 def test_from_a_bare_board_to_a_verdict(
-    arm_board: Reachable, project: Path, command: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+    arm_board: Reachable,
+    project: Path,
+    stories: Path,
+    command: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """The commands of README: without an engine there it says what to run; then it judges; then nothing is left there."""
-    pytest.importorskip("llama_cpp")
     monkeypatch.setenv("PATH", f"{arm_board.commands}{os.pathsep}{os.environ['PATH']}")
     build = ("build", "--recipe", project, "--target", "raspberrypi", "--device", arm_board.url, "--json")
     bare = command(*build)
@@ -53,6 +70,10 @@ def test_from_a_bare_board_to_a_verdict(
     for cpu in ("cortex-a76", "cortex-a72"):
         check_probed(arm_board, command, cpu, monkeypatch)
         assert command("build", "--recipe", project, "--target", cpu, "--dry-run").code == 0
+    with monkeypatch.context() as patch:
+        # One board, one address: what it said as a Cortex-A76 is not true of it as a Cortex-A72.
+        patch.setenv("EDGEKIT_STATE", str(tmp_path / "older"))
+        check_decoder(arm_board, command, stories, patch)
     cleaned = command("devices", "clean", arm_board.url, "--json")
     assert json.loads(cleaned.out)["bytes"] > 10**8
 
@@ -75,6 +96,27 @@ def play(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         SshDevice, "run", lambda *given, **more: run(*given, **{**more, "env": {**more["env"], "QEMU_CPU": cpu}})
     )
+
+
+def check_decoder(device: Reachable, command: Callable[..., Answer], recipe: Path, patch: pytest.MonkeyPatch) -> None:
+    """A Cortex-A72's answers in GGUF are as close to the float model as this machine's."""
+    play("cortex-a72", patch)
+    # Emulated times prove nothing: each kind of call once.
+    few = {**generation.TIMING, "prompts": (16,), "new": 4, "repeats": 1, "seconds": 0.0, "sweep": False}
+    patch.setattr(generation, "TIMING", few)
+    build = ("build", "--recipe", recipe, "--target", "raspberrypi", "--format", "gguf", "--scheme", "q8_0", "--json")
+    done = command(*build, "--device", device.url)
+    assert done.code in {0, 3}, done.err
+    (entry,) = json.loads(done.out)["bundles"]
+    report: dict[str, Any] = json.loads(Path(entry["report"]).read_text(encoding="utf-8"))
+    assert (report["device"]["arch"], report["device"]["cpu"]) == ("aarch64", "Cortex-A72")
+    assert re.fullmatch(r"0\.3\.\d+ \(ggml [\d.]+\)", report["runtime"]["version"])
+    verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
+    assert verdicts["ttft_ms"] == verdicts["tokens_per_second"] == "not proven"
+    assert verdicts["as_on_host"] != "fail"
+    assert verdicts["kl_vs_student"] != "fail"
+    assert report["kl"]["mean"] < 0.05
+    assert 0.8 < report["host"]["ratio"] < 1.25, report["host"]
 
 
 def check_probed(device: Reachable, command: Callable[..., Answer], cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
