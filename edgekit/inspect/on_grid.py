@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekit.errors import EdgekitError, first_line
+from edgekit.errors import EdgekitError, first_line, require
 from edgekit.model import load_model
 
 
@@ -14,6 +14,7 @@ def compare(file: Path, student: Path) -> dict[str, object]:
     gguf-py (ggml's authors' own reader) dequantizes the file; edgekit's rounding has no part in it. Raises EdgekitError for
     a file that is no GGUF, and a student that it is not of.
     """
+    require("gguf", extra="gguf")
     import numpy as np
     from gguf import GGUFReader
     from gguf.quants import dequantize
