@@ -45,8 +45,10 @@ def bench(tiny: Project, built: Mapping[str, Any], tmp_path_factory: pytest.Temp
     student, calibration = (found["artifact"][1]["inputs"][key] for key in ("student", "calibration"))
     found["student"] = one(tiny, "distill", lambda made: made["digest"] == student)
     found["calibration"] = one(tiny, "calibrate", lambda made: made["digest"] == calibration)
-    # Other tests record few prompts.
-    found["reference"] = one(tiny, "record", lambda made: made["facts"]["rows"]["verify"] == 400)
+    # Other tests record few prompts, and other students.
+    found["reference"] = one(
+        tiny, "record", lambda made: made["facts"]["rows"]["verify"] == 400 and made["inputs"]["student"] == student
+    )
     teacher = found["reference"][1]["inputs"]["teacher"]
     found["teacher"] = one(tiny, "finetune", lambda made: made["digest"] == teacher)
     for name, (place, _) in found.items():
