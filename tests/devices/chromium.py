@@ -22,6 +22,13 @@ export async function main(io) {
   await io.error("said");
   return 7;
 }""",
+    "copy": """
+export async function main(io) {
+  const [folder, ...names] = io.args;
+  for (const name of names) {
+    await io.write(`back/${name}`, await io.read(`${folder}/${name.split("/").map(encodeURIComponent).join("/")}`));
+  }
+}""",
     "sleep": "export const main = () => new Promise(() => {});",
     # Memory of a page, of a worker's own WebAssembly, and of what a worker's worker opens from a script.
     "hold": """

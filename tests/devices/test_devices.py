@@ -84,14 +84,22 @@ def test_a_device_conforms(open_kind: Callable[[], Device], tmp_path: Path) -> N
 
 def test_file_names_arrive_as_they_are(open_kind: Callable[[], Device], tmp_path: Path) -> None:
     """No shell reads them, and no device takes one for an option."""
-    folder = tmp_path / "-a $(folder)"
+    folder, device = tmp_path / "-a $(folder)", open_kind()
+    # A page's server takes no backslash, which some systems read as a slash.
+    refused = "/~\\" if device.PROBE == "web" else "/~"
     for name in NASTY:
-        if "/" not in name and "~" not in name:
+        if not set(name) & set(refused):
             path = folder / name / f"{name}.txt"
             path.parent.mkdir(parents=True)
             path.write_text(name)
-    device = open_kind()
-    device.fetch(device.push(folder), tmp_path / "back")
+    pushed, back = device.push(folder), ""
+    if device.PROBE == "web":
+        # What comes back of a page is what it wrote.
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.txt")]
+        ended = device.run([*command(device, "copy", tmp_path), pushed, *names], timeout_s=60)
+        assert ended.returncode == 0, ended.stderr
+        back = "back"
+    device.fetch(back or pushed, tmp_path / "back")
     device.close()
     assert {p.relative_to(tmp_path / "back"): p.read_text() for p in (tmp_path / "back").rglob("*.txt")} == {
         p.relative_to(folder): p.read_text() for p in folder.rglob("*.txt")
