@@ -62,6 +62,9 @@ def main() -> None:
         code = INTERRUPTED
     if code == INTERRUPTED:
         sys.stderr.write(f"{ANEW if sys.argv[1:2] == ['run'] else CONTINUES}\n")
+        # A Ctrl-C within code that is a text (what makes dataclasses) leaves a mark by which `python -m` ends itself with that
+        # signal in place of the code; the next text takes it away (CPython, Python/pythonrun.c, run_eval_code_obj).
+        exec("")  # noqa: S102 - it is empty
     sys.exit(code)
 
 

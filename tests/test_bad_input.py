@@ -413,6 +413,20 @@ def test_ctrl_c_that_a_finalizer_swallows(tmp_path: Path, arguments: list[str], 
     assert ended.stderr.splitlines() == [told]
 
 
+def test_ctrl_c_while_a_dataclass_is_made(tmp_path: Path) -> None:
+    """What is interrupted then is code that is a text; `python -m` must end with edgekit's code, not by the signal."""
+    (tmp_path / "interrupted.py").write_text(
+        "import edgekit.cli\nfrom edgekit.__main__ import main\n"
+        "edgekit.cli.run_command_line = lambda: exec('raise KeyboardInterrupt')\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env=child_environment(),
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines() == ["interrupted; the next run continues from the last finished step"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
 def test_ctrl_c_of_the_real_command(project: Path) -> None:
     child = subprocess.Popen(
