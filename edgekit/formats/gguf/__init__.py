@@ -86,10 +86,19 @@ def mixes(options: Options) -> bool:
 
 
 def grid(model: Model, options: Options, output: str) -> Grid:  # noqa: ARG001 - one signature for all
-    """What a scheme makes of a checkpoint's weights: see `make_grid`."""
-    from edgekit.formats.gguf.rounding import make_grid
+    """What a scheme makes of a checkpoint's weights, from its headers alone.
 
-    return make_grid(model, options)
+    The types are those that llama.cpp gives without an importance matrix: that would be of the model before it is trained.
+    Raises EdgekitError for a scheme that rounds nothing or chooses by itself, and for what `plan` refuses of the checkpoint.
+    """
+    from edgekit.formats.gguf.metadata import describe_model
+    from edgekit.formats.gguf.rounding import check_scheme, make_grid
+    from edgekit.formats.gguf.tensors import plan
+
+    check_scheme(options.scheme)
+    tensors = plan(model)
+    types = scheme_types(describe_model(model, tensors=tensors, name="model"), tensors, options.scheme).types
+    return make_grid(NAME, options.scheme, tensors, types)
 
 
 def write(source: Source, options: Options, out: Path) -> ModelFile:
