@@ -77,6 +77,12 @@ Floats = NDArray[np.float32]
 Ids = list[list[int]]
 
 
+def missing(data: Path) -> Path | None:
+    """The first file of the data that is not in a folder; None where all are."""
+    files = ("banking77/train.csv", "banking77/test.csv", "banking77-teacher/model.safetensors")
+    return next((data / name for name in files if not (data / name).is_file()), None)
+
+
 def main() -> int:
     """Make, measure, show, and say by the exit code whether every goal is met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,10 +94,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    for needed in ("banking77/train.csv", "banking77/test.csv", "banking77-teacher/model.safetensors"):
-        if not (arguments.data / needed).is_file():
-            print(f"{arguments.data / needed}: not here; name the folder with --data")
-            return 2
+    if (needed := missing(arguments.data)) is not None:
+        print(f"{needed}: not here; name the folder with --data")
+        return 2
     found = measure(arguments)
     goals = judge(found)
     if arguments.json:

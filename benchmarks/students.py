@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from banking77 import CLASSIFY, MAX_LENGTH, SHARED, Bench, machine  # noqa: E402
+from banking77 import CLASSIFY, MAX_LENGTH, SHARED, Bench, machine, missing  # noqa: E402
 
 from edgekit.distill import DistillInputs, distill  # noqa: E402
 from edgekit.distill.machine import conditions  # noqa: E402
@@ -82,10 +82,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    for needed in ("banking77/train.csv", "banking77/test.csv", "banking77-teacher/model.safetensors"):
-        if not (arguments.data / needed).is_file():
-            print(f"{arguments.data / needed}: not here; name the folder with --data")
-            return 2
+    if (needed := missing(arguments.data)) is not None:
+        print(f"{needed}: not here; name the folder with --data")
+        return 2
     bench = Bench(arguments.data, arguments.cache)
     teacher = bench.accuracy(bench.float_outputs)
     found = {name: [measure(bench, name, seed) for seed in range(arguments.seeds)] for name in ROWS}

@@ -49,6 +49,17 @@ class Packed:
     scheme: str
     kinds: Mapping[str, str]
 
+    def serves(self, format_: str, scheme: str) -> bool:
+        """Whether they are what a format and scheme write."""
+        return (self.format, self.scheme) == (format_, scheme)
+
+    def note_other(self, format_: str, scheme: str) -> str:
+        """What becomes of a model that was trained with them where something else is written."""
+        return (
+            f"the student was trained for {self.format} {self.scheme}; as {format_} {scheme} its weights are rounded once more,"
+            " which loses most of that training"
+        )
+
     def rows(self, name: str) -> Bytes:
         """A weight's bytes, uint8 [rows, bytes of a row], by its name in the checkpoint."""
         from safetensors import SafetensorError, safe_open
@@ -87,23 +98,6 @@ def read_packed(folder: Path) -> Packed | None:
     if not isinstance(kinds, dict) or set(kinds) != names:
         raise _damaged(file, "its list of weights is not that of its tensors")
     return Packed(file=file, format=format_, scheme=scheme, kinds={key: str(kind) for key, kind in kinds.items()})
-
-
-def packed_for(folder: Path, format_: str, scheme: str) -> Packed | None:
-    """What a model was trained with, if that was for this format and scheme; else None."""
-    packed = read_packed(folder)
-    return packed if packed is not None and (packed.format, packed.scheme) == (format_, scheme) else None
-
-
-def note_other(folder: Path, format_: str, scheme: str) -> str | None:
-    """A sentence where a model was trained on the grid of another format or scheme than the one that is written; else None."""
-    packed = read_packed(folder)
-    if packed is None or (packed.format, packed.scheme) == (format_, scheme):
-        return None
-    return (
-        f"the student was trained for {packed.format} {packed.scheme}; as {format_} {scheme} its weights are rounded once more,"
-        " which loses most of that training"
-    )
 
 
 def _damaged(file: Path, problem: str) -> EdgekitError:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 # Steps that all targets of a build share.
-SHARED = ("create", "finetune", "distill", "record", "calibrate")
+BEFORE_QAD = ("create", "finetune", "distill")
+SHARED = (*BEFORE_QAD, "record", "calibrate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def _total(plans: Sequence[Foreseen]) -> str:
     else:
         each = [(step, time) for foreseen in plans for step, time in (foreseen.seconds or {}).items()]
         # What comes after `qad` is of a student that each target has for itself.
-        alike = SHARED[:3] if "qad" in plans[0].plan.steps else SHARED
+        alike = BEFORE_QAD if "qad" in plans[0].plan.steps else SHARED
         shared = {step: time for step, time in each if step in alike}
         own = [time for step, time in each if step not in alike]
         time = f"about {_duration(sum(shared.values()) + sum(own))}"

@@ -26,9 +26,13 @@ def inspect(path: Path, student: Path | None, as_json: bool) -> None:
     from edgekit.cli.described import describe_lines
     from edgekit.cli.terminal import print_json
     from edgekit.inspect import inspect as look
-    from edgekit.inspect.on_grid import compare
 
-    found = look(path) if student is None else compare(path, student)
+    if student is None:
+        found = look(path)
+    else:
+        from edgekit.inspect.on_grid import compare
+
+        found = compare(path, student)
     if as_json:
         print_json(found)
     else:

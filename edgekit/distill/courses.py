@@ -229,10 +229,7 @@ def distill(
     )
     if not isinstance(student, Cut):
         copy_tokenizer(teacher, job.out)
-    return facts | {
-        "losses": {name: _plain(weight) for name, weight in weights.items()},
-        "temperature": _plain(options.temperature),
-    }
+    return facts | _taught_by(weights, options)
 
 
 def train_on_grid(
@@ -248,27 +245,30 @@ def train_on_grid(
 
     Returns the facts of `teach`, and how many weights lie on the grid.
     """
-    classes = load_model(student).labels if OUTPUTS[job.task.OUTPUT].has_classes else []
+    model = load_model(student)
+    classes = model.labels if OUTPUTS[job.task.OUTPUT].has_classes else []
     source = _read(student, texts, classes, options, job)
     job.progress(0, 0, f"loading the teacher, {teacher.name}")
-    width = load_model(student).hidden
     _, facts = teach(
         Course(
             job=job,
             student=Whole(folder=student),
             source=source,
             losses=weights,
-            options=replace(options, learning_rate=options.learning_rate or QAD_RATE * 384 / width),
+            options=replace(options, learning_rate=options.learning_rate or QAD_RATE * 384 / model.hidden),
             begins=student,
             teacher=teacher,
             grid=grid,
         )
     )
-    return facts | {
-        "losses": {name: _plain(weight) for name, weight in weights.items()},
-        "temperature": _plain(options.temperature),
-        "grid": {"format": grid.format, "scheme": grid.scheme, "weights": len(grid.kinds)},
-    }
+    on_grid = {"format": grid.format, "scheme": grid.scheme, "weights": len(grid.kinds)}
+    return facts | _taught_by(weights, options) | {"grid": on_grid}
+
+
+def _taught_by(weights: Mapping[str, float | Schedule], options: DistillOptions) -> dict[str, object]:
+    """What a step writes of the losses that taught a student."""
+    shown = {name: _plain(weight) for name, weight in weights.items()}
+    return {"losses": shown, "temperature": _plain(options.temperature)}
 
 
 def create(texts: Sequence[str], options: CreateOptions, job: Job) -> dict[str, object]:

@@ -85,16 +85,14 @@ class _Beside:
         given = self.student(batch)
         wanted = given if self.teacher is None else self.teacher.ask(batch)
         by_token = [term for term in terms if batch.scored and "output" in term[1].needs]
+        others = [term for term in terms if term not in by_token]
         if whole is not None:
-            shared = [(weight * _share(loss, batch, whole), loss) for weight, loss in terms]
-            terms = [term for term in shared if not (batch.scored and "output" in term[1].needs)]
-        else:
-            terms = [term for term in terms if term not in by_token]
+            others = [(weight * _share(loss, batch, whole), loss) for weight, loss in others]
         parts = []
         if by_token:
             parts.append(self._of_tokens((given, wanted, batch), by_token, options, whole or batch))
-        if terms:
-            parts.append(_sum(terms, given, wanted, batch, options))
+        if others:
+            parts.append(_sum(others, given, wanted, batch, options))
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def _of_tokens(

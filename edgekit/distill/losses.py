@@ -104,9 +104,8 @@ def compare_logits(loss: Loss, given: Tensor, wanted: Tensor, targets: Tensor, o
     return values, padded
 
 
-def _by_row(divergence: Divergence, *, any_width: bool = False) -> Compare:
-    """A divergence's mean over rows."""
-    loss = Loss(compare=logits, needs=_OUTPUT, weights={}, divergence=divergence, any_width=any_width)
+def _of_logits(divergence: Divergence, formula: str, source: str, *, any_width: bool = False) -> Loss:
+    """A divergence of logits, mean over rows or tokens, that a recipe may name and none has by default."""
 
     def compare(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> Tensor:
         from edgekit.distill.chunked import mean_over_rows
@@ -116,7 +115,16 @@ def _by_row(divergence: Divergence, *, any_width: bool = False) -> Compare:
 
         return mean_over_rows(student.output, each, len(student.output))
 
-    return compare
+    loss = Loss(
+        compare=compare,
+        divergence=divergence,
+        any_width=any_width,
+        needs=_OUTPUT,
+        weights=_NAMED,
+        formula=formula,
+        source=source,
+    )
+    return loss
 
 
 _OUTPUT, _HIDDEN, _PROJECTIONS = frozenset({"output"}), frozenset({"hidden"}), frozenset({"projections"})
@@ -127,13 +135,10 @@ _NAMED_STATES = {LOGITS.name: 0.0, EMBEDDING.name: 0.0, TOKENS.name: 0.0}
 _NAMED_EMBEDDING = {EMBEDDING.name: 0.0}
 
 LOSSES: dict[str, Loss] = {
-    "alpha_beta": Loss(
-        compare=_by_row(divergences.alpha_beta),
-        divergence=divergences.alpha_beta,
-        needs=_OUTPUT,
-        weights=_NAMED,
-        formula="T² D_αβ(p ‖ q)",
-        source="Cichocki et al. 2011; ABKD, Wang et al. 2025",
+    "alpha_beta": _of_logits(
+        divergences.alpha_beta,
+        "T² D_αβ(p ‖ q)",
+        "Cichocki et al. 2011; ABKD, Wang et al. 2025",
     ),
     # Relations of a decoder's block would have to leave out what a token cannot see, and it may have fewer keys than queries.
     "attention_relation": Loss(
@@ -188,13 +193,10 @@ LOSSES: dict[str, Loss] = {
         formula="‖h_s/‖h_s‖ - h_t/‖h_t‖‖² of matched blocks",
         source="Patient KD, arXiv:1908.09355",
     ),
-    "jensen_shannon": Loss(
-        compare=_by_row(divergences.jensen_shannon),
-        divergence=divergences.jensen_shannon,
-        needs=_OUTPUT,
-        weights=_NAMED,
-        formula="T² (β KL(p ‖ m) + (1-β) KL(q ‖ m)), m = β p + (1-β) q",
-        source="GKD, arXiv:2306.13649",
+    "jensen_shannon": _of_logits(
+        divergences.jensen_shannon,
+        "T² (β KL(p ‖ m) + (1-β) KL(q ‖ m)), m = β p + (1-β) q",
+        "GKD, arXiv:2306.13649",
     ),
     "labels": Loss(
         compare=labels,
@@ -205,13 +207,10 @@ LOSSES: dict[str, Loss] = {
         formula="cross-entropy with the data's labels or next tokens, at T = 1",
         source="",
     ),
-    "logit_squares": Loss(
-        compare=_by_row(divergences.logit_squares),
-        divergence=divergences.logit_squares,
-        needs=_OUTPUT,
-        weights=_NAMED,
-        formula="mean of (z_s - z_t)²",
-        source="arXiv:2105.08919",
+    "logit_squares": _of_logits(
+        divergences.logit_squares,
+        "mean of (z_s - z_t)²",
+        "arXiv:2105.08919",
     ),
     "logits": Loss(
         compare=logits,
@@ -221,46 +220,31 @@ LOSSES: dict[str, Loss] = {
         formula="T² KL(p ‖ q), forward",
         source="Hinton et al., arXiv:1503.02531",
     ),
-    "reverse_kl": Loss(
-        compare=_by_row(divergences.reverse_kl),
-        divergence=divergences.reverse_kl,
-        needs=_OUTPUT,
-        weights=_NAMED,
-        formula="T² KL(q ‖ p)",
-        source="MiniLLM, arXiv:2306.08543",
+    "reverse_kl": _of_logits(
+        divergences.reverse_kl,
+        "T² KL(q ‖ p)",
+        "MiniLLM, arXiv:2306.08543",
     ),
-    "skew_kl": Loss(
-        compare=_by_row(divergences.skew_kl),
-        divergence=divergences.skew_kl,
-        needs=_OUTPUT,
-        weights=_NAMED,
-        formula="T² KL(p ‖ λ p + (1-λ) q)",
-        source="DistiLLM, arXiv:2402.03898",
+    "skew_kl": _of_logits(
+        divergences.skew_kl,
+        "T² KL(p ‖ λ p + (1-λ) q)",
+        "DistiLLM, arXiv:2402.03898",
     ),
-    "skew_reverse_kl": Loss(
-        compare=_by_row(divergences.skew_reverse_kl),
-        divergence=divergences.skew_reverse_kl,
-        needs=_OUTPUT,
-        weights=_NAMED,
-        formula="T² KL(q ‖ λ q + (1-λ) p)",
-        source="DistiLLM, arXiv:2402.03898",
+    "skew_reverse_kl": _of_logits(
+        divergences.skew_reverse_kl,
+        "T² KL(q ‖ λ q + (1-λ) p)",
+        "DistiLLM, arXiv:2402.03898",
     ),
-    "total_variation": Loss(
-        compare=_by_row(divergences.total_variation),
-        divergence=divergences.total_variation,
-        needs=_OUTPUT,
-        weights=_NAMED,
-        formula="T/2 Σ abs(p - q)",
-        source="arXiv:2307.15190",
+    "total_variation": _of_logits(
+        divergences.total_variation,
+        "T/2 Σ abs(p - q)",
+        "arXiv:2307.15190",
     ),
-    "uld": Loss(
-        compare=_by_row(divergences.uld, any_width=True),
-        divergence=divergences.uld,
+    "uld": _of_logits(
+        divergences.uld,
+        "T Σ abs(p - q), both sorted: for vocabularies of different tokenizers",
+        "ULD, arXiv:2402.12030",
         any_width=True,
-        needs=_OUTPUT,
-        weights=_NAMED,
-        formula="T Σ abs(p - q), both sorted: for vocabularies of different tokenizers",
-        source="ULD, arXiv:2402.12030",
     ),
 }
 

@@ -42,7 +42,7 @@ class OnGrid:
         """The weights rounded; afterwards they are what they were."""
         for name, weight in self._weights.items():
             self._own.setdefault(name, torch.empty_like(weight)).copy_(weight.detach())
-        self._each(self._round)
+        self._round_all()
         try:
             yield
         finally:
@@ -52,13 +52,13 @@ class OnGrid:
 
     def settle(self, folder: Path) -> None:
         """Round the weights for good, and put the codes and scales that they stand for into a folder (`edgekit.grid.GRID`)."""
-        packed: dict[str, NDArray[np.uint8]] = {}
+        write_packed(folder, self._grid, self._round_all())
 
-        def settle(name: str) -> None:
-            packed[name] = self._round(name)
-
-        self._each(settle)
-        write_packed(folder, self._grid, packed)
+    def _round_all(self) -> dict[str, NDArray[np.uint8]]:
+        """Round every weight, as many at once as training uses cores (packing holds no lock of Python's); what the file will
+        hold of each."""
+        with ThreadPoolExecutor(count_threads()) as pool:
+            return dict(zip(self._weights, pool.map(self._round, self._weights), strict=True))
 
     def _round(self, name: str) -> NDArray[np.uint8]:
         """Round one weight; also returns what the file will hold of it."""
@@ -67,9 +67,3 @@ class OnGrid:
         with torch.no_grad():
             weight.copy_(torch.from_numpy(self._grid.unpack(packed, kind, weight.shape[1])))
         return packed
-
-    def _each(self, work: Any) -> None:
-        """Do something with each weight, as many at once as training uses cores: packing holds no lock of Python's."""
-        with ThreadPoolExecutor(count_threads()) as pool:
-            for _ in pool.map(work, self._weights):
-                pass

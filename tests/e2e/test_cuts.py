@@ -12,27 +12,11 @@ from pathlib import Path
 
 import pytest
 from device_cuts import MOMENTS, VICTIMS, Bench, cut, finish
+from tiny_project import TARGET
 
 from tests import warm
 from tests.devices.sshd import Reachable
 from tests.e2e.conftest import SLOWEST, Project
-
-TARGET = """\
-title = "A board"
-[hardware]
-arch = "x86_64"
-cpu = "any"
-cores = 2
-features = []
-memory_mb = 4096
-sources = ["made up for a test"]
-[export.text-classification]
-format = "onnx"
-scheme = "fp32"
-[runtime.onnxruntime]
-threads = 1
-[device]
-"""
 
 
 @pytest.mark.e2e
@@ -41,7 +25,7 @@ def test_after_random_cuts_the_verdict_is_the_same(stand_in: Reachable, project:
     """Each of those who can be killed once, and one of them again; the build behind the last goes on from what is there."""
     assert stand_in.home is not None
     device = "".join(f"{key} = {json.dumps(value)}\n" for key, value in stand_in.table().items())
-    (tmp_path / "board.toml").write_text(TARGET + device, encoding="utf-8")
+    (tmp_path / "board.toml").write_text(TARGET.format(scheme="fp32") + "[device]\n" + device, encoding="utf-8")
     environment = Project(folder=tmp_path, cache=tmp_path / "cache").environment()
     environment |= {
         "PATH": f"{stand_in.commands}{os.pathsep}{os.environ['PATH']}",

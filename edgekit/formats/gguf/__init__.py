@@ -21,7 +21,6 @@ from edgekit.formats.gguf.options import (
     Options,
 )
 from edgekit.formats.gguf.running import check_running
-from edgekit.grid import note_other, packed_for
 from edgekit.model import Model
 from edgekit.model_card import read_card
 from edgekit.outputs import OUTPUTS
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from edgekit.formats.gguf.tensors import Tensor
     from edgekit.formats.smallest import Chosen
     from edgekit.formats.source import Reading, Source
-    from edgekit.grid import Grid
+    from edgekit.grid import Grid, Packed
 
 # What the table of formats asks for.
 __all__ = [
@@ -121,18 +120,28 @@ def _write(source: Source, options: Options, out: Path) -> ModelFile:
     from edgekit.formats.gguf.metadata import describe_model, note_context
     from edgekit.formats.gguf.tensors import plan
     from edgekit.formats.gguf.tokenizer import general_name, vocabulary
+    from edgekit.grid import read_packed
 
     model, matrix = source.model, _matrix(source, options)
     tensors = plan(model)
     described = describe_model(model, tensors=tensors, name=general_name(model, source.name))
-    making = _Making(source=source, tensors=tensors, described=described, keys=vocabulary(model), matrix=matrix)
-    notes = [*filter(None, [note_other(model.folder, NAME, options.scheme)])]
+    making = _Making(
+        source=source,
+        tensors=tensors,
+        described=described,
+        keys=vocabulary(model),
+        matrix=matrix,
+        trained=read_packed(model.folder),
+    )
+    notes: list[str] = []
     decided: dict[str, object] = {}
     if options.scheme == "auto":
         chosen = _choose(making, options, out)
         options, decided = replace(options, scheme=chosen.scheme), {"auto": dict(chosen.facts)}  # type: ignore[arg-type]
         notes.append(chosen.note)
-    if matrix is not None and packed_for(model.folder, NAME, options.scheme) is None:
+    if making.trained is not None and making.codes(options) is None:
+        notes.append(making.trained.note_other(NAME, options.scheme))
+    if matrix is not None and making.codes(options) is None:
         write_imatrix(out / IMATRIX, matrix)
     made = _make(making, options, out / FILE)
     conversations = source.conversations if OUTPUTS[source.output].generates else None
@@ -170,6 +179,12 @@ class _Making:
     described: Mapping[str, Value]
     keys: Mapping[str, Value]
     matrix: Imatrix | None
+    trained: Packed | None = None
+    """The codes and scales that the student was trained with, for whatever format and scheme."""
+
+    def codes(self, options: Options) -> Packed | None:
+        """What the student was trained with, where that was for such a file: then it is written, and nothing is left to weigh."""
+        return self.trained if self.trained is not None and self.trained.serves(NAME, options.scheme) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +206,7 @@ def _make(making: _Making, options: Options, file: Path) -> _Made:
     from edgekit.runtimes.machine import available_cores
 
     source, tensors = making.source, making.tensors
-    trained = packed_for(source.model.folder, NAME, options.scheme)
-    # What was trained is what is written: nothing is left to weigh.
+    trained = making.codes(options)
     matrix = making.matrix if trained is None else None
     origin = None
     if matrix is not None:
