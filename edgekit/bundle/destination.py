@@ -83,7 +83,7 @@ def clear_leftovers(bundle: Path, files: tuple[Path, ...]) -> None:
     if older.exists():
         discard(older, last={MANIFEST})
     if half.exists():
-        discard(half, last={MARK})
+        discard(half, last={MARK, MANIFEST})
     for path in files:
         partial(path).unlink(missing_ok=True)
 
@@ -118,9 +118,14 @@ def _foreign(path: Path) -> EdgekitError:
 
 
 def _is_half(folder: Path) -> bool:
-    if folder.is_symlink() or not folder.is_dir():
+    """Whether edgekit wrote it: it bears the mark, or it is a whole bundle, as it is between its last file and its place."""
+    if not folder.is_symlink() and (folder / MARK).is_file():
+        return True
+    try:
+        _refuse_changed(folder)
+    except (EdgekitError, OSError):
         return False
-    return (folder / MARK).is_file() or not any(folder.iterdir())
+    return True
 
 
 def _is_archive(path: Path, root: str) -> bool:

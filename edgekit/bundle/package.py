@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ from edgekit.tasks import TASKS
 from edgekit.typed_json import to_table
 from edgekit.workspace import (
     Product,
+    discard,
     disk_error,
     file_sha256,
     fingerprint,
@@ -192,7 +194,8 @@ def _write_bundle(packing: Packing, model: Sequence[str], put: Packaged) -> None
         write_archive(partial, put.archive, put.bundle.name)
         swap(partial, put.bundle)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            discard(partial, last={MARK, MANIFEST})
         put.archive.with_name(f".{put.archive.name}.partial").unlink(missing_ok=True)
 
 

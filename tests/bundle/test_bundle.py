@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import sys
 import tarfile
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +293,54 @@ def test_leftovers_of_a_killed_run_are_cleared_and_the_older_bundle_comes_back(t
         pack(tmp_path / "b", out, "fail")
     assert open_bundle(packed.bundle)
     assert not list(out.glob(".*"))
+
+
+# What changes a folder, as CPython's audit events name it.
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"}
+
+
+def die_before_change(number: int, folder: Path, work: Callable[[], object]) -> bool:
+    """Do the work in a fork that is killed before it changes anything below the folder for the number-th time (from 0); False
+    where it ended before that."""
+    child = os.fork()
+    if child == 0:
+        left = number
+
+        def count(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal left
+            if event not in CHANGES or (event == "open" and not arguments[2] & os.O_WRONLY):
+                return
+            # A folder is deleted by names relative to it.
+            if str(folder) in str(arguments[0]) or "/" not in str(arguments[0]):
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+
+        sys.addaudithook(count)
+        work()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize(("older", "start"), [(False, 0), (True, 1)])
+def test_killed_before_any_change_the_next_run_ends_in_the_same_bundle(tmp_path: Path, older: bool, start: int) -> None:
+    """Every third change, of some sixty."""
+    first, second = (make_artifact(tmp_path / name, scale=scale) for name, scale in (("a", 1.0), ("b", 2.0)))
+    reports = [make_report(tmp_path / f"report {artifact.name}", artifact) for artifact in (first, second)]
+    whole = pack_as(tmp_path, second, reports[1], tmp_path / "whole").archive.read_bytes()
+    for number in itertools.count(start, 3):
+        out = tmp_path / f"out {number}"
+        if older:
+            pack_as(tmp_path, first, reports[0], out)
+        killed = die_before_change(number, out, partial(pack_as, tmp_path, second, reports[1], out))
+        if older:
+            assert (out / "demo-board").exists() or (out / ".demo-board.old").exists()
+        assert pack_as(tmp_path, second, reports[1], out).archive.read_bytes() == whole, number
+        assert open_bundle(out / "demo-board").manifest.digest == open_bundle(out / "demo-board.tar.gz").manifest.digest
+        assert not list(out.glob(".*"))
+        if not killed:
+            break
+    assert number > 20
 
 
 def test_a_failed_write_keeps_the_older_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
