@@ -405,7 +405,9 @@ def _report(
     run: Run, judgement: _Judgement, measured: Measurements, conditions: budgets.Conditions, more: More
 ) -> Report:
     """What all reports have."""
-    judged = [check.finite() for check in (*judgement.checks, *_check_machine(run, measured, conditions))]
+    judged = checks.named_once(
+        [check.finite() for check in (*judgement.checks, *_check_machine(run, measured, conditions))]
+    )
     own = [
         Quantiles(p50=latency.level(process.times, 0.5), p95=latency.level(process.times, 0.95))
         for process in measured.processes
@@ -423,7 +425,7 @@ def _report(
             bytes=file.bytes,
             sha256=file.sha256,
         ),
-        checks=tuple(judged),
+        checks=judged,
         comparisons=tuple(entry.finite() for entry in judgement.comparisons),
         accuracy=judgement.accuracy,
         margins=judgement.margins,

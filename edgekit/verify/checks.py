@@ -139,6 +139,14 @@ def _generation_remedy(comparison: Comparison, more_bits: str) -> str:
     )
 
 
+def named_once(found: Sequence[Check]) -> tuple[Check, ...]:
+    """The checks of a report, which are read by their names. Raises AssertionError where two have the same."""
+    names = [check.name for check in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    assert not twice, f"two checks of a report are named {', '.join(twice)}: name each after what it checks"
+    return tuple(found)
+
+
 def check_reading(parity: Parity | None, misread: str | None) -> list[Check]:
     """A failed check where the file's own tokenizer or chat template reads a text otherwise than the checkpoint's (`misread`).
 
@@ -172,14 +180,14 @@ def check_device_reading(reading: Reading | None, texts: Sequence[str]) -> list[
         return []
     if not reading.differ:
         detail = f"the tokenizer of apps there reads the ids that were judged, of {reading.texts} prompts"
-        return [Check(name="tokenizer", measured="as the original", limit=None, verdict="pass", detail=detail)]
+        return [Check(name="device_tokenizer", measured="as the original", limit=None, verdict="pass", detail=detail)]
     first = texts[reading.differ[0]]
     remedy = (
         f"the tokenizer of apps there reads {len(reading.differ)} of {reading.texts} prompts otherwise, the first"
         f" {first[:60]!r}: such texts get answers that nobody judged; take a student with another tokenizer, or clean texts of"
         " such characters before they are asked"
     )
-    return [Check(name="tokenizer", measured="differs", limit=None, verdict="fail", remedy=remedy)]
+    return [Check(name="device_tokenizer", measured="differs", limit=None, verdict="fail", remedy=remedy)]
 
 
 def check_as_original(compared: OwnersAnswers | None) -> list[Check]:

@@ -91,12 +91,17 @@ some of the list got a class; the report names them.""",
 Whether the tokenizer that ships, and the chat template, turn texts into the original's tokens.
 A model that is fed other tokens than it was trained on is wrong with a perfect
 file. Texts of many scripts, your prompts and whole conversations are read by the
-runtime that ships and by the checkpoint's own tokenizer (in a browser the verify
-prompts, by the library that pages use); the ids must be equal.
+runtime that ships and by the checkpoint's own tokenizer; the ids must be equal.
 llama.cpp runs a chat template in an engine of its own: where llama-server is in
 PATH (or EDGEKIT_LLAMA_SERVER names one) it writes them too, else Python does, and
 what that engine has not is looked for: the report says which. fail: the first
 text that differs is named.""",
+    "device_tokenizer": """\
+Whether the tokenizer that apps have on the device gives the ids that were judged.
+Shown only where it is another one than here: in a browser the library that pages
+use reads the verify prompts, of a GGUF file wllama's own llama.cpp. fail: the
+first prompt that becomes other ids is named; such texts get answers that nobody
+judged.""",
     "reference": """\
 Whether the artifact was compared with the teacher that the recipe asks for.
 Shown only where it was not: the record's teacher is another model, so the loss

@@ -39,7 +39,7 @@ def test_a_browser_gives_the_hosts_answers(demo: Project, tmp_path: Path) -> Non
     assert "Chromium" in report["device"]["cpu"]
     assert report["runtime"]["version"] == PACKAGES["onnxruntime-web"].version
     verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
-    assert verdicts["tokenizer"] == verdicts["accuracy_vs_student"] == "pass"
+    assert verdicts["device_tokenizer"] == verdicts["accuracy_vs_student"] == "pass"
     assert verdicts["p95_ms"] == "not proven", "the target states no speed: a visitor's machine may be any"
     # Another engine, WebAssembly's, and the same answers as here but for rounding.
     assert verdicts["as_on_host"] == "pass", report["host"]
