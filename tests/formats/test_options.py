@@ -39,7 +39,6 @@ def test_every_output_has_a_format(output: str) -> None:
             "tokens",
             "export.scheme: int8-static is not for onnx models .* use one of auto, int8",
         ),
-        ({"scheme": "fp16"}, "tokens", "export.scheme: fp16 is not for onnx models that answer with tokens"),
         ({"format": "tflite"}, "tokens", "export.format: .*tflite.*onnx"),
         ({"format": "gguf", "scheme": "q4_k_x"}, "tokens", "export.scheme"),
         ({"format": "gguf", "threads": 4}, "tokens", "export.threads"),

@@ -308,17 +308,12 @@ def _write_scheme(
 ) -> _Written:
     from edgekit.formats.onnx.blocks import quantize_blocks
     from edgekit.formats.onnx.graph import Graph, copy_model
-    from edgekit.formats.onnx.half import to_half
+    from edgekit.formats.onnx.half import calibrated_inputs, to_half
 
     if options.scheme == "fp32":
         return _Written(model=exported, exact=exported, quantized=(), choices={}, scheme="fp32")
     if options.scheme == "fp16":
-        calibrated = {
-            linear.source: float(max(abs(seen.minimum).max(), abs(seen.maximum).max()))
-            for linear in Graph(exported).linears()
-            if (seen := calibration.stats.get(linear.key)) is not None
-        }
-        half, kept = to_half(exported, on.encoded, calibrated)
+        half, kept = to_half(exported, on.encoded, calibrated_inputs(exported, calibration))
         choices = {"float32_nodes": kept} if kept else {}
         return _Written(model=half, exact=exported, quantized=(), choices=choices, scheme="fp16")
     if options.scheme in {"w8", "w4"}:

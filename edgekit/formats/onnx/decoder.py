@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from edgekit.errors import EdgekitError
 from edgekit.formats.onnx import graph
 from edgekit.formats.onnx.files import digest, read
 from edgekit.formats.onnx.float_graph import TOLERANCE
-from edgekit.formats.onnx.half import halve_caches
+from edgekit.formats.onnx.half import calibrated_inputs, decoder_to_half, halve_caches
 from edgekit.formats.onnx.options import AUTO, DECODER_BITS, Options
 from edgekit.outputs.tokens import TOKENS
 from edgekit.runtimes.onnxruntime.generation import CONTEXT, SWITCH, Generator
@@ -70,7 +70,12 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
         float_size = graph.save(exported, plain)
         _check_parity(model, plain, prompts)
         making = _Making(
-            exported=exported, head=head_path(model), options=options, calibration=calibration, scratch=Path(scratch)
+            exported=exported,
+            head=head_path(model),
+            options=options,
+            calibration=calibration,
+            prompts=prompts,
+            scratch=Path(scratch),
         )
         del module, model
         made, decided, notes = _decided(making, plain, source)
@@ -81,11 +86,11 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
         for file in made.folder.iterdir():
             file.replace(out / file.name)
         score = _compare(plain, out / FILE, prompts, made.runtime_options, made.scheme)
-    weights = {} if made.scheme in {"fp32", "int8-dynamic"} else {"bits": int(made.scheme[1:]), "block": options.block}
+    weights = {"bits": int(made.scheme[1:]), "block": options.block} if made.scheme in {"w8", "w4"} else made.choices
     linears = [linear.key for linear in graph.Graph(exported).linears()]
     described = _describe(out / FILE, made, linears)
     assert described.onnx is not None
-    cache = _cache(geometry, context, switch, wide=2 if options.cache == "f16" else 4)
+    cache = _cache(geometry, context, switch, wide=2 if options.half_cache else 4)
     return replace(
         described,
         choices=weights | decided,
@@ -103,6 +108,7 @@ class _Making:
     head: str
     options: Options
     calibration: Calibration
+    prompts: Sequence[Sequence[int]]
     scratch: Path
 
 
@@ -115,17 +121,24 @@ class _Made:
     bytes: int
     keys: Sequence[str]
     runtime_options: Mapping[str, object]
+    choices: Mapping[str, object] = field(default_factory=dict)
 
 
 def _make(making: _Making, scheme: str) -> _Made:
-    model, keys, entries = _quantized(making.exported, making.head, scheme, making.options, making.calibration)
-    if making.options.cache == "f16":
-        model = halve_caches(model)
+    if scheme == "fp16":
+        calibrated = calibrated_inputs(making.exported, making.calibration)
+        model, float32 = decoder_to_half(making.exported, making.prompts, calibrated)
+        keys, entries, choices = [], {}, {"float32_nodes": float32} if float32 else {}
+    else:
+        model, keys, entries = _quantized(making.exported, making.head, scheme, making.options, making.calibration)
+        choices = {}
+        if making.options.cache == "f16":
+            model = halve_caches(model)
     folder = making.scratch / scheme
     folder.mkdir()
     size = graph.save(model, folder / FILE)
     options = {"disabled_optimizers": [], "config_entries": entries}
-    return _Made(scheme=scheme, folder=folder, bytes=size, keys=keys, runtime_options=options)
+    return _Made(scheme=scheme, folder=folder, bytes=size, keys=keys, runtime_options=options, choices=choices)
 
 
 def _decided(making: _Making, plain: Path, source: Source) -> tuple[_Made, dict[str, object], list[str]]:

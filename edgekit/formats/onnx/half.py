@@ -12,13 +12,14 @@ from edgekit.formats.onnx.session import Session
 from edgekit.runtimes.onnxruntime.library import convert_to_half
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     import onnx
     from numpy.typing import NDArray
 
-    from edgekit.modalities.encoded import Encoded
+    from edgekit.calibration import Calibration
+    from edgekit.modalities.encoded import Arrays, Encoded
 
 LARGEST = 65504.0
 # Prompts that were not seen may go further than those that were.
@@ -41,14 +42,62 @@ def to_half(
     These are the makers and the readers of every value that is beyond `LARGEST` / `MARGIN`: in the file, on some of the prompts,
     or as calibration saw it on all of them. calibrated: the largest magnitudes that it knows, by the value's name.
     """
+    indices = range(0, len(encoded), max(1, -(-len(encoded) // PROMPTS)))
+    return _converted(model, [encoded.subset([index]).batch() for index in indices], calibrated or {})
+
+
+def decoder_to_half(
+    model: onnx.ModelProto, prompts: Sequence[Sequence[int]], calibrated: Mapping[str, float]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The same of a decoder: its keys and values are 16-bit floats, its logits float32. Attention never stays in float32: its
+    cache is read and written in place, which a cast would end."""
+    import numpy as np
+
+    past = {
+        value.name: np.zeros((1, shape[1].dim_value, 0, shape[3].dim_value), np.float32)
+        for value in model.graph.input
+        if len(shape := value.type.tensor_type.shape.dim) == 4
+    }
+    some = prompts[:: max(1, -(-len(prompts) // PROMPTS))]
+    batches = [
+        {"input_ids": np.array([row], np.int64), "attention_mask": np.ones((1, len(row)), np.int64), **past}
+        for row in some
+    ]
+    return _converted(model, batches, calibrated, float32=[model.graph.output[0].name])
+
+
+def calibrated_inputs(model: onnx.ModelProto, calibration: Calibration) -> dict[str, float]:
+    """The largest magnitude of each Linear's input on all calibrate prompts, by the value's name in the graph."""
+    return {
+        linear.source: float(max(abs(seen.minimum).max(), abs(seen.maximum).max()))
+        for linear in Graph(model).linears()
+        if (seen := calibration.stats.get(linear.key)) is not None
+    }
+
+
+def _converted(
+    model: onnx.ModelProto,
+    batches: Sequence[Arrays],
+    calibrated: Mapping[str, float],
+    *,
+    float32: Sequence[str] | None = None,
+) -> tuple[onnx.ModelProto, list[str]]:
+    """float32: the inputs and outputs that stay so; None for all of them."""
     named = copy_model(model)
     _name(named)
-    large = find_large(named, encoded, calibrated or {})
-    kept = [node.name for node in named.graph.node if large.keys() & {*node.input, *node.output}]
+    magnitudes = largest_magnitudes(named, batches, calibrated)
+    large = {name for name, largest in magnitudes.items() if largest * MARGIN > LARGEST}
+    kept = [
+        node.name
+        for node in named.graph.node
+        if large & {*node.input, *node.output} and node.op_type != "GroupQueryAttention"
+    ]
     if not kept:
-        return convert_to_half(copy_model(model)), []
-    half = convert_to_half(named, kept)
+        return convert_to_half(copy_model(model), float32=float32), []
+    _note_types(named, magnitudes)
+    half = convert_to_half(named, kept, float32=float32)
     _drop_round_trips(half)
+    del half.graph.value_info[:]
     return half, kept
 
 
@@ -79,9 +128,11 @@ def halve_caches(model: onnx.ModelProto) -> onnx.ModelProto:
     return fresh
 
 
-def find_large(model: onnx.ModelProto, encoded: Encoded, calibrated: Mapping[str, float]) -> dict[str, float]:
-    """The largest magnitude of each value that may not fit 16 bits: of the graph's own constants, and of what its nodes make of
-    the prompts, each run by itself."""
+def largest_magnitudes(
+    model: onnx.ModelProto, batches: Sequence[Arrays], calibrated: Mapping[str, float]
+) -> dict[str, float]:
+    """The largest magnitude of each float32 value: of the graph's own constants, and of what its nodes make of the inputs, each
+    batch run by itself."""
     from onnx import numpy_helper
 
     found = dict(calibrated)
@@ -89,11 +140,10 @@ def find_large(model: onnx.ModelProto, encoded: Encoded, calibrated: Mapping[str
         if tensor.data_type == _FLOAT:
             _note(found, tensor.name, numpy_helper.to_array(tensor))
     names = [name for node in model.graph.node for name in node.output if name]
-    some = encoded.subset(range(0, len(encoded), max(1, -(-len(encoded) // PROMPTS))))
     for begin in range(0, len(names), _AT_ONCE):
-        for name, seen in _run(model, names[begin : begin + _AT_ONCE], some):
+        for name, seen in _run(model, names[begin : begin + _AT_ONCE], batches):
             _note(found, name, seen)
-    return {name: largest for name, largest in found.items() if largest * MARGIN > LARGEST}
+    return found
 
 
 def _note(found: dict[str, float], name: str, values: NDArray[np.generic]) -> None:
@@ -104,15 +154,29 @@ def _note(found: dict[str, float], name: str, values: NDArray[np.generic]) -> No
         found[name] = max(found.get(name, 0.0), float(np.max(sizes, where=sizes < MASK, initial=0.0)))
 
 
-def _run(model: onnx.ModelProto, names: list[str], encoded: Encoded) -> Iterable[tuple[str, NDArray[np.generic]]]:
+def _run(
+    model: onnx.ModelProto, names: list[str], batches: Sequence[Arrays]
+) -> Iterable[tuple[str, NDArray[np.generic]]]:
     import onnx
 
     exposing = copy_model(model)
     given = {value.name for value in exposing.graph.output}
     exposing.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
     session = Session(exposing)
-    for index in range(len(encoded)):
-        yield from zip(names, session.values(names, encoded.subset([index]).batch()), strict=True)
+    for batch in batches:
+        yield from zip(names, session.values(names, batch), strict=True)
+
+
+def _note_types(model: onnx.ModelProto, float32: Iterable[str]) -> None:
+    """Say in the graph which values are float32: the converter puts its casts there only, and cannot infer it behind operators of
+    onnxruntime's own."""
+    import onnx
+
+    del model.graph.value_info[:]
+    made = {name for node in model.graph.node for name in node.output} - {value.name for value in model.graph.output}
+    model.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(name, _FLOAT, None) for name in sorted(made.intersection(float32))
+    )
 
 
 def _name(model: onnx.ModelProto) -> None:

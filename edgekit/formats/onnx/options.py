@@ -16,7 +16,7 @@ Scheme = Literal["auto", "int8-static", "int8-dynamic", "w8", "w4", "fp16", "fp3
 SCHEMES: Mapping[str, tuple[str, ...]] = {
     LOGITS.name: get_args(Scheme),
     EMBEDDING.name: get_args(Scheme),
-    TOKENS.name: ("auto", "int8-dynamic", "w8", "w4", "fp32"),
+    TOKENS.name: ("auto", "int8-dynamic", "w8", "w4", "fp16", "fp32"),
 }
 BY_BITS: tuple[str, ...] = ("w4", "int8-static", "int8-dynamic", "w8", "fp16", "fp32")
 # Of encoders, auto decides by other means (see `choose`).
@@ -24,7 +24,7 @@ AUTO: Mapping[str, tuple[str, ...]] = {TOKENS.name: ("w4", "int8-dynamic", "w8")
 # The default of Options is for every output.
 SCHEME_FOR: Mapping[str, str] = {}
 # Bits of a weight, scales included, of what decoders can be (blocks of 32 weights share a 16-bit scale).
-DECODER_BITS = {"fp32": 32.0, "int8-dynamic": 8.0, "w8": 8.5, "w4": 4.5}
+DECODER_BITS = {"fp32": 32.0, "fp16": 16.0, "int8-dynamic": 8.0, "w8": 8.5, "w4": 4.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,13 @@ class Options:
     container: Literal["onnx", "ort"] = "onnx"
     """The file that ships: of ONNX, or of onnxruntime's own format (see `ort`), for phones; of encoders."""
     cache: Literal["f32", "f16"] = "f32"
-    """Of decoders: how keys and values are kept, and attention computes. CUDA's GroupQueryAttention takes 16-bit floats."""
+    """Of decoders: how keys and values are kept, and attention computes. CUDA's GroupQueryAttention takes 16-bit floats; with the
+    scheme fp16 they are so always."""
+
+    @property
+    def half_cache(self) -> bool:
+        """Whether a decoder's keys and values are 16-bit floats."""
+        return self.cache == "f16" or self.scheme == "fp16"
 
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""

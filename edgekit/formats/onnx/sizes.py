@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _LINEAR = {"int8": 1.0, "w8": 1.0, "w4": 0.5, "fp16": 2.0, "fp32": 4.0}
 # What other floats take: norms, biases, tables that are too short to gain.
 _OTHER = {"fp16": 2.0}
+_FLOATS = frozenset({"fp16", "fp32"})
 # Nodes, names and small constants of the graph, less what its simplification drops: measured on BERTs of 2 and 6 layers.
 _GRAPH = 5_000
 # The same of decoders, in all and for each tensor of a layer, and what a quantized matrix has more: measured on Llamas of 2 and 6
@@ -63,15 +64,15 @@ def predict_decoder_bytes(model: Model, scheme: str, block: int) -> int:
             continue
         if _DECODER_TABLE.search(name):
             # Shared with the head it is a matrix in the head's bits, alone a table.
-            shared = kind if kind == "fp32" else eight
+            shared = kind if kind in _FLOATS else eight
             total += sum(_matrix(info.shape, shared, block) if tied else _table(info.shape, kind))
         elif _DECODER_HEAD.search(name):
-            total += 0 if tied else sum(_matrix(info.shape, kind if kind == "fp32" else eight, block))
+            total += 0 if tied else sum(_matrix(info.shape, kind if kind in _FLOATS else eight, block))
         elif len(info.shape) == 2:
-            total += sum(_matrix(info.shape, kind, block)) + _PART + (_QUANTIZED_PART if kind != "fp32" else 0)
+            total += sum(_matrix(info.shape, kind, block)) + _PART + (0 if kind in _FLOATS else _QUANTIZED_PART)
         else:
             # A bias is an input of its matrix' node.
-            total += 4 * math.prod(info.shape) + (0 if name.endswith(".bias") else _PART)
+            total += _OTHER.get(kind, 4.0) * math.prod(info.shape) + (0 if name.endswith(".bias") else _PART)
     return round(total)
 
 
@@ -85,7 +86,7 @@ def _bytes(name: str, shape: Sequence[int], kind: str, block: int) -> Iterator[f
 
 
 def _table(shape: Sequence[int], kind: str) -> Iterator[float]:
-    if shape[0] >= SMALLEST_TABLE_ROWS and kind not in {"fp16", "fp32"}:
+    if shape[0] >= SMALLEST_TABLE_ROWS and kind not in _FLOATS:
         yield math.prod(shape) + 4 * shape[0]
     else:
         yield math.prod(shape) * _OTHER.get(kind, 4.0)

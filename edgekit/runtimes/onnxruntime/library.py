@@ -264,12 +264,16 @@ def load_errors() -> tuple[type[Exception], ...]:
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)
 
 
-def convert_to_half(model: onnx.ModelProto, keep: Sequence[str] = ()) -> onnx.ModelProto:
+def convert_to_half(
+    model: onnx.ModelProto, keep: Sequence[str] = (), *, float32: Sequence[str] | None = None
+) -> onnx.ModelProto:
     """The graph in float16 with float32 output, by onnxruntime's own converter (which knows what has no float16 kernel).
 
-    keep: names of nodes that stay in float32.
+    keep: names of nodes that stay in float32; float32: the inputs and outputs that do, None for all of them.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     # Around a node that stays it puts casts where it knows a value's type.
-    return convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=not keep, node_block_list=list(keep))
+    return convert_float_to_float16(
+        model, keep_io_types=True if float32 is None else list(float32), disable_shape_infer=not keep, node_block_list=list(keep)
+    )

@@ -237,6 +237,41 @@ def test_keys_and_values_in_16_bits(written: Callable[[str], Written], tmp_path:
     assert _cache(geometry, 64, None, wide=2).kv_bytes_per_token == 2 * 2 * 2 * 2 * 16
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi4-mini", "gemma3_text"])
+def test_a_decoder_in_16_bits(written: Callable[[str], Written], tmp_path: Path, family: str) -> None:
+    """Weights, cache and arithmetic, as a GPU takes them: half the bytes, and the logits of transformers but for rounding."""
+    made = written(family)
+    model = made.file.parents[1] / "model"
+    facts = write(model, tmp_path / "out", "fp16", model=made.model)
+    size = (tmp_path / "out" / "model.onnx").stat().st_size
+    assert size < 0.56 * made.facts["bytes"]
+    assert predict_decoder_bytes(Model(folder=model), "fp16", 32) == pytest.approx(size, rel=0.02, abs=NODES)
+    assert facts["generation"]["kv_bytes_per_token"] * 2 == made.facts["generation"]["kv_bytes_per_token"]
+    assert (facts["scheme"], facts["bits"], facts["calibrate_score"]["score"]) == ("fp16", 16.0, 1.0)
+    given = generator(tmp_path / "out" / "model.onnx", {"threads": 1})
+    assert {value.type for value in (*given._pasts, *given._presents)} == {"tensor(float16)"}
+    wanted, done = made.logits(made.ids), 0
+    for cut in (20, 3, 1, 1, 1, 34):
+        found = given.logits(made.ids[done : done + cut])
+        assert found.dtype == np.float32
+        if family != "phi4-mini" or done >= 26:
+            assert np.abs(found - wanted[done : done + cut]).max() <= 2e-2 * np.abs(wanted).max()
+        done += cut
+
+
+def test_what_does_not_fit_16_bits_stays_in_32(written: Callable[[str], Written], tmp_path: Path) -> None:
+    """A planted overflow between two Linears of one layer: nothing infinite, and few nodes that stay float."""
+    model = load(written("llama").file.parents[1] / "model")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1e6)
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e-6)
+    ids = [list(range(5 + place, 25 + place)) for place in range(4)]
+    facts = write(written("llama").file.parents[1] / "model", tmp_path / "out", "fp16", model=model, ids=ids)
+    assert 1 <= len(facts["choices"]["float32_nodes"]) <= 3
+    found = generator(tmp_path / "out" / "model.onnx", {"threads": 1}).logits(ids[0])
+    assert cosine(found, answers(model, ids[0])).min() > 0.999
+
+
 def test_auto_takes_the_smallest_that_keeps_the_limits(written: Callable[[str], Written], tmp_path: Path) -> None:
     """Random weights lose a lot at 4 bits. What is found has the bytes of the scheme by name, and nothing else is left behind."""
     model = written("llama").file.parents[1] / "model"
