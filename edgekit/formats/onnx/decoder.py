@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,14 +86,13 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
         for file in made.folder.iterdir():
             file.replace(out / file.name)
         score = _compare(plain, out / FILE, prompts, made.runtime_options, made.scheme)
-    weights = {"bits": int(made.scheme[1:]), "block": options.block} if made.scheme in {"w8", "w4"} else made.choices
     linears = [linear.key for linear in graph.Graph(exported).linears()]
     described = _describe(out / FILE, made, linears)
     assert described.onnx is not None
     cache = _cache(geometry, context, switch, wide=2 if options.half_cache else 4)
     return replace(
         described,
-        choices=weights | decided,
+        choices={**made.choices, **decided},
         bytes_float=float_size,
         notes=tuple(notes),
         onnx=replace(described.onnx, calibrate_score=score, generation=cache),
@@ -121,17 +120,21 @@ class _Made:
     bytes: int
     keys: Sequence[str]
     runtime_options: Mapping[str, object]
-    choices: Mapping[str, object] = field(default_factory=dict)
+    choices: Mapping[str, object]
 
 
 def _make(making: _Making, scheme: str) -> _Made:
+    keys: Sequence[str] = ()
+    entries: dict[str, str] = {}
+    choices: dict[str, object] = {}
     if scheme == "fp16":
         calibrated = calibrated_inputs(making.exported, making.calibration)
         model, float32 = decoder_to_half(making.exported, making.prompts, calibrated)
-        keys, entries, choices = [], {}, {"float32_nodes": float32} if float32 else {}
+        choices = {"float32_nodes": float32} if float32 else {}
     else:
         model, keys, entries = _quantized(making.exported, making.head, scheme, making.options, making.calibration)
-        choices = {}
+        if scheme in {"w8", "w4"}:
+            choices = {"bits": int(scheme[1:]), "block": making.options.block}
         if making.options.cache == "f16":
             model = halve_caches(model)
     folder = making.scratch / scheme

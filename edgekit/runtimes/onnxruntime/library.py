@@ -275,5 +275,8 @@ def convert_to_half(
 
     # Around a node that stays it puts casts where it knows a value's type.
     return convert_float_to_float16(
-        model, keep_io_types=True if float32 is None else list(float32), disable_shape_infer=not keep, node_block_list=list(keep)
+        model,
+        keep_io_types=True if float32 is None else list(float32),
+        disable_shape_infer=not keep,
+        node_block_list=list(keep),
     )
