@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from edgekit.devices.shell_survey import SAVER
 from edgekit.doctor import Finding
 from edgekit.errors import EdgekitError
 from edgekit.runtimes import RUNTIMES
@@ -28,7 +29,8 @@ _SLOW_GOVERNORS = frozenset({"powersave", "conservative", "userspace"})
 _OWN_GOVERNORS = frozenset({"intel_pstate", "amd-pstate-epp", "amd_pstate_epp"})
 _SAVING = frozenset({"power", "balance_power"})
 _POLICIES = "/sys/devices/system/cpu/cpufreq/policy*"
-_PERFORMANCE = f"run there: echo performance | sudo tee {_POLICIES}"
+# What can be done of a phone that nobody has rooted.
+_OF_PHONES = "a phone's system sets that: plug it in, let it cool, and turn power saving off"
 # MiB of swap in use below which it is what some idle program left there; degrees from where the clock falls.
 _SWAPPED_MB, _NEAR_C = 32, 5.0
 # What is free at the least: a runtime, a small model, and not all of a board.
@@ -42,18 +44,21 @@ def find_hindrances(survey: Survey) -> list[Finding]:
     return [finding for check in CHECKS for finding in check(survey)]
 
 
-def check_engines(survey: Survey, address: str) -> Iterator[Finding]:
-    """The engines on a remote device: whether they load, and are those that artifacts are made and checked with here."""
+def check_engines(survey: Survey, renew: str) -> Iterator[Finding]:
+    """The engines on a remote device: whether they load, and are those that artifacts are made and checked with here.
+
+    renew: the command line that puts this machine's version of them there.
+    """
+    remedy = f"run: {renew}"
     for engine in survey["engines"]:
         name, version = engine["name"], engine["version"]
         if engine["problem"]:
-            remedy = f"run: edgekit devices setup {address}"
             yield _problem(name, f"does not load there: {engine['problem']}", remedy)
         elif version is None:
             if name == "onnxruntime":
-                yield _problem(name, "not installed there", f"run: edgekit devices setup {address}")
+                yield _problem(name, "not installed there", remedy)
         elif (here := _version_here(name)) and here.split(".")[:2] != version.split(".")[:2]:
-            yield _problem(name, f"{version} there, {here} here", f"run: edgekit devices setup {address}")
+            yield _problem(name, f"{version} there, {here} here", remedy)
         else:
             yield Finding(name=name, found=f"{version}, {', '.join(engine['providers']) or 'CPU'}")
 
@@ -85,6 +90,17 @@ def _check_reality(survey: Survey) -> Iterator[Finding]:
         yield _warning("emulated", "; ".join(survey["emulated"]), remedy)
 
 
+def _is_phone(survey: Survey) -> bool:
+    return survey["system"].startswith("Android ")
+
+
+def _performance(survey: Survey, key: str) -> str:
+    """How a file of cpufreq gets the word "performance"."""
+    if _is_phone(survey):
+        return f"{_OF_PHONES}; on a rooted one run: adb shell su -c 'echo performance | tee {_POLICIES}/{key}'"
+    return f"run there: echo performance | sudo tee {_POLICIES}/{key}"
+
+
 def _check_governor(survey: Survey) -> Iterator[Finding]:
     slow, capped, saving = [], [], []
     for cluster in survey["clusters"]:
@@ -97,12 +113,15 @@ def _check_governor(survey: Survey) -> Iterator[Finding]:
         if cluster["limit_ghz"]:
             capped.append(f"{where}: {cluster['limit_ghz']:.3g} of {cluster['clock_ghz']:.3g} GHz")
     if slow:
-        yield _warning("governor", f"it keeps the clock low ({'; '.join(slow)})", f"{_PERFORMANCE}/scaling_governor")
+        yield _warning(
+            "governor", f"it keeps the clock low ({'; '.join(slow)})", _performance(survey, "scaling_governor")
+        )
     if saving:
         found = f"it saves power ({'; '.join(saving)})"
-        yield _warning("energy preference", found, f"{_PERFORMANCE}/energy_performance_preference")
+        yield _warning("energy preference", found, _performance(survey, "energy_performance_preference"))
     if capped:
         remedy = f"run there: sudo sh -c 'for p in {_POLICIES}; do cat $p/cpuinfo_max_freq > $p/scaling_max_freq; done'"
+        remedy = _OF_PHONES if _is_phone(survey) else remedy
         yield _warning("highest clock", f"it is set below what the cores can do ({'; '.join(capped)})", remedy)
     named = sorted({cluster["governor"] for cluster in survey["clusters"] if cluster["governor"]})
     if named and not slow:
@@ -113,6 +132,12 @@ def _check_profile(survey: Survey) -> Iterator[Finding]:
     if survey["power"]["profile"] in {"low-power", "quiet", "cool"}:
         remedy = "run there: echo performance | sudo tee /sys/firmware/acpi/platform_profile"
         yield _warning("power profile", f"the firmware's is {survey['power']['profile']}", remedy)
+
+
+def _check_saver(survey: Survey) -> Iterator[Finding]:
+    if survey["power"]["profile"] == SAVER:
+        remedy = "turn it off in its settings, or run: adb shell settings put global low_power 0"
+        yield _warning("power saving", "its battery saver is on, which lowers the clock", remedy)
 
 
 def _check_battery(survey: Survey) -> Iterator[Finding]:
@@ -207,6 +232,7 @@ CHECKS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
     _check_reality,
     _check_governor,
     _check_profile,
+    _check_saver,
     _check_battery,
     _check_firmware,
     _check_heat,

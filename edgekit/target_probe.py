@@ -113,6 +113,8 @@ def _target_text(survey: Survey, device: Mapping[str, object], disturbed: Sequen
         # Unsigned activations keep more accuracy, and signed ones are slow on x86.
         "activation": "uint8",
         "reduce_range": saturating,
+        # What apps on phones load, and a runtime without what no model needs (docs of onnxruntime: "ORT model format").
+        "container": "ort" if survey["system"].startswith("Android ") else None,
     }
     if provider:
         export = {"format": "onnx", "scheme": "fp16"}

@@ -105,7 +105,10 @@ def test_a_hot_and_saving_board_of_files(tmp_path: Path) -> None:
 
 def test_engines_of_a_device_are_those_of_here() -> None:
     def judged(*engines: dict[str, Any]) -> list[tuple[str, str, str]]:
-        return [(one.name, one.status, one.remedy) for one in check_engines(survey(engines=[*engines]), "ssh://b")]
+        return [
+            (one.name, one.status, one.remedy)
+            for one in check_engines(survey(engines=[*engines]), "edgekit devices setup ssh://b")
+        ]
 
     import onnxruntime
 

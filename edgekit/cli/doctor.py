@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--device", "url", metavar="URL", help="Check this device instead of this machine: ssh://user@host.")
+@click.option(
+    "--device", "url", metavar="URL", help="Check this device instead of this machine: ssh://user@host, adb:."
+)
 @click.option(
     "--target", shell_complete=complete_target, help="Also whether the engines compute where this target wants it."
 )
@@ -27,6 +29,7 @@ def doctor(url: str | None, target: str | None, cache: Path | None, as_json: boo
     Examples:
       edgekit doctor
       edgekit doctor --device ssh://pi@raspberrypi.local
+      edgekit doctor --device adb:
       edgekit doctor --target laptop-gpu
     """
     import dataclasses
@@ -65,13 +68,14 @@ def _examine_here(cache: Path | None, target: str | None) -> tuple[list[Finding]
 
 def _examine_device(url: str) -> tuple[list[Finding], bool]:
     """The same of a device."""
-    from edgekit.devices import device_table, open_device
+    from edgekit.devices import AdbDevice, device_table, open_device
     from edgekit.devices.survey import ask_survey
     from edgekit.hindrances import check_engines, find_hindrances
 
     device = open_device(device_table(url), "device")
     try:
         survey = ask_survey(device)
+        renew = device.platform.build_command if isinstance(device, AdbDevice) else f"edgekit devices setup {url}"
     finally:
         device.close()
-    return [*check_engines(survey, url), *find_hindrances(survey)], bool(survey["emulated"])
+    return [*check_engines(survey, renew), *find_hindrances(survey)], bool(survey["emulated"])

@@ -123,7 +123,10 @@ def copy(name: str, new: str, out: Path, force: bool, as_json: bool) -> None:
 @targets.command()
 @click.option("--name", required=True, help="The new target's name; it becomes targets/NAME.toml.")
 @click.option(
-    "--device", "url", metavar="URL", help="Measure this device instead of this machine: ssh://user@host, browser:."
+    "--device",
+    "url",
+    metavar="URL",
+    help="Measure this device instead of this machine: ssh://user@host, adb:, browser:.",
 )
 @click.option("--p95-ms", type=click.FloatRange(min=0, min_open=True), help="A latency limit for its budget, ms.")
 @click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), help="A memory limit for its budget, MB.")
@@ -142,6 +145,7 @@ def probe(
     Examples:
       edgekit targets probe --name my-laptop --p95-ms 20
       edgekit targets probe --name my-pi --device ssh://pi@raspberrypi.local
+      edgekit targets probe --name my-phone --device adb:
     """
     from edgekit.cli.terminal import print_json
     from edgekit.devices import device_table

@@ -355,8 +355,9 @@ class AdbDevice:
 
 
 def adb_table(address: str) -> dict[str, object]:
-    """The `[device]` table of `adb:` (the only device) or `adb:SERIAL`, either with a folder of the device behind it."""
-    serial, slash, folder = address.removeprefix("adb:").partition("/")
+    """The `[device]` table of `adb:` (the only device) or `adb:SERIAL`, either with a folder of the device behind it; `adb://` is
+    `adb:`, as other kinds of device have it."""
+    serial, slash, folder = address.removeprefix("adb:").removeprefix("//").partition("/")
     table: dict[str, object] = {"kind": "adb"}
     if serial:
         table["serial"] = serial

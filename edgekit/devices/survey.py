@@ -1,4 +1,4 @@
-"""What a device is and in which state: `edgekit.runtimes.survey`, run there by the code that is pushed."""
+"""What a device is and in which state: `edgekit.runtimes.survey`, run there by the code that is pushed, or its shell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.devices.adb import AdbDevice
 from edgekit.devices.code import copy_runtimes
+from edgekit.devices.shell_survey import ask_shell
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.runtimes.survey import Survey
 from edgekit.typed_json import read_table
@@ -28,8 +30,10 @@ class _Said:
 def ask_survey(device: Device, *, speed: bool = False) -> Survey:
     """What the device says of itself; with `speed` it measures its own, too.
 
-    Raises DeviceFailed where it does not answer, EdgekitError for a device that has no Python.
+    Raises DeviceFailed where it does not answer, EdgekitError for a device that has neither Python nor a shell.
     """
+    if isinstance(device, AdbDevice):
+        return ask_shell(device, speed=speed)
     if device.PROBE != "python":
         raise EdgekitError(f"{device.identity}: has no Python that could measure it; give the address of one that has")
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:

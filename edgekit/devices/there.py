@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from edgekit.devices.native import Platform
 
 OPENED, LOCKED, THERE = "EDGEKIT-OPENED", "EDGEKIT-LOCKED", "EDGEKIT-THERE"
+FILE, SHOWN = "EDGEKIT-FILE", "EDGEKIT-SHOWN"
 NONE, ENDED, CANNOT, DENIED = "EDGEKIT-NONE", "EDGEKIT-ENDED", "EDGEKIT-CANNOT", "EDGEKIT-DENIED"
 
 # What the device is: its architecture, the 64-bit ABIs of its Android (none where there is no Android), its version and model.
@@ -22,6 +23,33 @@ if command -v getprop >/dev/null 2>&1; then
   echo "abis=$(getprop ro.product.cpu.abilist64)"
   echo "model=$(getprop ro.product.model)"
 fi
+"""
+
+# Shows the files that say what a Linux machine is and in which state, each behind its path, and the counters of its processors
+# before and after a second in which this script sleeps. What may not be read is left out.
+SURVEY = """
+show() {
+  for file; do
+    if [ -f "$file" ] && [ -r "$file" ]; then echo "EDGEKIT-FILE $file"; cat "$file"; echo; fi
+  done 2>/dev/null
+}
+count() {
+  echo "EDGEKIT-FILE /$1/programs"; cat /proc/[0-9]*/stat; echo
+  echo "EDGEKIT-FILE /$1/uptime"; cat /proc/uptime; echo
+  echo "EDGEKIT-FILE /$1/stat"; cat /proc/stat; echo
+} 2>/dev/null
+cpu=/sys/devices/system/cpu heat=/sys/class/thermal power=/sys/class/power_supply
+show /proc/cpuinfo /proc/meminfo /proc/device-tree/model /proc/sys/kernel/arch /proc/sys/kernel/osrelease
+show /proc/self/status /proc/self/cgroup /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_*_us
+show $cpu/cpu[0-9]*/cpu_capacity $cpu/cpu[0-9]*/cpufreq/*max_freq $cpu/cpu[0-9]*/cpufreq/scaling_governor
+show $cpu/cpu[0-9]*/cpufreq/scaling_driver $cpu/cpu[0-9]*/cpufreq/energy_performance_preference
+show $heat/thermal_zone*/type $heat/thermal_zone*/temp $heat/thermal_zone*/trip_point_*
+show $heat/cooling_device*/type $heat/cooling_device*/cur_state
+show $power/*/type $power/*/online $power/*/status $power/*/capacity $power/*/scope
+count before
+sleep 1
+count after
+echo EDGEKIT-SHOWN
 """
 
 # Takes the device, or says who has it, and holds it until its input ends: then adb, the cable or edgekit is gone. A lock of
@@ -149,7 +177,9 @@ def read_condition(text: str) -> dict[str, float]:
     powered = [value for key, value in battery.items() if key.endswith(" powered")]
     if powered:
         found["plugged"] = float("true" in powered)
-    heat = [float(value) for value in re.findall(r"mValue=(-?[\d.]+), mType=[23],", text)]
+    # What the service shows first are its last events', which may be hours old.
+    current = text.partition("Current temperatures from HAL:")[2] or text
+    heat = [float(value) for value in re.findall(r"mValue=(-?[\d.]+), mType=[23],", current)]
     # In tenths of a degree.
     if re.fullmatch(r"-?\d+", battery.get("temperature", "")):
         heat.append(int(battery["temperature"]) / 10)

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
+from pathlib import Path
 from typing import Protocol, TypedDict
 
 from edgekit.runtimes.control_groups import limit_cores
@@ -60,6 +61,7 @@ _MAC_FEATURES = {
     "hw.optional.arm.FEAT_SME": "sme",
 }
 _MIB = 1 << 20
+_SYSTEM = Path("/")
 _COPY_BYTES = 128 * _MIB
 
 # The features that decide which matrix product runs, as Linux names them.
@@ -149,36 +151,66 @@ def describe() -> Machine:
     return machine
 
 
-def _emulator(arch: str) -> str | None:
+def describe_files(root: Path, *, arch: str, cores: int, memory_mb: int, system: str) -> Machine:
+    """The same of a Linux (or an Android) whose files of /proc and /sys were brought to `root`; what those do not tell is given.
+
+    cores: the logical ones that a program gets there.
+    """
+    told, arch = _describe_files(root), _ARCHES.get(arch, arch)
+    machine: Machine = {
+        "arch": arch,
+        "cpu": told.get("cpu") or arch,
+        "part": told.get("part"),
+        "cores": _count_cores(read_file(root / "proc/cpuinfo"), cores),
+        "features": told.get("features") or [],
+        "memory_mb": memory_mb,
+        "clock_ghz": told.get("clock_ghz"),
+        "governor": told.get("governor") or None,
+        "system": system,
+        "python": "",
+    }
+    if emulator := _emulator(arch, root):
+        machine["emulator"] = emulator
+    return machine
+
+
+def _emulator(arch: str, root: Path = _SYSTEM) -> str | None:
     """What runs programs of this arch in place of such a CPU; None where the system does not tell of any.
 
     qemu's user mode hands on the kernel's files: /proc/sys/kernel/arch is the kernel's own (Linux 6.1,
     https://docs.kernel.org/admin-guide/sysctl/kernel.html#arch). Rosetta tells it itself (sysctl.proc_translated).
     """
-    kernel = read_file("/proc/sys/kernel/arch")
+    kernel = read_file(root / "proc/sys/kernel/arch")
     if kernel and _FAMILIES.get(kernel, kernel) != _FAMILIES.get(arch, arch):
         return f"programs for {arch} on a kernel for {kernel}"
-    if platform.system() == "Darwin" and _sysctl("sysctl.proc_translated") == "1":
+    if root == _SYSTEM and platform.system() == "Darwin" and _sysctl("sysctl.proc_translated") == "1":
         return "programs for x86_64 on Apple silicon (Rosetta)"
     return None
 
 
 def _describe_linux() -> _Told:
-    text = read_file("/proc/cpuinfo")
+    return {
+        **_describe_files(_SYSTEM),
+        "cores": _count_cores(read_file("/proc/cpuinfo"), available_cores()),
+        "memory_mb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB,
+    }
+
+
+def _describe_files(root: Path) -> _Told:
+    text = read_file(root / "proc/cpuinfo")
     fields = {
         key: _field(text, key) for key in ("model name", "flags", "Features", "CPU implementer", "CPU part", "Model")
     }
     implementer, part = fields["CPU implementer"], fields["CPU part"]
     arm = ARM_PARTS.get((int(implementer, 16), int(part, 16))) if implementer and part else None
-    clock = read_file("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+    first = root / "sys/devices/system/cpu/cpu0/cpufreq"
+    clock = read_file(first / "cpuinfo_max_freq")
     return {
         "cpu": arm or fields["model name"] or fields["Model"],
         "part": f"{implementer}/{part}" if implementer and part else None,
-        "cores": _count_cores(text),
         "features": sorted((fields["flags"] or fields["Features"] or "").split()),
-        "memory_mb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB,
         "clock_ghz": int(clock) / 1e6 if clock.isdigit() else None,
-        "governor": read_file("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": read_file(first / "scaling_governor"),
     }
 
 
@@ -189,9 +221,8 @@ def available_cores() -> int:
     return cores if limit is None else min(cores, max(1, ceil(limit)))
 
 
-def _count_cores(cpuinfo: str) -> int:
-    """Physical cores that this process may use."""
-    mine = available_cores()
+def _count_cores(cpuinfo: str, mine: int) -> int:
+    """The physical cores of `mine` logical ones."""
     sockets = re.findall(r"^physical id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
     cores = re.findall(r"^core id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
     # Virtual machines may number every core 0.

@@ -124,7 +124,7 @@ def stepped(told: Sequence[Seen]) -> float | None:
 
 def _counters() -> dict[str, float | None]:
     """All counters, of times in seconds."""
-    busy, steal = _stat()
+    busy, steal = worked(read_file(_STAT), os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
     return {
         "own": time.process_time(),
         "busy": busy,
@@ -151,14 +151,15 @@ def _moment() -> tuple[float, float]:
     return clock, day
 
 
-def _stat() -> tuple[float | None, float | None]:
-    """Seconds that all cores together worked (guests' are in user's), and that were stolen, since the system started."""
-    told = re.match(r"cpu +(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", read_file(_STAT))
-    if told is None or not hasattr(os, "sysconf"):
+def worked(stat: str, ticks: float) -> tuple[float | None, float | None]:
+    """Seconds that all cores together worked (guests' are in user's), and that were stolen, since the system started.
+
+    stat: the text of /proc/stat, which counts `ticks` in a second.
+    """
+    told = re.match(r"cpu +(\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", stat)
+    if told is None:
         return None, None
-    user, nice, system, _idle, _io, irq, soft, steal = (
-        int(value) / os.sysconf("SC_CLK_TCK") for value in told.groups()
-    )
+    user, nice, system, _idle, _io, irq, soft, steal = (int(value) / ticks for value in told.groups())
     # A sandbox has the file, with nothing in it.
     return (user + nice + system + irq + soft, steal) if user + system else (None, None)
 

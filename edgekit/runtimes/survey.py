@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -29,6 +29,8 @@ from edgekit.runtimes.sensors import Cluster, Power, Zone, clusters, power, slow
 # How often the machine's speed is measured, and how long its other load is watched.
 ROUNDS, WATCH_S = 3, 1.0
 # The Raspberry Pi's firmware tells here what `vcgencmd get_throttled` prints.
+Ticks = tuple[str, int]
+"""A process's name and the processor time that it has taken, in the system's ticks."""
 _PI = "sys/devices/platform/*/*firmware/get_throttled"
 
 
@@ -179,23 +181,34 @@ def watch(root: Path, seconds: float) -> Busy:
     time.sleep(seconds)
     seen, after = dict(tell()), _ticks(root)
     passed = (seen["seconds"] or seconds) * (os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
+    after.pop(os.getpid(), None)
+    return {"seen": seen, "programs": busiest(before, after, passed)}
+
+
+def busiest(before: Mapping[int, Ticks], after: Mapping[int, Ticks], passed: float) -> list[Program]:
+    """The programs that worked most in so many ticks, three at most."""
     programs: list[Program] = [
         {"name": name, "pid": pid, "cores": round((ticks - before.get(pid, (name, ticks))[1]) / passed, 2)}
         for pid, (name, ticks) in after.items()
-        if pid != os.getpid()
     ]
     worked = sorted((one for one in programs if one["cores"] >= 0.1), key=lambda one: -one["cores"])
-    return {"seen": seen, "programs": worked[:3]}
+    return worked[:3]
 
 
-def _ticks(root: Path) -> dict[int, tuple[str, int]]:
-    """The name and the processor time of each process: fields 2, 14 and 15 of /proc/PID/stat."""
+def _ticks(root: Path) -> dict[int, Ticks]:
+    """Of each process."""
+    return read_ticks(read_file(path) for path in (root / "proc").glob("[0-9]*/stat"))
+
+
+def read_ticks(lines: Iterable[str]) -> dict[int, Ticks]:
+    """By process, from the lines of /proc/PID/stat: fields 1, 2, 14 and 15."""
     found = {}
-    for path in (root / "proc").glob("[0-9]*/stat"):
-        name, _, rest = read_file(path).partition(" (")[2].rpartition(") ")
+    for line in lines:
+        pid, _, more = line.partition(" (")
+        name, _, rest = more.rpartition(") ")
         fields = rest.split()
-        if len(fields) > 12:
-            found[int(path.parent.name)] = (name, int(fields[11]) + int(fields[12]))
+        if len(fields) > 12 and pid.isdigit():
+            found[int(pid)] = (name, int(fields[11]) + int(fields[12]))
     return found
 
 

@@ -401,7 +401,7 @@ def test_a_phone_that_refuses_files(phone: Phone, tmp_path: Path) -> None:
 
 def test_scripts_are_those_of_any_posix_shell() -> None:
     """A Linux board's adbd runs them in its own shell; they parse in dash and bash too."""
-    for name in ("FACTS", "HOLD", "RUN", "LOOK", "DIGESTS", "COUNT", "CLEAN", "CONDITION"):
+    for name in ("FACTS", "SURVEY", "HOLD", "RUN", "LOOK", "DIGESTS", "COUNT", "CLEAN", "CONDITION"):
         for shell in filter(shutil.which, ("dash", "bash", "mksh")):
             done = subprocess.run(
                 [shell, "-n", "-c", getattr(there, name)], capture_output=True, text=True, check=False

@@ -42,7 +42,7 @@ def test_an_emulator_is_known_by_what_it_reaches() -> None:
 
 def test_a_kernel_of_another_kind_gives_an_emulator_away(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"/proc/sys/kernel/arch": "x86_64"}
-    monkeypatch.setattr(machine, "read_file", lambda path: files.get(path, ""))
+    monkeypatch.setattr(machine, "read_file", lambda path: files.get(str(path), ""))
     assert machine._emulator("aarch64") == "programs for aarch64 on a kernel for x86_64"
     assert machine._emulator("x86_64") is machine._emulator("i686") is None
     files["/proc/sys/kernel/arch"] = "aarch64"

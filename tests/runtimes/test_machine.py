@@ -42,7 +42,7 @@ def test_arm_cores_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
         "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd asimdhp asimddp\nCPU implementer\t: 0x41\n"
         "CPU architecture: 8\nCPU variant\t: 0x4\nCPU part\t: 0xd0b\nCPU revision\t: 1\n\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n"
     )
-    monkeypatch.setattr(machine, "read_file", lambda path: cpuinfo if path == "/proc/cpuinfo" else "")
+    monkeypatch.setattr(machine, "read_file", lambda path: cpuinfo if str(path) == "/proc/cpuinfo" else "")
     monkeypatch.setattr(machine.platform, "system", lambda: "Linux")
     facts = machine.describe()
     assert (facts["cpu"], facts["part"]) == ("Cortex-A76", "0x41/0xd0b")

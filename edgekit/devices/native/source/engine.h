@@ -162,10 +162,13 @@ class Session {
   ~Session() { ort_.call<void(OrtSession*)>(95)(session_); }
 
   // The first output's row for one prompt, given as a batch of one. Files that something else exported may want segment ids: zeros.
-  std::vector<float> run(const Prompt& prompt) const { return floats(prompt, true); }
+  std::vector<float> run(const Prompt& prompt) const { return values<float>(answer(prompt, true, kFloat)); }
 
   // As it is given, without a batch's axis; nothing is read of what comes out.
-  void run_plain(const Prompt& prompt) const { floats(prompt, false); }
+  void run_plain(const Prompt& prompt) const { answer(prompt, false, kNothing); }
+
+  // The same, whose answer is whole numbers.
+  std::vector<int32_t> run_whole(const Prompt& prompt) const { return values<int32_t>(answer(prompt, false, kInt32)); }
 
   std::string end_profile() const {
     char* path = nullptr;
@@ -174,7 +177,18 @@ class Session {
   }
 
  private:
-  std::vector<float> floats(const Prompt& prompt, bool batch) const {
+  // onnxruntime's numbers of the types that are read of an answer.
+  static constexpr int kNothing = 0, kFloat = 1, kInt32 = 6;
+
+  template <typename Value>
+  static std::vector<Value> values(const std::string& bytes) {
+    std::vector<Value> found(bytes.size() / sizeof(Value));
+    std::memcpy(found.data(), bytes.data(), bytes.size());
+    return found;
+  }
+
+  // The first output's bytes, of elements of a type, each of four bytes; none where kNothing is wanted.
+  std::string answer(const Prompt& prompt, bool batch, int wanted) const {
     std::vector<const char*> names;
     std::vector<OrtValue*> values;
     std::string zeros;
@@ -204,7 +218,7 @@ class Session {
       ort_.check(ort_.call<OrtStatus*(OrtSession*, const void*, const char* const*, const OrtValue* const*, size_t, const char* const*, size_t, OrtValue**)>(9)(
           session_, nullptr, names.data(), values.data(), values.size(), &output, 1, &answer));
       values.push_back(answer);
-      std::vector<float> row = batch ? read(answer) : std::vector<float>();
+      std::string row = wanted ? read(answer, wanted) : "";
       release();
       return row;
     } catch (const Failure&) {
@@ -213,7 +227,7 @@ class Session {
     }
   }
 
-  std::vector<float> read(OrtValue* value) const {
+  std::string read(OrtValue* value, int wanted) const {
     OrtTensorInfo* info = nullptr;
     ort_.check(ort_.call<OrtStatus*(const OrtValue*, OrtTensorInfo**)>(65)(value, &info));  // GetTensorTypeAndShape
     int type = 0;
@@ -221,11 +235,10 @@ class Session {
     ort_.check(ort_.call<OrtStatus*(const OrtTensorInfo*, int*)>(60)(info, &type));
     ort_.check(ort_.call<OrtStatus*(const OrtTensorInfo*, size_t*)>(64)(info, &count));
     ort_.call<void(OrtTensorInfo*)>(99)(info);
-    if (type != 1) throw Failure("the model's first output is no float32, which is all that the native probe reads");
+    if (type != wanted) throw Failure("the model's first output is no float32, which is all that the native probe reads");
     void* data = nullptr;
     ort_.check(ort_.call<OrtStatus*(OrtValue*, void**)>(51)(value, &data));  // GetTensorMutableData
-    const float* first = static_cast<const float*>(data);
-    return {first, first + count};
+    return {static_cast<const char*>(data), 4 * count};
   }
 
   const Ort& ort_;

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <glob.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
 #include <time.h>
@@ -12,6 +13,7 @@
 #include <algorithm>
 #include <chrono>
 #include <functional>
+#include <new>
 #include <set>
 
 #include "engine.h"
@@ -247,10 +249,37 @@ class ProductModel {
   }
 };
 
+// Of a buffer that is larger than the caches, and small on a device with little memory.
+inline size_t copy_bytes() {
+  size_t memory = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return std::min<size_t>(128 << 20, memory / 16);
+}
+
+// Bytes that one thread reads, in 10^9 per second of its processor time; from large pages where there are any, as NumPy's are.
+inline double read_gbs() {
+  typedef uint64_t Lanes __attribute__((vector_size(64)));  // as wide as any core's: a compiler makes it of what there is
+  const size_t size = copy_bytes() / (2 * sizeof(Lanes)) * (2 * sizeof(Lanes));
+  void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  madvise(memory, size, MADV_HUGEPAGE);
+  std::memset(memory, 1, size);
+  const Lanes *begin = static_cast<const Lanes*>(memory), *end = begin + size / sizeof(Lanes);
+  volatile uint64_t kept = 0;
+  double seconds = fastest([&] {
+    Lanes even{}, odd{};
+    for (const Lanes* at = begin; at != end; at += 2) {
+      even ^= at[0];
+      odd ^= at[1];
+    }
+    kept = kept ^ (even ^ odd)[0];
+  });
+  munmap(memory, size);
+  return static_cast<double>(size) / seconds / 1e9;
+}
+
 // How fast one core is: bandwidth_gbs by copies, fp32_gflops and int8_gops by onnxruntime's own products.
 inline Json measure(const Ort& ort) {
-  size_t memory = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  size_t size = std::min<size_t>(128 << 20, memory / 16);
+  size_t size = copy_bytes();
   double copies;
   {
     std::vector<char> source(size, 1), sink(size);
@@ -286,6 +315,28 @@ inline Json measure(const Ort& ort) {
   double fp32 = speed(ProductModel::make("MatMul", 1, 1, 1, floats), "f4");
   double int8 = speed(ProductModel::make("MatMulInteger", 2, 3, 6, small), "u1");
   return Json::table({{"bandwidth_gbs", copies}, {"fp32_gflops", fp32}, {"int8_gops", int8}});
+}
+
+// Whether products of bytes lose what 16 bits cannot hold, by the types of both sides: throughput.saturation.
+inline Json saturation(const Ort& ort) {
+  struct Pair {
+    const char *name, *left;
+    int left_type, left_most, right_type, right_most;
+  };
+  constexpr int side = ProductModel::kSide;
+  Json found = Json::table();
+  for (const Pair& pair : {Pair{"u8s8", "u1", 2, 255, 3, 127}, Pair{"s8s8", "i1", 3, 127, 3, 127}, Pair{"u8u8", "u1", 2, 255, 2, 255}}) {
+    Options options;
+    options.threads = 1;
+    const std::string constant(side * side, static_cast<char>(pair.right_most));
+    Session session(ort, "", ProductModel::make("MatMulInteger", pair.left_type, pair.right_type, 6, constant), options);
+    const int32_t exact = side * pair.left_most * pair.right_most;
+    bool lost = false;
+    for (int32_t sum : session.run_whole({{"a", Array{pair.left, {side, side}, std::string(side * side, static_cast<char>(pair.left_most))}}}))
+      lost = lost || sum != exact;
+    found.set(pair.name, lost);
+  }
+  return found;
 }
 
 }  // namespace edgekit

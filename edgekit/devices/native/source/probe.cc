@@ -1,6 +1,6 @@
 // The native probe: edgekit.runtimes.probe for devices without Python. That module describes the protocol; what differs here is
-// said there too. `edgekit-probe REQUEST.json` answers a request, `edgekit-probe --describe` says what the machine is, and
-// `edgekit-probe --sha256 FILE` and `--json FILE` are for the tests of its own parts.
+// said there too. `edgekit-probe REQUEST.json` answers a request, `edgekit-probe --describe` says what the machine is,
+// `edgekit-probe --survey ROUNDS` how fast, and `edgekit-probe --sha256 FILE` and `--json FILE` are for the tests of its own parts.
 //
 // onnxruntime lies beside the program as libonnxruntime.so.
 
@@ -130,6 +130,22 @@ void answer_all(const Session& session, const std::vector<Prompt>& prompts, cons
   speaker.say("memory", {{"peak_mb", peak_memory_mb()}});
 }
 
+// What edgekit.devices.shell_survey asks for: the engine and, in so many rounds, how fast the machine is.
+void survey(int rounds) {
+  const Ort ort(own_folder() + "/libonnxruntime.so");
+  std::vector<std::string> providers = ort.providers();
+  std::vector<Json> measured;
+  Counters before;
+  for (int round = 0; round < rounds; ++round) {
+    measured.push_back(measure(ort));
+    measured.back().set("read_gbs", read_gbs());
+  }
+  Json lost = rounds ? saturation(ort) : Json::table();
+  Json found = Json::table({{"version", ort.version}, {"providers", std::vector<Json>(providers.begin(), providers.end())},
+                            {"rounds", std::move(measured)}, {"saturates", std::move(lost)}, {"neighbours", since(before)}});
+  std::puts(found.dump().c_str());
+}
+
 void answer(const std::string& path) {
   const Json request = Json::parse(read_file(path));
   Speaker speaker;
@@ -184,6 +200,8 @@ int main(int count, char** words) {
   try {
     if (count == 2 && std::strcmp(words[1], "--describe") == 0) {
       std::puts(describe().dump().c_str());
+    } else if (count == 3 && std::strcmp(words[1], "--survey") == 0) {
+      survey(std::atoi(words[2]));
     } else if (count == 3 && std::strcmp(words[1], "--sha256") == 0) {
       std::puts(sha256(words[2]).c_str());
     } else if (count == 3 && std::strcmp(words[1], "--json") == 0) {
