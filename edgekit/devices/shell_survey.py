@@ -69,7 +69,7 @@ def ask_shell(device: AdbDevice, *, speed: bool) -> Survey:
         lay_out(ended.stdout, root)
         survey = read_survey(root, told, said)
     if not speed:
-        return {**survey, "engines": [_engine(device)]}
+        return {**survey, "engines": [_beside_probe(device)]}
     facts = read_table(_Device, {"device": dict(device.facts())}, device.identity).device
     rounds = 1 if "emulator" in facts else ROUNDS
     spoken = _ask_program(device, rounds)
@@ -195,7 +195,7 @@ def _known(reading: tuple[float | None, float | None]) -> tuple[float, float]:
     return float(reading[0] or 0), float(reading[1] or 0)
 
 
-def _engine(device: AdbDevice) -> Library:
+def _beside_probe(device: AdbDevice) -> Library:
     """The library beside the native probe, as far as it runs there."""
     engine: Library = {"name": onnxruntime.NAME, "version": None, "problem": None, "debug": None, "providers": []}
     try:
