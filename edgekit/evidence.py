@@ -14,7 +14,7 @@ from pathlib import Path
 from edgekit import gate
 from edgekit.errors import EdgekitError
 from edgekit.schema import dump_json, read_json
-from edgekit.times import Comparable, Sustained, Tuning
+from edgekit.times import Comparable, Roofline, Sustained, Tuning
 from edgekit.typed_json import MAY_BE_ABSENT, read_table, to_table
 
 FILE = "report.json"
@@ -353,7 +353,8 @@ class Report:
     role) and confusion of a classifier, all from kl on of a decoder (perplexity by role, ttft_ms by prompt length).
     runtimes: those that the target let measurements choose from, where there were several. emulated: whether an emulator did:
     then no speed and no memory of it is the device's. comparable is of every report that this edgekit writes; sustained and
-    tuning are where they were asked for. host: where the device is another
+    tuning are where they were asked for. roofline: of a call on the CPU, of a decoder of one new token, roofline_prompt of its
+    longest prompt; None where a speed was not measured. host: where the device is another
     machine, how its answers compare with this machine's.
     accuracy, models: by role. device, work: what the machine is and what one call does, as the probe says it. prompts: how many
     were judged. margins: the limits of the recipe, with defaults. coverage, data: None where nobody knows.
@@ -405,6 +406,8 @@ class Report:
     comparable: Comparable | None = field(default=None, metadata=MAY_BE_ABSENT)
     sustained: Sustained | None = field(default=None, metadata=MAY_BE_ABSENT)
     tuning: Tuning | None = field(default=None, metadata=MAY_BE_ABSENT)
+    roofline: Roofline | None = field(default=None, metadata=MAY_BE_ABSENT)
+    roofline_prompt: Roofline | None = field(default=None, metadata=MAY_BE_ABSENT)
     host: OnHost | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     def to_json(self) -> str:

@@ -61,6 +61,21 @@ class Comparable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """How long a call should take by what the machine can do and how long it took, ms (see `verify.roofline`).
+
+    ratio: the measured speed by the predicted one, below 1 where it is slower. bound: what most of the prediction is. note: why
+    both differ, where the ratio is outside 0.6 to 1.1; "unexplained" where no fact says why.
+    """
+
+    predicted_ms: float
+    measured_ms: float
+    ratio: float
+    bound: Literal["compute", "memory", "dispatch"]
+    note: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Moment:
     """A point of a curve of sustained calls: seconds since it began, the calls in it, quantiles in ms, and the machine then."""
 

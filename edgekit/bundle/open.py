@@ -17,6 +17,7 @@ from edgekit.bundle.destination import MANIFEST
 from edgekit.bundle.loaders import find_loader
 from edgekit.bundle.manifest import MANIFEST_FORMAT, Manifest, digest_of, read_manifest
 from edgekit.bundle.mistaken import other_than_bundle
+from edgekit.bundle.tuning import use_tuning
 from edgekit.errors import EdgekitError
 from edgekit.outputs import OUTPUTS
 from edgekit.runtimes import RUNTIMES
@@ -84,16 +85,17 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def run_bundle(
-    path: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None
+    path: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None, tuned: bool = False
 ) -> list[object]:
     """A bundle's answer to each text, through the very loader that ships: {label, score, scores}, list[float] or a text.
 
-    prompt: the name of what comes before each text; None: the model's default. Raises EdgekitError for whatever `open_bundle`
+    prompt: the name of what comes before each text; None: the model's default. tuned: take the setting that lies beside it, where
+    threads are not given (see `bundle.tuning`). Raises EdgekitError for whatever `open_bundle`
     refuses, a prompt that the bundle has not, and where the runtime cannot open the model.
     """
     bundle = open_bundle(path)
     before = _prompt(bundle, path, prompt)
-    opened = load_bundle(bundle, path, threads=threads)
+    opened = load_bundle(bundle, path, threads=threads, tuned=tuned)
     named = {} if prompt is None else {"prompt": prompt}
     output = bundle.manifest.output
     answers = [opened(_readable(opened, output, text, before), **named) for text in texts]
@@ -117,14 +119,17 @@ def _readable(opened: Loaded, output: str, text: str, before: str) -> str:
     return text if tokenizer is None or OUTPUTS[output].generates else readable_part(tokenizer, text, before)
 
 
-def open_speaker(path: Path, *, threads: int | None = None) -> Speaker | None:
-    """The loader of a bundle that generates text, opened; None for a bundle that gives rows. Raises as `load_bundle` does."""
+def open_speaker(path: Path, *, threads: int | None = None, tuned: bool = False) -> Speaker | None:
+    """The loader of a bundle that generates text, opened; None for a bundle that gives rows. tuned: as for `run_bundle`.
+
+    Raises as `load_bundle` does.
+    """
     bundle = open_bundle(path)
     kind = OUTPUTS.get(bundle.manifest.output)
-    return load_bundle(bundle, path, threads=threads) if kind is None or kind.generates else None
+    return load_bundle(bundle, path, threads=threads, tuned=tuned) if kind is None or kind.generates else None
 
 
-def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> Speaker:
+def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None, tuned: bool = False) -> Speaker:
     """The loader's own object over a bundle that was opened from `path`.
 
     The code that runs is edgekit's own copy, never a bundle's: a bundle may come from anywhere. Raises EdgekitError where the
@@ -136,6 +141,7 @@ def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None) -> Sp
     if found is None:
         raise EdgekitError(f"{path}: edgekit {__version__} has no loader for {output} in {name}; use a newer edgekit")
     loader = found.path
+    threads = use_tuning(path, manifest) if tuned and threads is None else threads
     shipped = (manifest.files or {}).get("load.py")
     if shipped is None or shipped.sha256 != file_sha256(loader):
         log.warning("%s: its load.py is not that of edgekit %s, which answers here", path, __version__)

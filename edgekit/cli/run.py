@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 @click.option("--most", type=click.IntRange(min=1), help="The most tokens of an answer that is generated.")
 @click.option("--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True,
               help="Of generated answers; 0 takes the likeliest token each time.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), help="Threads, in place of the bundle's own.")
+@click.option("--tuning/--no-tuning", default=True,
+              help="Whether to take the best setting where NAME.tuning.json beside the bundle is of this machine.")  # fmt: skip
 @json_option
 def run(
     bundle: Path, text: tuple[str, ...], file: Path | None, prompt: str | None, system: str | None, most: int | None,
-    temperature: float, as_json: bool,
+    temperature: float, threads: int | None, tuning: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer texts with a bundle, through the loader that ships in it; a model that generates streams its answers.
 
@@ -50,11 +53,11 @@ def run(
         raise click.UsageError("Give texts or --file, not both.")
     for given in (*text, system or ""):
         _check_utf8(given)
-    speaker = spine.open_speaker(bundle)
+    speaker = spine.open_speaker(bundle, threads=threads, tuned=tuning)
     _check_options(speaker, prompt, system, generates=most is not None or bool(temperature))
     if speaker is None:
         texts = _texts(text, file)
-        answers = spine.run(bundle, texts, prompt=prompt)
+        answers = spine.run(bundle, texts, prompt=prompt, threads=threads, tuned=tuning)
         if not as_json:
             for asked, answer in zip(texts, answers, strict=True):
                 click.echo(f"{_format_answer(answer)}\t{asked}")

@@ -144,26 +144,29 @@ def _record(
     return reference, calibrate(settings, student, prompts, session, gradients=gradients)
 
 
-def run(bundle: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None) -> list[object]:
+def run(
+    bundle: Path, texts: Sequence[str], *, prompt: str | None = None, threads: int | None = None, tuned: bool = False
+) -> list[object]:
     """A bundle's answer to each text: {label, score, scores} or, of an encoder, its embedding as list[float].
 
     bundle: a bundle's folder or archive. prompt: which of the model's prompts comes before each text, by its name; without it
-    the model's default. threads: of the runtime; without it the bundle's own. Raises EdgekitError for a bundle that is not
-    whole, a prompt that it has not, and where the runtime cannot open the model.
+    the model's default. threads: of the runtime; without it the bundle's own, or with `tuned` those of the setting that lies
+    beside the bundle (NAME.tuning.json). Raises EdgekitError for a bundle that is not whole, a prompt that it has not, and where
+    the runtime cannot open the model.
     """
     from edgekit.bundle.open import run_bundle
 
-    return run_bundle(bundle, texts, prompt=prompt, threads=threads)
+    return run_bundle(bundle, texts, prompt=prompt, threads=threads, tuned=tuned)
 
 
-def open_speaker(bundle: Path, *, threads: int | None = None) -> Speaker | None:
+def open_speaker(bundle: Path, *, threads: int | None = None, tuned: bool = False) -> Speaker | None:
     """The loader of a bundle that generates text, opened. None for others.
 
-    Raises EdgekitError as `run` does.
+    tuned: as for `run`. Raises EdgekitError as `run` does.
     """
     from edgekit.bundle.open import open_speaker as open_it
 
-    return open_it(bundle, threads=threads)
+    return open_it(bundle, threads=threads, tuned=tuned)
 
 
 def speak(speaker: Speaker, asked: str | Conversation, options: Mapping[str, float]) -> Iterator[str]:

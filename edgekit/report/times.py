@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgekit.evidence import Report
 from edgekit.report.figures import number
-from edgekit.times import Comparable, Conditions, Moment, Sustained, Tuning
+from edgekit.times import Comparable, Conditions, Moment, Roofline, Sustained, Tuning
 
 
 def times_lines(report: Report) -> list[str]:
@@ -25,6 +25,10 @@ def times_lines(report: Report) -> list[str]:
         )
         shown = ", ".join(number(time, 3) for time in latency.first_ten)
         lines.append(f"opened in {number(latency.load, 3)} ms; the first ten calls: {shown} ms{cold}")
+    call = "a new token" if report.tokens_per_second else "a call"
+    for what, roofline in ((call, report.roofline), ("the longest prompt", report.roofline_prompt)):
+        if roofline is not None and roofline.note is not None:
+            lines.append(roofline_line(what, roofline))
     if report.sustained is not None:
         lines.append(sustained_line(report.sustained))
     if report.tuning is not None:
@@ -32,6 +36,15 @@ def times_lines(report: Report) -> list[str]:
     if report.comparable is not None:
         lines += comparable_lines(report.comparable)
     return lines
+
+
+def roofline_line(what: str, roofline: Roofline) -> str:
+    """What the machine's own speeds predict, what was measured, and why both differ."""
+    limit = {"compute": "its products", "memory": "reading its weights", "dispatch": "calling its operators"}
+    return (
+        f"{what} at {roofline.ratio:.2f} x the speed that the machine's own predict: {number(roofline.predicted_ms, 3)} ms for"
+        f" {limit[roofline.bound]}, {number(roofline.measured_ms, 3)} ms measured ({roofline.note})"
+    )
 
 
 def sustained_line(sustained: Sustained) -> str:

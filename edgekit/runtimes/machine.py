@@ -18,7 +18,7 @@ from typing import Protocol, TypedDict
 
 from edgekit.runtimes.control_groups import limit_cores
 from edgekit.runtimes.files import read_file
-from edgekit.runtimes.onnxruntime.throughput import accelerator_speed, throughput
+from edgekit.runtimes.onnxruntime.throughput import accelerator_speed, dispatch_us, throughput
 from edgekit.runtimes.timing import fastest, own_time
 
 # MIDR implementer and part of the cores that targets name (Linux, arch/arm64/include/asm/cputype.h).
@@ -63,6 +63,8 @@ _MAC_FEATURES = {
 _MIB = 1 << 20
 _SYSTEM = Path("/")
 _COPY_BYTES = 128 * _MIB
+# Less is read in the time that NumPy takes to begin.
+_READ_BYTES, _READ_S = _MIB // 4, 0.05
 
 # The features that decide which matrix product runs, as Linux names them.
 KERNEL_FEATURES = (
@@ -316,12 +318,28 @@ def measure(*, accelerated: bool = False) -> dict[str, float]:
     return {"bandwidth_gbs": bandwidth_gbs(), **throughput(), **(accelerator_speed() if accelerated else {})}
 
 
-def read_gbs() -> float:
-    """Bytes that one thread reads, in 10^9 per second of its processor time; the best of several."""
+def measure_roof(runtime: str, weights: int, threads: int) -> dict[str, float]:
+    """What bounds a call beside its products: read_gbs, of so many bytes of weights, and dispatch_us of onnxruntime."""
+    found = {"read_gbs": read_gbs(threads, weights)} if weights else {}
+    return {**found, "dispatch_us": dispatch_us()} if runtime == "onnxruntime" else found
+
+
+def read_gbs(threads: int = 1, size: int | None = None) -> float:
+    """Bytes that so many threads read at once, in 10^9 per second; the best of several.
+
+    size: bytes of what is read again and again, as the weights of a model are: what fits a cache is read from there. None: more
+    than any cache holds. One thread's time is that of its processor, as in `bandwidth_gbs`.
+    """
     import numpy as np
 
-    source = np.ones(_copy_bytes() // 8, dtype=np.uint64)
-    return source.nbytes / fastest(source.max, own_time) / 1e9
+    most = _copy_bytes()
+    asked = most if size is None else max(min(size, most), _READ_BYTES)
+    parts = np.split(np.ones(asked // 8 // threads * threads, dtype=np.uint64), threads)
+    total, spell_s = sum(part.nbytes for part in parts), None if size is None else _READ_S
+    if threads == 1:
+        return total / fastest(parts[0].max, own_time, spell_s=spell_s) / 1e9
+    with ThreadPoolExecutor(threads) as pool:
+        return total / fastest(lambda: list(pool.map(lambda part: part.max(), parts)), spell_s=spell_s) / 1e9
 
 
 def _copy_bytes() -> int:

@@ -11,7 +11,8 @@ class Work(TypedDict, total=False):
 
     asked: the provider that was asked for. provider: the execution provider, or the kind of device, of the session. nodes and
     matmul_nodes: operators and matrix products by provider; matmul_ops: multiplications and additions of matrix products by
-    provider; weight_bytes: of the matrices that a call reads; precisions: how many matrix products ran in each. Of another
+    provider; int8_ops: those of them that multiply bytes; weight_bytes: of the matrices that a call reads; precisions: how many
+    matrix products ran in each; time_shares: the share of a call's time by operator. Of another
     provider than the CPU also attention_nodes: operators of attention by provider; copies: of tensors from it to the host within
     a call; warnings: what onnxruntime said when it started.
 
@@ -25,7 +26,9 @@ class Work(TypedDict, total=False):
     nodes: dict[str, int]
     matmul_nodes: dict[str, int]
     matmul_ops: dict[str, float]
+    int8_ops: float
     weight_bytes: int
+    time_shares: dict[str, float]
     precisions: dict[str, int]
     attention_nodes: dict[str, int]
     copies: int

@@ -106,9 +106,12 @@ def _answer(runtime: Runtime, request: Request, folder: Path, say: Callable[...,
     say("memory", peak_mb=machine.peak_memory_mb())
     say("energy", **energy.spent(partial(session.run, timed)))
     del session
-    say("work", **{**runtime.work(file, options, timed), "asked": asked})
+    work = runtime.work(file, options, timed)
+    say("work", **{**work, "asked": asked})
     told = neighbours.watch()
     speed = machine.measure(accelerated=wants_accelerator(options))
+    threads = options.get("threads") or machine.describe()["cores"]
+    speed |= machine.measure_roof(runtime.NAME, work.get("weight_bytes", 0), threads)
     say("machine", speed=speed, neighbours=told())
 
 

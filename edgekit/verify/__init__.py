@@ -56,6 +56,7 @@ from edgekit.verify import (
     latency,
     margins,
     on_host,
+    roofline,
 )
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep, with_earlier
@@ -414,16 +415,15 @@ def _report(
     ]
     file, inputs, energy = run.artifact.file, run.inputs, measured.energy
     spent = None if energy is None else energy.energy_j
+    emulated = bool(emulation(measured.device, measured.speed, inputs.hardware.clock_ghz))
+    on_cpu, threads = _placement(run, measured).on_cpu, _threads(measured)
+    around = roofline.Around(on_cpu=on_cpu, emulated=emulated, disturbed=conditions.disturbed, threads=threads)
     return Report(
         verdict=whole_verdict(judged),
         accuracy_only=not run.budget.limits_time,
         target=inputs.target,
         artifact=ArtifactFacts(
-            format=file.format,
-            scheme=file.scheme,
-            file=file.name,
-            bytes=file.bytes,
-            sha256=file.sha256,
+            format=file.format, scheme=file.scheme, file=file.name, bytes=file.bytes, sha256=file.sha256
         ),
         checks=judged,
         comparisons=tuple(entry.finite() for entry in judgement.comparisons),
@@ -454,10 +454,12 @@ def _report(
         notes=tuple(_notes(run, judgement)),
         energy_j=None if spent is None else EnergyUse(net=spent.net, gross=spent.gross, method=spent.method),
         no_energy=None if energy is None else energy.why,
-        emulated=bool(emulation(measured.device, measured.speed, inputs.hardware.clock_ghz)),
+        emulated=emulated,
         comparable=comparable.judge(measured.processes, _ran(run, measured, conditions), judgement.answers),
         sustained=more.sustained,
         tuning=more.tuning,
+        roofline=roofline.of_call(file, measured, around),
+        roofline_prompt=roofline.of_prompt(file, measured, around),
     )
 
 

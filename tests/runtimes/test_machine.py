@@ -82,6 +82,14 @@ def test_bandwidth_of_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.02 * alone < together < 20 * alone
 
 
+def test_reading_of_as_many_bytes_as_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_SPELL_S", 0.05)
+    for threads, size in ((1, None), (1, 1), (1, 3 << 20), (3, 3 << 20)):
+        assert 0.01 < machine.read_gbs(threads, size) < 1e4
+    assert machine.measure_roof("llama-cpp", 0, 1) == {}
+    assert machine.measure_roof("onnxruntime", 1 << 20, 1).keys() == {"read_gbs", "dispatch_us"}
+
+
 @pytest.mark.parametrize(("limit", "cores"), [(None, 64), (2.5, 3), (0.05, 1), (99.0, 64), (2.0, 2)])
 def test_a_containers_share_bounds_the_cores(limit: float | None, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """64 threads that share two cores' time wait for each other most of it."""

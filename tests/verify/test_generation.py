@@ -190,6 +190,9 @@ def test_a_sound_file_passes(bench: Bench, verified: Callable[..., dict[str, Any
     facts = open_product(getattr(bench, scheme), "export").facts
     assert report["generation"]["bytes_per_token"] == facts["bytes_per_token"] < facts["bytes"]
     assert report["generation"]["roofline_share"] > 0
+    token, prompt = report["roofline"], report["roofline_prompt"]
+    assert token["predicted_ms"] >= facts["bytes_per_token"] / report["device"]["read_gbs"] / 1e6 - 1e-6
+    assert prompt["measured_ms"] == report["ttft_ms"]["64"]
     assert report["by_name"]["offload"]["verdict"] == "pass"
     table = "\n".join(report_lines(read_report(report["out"])))
     assert "kl_vs_student" in table

@@ -97,6 +97,11 @@ def test_passes_on_the_machine_that_the_target_describes(bench: Bench) -> None:
     assert report["memory_mb"] > 10
     assert report["runtime"]["name"] == "onnxruntime"
     assert report["device"]["bandwidth_gbs"] > 0
+    roofline = report["roofline"]
+    assert roofline["measured_ms"] == report["latency_ms"]["p50"]
+    assert roofline["ratio"] == pytest.approx(roofline["predicted_ms"] / roofline["measured_ms"], abs=1e-4)
+    assert (roofline["note"] is None) is (0.6 <= roofline["ratio"] <= 1.1)
+    assert report["work"]["time_shares"]
     assert len(report["latency_raw_ms"]) == 5 * 200
     assert len(report["latency_processes_ms"]) == 5
     assert report["by_name"]["p95_ms"]["detail"].startswith("5 processes, ")

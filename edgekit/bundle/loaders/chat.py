@@ -14,14 +14,17 @@ GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}  # ggml.h; llama_cpp na
 
 
 class Bundle:
-    """An open bundle; `threads` and `context` (tokens of the whole conversation) override its manifest."""
+    """An open bundle; `threads`, or a tuning.json with them, and `context` (tokens of all that is said) override its manifest."""
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None, context: int | None = None) -> None:
+    def __init__(self, folder: str | Path, *, threads: int | Path | None = None, context: int | None = None) -> None:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
         runtime, found = self.manifest["runtime"], llama_cpp.__version__
         if [*map(int, found.split(".")[:3])] < [*map(int, runtime["minimum"].split("."))]:
             raise RuntimeError(f"llama-cpp-python {found} is too old for this bundle: it needs {runtime['minimum']}")
+        if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
+            tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
+            threads = tuned["best"]["threads"] if tuned["artifact"] == own else None
         threads = threads or runtime["threads"] or os.cpu_count()
         self.llama = llama_cpp.Llama(
             str(self.folder / self.manifest["model"]),

@@ -12,14 +12,17 @@ import numpy as np
 
 
 class Bundle:
-    """An open bundle; `threads` overrides how many threads its manifest asks for."""
+    """An open bundle; `threads`, or a tuning.json with them, overrides those of its manifest."""
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path, *, threads: int | Path | None = None) -> None:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
         runtime, length, found = self.manifest["runtime"], self.manifest["max_length"], llama_cpp.__version__
         if [*map(int, found.split(".")[:3])] < [*map(int, runtime["minimum"].split("."))]:
             raise RuntimeError(f"llama-cpp-python {found} is too old for this bundle: it needs {runtime['minimum']}")
+        if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
+            tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
+            threads = tuned["best"]["threads"] if tuned["artifact"] == own else None
         threads = threads or runtime["threads"] or os.cpu_count()
         pooling = runtime["pooling"] or "unspecified"  # unspecified: as the file says
         self.llama = llama_cpp.Llama(

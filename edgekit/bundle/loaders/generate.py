@@ -16,14 +16,17 @@ from tokenizers import Tokenizer
 
 
 class Bundle:
-    """An open bundle; `threads` overrides how many threads its manifest asks for (0: the runtime decides)."""
+    """An open bundle; `threads`, or a tuning.json with them, overrides those of its manifest (0: the runtime decides)."""
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None, provider: str | None = None) -> None:
+    def __init__(self, folder: str | Path, *, threads: int | Path | None = None, provider: str | None = None) -> None:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
         runtime, settings, found = self.manifest["runtime"], self.manifest["settings"], onnxruntime.__version__
         if _numbers(found) < _numbers(runtime["minimum"]):
             raise RuntimeError(f"onnxruntime {found} is too old for this bundle: it needs {runtime['minimum']}")
+        if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
+            tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
+            threads = tuned["best"]["threads"] if tuned["artifact"] == own else None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it warns of the input that has a default
         options.intra_op_num_threads = (runtime["threads"] or 0) if threads is None else threads

@@ -12,14 +12,17 @@ from tokenizers import Tokenizer
 
 
 class Bundle:
-    """An open bundle; `threads` overrides how many threads its manifest asks for (0: the runtime decides)."""
+    """An open bundle; `threads`, or a tuning.json with them, overrides those of its manifest (0: the runtime decides)."""
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None, provider: str | None = None) -> None:
+    def __init__(self, folder: str | Path, *, threads: int | Path | None = None, provider: str | None = None) -> None:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
         runtime, found = self.manifest["runtime"], onnxruntime.__version__
         if [*map(int, found.split(".")[:2])] < [*map(int, runtime["minimum"].split(".")[:2])]:
             raise RuntimeError(f"onnxruntime {found} is too old for this bundle: it needs {runtime['minimum']}")
+        if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
+            tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
+            threads = tuned["best"]["threads"] if tuned["artifact"] == own else None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = (runtime["threads"] or 0) if threads is None else threads
         for key, value in runtime["config_entries"].items():
@@ -43,10 +46,7 @@ class Bundle:
         return np.asarray(found[0][0], dtype=np.float32)
 
     def __call__(self, text: str, *, prompt: str | None = None) -> Any:
-        """[(label, score), ...], the answer first; or, of an embedding model, the embedding: float32 [width].
-
-        A best score under the threshold gives the out-of-scope label with 1 - that score, no letter or digit that label with 1.
-        """
+        """[(label, score), ...], the answer (of no class under the threshold) first; or the embedding, float32 [width]."""
         output = self.output(text, prompt=prompt)
         if self.manifest["output"] == "embedding":
             return output

@@ -12,14 +12,17 @@ from tokenizers import Tokenizer
 
 
 class Bundle:
-    """An open bundle; `threads` overrides how many threads its manifest asks for (0: OpenVINO decides)."""
+    """An open bundle; `threads`, or a tuning.json with them, overrides those of its manifest (0: OpenVINO decides)."""
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path, *, threads: int | Path | None = None) -> None:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
         runtime, found = self.manifest["runtime"], openvino.__version__
         if [*map(int, found.split(".")[:2])] < [*map(int, runtime["minimum"].split(".")[:2])]:
             raise RuntimeError(f"openvino {found} is too old for this bundle: it needs {runtime['minimum']}")
+        if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
+            tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
+            threads = tuned["best"]["threads"] if tuned["artifact"] == own else None
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": runtime["precision"],  # without it, bf16 wherever the CPU can

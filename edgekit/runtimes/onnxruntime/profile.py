@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _PRODUCTS = {name: operator.weight_bytes for name, operator in OPERATORS.items() if operator.kind == "matmul"}
 # What onnxruntime puts between an operator on a GPU and one on the CPU that reads its output.
 _COPY = "MemcpyToHost"
+# Calls of a profile: of the first one all operators are slow.
+_CALLS = 3
 _WIDTHS = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1}
 
 
@@ -33,11 +35,12 @@ class Kernel(TypedDict):
 
 
 class Event(TypedDict, total=False):
-    """One event of the profile, which is Chrome's trace format; ts: when it began, in microseconds."""
+    """One event of the profile, which is Chrome's trace format; ts, dur: when it began and how long it took, in microseconds."""
 
     cat: str
     name: str
     ts: int
+    dur: int
     args: Kernel
 
 
@@ -61,7 +64,8 @@ def work(file: Path, options: Mapping[str, object], prompt: Arrays) -> Work:
 def _profile(file: Path, options: Mapping[str, object], prompt: Arrays) -> Work:
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         session = Session(file, options, profile=Path(scratch) / "profile")
-        session.run(prompt)
+        for _ in range(_CALLS):
+            session.run(prompt)
         events = json.loads(session.end_profile().read_text(encoding="utf-8"))
     return count(events, session.provider, session.words)
 
@@ -72,7 +76,7 @@ def count(events: Sequence[Event], provider: str, words: Sequence[str] = ()) -> 
     products: Counter[str] = Counter()
     attention: Counter[str] = Counter()
     operations: Counter[str] = Counter()
-    weights, copies = 0.0, 0
+    weights, copies, of_bytes = 0.0, 0, 0
     for facts in kernels(events):
         place, operator = str(facts["provider"]), str(facts["op_name"])
         nodes[place] += 1
@@ -83,12 +87,15 @@ def count(events: Sequence[Event], provider: str, words: Sequence[str] = ()) -> 
             done, size = _product(operator, facts)
             operations[place] += done
             weights += size
+            of_bytes += done if _PRODUCTS[operator] == 1 else 0
     result: Work = {
         "provider": provider,
         "nodes": dict(nodes),
         "matmul_nodes": dict(products),
         "matmul_ops": dict[str, float](operations),
+        "int8_ops": float(of_bytes),
         "weight_bytes": int(weights),
+        "time_shares": time_shares(events),
     }
     if words:
         result["warnings"] = list(words)
@@ -101,9 +108,29 @@ def kernels(events: Sequence[Event]) -> Iterator[Kernel]:
     """The operators that ran in the last call, of all that onnxruntime's profile tells."""
     last = max((event["ts"] for event in events if event.get("name") == "model_run"), default=0)
     for event in events:
-        named = str(event.get("name", "")).endswith("_kernel_time")
-        if named and event.get("cat") == "Node" and event["ts"] >= last:
+        if _is_kernel(event) and event["ts"] >= last:
             yield event["args"]
+
+
+def time_shares(events: Sequence[Event]) -> dict[str, float]:
+    """The share of a call's time by operator, the largest first; empty where the profile tells no times.
+
+    Of each node the fastest of its calls counts, so that what other programs took does not.
+    """
+    least: dict[str, tuple[int, str]] = {}
+    for event in events:
+        if _is_kernel(event) and "dur" in event:
+            earlier, _ = least.get(event["name"], (event["dur"], ""))
+            least[event["name"]] = (min(earlier, event["dur"]), str(event["args"]["op_name"]))
+    total = sum(time for time, _ in least.values())
+    by_operator: Counter[str] = Counter()
+    for time, operator in least.values():
+        by_operator[operator] += time
+    return {operator: round(time / total, 3) for operator, time in by_operator.most_common()} if total else {}
+
+
+def _is_kernel(event: Event) -> bool:
+    return event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time")
 
 
 def _product(operator: str, facts: Kernel) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 _SIDE = 512
 # A speed -> the operator whose product it is of; the element types of both matrices.
 PRODUCTS = {"fp32_gflops": "MatMul", "int8_gops": "MatMulInteger"}
+# What one of these products does: multiplications and additions.
+PRODUCT_OPS = 2.0 * _SIDE**3
+# Operators of the graph that shows what one costs, and for how long it is run.
+_NODES, _DISPATCH_S = 64, 0.05
 _KINDS = {"MatMul": ("float32", "float32"), "MatMulInteger": ("uint8", "int8")}
 
 
@@ -29,12 +34,11 @@ def throughput() -> dict[str, float]:
     """
     if not installed():
         return {}
-    operations = 2.0 * _SIDE**3
     result = {}
     for key, operator in PRODUCTS.items():
         model, left = product(operator)
         session = open_session(model, Options(threads=1))
-        result[key] = operations / fastest(partial(session.run, None, {"a": left}), own_time) / 1e9
+        result[key] = PRODUCT_OPS / fastest(partial(session.run, None, {"a": left}), own_time) / 1e9
     return result
 
 
@@ -46,6 +50,18 @@ def product(operator: str) -> tuple[bytes, NDArray[np.generic]]:
     a = numbers.integers(0, 64, (_SIDE, _SIDE)).astype(left)
     b = numbers.integers(-64, 64, (_SIDE, _SIDE)).astype(right)
     return product_model(operator, a, b), a
+
+
+def dispatch_us() -> float:
+    """Microseconds of processor time that an operator costs in onnxruntime beside its work.
+
+    A 64th of a call of 64 operators that change the sign of one number.
+    """
+    import numpy as np
+
+    session = open_session(_chain_model(_NODES), Options(threads=1))
+    call = partial(session.run, None, {"a": np.ones(1, np.float32)})
+    return 1e6 * fastest(call, own_time, spell_s=_DISPATCH_S) / _NODES
 
 
 def saturation() -> dict[str, bool]:
@@ -130,6 +146,13 @@ def _sign_model(count: int) -> bytes:
     return _model("Neg", _value("a", "float16", (count,)), _value("y", "float16", (count,)))
 
 
+def _chain_model(count: int) -> bytes:
+    """An ONNX model y = -(-(... a)) of one number, with so many operators."""
+    names = [b"a", *(b"h%d" % index for index in range(1, count)), b"y"]
+    nodes = b"".join(_node("Neg", [given], result) for given, result in itertools.pairwise(names))
+    return _graph(nodes, _value("a", "float32", (1,)), _value("y", "float32", (1,)))
+
+
 def _value(name: str, kind: str, shape: Sequence[int]) -> bytes:
     extents = b"".join(_field_bytes(1, _field_number(1, extent)) for extent in shape)
     tensor = _field_number(1, _ONNX_TYPES[kind]) + _field_bytes(2, extents)
@@ -138,9 +161,17 @@ def _value(name: str, kind: str, shape: Sequence[int]) -> bytes:
 
 def _model(operator: str, given: bytes, result: bytes, constant: bytes | None = None) -> bytes:
     """A model of one node, of `a` and where there is one the constant b."""
-    names = b"".join(_field_bytes(1, name) for name in ([b"a"] if constant is None else [b"a", b"b"]))
-    graph = _field_bytes(1, names + _field_bytes(2, b"y") + _field_bytes(4, operator.encode()))
-    graph += _field_bytes(2, b"product") + (b"" if constant is None else _field_bytes(5, constant))
+    node = _node(operator, [b"a"] if constant is None else [b"a", b"b"], b"y")
+    return _graph(node, given, result, b"" if constant is None else _field_bytes(5, constant))
+
+
+def _node(operator: str, names: Sequence[bytes], result: bytes) -> bytes:
+    inputs = b"".join(_field_bytes(1, name) for name in names)
+    return _field_bytes(1, inputs + _field_bytes(2, result) + _field_bytes(4, operator.encode()))
+
+
+def _graph(nodes: bytes, given: bytes, result: bytes, constants: bytes = b"") -> bytes:
+    graph = nodes + _field_bytes(2, b"product") + constants
     graph += _field_bytes(11, given) + _field_bytes(12, result)
     return _field_number(1, 8) + _field_bytes(7, graph) + _field_bytes(8, _field_bytes(1, b"") + _field_number(2, 13))
 

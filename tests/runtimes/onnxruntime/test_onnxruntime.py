@@ -61,6 +61,8 @@ def test_work_counts_every_product(tmp_path: Path, scheme: str, width: int) -> N
     assert work["matmul_nodes"] == {onnxruntime.CPU: 2}
     assert work["matmul_ops"] == {onnxruntime.CPU: 2 * 5 * (K * H + H * N)}
     assert work["weight_bytes"] == width * (K * H + H * N)
+    assert work["int8_ops"] == (sum(work["matmul_ops"].values()) if width == 1 else 0)
+    assert sum(work["time_shares"].values()) == pytest.approx(1.0, abs=0.02)
     assert work["nodes"][onnxruntime.CPU] >= 4
     assert not list(Path.cwd().glob("profile*.json"))
 

@@ -21,3 +21,11 @@ def test_hand_written_model_is_valid_and_right(operator: str, monkeypatch: pytes
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"a": a})
     assert np.allclose(answer, a.astype(np.float64) @ b.astype(np.float64))
+
+
+def test_hand_written_chain_keeps_each_of_its_operators() -> None:
+    model = throughput._chain_model(5)
+    onnx.checker.check_model(onnx.load_from_string(model))
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"a": np.full(1, 3.0, np.float32)})[0].tolist() == [-3.0]
+    assert 0.01 < throughput.dispatch_us() < 10_000
