@@ -8,25 +8,31 @@ Goals:
   recall >= 0.9 and precision >= 0.7; the damaged model is diagnosed as saturation, and with `reduce_range` nothing moves
 
 The encoder is small and made here, the decoder is stories260K; `--large` adds code-llama-46m (q8_0 and q4_k_m), which takes an
-hour. Emulated times mean nothing, and none is shown.
+hour. Emulated times mean nothing, and none is shown. With `--work FOLDER` what was made stays there, and a run that was cut goes
+on at the row where it was; compiled libraries stay in the tests' cache.
 
-Usage: python benchmarks/instruction_sets.py [--only arm|x86] [--large] [--json]; exit code 1 where a goal is missed. Needs root
-on Linux 6.7 or newer, Debian's packages, pip, Debian's cross compiler and ../shared/data.
+Usage: python benchmarks/instruction_sets.py [--only arm|x86] [--large] [--work FOLDER] [--json]; exit code 1 where a goal is
+missed. Needs root on Linux 6.7 or newer, Debian's packages, pip, Debian's cross compiler and ../shared/data.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,6 +41,7 @@ from tests.conftest import LABELS, PATTERNS, SUBJECTS, make_checkpoint, make_dat
 from tests.devices.emulated import board
 from tests.devices.old_x86 import old_x86
 from tests.devices.sshd import Reachable
+from tests.llama_programs import cache_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -42,6 +49,8 @@ RECALL, PRECISION = 0.9, 0.7
 PROMPTS = 120
 CALIBRATE, JUDGED = 8, 24
 BOARDS = {"cortex-a76": "armv8.2-a+dotprod", "cortex-a72": "armv8-a"}
+Row = dict[str, Any]
+"""What a case gave, and whether that `met` its goal."""
 # Each kind of call once: what is timed here is the emulator.
 COMMAND = """
 from edgekit.verify import generation, measurements
@@ -96,12 +105,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("arm", "x86"))
     parser.add_argument("--large", action="store_true", help="code-llama-46m too")
+    parser.add_argument("--work", type=Path, help="keep what is made here, and go on with it")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgekit-sets-") as scratch:
-        folder = Path(scratch)
-        rows = dict(judge_x86(folder / "x86")) if asked.only != "arm" else {}
-        rows |= dict(judge_arm(folder / "arm", large=asked.large)) if asked.only != "x86" else {}
+        rows = judge(asked.work.absolute() if asked.work else Path(scratch), only=asked.only, large=asked.large)
     missed = [name for name, row in rows.items() if not row["met"]]
     if asked.json:
         print(json.dumps({"rows": rows, "missed": missed}, indent=2))
@@ -112,24 +120,55 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def judge_arm(folder: Path, *, large: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def judge(folder: Path, *, only: str | None, large: bool) -> dict[str, Row]:
+    """All rows, each written to a file of the folder as soon as it is there, and read from it where it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "rows.json"
+    rows: dict[str, Row] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    todo = [judge_x86(folder / "x86", rows)] if only != "arm" else []
+    todo += [judge_arm(folder / "arm", rows, large=large)] if only != "x86" else []
+    for name, row in itertools.chain(*todo):
+        rows[name] = row
+        file.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+        print(f"{name}: {'met' if row['met'] else 'MISSED'}", file=sys.stderr, flush=True)
+    return rows
+
+
+def library(variant: str) -> Path:
+    """llama.cpp's library for it, compiled where the tests' cache has none: four minutes of a core."""
+    recipe = f"{libllama.SETTINGS}{libllama.CROSS}{libllama.version()}"
+    folder = cache_folder() / f"libllama-{variant}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            libllama.cross_build(partial, variant=variant)
+            partial.rename(folder)
+    return folder
+
+
+def judge_arm(folder: Path, rows: Mapping[str, Row], *, large: bool) -> Iterator[tuple[str, Row]]:
     """Each artifact on each board, and here."""
     desk = Desk(folder=folder)
     classifier = encoder(folder / "encoder")
     storyteller = decoder(folder / "stories", DATA / "stories260K" / "hf", stories())
     cases = {"onnx int8-static": Case(recipe=classifier, options=("--scheme", "int8-static"))}
-    cases |= {f"gguf {scheme}": in_gguf(storyteller, scheme) for scheme in ("q8_0", "q4_0")}
+    cases |= {f"gguf {scheme}": in_gguf(storyteller, scheme) for scheme in ("q4_0", "q8_0")}
     if large:
         held = texts(DATA / "code-heldout" / "held.jsonl", CALIBRATE + JUDGED)
         code = decoder(folder / "code", DATA / "code-llama-46m", held)
         cases |= {f"46m {scheme}": in_gguf(code, scheme) for scheme in ("q8_0", "q4_k_m")}
     here = {name: desk.judge(case, "raspberrypi") for name, case in cases.items()}
     for cpu, variant in BOARDS.items():
-        library = folder / variant
-        libllama.cross_build(library, variant=variant)
+        todo = {name: case for name, case in cases.items() if f"{cpu} {name}" not in rows}
+        if not todo:
+            continue
+        compiled = library(variant)
+        shutil.rmtree(folder / cpu, ignore_errors=True)
         with board(folder / cpu, cpu=cpu) as at:
-            desk.edgekit("devices", "setup", at.url, "--llama-library", library, at=at, name=cpu)
-            for name, case in cases.items():
+            desk.edgekit("devices", "setup", at.url, "--llama-library", compiled, at=at, name=cpu)
+            for name, case in todo.items():
                 yield f"{cpu} {name}", compare(here[name], desk.judge(case, "raspberrypi", at=at, name=cpu))
 
 
@@ -157,13 +196,17 @@ def compare(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def judge_x86(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def judge_x86(folder: Path, rows: Mapping[str, Row]) -> Iterator[tuple[str, Row]]:
     """A model whose weights make sums of bytes saturate, there, and again with weights of seven bits."""
-    recipe = encoder(folder / "encoder")
-    flatten(recipe.parent / "teacher")
+    recipe = encoder(folder / "encoder", change=flatten)
     case, desk = Case(recipe=recipe, options=("--scheme", "int8-static")), Desk(folder=folder)
+    names = {"x86 without VNNI": False, "x86 without VNNI, reduce_range": True}
+    todo = {name: reduced for name, reduced in names.items() if name not in rows}
+    if not todo:
+        return
+    shutil.rmtree(folder / "device", ignore_errors=True)
     with old_x86(folder / "device") as at:
-        for reduced in (False, True):
+        for name, reduced in todo.items():
             target = folder / f"old-{reduced}.toml"
             target.write_text(old_target(at.python, reduce_range=reduced), encoding="utf-8")
             report = desk.judge(case, target, at=at, name=f"x86-{reduced}")
@@ -174,15 +217,19 @@ def judge_x86(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 met = (verdict, host["diagnosis"]) == ("fail", "saturation")
                 met = met and host["recall"] >= RECALL and host["precision"] >= PRECISION
             told = {key: host[key] for key in ("moved", "prompts", "predicted", "recall", "precision", "diagnosis")}
-            yield f"x86 without VNNI{', reduce_range' if reduced else ''}", {**told, "as_on_host": verdict, "met": met}
+            yield name, {**told, "as_on_host": verdict, "met": met}
 
 
-def encoder(folder: Path) -> Path:
-    """A recipe of a classifier as it is, whose verify prompts are orders of words that its tokenizer has."""
+def encoder(folder: Path, change: Callable[[Path], None] = lambda _: None) -> Path:
+    """A recipe of a classifier as it is, or changed, whose verify prompts are orders of words that its tokenizer has."""
+    recipe = folder / "recipe.toml"
+    if recipe.is_file():
+        return recipe
+    shutil.rmtree(folder, ignore_errors=True)
     make_checkpoint(folder / "teacher", labels=LABELS)
+    change(folder / "teacher")
     make_data(folder / "data")
     (folder / "data" / "verify.jsonl").write_text(orders(PROMPTS), encoding="utf-8")
-    recipe = folder / "recipe.toml"
     source = '[teacher]\nsource = "teacher"\n\n[data]\npath = "data"\nmax_length = 32\n'
     recipe.write_text(f'task = "text-classification"\n\n{source}', encoding="utf-8")
     return recipe
@@ -245,7 +292,7 @@ def texts(file: Path, count: int) -> list[str]:
 
 def decoder(folder: Path, checkpoint: Path, prompts: Sequence[str]) -> Path:
     """A recipe of a decoder as it is: nothing is trained. prompts: CALIBRATE to calibrate with, then JUDGED to judge by."""
-    (folder / "data").mkdir(parents=True)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
     for name, rows in {"calibrate": prompts[:CALIBRATE], "verify": prompts[CALIBRATE:]}.items():
         lines = [json.dumps({"text": text}) for text in rows]
         (folder / "data" / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
