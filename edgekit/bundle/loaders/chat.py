@@ -29,12 +29,10 @@ class Bundle:
         self.llama = llama_cpp.Llama(
             str(self.folder / self.manifest["model"]),
             n_ctx=context or runtime["context"] or self.manifest["max_length"],
-            n_batch=runtime["batch"],
             n_threads=threads,
             n_threads_batch=runtime["threads_batch"] or threads,
-            n_gpu_layers=runtime["gpu_layers"],
-            type_k=GGML_TYPES[runtime["kv_k"]],
-            type_v=GGML_TYPES[runtime["kv_v"]],
+            **{f"n_{key}": runtime[key] for key in ("batch", "gpu_layers")},
+            **{f"type_{key}": GGML_TYPES[runtime[f"kv_{key}"]] for key in "kv"},
             flash_attn=runtime["flash_attention"] != "off",
             chat_format="chat_template.default",  # the file's own; unasked, llama_cpp uses one that looks alike
             verbose=False,

@@ -29,9 +29,7 @@ class Bundle:
             str(self.folder / self.manifest["model"]),
             embedding=True,
             pooling_type=getattr(llama_cpp, f"LLAMA_POOLING_TYPE_{pooling.upper()}"),
-            n_ctx=length,
-            n_batch=length,  # a text is read in one step: its first token may look at its last
-            n_ubatch=length,
+            **dict.fromkeys(("n_ctx", "n_batch", "n_ubatch"), length),  # a text is read in one step
             n_threads=threads,
             n_threads_batch=runtime["threads_batch"] or threads,
             n_gpu_layers=runtime["gpu_layers"],
@@ -57,7 +55,6 @@ class Bundle:
         tokens = (llama_cpp.llama_token * len(ids))(*ids)  # llama.cpp borrows them
         if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(ids))) != 0:
             raise RuntimeError(f"llama.cpp cannot embed {len(ids)} tokens")
-        found = llama_cpp.llama_get_embeddings_seq(context, 0)
-        output = np.ctypeslib.as_array(found, (self.llama.n_embd(),)).copy()
+        output = np.ctypeslib.as_array(llama_cpp.llama_get_embeddings_seq(context, 0), (self.llama.n_embd(),)).copy()
         length = np.linalg.norm(output) if self.normalize else 1.0
         return np.asarray(output / max(float(length), 1e-12), dtype=np.float32)

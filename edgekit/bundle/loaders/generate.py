@@ -22,7 +22,7 @@ class Bundle:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
         runtime, settings, found = self.manifest["runtime"], self.manifest["settings"], onnxruntime.__version__
-        if _numbers(found) < _numbers(runtime["minimum"]):
+        if [*map(int, found.split(".")[:2])] < [*map(int, runtime["minimum"].split(".")[:2])]:
             raise RuntimeError(f"onnxruntime {found} is too old for this bundle: it needs {runtime['minimum']}")
         if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
             tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
@@ -151,7 +151,3 @@ def _compile(file: Path) -> Any:
 
 def _refuse(reason: str) -> NoReturn:
     raise ValueError(reason)
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")[:2]]
