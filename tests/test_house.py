@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -163,13 +163,33 @@ def imports(path: Path) -> tuple[tuple[str, ast.stmt, bool], ...]:
     return tuple(visit(tree(path), True))
 
 
+def of_each(paths: Sequence[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """One test of all files, which lists every file that breaks the rule: thousands of tests would take longer than they say."""
+
+    def over(rule: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            assert paths
+            broken = []
+            for path in paths:
+                try:
+                    rule(path)
+                except (AssertionError, pytest.fail.Exception) as bad:
+                    broken.append(str(bad))
+            assert not broken, "\n".join(broken)
+
+        test.__doc__ = rule.__doc__
+        return test
+
+    return over
+
+
 def layer(of: str) -> int:
     found = [place for place, names in enumerate(LAYERS) if of in names]
     assert found, f"edgekit/{of}: in no layer of the house; give it a place in LAYERS or find it a home"
     return found[0]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@of_each(MODULES)
 def test_imports_point_down(path: Path) -> None:
     here = part(path)
     for module, statement, _ in imports(path):
@@ -180,7 +200,7 @@ def test_imports_point_down(path: Path) -> None:
         assert allowed, f"{name(path)}:{statement.lineno}: {here} may not import {there}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@of_each(MODULES)
 def test_libraries_stay_where_they_belong(path: Path) -> None:
     here = part(path)
     for module, statement, top in imports(path):
@@ -214,7 +234,7 @@ def test_heavy_libraries_stay_out_of_light_commands() -> None:
     assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@of_each(MODULES)
 def test_only_cli_prints(path: Path) -> None:
     # These answer as processes of their own.
     answering = {
@@ -235,7 +255,7 @@ def test_only_cli_prints(path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@of_each(MODULES)
 def test_sizes_and_docstrings(path: Path) -> None:
     module = tree(path)
     assert ast.get_docstring(module), f"{name(path)}: no docstring"
@@ -262,7 +282,7 @@ def public(module: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
                 )
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@of_each(MODULES)
 def test_names(path: Path) -> None:
     """Functions, classes, modules and arguments are named for what they are."""
     named = [(1, path.stem), (1, part(path))]
@@ -273,7 +293,7 @@ def test_names(path: Path) -> None:
         assert not pieces & FORBIDDEN, f"{name(path)}:{line}: {word}: say what it is"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@of_each(MODULES)
 def test_errors_are_meant(path: Path) -> None:
     for node in nodes(path):
         if isinstance(node, ast.ExceptHandler):
@@ -296,7 +316,7 @@ def _caught(node: ast.ExceptHandler) -> list[ast.expr]:
     return list(node.type.elts) if isinstance(node.type, ast.Tuple) else [node.type]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@of_each(MODULES)
 def test_nothing_runs_what_it_should_not(path: Path) -> None:
     """No shell, no eval, no pickled weights, no path that only one machine has."""
     for node in nodes(path):
@@ -358,7 +378,7 @@ def test_one_table_of_operators() -> None:
             assert len(named) < 2, f"{name(path)}:{node.lineno}: a second list of operators: {sorted(named)}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@of_each(MODULES)
 def test_what_a_kind_of_answer_means_is_in_tables(path: Path) -> None:
     """No branch compares an output with the word for tokens: `OUTPUTS` and the tables by output say what follows from it."""
     if name(path) == "outputs/tokens.py":
@@ -402,7 +422,7 @@ def test_the_architecture_page_is_true() -> None:
     assert TABLES.keys() <= set(re.findall(r"\| `([A-Z_]+)` \|", text))
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=name)
+@of_each([path for path in MODULES if path.name == "__init__.py"])
 def test_no_module_hides_a_function(path: Path) -> None:
     """A package's function that has the name of a module in it is that module once somebody imports it."""
     defined = {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
