@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -264,8 +265,17 @@ class Answer:
 
 
 @pytest.fixture
+def record_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds in this process time float models in a fork that has torch (`tests.warm`)."""
+    from tests import warm
+
+    if sys.platform == "linux":
+        monkeypatch.setattr(subprocess, "run", warm.forking(subprocess.run, lambda: warm.server(_BEGUN)))
+
+
+@pytest.fixture
 def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    record_forked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Answer]:
     """A command line run in this process, in the test's folder, with its cache in ./cache."""
     monkeypatch.chdir(tmp_path)
@@ -361,3 +371,7 @@ def child_environment(**more: str) -> dict[str, str]:
     """This environment with the source tree on PYTHONPATH, for a child in another folder."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return os.environ | {"PYTHONPATH": path, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"} | more
+
+
+# The environment in which this session began, whatever a test sets.
+_BEGUN = child_environment()

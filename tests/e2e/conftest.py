@@ -82,9 +82,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def built(tiny: Project) -> Mapping[str, Any]:
-    """The tiny project built once for its first target; the entry of `bundles`."""
-    return dict(tiny.build("--target", "first", alone=True)["bundles"][0])
+def first_build(tiny: Project) -> subprocess.CompletedProcess[str]:
+    """The tiny project built once for its first target."""
+    return tiny.run("build", "--json", "--target", "first", alone=True)
+
+
+@pytest.fixture(scope="session")
+def built(first_build: subprocess.CompletedProcess[str]) -> Mapping[str, Any]:
+    """The entry of `bundles` of that build."""
+    return dict(json.loads(first_build.stdout)["bundles"][0])
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def test_readme_commands_run(demo: Project, tmp_path_factory: pytest.TempPathFac
     # Not those that the model was trained on: they would prove nothing of it, and `verify` refuses them.
     for split in ("verify", "calibrate"):
         rows = map(json.loads, (ROOT / "calib_data/assistant" / f"{split}.jsonl").read_text().splitlines())
-        kept = [row for row in rows if row["label"] != "oos"]
+        kept = [row for row in rows if row["label"] != "oos"][::3]  # enough of each label for a verdict
         lines += ['"{}",{}'.format(row["text"].replace('"', '""'), row["label"]) for row in kept]
     (demo.folder / "tickets.csv").write_text("\n".join(lines) + "\n")
     for name in ("before", "after"):

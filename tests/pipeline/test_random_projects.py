@@ -40,6 +40,7 @@ def test_a_dry_run_ends_in_a_plan_or_in_one_error(checkpoints: dict[str, Path]) 
     assert min(codes[0], codes[1]) > 50, "one in ten is right, and one in ten is refused"
 
 
+@pytest.mark.usefixtures("record_forked")
 def test_a_build_ends_in_a_bundle_or_in_one_error(checkpoints: dict[str, Path]) -> None:
     assert tried(8, checkpoints).keys() <= {0, 1, 2, 3}
 
