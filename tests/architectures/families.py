@@ -56,12 +56,15 @@ OLD_NAMES = {
 }
 
 
-def make_family(family: str, folder: Path, labels: list[str] | None = None) -> Path:
-    """A checkpoint of four layers and 32 channels: a classifier of these labels, or a bare encoder."""
+def make_family(family: str, folder: Path, labels: list[str] | None = None, layers: int = 4) -> Path:
+    """A checkpoint of four or so many layers and 32 channels: a classifier of these labels, or a bare encoder."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-    sizes = {OLD_NAMES.get(family, {}).get(key, key): value for key, value in (SIZES | MORE[family]).items()}
+    sizes = {
+        OLD_NAMES.get(family, {}).get(key, key): value
+        for key, value in (SIZES | MORE[family] | {"num_hidden_layers": layers}).items()
+    }
     config = AutoConfig.for_model(family, **sizes)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
