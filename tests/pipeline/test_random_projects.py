@@ -35,9 +35,9 @@ def tried(count: int, checkpoints: dict[str, Path], *options: str) -> Counter[in
 
 
 def test_a_dry_run_ends_in_a_plan_or_in_one_error(checkpoints: dict[str, Path]) -> None:
-    codes = tried(500, checkpoints, "--dry-run")
+    codes = tried(200, checkpoints, "--dry-run")
     assert codes.keys() == {0, 1, 2}
-    assert min(codes[0], codes[1]) > 50, "one in ten is right, and one in ten is refused"
+    assert min(codes[0], codes[1]) > 20, "one in ten is right, and one in ten is refused"
 
 
 @pytest.mark.usefixtures("record_forked")
