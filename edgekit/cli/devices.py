@@ -99,19 +99,30 @@ def _say(_done: int, _total: int, note: str) -> None:
     type=click.Path(path_type=Path),
     help="libonnxruntime.so for the device, its folder, or onnxruntime's .whl or .aar. [default: the wheel of the version here]",
 )
+@click.option(
+    "--llama-library",
+    "llama",
+    type=click.Path(path_type=Path),
+    help="For decoders: FOLDER with libllama.so, as `devices cross-build` makes it. [default, for this machine: its own]",
+    metavar="FOLDER",
+)
 @click.option("--compiler", help="A C++17 compiler for the device. [default: g++, or Debian's ARCH-linux-gnu-g++]")
 @json_option
-def native(arch: str, system: str, onnxruntime: Path | None, compiler: str | None, as_json: bool) -> None:
-    """Build the probe for devices without Python: a C++ program beside onnxruntime's library.
+def native(
+    arch: str, system: str, onnxruntime: Path | None, llama: Path | None, compiler: str | None, as_json: bool
+) -> None:
+    """Build the probe for devices without Python: a C++ program beside onnxruntime's library, and llama.cpp's for decoders.
 
     \b
-    Example:
+    Examples:
       edgekit devices native --arch aarch64
+      edgekit devices native --arch aarch64 --llama-library llama-arm
     """
     from edgekit.cli.terminal import print_json
     from edgekit.devices.native import PROGRAM, Platform, build_probe
 
-    folder = build_probe(Platform(arch=arch, system=system), onnxruntime=onnxruntime, compiler=compiler)
+    wanted = Platform(arch=arch, system=system)
+    folder = build_probe(wanted, onnxruntime=onnxruntime, llama=llama, compiler=compiler)
     if as_json:
         print_json({"platform": f"{system}-{arch}", "folder": str(folder), "program": PROGRAM})
     else:

@@ -60,13 +60,18 @@ def libraries(folder: Path) -> list[Path]:
 
 
 def variables(folder: Path, there: str) -> dict[str, str]:
-    """What says on the device that this folder, there at that path, is llama.cpp's library.
+    """What says on the device that this folder, there at that path, is llama.cpp's library."""
+    return {FOLDER: there, **backend(folder, there)}
+
+
+def backend(folder: Path, there: str) -> dict[str, str]:
+    """What names the part for the CPU, where a library does not find it by itself.
 
     Many builds, those of llama.cpp's own releases too, load their part for the CPU when they start, which GGML_BACKEND_PATH names
     (`ggml_backend_load_all` in ggml/src/ggml-backend-reg.cpp); in others libggml is linked to it.
     """
     part, linked = folder / "libggml-cpu.so", b"libggml-cpu.so" in (folder / "libggml.so").read_bytes()
-    return {FOLDER: there, **({"GGML_BACKEND_PATH": f"{there}/{part.name}"} if part.is_file() and not linked else {})}
+    return {"GGML_BACKEND_PATH": f"{there}/{part.name}"} if part.is_file() and not linked else {}
 
 
 def check_library(device: SshDevice, folder: Path) -> None:

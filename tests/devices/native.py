@@ -21,6 +21,7 @@ from edgekit.probes import Question
 from edgekit.runtimes.request import Timing
 from edgekit.state import state_folder
 from edgekit.verify.measurements import pack_rows
+from tests.devices.arm_llama import arm_library
 from tests.devices.sshd import install
 
 HERE = Platform(arch=platform.machine())
@@ -29,7 +30,7 @@ ARM = Platform(arch="aarch64")
 
 def cached_probe(wanted: Platform) -> Path:
     """The program's folder, compiled where the cache does not have it: about ten seconds."""
-    digest = hashlib.sha256(metadata.version("onnxruntime").encode())
+    digest = hashlib.sha256(f"{metadata.version('onnxruntime')} {metadata.version('llama-cpp-python')}".encode())
     for path in sorted(Path(native.__file__).parent.rglob("*.*")):
         if path.suffix in {".py", ".h", ".cc"}:
             digest.update(path.read_bytes())
@@ -43,7 +44,8 @@ def cached_probe(wanted: Platform) -> Path:
         folder = made / "native" / str(wanted)
         if not folder.is_dir():
             need_compiler(wanted)
-            build_probe(wanted)
+            # A board's llama.cpp comes from a wheel.
+            build_probe(wanted, llama=arm_library() if wanted == ARM != HERE else None)
         return folder
 
 

@@ -11,12 +11,15 @@ import pytest
 
 from edgekit.devices import LocalDevice, SshDevice
 from edgekit.formats.onnx.ort import write_ort
-from edgekit.probes import PROBES
-from edgekit.probes.lines import MachineSpeed
+from edgekit.model import load_model
+from edgekit.probes import PROBES, Question
+from edgekit.probes.lines import Load, MachineSpeed
 from edgekit.runtimes.emulation import emulation
+from edgekit.verify.measurements import flat, request
 from tests.devices.emulated import board
 from tests.devices.native import ARM, ask_graph, lay_probe
 from tests.devices.sshd import HOST, Reachable
+from tests.stories import STORIES, write_stories
 from tests.verify.verify_folders import make_graph
 
 
@@ -71,3 +74,33 @@ def test_the_native_probe_answers_on_it_as_here(
         expected = PROBES["python"].ask(here, question)
     assert np.allclose(answer.arrays["outputs"], expected.arrays["outputs"], atol=1e-5)
     assert answer.lines.work["matmul_ops"] == expected.lines.work["matmul_ops"]
+
+
+def test_the_native_probe_writes_on_it_as_here(
+    arm_board: Reachable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder, with llama.cpp for ARM: the same greedy tokens, and likelihoods but for the rounding of other kernels."""
+    monkeypatch.setenv("PATH", f"{arm_board.commands}{os.pathsep}{os.environ['PATH']}")
+    lay_probe(ARM)
+    (tmp_path / "artifact").mkdir()
+    rows = load_model(STORIES).encode(["Once upon a time there was a", "The big red ball"], 100)
+    counts = {"starts": np.array([1, 1]), "referenced": 0, "generate": 2, "max_new": 12, "stop": np.array([], np.int64)}
+    timing = {"prompts": (4,), "new": 2, "repeats": 1, "seconds": 0.1, "sweep": False}
+    question = Question(
+        file=write_stories(tmp_path / "artifact" / "model.gguf"),
+        request=request("llama-cpp", {"threads": 1, "context": 0}, timing, kind="tokens"),  # type: ignore[arg-type]
+        inputs={**flat(rows), **counts},
+        timeout_s=120,
+    )
+    with SshDevice(arm_board.table()) as device:
+        there = PROBES["native"].ask(device, question)
+    with LocalDevice({}) as here:
+        expected = PROBES["python"].ask(here, question)
+    assert there.lines.device["cpu"] == "Cortex-A76"
+    assert "(ggml " in there.lines.read("load", Load).version
+    assert {key: there.lines.work[key] for key in ("layers", "provider", "kv")} == {
+        key: expected.lines.work[key] for key in ("layers", "provider", "kv")
+    }  # type: ignore[literal-required]
+    assert np.array_equal(there.arrays["answers"], expected.arrays["answers"])
+    assert np.abs(there.arrays["nll"] - expected.arrays["nll"]).max() < 0.1
+    assert there.arrays["nll"].mean() == pytest.approx(expected.arrays["nll"].mean(), rel=0.01)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgekit.devices import native
-from edgekit.devices.native import LIBRARY, PROGRAM, Platform, build_probe, built_probe, name_machine
+from edgekit.devices.native import LIBRARY, PROGRAM, Platform, build_probe, built_probe, llama, name_machine
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.modalities.text import of_tokens
 from edgekit.runtimes import machine
@@ -104,8 +104,9 @@ def request_of(folder: Path, **changes: object) -> Path:
     ("changes", "message"),
     [
         ({}, "model.onnx"),
-        ({"runtime": "llamacpp"}, "runs onnxruntime only, not llamacpp"),
-        ({"kind": "tokens"}, "answers rows only, not tokens"),
+        ({"runtime": "llama-cpp"}, "rows in onnxruntime and tokens in llama-cpp, not rows in llama-cpp"),
+        ({"kind": "tokens"}, "rows in onnxruntime and tokens in llama-cpp, not tokens in onnxruntime"),
+        ({"kind": "tokens", "runtime": "llama-cpp"}, "the inputs lack ids"),
         ({"options": {"thraeds": 1}}, "has no option thraeds"),
         ({"outputs": None}, "the request lacks outputs"),
         ({"inputs": "none.npz"}, "none.npz: No such file"),
@@ -129,7 +130,7 @@ def test_inputs_that_are_damaged(program: Path, tmp_path: Path, damage: str) -> 
         np.savez_compressed(inputs, sizes=np.zeros(1000, np.int64))
     else:
         encoded = of_tokens([[1, 2]], 0)
-        np.savez(inputs, **pack_rows(encoded, encoded.resized(4)) | {"sizes": np.zeros(1, np.int32)})
+        np.savez(inputs, **pack_rows(encoded, encoded.resized(4)) | {"sizes": np.zeros(1, np.int16)})
     ended = say(program, request)
     assert ended.returncode == 1
     assert {"cut": "zip archive", "compressed": "compressed or damaged", "other type": "not i8"}[damage] in ended.stderr
@@ -181,6 +182,69 @@ def test_where_the_library_comes_from(tmp_path: Path, compiler: str) -> None:
     (folder / "sources.sha256").write_text("0")
     with pytest.raises(DeviceFailed, match="is of another version of edgekit; run: edgekit devices native"):
         built_probe(wanted)
+
+
+def arm_file(path: Path) -> None:
+    """The head of an ELF file for 64-bit ARM, which is all that is looked at."""
+    path.write_bytes(b"\x7fELF\x02\x01" + bytes(12) + (183).to_bytes(2, "little") + bytes(8))
+
+
+def test_decoders_need_a_llama_for_that_system(tmp_path: Path, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LIBRARY).write_text("")
+    arm, libraries = Platform(arch="aarch64"), tmp_path / "llama-arm"
+    libraries.mkdir()
+
+    def build(llama_folder: Path | None = libraries, wanted: Platform = arm) -> Path:
+        return build_probe(wanted, onnxruntime=tmp_path / LIBRARY, llama=llama_folder, compiler=compiler)
+
+    build(None)
+    message = (
+        r"for linux-aarch64 was built without llama\.cpp.*; run: edgekit devices native --arch aarch64 --llama-library"
+    )
+    with pytest.raises(DeviceFailed, match=message):
+        built_probe(arm, decoders=True)
+    with pytest.raises(EdgekitError, match=r"no libllama\.so in it; make such a folder: edgekit devices cross-build"):
+        build()
+    names = (
+        "libllama.so",
+        "libllama.so.0",
+        "libggml.so",
+        "libggml-cpu.so.0",
+        "libllama.so.0.5.0",
+        "libmtmd.so",
+        "notes.txt",
+    )
+    for name in names:
+        arm_file(libraries / name)
+    with pytest.raises(EdgekitError, match=r"libllama\.so: is not for x86_64; name a folder with libraries for it"):
+        build(wanted=Platform(arch="x86_64", system="android"))
+    folder = build()
+    assert folder == built_probe(arm, decoders=True)
+    assert sorted(path.name for path in folder.glob("lib[lg]*")) == [
+        "libggml-cpu.so.0", "libggml.so", "libllama.so", "libllama.so.0",
+    ]  # fmt: skip
+    monkeypatch.setattr(llama, "headers", lambda: None)
+    with pytest.raises(EdgekitError, match=r"without include/llama\.h.*--force-reinstall llama-cpp-python=="):
+        build()
+
+
+def test_a_llama_that_does_not_load(program: Path, tmp_path: Path) -> None:
+    arrays = {
+        "ids": np.array([1, 2]),
+        "offsets": np.array([0, 2]),
+        "starts": np.array([1]),
+        "stop": np.array([], np.int64),
+    }
+    request = request_of(tmp_path, kind="tokens", runtime="llama-cpp")
+    np.savez(tmp_path / "inputs.npz", **arrays, referenced=0, generate=0, max_new=0)  # type: ignore[arg-type]
+    (tmp_path / PROGRAM).write_bytes(program.read_bytes())
+    (tmp_path / PROGRAM).chmod(0o755)
+    (tmp_path / "libllama.so").write_bytes(b"no library")
+    ended = say(tmp_path / PROGRAM, request)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("llama.cpp does not load: ")
+    np.savez(tmp_path / "inputs.npz", **{**arrays, "starts": np.array([3])}, referenced=0, generate=0, max_new=0)  # type: ignore[arg-type]
+    assert "a sequence starts to be scored within itself" in say(tmp_path / PROGRAM, request).stderr
 
 
 def test_what_cannot_be_built(tmp_path: Path, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:

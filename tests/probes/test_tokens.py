@@ -23,6 +23,7 @@ from edgekit.runtimes import generation, llamacpp, scores
 from edgekit.runtimes.request import Timing
 from edgekit.verify.measurements import flat, request
 from tests.devices.chromium import need_chromium
+from tests.devices.native import HERE, lay_probe
 from tests.stories import STORIES, write_stories
 
 PROMPTS = ("Once upon a time", "The big red ball", "Lily and Tom went to", "One day, a little cat")
@@ -39,7 +40,11 @@ def open_browser() -> Device:
     return open_device({"kind": "browser"}, "device")
 
 
-PLACES: Mapping[str, Callable[[], Device]] = {"python": lambda: LocalDevice({}), "web": open_browser}
+def open_here() -> Device:
+    return LocalDevice({})
+
+
+PLACES: Mapping[str, Callable[[], Device]] = {"python": open_here, "native": open_here, "web": open_browser}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,8 @@ def question(file: Path) -> Question:
 
 @pytest.mark.parametrize("name", PLACES)
 def test_probes_of_decoders_conform(name: str, places: Callable[[str], Device], question: Question) -> None:
+    if name == "native":
+        lay_probe(HERE)
     answer = PROBES[name].ask(places(name), question)
     lines = answer.lines
     # Only the probe in Python reads meters, only the one in JavaScript has another tokenizer.
@@ -102,14 +109,15 @@ def test_probes_of_decoders_conform(name: str, places: Callable[[str], Device], 
         lines.read("load", Load), lines.read("first", First), lines.read("prefill", Prefill), lines.read("decode", Decode)
     )  # fmt: skip
     version = PACKAGES["wllama"].engine if name == "web" else llamacpp.version()
-    assert (load.runtime, load.version, load.available[0]) == ("llama-cpp", version, "CPU")
+    # The native probe was built with llama.h of that version, and says its library's own too.
+    assert (load.runtime, load.version.partition(" (ggml ")[0], load.available[0]) == ("llama-cpp", version, "CPU")
     assert first.alive_ms is None or first.alive_ms > load.ms + first.ms > 0
     assert prefill.lengths == (8, 24)
     assert all(len(times) in {2, 3} and min(times) > 0 for times in prefill.ms)
     assert (decode.depth, decode.new, decode.threads, len(decode.ms) % 12) == (24, 12, 1, 0)
     peak = lines.read("memory", Peak)
     assert peak.peak_mb is not None
-    # The cache alone takes 0.3 MB of each process, the module's own memory 10.
+    # The cache alone takes 0.3 MB of each process, the module's own memory 10, libraries 7.
     assert peak.peak_mb > 10
     assert lines.read("machine", MachineSpeed).speed["copy_gbs"] > 0
     assert (lines.work["provider"], lines.work["layers"], lines.work["offloaded"]) == ("CPU", 6, 0)
@@ -127,10 +135,10 @@ def test_probes_of_decoders_conform(name: str, places: Callable[[str], Device], 
             generator.clear()
             logits = generator.logits([*ids[:start], *tokens[:-1]])[start - 1 :]
             assert (logits.max(axis=-1) - logits[np.arange(NEW), tokens]).max() < CLOSE
-    assert same >= (len(PROMPTS) if name == "python" else len(PROMPTS) - 1)
+    assert same >= (len(PROMPTS) if name != "web" else len(PROMPTS) - 1)
     assert set(there) == {*here, "answers", "answer_offsets"}
-    assert np.count_nonzero(there["top1"] != here["top1"]) <= (0 if name == "python" else 2)
-    assert np.abs(there["nll"] - here["nll"]).max() < CLOSE
+    assert np.count_nonzero(there["top1"] != here["top1"]) <= (0 if name != "web" else 2)
+    assert np.abs(there["nll"] - here["nll"]).max() < (CLOSE if name == "web" else 1e-5), "the very library of here"
     assert here["student_kl"].mean() > 1e-3
     assert np.abs(there["student_kl"] - here["student_kl"]).max() < 0.02
     assert there["student_kl"].mean() == pytest.approx(here["student_kl"].mean(), rel=0.05)

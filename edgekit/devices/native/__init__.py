@@ -1,7 +1,8 @@
 """The native probe's program: a folder of C++ beside this file, built for a device's system and kept in the user's state.
 
 It is for devices without Python. `build_probe` needs a C++17 compiler and a libonnxruntime.so of the device's system, no headers:
-the program declares what it calls of onnxruntime's C API and loads the library that lies beside it.
+the program declares what it calls of onnxruntime's C API and loads the library that lies beside it. For decoders it is built with
+llama.h of the llama-cpp-python that is installed here, and has llama.cpp's libraries beside it too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
+from edgekit.devices.native import llama as llama_cpp
 from edgekit.devices.setup import platforms
 from edgekit.errors import DeviceFailed, EdgekitError
 from edgekit.inputs import Json
@@ -55,10 +57,11 @@ class Platform:
         )
 
 
-def built_probe(wanted: Platform) -> Path:
-    """The folder of the program and its library for a platform.
+def built_probe(wanted: Platform, *, decoders: bool = False) -> Path:
+    """The folder of the program and its libraries for a platform.
 
-    Raises DeviceFailed where it was not built, or of other sources than this edgekit's.
+    decoders: it must run those, in llama.cpp. Raises DeviceFailed where it was not built, of other sources than this edgekit's,
+    or without llama.cpp where that is wanted.
     """
     folder = _folder(wanted)
     if not (folder / PROGRAM).is_file():
@@ -67,15 +70,23 @@ def built_probe(wanted: Platform) -> Path:
         raise DeviceFailed(
             f"the native probe for {wanted} is of another version of edgekit; run: {wanted.build_command}"
         )
+    if decoders and not (folder / llama_cpp.LIBRARY).is_file():
+        raise DeviceFailed(
+            f"the native probe for {wanted} was built without llama.cpp, which decoders need; run: {wanted.build_command}"
+            " --llama-library FOLDER, with a folder as `edgekit devices cross-build` makes it"
+        )
     return folder
 
 
-def build_probe(wanted: Platform, *, onnxruntime: Path | None = None, compiler: str | None = None) -> Path:
-    """Build the program for a platform; its folder, which has onnxruntime beside it.
+def build_probe(
+    wanted: Platform, *, onnxruntime: Path | None = None, llama: Path | None = None, compiler: str | None = None
+) -> Path:
+    """Build the program for a platform; its folder, which has onnxruntime beside it, and llama.cpp where there is one.
 
     onnxruntime: a libonnxruntime.so of the platform, a folder that has one, or a .whl or .aar; None takes the wheel of the
-    version that is installed here. compiler: a C++17 compiler for the platform; None takes Debian's name of it. Raises
-    EdgekitError where there is no compiler or no library, or the program does not build.
+    version that is installed here. llama: a folder with libllama.so for the platform; None takes that of this installation, for
+    this machine alone. compiler: a C++17 compiler for the platform; None takes Debian's name of it. Raises EdgekitError where
+    there is no compiler or no library, or the program does not build.
     """
     program = compiler or _compiler(wanted)
     if shutil.which(program) is None:
@@ -89,7 +100,10 @@ def build_probe(wanted: Platform, *, onnxruntime: Path | None = None, compiler: 
         made = Path(scratch, "made")
         made.mkdir()
         _put_library(wanted, onnxruntime, made / LIBRARY, Path(scratch))
-        _compile(program, made / PROGRAM)
+        if llama is None and _is_here(wanted) and llama_cpp.headers() is not None:
+            llama = llama_cpp.installed()
+        flags = [] if llama is None else llama_cpp.put_libraries(llama, wanted.arch, made)
+        _compile(program, made / PROGRAM, flags)
         (made / _MARK).write_text(_sources(), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
@@ -124,9 +138,9 @@ def _compiler(wanted: Platform) -> str:
     return "g++" if wanted.arch == platform.machine() else f"{wanted.arch}-linux-gnu-g++"
 
 
-def _compile(program: str, out: Path) -> None:
+def _compile(program: str, out: Path, more: Sequence[str]) -> None:
     """Static C++ libraries: a device need not have them, or has older ones."""
-    flags = ["-std=c++17", "-O2", "-pthread", "-static-libstdc++"]
+    flags = ["-std=c++17", "-O2", "-pthread", "-static-libstdc++", *more]
     flags += [] if "clang" in Path(program).name else ["-static-libgcc"]
     done = subprocess.run(
         [program, *flags, "-o", str(out), str(_SOURCE / "probe.cc"), "-ldl"],

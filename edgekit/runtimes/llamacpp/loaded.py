@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import re
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,27 +186,58 @@ class Loaded:
         that llama.cpp was built for and found; its warnings.
         """
         library, model = self._library, self._model
-        placed = {match[1]: match[2] for match in _matches(_PLACED, self._loading)}
-        devices = [device for device in placed.values() if device != CPU]
-        auto = not any("Flash Attention not supported" in line.text for line in self._reserving)
-        lines = [*self._loading, *self._reserving]
-        return {
-            "provider": GPU if devices else CPU,
-            "layers": library.llama_model_n_layer(model) + 1,
-            "offloaded": len(devices),
-            "devices": sorted(set(devices)),
-            "buffers": _buffers(lines),
-            "weights_mb": library.llama_model_size(model) / (1 << 20),
-            "parameters": library.llama_model_n_params(model),
-            "flash_attention": {"on": True, "off": False, "auto": auto}[self.flash_attention],
-            "threads": dict(zip(("decode", "prefill"), self.threads, strict=True)),
-            "instructions": re.findall(r"(\w+) = 1", library.llama_print_system_info().decode()),
-            "warnings": messages(WARNING, lines)[:_MOST_WARNINGS],
-        }
+        return work_of(
+            Told(
+                loading=self._loading,
+                reserving=self._reserving,
+                layers=library.llama_model_n_layer(model),
+                bytes=library.llama_model_size(model),
+                parameters=library.llama_model_n_params(model),
+                attention=self.flash_attention,
+                threads=self.threads,
+                system=library.llama_print_system_info().decode(),
+            )
+        )
 
     def close(self) -> None:
         """Free the context and the model."""
         self._free()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What llama.cpp told of a model and its context. loading, reserving: what it logged meanwhile; layers: without the output;
+    bytes: of the weights; attention: as it was asked for; threads: for new tokens and for prompts; system: its instructions."""
+
+    loading: Sequence[Line]
+    reserving: Sequence[Line]
+    layers: int
+    bytes: int
+    parameters: int
+    attention: str
+    threads: tuple[int, int]
+    system: str
+
+
+def work_of(told: Told) -> Work:
+    """What `Loaded.work` says, from what was told."""
+    placed = {match[1]: match[2] for match in _matches(_PLACED, told.loading)}
+    devices = [device for device in placed.values() if device != CPU]
+    auto = not any("Flash Attention not supported" in line.text for line in told.reserving)
+    lines = [*told.loading, *told.reserving]
+    return {
+        "provider": GPU if devices else CPU,
+        "layers": told.layers + 1,
+        "offloaded": len(devices),
+        "devices": sorted(set(devices)),
+        "buffers": _buffers(lines),
+        "weights_mb": told.bytes / (1 << 20),
+        "parameters": told.parameters,
+        "flash_attention": {"on": True, "off": False, "auto": auto}[told.attention],
+        "threads": dict(zip(("decode", "prefill"), told.threads, strict=True)),
+        "instructions": re.findall(r"(\w+) = 1", told.system),
+        "warnings": messages(WARNING, lines)[:_MOST_WARNINGS],
+    }
 
 
 def _matches(pattern: re.Pattern[str], lines: Iterable[Line]) -> Iterable[re.Match[str]]:

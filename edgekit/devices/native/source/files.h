@@ -134,6 +134,11 @@ struct Array {
   }
 
   std::vector<int64_t> integers() const {
+    if (kind == "i4") {
+      std::vector<int32_t> small(bytes.size() / 4);
+      std::memcpy(small.data(), bytes.data(), bytes.size());
+      return {small.begin(), small.end()};
+    }
     if (kind != "i8") throw Failure("an array has the type " + kind + ", not i8");
     std::vector<int64_t> values(bytes.size() / 8);
     std::memcpy(values.data(), bytes.data(), values.size() * 8);
@@ -214,26 +219,35 @@ inline uint32_t crc32(const std::string& content) {
   return ~crc;
 }
 
-// One float32 array of two axes as an .npz.
-inline std::string npz_of(const std::string& name, const std::vector<float>& values, size_t rows, size_t columns) {
+// Numbers as an array of one axis.
+template <typename Value>
+Array array_of(const char* kind, const std::vector<Value>& values) {
+  return {kind, {static_cast<int64_t>(values.size())}, std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(Value))};
+}
+
+// Arrays by their names as an .npz.
+inline std::string npz_of(const std::vector<std::pair<std::string, Array>>& arrays) {
   auto number = [](uint64_t value, int bytes) {
     std::string out;
     for (int index = 0; index < bytes; ++index) out += static_cast<char>(value >> (8 * index));
     return out;
   };
-  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " + std::to_string(columns) + "), }";
-  header.append(63 - (10 + header.size()) % 64, ' ');
-  header += '\n';
-  std::string npy = std::string("\x93NUMPY\x01\x00", 8) + number(header.size(), 2) + header;
-  npy.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
-  std::string file = name + ".npy";
-  // Version to extract, flags, method (stored), time, date (1980-01-01), checksum, both sizes, size of the name, no extra field.
-  std::string shared = number(20, 2) + number(0, 2) + number(0, 2) + number(0, 2) + number(33, 2) + number(crc32(npy), 4) +
-                       number(npy.size(), 4) + number(npy.size(), 4) + number(file.size(), 2) + number(0, 2);
-  std::string local = "PK\x03\x04" + shared + file;
-  std::string central = "PK\x01\x02" + number(20, 2) + shared + number(0, 2) + number(0, 2) + number(0, 2) + number(0, 4) + number(0, 4) + file;
-  return local + npy + central + "PK\x05\x06" + number(0, 4) + number(1, 2) + number(1, 2) + number(central.size(), 4) +
-         number(local.size() + npy.size(), 4) + number(0, 2);
+  std::string content, directory;
+  for (const auto& [name, array] : arrays) {
+    std::string shape;
+    for (int64_t extent : array.shape) shape += std::to_string(extent) + ",";
+    std::string header = std::string("{'descr': '") + (array.width() == 1 ? '|' : '<') + array.kind + "', 'fortran_order': False, 'shape': (" + shape + "), }";
+    header.append(63 - (10 + header.size()) % 64, ' ');
+    header += '\n';
+    const std::string npy = std::string("\x93NUMPY\x01\x00", 8) + number(header.size(), 2) + header + array.bytes, file = name + ".npy";
+    // Version to extract, flags, method (stored), time, date (1980-01-01), checksum, both sizes, size of the name, no extra field.
+    const std::string shared = number(20, 2) + number(0, 2) + number(0, 2) + number(0, 2) + number(33, 2) + number(crc32(npy), 4) +
+                               number(npy.size(), 4) + number(npy.size(), 4) + number(file.size(), 2) + number(0, 2);
+    directory += "PK\x01\x02" + number(20, 2) + shared + number(0, 2) + number(0, 2) + number(0, 2) + number(0, 4) + number(content.size(), 4) + file;
+    content += "PK\x03\x04" + shared + file + npy;
+  }
+  return content + directory + "PK\x05\x06" + number(0, 4) + number(arrays.size(), 2) + number(arrays.size(), 2) + number(directory.size(), 4) +
+         number(content.size(), 4) + number(0, 2);
 }
 
 }  // namespace edgekit

@@ -2,13 +2,16 @@
 // said there too. `edgekit-probe REQUEST.json` answers a request, `edgekit-probe --describe` says what the machine is,
 // `edgekit-probe --survey ROUNDS` how fast, and `edgekit-probe --sha256 FILE` and `--json FILE` are for the tests of its own parts.
 //
-// onnxruntime lies beside the program as libonnxruntime.so.
+// onnxruntime lies beside the program as libonnxruntime.so, llama.cpp, where it was built with that, as libllama.so.
 
 #include <cstdio>
 #include <cstring>
 #include <unistd.h>
 
-#include "machine.h"
+#include "speak.h"
+#ifdef EDGEKIT_LLAMA
+#include "tokens.h"
+#endif
 
 namespace edgekit {
 namespace {
@@ -16,29 +19,10 @@ namespace {
 constexpr int kProtocol = 1;
 constexpr double kWarmS = 1.0;
 
-double ms_since(double begun) { return std::round((now_s() - begun) * 1e9) / 1e6; }
-
-// Writes the numbered lines.
-class Speaker {
- public:
-  void say(const char* event, std::vector<Json::Entry> facts) {
-    std::vector<Json::Entry> entries = {{"event", event}, {"seq", number_++}};
-    entries.insert(entries.end(), std::make_move_iterator(facts.begin()), std::make_move_iterator(facts.end()));
-    std::string line = Json::table(std::move(entries)).dump() + "\n";
-    std::fwrite(line.data(), 1, line.size(), stdout);
-    if (std::fflush(stdout) != 0) throw Failure("standard output takes nothing");
-  }
-
- private:
-  int number_ = 0;
-};
-
 std::string folder_of(const std::string& path) {
   size_t slash = path.rfind('/');
   return slash == std::string::npos ? "." : path.substr(0, slash);
 }
-
-std::string joined(const std::string& folder, const std::string& path) { return path[0] == '/' ? path : folder + "/" + path; }
 
 std::string own_folder() {
   char path[4096];
@@ -124,7 +108,9 @@ void answer_all(const Session& session, const std::vector<Prompt>& prompts, cons
     rows.insert(rows.end(), row.begin(), row.end());
   }
   speaker.say("latency_real", {{"lengths", sizes}, {"ms", std::move(real)}});
-  write_file(outputs, npz_of("outputs", rows, prompts.size(), width));
+  Array answers = array_of("f4", rows);
+  answers.shape = {static_cast<int64_t>(prompts.size()), static_cast<int64_t>(width)};
+  write_file(outputs, npz_of({{"outputs", std::move(answers)}}));
   speaker.say("outputs", {{"file", outputs}, {"rows", static_cast<int64_t>(prompts.size())}});
   // Before what follows loads the artifact again and measures the machine: neither belongs to the artifact's memory.
   speaker.say("memory", {{"peak_mb", peak_memory_mb()}});
@@ -146,17 +132,11 @@ void survey(int rounds) {
   std::puts(found.dump().c_str());
 }
 
-void answer(const std::string& path) {
-  const Json request = Json::parse(read_file(path));
-  Speaker speaker;
-  Json device = describe();
-  speaker.say("device", device.entries());
-  const Json& kind = request.get("kind");
-  if (!kind.is_null() && kind.text() != "rows") throw Failure("the native probe answers rows only, not " + kind.text());
-  if (request.at("runtime").text() != "onnxruntime") throw Failure("the native probe runs onnxruntime only, not " + request.at("runtime").text());
-  const std::string folder = folder_of(path), file = joined(folder, request.at("file").text()), outputs = request.at("outputs").text();
+// Rows of an encoder, by onnxruntime: edgekit.runtimes.probe.
+void answer_rows(const Json& request, const std::string& folder, int cores, Speaker& speaker) {
+  const std::string file = joined(folder, request.at("file").text()), outputs = request.at("outputs").text();
   const Json& timing = request.at("timing");
-  const Options options = Options::read(request.at("options"), static_cast<int>(device.at("cores").number()));
+  const Options options = Options::read(request.at("options"), cores);
   const std::map<std::string, Array> arrays = read_npz(joined(folder, request.at("inputs").text()));
   const std::vector<Prompt> prompts = unpack(arrays, ""), timed = unpack(arrays, "timed.");
   auto sized = arrays.find("sizes");
@@ -189,7 +169,30 @@ void answer(const std::string& path) {
     Json speed = measure(ort);
     speaker.say("machine", {{"speed", speed}, {"neighbours", since(before)}});
   }
-  speaker.say("done", {{"protocol", kProtocol}, {"file", sha256(file)}, {"request", sha256(path)}, {"outputs", only ? Json() : Json(sha256(outputs))}});
+}
+
+void answer(const std::string& path) {
+  const Json request = Json::parse(read_file(path));
+  Speaker speaker;
+  Json device = describe();
+  speaker.say("device", device.entries());
+  const int cores = static_cast<int>(device.at("cores").number());
+  const std::string folder = folder_of(path), kind = request.get("kind").is_null() ? "rows" : request.get("kind").text();
+  const std::string runtime = request.at("runtime").text();
+  if (kind == "rows" && runtime == "onnxruntime") {
+    answer_rows(request, folder, cores, speaker);
+  } else if (kind == "tokens" && runtime == "llama-cpp") {
+#ifdef EDGEKIT_LLAMA
+    answer_tokens(request, folder, own_folder(), cores, speaker);
+#else
+    throw Failure("llama.cpp does not load: the program was built without it");
+#endif
+  } else {
+    throw Failure("the native probe answers rows in onnxruntime and tokens in llama-cpp, not " + kind + " in " + runtime);
+  }
+  const bool only = request.at("timing").get("only").truth();
+  speaker.say("done", {{"protocol", kProtocol}, {"file", sha256(joined(folder, request.at("file").text()))}, {"request", sha256(path)},
+                       {"outputs", only ? Json() : Json(sha256(request.at("outputs").text()))}});
 }
 
 }  // namespace
