@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -18,16 +19,12 @@ from edgekit.runtimes.onnxruntime.profile import Event, Kernel, count
 from edgekit.typed_json import read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from edgekit.devices import Device
     from edgekit.inputs import Json
     from edgekit.probes.probe import Answer, Question
     from edgekit.runtimes.conditions import State
 
 NAME = "native"
-# What it runs: the runtime of each kind of request.
-_RUNS = {"rows": onnxruntime.NAME, "tokens": llamacpp.NAME}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +49,8 @@ def ask(device: Device, question: Question) -> Answer:
     Raises DeviceFailed where it does not finish, where none is built for the device, and for what it does not run: it answers
     rows by onnxruntime and tokens by llama.cpp.
     """
-    kind, runtime = question.request.get("kind", "rows"), question.request["runtime"]
-    if _RUNS[kind] != runtime:
+    kind = _KINDS[question.request.get("kind", "rows")]
+    if question.request["runtime"] != kind.runtime:
         raise DeviceFailed(
             f"{device.identity}: {question.file}: the native probe runs encoders by onnxruntime and decoders by llama.cpp (a GGUF"
             " file); take a device with Python for this one"
@@ -69,17 +66,17 @@ def ask(device: Device, question: Question) -> Answer:
             return None
         return f"{last}; is its library made for that system? Run: {wanted.build_command}"
 
-    folder = built_probe(wanted, decoders=kind == "tokens")
+    folder = built_probe(wanted, decoders=kind.decoders)
     pushed = device.push(folder)
     before = device.condition() if isinstance(device, Feels) else {}
     program = Program(
         command=[f"{pushed}/{PROGRAM}"],
         renew=wanted.build_command,
-        env=backend(folder, pushed) if kind == "tokens" else {},
+        env=backend(folder, pushed) if kind.decoders else {},
         explain=explain,
     )
     answer = exchange(device, question, program)
-    events, timed = dict(answer.lines.events), "latency" if kind == "rows" else "decode"
+    events, timed = dict(answer.lines.events), kind.timed
     after = device.condition() if isinstance(device, Feels) else {}
     if before and after:
         governor = cast("str | None", events["device"].get("governor"))
@@ -87,7 +84,7 @@ def ask(device: Device, question: Question) -> Answer:
         events[timed] = {**events[timed], **states, "neighbours": _felt(events[timed], before, after)}
     events["device"] = name_machine(cast("dict[str, Json]", events["device"]), there.system_of(told))
     if work := events.get("work"):
-        events["work"] = _kernels(work) if kind == "rows" else _layers(work)
+        events["work"] = kind.work(work)
     return replace(answer, lines=Lines(events=events))
 
 
@@ -108,6 +105,23 @@ def _layers(work: Mapping[str, object]) -> dict[str, object]:
     )
     facts = {key: value for key, value in vars(said).items() if key not in {"loading", "reserving", "kv", "asked"}}
     return {**work_of(Told(loading=loading, reserving=reserving, **facts)), "kv": [*said.kv], "asked": said.asked}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """How a kind of request is answered. decoders: whether by llama.cpp; timed: the line with the timed calls; work: what becomes of
+    the line `work`."""
+
+    runtime: str
+    decoders: bool
+    timed: str
+    work: Callable[[Mapping[str, object]], dict[str, object]]
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "rows": _Kind(runtime=onnxruntime.NAME, decoders=False, timed="latency", work=_kernels),
+    "tokens": _Kind(runtime=llamacpp.NAME, decoders=True, timed="decode", work=_layers),
+}
 
 
 def _felt(latency: Mapping[str, object], before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, object]:
