@@ -109,8 +109,8 @@ def _layers(work: Mapping[str, object]) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """How a kind of request is answered. decoders: whether by llama.cpp; timed: the line with the timed calls; work: what becomes of
-    the line `work`."""
+    """How a kind of request is answered. decoders: whether by llama.cpp; timed: the line with the timed calls; work: what
+    becomes of the line `work`."""
 
     runtime: str
     decoders: bool
