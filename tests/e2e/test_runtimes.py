@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
-from tiny_project import TARGET, make_project
+from tiny_project import TARGET
 
 from tests.e2e.conftest import SLOWEST, Project
 
@@ -14,16 +15,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    """A small project with a target of one runtime and one of two."""
-    make_project(tmp_path)
+def project(tiny: Project, built: Mapping[str, Any]) -> Project:
+    """The tiny project, whose student is there, with a target of one runtime and one of two."""
     table = TARGET.format(scheme="int8-static").replace(
         'scheme = "int8-static"', 'scheme = "int8-static"\nlayout = "qdq"'
     )
     both = f"{table}\n[runtime.openvino]\nthreads = 1\n"
-    (tmp_path / "targets" / "both.toml").write_text(both)
-    (tmp_path / "targets" / "other.toml").write_text(both.replace("[runtime.onnxruntime]\nthreads = 1\n", ""))
-    return Project(folder=tmp_path, cache=tmp_path / ".edgekit")
+    (tiny.folder / "targets" / "both.toml").write_text(both)
+    (tiny.folder / "targets" / "other.toml").write_text(both.replace("[runtime.onnxruntime]\nthreads = 1\n", ""))
+    return tiny
 
 
 def test_openvino_answers_and_ships(project: Project) -> None:
