@@ -35,14 +35,16 @@ class Teacher:
 class Student:
     """What learns from the teacher. `student = "ngrams"` is a table of that kind alone.
 
-    cut: some of the teacher's layers: how many, or which ones (`keep`, indices into them). ngrams: a table of hashed n-grams of
-    the teacher's tokens, of `buckets` rows (36 bytes each in int8; without it 20,000).
+    cut: some of the teacher's layers: how many, or which ones (`keep`, indices into them). With `vocabulary` it has so many of
+    its tokens at most: those of the train texts, all single characters, and the most frequent of the others. ngrams: a
+    table of hashed n-grams of the teacher's tokens, of `buckets` rows (36 bytes each in int8; without it 20,000).
     """
 
     kind: Literal["cut", "ngrams"] = "cut"
     buckets: Annotated[int, Ge(1024), Lt(2**24)] | None = None
     layers: Annotated[int, Ge(1)] | None = None
     keep: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] | None = None
+    vocabulary: Annotated[int, Ge(1)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +215,9 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
 
 def _check_student(student: Student, task: str, where: str) -> None:
     blocks = student.layers is not None or student.keep is not None
+    if student.vocabulary is not None and (student.kind == "ngrams" or task == "text-generation"):
+        of = "a student of n-grams" if student.kind == "ngrams" else "a model that writes text"
+        raise EdgekitError(f"{where}.vocabulary: {of} keeps its teacher's tokens; remove this key")
     if student.kind == "ngrams":
         if task != "text-classification":
             raise EdgekitError(f"{where}.kind: ngrams: such a student classifies texts; it is none for {task}")

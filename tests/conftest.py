@@ -96,12 +96,7 @@ def pytest_configure(config: pytest.Config) -> None:
 # Files whose tests share what they build, in the order in which they begin: those that take longest first.
 SHARING = {
     "demo": ("tests/e2e/test_demo.py", "tests/e2e/test_verdicts.py", "tests/e2e/test_browser.py"),
-    "tiny": (
-        "tests/e2e/test_build.py",
-        "tests/e2e/test_false_pass.py",
-        "tests/e2e/test_kill.py",
-        "tests/e2e/test_runtimes.py",
-    ),
+    "tiny": ("tests/e2e/test_build.py", "tests/e2e/test_false_pass.py", "tests/e2e/test_kill.py"),
     "board": ("tests/e2e/test_board.py", "tests/devices/test_emulated.py"),
 }
 # Files that take long and share nothing: they begin after those, and the small ones fill what is left at the end.

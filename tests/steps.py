@@ -24,22 +24,6 @@ from edgekit.reference import Reference
 from edgekit.tasks import TASKS
 
 
-def traced_once() -> Callable[..., Any]:
-    """`float_graph.export_float` where all calls are of one model: traced by the first, copied by the others."""
-    from edgekit.formats.onnx import float_graph
-    from edgekit.formats.onnx.graph import copy_model
-
-    traced: list[Any] = []
-    export_float = float_graph.export_float
-
-    def once(*given: Any, **more: Any) -> Any:
-        if not traced:
-            traced.append(export_float(*given, **more))
-        return copy_model(traced[0])
-
-    return once
-
-
 def content(path: Path, digest: str = "a test's") -> Content:
     """A folder as an input; nothing here asks what is in it."""
     return Content(path=path, digest=digest)
@@ -107,6 +91,7 @@ def distill(
     out: Path,
     layers: int | None = None,
     keep: Sequence[int] | None = None,
+    vocabulary: int | None = None,
     seed: int = 0,
     out_of_scope: str | None = None,
     progress: Progress = silent,
@@ -124,6 +109,7 @@ def distill(
         max_length=max_length,
         seed=seed,
         machine=conditions(read),
+        vocabulary=vocabulary,
     )
     return training.distill(inputs, out, progress)
 

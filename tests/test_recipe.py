@@ -83,6 +83,11 @@ def test_overrides(path: Path) -> None:
         ("student={}", "student: give either layers"),
         ("student=ngram", "student.kind: should be 'cut' or 'ngrams', got 'ngram'"),
         ('student={kind="ngrams", layers=3}', "student: a student of n-grams has no layers; remove layers and keep"),
+        ("student.vocabulary=0", "student.vocabulary: should be greater than or equal to 1, got 0"),
+        (
+            'student={kind="ngrams", vocabulary=9}',
+            "student.vocabulary: a student of n-grams keeps its teacher's tokens",
+        ),
         ("student.buckets=4096", "student.buckets: for kind = 'ngrams' alone; remove it"),
         ("data.split.verify=0.95", "data.split: calibrate and verify take all rows"),
         ("data.split.verify=0", "data.split.verify: should be greater than 0, got 0"),

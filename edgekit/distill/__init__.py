@@ -26,6 +26,7 @@ from edgekit.distill.options import (
 )
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content
+from edgekit.modalities.text import IDS
 from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from edgekit.distill.courses import Job
     from edgekit.model import Model
     from edgekit.recipe import Recipe, Student
+
+
+# Tokens of a text that is not cut.
+_WHOLE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,8 @@ class DistillInputs:
     """What `distill` is given: a teacher, the prompts, and which of the teacher's layers the student keeps, or its table of
     n-grams.
 
-    losses: weights by names of LOSSES. out_of_scope, machine: see `FinetuneInputs`.
+    losses: weights by names of LOSSES. vocabulary: how many of the teacher's tokens the student keeps at most, None for all.
+    out_of_scope, machine: see `FinetuneInputs`.
     """
 
     STEP: ClassVar[str] = "distill"
@@ -90,6 +96,7 @@ class DistillInputs:
     seed: int
     machine: Mapping[str, str | int]
     ngrams: Ngrams | None = None
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +204,20 @@ def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> di
 
     job = make_job(inputs, out, progress, inputs.out_of_scope)
     hashed = None if inputs.ngrams is None else Hashed(folder=teacher, table=inputs.ngrams)
-    student = hashed or Cut(folder=teacher, keep=inputs.kept)
+    tokens = () if inputs.vocabulary is None else _tokens(inputs, inputs.vocabulary, rows)
+    student = hashed or Cut(folder=teacher, keep=inputs.kept, tokens=tokens)
     return courses.distill(teacher, rows, student, inputs.options, inputs.losses, job)
+
+
+def _tokens(inputs: DistillInputs, most: int, rows: Sequence[Prompt]) -> list[int]:
+    """The ids of the teacher's tokens that a student keeps: texts are read whole, so that a longer max_length changes nothing."""
+    from edgekit.distill.vocabulary import choose_tokens
+
+    task, folder = TASKS[inputs.task], inputs.teacher.path
+    model = task.open_model(folder)
+    encoded = task.encode(model, rows, _WHOLE)
+    seen = {int(token) for prompt in encoded.prompts for token in prompt[IDS]} | {task.pad_id(model)}
+    return choose_tokens(model, seen, most, f"{folder}: student.vocabulary")
 
 
 def student_rows(prompts: Path, task: str, out_of_scope: str | None) -> list[Prompt]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from edgekit.distill.created import make_decoder
 from edgekit.distill.decoders import Body
@@ -23,16 +23,21 @@ from edgekit.tasks.encoders import Encoder, load_encoder
 from edgekit.tasks.ngrams import NgramsConfig, NgramsForSequenceClassification, spell
 from edgekit.typed_json import as_table
 
+# Tokens that a model is asked before and after others went.
+_ASKED = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
     """A module to train, which holds transformers' model as `model`.
 
-    matched: for each of its blocks the teacher's block whose output it learns. facts: what its step writes about it.
+    matched: for each of its blocks the teacher's block whose output it learns. tokens: of a student with fewer tokens than its
+    teacher, its own id for each of the teacher's, -1 for one that it lacks, int64. facts: what its step writes about it.
     """
 
     module: nn.Module
     matched: Sequence[int] = ()
+    tokens: Tensor | None = None
     facts: dict[str, object] = field(default_factory=dict)
 
 
@@ -46,10 +51,11 @@ class Whole:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A teacher without the blocks that `keep` does not name; 0 is the first."""
+    """A teacher without the blocks that `keep` does not name; 0 is the first. tokens: the ids that stay, rising; () for all."""
 
     folder: Path
     keep: Sequence[int]
+    tokens: Sequence[int] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +93,12 @@ def cut_teacher(options: Cut, task: Task) -> Student:
     depth = load_model(options.folder).layers
     module = load_module(task, options.folder)
     cut(module, options.keep)
-    return Student(
-        module=module,
-        matched=match_blocks(depth, options.keep),
-        facts={"keep": list(options.keep), "teacher_layers": depth},
-    )
+    facts: dict[str, object] = {"keep": list(options.keep), "teacher_layers": depth}
+    tokens = None
+    if options.tokens:
+        tokens = cut_tokens(module, options.tokens)
+        facts |= {"tokens": len(options.tokens), "teacher_tokens": len(tokens)}
+    return Student(module=module, matched=match_blocks(depth, options.keep), tokens=tokens, facts=facts)
 
 
 def create(options: Created, task: Task) -> Student:  # noqa: ARG001 - one signature for all
@@ -170,6 +177,54 @@ def cut(module: nn.Module, keep: Sequence[int]) -> None:
                 setattr(part, "layer_idx", index)  # noqa: B010 - nn.Module's type knows no such attribute
     path, _, name = architecture.LAYERS.rpartition(".")
     setattr(model.base_model.get_submodule(path), name, nn.ModuleList(blocks))
+
+
+def cut_tokens(module: nn.Module, kept: Sequence[int]) -> Tensor:
+    """Leave only the rows of some tokens in a loaded encoder's embedding, and make its configuration say so.
+
+    kept: ids, rising; those that have no row are passed over. Returns the new id of each old one, -1 for what went, int64.
+    Raises EdgekitError where the model then answers otherwise: it does more with ids than look up their rows.
+    """
+    model: Any = module.model
+    old: Any = model.get_input_embeddings()
+    rows = [index for index in kept if index < old.num_embeddings]
+    asked = [index for index in rows[:: max(1, len(rows) // _ASKED)] if index != old.padding_idx]
+    some = torch.tensor([asked[:_ASKED]])
+    with torch.no_grad():
+        before = module(some, torch.ones_like(some))
+        numbers = narrow(module, rows)
+    model.config.vocab_size = len(rows)
+    for key, value in model.config.to_dict().items():
+        if key.endswith("_token_id") and isinstance(value, int) and 0 <= value < len(numbers):
+            number = int(numbers[value])
+            setattr(model.config, key, None if number < 0 else number)
+    with torch.no_grad():
+        after = module(numbers[some], torch.ones_like(some))
+    if not torch.allclose(before, after, atol=1e-5):
+        raise EdgekitError(f"{type(model).__name__}: with fewer tokens it answers otherwise; remove student.vocabulary")
+    return numbers
+
+
+def narrow(module: nn.Module, rows: Sequence[int]) -> Tensor:
+    """Put an embedding of these rows alone into a loaded encoder; returns the new id of each old one, -1 for what went, int64."""
+    model: Any = module.model
+    old: Any = model.get_input_embeddings()
+    numbers = torch.full((old.num_embeddings,), -1)
+    numbers[list(rows)] = torch.arange(len(rows))
+    padding = old.padding_idx
+    new = nn.Embedding(len(rows), old.embedding_dim, None if padding is None else int(numbers[padding]))
+    with torch.no_grad():
+        new.weight.copy_(old.weight[list(rows)])
+    model.set_input_embeddings(new)
+    return numbers
+
+
+def widen(module: nn.Module, whole: nn.Embedding, numbers: Tensor) -> None:
+    """Put the embedding back that was there before `narrow`, which gave `numbers`, with the rows that were trained since."""
+    model: Any = module.model
+    with torch.no_grad():
+        whole.weight[numbers >= 0] = model.get_input_embeddings().weight
+    model.set_input_embeddings(whole)
 
 
 def match_blocks(depth: int, keep: Sequence[int]) -> list[int]:

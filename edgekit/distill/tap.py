@@ -19,7 +19,8 @@ class Tap:
     """Runs a module and collects the signals that the losses need.
 
     module: holds transformers' model as `model`. needs: fields of Signal. blocks: whose outputs are `hidden`, in rising order.
-    `projections` are the last block's. device: where the module is, and its signals; it is moved there.
+    `projections` are the last block's. device: where the module is, and its signals; it is moved there. tokens: the module's own
+    ids of a batch's, where it has others.
     """
 
     def __init__(
@@ -30,10 +31,12 @@ class Tap:
         blocks: Sequence[int] = (),
         device: str = "cpu",
         precision: str = "fp32",
+        tokens: Tensor | None = None,
     ) -> None:
         self.module = module.to(device)
         self.device = device
         self._bf16 = precision == "bf16"
+        self._tokens = None if tokens is None else tokens.to(device)
         self._hidden: dict[int, Tensor] = {}
         self._projections: dict[int, Tensor] = {}
         self._heads = dimensions(cast(Any, module.model).config).heads if "projections" in needs else 0
@@ -50,7 +53,7 @@ class Tap:
         self._hidden.clear()
         self._projections.clear()
         with self.autocast():
-            output = self.module(batch.tokens, batch.mask)
+            output = self.module(batch.tokens if self._tokens is None else self._tokens[batch.tokens], batch.mask)
         projections = [self._projections[index].float() for index in sorted(self._projections)]
         if len(projections) == 1:
             projections = list(projections[0].chunk(3, dim=-1))

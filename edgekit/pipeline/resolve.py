@@ -238,6 +238,10 @@ def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Sess
         )
     if recipe.student is not None:
         choose_layers(model, recipe.student, f"{recipe.path}: student")
+        if (most := recipe.student.vocabulary) is not None and most >= model.rows:
+            raise EdgekitError(
+                f"{recipe.path}: student.vocabulary: {most}: the teacher has {model.rows:,.0f} tokens; give fewer, or remove it"
+            )
     _check_labels(recipe, model, prompts)
     _check_length(recipe, model)
     head = {"num_labels": len(prompts.facts["labels"])} if recipe.teacher.finetune is not None else None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.model import Model
+from edgekit.model import EMBEDDINGS, Model
 from edgekit.outputs import OUTPUTS
 from edgekit.typed_json import as_list
 from edgekit.weights import TensorInfo, read_header
@@ -71,7 +71,8 @@ def planned_student(model: Model, recipe: Recipe, classes: int) -> Model:
         spelled = TensorInfo(file=Path("to-be-created"), dtype="U8", shape=(rows, table.characters), begin=0, end=0)
         return _primed(model, {"model_type": table.FAMILY}, _infos(shapes) | {"spelled": spelled})
 
-    return _cut(model, choose_blocks(model.layers, recipe.student.layers, recipe.student.keep, "student"))
+    made = _cut(model, choose_blocks(model.layers, recipe.student.layers, recipe.student.keep, "student"))
+    return made if recipe.student.vocabulary is None else _with_tokens(made, recipe.student.vocabulary)
 
 
 def created_shapes(options: CreateOptions) -> Shapes:
@@ -160,6 +161,15 @@ def _cut(model: Model, kept: Sequence[int]) -> Model:
         text["layer_types"] = [kinds[block] for block in kept]
     config = text if model.text_config is model.config else model.config | {"text_config": text}
     return _primed(model, config, tensors)
+
+
+def _with_tokens(model: Model, most: int) -> Model:
+    """The model with so many tokens at most."""
+    tensors = {
+        name: replace(info, shape=(min(most, info.shape[0]), *info.shape[1:])) if name.endswith(EMBEDDINGS) else info
+        for name, info in model.tensors.items()
+    }
+    return _primed(model, model.config, tensors)
 
 
 def _primed(model: Model, config: Mapping[str, object], tensors: Mapping[str, TensorInfo]) -> Model:

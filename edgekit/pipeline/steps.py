@@ -72,6 +72,7 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
         seed=recipe.seed,
         machine=conditions(training.distill),
         ngrams=choose_ngrams(recipe.student),
+        vocabulary=recipe.student.vocabulary,
     )
     note = f"{model.layers} layers to {len(kept) or 'a table of n-grams'}"
     return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder

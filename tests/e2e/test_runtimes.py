@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import pytest
-from tiny_project import TARGET
+from tiny_project import TARGET, make_project
 
 from tests.e2e.conftest import SLOWEST, Project
 
@@ -15,15 +14,16 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 
 
 @pytest.fixture
-def project(tiny: Project, built: Mapping[str, Any]) -> Project:
-    """The tiny project, whose student is there, with a target of one runtime and one of two."""
+def project(tmp_path: Path) -> Project:
+    """A small project with a target of one runtime and one of two."""
+    make_project(tmp_path)
     table = TARGET.format(scheme="int8-static").replace(
         'scheme = "int8-static"', 'scheme = "int8-static"\nlayout = "qdq"'
     )
     both = f"{table}\n[runtime.openvino]\nthreads = 1\n"
-    (tiny.folder / "targets" / "both.toml").write_text(both)
-    (tiny.folder / "targets" / "other.toml").write_text(both.replace("[runtime.onnxruntime]\nthreads = 1\n", ""))
-    return tiny
+    (tmp_path / "targets" / "both.toml").write_text(both)
+    (tmp_path / "targets" / "other.toml").write_text(both.replace("[runtime.onnxruntime]\nthreads = 1\n", ""))
+    return Project(folder=tmp_path, cache=tmp_path / ".edgekit")
 
 
 def test_openvino_answers_and_ships(project: Project) -> None:

@@ -13,6 +13,7 @@ import pytest
 from edgekit.formats import FORMATS
 from edgekit.formats.onnx import float_graph
 from edgekit.formats.onnx.float_graph import sets_in_order
+from edgekit.formats.onnx.graph import copy_model
 from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.prompts import PromptSet
@@ -23,7 +24,7 @@ from edgekit.tasks.padding import find_pad_id
 from edgekit.workspace import write_product
 from tests.architectures.families import MORE, make_family
 from tests.conftest import LABELS, make_data
-from tests.steps import calibrate, export, traced_once
+from tests.steps import calibrate, export
 
 Export = Callable[..., onnx.ModelProto]
 
@@ -66,8 +67,16 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def export_once() -> Export:
-    """All schemes begin with the same graph."""
-    return traced_once()
+    """export_float of the one model that all schemes begin with: traced for the first."""
+    traced: list[onnx.ModelProto] = []
+    export_float = float_graph.export_float
+
+    def once(*given: Any, **more: Any) -> onnx.ModelProto:
+        if not traced:
+            traced.append(export_float(*given, **more))
+        return copy_model(traced[0])
+
+    return once
 
 
 @pytest.mark.parametrize("family", sorted(MORE))
