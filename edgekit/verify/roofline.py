@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgekit.report.figures import number
 from edgekit.runtimes import llamacpp, onnxruntime
 from edgekit.runtimes.onnxruntime.operators import OPERATORS
 from edgekit.runtimes.onnxruntime.throughput import PRODUCT_OPS
@@ -162,7 +161,7 @@ def _slower(need: Need, ratio: float, measured: Measurements, around: Around) ->
         yield f"{in_floats:.0%} of the multiplications are in float"
     if need.bound == "compute" and products and operations / products < _SMALL * PRODUCT_OPS:
         mean, large = operations / products / 1e6, PRODUCT_OPS / 1e6
-        yield f"small products ({number(mean, 2)} million operations each, {large:.0f} where the speed was measured)"
+        yield f"small products ({mean:.1f} million operations each, {large:.0f} where the speed was measured)"
     if measured.generation is not None:
         if need.total < _SHORT_MS:
             yield "a small model: what the engine does beside reading weights and multiplying takes longer"
