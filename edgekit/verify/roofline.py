@@ -161,7 +161,7 @@ def _slower(need: Need, ratio: float, measured: Measurements, around: Around) ->
         yield f"{in_floats:.0%} of the multiplications are in float"
     if need.bound == "compute" and products and operations / products < _SMALL * PRODUCT_OPS:
         mean, large = operations / products / 1e6, PRODUCT_OPS / 1e6
-        yield f"small products ({mean:.2g} million operations each, {large:.0f} where the speed was measured)"
+        yield f"small products ({mean:.3g} million operations each, {large:.0f} where the speed was measured)"
     if measured.generation is not None:
         if need.total < _SHORT_MS:
             yield "a small model: what the engine does beside reading weights and multiplying takes longer"
