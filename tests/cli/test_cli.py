@@ -297,7 +297,7 @@ def test_schemes_are_of_the_formats_that_have_them() -> None:
     assert choices([], [], "tokens") == [(None, None)]
     assert set(FORMAT_NAMES) == set(FORMATS)
     assert finer("gguf", "tokens", "q5_k_m")[:2] == ["q6_k", "q8_0"]
-    assert finer("onnx", "tokens", "w4") == ["int8-dynamic", "w8", "fp32"]
+    assert finer("onnx", "tokens", "w4") == ["int8-dynamic", "w8", "fp16", "fp32"]
     assert finer("onnx", "logits", "fp32") == []
     for format_ in FORMATS.values():
         named = {scheme for schemes in format_.SCHEMES.values() for scheme in schemes}
@@ -515,7 +515,7 @@ class Speaker:
 
 
 def test_each_of_several_texts_stands_above_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.pipeline.open_speaker", lambda _: Speaker())
+    monkeypatch.setattr("edgekit.pipeline.open_speaker", lambda *_, **__: Speaker())
     several = CliRunner().invoke(cli, ["run", "bundle", "on", "off\nnow"])
     assert several.output == "> on\nno!\n\n> off\n> now\nwon\nffo!\n"
     assert CliRunner().invoke(cli, ["run", "bundle", "on"]).output == "no!\n"
