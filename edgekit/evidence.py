@@ -322,6 +322,25 @@ class Generation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """The line that an artifact must be above to earn its place: a linear model of hashed n-grams, fitted on the train split's
+    labels, in int8 (`edgekit.linear`), answered on this machine.
+
+    accuracy: of the labelled verify prompts, of which there are so many; difference: the artifact's less this one, and interval:
+    its paired bounds, each one-sided. p50_ms: at the artifact's shape, one thread, where the build ran; None where the device is
+    another machine. note: what to ship instead, where the artifact is not proven better.
+    """
+
+    accuracy: float
+    bytes: int
+    p50_ms: float | None
+    difference: float
+    interval: Interval
+    prompts: int
+    note: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnHost:
     """The same artifact on the same prompts, on the device and on the machine that ran edgekit, both against the float student.
 
@@ -355,7 +374,7 @@ class Report:
     then no speed and no memory of it is the device's. comparable is of every report that this edgekit writes; sustained and
     tuning are where they were asked for. roofline: of a call on the CPU, of a decoder of one new token, roofline_prompt of its
     longest prompt; None where a speed was not measured. host: where the device is another
-    machine, how its answers compare with this machine's.
+    machine, how its answers compare with this machine's. baseline: of a classifier whose train split has labels.
     accuracy, models: by role. device, work: what the machine is and what one call does, as the probe says it. prompts: how many
     were judged. margins: the limits of the recipe, with defaults. coverage, data: None where nobody knows.
     energy_j: what a call costs, where a meter told; no_energy: else why none did.
@@ -409,6 +428,7 @@ class Report:
     roofline: Roofline | None = field(default=None, metadata=MAY_BE_ABSENT)
     roofline_prompt: Roofline | None = field(default=None, metadata=MAY_BE_ABSENT)
     host: OnHost | None = field(default=None, metadata=MAY_BE_ABSENT)
+    baseline: Baseline | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     def to_json(self) -> str:
         """The text of report.json: equal reports are equal bytes."""

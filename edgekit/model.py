@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.configuration import check_files, read_configuration
 from edgekit.errors import EdgekitError
+from edgekit.hashing import spell
 from edgekit.modalities import find_modality
 from edgekit.modalities.text import TOKENIZER
 from edgekit.schema import read_json
@@ -20,6 +21,8 @@ from edgekit.typed_json import as_list, as_table
 from edgekit.weights import ADAPTER_CONFIG, SINGLE, TensorInfo, check_finite, check_names, read_header, weight_files
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
 # Rows of these tensors are token ids (the names that transformers' families use).
@@ -232,6 +235,21 @@ class Model:
         """Token ids of each text, special tokens included, truncated at max_length, not padded."""
         encodings = encode(self.tokenizer(max_length), texts, self.folder / "tokenizer.json")
         return [encoding.ids for encoding in encodings]
+
+    def spelled(self, characters: int) -> NDArray[np.uint8]:
+        """The first characters of each token, added ones apart, by `hashing.spell`: uint8 [ids, characters].
+
+        Of all that AutoTokenizer reads: it may add tokens that the model has no embedding of.
+        """
+        from tokenizers import Tokenizer
+
+        read = self.read_text
+        vocabulary = (self.tokenizer() if read is None else Tokenizer.from_str(read)).get_vocab(with_added_tokens=True)
+        added = {token.content for token in self.added_tokens}
+        written = {token: index for token, index in vocabulary.items() if token not in added}
+        pieces = as_table(self.tokenizer_content["model"])
+        prefix = str(pieces["continuing_subword_prefix"]) if pieces.get("type") == "WordPiece" else None
+        return spell(written, 1 + max(vocabulary.values()), prefix, characters)
 
 
 def load_model(folder: Path) -> Model:

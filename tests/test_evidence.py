@@ -145,6 +145,15 @@ def whole() -> dict[str, Any]:
             "precision": None,
             "verdict": "pass",
         },
+        "baseline": {
+            "accuracy": 0.9,
+            "bytes": 9,
+            "p50_ms": None,
+            "difference": 0.01,
+            "interval": [-0.01, 0.03],
+            "prompts": 9,
+            "note": "ship the linear one",
+        },
         "generation": {
             "bytes_per_token": 9.0,
             "memory_mb": {"peak_mb": 9.0},

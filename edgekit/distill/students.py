@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from edgekit.distill.created import make_decoder
@@ -20,8 +19,7 @@ from edgekit.model import load_model
 from edgekit.outputs import OUTPUTS
 from edgekit.tasks import Task
 from edgekit.tasks.encoders import Encoder, load_encoder
-from edgekit.tasks.ngrams import NgramsConfig, NgramsForSequenceClassification, spell
-from edgekit.typed_json import as_table
+from edgekit.tasks.ngrams import NgramsConfig, NgramsForSequenceClassification
 
 # Tokens that a model is asked before and after others went.
 _ASKED = 64
@@ -110,12 +108,9 @@ def create(options: Created, task: Task) -> Student:  # noqa: ARG001 - one signa
 def hash_ngrams(options: Hashed, task: Task) -> Student:
     """A classifier of hashed n-grams. Its weights are drawn from torch's generator."""
     teacher, table = task.open_model(options.folder), options.table
-    # All that AutoTokenizer reads, which is what the student ships: it may add tokens that the teacher has no embedding of.
-    read = teacher.read_text
-    tokenizer = teacher.tokenizer() if read is None else Tokenizer.from_str(read)
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    spelled = teacher.spelled(table.characters)
     config = NgramsConfig(
-        vocab_size=1 + max(vocabulary.values()),
+        vocab_size=len(spelled),
         buckets=table.buckets,
         width=table.width,
         grams=[list(gram) for gram in table.grams],
@@ -127,11 +122,7 @@ def hash_ngrams(options: Hashed, task: Task) -> Student:
         pad_token_id=teacher.config.get("pad_token_id"),
     )
     model = NgramsForSequenceClassification(config)
-    added = {token.content for token in teacher.added_tokens}
-    written = {token: index for token, index in vocabulary.items() if token not in added}
-    pieces = as_table(teacher.tokenizer_content["model"])
-    prefix = str(pieces["continuing_subword_prefix"]) if pieces.get("type") == "WordPiece" else None
-    model.spelled.copy_(torch.from_numpy(spell(written, config.vocab_size, prefix, table.characters)))
+    model.spelled.copy_(torch.from_numpy(spelled))
     return Student(module=Encoder(model, token_type_ids=False), facts={"buckets": table.buckets, "width": table.width})
 
 

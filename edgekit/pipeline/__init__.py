@@ -30,6 +30,7 @@ from edgekit.pipeline.steps import (
     distill,
     export,
     finetune,
+    linear,
     qad,
     record,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "held",
     "is_local",
     "kept_steps",
+    "linear",
     "needed_splits",
     "open_artifact",
     "open_reference",
@@ -114,6 +116,7 @@ def build(
     plans = [replace(plan, teacher=base) for plan in plans]
     teacher = finetune(settings, base, prompts, session)
     whole = distill(settings, teacher, prompts, session)
+    line = linear(settings, base, prompts, session)
     # Of a student that is trained for a target's file, each target has its own.
     recorded = {} if recipe.qad is not None else {whole: _record(settings, teacher, whole, prompts, session, gradients)}
     built = []
@@ -124,7 +127,7 @@ def build(
             if student not in recorded:
                 recorded[student] = _record(settings, teacher, student, prompts, session, gradients)
             reference, calibration = recorded[student]
-            covering = Covering(student=student, calibration=calibration)
+            covering = Covering(student=student, calibration=calibration, linear=line)
             artifact = export(plan, student, calibration, prompts, own)
             report = verify(plan, artifact, reference, prompts, own, covering=covering)
             made = held(plan, report, own)

@@ -24,6 +24,7 @@ _STARTS = {
     "create": 8,
     "finetune": 8,
     "distill": 8,
+    "linear": 2,
     "qad": 8,
     "record": 4,
     "calibrate": 4,

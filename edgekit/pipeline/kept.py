@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgekit.pipeline.plan import Listener, Plan, Session
-from edgekit.pipeline.steps import calibrate, create, distill, export, finetune, qad, record
+from edgekit.pipeline.steps import calibrate, create, distill, export, finetune, linear, qad, record
 from edgekit.pipeline.verdict import Covering, is_judged
 from edgekit.workspace import NotMade, Product, Workspace
 
@@ -37,6 +37,9 @@ def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool
     if teacher is not None and recipe.student is not None:
         tuned = teacher
         student = ask("distill", lambda: distill(settings, tuned, prompts, looking))
+    begun, line = plan.teacher, None
+    if begun is not None and "linear" in found:
+        line = ask("linear", lambda: linear(settings, begun, prompts, looking))
     if teacher is not None and student is not None and recipe.qad is not None:
         taught, rounded = teacher, student
         student = ask("qad", lambda: qad(plan, taught, rounded, prompts, looking))
@@ -49,7 +52,8 @@ def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool
         return found
     known = calibration
     artifact = ask("export", lambda: export(plan, made, known, prompts, looking))
-    if artifact is not None and reference is not None and not session.fresh:
-        covering = Covering(student=made, calibration=known)
+    is_drawn = line is not None or "linear" not in found
+    if artifact is not None and reference is not None and is_drawn and not session.fresh:
+        covering = Covering(student=made, calibration=known, linear=line)
         found["verify"] = is_judged(plan, artifact, reference, prompts, looking, covering)
     return found

@@ -110,11 +110,14 @@ class Plan:
     @property
     def steps(self) -> tuple[str, ...]:
         """The verbs that a build runs for it, in order."""
+        from edgekit.linear import is_drawn
+
         recipe = self.recipe
         made = {
             "create": recipe.teacher.create is not None,
             "finetune": recipe.teacher.finetune is not None,
             "distill": recipe.student is not None,
+            "linear": is_drawn(recipe, self.prompts),
             "qad": recipe.qad is not None,
         }
         return (
@@ -180,6 +183,7 @@ class Built:
             "memory_mb": report.memory_mb if report else None,
             "comparable": to_table(report.comparable) if report and report.comparable else None,
             "sustained": to_table(report.sustained) if report and report.sustained else None,
+            "baseline": to_table(report.baseline) if report and report.baseline else None,
             "tuning": str(self.tuning) if self.tuning else None,
             "energy_j": to_table(report.energy_j) if report and report.energy_j else None,
             "report": str(self.evidence) if self.evidence else None,

@@ -78,6 +78,26 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
     return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder
 
 
+def linear(settings: Settings, base: Path, prompts: Product, session: Session) -> Product | None:
+    """The linear model that the report draws as a line, on the tokens of the checkpoint that the recipe names; None where the
+    recipe classifies nothing, or has no labels to learn from."""
+    from edgekit.linear import LinearInputs, fit, is_drawn
+
+    recipe = settings.recipe
+    if not is_drawn(recipe, prompts.facts):
+        return None
+    inputs = LinearInputs(
+        model=model_content(base),
+        prompts=split_content(prompts, "train", "calibrate"),
+        task=recipe.task,
+        out_of_scope=recipe.data.out_of_scope,
+        rejection=recipe.rejection,
+        max_length=recipe.data.max_length,
+    )
+    note = f"{prompts.facts['rows']['train']} texts"
+    return run_step(session, inputs, with_read(fit, prompts, "train", base), note=note)
+
+
 def qad(plan: Plan, teacher: Path, student: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
     """The student, trained with the weights that the target's file will hold, where the recipe asks; else as it is."""
     recipe, training = plan.recipe, plan.settings.training

@@ -60,10 +60,17 @@ ABOUT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Covering:
-    """A float student and the calibration of it, of which the report says how well it covers the verify prompts."""
+    """What a build has made beside what is judged: a float student and the calibration of it, of which the report says how well
+    it covers the verify prompts, and the linear model that it draws as a line."""
 
     student: Path
     calibration: Product
+    linear: Product | None = None
+
+    @property
+    def products(self) -> list[Product]:
+        """Those that must be whole and have read no verify prompt."""
+        return [self.calibration, *([self.linear] if self.linear else [])]
 
 
 def verify(
@@ -87,12 +94,12 @@ def verify(
     from edgekit.verify import verify as run
 
     recipe, target = plan.recipe, plan.target
-    foreign = check_parts(plan, artifact, reference, prompts, *([covering.calibration] if covering else []))
+    foreign = check_parts(plan, artifact, reference, prompts, *(covering.products if covering else []))
     device = open_device(target.device, f"{target.path}: device")
     page = _page(at)
     look = take(artifact, prompts, recipe.accuracy)
     inputs = _inputs(plan, artifact, reference, prompts, look, device)
-    inputs = replace(inputs, foreign_teacher=foreign, calibration=_content(covering.calibration) if covering else None)
+    inputs = _beside(replace(inputs, foreign_teacher=foreign), covering, recipe)
     for line in plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy, look=look):
         session.listener.say(line)
 
@@ -112,6 +119,18 @@ def verify(
     if page is not None:
         write_html(read_report(product.folder), page)
     return product
+
+
+def _beside(inputs: VerifyInputs, covering: Covering | None, recipe: Recipe) -> VerifyInputs:
+    """The inputs with what the report shows beside the verdict."""
+    if covering is None:
+        return inputs
+    return replace(
+        inputs,
+        calibration=_content(covering.calibration),
+        linear=_content(covering.linear) if covering.linear else None,
+        hashed=recipe.student is not None and recipe.student.kind == "ngrams",
+    )
 
 
 def _with_facts(inputs: VerifyInputs, device: Device, session: Session, at: Path | None) -> VerifyInputs:
@@ -221,15 +240,14 @@ def is_judged(
     look = find_look(artifact, prompts, plan.recipe.accuracy)
     if look is None:
         return False
-    foreign = check_parts(plan, artifact, reference, prompts, covering.calibration)
+    foreign = check_parts(plan, artifact, reference, prompts, *covering.products)
     device = open_device(plan.target.device, f"{plan.target.path}: device")
     try:
         facts = known_facts(device) if device.REMOTE else device.facts()
         inputs = _inputs(plan, artifact, reference, prompts, look, device)
     finally:
         device.close()
-    calibration = _content(covering.calibration)
-    known = replace(inputs, facts=facts or {}, foreign_teacher=foreign, calibration=calibration)
+    known = _beside(replace(inputs, facts=facts or {}, foreign_teacher=foreign), covering, plan.recipe)
     return facts is not None and is_made(session, known)
 
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from edgekit.evidence import FloatModel, Report, Shape
-from edgekit.report.figures import MISSING, human_bytes, number, percent
+from edgekit.report.figures import MISSING, human_bytes, lost, number, percent
 from edgekit.report.times import times_lines
 
 VERDICTS = ("pass", "fail", "not proven")
-NAMES = {"teacher": "teacher", "student": "float student", "artifact": "artifact"}
+NAMES = {"teacher": "teacher", "student": "float student", "artifact": "artifact", "linear": "linear baseline"}
 CHECK_NOTE = "bound: the worst that the measurement leaves possible; a check passes where its bound is within its limit"
 MODEL_HEAD = ("", "accuracy", "size", "p50", "p95", "memory")
 SCOPE_HEAD = ("", "in-scope accuracy", "out-of-scope recall", "AUROC")
@@ -24,7 +24,7 @@ BUSY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFigures:
-    """What is known of teacher, float student or artifact; None where it is not.
+    """What is known of teacher, float student, artifact or linear baseline; None where it is not.
 
     p50, p95: milliseconds at the artifact's shape. busy: the load average while it was timed, by `threads` of its own.
     """
@@ -77,7 +77,34 @@ def model_figures(report: Report) -> list[ModelFigures]:
         busy=report.busy,
         threads=report.shape.threads,
     )
-    return [*floats, artifact]
+    return [*floats, artifact, *_linear_figures(report)]
+
+
+def _linear_figures(report: Report) -> list[ModelFigures]:
+    """Of the linear model that a classifier must be above; none of other reports."""
+    line = report.baseline
+    if line is None:
+        return []
+    return [
+        ModelFigures(
+            role="linear",
+            name=NAMES["linear"],
+            accuracy=line.accuracy,
+            bytes=line.bytes,
+            p50=line.p50_ms,
+            threads=1,
+        )
+    ]
+
+
+def baseline_lines(report: Report) -> list[str]:
+    """The artifact against the linear model, in words, and what to do where it is not proven better; nothing of other reports."""
+    line = report.baseline
+    if line is None:
+        return []
+    least, most = (lost("accuracy", end) for end in line.interval)
+    against = f"{100 * line.difference:+.2f} points against the linear baseline, interval [{least}, {most}]"
+    return [against, *([line.note] if line.note else [])]
 
 
 def _float_figures(role: str, report: Report) -> ModelFigures:
@@ -169,7 +196,7 @@ def conditions_lines(report: Report) -> list[str]:
     lines = [_conditions(report)]
     models = model_figures(report)
     timed, others = (
-        [model.name for model in models if model.role != "artifact" and model.is_timed is wanted]
+        [model.name for model in models if model.role in {"teacher", "student"} and model.is_timed is wanted]
         for wanted in (True, False)
     )
     if timed:
@@ -178,6 +205,11 @@ def conditions_lines(report: Report) -> list[str]:
         )
     if others:
         lines.append(f"{_and(others)}: not timed with as many tokens and threads")
+    if report.baseline is not None:
+        timed_at = (
+            ", one thread, where the build ran" if report.baseline.p50_ms is not None else ", not timed on the device"
+        )
+        lines.append(f"linear baseline: n-grams of the train split's labels, int8 in onnxruntime{timed_at}")
     if report.latency_real is not None:
         mean = f" (mean {report.latency_real.mean_tokens:.0f} tokens)" if report.latency_real.mean_tokens else ""
         lines.append(f"at the texts' own lengths{mean} the artifact's p50 is {number(report.latency_real.p50, 3)} ms")

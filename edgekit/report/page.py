@@ -18,6 +18,7 @@ from edgekit.report import (
     MODEL_HEAD,
     SCOPE_HEAD,
     VERDICTS,
+    baseline_lines,
     conditions_lines,
     model_cells,
     model_figures,
@@ -113,6 +114,7 @@ def _shown(report: Report, recipe: str | None) -> dict[str, object]:
         "verdict_text": verdict_text(report),
         "only": ACCURACY_ONLY if report.accuracy_only else "",
         "summary": _summary(report),
+        "baseline": baseline_lines(report),
         "models": {"head": MODEL_HEAD, "rows": [_row(cells) for cells in model_cells(report)]},
         "conditions": conditions_lines(report),
         "checks": {

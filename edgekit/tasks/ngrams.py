@@ -8,19 +8,16 @@ arXiv:1607.04606) with hashed features (Weinberger et al., arXiv:0902.2206). It 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from edgekit.hashing import PRIME, Grams, factors
+
 FAMILY = "ngrams"
-# A Mersenne prime: products of a token id (below 2^20) with factors below it, and their sums, stay below 2^53.
-PRIME = 2**31 - 1
 
 
 class NgramsConfig(PreTrainedConfig):  # type: ignore[misc] # transformers has no types
@@ -87,11 +84,10 @@ class NgramsForSequenceClassification(PreTrainedModel):  # type: ignore[misc] # 
         return SequenceClassifierOutput(logits=self.classifier(total * count.rsqrt().unsqueeze(1)))
 
 
-def find_rows(input_ids: Tensor, attention_mask: Tensor, grams: Sequence[Sequence[int]], buckets: int) -> Tensor:
+def find_rows(input_ids: Tensor, attention_mask: Tensor, grams: Grams, buckets: int) -> Tensor:
     """The table's row of each n-gram, int64 [batch, sequence, grams]; 0 where an n-gram would reach beyond the text.
 
-    A hash is (sum of factor * (id + 1)) mod PRIME mod (buckets - 1), plus 1: Carter and Wegman's universal hashing (1979) of
-    vectors. All of it is exact in int64, here and in onnxruntime.
+    As `hashing.rows_of` tells them of ids plus 1.
     """
     longest = 1 + max(map(max, grams))
     sequence = input_ids.shape[1]
@@ -100,37 +96,6 @@ def find_rows(input_ids: Tensor, attention_mask: Tensor, grams: Sequence[Sequenc
     codes = (window.unsqueeze(-1) * window.new_tensor(factors(grams))).sum(dim=2) % PRIME % (buckets - 1) + 1
     ends = window.index_select(-1, window.new_tensor([max(gram) for gram in grams]))
     return codes * ends.clamp(max=1) * attention_mask.unsqueeze(-1)
-
-
-def factors(grams: Sequence[Sequence[int]]) -> list[list[int]]:
-    """What the token at each distance is multiplied by in each kind of n-gram, [longest n-gram, grams]; 0 where it is not in it.
-
-    They are the sequence of Knuth's MMIX generator (The Art of Computer Programming 2, 3.3.4), its upper 31 bits.
-    """
-    longest, state, table = 1 + max(map(max, grams)), 0, []
-    for place in range(longest):
-        row = []
-        for gram in grams:
-            state = (6364136223846793005 * state + 1442695040888963407) % 2**64
-            row.append((state >> 33) % PRIME if place in gram else 0)
-        table.append(row)
-    return table
-
-
-def spell(vocabulary: Mapping[str, int], size: int, prefix: str | None, characters: int) -> NDArray[np.uint8]:
-    """The first characters of each token as numbers from 1, 0 behind its last, uint8 [size, characters].
-
-    vocabulary: ids of tokens by how their tokenizer writes them, which marks where a word begins; or, with WordPiece's `prefix`,
-    where it goes on: then what begins one is written with a mark. Characters of one remainder by 255 are one.
-    """
-    table = np.zeros((size, characters), np.uint8)
-    for token, index in vocabulary.items():
-        written = token
-        if prefix is not None:
-            written = token.removeprefix(prefix) if token.startswith(prefix) else f"^{token}"
-        letters = [1 + ord(letter) % 255 for letter in written[:characters]]
-        table[index, : len(letters)] = letters
-    return table
 
 
 @cache

@@ -60,6 +60,7 @@ from edgekit.verify import (
 )
 from edgekit.verify.as_original import check_rows
 from edgekit.verify.kept import keep, with_earlier
+from edgekit.verify.line import draw_line
 from edgekit.verify.measurements import Measurements, Processes, ask_rows, certifying, measure, runtime_options
 from edgekit.verify.phases import More, latency_of, measure_more
 from edgekit.verify.plan import check_accuracy_table, plan_text
@@ -191,6 +192,7 @@ def _verify_rows(run: Run) -> Report:
         report,
         scope={role: compared.scope(answers[role], truth, run.inputs.out_of_scope) for role in ROLES},
         confusion=tuple(compared.confusion(answers["student"], answers["artifact"], truth)),
+        baseline=draw_line(run, rows, answers["artifact"].labels, sequence),
     )
 
 

@@ -36,7 +36,8 @@ class VerifyInputs:
     recipe's. target is the target's name; hardware, runtime (its tables) and budget (for the task) are what it says. libraries:
     the versions of what the answers depend on. measure: how much is measured beside what the limits need. device is who the
     device is, facts what it says of itself; host is what this machine's arithmetic depends on, where the device is another one:
-    its answers are compared with those here.
+    its answers are compared with those here. linear: the linear model that the report draws as a line, and hashed: whether the
+    student is a table of n-grams itself, so that none is advised.
     """
 
     STEP: ClassVar[str] = "verify"
@@ -64,6 +65,8 @@ class VerifyInputs:
     facts: Mapping[str, object]
     host: Mapping[str, object] = field(default_factory=dict)
     look: gate.Look
+    linear: Content | None = None
+    hashed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,7 +191,7 @@ def test_dry_run_says_what_would_happen(command: Command, project: Path) -> None
     trained = command(
         "build", "-t", "laptop-cpu", "--dry-run", "--set", "student.layers=1", "--set", "teacher.finetune.epochs=1"
     )
-    assert re.search(r"steps +finetune distill record calibrate export verify package", trained.out)
+    assert re.search(r"steps +finetune distill linear record calibrate export verify package", trained.out)
     assert not (project.parent / "dist").exists()
 
 

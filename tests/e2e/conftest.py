@@ -21,7 +21,7 @@ from tests import warm
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds: the first test that asks for a build pays for it, on any machine.
 SLOWEST = 3600
-STEPS = ("finetune", "distill", "record", "calibrate", "export", "verify", "package")
+STEPS = ("finetune", "distill", "linear", "record", "calibrate", "export", "verify", "package")
 
 
 @dataclass(frozen=True, kw_only=True)

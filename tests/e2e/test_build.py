@@ -43,6 +43,12 @@ def test_a_build_has_the_stable_names(tiny: Project, built: Mapping[str, Any]) -
     assert set(report["artifact"]) >= {"format", "scheme", "file", "bytes", "sha256"}
     assert report["verdict"] in {"pass", "not proven"}
     assert report["accuracy"]["artifact"] > 0.8
+    line = report["baseline"]
+    assert line == built["baseline"]
+    assert 0.5 < line["accuracy"] <= 1.0
+    assert line["p50_ms"] > 0.0
+    assert line["interval"][0] <= line["difference"] <= line["interval"][1]
+    assert (line["note"] is None) == (line["interval"][0] > 0.0)
 
 
 def test_a_second_build_makes_nothing(tiny: Project, built: Mapping[str, Any]) -> None:
@@ -70,19 +76,19 @@ def test_what_makes_nothing_loads_no_torch(tiny: Project, built: Mapping[str, An
 def test_a_second_target_shares_all_but_the_measurement(tiny: Project, built: Mapping[str, Any]) -> None:
     done = tiny.run("build", "--target", "second")
     kept = [step for step in STEPS if f"{step:<10} done, kept" in done.stderr]
-    assert kept == ["finetune", "distill", "record", "calibrate", "export"]
+    assert kept == ["finetune", "distill", "linear", "record", "calibrate", "export"]
 
 
 def test_another_scheme_shares_the_student(tiny: Project, built: Mapping[str, Any]) -> None:
     done = tiny.run("build", "--target", "third")
     kept = [step for step in STEPS if f"{step:<10} done, kept" in done.stderr]
-    assert kept == ["finetune", "distill", "record", "calibrate"]
+    assert kept == ["finetune", "distill", "linear", "record", "calibrate"]
 
 
 def test_a_changed_margin_only_judges_again(tiny: Project, built: Mapping[str, Any]) -> None:
     done = tiny.run("build", "--target", "first", "--set", "accuracy.teacher_margin=0.05", "--out", "other")
     kept = [step for step in STEPS if f"{step:<10} done, kept" in done.stderr]
-    assert kept == ["finetune", "distill", "record", "calibrate", "export"]
+    assert kept == ["finetune", "distill", "linear", "record", "calibrate", "export"]
 
 
 def test_stage_commands_are_the_build(tiny: Project, built: Mapping[str, Any], tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from edgekit import __version__
 from edgekit.cli import reported
 from edgekit.evidence import Check, Report
+from edgekit.report import baseline_lines, verdict_text
 from edgekit.report import page as report_page
-from edgekit.report import verdict_text
 from edgekit.report.figures import flips, human_bytes, number
 from edgekit.typed_json import read_table
 from tests.artifacts import bare_report, check_entry, make_artifact, report_of
@@ -114,6 +114,32 @@ def test_the_table_holds_the_figures(report: dict[str, Any]) -> None:
     assert re.search(r"latency p95, ms +2\.5 ms +2\.7 ms +10 ms +not proven", text)
     assert "\x1b" not in text
     assert text.isascii()
+
+
+LINE = {
+    "accuracy": 0.915, "bytes": 900_000, "p50_ms": 0.125, "difference": 0.015, "interval": [-0.002, 0.032],
+    "prompts": 400, "note": "not proven better: ship the linear one",
+}  # fmt: skip
+
+
+def test_the_line_of_the_linear_model_is_in_table_chart_and_first_lines(report: dict[str, Any], tmp_path: Path) -> None:
+    """Where a report has one; its time is left out where the device is another machine."""
+    drawn = full(report) | {"baseline": LINE}
+    text = "\n".join(report_lines(drawn))
+    assert re.search(r"linear baseline +91\.5 % +900 kB +0\.125 ms", text)
+    assert "one thread, where the build ran" in " ".join(text.split())
+    above, advice = baseline_lines(read(drawn))
+    assert above == "+1.50 points against the linear baseline, interval [-0.20, 3.20]"
+    assert advice == LINE["note"]
+    shown = page(drawn, tmp_path)
+    assert advice in shown.text
+    assert 'class="linear disc"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    away = drawn | {"baseline": LINE | {"p50_ms": None, "note": None}}
+    assert "not timed on the device" in " ".join(" ".join(report_lines(away)).split())
+    assert len(baseline_lines(read(away))) == 1
+    assert baseline_lines(read(full(report))) == []
+    page(full(report), tmp_path)
+    assert 'class="linear disc"' not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_figures_of_checks_have_units(report: dict[str, Any], tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from edgekit.distill.files import copy_tokenizer, save_model
 from edgekit.distill.options import Ngrams, read_distill_options
 from edgekit.distill.students import Hashed, make_student
 from edgekit.errors import EdgekitError
+from edgekit.hashing import PRIME, factors, rows_of, spell
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.record.original_rows import ask
 from edgekit.tasks import TASKS, outputs
-from edgekit.tasks.ngrams import PRIME, factors, find_rows, spell
+from edgekit.tasks.ngrams import find_rows
 from tests.conftest import LABELS
 
 TEXTS = ["please turn the kitchen light on", "jazz", "some jazz on the hall speaker would be nice", "", "hall lamp"]
@@ -51,6 +52,7 @@ def test_rows_are_exact_and_padding_is_none() -> None:
         for found, text, real in zip(rows, texts, mask, strict=True):
             assert found[real.bool()].tolist() == by_hand(text, TABLE)
             assert not found[~real.bool()].any()
+        assert np.array_equal(rows, rows_of(((ids + 1) * mask).numpy(), TABLE.grams, TABLE.buckets))
 
 
 def test_few_ngrams_share_a_row() -> None:
