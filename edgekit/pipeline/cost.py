@@ -185,6 +185,7 @@ class _Work:
             "verify": 4 * made * tokens * rows["verify"],
             "export": 32 * made * tokens * min(rows["calibrate"], 128),
             "package": 0.0,
+            **({"linear": 0.0} if "linear" in self.plan.steps else {}),
             **{step: float(cost.operations.value) for step, cost in self.trainings().items()},
         }
 

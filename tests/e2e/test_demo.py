@@ -138,6 +138,6 @@ def test_a_wheel_in_an_empty_folder(demo: Project, tmp_path: Path) -> None:
                            check=True, capture_output=True, text=True).stdout  # fmt: skip
     assert str(own) in where
     assert "raspberrypi" in run("targets", "list")
-    assert "finetune distill record" in run("build", "--target", "raspberrypi", "--dry-run")
+    assert "finetune distill linear record" in run("build", "--target", "raspberrypi", "--dry-run")
     bundle = json.loads(run("build", "--example", "assistant", "--target", "raspberrypi", "--json"))["bundles"][0]
     assert (empty / bundle["archive"]).is_file()
