@@ -120,10 +120,10 @@ def test_stage_commands_are_the_build(tiny: Project, built: Mapping[str, Any], t
 
 
 def test_a_student_of_ngrams_is_taken_like_any_other(tiny: Project, built: Mapping[str, Any], tmp_path: Path) -> None:
-    """Its table is eight bits in the bundle, its answers are the teacher's labels, and only the teacher is shared."""
+    """Its table is eight bits in the bundle, its answers are the teacher's labels; the teacher and the linear model are shared."""
     done = tiny.run("build", "--target", "first", "--student", "ngrams", "--out", tmp_path / "dist", "--json")
     kept = [step for step in STEPS if f"{step:<10} done, kept" in done.stderr]
-    assert kept == ["finetune"]
+    assert kept == ["finetune", "linear"]
     (bundle,) = json.loads(done.stdout)["bundles"]
     report = json.loads((tiny.folder / bundle["report"]).read_text())
     assert {check["name"]: check["verdict"] for check in report["checks"]}["as_original"] == "pass"
