@@ -59,8 +59,25 @@ def hashed_graph(model: Hashed) -> onnx.ModelProto:
         "inner": np.array([1, 2], np.int64),
         "least": np.float32(1.0),
     }
+    shape = ["batch", "sequence"]
+    graph = helper.make_graph(
+        _nodes(window),
+        "hashed",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in ("input_ids", "attention_mask")],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in whole.items()],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OLD_OPSET)], ir_version=_IR_VERSION, producer_name="edgekit"
+    )
+
+
+def _nodes(window: int) -> list[onnx.NodeProto]:
+    """The graph's nodes, of which one lays tokens at distances below `window` side by side."""
+    from onnx import TensorProto, helper
+
     node = helper.make_node
-    nodes = [
+    return [
         node("Add", ["input_ids", "one"], ["above"]),
         node("Mul", ["above", "attention_mask"], ["numbers"]),
         node("Unsqueeze", ["numbers", "last"], ["first"]),
@@ -87,17 +104,6 @@ def hashed_graph(model: Hashed) -> onnx.ModelProto:
         node("Div", ["scores", "root"], ["means"]),
         node("Mul", ["means", "scales"], ["logits"]),
     ]
-    shape = ["batch", "sequence"]
-    graph = helper.make_graph(
-        nodes,
-        "hashed",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in ("input_ids", "attention_mask")],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in whole.items()],
-    )
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OLD_OPSET)], ir_version=_IR_VERSION, producer_name="edgekit"
-    )
 
 
 def _windows(model: Hashed) -> tuple[int, dict[str, NDArray[np.int64]], list[int]]:
