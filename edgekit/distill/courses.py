@@ -122,6 +122,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
             device=device,
             progress=job.progress,
             rounded=nullcontext if on_grid is None else on_grid.rounded,
+            keeps_start=on_grid is not None,
         )
         outcome = train(student.module, lesson, options, run, width=width)
     if whole is not None and tokens is not None:
@@ -132,7 +133,8 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
     if course.begins is not None:
         copy_files(course.begins, job.out, FILES[job.task.OUTPUT])
     drop_snapshot(job.out)
-    facts = asdict(outcome) | dict(course.source.facts) | student.facts | {"precision": precision, "device": device}
+    told = {key: value for key, value in asdict(outcome).items() if key != "start" or value is not None}
+    facts = told | dict(course.source.facts) | student.facts | {"precision": precision, "device": device}
     if student.matched:
         facts["matched_layers"] = list(student.matched) if "hidden" in needs else []
     return outcome, facts
@@ -269,7 +271,8 @@ def train_on_grid(
     weights: Mapping[str, float | Schedule],
     job: Job,
 ) -> dict[str, object]:
-    """Train a student beside its teacher with the weights that a file will hold. Early stop: the same losses, held out.
+    """Train a student beside its teacher with the weights that a file will hold. Early stop: the same losses, held out;
+    where no epoch is better than the student rounded as it came, it stays what it was.
 
     Returns the facts of `teach`, and how many weights lie on the grid.
     """

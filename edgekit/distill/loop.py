@@ -62,11 +62,16 @@ class Run:
     progress: Progress = silent
     rounded: Callable[[], AbstractContextManager[None]] = nullcontext
     """In which weights each batch is computed, forward and backward (see `on_grid`); without it, the module's own."""
+    keeps_start: bool = False
+    """Whether the weights before the first step are judged too, and stay where no epoch's are better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a training went. scores: of the held-out rows after each epoch, lower is better; epochs count from 1."""
+    """How a training went. scores: of the held-out rows after each epoch, lower is better; epochs count from 1.
+
+    start: the score before the first step, where it counted; best_epoch is 0 where no epoch's was lower.
+    """
 
     steps: int
     epochs: int
@@ -76,6 +81,7 @@ class Outcome:
     threads: int
     train_texts: int
     held_texts: int
+    start: float | None = None
 
 
 def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run, *, width: int) -> Outcome:
@@ -98,6 +104,11 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
     saved = time.monotonic()
     run.progress(state.step, total, f"batches of {options.batch}")
     module.train()
+    if run.keeps_start and not state.step and lesson.held:
+        run.progress(0, total, f"judging {len(lesson.held)} texts that are held out, before the first step")
+        with run.rounded():
+            score = _score(module, lesson, options.batch)
+        state.judge_start(module, score)
     while state.step < total and not state.stopped(options.patience):
         epoch, done = divmod(state.step, per_epoch)
         for rows in epoch_batches(lesson, options.batch, run.seed, epoch)[done:]:
@@ -200,15 +211,20 @@ class _State:
         self.scores: list[float] = []
         self.best_epoch = 0
         self.best: dict[str, Tensor] = {}
+        self.start: float | None = None
+
+    def judge_start(self, module: nn.Module, score: float | None) -> None:
+        """Note the score before the first step, which an epoch's must be below."""
+        self.start, self.best_epoch, self.best = score, -1, _copy(module)
 
     def judge(self, module: nn.Module, score: float | None) -> None:
         """Note an epoch's score; among equals the later epoch is the better."""
         if score is None:
             return
         self.scores.append(score)
-        if score <= min(self.scores):
+        if score <= min(self.scores) and (self.start is None or score < self.start):
             self.best_epoch = len(self.scores) - 1
-            self.best = {key: weight.to("cpu", copy=True) for key, weight in _weights(module).items()}
+            self.best = _copy(module)
 
     def stopped(self, patience: int) -> bool:
         return len(self.scores) - 1 - self.best_epoch >= patience
@@ -224,6 +240,7 @@ def _outcome(state: _State, lesson: Lesson, options: TrainingOptions, peak: floa
         threads=torch.get_num_threads(),
         train_texts=len(lesson.train),
         held_texts=len(lesson.held),
+        start=None if state.start is None else round(state.start, 6),
     )
 
 
@@ -261,7 +278,13 @@ def _take_snapshot(state: _State, module: nn.Module, optimizer: torch.optim.Opti
     if run.device != "cpu":
         tensors["random/device"] = get_device_random(run.device)
     return Snapshot(
-        state={"run": run.identity, "step": state.step, "scores": state.scores, "best_epoch": state.best_epoch},
+        state={
+            "run": run.identity,
+            "step": state.step,
+            "scores": state.scores,
+            "best_epoch": state.best_epoch,
+            "start": state.start,
+        },
         tensors={key: tensor.to("cpu") for key, tensor in tensors.items()},
     )
 
@@ -271,6 +294,7 @@ def _restore(snapshot: Snapshot, module: nn.Module, optimizer: torch.optim.Optim
     state.step = snapshot.state["step"]
     state.scores = snapshot.state["scores"]
     state.best_epoch = snapshot.state["best_epoch"]
+    state.start = snapshot.state["start"]
     state.best = _part(snapshot.tensors, "best/")
     _put(module, _part(snapshot.tensors, "weight/"))
     for index, parameter in enumerate(_parameters(optimizer)):
@@ -289,6 +313,11 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     for key, weight in state.items():
         first.setdefault(weight.data_ptr(), key)
     return {key: state[key].detach() for key in first.values()}
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights as they are now, on the CPU."""
+    return {key: weight.to("cpu", copy=True) for key, weight in _weights(module).items()}
 
 
 def _put(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -30,6 +30,7 @@ class State(TypedDict):
     step: int
     scores: list[float]
     best_epoch: int
+    start: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,25 @@ def test_early_stop_takes_the_best_epoch_back(tmp_path: Path) -> None:
     assert not module.training
 
 
+@pytest.mark.parametrize(("after", "best"), [([3.0, 2.5], 0), ([3.0, 1.0], 2)])
+def test_weights_that_no_epoch_betters_stay(after: list[float], best: int, tmp_path: Path) -> None:
+    """The state before the first step is judged too where a run asks for it: it wins unless an epoch is lower."""
+    module = torch.nn.Linear(1, 1)
+    begun = float(module.weight.detach())
+    scores = iter([2.5, *after])
+    taught = Lesson(
+        lengths=[1, 1],
+        train=[0],
+        held=[1],
+        parts=lambda _rows, _share: [module(torch.ones(1, 1)).square().sum()],
+        judge=lambda _rows: torch.tensor(next(scores)),
+    )
+    run = Run(folder=tmp_path, identity="x", keeps_start=True)
+    outcome = train(module, taught, TrainingOptions(epochs=2, patience=2), run, width=384)
+    assert (outcome.start, outcome.scores, outcome.best_epoch) == (2.5, after, best)
+    assert (float(module.weight.detach()) == begun) == (best == 0)
+
+
 def test_precision_and_threads_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_precision("fp32") == "fp32"
     for flags, wanted in (
@@ -119,7 +138,7 @@ def test_both_precisions_train_in_one_process(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_another_run_is_not_continued(tmp_path: Path) -> None:
-    state = {"run": "a", "step": 3, "scores": [], "best_epoch": 0}
+    state = {"run": "a", "step": 3, "scores": [], "best_epoch": 0, "start": None}
     write_snapshot(tmp_path, Snapshot(state=state, tensors={"x": torch.ones(2)}))
     write_snapshot(tmp_path, Snapshot(state=state | {"step": 4}, tensors={"x": torch.zeros(2)}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshot-000000004.safetensors", FILE]

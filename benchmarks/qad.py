@@ -1,0 +1,370 @@
+"""What does quantization-aware distillation win back of what rounding loses? A decoder of 46 M weights, read by llama.cpp.
+
+Goals, on held-out Python, with KL(original || file) in nats a token:
+- q4_0: trained on its grid (qad) <= 0.5 of plain q4_0, and <= 0.8 of as many tokens of plain distillation, then q4_0 (kd)
+- q4_0: qad wins back >= 60 % of the perplexity that plain q4_0 loses
+- q4_k: qad <= 0.7 of plain q4_k_s
+- every file of qad holds the trained weights, 100 % of them, as gguf-py reads it
+Beside them `ce`, as many tokens of the texts alone, then q4_0. All four are taught by the same windows of text in the same order,
+by the same optimizer, to the last step; every file is written without an importance matrix. Training text are the Python files of
+the interpreter and its packages, but for those that share half of their long lines with held-out text.
+
+Rows and students are kept in --cache: what was stopped goes on. The model's folder has a SOURCE.txt that says what it has read.
+
+Usage: python benchmarks/qad.py [--steps 160] [--rows plain,qad,...] [--learning-rate R] [--data ../shared/data] [--cache DIR]
+       [--blocks 24] [--json]; exit code 1 where a goal that was measured is missed, 2 where data is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from rows import Row, Rows  # noqa: E402
+
+from edgekit.distill.batches import passage_source  # noqa: E402
+from edgekit.distill.courses import QAD_RATE, Course, Job, teach  # noqa: E402
+from edgekit.distill.machine import count_threads  # noqa: E402
+from edgekit.distill.options import QadOptions  # noqa: E402
+from edgekit.distill.students import Whole  # noqa: E402
+from edgekit.formats import FORMATS, parse_options  # noqa: E402
+from edgekit.formats.gguf import scheme_types  # noqa: E402
+from edgekit.formats.gguf.convert import Quantization, convert  # noqa: E402
+from edgekit.formats.gguf.metadata import describe_model  # noqa: E402
+from edgekit.formats.gguf.tensors import plan  # noqa: E402
+from edgekit.formats.gguf.tokenizer import vocabulary  # noqa: E402
+from edgekit.grid import Grid, read_packed  # noqa: E402
+from edgekit.inspect.on_grid import compare  # noqa: E402
+from edgekit.model import load_model  # noqa: E402
+from edgekit.runtimes import llamacpp, machine, scores  # noqa: E402
+from edgekit.tasks import TASKS  # noqa: E402
+from edgekit.tasks.text_generation import Passage  # noqa: E402
+
+Doubles = NDArray[np.float64]
+SHARED = ROOT.parent / "shared" / "data"
+MODEL, HELD = "code-llama-46m", "code-heldout/held.jsonl"
+TASK = "text-generation"
+# Tokens of a window, windows of a batch; held-out windows and their length; windows of one file at most.
+LENGTH, BATCH = 256, 4
+BLOCKS, BLOCK = 24, 512
+STEPS = 160
+WINDOWS = 4
+RESAMPLINGS = 2000
+# A line of fewer characters is in many files.
+LONG = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a row's file is made: its scheme, and what teaches the student before (None: nothing), on the scheme's grid or not."""
+
+    scheme: str
+    teach: str | None = None
+    on_grid: bool = False
+
+
+ROWS: dict[str, Way] = {
+    "original": Way(scheme="f32"),
+    "plain": Way(scheme="q4_0"),
+    "qad": Way(scheme="q4_0", teach="logits", on_grid=True),
+    "kd": Way(scheme="q4_0", teach="logits"),
+    "ce": Way(scheme="q4_0", teach="labels"),
+    "plain-q4_k": Way(scheme="q4_k_s"),
+    "qad-q4_k": Way(scheme="q4_k_s", teach="logits", on_grid=True),
+}
+# A goal: a row's KL over another's, at most.
+RATIOS = (("qad", "plain", 0.5), ("qad", "kd", 0.8), ("qad-q4_k", "plain-q4_k", 0.7))
+RECOVERED = 0.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """A goal, what was measured with its 95 % interval over held-out windows, and whether it is met."""
+
+    goal: str
+    measured: float
+    interval: Sequence[float] | None
+    limit: float
+    met: bool
+
+
+def main() -> int:
+    """Teach, measure, show, and say by the exit code whether every goal that was measured is met."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=SHARED)
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    parser.add_argument("--cache", type=Path, default=home / "edgekit" / "qad")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"batches of {BATCH} windows of {LENGTH} tokens")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help=f"held-out windows of {BLOCK} tokens")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"which of {', '.join(ROWS)}")
+    parser.add_argument("--learning-rate", type=float, help="of all that are taught (default: qad's own)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    asked = parser.parse_args()
+    names = str(asked.rows).split(",")
+    if unknown := sorted(set(names) - ROWS.keys()):
+        parser.error(f"{unknown[0]}: no such row")
+    for needed in (asked.data / MODEL, asked.data / HELD):
+        if not needed.exists():
+            print(f"{needed}: not here; name the folder with --data", file=sys.stderr)
+            return 2
+    asked.cache.mkdir(parents=True, exist_ok=True)
+    kept = Rows(asked.cache / "rows.jsonl")
+    with tempfile.TemporaryDirectory(prefix="edgekit-qad-") as scratch:
+        bench = Bench(asked.data, asked.cache, Path(scratch), asked.steps, asked.blocks, asked.learning_rate)
+        found = {name: kept.take(bench.key(name), partial(bench.row, name)) for name in names}
+    goals = judge(found)
+    if asked.json:
+        facts = {"machine": machine.describe(), "steps": asked.steps, "tokens": asked.steps * BATCH * LENGTH}
+        print(json.dumps(facts | {"rows": found, "goals": [asdict(goal) for goal in goals]}, indent=2))
+    else:
+        show(found, goals)
+    return 0 if all(goal.met for goal in goals) else 1
+
+
+class Bench:
+    """The model, the texts, and llama.cpp as the judge."""
+
+    def __init__(self, data: Path, cache: Path, scratch: Path, steps: int, blocks: int, rate: float | None) -> None:
+        self.folder, self.cache, self.scratch = data / MODEL, cache, scratch
+        self.steps, self.count = steps, blocks
+        self.model = load_model(self.folder)
+        self.rate = rate or QAD_RATE * 384 / self.model.hidden
+        lines = (data / HELD).read_text(encoding="utf-8").splitlines()
+        self.held = sorted((json.loads(line)["text"] for line in lines), key=digest)
+        self.options = {"threads": count_threads(), "kv_k": "f32", "kv_v": "f32", "context": BLOCK}
+
+    def key(self, name: str) -> str:
+        """What a row that is kept must agree with."""
+        taught = f"/{self.steps}x{BATCH}x{LENGTH}/{self.rate:g}" if ROWS[name].teach else ""
+        return f"{name}/{self.count}x{BLOCK}{taught}"
+
+    def row(self, name: str) -> Row:
+        """Teach a row's student where it has one, write its file, and measure that."""
+        way, begun = ROWS[name], time.process_time()
+        student = self.folder if way.teach is None else self.taught(way)
+        seconds = time.process_time() - begun
+        file = self.original if way.scheme == "f32" else self.write(student, way.scheme, self.scratch / f"{name}.gguf")
+        exact = compare(file, student)["equal"] if way.on_grid else None
+        row = {"bytes": file.stat().st_size, "cpu_seconds": round(seconds, 1), "exact": exact} | self.measure(file)
+        say(f"{name}: KL {row['kl']:.5f}, perplexity {row['perplexity']:.4f}")
+        return row
+
+    def taught(self, way: Way) -> Path:
+        """The folder of a student that learned from the training text beside the original, or alone."""
+        grid = self.grid(way.scheme) if way.on_grid else None
+        name = f"{way.teach}-{'float' if grid is None else grid.scheme}-{self.steps}-{self.rate:g}"
+        out = self.cache / name
+        if (out / "done").exists():
+            return out
+        out.mkdir(exist_ok=True)
+        begun = time.monotonic()
+
+        def tell(done: int, total: int, note: str) -> None:
+            if done % 16 == 0:
+                say(f"{name}: {done}/{total} {note}, {time.monotonic() - begun:.0f} s")
+
+        assert way.teach is not None
+        teach(
+            Course(
+                job=Job(task=TASKS[TASK], max_length=LENGTH, out=out, progress=tell),
+                student=Whole(folder=self.folder),
+                source=passage_source(self.windows, range(len(self.windows)), []),
+                losses={way.teach: 1.0},
+                options=QadOptions(epochs=1, batch=BATCH, learning_rate=self.rate),
+                begins=self.folder,
+                teacher=self.folder if way.teach == "logits" else None,
+                grid=grid,
+            )
+        )
+        (out / "done").touch()
+        return out
+
+    def grid(self, scheme: str) -> Grid:
+        """What a scheme rounds the model's weights to."""
+        _, options = parse_options({"format": "gguf", "scheme": scheme}, "tokens", "benchmark")
+        return FORMATS["gguf"].grid(self.model, options, "tokens")
+
+    @cached_property
+    def windows(self) -> list[Passage]:
+        """Windows of the training text, as many as the steps read."""
+        count, found = self.steps * BATCH, list[Passage]()
+        say(f"cutting {count} windows of {LENGTH} tokens")
+        unwanted = {line for text in self.held for line in long_lines(text)}
+        for path in python_files():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            lines = long_lines(text)
+            if not lines or 2 * sum(line in unwanted for line in lines) >= len(lines):
+                continue
+            ids = self.model.encode([text], WINDOWS * LENGTH)[0]
+            cuts = range(0, len(ids) - LENGTH + 1, LENGTH)
+            found += [Passage(ids=ids[cut : cut + LENGTH], start=1, prompt=len(found)) for cut in cuts]
+            if len(found) >= count:
+                return found[:count]
+        raise SystemExit(f"only {len(found)} windows in the Python files here; ask for {len(found) // BATCH} steps")
+
+    @cached_property
+    def blocks(self) -> list[list[int]]:
+        """The first window of some held-out files, as many as are asked for."""
+        encoded = (self.model.encode([text], BLOCK)[0] for text in self.held)
+        return [ids for ids in encoded if len(ids) == BLOCK][: self.count]
+
+    @cached_property
+    def original(self) -> Path:
+        """The original as it is, in float32."""
+        return self.write(self.folder, "f32", self.scratch / "original.gguf")
+
+    @cached_property
+    def reference(self) -> NDArray[np.float32]:
+        """The original's logits of the held-out windows in llama.cpp, on disk: float32 [blocks, BLOCK, vocabulary]."""
+        decoder = llamacpp.generator(self.original, self.options)
+        shape = (len(self.blocks), BLOCK, decoder.vocabulary)
+        kept = np.memmap(self.scratch / "reference.f32", np.float32, "w+", shape=shape)
+        for index, ids in enumerate(self.blocks):
+            decoder.clear()
+            kept[index] = decoder.logits(np.array(ids), slice(None))
+        decoder.close()
+        return kept
+
+    def write(self, student: Path, scheme: str, file: Path) -> Path:
+        """A student as a GGUF file: with the codes that it was trained with, where those are the scheme's."""
+        model = load_model(student)
+        tensors = plan(model)
+        metadata = describe_model(model, tensors=tensors, name="benchmark")
+        if scheme == "f32":
+            types: Mapping[str, str] = dict.fromkeys((tensor.name for tensor in tensors), "f32")
+        else:
+            types = scheme_types(metadata, tensors, scheme).types
+        trained = read_packed(student)
+        convert(model, file, Quantization(types=types, trained=trained), {**metadata, **vocabulary(model)})
+        return file
+
+    def measure(self, file: Path) -> dict[str, object]:
+        """{kl, perplexity, top1, kl_blocks, nll_blocks} of a file beside the original, both in llama.cpp."""
+        reference = self.reference
+        decoder = llamacpp.generator(file, self.options)
+        divergences, losses, same = list[float](), list[float](), list[float]()
+        for ids, wanted in zip(self.blocks, reference, strict=True):
+            decoder.clear()
+            # The reference is the original's own answer: it need not be asked again.
+            given = wanted if file == self.original else decoder.logits(np.array(ids), slice(None))
+            divergences.append(float(scores.kl(wanted, given).mean()))
+            losses.append(float(scores.nll(given[:-1], np.array(ids[1:])).mean()))
+            same.append(float((given.argmax(-1) == wanted.argmax(-1)).mean()))
+        decoder.close()
+        return {
+            "kl": float(np.mean(divergences)),
+            "perplexity": math.exp(float(np.mean(losses))),
+            "top1": float(np.mean(same)),
+            "kl_blocks": divergences,
+            "nll_blocks": losses,
+        }
+
+
+def python_files() -> list[Path]:
+    """The interpreter's own Python files and those of its packages, in the order of the hashes of their names."""
+    folders = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+    found = {
+        str(path.relative_to(folder)): path
+        for folder in folders
+        for path in folder.rglob("*.py")
+        if 2_000 <= path.stat().st_size <= 100_000
+    }
+    return [found[name] for name in sorted(found, key=digest)]
+
+
+def long_lines(text: str) -> list[str]:
+    """The lines of a text that are its own."""
+    return [line.strip() for line in text.splitlines() if len(line.strip()) >= LONG]
+
+
+def digest(text: str) -> str:
+    """An order that has nothing to do with what is in a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def judge(found: Mapping[str, Row]) -> list[Goal]:
+    """The goals of the rows that are there."""
+    goals = []
+    for name, base, limit in RATIOS:
+        if name in found and base in found:
+            ours, theirs = blocks_of(found[name], "kl"), blocks_of(found[base], "kl")
+            goals.append(_goal(f"KL of {name} / {base}", lambda ours, theirs: ours / theirs, [ours, theirs], limit))
+    if {"original", "plain", "qad"} <= found.keys():
+        losses = [blocks_of(found[name], "nll") for name in ("original", "plain", "qad")]
+
+        def kept(original: float, plain: float, qad: float) -> float:
+            return (math.exp(plain) - math.exp(qad)) / (math.exp(plain) - math.exp(original))
+
+        goals.append(_goal("perplexity won back by qad", kept, losses, RECOVERED, least=True))
+    for name, row in found.items():
+        if row["exact"] is not None:
+            share = cast(float, row["exact"])
+            goals.append(Goal(goal=f"{name}: on its grid", measured=share, interval=None, limit=1.0, met=share == 1.0))
+    return goals
+
+
+def blocks_of(row: Row, what: str) -> Doubles:
+    """A figure of each held-out window."""
+    return np.array(row[f"{what}_blocks"], np.float64)
+
+
+def _goal(
+    name: str, statistic: Callable[..., float], blocks: Sequence[Doubles], limit: float, *, least: bool = False
+) -> Goal:
+    """A goal about means over windows; its interval by resampling them (bootstrap percentiles)."""
+    random = np.random.default_rng(0)
+    measured = statistic(*(float(block.mean()) for block in blocks))
+    drawn = []
+    for _ in range(RESAMPLINGS):
+        chosen = random.integers(0, len(blocks[0]), len(blocks[0]))
+        drawn.append(statistic(*(float(block[chosen].mean()) for block in blocks)))
+    ends = [float(end) for end in np.quantile(drawn, (0.025, 0.975))]
+    return Goal(
+        goal=name,
+        measured=measured,
+        interval=ends,
+        limit=limit,
+        met=measured >= limit if least else measured <= limit,
+    )
+
+
+def show(found: Mapping[str, Row], goals: Sequence[Goal]) -> None:
+    """The table for people."""
+    print("row          bytes        KL        perplexity   same top-1   on its grid   CPU s of training")
+    for name, row in found.items():
+        exact = "" if row["exact"] is None else f"{row['exact']:.2%}"
+        print(
+            f"{name:<11} {row['bytes']:>11,} {row['kl']:>9.5f} {row['perplexity']:>11.4f} {row['top1']:>11.2%}"
+            f" {exact:>13} {row['cpu_seconds']:>10}"
+        )
+    print()
+    for goal in goals:
+        ends = "" if goal.interval is None else " ({:.3f} to {:.3f})".format(*goal.interval)
+        print(f"{'met   ' if goal.met else 'MISSED'} {goal.goal}: {goal.measured:.3f}{ends}, goal {goal.limit}")
+
+
+def say(text: str) -> None:
+    """Progress, beside the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
