@@ -30,7 +30,8 @@ class Grid:
 
     kinds: the number type of each weight that is rounded, by its name in the checkpoint. pack(rows, kind): float32 [n, columns]
     -> the bytes of the rows as the file has them, uint8 [n, bytes of a row]; unpack(data, kind, columns): the numbers that the
-    engine reads in them, float32 [n, columns].
+    engine reads in them, float32 [n, columns]. rounds_inputs: the engine rounds what a Linear reads too, to 8 bits between its
+    least and greatest value (ONNX's DynamicQuantizeLinear).
     """
 
     format: str
@@ -38,6 +39,7 @@ class Grid:
     kinds: Mapping[str, str]
     pack: Callable[[Floats, str], Bytes]
     unpack: Callable[[Bytes, str, int], Floats]
+    rounds_inputs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ pytest.importorskip("llama_cpp")
 from edgekit.distill.options import read_qad_options
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, parse_options
+from edgekit.formats.onnx import quantize
 from edgekit.grid import GRID, read_packed
 from edgekit.inspect.on_grid import compare
 from edgekit.model import load_model
@@ -24,7 +25,7 @@ from edgekit.qad import QadInputs, qad
 from edgekit.runtimes import llamacpp, scores
 from edgekit.tasks import TASKS
 from tests.architectures.decoders import make_decoder
-from tests.conftest import ROOT
+from tests.conftest import LABELS, ROOT, make_checkpoint, make_data
 from tests.formats.gguf.test_convert import EXACT
 from tests.steps import calibrate, content, export
 
@@ -33,15 +34,18 @@ TASK = "text-generation"
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason="needs ../shared/data/stories260K")
 
 
-def inputs(teacher: Path, prompts: Path, scheme: str, **options: Any) -> QadInputs:
-    read, losses = read_qad_options({"batch": 4} | options, "tokens", "qad")
-    _, how = parse_options({"format": "gguf", "scheme": scheme}, "tokens", "export")
+def inputs(
+    teacher: Path, prompts: Path, scheme: str, *, format_: str = "gguf", task: str = TASK, **options: Any
+) -> QadInputs:
+    output = TASKS[task].OUTPUT
+    read, losses = read_qad_options({"batch": 4} | options, output, "qad")
+    _, how = parse_options({"format": format_, "scheme": scheme}, output, "export")
     return QadInputs(
         teacher=content(teacher),
         student=content(teacher),
         prompts=content(prompts),
-        task=TASK,
-        format="gguf",
+        task=task,
+        format=format_,
         export=how,
         options=read,
         losses=losses,
@@ -143,6 +147,31 @@ def test_super_blocks_are_kept_as_they_were_trained(tmp_path: Path) -> None:
         exported(student, prompts, tmp_path / "damaged", "q4_k_s")
 
 
+def test_an_encoder_ships_as_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tables are too short to be rounded, as a rule. Positions are sliced from theirs, which stays float in the file."""
+    monkeypatch.setattr(quantize, "SMALLEST_TABLE_ROWS", 24)
+    teacher, prompts = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data")
+    task, student = "text-classification", made(tmp_path / "student")
+    how = {"format_": "onnx", "task": task, "epochs": 1, "holdout": 0.2}
+    facts = qad(inputs(teacher, prompts, "int8-dynamic", **how), student)
+    packed = read_packed(student)
+    assert packed is not None
+    kinds = list(packed.kinds.values())
+    assert (kinds.count("pairs"), kinds.count("table")) == (14, 2)
+    assert facts["start"] is not None
+    calibrate(student, prompts, task=task, max_length=32, out=made(tmp_path / "calibration"))
+    given = {"prompts": prompts, "task": task, "max_length": 32, "out_of_scope": None}
+    options = {"format": "onnx", "scheme": "int8-dynamic"}
+    artifact, calibration = made(tmp_path / "artifact"), tmp_path / "calibration"
+    told = export(student=student, calibration=calibration, options=options, out=artifact, **given)
+    assert told["quantized"] == {"matmul": 14, "float": []}
+    shown = compare(artifact / "model.onnx", student)
+    assert (shown["exact"], shown["tensors"]) == (True, 15)
+    other = compare(artifact / "model.onnx", teacher)
+    assert not other["exact"]
+    assert other["equal"] < 0.05
+
+
 def read_artifact_notes(folder: Path) -> list[str]:
     notes = json.loads((folder / "facts.json").read_text())["notes"]
     return [str(note) for note in notes]
@@ -150,7 +179,7 @@ def read_artifact_notes(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("format_", "scheme", "message"),
-    [("gguf", "auto", "name a scheme"), ("gguf", "f16", "rounds no weight"), ("onnx", "int8-static", "GGUF")],
+    [("gguf", "auto", "name a scheme"), ("gguf", "f16", "rounds no weight"), ("onnx", "int8-static", "int8-dynamic")],
 )
 def test_what_has_no_grid_is_refused(format_: str, scheme: str, message: str, tmp_path: Path) -> None:
     output = "tokens" if format_ == "gguf" else "logits"

@@ -12,7 +12,10 @@ from edgekit.cli.options import json_option
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
-    "--grid", "student", type=click.Path(path_type=Path), help="With a .gguf: whether it holds the weights of STUDENT."
+    "--grid",
+    "student",
+    type=click.Path(path_type=Path),
+    help="With a .gguf or .onnx: whether it holds the weights of STUDENT.",
 )
 @json_option
 def inspect(path: Path, student: Path | None, as_json: bool) -> None:

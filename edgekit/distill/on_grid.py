@@ -35,6 +35,9 @@ class OnGrid:
             )
         self._grid = grid
         self._weights = {name: parameters[name] for name in sorted(grid.kinds)}
+        rounded = {id(weight) for weight in self._weights.values()}
+        linears = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part.weight) in rounded]
+        self._readers = linears if grid.rounds_inputs else []
         self._own: dict[str, Tensor] = {}
 
     @contextmanager
@@ -43,9 +46,12 @@ class OnGrid:
         for name, weight in self._weights.items():
             self._own.setdefault(name, torch.empty_like(weight)).copy_(weight.detach())
         self._round_all()
+        hooks = [part.register_forward_pre_hook(_round_input) for part in self._readers]
         try:
             yield
         finally:
+            for hook in hooks:
+                hook.remove()
             with torch.no_grad():
                 for name, weight in self._weights.items():
                     weight.copy_(self._own[name])
@@ -67,3 +73,19 @@ class OnGrid:
         with torch.no_grad():
             weight.copy_(torch.from_numpy(self._grid.unpack(packed, kind, weight.shape[1])))
         return packed
+
+
+def _round_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A Linear's input [batch, ..., channels] rounded as ONNX's DynamicQuantizeLinear does, each text by itself as it will be
+    asked: between the least and the greatest value, zero among them, in steps of 1/255. Its gradient passes straight through.
+
+    A text that a batch pads has its padding in its range, which the deployed one has not.
+    """
+    values, *others = inputs
+    with torch.no_grad():
+        axes = tuple(range(1, values.ndim))
+        low = values.amin(dim=axes, keepdim=True).clamp(max=0)
+        scale = (values.amax(dim=axes, keepdim=True).clamp(min=0) - low).clamp(min=1e-12) / 255
+        zero = torch.round(-low / scale).clamp(0, 255)
+        error = (torch.round(values / scale).add_(zero).clamp_(0, 255) - zero) * scale - values
+    return (values + error, *others)

@@ -1,4 +1,4 @@
-"""Whether a file holds the weights that its student was trained with: read by gguf-py, compared value by value."""
+"""Whether a file holds the weights that its student was trained with: a .gguf read by gguf-py, compared value by value."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from edgekit.model import load_model
 
 
 def compare(file: Path, student: Path) -> dict[str, object]:
+    """How many of a .gguf or .onnx file's quantized weights are, to the last bit, those of a student's folder.
+
+    Raises EdgekitError for a file of another kind, and a student that it is not of.
+    """
+    if file.suffix == ".onnx":
+        from edgekit.inspect.onnx_grid import compare_onnx
+
+        return compare_onnx(file, student)
+    if file.suffix != ".gguf":
+        raise EdgekitError(f"{file}: --grid compares a .gguf or .onnx file with a student; name one")
+    return _compare_gguf(file, student)
+
+
+def _compare_gguf(file: Path, student: Path) -> dict[str, object]:
     """How many of a .gguf file's quantized weights are, to the last bit, those of a student's folder.
 
     gguf-py (ggml's authors' own reader) dequantizes the file; edgekit's rounding has no part in it. Raises EdgekitError for
@@ -23,8 +37,6 @@ def compare(file: Path, student: Path) -> dict[str, object]:
     from edgekit.formats.gguf.ggml import TYPES
     from edgekit.formats.gguf.tensors import plan
 
-    if file.suffix != ".gguf":
-        raise EdgekitError(f"{file}: --grid compares a .gguf file with a student; name one")
     try:
         held = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     except (OSError, ValueError, KeyError, IndexError) as failed:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgekit.cost import Cost
     from edgekit.formats.onnx.candidates import Trial
     from edgekit.formats.onnx.smooth import Range
+    from edgekit.formats.onnx.trained import Trained
     from edgekit.formats.source import Reading, Source
     from edgekit.grid import Grid
     from edgekit.modalities.encoded import Encoded
@@ -76,6 +77,15 @@ TRIAL_PROMPTS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Given:
+    """What a scheme is written from: the float graph, the calibration, and what its weights were trained with."""
+
+    exported: onnx.ModelProto
+    calibration: Calibration
+    trained: Trained | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Written:
     """A scheme's graph, the float graph of the same Linears, the keys of the quantized ones, and what was chosen."""
 
@@ -115,11 +125,19 @@ def write(source: Source, options: Options, out: Path) -> ModelFile:
     return write_encoder(source, options, out)
 
 
-def grid(model: Model, options: Options, output: str) -> Grid:  # noqa: ARG001 - one signature for all
-    """Not yet: weights are smoothed and their scales fitted after training. Always raises EdgekitError."""
-    raise EdgekitError(
-        f"onnx {options.scheme}: [qad] trains for GGUF files alone, whose codes export keeps; take out [qad], or --format gguf"
-    )
+def grid(model: Model, options: Options, output: str) -> Grid:
+    """What a scheme makes of an encoder's weights, from its headers alone.
+
+    Raises EdgekitError for a decoder, and for a scheme that rounds nothing or by what is calibrated.
+    """
+    from edgekit.formats.onnx.rounding import make_grid
+
+    if OUTPUTS[output].generates:
+        raise EdgekitError(
+            f"onnx {options.scheme}: of models that generate text [qad] trains for GGUF files alone; take out [qad], or --format"
+            " gguf"
+        )
+    return make_grid(NAME, model, options)
 
 
 def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
@@ -202,6 +220,7 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     from edgekit.formats.onnx.candidates import trial
     from edgekit.formats.onnx.layer_errors import layer_errors
     from edgekit.formats.onnx.ort import write_ort
+    from edgekit.formats.onnx.rounding import read_trained
     from edgekit.formats.onnx.session import DISABLED_OPTIMIZERS
     from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
 
@@ -209,7 +228,10 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     calibration = source.calibration()
     exported, linears, float_size = _exported(source, calibration, options)
     on = trial(exported, source.encoded, score=source.score, most=TRIAL_PROMPTS)
-    written = _write_scheme(exported, calibration, options, on, source.progress)
+    trained, note = read_trained(source.model, NAME, options)
+    written = _write_scheme(
+        _Given(exported=exported, calibration=calibration, trained=trained), options, on, source.progress
+    )
     source.progress(0, 0, "writing it and measuring each layer's error")
     path = out / FILE
     size = graph.save(written.model, path)
@@ -238,6 +260,7 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
             "float": [key for key in linears if key not in set(written.quantized)],
         },
         choices=written.choices,
+        notes=(note,) if note else None,
         onnx=replace(
             described.onnx,
             calibrate_score=_scores(path, on, entries, exact=written.scheme == "fp32"),
@@ -303,23 +326,22 @@ def describe_file(path: Path, *, named: Path | None = None, encoded: Encoded | N
     )
 
 
-def _write_scheme(
-    exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial, progress: Progress
-) -> _Written:
+def _write_scheme(given: _Given, options: Options, on: Trial, progress: Progress) -> _Written:
     from edgekit.formats.onnx.blocks import quantize_blocks
     from edgekit.formats.onnx.graph import Graph, copy_model
     from edgekit.formats.onnx.half import calibrated_inputs, to_half
 
+    exported = given.exported
     if options.scheme == "fp32":
         return _Written(model=exported, exact=exported, quantized=(), choices={}, scheme="fp32")
     if options.scheme == "fp16":
-        half, kept = to_half(exported, on.encoded, calibrated_inputs(exported, calibration))
+        half, kept = to_half(exported, on.encoded, calibrated_inputs(exported, given.calibration))
         choices = {"float32_nodes": kept} if kept else {}
         return _Written(model=half, exact=exported, quantized=(), choices=choices, scheme="fp16")
     if options.scheme in {"w8", "w4"}:
         bits = int(options.scheme[1:])
         graph = Graph(copy_model(exported))
-        keys = quantize_blocks(graph, bits=bits, block=options.block)
+        keys = quantize_blocks(graph, bits=bits, block=options.block, trained=given.trained)
         return _Written(
             model=graph.model,
             exact=exported,
@@ -327,24 +349,26 @@ def _write_scheme(
             choices={"bits": bits, "block": options.block},
             scheme=options.scheme,
         )
-    return _write_int8(exported, calibration, options, on, progress)
+    return _write_int8(given, options, on, progress)
 
 
-def _write_int8(
-    exported: onnx.ModelProto, calibration: Calibration, options: Options, on: Trial, progress: Progress
-) -> _Written:
+def _write_int8(given: _Given, options: Options, on: Trial, progress: Progress) -> _Written:
     from edgekit.formats.onnx.candidates import Source, better, choose
     from edgekit.formats.onnx.quantize import Int8
 
+    if given.trained is not None:
+        # Weights that were trained for their codes are neither smoothed nor left float.
+        options = replace(options, smoothing=False, float_layers=0)
     source = Source(
-        model=exported,
-        ranges=_ranges(exported, calibration),
+        model=given.exported,
+        ranges=_ranges(given.exported, given.calibration),
         settings=Int8(
             ranges=None,
             activation=options.activation,
             reduce_range=options.reduce_range,
             unsigned_weights=options.container == "ort",
             layout=options.layout,
+            trained=given.trained,
         ),
     )
     modes: tuple[Literal["static", "dynamic"], ...] = ("static",) if options.layout == "qdq" else ("static", "dynamic")

@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from edgekit.formats.onnx.trained import Trained
+
 # onnxruntime's int8 compute path (accuracy_level 4 of MatMulNBits, its ContribOperators.md): 2x as fast as float on a CPU.
 ACCURACY_LEVEL = 4
 
 
-def quantize_blocks(graph: Graph, *, bits: int, block: int, keep_float: Collection[str] = ()) -> list[str]:
-    """Turn Linears into MatMulNBits and large tables into int8 in place; returns the keys of the Linears quantized."""
+def quantize_blocks(
+    graph: Graph, *, bits: int, block: int, keep_float: Collection[str] = (), trained: Trained | None = None
+) -> list[str]:
+    """Turn Linears into MatMulNBits and large tables into int8 in place; returns the keys of the Linears quantized.
+
+    trained: what their weights were trained with, which is written as it is.
+    """
     import onnx
 
     linears = {linear.matmul.name: linear for linear in graph.linears() if linear.key not in keep_float}
@@ -29,7 +36,10 @@ def quantize_blocks(graph: Graph, *, bits: int, block: int, keep_float: Collecti
         linear = linears.get(node.name) if node.op_type == "MatMul" else None
         if linear is not None:
             weight = graph.weights(linear.weight)
+            found = None if trained is None else trained.find(weight.T)
             packed, scales = pack_blocks(weight, bits=bits, block=block)
+            if found is not None:
+                packed, scales = found[0].reshape(packed.shape).astype(packed.dtype), found[1].reshape(-1)
             inputs = [
                 linear.source,
                 graph.add_constant(f"{linear.weight}.int{bits}", packed),
@@ -52,7 +62,7 @@ def quantize_blocks(graph: Graph, *, bits: int, block: int, keep_float: Collecti
                 )
             )
         elif is_table(graph, node):
-            rewritten += quantize_table(graph, node)
+            rewritten += quantize_table(graph, node, trained)
         elif not (node.op_type == "Add" and node.output[0] in adds):
             rewritten.append(node)
     graph.replace_nodes(rewritten)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+    from edgekit.formats.onnx.trained import Trained
+
 Layout = Literal["operators", "qdq", "emulated"]
 # Tables smaller than this (token types, short position tables) gain nothing from int8.
 SMALLEST_TABLE_ROWS = 1024
@@ -45,6 +47,8 @@ class Int8:
     # operators: onnxruntime's fused kernels; qdq: Quantize/Dequantize pairs, which execution providers fuse themselves;
     # emulated: float arithmetic on the quantized values, free of any CPU's saturation, to judge choices by.
     layout: Layout = "operators"
+    # What the weights were trained with: written as it is.
+    trained: Trained | None = None
 
     @property
     def config_entries(self) -> dict[str, str]:
@@ -85,7 +89,7 @@ def quantize_int8(graph: Graph, settings: Int8) -> list[str]:
         if linear_here is not None:
             _quantize_linear(rewrite, linear_here, alone=sharing[linear_here.source] == 1)
         elif is_table(graph, node):
-            rewrite.nodes += quantize_table(graph, node)
+            rewrite.nodes += quantize_table(graph, node, settings.trained)
         elif not (node.op_type == "Add" and node.output[0] in adds):
             rewrite.nodes.append(node)
     graph.replace_nodes(rewrite.nodes)
@@ -154,7 +158,11 @@ def _quantize_linear(rewrite: _Rewrite, linear: Linear, *, alone: bool) -> None:
 
     graph, settings = rewrite.graph, rewrite.settings
     weight = graph.weights(linear.weight)
-    integers, scales = weight_int8(weight, reduce_range=settings.reduce_range)
+    found = None if settings.trained is None else settings.trained.find(weight.T)
+    if found is None:
+        integers, scales = weight_int8(weight, reduce_range=settings.reduce_range)
+    else:
+        integers, scales = np.ascontiguousarray(found[0].T, np.int8), found[1][:, 0]
     name, result = linear.matmul.name, linear.result
     if settings.layout == "emulated":
         fake = graph.add_constant(f"{linear.weight}.dequantized", integers.astype(np.float32) * scales)
@@ -226,19 +234,29 @@ def _dequantized_input(rewrite: _Rewrite, linear: Linear) -> str:
     return restored
 
 
-def quantize_table(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+def table_int8(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 [rows, columns] and scales [rows, 1]: symmetric, each row's largest value at the top level."""
+    import numpy as np
+
+    scales = np.maximum(np.abs(table).max(axis=1, keepdims=True), np.float32(1e-12)) / np.float32(FULL_LEVELS)
+    return np.rint(table / scales).astype(np.int8), scales.astype(np.float32)
+
+
+def quantize_table(graph: Graph, node: onnx.NodeProto, trained: Trained | None = None) -> list[onnx.NodeProto]:
     """An embedding's table as int8 with a scale for each row; the nodes that gather rows and their scales, and dequantize.
+
+    trained: what its rows were trained with.
 
     One scale for the table would cost an eighth of the whole artifact's error on BERT MiniLM: its rows' lengths differ.
     """
     import numpy as np
     import onnx
 
-    table = graph.constant(node.input[0])
-    assert table is not None
-    scales = np.maximum(np.abs(table).max(axis=1, keepdims=True), np.float32(1e-12)) / np.float32(FULL_LEVELS)
-    integers = graph.add_constant(f"{node.input[0]}.int8", np.rint(table / scales).astype(np.int8))
-    factors = graph.add_constant(f"{node.input[0]}.scale", scales.astype(np.float32))
+    table = graph.weights(node.input[0])
+    found = None if trained is None else trained.find(table, table=True)
+    levels, scales = table_int8(table) if found is None else (found[0].astype(np.int8), found[1])
+    integers = graph.add_constant(f"{node.input[0]}.int8", levels)
+    factors = graph.add_constant(f"{node.input[0]}.scale", scales)
     rows, whole, factor = (f"{node.output[0]}.{part}" for part in ("int8", "levels", "scale"))
     return [
         onnx.helper.make_node("Gather", [integers, node.input[1]], [rows], name=node.name, axis=0),

@@ -1,0 +1,151 @@
+"""The grid of an ONNX scheme: how each weight of an encoder is rounded, and what a student was trained with (see `trained`)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from edgekit.errors import EdgekitError
+from edgekit.formats.onnx.trained import Channel, Trained
+from edgekit.grid import Grid, read_packed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekit.formats.onnx.options import Options
+    from edgekit.grid import Packed
+    from edgekit.model import Model
+
+    Floats = NDArray[np.float32]
+    Bytes = NDArray[np.uint8]
+
+# Schemes that round a weight by itself alone, with nothing that calibration chooses.
+ROUNDED = ("int8-dynamic", "w8", "w4")
+_TABLES = re.compile(r"embedding", re.IGNORECASE)
+# Tables that no name tells, which stay float.
+_FLOAT = re.compile(r"relative_attention_bias")
+_SCALE_BYTES = 4
+# How a kind is written: int8 (a scale a channel), pairs (the same with `reduce_range`), table (a scale a row), wBITS/BLOCK.
+_BLOCKS = re.compile(r"w(\d)/(\d+)$")
+
+
+def make_grid(format_: str, model: Model, options: Options) -> Grid:
+    """What a scheme makes of an encoder's weights, from its headers alone.
+
+    Raises EdgekitError for a scheme that rounds nothing, or by what is calibrated after the training.
+    """
+    if options.scheme not in ROUNDED:
+        raise EdgekitError(
+            f"onnx {options.scheme}: [qad] trains for weights that are rounded by themselves, and this scheme rounds none or"
+            f" chooses by calibration; name a scheme, such as --scheme int8-dynamic (or {', '.join(ROUNDED[1:])})"
+        )
+    return Grid(
+        format=format_,
+        scheme=options.scheme,
+        kinds=_kinds(model, options),
+        pack=pack,
+        unpack=unpack,
+        rounds_inputs=options.scheme == "int8-dynamic",
+    )
+
+
+def _kind(name: str, shape: tuple[int, ...], options: Options) -> str | None:
+    from edgekit.formats.onnx.quantize import SMALLEST_TABLE_ROWS
+
+    if len(shape) != 2 or _FLOAT.search(name):
+        return None
+    if _TABLES.search(name):
+        return "table" if shape[0] >= SMALLEST_TABLE_ROWS else None
+    if options.scheme in {"w8", "w4"}:
+        return f"{options.scheme}/{options.block}"
+    return "pairs" if options.reduce_range else "int8"
+
+
+def pack(rows: Floats, kind: str) -> Bytes:
+    """Rows [n, columns] as the file has them: each row's codes, then its scales, uint8 [n, bytes]."""
+    import numpy as np
+
+    from edgekit.formats.onnx.blocks import pack_blocks
+    from edgekit.formats.onnx.quantize import table_int8, weight_int8
+
+    if found := _BLOCKS.match(kind):
+        codes, scales = pack_blocks(rows.T, bits=int(found[1]), block=int(found[2]))
+        parts = [codes.reshape(len(rows), -1), scales.reshape(len(rows), -1)]
+    elif kind == "table":
+        parts = list(table_int8(rows))
+    else:
+        integers, scale = weight_int8(rows.T, reduce_range=kind == "pairs")
+        parts = [integers.T, scale[:, None]]
+    return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1)
+
+
+def unpack(data: Bytes, kind: str, columns: int) -> Floats:
+    """The numbers that onnxruntime reads in packed rows, float32 [n, columns]."""
+    import numpy as np
+
+    codes, scales = split(data, kind, columns)
+    if not (found := _BLOCKS.match(kind)):
+        return codes.astype(np.float32) * scales
+    bits = int(found[1])
+    levels = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(data), -1) if bits == 4 else codes
+    centred = levels.astype(np.float32) - np.float32(1 << (bits - 1))
+    blocks = centred.reshape(*scales.shape, -1) * scales[..., None]
+    return np.ascontiguousarray(blocks.reshape(len(data), -1)[:, :columns])
+
+
+def split(data: Bytes, kind: str, columns: int) -> tuple[NDArray[np.integer], Floats]:
+    """Packed rows as codes [n, bytes or columns] and scales float32 [n, one or blocks]."""
+    import numpy as np
+
+    found = _BLOCKS.match(kind)
+    count = -(-columns // int(found[2])) if found else 1
+    end = data.shape[1] - count * _SCALE_BYTES
+    codes, scales = np.ascontiguousarray(data[:, :end]), np.ascontiguousarray(data[:, end:]).view(np.float32)
+    return (codes if found else codes.view(np.int8)), scales
+
+
+def read_trained(model: Model, format_: str, options: Options) -> tuple[Trained | None, str | None]:
+    """What a student was trained with, where that is what the options write; else None and a note of what becomes of it.
+
+    Raises EdgekitError where its weights are no longer those that it was trained with.
+    """
+    packed = read_packed(model.folder)
+    if packed is None:
+        return None, None
+    if not packed.serves(format_, options.scheme) or _kinds(model, options) != dict(packed.kinds):
+        return None, packed.note_other(format_, options.scheme)
+    channels: dict[bytes, Channel] = {}
+    rows: dict[bytes, Channel] = {}
+    for name, kind in packed.kinds.items():
+        weight = _read(model, name)
+        codes, scales = _checked(packed, name, kind, weight)
+        found = rows if kind == "table" else channels
+        for values, code, scale in zip(weight, codes, scales, strict=True):
+            found[values.tobytes()] = Channel(code, scale)
+    return Trained(channels=channels, rows=rows), None
+
+
+def _read(model: Model, name: str) -> Floats:
+    """A weight of a student that was trained on a grid: `settle` leaves float32."""
+    from safetensors import safe_open
+
+    with safe_open(model.tensors[name].file, framework="numpy") as opened:
+        weight: Floats = opened.get_tensor(name)
+    return weight
+
+
+def _checked(packed: Packed, name: str, kind: str, weight: Floats) -> tuple[NDArray[np.integer], Floats]:
+    import numpy as np
+
+    data = packed.rows(name)
+    if len(data) != len(weight) or not np.array_equal(unpack(data, kind, weight.shape[1]), weight):
+        raise EdgekitError(
+            f"{packed.file}: {name}: its weights are not those that it was trained with; the folder was changed: make the step"
+            " qad again"
+        )
+    return split(data, kind, weight.shape[1])
+
+
+def _kinds(model: Model, options: Options) -> dict[str, str]:
+    return {name: kind for name, info in model.tensors.items() if (kind := _kind(name, info.shape, options))}

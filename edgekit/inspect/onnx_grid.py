@@ -1,0 +1,125 @@
+"""Whether an .onnx file holds the weights that its student was trained with: read by onnxruntime, compared channel by channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from edgekit.errors import EdgekitError
+from edgekit.model import load_model
+from edgekit.runtimes.onnxruntime.operators import MICROSOFT, OPERATORS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+_OPSET = 21
+
+
+def compare_onnx(file: Path, student: Path) -> dict[str, object]:
+    """How many of an .onnx file's quantized weights are, to the last bit, those of a student's folder.
+
+    onnxruntime dequantizes the file; edgekit's rounding has no part in it. A product of the file may be several of the student's
+    (query, key and value), so each output channel, and each row of a table, is looked for among all of the student's. Raises
+    EdgekitError for a file that is not ONNX, and where none of it is of the student's width.
+    """
+    from safetensors import safe_open
+
+    from edgekit.formats.onnx.files import read
+
+    known: set[bytes] = set()
+    for name, info in load_model(student).tensors.items():
+        if len(info.shape) == 2 and info.dtype == "F32":
+            with safe_open(info.file, framework="numpy") as opened:
+                known.update(channel_keys(opened.get_tensor(name)))
+    rows: list[dict[str, object]] = []
+    values = equal = 0
+    for name, kind, channels in quantized_channels(read(file)):
+        same = sum(key in known for key in channel_keys(channels)) * channels.shape[1]
+        values, equal = values + channels.size, equal + same
+        rows.append({"name": name, "type": kind, "values": channels.size, "equal": round(same / channels.size, 6)})
+    if not rows:
+        raise EdgekitError(f"{file}: it has no quantized weights; --grid is for files of few bits")
+    return {
+        "kind": "grid",
+        "path": str(file),
+        "student": str(student),
+        "tensors": len(rows),
+        "values": values,
+        "equal": round(equal / values, 6),
+        "exact": equal == values,
+        "apart": [row for row in rows if row["equal"] != 1.0],
+    }
+
+
+def channel_keys(channels: Floats) -> list[bytes]:
+    """The bytes of each channel, with one zero: a product gives 0 where the code stands for -0."""
+    import numpy as np
+
+    return [row.tobytes() for row in np.ascontiguousarray(channels) + np.float32(0)]
+
+
+def quantized_channels(model: onnx.ModelProto) -> Iterator[tuple[str, str, Floats]]:
+    """The quantized weights of a file that edgekit wrote: name, type, and float32 [channels or rows, values]."""
+    from onnx import numpy_helper
+
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        operator = OPERATORS.get(node.op_type)
+        if node.op_type == "MatMulNBits":
+            yield _product(node, held)
+        elif operator is not None and operator.weight is not None and operator.scale is not None:
+            weight, scale = held[node.input[operator.weight]], held[node.input[operator.scale]]
+            codes = numpy_helper.to_array(weight)
+            yield weight.name, str(codes.dtype), _dequantized(weight, scale, axis=1).T
+        elif node.op_type == "Gather" and node.input[0] in held and node.input[0].endswith(".int8"):
+            table, scale = held[node.input[0]], held[f"{node.input[0].removesuffix('.int8')}.scale"]
+            yield table.name, "int8", _dequantized(table, scale, axis=0)
+
+
+def _dequantized(weight: onnx.TensorProto, scale: onnx.TensorProto, *, axis: int) -> Floats:
+    """onnxruntime's DequantizeLinear of a matrix with one scale a column (axis 1) or a row (0)."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    codes, flat = numpy_helper.to_array(weight), numpy_helper.to_array(scale).reshape(-1)
+    zero = numpy_helper.from_array(np.full(len(flat), 128 if codes.dtype == np.uint8 else 0, codes.dtype), "zero")
+    held = [weight, numpy_helper.from_array(flat, "scales"), zero]
+    node = onnx.helper.make_node("DequantizeLinear", [weight.name, "scales", "zero"], ["values"], axis=axis)
+    return _asked(node, held, tuple(codes.shape))
+
+
+def _product(node: onnx.NodeProto, held: dict[str, onnx.TensorProto]) -> tuple[str, str, Floats]:
+    """What a MatMulNBits multiplies by: onnxruntime's product of it with the identity, in float32."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    told = {entry.name: entry.i for entry in node.attribute}
+    weight, scale = held[node.input[1]], held[node.input[2]]
+    one = numpy_helper.from_array(np.eye(told["K"], dtype=np.float32), "one")
+    plain = {**told, "accuracy_level": 0}
+    inputs = ["one", weight.name, scale.name]
+    product = onnx.helper.make_node("MatMulNBits", inputs, ["values"], domain=MICROSOFT, **plain)
+    values = _asked(product, [one, weight, scale], (told["K"], told["N"]))
+    return weight.name, f"int{told['bits']}", values.T
+
+
+def _asked(node: onnx.NodeProto, held: list[onnx.TensorProto], shape: tuple[int, ...]) -> Floats:
+    """What onnxruntime computes in a graph of one node."""
+    import onnx
+
+    from edgekit.formats.onnx.session import Session
+
+    answer = onnx.helper.make_tensor_value_info("values", onnx.TensorProto.FLOAT, shape)
+    graph = onnx.helper.make_graph([node], "weight", [], [answer], held)
+    domains = [onnx.helper.make_opsetid("", _OPSET), onnx.helper.make_opsetid(MICROSOFT, 1)]
+    return Session(onnx.helper.make_model(graph, opset_imports=domains, ir_version=10), fuse=False).values(
+        ["values"], {}
+    )[0]
