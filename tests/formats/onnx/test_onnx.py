@@ -22,6 +22,7 @@ from edgekit.formats.onnx.graph import Graph, save
 from edgekit.formats.onnx.layer_errors import layer_errors
 from edgekit.formats.onnx.session import Session
 from edgekit.modalities.text import of_tokens
+from edgekit.model import Model
 from edgekit.schema import parse
 from edgekit.tasks import tensors
 from edgekit.typed_json import to_table
@@ -34,7 +35,9 @@ def nearness(reference: np.ndarray, outputs: np.ndarray) -> float:
 
 
 def encoder_source(module: nn.Module, ids: list[list[int]], calibration: Any) -> Source:
-    return source(None, lambda: module, ids, calibration=lambda: calibration, output="logits", score=nearness)
+    # Its folder is looked into for what the student was trained with: nothing.
+    model = Model(folder=Path("no-folder"))
+    return source(model, lambda: module, ids, calibration=lambda: calibration, output="logits", score=nearness)
 
 
 @pytest.fixture
