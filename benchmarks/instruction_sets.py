@@ -190,7 +190,7 @@ def compare(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]
         "otherwise": other,
         "as_on_host": there["verdicts"]["as_on_host"],
         "ratio": round(host["ratio"], 4),
-        "interval": [round(bound, 4) for bound in host["interval"]],
+        "interval": [None if bound is None else round(bound, 4) for bound in host["interval"]],
         "moved": f"{host['moved']}/{host['prompts']}",
         "met": bool(names) and not other and there["verdicts"]["as_on_host"] != "fail",
     }
