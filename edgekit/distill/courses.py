@@ -48,6 +48,8 @@ from edgekit.tasks.text_generation import Passage
 from edgekit.workspace import file_sha256, fingerprint
 
 READING = "reading the texts"
+# Texts whose tokens are looked through at a time.
+_AT_ONCE = 256
 # Of a model of 384 channels: a quarter of what a student's training takes, since all that is to learn is what rounding broke.
 QAD_RATE = 5e-5
 # What goes along with a model from the folder that it began from, by its output.
@@ -153,9 +155,12 @@ def _narrowed(course: Course, student: Student) -> tuple[nn.Embedding | None, Te
     if not isinstance(embedding, nn.Embedding):
         return None, None
     # With every id up to the padding's, which families count positions from: it stays what it is.
-    seen = set(range((embedding.padding_idx or 0) + 1))
-    for row in range(len(course.source.lengths)):
-        seen.update(course.source.batch([row]).tokens.flatten().tolist())
+    seen, lengths = set(range((embedding.padding_idx or 0) + 1)), course.source.lengths
+    # The longest text is in each batch, so that what fills up shorter ones is seen: only the tokenizer may know it.
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    for begin in range(0, len(lengths), _AT_ONCE):
+        rows = [longest, *range(begin, min(begin + _AT_ONCE, len(lengths)))]
+        seen.update(course.source.batch(rows).tokens.flatten().tolist())
     return embedding, narrow(student.module, sorted(seen))
 
 

@@ -143,8 +143,8 @@ def answers(folder: Path, texts: Sequence[str]) -> torch.Tensor:
         return AutoModelForSequenceClassification.from_pretrained(folder)(**inputs).logits
 
 
-def make_teacher(folder: Path, tokenizer: Tokenizer) -> Path:
-    """A BERT of random weights, with as many tokens as its tokenizer and a row more."""
+def make_teacher(folder: Path, tokenizer: Tokenizer, pad_token_id: int | None = 1) -> Path:
+    """A BERT of random weights, with as many tokens as its tokenizer and a row more. pad_token_id: its configuration's."""
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -154,7 +154,7 @@ def make_teacher(folder: Path, tokenizer: Tokenizer) -> Path:
         num_attention_heads=2,
         intermediate_size=48,
         max_position_embeddings=64,
-        pad_token_id=1,
+        pad_token_id=pad_token_id,
         id2label=dict(enumerate(LABELS)),
         label2id={label: index for index, label in enumerate(LABELS)},
     )
@@ -227,3 +227,15 @@ def test_only_the_rows_that_texts_read_are_trained(checkpoint: Path, tmp_path: P
     changed = (before != after).any(dim=1).nonzero().flatten().tolist()
     assert 0 < len(changed) < len(before)
     assert set(changed) == read
+
+
+def test_padding_that_only_the_tokenizer_knows_is_trained_with(tmp_path: Path) -> None:
+    """Its row is among those that stay, though no text reads it."""
+    data = make_data(tmp_path / "data")
+    teacher = make_teacher(tmp_path / "teacher", word_piece(), None)
+    assert TASKS["text-classification"].pad_id(load_model(teacher)) == 1
+    (tmp_path / "out").mkdir()
+    options = {"epochs": 1, "batch": 4}
+    task = "text-classification"
+    facts = steps.distill(teacher, data, task=task, options=options, max_length=32, out=tmp_path / "out", layers=2)
+    assert facts["steps"] > 0
