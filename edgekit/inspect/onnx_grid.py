@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.runtimes.onnxruntime.operators import MICROSOFT, OPERATORS
 
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
 _OPSET = 21
 
 
-def compare_onnx(file: Path, student: Path) -> dict[str, object]:
-    """How many of an .onnx file's quantized weights are, to the last bit, those of a student's folder.
+def compare_onnx(file: Path, student: Path) -> Iterator[tuple[str, str, int, int]]:
+    """Each quantized weight of an .onnx file: name, type, how many values it has, and how many are a student's to the last bit.
 
     onnxruntime dequantizes the file; edgekit's rounding has no part in it. A product of the file may be several of the student's
     (query, key and value), so each output channel, and each row of a table, is looked for among all of the student's. Raises
-    EdgekitError for a file that is not ONNX, and where none of it is of the student's width.
+    EdgekitError for a file that is not ONNX.
     """
     from safetensors import safe_open
 
@@ -37,24 +36,9 @@ def compare_onnx(file: Path, student: Path) -> dict[str, object]:
         if len(info.shape) == 2 and info.dtype == "F32":
             with safe_open(info.file, framework="numpy") as opened:
                 known.update(channel_keys(opened.get_tensor(name)))
-    rows: list[dict[str, object]] = []
-    values = equal = 0
     for name, kind, channels in quantized_channels(read(file)):
         same = sum(key in known for key in channel_keys(channels)) * channels.shape[1]
-        values, equal = values + channels.size, equal + same
-        rows.append({"name": name, "type": kind, "values": channels.size, "equal": round(same / channels.size, 6)})
-    if not rows:
-        raise EdgekitError(f"{file}: it has no quantized weights; --grid is for files of few bits")
-    return {
-        "kind": "grid",
-        "path": str(file),
-        "student": str(student),
-        "tensors": len(rows),
-        "values": values,
-        "equal": round(equal / values, 6),
-        "exact": equal == values,
-        "apart": [row for row in rows if row["equal"] != 1.0],
-    }
+        yield name, kind, channels.size, same
 
 
 def channel_keys(channels: Floats) -> list[bytes]:
