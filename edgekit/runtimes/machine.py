@@ -19,7 +19,7 @@ from typing import Protocol, TypedDict
 from edgekit.runtimes.control_groups import limit_cores
 from edgekit.runtimes.files import read_file
 from edgekit.runtimes.onnxruntime.throughput import accelerator_speed, dispatch_us, throughput
-from edgekit.runtimes.timing import fastest, own_time
+from edgekit.runtimes.timing import fastest, worked
 
 # MIDR implementer and part of the cores that targets name (Linux, arch/arm64/include/asm/cputype.h).
 ARM_PARTS = {
@@ -337,9 +337,9 @@ def read_gbs(threads: int = 1, size: int | None = None) -> float:
     parts = np.split(np.ones(asked // 8 // threads * threads, dtype=np.uint64), threads)
     total, spell_s = sum(part.nbytes for part in parts), None if size is None else _READ_S
     if threads == 1:
-        return total / fastest(parts[0].max, own_time, spell_s=spell_s) / 1e9
+        return total / worked(parts[0].max, spell_s) / 1e9
     with ThreadPoolExecutor(threads) as pool:
-        return total / fastest(lambda: list(pool.map(lambda part: part.max(), parts)), spell_s=spell_s) / 1e9
+        return total / fastest(lambda: list(pool.map(lambda part: part.max(), parts)), spell_s) / 1e9
 
 
 def _copy_bytes() -> int:
@@ -359,7 +359,7 @@ def bandwidth_gbs(threads: int = 1) -> float:
     sink = np.zeros_like(source)
     pairs = list(zip(np.split(sink, threads), np.split(source, threads), strict=True))
     if threads == 1:
-        return 2 * len(source) / fastest(lambda: np.copyto(sink, source), own_time) / 1e9
+        return 2 * len(source) / worked(lambda: np.copyto(sink, source)) / 1e9
     with ThreadPoolExecutor(threads) as pool:
         # NumPy lets go of the interpreter's lock while it copies.
         return 2 * len(source) / fastest(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs))) / 1e9

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgekit.runtimes.onnxruntime.library import Options, installed, open_session, providers
-from edgekit.runtimes.timing import fastest, own_time
+from edgekit.runtimes.timing import fastest, worked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ def throughput() -> dict[str, float]:
     for key, operator in PRODUCTS.items():
         model, left = product(operator)
         session = open_session(model, Options(threads=1))
-        result[key] = PRODUCT_OPS / fastest(partial(session.run, None, {"a": left}), own_time) / 1e9
+        result[key] = PRODUCT_OPS / worked(partial(session.run, None, {"a": left})) / 1e9
     return result
 
 
@@ -61,7 +61,7 @@ def dispatch_us() -> float:
 
     session = open_session(_chain_model(_NODES), Options(threads=1))
     call = partial(session.run, None, {"a": np.ones(1, np.float32)})
-    return 1e6 * fastest(call, own_time, spell_s=_DISPATCH_S) / _NODES
+    return 1e6 * worked(call, _DISPATCH_S) / _NODES
 
 
 def saturation() -> dict[str, bool]:
