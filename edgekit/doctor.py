@@ -263,7 +263,10 @@ def _judge_proof(runtime: str, proof: Proof, *, required: bool) -> Finding:
     fault, engine = find_fault(runtime, proof), RUNTIMES[runtime].PACKAGE.name
     if fault is None:
         where = next(iter(proof.get("devices", ())), proof["used"]) if proof["used"] != "CPU" else "CPU"
-        return Finding(name=f"{engine} runs", found=f"{where} takes the work, {proof['ms']:.3g} ms for a small product")
+        found = f"{where} takes the work, {proof['ms']:.3g} ms for a small product"
+        if (graphs := proof.get("graphs")) is not None:
+            found += f", without CUDA graphs: {graphs}" if graphs else ", and replays CUDA graphs"
+        return Finding(name=f"{engine} runs", found=found)
     words = f"; it says: {fault.words}" if fault.words else ""
     found = f"{proof.get('asked', engine)}: {fault.what}{words}"
     made_for_cpu = "failed" not in proof and set(proof.get("backends", ())) <= {"CPU"} and _only_cpu(proof)

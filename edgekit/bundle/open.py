@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from edgekit import __version__
 from edgekit.bundle.archive import extract, stays_inside
 from edgekit.bundle.destination import MANIFEST
-from edgekit.bundle.loaders import find_loader
+from edgekit.bundle.loaders import BOUND, find_loader
 from edgekit.bundle.manifest import MANIFEST_FORMAT, Manifest, digest_of, read_manifest
 from edgekit.bundle.mistaken import other_than_bundle
 from edgekit.bundle.tuning import use_tuning
@@ -154,6 +154,7 @@ def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None, tuned
         # What a loader says itself is a RuntimeError, or llama_cpp's ValueError.
         refusals: tuple[type[Exception], ...] = (*runtime.load_errors(), RuntimeError, ValueError)
         spec.loader.exec_module(module)
+        module.__file__ = str(BOUND)  # what it looks for beside itself is edgekit's own too
     except ModuleNotFoundError as absent:
         package = runtime.PACKAGE
         wanted = package.requirement if absent.name == package.module else absent.name

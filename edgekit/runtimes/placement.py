@@ -14,7 +14,7 @@ class Work(TypedDict, total=False):
     provider; int8_ops: those of them that multiply bytes; weight_bytes: of the matrices that a call reads; precisions: how many
     matrix products ran in each; time_shares: the share of a call's time by operator. Of another
     provider than the CPU also attention_nodes: operators of attention by provider; copies: of tensors from it to the host within
-    a call; warnings: what onnxruntime said when it started.
+    a call; graphs: on CUDA, why calls replay no CUDA graphs ("": they do); warnings: what onnxruntime said when it started.
 
     Of llama.cpp: layers (the output counted as one), offloaded (how many of them lie on which `devices`), buffers (MiB by kind
     and device), weights_mb and parameters of the file, flash_attention, threads by phase, kv (the cache's types), the
@@ -32,6 +32,7 @@ class Work(TypedDict, total=False):
     precisions: dict[str, int]
     attention_nodes: dict[str, int]
     copies: int
+    graphs: str
     layers: int
     offloaded: int
     devices: list[str]
@@ -51,7 +52,8 @@ class Found(TypedDict, total=False):
     version: the engine's. asked, used: the provider, or kind of device, that the options ask for, and the one that did it.
     available: those that this installation has. backends: what the engine was built with; devices: the GPUs that these found.
     words: what it said meanwhile.
-    built_for: the major version of CUDA that it was built for. other: libraries of another major version than one that it misses.
+    graphs: as in `Work`. built_for: the major version of CUDA that it was built for. other: libraries of another major version
+    than one that it misses.
     right: whether the product was right. ms: of one such product.
     """
 
@@ -62,6 +64,7 @@ class Found(TypedDict, total=False):
     backends: list[str]
     devices: list[str]
     words: list[str]
+    graphs: str | None
     built_for: str | None
     other: list[str]
     right: bool

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,13 +19,15 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgekit.bundle.loaders import LOADERS
+from edgekit.bundle.loaders import BOUND, LOADERS
+from edgekit.bundle.open import Bundle, load_bundle, open_bundle
+from edgekit.bundle.package import Lineage, PackageInputs, package
 from edgekit.formats import FORMATS
 from edgekit.modalities.text import of_tokens
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.onnxruntime import outputs
 from edgekit.tasks import text_classification
-from tests.artifacts import LABELS, MAX_LENGTH, make_artifact, make_report, make_tokenizer
+from tests.artifacts import LABELS, MAX_LENGTH, make_artifact, make_report, make_target, make_tokenizer
 from tests.bundle.test_bundle import pack_as
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,6 +234,39 @@ def test_answers_equal_those_of_the_session_that_verifies(bundle: Path) -> None:
     verified = outputs(bundle / "model.onnx", of_tokens(ids, manifest["pad_id"]).prompts, options=options)
     opened = shipped(bundle).Bundle(bundle)
     np.testing.assert_array_equal(np.stack([opened.output(text) for text in TEXTS]), verified)
+
+
+def test_a_bundle_for_cuda_is_asked_with_what_measured_it(bundle: Path, tmp_path: Path) -> None:
+    """`bound.py` ships, and load.py opens the model with it: here on the CPU, where its answers are those of a plain run."""
+    artifact = make_artifact(tmp_path / "artifact")
+    report = make_report(tmp_path / "report", artifact)
+    target = make_target(tmp_path)
+    cuda = {"provider": "CUDAExecutionProvider", "disabled_optimizers": ["ConstantFolding"]}
+    inputs = PackageInputs(
+        artifact=artifact,
+        report=report,
+        name="demo-gpu",
+        recipe="demo",
+        target=replace(target, runtime={**target.runtime, "onnxruntime": cuda}),
+        lineage=Lineage(),
+    )
+    made = package(inputs, tmp_path / "out").bundle
+    assert (made / "bound.py").read_bytes() == BOUND.read_bytes()
+    opened, plain = shipped(made).Bundle(made), shipped(bundle).Bundle(bundle)
+    assert type(opened.session).__name__ == "Bound"
+    assert opened.session.why == "CUDAExecutionProvider did not start"
+    for text in TEXTS:
+        np.testing.assert_array_equal(opened.output(text), plain.output(text))
+    # edgekit itself runs its own copy, never the bundle's.
+    (made / "bound.py").write_text("raise SystemExit('a bundle may come from anywhere')")
+    own = load_bundle(Bundle(folder=made, manifest=open_bundle(bundle).manifest), made)
+    assert own(TEXTS[0]) == plain(TEXTS[0])
+    off = {**cuda, "cuda_graphs": False}
+    without = replace(inputs, name="plain", target=replace(target, runtime={**target.runtime, "onnxruntime": off}))
+    plainly = package(without, tmp_path / "out").bundle
+    assert not (plainly / "bound.py").exists()
+    assert type(shipped(plainly).Bundle(plainly).session) is onnxruntime.InferenceSession
+    assert not (bundle / "bound.py").exists()
 
 
 @pytest.mark.parametrize(

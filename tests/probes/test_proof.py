@@ -121,6 +121,13 @@ def test_cudnn_that_is_missing_is_told_though_products_are_computed() -> None:
     assert "computes a product of two matrices wrong" in wrong.what
 
 
+def test_doctor_says_whether_graphs_are_replayed() -> None:
+    said: Proof = {**RECORD["no device"], "used": CUDA, "right": True, "words": [], "ms": 0.02, "graphs": ""}
+    assert doctor_module._judge_proof("onnxruntime", said, required=True).found.endswith(", and replays CUDA graphs")
+    without = doctor_module._judge_proof("onnxruntime", {**said, "graphs": "CUDA failure 900"}, required=True)
+    assert (without.status, without.found.endswith("without CUDA graphs: CUDA failure 900")) == ("ok", True)
+
+
 def test_words_that_nobody_knows_are_still_told() -> None:
     found = fault("onnxruntime", {**RECORD["no device"], "words": ["CUDA failure 719: unspecified launch failure"]})
     assert found is not None

@@ -8,7 +8,11 @@ from pathlib import Path
 from edgekit.modalities import text
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
+from edgekit.runtimes.onnxruntime import library
 from edgekit.tasks import TASKS
+
+# What load.py asks a model on CUDA with: the very file that measures there.
+BOUND = Path(library.__file__).with_name("bound.py")
 
 _CLASSIFY = 'bundle("turn on the light")  # [(label, score), ...], the answer first'
 _EMBED = 'bundle("turn on the light")  # the embedding, float32'

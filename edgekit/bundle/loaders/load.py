@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,10 @@ class Bundle:
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         if "CUDAExecutionProvider" in providers:
             onnxruntime.preload_dlls()  # CUDA and cuDNN where pip puts them
+        beside = str(Path(__file__).with_name("bound.py"))  # there where the bundle is for CUDA
+        kind = run_path(beside)["Bound"] if runtime.get("cuda_graphs") else onnxruntime.InferenceSession
         file, off = str(self.folder / self.manifest["model"]), runtime["disabled_optimizers"]
-        self.session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=off)
+        self.session = kind(file, options, providers=providers, disabled_optimizers=off)
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))  # it cuts long texts, as in verify
 
     def output(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
@@ -47,12 +50,10 @@ class Bundle:
 
     def __call__(self, text: str, *, prompt: str | None = None) -> Any:
         """[(label, score), ...], the answer (of no class under the threshold) first; or the embedding, float32 [width]."""
-        output = self.output(text, prompt=prompt)
         if self.manifest["output"] == "embedding":
-            return output
-        scores = (powers := np.exp(output - output.max())) / powers.sum()
-        labels, order = self.manifest["labels"], np.argsort(-scores, kind="stable")
-        ranked = [(labels[index], float(scores[index])) for index in order]
+            return self.output(text, prompt=prompt)
+        scores = (powers := np.exp((output := self.output(text, prompt=prompt)) - output.max())) / powers.sum()
+        ranked = [(self.manifest["labels"][one], float(scores[one])) for one in np.argsort(-scores, kind="stable")]
         threshold, silent = self.manifest["threshold"], not any(map(str.isalnum, text))
         if threshold is None or (scores.max() >= threshold and not silent):
             return ranked

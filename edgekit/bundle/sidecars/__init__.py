@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from edgekit.bundle.loaders import BOUND
 from edgekit.bundle.sidecars import card, llama, mobile, web
 from edgekit.bundle.sidecars.packing import Packing
 from edgekit.formats.onnx.ort import OPERATORS_FILE, TYPES_FILE
@@ -31,10 +32,16 @@ def _loader(packing: Packing) -> Path:
     return packing.loader.path
 
 
+def _bound(packing: Packing) -> Path | None:
+    """What load.py asks a model on CUDA with, as it was measured."""
+    return BOUND if packing.manifest.runtime.get("cuda_graphs") and packing.loader.file == "load.py" else None
+
+
 SIDECARS: dict[str, Sidecar] = {
     "tokenizer.json": _tokenizer,
     TEMPLATE: _template,
     "load.py": _loader,
+    BOUND.name: _bound,
     "load.mjs": web.loader,
     "index.html": web.page,
     OPERATORS_FILE: mobile.operators,

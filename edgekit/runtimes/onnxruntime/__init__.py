@@ -54,7 +54,10 @@ def joined(target: Mapping[str, object], artifact: Mapping[str, object]) -> dict
     wanted, needed = read_options(target), read_options(artifact)
     off = sorted({*wanted.disabled_optimizers, *needed.disabled_optimizers})
     entries = dict(sorted({**wanted.config_entries, **needed.config_entries}.items()))
-    return vars(wanted) | {"disabled_optimizers": off, "config_entries": entries}
+    options = vars(wanted) | {"disabled_optimizers": off, "config_entries": entries}
+    if wanted.provider != CUDA:
+        del options["cuda_graphs"]
+    return options
 
 
 def defaults(cores: int) -> dict[str, str | int]:
@@ -124,13 +127,21 @@ def placement(asked: Mapping[str, object], work: Work, available: Sequence[str])
         )
     return Placement(
         check="provider",
-        detail=f"share of the matrix products that {wanted} does",
+        detail=f"share of the matrix products that {wanted} does{_graphs(work)}",
         measured=share,
         wanted=SHARE,
         on_cpu=used == CPU,
         absent=None if there else wanted,
         remedy=remedy,
     )
+
+
+def _graphs(work: Work) -> str:
+    """How the GPU's kernels are launched, where that was seen."""
+    why = work.get("graphs")
+    if why is None:
+        return ""
+    return f"; no CUDA graphs: {why}" if why else "; calls replay CUDA graphs, one for each length"
 
 
 def _share(counts: Mapping[str, float], wanted: str) -> float:

@@ -42,11 +42,13 @@ EXACT_SUMS = {"session.x64quantprecision": "1"}
 class Options:
     """`[runtime.onnxruntime]` of a target.
 
-    threads: those of one operator; None leaves it to onnxruntime. disabled_optimizers: names of graph optimizers that a
-    session must leave off; config_entries: onnxruntime's session configuration by key. The artifact's own join them (`joined`).
+    threads: those of one operator; None leaves it to onnxruntime. cuda_graphs: whether encoders on CUDA replay graphs (see
+    `bound`); other providers have none. disabled_optimizers: names of graph optimizers that a session must leave off;
+    config_entries: onnxruntime's session configuration by key. The artifact's own join them (`joined`).
     """
 
     provider: str = CPU
+    cuda_graphs: bool = True
     threads: int | None = None
     disabled_optimizers: list[str] = field(default_factory=list)
     config_entries: dict[str, str] = field(default_factory=dict)
@@ -59,7 +61,8 @@ def read_options(options: Mapping[str, object]) -> Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """An onnxruntime.InferenceSession, and what onnxruntime said while a provider other than the CPU was started."""
+    """An onnxruntime.InferenceSession, or a `Bound` in its place, and what onnxruntime said while a provider other than the CPU
+    was started."""
 
     session: Any
     words: tuple[str, ...] = ()
@@ -70,12 +73,19 @@ def open_session(model: Path | bytes, options: Options, *, optimize: bool = True
     return start(model, options, optimize=optimize, profile=profile).session
 
 
-def start(model: Path | bytes, options: Options, *, optimize: bool = True, profile: Path | None = None) -> Started:
+def start(
+    model: Path | bytes,
+    options: Options,
+    *,
+    optimize: bool = True,
+    profile: Path | None = None,
+    graphs: bool = False,
+) -> Started:
     """An onnxruntime.InferenceSession of a file or of a model in memory.
 
     A provider that is absent or cannot start falls back to the CPU, and the words say why. optimize: False runs the graph's nodes
-    as they are written. profile: a file prefix for onnxruntime's profile, written when the session ends it. Raises what
-    `load_errors` names for what does not load.
+    as they are written. profile: a file prefix for onnxruntime's profile, written when the session ends it. graphs: a `Bound` on
+    CUDA where the options want it. Raises what `load_errors` names for what does not load.
     """
     import onnxruntime
 
@@ -100,8 +110,20 @@ def start(model: Path | bytes, options: Options, *, optimize: bool = True, profi
             )
         else:
             _prepare(options.provider, settings)
-            session = onnxruntime.InferenceSession(source, settings, providers=[options.provider, CPU], **asked)
+            kind = _kind(graphs=graphs and options.provider == CUDA and options.cuda_graphs)
+            session = kind(source, settings, providers=[options.provider, CPU], **asked)
     return Started(session=session, words=tuple(said))
+
+
+def _kind(*, graphs: bool) -> Any:
+    """The class of a session."""
+    if graphs:
+        from edgekit.runtimes.onnxruntime.bound import Bound
+
+        return Bound
+    import onnxruntime
+
+    return onnxruntime.InferenceSession
 
 
 def _prepare(provider: str, settings: Any) -> None:

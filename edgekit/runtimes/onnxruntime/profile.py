@@ -58,6 +58,10 @@ def work(file: Path, options: Mapping[str, object], prompt: Arrays) -> Work:
         hidden = sum(alone["matmul_ops"].values()) - sum(operations.values())
         operations[used] = operations.get(used, 0) + max(hidden, 0)
         result["weight_bytes"] = max(result["weight_bytes"], alone["weight_bytes"])
+        replaying = Session(file, options)
+        replaying.run(prompt)
+        if replaying.graphs is not None:
+            result["graphs"] = replaying.graphs
     return result
 
 

@@ -13,12 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.runtimes.onnxruntime.library import CUDA, built_for, providers, read_options, start, version
+from edgekit.runtimes.onnxruntime.library import CUDA, Options, built_for, providers, read_options, start, version
 from edgekit.runtimes.onnxruntime.profile import kernels
 from edgekit.runtimes.onnxruntime.throughput import product_model
 from edgekit.runtimes.timing import fastest
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekit.runtimes.placement import Found
 
 _SIDE = 128
@@ -54,11 +57,21 @@ def prove(options: Mapping[str, object]) -> Found:
         "used": used,
         "available": providers(),
         "words": said,
+        "graphs": _graphs(model, asked, left) if used == CUDA else None,
         "built_for": built_for(),
         "other": list(_others(said)),
         "right": bool(np.allclose(answer, left @ right, rtol=1e-2, atol=1.0)),
         "ms": round(1000 * seconds, 3),
     }
+
+
+def _graphs(model: bytes, asked: Options, left: NDArray[np.float32]) -> str | None:
+    """Why a product replays no CUDA graph; "" where it does, None where none is wanted."""
+    session = start(model, asked, graphs=True).session
+    for _ in range(2):
+        session.run(None, {"a": left})
+    why: str | None = getattr(session, "why", None)
+    return why
 
 
 def _unloadable(library: str) -> list[str]:

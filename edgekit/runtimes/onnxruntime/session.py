@@ -22,9 +22,10 @@ class Session:
     def __init__(self, file: Path, options: Mapping[str, object], *, profile: Path | None = None) -> None:
         """Raises what onnxruntime raises for a file that it does not load; a provider that is absent falls back to the CPU.
 
-        profile: a file prefix for onnxruntime's profile, written by `end_profile`.
+        profile: a file prefix for onnxruntime's profile, written by `end_profile`; no CUDA graph is replayed then, of which it
+        would show nothing.
         """
-        started = start(file, read_options(options), profile=profile)
+        started = start(file, read_options(options), profile=profile, graphs=profile is None)
         self._session, self.words = started.session, started.words
         self._inputs = [value.name for value in self._session.get_inputs()]
         self.provider: str = self._session.get_providers()[0]
@@ -35,6 +36,12 @@ class Session:
 
         answer = self._session.run(None, feeds(prompt, self._inputs))[0][0]
         return np.asarray(answer, dtype=np.float32)
+
+    @property
+    def graphs(self) -> str | None:
+        """Why calls replay no CUDA graphs: "" where they do, None where none are wanted."""
+        why: str | None = getattr(self._session, "why", None)
+        return why
 
     def end_profile(self) -> Path:
         """Write the profile; its path."""

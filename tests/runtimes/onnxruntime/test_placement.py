@@ -90,3 +90,18 @@ def test_no_known_product_proves_nothing() -> None:
     found = placement({}, work, [CPU])
     assert check_placement(found).verdict == "not proven"
     assert "edgekit inspect" in str(found.remedy)
+
+
+def test_whether_graphs_are_replayed_is_told() -> None:
+    work: Work = {"provider": CUDA, "matmul_ops": {CUDA: 1.0}, "graphs": ""}
+    found = placement({"provider": CUDA}, work, [CUDA, CPU])
+    assert (found.measured, found.detail) == (
+        1.0,
+        f"share of the matrix products that {CUDA} does; calls replay CUDA graphs, one for each length",
+    )
+    without = placement({"provider": CUDA}, {**work, "graphs": "CUDA failure 900"}, [CUDA, CPU])
+    assert (check_placement(without).verdict, without.detail.endswith("; no CUDA graphs: CUDA failure 900")) == (
+        "pass",
+        True,
+    )
+    assert placement({}, {"provider": CPU, "matmul_ops": {CPU: 1.0}}, [CPU]).detail.endswith(f"that {CPU} does")
