@@ -22,7 +22,7 @@ class Cost:
 
     file: on disk, and most where layers may stay float, which is decided at export; memory: of its weights, once they are
     loaded; read_per_token: of its weights, to decode one token, and cache_per_token: of an f16 cache of keys and values (None
-    where the format does not tell them from headers).
+    where the format does not tell them from headers). kept: what the format keeps for its next file of the same model.
     """
 
     scheme: str
@@ -31,6 +31,7 @@ class Cost:
     read_per_token: Figure | None = None
     cache_per_token: Figure | None = None
     most: Figure | None = None
+    kept: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

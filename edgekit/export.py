@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -58,6 +59,22 @@ class ExportInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TraceInputs:
+    """What the graph of a student follows from that a format keeps (see `Source.keep`): a part of what `export` is given."""
+
+    STEP: ClassVar[str] = "trace"
+    student: Content
+    prompts: Content
+    task: str
+    format: str
+    max_length: int
+    libraries: Mapping[str, str]
+
+
+Keep = Callable[[TraceInputs, Callable[[Path], None]], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdoptInputs:
     """What `adopt` is given: a file that something else wrote, the checkpoint that it came from, and the calibrate prompts."""
 
@@ -71,16 +88,19 @@ class AdoptInputs:
     rejection: Rejection
 
 
-def export(inputs: ExportInputs, out: Path, progress: Progress = silent) -> Artifact:
+def export(inputs: ExportInputs, out: Path, progress: Progress = silent, keep: Keep | None = None) -> Artifact:
     """Write the student in the format that is asked for, into `out`.
 
-    Only the calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's outputs. Raises
-    EdgekitError where it cannot be exported, or nothing was quantized.
+    Only the calibrate split is read: it chooses the scheme and fits the task's settings on the artifact's outputs. keep(inputs,
+    fill): a folder that `fill` filled for these inputs, now or before. Raises EdgekitError where it cannot be exported, or
+    nothing was quantized.
     """
     task, kind, student = inputs.task, TASKS[inputs.task], inputs.student.path
     format_, model = FORMATS[inputs.format], kind.open_model(student)
     rows = PromptSet(folder=inputs.prompts.path).split("calibrate")
     source = _source(inputs, model, rows, progress)
+    if keep is not None:
+        source = replace(source, keep=partial(keep, _traced(inputs)))
     artifact = _of_task(format_.write(source, inputs.options, out), model, task, inputs.max_length, out)
     if OUTPUTS[kind.OUTPUT].generates:
         return artifact
@@ -118,6 +138,11 @@ def _source(inputs: ExportInputs, model: Model, rows: Sequence[Prompt], progress
         limits=inputs.limits,
         progress=progress,
     )
+
+
+def _traced(inputs: ExportInputs) -> TraceInputs:
+    names = [field.name for field in fields(TraceInputs)]
+    return TraceInputs(**{name: getattr(inputs, name) for name in names})
 
 
 def adopt(inputs: AdoptInputs, out: Path, progress: Progress = silent) -> Artifact:  # noqa: ARG001 - quick

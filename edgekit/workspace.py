@@ -44,6 +44,7 @@ class Step:
 
 
 _TRAINING = ("torch", "transformers", "tokenizers", "accelerate")
+_EXPORTING = ("torch", "transformers", "tokenizers", "optimum", "numpy")
 STEPS: dict[str, Step] = {
     "prompts": Step(code=("edgekit.prompts",)),
     "check": Step(code=("edgekit.tasks",), libraries=("torch", "transformers")),
@@ -56,10 +57,9 @@ STEPS: dict[str, Step] = {
     "qad": Step(code=("edgekit.qad", _READ), libraries=_TRAINING, resumable=True),
     "record": Step(code=("edgekit.record", _READ), libraries=("torch", "transformers", "tokenizers")),
     "calibrate": Step(code=("edgekit.calibrate", _READ), libraries=("torch", "transformers", "tokenizers", "numpy")),
-    # And what the format names (`formats.library_versions`), which these two steps have among their inputs.
-    "export": Step(
-        code=("edgekit.export", _READ), libraries=("torch", "transformers", "tokenizers", "optimum", "numpy")
-    ),
+    # And what the format names (`formats.library_versions`), which these steps have among their inputs.
+    "trace": Step(code=("edgekit.export",), libraries=_EXPORTING),
+    "export": Step(code=("edgekit.export", _READ), libraries=_EXPORTING),
     "verify": Step(code=("edgekit.verify", "edgekit.devices", _READ), libraries=("tokenizers", "numpy")),
 }
 # What is drawn beside the files of a verify step in a folder of the user's; it is no part of the product.

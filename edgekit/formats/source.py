@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgekit.modalities import text
@@ -50,7 +51,8 @@ class Source:
     fingerprints: sha256 of what it was made from, by what. processor: the target's, where the options say that the file
     depends on it (`Format.mixes`). output: the task's OUTPUT. score(float answers, answers), [n, width] each: greater is
     better; None where the output is not rows. starts: of a decoder, the index of each row's first token that the model says;
-    limits: what it may lose (see `smallest`). progress(done, total, note) is told how far it is.
+    limits: what it may lose (see `smallest`). progress(done, total, note) is told how far it is. keep(fill): a folder that `fill`
+    filled, now or for another file of the same model and prompts; None where nothing is kept.
     """
 
     model: Model
@@ -70,6 +72,7 @@ class Source:
     starts: Sequence[int] = ()
     limits: Limits | None = None
     progress: Progress = silent
+    keep: Callable[[Callable[[Path], None]], Path] | None = None
 
     @cached_property
     def ids(self) -> list[list[int]]:

@@ -80,7 +80,7 @@ def estimate(plan: Plan, prompts: Product) -> Estimate:
     guess = Estimate(
         operations=operations,
         memory_mb=round(_PROCESS_MB + max(work.memory(artifact).values()) / 1e6),
-        disk_mb=round((work.disk(artifact) + tried) / 1e6, 1),
+        disk_mb=round((work.disk(artifact) + costs[0].kept + tried) / 1e6, 1),
         artifact_mb=round(artifact / 1e6, 2),
         artifact_most_mb=round(costs[0].most.value / 1e6, 2) if costs[0].most else None,
         schemes_mb=schemes,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.artifact import read_artifact
 from edgekit.errors import EdgekitError
-from edgekit.inputs import Content
+from edgekit.inputs import Content, identity
 from edgekit.pipeline.origin import (
     model_content,
     model_digest,
@@ -17,13 +18,15 @@ from edgekit.pipeline.origin import (
     with_read,
 )
 from edgekit.pipeline.plan import Plan, Session, Settings, run_step
+from edgekit.progress import Progress
 from edgekit.schema import pick
 from edgekit.workspace import Product, file_sha256, installed_version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from edgekit.distill import CreateInputs, FinetuneInputs
+    from edgekit.export import TraceInputs
     from edgekit.formats import Processor
     from edgekit.formats.smallest import Limits
 
@@ -208,11 +211,31 @@ def export(
         libraries=libraries(plan.format),
     )
 
-    filled = with_read(lambda *given: make(*given).facts(), prompts, "calibrate", student, calibration)
+    def made(given: ExportInputs, out: Path, progress: Progress) -> dict[str, object]:
+        return make(given, out, progress, partial(_keep, session)).facts()
+
+    filled = with_read(made, prompts, "calibrate", student, calibration)
     product = run_step(session, inputs, filled, note=f"{plan.format} {plan.scheme}", at=at)
     for line in read_artifact(product).file.notes or ():
         session.listener.say(f"note: {line}")
     return product
+
+
+def _keep(session: Session, inputs: TraceInputs, fill: Callable[[Path], None]) -> Path:
+    """The folder of a traced graph in the session's workspace; a damaged one is made again: nothing proves its files a second
+    time."""
+
+    def make(out: Path) -> dict[str, object]:
+        fill(out)
+        return {}
+
+    product = session.workspace.once(inputs.STEP, identity(inputs), make)
+    try:
+        product.check()
+    except EdgekitError:
+        session.listener.say(f"warning: {product.folder}: was changed since it was made; it is made again")
+        product = session.workspace.once(inputs.STEP, identity(inputs), make, fresh=True)
+    return product.folder
 
 
 def teacher_origin(settings: Settings, base: Path | None, prompts: Product) -> str:

@@ -83,6 +83,17 @@ def test_another_scheme_shares_the_student(tiny: Project, built: Mapping[str, An
     done = tiny.run("build", "--target", "third")
     kept = [step for step in STEPS if f"{step:<10} done, kept" in done.stderr]
     assert kept == ["finetune", "distill", "linear", "record", "calibrate"]
+    assert "tracing the float graph" not in done.stderr, "it is kept of the first scheme"
+
+
+def test_a_damaged_graph_is_traced_again(tiny: Project, built: Mapping[str, Any]) -> None:
+    (graph,) = tiny.cache.glob("trace/*/float.onnx")
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    done = tiny.run("build", "--target", "first", "--scheme", "fp32", "--out", "other")
+    assert "was changed since it was made; it is made again" in done.stderr
+    assert "tracing the float graph" in done.stderr
+    assert graph.read_bytes() == whole
 
 
 def test_a_changed_margin_only_judges_again(tiny: Project, built: Mapping[str, Any]) -> None:

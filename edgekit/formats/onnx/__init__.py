@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
     from numpy.typing import NDArray
-    from torch import nn
 
-    from edgekit.calibration import Calibration, Stats
+    from edgekit.calibration import Calibration
     from edgekit.cost import Cost
     from edgekit.formats.onnx.candidates import Trial
     from edgekit.formats.onnx.smooth import Range
+    from edgekit.formats.onnx.traced import Traced
     from edgekit.formats.onnx.trained import Trained
     from edgekit.formats.source import Reading, Source
     from edgekit.grid import Grid
@@ -158,7 +158,9 @@ def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
                 value=size.value + float_layer_bytes(model, each.float_layers),
                 source="the largest Linears left float, which the calibrate prompts decide",
             )
-        return Cost(scheme=each.scheme, file=size, memory=size, most=most)
+        # The traced graph of an encoder.
+        kept = 0 if generates else predict_bytes(model, "fp32", each.block)
+        return Cost(scheme=each.scheme, file=size, memory=size, most=most, kept=kept)
 
     return [cost(each) for each in options]
 
@@ -222,11 +224,13 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     from edgekit.formats.onnx.ort import write_ort
     from edgekit.formats.onnx.rounding import read_trained
     from edgekit.formats.onnx.session import DISABLED_OPTIMIZERS
+    from edgekit.formats.onnx.traced import float_size, trace
     from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
 
     assert source.score is not None
-    calibration = source.calibration()
-    exported, linears, float_size = _exported(source, calibration, options)
+    calibration, traced = source.calibration(), trace(source)
+    linears, whole = [linear.key for linear in graph.Graph(traced.model).linears()], float_size(traced)
+    exported = _simplified(source, traced, calibration, options)
     on = trial(exported, source.encoded, score=source.score, most=TRIAL_PROMPTS)
     trained, note = read_trained(source.model, NAME, options)
     written = _write_scheme(
@@ -243,14 +247,14 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
             {key: entries[key] for key in entries if key not in EXACT_SUMS},
         )
         size = path.stat().st_size
-    _refuse_silent_success(written, size, float_size, linears)
+    _refuse_silent_success(written, size, whole, linears)
     described = describe_file(path, encoded=source.encoded)
     assert described.onnx is not None
     return replace(
         described,
         scheme=written.scheme,
         bytes=size,
-        bytes_float=float_size,
+        bytes_float=whole,
         runtime_options={
             "disabled_optimizers": list(DISABLED_OPTIMIZERS),
             "config_entries": entries,
@@ -269,24 +273,16 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     )
 
 
-def _exported(source: Source, calibration: Calibration, options: Options) -> tuple[onnx.ModelProto, Sequence[str], int]:
-    """The float graph, proven against torch and simplified; the keys of its Linears, and its bytes as it was traced."""
-    from edgekit.formats.onnx import graph
-    from edgekit.formats.onnx.float_graph import export_float
+def _simplified(source: Source, traced: Traced, calibration: Calibration, options: Options) -> onnx.ModelProto:
+    """The graph that a scheme begins with; raises EdgekitError where a calibration that it needs is of another model."""
     from edgekit.formats.onnx.simplify import simplified
+    from edgekit.formats.onnx.traced import refuse_other_calibration
 
-    if not len(source.encoded):
-        raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
-    module = source.load()
-    graph.check_size(4 * sum(weight.numel() for weight in module.parameters()), type(module).__name__)
-    source.progress(0, 0, "tracing and simplifying the float graph")
-    exported = export_float(module, source.encoded, output_name=source.output)
-    linears = [linear.key for linear in graph.Graph(exported).linears()]
     if options.scheme in {"auto", "int8-static"}:
-        _refuse_other_calibration(module, exported, calibration)
+        refuse_other_calibration(traced, calibration)
+    source.progress(0, 0, "simplifying the float graph")
     for_cpu = options.layout == "operators" and options.scheme != "fp16"
-    made = simplified(exported, source.encoded, for_cpu=for_cpu)
-    return made, linears, _float_size(exported)
+    return simplified(traced.model, source.encoded, for_cpu=for_cpu)
 
 
 def describe_file(path: Path, *, named: Path | None = None, encoded: Encoded | None = None) -> ModelFile:
@@ -400,54 +396,15 @@ def _ranges(exported: onnx.ModelProto, calibration: Calibration) -> dict[str, Ra
     """The calibrated range of each Linear's input, by calibration key."""
     from edgekit.formats.onnx.graph import Graph
     from edgekit.formats.onnx.smooth import Range
+    from edgekit.formats.onnx.traced import fits
 
     found = {}
     graph = Graph(exported)
     for linear in graph.linears():
         seen = calibration.stats.get(linear.key)
-        if seen is not None and _fits(seen, graph.initializers[linear.weight]):
+        if seen is not None and fits(seen, graph.initializers[linear.weight]):
             found[linear.key] = Range(minimum=seen.minimum, maximum=seen.maximum, mean_square=seen.mean_square)
     return found
-
-
-def _fits(seen: Stats, weight: onnx.TensorProto) -> bool:
-    """Whether statistics are of as many channels as a weight [inputs, outputs] multiplies."""
-    return bool(seen.minimum.shape[0] == weight.dims[0])
-
-
-def _refuse_other_calibration(module: nn.Module, exported: onnx.ModelProto, calibration: Calibration) -> None:
-    """Raises EdgekitError where the calibration does not fit the module's Linears: they would silently stay float.
-
-    A product that is no torch Linear was never calibrated, and stays float.
-    """
-    from torch import nn
-
-    from edgekit.formats.onnx.graph import Graph
-
-    watched = {path for path, part in module.named_modules() if isinstance(part, nn.Linear)}
-    found = Graph(exported)
-    linears = found.linears()
-    missing = []
-    for linear in linears:
-        seen = calibration.stats.get(linear.key)
-        if linear.path in watched and (seen is None or not _fits(seen, found.initializers[linear.weight])):
-            missing.append(linear.key)
-    if missing:
-        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise EdgekitError(
-            f"calibration: no statistics that fit {len(missing)} of the model's {len(linears)} Linears ({named}), which a"
-            " static scheme would leave float; calibrate this very model (a calibration of another model is the usual"
-            " cause), or use --scheme int8-dynamic"
-        )
-
-
-def _float_size(exported: onnx.ModelProto) -> int:
-    from edgekit.formats.onnx.graph import tensor_bytes
-
-    graph = type(exported)()
-    graph.CopyFrom(exported)
-    del graph.graph.initializer[:]
-    return int(graph.ByteSize()) + sum(tensor_bytes(tensor) for tensor in exported.graph.initializer)
 
 
 def _refuse_silent_success(written: _Written, size: int, float_size: int, linears: Sequence[str]) -> None:

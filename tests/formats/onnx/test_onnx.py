@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, Source
 from edgekit.formats import onnx as format_onnx
-from edgekit.formats.onnx import candidates, float_graph
+from edgekit.formats.onnx import candidates, float_graph, traced
 from edgekit.formats.onnx import graph as onnx_graph
 from edgekit.formats.onnx.graph import Graph, save
 from edgekit.formats.onnx.layer_errors import layer_errors
@@ -341,8 +342,24 @@ def test_onnxruntime_logs_nothing_of_its_own(exported: onnx.ModelProto, capfd: p
     assert capfd.readouterr().err == ""
 
 
+def test_a_kept_graph_gives_the_same_file(
+    written: Any, module: Classifier, ids: list[list[int]], calibration: Any, tmp_path: Path
+) -> None:
+    def keep(fill: Callable[[Path], None]) -> Path:
+        fill(tmp_path)
+        return tmp_path
+
+    fresh, again = tmp_path / "fresh", tmp_path / "again"
+    given = encoder_source(module, ids, calibration)
+    for out in (fresh, again):
+        out.mkdir()
+    facts = written(fresh, scheme="int8-static")
+    kept = format_onnx.write_encoder(replace(given, keep=keep), format_onnx.Options(scheme="int8-static"), again)
+    assert kept.sha256 == facts["sha256"]
+
+
 def test_a_quantizing_scheme_must_be_smaller(written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(format_onnx, "_float_size", lambda _: 1)
+    monkeypatch.setattr(traced, "float_size", lambda _: 1)
     with pytest.raises(EdgekitError, match="use --scheme fp32"):
         written(tmp_path, scheme="w8")
 
