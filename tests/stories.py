@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from q8_files import write_q8
+from gguf_files import write_gguf
 
 from tests.conftest import ROOT
 
 STORIES = ROOT.parent / "shared" / "data" / "stories260K" / "hf"
 
 
-def write_stories(path: Path) -> Path:
-    """The file, for which ../shared must be there."""
+def need_stories() -> Path:
+    """The checkpoint, for which ../shared must be there."""
     if not STORIES.is_dir():
         pytest.skip("needs ../shared/data/stories260K")
-    return write_q8(STORIES, path)
+    return STORIES
+
+
+def write_stories(path: Path) -> Path:
+    """The file."""
+    return write_gguf(need_stories(), path)

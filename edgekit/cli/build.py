@@ -135,4 +135,4 @@ def show_built(built: Built) -> None:
     if built.bundle:
         click.echo("\nwhat to do next:")
         click.echo(f'  try it            edgekit run {shlex.quote(str(built.bundle))} "your own text"')
-        click.echo(f"  embed it          {built.bundle / 'README.md'} has the three lines of Python")
+        click.echo(f"  embed it          {built.bundle / 'README.md'} has the lines for an app")

@@ -59,8 +59,12 @@ def test_what_a_bundle_for_browsers_has_beside(packed: Packaged, tmp_path: Path)
     assert isinstance(page, str)
     assert f"npm install {PACKAGES['onnxruntime-web'].name} {PACKAGES['tokenizers'].name}`" in page
     assert "$" not in page
+    card = SIDECARS["README.md"](given)
+    assert isinstance(card, str)
+    assert f"npm install {PACKAGES['onnxruntime-web'].name} {PACKAGES['tokenizers'].name}\n" in card
     other = packing(packed, tmp_path)
     assert (SIDECARS["load.mjs"](other), SIDECARS["index.html"](other)) == (None, None)
+    assert "npm" not in str(SIDECARS["README.md"](other))
     gguf = {"output": "tokens", "tokenizer": None, "model": "model.gguf", "runtime": RUNTIME}
     writes = packing(packed, tmp_path, arch="wasm32", **gguf, settings={})
     assert SIDECARS["load.mjs"](writes) == web.WRITER

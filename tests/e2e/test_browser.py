@@ -1,20 +1,30 @@
-"""The demo for browsers, judged in a real Chromium: the answers are the host's, token ids too, and the times are a browser's."""
+"""Builds for browsers, judged in a real Chromium: the answers are the host's, token ids too, and the times are a browser's."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+from instruction_sets import CALIBRATE, decoder
+from instruction_sets import stories as texts
 
 from edgekit.devices import open_device
 from edgekit.pipeline import run
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
+from edgekit.verify import generation
+from tests.conftest import Answer
 from tests.devices.chromium import need_chromium
 from tests.e2e.conftest import ROOT, SLOWEST, Project
+from tests.stories import need_stories
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
+
+# Of its texts; so few prove no loss, and are enough to compare.
+ROWS = CALIBRATE + 10
 
 # What an app does: the bundle's own module, and both libraries.
 APP = """
@@ -75,3 +85,38 @@ def test_a_browser_gives_the_hosts_answers(demo: Project, tmp_path: Path) -> Non
         (score, answer["score"]) for (label, score), answer in zip(there, here, strict=True) if label == answer["label"]
     ]
     assert [score for score, _ in pairs] == pytest.approx([score for _, score in pairs], abs=0.02)
+
+
+def test_a_storyteller_writes_in_a_browser_what_it_writes_here(
+    command: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder's whole build, by wllama. With matrices of 16 bits only ties of a hundredth of a logit are rounding (near_ties)."""
+    pytest.importorskip("llama_cpp")
+    from near_ties import compare_written, split
+
+    need_chromium()
+    recipe = decoder(tmp_path / "stories", need_stories(), texts()[:ROWS])
+    few = {**generation.TIMING, "prompts": (16,), "new": 10, "repeats": 1, "seconds": 0.0, "sweep": False}
+    monkeypatch.setattr(generation, "TIMING", few)
+    done = command(
+        "build", "--recipe", recipe, "--target", "browser", "--scheme", "f16", "--device", "browser:", "--json"
+    )
+    assert done.code == 0, done.err
+    (entry,) = json.loads(done.out)["bundles"]
+    report = json.loads(Path(entry["report"]).read_text(encoding="utf-8"))
+    assert (report["device"]["arch"], report["runtime"]["version"]) == ("wasm32", PACKAGES["wllama"].engine)
+    verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
+    assert verdicts["device_tokenizer"] == "pass"
+    assert "fail" not in verdicts.values(), report["checks"]
+    assert report["host"]["ratio"] == pytest.approx(1, abs=0.1)
+    assert (len(report["latency_ms"]["first_ten"]), report["memory_mb"] > 10) == (10, True)
+
+    (outputs,), (reference,) = Path("cache/verify").glob("*/outputs.npz"), Path("cache/record").glob("*/reference.npz")
+    with np.load(outputs) as there, np.load(reference) as asked:
+        prompts = [*split(asked["asked"], asked["asked_offsets"])]
+        said = [*split(there["answers"], there["answer_offsets"])]
+    found = compare_written(Path(entry["bundle"], "model.gguf"), {"threads": 1, "context": 0}, prompts, said)
+    assert found.answers == ROWS - CALIBRATE
+    assert found.same >= found.answers - 1
+    assert found.is_rounding, found
+    assert found.bound < 0.03

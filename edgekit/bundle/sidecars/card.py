@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgekit.bundle.manifest import Manifest
-from edgekit.bundle.sidecars import mobile
+from edgekit.bundle.sidecars import mobile, web
 from edgekit.bundle.sidecars.llama import command_line
 from edgekit.bundle.sidecars.packing import Packing
 from edgekit.evidence import PromptFacts, Report
@@ -39,6 +39,7 @@ def sidecar(packing: Packing) -> str:
         *_card_prompts(manifest),
         *_card_commands(manifest),
         *mobile.lines(manifest),
+        *web.lines(packing),
         *_card_scope(manifest),
         "",
         "## Accuracy on prompts that it never saw",

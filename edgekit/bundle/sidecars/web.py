@@ -17,15 +17,34 @@ _WASM = "wasm32"
 
 @dataclass(frozen=True, kw_only=True)
 class _Page:
-    """The module that the artifact was verified with, a page beside this file, and the packages that both need."""
+    """The module that the artifact was verified with, a page beside this file, the packages of both, and an app's lines."""
 
     module: Path
     page: str
     packages: tuple[str, ...]
+    use: tuple[str, ...]
+
+    @property
+    def install(self) -> str:
+        """What npm is asked for."""
+        return f"npm install {' '.join(PACKAGES[name].name for name in self.packages)}"
 
 
-_ROWS = _Page(module=LOADER, page="page.html", packages=("onnxruntime-web", "tokenizers"))
-_TOKENS = _Page(module=WRITER, page="writer.html", packages=("wllama",))
+_ROWS = _Page(
+    module=LOADER,
+    page="page.html",
+    packages=("onnxruntime-web", "tokenizers"),
+    use=('const answer = await open("./", { ort, Tokenizer });', 'console.log(await answer("your own text"));'),
+)
+_TOKENS = _Page(
+    module=WRITER,
+    page="writer.html",
+    packages=("wllama",),
+    use=(
+        'const answer = await open("./", { Wllama, wasm: "./node_modules/@wllama/wllama/esm/" });',
+        'for await (const { text } of answer("Once upon a time")) console.log(text);',
+    ),
+)
 
 
 def loader(packing: Packing) -> Path | None:
@@ -40,8 +59,27 @@ def page(packing: Packing) -> str | None:
     if kind is None:
         return None
     text = Path(__file__).with_name(kind.page).read_text(encoding="utf-8")
-    packages = " ".join(PACKAGES[name].name for name in kind.packages)
-    return Template(text).substitute(name=packing.manifest.name, packages=packages)
+    return Template(text).substitute(name=packing.manifest.name, install=kind.install)
+
+
+def lines(packing: Packing) -> list[str]:
+    """For the bundle's README.md."""
+    kind = _kind(packing)
+    if kind is None:
+        return []
+    return [
+        "",
+        "A page imports `load.mjs`; `index.html` has the lines around these, and tries it:",
+        "",
+        "```js",
+        *kind.use,
+        "```",
+        "",
+        "```sh",
+        kind.install,
+        "python3 -m http.server --bind 127.0.0.1  # then open the address that it shows",
+        "```",
+    ]
 
 
 def _kind(packing: Packing) -> _Page | None:
