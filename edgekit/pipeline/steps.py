@@ -222,20 +222,13 @@ def export(
 
 
 def _keep(session: Session, inputs: TraceInputs, fill: Callable[[Path], None]) -> Path:
-    """The folder of a traced graph in the session's workspace; a damaged one is made again: nothing proves its files a second
-    time."""
+    """The folder of a traced graph in the session's workspace."""
 
     def make(out: Path) -> dict[str, object]:
         fill(out)
         return {}
 
-    product = session.workspace.once(inputs.STEP, identity(inputs), make)
-    try:
-        product.check()
-    except EdgekitError:
-        session.listener.say(f"warning: {product.folder}: was changed since it was made; it is made again")
-        product = session.workspace.once(inputs.STEP, identity(inputs), make, fresh=True)
-    return product.folder
+    return session.workspace.once(inputs.STEP, identity(inputs), make).folder
 
 
 def teacher_origin(settings: Settings, base: Path | None, prompts: Product) -> str:

@@ -91,7 +91,6 @@ def test_a_damaged_graph_is_traced_again(tiny: Project, built: Mapping[str, Any]
     whole = graph.read_bytes()
     graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     done = tiny.run("build", "--target", "first", "--scheme", "fp32", "--out", "other")
-    assert "was changed since it was made; it is made again" in done.stderr
     assert "tracing the float graph" in done.stderr
     assert graph.read_bytes() == whole
 
