@@ -70,13 +70,15 @@ class Estimate:
     """What a build will take; what was not estimated is 0.
 
     Of the build: floating-point operations by step (`pipeline.cost.seconds` tells how long they take here), memory_mb and disk_mb
-    (1e6 bytes). Of the artifact: artifact_mb, and artifact_most_mb where
-    layers may stay float; needed_mb: the memory that it and its runtime need on the target. Of a decoder in a runtime that tells
-    its cache: context (tokens), cache_mb, bytes_per_token. Where the scheme is found at export: schemes_mb, the size of each that
-    may become the artifact, the smallest first, and judged_on, how many calibrate prompts decide at most.
+    (1e6 bytes); control: the operations of a control run, None where there can be none. Of the artifact: artifact_mb, and
+    artifact_most_mb where layers may stay float; needed_mb: the memory that it and its runtime need on the target. Of a decoder
+    in a runtime that tells its cache: context (tokens), cache_mb, bytes_per_token. Where the scheme is found at export:
+    schemes_mb, the size of each that may become the artifact, the smallest first, and judged_on, how many calibrate prompts
+    decide at most.
     """
 
     operations: Mapping[str, float] = field(default_factory=dict)
+    control: float | None = None
     memory_mb: int = 0
     disk_mb: float = 0.0
     artifact_mb: float = 0.0
@@ -90,7 +92,8 @@ class Estimate:
 
     def facts(self) -> dict[str, object]:
         """As `--dry-run --json` shows it, but for the seconds: without what is not known."""
-        known = {name: value for name, value in vars(self).items() if value is not None and name != "operations"}
+        hidden = {"operations", "control"}
+        known = {name: value for name, value in vars(self).items() if value is not None and name not in hidden}
         if self.context is None:
             del known["needed_mb"]
         return known

@@ -1,7 +1,7 @@
 """The evidence about an artifact: `Report`, which verify writes as report.json, and all that is in it.
 
 It reads and writes its own JSON and draws nothing: `report` shows it, `verify` makes it. Times are milliseconds, sizes bytes,
-memory MiB; a *role* is "teacher", "student" (the float student) or "artifact".
+memory MiB; a *role* is "teacher", "student" (the float student), "control" (the same without its teacher) or "artifact".
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from edgekit import gate
 from edgekit.errors import EdgekitError
@@ -341,6 +342,26 @@ class Baseline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Control:
+    """What the teacher added: the float student beside the same one that had no teacher, both on the verify prompts. It began
+    from the same weights and saw the same batches, as many steps, by labels or next tokens alone.
+
+    metric: accuracy, the share of right answers; or nats, of a decoder: the mean surprise of a token, where less is better.
+    student, control: of each; difference: what the teacher made better (its sign is that of the gain), and interval: its paired
+    bounds, each one-sided, None where nothing bounds it. prompts: how many were judged. note: what to do where the teacher is
+    proven to harm, or nothing is proven.
+    """
+
+    metric: Literal["accuracy", "nats"]
+    student: float
+    control: float
+    difference: float
+    interval: Interval
+    prompts: int
+    note: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnHost:
     """The same artifact on the same prompts, on the device and on the machine that ran edgekit, both against the float student.
 
@@ -374,7 +395,8 @@ class Report:
     then no speed and no memory of it is the device's. comparable is of every report that this edgekit writes; sustained and
     tuning are where they were asked for. roofline: of a call on the CPU, of a decoder of one new token, roofline_prompt of its
     longest prompt; None where a speed was not measured. host: where the device is another
-    machine, how its answers compare with this machine's. baseline: of a classifier whose train split has labels.
+    machine, how its answers compare with this machine's. baseline: of a classifier whose train split has labels. control: where
+    the recipe asks for a student without its teacher; control_offer: how to ask for one, where there is none and can be.
     accuracy, models: by role. device, work: what the machine is and what one call does, as the probe says it. prompts: how many
     were judged. margins: the limits of the recipe, with defaults. coverage, data: None where nobody knows.
     energy_j: what a call costs, where a meter told; no_energy: else why none did.
@@ -429,6 +451,8 @@ class Report:
     roofline_prompt: Roofline | None = field(default=None, metadata=MAY_BE_ABSENT)
     host: OnHost | None = field(default=None, metadata=MAY_BE_ABSENT)
     baseline: Baseline | None = field(default=None, metadata=MAY_BE_ABSENT)
+    control: Control | None = field(default=None, metadata=MAY_BE_ABSENT)
+    control_offer: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     def to_json(self) -> str:
         """The text of report.json: equal reports are equal bytes."""

@@ -53,6 +53,7 @@ STEPS: dict[str, Step] = {
     "rename": Step(code=("edgekit.pipeline.teacher",)),
     "finetune": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
     "distill": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
+    "control": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
     "linear": Step(code=("edgekit.linear", _READ), libraries=("onnx", "tokenizers", "numpy")),
     "qad": Step(code=("edgekit.qad", _READ), libraries=_TRAINING, resumable=True),
     "record": Step(code=("edgekit.record", _READ), libraries=("torch", "transformers", "tokenizers")),

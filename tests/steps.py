@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from edgekit import distill as training
 from edgekit import export as exporting
 from edgekit import record as recording
 from edgekit.distill.machine import conditions
-from edgekit.distill.options import choose_blocks, read_create_options, read_distill_options
+from edgekit.distill.options import Ngrams, choose_blocks, read_create_options, read_distill_options
 from edgekit.formats import Processor, Source, parse_options
 from edgekit.formats.smallest import Limits
 from edgekit.inputs import Content
@@ -89,29 +90,53 @@ def distill(
     options: Mapping[str, Any],
     max_length: int,
     out: Path,
+    progress: Progress = silent,
+    **more: Any,
+) -> dict[str, Any]:
+    """`edgekit.distill.distill` by a `[student]` and a `[distill]` table; more: see `distill_inputs`."""
+    inputs = distill_inputs(teacher, prompts, task=task, options=options, max_length=max_length, **more)
+    return training.distill(inputs, out, progress)
+
+
+def control(
+    teacher: Path, prompts: Path, *, epochs: int, out: Path, progress: Progress = silent, **more: Any
+) -> dict[str, Any]:
+    """`edgekit.distill.control` of the student that `distill` makes of the same; more: see `distill_inputs`."""
+    inputs = replace(distill_inputs(teacher, prompts, **more), losses={"labels": 1.0})
+    return training.control(training.ControlInputs(**vars(inputs), epochs=epochs), out, progress)
+
+
+def distill_inputs(
+    teacher: Path,
+    prompts: Path,
+    *,
+    task: str,
+    options: Mapping[str, Any],
+    max_length: int,
     layers: int | None = None,
     keep: Sequence[int] | None = None,
     vocabulary: int | None = None,
+    ngrams: Ngrams | None = None,
     seed: int = 0,
     out_of_scope: str | None = None,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """`edgekit.distill.distill` by a `[student]` and a `[distill]` table."""
-    read, losses = read_distill_options(options, TASKS[task].OUTPUT, "distill")
-    inputs = training.DistillInputs(
+) -> training.DistillInputs:
+    """What a student is made of and taught by; without layers or `keep` one of n-grams."""
+    kind = "cut" if ngrams is None else "ngrams"
+    read, losses = read_distill_options(options, TASKS[task].OUTPUT, "distill", kind)
+    return training.DistillInputs(
         teacher=content(teacher),
         prompts=content(prompts),
         task=task,
-        kept=choose_blocks(load_model(teacher).layers, layers, keep, "student"),
+        kept=[] if ngrams else choose_blocks(load_model(teacher).layers, layers, keep, "student"),
         options=read,
         losses=losses,
         out_of_scope=out_of_scope,
         max_length=max_length,
         seed=seed,
         machine=conditions(read),
+        ngrams=ngrams,
         vocabulary=vocabulary,
     )
-    return training.distill(inputs, out, progress)
 
 
 def record(

@@ -110,14 +110,14 @@ def show_built(built: Built) -> None:
     from edgekit.cli.reported import reason_lines, report_lines
     from edgekit.cli.tables import wrapped
     from edgekit.cli.terminal import paint, paint_verdict
-    from edgekit.report import baseline_lines, verdict_text
+    from edgekit.report import baseline_lines, control_lines, verdict_text
 
     click.echo()
     if built.report is not None:
         for line in report_lines(built.report):
             click.echo(line)
         click.echo(f"\nverdict: {paint_verdict(built.report.verdict, verdict_text(built.report))}")
-        for line in baseline_lines(built.report):
+        for line in (*baseline_lines(built.report), *control_lines(built.report)):
             click.echo("\n".join(wrapped(line, "         ", "         ")))
     if built.bundle:
         click.echo(f"bundle:  {built.bundle}")

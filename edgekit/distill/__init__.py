@@ -7,7 +7,7 @@ holds the snapshot from which a killed run continues.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -23,6 +23,7 @@ from edgekit.distill.options import (
     read_create_options,
     read_distill_options,
     read_qad_options,
+    why_no_control,
 )
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content
@@ -100,16 +101,27 @@ class DistillInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControlInputs(DistillInputs):
+    """What `control` is given: the student's inputs, but labels are its only loss. epochs: how many the student was taught."""
+
+    STEP: ClassVar[str] = "control"
+    epochs: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """A recipe's training tables as options; None where the recipe has no such table.
 
-    losses: weights of the student's; qad_losses: of the student's on its grid.
+    losses: weights of the student's; qad_losses: of the student's on its grid. control: whether the student is trained without
+    its teacher too; why_no_control: why it cannot be, None where it can.
     """
 
     create: CreateOptions | None
     finetune: TrainingOptions | None
     distill: DistillOptions
     losses: Mapping[str, float | Schedule]
+    control: bool = False
+    why_no_control: str | None = None
     qad: QadOptions | None = None
     qad_losses: Mapping[str, float | Schedule] = field(default_factory=dict)
 
@@ -128,12 +140,23 @@ def read_training(recipe: Recipe, where: str) -> Training:
     taught = "cut" if recipe.student is None else recipe.student.kind
     options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill", taught)
     _check_device(options, f"{where}: distill")
+    no_control = "the recipe makes no [student]" if recipe.student is None else why_no_control(kind.OUTPUT, losses)
+    if options.control and no_control:
+        raise EdgekitError(f"{where}: distill.control: {no_control}; remove this key")
     qad, qad_losses = None, dict[str, float | Schedule]()
     if recipe.qad is not None:
         qad, qad_losses = read_qad_options(recipe.qad, kind.OUTPUT, f"{where}: qad")
         _check_device(qad, f"{where}: qad")
     return Training(
-        create=creating, finetune=finetuning, distill=options, losses=losses, qad=qad, qad_losses=qad_losses
+        create=creating,
+        finetune=finetuning,
+        # What the student follows from is the same with a control and without.
+        distill=replace(options, control=False),
+        losses=losses,
+        control=options.control,
+        why_no_control=no_control,
+        qad=qad,
+        qad_losses=qad_losses,
     )
 
 
@@ -197,6 +220,22 @@ def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> di
 
     Raises EdgekitError for labels that are not the teacher's classes, and an empty train split.
     """
+    return _teach_student(inputs, out, progress)
+
+
+def control(inputs: ControlInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
+    """Make the same student and teach it without its teacher, into `out`; a killed run continues there.
+
+    From the same weights, by the same batches, as many steps and the same learning rates: what `distill` makes of the teacher
+    beyond that is the teacher's. Raises EdgekitError as `distill` does.
+    """
+    return _teach_student(inputs, out, progress, inputs.epochs)
+
+
+def _teach_student(
+    inputs: DistillInputs, out: Path, progress: Progress, epochs: int | None = None
+) -> dict[str, object]:
+    """Make a student and teach it; for exactly so many epochs, without them until it is no longer better."""
     teacher = inputs.teacher.path
     rows = student_rows(inputs.prompts.path, inputs.task, inputs.out_of_scope)
     from edgekit.distill import courses
@@ -206,7 +245,7 @@ def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> di
     hashed = None if inputs.ngrams is None else Hashed(folder=teacher, table=inputs.ngrams)
     tokens = () if inputs.vocabulary is None else _tokens(inputs, inputs.vocabulary, rows)
     student = hashed or Cut(folder=teacher, keep=inputs.kept, tokens=tokens)
-    return courses.distill(teacher, rows, student, inputs.options, inputs.losses, job)
+    return courses.distill(teacher, rows, student, inputs.options, inputs.losses, job, epochs)
 
 
 def _tokens(inputs: DistillInputs, most: int, rows: Sequence[Prompt]) -> list[int]:

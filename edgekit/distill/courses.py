@@ -87,6 +87,8 @@ class Course:
     teacher: Path | None = None
     judge: Loss | None = None
     """What the early stop looks at; without it, the sum of the losses."""
+    epochs: int | None = None
+    """After how many of the schedule's epochs it ends, whatever the held-out rows say; None: they decide."""
     grid: Grid | None = None
     """What the student's weights are rounded to in each forward pass, and at the end; None: they are not."""
 
@@ -123,6 +125,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
             seed=job.seed,
             device=device,
             progress=job.progress,
+            epochs=course.epochs,
             rounded=nullcontext if on_grid is None else on_grid.rounded,
             keeps_start=on_grid is not None,
         )
@@ -191,6 +194,7 @@ def identify(course: Course) -> str:
             "options": asdict(course.options),
             "conditions": conditions(course.options),
             "seed": course.job.seed,
+            **({"epochs": course.epochs} if course.epochs is not None else {}),
             **({"grid": [course.grid.format, course.grid.scheme, course.grid.kinds]} if course.grid else {}),
         }
     )
@@ -240,10 +244,13 @@ def distill(
     options: DistillOptions,
     weights: Mapping[str, float | Schedule],
     job: Job,
+    epochs: int | None = None,
 ) -> dict[str, object]:
     """Train a student beside its teacher on the weighted sum of losses. Early stop: the same sum on the held-out rows.
 
-    A student of the teacher's own family begins from its folder; one of n-grams has the teacher's tokenizer alone.
+    A student of the teacher's own family begins from its folder; one of n-grams has the teacher's tokenizer alone. With `epochs`
+    it is taught for exactly so many, by losses that read no teacher, and stays what it was after the best of them: of a
+    classifier by the Brier score, as in `fine_tune`.
     """
     classes = load_model(teacher).labels if OUTPUTS[job.task.OUTPUT].has_classes else []
     source = _read(teacher, texts, classes, options, job)
@@ -257,6 +264,8 @@ def distill(
             options=options,
             begins=teacher if isinstance(student, Cut) else None,
             teacher=teacher,
+            judge=BRIER if epochs is not None and classes else None,
+            epochs=epochs,
         )
     )
     if not isinstance(student, Cut):

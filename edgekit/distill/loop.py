@@ -60,6 +60,8 @@ class Run:
     seed: int = 0
     device: str = "cpu"
     progress: Progress = silent
+    epochs: int | None = None
+    """After how many of the schedule's epochs it ends; without it, when the held-out rows are no longer judged better."""
     rounded: Callable[[], AbstractContextManager[None]] = nullcontext
     """In which weights each batch is computed, forward and backward (see `on_grid`); without it, the module's own."""
     keeps_start: bool = False
@@ -100,16 +102,17 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
     module, optimizer = accelerator.prepare(module, plain)
     per_epoch = math.ceil(len(lesson.train) / options.batch)
     total = per_epoch * options.epochs
+    last, patience = (total, options.patience) if run.epochs is None else (per_epoch * run.epochs, total)
     state = _begin(run, module, plain)
     saved = time.monotonic()
-    run.progress(state.step, total, f"batches of {options.batch}")
+    run.progress(state.step, last, f"batches of {options.batch}")
     module.train()
     if run.keeps_start and not state.step and lesson.held:
-        run.progress(0, total, f"judging {len(lesson.held)} texts that are held out, before the first step")
+        run.progress(0, last, f"judging {len(lesson.held)} texts that are held out, before the first step")
         with run.rounded():
             score = _score(module, lesson, options.batch)
         state.judge_start(module, score)
-    while state.step < total and not state.stopped(options.patience):
+    while state.step < last and not state.stopped(patience):
         epoch, done = divmod(state.step, per_epoch)
         for rows in epoch_batches(lesson, options.batch, run.seed, epoch)[done:]:
             for group in plain.param_groups:
@@ -123,10 +126,10 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
-            run.progress(state.step, total, f"loss {loss:.3f}")
+            run.progress(state.step, last, f"loss {loss:.3f}")
             if state.step % per_epoch == 0:
                 if lesson.held:
-                    run.progress(state.step, total, f"judging {len(lesson.held)} texts that are held out")
+                    run.progress(state.step, last, f"judging {len(lesson.held)} texts that are held out")
                 with run.rounded():
                     score = _score(module, lesson, options.batch)
                 state.judge(module, score)

@@ -96,7 +96,7 @@ class DistillOptions(TrainingOptions):
 
     A weight, and the temperature, may be a Schedule. `per`: of a decoder, whether the mean is over tokens or over texts first.
     `jensen_shannon`, `skew` and `alpha_beta` are the parameters of the losses of that name, `correct_teacher`, `confidence` and
-    `label_smoothing` what `LossOptions` says.
+    `label_smoothing` what `LossOptions` says. `control`: whether the same student is trained without its teacher too.
     """
 
     temperature: Annotated[float, Gt(0)] | Schedule = 2.0
@@ -108,6 +108,7 @@ class DistillOptions(TrainingOptions):
     correct_teacher: Share | None = None
     confidence: Annotated[float, Ge(0)] = 0.0
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    control: bool = False
 
 
 def loss_options(options: TrainingOptions, share: float) -> LossOptions:
@@ -175,6 +176,8 @@ def read_qad_options(
     """A recipe's [qad] table, and the weights of the losses that count: see `read_distill_options`."""
     _check_schedules(table, where)
     options = parse(QadOptions, table, where)
+    if options.control:
+        raise EdgekitError(f"{where}.control: a control is of the float student; write control = true in [distill]")
     defaults = default_losses(output, blocks=False)
     own = {name: weight for name, weight in defaults.items() if name in ON_GRID_LOSSES}
     return options, _choose_losses(replace(options, losses=options.losses or dict(own)), defaults, output, "qad", where)
@@ -193,6 +196,18 @@ def read_distill_options(
     options = parse(keys, table, where)
     defaults = default_losses(output, blocks=blocks)
     return options, _choose_losses(options, defaults, output, output if blocks else kind, where)
+
+
+def why_no_control(output: str, chosen: Mapping[str, object]) -> str | None:
+    """Why a student has no control, one that is taught by the data's labels or next tokens alone; None where it has.
+
+    output: of the task; chosen: the losses that teach the student, by name.
+    """
+    if not any(losses.LOSSES[name].teacher for name in chosen):
+        return "its losses read no teacher: this student is its own control"
+    if output not in losses.LOSSES["labels"].weights:
+        return f"without a teacher nothing teaches such a student: its texts have no labels to learn from ({output})"
+    return None
 
 
 def _choose_losses(

@@ -26,6 +26,7 @@ from edgekit.pipeline.resolve import (
 )
 from edgekit.pipeline.steps import (
     calibrate,
+    control,
     create,
     distill,
     export,
@@ -62,6 +63,7 @@ __all__ = [
     "check_room",
     "check_target",
     "choices",
+    "control",
     "create",
     "distill",
     "exit_code",
@@ -116,6 +118,7 @@ def build(
     plans = [replace(plan, teacher=base) for plan in plans]
     teacher = finetune(settings, base, prompts, session)
     whole = distill(settings, teacher, prompts, session)
+    alone = control(settings, teacher, whole, prompts, session)
     line = linear(settings, base, prompts, session)
     # Of a student that is trained for a target's file, each target has its own.
     recorded = {} if recipe.qad is not None else {whole: _record(settings, teacher, whole, prompts, session, gradients)}
@@ -127,7 +130,7 @@ def build(
             if student not in recorded:
                 recorded[student] = _record(settings, teacher, student, prompts, session, gradients)
             reference, calibration = recorded[student]
-            covering = Covering(student=student, calibration=calibration, linear=line)
+            covering = Covering(student=student, calibration=calibration, linear=line, control=alone)
             artifact = export(plan, student, calibration, prompts, own)
             report = verify(plan, artifact, reference, prompts, own, covering=covering)
             made = held(plan, report, own)

@@ -17,6 +17,7 @@ from edgekit.pipeline.plan import Plan
 from edgekit.pipeline.shapes import planned_student, trained_model
 from edgekit.prompts import PromptSet
 from edgekit.recipe import Recipe
+from edgekit.typed_json import as_list
 from edgekit.workspace import Product
 
 # What each step takes at any size, s: libraries are imported, graphs exported, processes of the probe started.
@@ -24,6 +25,7 @@ _STARTS = {
     "create": 8,
     "finetune": 8,
     "distill": 8,
+    "control": 16,
     "linear": 2,
     "qad": 8,
     "record": 4,
@@ -79,6 +81,7 @@ def estimate(plan: Plan, prompts: Product) -> Estimate:
         tried = 4 * work.made.weights + costs[-1].file.value
     guess = Estimate(
         operations=operations,
+        control=work.control(),
         memory_mb=round(_PROCESS_MB + max(work.memory(artifact).values()) / 1e6),
         disk_mb=round((work.disk(artifact) + costs[0].kept + tried) / 1e6, 1),
         artifact_mb=round(artifact / 1e6, 2),
@@ -93,6 +96,11 @@ def seconds(guess: Estimate) -> dict[str, int]:
     """How long each step takes on this machine where nothing else runs: its speed is measured now, in a fraction of a second."""
     speed = _speed()
     return {step: round(_STARTS[step] + count / speed) for step, count in guess.operations.items()}
+
+
+def control_seconds(guess: Estimate) -> int | None:
+    """How long the control run of a build takes that has none, on this machine; None where there can be none."""
+    return None if guess.control is None else round(_STARTS["control"] + guess.control / _speed())
 
 
 def _costs(plan: Plan, output: str, model: Model) -> list[Cost]:
@@ -171,6 +179,8 @@ class _Work:
                 teacher=self.teacher,
                 projections=0 if OUTPUTS[self.output].generates else 3,
             )
+        if training.control:
+            costs["control"] = training_cost(self.made, tokens=tokens, epochs=training.distill.epochs)
         if training.qad is not None:
             costs["qad"] = training_cost(self.made, tokens=tokens, epochs=training.qad.epochs, teacher=self.teacher)
         return costs
@@ -187,7 +197,19 @@ class _Work:
             "package": 0.0,
             **({"linear": 0.0} if "linear" in self.plan.steps else {}),
             **{step: float(cost.operations.value) for step, cost in self.trainings().items()},
+            **({"control": self.control() or 0.0} if "control" in self.plan.steps else {}),
         }
+
+    def control(self) -> float | None:
+        """What a control run takes, its record included; None where the recipe's student can have none."""
+        from edgekit.distill.cost import training_cost
+
+        training, classes = self.plan.settings.training, OUTPUTS[self.output].has_classes
+        if training.why_no_control or (classes and len(as_list(self.plan.prompts.get("labels"))) < 2):
+            return None
+        tokens, asked = self.tokens * self.rows.get("train", 0), self.rows["verify"] + self.rows["calibrate"]
+        taught = training_cost(self.made, tokens=tokens, epochs=training.distill.epochs).operations.value
+        return float(taught) + 2.0 * self.made.core * self.tokens * asked
 
     def memory(self, artifact: int) -> dict[str, float]:
         """The bytes that each step holds beside the process itself.
@@ -204,8 +226,8 @@ class _Work:
         """The bytes that stay: the models that were made, what was recorded, and the artifact in its step, its bundle and its
         archive."""
         trained = self.trainings()
-        models = 4.0 * self.teacher.weights * bool(trained.keys() - {"distill", "qad"})
-        models += 4.0 * self.made.weights * (("distill" in trained) + ("qad" in trained))
+        models = 4.0 * self.teacher.weights * bool(trained.keys() - {"distill", "control", "qad"})
+        models += 4.0 * self.made.weights * len(trained.keys() & {"distill", "control", "qad"})
         return models + 3 * artifact + self._recorded()
 
     def _recorded(self) -> float:

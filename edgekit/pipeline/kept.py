@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgekit.pipeline.plan import Listener, Plan, Session
-from edgekit.pipeline.steps import calibrate, create, distill, export, finetune, linear, qad, record
+from edgekit.pipeline.steps import calibrate, control, create, distill, export, finetune, linear, qad, record
 from edgekit.pipeline.verdict import Covering, is_judged
 from edgekit.workspace import NotMade, Product, Workspace
 
@@ -37,6 +37,10 @@ def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool
     if teacher is not None and recipe.student is not None:
         tuned = teacher
         student = ask("distill", lambda: distill(settings, tuned, prompts, looking))
+    alone: tuple[Product, ...] | None = ()
+    if teacher is not None and student is not None and "control" in found:
+        origin, whole = teacher, student
+        alone = ask("control", lambda: control(settings, origin, whole, prompts, looking))
     begun, line = plan.teacher, None
     if begun is not None and "linear" in found:
         line = ask("linear", lambda: linear(settings, begun, prompts, looking))
@@ -45,15 +49,15 @@ def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool
         student = ask("qad", lambda: qad(plan, taught, rounded, prompts, looking))
     if teacher is None or student is None:
         return found
-    origin, made = teacher, student
-    reference = None if session.fresh else ask("record", lambda: record(settings, origin, made, prompts, looking))
+    first, made = teacher, student
+    reference = None if session.fresh else ask("record", lambda: record(settings, first, made, prompts, looking))
     calibration = ask("calibrate", lambda: calibrate(settings, made, prompts, looking, gradients=plan.mixes))
     if calibration is None:
         return found
     known = calibration
     artifact = ask("export", lambda: export(plan, made, known, prompts, looking))
-    is_drawn = line is not None or "linear" not in found
+    is_drawn = (line is not None or "linear" not in found) and alone is not None
     if artifact is not None and reference is not None and is_drawn and not session.fresh:
-        covering = Covering(student=made, calibration=known, linear=line)
+        covering = Covering(student=made, calibration=known, linear=line, control=alone or ())
         found["verify"] = is_judged(plan, artifact, reference, prompts, looking, covering)
     return found

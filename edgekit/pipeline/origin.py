@@ -18,7 +18,7 @@ from edgekit.workspace import Product, file_sha256, fingerprint, open_product
 Given = TypeVar("Given", bound=Inputs)
 Make = Callable[[Given, Path, Progress], Mapping[str, object]]
 # The steps that make a model, the last one first.
-MODEL_STEPS = ("qad", "distill", "finetune", "create", "merge", "rename")
+MODEL_STEPS = ("qad", "distill", "control", "finetune", "create", "merge", "rename")
 # What of a checkpoint's folder its answers may depend on.
 MODEL_FILES = frozenset({".json", ".safetensors", ".txt", ".model", ".jinja"})
 # The bytes of a text's hash that are kept: among a million texts two are taken for one once in 37 million times.

@@ -117,6 +117,7 @@ class Plan:
             "create": recipe.teacher.create is not None,
             "finetune": recipe.teacher.finetune is not None,
             "distill": recipe.student is not None,
+            "control": self.settings.training.control,
             "linear": is_drawn(recipe, self.prompts),
             "qad": recipe.qad is not None,
         }
@@ -184,6 +185,7 @@ class Built:
             "comparable": to_table(report.comparable) if report and report.comparable else None,
             "sustained": to_table(report.sustained) if report and report.sustained else None,
             "baseline": to_table(report.baseline) if report and report.baseline else None,
+            "control": to_table(report.control) if report and report.control else None,
             "tuning": str(self.tuning) if self.tuning else None,
             "energy_j": to_table(report.energy_j) if report and report.energy_j else None,
             "report": str(self.evidence) if self.evidence else None,

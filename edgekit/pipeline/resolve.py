@@ -19,7 +19,7 @@ from edgekit.pipeline.cost import estimate
 from edgekit.pipeline.plan import Plan, Session, Settings
 from edgekit.pipeline.shapes import made_model
 from edgekit.pipeline.teacher import find_teacher
-from edgekit.prompts import gather, sources
+from edgekit.prompts import PromptSet, gather, sources
 from edgekit.recipe import Recipe
 from edgekit.schema import nearest, parse, pick
 from edgekit.state import check_state
@@ -216,6 +216,8 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> Checked:
     settings = read_settings(recipe)
     check_accuracy_table(recipe.task, recipe.accuracy, f"{recipe.path}: accuracy")
     check_state()
+    if settings.training.control:
+        _check_control(recipe, prompts)
     if recipe.teacher.create is not None:
         return Checked(settings=settings)
     found = find_teacher(recipe, session)
@@ -223,6 +225,18 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> Checked:
         session.listener.say(f"note: {note}")
     _check_teacher(recipe, load_model(found.folder), prompts, session)
     return Checked(settings=settings, teacher=found.folder, source=found.source, revision=found.revision)
+
+
+def _check_control(recipe: Recipe, prompts: Product) -> None:
+    """Refuse a control run of a classifier that would have nothing to learn from: labels are all that it is taught by."""
+    from edgekit.tasks import TASKS
+
+    rows = PromptSet(folder=prompts.folder).split("train")
+    if OUTPUTS[TASKS[recipe.task].OUTPUT].has_classes and all(row.label is None for row in rows):
+        raise EdgekitError(
+            f"{recipe.path}: distill.control: no train row has a label, and without its teacher nothing else teaches the student;"
+            " give labels (data.label), or remove this key"
+        )
 
 
 def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,15 +21,18 @@ from edgekit.pipeline.origin import (
 from edgekit.pipeline.plan import Plan, Session, Settings, run_step
 from edgekit.progress import Progress
 from edgekit.schema import pick
-from edgekit.workspace import Product, file_sha256, installed_version
+from edgekit.workspace import Product, file_sha256, installed_version, open_product
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from edgekit.distill import CreateInputs, FinetuneInputs
+    from edgekit.distill import CreateInputs, DistillInputs, FinetuneInputs
     from edgekit.export import TraceInputs
     from edgekit.formats import Processor
     from edgekit.formats.smallest import Limits
+
+# What a control learns by.
+LABELS: Mapping[str, float] = {"labels": 1.0}
 
 
 def create(settings: Settings, prompts: Product, session: Session, at: Path | None = None) -> Path:
@@ -53,21 +57,49 @@ def finetune(settings: Settings, base: Path, prompts: Product, session: Session,
 
 def distill(settings: Settings, teacher: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
     """The student that the recipe describes; the teacher itself where it describes none."""
-    recipe, training = settings.recipe, settings.training
-    if recipe.student is None:
+    if settings.recipe.student is None:
         return teacher
-    from edgekit.distill import DistillInputs, choose_layers, choose_ngrams
     from edgekit.distill import distill as make
+    from edgekit.model import load_model
+
+    inputs = _distill_inputs(settings, teacher, prompts)
+    note = f"{load_model(teacher).layers} layers to {len(inputs.kept) or 'a table of n-grams'}"
+    return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder
+
+
+def control(
+    settings: Settings, teacher: Path, student: Path, prompts: Product, session: Session
+) -> tuple[Product, ...]:
+    """The records of the control run, where the recipe asks for one: what the same student answers that had no teacher, and what
+    the one that had it does, where a later step trains it further and the build's own record is of that."""
+    from edgekit.distill import ControlInputs
+    from edgekit.distill import control as make
+
+    recipe = settings.recipe
+    if not settings.training.control:
+        return ()
+    given, taught = _distill_inputs(settings, teacher, prompts), open_product(student, "distill")
+    alone = replace(given, losses=LABELS, options=replace(given.options, losses={**LABELS}))
+    inputs = ControlInputs(**vars(alone), epochs=int(taught.facts["epochs"]))
+    filled = with_read(make, prompts, "train", teacher)
+    folder = run_step(session, inputs, filled, note=f"{inputs.epochs} epochs without the teacher").folder
+    models = [folder, *([student] if recipe.qad is not None else [])]
+    return tuple(record(settings, model, model, prompts, session) for model in models)
+
+
+def _distill_inputs(settings: Settings, teacher: Path, prompts: Product) -> DistillInputs:
+    """What a recipe's student follows from."""
+    from edgekit.distill import DistillInputs, choose_layers, choose_ngrams
     from edgekit.distill.machine import conditions
     from edgekit.model import load_model
 
-    model = load_model(teacher)
-    kept = choose_layers(model, recipe.student, f"{recipe.path}: student")
-    inputs = DistillInputs(
+    recipe, training = settings.recipe, settings.training
+    assert recipe.student is not None
+    return DistillInputs(
         teacher=model_content(teacher),
         prompts=split_content(prompts, "train"),
         task=recipe.task,
-        kept=kept,
+        kept=choose_layers(load_model(teacher), recipe.student, f"{recipe.path}: student"),
         options=training.distill,
         losses=training.losses,
         out_of_scope=recipe.data.out_of_scope,
@@ -77,8 +109,6 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
         ngrams=choose_ngrams(recipe.student),
         vocabulary=recipe.student.vocabulary,
     )
-    note = f"{model.layers} layers to {len(kept) or 'a table of n-grams'}"
-    return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder
 
 
 def linear(settings: Settings, base: Path, prompts: Product, session: Session) -> Product | None:

@@ -16,6 +16,7 @@ from edgekit.history import Origin, append, entry_of
 from edgekit.inputs import Content, identity
 from edgekit.model_card import read_card
 from edgekit.outputs import OUTPUTS
+from edgekit.pipeline.cost import control_seconds
 from edgekit.pipeline.looks import find_look, settle, take
 from edgekit.pipeline.origin import (
     model_content,
@@ -61,16 +62,17 @@ ABOUT = {
 @dataclass(frozen=True, kw_only=True)
 class Covering:
     """What a build has made beside what is judged: a float student and the calibration of it, of which the report says how well
-    it covers the verify prompts, and the linear model that it draws as a line."""
+    it covers the verify prompts, the linear model that it draws as a line, and the records of a control run (`steps.control`)."""
 
     student: Path
     calibration: Product
     linear: Product | None = None
+    control: tuple[Product, ...] = ()
 
     @property
     def products(self) -> list[Product]:
         """Those that must be whole and have read no verify prompt."""
-        return [self.calibration, *([self.linear] if self.linear else [])]
+        return [self.calibration, *([self.linear] if self.linear else []), *self.control]
 
 
 def verify(
@@ -105,7 +107,8 @@ def verify(
 
     def make(inputs: VerifyInputs, out: Path, progress: Progress) -> Mapping[str, object]:
         coverage = _cover(inputs, covering, progress) if covering else None
-        report = run(inputs, out, progress, device=device, coverage=coverage)
+        offer = _offer(plan) if covering and not covering.control else None
+        report = run(inputs, out, progress, device=device, coverage=coverage, control_offer=offer)
         append(entry_of(report, **_origin(plan, identity(inputs))))
         return report.verdicts()
 
@@ -130,6 +133,20 @@ def _beside(inputs: VerifyInputs, covering: Covering | None, recipe: Recipe) -> 
         calibration=_content(covering.calibration),
         linear=_content(covering.linear) if covering.linear else None,
         hashed=recipe.student is not None and recipe.student.kind == "ngrams",
+        control=_content(covering.control[0]) if covering.control else None,
+        taught=_content(covering.control[1]) if len(covering.control) > 1 else None,
+    )
+
+
+def _offer(plan: Plan) -> str | None:
+    """How to learn what the teacher added, and how long that takes; None where no student can be trained without it."""
+    seconds = control_seconds(plan.estimate)
+    if seconds is None:
+        return None
+    time = f"{seconds} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return (
+        "what the teacher added is not measured: edgekit build --set distill.control=true trains the same student without it"
+        f" (about {time} here)"
     )
 
 

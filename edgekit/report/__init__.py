@@ -13,7 +13,13 @@ from edgekit.report.figures import MISSING, human_bytes, lost, number, percent
 from edgekit.report.times import times_lines
 
 VERDICTS = ("pass", "fail", "not proven")
-NAMES = {"teacher": "teacher", "student": "float student", "artifact": "artifact", "linear": "linear baseline"}
+NAMES = {
+    "teacher": "teacher",
+    "student": "float student",
+    "control": "control, no teacher",
+    "artifact": "artifact",
+    "linear": "linear baseline",
+}
 CHECK_NOTE = "bound: the worst that the measurement leaves possible; a check passes where its bound is within its limit"
 MODEL_HEAD = ("", "accuracy", "size", "p50", "p95", "memory")
 SCOPE_HEAD = ("", "in-scope accuracy", "out-of-scope recall", "AUROC")
@@ -24,7 +30,7 @@ BUSY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFigures:
-    """What is known of teacher, float student, artifact or linear baseline; None where it is not.
+    """What is known of teacher, float student, the same without teacher, artifact or linear baseline; None where it is not.
 
     p50, p95: milliseconds at the artifact's shape. busy: the load average while it was timed, by `threads` of its own.
     """
@@ -66,6 +72,9 @@ def model_figures(report: Report) -> list[ModelFigures]:
     floats = [teacher, student]
     if teacher.is_same(student):
         floats = [replace(student, name="float model")]
+    if (beside := report.control) is not None:
+        right = beside.control if beside.metric == "accuracy" else None
+        floats.append(replace(_float_figures("control", report), accuracy=right))
     artifact = ModelFigures(
         role="artifact",
         name=NAMES["artifact"],
@@ -105,6 +114,28 @@ def baseline_lines(report: Report) -> list[str]:
     least, most = (lost("accuracy", end) for end in line.interval)
     against = f"{100 * line.difference:+.2f} points against the linear baseline, interval [{least}, {most}]"
     return [against, *([line.note] if line.note else [])]
+
+
+def control_lines(report: Report) -> list[str]:
+    """What the teacher added, in words, and what to do where that is not proven to be anything; of a build without such a control
+    run how to have one; nothing of other reports."""
+    beside = report.control
+    if beside is None:
+        return [report.control_offer] if report.control_offer else []
+    least, most = (_gained(beside.metric, end).partition(" ")[0] for end in beside.interval)
+    added = f"{_gained(beside.metric, beside.difference)} by the teacher, interval [{least}, {most}]"
+    both = (
+        percent(value) if beside.metric == "accuracy" else number(value) for value in (beside.student, beside.control)
+    )
+    told = "float student {}, the same without teacher {}".format(*both)
+    return [f"{added}: {told}", *([beside.note] if beside.note else [])]
+
+
+def _gained(metric: str, value: float | None) -> str:
+    """A difference with its sign and unit."""
+    if value is None:
+        return "open"
+    return f"{100 * value:+.2f} points" if metric == "accuracy" else f"{value:+.4f} nats a token"
 
 
 def _float_figures(role: str, report: Report) -> ModelFigures:
@@ -196,7 +227,7 @@ def conditions_lines(report: Report) -> list[str]:
     lines = [_conditions(report)]
     models = model_figures(report)
     timed, others = (
-        [model.name for model in models if model.role in {"teacher", "student"} and model.is_timed is wanted]
+        [model.name for model in models if model.role in {"teacher", "student", "control"} and model.is_timed is wanted]
         for wanted in (True, False)
     )
     if timed:

@@ -20,6 +20,7 @@ from edgekit.report import (
     VERDICTS,
     baseline_lines,
     conditions_lines,
+    control_lines,
     model_cells,
     model_figures,
     runtime_text,
@@ -114,7 +115,7 @@ def _shown(report: Report, recipe: str | None) -> dict[str, object]:
         "verdict_text": verdict_text(report),
         "only": ACCURACY_ONLY if report.accuracy_only else "",
         "summary": _summary(report),
-        "baseline": baseline_lines(report),
+        "first": [*baseline_lines(report), *control_lines(report)],
         "models": {"head": MODEL_HEAD, "rows": [_row(cells) for cells in model_cells(report)]},
         "conditions": conditions_lines(report),
         "checks": {

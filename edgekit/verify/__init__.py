@@ -25,7 +25,6 @@ from edgekit.evidence import (
     FloatModel,
     Generation,
     OwnLengths,
-    PromptFacts,
     Quantiles,
     Report,
     RuntimeTime,
@@ -43,7 +42,6 @@ from edgekit.runtimes import RUNTIMES, neighbours
 from edgekit.runtimes.emulation import emulation
 from edgekit.tasks import TASKS
 from edgekit.times import Answered
-from edgekit.typed_json import read_table
 from edgekit.verify import accuracy as compared
 from edgekit.verify import (
     arithmetic,
@@ -59,6 +57,7 @@ from edgekit.verify import (
     roofline,
 )
 from edgekit.verify.as_original import check_rows
+from edgekit.verify.control import compare_rows, compare_tokens, model_of
 from edgekit.verify.kept import keep, with_earlier
 from edgekit.verify.line import draw_line
 from edgekit.verify.measurements import Measurements, Processes, ask_rows, certifying, measure, runtime_options
@@ -66,7 +65,7 @@ from edgekit.verify.phases import More, latency_of, measure_more
 from edgekit.verify.plan import check_accuracy_table, plan_text
 from edgekit.verify.recorded import read_recorded, read_texts
 from edgekit.verify.rows import accuracy_by_role, check_rejected, compare, notes_on_rejection, read_answers
-from edgekit.verify.run import Run, VerifyInputs
+from edgekit.verify.run import Run, VerifyInputs, read_facts
 from edgekit.workspace import Product, file_sha256, open_product, write_atomically
 
 if TYPE_CHECKING:
@@ -90,10 +89,12 @@ def verify(
     *,
     device: Device,
     coverage: Coverage | None = None,
+    control_offer: str | None = None,
 ) -> Report:
     """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json and outputs.npz.
 
-    device: the one that the inputs name. coverage: how well their calibration covers the prompts, passed on.
+    device: the one that the inputs name. coverage: how well their calibration covers the prompts, and control_offer: what to say
+    where there is no control run, both passed on.
     Raises EdgekitError where folders do not belong together, DeviceFailed.
     """
     product, recorded = open_product(inputs.artifact.path, "export"), open_product(inputs.reference.path, "record")
@@ -110,8 +111,9 @@ def verify(
         runtime=runtimes[0],
         options=runtime_options(artifact.file.runtime_options, inputs.runtime, runtimes[0], inputs.target),
         coverage=coverage,
+        control_offer=control_offer,
         models=_float_models(reference, inputs),
-        data=_data(inputs.prompts.path),
+        data=read_facts(inputs.prompts.path),
         progress=progress,
         out=out,
     )
@@ -142,7 +144,6 @@ def _verify_rows(run: Run) -> Report:
     encoded = modality.read_shipped(run.inputs.artifact.path, texts, artifact.settings, artifact.pad_id)
     # The tokenizer that ships cuts texts at max_length: no request is ever longer.
     sequence = min(run.budget.sequence, artifact.max_length)
-
     read = Texts(texts=texts, before=str(artifact.settings.get("prompt", "")), pad_id=artifact.pad_id)
 
     def ask(run: Run) -> Question:
@@ -157,8 +158,8 @@ def _verify_rows(run: Run) -> Report:
     answers, finite = read_answers(run, rows, outputs)
     truth = [row.label for row in rows]
     comparisons, asked, floors = compare(run, answers, rows)
-    student, groups = answers["student"].outputs, [row.group for row in rows]
-    beside = on_host.beside_rows(run, ask(run), outputs, student, encoded.prompts, groups)
+    student, groups = answers["student"], [row.group for row in rows]
+    beside = on_host.beside_rows(run, ask(run), outputs, student.outputs, encoded.prompts, groups)
     judgement = _Judgement(
         accuracy=accuracy_by_role(run, answers, truth),
         comparisons=comparisons,
@@ -191,8 +192,9 @@ def _verify_rows(run: Run) -> Report:
     return replace(
         report,
         scope={role: compared.scope(answers[role], truth, run.inputs.out_of_scope) for role in ROLES},
-        confusion=tuple(compared.confusion(answers["student"], answers["artifact"], truth)),
+        confusion=tuple(compared.confusion(student, answers["artifact"], truth)),
         baseline=draw_line(run, rows, answers["artifact"].labels, sequence),
+        control=compare_rows(run, rows, student),
     )
 
 
@@ -258,6 +260,7 @@ def _verify_tokens(run: Run) -> Report:
         top1=judged.top1,
         perplexity=judged.perplexity,
         tokens=judged.tokens,
+        control=compare_tokens(run, recorded, prompts),
         ttft_ms=speed.ttft_ms,
         tokens_per_second=speed.tokens_per_second,
         generation=Generation(
@@ -462,6 +465,7 @@ def _report(
         tuning=more.tuning,
         roofline=roofline.of_call(file, measured, around),
         roofline_prompt=roofline.of_prompt(file, measured, around),
+        control_offer=run.control_offer,
     )
 
 
@@ -484,13 +488,4 @@ def _notes(run: Run, judgement: _Judgement) -> list[str]:
 def _float_models(reference: Reference, inputs: VerifyInputs) -> dict[str, FloatModel]:
     """What teacher and float student cost, by the record, without a teacher that is not the recipe's."""
     hidden = "teacher" if inputs.foreign_teacher else None
-    return {role: model for role, model in reference.models.items() if role != hidden}
-
-
-def _data(prompts: Path) -> PromptFacts | None:
-    """What `gather` says of the prompts: rows, labels, what was left out; None of a folder that it did not make."""
-    if not (prompts / "prompts.json").is_file():
-        return None
-    facts = open_product(prompts, "prompts").facts
-    known = {key: facts[key] for key in ("rows", "dropped", "unusual", "notes")}
-    return read_table(PromptFacts, {**known, "labels": len(facts["labels"])}, f"{prompts / 'prompts.json'}: facts")
+    return {role: model for role, model in reference.models.items() if role != hidden} | model_of(inputs)

@@ -62,6 +62,17 @@ def paired_bounds(
     return max(min(lo, loss - reach), -1.0), min(max(hi, loss + reach), 1.0)
 
 
+def paired_difference(
+    right: Sequence[bool], other: Sequence[bool], groups: Keys, alpha: float = gate.ALPHA
+) -> tuple[float, tuple[float, float]]:
+    """How much more often one is right than another, and the bounds of that, each at 1 - alpha; `paired_bounds` of one prompt
+    or more."""
+    lost = [theirs and not mine for mine, theirs in zip(right, other, strict=True)]
+    won = [mine and not theirs for mine, theirs in zip(right, other, strict=True)]
+    least, most = paired_bounds(lost, won, groups, alpha)
+    return (sum(won) - sum(lost)) / len(won), (-most, -least)
+
+
 def proportion_bounds(
     hits: Sequence[bool] | NDArray[np.bool_], groups: Keys, alpha: float = gate.ALPHA
 ) -> tuple[float, float]:

@@ -45,17 +45,16 @@ def draw_line(run: Run, rows: Sequence[Prompt], labels: Sequence[str], sequence:
     outputs = np.stack([session.run(prompt) for prompt in encoded.prompts])
     own = row_task(run.inputs.task).answer(outputs, as_table(product.facts["settings"]), classes, texts)
     mine, theirs = ([answers[index] == rows[index].label for index in known] for answers in (own, labels))
-    lost = [here and not there for here, there in zip(mine, theirs, strict=True)]
-    won = [there and not here for here, there in zip(mine, theirs, strict=True)]
-    least, most = clusters.paired_bounds(lost, won, [rows[index].group for index in known], run.inputs.look.alpha)
+    groups = [rows[index].group for index in known]
+    difference, interval = clusters.paired_difference(theirs, mine, groups, run.inputs.look.alpha)
     return Baseline(
         accuracy=sum(mine) / len(mine),
         bytes=file.stat().st_size,
         p50_ms=None if run.device.REMOTE else _p50(session, encoded.resized(sequence).prompts[0]),
-        difference=(sum(won) - sum(lost)) / len(mine),
-        interval=(-most, -least),
+        difference=difference,
+        interval=interval,
         prompts=len(mine),
-        note=None if most < 0 or run.inputs.hashed else _advice(run.inputs.target, file.stat().st_size),
+        note=None if interval[0] > 0 or run.inputs.hashed else _advice(run.inputs.target, file.stat().st_size),
     )
 
 

@@ -42,16 +42,9 @@ def read_answers(run: Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dic
     has_classes = OUTPUTS[kind.OUTPUT].has_classes
     if has_classes and list(run.reference.classes) != classes:
         raise EdgekitError(f"{reference}: its classes are not the artifact's; record the reference of this model")
-    with np.load(reference / "reference.npz", allow_pickle=False) as arrays:
-        recorded_outputs = {name: arrays[name] for name in arrays.files}
     if has_classes:
         _check_labels(run.inputs.prompts.path, artifact.file.name, [*classes, str(inputs.out_of_scope)])
-    labels = [row.label for row in run.split("calibrate")]
-    answers = {}
-    for name in ("teacher", "student"):
-        calibrate, verify_ = recorded_outputs[f"{name}_calibrate"], recorded_outputs[f"{name}_verify"]
-        settings = kind.fit(calibrate, labels, classes, inputs.out_of_scope, inputs.rejection)
-        answers[name] = _answer(name, verify_, task, settings, classes, texts)
+    answers = {name: answers_of(run, reference, name, texts) for name in ("teacher", "student")}
     finite = bool(np.isfinite(outputs).all())
     if outputs.shape[1:] != answers["student"].outputs.shape[1:]:
         raise EdgekitError(
@@ -62,6 +55,19 @@ def read_answers(run: Run, rows: Sequence[Prompt], outputs: Floats) -> tuple[dic
         outputs = np.nan_to_num(outputs, nan=0.0, posinf=3e38, neginf=-3e38)
     answers["artifact"] = _answer("artifact", outputs, task, artifact.settings, classes, texts)
     return answers, finite
+
+
+def answers_of(run: Run, folder: Path, name: str, texts: Sequence[str]) -> Answers:
+    """What a record's teacher or student answers to the verify prompts, with what its task learns from its own outputs on the
+    calibrate prompts."""
+    import numpy as np
+
+    inputs, classes = run.inputs, list(run.artifact.classes)
+    with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
+        calibrate, verify_ = arrays[f"{name}_calibrate"], arrays[f"{name}_verify"]
+    labels = [row.label for row in run.split("calibrate")]
+    settings = row_task(inputs.task).fit(calibrate, labels, classes, inputs.out_of_scope, inputs.rejection)
+    return _answer(name, verify_, inputs.task, settings, classes, texts)
 
 
 def _check_labels(prompts: Path, file: str, known: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
 from edgekit.reference import Reference
 from edgekit.target import Measure
-from edgekit.workspace import Product
+from edgekit.typed_json import read_table
+from edgekit.workspace import Product, open_product
 
 if TYPE_CHECKING:
     from edgekit.artifact import Artifact
@@ -37,7 +38,8 @@ class VerifyInputs:
     the versions of what the answers depend on. measure: how much is measured beside what the limits need. device is who the
     device is, facts what it says of itself; host is what this machine's arithmetic depends on, where the device is another one:
     its answers are compared with those here. linear: the linear model that the report draws as a line, and hashed: whether the
-    student is a table of n-grams itself, so that none is advised.
+    student is a table of n-grams itself, so that none is advised. control: the record of the student without its teacher, and
+    taught: of the one with it, where the reference is of what a later step made of that.
     """
 
     STEP: ClassVar[str] = "verify"
@@ -67,6 +69,8 @@ class VerifyInputs:
     look: gate.Look
     linear: Content | None = None
     hashed: bool = False
+    control: Content | None = None
+    taught: Content | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ class Run:
     """The one that does."""
     options: Mapping[str, object]
     coverage: Coverage | None
+    control_offer: str | None
     models: Mapping[str, FloatModel]
     data: PromptFacts | None
     progress: Progress
@@ -102,3 +107,12 @@ class Run:
     def split(self, name: str) -> list[Prompt]:
         """The prompts of a split."""
         return PromptSet(folder=self.inputs.prompts.path).split(name)
+
+
+def read_facts(prompts: Path) -> PromptFacts | None:
+    """What `gather` says of the prompts: rows, labels, what was left out; None of a folder that it did not make."""
+    if not (prompts / "prompts.json").is_file():
+        return None
+    facts = open_product(prompts, "prompts").facts
+    known = {key: facts[key] for key in ("rows", "dropped", "unusual", "notes")}
+    return read_table(PromptFacts, {**known, "labels": len(facts["labels"])}, f"{prompts / 'prompts.json'}: facts")

@@ -129,6 +129,32 @@ def test_stage_commands_are_the_build(tiny: Project, built: Mapping[str, Any], t
     assert not (work / "other").exists()
 
 
+def test_a_control_run_is_a_step_of_its_own(tiny: Project, built: Mapping[str, Any], tmp_path: Path) -> None:
+    """Turned on, nothing is trained again but the control; the report then has what the teacher added, and before how to ask."""
+    assert built["control"] is None
+    offered = json.loads((tiny.folder / built["report"]).read_text())
+    assert "control" not in offered
+    assert "--set distill.control=true" in offered["control_offer"]
+    asked = ("--target", "first", "--set", "distill.control=true", "--out", tmp_path / "dist")
+    done = tiny.run("build", *asked, "--json")
+    assert re.search(r"^  control +done, [\d.]+ s$", done.stderr, re.MULTILINE)
+    kept = [step for step in STEPS if f"{step:<10} done, kept" in done.stderr]
+    assert kept == ["finetune", "distill", "linear", "record", "calibrate", "export"]
+    (bundle,) = json.loads(done.stdout)["bundles"]
+    report = json.loads((tiny.folder / bundle["report"]).read_text())
+    added = bundle["control"]
+    assert report["control"] == added
+    assert "control_offer" not in report
+    assert added["difference"] == pytest.approx(added["student"] - added["control"])
+    assert added["student"] == report["accuracy"]["student"]
+    assert added["interval"][0] <= added["difference"] <= added["interval"][1]
+    assert report["models"]["control"]["bytes"] == report["models"]["student"]["bytes"]
+    assert bundle["sha256"] == built["sha256"]
+    (plan,) = json.loads(tiny.run("build", *asked, "--dry-run", "--json").stdout)["plans"]
+    assert plan["kept"] == {step: step != "package" for step in plan["steps"]}
+    assert "control" in plan["steps"]
+
+
 def test_a_student_of_ngrams_is_taken_like_any_other(tiny: Project, built: Mapping[str, Any], tmp_path: Path) -> None:
     """Its table is eight bits in the bundle, its answers are the teacher's labels; the teacher and the linear model are shared."""
     done = tiny.run("build", "--target", "first", "--student", "ngrams", "--out", tmp_path / "dist", "--json")

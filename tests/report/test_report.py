@@ -14,7 +14,7 @@ import pytest
 from edgekit import __version__
 from edgekit.cli import reported
 from edgekit.evidence import Check, Report
-from edgekit.report import baseline_lines, verdict_text
+from edgekit.report import baseline_lines, control_lines, verdict_text
 from edgekit.report import page as report_page
 from edgekit.report.figures import flips, human_bytes, number
 from edgekit.typed_json import read_table
@@ -140,6 +140,30 @@ def test_the_line_of_the_linear_model_is_in_table_chart_and_first_lines(report: 
     assert baseline_lines(read(full(report))) == []
     page(full(report), tmp_path)
     assert 'class="linear disc"' not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+ADDED = {
+    "metric": "accuracy", "student": 0.931, "control": 0.905, "difference": 0.026, "interval": [0.008, 0.044], "prompts": 400,
+    "note": None,
+}  # fmt: skip
+
+
+def test_what_the_teacher_added_is_in_table_chart_and_first_lines(report: dict[str, Any], tmp_path: Path) -> None:
+    """Of a classifier and of a decoder; of a build without a control run, how to have one."""
+    drawn = full(report)
+    drawn |= {"control": ADDED, "models": drawn["models"] | {"control": drawn["models"]["student"]}}
+    assert re.search(r"control, no teacher +90\.5 % +\d", "\n".join(report_lines(drawn)))
+    told = "float student 93.1 %, the same without teacher 90.5 %"
+    assert control_lines(read(drawn)) == [f"+2.60 points by the teacher, interval [+0.80, +4.40]: {told}"]
+    assert told in page(drawn, tmp_path).text
+    assert 'class="control disc"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    worse = drawn | {"control": ADDED | {"note": "the teacher made it worse: drop it"}}
+    assert control_lines(read(worse))[1] == "the teacher made it worse: drop it"
+    nats = {"metric": "nats", "student": 1.95, "control": 2.0, "difference": 0.05, "interval": [0.01, None]}
+    (line,) = control_lines(read(drawn | {"control": ADDED | nats}))
+    assert line.startswith("+0.0500 nats a token by the teacher, interval [+0.0100, open]: float student 1.95,")
+    assert control_lines(read(full(report) | {"control_offer": "train it without"})) == ["train it without"]
+    assert control_lines(read(full(report))) == []
 
 
 def test_figures_of_checks_have_units(report: dict[str, Any], tmp_path: Path) -> None:
