@@ -25,7 +25,7 @@ MOST = 64
 # Before, a session had one graph, whatever the shapes (github.com/microsoft/onnxruntime/pull/19636).
 OLDEST = (1, 18)
 # The run option that names a graph; -1 runs the operators one by one (onnxruntime_run_options_config_keys.h).
-GRAPH, WITHOUT = "gpu_graph_id", -1
+NUMBER, WITHOUT = "gpu_graph_id", -1
 # What onnxruntime and CUDA raise, which share no parent, and what is raised here of other numbers.
 ERRORS: tuple[type[Exception], ...] = (
     *(error for error in vars(state).values() if isinstance(error, type) and issubclass(error, Exception)),
@@ -33,6 +33,39 @@ ERRORS: tuple[type[Exception], ...] = (
 )
 # What a replay may differ by from the operators one by one, of the largest answer: kernels that add up in any order, in 16 bits.
 FINE = 0.01
+
+
+class Graph:
+    """The recorded launches of a session for inputs of one shape, and the tensors that they read and write."""
+
+    def __init__(self, session: Any, inputs: Arrays, outputs: Arrays, *, memory: str, number: int) -> None:
+        """Record it. inputs, outputs: arrays of the shapes and types of each; number: its own, from 0."""
+        self._session, self._binding, self._option = session, session.io_binding(), _choose(number)
+        # Zeros are token ids, types and positions that every table has; what a graph of them answers is not looked at.
+        zeros = {name: np.zeros(array.shape, array.dtype) for name, array in inputs.items()}
+        self._inputs = {name: self._tensor(array, memory) for name, array in zeros.items()}
+        self._outputs = {name: self._tensor(array, memory) for name, array in outputs.items()}
+        for name, tensor in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, tensor)
+        for name, tensor in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, tensor)
+        # Its first run runs until the graph is recorded (InferenceSession::Run).
+        session.run_with_iobinding(self._binding, self._option)
+
+    def replay(self, feeds: Arrays) -> list[Array]:
+        """The outputs for inputs of its shapes."""
+        for name, array in feeds.items():
+            self._write(np.ascontiguousarray(array), self._inputs[name])
+        self._session.run_with_iobinding(self._binding, self._option)
+        return [np.array(answer) for answer in self._binding.copy_outputs_to_cpu()]
+
+    def _tensor(self, array: Array, memory: str) -> Any:
+        """An onnxruntime.OrtValue of its own, with these numbers."""
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.array(array), memory, 0)
+
+    def _write(self, array: Array, tensor: Any) -> None:
+        """Numbers into a tensor, where it is; it holds them when this returns (cudaMemcpy, and a wait for the stream)."""
+        tensor.update_inplace(array)
 
 
 class Bound:
@@ -44,12 +77,12 @@ class Bound:
     onnxruntime keeps them.
     """
 
-    PROVIDER, MEMORY = "CUDAExecutionProvider", "cuda"
+    PROVIDER, MEMORY, GRAPH = "CUDAExecutionProvider", "cuda", Graph
 
     def __init__(self, *model: object, providers: Sequence[str], most: int = MOST, **asked: object) -> None:
         """most: how many graphs are kept. Raises what InferenceSession raises; a graph that cannot be is no error."""
         self._model, self._providers, self._asked, self._most = model, providers, asked, most
-        self._graphs: dict[tuple[object, ...], _Graph] = {}
+        self._graphs: dict[tuple[object, ...], Graph] = {}
         self._lock = threading.Lock()
         self.why = ""
         if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST:
@@ -108,10 +141,10 @@ class Bound:
         answers: list[Array] = binding.copy_outputs_to_cpu()
         return answers
 
-    def _record(self, feeds: Arrays, answers: Sequence[Array]) -> _Graph:
+    def _record(self, feeds: Arrays, answers: Sequence[Array]) -> Graph:
         """The graph of these shapes, whose replay gives these answers; raises ValueError where it does not."""
         outputs = {value.name: answer for value, answer in zip(self._session.get_outputs(), answers, strict=True)}
-        graph = _Graph(self._session, feeds, outputs, memory=self._memory, number=len(self._graphs))
+        graph = self.GRAPH(self._session, feeds, outputs, memory=self._memory, number=len(self._graphs))
         for name, found, wanted in zip(outputs, graph.replay(feeds), answers, strict=True):
             if not _alike(found, wanted):
                 raise ValueError(f"a replay gives other numbers for {name} than the operators one by one")
@@ -130,39 +163,10 @@ class Bound:
             ) from dead
 
 
-class _Graph:
-    """The recorded launches of a session for inputs of one shape, and the tensors that they read and write."""
-
-    def __init__(self, session: Any, inputs: Arrays, outputs: Arrays, *, memory: str, number: int) -> None:
-        """Record it. inputs, outputs: arrays of the shapes and types of each; number: its own, from 0."""
-        self._session, self._binding, self._option = session, session.io_binding(), _choose(number)
-        # Zeros are token ids, types and positions that every table has; what a graph of them answers is not looked at.
-        zeros = {name: np.zeros(array.shape, array.dtype) for name, array in inputs.items()}
-        value = onnxruntime.OrtValue
-        self._inputs = {name: value.ortvalue_from_numpy(array, memory, 0) for name, array in zeros.items()}
-        self._outputs = {
-            name: value.ortvalue_from_shape_and_type(list(array.shape), array.dtype.type, memory, 0)
-            for name, array in outputs.items()
-        }
-        for name, tensor in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, tensor)
-        for name, tensor in self._outputs.items():
-            self._binding.bind_ortvalue_output(name, tensor)
-        # Its first run runs until the graph is recorded (InferenceSession::Run).
-        session.run_with_iobinding(self._binding, self._option)
-
-    def replay(self, feeds: Arrays) -> list[Array]:
-        """The outputs for inputs of its shapes."""
-        for name, array in feeds.items():
-            self._inputs[name].update_inplace(np.ascontiguousarray(array))
-        self._session.run_with_iobinding(self._binding, self._option)
-        return [np.array(answer) for answer in self._binding.copy_outputs_to_cpu()]
-
-
 def _choose(graph: int) -> Any:
     """The run options that name a graph."""
     options = onnxruntime.RunOptions()
-    options.add_run_config_entry(GRAPH, str(graph))
+    options.add_run_config_entry(NUMBER, str(graph))
     return options
 
 
