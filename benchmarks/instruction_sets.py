@@ -5,7 +5,8 @@ Goals:
   machine in every check that compares them with the float model, and `as_on_host` does not fail. llama.cpp's library is compiled
   here, for each CPU's own variant
 - x86: on an x86-64 without VNNI, whose sums of bytes saturate in 16 bits, prompts predicted as affected are those that are, with
-  recall >= 0.9 and precision >= 0.7; the damaged model is diagnosed as saturation, and with `reduce_range` nothing moves
+  recall >= 0.9 and precision >= 0.7, also of a model that only some prompts saturate (between a tenth and nine tenths of them
+  move); the damaged model is diagnosed as saturation, and with `reduce_range` nothing moves
 
 The encoder is small and made here, the decoder is stories260K; `--large` adds code-llama-46m (q8_0 and q4_k_m), which takes an
 hour. Emulated times mean nothing, and none is shown. With `--work FOLDER` what was made stays there, and a run that was cut goes
@@ -196,25 +197,45 @@ def compare(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Saturating:
+    """A model whose sums of bytes saturate there: how its weights are made so, the target's reduce_range, what more its export
+    table says, and the least and the most share of the prompts that may move."""
+
+    change: Callable[[Path], None]
+    reduce_range: bool = False
+    export: str = ""
+    moved: tuple[float, float] = (0.0, 1.0)
+
+
 def judge_x86(folder: Path, rows: Mapping[str, Row]) -> Iterator[tuple[str, Row]]:
-    """A model whose weights make sums of bytes saturate, there, and again with weights of seven bits."""
-    recipe = encoder(folder / "encoder", change=flatten)
-    case, desk = Case(recipe=recipe, options=("--scheme", "int8-static")), Desk(folder=folder)
-    names = {"x86 without VNNI": False, "x86 without VNNI, reduce_range": True}
-    todo = {name: reduced for name, reduced in names.items() if name not in rows}
+    """Models whose weights make sums of bytes saturate: of all prompts, of some, and with weights of seven bits of none."""
+    desk = Desk(folder=folder)
+    cases = {
+        "x86 without VNNI": Saturating(change=flatten),
+        "x86 without VNNI, in part": Saturating(change=plant, export="smoothing = false", moved=(0.1, 0.9)),
+        "x86 without VNNI, reduce_range": Saturating(change=flatten, reduce_range=True, moved=(0.0, 0.0)),
+    }
+    todo = {name: case for name, case in cases.items() if name not in rows}
     if not todo:
         return
     shutil.rmtree(folder / "device", ignore_errors=True)
     with old_x86(folder / "device") as at:
-        for name, reduced in todo.items():
-            target = folder / f"old-{reduced}.toml"
-            target.write_text(old_target(at.python, reduce_range=reduced), encoding="utf-8")
-            report = desk.judge(case, target, at=at, name=f"x86-{reduced}")
+        for index, (name, case) in enumerate(todo.items()):
+            recipe = encoder(folder / case.change.__name__, change=case.change)
+            target = folder / f"old-{index}.toml"
+            target.write_text(
+                old_target(at.python, reduce_range=case.reduce_range, export=case.export), encoding="utf-8"
+            )
+            artifact = Case(recipe=recipe, options=("--scheme", "int8-static"))
+            report = desk.judge(artifact, target, at=at, name=f"x86-{index}")
             host, verdict = report["host"], report["verdicts"]["as_on_host"]
-            if reduced:
-                met = verdict == "pass" and host["moved"] == 0
+            least, most = case.moved
+            met = least <= host["moved"] / host["prompts"] <= most
+            if case.reduce_range:
+                met = met and verdict == "pass"
             else:
-                met = (verdict, host["diagnosis"]) == ("fail", "saturation")
+                met = met and (verdict, host["diagnosis"]) == ("fail", "saturation")
                 met = met and host["recall"] >= RECALL and host["precision"] >= PRECISION
             told = {key: host[key] for key in ("moved", "prompts", "predicted", "recall", "precision", "diagnosis")}
             yield name, {**told, "as_on_host": verdict, "met": met}
@@ -258,14 +279,47 @@ def flatten(checkpoint: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def old_target(python: str, *, reduce_range: bool) -> str:
-    """A target file: INT8 for an x86-64 without VNNI behind SSH, whose interpreter is that.
+def plant(checkpoint: Path) -> None:
+    """Make the weights of one matrix large in two neighbouring columns, which each word of a prompt feeds more or less.
+
+    The matrix is the first of the second layer's feed-forward part; the words' mean comes there through attention, by weights
+    that pass both channels on. In all other pairs of weights one is small: no activation makes them exceed 16 bits.
+    """
+    from safetensors.torch import load_file, save_file
+
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if not name.endswith("weight") or tensor.ndim != 2 or "embeddings" in name:
+            continue
+        peak, place = tensor.abs().max(dim=1, keepdim=True)
+        made = tensor.clamp(-0.3 * peak, 0.3 * peak)
+        made = made.scatter(1, place ^ 1, 0.0).scatter(1, place, tensor.gather(1, place))
+        if "attention.self.value" in name or "attention.output.dense" in name:
+            made[:2] = 0
+            made[0, 0] = made[1, 1] = 2.5
+        if name.endswith("layer.1.intermediate.dense.weight"):
+            made = tensor.clamp(-0.05 * peak, 0.05 * peak)
+            made[:, :2] = peak
+        tensors[name] = made.contiguous()
+    for kind in ("word", "position", "token_type"):
+        tensors[f"bert.embeddings.{kind}_embeddings.weight"][:, :2] = 0
+    words = tensors["bert.embeddings.word_embeddings.weight"]
+    order, spread = list(range(4, len(words))), float(words.std())  # the first four are special tokens
+    random.Random(1).shuffle(order)
+    for index, word in enumerate(order):
+        words[word, :2] = 2 * spread * (2 * index / len(order) - 0.7)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def old_target(python: str, *, reduce_range: bool, export: str = "") -> str:
+    """A target file: INT8 for an x86-64 without VNNI behind SSH, whose interpreter is that; export: a line of its export table.
 
     Signed bytes that are dequantized before they are multiplied: what onnxruntime makes of them on such a CPU saturates.
     """
     changes = {
         '[device]\nkind = "local"\n': f'[device]\nkind = "ssh"\nhost = "stand-in"\npython = "{python}"\n',
-        'activation = "uint8"': 'activation = "int8"\nlayout = "qdq"',
+        'activation = "uint8"': f'activation = "int8"\nlayout = "qdq"\n{export}',
         "reduce_range = false": f"reduce_range = {'true' if reduce_range else 'false'}",
     }
     text = (ROOT / "targets" / "raspberrypi.toml").read_text(encoding="utf-8")
