@@ -19,6 +19,7 @@ from typing import Protocol, TypedDict
 from edgekit.runtimes.control_groups import limit_cores
 from edgekit.runtimes.files import read_file
 from edgekit.runtimes.onnxruntime.throughput import accelerator_speed, dispatch_us, throughput
+from edgekit.runtimes.openvino.throughput import own_speeds
 from edgekit.runtimes.timing import fastest, worked
 
 # MIDR implementer and part of the cores that targets name (Linux, arch/arm64/include/asm/cputype.h).
@@ -319,8 +320,13 @@ def measure(*, accelerated: bool = False) -> dict[str, float]:
 
 
 def measure_roof(runtime: str, weights: int, threads: int) -> dict[str, float]:
-    """What bounds a call beside its products: read_gbs, of so many bytes of weights, and dispatch_us of onnxruntime."""
+    """What bounds a call beside its products: read_gbs of so many bytes of weights, and dispatch_us of a runtime that tells it.
+
+    Of OpenVINO also its own products', own_fp32_gflops and own_int8_gops.
+    """
     found = {"read_gbs": read_gbs(threads, weights)} if weights else {}
+    if runtime == "openvino":
+        return {**found, **own_speeds()}
     return {**found, "dispatch_us": dispatch_us()} if runtime == "onnxruntime" else found
 
 

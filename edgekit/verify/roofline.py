@@ -3,9 +3,9 @@
 predicted = max(operations / (threads x speed of products), bytes of weights / bandwidth) + operators x dispatch
 
 (Williams et al., "Roofline", CACM 52, 2009, with what a runtime takes for an operator beside its work.) The speeds were measured
-on the device by the process that answered: products and dispatch in onnxruntime, reading in as many threads as the artifact has
-and of as many bytes, so that weights that a cache holds are read from there. llama.cpp tells neither its operators nor what they
-cost; its products of blocks are held against onnxruntime's of bytes. Nothing is judged by it.
+on the device by the process that answered: products and dispatch in onnxruntime, for OpenVINO in its own; reading in as many
+threads as the artifact has and of as many bytes, so that weights that a cache holds are read from there. llama.cpp tells neither
+its operators nor what they cost; its products of blocks are held against onnxruntime's of bytes. Nothing is judged by it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgekit.runtimes import llamacpp, onnxruntime
+from edgekit.runtimes import llamacpp, onnxruntime, openvino
 from edgekit.runtimes.onnxruntime.operators import OPERATORS
 from edgekit.runtimes.onnxruntime.throughput import PRODUCT_OPS
 from edgekit.times import Roofline
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from edgekit.verify.measurements import Measurements
 
 _SPEEDS = {"read_gbs", "int8_gops", "fp32_gflops"}
+# What a runtime's call is held against.
+_KNOWN = {
+    onnxruntime.NAME: _SPEEDS | {"dispatch_us"},
+    openvino.NAME: {"read_gbs", "own_int8_gops", "own_fp32_gflops", "dispatch_us"},
+    llamacpp.NAME: _SPEEDS,
+}
 # Measured speed by predicted speed, where nothing has to be explained.
 LOW, HIGH = 0.6, 1.1
 # A share of a call's time, or of its operations, that explains something; how many operators are named.
@@ -105,13 +111,13 @@ def of_prompt(file: ModelFile, measured: Measurements, around: Around) -> Roofli
 
 
 def _is_known(measured: Measurements, around: Around) -> bool:
-    known = {onnxruntime.NAME: _SPEEDS | {"dispatch_us"}, llamacpp.NAME: _SPEEDS}
-    return around.on_cpu and known.get(measured.runtime.name, {""}) <= measured.speed.keys()
+    return around.on_cpu and _KNOWN.get(measured.runtime.name, {""}) <= measured.speed.keys()
 
 
 def _compute_ms(in_bytes: float, in_floats: float, speed: Mapping[str, float], threads: int) -> float:
-    """Of products, in as many threads."""
-    return (in_bytes / speed["int8_gops"] + in_floats / speed["fp32_gflops"]) / threads / 1e6
+    """Of products, in as many threads; by the runtime's own speeds where they are known."""
+    of_bytes, of_floats = (speed.get(f"own_{key}") or speed[key] for key in ("int8_gops", "fp32_gflops"))
+    return (in_bytes / of_bytes + in_floats / of_floats) / threads / 1e6
 
 
 def _nodes(measured: Measurements) -> int:

@@ -88,6 +88,9 @@ def test_reading_of_as_many_bytes_as_weights_are(monkeypatch: pytest.MonkeyPatch
         assert 0.01 < machine.read_gbs(threads, size) < 1e4
     assert machine.measure_roof("llama-cpp", 0, 1) == {}
     assert machine.measure_roof("onnxruntime", 1 << 20, 1).keys() == {"read_gbs", "dispatch_us"}
+    own = machine.measure_roof("openvino", 0, 1)
+    assert own.keys() == {"own_fp32_gflops", "own_int8_gops", "dispatch_us"}
+    assert 0.01 < own["dispatch_us"] < 100
 
 
 @pytest.mark.parametrize(("limit", "cores"), [(None, 64), (2.5, 3), (0.05, 1), (99.0, 64), (2.0, 2)])

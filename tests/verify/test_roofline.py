@@ -46,6 +46,15 @@ def measured(ms: float, work: dict[str, Any], **changes: Any) -> Measurements:
     return replace(found, **changes)
 
 
+def test_openvino_is_held_against_its_own_speeds() -> None:
+    own = {"own_int8_gops": 50.0, "own_fp32_gflops": 10.0, "read_gbs": 10.0, "dispatch_us": 2.0}
+    called = replace(measured(2.2, {}), runtime=RuntimeVersion(name="openvino", version="1"))
+    assert of_call(FILE, called, QUIET) is None
+    found = of_call(FILE, replace(called, speed={**SPEED, **own}), QUIET)
+    assert found is not None
+    assert (found.predicted_ms, found.bound, found.note) == (2.1, "compute", None)
+
+
 @pytest.mark.parametrize(
     ("work", "threads", "predicted", "bound"),
     [

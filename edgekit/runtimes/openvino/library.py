@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -54,6 +55,7 @@ class Profiled(Protocol):
     node_type: str
     exec_type: str
     status: object
+    real_time: timedelta
 
 
 class Asked(Protocol):
@@ -99,6 +101,16 @@ class Node(Protocol):
     def get_byte_size(self) -> int:
         """Of a constant."""
 
+    def get_element_type(self) -> Element:
+        """Of a constant."""
+
+
+class Element(Protocol):
+    """What a constant consists of."""
+
+    size: int
+    """Bytes of one."""
+
 
 class Output(Protocol):
     """What a node gives."""
@@ -132,16 +144,8 @@ def compile_model(file: Path, options: Options, *, count: bool = False) -> Compi
     import openvino
 
     refuse_foreign(file)
-    hints = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": options.precision,
-        # Weights of 8 bits with float activations stay so, instead of being quantized as they run.
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-        "INFERENCE_NUM_THREADS": str(options.threads or 0),
-        "PERF_COUNT": "YES" if count else "NO",
-    }
     try:
-        compiled: Compiled = openvino.Core().compile_model(str(file), CPU, hints)
+        compiled: Compiled = openvino.Core().compile_model(str(file), CPU, _hints(options, count=count))
     except RuntimeError as failed:
         # The first lines name OpenVINO's own source files.
         why = next(
@@ -150,6 +154,55 @@ def compile_model(file: Path, options: Options, *, count: bool = False) -> Compi
         )
         raise OpenVINOError(f"{file}: OpenVINO does not load it: {why[:300]}") from failed
     return compiled
+
+
+def _hints(options: Options, *, count: bool = False) -> dict[str, str]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": options.precision,
+        # Weights of 8 bits with float activations stay so, instead of being quantized as they run.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "INFERENCE_NUM_THREADS": str(options.threads or 0),
+        "PERF_COUNT": "YES" if count else "NO",
+    }
+
+
+def product_call(left: NDArray[np.float32], right: NDArray[np.generic]) -> Callable[[], object]:
+    """A call, in one thread, that multiplies two matrices of which the right one is constant.
+
+    Where that one is of bytes, the left one is made bytes first, of 0 to 255, as in a quantized encoder.
+    """
+    import numpy as np
+    from openvino import opset13 as operators
+
+    given = operators.parameter(list(left.shape), np.float32)
+    constant = operators.constant(right)
+    if right.dtype == np.float32:
+        return _call(operators.matmul(given, constant, False, False), given, left)
+    least, most, scale = (np.float32(number) for number in (0, 255, 0.01))
+    quantized = operators.fake_quantize(given, least, most, least, most, 256)
+    weights = operators.multiply(operators.convert(constant, np.float32), scale)
+    return _call(operators.matmul(quantized, weights, False, False), given, left)
+
+
+def chain_call(count: int) -> Callable[[], object]:
+    """A call, in one thread, of so many operators of next to no work, each behind the one before: softmax, which none joins."""
+    import numpy as np
+    from openvino import opset13 as operators
+
+    given = operators.parameter([1, 8], np.float32)
+    last = given
+    for _ in range(count):
+        last = operators.softmax(last, 1)
+    return _call(last, given, np.ones((1, 8), np.float32))
+
+
+def _call(result: object, given: object, value: NDArray[np.float32]) -> Callable[[], object]:
+    import openvino
+
+    model = openvino.Model([result], [given], "")
+    request = openvino.Core().compile_model(model, CPU, _hints(Options(threads=1))).create_infer_request()
+    return lambda: request.infer({0: value})
 
 
 def read_graph(file: Path, shapes: Mapping[str, Sequence[int]]) -> Graph:

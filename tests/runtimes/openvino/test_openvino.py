@@ -12,6 +12,8 @@ from onnxruntime.quantization import QuantType, quantize_static
 
 from edgekit.modalities.text import of_tokens
 from edgekit.runtimes import onnxruntime, openvino
+from edgekit.runtimes.openvino.library import product_call
+from edgekit.runtimes.openvino.work import precision
 from tests.runtimes.onnxruntime.test_onnxruntime import H, K, N, Prompts, make_layers
 
 TEXTS = [[1, 2, 3], [4], [], [5, 6, 7, 8, 9]]
@@ -45,10 +47,31 @@ def test_work_counts_every_product_by_precision(files: dict[str, Path], name: st
     assert work["precisions"] == {precision: 2}
     assert work["matmul_ops"] == {"CPU": 2 * 5 * (K * H + H * N)}
     assert work["weight_bytes"] == width * (K * H + H * N)
+    assert work["int8_ops"] == (sum(work["matmul_ops"].values()) if width == 1 else 0)
+    assert "MatMul" in work["time_shares"] or not work["time_shares"]
+    assert sum(work["time_shares"].values()) == pytest.approx(1.0, abs=0.02)
     assert (work["provider"], work["matmul_nodes"], work["nodes"]["CPU"] >= 4) == ("CPU", {"CPU": 2}, True)
     placed = openvino.placement(OPTIONS, work, openvino.providers())
     assert (placed.measured, placed.wanted, placed.remedy, placed.absent, placed.on_cpu) == (1.0, 1.0, None, None, True)
     assert f"(2 in {precision})" in placed.detail
+
+
+@pytest.mark.parametrize(("kind", "kernel"), [(np.float32, "f32"), (np.int8, "i8")])
+def test_its_own_products_are_of_the_precision_that_is_timed(kind: type[np.generic], kernel: str) -> None:
+    """The answers, and the kernel that gave them."""
+    import openvino as engine
+
+    numbers = np.random.default_rng(0)
+    left, right = numbers.integers(0, 64, (32, 48)).astype(np.float32), numbers.integers(-64, 64, (48, 16)).astype(kind)
+    request = product_call(left, right).__closure__
+    assert request is not None
+    (call,) = [cell.cell_contents for cell in request if isinstance(cell.cell_contents, engine.InferRequest)]
+    (answer,) = call.infer({0: left}).values()
+    exact = left @ right.astype(np.float32) * (1.0 if kind is np.float32 else 0.01)
+    assert np.allclose(answer, exact, rtol=1e-4, atol=1e-2)
+    runtime_graph = call.get_compiled_model().get_runtime_model()
+    kernels = [str(node.get_rt_info()["primitiveType"].astype(str)) for node in runtime_graph.get_ops()]
+    assert any(precision(name) == kernel for name in kernels if "gemm" in name), kernels
 
 
 def test_a_precision_that_nobody_asked_for_fails() -> None:
