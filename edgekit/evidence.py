@@ -14,6 +14,7 @@ from typing import Literal
 
 from edgekit import gate
 from edgekit.errors import EdgekitError
+from edgekit.recovery import Recovery
 from edgekit.schema import dump_json, read_json
 from edgekit.times import Comparable, Roofline, Sustained, Tuning
 from edgekit.typed_json import MAY_BE_ABSENT, read_table, to_table
@@ -453,6 +454,7 @@ class Report:
     baseline: Baseline | None = field(default=None, metadata=MAY_BE_ABSENT)
     control: Control | None = field(default=None, metadata=MAY_BE_ABSENT)
     control_offer: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+    recovery: Recovery | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     def to_json(self) -> str:
         """The text of report.json: equal reports are equal bytes."""

@@ -59,7 +59,8 @@ class Split:
 class Data:
     """The prompts: a folder with train / calibrate / verify files, one file to split, a `datasets` id, or a file per split.
 
-    `final` is a file of more prompts: judged with `--final` instead of verify, and read by nothing else.
+    `final` is a file of more prompts: judged with `--final` instead of verify, and read by nothing else. On those of `recover`
+    (a file, or a share of the train rows, which then train nothing) `build --recover` chooses; nothing else reads them.
     `out_of_scope` is the label of texts that belong to no class. `max_length` counts tokens, special tokens included.
     `near_duplicates` says what to do with texts that are nearly equal, of different splits or within verify: refuse them, or
     drop the text of the earlier split (verify keeps its texts) and verify's repeats. `group` is a column of what texts have in
@@ -79,6 +80,7 @@ class Data:
     calibrate: str | None = None
     verify: str | None = None
     final: str | None = None
+    recover: str | float | None = None
     text: str = "text"
     label: str | None = "label"
     answer: str | None = None
@@ -196,6 +198,10 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         raise EdgekitError(f"{where}: teacher: give either source, a model that is there, or a [teacher.create] table")
     if teacher.create is not None and teacher.finetune is not None:
         raise EdgekitError(f"{where}: teacher: a created model is trained already; remove [teacher.finetune]")
+    if isinstance(recipe.data.recover, float) and not 0.0 < recipe.data.recover < 1.0:
+        raise EdgekitError(
+            f"{where}: data.recover: {recipe.data.recover:g}: a file, or a share of the train rows between 0 and 1, such as 0.1"
+        )
     if split is not None and split.calibrate + split.verify >= 1:
         raise EdgekitError(f"{where}: data.split: calibrate and verify take all rows; leave a share for train")
     if recipe.rejection != AS_CALIBRATED and recipe.data.out_of_scope is None:
@@ -245,15 +251,20 @@ def packaged(relative: str) -> Path:
     return inside if inside.exists() else Path(__file__).resolve().parents[1] / relative
 
 
-def _apply_override(table: dict[str, object], override: str) -> None:
+def read_override(option: str, override: str, such_as: str) -> tuple[str, object]:
+    """The key and the value of an option's KEY=VALUE, which is TOML or a bare word; EdgekitError for anything else."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise EdgekitError(f"--set {override}: expected key=value, such as --set distill.epochs=3")
+        raise EdgekitError(f"{option} {override}: expected key=value, such as {option} {such_as}")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
+        return key.strip(), text
+
+
+def _apply_override(table: dict[str, object], override: str) -> None:
+    key, value = read_override("--set", override, "distill.epochs=3")
+    *parents, last = key.split(".")
     for parent in parents:
         inner = table.setdefault(parent, {})
         if not isinstance(inner, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -139,6 +139,17 @@ class Target:
                 f"{self.path}: export.{task}: missing; this target cannot build {task} (has: {', '.join(sorted(self.export))})"
             )
         return self.export[task]
+
+
+def with_export(target: Target, task: str, changes: Mapping[str, object], format_name: str | None = None) -> Target:
+    """The target with other options of a task's format; of another format than its own, over that one's defaults.
+
+    Raises EdgekitError where the target has no table for the task.
+    """
+    table = target.export_for(task)
+    if format_name is not None and format_name != table.get("format"):
+        table = {"format": format_name}
+    return replace(target, export={**target.export, task: {**table, **changes}})
 
 
 def load_target(name: str) -> Target:

@@ -31,7 +31,7 @@ from edgekit.formats import FORMATS, library_versions
 from edgekit.modalities import MODALITIES
 from edgekit.report.page import write_html
 from edgekit.runtimes import RUNTIMES
-from edgekit.schema import dump_json, read_json, read_text
+from edgekit.schema import dump_json, read_json
 from edgekit.tasks import TASKS
 from edgekit.typed_json import to_table
 from edgekit.workspace import (
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgekit.artifact import Artifact
+    from edgekit.recovery import Recovery
     from edgekit.target import Target
 
 log = logging.getLogger("edgekit")
@@ -98,7 +99,7 @@ class Lineage:
 @dataclass(frozen=True, kw_only=True)
 class PackageInputs:
     """What `package` is given: an export step's folder, a verify step's folder, what the bundle is called, the recipe's name, the
-    target that was verified for, and where the model comes from."""
+    target that was verified for, where the model comes from, and what may be done about a failure, which the evidence shows."""
 
     artifact: Path
     report: Path
@@ -106,6 +107,7 @@ class PackageInputs:
     recipe: str
     target: Target
     lineage: Lineage
+    recovery: Recovery | None = None
 
 
 def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packaged:
@@ -118,7 +120,7 @@ def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packag
     """
     product, name, report = open_product(inputs.artifact, "export"), inputs.name, inputs.report
     product.check()
-    content, artifact = read_report(report), read_artifact(product)
+    content, artifact = replace(read_report(report), recovery=inputs.recovery), read_artifact(product)
     if content.artifact.sha256 != artifact.file.sha256:
         raise EdgekitError(f"{report}: this report is of another artifact than {inputs.artifact}; run: edgekit verify")
     put = Packaged(
@@ -133,7 +135,7 @@ def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packag
             refuse_foreign(out, name)
             clear_leftovers(put.bundle, (put.archive, put.report, put.html))
             put = replace(put, tuning=_write_tuning(out / f"{name}.tuning.json", content))
-            write_atomically(put.report, read_text(report / "report.json"))
+            write_atomically(put.report, content.to_json())
             write_html(content, put.html, recipe=inputs.recipe)
             _judge(content, put, strict=strict)
             packing = Packing(

@@ -12,8 +12,11 @@ from edgekit.cli.options import (
     baseline_option,
     complete_target,
     device_option,
+    export_option,
+    exported_as,
     final_option,
     format_option,
+    holding_out,
     junit_option,
     measure_options,
     measured_as,
@@ -22,6 +25,7 @@ from edgekit.cli.options import (
     output_of,
     read_recipe,
     recipe_options,
+    recover_option,
     scheme_option,
 )
 
@@ -39,19 +43,21 @@ if TYPE_CHECKING:
               help="Where bundles, archives and reports go.")  # fmt: skip
 @format_option
 @scheme_option
+@export_option
 @device_option
 @measure_options
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; build nothing.")
 @click.option("--fresh", is_flag=True, help="Measure again, even where nothing changed.")
 @click.option("--strict", is_flag=True, help="Not proven counts as failed: exit code 3 and no archive.")
+@recover_option
 @final_option
 @baseline_option
 @junit_option
 def build(
     target_names: tuple[str, ...], recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
     out: Path, formats: tuple[str, ...], schemes: tuple[str, ...], dry_run: bool, fresh: bool, strict: bool,
-    final: bool, baseline: Path | None, junit: Path | None, device: str | None,
-    processes: int | None, sustained: float | None, sweep: bool,
+    final: bool, baseline: Path | None, junit: Path | None, device: str | None, exports: tuple[str, ...],
+    processes: int | None, sustained: float | None, sweep: bool, recover: float | None,
 ) -> int:  # fmt: skip
     """Distill, calibrate, export, verify and package for one or many targets.
 
@@ -64,6 +70,7 @@ def build(
       edgekit build -r chat.toml -t laptop-cpu --format onnx --format gguf
       edgekit build -r chat.toml -t laptop-cpu --scheme q8_0 --scheme q4_k_m
       edgekit build -r recipe.toml -t my-pi --sustained 600 --sweep
+      edgekit build -r recipe.toml -t raspberrypi --recover 30
     """
     from edgekit.cli.dry_run import plan_build, plan_lines
     from edgekit.cli.junit import write_junit
@@ -74,10 +81,13 @@ def build(
     from edgekit.report.comparison import compare
     from edgekit.target import load_target
 
-    session = open_session(cache, out, fresh=fresh, strict=strict, final=final, baseline=baseline)
+    if recover is not None and final:
+        raise click.UsageError("--recover chooses, and --final judges what nothing chooses any more: give one of them.")
+    session = open_session(cache, out, fresh=fresh, strict=strict, final=final, baseline=baseline, recover=recover)
     targets = on_device([load_target(name) for name in dict.fromkeys(target_names)], device)
     targets = [measured_as(target, processes, sustained, sweep) for target in targets]
-    recipe = read_recipe(recipe_path, overrides, falls_back=not (strict or as_json))
+    recipe = holding_out(read_recipe(recipe_path, overrides, falls_back=not (strict or as_json)), recover)
+    targets = [exported_as(target, recipe.task, exports, formats) for target in targets]
     wanted = choices([*dict.fromkeys(formats)], [*dict.fromkeys(schemes)], output_of(recipe))
     if dry_run:
         plans = plan_build(recipe, targets, session, wanted)
@@ -107,7 +117,7 @@ def build(
 
 def show_built(built: Built) -> None:
     """The table, the verdict and where everything lies, for one target."""
-    from edgekit.cli.reported import reason_lines, report_lines
+    from edgekit.cli.reported import reason_lines, recovery_lines, report_lines
     from edgekit.cli.tables import wrapped
     from edgekit.cli.terminal import paint, paint_verdict
     from edgekit.report import baseline_lines, control_lines, verdict_text
@@ -132,6 +142,8 @@ def show_built(built: Built) -> None:
         click.echo("\nwhat did not pass, why, and what to do (edgekit explain CHECK says more):")
         for line in reasons:
             click.echo(line)
+    if lines := recovery_lines(built.report) if built.report else []:
+        click.echo("\n" + "\n".join(lines))
     if built.bundle:
         click.echo("\nwhat to do next:")
         click.echo(f'  try it            edgekit run {shlex.quote(str(built.bundle))} "your own text"')

@@ -28,6 +28,9 @@ _EXAMPLE = "edgekit.example"
 # Kinds of student that need no more than their name; a test compares them with the recipe's.
 STUDENT_KINDS = ("ngrams",)
 _STUDENT = "edgekit.student"
+# Of the train rows, for a recipe that names no recovery split; and how long --recover goes on where it is not told.
+HELD_OUT = 0.1
+RECOVER_MINUTES = 30
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -103,6 +106,13 @@ scheme_option = click.option(
     shell_complete=complete_scheme,
     help="Build this scheme (q5_k_m, w8, ...) instead of the target's own; give it again to compare.",
 )
+export_option = click.option(
+    "--export",
+    "exports",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override an option of the target's export table, such as float_layers=4.",
+)
 device_option = click.option(
     "--device",
     metavar="URL",
@@ -144,6 +154,38 @@ def measured_as(target: Target, processes: int | None, sustained: float | None, 
     )
 
 
+def holding_out(recipe: Recipe, recover: float | None) -> Recipe:
+    """The recipe with a recovery split, where --recover needs one and it names none: a share of the train rows."""
+    if recover is None or recipe.data.recover is not None:
+        return recipe
+    click.echo(f"--recover: {HELD_OUT:.0%} of the train rows are held out to choose by (data.recover)", err=True)
+    return replace(recipe, data=replace(recipe.data, recover=HELD_OUT))
+
+
+def exported_as(target: Target, task: str, exports: Sequence[str], formats: Sequence[str]) -> Target:
+    """The target with what --export asks of a task's table, where it does.
+
+    Raises UsageError where it goes with several formats, EdgekitError for what is no KEY=VALUE.
+    """
+    if not exports:
+        return target
+    if len({*formats}) > 1:
+        raise click.UsageError("--export goes with one --format: formats have other options.")
+    from edgekit.recipe import read_override
+    from edgekit.target import with_export
+
+    changes = dict(read_override("--export", one, "float_layers=4") for one in exports)
+    return with_export(target, task, changes, formats[0] if formats else None)
+
+
+recover_option = click.option(
+    "--recover",
+    type=click.FloatRange(min=0, min_open=True),
+    is_flag=False,
+    flag_value=RECOVER_MINUTES,
+    metavar="[MINUTES]",
+    help=f"Where the gate fails, try what the report proposes for so many minutes ({RECOVER_MINUTES} without a number).",
+)
 baseline_option = click.option(
     "--baseline",
     type=click.Path(path_type=Path),
@@ -291,8 +333,9 @@ def open_session(
     strict: bool = False,
     final: bool = False,
     baseline: Path | None = None,
+    recover: float | None = None,
 ) -> Session:
-    """A session that shows its progress on standard error. baseline: a file or folder of the history."""
+    """A session that shows its progress on standard error. baseline: a file or folder of the history. recover: minutes."""
     from edgekit.history import read
     from edgekit.pipeline import Session
     from edgekit.workspace import Workspace
@@ -301,5 +344,12 @@ def open_session(
     earlier = tuple(read(baseline)) if baseline else ()
     shown = open_listener()
     return Session(
-        workspace=workspace, out=out, listener=shown, fresh=fresh, strict=strict, final=final, baseline=earlier
+        workspace=workspace,
+        out=out,
+        listener=shown,
+        fresh=fresh,
+        strict=strict,
+        final=final,
+        baseline=earlier,
+        recover=recover,
     )

@@ -10,6 +10,7 @@ from edgekit.evidence import Check, Report
 from edgekit.report import CHECK_NOTE, MODEL_HEAD, conditions_lines, generation_lines, model_cells, scope_lines
 from edgekit.report.comparison import Compared
 from edgekit.report.figures import MISSING, check_figures
+from edgekit.report.recovery import TRIED_HEAD, ladder_lines, recovery_heading, rung_cells, tried_cells
 
 # Loss and interval are in the page and in report.json only.
 HEAD = ("check", "measured", "bound", "limit", "verdict")
@@ -42,6 +43,22 @@ def reason_lines(checks: Sequence[Check]) -> list[str]:
         if check.remedy and check.remedy not in shown:
             shown.add(check.remedy)
             lines += wrapped(check.remedy, "   -> ")
+    return lines
+
+
+def recovery_lines(report: Report) -> list[str]:
+    """What may be done about a failure, the cheapest first, and what was done; nothing of other reports."""
+    if report.recovery is None:
+        return []
+    lines = wrapped(f"recovery: {recovery_heading(report)}", rest="  ")
+    for name, time, gain, arguments in rung_cells(report):
+        lines += wrapped(f"{name} ({time}): {gain}", "  ", "    ")
+        lines += [f"   -> the same command with: {arguments}"]
+    if report.recovery.rungs and report.recovery.ladder is None:
+        lines.append("  edgekit tries them in this order: the same command with --recover MINUTES")
+    if ladder := report.recovery.ladder:
+        lines += table_lines([TRIED_HEAD, *tried_cells(ladder)], wraps=range(len(TRIED_HEAD)))
+        lines += [line for text in ladder_lines(ladder) for line in wrapped(text, "  ", "    ")]
     return lines
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT",
+    "FLOATS",
     "FORMATS",
     "Format",
     "FormatOptions",
@@ -30,6 +31,7 @@ __all__ = [
     "Reading",
     "Source",
     "candidates",
+    "coarser",
     "domains_of",
     "finds_scheme",
     "finer",
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 DEFAULT = onnx.NAME
+# Schemes of all formats that round no weight to integers.
+FLOATS = frozenset({"fp16", "fp32", "f16", "bf16", "f32"})
 
 
 Chosen = TypeVar("Chosen", bound="FormatOptions")
@@ -198,6 +202,13 @@ def finer(format_name: str, output: str, scheme: str) -> list[str]:
     known = pick(FORMATS, format_name, "format")
     above = known.BY_BITS[known.BY_BITS.index(scheme) + 1 :] if scheme in known.BY_BITS else known.BY_BITS
     return [one for one in above if one in known.SCHEMES.get(output, ())]
+
+
+def coarser(format_name: str, output: str, scheme: str) -> list[str]:
+    """Schemes of fewer bits a weight than this one, the nearest first; [] of one that chooses by itself, or is not ours."""
+    known = pick(FORMATS, format_name, "format")
+    below = known.BY_BITS[: known.BY_BITS.index(scheme)] if scheme in known.BY_BITS else ()
+    return [one for one in reversed(below) if one in known.SCHEMES.get(output, ())]
 
 
 def format_of(file: Path) -> Format:

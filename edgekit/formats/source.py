@@ -31,6 +31,18 @@ class FormatOptions(Protocol):
     def scheme(self) -> str:
         """How weights are written."""
 
+    def gentler(self, scheme: str) -> Sequence[Gentler]:
+        """What loses less than these options at as many bits a weight, of an artifact that became `scheme`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gentler:
+    """A way to lose less: what it is, which options it changes, and what to expect of it."""
+
+    name: str
+    options: Mapping[str, object]
+    gain: str
+
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:

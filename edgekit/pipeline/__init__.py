@@ -12,6 +12,7 @@ from edgekit.evidence import read_report
 from edgekit.pipeline.cost import busy, seconds
 from edgekit.pipeline.kept import kept_steps
 from edgekit.pipeline.plan import Built, Listener, Plan, Session, Settings
+from edgekit.pipeline.recover import Made, recover
 from edgekit.pipeline.resolve import (
     Checked,
     check_places,
@@ -24,6 +25,7 @@ from edgekit.pipeline.resolve import (
     read_settings,
     resolve,
 )
+from edgekit.pipeline.rungs import propose
 from edgekit.pipeline.steps import (
     calibrate,
     control,
@@ -133,13 +135,39 @@ def build(
             covering = Covering(student=student, calibration=calibration, linear=line, control=alone)
             artifact = export(plan, student, calibration, prompts, own)
             report = verify(plan, artifact, reference, prompts, own, covering=covering)
-            made = held(plan, report, own)
-            if made.error is None:
-                made = replace(package(plan, artifact, report, prompts, own), against=made.against)
-            built.append(made)
+            made = Made(
+                plan=plan,
+                prompts=prompts,
+                teacher=teacher,
+                student=student,
+                calibration=calibration,
+                artifact=artifact,
+            )
+            ended = _end(made, report, line, own)
+            built.append(ended)
         except EdgekitError as failed:
             built.append(_failure(plan, failed, own))
     return built
+
+
+def _end(made: Made, report: Product, line: Product | None, session: Session) -> Built:
+    """What becomes of a verdict: the bundle, or where the gate failed what may be done about it, and with `recover` is."""
+    ended = held(made.plan, report, session)
+    if ended.error is not None:
+        return ended
+    recovery = propose(made.plan, read_report(report.folder), made.prompts, session)
+    if recovery is not None and session.recover is not None:
+        recovery, better = recover(made, session, session.recover)
+        if better is not None:
+            made = better
+            reference = record(made.plan.settings, made.teacher, made.student, made.prompts, session)
+            covering = Covering(student=made.student, calibration=made.calibration, linear=line)
+            report = verify(made.plan, made.artifact, reference, made.prompts, session, covering=covering)
+            ended = held(made.plan, report, session)
+            if ended.error is not None:
+                return ended
+    shipped = package(made.plan, made.artifact, report, made.prompts, session, recovery)
+    return replace(shipped, against=ended.against)
 
 
 def _record(

@@ -60,8 +60,8 @@ class Plan:
     """Those that may answer on the target, in its order: measurements choose (see `verify.choice`)."""
     prompts: Mapping[str, Any] = field(default_factory=dict)
     """What `prompts.gather` found: rows, labels, what was left out."""
-    variant: str | None = None
-    """The format that was asked for by name, which then is a part of the bundle's name."""
+    choice: tuple[str | None, str | None] = (None, None)
+    """The format and the scheme that were asked for by name, which then are parts of the bundle's name."""
     estimate: Estimate = field(default_factory=Estimate)
     """What it will take: see `pipeline.cost`."""
 
@@ -78,7 +78,7 @@ class Plan:
     @property
     def name(self) -> str:
         """The bundle's name."""
-        return "-".join(part for part in (self.recipe.name, self.target.name, self.variant) if part)
+        return "-".join(part for part in (self.recipe.name, self.target.name, *self.choice) if part)
 
     @property
     def export(self) -> dict[str, object]:
@@ -191,6 +191,7 @@ class Built:
             "report": str(self.evidence) if self.evidence else None,
             "error": self.error.message if self.error else None,
             **({"against": to_table(self.against)} if self.against else {}),
+            **({"recovery": to_table(report.recovery)} if report and report.recovery else {}),
         }
 
 
@@ -218,7 +219,7 @@ class Session:
     """Where products are kept and who listens; `fresh` measures again, `final` judges on the recipe's final split.
 
     bundle: which one the steps are of, where a build makes several; the listener is told. baseline: earlier measurements that
-    an artifact must not fall behind.
+    an artifact must not fall behind. recover: the minutes that may be spent on rungs where a gate fails (`pipeline.recover`).
     """
 
     workspace: Workspace
@@ -229,6 +230,7 @@ class Session:
     final: bool = False
     bundle: str = ""
     baseline: tuple[Entry, ...] = ()
+    recover: float | None = None
 
 
 Given = TypeVar("Given", bound=Inputs)

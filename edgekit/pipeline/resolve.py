@@ -45,7 +45,9 @@ def gather_prompts(recipe: Recipe, session: Session) -> Product:
         name: [place.name, file_sha256(place)] if isinstance(place, Path) else place
         for name, place in sources(recipe, splits).items()
     }
-    data = {key: value for key, value in vars(recipe.data).items() if key not in {"path", *splits}}
+    # A share is no file.
+    named = {name for name in splits if isinstance(getattr(recipe.data, name), str | None)}
+    data = {key: value for key, value in vars(recipe.data).items() if key not in {"path", *named}}
     inputs = {
         "files": files,
         "splits": splits,
@@ -64,16 +66,21 @@ def _judged_by_final(recipe: Recipe, prompts: Product, session: Session) -> Prod
     """The same prompts with the final split in the place of verify."""
     if recipe.data.final is None:
         raise EdgekitError(f"{recipe.path}: data.final: missing key; --final judges on the file that it names")
-    rows = {name: count for name, count in prompts.facts["rows"].items() if name != "final"}
-    facts = {**prompts.facts, "rows": rows | {"verify": prompts.facts["rows"]["final"]}}
-    facts["notes"] = [*prompts.facts["notes"], f"judged on the final split ({recipe.data.final}), not on verify"]
+    return judged_by(prompts, "final", f"judged on the final split ({recipe.data.final}), not on verify", session)
+
+
+def judged_by(prompts: Product, split: str, note: str, session: Session) -> Product:
+    """The same prompts with another split in the place of verify, which they then lack."""
+    rows = {name: count for name, count in prompts.facts["rows"].items() if name != split}
+    facts = {**prompts.facts, "rows": rows | {"verify": prompts.facts["rows"][split]}}
+    facts["notes"] = [*prompts.facts["notes"], note]
 
     def make(out: Path) -> dict[str, object]:
         for name in rows:
-            shutil.copyfile(prompts.folder / f"{'final' if name == 'verify' else name}.jsonl", out / f"{name}.jsonl")
+            shutil.copyfile(prompts.folder / f"{split if name == 'verify' else name}.jsonl", out / f"{name}.jsonl")
         return facts
 
-    return session.workspace.once("prompts", {"final_of": prompts.digest, "facts": facts}, make)
+    return session.workspace.once("prompts", {"judged_by": split, "prompts": prompts.digest, "facts": facts}, make)
 
 
 def needed_splits(recipe: Recipe) -> tuple[str, ...]:
@@ -81,7 +88,8 @@ def needed_splits(recipe: Recipe) -> tuple[str, ...]:
     teacher = recipe.teacher
     trains = any(table is not None for table in (recipe.student, recipe.qad, teacher.finetune, teacher.create))
     splits = ("train", "calibrate", "verify") if trains else ("calibrate", "verify")
-    return (*splits, "final") if recipe.data.final else splits
+    own = {"recover": recipe.data.recover, "final": recipe.data.final}
+    return (*splits, *(name for name, given in own.items() if given))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +145,7 @@ def resolve(
             options=options,
             mixes=format_.mixes(options),
             runtimes=runtimes,
-            variant="-".join(name for name in choice if name) or None,
+            choice=choice,
         )
         plan = replace(plan, estimate=estimate(plan, prompts))
         if checked.settings.training.qad is not None:
@@ -146,7 +154,7 @@ def resolve(
         for package in packages(format_, runtimes):
             if package.extra:
                 require(package.module, extra=package.extra)
-        _check_fits(plan)
+        check_fits(plan)
     return plan
 
 
@@ -403,7 +411,8 @@ def _check_length(recipe: Recipe, model: Model) -> None:
         )
 
 
-def _check_fits(plan: Plan) -> None:
+def check_fits(plan: Plan) -> None:
+    """Refuse (EdgekitError) a model that does not fit the target's memory."""
     needed = plan.estimate.needed_mb
     if needed > plan.usable_mb:
         raise EdgekitError(

@@ -11,7 +11,7 @@ from edgekit import __version__
 from edgekit.artifact import read_artifact
 from edgekit.bundle.destination import refuse_other_page
 from edgekit.errors import EdgekitError
-from edgekit.evidence import Coverage, read_report
+from edgekit.evidence import Coverage, Report, read_report
 from edgekit.history import Origin, append, entry_of
 from edgekit.inputs import Content, identity
 from edgekit.model_card import read_card
@@ -37,6 +37,7 @@ from edgekit.workspace import PAGE, Product, fingerprint, open_product
 if TYPE_CHECKING:
     from edgekit.devices import Device
     from edgekit.gate import Look
+    from edgekit.recovery import Recovery
     from edgekit.verify import VerifyInputs
     from edgekit.verify.baseline import Against
 
@@ -122,6 +123,30 @@ def verify(
     if page is not None:
         write_html(read_report(product.folder), page)
     return product
+
+
+def rehearse(plan: Plan, artifact: Product, reference: Product, prompts: Product, session: Session) -> Report:
+    """How an artifact is judged on prompts that no verdict is about: no look is taken, and no history is written.
+
+    Raises EdgekitError and DeviceFailed as `verify` does.
+    """
+    from edgekit.devices import open_device
+    from edgekit.gate import ALPHA, Look
+    from edgekit.verify import verify as run
+
+    foreign = check_parts(plan, artifact, reference, prompts)
+    device = open_device(plan.target.device, f"{plan.target.path}: device")
+
+    def make(inputs: VerifyInputs, out: Path, progress: Progress) -> Mapping[str, object]:
+        return run(inputs, out, progress, device=device).verdicts()
+
+    try:
+        inputs = _inputs(plan, artifact, reference, prompts, Look(alpha=ALPHA), device)
+        inputs = _with_facts(replace(inputs, foreign_teacher=foreign), device, session, None)
+        note = f"{prompts.facts['rows']['verify']} prompts"
+        return read_report(run_step(session, inputs, make, note=note).folder)
+    finally:
+        device.close()
 
 
 def _beside(inputs: VerifyInputs, covering: Covering | None, recipe: Recipe) -> VerifyInputs:
@@ -369,8 +394,15 @@ def _difference(had: object, wanted: object) -> str:
     return f" ({had!r}, not {wanted!r})"
 
 
-def package(plan: Plan, artifact: Product, report: Product, prompts: Product, session: Session) -> Built:
-    """The bundle and its archive where the verdict allows them, the evidence in any case.
+def package(
+    plan: Plan,
+    artifact: Product,
+    report: Product,
+    prompts: Product,
+    session: Session,
+    recovery: Recovery | None = None,
+) -> Built:
+    """The bundle and its archive where the verdict allows them, the evidence in any case, with what may be done, or was.
 
     Raises CheckFailed where a check failed, or with strict was not proven, EdgekitError where the report was edited or is
     about something else than this artifact, target and recipe.
@@ -392,6 +424,7 @@ def package(plan: Plan, artifact: Product, report: Product, prompts: Product, se
         name=plan.name,
         recipe=recipe.name,
         target=plan.target,
+        recovery=recovery,
         lineage=Lineage(
             teacher=recipe.teacher.source,
             teacher_revision=plan.revision,

@@ -23,7 +23,7 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, object
     overlapping splits.
     """
     places = sources(recipe, splits)
-    where = {name: str(places.get(name) or places["*"]) for name in splits}
+    where = {name: str(places.get(name) or places.get("*") or places["train"]) for name in splits}
     found = Splits(read_splits(recipe, splits), recipe, where)
     found.clean()
     rows = found.rows

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from edgekit.duplicates import Labelled, near_copies, normalized, repeats
 from edgekit.errors import EdgekitError
-from edgekit.prompts.prompt import JUDGING, SPLITS, Prompt
+from edgekit.prompts.prompt import JUDGING, RECOVER, SPLITS, Prompt
 from edgekit.prompts.rows import Reading
 from edgekit.recipe import Recipe
 from edgekit.schema import nearest
@@ -25,14 +25,13 @@ class Splits:
     """
 
     def __init__(self, readings: Mapping[str, Reading], recipe: Recipe, where: Mapping[str, str]) -> None:
-        self.rows = {name: list(readings[name].prompts) for name in (*SPLITS, "final") if name in readings}
+        self.rows = {name: list(readings[name].prompts) for name in (RECOVER, *SPLITS, "final") if name in readings}
         self.dropped = {name: Counter(reading.dropped) for name, reading in readings.items()}
         self.unusual = {
             name: Counter({f"converted from {kind}": count for kind, count in reading.converted.items()})
             for name, reading in readings.items()
         }
         self._recipe, self._where = recipe, where
-        self._refuses = recipe.data.near_duplicates == "refuse"
 
     def clean(self) -> None:
         """Leave out, or refuse, what is in two splits or twice in verify; then check that what stays can be used.
@@ -41,7 +40,7 @@ class Splits:
         """
         if self._recipe.data.group:
             self._separate_groups()
-        for name in (name for name in JUDGING if name in self.rows):
+        for name in (name for name in (RECOVER, *JUDGING) if name in self.rows):
             self._drop_contradictions(name)
             self._drop_repeats(name)
         self._separate()
@@ -52,6 +51,10 @@ class Splits:
             self._check_split(name)
         if self._recipe.data.label:
             self._check_labels()
+
+    def _refuses(self, name: str) -> bool:
+        """Whether what a split has twice, or another has too, is refused; else it is left out."""
+        return name != RECOVER and self._recipe.data.near_duplicates == "refuse"
 
     def notes(self) -> list[str]:
         """What was left out and what is unusual, a line for each split."""
@@ -97,7 +100,7 @@ class Splits:
         for index, earlier in enumerate(names):
             later = {row.group for name in names[index + 1 :] for row in self.rows[name]} - {None}
             shared = [place for place, row in enumerate(self.rows[earlier]) if row.group in later]
-            if shared and self._refuses:
+            if shared and self._refuses(earlier):
                 first = self.rows[earlier][shared[0]]
                 raise EdgekitError(
                     f"{self._recipe.path}: data.group: {len(shared)} rows of {earlier} are of groups that a later split has"
@@ -109,7 +112,7 @@ class Splits:
     def _drop_contradictions(self, name: str) -> None:
         """Of a text of a split that judges whose copies have different labels none stays, as none is known right."""
         conflicts = self._contradicting(name)
-        if conflicts and self._refuses:
+        if conflicts and self._refuses(name):
             first = conflicts[0][0][1]
             second = next(row for _, row in conflicts[0] if row.label != first.label)
             raise EdgekitError(
@@ -122,7 +125,7 @@ class Splits:
     def _drop_repeats(self, name: str) -> None:
         """Texts that a judging split has more than once would count as independent prompts in every bound: the first stays."""
         found = repeats(self._labelled(name), masks_unlabelled=self._masks_unlabelled)
-        if found and self._refuses:
+        if found and self._refuses(name):
             later, earlier = next(iter(found.items()))
             first, second = self.rows[name][earlier], self.rows[name][later]
             raise EdgekitError(
@@ -140,7 +143,7 @@ class Splits:
                 found = near_copies(
                     self._labelled(earlier), self._labelled(later), masks_unlabelled=self._masks_unlabelled
                 )
-                if found and self._refuses:
+                if found and self._refuses(earlier):
                     first, second = next(iter(found.items()))
                     raise EdgekitError(
                         f"{self._recipe.path}: data: {len(found)} texts of {earlier} are (nearly) in {later} too, {_NEARLY}, the"
@@ -162,7 +165,8 @@ class Splits:
         if least is None:
             return
         counts = Counter(row.label for rows in self.rows.values() for row in rows)
-        everywhere = set.intersection(*({row.label for row in rows} for rows in self.rows.values()))
+        needed = [rows for name, rows in self.rows.items() if name != RECOVER]
+        everywhere = set.intersection(*({row.label for row in rows} for rows in needed))
         rare = {label for label, count in counts.items() if count < least or label not in everywhere}
         rare -= {self._recipe.data.out_of_scope}
         for name, rows in self.rows.items():
@@ -172,9 +176,8 @@ class Splits:
         rows, data, told = self.rows[name], self._recipe.data, self._told(name)
         where = self._where[name]
         if not rows:
-            raise EdgekitError(
-                f"{where}: the {name} split has no rows{told}; add some, or a larger share of data.split"
-            )
+            share = "data.recover" if name == RECOVER else "data.split"
+            raise EdgekitError(f"{where}: the {name} split has no rows{told}; add some, or a larger share of {share}")
         if not data.label:
             return
         counts = Counter(row.label for row in rows if row.label != data.out_of_scope)
@@ -201,7 +204,7 @@ class Splits:
         """Every split has every label where something is trained; a rejected label is there where the recipe names one."""
         every = {name: {str(row.label) for row in part} for name, part in self.rows.items()}
         rejected = self._recipe.data.out_of_scope
-        for name in self.rows:
+        for name in (name for name in self.rows if name != RECOVER):
             if rejected is not None and rejected not in every[name]:
                 known = nearest(rejected, every[name])
                 raise EdgekitError(

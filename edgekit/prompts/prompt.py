@@ -10,6 +10,8 @@ from pathlib import Path
 SPLITS = ("train", "calibrate", "verify")
 # What verdicts are made on: each text counts once. The final split is for the last one, and in no other's way.
 JUDGING = ("verify", "final")
+# What `build --recover` chooses on: what it has in common with any other split leaves it, never the other.
+RECOVER = "recover"
 
 
 @dataclass(frozen=True, kw_only=True)

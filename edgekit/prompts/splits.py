@@ -37,9 +37,11 @@ def sources(recipe: Recipe, splits: Sequence[str]) -> dict[str, Path | str]:
     its train file, which both then name. Raises EdgekitError naming the missing key or file.
     """
     data = recipe.data
-    if "final" in splits:
-        own = {"final": _existing(recipe, {"final": data.final} if data.final else {}, "final")}
-        return {**sources(recipe, [name for name in splits if name != "final"]), **own}
+    if own := _own_files(recipe, splits):
+        files = {name: _existing(recipe, own, name) for name in own}
+        return {**sources(recipe, [name for name in splits if name not in own]), **files}
+    if "recover" in splits:
+        return sources(recipe, _with_train(splits))
     named = {name: getattr(data, name) for name in SPLITS if getattr(data, name)}
     if named and data.path:
         raise EdgekitError(f"{recipe.path}: data: give either path or a file per split, not both")
@@ -55,6 +57,17 @@ def sources(recipe: Recipe, splits: Sequence[str]) -> dict[str, Path | str]:
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", data.path) and not data.path.startswith("."):
         return {"*": data.path}
     raise EdgekitError(f"{recipe.path}: data.path: no such file or folder: {place}")
+
+
+def _own_files(recipe: Recipe, splits: Sequence[str]) -> dict[str, str]:
+    """The splits that are files of their own, beside the three."""
+    named = {"final": recipe.data.final, "recover": recipe.data.recover}
+    return {name: file for name, file in named.items() if name in splits and isinstance(file, str)}
+
+
+def _with_train(splits: Sequence[str]) -> list[str]:
+    """The three splits that are read where a share of train's rows is held out."""
+    return [name for name in SPLITS if name in {"train", *splits}]
 
 
 def folder_files(folder: Path, splits: Sequence[str] = SPLITS) -> dict[str, Path]:
@@ -91,11 +104,12 @@ def _existing(recipe: Recipe, named: Mapping[str, str], name: str) -> Path:
 
 def read_splits(recipe: Recipe, splits: Sequence[str]) -> dict[str, Reading]:
     """The rows of each needed split as prompts. Raises EdgekitError as `sources`, `read_table` and `read_prompts` do."""
-    if "final" in splits:
-        own = read_prompts(
-            _table(recipe, Path(sources(recipe, ["final"])["final"])), recipe.data, str(recipe.data.final)
-        )
-        return {**read_splits(recipe, [name for name in splits if name != "final"]), "final": own}
+    if own := _own_files(recipe, splits):
+        places = {name: _existing(recipe, own, name) for name in own}
+        read_own = {name: read_prompts(_table(recipe, places[name]), recipe.data, file) for name, file in own.items()}
+        return {**read_splits(recipe, [name for name in splits if name not in own]), **read_own}
+    if "recover" in splits:
+        return _hold_out(read_splits(recipe, _with_train(splits)), recipe, splits)
     where, data = sources(recipe, splits), recipe.data
     if isinstance(where.get("*"), str):
         return _read_hub(str(where["*"]), recipe, splits)
@@ -168,6 +182,28 @@ def _divide(
     readings = {name: Reading(prompts=rows) for name, rows in parts.items()}
     first = next(name for name in SPLITS if name in splits)
     return readings | {first: replace(whole, prompts=parts[first])}
+
+
+def _hold_out(parts: Mapping[str, Reading], recipe: Recipe, splits: Sequence[str]) -> dict[str, Reading]:
+    """A share of train's rows as the recovery split, by the hash of what decides a row's split; no label loses its last row."""
+    whole, share = parts["train"], recipe.data.recover
+    assert isinstance(share, float)
+    units: dict[str, list[Prompt]] = defaultdict(list)
+    for row in whole.prompts:
+        units[_unit(row, recipe.task)].append(row)
+    left = Counter(row.label for row in whole.prompts)
+    held: list[Prompt] = []
+    for unit, rows in sorted(units.items(), key=lambda pair: (_hash(recipe.seed, f"recover {pair[0]}"), pair[0])):
+        taken = Counter(row.label for row in rows)
+        if len(held) + len(rows) > share * len(whole.prompts):
+            break
+        if all(left[label] > count for label, count in taken.items()):
+            left -= taken
+            held += units.pop(unit)
+    kept = sorted((row for rows in units.values() for row in rows), key=lambda row: row.row)
+    held.sort(key=lambda row: row.row)
+    made = {**parts, "train": replace(whole, prompts=kept), "recover": Reading(prompts=held)}
+    return {name: made[name] for name in splits}
 
 
 def _unit(row: Prompt, task: str) -> str:

@@ -40,6 +40,7 @@ from edgekit.report.figures import (
     share,
     words,
 )
+from edgekit.report.recovery import RUNG_HEAD, TRIED_HEAD, ladder_lines, recovery_heading, rung_cells, tried_cells
 from edgekit.typed_json import to_table
 from edgekit.workspace import write_atomically
 
@@ -123,6 +124,7 @@ def _shown(report: Report, recipe: str | None) -> dict[str, object]:
             "rows": [_check_row(check) for check in report.checks],
             "note": f"{CHECK_NOTE}; edgekit explain CHECK says what a check proves",
         },
+        "recovery": _recovery(report),
         "generation": _facts(_generated(report)),
         "compared": {"head": COMPARED_HEAD, "rows": [_compared_row(entry) for entry in report.comparisons]},
         "scope": {"head": SCOPE_HEAD, "rows": [_row(cells) for cells in scope_cells(report)]},
@@ -146,6 +148,19 @@ def _summary(report: Report) -> str:
     artifact = report.artifact
     kind = f"{artifact.format} {artifact.scheme}, {human_bytes(artifact.bytes)}"
     return f"{kind}. {len(report.checks)} checks: {verdicts or 'none'}."
+
+
+def _recovery(report: Report) -> dict[str, object]:
+    """What may be done about a failure, and what was; no rows of other reports."""
+    ladder = report.recovery.ladder if report.recovery else None
+    return {
+        "note": recovery_heading(report),
+        "head": RUNG_HEAD,
+        "rows": [_row(cells) for cells in rung_cells(report)],
+        "tried_head": TRIED_HEAD,
+        "tried": [_row(cells) for cells in tried_cells(ladder)] if ladder else [],
+        "lines": ladder_lines(ladder) if ladder else [],
+    }
 
 
 def _row(cells: Sequence[str], verdict: str | None = None, remedy: str = "") -> Row:

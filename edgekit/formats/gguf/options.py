@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from annotated_types import Gt
 
+from edgekit.formats.source import Gentler
 from edgekit.outputs.rows import EMBEDDING
 from edgekit.outputs.tokens import TOKENS
 
@@ -35,6 +36,8 @@ BY_BITS: tuple[str, ...] = (
     "f16",
     "f32",
 )
+# Of few enough bits that another type for some tensors is felt.
+MIXED_LIKE = frozenset({"q4_0", "q4_k_s", "q4_k_m", "q4_1", "iq4_nl", "iq4_xs", "q5_k_m"})
 FLOATS = frozenset({"f32", "f16", "bf16"})
 # Of an embedding every number counts, and encoders are small: at 4 bits MiniLM finds other neighbours for 12 % of texts.
 SCHEME_FOR: Mapping[str, str] = {EMBEDDING.name: "q8_0"}
@@ -59,6 +62,17 @@ class Options:
 
     feedback: bool = True
     """mixed: round columns one after another, the later making up for the earlier (GPTQ); some thousand tokens run again."""
+
+    def gentler(self, scheme: str) -> list[Gentler]:
+        """What loses less than these options at as many bits a weight, of an artifact that became `scheme`."""
+        found = []
+        if not self.imatrix and scheme not in FLOATS:
+            told = "errors are weighed by what the calibrate prompts use"
+            found.append(Gentler(name="importance matrix", options={"imatrix": True}, gain=told))
+        if scheme in MIXED_LIKE:
+            told = "the same bytes, more of them for the tensors that lose most (in llama.cpp's pull request 15550: 30 % less KL)"
+            found.append(Gentler(name="mixed types", options={"scheme": "mixed", "like": scheme}, gain=told))
+        return found
 
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""

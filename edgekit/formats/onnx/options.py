@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge
 
+from edgekit.formats.source import Gentler
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 
@@ -23,6 +24,7 @@ BY_BITS: tuple[str, ...] = ("w4", "int8-static", "int8-dynamic", "w8", "fp16", "
 AUTO: Mapping[str, tuple[str, ...]] = {TOKENS.name: ("w4", "int8-dynamic", "w8")}
 # The default of Options is for every output.
 SCHEME_FOR: Mapping[str, str] = {}
+SMALLEST_BLOCK = 16
 # Bits of a weight, scales included, of what decoders can be (blocks of 32 weights share a 16-bit scale).
 DECODER_BITS = {"fp32": 32.0, "fp16": 16.0, "int8-dynamic": 8.0, "w8": 8.5, "w4": 4.5}
 
@@ -55,6 +57,21 @@ class Options:
     def half_cache(self) -> bool:
         """Whether a decoder's keys and values are 16-bit floats."""
         return self.cache == "f16" or self.scheme == "fp16"
+
+    def gentler(self, scheme: str) -> list[Gentler]:
+        """What loses less than these options at as many bits a weight, of an artifact that became `scheme`."""
+        if scheme in {"w8", "w4"} and self.block > SMALLEST_BLOCK:
+            few = f"a scale for {SMALLEST_BLOCK} weights instead of {self.block}: smaller steps"
+            return [Gentler(name=f"blocks of {SMALLEST_BLOCK}", options={"block": SMALLEST_BLOCK}, gain=few)]
+        if not scheme.startswith("int8"):
+            return []
+        most = max(4, 2 * self.float_layers)
+        told = f"most of the loss where few layers have it; at most {most} stay float, those that the calibrate prompts name"
+        found = [Gentler(name="keep the worst layers float", options={"float_layers": most}, gain=told)]
+        if not self.smoothing:
+            even = "outliers of activations move to the weights (SmoothQuant, arXiv:2211.10438)"
+            found.insert(0, Gentler(name="smoothing", options={"smoothing": True}, gain=even))
+        return found
 
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""

@@ -1,0 +1,350 @@
+"""Rungs: what may be done where a gate failed, by what failed: as changes of the recipe and of the format's options.
+
+Nothing is made here. What a rung takes is estimated as a build is (`pipeline.cost`); `pipeline.recover` runs them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import EdgekitError
+from edgekit.evidence import Check, Report
+from edgekit.pipeline.cost import estimate, seconds
+from edgekit.pipeline.plan import Listener, Plan, Session
+from edgekit.pipeline.resolve import check_fits, gather_prompts, needed_splits, read_settings
+from edgekit.pipeline.shapes import made_model, trained_model
+from edgekit.prompts import sources
+from edgekit.recipe import Recipe, Student
+from edgekit.recovery import Recovery, Rung
+from edgekit.report.figures import human_bytes
+from edgekit.workspace import Product
+
+if TYPE_CHECKING:
+    from edgekit.formats import FormatOptions
+
+SPEED = frozenset({"p50_ms", "p95_ms", "p99_ms", "ttft_ms", "tokens_per_second"})
+SIZE = frozenset({"bytes", "memory_mb"})
+# Further schemes that are offered, of more bits or of fewer.
+_SCHEMES = 2
+# The steps that a change makes again, beside export and verify; which are all of a float student that changes.
+_AFTER_STUDENT = ("record", "calibrate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A rung as what it changes. keys: of the recipe, dotted, with their new values; options: of the format. makes: the steps
+    that it makes again beside export and verify."""
+
+    name: str
+    gain: str
+    keys: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
+    makes: tuple[str, ...] = ()
+
+    def arguments(self, plan: Plan) -> tuple[str, ...]:
+        """What the command that built `plan` gets to build this."""
+        told = [("--set", f"{key}={_toml(value)}") for key, value in self.keys.items()]
+        for key, value in self.options.items():
+            # A scheme that was chosen by name is chosen anew.
+            chosen = key == "scheme" and plan.choice[1] is not None
+            told.append(("--scheme", str(value)) if chosen else ("--export", f"{key}={_toml(value)}"))
+        return tuple(part for pair in told for part in pair)
+
+    def applied(self, plan: Plan, prompts: Product) -> Plan:
+        """The plan with this change; EdgekitError where it cannot be built for the target."""
+        from edgekit.formats import FORMATS, candidates, parse_options
+        from edgekit.tasks import TASKS
+
+        recipe, target = changed(plan.recipe, self.keys), plan.target
+        output = TASKS[recipe.task].OUTPUT
+        table = {key: value for key, value in {**asdict(plan.options), **self.options}.items() if value is not None}
+        format_, options = parse_options({"format": plan.format, **table}, output, f"{target.path}: export")
+        choice = plan.choice if plan.choice[1] is None else (plan.choice[0], options.scheme)
+        made = replace(
+            plan,
+            settings=read_settings(recipe),
+            splits=needed_splits(recipe),
+            options=options,
+            mixes=format_.mixes(options),
+            runtimes=candidates(format_, target.runtime, output, format_.domains(options), str(target.path)),
+            choice=choice,
+        )
+        if recipe.qad is not None:
+            FORMATS[plan.format].grid(made_model(made, output, len(prompts.facts["labels"])), options, output)
+        made = replace(made, estimate=estimate(made, prompts))
+        check_fits(made)
+        return made
+
+    def steps(self, plan: Plan) -> set[str]:
+        """Of a changed plan the steps that are made again for it."""
+        return {*self.makes, "export", "verify"} & {*plan.steps}
+
+
+def changed(recipe: Recipe, keys: Mapping[str, object]) -> Recipe:
+    """The recipe with other values at dotted keys, as `--set` would give it."""
+    for key, value in keys.items():
+        given = Student(**value) if key == "student" and isinstance(value, Mapping) else value
+        recipe = _with(recipe, key.split("."), given)
+    return recipe
+
+
+def _with(table: Any, path: Sequence[str], value: object) -> Any:
+    """A table or a dataclass with another value at a path."""
+    key, *rest = path
+    if is_dataclass(table) and not isinstance(table, type):
+        return replace(table, **{key: _with(getattr(table, key), rest, value) if rest else value})
+    known = dict(table or {})
+    return {**known, key: _with(known.get(key), rest, value) if rest else value}
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def is_wrong(check: Check, *, strict: bool) -> bool:
+    """Whether a check keeps an artifact from shipping."""
+    return check.verdict == "fail" or (strict and check.verdict == "not proven")
+
+
+def find_failures(report: Report, wrong: Callable[[Check], bool]) -> tuple[str, ...]:
+    """Which kinds of failure (of `recovery.FAILURES`) a report has; none where what fails is of another kind.
+
+    A loss against the teacher is the float student's where that one loses more than it may too.
+    """
+    found: dict[str, None] = {}
+    for check in filter(wrong, report.checks):
+        if check.name in SPEED or check.name in SIZE:
+            found["speed" if check.name in SPEED else "size"] = None
+        elif check.name.endswith("_vs_student"):
+            found["quantization"] = None
+        elif check.name.endswith("_vs_teacher"):
+            found["student" if _float_loses(report, check) else "quantization"] = None
+        elif check.name == "accuracy":
+            found[_below(report, check)] = None
+    return tuple(found)
+
+
+def _float_loses(report: Report, check: Check) -> bool:
+    """Whether the float student loses more against the teacher than the artifact may."""
+    metric = check.name.removesuffix("_vs_teacher")
+    limit = check.limit
+    own = [one.loss for one in report.comparisons if (one.candidate, one.metric) == ("student", metric)]
+    return isinstance(limit, int | float) and any(loss is not None and loss > limit for loss in own)
+
+
+def _below(report: Report, check: Check) -> str:
+    """Who is less often right than the recipe asks for: the teacher, the student, or only the artifact."""
+    for role in ("teacher", "student"):
+        right = report.accuracy.get(role)
+        if right is not None and isinstance(check.limit, int | float) and right < check.limit:
+            return role
+    return "quantization"
+
+
+def find_changes(plan: Plan, report: Report, failures: Sequence[str], prompts: Product) -> list[Change]:
+    """What suits these failures, in no order. Raises EdgekitError as the preflight does."""
+    if "teacher" in failures:
+        return _longer("teacher.finetune", plan.settings.training.finetune)
+    if "speed" in failures or "size" in failures:
+        return [*_fewer_bits(plan, report), *_smaller(plan)]
+    if "student" not in failures:
+        return _less_rounding(plan, report, prompts) if failures else []
+    better = _better_student(plan)
+    if "quantization" not in failures:
+        return better
+    # Quantization alone cannot help, nor can a better student alone.
+    gentler = [one for one in _less_rounding(plan, report, prompts) if "qad" not in one.makes]
+    return [*better, *(_both(one, other) for one in better[-1:] for other in gentler)]
+
+
+def _both(one: Change, other: Change) -> Change:
+    return Change(
+        name=f"{one.name}, {other.name}",
+        gain=f"{one.gain}; {other.gain}",
+        keys={**one.keys, **other.keys},
+        options={**one.options, **other.options},
+        makes=(*one.makes, *other.makes),
+    )
+
+
+def _less_rounding(plan: Plan, report: Report, prompts: Product) -> list[Change]:
+    """Ways to lose less by quantization; none where nothing was rounded."""
+    from edgekit.formats import FLOATS, finer
+    from edgekit.tasks import TASKS
+
+    scheme, output = report.artifact.scheme, TASKS[plan.recipe.task].OUTPUT
+    if scheme in FLOATS:
+        return []
+    found = []
+    for way in plan.options.gentler(scheme):
+        worst = sorted(report.layers, key=lambda layer: -layer.error)[:3] if "float_layers" in way.options else []
+        told = ", ".join(f"{layer.name.removesuffix('#0')} {layer.error:.2g}" for layer in worst)
+        gain = f"{way.gain}; the largest errors: {told}" if told else way.gain
+        again = ("calibrate",) if way.options.get("scheme") == "mixed" else ()
+        found.append(Change(name=way.name, gain=gain, options=way.options, makes=again))
+    used, there = plan.recipe.calibrate.prompts, int(prompts.facts["rows"]["calibrate"])
+    if 0 < used < there:
+        more = f"ranges of all {there} calibrate prompts, instead of {used}"
+        found.append(Change(name="calibrate on more", gain=more, keys={"calibrate.prompts": 0}, makes=("calibrate",)))
+    for name in [one for one in finer(plan.format, output, scheme) if one not in FLOATS][:_SCHEMES]:
+        gain = (
+            f"smaller rounding errors, in {_size(plan, name, prompts)} instead of {human_bytes(report.artifact.bytes)}"
+        )
+        found.append(Change(name=f"scheme {name}", gain=gain, options={"scheme": name}))
+    return [*found, *_on_grid(plan, scheme, prompts)]
+
+
+def _size(plan: Plan, scheme: str, prompts: Product) -> str:
+    """What the file would take in another scheme, as its format predicts."""
+    from edgekit.formats import FORMATS
+    from edgekit.tasks import TASKS
+
+    output = TASKS[plan.recipe.task].OUTPUT
+    options = replace(plan.options, scheme=scheme)
+    model = made_model(plan, output, len(prompts.facts["labels"]))
+    return human_bytes(FORMATS[plan.format].costs(model, output, [options])[0].file.value)
+
+
+def _on_grid(plan: Plan, scheme: str, prompts: Product) -> list[Change]:
+    """Training on the grid of the artifact's scheme, or of the nearest that has one; none where the data has no train split."""
+    if plan.settings.training.qad is not None:
+        return _longer("qad", plan.settings.training.qad)
+    from edgekit.formats import FORMATS, finer
+    from edgekit.tasks import TASKS
+
+    output = TASKS[plan.recipe.task].OUTPUT
+    model = made_model(plan, output, len(prompts.facts["labels"]))
+    for name in (scheme, *finer(plan.format, output, scheme)[:1]):
+        options: FormatOptions = replace(plan.options, scheme=name)
+        # A scheme without a grid, a train split that is not there: no such rung.
+        with suppress(EdgekitError):
+            FORMATS[plan.format].grid(model, options, output)
+            sources(plan.recipe, ("train", "calibrate", "verify"))
+            own = {} if name == plan.scheme else {"scheme": name}
+            gain = "the student learns with the file's own numbers, at the same bytes (benchmarks/qad.py: what it wins back)"
+            makes = ("qad", *_AFTER_STUDENT)
+            return [Change(name="train on the grid", gain=gain, keys={"qad.epochs": 3}, options=own, makes=makes)]
+    return []
+
+
+def _longer(table: str, options: object) -> list[Change]:
+    """Twice the epochs of a training, where there is one."""
+    epochs = getattr(options, "epochs", None)
+    if epochs is None:
+        return []
+    makes = {
+        "teacher.finetune": ("finetune", "distill", "qad", *_AFTER_STUDENT),
+        "distill": ("distill", "qad", *_AFTER_STUDENT),
+        "qad": ("qad", *_AFTER_STUDENT),
+    }[table]
+    gain = "as far as the training ended by its epochs: it stops by itself where held-out rows gain nothing more"
+    return [Change(name=f"train longer ({table})", gain=gain, keys={f"{table}.epochs": 2 * epochs}, makes=makes)]
+
+
+def _depth(plan: Plan) -> int:
+    """The blocks of the teacher."""
+    from edgekit.tasks import TASKS
+
+    # Of how many classes does not matter here.
+    return trained_model(plan.settings, plan.teacher, TASKS[plan.recipe.task].OUTPUT, 2).layers
+
+
+def _better_student(plan: Plan) -> list[Change]:
+    """A student that is trained longer, and larger ones; nothing where the student is the teacher itself."""
+    student = plan.recipe.student
+    if student is None:
+        return []
+    found = _longer("distill", plan.settings.training.distill)
+    makes = ("distill", "qad", *_AFTER_STUDENT)
+    if student.kind == "ngrams":
+        rows = 2 * (student.buckets or 20000)
+        gain = f"fewer n-grams share a row; {36 * rows / 1e6:.2g} MB of table"
+        return [*found, Change(name="a larger table", gain=gain, keys={"student.buckets": rows}, makes=makes)]
+    layers, depth = _layers(student), _depth(plan)
+    for more in sorted({min(depth, layers + max(1, layers // 2)), min(depth, 2 * layers)} - {layers}):
+        gain = f"{more} of the teacher's {depth} blocks instead of {layers}; calls take about {more / layers:.2g} times as long"
+        found.append(Change(name=f"{more} layers", gain=gain, keys=_of_layers(student, more, depth), makes=makes))
+    return found
+
+
+def _layers(student: Student) -> int:
+    return student.layers or len(student.keep or ())
+
+
+def _of_layers(student: Student, count: int, depth: int) -> dict[str, object]:
+    """The key that makes a student of so many blocks, as the recipe says it."""
+    if student.keep is None:
+        return {"student.layers": count}
+    from edgekit.distill.options import choose_blocks
+
+    return {"student.keep": choose_blocks(depth, count, None, "student")}
+
+
+def _fewer_bits(plan: Plan, report: Report) -> list[Change]:
+    from edgekit.formats import coarser
+    from edgekit.tasks import TASKS
+
+    names = coarser(plan.format, TASKS[plan.recipe.task].OUTPUT, report.artifact.scheme)[:_SCHEMES]
+    gain = "fewer bytes to keep and to read; accuracy is judged again"
+    return [Change(name=f"scheme {name}", gain=gain, options={"scheme": name}) for name in names]
+
+
+def _smaller(plan: Plan) -> list[Change]:
+    """Smaller students, where the data has a train split to teach them."""
+    try:
+        sources(plan.recipe, ("train", "calibrate", "verify"))
+    except EdgekitError:
+        return []
+    student, makes = plan.recipe.student, ("distill", "qad", *_AFTER_STUDENT)
+    if student is not None and student.kind == "ngrams":
+        return []
+    depth = _depth(plan)
+    layers = depth if student is None else _layers(student)
+    found = []
+    if layers > 1:
+        fewer = max(1, layers // 2)
+        gain = f"{fewer} blocks instead of {layers}: calls take about {fewer / layers:.2g} of the time"
+        keys = _of_layers(student or Student(layers=layers), fewer, depth)
+        found.append(Change(name=f"{fewer} layers", gain=gain, keys=keys, makes=makes))
+    if plan.recipe.task == "text-classification":
+        gain = "a table of n-grams: a tenth of a millisecond and less than a megabyte"
+        keys = {"student": {"kind": "ngrams"}, "distill": {}}
+        found.append(Change(name="n-grams", gain=gain, keys=keys, makes=makes))
+    return found
+
+
+def rungs(plan: Plan, changes: Sequence[Change], prompts: Product, session: Session) -> list[tuple[Change, Rung]]:
+    """The changes that can be built for the target, the one that takes the least time here first."""
+    found = []
+    for change in changes:
+        with suppress(EdgekitError):
+            made = change.applied(plan, needed_prompts(change, plan, prompts, session))
+            by_step = seconds(made.estimate)
+            time = sum(by_step.get(step, 0) for step in change.steps(made))
+            found.append(
+                (change, Rung(name=change.name, gain=change.gain, seconds=time, arguments=change.arguments(plan)))
+            )
+    return sorted(found, key=lambda pair: pair[1].seconds)
+
+
+def needed_prompts(change: Change, plan: Plan, prompts: Product, session: Session) -> Product:
+    """The prompts, with the train split where a change is the first to train something; EdgekitError where there is none."""
+    recipe = changed(plan.recipe, change.keys)
+    if needed_splits(recipe) == needed_splits(plan.recipe):
+        return prompts
+    return gather_prompts(recipe, replace(session, listener=Listener()))
+
+
+def propose(plan: Plan, report: Report, prompts: Product, session: Session) -> Recovery | None:
+    """What may be done about a report's failure; None where nothing failed that a rung is for."""
+    failures = find_failures(report, lambda check: is_wrong(check, strict=session.strict))
+    if not failures:
+        return None
+    found = rungs(plan, find_changes(plan, report, failures, prompts), prompts, session)
+    return Recovery(failures=failures, rungs=tuple(rung for _, rung in found))
