@@ -11,8 +11,8 @@ from edgekit.errors import CheckFailed, EdgekitError, first_line
 from edgekit.evidence import read_report
 from edgekit.pipeline.cost import busy, seconds
 from edgekit.pipeline.kept import kept_steps
+from edgekit.pipeline.ladder import Made, recover
 from edgekit.pipeline.plan import Built, Listener, Plan, Session, Settings
-from edgekit.pipeline.recover import Made, recover
 from edgekit.pipeline.resolve import (
     Checked,
     check_places,
@@ -143,14 +143,13 @@ def build(
                 calibration=calibration,
                 artifact=artifact,
             )
-            ended = _end(made, report, line, own)
-            built.append(ended)
+            built.append(_end(made, report, covering, own))
         except EdgekitError as failed:
             built.append(_failure(plan, failed, own))
     return built
 
 
-def _end(made: Made, report: Product, line: Product | None, session: Session) -> Built:
+def _end(made: Made, report: Product, covering: Covering, session: Session) -> Built:
     """What becomes of a verdict: the bundle, or where the gate failed what may be done about it, and with `recover` is."""
     ended = held(made.plan, report, session)
     if ended.error is not None:
@@ -159,9 +158,11 @@ def _end(made: Made, report: Product, line: Product | None, session: Session) ->
     if recovery is not None and session.recover is not None:
         recovery, better = recover(made, session, session.recover)
         if better is not None:
+            # The control run is of the student that it was made for.
+            alone = covering.control if better.student == made.student else ()
+            covering = replace(covering, student=better.student, calibration=better.calibration, control=alone)
             made = better
             reference = record(made.plan.settings, made.teacher, made.student, made.prompts, session)
-            covering = Covering(student=made.student, calibration=made.calibration, linear=line)
             report = verify(made.plan, made.artifact, reference, made.prompts, session, covering=covering)
             ended = held(made.plan, report, session)
             if ended.error is not None:

@@ -219,7 +219,7 @@ class Session:
     """Where products are kept and who listens; `fresh` measures again, `final` judges on the recipe's final split.
 
     bundle: which one the steps are of, where a build makes several; the listener is told. baseline: earlier measurements that
-    an artifact must not fall behind. recover: the minutes that may be spent on rungs where a gate fails (`pipeline.recover`).
+    an artifact must not fall behind. recover: the minutes that may be spent on rungs where a gate fails (`pipeline.ladder`).
     """
 
     workspace: Workspace

@@ -1,6 +1,6 @@
 """Rungs: what may be done where a gate failed, by what failed: as changes of the recipe and of the format's options.
 
-Nothing is made here. What a rung takes is estimated as a build is (`pipeline.cost`); `pipeline.recover` runs them.
+Nothing is made here. What a rung takes is estimated as a build is (`pipeline.cost`); `pipeline.ladder` runs them.
 """
 
 from __future__ import annotations
@@ -101,10 +101,11 @@ def _with(table: Any, path: Sequence[str], value: object) -> Any:
     return {**known, key: _with(known.get(key), rest, value) if rest else value}
 
 
-def _toml(value: object) -> str:
+def _toml(value: object, *, within: bool = False) -> str:
+    """A value as TOML; a word that stands alone is bare, as the command line takes it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
-    return value if isinstance(value, str) else json.dumps(value)
+        return "{" + ", ".join(f"{key} = {_toml(inner, within=True)}" for key, inner in value.items()) + "}"
+    return value if isinstance(value, str) and not within else json.dumps(value)
 
 
 def is_wrong(check: Check, *, strict: bool) -> bool:
@@ -310,12 +311,12 @@ def _smaller(plan: Plan) -> list[Change]:
     if layers > 1:
         fewer = max(1, layers // 2)
         gain = f"{fewer} blocks instead of {layers}: calls take about {fewer / layers:.2g} of the time"
-        keys = _of_layers(student or Student(layers=layers), fewer, depth)
+        keys = _of_layers(student, fewer, depth) if student else {"student": {"layers": fewer}}
         found.append(Change(name=f"{fewer} layers", gain=gain, keys=keys, makes=makes))
     if plan.recipe.task == "text-classification":
         gain = "a table of n-grams: a tenth of a millisecond and less than a megabyte"
-        keys = {"student": {"kind": "ngrams"}, "distill": {}}
-        found.append(Change(name="n-grams", gain=gain, keys=keys, makes=makes))
+        table: dict[str, object] = {"student": {"kind": "ngrams"}, "distill": {}}
+        found.append(Change(name="n-grams", gain=gain, keys=table, makes=makes))
     return found
 
 

@@ -1,0 +1,180 @@
+"""What is proposed where a gate failed: by what failed, and as arguments that build exactly that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.evidence import Report
+from edgekit.formats import FLOATS, FORMATS, coarser
+from edgekit.outputs import OUTPUTS
+from edgekit.pipeline import Session, check_recipe, gather_prompts, resolve
+from edgekit.pipeline.plan import Plan
+from edgekit.pipeline.rungs import find_changes, find_failures, is_wrong, rungs
+from edgekit.prompts import PromptSet
+from edgekit.recipe import load_recipe, read_override
+from edgekit.target import load_target, with_export
+from edgekit.typed_json import read_table
+from edgekit.workspace import Product, Workspace
+from tests.artifacts import bare_report, check_entry, comparison_entry
+from tests.conftest import Answer
+
+STUDENT = "\n[student]\nlayers = 1\n\n[calibrate]\nprompts = 3\n\n[distill]\nepochs = 4\n"
+
+
+def report_of(
+    *failed: str, float_loss: float = 0.0, scheme: str = "int8-static", right: dict[str, float] | None = None
+) -> Report:
+    """A report in which these checks fail; float_loss: of the float student against the teacher, whose limit is 0.03."""
+    limits = {"accuracy": 0.9, "p95_ms": 10.0, "bytes": 1000}
+    checks = [check_entry(name, verdict="fail", measured=0.5, limit=limits.get(name, 0.03)) for name in failed]
+    own = comparison_entry("teacher", "accuracy", candidate="student", loss=float_loss)
+    table = bare_report() | {"checks": checks, "comparisons": [own], "accuracy": right or {}}
+    table["artifact"] = table["artifact"] | {"scheme": scheme, "bytes": 50_000}
+    return read_table(Report, table, "report.json")
+
+
+CASES: list[tuple[Report, tuple[str, ...]]] = [
+    (report_of("accuracy_vs_student"), ("quantization",)),
+    (report_of("accuracy_vs_teacher"), ("quantization",)),
+    (report_of("accuracy_vs_teacher", float_loss=0.1), ("student",)),
+    (report_of("accuracy_vs_student", "accuracy_vs_teacher", float_loss=0.1), ("quantization", "student")),
+    (report_of("accuracy", right={"teacher": 0.95, "student": 0.92, "artifact": 0.8}), ("quantization",)),
+    (report_of("accuracy", right={"teacher": 0.95, "student": 0.85, "artifact": 0.8}), ("student",)),
+    (report_of("accuracy", right={"teacher": 0.8, "student": 0.85, "artifact": 0.8}), ("teacher",)),
+    (report_of("p95_ms", "bytes"), ("speed", "size")),
+    (report_of("tokenizer", "finite_outputs"), ()),
+    (report_of(), ()),
+]
+
+
+@pytest.mark.parametrize(("report", "failures"), CASES, ids=[", ".join(found) or "none" for _, found in CASES])
+def test_what_failed_is_told_by_its_checks(report: Report, failures: tuple[str, ...]) -> None:
+    assert find_failures(report, lambda check: is_wrong(check, strict=False)) == failures
+
+
+@pytest.fixture
+def planned(project: Path, command: Callable[..., Answer]) -> tuple[Plan, Product, Session]:
+    """The plan of a student of one of the teacher's two blocks, in static INT8."""
+    project.write_text(project.read_text() + STUDENT)
+    session = Session(workspace=Workspace(project.parent / "cache"), out=project.parent / "dist")
+    return (*plan_of(project, session), session)
+
+
+def plan_of(
+    recipe: Path, session: Session, arguments: Sequence[str] = ("--export", 'scheme="int8-static"')
+) -> tuple[Plan, Product]:
+    """What the command with these arguments resolves."""
+    pairs = list(zip(arguments[::2], arguments[1::2], strict=True))
+    read = load_recipe(recipe, tuple(value for name, value in pairs if name == "--set"))
+    exports = dict(read_override(name, value, "") for name, value in pairs if name == "--export")
+    target = with_export(load_target("laptop-cpu"), read.task, exports)
+    prompts = gather_prompts(read, session)
+    schemes = [value for name, value in pairs if name == "--scheme"]
+    return resolve(
+        check_recipe(read, prompts, session), target, prompts, session, (None, schemes[-1] if schemes else None)
+    ), prompts
+
+
+def test_arguments_build_exactly_the_rung(planned: tuple[Plan, Product, Session], project: Path) -> None:
+    """Of every kind of failure, each rung's arguments, read as the command line reads them, resolve to the plan that is tried."""
+    plan, prompts, session = planned
+    seen = set()
+    for report, failures in CASES:
+        changes = find_changes(plan, report, failures, prompts)
+        for change, rung in rungs(plan, changes, prompts, session):
+            made = change.applied(plan, prompts)
+            own = [] if "scheme" in change.options else ["--export", 'scheme="int8-static"']
+            again, _ = plan_of(project, session, [*own, *rung.arguments])
+            assert (made.settings, made.options, made.mixes) == (again.settings, again.options, again.mixes), rung
+            assert (made.settings, made.options) != (plan.settings, plan.options), rung
+            seen.add(rung.name)
+    wanted = {
+        "keep the worst layers float",
+        "calibrate on more",
+        "scheme w8",
+        "train on the grid",
+        "2 layers",
+        "n-grams",
+    }
+    assert wanted <= seen
+    assert {"train longer (distill)", "scheme w4", "2 layers, keep the worst layers float"} <= seen
+
+
+def test_only_what_can_help_is_proposed(planned: tuple[Plan, Product, Session]) -> None:
+    """A float student that is too weak is helped by no scheme; a scheme that rounds nothing loses nothing by rounding."""
+    plan, prompts, _ = planned
+    weak = find_changes(plan, report_of(), ("student",), prompts)
+    assert [one.name for one in weak] == ["train longer (distill)", "2 layers"]
+    assert all(not one.options for one in weak)
+    assert find_changes(plan, report_of(scheme="fp32"), ("quantization",), prompts) == []
+    assert find_changes(plan, report_of(), ("teacher",), prompts) == []
+    both = find_changes(plan, report_of(), ("quantization", "student"), prompts)
+    assert all("student.layers" in one.keys or "distill.epochs" in one.keys for one in both)
+
+
+def test_a_scheme_that_was_chosen_by_name_is_chosen_anew(planned: tuple[Plan, Product, Session]) -> None:
+    plan, prompts, _ = planned
+    chosen = replace(plan, choice=(None, "int8-static"))
+    change = next(one for one in find_changes(plan, report_of(), ("quantization",), prompts) if one.name == "scheme w8")
+    assert change.arguments(chosen) == ("--scheme", "w8")
+    assert change.applied(chosen, prompts).name.endswith("-w8")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_a_format_proposes_it_can_write(name: str) -> None:
+    """`gentler` of each scheme gives options that the format reads, and never those that there are."""
+    format_ = FORMATS[name]
+    assert {one for one in FLOATS if one in format_.BY_BITS} >= set(format_.BY_BITS[-1:])
+    for output in (one for one in OUTPUTS if one in format_.SCHEMES):
+        for scheme in (one for one in format_.SCHEMES[output] if one != "auto"):
+            options = format_.Options(scheme=scheme)
+            for way in options.gentler(scheme):
+                assert replace(options, **way.options) != options
+            assert scheme not in coarser(name, output, scheme)
+
+
+def test_a_recovery_split_is_held_out_of_train(project: Path) -> None:
+    """A share of the train rows, each label's last row not among them; what another split has too leaves the recovery split."""
+    session = Session(workspace=Workspace(project.parent / "cache"), out=project.parent / "dist")
+    project.write_text(project.read_text() + STUDENT)
+    splits = {}
+    for share in ("0.4", "0.5"):
+        prompts = gather_prompts(load_recipe(project, (f"data.recover={share}",)), session)
+        held, train = (PromptSet(folder=prompts.folder).split(name) for name in ("recover", "train"))
+        assert {row.text for row in held}.isdisjoint({row.text for row in train})
+        assert {row.label for row in train} == {"light_off", "light_on", "music"}
+        splits[share] = (len(held), len(train))
+    assert splits == {"0.4": (4, 8), "0.5": (6, 6)}
+    whole = gather_prompts(load_recipe(project, ()), session)
+    assert "recover" not in whole.facts["rows"]
+    rows = [json.loads(line) for line in (project.parent / "data" / "train.jsonl").read_text().splitlines()[:3]]
+    rows += [{**row, "text": row["text"].replace("big kitchen", "cold pantry")} for row in rows]
+    (project.parent / "more.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    named = gather_prompts(load_recipe(project, ("data.recover=more.jsonl",)), session)
+    assert (named.facts["rows"]["recover"], named.facts["rows"]["train"]) == (3, 12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("--recover", "--set", "data.recover=1.5"), 1, "data.recover: 1.5: a file, or a share"),
+        (("--recover", "--set", "data.recover=gone.csv"), 1, "data.recover: no such file"),
+        (("--recover", "0"), 2, "--recover"),
+        (("--recover", "--final"), 2, "give one of them"),
+        (("--export", "float_layers"), 1, "--export float_layers: expected key=value"),
+        (("--export", "float_layer=4"), 1, "float_layer: unknown key"),
+        (("--export", "block=32", "--format", "onnx", "--format", "gguf"), 2, "--export goes with one --format"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_told(
+    arguments: tuple[str, ...], code: int, told: str, project: Path, command: Callable[..., Answer]
+) -> None:
+    answer: Any = command("build", "-t", "laptop-cpu", *arguments)
+    assert (answer.code, told in answer.err) == (code, True), answer.err
