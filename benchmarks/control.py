@@ -66,7 +66,7 @@ def run_seed(folder: Path, teacher: str, seed: int) -> Seed:
     rows = {split: read(folder / "data", split) for split in ("train", "verify")}
     said = relabel(rows["train"], teacher, random.Random(seed))
     own, taught = write(folder / "own", rows["train"]), write(folder / "taught", said)
-    options, losses = read_distill_options({"epochs": 6, "learning_rate": 1e-3}, "logits", "distill")
+    options, losses = read_distill_options({"epochs": 12, "learning_rate": 2e-3}, "logits", "distill")
     tuning = TrainingOptions(epochs=15, learning_rate=2e-3)
     models = {name: folder / name for name in ("teacher", "student", "control")}
     for place in models.values():

@@ -33,6 +33,26 @@ def factors(grams: Grams) -> list[list[int]]:
     return table
 
 
+def columns(grams: Grams, spelling: Grams, characters: int) -> tuple[list[list[int]], list[int]]:
+    """What hashes all kinds of n-grams in one product: factors [window + characters, kinds], and the row that ends each kind.
+
+    They multiply, for each token, the numbers of those at each distance from it (as many as the longest n-gram has), and then the
+    characters of the token itself. A kind of characters is a column for each place in a token where it can begin. An n-gram is
+    there where the number at its end and that of its token (row 0) are.
+    """
+    words, letters = factors(grams), factors(spelling)
+    window = len(words)
+    found = [[*column, *([0] * characters)] for column in zip(*words, strict=True)]
+    ends = [max(gram) for gram in grams]
+    for gram, column in zip(spelling, zip(*letters, strict=True), strict=True):
+        reach = 1 + max(gram)
+        for begin in range(characters - reach + 1):
+            before = window + begin
+            found.append([*([0] * before), *column[:reach], *([0] * (characters - begin - reach))])
+            ends.append(before + reach - 1)
+    return [list(row) for row in zip(*found, strict=True)], ends
+
+
 def rows_of(numbers: NDArray[np.int64], grams: Grams, buckets: int) -> NDArray[np.int64]:
     """The table's row of each n-gram of texts, [texts, longest] -> [texts, longest, grams]; 0 where there is none.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from edgekit.hashing import PRIME, Grams, factors
+from edgekit.hashing import PRIME, columns
 
 FAMILY = "ngrams"
 
@@ -72,30 +72,36 @@ class NgramsForSequenceClassification(PreTrainedModel):  # type: ignore[misc] # 
 
         token_type_ids, which many tokenizers make, and return_dict are transformers' interface and change nothing.
         """
-        config, sequence = self.config, input_ids.shape[1]
-        letters = self.spelled.index_select(0, input_ids.flatten()).long()
-        inside = find_rows(letters, letters.clamp(max=1), config.spelling, config.buckets)
-        inside = inside.reshape(-1, sequence, config.characters * len(config.spelling)) * attention_mask.unsqueeze(-1)
-        rows = torch.cat([find_rows(input_ids, attention_mask, config.grams, config.buckets), inside], dim=-1)
+        rows, there = find_rows(input_ids, attention_mask, self.spelled, self.config)
         if self.training and self.config.dropout:
-            rows = rows * (torch.rand(rows.shape, device=rows.device) >= self.config.dropout)
-        total = self.ngram_embedding(rows).sum(dim=(1, 2))
-        count = rows.clamp(max=1).sum(dim=(1, 2)).clamp(min=1).to(total.dtype)
+            there = there * (torch.rand(rows.shape, device=rows.device) >= self.config.dropout)
+        total = self.ngram_embedding(rows * there).sum(dim=(1, 2))
+        count = there.sum(dim=(1, 2)).clamp(min=1).to(total.dtype)
         return SequenceClassifierOutput(logits=self.classifier(total * count.rsqrt().unsqueeze(1)))
 
 
-def find_rows(input_ids: Tensor, attention_mask: Tensor, grams: Grams, buckets: int) -> Tensor:
-    """The table's row of each n-gram, int64 [batch, sequence, grams]; 0 where an n-gram would reach beyond the text.
+def find_rows(
+    input_ids: Tensor, attention_mask: Tensor, spelled: Tensor, config: NgramsConfig
+) -> tuple[Tensor, Tensor]:
+    """The table's row of each n-gram of tokens and of characters, and 1 where it is there: int64 [batch, sequence, kinds].
 
-    As `hashing.rows_of` tells them of ids plus 1.
+    As `hashing.rows_of` tells them of ids plus 1 and of characters, in the order of `hashing.columns`. spelled: see `spell`.
     """
-    longest = 1 + max(map(max, grams))
-    sequence = input_ids.shape[1]
-    tokens = nn.functional.pad((input_ids + 1) * attention_mask, (0, longest - 1))
-    window = torch.stack([tokens[:, place : sequence + place] for place in range(longest)], dim=-1)
-    codes = (window.unsqueeze(-1) * window.new_tensor(factors(grams))).sum(dim=2) % PRIME % (buckets - 1) + 1
-    ends = window.index_select(-1, window.new_tensor([max(gram) for gram in grams]))
-    return codes * ends.clamp(max=1) * attention_mask.unsqueeze(-1)
+    by, ends = columns(config.grams or [], config.spelling or [], config.characters)
+    window = len(by) - config.characters
+    first = ((input_ids + 1) * attention_mask).unsqueeze(-1)
+    filled = nn.functional.pad(first, (0, 0, 0, window - 1))
+    beside = [filled[:, place : place - window + 1 or None] for place in range(1, window)]
+    letters = nn.functional.embedding(input_ids, spelled).long()
+    numbers = torch.cat([first, *beside, letters], dim=-1)
+    codes = _product(numbers, numbers.new_tensor(by)) % PRIME % (config.buckets - 1) + 1
+    there = (numbers.index_select(-1, numbers.new_tensor(ends)) * first).sign()
+    return codes, there
+
+
+def _product(numbers: Tensor, by: Tensor) -> Tensor:
+    """A matrix product of integers, which accelerators do not have: there as a sum, of the same numbers."""
+    return numbers @ by if numbers.device.type == "cpu" else (numbers.unsqueeze(-1) * by).sum(dim=-2)
 
 
 @cache

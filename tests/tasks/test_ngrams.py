@@ -13,34 +13,52 @@ from edgekit.distill.files import copy_tokenizer, save_model
 from edgekit.distill.options import Ngrams, read_distill_options
 from edgekit.distill.students import Hashed, make_student
 from edgekit.errors import EdgekitError
-from edgekit.hashing import PRIME, factors, rows_of, spell
+from edgekit.formats.onnx.float_graph import export_float
+from edgekit.formats.onnx.graph import Graph
+from edgekit.formats.onnx.session import Session
+from edgekit.formats.onnx.simplify import simplified
+from edgekit.hashing import PRIME, columns, factors, rows_of, spell
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.record.original_rows import ask
 from edgekit.tasks import TASKS, outputs
-from edgekit.tasks.ngrams import find_rows
+from edgekit.tasks.ngrams import NgramsConfig, find_rows
 from tests.conftest import LABELS
 
 TEXTS = ["please turn the kitchen light on", "jazz", "some jazz on the hall speaker would be nice", "", "hall lamp"]
 TABLE = Ngrams(buckets=2048, width=8, grams=((0,), (0, 1), (0, 2)))
 
 
-def by_hand(ids: Sequence[int], table: Ngrams) -> list[list[int]]:
-    """The rows of a text's n-grams as find_rows tells them, by Python's integers."""
-    by = factors(table.grams)
+def config_of(table: Ngrams) -> NgramsConfig:
+    return NgramsConfig(
+        buckets=table.buckets, width=table.width, characters=table.characters,
+        grams=[list(gram) for gram in table.grams], spelling=[list(gram) for gram in table.spelling],
+    )  # fmt: skip
+
+
+def by_hand(ids: Sequence[int], letters: Sequence[Sequence[int]], table: Ngrams) -> list[list[int]]:
+    """The rows of a text's n-grams as find_rows tells them, by Python's integers; letters: of each of its tokens."""
+    words, inside = factors(table.grams), factors(table.spelling)
     rows = []
-    for first in range(len(ids)):
+    for first, spelled in enumerate(letters):
         row = []
         for kind, gram in enumerate(table.grams):
-            inside = first + max(gram) < len(ids)
-            code = sum(by[place][kind] * (ids[first + place] + 1) for place in gram) if inside else 0
-            row.append(code % PRIME % (table.buckets - 1) + 1 if inside else 0)
+            there = first + max(gram) < len(ids)
+            code = sum(words[place][kind] * (ids[first + place] + 1) for place in gram) if there else 0
+            row.append(code % PRIME % (table.buckets - 1) + 1 if there else 0)
+        for kind, gram in enumerate(table.spelling):
+            for begin in range(table.characters - max(gram)):
+                code = sum(inside[place][kind] * spelled[begin + place] for place in gram)
+                row.append(code % PRIME % (table.buckets - 1) + 1 if spelled[begin + max(gram)] else 0)
         rows.append(row)
     return rows
 
 
 def test_rows_are_exact_and_padding_is_none() -> None:
-    """Ids up to the largest vocabularies; padded on either side."""
+    """Ids up to the largest vocabularies, tokens of all lengths; padded on either side, and as an accelerator adds them up."""
+    generator = torch.Generator().manual_seed(0)
+    spelled = torch.randint(1, 256, (2**20, TABLE.characters), generator=generator, dtype=torch.uint8)
+    spelled *= torch.arange(TABLE.characters) < torch.randint(0, 1 + TABLE.characters, (2**20, 1), generator=generator)
     texts = [[101, 7, 2**20 - 1, 102], [5], [2**20 - 1] * 6]
     for before, behind in ((0, 0), (0, 3), (2, 0)):
         longest = 6 + before + behind
@@ -48,17 +66,24 @@ def test_rows_are_exact_and_padding_is_none() -> None:
         for row, text in enumerate(texts):
             ids[row, before : before + len(text)] = torch.tensor(text)
             mask[row, before : before + len(text)] = 1
-        rows = find_rows(ids, mask, TABLE.grams, TABLE.buckets)
-        for found, text, real in zip(rows, texts, mask, strict=True):
-            assert found[real.bool()].tolist() == by_hand(text, TABLE)
+        codes, there = find_rows(ids, mask, spelled, config_of(TABLE))
+        for found, text, real in zip(codes * there, texts, mask, strict=True):
+            assert found[real.bool()].tolist() == by_hand(text, spelled[text].tolist(), TABLE)
             assert not found[~real.bool()].any()
-        assert np.array_equal(rows, rows_of(((ids + 1) * mask).numpy(), TABLE.grams, TABLE.buckets))
+        words = rows_of(((ids + 1) * mask).numpy(), TABLE.grams, TABLE.buckets)
+        assert np.array_equal((codes * there)[..., : len(TABLE.grams)], words)
+    by = torch.tensor(columns(TABLE.grams, TABLE.spelling, TABLE.characters)[0])
+    numbers = torch.randint(0, 2**20, (2, 5, len(by)), generator=generator)
+    assert torch.equal(numbers @ by, (numbers.unsqueeze(-1) * by).sum(dim=-2))
 
 
 def test_few_ngrams_share_a_row() -> None:
     """Pairs of small ids fall into no fewer rows than random ones would: 1 - 1/e of the table for as many pairs as rows."""
     ids = torch.cartesian_prod(torch.arange(64), torch.arange(64))
-    rows = find_rows(ids, torch.ones_like(ids), [[0, 1]], 4097)[:, 0, 0]
+    config = config_of(Ngrams(buckets=4097, grams=((0, 1),)))
+    rows = find_rows(ids, torch.ones_like(ids), torch.zeros(64, config.characters, dtype=torch.uint8), config)[0][
+        :, 0, 0
+    ]
     assert len(rows.unique()) > 0.95 * 4096 * (1 - np.exp(-1))
 
 
@@ -97,6 +122,19 @@ def test_a_saved_student_answers_as_transformers_says(folder: Path) -> None:
     assert owner.failed is None
     assert owner.outputs is not None
     np.testing.assert_allclose(owner.outputs, together, atol=1e-6)
+
+
+def test_its_graph_is_small_and_answers_as_it_does(folder: Path) -> None:
+    """A call's time is that of its nodes, about a microsecond each: the tables are small."""
+    task = TASKS["text-classification"]
+    module, model = task.load(folder), task.open_model(folder)
+    encoded = task.encode(model, [Prompt(text=text) for text in TEXTS], 32)
+    graph = simplified(export_float(module, encoded, output_name="logits"), encoded, for_cpu=True)
+    assert len(graph.graph.node) <= 30
+    assert Graph(graph).linears()[0].path == "model.classifier"
+    assert len(Graph(graph).linears()) == 1
+    answers = Session(graph).outputs(encoded)
+    np.testing.assert_allclose(answers, outputs(module, encoded, batch=1), atol=1e-6)
 
 
 def test_it_reads_as_its_teacher(folder: Path, checkpoint: Path) -> None:

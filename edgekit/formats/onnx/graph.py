@@ -159,7 +159,7 @@ class Graph:
         self.replace_nodes(ordered)
 
     def linears(self) -> list[Linear]:
-        """Every MatMul of a computed value with a constant matrix, in graph order."""
+        """Every MatMul of a computed value with a constant matrix of real numbers, in graph order."""
         calls: Counter[str] = Counter()
         found = []
         for node in self.model.graph.node:
@@ -172,7 +172,11 @@ class Graph:
         return found
 
     def _is_weight(self, name: str) -> bool:
-        return name in self.initializers and len(self.initializers[name].dims) == 2
+        import onnx
+
+        integers = {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
+        tensor = self.initializers.get(name)
+        return tensor is not None and len(tensor.dims) == 2 and tensor.data_type not in integers
 
     def _bias(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto | None, str | None]:
         add = self.only_reader(node.output[0])

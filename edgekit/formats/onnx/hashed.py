@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.formats.onnx.float_graph import OLD_OPSET
-from edgekit.hashing import PRIME, Grams, factors
+from edgekit.hashing import PRIME, Grams, columns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +41,14 @@ def hashed_graph(model: Hashed) -> onnx.ModelProto:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    window, constants, ends = _windows(model)
+    window = 1 + max(map(max, model.grams))
+    by, ends = columns(model.grams, model.spelling, model.spelled.shape[1])
     buckets, classes = model.codes.shape
     table = np.concatenate([model.codes, np.ones((buckets, 1), np.int8)], axis=1)
     table[0] = 0
     whole = {
-        **constants,
+        **_beside(window),
+        "factors": np.array(by, np.int64),
         "spelled": np.concatenate([np.zeros_like(model.spelled[:1]), model.spelled]),
         "ends": np.array(ends, np.int64),
         "prime": np.int64(PRIME),
@@ -106,32 +108,13 @@ def _nodes(window: int) -> list[onnx.NodeProto]:
     ]
 
 
-def _windows(model: Hashed) -> tuple[int, dict[str, NDArray[np.int64]], list[int]]:
-    """How many tokens an n-gram spans at most; the constants that lay them side by side and hash them; where each kind ends.
-
-    A row holds the tokens at each distance, then the characters of the first: [window + characters]. A kind of characters is one
-    column for each place in a token where it can begin.
-    """
+def _beside(window: int) -> dict[str, NDArray[np.int64]]:
+    """The constants that lay tokens at distances below `window` side by side."""
     import numpy as np
 
-    words, letters = np.array(factors(model.grams)), np.array(factors(model.spelling))
-    window, characters = len(words), model.spelled.shape[1]
-    columns = [np.concatenate([column, np.zeros(characters, np.int64)]) for column in words.T]
-    ends = [max(gram) for gram in model.grams]
-    for gram, column in zip(model.spelling, letters.T, strict=True):
-        reach = 1 + max(gram)
-        for begin in range(characters - reach + 1):
-            row = np.zeros(window + characters, np.int64)
-            row[window + begin : window + begin + reach] = column[:reach]
-            columns.append(row)
-            ends.append(window + begin + reach - 1)
-    constants = {
-        "factors": np.stack(columns, axis=1),
-        "padding": np.array([0, 0, 0, 0, window - 1, 0], np.int64),
-        "one_axis": np.array([1], np.int64),
-    }
+    constants = {"padding": np.array([0, 0, 0, 0, window - 1, 0], np.int64), "one_axis": np.array([1], np.int64)}
     for at in range(1, window):
         constants[f"from{at}"] = np.array([at], np.int64)
         # The last window ends with the text: its end is beyond all of them.
         constants[f"to{at}"] = np.array([at - window + 1 or 2**31 - 1], np.int64)
-    return window, constants, ends
+    return constants
