@@ -57,7 +57,8 @@ class Graph:
         for name, array in feeds.items():
             self._write(np.ascontiguousarray(array), self._inputs[name])
         self._session.run_with_iobinding(self._binding, self._option)
-        return [np.array(answer) for answer in self._binding.copy_outputs_to_cpu()]
+        answers: list[Array] = self._binding.copy_outputs_to_cpu()
+        return answers
 
     def _tensor(self, array: Array, memory: str) -> Any:
         """An onnxruntime.OrtValue of its own, with these numbers."""
