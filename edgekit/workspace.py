@@ -52,6 +52,7 @@ STEPS: dict[str, Step] = {
     "merge": Step(code=("edgekit.distill.adapter", _READ), libraries=("torch", "transformers", "peft")),
     "rename": Step(code=("edgekit.pipeline.teacher",)),
     "finetune": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
+    "signals": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
     "distill": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
     "control": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
     "linear": Step(code=("edgekit.linear", _READ), libraries=("onnx", "tokenizers", "numpy")),

@@ -117,6 +117,7 @@ def distill_inputs(
     keep: Sequence[int] | None = None,
     vocabulary: int | None = None,
     ngrams: Ngrams | None = None,
+    signals: Path | None = None,
     seed: int = 0,
     out_of_scope: str | None = None,
 ) -> training.DistillInputs:
@@ -136,6 +137,7 @@ def distill_inputs(
         machine=conditions(read),
         ngrams=ngrams,
         vocabulary=vocabulary,
+        signals=None if signals is None else content(signals),
     )
 
 

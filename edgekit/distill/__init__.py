@@ -82,6 +82,7 @@ class DistillInputs:
     n-grams.
 
     losses: weights by names of LOSSES. vocabulary: how many of the teacher's tokens the student keeps at most, None for all.
+    signals: what was recorded of the teacher, None where it answers while the student learns.
     out_of_scope, machine: see `FinetuneInputs`.
     """
 
@@ -98,6 +99,26 @@ class DistillInputs:
     machine: Mapping[str, str | int]
     ngrams: Ngrams | None = None
     vocabulary: int | None = None
+    signals: Content | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalsInputs:
+    """What `signals` is given: a teacher, the prompts, the temperature at which its answers are recorded, and the device that it
+    runs on.
+
+    machine: see `CreateInputs`.
+    """
+
+    STEP: ClassVar[str] = "signals"
+    teacher: Content
+    prompts: Content
+    task: str
+    temperature: float
+    device: str
+    max_length: int
+    seed: int
+    machine: Mapping[str, str | int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +266,21 @@ def _teach_student(
     hashed = None if inputs.ngrams is None else Hashed(folder=teacher, table=inputs.ngrams)
     tokens = () if inputs.vocabulary is None else _tokens(inputs, inputs.vocabulary, rows)
     student = hashed or Cut(folder=teacher, keep=inputs.kept, tokens=tokens)
-    return courses.distill(teacher, rows, student, inputs.options, inputs.losses, job, epochs)
+    recording = None if inputs.signals is None else inputs.signals.path
+    return courses.distill(teacher, rows, student, inputs.options, inputs.losses, job, epochs, recording)
+
+
+def signals(inputs: SignalsInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
+    """Record what a decoder says of each scored token of the train split, into `out`; a killed run continues there.
+
+    Any student, and any training of it at this temperature, learns from it without the teacher. Raises EdgekitError for an empty
+    train split.
+    """
+    rows = student_rows(inputs.prompts.path, inputs.task, None)
+    from edgekit.distill import courses
+
+    job = make_job(inputs, out, progress)
+    return courses.record_teacher(inputs.teacher.path, rows, job, inputs.temperature, choose_device(inputs.device))
 
 
 def _tokens(inputs: DistillInputs, most: int, rows: Sequence[Prompt]) -> list[int]:

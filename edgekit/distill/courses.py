@@ -29,6 +29,7 @@ from edgekit.distill.options import (
     TrainingOptions,
     loss_options,
 )
+from edgekit.distill.recorded import record
 from edgekit.distill.snapshot import drop_snapshot
 from edgekit.distill.students import Created, Cut, Hashed, Student, Whole, load_module, make_student, narrow, widen
 from edgekit.distill.tap import Tap, find_family
@@ -85,6 +86,8 @@ class Course:
     begins: Path | None = None
     """The folder that the student begins from, whose files go along."""
     teacher: Path | None = None
+    recording: Path | None = None
+    """What was recorded of the teacher (`recorded.record`), which is then not asked."""
     judge: Loss | None = None
     """What the early stop looks at; without it, the sum of the losses."""
     epochs: int | None = None
@@ -178,7 +181,13 @@ def _teacher(course: Course, student: Student, needs: frozenset[str], device: st
         return Tap(load_module(course.job.task, folder), needs=needs, blocks=student.matched, device=device)
 
     return find_teacher(
-        TeacherInputs(folder=folder, source=course.source, open=open_checkpoint, progress=course.job.progress)
+        TeacherInputs(
+            folder=folder,
+            source=course.source,
+            open=open_checkpoint,
+            progress=course.job.progress,
+            recording=course.recording,
+        )
     )
 
 
@@ -245,16 +254,18 @@ def distill(
     weights: Mapping[str, float | Schedule],
     job: Job,
     epochs: int | None = None,
+    recording: Path | None = None,
 ) -> dict[str, object]:
     """Train a student beside its teacher on the weighted sum of losses. Early stop: the same sum on the held-out rows.
 
     A student of the teacher's own family begins from its folder; one of n-grams has the teacher's tokenizer alone. With `epochs`
     it is taught for exactly so many, by losses that read no teacher, and stays what it was after the best of them: of a
-    classifier by the Brier score, as in `fine_tune`.
+    classifier by the Brier score, as in `fine_tune`. recording: what was recorded of the teacher, where it is not to be asked.
     """
     classes = load_model(teacher).labels if OUTPUTS[job.task.OUTPUT].has_classes else []
     source = _read(teacher, texts, classes, options, job)
-    job.progress(0, 0, f"loading the teacher, {teacher.name}")
+    if recording is None:
+        job.progress(0, 0, f"loading the teacher, {teacher.name}")
     _, facts = teach(
         Course(
             job=job,
@@ -266,6 +277,7 @@ def distill(
             teacher=teacher,
             judge=BRIER if epochs is not None and classes else None,
             epochs=epochs,
+            recording=recording,
         )
     )
     if not isinstance(student, Cut):
@@ -274,6 +286,18 @@ def distill(
         write_tokenizer(teacher, job.out, student.tokens)
         check_same(teacher, job.out, [row.text for row in texts], student.tokens, job.max_length)
     return facts | _taught_by(weights, options)
+
+
+def record_teacher(
+    teacher: Path, texts: Sequence[Prompt], job: Job, temperature: float, device: str
+) -> dict[str, object]:
+    """Ask a teacher for each scored token of the texts once, and keep what it says (`recorded.record`)."""
+    source = _read(teacher, texts, [], TrainingOptions(), job)
+    job.progress(0, 0, f"loading the teacher, {teacher.name}")
+    with reproducible(job.seed, device):
+        tap = Tap(load_module(job.task, teacher), device=device)
+        inputs = TeacherInputs(folder=teacher, source=source, open=lambda: tap, progress=job.progress)
+        return record(inputs, job.out, temperature=temperature, seed=job.seed)
 
 
 def train_on_grid(

@@ -23,6 +23,8 @@ from edgekit.distill.signals import IGNORED
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgekit.distill.recorded import Recorded
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
@@ -56,6 +58,17 @@ def forward_kl(given: Tensor, wanted: Tensor, options: LossOptions) -> Compared:
     (theirs, p), (mine, q) = _softmax(wanted, heat), _softmax(given, heat)
     values = theirs.sub_(mine).mul_(p).sum(dim=-1) * heat**2
     return values, q.sub_(p).mul_(heat)
+
+
+def recorded_kl(given: Tensor, wanted: Recorded, options: LossOptions) -> Compared:
+    """`forward_kl` with a teacher that was recorded at the same temperature: T^2 (-H(p) - sum(w log q)) and T (q - w), where the
+    weights w have the mean p over draws. A single value may be below 0.
+    """
+    heat = options.temperature
+    mine, q = _softmax(given, heat)
+    weights = wanted.weights.to(q.dtype)
+    values = (weights * mine.gather(1, wanted.ids)).sum(dim=-1).add_(wanted.entropy).mul_(-(heat**2))
+    return values, q.scatter_add_(1, wanted.ids, -weights).mul_(heat)
 
 
 def reverse_kl(given: Tensor, wanted: Tensor, options: LossOptions) -> Compared:

@@ -15,6 +15,7 @@ from edgekit.distill.divergences import Compared, LossOptions
 from edgekit.distill.loop import Lesson
 from edgekit.distill.losses import Loss, compare_logits
 from edgekit.distill.options import Schedule, at
+from edgekit.distill.recorded import Recorded
 from edgekit.distill.signals import IGNORED, Batch, Signal
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import Teacher
@@ -83,7 +84,8 @@ class _Beside:
         """
         batch = self.source.batch(rows).to(self.student.device)
         given = self.student(batch)
-        wanted = given if self.teacher is None else self.teacher.ask(batch)
+        is_asked = self.teacher is not None and self.teacher.recorded is None
+        wanted = self.teacher.ask(batch) if self.teacher is not None and is_asked else given
         by_token = [term for term in terms if batch.scored and "output" in term[1].needs]
         others = [term for term in terms if term not in by_token]
         if whole is not None:
@@ -101,18 +103,29 @@ class _Beside:
         """The weighted sum of losses of scored tokens' logits, mean over the tokens of the whole batch, or over its rows."""
         given, wanted, batch = compared
         targets, (rows, positions) = _scored(batch)
-        mine, theirs = (signal.output[rows, positions] for signal in (given, wanted))
-        asked = self.teacher if any(loss.teacher for _, loss in terms) else None
+        mine = given.output[rows, positions]
+        shown = self._teacher_of(wanted, batch) if any(loss.teacher for _, loss in terms) else None
         share = (1 / torch.bincount(rows).to(mine.dtype))[rows] if self.per_sequence else None
 
         def compare(logits: Tensor, part: slice) -> Compared:
-            shown = logits if asked is None else asked.logits(theirs[part])
-            values, gradient = _sum_of_logits(terms, logits, shown, targets[part], options)
+            wanted = logits if shown is None else shown(part)
+            values, gradient = _sum_of_logits(terms, logits, wanted, targets[part], options)
             return (values, gradient) if share is None else (values * share[part], gradient.mul_(share[part, None]))
 
         ids, (owners, _) = _scored(whole)
         count = len(torch.unique(owners)) if self.per_sequence else len(ids)
         return mean_over_tokens(mine, self.student.head, compare, max(count, 1))
+
+    def _teacher_of(self, wanted: Signal, batch: Batch) -> Callable[[slice], Tensor | Recorded] | None:
+        """What the teacher says of a slice of the scored tokens: its logits, or what was recorded; None without a teacher."""
+        teacher = self.teacher
+        if teacher is None:
+            return None
+        if teacher.recorded is not None:
+            return teacher.recorded(batch)[batch.targets != IGNORED].__getitem__
+        _, (rows, positions) = _scored(batch)
+        theirs = wanted.output[rows, positions]
+        return lambda part: teacher.logits(theirs[part])
 
 
 def _scored(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -138,11 +151,14 @@ def _share(loss: Loss, part: Batch, whole: Batch) -> float:
     return counts[0] / max(counts[1], 1.0)
 
 
-def _sum_of_logits(terms: Terms, given: Tensor, wanted: Tensor, targets: Tensor, options: LossOptions) -> Compared:
+def _sum_of_logits(
+    terms: Terms, given: Tensor, wanted: Tensor | Recorded, targets: Tensor, options: LossOptions
+) -> Compared:
     """The weighted sum of losses of logits, for each token, with its gradients."""
     total = None
     for weight, loss in terms:
-        if loss.teacher and not loss.any_width and given.shape[-1] != wanted.shape[-1]:
+        of_logits = isinstance(wanted, Tensor) and loss.teacher and not loss.any_width
+        if isinstance(wanted, Tensor) and of_logits and given.shape[-1] != wanted.shape[-1]:
             _refuse_ids_beyond(targets, min(given.shape[-1], wanted.shape[-1]))
         values, gradient = compare_logits(loss, given, wanted, targets, options)
         if total is None:

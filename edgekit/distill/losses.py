@@ -21,6 +21,8 @@ from edgekit.outputs.tokens import TOKENS
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgekit.distill.recorded import Recorded
+
 Compare = Callable[[Signal, Signal, Batch, LossOptions], "Tensor"]
 """(student, teacher, batch, options) -> a scalar, 0 where there is nothing left to learn."""
 
@@ -38,6 +40,8 @@ class Loss:
     """Whether it reads the teacher's signal; a run of losses that do not loads no teacher."""
     divergence: Divergence | None = None
     """Of a loss of logits: what it is for each of them, with its gradient. A decoder is taught by no other loss of `output`."""
+    recorded: Callable[[Tensor, Recorded, LossOptions], Compared] | None = None
+    """The divergence from a teacher whose answers were recorded; None of a loss that is not linear in its probabilities."""
     any_width: bool = False
     """Whether student and teacher may have different vocabularies; else logits that only one of them has are left out."""
     pairs: bool = False
@@ -79,15 +83,22 @@ def brier(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) 
     return (student.output.softmax(dim=-1) - batch.targets).square().sum(dim=-1).mean()
 
 
-def compare_logits(loss: Loss, given: Tensor, wanted: Tensor, targets: Tensor, options: LossOptions) -> Compared:
+def compare_logits(
+    loss: Loss, given: Tensor, wanted: Tensor | Recorded, targets: Tensor, options: LossOptions
+) -> Compared:
     """A loss of logits for each of them: values [rows] and gradients in the student's logits [rows, width].
 
-    given, wanted: the student's logits and the teacher's. targets: ids [rows], or probabilities [rows, classes]: what a teacher's
-    logits are corrected to, and what a loss without a teacher compares with.
+    given, wanted: the student's logits and the teacher's, or what was recorded of it. targets: ids [rows], or probabilities
+    [rows, classes]: what a teacher's logits are corrected to, and what a loss without a teacher compares with.
     """
+    from edgekit.distill.recorded import Recorded
+
     assert loss.divergence is not None
     if not loss.teacher:
         return loss.divergence(given, targets, options)
+    if isinstance(wanted, Recorded):
+        assert loss.recorded is not None
+        return loss.recorded(given, wanted, options)
     shared = min(given.shape[-1], wanted.shape[-1])
     narrow = loss.any_width or given.shape[-1] == shared
     mine = given if narrow else given[:, :shared]
@@ -215,6 +226,7 @@ LOSSES: dict[str, Loss] = {
     "logits": Loss(
         compare=logits,
         divergence=divergences.forward_kl,
+        recorded=divergences.recorded_kl,
         needs=_OUTPUT,
         weights={LOGITS.name: 0.5, TOKENS.name: 1.0},
         formula="T² KL(p ‖ q), forward",

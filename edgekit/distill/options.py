@@ -96,7 +96,9 @@ class DistillOptions(TrainingOptions):
 
     A weight, and the temperature, may be a Schedule. `per`: of a decoder, whether the mean is over tokens or over texts first.
     `jensen_shannon`, `skew` and `alpha_beta` are the parameters of the losses of that name, `correct_teacher`, `confidence` and
-    `label_smoothing` what `LossOptions` says. `control`: whether the same student is trained without its teacher too.
+    `label_smoothing` what `LossOptions` says. `control`: whether the same student is trained without its teacher too. `signals`:
+    of a decoder, whether the teacher answers while the student learns, or once, on disk (`recorded`): each further student, or a
+    longer training, then needs no teacher.
     """
 
     temperature: Annotated[float, Gt(0)] | Schedule = 2.0
@@ -109,6 +111,7 @@ class DistillOptions(TrainingOptions):
     confidence: Annotated[float, Ge(0)] = 0.0
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     control: bool = False
+    signals: Literal["live", "recorded"] = "live"
 
 
 def loss_options(options: TrainingOptions, share: float) -> LossOptions:
@@ -178,6 +181,8 @@ def read_qad_options(
     options = parse(QadOptions, table, where)
     if options.control:
         raise EdgekitError(f"{where}.control: a control is of the float student; write control = true in [distill]")
+    if options.signals == "recorded":
+        raise EdgekitError(f"{where}.signals: only [distill] learns from a recorded teacher; remove this key")
     defaults = default_losses(output, blocks=False)
     own = {name: weight for name, weight in defaults.items() if name in ON_GRID_LOSSES}
     return options, _choose_losses(replace(options, losses=options.losses or dict(own)), defaults, output, "qad", where)
@@ -195,6 +200,10 @@ def read_distill_options(
     keys, blocks = TAUGHT[kind]
     options = parse(keys, table, where)
     defaults = default_losses(output, blocks=blocks)
+    if options.signals == "recorded":
+        _check_recorded(options, output, where)
+        own = {name: weight for name, weight in defaults.items() if _can_be_recorded(losses.LOSSES[name])}
+        options = replace(options, losses=options.losses or dict(own))
     return options, _choose_losses(options, defaults, output, output if blocks else kind, where)
 
 
@@ -208,6 +217,38 @@ def why_no_control(output: str, chosen: Mapping[str, object]) -> str | None:
     if output not in losses.LOSSES["labels"].weights:
         return f"without a teacher nothing teaches such a student: its texts have no labels to learn from ({output})"
     return None
+
+
+def _can_be_recorded(loss: losses.Loss) -> bool:
+    return loss.recorded is not None or not loss.teacher
+
+
+def _check_recorded(options: DistillOptions, output: str, where: str) -> None:
+    """Refuse what a recorded teacher cannot say: draws of its probabilities at one temperature are right on average only."""
+    if output != TOKENS.name:
+        raise EdgekitError(
+            f'{where}.signals: "recorded" is for text-generation; of other tasks the teacher is asked once in each training, and'
+            " its answers are kept in memory; remove this key"
+        )
+    if isinstance(options.temperature, Schedule):
+        raise EdgekitError(
+            f'{where}.temperature: a teacher is recorded at one temperature; give a number, or signals = "live"'
+        )
+    able = [name for name, loss in losses.LOSSES.items() if output in loss.weights and _can_be_recorded(loss)]
+    for name in options.losses or {}:
+        if name in losses.LOSSES and name not in able:
+            raise EdgekitError(
+                f"{where}.losses.{name}: a recorded teacher cannot teach it: it is not linear in the teacher's probabilities; use"
+                f' {" and ".join(able)}, or signals = "live"'
+            )
+    for key, given in (
+        ("correct_teacher", options.correct_teacher is not None),
+        ("confidence", options.confidence > 0),
+    ):
+        if given:
+            raise EdgekitError(
+                f'{where}.{key}: needs all of the teacher\'s probabilities; remove it, or signals = "live"'
+            )
 
 
 def _choose_losses(

@@ -1,10 +1,11 @@
-"""TEACHERS: where a teacher's signals come from. A further kind (recorded answers, ...) is one function and one line."""
+"""TEACHERS: where a teacher's signals come from. A further kind is one function and one line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from edgekit.distill.batches import Source
 from edgekit.distill.options import SIGNAL_BYTES
+from edgekit.distill.recorded import Reader, Recorded
 from edgekit.distill.signals import Batch, Signal
 from edgekit.distill.tap import Tap
 from edgekit.errors import EdgekitError
@@ -30,6 +32,8 @@ class Teacher:
     """The signal for a batch."""
     logits: Callable[[Tensor], Tensor]
     """Of a decoder: the outputs of scored tokens [tokens, ...] -> logits [tokens, vocabulary]."""
+    recorded: Callable[[Batch], Recorded] | None = None
+    """Of a decoder whose answers were recorded: what it said of a batch's scored tokens; it is never asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,19 @@ class TeacherInputs:
     open: Callable[[], Tap]
     """The folder's checkpoint with taps for the signals that the losses need, loaded at the first call."""
     progress: Progress = silent
+    recording: Path | None = None
+    """A folder that `recorded.record` filled, where the student is to learn from that."""
+
+
+def recorded(inputs: TeacherInputs) -> Teacher | None:
+    """What was recorded of the checkpoint, which is not opened; None where nothing was."""
+    if inputs.recording is None:
+        return None
+
+    def never(_: object) -> NoReturn:
+        raise RuntimeError("a recorded teacher is not asked")
+
+    return Teacher(ask=never, logits=never, recorded=Reader(inputs.recording, inputs.source.counts))
 
 
 def kept(inputs: TeacherInputs) -> Teacher | None:
@@ -82,6 +99,7 @@ def live(inputs: TeacherInputs) -> Teacher:
 
 TEACHERS: dict[str, Callable[[TeacherInputs], Teacher | None]] = {
     # In the order in which they are tried: the first that can teach does.
+    "recorded": recorded,
     "kept": kept,
     "live": live,
 }

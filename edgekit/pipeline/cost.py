@@ -24,6 +24,7 @@ from edgekit.workspace import Product
 _STARTS = {
     "create": 8,
     "finetune": 8,
+    "signals": 8,
     "distill": 8,
     "control": 16,
     "linear": 2,
@@ -176,7 +177,7 @@ class _Work:
                 self.made,
                 tokens=tokens,
                 epochs=training.distill.epochs,
-                teacher=self.teacher,
+                teacher=None if self.records else self.teacher,
                 projections=0 if OUTPUTS[self.output].generates else 3,
             )
         if training.control:
@@ -184,6 +185,11 @@ class _Work:
         if training.qad is not None:
             costs["qad"] = training_cost(self.made, tokens=tokens, epochs=training.qad.epochs, teacher=self.teacher)
         return costs
+
+    @property
+    def records(self) -> bool:
+        """Whether the teacher's answers are recorded before the student learns."""
+        return "signals" in self.plan.steps
 
     def operations(self) -> dict[str, float]:
         """Of each step: 2 a weight outside the embedding and token forward, and what trainings take."""
@@ -196,6 +202,7 @@ class _Work:
             "export": 32 * made * tokens * min(rows["calibrate"], 128),
             "package": 0.0,
             **({"linear": 0.0} if "linear" in self.plan.steps else {}),
+            **({"signals": 2 * core * tokens * rows.get("train", 0)} if self.records else {}),
             **{step: float(cost.operations.value) for step, cost in self.trainings().items()},
             **({"control": self.control() or 0.0} if "control" in self.plan.steps else {}),
         }
@@ -228,7 +235,15 @@ class _Work:
         trained = self.trainings()
         models = 4.0 * self.teacher.weights * bool(trained.keys() - {"distill", "control", "qad"})
         models += 4.0 * self.made.weights * len(trained.keys() & {"distill", "control", "qad"})
-        return models + 3 * artifact + self._recorded()
+        return models + 3 * artifact + self._recorded() + self._signals()
+
+    def _signals(self) -> float:
+        """Of a recorded teacher: a record of each train token."""
+        if not self.records:
+            return 0.0
+        from edgekit.distill.recorded import RECORD
+
+        return float(RECORD.itemsize * self.tokens * self.rows.get("train", 0))
 
     def _recorded(self) -> float:
         """Of decoders the reference: ids and likelihoods of the likeliest tokens."""

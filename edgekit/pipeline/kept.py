@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgekit.pipeline.plan import Listener, Plan, Session
-from edgekit.pipeline.steps import calibrate, control, create, distill, export, finetune, linear, qad, record
+from edgekit.pipeline.steps import calibrate, control, create, distill, export, finetune, linear, qad, record, signals
 from edgekit.pipeline.verdict import Covering, is_judged
 from edgekit.workspace import NotMade, Product, Workspace
 
@@ -36,6 +36,8 @@ def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool
     student = teacher
     if teacher is not None and recipe.student is not None:
         tuned = teacher
+        if "signals" in found:
+            ask("signals", lambda: signals(settings, tuned, prompts, looking))
         student = ask("distill", lambda: distill(settings, tuned, prompts, looking))
     alone: tuple[Product, ...] | None = ()
     if teacher is not None and student is not None and "control" in found:

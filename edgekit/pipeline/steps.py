@@ -55,6 +55,30 @@ def finetune(settings: Settings, base: Path, prompts: Product, session: Session,
     return run_step(session, inputs, with_read(make, prompts, "train", base), note=note, at=at).folder
 
 
+def signals(settings: Settings, teacher: Path, prompts: Product, session: Session) -> Product | None:
+    """What the teacher says of the train split, recorded for any student of it; None where it answers while a student learns."""
+    recipe, options = settings.recipe, settings.training.distill
+    if recipe.student is None or options.signals != "recorded":
+        return None
+    from edgekit.distill import SignalsInputs
+    from edgekit.distill import signals as make
+    from edgekit.distill.machine import conditions
+
+    assert isinstance(options.temperature, float)
+    inputs = SignalsInputs(
+        teacher=model_content(teacher),
+        prompts=split_content(prompts, "train"),
+        task=recipe.task,
+        temperature=options.temperature,
+        device=options.device,
+        max_length=recipe.data.max_length,
+        seed=recipe.seed,
+        machine=conditions(options),
+    )
+    note = f"{prompts.facts['rows']['train']} texts"
+    return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note)
+
+
 def distill(settings: Settings, teacher: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
     """The student that the recipe describes; the teacher itself where it describes none."""
     if settings.recipe.student is None:
@@ -62,7 +86,9 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
     from edgekit.distill import distill as make
     from edgekit.model import load_model
 
-    inputs = _distill_inputs(settings, teacher, prompts)
+    recorded = signals(settings, teacher, prompts, session)
+    known = None if recorded is None else Content(path=recorded.folder, digest=recorded.digest)
+    inputs = replace(_distill_inputs(settings, teacher, prompts), signals=known)
     note = f"{load_model(teacher).layers} layers to {len(inputs.kept) or 'a table of n-grams'}"
     return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder
 
@@ -79,7 +105,7 @@ def control(
     if not settings.training.control:
         return ()
     given, taught = _distill_inputs(settings, teacher, prompts), open_product(student, "distill")
-    alone = replace(given, losses=LABELS, options=replace(given.options, losses={**LABELS}))
+    alone = replace(given, losses=LABELS, options=replace(given.options, losses={**LABELS}, signals="live"))
     inputs = ControlInputs(**vars(alone), epochs=int(taught.facts["epochs"]))
     filled = with_read(make, prompts, "train", teacher)
     folder = run_step(session, inputs, filled, note=f"{inputs.epochs} epochs without the teacher").folder

@@ -1,0 +1,152 @@
+"""A teacher's recorded answers: of each scored token its likeliest tokens, and draws of the others that are right on average.
+
+A record of a token holds the EXACT largest probabilities p at the recorded temperature, and the ids of DRAWN draws of all other
+tokens, each of which stands for a like share of their mass `tail`. The mean of what the draws give is p, so that a loss that is
+linear in p, and its gradient, are right on average; the largest alone, made to sum to 1, teach an overconfident student:
+Anshumann et al., "Sparse Logit Sampling" (arXiv:2503.16870). Draws are systematic: one random number a token, DRAWN points at
+equal distances (Madow 1949), which varies less than independent draws. `entropy` is exact: KL(p || q) = -H(p) - sum(p log q).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgekit.errors import EdgekitError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgekit.distill.signals import Batch
+    from edgekit.distill.tap import Tap
+    from edgekit.distill.teachers import TeacherInputs
+
+EXACT, DRAWN = 16, 32
+RECORD = np.dtype([("ids", "<u4", (EXACT + DRAWN,)), ("exact", "<f4", (EXACT,)), ("tail", "<f4"), ("entropy", "<f4")])
+"""A token's record, 268 bytes: the ids of the largest, falling, and of the draws; the largest; the mass and the entropy."""
+RECORDING = "recording the teacher's answers"
+# Rows of one file: what a killed recording loses at most. And texts that are asked at a time.
+_ROWS, _AT_A_TIME = 256, 16
+# Probabilities [tokens, vocabulary] that are there at once.
+_SLICE = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a teacher said of some tokens. Of each, the weights sum to 1 and their mean over draws is its probabilities."""
+
+    ids: Tensor
+    """int64 [tokens, EXACT + DRAWN]; a token may be drawn several times."""
+    weights: Tensor
+    """float32 [tokens, EXACT + DRAWN]"""
+    entropy: Tensor
+    """In nats, float32 [tokens]."""
+
+    def __getitem__(self, part: slice | Tensor) -> Recorded:
+        """Some of the tokens."""
+        return Recorded(ids=self.ids[part], weights=self.weights[part], entropy=self.entropy[part])
+
+
+def summarize(logits: Tensor, temperature: float, random: Tensor) -> np.ndarray:
+    """Records [tokens] of logits [tokens, vocabulary]; random: a number from 0 to below 1 for each token, float64 [tokens]."""
+    count, width = logits.shape
+    found = np.zeros(count, RECORD)
+    for start in range(0, count, step := max(1, _SLICE // width)):
+        part = slice(start, min(start + step, count))
+        p = (logits[part].double() / temperature).softmax(dim=-1)
+        found["entropy"][part] = torch.special.entr(p).sum(dim=-1).numpy()
+        largest, ids = p.topk(min(EXACT, width), dim=-1)
+        found["exact"][part, : largest.shape[1]] = largest.numpy()
+        found["ids"][part, : largest.shape[1]] = ids.numpy()
+        sums = p.scatter_(1, ids, 0.0).cumsum(dim=-1)
+        tail = sums[:, -1:]
+        points = (random[part, None] + torch.arange(DRAWN, dtype=torch.float64)) * (tail / DRAWN)
+        # The first token whose sum is above the point: one of mass 0 is never that.
+        drawn = torch.searchsorted(sums, points, right=True).clamp(max=width - 1)
+        found["ids"][part, EXACT:] = drawn.numpy()
+        found["tail"][part] = tail[:, 0].numpy()
+    return found
+
+
+def record(inputs: TeacherInputs, out: Path, *, temperature: float, seed: int) -> dict[str, object]:
+    """Ask the teacher for every row of the source once, into files of `out`; those that are there already are kept.
+
+    Each row is drawn by its own number, so that neither a kill nor the batches change a byte.
+    """
+    source, tap = inputs.source, inputs.open()
+    rows = range(len(source.lengths))
+    inputs.progress(0, len(rows), RECORDING)
+    for start in range(0, len(rows), _ROWS):
+        path = _file(out, start // _ROWS)
+        part = rows[start : start + _ROWS]
+        if not path.is_file():
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(b"".join(_of_rows(inputs, tap, part, temperature, seed)))
+            partial.replace(path)
+        inputs.progress(part[-1] + 1, len(rows), RECORDING)
+    return {"temperature": temperature, "tokens": sum(source.counts), "bytes_per_token": RECORD.itemsize}
+
+
+def _of_rows(inputs: TeacherInputs, tap: Tap, rows: Sequence[int], temperature: float, seed: int) -> list[bytes]:
+    """The records of each row, as bytes."""
+    source, found = inputs.source, dict[int, bytes]()
+    order = sorted(rows, key=lambda row: (source.lengths[row], row))
+    for start in range(0, len(order), _AT_A_TIME):
+        asked = order[start : start + _AT_A_TIME]
+        batch = source.batch(asked).to(tap.device)
+        assert batch.scored is not None
+        owners, positions = batch.scored
+        with torch.no_grad():
+            states = tap(batch).output[owners, positions]
+            for index, row in enumerate(asked):
+                logits = tap.logits(states[owners == index]).cpu()
+                generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
+                random = torch.rand(len(logits), generator=generator, dtype=torch.float64)
+                found[row] = summarize(logits, temperature, random).tobytes()
+    return [found[row] for row in rows]
+
+
+class Reader:
+    """The records of a source's rows in a folder that `record` filled."""
+
+    def __init__(self, folder: Path, counts: Sequence[int]) -> None:
+        """counts: of each row its scored tokens. Raises EdgekitError for files that hold another number of them."""
+        self._starts = [0, *accumulate(counts)]
+        files = sorted(folder.glob("signals-*.bin"))
+        parts = [np.memmap(path, RECORD, mode="r") for path in files if path.stat().st_size]
+        if sum(map(len, parts)) != self._starts[-1]:
+            raise EdgekitError(
+                f"{folder}: holds {sum(map(len, parts))} recorded tokens, but the texts have {self._starts[-1]}: it was cut, or"
+                " recorded of other texts; delete it, and build again"
+            )
+        self._firsts = [0, *accumulate(map(len, parts))]
+        self._parts = parts
+
+    def __call__(self, batch: Batch) -> Recorded:
+        """What the teacher said of a batch's scored tokens, in their order, on the batch's device."""
+        rows = np.concatenate([self._row(row) for row in batch.rows])
+        weights = np.concatenate([rows["exact"], np.repeat(rows["tail"][:, None] / DRAWN, DRAWN, axis=1)], axis=1)
+        device = batch.tokens.device
+        return Recorded(
+            ids=torch.from_numpy(rows["ids"].astype(np.int64)).to(device),
+            weights=torch.from_numpy(weights).to(device),
+            entropy=torch.from_numpy(rows["entropy"].copy()).to(device),
+        )
+
+    def _row(self, row: int) -> np.ndarray:
+        begin, end = self._starts[row], self._starts[row + 1]
+        part = int(np.searchsorted(self._firsts, begin, side="right")) - 1
+        if begin == end:
+            return np.zeros(0, RECORD)
+        # A row lies in one file.
+        return np.asarray(self._parts[part][begin - self._firsts[part] : end - self._firsts[part]])
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"signals-{index:05}.bin"
