@@ -104,7 +104,7 @@ class DistillInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalsInputs:
-    """What `signals` is given: a teacher, the prompts, the temperature at which its answers are recorded, and the device that it
+    """What `record_teacher` is given: a teacher, the prompts, the temperature at which its answers are recorded, and the device that it
     runs on.
 
     machine: see `CreateInputs`.
@@ -270,7 +270,7 @@ def _teach_student(
     return courses.distill(teacher, rows, student, inputs.options, inputs.losses, job, epochs, recording)
 
 
-def signals(inputs: SignalsInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
+def record_teacher(inputs: SignalsInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
     """Record what a decoder says of each scored token of the train split, into `out`; a killed run continues there.
 
     Any student, and any training of it at this temperature, learns from it without the teacher. Raises EdgekitError for an empty

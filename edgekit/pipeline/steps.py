@@ -61,7 +61,7 @@ def signals(settings: Settings, teacher: Path, prompts: Product, session: Sessio
     if recipe.student is None or options.signals != "recorded":
         return None
     from edgekit.distill import SignalsInputs
-    from edgekit.distill import signals as make
+    from edgekit.distill import record_teacher as make
     from edgekit.distill.machine import conditions
 
     assert isinstance(options.temperature, float)

@@ -45,21 +45,21 @@ def test_answers_that_do_not_fit_are_asked_for_anew(
         monkeypatch.setattr(teachers, "SIGNAL_BYTES", limit)
         asked.clear()
         teach(checkpoint, data, tmp_path / str(limit))
-        assert asked == wanted
+        assert asked == ["recorded: False", *wanted]
 
 
 def test_a_further_kind_of_teacher_is_a_function_and_a_line(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers that were recorded before: the student learns them, and the checkpoint is never opened."""
+    """Answers that are known without it: the student learns them, and the checkpoint is never opened."""
 
-    def recorded(inputs: TeacherInputs) -> Teacher:
+    def known(inputs: TeacherInputs) -> Teacher:
         assert inputs.folder == checkpoint
         logits = torch.tensor([[9.0, 0.0, 0.0]])
         return Teacher(ask=lambda batch: Signal(output=logits.expand(len(batch.rows), 3)), logits=torch.nn.Identity())
 
     monkeypatch.setattr(courses, "load_module", lambda *_: pytest.fail("the checkpoint was opened"))
-    monkeypatch.setattr(teachers, "TEACHERS", {"recorded": recorded, **TEACHERS})
+    monkeypatch.setattr(teachers, "TEACHERS", {"known": known, **TEACHERS})
     teach(checkpoint, make_data(tmp_path / "data"), tmp_path / "out", epochs=12, learning_rate=5e-3)
     texts = [pattern.format(subject) for pattern in PATTERNS.values() for subject in SUBJECTS[:4]]
     given = outputs(TASKS[TASK].load(tmp_path / "out"), of_tokens(load_model(checkpoint).encode(texts, 32), 0))
