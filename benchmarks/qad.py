@@ -41,7 +41,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from rows import Row, Rows  # noqa: E402
 
 from edgekit.distill.batches import passage_source  # noqa: E402
-from edgekit.distill.courses import QAD_RATE, Course, Job, teach  # noqa: E402
+from edgekit.distill.courses import QAD_RATE, Course, Job, Teaches, teach  # noqa: E402
 from edgekit.distill.machine import count_threads  # noqa: E402
 from edgekit.distill.options import QadOptions  # noqa: E402
 from edgekit.distill.students import Whole  # noqa: E402
@@ -190,7 +190,7 @@ class Bench:
                 losses={way.teach: 1.0},
                 options=QadOptions(epochs=1, batch=BATCH, learning_rate=self.rate),
                 begins=self.folder,
-                teacher=self.folder if way.teach == "logits" else None,
+                teacher=Teaches(folder=self.folder) if way.teach == "logits" else None,
                 grid=grid,
             )
         )

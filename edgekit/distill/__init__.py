@@ -104,10 +104,9 @@ class DistillInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalsInputs:
-    """What `record_teacher` is given: a teacher, the prompts, the temperature at which its answers are recorded, and the device that it
-    runs on.
+    """What `record_teacher` is given: a teacher, the prompts, and the temperature at which its answers are recorded.
 
-    machine: see `CreateInputs`.
+    device: that it runs on; machine: see `CreateInputs`.
     """
 
     STEP: ClassVar[str] = "signals"
@@ -267,7 +266,8 @@ def _teach_student(
     tokens = () if inputs.vocabulary is None else _tokens(inputs, inputs.vocabulary, rows)
     student = hashed or Cut(folder=teacher, keep=inputs.kept, tokens=tokens)
     recording = None if inputs.signals is None else inputs.signals.path
-    return courses.distill(teacher, rows, student, inputs.options, inputs.losses, job, epochs, recording)
+    teaches = courses.Teaches(folder=teacher, recording=recording)
+    return courses.distill(teaches, rows, student, inputs.options, inputs.losses, job, epochs)
 
 
 def record_teacher(inputs: SignalsInputs, out: Path, progress: Progress = silent) -> dict[str, object]:

@@ -74,6 +74,14 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Teaches:
+    """A teacher: its folder, and what was recorded of it (`recorded.record`), where it is not to be asked."""
+
+    folder: Path
+    recording: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Course:
     """A training, whole: who learns, from what, by which losses, and beside which teacher."""
 
@@ -85,9 +93,7 @@ class Course:
     options: TrainingOptions
     begins: Path | None = None
     """The folder that the student begins from, whose files go along."""
-    teacher: Path | None = None
-    recording: Path | None = None
-    """What was recorded of the teacher (`recorded.record`), which is then not asked."""
+    teacher: Teaches | None = None
     judge: Loss | None = None
     """What the early stop looks at; without it, the sum of the losses."""
     epochs: int | None = None
@@ -172,9 +178,10 @@ def _narrowed(course: Course, student: Student) -> tuple[nn.Embedding | None, Te
 
 def _teacher(course: Course, student: Student, needs: frozenset[str], device: str) -> Teacher | None:
     """The course's teacher, where any loss reads what it gives."""
-    folder = course.teacher
-    if folder is None or not any(losses.LOSSES[name].teacher for name in course.losses):
+    taught = course.teacher
+    if taught is None or not any(losses.LOSSES[name].teacher for name in course.losses):
         return None
+    folder = taught.folder
 
     @cache
     def open_checkpoint() -> Tap:
@@ -186,7 +193,7 @@ def _teacher(course: Course, student: Student, needs: frozenset[str], device: st
             source=course.source,
             open=open_checkpoint,
             progress=course.job.progress,
-            recording=course.recording,
+            recording=taught.recording,
         )
     )
 
@@ -196,7 +203,7 @@ def identify(course: Course) -> str:
     return fingerprint(
         {
             "begins": _digests(course.begins),
-            "teacher": _digests(course.teacher),
+            "teacher": _digests(course.teacher.folder if course.teacher else None),
             "source": course.source.identity,
             "student": {"kind": type(course.student).__name__, **_without_paths(course.student)},
             "losses": {name: _plain(weight) for name, weight in course.losses.items()},
@@ -247,25 +254,25 @@ def fine_tune(
 
 
 def distill(
-    teacher: Path,
+    teacher: Teaches,
     texts: Sequence[Prompt],
     student: Cut | Hashed,
     options: DistillOptions,
     weights: Mapping[str, float | Schedule],
     job: Job,
     epochs: int | None = None,
-    recording: Path | None = None,
 ) -> dict[str, object]:
     """Train a student beside its teacher on the weighted sum of losses. Early stop: the same sum on the held-out rows.
 
     A student of the teacher's own family begins from its folder; one of n-grams has the teacher's tokenizer alone. With `epochs`
     it is taught for exactly so many, by losses that read no teacher, and stays what it was after the best of them: of a
-    classifier by the Brier score, as in `fine_tune`. recording: what was recorded of the teacher, where it is not to be asked.
+    classifier by the Brier score, as in `fine_tune`.
     """
-    classes = load_model(teacher).labels if OUTPUTS[job.task.OUTPUT].has_classes else []
-    source = _read(teacher, texts, classes, options, job)
-    if recording is None:
-        job.progress(0, 0, f"loading the teacher, {teacher.name}")
+    folder = teacher.folder
+    classes = load_model(folder).labels if OUTPUTS[job.task.OUTPUT].has_classes else []
+    source = _read(folder, texts, classes, options, job)
+    if teacher.recording is None:
+        job.progress(0, 0, f"loading the teacher, {folder.name}")
     _, facts = teach(
         Course(
             job=job,
@@ -273,18 +280,17 @@ def distill(
             source=source,
             losses=weights,
             options=options,
-            begins=teacher if isinstance(student, Cut) else None,
+            begins=folder if isinstance(student, Cut) else None,
             teacher=teacher,
             judge=BRIER if epochs is not None and classes else None,
             epochs=epochs,
-            recording=recording,
         )
     )
     if not isinstance(student, Cut):
-        copy_tokenizer(teacher, job.out)
+        copy_tokenizer(folder, job.out)
     elif student.tokens:
-        write_tokenizer(teacher, job.out, student.tokens)
-        check_same(teacher, job.out, [row.text for row in texts], student.tokens, job.max_length)
+        write_tokenizer(folder, job.out, student.tokens)
+        check_same(folder, job.out, [row.text for row in texts], student.tokens, job.max_length)
     return facts | _taught_by(weights, options)
 
 
@@ -296,8 +302,7 @@ def record_teacher(
     job.progress(0, 0, f"loading the teacher, {teacher.name}")
     with reproducible(job.seed, device):
         tap = Tap(load_module(job.task, teacher), device=device)
-        inputs = TeacherInputs(folder=teacher, source=source, open=lambda: tap, progress=job.progress)
-        return record(inputs, job.out, temperature=temperature, seed=job.seed)
+        return record(tap, source, job.out, temperature=temperature, seed=job.seed, progress=job.progress)
 
 
 def train_on_grid(
@@ -326,7 +331,7 @@ def train_on_grid(
             losses=weights,
             options=replace(options, learning_rate=options.learning_rate or QAD_RATE * 384 / model.hidden),
             begins=student,
-            teacher=teacher,
+            teacher=Teaches(folder=teacher),
             grid=grid,
         )
     )

@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING
 
-from edgekit.distill.signals import IGNORED
+from edgekit.distill.signals import IGNORED, Recorded
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from edgekit.distill.recorded import Recorded
 
 
 @dataclass(frozen=True, kw_only=True)

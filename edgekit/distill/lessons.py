@@ -15,8 +15,7 @@ from edgekit.distill.divergences import Compared, LossOptions
 from edgekit.distill.loop import Lesson
 from edgekit.distill.losses import Loss, compare_logits
 from edgekit.distill.options import Schedule, at
-from edgekit.distill.recorded import Recorded
-from edgekit.distill.signals import IGNORED, Batch, Signal
+from edgekit.distill.signals import IGNORED, Batch, Recorded, Signal
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import Teacher
 from edgekit.errors import EdgekitError

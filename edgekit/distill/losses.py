@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 
 from edgekit.distill import divergences, encoder_losses
 from edgekit.distill.divergences import Compared, Divergence, LossOptions, confidence, correct, smooth
-from edgekit.distill.signals import Batch, Signal
+from edgekit.distill.signals import Batch, Recorded, Signal
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from edgekit.distill.recorded import Recorded
 
 Compare = Callable[[Signal, Signal, Batch, LossOptions], "Tensor"]
 """(student, teacher, batch, options) -> a scalar, 0 where there is nothing left to learn."""
@@ -91,8 +89,6 @@ def compare_logits(
     given, wanted: the student's logits and the teacher's, or what was recorded of it. targets: ids [rows], or probabilities
     [rows, classes]: what a teacher's logits are corrected to, and what a loss without a teacher compares with.
     """
-    from edgekit.distill.recorded import Recorded
-
     assert loss.divergence is not None
     if not loss.teacher:
         return loss.divergence(given, targets, options)

@@ -10,7 +10,6 @@ equal distances (Madow 1949), which varies less than independent draws. `entropy
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,14 +17,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from edgekit.distill.signals import Recorded
 from edgekit.errors import EdgekitError
+from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgekit.distill.batches import Source
     from edgekit.distill.signals import Batch
     from edgekit.distill.tap import Tap
-    from edgekit.distill.teachers import TeacherInputs
 
 EXACT, DRAWN = 16, 32
 RECORD = np.dtype([("ids", "<u4", (EXACT + DRAWN,)), ("exact", "<f4", (EXACT,)), ("tail", "<f4"), ("entropy", "<f4")])
@@ -35,22 +36,6 @@ RECORDING = "recording the teacher's answers"
 _ROWS, _AT_A_TIME = 256, 16
 # Probabilities [tokens, vocabulary] that are there at once.
 _SLICE = 1 << 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """What a teacher said of some tokens. Of each, the weights sum to 1 and their mean over draws is its probabilities."""
-
-    ids: Tensor
-    """int64 [tokens, EXACT + DRAWN]; a token may be drawn several times."""
-    weights: Tensor
-    """float32 [tokens, EXACT + DRAWN]"""
-    entropy: Tensor
-    """In nats, float32 [tokens]."""
-
-    def __getitem__(self, part: slice | Tensor) -> Recorded:
-        """Some of the tokens."""
-        return Recorded(ids=self.ids[part], weights=self.weights[part], entropy=self.entropy[part])
 
 
 def summarize(logits: Tensor, temperature: float, random: Tensor) -> np.ndarray:
@@ -74,28 +59,29 @@ def summarize(logits: Tensor, temperature: float, random: Tensor) -> np.ndarray:
     return found
 
 
-def record(inputs: TeacherInputs, out: Path, *, temperature: float, seed: int) -> dict[str, object]:
-    """Ask the teacher for every row of the source once, into files of `out`; those that are there already are kept.
+def record(
+    tap: Tap, source: Source, out: Path, *, temperature: float, seed: int, progress: Progress = silent
+) -> dict[str, object]:
+    """Ask a teacher for every row of the source once, into files of `out`; those that are there already are kept.
 
     Each row is drawn by its own number, so that neither a kill nor the batches change a byte.
     """
-    source, tap = inputs.source, inputs.open()
     rows = range(len(source.lengths))
-    inputs.progress(0, len(rows), RECORDING)
+    progress(0, len(rows), RECORDING)
     for start in range(0, len(rows), _ROWS):
         path = _file(out, start // _ROWS)
         part = rows[start : start + _ROWS]
         if not path.is_file():
             partial = path.with_suffix(".partial")
-            partial.write_bytes(b"".join(_of_rows(inputs, tap, part, temperature, seed)))
+            partial.write_bytes(b"".join(_of_rows(tap, source, part, temperature, seed)))
             partial.replace(path)
-        inputs.progress(part[-1] + 1, len(rows), RECORDING)
+        progress(part[-1] + 1, len(rows), RECORDING)
     return {"temperature": temperature, "tokens": sum(source.counts), "bytes_per_token": RECORD.itemsize}
 
 
-def _of_rows(inputs: TeacherInputs, tap: Tap, rows: Sequence[int], temperature: float, seed: int) -> list[bytes]:
+def _of_rows(tap: Tap, source: Source, rows: Sequence[int], temperature: float, seed: int) -> list[bytes]:
     """The records of each row, as bytes."""
-    source, found = inputs.source, dict[int, bytes]()
+    found = dict[int, bytes]()
     order = sorted(rows, key=lambda row: (source.lengths[row], row))
     for start in range(0, len(order), _AT_A_TIME):
         asked = order[start : start + _AT_A_TIME]

@@ -26,6 +26,22 @@ class Signal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a teacher said of some tokens. Of each, the weights sum to 1 and their mean over draws is its probabilities."""
+
+    ids: Tensor
+    """int64 [tokens, kept]; a token may be drawn several times."""
+    weights: Tensor
+    """float32 [tokens, kept]"""
+    entropy: Tensor
+    """In nats, float32 [tokens]."""
+
+    def __getitem__(self, part: slice | Tensor) -> Recorded:
+        """Some of the tokens."""
+        return Recorded(ids=self.ids[part], weights=self.weights[part], entropy=self.entropy[part])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What is known of a batch without any model."""
 

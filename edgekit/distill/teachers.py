@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from edgekit.distill.batches import Source
 from edgekit.distill.options import SIGNAL_BYTES
-from edgekit.distill.recorded import Reader, Recorded
-from edgekit.distill.signals import Batch, Signal
+from edgekit.distill.recorded import Reader
+from edgekit.distill.signals import Batch, Recorded, Signal
 from edgekit.distill.tap import Tap
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress, silent

@@ -17,10 +17,12 @@ from edgekit.distill.decoders import Body
 from edgekit.distill.divergences import LossOptions, forward_kl, recorded_kl
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.options import read_distill_options, read_qad_options
-from edgekit.distill.recorded import DRAWN, EXACT, RECORD, Reader, Recorded, summarize
+from edgekit.distill.recorded import DRAWN, EXACT, RECORD, Reader, summarize
+from edgekit.distill.signals import Recorded
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import TEACHERS, Teacher, TeacherInputs
 from edgekit.errors import EdgekitError
+from edgekit.progress import silent
 from edgekit.tasks import TASKS
 from edgekit.tasks.text_generation import Passage
 from tests.distill.test_decoders import make_decoder, write_train
@@ -114,7 +116,7 @@ def test_a_recorded_teacher_gives_a_live_ones_lesson(teacher: Path, tmp_path: Pa
         kept = np.dtype([("ids", "<u4", (width + DRAWN,)), ("exact", "<f4", (width,)), *RECORD.descr[2:]])
         patch.setattr(recorded, "EXACT", width)
         patch.setattr(recorded, "RECORD", kept)
-        recorded.record(inputs, tmp_path, temperature=HEAT, seed=3)
+        recorded.record(inputs.open(), inputs.source, tmp_path, temperature=HEAT, seed=3)
         known = TEACHERS["recorded"](replace(inputs, recording=tmp_path))
         found = []
         for teaches in (known, TEACHERS["live"](inputs)):
@@ -141,7 +143,12 @@ def test_a_killed_recording_ends_in_the_same_bytes(
     whole, broken, other = (tmp_path / name for name in ("whole", "broken", "other"))
     for folder in (whole, broken, other):
         folder.mkdir()
-    recorded.record(made_of(teacher), whole, temperature=HEAT, seed=3)
+    inputs = made_of(teacher)
+
+    def record(out: Path, seed: int = 3, progress: Any = silent) -> None:
+        recorded.record(inputs.open(), inputs.source, out, temperature=HEAT, seed=seed, progress=progress)
+
+    record(whole)
     said: list[int] = []
 
     def stop(done: int, _total: int, _note: str = "") -> None:
@@ -150,19 +157,19 @@ def test_a_killed_recording_ends_in_the_same_bytes(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recorded.record(replace(made_of(teacher), progress=stop), broken, temperature=HEAT, seed=3)
+        record(broken, progress=stop)
     first = {path.name: path.stat().st_mtime_ns for path in broken.iterdir()}
     assert len(first) == 2
-    recorded.record(made_of(teacher), broken, temperature=HEAT, seed=3)
+    record(broken)
     assert {path.name: path.read_bytes() for path in broken.iterdir()} == {
         path.name: path.read_bytes() for path in whole.iterdir()
     }
     assert {name: (broken / name).stat().st_mtime_ns for name in first} == first, "what was there is kept"
-    recorded.record(made_of(teacher), other, temperature=HEAT, seed=4)
+    record(other, seed=4)
     assert (other / "signals-00000.bin").read_bytes() != (whole / "signals-00000.bin").read_bytes()
     (broken / "signals-00001.bin").write_bytes((whole / "signals-00001.bin").read_bytes()[: -RECORD.itemsize])
     with pytest.raises(EdgekitError, match=r"holds \d+ recorded tokens, but the texts have \d+.* delete it"):
-        Reader(broken, made_of(teacher).source.counts)
+        Reader(broken, inputs.source.counts)
 
 
 def test_a_student_learns_from_records_without_its_teacher(
