@@ -10,7 +10,7 @@ import torch
 
 from edgekit.distill import courses, students
 from edgekit.distill.batches import TrainSplit, read_texts
-from edgekit.distill.courses import Course, Job
+from edgekit.distill.courses import Course, Job, Teaches
 from edgekit.distill.options import TrainingOptions
 from edgekit.distill.students import STUDENTS, Student, StudentKind, load_module, make_student
 from edgekit.errors import EdgekitError
@@ -50,7 +50,7 @@ def test_a_further_kind_of_student_is_a_function_and_a_line(tmp_path: Path, monk
         losses={"logits": 1.0},
         options=TrainingOptions(epochs=10, batch=8, learning_rate=3e-3),
         begins=own,
-        teacher=teacher,
+        teacher=Teaches(folder=teacher),
     )
     with pytest.raises(EdgekitError, match="student: Another: no kind of student is made of it"):
         courses.teach(course)
@@ -73,7 +73,7 @@ def test_what_a_run_depends_on(checkpoint: Path, tmp_path: Path) -> None:
         losses={"logits": 1.0},
         options=TrainingOptions(),
         begins=checkpoint,
-        teacher=checkpoint,
+        teacher=Teaches(folder=checkpoint),
     )
     named = courses.identify(course)
     moved = replace(
