@@ -58,7 +58,8 @@ def recovery_lines(report: Report) -> list[str]:
         lines.append("  edgekit tries them in this order: the same command with --recover MINUTES")
     if ladder := report.recovery.ladder:
         lines += table_lines([TRIED_HEAD, *tried_cells(ladder)], wraps=range(len(TRIED_HEAD)))
-        lines += [line for text in ladder_lines(ladder) for line in wrapped(text, "  ", "    ")]
+        told, *keep = ladder_lines(ladder)
+        lines += [*wrapped(told, "  ", "    "), *(f"  {line}" for line in keep)]
     return lines
 
 

@@ -156,7 +156,10 @@ def _end(made: Made, report: Product, covering: Covering, session: Session) -> B
         return ended
     recovery = propose(made.plan, read_report(report.folder), made.prompts, session)
     if recovery is not None and session.recover is not None:
+        proposed = recovery
         recovery, better = recover(made, session, session.recover)
+        if not recovery.rungs:  # the ladder did not get as far as to find its own
+            recovery = replace(proposed, ladder=recovery.ladder)
         if better is not None:
             # The control run is of the student that it was made for.
             alone = covering.control if better.student == made.student else ()

@@ -97,7 +97,7 @@ class _Run:
         self._until = self._began + 60 * minutes
         watched = _Watched(session.listener, self._until)
         self._session = replace(session, listener=watched, fresh=False)
-        self._times = False
+        self._times = self._ran_out = False
 
     def climb(self) -> tuple[Recovery, Made | None]:
         """Judge what failed, then rung by rung."""
@@ -125,7 +125,7 @@ class _Run:
                 made[rung.name] = (change, product)
             if entry.holds:
                 break
-        chosen, why = _choose(tried)
+        chosen, why = _choose(tried, ran_out=self._ran_out)
         every = tuple(rung for _, rung in found)
         recovery = self._told(failures, every, start, tried, made[chosen][0] if chosen else None, why)
         return recovery, made[chosen][1] if chosen else None
@@ -165,12 +165,14 @@ class _Run:
             plan = change.applied(self._begun.plan, prompts)
             needed, left = self._needed(change, plan, prompts), self._until - began
             if needed > left:
+                self._ran_out = True
                 told = f"not begun: {needed} s are estimated, {max(left, 0):.0f} s were left"
                 return Tried(name=change.name, seconds=0.0, reason=told), None
             self._session.listener.say(f"recovery: {change.name}")
             made = make(plan, prompts, self._session)
             return _seen(change.name, self._spent(began), self._judge(made)), made
         except TimeSpentError:
+            self._ran_out = True
             return Tried(name=change.name, seconds=self._spent(began), reason=_STOPPED), None
         except DeviceFailed:
             raise
@@ -278,14 +280,13 @@ def _seen(name: str, spent: float, report: Report) -> Tried:
     )
 
 
-def _choose(tried: Sequence[Tried]) -> tuple[str | None, str]:
+def _choose(tried: Sequence[Tried], *, ran_out: bool) -> tuple[str | None, str]:
     """Which rung goes to the gate, and why it stopped there: the one that passes, else the one that loses the least within all
     limits; of equals the cheapest."""
     if passing := next((entry for entry in tried if entry.holds), None):
         return passing.name, f"stopped at {passing.name!r}, which passes there"
     within = [entry for entry in tried if entry.within]
-    ended = "no rung is left" if tried and tried[-1].reason is None else "the time was spent"
-    ended = ended if tried else "nothing suits what failed"
+    ended = "the time was spent" if ran_out else "no rung is left" if tried else "nothing suits what failed"
     if not within:
         return None, f"{ended}, and none passes there: the artifact that failed stays as it is"
     best = min(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Check, Report
+from edgekit.outputs import OUTPUTS
 from edgekit.pipeline.cost import estimate, seconds
 from edgekit.pipeline.plan import Listener, Plan, Session
 from edgekit.pipeline.resolve import check_fits, gather_prompts, needed_splits, read_settings
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 SPEED = frozenset({"p50_ms", "p95_ms", "p99_ms", "ttft_ms", "tokens_per_second"})
 SIZE = frozenset({"bytes", "memory_mb"})
-# Further schemes that are offered, of more bits or of fewer.
+# Schemes of fewer bits that are offered.
 _SCHEMES = 2
 # The steps that a change makes again, beside export and verify; which are all of a float student that changes.
 _AFTER_STUDENT = ("record", "calibrate")
@@ -193,15 +194,21 @@ def _less_rounding(plan: Plan, report: Report, prompts: Product) -> list[Change]
     if 0 < used < there:
         more = f"ranges of all {there} calibrate prompts, instead of {used}"
         found.append(Change(name="calibrate on more", gain=more, keys={"calibrate.prompts": 0}, makes=("calibrate",)))
-    for name in [one for one in finer(plan.format, output, scheme) if one not in FLOATS][:_SCHEMES]:
-        gain = (
-            f"smaller rounding errors, in {_size(plan, name, prompts)} instead of {human_bytes(report.artifact.bytes)}"
-        )
-        found.append(Change(name=f"scheme {name}", gain=gain, options={"scheme": name}))
+    most = plan.target.budget_for(plan.recipe.task).bytes
+    for name in _spread([one for one in finer(plan.format, output, scheme) if one not in FLOATS]):
+        size = _bytes(plan, name, prompts)
+        if most is None or size <= most:
+            gain = f"smaller rounding errors, in {human_bytes(size)} instead of {human_bytes(report.artifact.bytes)}"
+            found.append(Change(name=f"scheme {name}", gain=gain, options={"scheme": name}))
     return [*found, *_on_grid(plan, scheme, prompts)]
 
 
-def _size(plan: Plan, scheme: str, prompts: Product) -> str:
+def _spread(names: Sequence[str]) -> list[str]:
+    """Of schemes the nearest, one in the middle, and the last: neighbours differ little."""
+    return [*dict.fromkeys([*names[:1], *names[len(names) // 2 :][:1], *names[-1:]])]
+
+
+def _bytes(plan: Plan, scheme: str, prompts: Product) -> int:
     """What the file would take in another scheme, as its format predicts."""
     from edgekit.formats import FORMATS
     from edgekit.tasks import TASKS
@@ -209,7 +216,7 @@ def _size(plan: Plan, scheme: str, prompts: Product) -> str:
     output = TASKS[plan.recipe.task].OUTPUT
     options = replace(plan.options, scheme=scheme)
     model = made_model(plan, output, len(prompts.facts["labels"]))
-    return human_bytes(FORMATS[plan.format].costs(model, output, [options])[0].file.value)
+    return FORMATS[plan.format].costs(model, output, [options])[0].file.value
 
 
 def _on_grid(plan: Plan, scheme: str, prompts: Product) -> list[Change]:
@@ -219,7 +226,9 @@ def _on_grid(plan: Plan, scheme: str, prompts: Product) -> list[Change]:
     from edgekit.formats import FORMATS, finer
     from edgekit.tasks import TASKS
 
-    output = TASKS[plan.recipe.task].OUTPUT
+    output, data = TASKS[plan.recipe.task].OUTPUT, plan.recipe.data
+    if OUTPUTS[output].generates and not (data.answer or data.messages):
+        return []  # no answers to learn from
     model = made_model(plan, output, len(prompts.facts["labels"]))
     for name in (scheme, *finer(plan.format, output, scheme)[:1]):
         options: FormatOptions = replace(plan.options, scheme=name)

@@ -13,7 +13,7 @@ TRIED_HEAD = ("on the recovery split", "took", "check", "seen", "interval", "lim
 
 
 def recovery_heading(report: Report) -> str:
-    """What failed, in words; "" where nothing failed that something may be done about."""
+    """What failed, in words; "" of a report that passed."""
     found = report.recovery
     return "; ".join(FAILURES[name] for name in found.failures) if found else ""
 
@@ -30,10 +30,10 @@ def tried_cells(ladder: Ladder) -> list[list[str]]:
 
 
 def ladder_lines(ladder: Ladder) -> list[str]:
-    """What came of it, and how the choice is kept."""
+    """What came of it, and the arguments that keep the choice, where there is one: a line to copy."""
     lines = [f"{ladder.prompts} prompts of the recovery split, {number(ladder.minutes, 3)} minutes; {ladder.stopped}"]
     if ladder.keep:
-        lines.append(f"to keep the choice, build with: {shlex.join(ladder.keep)}")
+        lines += ["to keep the choice, build with these arguments instead of --recover:", shlex.join(ladder.keep)]
     return lines
 
 

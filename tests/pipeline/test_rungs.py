@@ -14,10 +14,12 @@ from edgekit.evidence import Report
 from edgekit.formats import FLOATS, FORMATS, coarser
 from edgekit.outputs import OUTPUTS
 from edgekit.pipeline import Session, check_recipe, gather_prompts, resolve
+from edgekit.pipeline.ladder import _choose, _holds, _within
 from edgekit.pipeline.plan import Plan
 from edgekit.pipeline.rungs import find_changes, find_failures, is_wrong, rungs
 from edgekit.prompts import PromptSet
 from edgekit.recipe import load_recipe, read_override
+from edgekit.recovery import Tried
 from edgekit.target import load_target, with_export
 from edgekit.typed_json import read_table
 from edgekit.workspace import Product, Workspace
@@ -178,3 +180,41 @@ def test_bad_input_is_told(
 ) -> None:
     answer: Any = command("build", "-t", "laptop-cpu", *arguments)
     assert (answer.code, told in answer.err) == (code, True), answer.err
+
+
+def test_why_a_ladder_ended() -> None:
+    """Time is blamed only where it was short; a rung that is within its limits goes to the gate where none passes."""
+    missed = Tried(name="a", seconds=1.0, check="kl_vs_student", loss=0.3, limit=0.1)
+    near, nearer = (replace(missed, name=name, within=True, loss=loss) for name, loss in (("b", 0.09), ("c", 0.07)))
+    assert _choose([missed], ran_out=False) == (
+        None,
+        "no rung is left, and none passes there: the artifact that failed stays as it is",
+    )
+    assert _choose([missed, replace(missed, reason="not begun")], ran_out=True)[1].startswith("the time was spent, ")
+    assert _choose([], ran_out=False)[1].startswith("nothing suits what failed, ")
+    assert _choose([near, missed, nearer], ran_out=True)[0] == "c"
+    assert _choose([near, replace(missed, name="d", holds=True)], ran_out=False)[0] == "d"
+
+
+@pytest.mark.parametrize(
+    ("facts", "holds", "within"),
+    [
+        ({"loss": 0.004, "limit": 0.01, "verdict": "not proven"}, True, True),
+        ({"loss": 0.008, "limit": 0.01, "verdict": "not proven"}, False, True),
+        ({"loss": 0.02, "limit": 0.01, "verdict": "not proven"}, False, False),
+        ({"loss": 0.02, "limit": 0.01, "verdict": "fail"}, False, False),
+        ({"loss": 0.008, "limit": 0.01, "verdict": "pass"}, True, True),
+        ({"measured": 0.92, "limit": 0.9, "verdict": "not proven", "name": "accuracy"}, True, True),
+        ({"measured": 0.88, "limit": 0.9, "verdict": "not proven", "name": "accuracy"}, False, False),
+        ({"measured": 5.0, "limit": 10.0, "verdict": "not proven", "name": "p95_ms"}, True, True),
+        ({"measured": 12.0, "limit": 10.0, "verdict": "not proven", "name": "p95_ms"}, False, False),
+        ({"measured": "differs", "limit": None, "verdict": "fail", "name": "tokenizer"}, False, False),
+        ({"measured": None, "limit": None, "verdict": "not proven", "name": "reference"}, True, True),
+    ],
+    ids=str,
+)
+def test_what_passes_on_a_small_split(facts: dict[str, Any], holds: bool, within: bool) -> None:
+    """Half of a limit, as it is seen, stands for a proof; a failure never passes."""
+    table = bare_report() | {"checks": [check_entry(facts.pop("name", "accuracy_vs_student"), **facts)]}
+    (check,) = read_table(Report, table, "report.json").checks
+    assert (_holds(check), _within(check)) == (holds, within)
