@@ -102,7 +102,7 @@ def main() -> int:
                 name: time_writer(checkpoint, given.data, folder, given.rounds) for name, checkpoint in WRITERS.items()
             }
         if given.only in {None, "build"}:
-            result["build"] = judge_build(given.data, folder)
+            result["build"] = judge_build(given.data, folder / "decoder")
     result["missed"] = missed(result)
     print(json.dumps(result, indent=2) if given.json else "\n".join(lines(result, given.rounds)))
     return 1 if result["missed"] else 0
@@ -131,6 +131,7 @@ def judge_rows(bundle: Path, rounds: int, folder: Path) -> dict[str, Any]:
 
 def judge_build(data: Path, folder: Path) -> dict[str, Any]:
     """What a build of stories260K for browsers says, and whether its file writes there what it writes here."""
+    # A cache of its own: what it wrote is found there.
     recipe = decoder(folder / "stories", data / WRITERS["stories260K"], stories())
     bundle = build("--recipe", recipe, "--device", "browser:", folder=folder)
     report = json.loads((bundle.parent / f"{bundle.name}.report.json").read_text(encoding="utf-8"))

@@ -44,12 +44,12 @@ def find_hindrances(survey: Survey) -> list[Finding]:
     return [finding for check in CHECKS for finding in check(survey)]
 
 
-def check_engines(survey: Survey, renew: str) -> Iterator[Finding]:
+def check_engines(survey: Survey, renew: str | None) -> Iterator[Finding]:
     """The engines on a remote device: whether they load, and are those that artifacts are made and checked with here.
 
-    renew: the command line that puts this machine's version of them there.
+    renew: the command line that puts this machine's version of them there; None where edgekit itself brings them.
     """
-    remedy = f"run: {renew}"
+    remedy = f"run: {renew}" if renew else ""
     for engine in survey["engines"]:
         name, version = engine["name"], engine["version"]
         if engine["problem"]:
@@ -57,7 +57,7 @@ def check_engines(survey: Survey, renew: str) -> Iterator[Finding]:
         elif version is None:
             if name == "onnxruntime":
                 yield _problem(name, "not installed there", remedy)
-        elif (here := _version_here(name)) and here.split(".")[:2] != version.split(".")[:2]:
+        elif renew and (here := _version_here(name)) and here.split(".")[:2] != version.split(".")[:2]:
             yield _problem(name, f"{version} there, {here} here", remedy)
         else:
             yield Finding(name=name, found=f"{version}, {', '.join(engine['providers']) or 'CPU'}")

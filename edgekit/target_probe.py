@@ -218,8 +218,9 @@ def _probed(survey: Survey, speed: Mapping[str, float]) -> dict[str, object]:
         "part": machine["part"],
         "governor": ", ".join(governors) or None,
         "clusters": survey["clusters"],
-        "memory_free_mb": memory["available_mb"],
-        "memory_free_share": round(memory["available_mb"] / memory["total_mb"], 2) if memory["total_mb"] else None,
+        # A page is not told.
+        "memory_free_mb": memory["available_mb"] or None,
+        "memory_free_share": round(memory["available_mb"] / memory["total_mb"], 2) if memory["available_mb"] else None,
         "engines": {one["name"]: one["version"] for one in survey["engines"] if one["version"]},
         "thermal_zones": survey["heat"]["zones"],
         "accelerators": survey["accelerators"],

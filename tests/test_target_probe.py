@@ -9,6 +9,7 @@ import pytest
 
 from edgekit.errors import EdgekitError
 from edgekit.pipeline import check_target
+from edgekit.probes.web.npm import PACKAGES
 from edgekit.target import Gpu, check_targets, load_target
 from edgekit.target_probe import Limits, probe_target
 from tests.devices.chromium import need_chromium
@@ -156,3 +157,7 @@ def test_a_browser_is_probed_where_it_is(tmp_path: Path) -> None:
     assert [*target.export] == ["text-classification", "feature-extraction", "text-generation"]
     assert target.export_for("text-classification")["reduce_range"] is False
     assert target.device == {"kind": "browser", "program": "chromium"}
+    assert target.probed["engines"] == {
+        "onnxruntime": PACKAGES["onnxruntime-web"].version, "llama-cpp": PACKAGES["wllama"].engine
+    }  # fmt: skip
+    assert "memory_free_mb" not in target.probed, "no page is told"

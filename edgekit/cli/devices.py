@@ -42,10 +42,14 @@ def setup(url: str, gguf: bool, library: Path | None, as_json: bool) -> None:
       edgekit devices setup ssh://pi@raspberrypi.local --llama-library llama-arm
     """
     from edgekit.cli.terminal import print_json
-    from edgekit.devices import SshDevice, ssh_table
+    from edgekit.devices import SshDevice, device_table
     from edgekit.devices.setup import set_up
+    from edgekit.errors import EdgekitError
 
-    with SshDevice(ssh_table(url)) as device:
+    table = device_table(url)
+    if table["kind"] != "ssh":
+        raise EdgekitError(f"{url}: no device for an environment of Python: {_INSTEAD[str(table['kind'])]}")
+    with SshDevice(table) as device:
         versions = set_up(device, gguf=gguf or library is not None, library=library, progress=_say)
         python = device.venv
         sent = device.sent_bytes
@@ -82,6 +86,13 @@ def cross_build(folder: Path, variant: str, as_json: bool) -> None:
     else:
         click.echo(f"{folder}: libllama of {libllama.PACKAGE} {libllama.version()} for {libllama.VARIANTS[variant]}")
         click.echo(f"next: edgekit devices setup URL --llama-library {folder}")
+
+
+# What `setup` does not do, by kind of device.
+_INSTEAD = {
+    "adb": "build the program that runs there: edgekit devices native --help",
+    "browser": "it needs none, its engines are fetched when they are first asked for; go on with: edgekit build",
+}
 
 
 def _say(_done: int, _total: int, note: str) -> None:
@@ -151,4 +162,4 @@ def clean(url: str, as_json: bool) -> None:
     if as_json:
         print_json({"device": url, "bytes": freed})
     else:
-        click.echo(f"{url}: removed {freed / 1e6:.1f} MB")
+        click.echo(f"{device.identity}: removed {freed / 1e6:.1f} MB")

@@ -10,12 +10,14 @@ import click
 from edgekit.cli.options import cache_option, complete_target, json_option
 
 if TYPE_CHECKING:
+    from edgekit.devices import Device
     from edgekit.doctor import Finding
+    from edgekit.runtimes.survey import Survey
 
 
 @click.command()
 @click.option(
-    "--device", "url", metavar="URL", help="Check this device instead of this machine: ssh://user@host, adb:."
+    "--device", "url", metavar="URL", help="Check this device instead of this machine: ssh://user@host, adb:, browser:."
 )
 @click.option(
     "--target", shell_complete=complete_target, help="Also whether the engines compute where this target wants it."
@@ -71,11 +73,27 @@ def _examine_device(url: str) -> tuple[list[Finding], bool]:
     from edgekit.devices import AdbDevice, device_table, open_device
     from edgekit.devices.survey import ask_survey
     from edgekit.hindrances import check_engines, find_hindrances
+    from edgekit.probes import web
 
     device = open_device(device_table(url), "device")
+    renew: str | None = f"edgekit devices setup {url}"
     try:
-        survey = ask_survey(device)
-        renew = device.platform.build_command if isinstance(device, AdbDevice) else f"edgekit devices setup {url}"
+        if device.PROBE == web.NAME:
+            survey, renew = _survey_browser(device), None
+        else:
+            survey = ask_survey(device)
+        if isinstance(device, AdbDevice):
+            renew = device.platform.build_command
     finally:
         device.close()
     return [*check_engines(survey, renew), *find_hindrances(survey)], bool(survey["emulated"])
+
+
+def _survey_browser(device: Device) -> Survey:
+    """What a page says, and the state of this machine, on which its browser runs."""
+    from edgekit.probes import web
+    from edgekit.runtimes.survey import look
+
+    said, here = web.ask_survey(device, speed=False), look(engines=False)
+    page: Survey = {**here, "machine": said["machine"], "system": said["system"], "engines": said["engines"]}
+    return {**page, "board": None}

@@ -38,7 +38,7 @@ def reason_lines(checks: Sequence[Check]) -> list[str]:
         figures = ", ".join(f"{key} {cell}" for key, cell in cells.items() if cell != MISSING)
         lines += wrapped(f"{name}: {_verdict(check)}{f' ({figures})' if figures else ''}", "  ", "    ")
         # Of a floor the detail is the "at least" that its limit says.
-        if check.detail and check.detail not in limit:
+        if check.detail and check.detail not in limit and check.detail != check.remedy:
             lines += wrapped(check.detail, "      ")
         if check.remedy and check.remedy not in shown:
             shown.add(check.remedy)

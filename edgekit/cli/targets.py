@@ -154,7 +154,7 @@ def probe(
 
     limits = Limits(p95_ms=p95_ms, memory_mb=memory_mb)
     table = None if url is None else device_table(url)
-    click.echo(f"measuring {url or 'this machine'}: some ten seconds, of an emulated board a minute", err=True)
+    click.echo(f"measuring {url or 'this machine'} (some ten seconds, of an emulated board a minute)", err=True)
     path = probe_target(name, device=table, limits=limits, out=out, force=force, busy=busy)
     emulated = load_target(str(path)).probed.get("emulated") is True
     if as_json:

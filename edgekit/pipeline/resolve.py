@@ -133,6 +133,7 @@ def resolve(
         format_, output = FORMATS[format_name], TASKS[checked.settings.recipe.task].OUTPUT
         runtimes = candidates(format_, target.runtime, output, format_.domains(options), str(target.path))
         check_browser(target, runtimes, generates=OUTPUTS[output].generates)
+        _check_measure(target)
         plan = Plan(
             settings=checked.settings,
             target=target,
@@ -174,6 +175,19 @@ def check_browser(target: Target, runtimes: Sequence[str], *, generates: bool) -
         raise EdgekitError(
             f"{target.path}: runtime.{others[0]}: pages run {what} in {runs} alone; build them with --format {format_} for the"
             " target `browser`, or leave out --device to judge them in this machine's runtime"
+        )
+
+
+def _check_measure(target: Target) -> None:
+    """Refuse what the device's probe does not time, before anything is made."""
+    from edgekit.devices import DEVICES
+    from edgekit.probes import PROBES
+
+    kind = str(target.device.get("kind", "local"))
+    if (target.measure.sustained_s or target.measure.sweep) and not PROBES[DEVICES[kind].PROBE].SUSTAINS:
+        raise EdgekitError(
+            f"{target.path}: neither calls without a pause nor other threads are timed on devices of kind {kind}: leave out"
+            " --sustained and --sweep (in its file: sustained_s and sweep of [measure])"
         )
 
 

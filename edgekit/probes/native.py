@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekit.runtimes.conditions import State
 
 NAME = "native"
+SUSTAINS = False
 
 
 @dataclass(frozen=True, kw_only=True)

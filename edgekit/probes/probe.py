@@ -63,9 +63,10 @@ class Answer:
 
 
 class Probe(Protocol):
-    """What a probe's module offers."""
+    """What a probe's module offers. SUSTAINS: whether it also times calls without a pause, and other threads (`[measure]`)."""
 
     NAME: str
+    SUSTAINS: bool
 
     def ask(self, device: Device, question: Question) -> Answer:
         """Run an artifact on a device; DeviceFailed where the probe does not finish."""

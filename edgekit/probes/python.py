@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgekit.probes.probe import Answer, Question
 
 NAME = "python"
+SUSTAINS = True
 
 
 def ask(device: Device, question: Question) -> Answer:

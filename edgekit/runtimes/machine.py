@@ -71,6 +71,7 @@ _READ_BYTES, _READ_S = _MIB // 4, 0.05
 KERNEL_FEATURES = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
+    *("simd128", "relaxed-simd"),
 )
 
 

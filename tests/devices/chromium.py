@@ -43,7 +43,16 @@ export async function main(io) {
   await new Promise((resolve) => { worker.onmessage = resolve; });
   const both = await io.memory();
   worker.terminate();
-  await io.out(JSON.stringify([before, own, both, await io.memory(), memory.buffer.byteLength].map((bytes) => bytes / 65536)));
+  const after = await io.memory();
+  const shared = new WebAssembly.Memory({ initial: 800, maximum: 800, shared: true });
+  // Two threads, each with its view, as engines have them.
+  const views = `onmessage = ({ data }) => { self.view = new Uint8Array(data.buffer); postMessage("ready"); };`;
+  const threads = [0, 1].map(() => new Worker(URL.createObjectURL(new Blob([views]))));
+  for (const thread of threads) {
+    await new Promise((resolve) => { thread.onmessage = resolve; thread.postMessage(shared); });
+  }
+  const threaded = await io.memory();
+  await io.out(JSON.stringify([before, own, both, after, threaded, memory.buffer.byteLength].map((bytes) => bytes / 65536)));
 }""",
     "throw": 'export const main = () => { throw new RangeError("too far"); };',
     "shout": "export async function main(io) { for (;;) await io.out('x'.repeat(1 << 24)); }",

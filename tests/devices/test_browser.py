@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from edgekit.devices import BrowserDevice, browser, device_table
 from edgekit.devices.browser.exchange import Exchange
 from edgekit.devices.browser.program import find_program, start
 from edgekit.errors import DeviceFailed, EdgekitError
-from tests.conftest import ROOT, child_environment
+from edgekit.probes.web.npm import PACKAGES
+from tests.conftest import ROOT, Answer, child_environment
 from tests.devices.chromium import descendants, need_chromium, write_modules
 
 
@@ -64,7 +65,7 @@ def test_a_page_is_isolated_and_runs_no_text_as_code(exchange: Exchange) -> None
 @pytest.mark.parametrize(
     "path",
     [
-        "/", "/job", "/{wrong}/", "/{wrong}/job", "/{token}", "/{token}/nothing", "/{token}/keep.py", "/{token}/folder/1/x",
+        "/", "//[", "/job", "/{wrong}/", "/{wrong}/job", "/{token}", "/{token}/nothing", "/{token}/keep.py", "/{token}/folder/1/x",
         "/{token}/folder/0/../secret", "/{token}/folder/0/%2e%2e/secret", "/{token}/folder/0/..%2fsecret",
         "/{token}/folder/0//etc/passwd", "/{token}/folder/-1/x", "/{token}/folder/0/ä b", "/{token}/folder/0/",
     ],
@@ -107,7 +108,7 @@ def test_only_the_command_that_is_waited_for_is_heard(exchange: Exchange, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "address", ["browser://firefox", "browser://chromium?x=1", "browser:chromium/x#y", "browser://own/x"]
+    "address", ["browser://firefox", "browser://chromium?x=1", "browser:chromium/x#y", "browser://own/x", "browser://["]
 )
 def test_what_is_no_browser(address: str) -> None:
     with pytest.raises(EdgekitError, match="not a browser's address; write browser://chromium"):
@@ -128,13 +129,28 @@ def test_a_browser_that_is_not_there(tmp_path: Path) -> None:
             assert device.python
 
 
-def test_a_browser_that_ends_by_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("libnss3.so: cannot open shared object file", "libnss3.so: cannot open shared object file"),
+        # As Chromium says it where its sandbox may not work.
+        (
+            "[7:7:0101/0.1:ERROR:dbus/bus.cc:405] Failed to connect\n[7:7:0101/0.2:FATAL:zygote_host_impl_linux.cc(127)]"
+            " No usable sandbox!\n" + "#0 0x55d0c0ffee\n" * 60 + "[end of stack trace]",
+            "[7:7:0101/0.2:FATAL:zygote_host_impl_linux.cc(127)] No usable sandbox!",
+        ),
+        ("", "exit code 127"),
+    ],
+    ids=["a library", "its sandbox", "nothing"],
+)
+def test_a_browser_that_ends_by_itself(tmp_path: Path, said: str, shown: str) -> None:
+    (tmp_path / "said").write_text(said, encoding="utf-8")
     program = tmp_path / "chrome"
-    program.write_text('#!/bin/sh\necho "libnss3.so: cannot open shared object file" >&2\nexit 127\n', encoding="utf-8")
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/said >&2\nexit 127\n", encoding="utf-8")
     program.chmod(0o755)
     with (
         closing(BrowserDevice({"kind": "browser", "program": str(program)})) as device,
-        pytest.raises(DeviceFailed, match=r"the browser ended by itself: libnss3\.so: cannot open shared object file"),
+        pytest.raises(DeviceFailed, match=re.escape(f"the browser ended by itself: {shown}")),
     ):
         device.run(["x.mjs"], timeout_s=60)
 
@@ -159,16 +175,18 @@ def test_how_commands_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_memory_of_a_page_has_webassemblys(tmp_path: Path) -> None:
-    """What Chromium counts leaves it out: 100 MiB here, and 40 in a worker of the worker, as long as that runs."""
+    """Once, whether this Chromium counts it or not: 100 MiB here, 40 in a worker of the worker, as long as that runs, and 50 that
+    threads share, of which each has a view."""
     need_chromium()
     with closing(BrowserDevice({"kind": "browser"})) as device:
         ended = device.run([f"{device.push(write_modules(tmp_path / 'modules'))}/hold.mjs"], timeout_s=120)
     assert ended.returncode == 0, ended.stderr
-    before, own, both, after, held = json.loads(ended.stdout)
+    before, own, both, after, threaded, held = json.loads(ended.stdout)
     assert held == 1600
     assert own - before == pytest.approx(1600, abs=80)
     assert both - own == pytest.approx(640, abs=80)
     assert after - before == pytest.approx(1600, abs=80)
+    assert threaded - after == pytest.approx(800, abs=80)
 
 
 def crash_tab(device: BrowserDevice) -> None:
@@ -243,3 +261,18 @@ def test_the_users_own_browser(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         finally:
             opened.stop()
     assert address in caplog.text
+
+
+def test_what_doctor_and_devices_say_of_a_browser(command: Callable[..., Answer]) -> None:
+    """Its page's facts and engines, and the state of this machine, on which it runs; there is nothing to set up."""
+    need_chromium()
+    asked = command("doctor", "--device", "browser:", "--json")
+    found = {one["name"]: one for one in json.loads(asked.out)["findings"]}
+    assert (asked.code, found["onnxruntime"]["status"]) == (0, "ok"), asked.err
+    assert found["llama-cpp"]["found"] == f"{PACKAGES['wllama'].engine}, CPU"
+    assert "simd128" in found["device cpu"]["found"]
+    assert " MB" in found["free memory"]["found"]
+    refused = command("devices", "setup", "browser:")
+    assert (refused.code, "it needs none" in refused.err) == (1, True)
+    assert "edgekit devices native" in command("devices", "setup", "adb:").err
+    assert command("devices", "clean", "browser:").out == "browser://chromium: removed 0.0 MB\n"

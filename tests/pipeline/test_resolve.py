@@ -49,7 +49,11 @@ def test_a_browser_is_refused_before_anything_is_made_for_what_no_page_runs(
     command: Callable[..., Answer], project: Path
 ) -> None:
     """Nobody trains for an hour to hear it; no browser is started for it either."""
-    assert command("build", "-t", "browser", "--device", "browser:", "--dry-run").code == 0
+    build = ("build", "-t", "browser", "--dry-run", "--device")
+    assert command(*build, "browser:").code == 0
+    for device, more in (("browser:", ("--sweep",)), ("browser:", ("--sustained", "5")), ("adb:", ("--sweep",))):
+        refused = command(*build, device, *more)
+        assert (refused.code, "leave out --sustained and --sweep" in refused.err) == (1, True)
     target = replace(load_target("browser"), device={"kind": "browser"})
     check_browser(target, ["onnxruntime"], generates=False)
     check_browser(target, ["llama-cpp"], generates=True)

@@ -200,12 +200,16 @@ def browser_table(address: str) -> dict[str, object]:
 
     Raises EdgekitError for what is no such address.
     """
-    parts = urlsplit(address)
+    refused = EdgekitError(
+        f"{address}: not a browser's address; write browser://{CHROMIUM}, browser:///path/to/chrome, or browser://{OWN} for a"
+        " page that you open yourself"
+    )
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # a bracket that is not closed
+        raise refused from None
     program = unquote(parts.netloc + parts.path).rstrip("/") or CHROMIUM
     known = program in {CHROMIUM, OWN} or program.startswith("/")
     if parts.scheme != "browser" or parts.query or parts.fragment or not known:
-        raise EdgekitError(
-            f"{address}: not a browser's address; write browser://{CHROMIUM}, browser:///path/to/chrome, or browser://{OWN} for a"
-            " page that you open yourself"
-        )
+        raise refused
     return {"kind": "browser", "program": program}

@@ -21,10 +21,10 @@ from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 _OWN = Path(__file__).parent
-_MODULES = ("page.mjs", "worker.mjs", "memory.mjs", "describe.mjs")
+_MODULES = ("page.mjs", "worker.mjs", "memory.mjs", "counted.mjs", "describe.mjs")
 _PAGE = {"": "page.html", **{name: name for name in _MODULES}}
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -216,7 +216,8 @@ class _Conversation(BaseHTTPRequestHandler):
 
     def _admitted(self) -> list[str] | None:
         """The path's parts behind the token; None where this is nobody who knows it: then nothing is told."""
-        first, *parts = [unquote(part) for part in urlsplit(self.path).path.removeprefix("/").split("/")]
+        path, _, _ = self.path.partition("?")
+        first, *parts = [unquote(part) for part in path.removeprefix("/").split("/")]
         known = hmac.compare_digest(first.encode(), self._exchange.token.encode())
         # A name that another site points at this address is not ours.
         own = self.headers.get("Host") == self._exchange.authority

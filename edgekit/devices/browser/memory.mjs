@@ -1,6 +1,9 @@
-// Counts the bytes of WebAssembly's memories, in this worker and in those that it starts: the browser's own count leaves them out.
+// Counts the bytes of WebAssembly's memories, in this worker and in those that it starts. The browser's own count may leave them
+// out (Chromium 156 does, 150 does not), and has those that threads share once for each thread.
 const held = [];
 const channel = new BroadcastChannel("edgekit-memory");
+// A browser's count that is asked for right behind a worker's end never comes (seen of Chromium 150 and 156).
+const PAUSE_MS = 250;
 
 const keep = (memory) => {
   const known = held.some((one) => one.deref() === memory);
@@ -10,7 +13,14 @@ const keepAll = (result) => {
   Object.values((result.instance ?? result).exports ?? {}).forEach(keep);
   return result;
 };
-const own = () => held.reduce((all, one) => all + (one.deref()?.buffer.byteLength ?? 0), 0);
+// { plain, shared }: of those that one worker has to itself, and of those that threads may share.
+const own = () => {
+  const bytes = { plain: 0, shared: 0 };
+  for (const buffer of held.map((one) => one.deref()?.buffer).filter(Boolean)) {
+    bytes[self.SharedArrayBuffer && buffer instanceof SharedArrayBuffer ? "shared" : "plain"] += buffer.byteLength;
+  }
+  return bytes;
+};
 
 // Memories that a page makes, and those that a module makes and exports.
 const made = (kind, noted) => new Proxy(kind, {
@@ -34,31 +44,42 @@ channel.onmessage = ({ data }) => {
 };
 
 // Has workers that this one starts from a script of its own (a blob) count too: what others start is a thread, whose memory is its
-// starter's. Gives a function that asks all of them, and this one; null where one does not answer for a minute.
+// starter's. Gives a function that asks all of them, and this one, for { plain, shared, addresses } of what counts; null where one
+// does not answer for a minute.
 export function countAll() {
-  const started = new Set();
+  const started = new Map();
+  let ended = -PAUSE_MS;
   self.Worker = new Proxy(self.Worker, {
     construct(target, [address, options]) {
-      if (!String(address).startsWith("blob:") || options?.type !== "module") return new target(address, options);
-      const text = `import ${JSON.stringify(import.meta.url)};\nimport ${JSON.stringify(String(address))};`;
-      const worker = new target(URL.createObjectURL(new Blob([text], { type: "text/javascript" })), options);
-      started.add(worker);
+      let script = address;
+      const counts = String(address).startsWith("blob:") && options?.type === "module";
+      if (counts) {
+        const text = `import ${JSON.stringify(import.meta.url)};\nimport ${JSON.stringify(String(address))};`;
+        script = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
+      }
+      const worker = new target(script, options);
+      if (counts) started.set(worker, script);
       const terminate = worker.terminate.bind(worker);
-      worker.terminate = () => { started.delete(worker); terminate(); };
+      worker.terminate = () => { started.delete(worker); terminate(); ended = performance.now(); };
       return worker;
     },
   });
-  return () => new Promise((resolve) => {
-    const asked = crypto.randomUUID();
-    let [bytes, missing] = [own(), started.size];
-    if (!missing) return resolve(bytes);
-    setTimeout(() => resolve(null), 60000);
-    hear = (data) => {
-      if (data.answered !== asked) return;
-      bytes += data.bytes;
-      missing -= 1;
-      if (!missing) resolve(bytes);
-    };
-    channel.postMessage({ asked });
-  });
+  return async () => {
+    await new Promise((resolve) => { setTimeout(resolve, Math.max(ended + PAUSE_MS - performance.now(), 0)); });
+    return new Promise((resolve) => {
+      const asked = crypto.randomUUID();
+      const found = { ...own(), addresses: [self.location.href, ...started.values()] };
+      let missing = started.size;
+      if (!missing) return resolve(found);
+      setTimeout(() => resolve(null), 60000);
+      hear = (data) => {
+        if (data.answered !== asked) return;
+        found.plain += data.bytes.plain;
+        found.shared += data.bytes.shared;
+        missing -= 1;
+        if (!missing) resolve(found);
+      };
+      channel.postMessage({ asked });
+    });
+  };
 }

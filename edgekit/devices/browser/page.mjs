@@ -4,10 +4,24 @@ const state = document.getElementById("state");
 
 const post = (path, body = "") => fetch(new URL(path, root), { method: "POST", body });
 
-// The bytes that this page and its workers hold, but for WebAssembly's memories; null where the browser does not tell.
+// A worker with memories of both kinds of WebAssembly's, as long as the page: see PAUSE_MS of memory.mjs.
+let trial = null;
+
+// { parts, counts }: the bytes that this page and its workers hold, each part with the addresses of those that hold it, and whether
+// this browser counts WebAssembly's memories of either kind, 1 or 0; null where it does not tell.
 async function memory() {
   if (!crossOriginIsolated || !performance.measureUserAgentSpecificMemory) return null;
-  return (await performance.measureUserAgentSpecificMemory()).bytes;
+  const address = new URL("counted.mjs", root).href;
+  if (!trial) {
+    trial = new Worker(address, { type: "module" });
+    await new Promise((resolve) => { trial.onmessage = resolve; });
+  }
+  const late = new Promise((resolve) => { setTimeout(resolve, 60000); });
+  const told = await Promise.race([performance.measureUserAgentSpecificMemory(), late]);
+  if (!told) return null;
+  const parts = told.breakdown.map(({ bytes, attribution }) => ({ bytes, addresses: attribution.map(({ url }) => url) }));
+  const seen = parts.reduce((all, part) => all + (part.addresses.includes(address) ? part.bytes : 0), 0);
+  return { parts, counts: { plain: (seen >> 24) & 1, shared: (seen >> 25) & 1 } };
 }
 
 async function next() {

@@ -43,6 +43,11 @@ _FLAGS = (
     "--enable-blink-features=ForceEagerMeasureMemory",
 )
 
+# Its reporter of crashes comes last, and says nothing of why; a machine without a desktop has no message bus.
+_NOISE = ("crashpad", "dbus/")
+# Lines of standard error: those of a stack are some dozens.
+_KEPT = 200
+
 
 def find_program(name: str) -> str:
     """The program of a browser by its name or path; DeviceFailed where it is not installed."""
@@ -71,9 +76,10 @@ class Running:
             return None
         self.collector.join(timeout=5)
         told = b"".join(self.errors).decode(errors="replace").splitlines()
-        # Its reporter of crashes comes last, and says nothing of why.
-        lines = [line.strip() for line in told if line.strip() and "crashpad" not in line]
-        return lines[-1][:300] if lines else f"exit code {self.process.returncode}"
+        lines = [line.strip() for line in told if line.strip() and not any(noise in line for noise in _NOISE)]
+        # What ended it comes before the addresses of its stack.
+        why = next((line for line in lines if ":FATAL:" in line), lines[-1] if lines else "")
+        return why[:300] or f"exit code {self.process.returncode}"
 
     def stop(self) -> None:
         """End it and all that it started, and remove its profile."""
@@ -108,4 +114,4 @@ def _collect(process: subprocess.Popen[bytes], errors: list[bytes]) -> None:
     assert process.stderr is not None
     for line in process.stderr:
         errors.append(line)
-        del errors[:-20]
+        del errors[:-_KEPT]

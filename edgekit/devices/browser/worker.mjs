@@ -9,14 +9,19 @@ self.onmessage = async ({ data }) => {
     const answer = await fetch(new URL(path, root), { method, body });
     if (!answer.ok) throw new Error(`${path}: edgekit answers with status ${answer.status}`);
   };
-  // The bytes that the page and its workers hold, WebAssembly's with them; null where the browser does not tell.
+  // The bytes that the page and its workers hold, WebAssembly's with them, once each; null where the browser does not tell. Of a
+  // thread, which shares its starter's memory, nothing counts: its own script is small.
   const memory = async () => {
+    const wasm = await countWasm();
     const known = await new Promise((resolve) => {
       self.onmessage = (event) => resolve(event.data.memory);
       self.postMessage("memory");
     });
-    const wasm = await countWasm();
-    return known === null || wasm === null ? null : known + wasm;
+    if (known === null || wasm === null) return null;
+    const own = [root, ...wasm.addresses];
+    const parts = known.parts.filter((part) => part.addresses.every((address) => own.includes(address)));
+    const left = ["plain", "shared"].map((kind) => (known.counts[kind] ? 0 : wasm[kind]));
+    return [...parts.map((part) => part.bytes), ...left].reduce((all, bytes) => all + bytes, 0);
   };
   const io = {
     args: job.command.slice(1),

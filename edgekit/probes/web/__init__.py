@@ -25,14 +25,17 @@ if TYPE_CHECKING:
     from edgekit.probes.probe import Answer, Question
 
 NAME = "web"
+SUSTAINS = False
 WEB_RUNTIMES: Mapping[str, str] = {"rows": onnxruntime.NAME, "tokens": llamacpp.NAME}
 """The one that pages have, by the kind of request."""
 _ENGINES: Mapping[str, str] = {"rows": "onnxruntime-web", "tokens": "wllama"}
+_CPU: Mapping[str, str] = {onnxruntime.NAME: onnxruntime.CPU, llamacpp.NAME: llamacpp.CPU}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Said:
     machine: Machine
+    engines: Mapping[str, str]
     rounds: tuple[Mapping[str, float], ...]
 
 
@@ -71,15 +74,16 @@ def ask(device: Device, question: Question) -> Answer:
         return replace(answer, lines=_beside(answer.lines, seen()))
 
 
-def ask_survey(device: Device) -> Survey:
-    """What a browser is and how fast: what no page is told is empty, None or 0.
+def ask_survey(device: Device, *, speed: bool = True) -> Survey:
+    """What a browser is, and with `speed` how fast: what no page is told is empty, None or 0.
 
     Raises DeviceFailed where it does not answer, and where a package cannot be had.
     """
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         code, more = Path(scratch, "code"), Path(scratch, "more")
         env, tell = _lay_out(device, code, more), neighbours.watch()
-        ended = device.run([f"{device.push(code)}/survey.mjs", str(ROUNDS)], timeout_s=_SURVEY_S, env=env)
+        words = [f"{device.push(code)}/survey.mjs", str(ROUNDS if speed else 0)]
+        ended = device.run(words, timeout_s=_SURVEY_S, env=env)
         seen = _known(tell())
     if ended.returncode != 0:
         last = (ended.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
@@ -97,16 +101,11 @@ def ask_survey(device: Device) -> Survey:
         "allowed": {"online": said.machine["cores"], "cores": said.machine["cores"], "quota": None},
         "busy": {"seen": seen, "programs": []},
         "engines": [
-            {
-                "name": onnxruntime.NAME,
-                "version": PACKAGES["onnxruntime-web"].version,
-                "problem": None,
-                "debug": None,
-                "providers": [onnxruntime.CPU],
-            }
+            {"name": name, "version": version, "problem": None, "debug": None, "providers": [_CPU[name]]}
+            for name, version in said.engines.items()
         ],
         "accelerators": [],
-        "speed": {"rounds": rounds, "saturates": {}, "seen": seen},
+        "speed": {"rounds": rounds, "saturates": {}, "seen": seen} if speed else None,
         "emulated": [],
     }
 
