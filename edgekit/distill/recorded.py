@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EXACT, DRAWN = 16, 32
 RECORD = np.dtype([("ids", "<u4", (EXACT + DRAWN,)), ("exact", "<f4", (EXACT,)), ("tail", "<f4"), ("entropy", "<f4")])
-"""A token's record, 268 bytes: the ids of the largest, falling, and of the draws; the largest; the mass and the entropy."""
+"""A token's record, 264 bytes: the ids of the largest, falling, and of the draws; the largest; the mass and the entropy."""
 RECORDING = "recording the teacher's answers"
 # Rows of one file: what a killed recording loses at most. And texts that are asked at a time.
 _ROWS, _AT_A_TIME = 256, 16
