@@ -153,7 +153,13 @@ class Bench:
         folder.mkdir(exist_ok=True)
         tap = Tap(load_module(TASKS[TASK], self.folder))
         recorded.record(
-            tap, source, folder, temperature=1.0, seed=0, progress=lambda *told: say(f"recorded {told[0]} windows")
+            self.folder,
+            tap,
+            source,
+            folder,
+            temperature=1.0,
+            seed=0,
+            progress=lambda *told: say(f"recorded {told[0]} windows"),
         )
         return folder
 

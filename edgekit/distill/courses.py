@@ -147,7 +147,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
     if course.begins is not None:
         copy_files(course.begins, job.out, FILES[job.task.OUTPUT])
     drop_snapshot(job.out)
-    told = {key: value for key, value in asdict(outcome).items() if key != "start" or value is not None}
+    told = {key: value for key, value in asdict(outcome).items() if value is not None}
     facts = told | dict(course.source.facts) | student.facts | {"precision": precision, "device": device}
     if student.matched:
         facts["matched_layers"] = list(student.matched) if "hidden" in needs else []
@@ -302,7 +302,7 @@ def record_teacher(
     job.progress(0, 0, f"loading the teacher, {teacher.name}")
     with reproducible(job.seed, device):
         tap = Tap(load_module(job.task, teacher), device=device)
-        return record(tap, source, job.out, temperature=temperature, seed=job.seed, progress=job.progress)
+        return record(teacher, tap, source, job.out, temperature=temperature, seed=job.seed, progress=job.progress)
 
 
 def train_on_grid(

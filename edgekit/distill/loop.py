@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,11 @@ from torch import Tensor, nn
 from edgekit.distill.machine import count_threads
 from edgekit.distill.options import TrainingOptions
 from edgekit.distill.snapshot import Snapshot, drop_snapshot, read_snapshot, write_snapshot
+from edgekit.errors import EdgekitError
 from edgekit.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger("edgekit")
 
@@ -72,7 +76,8 @@ class Run:
 class Outcome:
     """How a training went. scores: of the held-out rows after each epoch, lower is better; epochs count from 1.
 
-    start: the score before the first step, where it counted; best_epoch is 0 where no epoch's was lower.
+    stopped: why it ended before its time, where a step had no finite loss or gradient. start: the score before the first step,
+    where it counted; best_epoch is 0 where no epoch's was lower.
     """
 
     steps: int
@@ -84,6 +89,7 @@ class Outcome:
     train_texts: int
     held_texts: int
     start: float | None = None
+    stopped: str | None = None
 
 
 def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run, *, width: int) -> Outcome:
@@ -112,17 +118,18 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
         with run.rounded():
             score = _score(module, lesson, options.batch)
         state.judge_start(module, score)
-    while state.step < last and not state.stopped(patience):
+    while state.step < last and not state.stopped(patience) and state.broken is None:
         epoch, done = divmod(state.step, per_epoch)
         for rows in epoch_batches(lesson, options.batch, run.seed, epoch)[done:]:
             for group in plain.param_groups:
                 group["lr"] = peak * ramp(state.step, total, options.warmup)
-            loss = 0.0
             with run.rounded():
-                for part in lesson.parts(rows, state.step / total):
-                    accelerator.backward(part)
-                    loss += float(part.detach())
-            accelerator.clip_grad_norm_(module.parameters(), options.clip)
+                loss = _backward(accelerator, lesson.parts(rows, state.step / total))
+            norm = float(accelerator.clip_grad_norm_(module.parameters(), options.clip))
+            if not math.isfinite(loss + norm):
+                # The weights are those of the step before.
+                state.broken = _explain(loss, norm, state.step, per_epoch, peak)
+                break
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
@@ -141,6 +148,25 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
         _put(module, state.best)
     module.to("cpu").eval()
     return _outcome(state, lesson, options, peak)
+
+
+def _backward(accelerator: Accelerator, parts: Iterable[Tensor]) -> float:
+    """Add the gradients of a batch's parts; its loss."""
+    loss = 0.0
+    for part in parts:
+        accelerator.backward(part)
+        loss += float(part.detach())
+    return loss
+
+
+def _explain(loss: float, norm: float, step: int, per_epoch: int, peak: float) -> str:
+    """What is told of a step without a finite loss or gradient; raises EdgekitError where no epoch was finished before it."""
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+    remedy = f'use a lower learning_rate (it was {peak:.2g}), or precision = "fp32"'
+    if step < per_epoch:
+        raise EdgekitError(f"training: {what} in step {step + 1}, before one epoch was over; {remedy}")
+    log.warning("training stopped: %s in step %d; what was best before is kept; %s", what, step + 1, remedy)
+    return f"{what} in step {step + 1}"
 
 
 def epoch_batches(lesson: Lesson, size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -215,6 +241,7 @@ class _State:
         self.best_epoch = 0
         self.best: dict[str, Tensor] = {}
         self.start: float | None = None
+        self.broken: str | None = None
 
     def judge_start(self, module: nn.Module, score: float | None) -> None:
         """Note the score before the first step, which an epoch's must be below."""
@@ -244,6 +271,7 @@ def _outcome(state: _State, lesson: Lesson, options: TrainingOptions, peak: floa
         train_texts=len(lesson.train),
         held_texts=len(lesson.held),
         start=None if state.start is None else round(state.start, 6),
+        stopped=state.broken,
     )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgekit.distill.signals import Recorded
+from edgekit.distill.signals import Recorded, check_finite
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress, silent
 
@@ -60,9 +60,11 @@ def summarize(logits: Tensor, temperature: float, random: Tensor) -> np.ndarray:
 
 
 def record(
-    tap: Tap, source: Source, out: Path, *, temperature: float, seed: int, progress: Progress = silent
+    teacher: Path, tap: Tap, source: Source, out: Path, *, temperature: float, seed: int, progress: Progress = silent
 ) -> dict[str, object]:
     """Ask a teacher for every row of the source once, into files of `out`; those that are there already are kept.
+
+    teacher: its folder, as errors call it; tap: of its checkpoint. Raises EdgekitError where it answers no numbers.
 
     Each row is drawn by its own number, so that neither a kill nor the batches change a byte.
     """
@@ -73,13 +75,15 @@ def record(
         part = rows[start : start + _ROWS]
         if not path.is_file():
             partial = path.with_suffix(".partial")
-            partial.write_bytes(b"".join(_of_rows(tap, source, part, temperature, seed)))
+            partial.write_bytes(b"".join(_of_rows(teacher, tap, source, part, temperature, seed)))
             partial.replace(path)
         progress(part[-1] + 1, len(rows), RECORDING)
     return {"temperature": temperature, "tokens": sum(source.counts), "bytes_per_token": RECORD.itemsize}
 
 
-def _of_rows(tap: Tap, source: Source, rows: Sequence[int], temperature: float, seed: int) -> list[bytes]:
+def _of_rows(
+    teacher: Path, tap: Tap, source: Source, rows: Sequence[int], temperature: float, seed: int
+) -> list[bytes]:
     """The records of each row, as bytes."""
     found = dict[int, bytes]()
     order = sorted(rows, key=lambda row: (source.lengths[row], row))
@@ -92,6 +96,7 @@ def _of_rows(tap: Tap, source: Source, rows: Sequence[int], temperature: float, 
             states = tap(batch).output[owners, positions]
             for index, row in enumerate(asked):
                 logits = tap.logits(states[owners == index]).cpu()
+                check_finite(logits, teacher)
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
                 random = torch.rand(len(logits), generator=generator, dtype=torch.float64)
                 found[row] = summarize(logits, temperature, random).tobytes()

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from edgekit.errors import EdgekitError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 # The target of a token or row that is not learned (torch's ignore_index, and what datasets for transformers hold).
@@ -66,4 +70,13 @@ class Batch:
             mask=self.mask.to(device),
             targets=self.targets.to(device),
             scored=None if rows is None or positions is None else (rows.to(device), positions.to(device)),
+        )
+
+
+def check_finite(answers: Tensor, folder: Path) -> None:
+    """Raise EdgekitError, beginning with the teacher's folder, for answers to a train text that are no numbers."""
+    if not bool(answers.isfinite().all()):
+        raise EdgekitError(
+            f"{folder}: the teacher answers NaN or infinity to a train text: it overflows, or its training went wrong; take"
+            " another checkpoint of it"
         )

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from edgekit.distill.batches import Source
 from edgekit.distill.options import SIGNAL_BYTES
 from edgekit.distill.recorded import Reader
-from edgekit.distill.signals import Batch, Recorded, Signal
+from edgekit.distill.signals import Batch, Recorded, Signal, check_finite
 from edgekit.distill.tap import Tap
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress, silent
@@ -66,7 +66,7 @@ def kept(inputs: TeacherInputs) -> Teacher | None:
     They fit where their float32 numbers take at most SIGNAL_BYTES.
     """
     tap, source = inputs.open(), inputs.source
-    first = _answer(tap, source.batch([0]))
+    first = _answer(inputs, source.batch([0]))
     whole = first.output.ndim == 2  # one row per text; a decoder's has one per token
     tokens = sum(source.lengths)
     numbers = sum(tensor.shape[-1] for tensor in first.hidden) * tokens
@@ -79,7 +79,7 @@ def kept(inputs: TeacherInputs) -> Teacher | None:
     inputs.progress(0, len(order), ANSWERING)
     for start in range(0, len(order), _AT_A_TIME):
         rows = order[start : start + _AT_A_TIME]
-        signal = _answer(tap, source.batch(rows))
+        signal = _answer(inputs, source.batch(rows))
         for index, row in enumerate(rows):
             length = source.lengths[row]
             known[row] = Signal(
@@ -94,7 +94,7 @@ def kept(inputs: TeacherInputs) -> Teacher | None:
 def live(inputs: TeacherInputs) -> Teacher:
     """The checkpoint asked for every batch anew."""
     tap = inputs.open()
-    return Teacher(ask=lambda batch: _answer(tap, batch), logits=tap.logits)
+    return Teacher(ask=lambda batch: _answer(inputs, batch), logits=tap.logits)
 
 
 TEACHERS: dict[str, Callable[[TeacherInputs], Teacher | None]] = {
@@ -113,9 +113,12 @@ def find_teacher(inputs: TeacherInputs) -> Teacher:
     raise EdgekitError(f"{inputs.folder}: no kind of teacher can answer for it; add one to TEACHERS")
 
 
-def _answer(tap: Tap, batch: Batch) -> Signal:
+def _answer(inputs: TeacherInputs, batch: Batch) -> Signal:
+    tap = inputs.open()
     with torch.no_grad():
-        return tap(batch.to(tap.device))
+        signal = tap(batch.to(tap.device))
+    check_finite(signal.output[batch.mask.bool()] if signal.output.ndim > 2 else signal.output, inputs.folder)
+    return signal
 
 
 def _keep(tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from edgekit.distill.loop import Lesson, Run, epoch_batches, ramp, train
 from edgekit.distill.machine import choose_precision, conditions, count_threads
 from edgekit.distill.options import TrainingOptions
 from edgekit.distill.snapshot import FILE, Snapshot, drop_snapshot, read_snapshot, write_snapshot
+from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.runtimes import machine
 from edgekit.workspace import file_sha256
@@ -102,6 +103,39 @@ def test_weights_that_no_epoch_betters_stay(after: list[float], best: int, tmp_p
     outcome = train(module, taught, TrainingOptions(epochs=2, patience=2), run, width=384)
     assert (outcome.start, outcome.scores, outcome.best_epoch) == (2.5, after, best)
     assert (float(module.weight.detach()) == begun) == (best == 0)
+
+
+@pytest.mark.parametrize("of", ["loss", "gradient"])
+def test_a_step_without_numbers_ends_a_training(of: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After a whole epoch what was best is kept; before one there is nothing to keep. No weight is ever NaN."""
+
+    def broken_in(step: int) -> tuple[torch.nn.Module, Lesson]:
+        module, seen = torch.nn.Linear(1, 1), [0]
+
+        def parts(_rows: list[int], _share: float) -> list[torch.Tensor]:
+            seen[0] += 1
+            loss = module(torch.ones(1, 1)).square().sum()
+            if seen[0] != step:
+                return [loss]
+            # sqrt(0) has the value 0, and an infinite derivative.
+            return [loss * float("nan") if of == "loss" else (loss * 0).sqrt()]
+
+        judge = lambda _rows: module.weight.detach().square().sum()  # noqa: E731
+        return module, Lesson(lengths=[1] * 3, train=[0, 1], held=[2], parts=parts, judge=judge)
+
+    options = TrainingOptions(epochs=3, batch=1)
+    module, taught = broken_in(4)
+    outcome = train(module, taught, options, Run(folder=tmp_path, identity="late"), width=8)
+    assert (outcome.steps, outcome.epochs, outcome.best_epoch, len(outcome.scores)) == (3, 1, 1, 1)
+    assert str(outcome.stopped).endswith("in step 4")
+    assert all(bool(weight.isfinite().all()) for weight in module.parameters())
+    assert "what was best before is kept; use a lower learning_rate" in caplog.text
+    module, taught = broken_in(2)
+    with pytest.raises(
+        EdgekitError, match=r"in step 2, before one epoch was over; use a lower learning_rate \(it was "
+    ):
+        train(module, taught, options, Run(folder=tmp_path, identity="early"), width=8)
+    assert all(bool(weight.isfinite().all()) for weight in module.parameters())
 
 
 def test_precision_and_threads_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_a_recorded_teacher_gives_a_live_ones_lesson(teacher: Path, tmp_path: Pa
         kept = np.dtype([("ids", "<u4", (width + DRAWN,)), ("exact", "<f4", (width,)), *RECORD.descr[2:]])
         patch.setattr(recorded, "EXACT", width)
         patch.setattr(recorded, "RECORD", kept)
-        recorded.record(inputs.open(), inputs.source, tmp_path, temperature=HEAT, seed=3)
+        recorded.record(teacher, inputs.open(), inputs.source, tmp_path, temperature=HEAT, seed=3)
         known = TEACHERS["recorded"](replace(inputs, recording=tmp_path))
         found = []
         for teaches in (known, TEACHERS["live"](inputs)):
@@ -146,7 +146,7 @@ def test_a_killed_recording_ends_in_the_same_bytes(
     inputs = made_of(teacher)
 
     def record(out: Path, seed: int = 3, progress: Any = silent) -> None:
-        recorded.record(inputs.open(), inputs.source, out, temperature=HEAT, seed=seed, progress=progress)
+        recorded.record(teacher, inputs.open(), inputs.source, out, temperature=HEAT, seed=seed, progress=progress)
 
     record(whole)
     said: list[int] = []
