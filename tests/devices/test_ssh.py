@@ -9,14 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit.devices import SshDevice, ssh_table
+from edgekit.devices import Device, SshDevice, ssh_table
 from edgekit.errors import DeviceFailed, EdgekitError
 from tests.devices.sshd import Reachable, native
 
@@ -92,6 +92,35 @@ def test_arguments_and_variables_arrive_as_they_are(connected: SshDevice, argume
     ended = connected.run([sys.executable, "-c", code, *arguments], timeout_s=60, env={"EDGEKIT_X": value})
     assert ended.stdout.split("\0") == (arguments or [""])
     assert ended.stderr == value
+
+
+def is_name(text: str) -> bool:
+    """Whether a file may be called so on Linux (path_resolution(7)), with room for an ending."""
+    return text not in {".", ".."} and "/" not in text and len(os.fsencode(text)) < 200
+
+
+names = words.filter(is_name) | st.sampled_from([*filter(is_name, NASTY)])
+LIST = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(sorted(map(os.fsencode, os.listdir(sys.argv[1])))))"
+
+
+def check_names(device: Device, folder: Path, files: Sequence[str]) -> None:
+    """Push files of these names in a folder of the first, look at them there, and fetch them into one of the last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (own := folder / "own" / files[0]).mkdir(parents=True)
+    for name in files:
+        (own / name).write_bytes(name.encode())
+    pushed = device.push(own)
+    ended = device.run([sys.executable, "-c", LIST, pushed], timeout_s=60)
+    assert ended.stdout.encode().split(b"\0") == sorted(name.encode() for name in files), ended.stderr
+    back = folder / "back" / files[-1]
+    device.fetch(pushed, back)
+    assert {path.name: path.read_bytes().decode() for path in back.iterdir()} == {name: name for name in files}
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(names, min_size=1, max_size=4, unique=True))
+def test_files_arrive_with_their_names(connected: SshDevice, tmp_path: Path, files: list[str]) -> None:
+    check_names(connected, tmp_path / "made", files)
 
 
 @pytest.fixture
