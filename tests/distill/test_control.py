@@ -21,6 +21,7 @@ from edgekit.inputs import identity
 from edgekit.recipe import read_table_of
 from edgekit.workspace import file_sha256
 from tests import warm
+from tests.architectures.decoders import make_decoder
 from tests.conftest import child_environment, make_data
 from tests.steps import control, distill
 
@@ -65,6 +66,23 @@ def test_it_begins_as_the_student_does_and_sees_the_same_batches(
     assert file_sha256(tmp_path / "student" / "model.safetensors") != file_sha256(
         tmp_path / "whole" / "model.safetensors"
     )
+
+
+def test_a_decoder_learns_the_next_tokens_alone(tmp_path: Path) -> None:
+    """As if its teacher were not there: the same bytes as of a student whose only loss is labels, after the same epoch."""
+    teacher = make_decoder("llama", tmp_path / "teacher")
+    rows = [{"text": f"question {index}", "label": f" answer {index % 3}"} for index in range(24)]
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    options = {"epochs": 2, "batch": 8, "holdout": 0.0, "losses": {"labels": 1.0, "logits": 1.0}}
+    asked: dict[str, Any] = {"task": "text-generation", "max_length": 32, "layers": 1}
+    for name in ("control", "alone", "taught"):
+        (tmp_path / name).mkdir()
+    facts = control(teacher, tmp_path, epochs=2, out=tmp_path / "control", options=options, **asked)
+    assert (facts["epochs"], facts["losses"]) == (2, {"labels": 1.0})
+    distill(teacher, tmp_path, out=tmp_path / "taught", options=options, **asked)
+    distill(teacher, tmp_path, out=tmp_path / "alone", options=options | {"losses": {"labels": 1.0}}, **asked)
+    made = {name: file_sha256(tmp_path / name / "model.safetensors") for name in ("control", "alone", "taught")}
+    assert made["control"] == made["alone"] != made["taught"]
 
 
 SCRIPT = """
