@@ -170,7 +170,8 @@ class _Run:
                 return Tried(name=change.name, seconds=0.0, reason=told), None
             self._session.listener.say(f"recovery: {change.name}")
             made = make(plan, prompts, self._session)
-            return _seen(change.name, self._spent(began), self._judge(made)), made
+            report = self._judge(made)
+            return _seen(change.name, self._spent(began), report), made
         except TimeSpentError:
             self._ran_out = True
             return Tried(name=change.name, seconds=self._spent(began), reason=_STOPPED), None

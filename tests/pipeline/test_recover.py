@@ -88,6 +88,8 @@ def test_recovery_goes_on_where_it_was_killed_and_ships_what_passes(
     assert (ladder["chosen"], [entry["name"] for entry in ladder["tried"]]) == ("smoothing", ["smoothing"])
     assert ladder["start"]["loss"] > 0.3
     assert ladder["tried"][0]["loss"] <= 0.025
+    # Its export was kept, and judging it took its time.
+    assert ladder["tried"][0]["seconds"] > 0.3
     assert ladder["stopped"] == "stopped at 'smoothing', which passes there"
     report = json.loads(Path(bundle["report"]).read_text())
     assert (report["look"]["index"], report["recovery"]["ladder"]["prompts"]) == (2, 100)
