@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gguf_files import write_gguf
 from instruction_sets import decoder, stories
-from near_ties import Written, compare_written, split
+from near_ties import Written, compare_written, read_ends, split
 
 from edgekit.bundle.open import check_bundle
 from edgekit.devices import Device, open_device
@@ -146,7 +146,10 @@ def judge_build(data: Path, folder: Path) -> dict[str, Any]:
     options = {key: value for key, value in manifest.runtime.items() if key not in {"name", "minimum"}}
     failed = [check["name"] for check in report["checks"] if check["verdict"] == "fail"]
     told = {"verdict": report["verdict"], "failed": failed, "scheme": manifest.artifact.scheme}
-    return {**told, **_row(compare_written(bundle / manifest.model, options, prompts, said))}
+    return {
+        **told,
+        **_row(compare_written(bundle / manifest.model, options, prompts, said, read_ends(reference.parent))),
+    }
 
 
 def _row(found: Written) -> dict[str, Any]:
@@ -208,7 +211,7 @@ def time_writer(checkpoint: str, data: Path, scratch: Path, rounds: int) -> dict
             arrays = PROBES[device.PROBE].ask(device, question).arrays
         prompts = [*split(np.asarray(question.inputs["ids"]), np.asarray(question.inputs["offsets"]))]
         said = [*split(arrays["answers"], arrays["answer_offsets"])]
-        row[matrices] = _row(compare_written(file, question.request["options"], prompts, said))
+        row[matrices] = _row(compare_written(file, question.request["options"], prompts, said, (NEW, frozenset())))
     times = _medians(seen)
     return {"times": times, "ratio": _ratio(times), **row}
 

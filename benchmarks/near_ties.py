@@ -4,7 +4,9 @@ llama.cpp rounds a file's inputs of matrices to 8 bits (16 for matrices of 16 bi
 sums are made in another order by each engine, and by the same one when it reads tokens in one batch, not one by one. So the
 two likeliest tokens may change places where they are nearly as likely. How nearly is measured here, in this machine's engine
 alone: it reads its own answers both ways, and the gap between its two likeliest tokens moves. Three times the root mean square of
-that is the bound (of a normal distribution 99.7 % lie within). Nothing of the other engine is in it.
+that is the bound (of a normal distribution 99.7 % lie within). How many tokens may be others is bounded too: by twice as many as
+reading in one batch turns here, and two. Nothing of the other engine is in either. An answer that ends before its time, or goes
+on behind it, is not a matter of rounding.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.reference import read_reference
 from edgekit.runtimes import llamacpp
 from edgekit.runtimes.generation import continuation
+from edgekit.workspace import open_product
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,37 +32,54 @@ if TYPE_CHECKING:
 
     Logits = NDArray[np.float32]
 
-RANGE = 3.0
+RANGE, TIMES, FEW = 3.0, 2, 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
     """answers, and how many are the `same` as here; other: tokens that are not the likeliest here behind the same text; below:
-    how far at most one of them is below the likeliest, in logits; bound: up to where that is rounding (see the module)."""
+    how far at most one of them is below the likeliest, in logits; bound, most: up to where both are rounding (see the module);
+    cut: answers of another length than here that no other token explains."""
 
     answers: int
     same: int
     other: int
     below: float
     bound: float
+    most: int
+    cut: int
 
     @property
     def is_rounding(self) -> bool:
         """Whether rounding explains every token that differs."""
-        return self.below < self.bound
+        return self.below <= self.bound and self.other <= self.most and not self.cut
 
 
 def compare_written(
-    file: Path, options: Mapping[str, object], prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    file: Path,
+    options: Mapping[str, object],
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    ends: tuple[int, frozenset[int]],
 ) -> Written:
-    """Another engine's greedy answers to prompts, held against what llama.cpp writes here with the same options."""
+    """Another engine's greedy answers to prompts, held against what llama.cpp writes here with the same options.
+
+    ends: how many tokens an answer has at most, and which end it.
+    """
     moved: list[NDArray[np.float64]] = []
-    same, behind = 0, [0.0]
+    same, turned, cut, behind = 0, 0, 0, [0.0]
     with closing(llamacpp.generator(file, options)) as generator:
         for prompt, answer in zip(prompts, answers, strict=True):
-            own = [*continuation(generator, np.array(prompt), len(answer), frozenset())]
+            own = [*continuation(generator, np.array(prompt), *ends)]
             same += list(answer) == own
-            moved.append(_moved(generator, prompt, own))
+            shared = min(len(own), len(answer))
+            cut += len(own) != len(answer) and list(answer[:shared]) == own[:shared]
+            if own:
+                gaps, flips = _moved(generator, prompt, own)
+                moved.append(gaps)
+                turned += flips
+            if not answer:
+                continue
             logits = _one_by_one(generator, prompt, answer)
             below = logits.max(axis=-1) - logits[np.arange(len(answer)), list(answer)]
             behind += below[below > 0].tolist()
@@ -69,17 +90,20 @@ def compare_written(
         other=len(behind) - 1,
         below=round(max(behind), 6),
         bound=round(RANGE * noise, 6),
+        most=TIMES * turned + FEW,
+        cut=cut,
     )
 
 
-def _moved(generator: Generator, prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.float64]:
-    """By how much the gap between the two likeliest tokens [n] is another where an answer is read in one batch."""
+def _moved(generator: Generator, prompt: Sequence[int], answer: Sequence[int]) -> tuple[NDArray[np.float64], int]:
+    """By how much the gap between the two likeliest tokens [n] is another where an answer is read in one batch, and how many
+    tokens are not the likeliest then."""
     written = _one_by_one(generator, prompt, answer)
     two = np.argsort(-written, axis=-1, kind="stable")[:, :2]
     generator.clear()
     whole = generator.logits([*prompt, *answer[:-1]], slice(len(prompt) - 1, None))
     one, other = (np.diff(np.take_along_axis(logits.astype(np.float64), two, axis=-1)) for logits in (written, whole))
-    return (one - other)[:, 0]
+    return (one - other)[:, 0], int((whole.argmax(axis=-1) != two[:, 0]).sum())
 
 
 def _one_by_one(generator: Generator, prompt: Sequence[int], answer: Sequence[int]) -> Logits:
@@ -88,6 +112,13 @@ def _one_by_one(generator: Generator, prompt: Sequence[int], answer: Sequence[in
     last = slice(-1, None)
     read = [generator.logits(prompt, last), *(generator.logits([token], last) for token in answer[:-1])]
     return np.concatenate(read)
+
+
+def read_ends(recorded: Path) -> tuple[int, frozenset[int]]:
+    """Where answers end that were asked for beside a record's folder."""
+    sequences = read_reference(open_product(recorded, "record")).sequences
+    assert sequences is not None
+    return sequences.max_new, frozenset(sequences.stop)
 
 
 def split(ids: NDArray[Any], offsets: NDArray[Any]) -> Iterator[list[int]]:

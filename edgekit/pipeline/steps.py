@@ -18,7 +18,7 @@ from edgekit.pipeline.origin import (
     split_content,
     with_read,
 )
-from edgekit.pipeline.plan import Plan, Session, Settings, run_step
+from edgekit.pipeline.plan import Plan, Session, Settings, is_made, run_step
 from edgekit.progress import Progress
 from edgekit.schema import pick
 from edgekit.workspace import Product, file_sha256, installed_version, open_product
@@ -26,7 +26,7 @@ from edgekit.workspace import Product, file_sha256, installed_version, open_prod
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from edgekit.distill import CreateInputs, DistillInputs, FinetuneInputs
+    from edgekit.distill import CreateInputs, DistillInputs, FinetuneInputs, SignalsInputs
     from edgekit.export import TraceInputs
     from edgekit.formats import Processor
     from edgekit.formats.smallest import Limits
@@ -57,15 +57,24 @@ def finetune(settings: Settings, base: Path, prompts: Product, session: Session,
 
 def signals(settings: Settings, teacher: Path, prompts: Product, session: Session) -> Product | None:
     """What the teacher says of the train split, recorded for any student of it; None where it answers while a student learns."""
+    inputs = _signals_inputs(settings, teacher, prompts)
+    if inputs is None:
+        return None
+    from edgekit.distill import record_teacher as make
+
+    note = f"{prompts.facts['rows']['train']} texts"
+    return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note)
+
+
+def _signals_inputs(settings: Settings, teacher: Path, prompts: Product) -> SignalsInputs | None:
     recipe, options = settings.recipe, settings.training.distill
     if recipe.student is None or options.signals != "recorded":
         return None
     from edgekit.distill import SignalsInputs
-    from edgekit.distill import record_teacher as make
     from edgekit.distill.machine import conditions
 
     assert isinstance(options.temperature, float)
-    inputs = SignalsInputs(
+    return SignalsInputs(
         teacher=model_content(teacher),
         prompts=split_content(prompts, "train"),
         task=recipe.task,
@@ -75,8 +84,6 @@ def signals(settings: Settings, teacher: Path, prompts: Product, session: Sessio
         seed=recipe.seed,
         machine=conditions(options),
     )
-    note = f"{prompts.facts['rows']['train']} texts"
-    return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note)
 
 
 def distill(settings: Settings, teacher: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
@@ -86,9 +93,16 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
     from edgekit.distill import distill as make
     from edgekit.model import load_model
 
-    recorded = signals(settings, teacher, prompts, session)
-    known = None if recorded is None else Content(path=recorded.folder, digest=recorded.digest)
-    inputs = replace(_distill_inputs(settings, teacher, prompts), signals=known)
+    inputs = _distill_inputs(settings, teacher, prompts)
+    asked = _signals_inputs(settings, teacher, prompts)
+    if asked is not None:
+        # Known by what it is made of: a student that is kept needs no recording.
+        known = Content(path=session.workspace.root, digest=origin_of(asked))
+        inputs = replace(inputs, signals=known)
+        if not is_made(session, inputs, at=at):
+            recorded = signals(settings, teacher, prompts, session)
+            assert recorded is not None
+            inputs = replace(inputs, signals=replace(known, path=recorded.folder))
     note = f"{load_model(teacher).layers} layers to {len(inputs.kept) or 'a table of n-grams'}"
     return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder
 

@@ -92,7 +92,7 @@ def test_a_storyteller_writes_in_a_browser_what_it_writes_here(
 ) -> None:
     """A decoder's whole build, by wllama. With matrices of 16 bits only ties of a hundredth of a logit are rounding (near_ties)."""
     pytest.importorskip("llama_cpp")
-    from near_ties import compare_written, split
+    from near_ties import compare_written, read_ends, split
 
     need_chromium()
     recipe = decoder(tmp_path / "stories", need_stories(), texts()[:ROWS])
@@ -115,7 +115,8 @@ def test_a_storyteller_writes_in_a_browser_what_it_writes_here(
     with np.load(outputs) as there, np.load(reference) as asked:
         prompts = [*split(asked["asked"], asked["asked_offsets"])]
         said = [*split(there["answers"], there["answer_offsets"])]
-    found = compare_written(Path(entry["bundle"], "model.gguf"), {"threads": 1, "context": 0}, prompts, said)
+    file, ends = Path(entry["bundle"], "model.gguf"), read_ends(reference.parent)
+    found = compare_written(file, {"threads": 1, "context": 0}, prompts, said, ends)
     assert found.answers == ROWS - CALIBRATE
     assert found.same >= found.answers - 1
     assert found.is_rounding, found

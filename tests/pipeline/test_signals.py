@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,19 @@ def test_a_teacher_is_recorded_once(project: Path, monkeypatch: pytest.MonkeyPat
     student()
     student()
     assert made[0] == made[1]
+    for path in (project / "cache" / "signals").iterdir():
+        shutil.rmtree(path)
+    student()
+    assert (made[2], recorded) == (made[0], [2.0]), "a student that is there needs no recording"
     student(distill__epochs="2")
     student(student__layers="2")
     assert len({*made}) == 3
-    assert recorded == [2.0], "three students of one recording"
+    assert recorded == [2.0, 2.0], "two more students of one recording"
     student(distill__temperature="1.0")
-    assert recorded == [2.0, 1.0]
+    assert recorded == [2.0, 2.0, 1.0]
     (project / "teacher" / "chat_template.jinja").write_text(TEMPLATE.replace("<", "["))
     student()
-    assert recorded == [2.0, 1.0, 2.0], "another template, other tokens"
+    assert recorded == [2.0, 2.0, 1.0, 2.0], "another template, other tokens"
     (project / "data" / "train.jsonl").write_text('{"text": "what else", "label": "nothing"}\n')
     student()
-    assert len(recorded) == 4
+    assert len(recorded) == 5

@@ -128,7 +128,8 @@ def test_probes_of_decoders_conform(name: str, places: Callable[[str], Device], 
     inputs, there = generation.read_inputs(save(question, question.file.parent / f"{name}.npz")), answer.arrays
     said = [*split(there["answers"], there["answer_offsets"])]
     assert [len(answer) for answer in said] == [NEW] * len(PROMPTS)
-    found = compare_written(question.file, OPTIONS, [ids[:start].tolist() for ids, start in inputs.sequences], said)
+    prompts = [ids[:start].tolist() for ids, start in inputs.sequences]
+    found = compare_written(question.file, OPTIONS, prompts, said, (NEW, frozenset()))
     with closing(llamacpp.generator(question.file, OPTIONS)) as generator:
         here = generation.score(generator, inputs, 512)
     assert found.same >= (len(PROMPTS) if name != "web" else len(PROMPTS) - 1)
@@ -174,3 +175,19 @@ def test_a_runtime_that_pages_do_not_have(kind: str, runtime: str, tmp_path: Pat
         pytest.raises(DeviceFailed, match=rf"alone, and this is for {runtime}; judge"),
     ):
         PROBES["web"].ask(device, asked)
+
+
+def test_an_answer_cut_short_is_no_rounding(file: Path) -> None:
+    """Nor is one of many tokens that are a little less likely, nor one that goes on where the model stops."""
+    prompts = load_model(STORIES).encode(list(PROMPTS[:2]), 100)
+    with closing(llamacpp.generator(file, OPTIONS)) as generator:
+        said = [[*generation.continuation(generator, np.array(prompt), 16, frozenset())] for prompt in prompts]
+
+    def judge(answers: list[list[int]], stop: frozenset[int] = frozenset()) -> bool:
+        return compare_written(file, OPTIONS, prompts, answers, (16, stop)).is_rounding
+
+    assert judge(said)
+    assert not judge([said[0], []])
+    assert not judge([said[0][:15], said[1]])
+    assert not judge(said, frozenset({said[0][9]}))
+    assert not judge([said[1], said[0]])

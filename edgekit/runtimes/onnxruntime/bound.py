@@ -84,7 +84,7 @@ class Bound:
         """most: how many graphs are kept. Raises what InferenceSession raises; a graph that cannot be is no error."""
         self._model, self._providers, self._asked, self._most = model, providers, asked, most
         self._graphs: dict[tuple[object, ...], Graph] = {}
-        self._lock = threading.Lock()
+        self._lock, self._own = threading.Lock(), threading.local()
         self.why = ""
         if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST:
             self.why = (
@@ -117,7 +117,8 @@ class Bound:
         assert names is None
         with self._lock:
             shapes = sorted((name, array.shape, array.dtype.str) for name, array in feeds.items())
-            key = (threading.get_ident(), *shapes)
+            # Not its number, which a later thread may have: that has no graphs of onnxruntime's.
+            key = (vars(self._own).setdefault("thread", object()), *shapes)
             if not self.why and key in self._graphs:
                 try:
                     return self._graphs[key].replay(feeds)

@@ -118,6 +118,12 @@ def test_graphs_are_limited_and_belong_to_a_thread(model: Path) -> None:
     assert all(np.array_equal(answer, plain(model, texts[which])) for which, answer in answers.items())
     # Two of the threads ask for one length.
     assert (many.why, len(many._graphs)) == ("", 3)
+    for count in (4, 5, 6):
+        # Threads in turn may have one number; each is another.
+        after = threading.Thread(target=ask, args=(1,))
+        after.start()
+        after.join()
+        assert (many.why, len(many._graphs)) == ("", count)
 
 
 @pytest.mark.parametrize(
