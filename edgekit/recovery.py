@@ -23,7 +23,7 @@ FAILURES: Mapping[str, str] = MappingProxyType(
 @dataclass(frozen=True, kw_only=True)
 class Rung:
     """One thing that may be done: what, what to expect of it, how long it takes here (seconds, as `pipeline.cost` estimates), and
-    the arguments that the same command gets for it."""
+    the arguments that the same command gets for it; --format and --scheme among them are instead of all that it has."""
 
     name: str
     gain: str

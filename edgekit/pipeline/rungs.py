@@ -47,13 +47,29 @@ class Change:
     makes: tuple[str, ...] = ()
 
     def arguments(self, plan: Plan) -> tuple[str, ...]:
-        """What the command that built `plan` gets to build this."""
+        """What the command that built `plan` gets to build this, and this alone: a format and a scheme that were chosen by name
+        are among it, instead of all that the command chose."""
+        format_, scheme = self._choice(plan)
         told = [("--set", f"{key}={_toml(value)}") for key, value in self.keys.items()]
-        for key, value in self.options.items():
-            # A scheme that was chosen by name is chosen anew.
-            chosen = key == "scheme" and plan.choice[1] is not None
-            told.append(("--scheme", str(value)) if chosen else ("--export", f"{key}={_toml(value)}"))
+        told += [(flag, name) for flag, name in (("--format", format_), ("--scheme", scheme)) if name is not None]
+        told += [
+            ("--export", f"{key}={_toml(value)}")
+            for key, value in self.options.items()
+            if key != "scheme" or scheme is None
+        ]
         return tuple(part for pair in told for part in pair)
+
+    def _choice(self, plan: Plan) -> tuple[str | None, str | None]:
+        """Format and scheme by name, where the plan's are: of other options than the scheme a format that is not the target's."""
+        from edgekit.formats import DEFAULT
+
+        format_, scheme = plan.choice
+        if scheme is None:
+            return plan.choice
+        own = plan.target.export_for(plan.recipe.task).get("format", DEFAULT)
+        if plan.format != own and self.options.keys() - {"scheme"}:
+            format_ = plan.format
+        return format_, str(self.options.get("scheme", scheme))
 
     def applied(self, plan: Plan, prompts: Product) -> Plan:
         """The plan with this change; EdgekitError where it cannot be built for the target."""
@@ -64,7 +80,6 @@ class Change:
         output = TASKS[recipe.task].OUTPUT
         table = {key: value for key, value in {**asdict(plan.options), **self.options}.items() if value is not None}
         format_, options = parse_options({"format": plan.format, **table}, output, f"{target.path}: export")
-        choice = plan.choice if plan.choice[1] is None else (plan.choice[0], options.scheme)
         made = replace(
             plan,
             settings=read_settings(recipe),
@@ -72,7 +87,7 @@ class Change:
             options=options,
             mixes=format_.mixes(options),
             runtimes=candidates(format_, target.runtime, output, format_.domains(options), str(target.path)),
-            choice=choice,
+            choice=self._choice(plan),
         )
         if recipe.qad is not None:
             FORMATS[plan.format].grid(made_model(made, output, len(prompts.facts["labels"])), options, output)
@@ -110,8 +125,10 @@ def _toml(value: object, *, within: bool = False) -> str:
 
 
 def is_wrong(check: Check, *, strict: bool) -> bool:
-    """Whether a check keeps an artifact from shipping."""
-    return check.verdict == "fail" or (strict and check.verdict == "not proven")
+    """Whether a check keeps an artifact from shipping by what the artifact is: speed and memory that are not proven are not
+    known to be wrong, as another machine may not vouch for the target."""
+    unproven = strict and check.verdict == "not proven" and check.name not in SPEED | SIZE
+    return check.verdict == "fail" or unproven
 
 
 def find_failures(report: Report, wrong: Callable[[Check], bool]) -> tuple[str, ...]:
@@ -150,19 +167,39 @@ def _below(report: Report, check: Check) -> str:
 
 
 def find_changes(plan: Plan, report: Report, failures: Sequence[str], prompts: Product) -> list[Change]:
-    """What suits these failures, in no order. Raises EdgekitError as the preflight does."""
+    """What suits all of these failures, in no order. Raises EdgekitError as the preflight does."""
     if "teacher" in failures:
         return _longer("teacher.finetune", plan.settings.training.finetune)
     if "speed" in failures or "size" in failures:
-        return [*_fewer_bits(plan, report), *_smaller(plan)]
+        return _find_lighter(plan, report, failures, prompts)
     if "student" not in failures:
         return _less_rounding(plan, report, prompts) if failures else []
     better = _better_student(plan)
     if "quantization" not in failures:
         return better
     # Quantization alone cannot help, nor can a better student alone.
-    gentler = [one for one in _less_rounding(plan, report, prompts) if "qad" not in one.makes]
-    return [*better, *(_both(one, other) for one in better[-1:] for other in gentler)]
+    return [*better, *_every_two(better[-1:], _gentler(plan, report, prompts))]
+
+
+def _find_lighter(plan: Plan, report: Report, failures: Sequence[str], prompts: Product) -> list[Change]:
+    """What is smaller or quicker, and is not worse in what fails beside that: fewer bits make quantization worse, and fewer
+    blocks the float student."""
+    coarser = _fewer_bits(plan, report, prompts, smaller="size" in failures)
+    if "student" in failures:
+        longer = _longer("distill", plan.settings.training.distill) if plan.recipe.student is not None else []
+        return [] if "quantization" in failures else _every_two(longer, coarser)
+    if "quantization" in failures:
+        return [*_every_two(_fewer_blocks(plan), _gentler(plan, report, prompts)), *_table(plan)]
+    return [*coarser, *_fewer_blocks(plan), *_table(plan)]
+
+
+def _gentler(plan: Plan, report: Report, prompts: Product) -> list[Change]:
+    """Gentler quantization that goes with another student: training on the grid is of the student that there is."""
+    return [one for one in _less_rounding(plan, report, prompts) if "qad" not in one.makes]
+
+
+def _every_two(some: Sequence[Change], others: Sequence[Change]) -> list[Change]:
+    return [_both(one, other) for one in some for other in others]
 
 
 def _both(one: Change, other: Change) -> Change:
@@ -296,37 +333,55 @@ def _of_layers(student: Student, count: int, depth: int) -> dict[str, object]:
     return {"student.keep": choose_blocks(depth, count, None, "student")}
 
 
-def _fewer_bits(plan: Plan, report: Report) -> list[Change]:
+def _fewer_bits(plan: Plan, report: Report, prompts: Product, *, smaller: bool) -> list[Change]:
+    """Coarser schemes that take no more bytes; smaller: only those that take fewer."""
     from edgekit.formats import coarser
     from edgekit.tasks import TASKS
 
-    names = coarser(plan.format, TASKS[plan.recipe.task].OUTPUT, report.artifact.scheme)[:_SCHEMES]
-    gain = "fewer bytes to keep and to read; accuracy is judged again"
-    return [Change(name=f"scheme {name}", gain=gain, options={"scheme": name}) for name in names]
+    names = coarser(plan.format, TASKS[plan.recipe.task].OUTPUT, report.artifact.scheme)
+    there = _bytes(plan, report.artifact.scheme, prompts) if names else 0
+    found = []
+    for name in names:
+        size = _bytes(plan, name, prompts)
+        less = f"{human_bytes(size)} to keep and to read instead of {human_bytes(there)}"
+        gain = less if size < there else "as many bytes, other products, which may be quicker"
+        if size < there or (size == there and not smaller):
+            found.append(
+                Change(name=f"scheme {name}", gain=f"{gain}; accuracy is judged again", options={"scheme": name})
+            )
+    return found[:_SCHEMES]
 
 
-def _smaller(plan: Plan) -> list[Change]:
-    """Smaller students, where the data has a train split to teach them."""
+def _teaches(plan: Plan) -> bool:
+    """Whether a smaller student can be made: the data has a train split, and what ships is not a table of n-grams already."""
     try:
         sources(plan.recipe, ("train", "calibrate", "verify"))
     except EdgekitError:
+        return False
+    return plan.recipe.student is None or plan.recipe.student.kind != "ngrams"
+
+
+def _fewer_blocks(plan: Plan) -> list[Change]:
+    """A student of half the blocks."""
+    if not _teaches(plan):
         return []
-    student, makes = plan.recipe.student, ("distill", "qad", *_AFTER_STUDENT)
-    if student is not None and student.kind == "ngrams":
-        return []
-    depth = _depth(plan)
+    student, depth = plan.recipe.student, _depth(plan)
     layers = depth if student is None else _layers(student)
-    found = []
-    if layers > 1:
-        fewer = max(1, layers // 2)
-        gain = f"{fewer} blocks instead of {layers}: calls take about {fewer / layers:.2g} of the time"
-        keys = _of_layers(student, fewer, depth) if student else {"student": {"layers": fewer}}
-        found.append(Change(name=f"{fewer} layers", gain=gain, keys=keys, makes=makes))
-    if plan.recipe.task == "text-classification":
-        gain = "a table of n-grams: a tenth of a millisecond and less than a megabyte"
-        table: dict[str, object] = {"student": {"kind": "ngrams"}, "distill": {}}
-        found.append(Change(name="n-grams", gain=gain, keys=table, makes=makes))
-    return found
+    if layers <= 1:
+        return []
+    fewer = layers // 2
+    gain = f"{fewer} blocks instead of {layers}: calls take about {fewer / layers:.2g} of the time"
+    keys = _of_layers(student, fewer, depth) if student else {"student": {"layers": fewer}}
+    return [Change(name=f"{fewer} layers", gain=gain, keys=keys, makes=("distill", "qad", *_AFTER_STUDENT))]
+
+
+def _table(plan: Plan) -> list[Change]:
+    """A table of n-grams instead of a transformer."""
+    if plan.recipe.task != "text-classification" or not _teaches(plan):
+        return []
+    gain = "a table of n-grams: a tenth of a millisecond and less than a megabyte"
+    keys: dict[str, object] = {"student": {"kind": "ngrams"}, "distill": {}}
+    return [Change(name="n-grams", gain=gain, keys=keys, makes=("distill", "qad", *_AFTER_STUDENT))]
 
 
 def rungs(plan: Plan, changes: Sequence[Change], prompts: Product, session: Session) -> list[tuple[Change, Rung]]:

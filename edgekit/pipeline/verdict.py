@@ -164,7 +164,10 @@ def _beside(inputs: VerifyInputs, covering: Covering | None, recipe: Recipe) -> 
 
 
 def _offer(plan: Plan) -> str | None:
-    """How to learn what the teacher added, and how long that takes; None where no student can be trained without it."""
+    """How to learn what the teacher added, and how long that takes; None where no student can be trained without it, and where
+    the recipe asks for that already: its control run is then of the student that it was made for."""
+    if plan.settings.training.control:
+        return None
     seconds = control_seconds(plan.estimate)
     if seconds is None:
         return None

@@ -195,9 +195,8 @@ def _hold_out(parts: Mapping[str, Reading], recipe: Recipe, splits: Sequence[str
     held: list[Prompt] = []
     for unit, rows in sorted(units.items(), key=lambda pair: (_hash(recipe.seed, f"recover {pair[0]}"), pair[0])):
         taken = Counter(row.label for row in rows)
-        if len(held) + len(rows) > share * len(whole.prompts):
-            break
-        if all(left[label] > count for label, count in taken.items()):
+        fits = len(held) + len(rows) <= share * len(whole.prompts)
+        if fits and all(left[label] > count for label, count in taken.items()):
             left -= taken
             held += units.pop(unit)
     kept = sorted((row for rows in units.values() for row in rows), key=lambda row: row.row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from edgekit.evidence import Check, Report
 from edgekit.recovery import FAILURES, Ladder, Tried
@@ -21,7 +22,13 @@ def recovery_heading(report: Report) -> str:
 def rung_cells(report: Report) -> list[list[str]]:
     """The rows below RUNG_HEAD, the cheapest first."""
     rungs = report.recovery.rungs if report.recovery else ()
-    return [[rung.name, duration(rung.seconds), rung.gain, shlex.join(rung.arguments)] for rung in rungs]
+    told = [(rung, f"{shlex.join(rung.arguments)}{_instead(rung.arguments)}") for rung in rungs]
+    return [[rung.name, duration(rung.seconds), rung.gain, arguments] for rung, arguments in told]
+
+
+def _instead(arguments: Sequence[str]) -> str:
+    """Of which arguments a command has to be rid, where they would build more than what is told."""
+    return " (instead of every --format and --scheme)" if {"--format", "--scheme"} & {*arguments} else ""
 
 
 def tried_cells(ladder: Ladder) -> list[list[str]]:
@@ -33,7 +40,8 @@ def ladder_lines(ladder: Ladder) -> list[str]:
     """What came of it, and the arguments that keep the choice, where there is one: a line to copy."""
     lines = [f"{ladder.prompts} prompts of the recovery split, {number(ladder.minutes, 3)} minutes; {ladder.stopped}"]
     if ladder.keep:
-        lines += ["to keep the choice, build with these arguments instead of --recover:", shlex.join(ladder.keep)]
+        told = "to keep the choice, build with these arguments instead of --recover"
+        lines += [f"{told}{_instead(ladder.keep)}:", shlex.join(ladder.keep)]
     return lines
 
 

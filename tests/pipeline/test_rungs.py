@@ -16,10 +16,12 @@ from edgekit.outputs import OUTPUTS
 from edgekit.pipeline import Session, check_recipe, gather_prompts, resolve
 from edgekit.pipeline.ladder import _choose, _holds, _within
 from edgekit.pipeline.plan import Plan
-from edgekit.pipeline.rungs import find_changes, find_failures, is_wrong, rungs
+from edgekit.pipeline.rungs import Change, find_changes, find_failures, is_wrong, rungs
+from edgekit.pipeline.verdict import _offer
 from edgekit.prompts import PromptSet
 from edgekit.recipe import load_recipe, read_override
-from edgekit.recovery import Tried
+from edgekit.recovery import Recovery, Rung, Tried
+from edgekit.report.recovery import rung_cells
 from edgekit.target import load_target, with_export
 from edgekit.typed_json import read_table
 from edgekit.workspace import Product, Workspace
@@ -120,12 +122,91 @@ def test_only_what_can_help_is_proposed(planned: tuple[Plan, Product, Session]) 
     assert all("student.layers" in one.keys or "distill.epochs" in one.keys for one in both)
 
 
-def test_a_scheme_that_was_chosen_by_name_is_chosen_anew(planned: tuple[Plan, Product, Session]) -> None:
+@pytest.mark.parametrize(
+    ("choice", "told", "name"),
+    [
+        ((None, "int8-static"), {"scheme w8": ["--scheme", "w8"]}, "-int8-static"),
+        (("onnx", None), {"scheme w8": ["--format", "onnx", "--export", "scheme=w8"]}, "-onnx"),
+        (("onnx", "int8-static"), {"scheme w8": ["--format", "onnx", "--scheme", "w8"]}, "-onnx-int8-static"),
+    ],
+    ids=str,
+)
+def test_what_was_chosen_by_name_is_told_anew(
+    choice: tuple[str | None, str | None],
+    told: dict[str, list[str]],
+    name: str,
+    planned: tuple[Plan, Product, Session],
+) -> None:
+    """Of several formats and schemes a command builds all: the arguments of a rung name the one that failed, or the new one."""
     plan, prompts, _ = planned
-    chosen = replace(plan, choice=(None, "int8-static"))
-    change = next(one for one in find_changes(plan, report_of(), ("quantization",), prompts) if one.name == "scheme w8")
-    assert change.arguments(chosen) == ("--scheme", "w8")
-    assert change.applied(chosen, prompts).name.endswith("-w8")
+    chosen = replace(plan, choice=choice)
+    changes = {one.name: one for one in find_changes(chosen, report_of(), ("quantization",), prompts)}
+    for change, arguments in told.items():
+        assert list(changes[change].arguments(chosen)) == arguments
+        assert changes[change].applied(chosen, prompts).name.endswith(name.replace("int8-static", "w8"))
+    others = changes["keep the worst layers float"]
+    flags = [part for pair in zip(("--format", "--scheme"), choice, strict=True) if pair[1] for part in pair]
+    assert list(others.arguments(chosen)) == [*flags, "--export", "float_layers=4"]
+    assert others.applied(chosen, prompts).name.endswith(name)
+    rung = Rung(name="a", gain="b", seconds=1, arguments=others.arguments(chosen))
+    (cells,) = rung_cells(replace(report_of(), recovery=Recovery(failures=("quantization",), rungs=(rung,))))
+    assert cells[-1].endswith("--export float_layers=4 (instead of every --format and --scheme)")
+
+
+def test_a_format_that_a_scheme_found_is_named_with_its_options(planned: tuple[Plan, Product, Session]) -> None:
+    """--export is of the target's own format, unless another one is named."""
+    plan, _, _ = planned
+    found = replace(plan, format="gguf", choice=(None, "q4_k_m"))
+    change = Change(name="a", gain="b", options={"block": 32})
+    assert change.arguments(found) == ("--format", "gguf", "--scheme", "q4_k_m", "--export", "block=32")
+    assert replace(change, options={"scheme": "q5_k_m"}).arguments(found) == ("--scheme", "q5_k_m")
+
+
+def test_what_is_not_proven_is_wrong_where_accuracy_is_not() -> None:
+    """With --strict too, no artifact is called slow because this machine may not vouch for the target's speed."""
+    checks = [
+        check_entry(name, verdict="not proven", measured=0.5, limit=0.3)
+        for name in ("p95_ms", "tokens_per_second", "memory_mb", "accuracy_vs_student")
+    ]
+    report = read_table(Report, bare_report() | {"checks": checks}, "report.json")
+    assert find_failures(report, lambda check: is_wrong(check, strict=True)) == ("quantization",)
+    assert find_failures(report, lambda check: is_wrong(check, strict=False)) == ()
+
+
+def test_what_helps_one_failure_does_not_worsen_another(planned: tuple[Plan, Product, Session], project: Path) -> None:
+    """Of several failures only that is proposed which is good for all of them."""
+    _, prompts, session = planned
+    two, _ = plan_of(project, session, ("--export", 'scheme="int8-static"', "--set", "student.layers=2"))
+
+    def names(*failures: str) -> list[str]:
+        return [one.name for one in find_changes(two, report_of(), failures, prompts)]
+
+    assert names("size") == ["scheme w4", "1 layers", "n-grams"]
+    both = names("quantization", "size")
+    assert {"1 layers, keep the worst layers float", "1 layers, calibrate on more", "1 layers, scheme w8"} <= {*both}
+    assert all(name.startswith("1 layers, ") or name == "n-grams" for name in both)
+    assert "1 layers, train on the grid" not in both
+    assert names("student", "speed") == ["train longer (distill), scheme w4"]
+    assert names("student", "quantization", "speed") == []
+
+
+def test_fewer_bits_are_fewer_bytes(planned: tuple[Plan, Product, Session]) -> None:
+    """Static INT8 is as large as dynamic: no remedy for size, and for speed none that is told to be smaller."""
+    plan, prompts, _ = planned
+    report = report_of(scheme="int8-dynamic")
+    assert [one.name for one in find_changes(plan, report, ("size",), prompts) if one.options] == ["scheme w4"]
+    gains = {one.name: one.gain for one in find_changes(plan, report, ("speed",), prompts) if one.options}
+    assert list(gains) == ["scheme int8-static", "scheme w4"]
+    assert "as many bytes" in gains["scheme int8-static"]
+    assert "to read instead of" in gains["scheme w4"]
+
+
+def test_a_control_that_is_asked_for_is_not_offered(planned: tuple[Plan, Product, Session], project: Path) -> None:
+    """A recovered artifact of another student has none: its recipe asks for one already."""
+    plan, _, session = planned
+    assert "--set distill.control=true" in str(_offer(plan))
+    asked, _ = plan_of(project, session, ("--set", "distill.control=true"))
+    assert _offer(asked) is None
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from edgekit.duplicates import words
 from edgekit.errors import EdgekitError
 from edgekit.prompts import SPLITS, Prompt, PromptSet, gather
+from edgekit.prompts.splits import read_splits
 from edgekit.recipe import Data, Recipe, Split, Teacher
 from tests.conftest import LABELS, PATTERNS, SUBJECTS, make_data
 
@@ -493,3 +495,17 @@ def test_texts_that_differ_by_numbers_alone_are_too_few(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.csv", rows)
     with pytest.raises(EdgekitError, match="its 120 rows are 2 texts that differ by more than numbers"):
         gathered(recipe(tmp_path, path="rows.csv", split=Split()), tmp_path / "out")
+
+
+def test_a_recovery_split_is_filled_where_groups_are_large(tmp_path: Path) -> None:
+    """A group that is larger than the share leaves its place to those that fit."""
+    many, more = of_label(26, "many"), of_label(26, "more")
+    parts = {"train": many[:24] + more[:24], "calibrate": [many[24], more[24]], "verify": [many[25], more[25]]}
+    for name, rows in parts.items():
+        groups = [f"{name} {'large' if place % 3 else place}" for place in range(len(rows))]
+        own = [row | {"group": group} for row, group in zip(rows, groups, strict=True)]
+        write_rows(tmp_path / f"{name}.jsonl", own)
+    files = {name: f"{name}.jsonl" for name in SPLITS}
+    for seed in range(12):
+        made = replace(recipe(tmp_path, **files, group="group", recover=0.1), seed=seed)
+        assert len(read_splits(made, (*SPLITS, "recover"))["recover"].prompts) == 4
