@@ -198,6 +198,8 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         raise EdgekitError(f"{where}: teacher: give either source, a model that is there, or a [teacher.create] table")
     if teacher.create is not None and teacher.finetune is not None:
         raise EdgekitError(f"{where}: teacher: a created model is trained already; remove [teacher.finetune]")
+    if empty := next((key for key in ("final", "recover") if getattr(recipe.data, key) == ""), None):
+        raise EdgekitError(f'{where}: data.{empty}: "" names no file; remove the key, or name a file of prompts')
     if isinstance(recipe.data.recover, float) and not 0.0 < recipe.data.recover < 1.0:
         raise EdgekitError(
             f"{where}: data.recover: {recipe.data.recover:g}: a file, or a share of the train rows between 0 and 1, such as 0.1"

@@ -35,9 +35,10 @@ class Rung:
 class Tried:
     """What was seen of an artifact on the recovery split, or why it was not made.
 
-    name: of its rung. seconds: that making and judging it took in this run. check: the one that is nearest to its limit, or
-    beyond it, with what was measured, loss, interval and limit as in `evidence.Check`. holds: whether all checks that count are
-    proven there, or seen to lose half of their limits at most; within: whether none is seen to lose more than its limit.
+    name: of its rung. seconds: that making and judging it took in this run. check: the worst of those that keep it from holding,
+    else the one that is nearest to its limit, with what was measured, loss, interval and limit as in `evidence.Check`. holds:
+    whether all checks that count are proven there, or seen to lose half of their limits at most; within: whether none is seen
+    to lose more than its limit.
     """
 
     name: str

@@ -40,11 +40,13 @@ from edgekit.pipeline.steps import (
 from edgekit.pipeline.teacher import is_local
 from edgekit.pipeline.verdict import Covering, hold, open_artifact, open_reference, package, verify
 from edgekit.progress import Progress
+from edgekit.prompts.prompt import RECOVER
 from edgekit.recipe import Recipe
 from edgekit.target import Target
 
 if TYPE_CHECKING:
     from edgekit.bundle.open import Speaker
+    from edgekit.recovery import Recovery
     from edgekit.workspace import Product
 
 __all__ = [
@@ -111,6 +113,10 @@ def build(
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise EdgekitError(f"two targets are named {twice}, and their bundles would be: rename one of the files")
     prompts = gather_prompts(recipe, session)
+    if session.recover is not None and RECOVER not in prompts.facts["rows"]:
+        raise EdgekitError(
+            f"{recipe.path}: data.recover: missing key; name a file of prompts, or a share of the train rows (0.1)"
+        )
     checked = check_recipe(recipe, prompts, session)
     plans = [resolve(checked, target, prompts, session, choice) for target in targets for choice in wanted]
     for plan in plans:
@@ -124,7 +130,7 @@ def build(
     line = linear(settings, base, prompts, session)
     # Of a student that is trained for a target's file, each target has its own.
     recorded = {} if recipe.qad is not None else {whole: _record(settings, teacher, whole, prompts, session, gradients)}
-    built = []
+    built, taken = [], {plan.name for plan in plans}
     for plan in plans:
         own = replace(session, bundle=plan.name if len(plans) > 1 else "")
         try:
@@ -143,35 +149,59 @@ def build(
                 calibration=calibration,
                 artifact=artifact,
             )
-            built.append(_end(made, report, covering, own))
+            built.append(_end(made, report, covering, own, taken))
         except EdgekitError as failed:
             built.append(_failure(plan, failed, own))
     return built
 
 
-def _end(made: Made, report: Product, covering: Covering, session: Session) -> Built:
-    """What becomes of a verdict: the bundle, or where the gate failed what may be done about it, and with `recover` is."""
+def _end(made: Made, report: Product, covering: Covering, session: Session, taken: set[str]) -> Built:
+    """What becomes of a verdict: the bundle, or where the gate failed what may be done about it, and with `recover` is.
+
+    taken: the names of this build's bundles, with that of what was recovered. What fails after the verdict does not cost it.
+    """
     ended = held(made.plan, report, session)
     if ended.error is not None:
         return ended
-    recovery = propose(made.plan, read_report(report.folder), made.prompts, session)
+    recovery = _propose(made, report, session)
     if recovery is not None and session.recover is not None:
-        proposed = recovery
-        recovery, better = recover(made, session, session.recover)
-        if not recovery.rungs:  # the ladder did not get as far as to find its own
-            recovery = replace(proposed, ladder=recovery.ladder)
-        if better is not None:
-            # The control run is of the student that it was made for.
-            alone = covering.control if better.student == made.student else ()
-            covering = replace(covering, student=better.student, calibration=better.calibration, control=alone)
-            made = better
-            reference = record(made.plan.settings, made.teacher, made.student, made.prompts, session)
-            report = verify(made.plan, made.artifact, reference, made.prompts, session, covering=covering)
-            ended = held(made.plan, report, session)
-            if ended.error is not None:
-                return ended
-    shipped = package(made.plan, made.artifact, report, made.prompts, session, recovery)
+        recovery, better = recover(made, session, session.recover, recovery, taken)
+        if better is not None and recovery.ladder is not None:
+            try:
+                report = _judge(better, covering, session)
+                made = better
+                taken.add(made.plan.name)
+            except EdgekitError as failed:
+                why = f"{recovery.ladder.stopped}; the gate could not judge it, and the artifact that failed stays as it is"
+                ladder = replace(recovery.ladder, chosen=None, keep=(), stopped=f"{why}: {failed.message}")
+                recovery = replace(recovery, ladder=ladder)
+            else:
+                ended = held(made.plan, report, session)
+                if ended.error is not None:
+                    return ended
+    try:
+        shipped = package(made.plan, made.artifact, report, made.prompts, session, recovery)
+    except EdgekitError as failed:
+        return _failure(made.plan, failed, session)
     return replace(shipped, against=ended.against)
+
+
+def _propose(made: Made, report: Product, session: Session) -> Recovery | None:
+    """What may be done about a verdict; None where nothing is, or it cannot be told, which is said."""
+    try:
+        return propose(made.plan, read_report(report.folder), made.prompts, session)
+    except EdgekitError as failed:
+        session.listener.say(f"recovery: nothing is proposed: {failed.message}")
+        return None
+
+
+def _judge(made: Made, covering: Covering, session: Session) -> Product:
+    """The gate's verdict of what was recovered. covering: of what failed."""
+    # The control run is of the student that it was made for.
+    alone = covering.control if made.student == covering.student else ()
+    covering = replace(covering, student=made.student, calibration=made.calibration, control=alone)
+    reference = record(made.plan.settings, made.teacher, made.student, made.prompts, session)
+    return verify(made.plan, made.artifact, reference, made.prompts, session, covering=covering)
 
 
 def _record(

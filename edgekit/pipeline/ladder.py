@@ -1,14 +1,14 @@
 """Recover: where a gate failed, rungs are made and judged on a split of their own, until one passes there or the time is spent.
 
-The verify prompts decide nothing here but that a gate failed: what failed is found anew on the recovery split, rungs are chosen
-and stopped by it, and the one that is chosen goes to the gate once. Steps are kept as those of any build, so that a run that was
-killed goes on where it was.
+The verify prompts decide nothing here but that a gate failed, and whether times are judged: what failed is found anew on the
+recovery split, rungs are chosen and stopped by it, and the one that is chosen goes to the gate once. Steps are kept as those of
+any build, so that a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +18,15 @@ from edgekit.evidence import Check, Report
 from edgekit.pipeline.cost import seconds
 from edgekit.pipeline.kept import kept_steps
 from edgekit.pipeline.plan import Listener, Plan, Session
-from edgekit.pipeline.resolve import judged_by
+from edgekit.pipeline.resolve import check_places, judged_by
 from edgekit.pipeline.rungs import SIZE, SPEED, Change, find_changes, find_failures, needed_prompts, rungs
 from edgekit.pipeline.steps import calibrate, distill, export, finetune, qad, record
 from edgekit.pipeline.verdict import rehearse
 from edgekit.progress import Progress
 from edgekit.prompts.prompt import RECOVER
-from edgekit.recovery import Ladder, Recovery, Rung, Tried
+from edgekit.recovery import Ladder, Recovery, Tried
 from edgekit.target import Measure, Target
-from edgekit.workspace import Product
+from edgekit.workspace import STEPS, Product
 
 # Of a limit: what a split that is too small to prove anything may be seen to lose, so that a rung is taken for one that passes.
 _SURELY = 0.5
@@ -45,24 +45,32 @@ class Made:
 
 
 class TimeSpentError(Exception):
-    """The time for the ladder is spent while a step runs, which then stops as if it were killed."""
+    """The time for the ladder is spent while a step runs, which then stops as if it were killed, or before it begins."""
+
+    def __init__(self, step: str) -> None:
+        goes_on = "goes on from there" if STEPS[step].resumable else "begins that step anew"
+        super().__init__(f"stopped in {step}: the time was spent; the same command {goes_on}")
 
 
 class _Watched(Listener):
-    """Passes all on, and stops a step that goes on when the time is spent."""
+    """Passes all on, and stops a step that begins or goes on when the time is spent."""
 
     def __init__(self, inner: Listener, until: float) -> None:
         self._inner, self._until = inner, until
 
     def begin(self, step: str, note: str = "", *, bundle: str = "") -> Progress:
+        self._stop(step)
         shown = self._inner.begin(step, note, bundle=bundle)
 
         def progress(done: int, total: int, note: str) -> None:
-            if time.monotonic() > self._until:
-                raise TimeSpentError
+            self._stop(step)
             shown(done, total, note)
 
         return progress
+
+    def _stop(self, step: str) -> None:
+        if time.monotonic() > self._until:
+            raise TimeSpentError(step)
 
     def end(self, step: str, product: Path, *, kept: bool, bundle: str = "") -> None:
         self._inner.end(step, product, kept=kept, bundle=bundle)
@@ -76,78 +84,73 @@ class _Watched(Listener):
         self._inner.say(text)
 
 
-def recover(begun: Made, session: Session, minutes: float) -> tuple[Recovery, Made | None]:
+def recover(
+    begun: Made, session: Session, minutes: float, proposed: Recovery, taken: Collection[str] = ()
+) -> tuple[Recovery, Made | None]:
     """What was found and tried within so many minutes, and what was chosen of it for the gate; None where nothing was.
 
-    begun: what failed. Raises DeviceFailed where the device does, and EdgekitError for a recipe without a recovery split.
+    begun: what failed; the time does not stop its judging, by which all else is chosen. proposed: what the gate's own report
+    says of it. taken: names of bundles that no rung may have. What fails here ends the ladder, which says so.
     """
-    ladder = _Run(begun, session, minutes)
-    return ladder.climb()
+    ladder = _Run(begun, session, minutes, proposed, taken)
+    try:
+        return ladder.climb()
+    except EdgekitError as failed:
+        why = "the device failed" if isinstance(failed, DeviceFailed) else "stopped"
+        return ladder.told(None, f"{why}: {failed.message}; the artifact that failed stays as it is"), None
 
 
 class _Run:
     """One climb of the ladder."""
 
-    def __init__(self, begun: Made, session: Session, minutes: float) -> None:
-        if RECOVER not in begun.prompts.facts["rows"]:
-            raise EdgekitError(
-                f"{begun.plan.recipe.path}: data.recover: missing key; name a file of prompts, or a share of the train rows (0.1)"
-            )
-        self._begun, self._minutes, self._began = begun, minutes, time.monotonic()
+    def __init__(
+        self, begun: Made, session: Session, minutes: float, proposed: Recovery, taken: Collection[str]
+    ) -> None:
+        self._begun, self._minutes, self._taken, self._began = begun, minutes, taken, time.monotonic()
         self._until = self._began + 60 * minutes
-        watched = _Watched(session.listener, self._until)
-        self._session = replace(session, listener=watched, fresh=False)
-        self._times = self._ran_out = False
+        self._base = replace(session, fresh=False)
+        self._session = replace(self._base, listener=_Watched(session.listener, self._until))
+        # Where speed is what failed, no rung is judged without it.
+        self._times = "speed" in proposed.failures
+        self._failures, self._rungs = proposed.failures, proposed.rungs
+        self._start, self._tried, self._ran_out = Tried(name="as it is", seconds=0.0), list[Tried](), False
 
     def climb(self) -> tuple[Recovery, Made | None]:
-        """Judge what failed, then rung by rung."""
+        """Judge what failed, then rung by rung. Raises EdgekitError where what failed cannot be judged, and DeviceFailed."""
         begun, session = self._begun, self._session
-        try:
-            report = self._judge(begun)
-        except TimeSpentError:
-            start = Tried(name="as it is", seconds=self._spent(self._began), reason=_STOPPED)
-            return self._told((), (), start, [], None, "the time was spent before what failed was judged there"), None
-        start = _seen("as it is", self._spent(self._began), report)
+        report = self._judge(begun, self._base)
+        self._start = _seen("as it is", self._spent(self._began), report)
         failures = find_failures(report, lambda check: not _holds(check))
         if not failures:
             told = (
                 "what failed is not seen there, so that nothing can be chosen by it: give more prompts (data.recover)"
             )
-            return self._told((), (), start, [], None, told), None
-        self._times = "speed" in failures
+            return self.told(None, told), None
         found = rungs(begun.plan, find_changes(begun.plan, report, failures, begun.prompts), begun.prompts, session)
-        tried: list[Tried] = []
+        if found:
+            self._failures, self._rungs = failures, tuple(rung for _, rung in found)
         made: dict[str, tuple[Change, Made]] = {}
         for change, rung in found:
             entry, product = self._try(change)
-            tried.append(entry)
+            self._tried.append(entry)
             if product is not None:
                 made[rung.name] = (change, product)
             if entry.holds:
                 break
-        chosen, why = _choose(tried, ran_out=self._ran_out)
-        every = tuple(rung for _, rung in found)
-        recovery = self._told(failures, every, start, tried, made[chosen][0] if chosen else None, why)
-        return recovery, made[chosen][1] if chosen else None
+        chosen, why = _choose(self._tried, ran_out=self._ran_out)
+        return self.told(made[chosen][0] if chosen else None, why), made[chosen][1] if chosen else None
 
-    def _told(
-        self,
-        failures: tuple[str, ...],
-        found: tuple[Rung, ...],
-        start: Tried,
-        tried: Sequence[Tried],
-        chosen: Change | None,
-        stopped: str,
-    ) -> Recovery:
+    def told(self, chosen: Change | None, stopped: str) -> Recovery:
+        """What was found and tried so far."""
         plan = self._begun.plan
         return Recovery(
-            failures=failures,
-            rungs=found,
+            failures=self._failures,
+            rungs=self._rungs,
             ladder=Ladder(
                 minutes=self._minutes,
                 prompts=int(self._begun.prompts.facts["rows"][RECOVER]),
-                start=start,
-                tried=tuple(tried),
+                start=self._start,
+                tried=tuple(self._tried),
                 chosen=chosen.name if chosen else None,
                 stopped=stopped,
                 keep=_keeping(plan, chosen) if chosen else (),
@@ -163,6 +166,7 @@ class _Run:
         try:
             prompts = needed_prompts(change, self._begun.plan, self._begun.prompts, self._session)
             plan = change.applied(self._begun.plan, prompts)
+            self._check_name(plan)
             needed, left = self._needed(change, plan, prompts), self._until - began
             if needed > left:
                 self._ran_out = True
@@ -170,15 +174,23 @@ class _Run:
                 return Tried(name=change.name, seconds=0.0, reason=told), None
             self._session.listener.say(f"recovery: {change.name}")
             made = make(plan, prompts, self._session)
-            report = self._judge(made)
+            report = self._judge(made, self._session)
             return _seen(change.name, self._spent(began), report), made
-        except TimeSpentError:
+        except TimeSpentError as stopped:
             self._ran_out = True
-            return Tried(name=change.name, seconds=self._spent(began), reason=_STOPPED), None
+            return Tried(name=change.name, seconds=self._spent(began), reason=str(stopped)), None
         except DeviceFailed:
             raise
         except EdgekitError as failed:
             return Tried(name=change.name, seconds=self._spent(began), reason=failed.message), None
+
+    def _check_name(self, plan: Plan) -> None:
+        """Refuse what would be shipped where another bundle of this build is, or something that edgekit did not write."""
+        if plan.name == self._begun.plan.name:
+            return
+        if plan.name in self._taken:
+            raise EdgekitError(f"{plan.name}: is another bundle of this build")
+        check_places(plan, self._session)
 
     def _needed(self, change: Change, plan: Plan, prompts: Product) -> int:
         """The seconds that a rung takes, without the steps that are there from an earlier run."""
@@ -186,16 +198,13 @@ class _Run:
         wanted = {step for step in change.steps(plan) if step == "verify" or not kept.get(step)}
         return sum(time for step, time in seconds(plan.estimate).items() if step in wanted)
 
-    def _judge(self, made: Made) -> Report:
+    def _judge(self, made: Made, session: Session) -> Report:
         """An artifact on the recovery split. Times are judged where they are what failed."""
         plan = made.plan
         target = _without(plan.target, plan.recipe.task, () if self._times else SPEED)
-        prompts = judged_by(made.prompts, RECOVER, "judged on the recovery split", self._session)
-        reference = record(plan.settings, made.teacher, made.student, prompts, self._session)
-        return rehearse(replace(plan, target=target), made.artifact, reference, prompts, self._session)
-
-
-_STOPPED = "stopped: the time was spent; the same command goes on from here"
+        prompts = judged_by(made.prompts, RECOVER, "judged on the recovery split", session)
+        reference = record(plan.settings, made.teacher, made.student, prompts, session)
+        return rehearse(replace(plan, target=target), made.artifact, reference, prompts, session)
 
 
 def make(plan: Plan, prompts: Product, session: Session) -> Made:
@@ -260,9 +269,9 @@ def _within(check: Check) -> bool:
 
 
 def _seen(name: str, spent: float, report: Report) -> Tried:
-    """What a report on the recovery split says, by the check that is worst."""
+    """What a report on the recovery split says, by the check that is worst: of those that do not hold, where there are any."""
     counted = [check for check in report.checks if _counts(check) or check.verdict == "fail"]
-    worst = max(counted, key=lambda check: (check.verdict == "fail", _ratio(check)), default=None)
+    worst = max(counted, key=lambda check: (check.verdict == "fail", not _holds(check), _ratio(check)), default=None)
     entry = Tried(
         name=name,
         seconds=spent,

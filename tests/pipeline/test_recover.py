@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from edgekit import pipeline
+from edgekit.errors import DeviceFailed, EdgekitError
+from edgekit.evidence import Check, Report
 from edgekit.pipeline import ladder as climbing
 from edgekit.pipeline.looks import row_hashes
 from edgekit.pipeline.origin import texts_read
-from edgekit.workspace import open_product
+from edgekit.pipeline.plan import Listener
+from edgekit.pipeline.rungs import Change
+from edgekit.recipe import Data, load_recipe
+from edgekit.runtimes import neighbours
+from edgekit.target import load_target
+from edgekit.workspace import Workspace, open_product
 from tests.cli.test_json import VALIDATOR
 from tests.conftest import Answer
 from tests.pipeline.fragile import make_fragile
+from tests.verify.verify_folders import hardware_here
 
 ROWS = {"train": 200, "calibrate": 40, "verify": 200}
 
@@ -134,3 +146,125 @@ def test_what_is_hopeless_ends_within_its_time(build: Callable[..., Answer], fra
     assert ladder["stopped"].startswith("the time was spent, and none passes there")
     assert any((entry["reason"] or "").startswith("not begun: ") for entry in ladder["tried"])
     assert ladder["start"]["seconds"] + sum(entry["seconds"] for entry in ladder["tried"]) < 54
+
+
+def test_speed_that_fails_is_judged_on_the_split(
+    build: Callable[..., Answer], fragile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed is judged however short the time is; then no rung begins."""
+    export = (fragile / "target.toml").read_text(encoding="utf-8").partition("[export")[2]
+    export = export.replace("float_layers = 0", "float_layers = 4")
+    text = f'title = "Here"\n[hardware]\n{hardware_here()}\nsources = ["measured"]\n[export{export}'
+    (fragile / "speed.toml").write_text(f"{text}\n[budget]\np95_ms = 0.0001\n", encoding="utf-8")
+    # Other tests beside this one make the machine busy.
+    monkeypatch.setattr(neighbours, "disturbances", lambda *_: [])
+    answer = build("--recover", "0.001", "--json", target="speed")
+    recovery = bundle_of(answer)["recovery"]
+    ladder, names = recovery["ladder"], [rung["name"] for rung in recovery["rungs"]]
+    assert (answer.code, recovery["failures"]) == (3, ["speed"])
+    assert (ladder["start"]["check"], ladder["start"]["holds"]) == ("p95_ms", False)
+    assert ladder["start"]["measured"] > 0.0001
+    assert "n-grams" in names
+    assert [entry["name"] for entry in ladder["tried"]] == names
+    assert all(entry["reason"].startswith("not begun: ") for entry in ladder["tried"])
+    assert ladder["stopped"].startswith("the time was spent, and none passes there")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "passing", "tried"),
+    [(climbing, "rehearse", 0, []), (climbing, "rehearse", 1, []), (pipeline, "verify", 1, ["smoothing"])],
+    ids=["start", "rung", "gate"],
+)
+def test_what_fails_after_the_verdict_does_not_cost_it(
+    place: Any,
+    name: str,
+    passing: int,
+    tried: list[str],
+    build: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A device that fails while the ladder or the gate judges again: the first report is written, with why it ended."""
+    judge, calls = getattr(place, name), list[int]()
+
+    def judged(*given: Any, **more: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) > passing:
+            raise DeviceFailed("pi: connection lost")
+        return judge(*given, **more)
+
+    monkeypatch.setattr(place, name, judged)
+    answer = build("--recover", "5", "--json")
+    bundle = bundle_of(answer)
+    assert (answer.code, bundle["verdict"]) == (3, "fail")
+    recovery = json.loads(Path(bundle["report"]).read_text())["recovery"]
+    ladder = recovery["ladder"]
+    assert recovery["rungs"][0]["name"] == "smoothing"
+    assert [entry["name"] for entry in ladder["tried"]] == tried
+    assert (ladder["chosen"], ladder["keep"]) == (None, [])
+    assert "pi: connection lost" in ladder["stopped"]
+
+
+def test_a_session_that_recovers_needs_a_split_to_choose_by(fragile: Path, tmp_path: Path) -> None:
+    """It is refused before anything is made."""
+    recipe = replace(load_recipe(fragile / "recipe.toml", ()), data=Data(path="data"))
+    session = pipeline.Session(workspace=Workspace(tmp_path / "cache"), out=tmp_path / "dist", recover=1.0)
+    with pytest.raises(EdgekitError, match=r"data\.recover: missing key"):
+        pipeline.build(recipe, [load_target(str(fragile / "target.toml"))], session)
+    assert not (tmp_path / "cache" / "record").exists()
+
+
+@pytest.fixture
+def only_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other rung is found."""
+    half = Change(name="half", gain="", options={"scheme": "fp16"})
+    monkeypatch.setattr(climbing, "find_changes", lambda *_: [half])
+
+
+@pytest.mark.usefixtures("only_fp16")
+def test_what_fails_the_gate_again_is_reported_by_its_own_name(build: Callable[..., Answer]) -> None:
+    """It loses nothing that is seen, and 200 prompts do not prove so small a limit."""
+    small = ("--set", "accuracy.student_margin=0.001", "--set", "accuracy.teacher_margin=0.001")
+    answer = build("--scheme", "int8-dynamic", "--strict", "--recover", "5", "--json", *small)
+    bundle = bundle_of(answer)
+    assert (answer.code, bundle["scheme"], bundle["verdict"], bundle["archive"]) == (3, "fp16", "not proven", None)
+    assert bundle["report"].endswith("-fp16.report.json")
+    report = json.loads(Path(bundle["report"]).read_text())
+    assert (report["artifact"]["scheme"], report["recovery"]["ladder"]["chosen"]) == ("fp16", "half")
+
+
+@pytest.mark.usefixtures("only_fp16")
+def test_no_rung_takes_the_place_of_another_bundle(build: Callable[..., Answer]) -> None:
+    """Of the same build."""
+    answer = build("--scheme", "int8-dynamic", "--scheme", "fp16", "--recover", "5", "--json")
+    first, second = json.loads(answer.out)["bundles"]
+    [tried] = first["recovery"]["ladder"]["tried"]
+    assert tried["reason"].endswith("-fp16: is another bundle of this build")
+    assert [(one["scheme"], one["verdict"]) for one in (first, second)] == [("int8-dynamic", "fail"), ("fp16", "pass")]
+    assert first["report"] != second["report"]
+
+
+def test_a_step_that_begins_when_the_time_is_spent_is_stopped() -> None:
+    """And one that is running; only a training goes on where it was."""
+    for step, told in (("distill", "goes on from there"), ("verify", "begins that step anew")):
+        running = (watched := climbing._Watched(Listener(), time.monotonic() + 60)).begin(step)
+        running(1, 2, "")
+        watched._until = 0.0
+        with pytest.raises(climbing.TimeSpentError, match=f"stopped in {step}: .* {told}"):
+            running(2, 2, "")
+        with pytest.raises(climbing.TimeSpentError):
+            watched.begin(step)
+
+
+def test_the_worst_check_is_the_one_that_keeps_a_rung_from_passing() -> None:
+    """A size that is proven costs nothing, however near to its limit: of two rungs the one that loses less is chosen."""
+    size = Check(name="bytes", measured=950, limit=1000, verdict="pass")
+    less, more = (
+        Check(name="accuracy_vs_student", measured=0.9, limit=0.05, verdict="not proven", loss=loss)
+        for loss in (0.03, 0.04)
+    )
+    seen = [
+        climbing._seen(name, 1.0, cast("Report", SimpleNamespace(checks=checks)))
+        for name, checks in (("more", (more, size)), ("less", (less,)))
+    ]
+    assert [(entry.check, entry.holds, entry.within) for entry in seen] == [("accuracy_vs_student", False, True)] * 2
+    assert climbing._choose(seen, ran_out=False)[0] == "less"

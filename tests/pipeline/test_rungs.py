@@ -247,6 +247,8 @@ def test_a_recovery_split_is_held_out_of_train(project: Path) -> None:
     ("arguments", "code", "told"),
     [
         (("--recover", "--set", "data.recover=1.5"), 1, "data.recover: 1.5: a file, or a share"),
+        (("--recover", "--set", 'data.recover=""'), 1, 'data.recover: "" names no file'),
+        (("--final", "--set", 'data.final=""'), 1, 'data.final: "" names no file'),
         (("--recover", "--set", "data.recover=gone.csv"), 1, "data.recover: no such file"),
         (("--recover", "0"), 2, "--recover"),
         (("--recover", "--final"), 2, "give one of them"),

@@ -143,22 +143,25 @@ def measure_once() -> dict[str, float]:
     return machine.measure()
 
 
+def hardware_here() -> str:
+    """The hardware table of this machine, measured now."""
+    facts, speed = machine.describe(), measure_once()
+    return "\n".join(
+        [
+            f'arch = "{facts["arch"]}"',
+            f"cpu = {json.dumps(facts['cpu'])}",
+            f"cores = {facts['cores']}",
+            f"features = {json.dumps(facts['features'])}",
+            f"memory_mb = {facts['memory_mb']}",
+            # The others vary by more than two where tests share the machine with builds.
+            f"fp32_gflops = {speed['fp32_gflops']:.3f}",
+        ]
+    )
+
+
 def make_target(folder: Path, budget: str = "", hardware: str = "", runtime: str = "threads = 1") -> Target:
     """A target that is this machine, measured now, or other `hardware`."""
-    facts = machine.describe()
-    if not hardware:
-        speed = measure_once()
-        hardware = "\n".join(
-            [
-                f'arch = "{facts["arch"]}"',
-                f"cpu = {json.dumps(facts['cpu'])}",
-                f"cores = {facts['cores']}",
-                f"features = {json.dumps(facts['features'])}",
-                f"memory_mb = {facts['memory_mb']}",
-                # The others vary by more than two where tests share the machine with builds.
-                f"fp32_gflops = {speed['fp32_gflops']:.3f}",
-            ]
-        )
+    hardware = hardware or hardware_here()
     path = folder / "here.toml"
     path.write_text(
         f'title = "A test"\n[hardware]\n{hardware}\nsources = ["measured"]\n[export.text-classification]\n'
