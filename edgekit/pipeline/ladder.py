@@ -229,12 +229,9 @@ def _without(target: Target, task: str, limits: Sequence[str] | frozenset[str]) 
 
 
 def _keeping(plan: Plan, chosen: Change) -> tuple[str, ...]:
-    """The arguments that make the same artifact again; where anything learns from the train rows, without those held out."""
-    trains = (
-        {"create", "finetune", "distill", "qad"} & {*plan.steps} or "qad" in chosen.makes or "distill" in chosen.makes
-    )
+    """The arguments that make the same artifact again: without the train rows that were held out, which also count for labels."""
     share = plan.recipe.data.recover
-    held = ("--set", f"data.recover={share}") if trains and isinstance(share, float) else ()
+    held = ("--set", f"data.recover={share}") if isinstance(share, float) else ()
     return (*held, *chosen.arguments(plan))
 
 

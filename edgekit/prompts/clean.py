@@ -160,14 +160,16 @@ class Splits:
                 self.unusual[name]["whose text other rows have with another label"] += count
 
     def _drop_rare(self) -> None:
-        """Labels of fewer rows than `data.min_per_label`, or that a split has none of, where that key is given."""
+        """Labels of fewer rows than `data.min_per_label`, or that a split has none of, where that key is given; rows of the
+        recovery split do not count, so that a file of them changes no other split."""
         least = self._recipe.data.min_per_label
         if least is None:
             return
-        counts = Counter(row.label for rows in self.rows.values() for row in rows)
         needed = [rows for name, rows in self.rows.items() if name != RECOVER]
+        counts = Counter(row.label for rows in needed for row in rows)
         everywhere = set.intersection(*({row.label for row in rows} for rows in needed))
-        rare = {label for label, count in counts.items() if count < least or label not in everywhere}
+        found = {row.label for rows in self.rows.values() for row in rows}
+        rare = {label for label in found if counts[label] < least or label not in everywhere}
         rare -= {self._recipe.data.out_of_scope}
         for name, rows in self.rows.items():
             self._keep(name, {index for index, row in enumerate(rows) if row.label in rare}, "of rare labels")

@@ -166,8 +166,10 @@ def _divide(
         for unit, place in hashes.items()
     }
     if recipe.data.label:
-        middles = {"verify": verify / 2, "calibrate": verify + calibrate / 2, "train": (1 + verify + calibrate) / 2}
-        _give_every_label(home, units, hashes, {name: middles[name] for name in splits})
+        middles = {"train": (1 + verify + calibrate) / 2, "calibrate": verify + calibrate / 2, "verify": verify / 2}
+        # Train too where nobody needs it: the others have the same rows in any case.
+        own = SPLITS if verify else ("train", "calibrate")
+        _give_every_label(home, units, hashes, {name: middles[name] for name in own})
     parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
     for unit, rows in units.items():
         parts[home[unit]] += rows

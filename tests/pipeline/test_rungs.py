@@ -14,7 +14,7 @@ from edgekit.evidence import Report
 from edgekit.formats import FLOATS, FORMATS, coarser
 from edgekit.outputs import OUTPUTS
 from edgekit.pipeline import Session, check_recipe, gather_prompts, resolve
-from edgekit.pipeline.ladder import _choose, _holds, _within
+from edgekit.pipeline.ladder import _choose, _holds, _keeping, _within
 from edgekit.pipeline.plan import Plan
 from edgekit.pipeline.rungs import Change, find_changes, find_failures, is_wrong, rungs
 from edgekit.pipeline.verdict import _offer
@@ -301,3 +301,12 @@ def test_what_passes_on_a_small_split(facts: dict[str, Any], holds: bool, within
     table = bare_report() | {"checks": [check_entry(facts.pop("name", "accuracy_vs_student"), **facts)]}
     (check,) = read_table(Report, table, "report.json").checks
     assert (_holds(check), _within(check)) == (holds, within)
+
+
+def test_the_share_that_was_held_out_is_kept(planned: tuple[Plan, Product, Session], project: Path) -> None:
+    """Where nothing is trained too: what is held out is not among the rows that labels are counted by. A file takes no row."""
+    change = Change(name="a", gain="b", options={"float_layers": 4})
+    project.write_text(project.read_text().replace(STUDENT, ""))
+    for given, keep in (("0.4", ("--set", "data.recover=0.4")), ("data/train.jsonl", ())):
+        plan, _ = plan_of(project, planned[2], ("--set", f"data.recover={given}"))
+        assert _keeping(plan, change) == (*keep, "--export", "float_layers=4")

@@ -509,3 +509,33 @@ def test_a_recovery_split_is_filled_where_groups_are_large(tmp_path: Path) -> No
     for seed in range(12):
         made = replace(recipe(tmp_path, **files, group="group", recover=0.1), seed=seed)
         assert len(read_splits(made, (*SPLITS, "recover"))["recover"].prompts) == 4
+
+
+def test_judging_splits_are_the_same_whatever_is_held_out(tmp_path: Path) -> None:
+    """Of one file: with a recovery split, and where nothing needs train rows, calibrate and verify have the same rows."""
+    rows = [*of_label(24, "many"), *of_label(24, "more"), *of_label(3, "few"), *of_label(4, "some")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    shares = {"path": "rows.jsonl", "split": Split(calibrate=0.3, verify=0.5)}
+    for seed in range(6):
+        found = []
+        for recover, splits in (
+            (None, SPLITS),
+            (None, ("calibrate", "verify")),
+            (0.2, ("calibrate", "verify", "recover")),
+        ):
+            parts = read_splits(replace(recipe(tmp_path, **shares, recover=recover), seed=seed), splits)
+            found.append({name: parts[name].prompts for name in ("calibrate", "verify")})
+        assert found[0] == found[1] == found[2]
+
+
+def test_recovery_rows_save_no_rare_label(tmp_path: Path) -> None:
+    """A file of recovery prompts changes nothing of the other splits; a label that it alone has leaves it."""
+    make_data(tmp_path / "data")
+    write_rows(tmp_path / "more.jsonl", [*of_label(9, "light_on"), *of_label(9, "music"), *of_label(9, "new")])
+    for least, labels in ((10, ["light_off", "light_on", "music"]), (11, [])):
+        made = recipe(tmp_path, path="data", recover="more.jsonl", min_per_label=least)
+        if labels:
+            assert gather(made, (*SPLITS, "recover"), tmp_path)["labels"] == labels
+        else:
+            with pytest.raises(EdgekitError, match="of rare labels"):
+                gather(made, (*SPLITS, "recover"), tmp_path)
