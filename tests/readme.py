@@ -88,6 +88,40 @@ def losses_table() -> str:
     return "\n".join(rows)
 
 
+def students_table() -> str:
+    """Every kind of student: what it is made of, and what asks for it."""
+    from edgekit.distill.students import STUDENTS
+
+    asked = {
+        "created": "`[teacher.create]`",
+        "cut": "`[student]` with `layers` or `keep`",
+        "hashed": '`student = "ngrams"`',
+        "whole": "`[teacher.finetune]`, `[qad]`",
+    }
+    rows = ["| student | what it is | in the recipe |", "|---|---|---|"]
+    rows += [f"| `{name}` | {first_line(kind.options)} | {asked[name]} |" for name, kind in STUDENTS.items()]
+    return "\n".join(rows)
+
+
+def signals_table() -> str:
+    """Where a teacher's answers come from."""
+    from edgekit.distill.teachers import TEACHERS
+
+    asked = {
+        "recorded": '`signals = "recorded"`; Sparse Logit Sampling, arXiv:2503.16870',
+        "kept": "by itself",
+        "live": "by itself",
+    }
+    rows = ["| teacher | what it is | when |", "|---|---|---|"]
+    rows += [f"| `{name}` | {first_line(kind)} | {asked[name]} |" for name, kind in TEACHERS.items()]
+    return "\n".join(rows)
+
+
+def first_line(documented: object) -> str:
+    """The first statement of what a class or function says of itself."""
+    return str(documented.__doc__).strip().splitlines()[0].partition(";")[0].rstrip(".")
+
+
 # CPU features that decide how fast INT8 is.
 TELLING = ("asimddp", "i8mm", "avx2", "avx_vnni", "avx512_vnni", "simd128")
 
@@ -97,6 +131,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "families": families_table,
     "checks": checks_table,
     "losses": losses_table,
+    "students": students_table,
+    "signals": signals_table,
 }
 
 

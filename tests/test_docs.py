@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from edgekit.cli import cli
+from edgekit.distill import read_training
+from edgekit.recipe import load_recipe
 from tests import readme
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +44,17 @@ def parse(words: list[str]) -> None:
             name, command, rest = command.resolve_command(context, rest)
         assert command is not None
         command.make_context(name or "", rest, parent=context)
+
+
+def test_the_recipe_of_the_strategy_is_one(tmp_path: Path) -> None:
+    told = TEXT.partition("### Choosing a strategy")[2]
+    (tmp_path / "recipe.toml").write_text(told.partition("```toml\n")[2].partition("```")[0])
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    training = read_training(recipe, "recipe.toml")
+    assert training.finetune is not None
+    assert training.control
+    assert recipe.student is not None
+    assert recipe.student.layers == 3
 
 
 WORKFLOW = (ROOT / "examples/fleet/edgekit-boards.yml").read_text(encoding="utf-8")
