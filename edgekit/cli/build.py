@@ -87,7 +87,7 @@ def build(
     targets = on_device([load_target(name) for name in dict.fromkeys(target_names)], device)
     targets = [measured_as(target, processes, sustained, sweep) for target in targets]
     recipe = holding_out(read_recipe(recipe_path, overrides, falls_back=not (strict or as_json)), recover)
-    targets = [exported_as(target, recipe.task, exports, formats) for target in targets]
+    targets = [exported_as(target, recipe.task, exports, formats, schemes) for target in targets]
     wanted = choices([*dict.fromkeys(formats)], [*dict.fromkeys(schemes)], output_of(recipe))
     if dry_run:
         plans = plan_build(recipe, targets, session, wanted)

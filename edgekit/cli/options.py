@@ -162,17 +162,29 @@ def holding_out(recipe: Recipe, recover: float | None) -> Recipe:
     return replace(recipe, data=replace(recipe.data, recover=HELD_OUT))
 
 
-def exported_as(target: Target, task: str, exports: Sequence[str], formats: Sequence[str]) -> Target:
+def exported_as(
+    target: Target, task: str, exports: Sequence[str], formats: Sequence[str], schemes: Sequence[str]
+) -> Target:
     """The target with what --export asks of a task's table, where it does.
 
-    Raises UsageError where it goes with several formats, EdgekitError for what is no KEY=VALUE.
+    Raises UsageError where it goes with several formats, or with a scheme of another format than the target's; EdgekitError for
+    what is no KEY=VALUE.
     """
     if not exports:
         return target
     if len({*formats}) > 1:
         raise click.UsageError("--export goes with one --format: formats have other options.")
+    from edgekit.pipeline import check_target
     from edgekit.recipe import read_override
     from edgekit.target import with_export
+
+    own, _ = check_target(target, task)
+    for scheme in () if formats else schemes:
+        found, _ = check_target(target, task, None, scheme)
+        if found != own:
+            raise click.UsageError(
+                f"--export changes {target.name}'s table of {own}, but --scheme {scheme} is of {found}: add --format {found}."
+            )
 
     changes = dict(read_override("--export", one, "float_layers=4") for one in exports)
     return with_export(target, task, changes, formats[0] if formats else None)

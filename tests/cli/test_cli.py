@@ -23,9 +23,10 @@ from edgekit import __version__
 from edgekit.cli import cli, terminal
 from edgekit.cli.build import show_built
 from edgekit.cli.init import TASK_NAMES
-from edgekit.cli.options import EXAMPLES, FORMAT_NAMES, STUDENT_KINDS
+from edgekit.cli.options import EXAMPLES, FORMAT_NAMES, STUDENT_KINDS, exported_as
 from edgekit.evidence import read_report
 from edgekit.pipeline import Built
+from edgekit.target import load_target
 from tests.artifacts import make_artifact, make_report
 from tests.conftest import ROOT, Answer, child_environment
 
@@ -694,3 +695,15 @@ def test_lines_of_several_bundles_name_theirs(
         ["package", "demo-pi.tar.gz"],
         ["package", "demo-pi: done, kept from before"],
     ]
+
+
+def test_export_is_of_the_format_that_the_scheme_is_of() -> None:
+    """Else the target's table is left for the other format's defaults, and what --export asks with it."""
+    target = load_target("raspberrypi")
+    asked = ("text-generation", ["block=64"])
+    with pytest.raises(
+        click.UsageError, match=r"raspberrypi's table of gguf, but --scheme w4 is of onnx: add --format onnx"
+    ):
+        exported_as(target, *asked, [], ["w4"])
+    assert exported_as(target, *asked, ["onnx"], ["w4"]).export_for("text-generation")["block"] == 64
+    assert exported_as(target, *asked, [], ["q4_0"]).export_for("text-generation")["block"] == 64
