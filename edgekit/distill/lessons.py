@@ -51,8 +51,18 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
         found = [(at(weight, share), losses.LOSSES[name]) for name, weight in teaching.weights.items()]
         return [(weight, loss) for weight, loss in found if weight > 0]
 
+    most = teaching.micro_batch
+    pairs = any(losses.LOSSES[name].pairs for name in teaching.weights)
+
+    def fewer(rows: int) -> int | None:
+        nonlocal most
+        if pairs or (most or rows) < 2:
+            return None
+        most = (most or rows) // 2
+        return most
+
     def parts(rows: Sequence[int], share: float) -> Iterator[Tensor]:
-        size = teaching.micro_batch or len(rows)
+        size = most or len(rows)
         whole = None if size >= len(rows) else source.batch(rows)
         for start in range(0, len(rows), size):
             yield beside.compare(rows[start : start + size], terms(share), teaching.options(share), whole)
@@ -64,7 +74,7 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
         loss = beside.compare(rows, judged, teaching.options(1.0))
         return loss * (sum(source.counts[row] for row in rows) / (mean * len(rows)))
 
-    return Lesson(lengths=source.lengths, train=source.train, held=source.held, parts=parts, judge=judge)
+    return Lesson(lengths=source.lengths, train=source.train, held=source.held, parts=parts, judge=judge, fewer=fewer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ class Lesson:
     """What to train on. Rows are a source's.
 
     parts: the loss of a batch in parts that add up to it, at a share of the steps; each goes backward before the next is made.
-    judge: turns rows into a scalar; lower is better.
+    judge: turns rows into a scalar; lower is better. fewer: lets half as many rows of a batch of so many through at once from now
+    on, and says how many; None where they cannot be fewer.
     """
 
     lengths: Sequence[int]
@@ -49,6 +50,7 @@ class Lesson:
     held: Sequence[int]
     parts: Callable[[list[int], float], Iterable[Tensor]]
     judge: Callable[[list[int]], Tensor]
+    fewer: Callable[[int], int | None] = lambda _rows: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +125,7 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
         for rows in epoch_batches(lesson, options.batch, run.seed, epoch)[done:]:
             for group in plain.param_groups:
                 group["lr"] = peak * ramp(state.step, total, options.warmup)
-            with run.rounded():
-                loss = _backward(accelerator, lesson.parts(rows, state.step / total))
+            loss = _backward(accelerator, module, lesson, rows, state.step / total, run)
             norm = float(accelerator.clip_grad_norm_(module.parameters(), options.clip))
             if not math.isfinite(loss + norm):
                 # The weights are those of the step before.
@@ -150,13 +151,35 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
     return _outcome(state, lesson, options, peak)
 
 
-def _backward(accelerator: Accelerator, parts: Iterable[Tensor]) -> float:
-    """Add the gradients of a batch's parts; its loss."""
-    loss = 0.0
-    for part in parts:
-        accelerator.backward(part)
-        loss += float(part.detach())
-    return loss
+def _backward(
+    accelerator: Accelerator, module: nn.Module, lesson: Lesson, rows: list[int], share: float, run: Run
+) -> float:
+    """Add the gradients of a batch's parts; its loss.
+
+    Where the device's memory is full, the batch is cut into parts half as large, the following ones too: the loss and the
+    gradients stay what they are. Raises EdgekitError where parts cannot be smaller.
+    """
+    while True:
+        loss = 0.0
+        try:
+            with run.rounded():
+                for part in lesson.parts(rows, share):
+                    accelerator.backward(part)
+                    loss += float(part.detach())
+        except torch.OutOfMemoryError as full:
+            size = lesson.fewer(len(rows))
+            if size is None:
+                raise EdgekitError(
+                    f"training: the memory of {run.device} is full, and no fewer rows can go through it at once; give a smaller"
+                    ' batch, a shorter data.max_length, or device = "cpu"'
+                ) from full
+        else:
+            return loss
+        # Behind the handler: what it caught holds the tensors of the part.
+        module.zero_grad()
+        if run.device != "cpu":
+            _torch_of(run.device).empty_cache()
+        log.warning("training: the memory of %s is full; from now on %d rows go through it at once", run.device, size)
 
 
 def _explain(loss: float, norm: float, step: int, per_epoch: int, peak: float) -> str:

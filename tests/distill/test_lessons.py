@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from edgekit.distill.batches import TrainSplit, make_targets, read_texts
+from edgekit.distill.batches import TrainSplit, make_targets, passage_source, read_texts
+from edgekit.distill.lessons import Teaching, make_lesson
+from edgekit.distill.loop import Lesson
 from edgekit.distill.students import match_blocks
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import TEACHERS, TeacherInputs
@@ -18,6 +21,7 @@ from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.tasks import TASKS, outputs
+from edgekit.tasks.text_generation import Passage
 from tests.architectures.families import make_family
 from tests.conftest import LABELS, PATTERNS, SUBJECTS, make_checkpoint, make_data
 from tests.steps import distill, finetune
@@ -182,3 +186,15 @@ def test_labels_that_the_teacher_does_not_have_are_refused(checkpoint: Path, tmp
     data = write_train(tmp_path / "data", [{"text": "jazz", "label": "polka"}])
     with pytest.raises(EdgekitError, match="'polka' is not one of its classes"):
         distill(checkpoint, data, task="text-classification", layers=1, options={}, max_length=32, out=tmp_path)
+
+
+def test_a_lesson_halves_what_goes_through_at_once_where_rows_are_not_compared() -> None:
+    source = passage_source([Passage(ids=[1, 2], start=1, prompt=0)], [0], [])
+
+    def make(name: str, micro_batch: int | None = None) -> Lesson:
+        return make_lesson(cast(Any, None), None, source, Teaching(weights={name: 1.0}, micro_batch=micro_batch))
+
+    lesson = make("labels")
+    assert [lesson.fewer(8) for _ in range(4)] == [4, 2, 1, None]
+    assert make("labels", 6).fewer(8) == 3
+    assert make("embedding_distance").fewer(8) is None

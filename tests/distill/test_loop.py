@@ -6,7 +6,7 @@ import json
 import random
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,51 @@ def test_a_step_without_numbers_ends_a_training(of: str, tmp_path: Path, caplog:
     ):
         train(module, taught, options, Run(folder=tmp_path, identity="early"), width=8)
     assert all(bool(weight.isfinite().all()) for weight in module.parameters())
+
+
+def test_a_full_memory_makes_batches_go_through_in_parts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The device's memory takes two rows at once: the weights are those of a device that takes all."""
+
+    def trained(room: int, folder: Path, batch: int = 6) -> tuple[torch.Tensor, list[int]]:
+        torch.manual_seed(0)
+        module, sizes, most = torch.nn.Linear(3, 1), list[int](), [batch]
+        data = torch.randn(12, 3)
+
+        def parts(rows: list[int], _share: float) -> Iterator[torch.Tensor]:
+            for start in range(0, len(rows), most[0]):
+                part = rows[start : start + most[0]]
+                if len(part) > room:
+                    # What was done of the batch before must not count.
+                    yield module(data[part[:1]]).square().sum()
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                sizes.append(len(part))
+                yield module(data[part]).square().sum() / len(rows)
+
+        def fewer(_rows: int) -> int | None:
+            if most[0] == 1:
+                return None
+            most[0] //= 2
+            return most[0]
+
+        taught = Lesson(
+            lengths=[1] * 12,
+            train=list(range(12)),
+            held=[],
+            parts=parts,
+            judge=lambda _rows: torch.zeros(()),
+            fewer=fewer,
+        )
+        folder.mkdir()
+        train(module, taught, TrainingOptions(epochs=1, batch=batch), Run(folder=folder, identity="full"), width=8)
+        return module.weight.detach(), sizes
+
+    whole, _ = trained(6, tmp_path / "whole")
+    caplog.clear()
+    cut, sizes = trained(2, tmp_path / "cut")
+    assert (max(sizes), len(caplog.records)) == (1, 2), "halved twice: to 3, then to 1"
+    torch.testing.assert_close(cut, whole)
+    with pytest.raises(EdgekitError, match=r"the memory of cpu is full, and no fewer rows .* give a smaller batch"):
+        trained(0, tmp_path / "none")
 
 
 def test_precision_and_threads_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
