@@ -93,8 +93,7 @@ class _Beside:
         """
         batch = self.source.batch(rows).to(self.student.device)
         given = self.student(batch)
-        is_asked = self.teacher is not None and self.teacher.recorded is None
-        wanted = self.teacher.ask(batch) if self.teacher is not None and is_asked else given
+        wanted = given if self.teacher is None or self.teacher.recorded is not None else self.teacher.ask(batch)
         by_token = [term for term in terms if batch.scored and "output" in term[1].needs]
         others = [term for term in terms if term not in by_token]
         if whole is not None:
@@ -166,8 +165,7 @@ def _sum_of_logits(
     """The weighted sum of losses of logits, for each token, with its gradients."""
     total = None
     for weight, loss in terms:
-        of_logits = isinstance(wanted, Tensor) and loss.teacher and not loss.any_width
-        if isinstance(wanted, Tensor) and of_logits and given.shape[-1] != wanted.shape[-1]:
+        if isinstance(wanted, Tensor) and loss.teacher and not loss.any_width and given.shape[-1] != wanted.shape[-1]:
             _refuse_ids_beyond(targets, min(given.shape[-1], wanted.shape[-1]))
         values, gradient = compare_logits(loss, given, wanted, targets, options)
         if total is None:

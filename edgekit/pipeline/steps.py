@@ -58,8 +58,10 @@ def finetune(settings: Settings, base: Path, prompts: Product, session: Session,
 def signals(settings: Settings, teacher: Path, prompts: Product, session: Session) -> Product | None:
     """What the teacher says of the train split, recorded for any student of it; None where it answers while a student learns."""
     inputs = _signals_inputs(settings, teacher, prompts)
-    if inputs is None:
-        return None
+    return None if inputs is None else _record_teacher(inputs, teacher, prompts, session)
+
+
+def _record_teacher(inputs: SignalsInputs, teacher: Path, prompts: Product, session: Session) -> Product:
     from edgekit.distill import record_teacher as make
 
     note = f"{prompts.facts['rows']['train']} texts"
@@ -100,8 +102,7 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
         known = Content(path=session.workspace.root, digest=origin_of(asked))
         inputs = replace(inputs, signals=known)
         if not is_made(session, inputs, at=at):
-            recorded = signals(settings, teacher, prompts, session)
-            assert recorded is not None
+            recorded = _record_teacher(asked, teacher, prompts, session)
             inputs = replace(inputs, signals=replace(known, path=recorded.folder))
     note = f"{load_model(teacher).layers} layers to {len(inputs.kept) or 'a table of n-grams'}"
     return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder
