@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+# The metadata of a field that came later than the first products. While it has its default no fingerprint knows of it, so that
+# what was made of the same inputs before stays theirs.
+LATER: Mapping[str, bool] = {"later": True}
+
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 
@@ -33,13 +37,18 @@ class Content:
 
 
 def identity(inputs: object) -> dict[str, Json]:
-    """What a fingerprint covers of inputs: every field, of a content its digest.
+    """What a fingerprint covers of inputs: every field (but for those that came LATER and are not used), of a content its digest.
 
     Raises TypeError for a field whose value has no canonical JSON: a path, a function.
     """
     if not dataclasses.is_dataclass(inputs):
         raise TypeError(f"{inputs!r}: inputs are a dataclass")
-    return {field.name: _identity(getattr(inputs, field.name)) for field in dataclasses.fields(inputs)}
+    fields = [field for field in dataclasses.fields(inputs) if not _is_unused(field, inputs)]
+    return {field.name: _identity(getattr(inputs, field.name)) for field in fields}
+
+
+def _is_unused(field: dataclasses.Field[object], inputs: object) -> bool:
+    return bool(field.metadata.get("later")) and getattr(inputs, field.name) == field.default
 
 
 def _identity(value: object) -> Json:

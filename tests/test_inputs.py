@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from edgekit.inputs import Content, identity
+from edgekit.inputs import LATER, Content, identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +53,13 @@ def test_what_no_fingerprint_can_cover_is_refused(value: object) -> None:
         identity(Bad(value))
     with pytest.raises(TypeError, match="inputs are a dataclass"):
         identity(value)
+
+
+def test_a_field_that_came_later_counts_where_it_is_used() -> None:
+    @dataclass(frozen=True)
+    class Now:
+        epochs: int
+        taid: float | None = field(default=None, metadata=LATER)
+
+    assert identity(Now(3)) == {"epochs": 3}
+    assert identity(Now(3, 0.4)) == {"epochs": 3, "taid": 0.4}

@@ -37,6 +37,7 @@ from edgekit.distill.teachers import Teacher, TeacherInputs, find_teacher
 from edgekit.distill.vocabulary import check_same, write_tokenizer
 from edgekit.errors import EdgekitError
 from edgekit.grid import Grid
+from edgekit.inputs import identity
 from edgekit.model import load_model
 from edgekit.outputs import OUTPUTS
 from edgekit.outputs.rows import EMBEDDING, LOGITS
@@ -126,6 +127,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
                 judge=course.judge,
                 micro_batch=options.micro_batch,
                 per_sequence=isinstance(options, DistillOptions) and options.per == "sequence",
+                adaptive=options.taid.adaptive if isinstance(options, DistillOptions) and options.taid else 0.0,
             ),
         )
         run = Run(
@@ -207,7 +209,7 @@ def identify(course: Course) -> str:
             "source": course.source.identity,
             "student": {"kind": type(course.student).__name__, **_without_paths(course.student)},
             "losses": {name: _plain(weight) for name, weight in course.losses.items()},
-            "options": asdict(course.options),
+            "options": identity(course.options),
             "conditions": conditions(course.options),
             "seed": course.job.seed,
             **({"epochs": course.epochs} if course.epochs is not None else {}),
@@ -342,7 +344,8 @@ def train_on_grid(
 def _taught_by(weights: Mapping[str, float | Schedule], options: DistillOptions) -> dict[str, object]:
     """What a step writes of the losses that taught a student."""
     shown = {name: _plain(weight) for name, weight in weights.items()}
-    return {"losses": shown, "temperature": _plain(options.temperature)}
+    taid = {} if options.taid is None else {"taid": asdict(options.taid)}
+    return {"losses": shown, "temperature": _plain(options.temperature), **taid}
 
 
 def create(texts: Sequence[str], options: CreateOptions, job: Job) -> dict[str, object]:

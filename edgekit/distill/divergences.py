@@ -31,6 +31,7 @@ class LossOptions:
     jensen_shannon: the teacher's share of the mixture. skew: the share of the first distribution in the mixture. alpha, beta: the
     exponents of `alpha_beta`. correct_teacher: the least margin of the right answer's probability (`correct`), None for none.
     confidence: the exponent of `confidence`, 0 for weights that are all 1. label_smoothing: the share of all classes alike.
+    taid: the teacher's share in the teacher that `interpolate` makes, 1 for the teacher itself.
     """
 
     temperature: float = 1.0
@@ -41,6 +42,7 @@ class LossOptions:
     correct_teacher: float | None = None
     confidence: float = 0.0
     label_smoothing: float = 0.0
+    taid: float = 1.0
 
 
 Compared = tuple["Tensor", "Tensor"]
@@ -214,6 +216,16 @@ def correct(wanted: Tensor, targets: Tensor, options: LossOptions) -> Tensor:
     corrected = (right + kept).logaddexp(mix.log())
     moved = mix > 0
     return wanted.where(~moved, (logs + kept).scatter(-1, ids, corrected) * heat)
+
+
+def interpolate(wanted: Tensor, given: Tensor, options: LossOptions) -> Tensor:
+    """The logits of a teacher between student and teacher, (1 - t) z_s + t z_t with t the option `taid`, both [rows, width].
+
+    No gradient goes through it: it is a target. At t = 1 it is the teacher's logits themselves. TAID, Shing et al.
+    (arXiv:2501.16937), section 3.
+    """
+    share = options.taid
+    return wanted if share == 1.0 else (wanted * share).add_(given.detach(), alpha=1 - share)
 
 
 def confidence(wanted: Tensor, power: float) -> Tensor:

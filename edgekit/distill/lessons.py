@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import Teacher
 from edgekit.errors import EdgekitError
 
+# TAID's constants: of its moving average, and what keeps a loss of 0 from dividing.
+_BETA, _LEAST = 0.99, 1e-15
 Terms = Sequence[tuple[float, Loss]]
 
 
@@ -29,7 +32,8 @@ class Teaching:
 
     weights: of entries of LOSSES. options: what losses are told. judge: what the early stop looks at, else the weighted sum as it
     is at the end. micro_batch: how many rows go through the models at once, None for all of a batch. per_sequence: of a decoder,
-    every row counts alike, however many tokens it has.
+    every row counts alike, however many tokens it has. adaptive: TAID's alpha, with which the teacher's share also rises as the
+    loss falls; 0 keeps to the options.
     """
 
     weights: Mapping[str, float | Schedule]
@@ -37,6 +41,7 @@ class Teaching:
     judge: Loss | None = None
     micro_batch: int | None = None
     per_sequence: bool = False
+    adaptive: float = 0.0
 
 
 def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching: Teaching) -> Lesson:
@@ -51,6 +56,7 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
         found = [(at(weight, share), losses.LOSSES[name]) for name, weight in teaching.weights.items()]
         return [(weight, loss) for weight, loss in found if weight > 0]
 
+    pace = _Pace(teaching.options, teaching.adaptive)
     most = teaching.micro_batch
     pairs = any(losses.LOSSES[name].pairs for name in teaching.weights)
 
@@ -65,7 +71,7 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
         size = most or len(rows)
         whole = None if size >= len(rows) else source.batch(rows)
         for start in range(0, len(rows), size):
-            yield beside.compare(rows[start : start + size], terms(share), teaching.options(share), whole)
+            yield beside.compare(rows[start : start + size], terms(share), pace.options(share), whole)
 
     mean = sum(source.counts[row] for row in source.held) / max(len(source.held), 1)
 
@@ -74,7 +80,49 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
         loss = beside.compare(rows, judged, teaching.options(1.0))
         return loss * (sum(source.counts[row] for row in rows) / (mean * len(rows)))
 
-    return Lesson(lengths=source.lengths, train=source.train, held=source.held, parts=parts, judge=judge, fewer=fewer)
+    return Lesson(
+        lengths=source.lengths,
+        train=source.train,
+        held=source.held,
+        parts=parts,
+        judge=judge,
+        fewer=fewer,
+        told=pace.told,
+        memory=pace.memory,
+    )
+
+
+class _Pace:
+    """What losses are told at each share of the steps, with TAID's adaptive update of the teacher's share t.
+
+    After each step t rises by alpha sigmoid(m) (1 - t), where m is a moving average of how much of the loss before a step took
+    away; it is never behind its schedule nor beyond the schedule's end. Shing et al. (arXiv:2501.16937), algorithm 1, with its
+    beta. The loss is the weighted sum of all that there are.
+    """
+
+    def __init__(self, options: Callable[[float], LossOptions], adaptive: float) -> None:
+        self._options, self._adaptive = options, adaptive
+        self.memory: dict[str, float] = {}
+
+    def options(self, share: float) -> LossOptions:
+        """What losses are told after this share of the steps."""
+        told = self._options(share)
+        if not self._adaptive:
+            return told
+        return replace(told, taid=min(self._options(1.0).taid, max(told.taid, self.memory.get("taid", 0.0))))
+
+    def told(self, loss: float, share: float) -> None:
+        """Learn the loss of a step at this share."""
+        if not self._adaptive:
+            return
+        before, now = self.memory.get("loss"), self.options(share).taid
+        if before is not None:
+            change = (before - loss) / (before + _LEAST)
+            momentum = _BETA * self.memory.get("momentum", 0.0) + (1 - _BETA) * change
+            # The sigmoid, which no number overflows so.
+            now += self._adaptive * (1 - now) * (1 + math.tanh(momentum / 2)) / 2
+            self.memory["momentum"] = momentum
+        self.memory.update(loss=loss, taid=now)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,8 @@ class Lesson:
 
     parts: the loss of a batch in parts that add up to it, at a share of the steps; each goes backward before the next is made.
     judge: turns rows into a scalar; lower is better. fewer: lets half as many rows of a batch of so many through at once from now
-    on, and says how many; None where they cannot be fewer.
+    on, and says how many; None where they cannot be fewer. told: is given the loss of each batch and the share at which it was
+    computed. memory: what the lesson knows of the steps so far, which a snapshot keeps.
     """
 
     lengths: Sequence[int]
@@ -51,6 +52,8 @@ class Lesson:
     parts: Callable[[list[int], float], Iterable[Tensor]]
     judge: Callable[[list[int]], Tensor]
     fewer: Callable[[int], int | None] = lambda _rows: None
+    told: Callable[[float, float], None] = lambda _loss, _share: None
+    memory: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
     per_epoch = math.ceil(len(lesson.train) / options.batch)
     total = per_epoch * options.epochs
     last, patience = (total, options.patience) if run.epochs is None else (per_epoch * run.epochs, total)
-    state = _begin(run, module, plain)
+    state = _begin(run, module, plain, lesson.memory)
     saved = time.monotonic()
     run.progress(state.step, last, f"batches of {options.batch}")
     module.train()
@@ -133,6 +136,7 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
                 break
             optimizer.step()
             optimizer.zero_grad()
+            lesson.told(loss, state.step / total)
             state.step += 1
             run.progress(state.step, last, f"loss {loss:.3f}")
             if state.step % per_epoch == 0:
@@ -142,7 +146,7 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
                     score = _score(module, lesson, options.batch)
                 state.judge(module, score)
             if time.monotonic() - saved >= SNAPSHOT_SECONDS:
-                write_snapshot(run.folder, _take_snapshot(state, module, plain, run))
+                write_snapshot(run.folder, _take_snapshot(state, module, plain, run, lesson.memory))
                 saved = time.monotonic()
     accelerator.free_memory()
     if state.best:
@@ -313,16 +317,19 @@ def _score(module: nn.Module, lesson: Lesson, batch: int) -> float | None:
     return total / len(order)
 
 
-def _begin(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
-    """The state of the folder's snapshot, put into module and optimizer, where it is this run's; else a fresh one."""
+def _begin(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer, memory: dict[str, float]) -> _State:
+    """The state of the folder's snapshot, put into module, optimizer and memory, where it is this run's; else a fresh one."""
     if snapshot := read_snapshot(run.folder, run.identity):
         log.info("training continues at step %d", snapshot.state["step"])
+        memory.update(snapshot.state["memory"])
         return _restore(snapshot, module, optimizer, run)
     drop_snapshot(run.folder)
     return _State()
 
 
-def _take_snapshot(state: _State, module: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> Snapshot:
+def _take_snapshot(
+    state: _State, module: nn.Module, optimizer: torch.optim.Optimizer, run: Run, memory: Mapping[str, float]
+) -> Snapshot:
     """The run as it stands, on the CPU."""
     tensors = {f"weight/{key}": weight for key, weight in _weights(module).items()}
     tensors |= {f"best/{key}": weight for key, weight in state.best.items()}
@@ -338,6 +345,7 @@ def _take_snapshot(state: _State, module: nn.Module, optimizer: torch.optim.Opti
             "scores": state.scores,
             "best_epoch": state.best_epoch,
             "start": state.start,
+            "memory": dict(memory),
         },
         tensors={key: tensor.to("cpu") for key, tensor in tensors.items()},
     )

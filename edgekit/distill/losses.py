@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.distill import divergences, encoder_losses
-from edgekit.distill.divergences import Compared, Divergence, LossOptions, confidence, correct, smooth
+from edgekit.distill.divergences import (
+    Compared,
+    Divergence,
+    LossOptions,
+    confidence,
+    correct,
+    interpolate,
+    smooth,
+)
 from edgekit.distill.signals import Batch, Recorded, Signal
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
@@ -57,7 +65,8 @@ def logits(student: Signal, teacher: Signal, batch: Batch, options: LossOptions)
     """
     # As `divergences.forward_kl`, but for the last bits, in which the students that were trained so far would differ.
     temperature = options.temperature
-    wanted = (correct(teacher.output, batch.targets, options) / temperature).log_softmax(dim=-1)
+    corrected = correct(teacher.output, batch.targets, options)
+    wanted = (interpolate(corrected, student.output, options) / temperature).log_softmax(dim=-1)
     given = (student.output / temperature).log_softmax(dim=-1)
     values = (wanted.exp() * (wanted - given)).sum(dim=-1)
     if options.confidence:
@@ -99,8 +108,9 @@ def compare_logits(
     narrow = loss.any_width or given.shape[-1] == shared
     mine = given if narrow else given[:, :shared]
     theirs = wanted if loss.any_width else wanted[:, :shared]
-    # An id says nothing of a vocabulary that another tokenizer has.
-    values, gradient = loss.divergence(mine, theirs if loss.any_width else correct(theirs, targets, options), options)
+    # An id, and a logit, say nothing of a vocabulary that another tokenizer has.
+    shown = theirs if loss.any_width else interpolate(correct(theirs, targets, options), mine, options)
+    values, gradient = loss.divergence(mine, shown, options)
     if options.confidence:
         sure = confidence(theirs, options.confidence)
         values, gradient = values * sure, gradient.mul_(sure[:, None])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import cos, pi
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from edgekit.distill import losses
 from edgekit.distill.divergences import LossOptions
 from edgekit.errors import EdgekitError
+from edgekit.inputs import LATER
 from edgekit.outputs.tokens import TOKENS
 from edgekit.schema import nearest, parse
 
@@ -86,6 +87,19 @@ def at(value: float | Schedule, share: float) -> float:
     return value.start + (value.end - value.start) * gone
 
 
+@dataclass(frozen=True, kw_only=True)
+class Taid(Schedule):
+    """The teacher's share t in a teacher between student and teacher (`divergences.interpolate`), over a training's steps.
+
+    The paper's: from 0.4 to 1 in a line. adaptive: its alpha (5e-4 there), how much faster t may rise while the loss falls; 0
+    keeps to the schedule. TAID, Shing et al. (arXiv:2501.16937), sections 3 and 5.
+    """
+
+    start: Annotated[float, Ge(0), Le(1)] = 0.4
+    end: Annotated[float, Gt(0), Le(1)] = 1.0
+    adaptive: Annotated[float, Ge(0), Le(1)] = 0.0
+
+
 Share = Annotated[float, Gt(0), Lt(1)]
 Weight = Annotated[float, Ge(0)]
 
@@ -98,7 +112,7 @@ class DistillOptions(TrainingOptions):
     `jensen_shannon`, `skew` and `alpha_beta` are the parameters of the losses of that name, `correct_teacher`, `confidence` and
     `label_smoothing` what `LossOptions` says. `control`: whether the same student is trained without its teacher too. `signals`:
     of a decoder, whether the teacher answers while the student learns, or once, on disk (`recorded`): each further student, or a
-    longer training, then needs no teacher.
+    longer training, then needs no teacher. `taid`: whether losses of logits see a teacher that begins near the student.
     """
 
     temperature: Annotated[float, Gt(0)] | Schedule = 2.0
@@ -112,6 +126,7 @@ class DistillOptions(TrainingOptions):
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     control: bool = False
     signals: Literal["live", "recorded"] = "live"
+    taid: Taid | None = field(default=None, metadata=LATER)
 
 
 def loss_options(options: TrainingOptions, share: float) -> LossOptions:
@@ -127,6 +142,7 @@ def loss_options(options: TrainingOptions, share: float) -> LossOptions:
         correct_teacher=options.correct_teacher,
         confidence=options.confidence,
         label_smoothing=options.label_smoothing,
+        taid=1.0 if options.taid is None else at(options.taid, share),
     )
 
 
@@ -244,6 +260,7 @@ def _check_recorded(options: DistillOptions, output: str, where: str) -> None:
     for key, given in (
         ("correct_teacher", options.correct_teacher is not None),
         ("confidence", options.confidence > 0),
+        ("taid", options.taid is not None),
     ):
         if given:
             raise EdgekitError(
@@ -288,14 +305,20 @@ def _check_use(options: DistillOptions, chosen: Mapping[str, object], output: st
             " or make batch smaller"
         )
     taught = [loss for loss in entries.values() if loss.teacher and loss.divergence is not None]
+    alike = [loss for loss in taught if not loss.any_width]
     for key, given, of in (
-        ("correct_teacher", options.correct_teacher is not None, [loss for loss in taught if not loss.any_width]),
+        ("correct_teacher", options.correct_teacher is not None, alike),
         ("confidence", options.confidence > 0, taught),
+        ("taid", options.taid is not None, alike),
     ):
         if given and not of:
             raise EdgekitError(
                 f"{where}.{key}: no loss compares logits with the teacher's; add one to losses (logits, ...)"
             )
+    if options.taid is not None and options.taid.start > options.taid.end:
+        raise EdgekitError(
+            f"{where}.taid: start ({options.taid.start:g}) is above end ({options.taid.end:g}); swap them"
+        )
     if options.label_smoothing and "labels" not in chosen:
         raise EdgekitError(f"{where}.label_smoothing: the loss labels is not among losses; add it, or remove this key")
     if options.per == "sequence" and output != TOKENS.name:

@@ -24,13 +24,15 @@ _BEING_SAVED = ".tmp??????"
 
 
 class State(TypedDict):
-    """Where a run stands: its fingerprint, the next step, the held-out score of each epoch, and which epoch was the best."""
+    """Where a run stands: its fingerprint, the next step, the held-out score of each epoch, which epoch was the best,
+    and what the lesson remembers."""
 
     run: str
     step: int
     scores: list[float]
     best_epoch: int
     start: float | None
+    memory: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)

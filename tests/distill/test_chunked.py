@@ -15,7 +15,7 @@ from edgekit.distill.losses import LOSSES, compare_logits
 
 OF_LOGITS = [name for name, loss in LOSSES.items() if loss.divergence is not None]
 TOKENS, CHANNELS, WIDTH = 23, 6, 40
-OPTIONS = LossOptions(temperature=2.0, correct_teacher=0.1, confidence=1.0, label_smoothing=0.1)
+OPTIONS = LossOptions(temperature=2.0, correct_teacher=0.1, confidence=1.0, label_smoothing=0.1, taid=0.7)
 
 
 def draw(seed: int, *shape: int) -> Tensor:

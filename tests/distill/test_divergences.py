@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgekit.distill.chunked import mean_over_rows
-from edgekit.distill.divergences import LossOptions, confidence, correct, cross_entropy
+from edgekit.distill.divergences import LossOptions, confidence, correct, cross_entropy, interpolate
 from edgekit.distill.losses import LOSSES, Loss, compare_logits
 from edgekit.distill.signals import IGNORED
 
@@ -220,3 +220,32 @@ def test_a_teacher_that_is_sure_counts_and_one_that_is_not_does_not() -> None:
     weighed = compare_logits(TAUGHT["reverse_kl"], given, logits, TARGETS[:3] * 0, options)
     weights = confidence(logits, 2.0)
     torch.testing.assert_close(weighed, (plain[0] * weights, plain[1] * weights[:, None]))
+
+
+@pytest.mark.parametrize("name", [name for name, loss in TAUGHT.items() if not loss.any_width])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_a_teacher_between_student_and_teacher(name: str, temperature: float) -> None:
+    """TAID: the gradient is that of finite differences of the loss whose target stands still; of KL it is T (q - p_t)."""
+    options = LossOptions(temperature=temperature, taid=0.3)
+    given, wanted = draw(2), draw(1)
+    between = 0.7 * given + 0.3 * wanted
+    values, gradient = compare_logits(TAUGHT[name], given, wanted, TARGETS, options)
+    plain = replace(options, taid=1.0)
+
+    def moved(by: Tensor) -> Tensor:
+        return compare_logits(TAUGHT[name], given + by, between, TARGETS, plain)[0]
+
+    torch.testing.assert_close(values, moved(torch.zeros_like(given)))
+    step = 1e-6 * torch.eye(WIDTH, dtype=torch.float64)
+    slopes = torch.stack([(moved(by) - moved(-by)) / 2e-6 for by in step], dim=1)
+    torch.testing.assert_close(gradient, slopes, rtol=1e-6, atol=1e-8)
+    if name == "logits":
+        q, p = (given / temperature).softmax(-1), (between / temperature).softmax(-1)
+        torch.testing.assert_close(gradient, temperature * (q - p), rtol=1e-12, atol=1e-12)
+
+
+def test_at_the_end_it_is_the_teacher_itself_and_at_no_share_the_student() -> None:
+    given, wanted = draw(2).requires_grad_(), draw(1)
+    assert interpolate(wanted, given, LossOptions(taid=1.0)) is wanted
+    assert not interpolate(wanted, given, LossOptions(taid=0.5)).requires_grad
+    assert torch.equal(interpolate(wanted, given, LossOptions(taid=0.0)), given.detach())

@@ -150,6 +150,16 @@ def test_logits_is_the_divergence_by_hand() -> None:
     assert float(logits(student, teacher, batch(), AT_2)) == pytest.approx(wanted, rel=1e-6)
 
 
+def test_taid_holds_its_target_still() -> None:
+    """The rows' own KL: no gradient reaches the student through the teacher that is mixed with it."""
+    student, teacher, options = signal(2), signal(1), LossOptions(temperature=2.0, taid=0.4)
+    student.output.requires_grad_()
+    logits(student, teacher, batch(), options).backward()
+    given = student.output.detach()
+    p, q = ((0.6 * given + 0.4 * teacher.output) / 2).softmax(-1), (given / 2).softmax(-1)
+    torch.testing.assert_close(student.output.grad, 2 * (q - p) / ROWS)
+
+
 def test_labels_is_the_cross_entropy_of_the_known_rows() -> None:
     student = signal(2)
     logs = torch.log_softmax(student.output, dim=-1)

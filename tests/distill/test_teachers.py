@@ -76,3 +76,14 @@ def test_a_run_by_labels_alone_opens_no_teacher(
     with pytest.raises(pytest.fail.Exception, match="was looked for"):
         teach(checkpoint, data, tmp_path / "second", losses={"labels": 1.0, "logits": 1.0})
     assert len(file_sha256(tmp_path / "first" / "model.safetensors")) == 64
+
+
+def test_an_interpolated_teacher_at_its_end_is_the_teacher(checkpoint: Path, tmp_path: Path) -> None:
+    """The same bytes as without TAID; the paper's schedule gives others, and is told."""
+    data, made = make_data(tmp_path / "data"), {}
+    tables: dict[str, dict[str, Any]] = {"plain": {}, "end": {"taid": {"start": 1.0}}, "paper": {"taid": {}}}
+    for name, table in tables.items():
+        facts = teach(checkpoint, data, tmp_path / name, **table)
+        made[name] = file_sha256(tmp_path / name / "model.safetensors")
+    assert made["plain"] == made["end"] != made["paper"]
+    assert facts["taid"] == {"start": 0.4, "end": 1.0, "shape": "linear", "adaptive": 0.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -10,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgekit.distill import losses
 from edgekit.distill.batches import Source
 from edgekit.distill.chunked import Head
 from edgekit.distill.divergences import LossOptions
 from edgekit.distill.lessons import Teaching, make_lesson
-from edgekit.distill.losses import LOSSES
+from edgekit.distill.losses import LOSSES, Loss
 from edgekit.distill.options import Schedule, at, loss_options, read_distill_options
 from edgekit.distill.signals import IGNORED, Batch, Signal
 from edgekit.distill.teachers import Teacher
@@ -106,7 +108,7 @@ def learn(
     return torch.tensor(total), student.gradients()
 
 
-OPTIONS = LossOptions(temperature=2.0, correct_teacher=0.1, confidence=0.5, label_smoothing=0.1)
+OPTIONS = LossOptions(temperature=2.0, correct_teacher=0.1, confidence=0.5, label_smoothing=0.1, taid=0.7)
 DECODER = Teaching(weights=BY_TOKEN, options=lambda _share: OPTIONS)
 CLASSIFIER = Teaching(weights=BY_ROW, options=lambda _share: OPTIONS)
 
@@ -177,6 +179,43 @@ def test_weights_and_temperature_follow_their_schedules() -> None:
         torch.testing.assert_close(learn(tokens(ROWS), scheduled, share=share), learn(tokens(ROWS), fixed))
 
 
+@pytest.mark.parametrize(("alpha", "end"), [(0.0, 1.0), (5e-4, 1.0), (0.4, 0.9)])
+def test_taid_goes_as_its_paper_says(alpha: float, end: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """t at each step, against algorithm 1 of arXiv:2501.16937; a lesson that is continued goes on where it was."""
+    options, _ = read_distill_options({"taid": {"start": 0.2, "end": end, "adaptive": alpha}}, "logits", "distill")
+    given = [3.0, 2.9, 2.0, 2.5, 1.0, 0.5, 0.5, 0.4]
+    seen: list[float] = []
+
+    def watch(student: Signal, _teacher: Signal, _batch: Batch, told: LossOptions) -> Tensor:
+        seen.append(told.taid)
+        return student.output.sum()
+
+    monkeypatch.setattr(losses, "LOSSES", {"seen": Loss(compare=watch, needs=frozenset({"output"}), weights={})})
+    teaching = Teaching(weights={"seen": 1.0}, options=lambda share: loss_options(options, share), adaptive=alpha)
+    memory: dict[str, float] = {}
+    for step, loss in enumerate(given):
+        lesson = make_lesson(cast(Any, Model(1, classes=3)), None, texts(ROWS), teaching)
+        lesson.memory.update(memory)
+        share = step / len(given)
+        assert len(list(lesson.parts([0, 1], share))) == 1
+        lesson.told(loss, share)
+        memory = dict(lesson.memory)
+    expected, momentum = [0.2], 0.0
+    for step in range(1, len(given)):
+        line = 0.2 + (end - 0.2) * step / len(given)
+        if alpha == 0 or step == 1:
+            expected.append(line)  # the first loss has none before it
+            continue
+        momentum = 0.99 * momentum + 0.01 * (given[step - 2] - given[step - 1]) / (given[step - 2] + 1e-15)
+        rise = alpha / (1 + math.exp(-momentum)) * (1 - expected[-1])
+        expected.append(min(end, max(line, expected[-1] + rise)))
+    assert seen == pytest.approx(expected, abs=1e-12)
+    assert seen == sorted(seen)
+    judged = lesson.judge([0])
+    assert seen[-1] == pytest.approx(end)
+    assert judged.requires_grad
+
+
 @pytest.mark.parametrize(
     ("table", "output", "message"),
     [
@@ -193,6 +232,12 @@ def test_weights_and_temperature_follow_their_schedules() -> None:
         ({"losses": {"logits": 1.0}, "label_smoothing": 0.1}, "logits", r"distill.label_smoothing: the loss labels"),
         ({"per": "sequence"}, "logits", r"distill.per: a text has one output here"),
         ({"jensen_shannon": 1.0}, "logits", r"distill.jensen_shannon: .*less than 1"),
+        ({"taid": {"start": 0.9, "end": 0.5}}, "logits", r"distill.taid: start \(0.9\) is above end \(0.5\); swap"),
+        ({"taid": {"end": 1.5}}, "logits", r"distill.taid.end: .*less than or equal to 1"),
+        ({"taid": {"begin": 0.1}}, "logits", r"distill.taid.begin: unknown key"),
+        ({"taid": {}, "losses": {"uld": 1.0}}, "logits", r"distill.taid: no loss compares logits"),
+        ({"taid": {}}, "embedding", r"distill.taid: no loss compares logits"),
+        ({"taid": {}, "signals": "recorded"}, "tokens", r"distill.taid: needs all of the teacher's probabilities"),
         ({"alpha_beta": [0.2]}, "logits", r"distill.alpha_beta"),
         ({"correct_teacher": 1.5}, "logits", r"distill.correct_teacher"),
     ],
