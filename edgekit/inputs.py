@@ -14,6 +14,8 @@ from typing import ClassVar, Protocol
 # The metadata of a field that came later than the first products. While it has its default no fingerprint knows of it, so that
 # what was made of the same inputs before stays theirs.
 LATER: Mapping[str, bool] = {"later": True}
+# The metadata of a field that changes nothing of what is made: no fingerprint covers it.
+BESIDE: Mapping[str, bool] = {"beside": True}
 
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
@@ -37,7 +39,8 @@ class Content:
 
 
 def identity(inputs: object) -> dict[str, Json]:
-    """What a fingerprint covers of inputs: every field (but for those that came LATER and are not used), of a content its digest.
+    """What a fingerprint covers of inputs: every field but what is BESIDE and what came LATER and is not used, of a content its
+    digest.
 
     Raises TypeError for a field whose value has no canonical JSON: a path, a function.
     """
@@ -48,7 +51,8 @@ def identity(inputs: object) -> dict[str, Json]:
 
 
 def _is_unused(field: dataclasses.Field[object], inputs: object) -> bool:
-    return bool(field.metadata.get("later")) and getattr(inputs, field.name) == field.default
+    later = bool(field.metadata.get("later")) and getattr(inputs, field.name) == field.default
+    return later or bool(field.metadata.get("beside"))
 
 
 def _identity(value: object) -> Json:

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -36,36 +37,42 @@ _READ = "edgekit.pipeline.origin"
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What a step's product depends on beside its inputs: where its code begins (a change in any file that runs makes a new
-    fingerprint), and the libraries that it uses. resumable: it finds what it wrote before it was killed."""
+    fingerprint), and the libraries that it uses. resumable: it finds what it wrote before it was killed. beside: patterns of
+    files in its folder that are no part of the product."""
 
     code: tuple[str, ...]
     libraries: tuple[str, ...] = ()
     resumable: bool = False
+    beside: tuple[str, ...] = ()
 
 
 _TRAINING = ("torch", "transformers", "tokenizers", "accelerate")
+# What a training tells of its steps.
+_TOLD = ("training.jsonl", "tensorboard/events.*")
+# What is drawn of a verify step in a folder of the user's.
+PAGE = "report.html"
 _EXPORTING = ("torch", "transformers", "tokenizers", "optimum", "numpy")
 STEPS: dict[str, Step] = {
     "prompts": Step(code=("edgekit.prompts",)),
     "check": Step(code=("edgekit.tasks",), libraries=("torch", "transformers")),
-    "create": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
+    "create": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
     "merge": Step(code=("edgekit.distill.adapter", _READ), libraries=("torch", "transformers", "peft")),
     "rename": Step(code=("edgekit.pipeline.teacher",)),
-    "finetune": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
+    "finetune": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
     "signals": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
-    "distill": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
-    "control": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
+    "distill": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
+    "control": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
     "linear": Step(code=("edgekit.linear", _READ), libraries=("onnx", "tokenizers", "numpy")),
-    "qad": Step(code=("edgekit.qad", _READ), libraries=_TRAINING, resumable=True),
+    "qad": Step(code=("edgekit.qad", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
     "record": Step(code=("edgekit.record", _READ), libraries=("torch", "transformers", "tokenizers")),
     "calibrate": Step(code=("edgekit.calibrate", _READ), libraries=("torch", "transformers", "tokenizers", "numpy")),
     # And what the format names (`formats.library_versions`), which these steps have among their inputs.
     "trace": Step(code=("edgekit.export",), libraries=_EXPORTING),
     "export": Step(code=("edgekit.export", _READ), libraries=_EXPORTING),
-    "verify": Step(code=("edgekit.verify", "edgekit.devices", _READ), libraries=("tokenizers", "numpy")),
+    "verify": Step(
+        code=("edgekit.verify", "edgekit.devices", _READ), libraries=("tokenizers", "numpy"), beside=(PAGE,)
+    ),
 }
-# What is drawn beside the files of a verify step in a folder of the user's; it is no part of the product.
-PAGE = "report.html"
 
 
 class FileEntry(TypedDict):
@@ -198,9 +205,7 @@ def open_product(folder: Path, step: str) -> Product:
 
 def write_product(folder: Path, step: str, *, key: str, inputs: object, facts: Mapping[str, object]) -> Product:
     """Sync a folder's files to disk and write its manifest last. `key` is the fingerprint of all that made it."""
-    files = list_files(folder)
-    for own in (f"{step}.json", _KEY):
-        files.pop(own, None)
+    files = {name: entry for name, entry in list_files(folder).items() if not _is_beside(name, step)}
     for name in files:
         sync(folder / name)
     manifest = {
@@ -432,8 +437,7 @@ def _refuse_foreign(place: Path, step: str) -> None:
         raise EdgekitError(f"{place}: already there, and not the folder of a {step} step; choose another --out")
     product = open_product(place, step)
     product.check()
-    own = {f"{step}.json", _KEY, *({PAGE} if step == "verify" else ())}
-    added = sorted(list_names(place) - product.manifest["files"].keys() - own)
+    added = sorted(name for name in list_names(place) - product.manifest["files"].keys() if not _is_beside(name, step))
     if added:
         raise EdgekitError(
             f"{place / added[0]}: not of the {step} step that made this folder; move it away or choose another --out"
@@ -475,6 +479,11 @@ def sync(path: Path) -> None:
         log.debug("%s: this file system has no fsync", path)
     finally:
         os.close(descriptor)
+
+
+def _is_beside(name: str, step: str) -> bool:
+    """Whether a file in a step's folder, by its relative path, is edgekit's and no part of the product."""
+    return any(fnmatchcase(name, pattern) for pattern in (f"{step}.json", _KEY, *STEPS[step].beside))
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -1,11 +1,12 @@
 """distill: fine-tune a teacher on the recipe's labels, and teach a student that is cut from its layers.
 
-Both fill a folder with config.json, model.safetensors and the tokenizer's files, and nothing else; while they run it also
-holds the snapshot from which a killed run continues.
+Both fill a folder with config.json, model.safetensors and the tokenizer's files, and beside them what is told of the steps
+(`journal`); while they run it also holds the snapshot from which a killed run continues.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,21 +153,21 @@ def read_training(recipe: Recipe, where: str) -> Training:
     if recipe.teacher.create is not None:
         _check_create(recipe.task, f"{where}: teacher.create")
         creating = read_create_options(recipe.teacher.create, recipe.data.max_length, f"{where}: teacher.create")
-        _check_device(creating, f"{where}: teacher.create")
+        _check_training(creating, f"{where}: teacher.create")
     if recipe.teacher.finetune is not None:
         finetuning = read_finetune_options(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
-        _check_device(finetuning, f"{where}: teacher.finetune")
+        _check_training(finetuning, f"{where}: teacher.finetune")
     kind = pick(TASKS, recipe.task, f"{where}: task")
     taught = "cut" if recipe.student is None else recipe.student.kind
     options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill", taught)
-    _check_device(options, f"{where}: distill")
+    _check_training(options, f"{where}: distill")
     no_control = "the recipe makes no [student]" if recipe.student is None else why_no_control(kind.OUTPUT, losses)
     if options.control and no_control:
         raise EdgekitError(f"{where}: distill.control: {no_control}; remove this key")
     qad, qad_losses = None, dict[str, float | Schedule]()
     if recipe.qad is not None:
         qad, qad_losses = read_qad_options(recipe.qad, kind.OUTPUT, f"{where}: qad")
-        _check_device(qad, f"{where}: qad")
+        _check_training(qad, f"{where}: qad")
     return Training(
         create=creating,
         finetune=finetuning,
@@ -341,8 +342,11 @@ def _contentless(rows: Sequence[Prompt], out_of_scope: str | None) -> list[Promp
     return [Prompt(text=text, label=out_of_scope) for text in texts[::step]]
 
 
-def _check_device(options: TrainingOptions, where: str) -> None:
-    """Refuse a device that is not there. What is found by itself is there: torch need not be asked yet."""
+def _check_training(options: TrainingOptions, where: str) -> None:
+    """Refuse a device that is not there (what is found by itself is: torch need not be asked yet), and TensorBoard where nothing
+    writes for it."""
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise EdgekitError(f"{where}.tensorboard: its writer is not installed; run: pip install tensorboard")
     if options.device != "auto":
         choose_device(options.device, f"{where}.device")
 

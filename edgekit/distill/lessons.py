@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from edgekit.errors import EdgekitError
 
 # TAID's constants: of its moving average, and what keeps a loss of 0 from dividing.
 _BETA, _LEAST = 0.99, 1e-15
-Terms = Sequence[tuple[float, Loss]]
+# Losses with their names in LOSSES, and what each weighs.
+Terms = Sequence[tuple[str, float, Loss]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,8 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     beside = _Beside(student=student, teacher=teacher, source=source, per_sequence=teaching.per_sequence)
 
     def terms(share: float) -> Terms:
-        found = [(at(weight, share), losses.LOSSES[name]) for name, weight in teaching.weights.items()]
-        return [(weight, loss) for weight, loss in found if weight > 0]
+        found = [(name, at(weight, share), losses.LOSSES[name]) for name, weight in teaching.weights.items()]
+        return [(name, weight, loss) for name, weight, loss in found if weight > 0]
 
     pace = _Pace(teaching.options, teaching.adaptive)
     most = teaching.micro_batch
@@ -76,8 +77,9 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     mean = sum(source.counts[row] for row in source.held) / max(len(source.held), 1)
 
     def judge(rows: Sequence[int]) -> Tensor:
-        judged = terms(1.0) if teaching.judge is None else [(1.0, teaching.judge)]
+        judged = terms(1.0) if teaching.judge is None else [("judged", 1.0, teaching.judge)]
         loss = beside.compare(rows, judged, teaching.options(1.0))
+        beside.tell()
         return loss * (sum(source.counts[row] for row in rows) / (mean * len(rows)))
 
     return Lesson(
@@ -89,6 +91,7 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
         fewer=fewer,
         told=pace.told,
         memory=pace.memory,
+        by_name=beside.tell,
     )
 
 
@@ -133,6 +136,14 @@ class _Beside:
     teacher: Teacher | None
     source: Source
     per_sequence: bool
+    told: dict[str, Tensor] = field(default_factory=dict)
+    """The weighted sum of each loss, by name, since it was last asked for."""
+
+    def tell(self) -> dict[str, float]:
+        """What each loss added, by name, since this was last asked."""
+        found = {name: float(value) for name, value in self.told.items()}
+        self.told.clear()
+        return found
 
     def compare(self, rows: Sequence[int], terms: Terms, options: LossOptions, whole: Batch | None = None) -> Tensor:
         """The weighted sum of losses on some rows; of a part of a `whole` batch, its share in the batch's.
@@ -142,15 +153,15 @@ class _Beside:
         batch = self.source.batch(rows).to(self.student.device)
         given = self.student(batch)
         wanted = given if self.teacher is None or self.teacher.recorded is not None else self.teacher.ask(batch)
-        by_token = [term for term in terms if batch.scored and "output" in term[1].needs]
+        by_token = [term for term in terms if batch.scored and "output" in term[2].needs]
         others = [term for term in terms if term not in by_token]
         if whole is not None:
-            others = [(weight * _share(loss, batch, whole), loss) for weight, loss in others]
+            others = [(name, weight * _share(loss, batch, whole), loss) for name, weight, loss in others]
         parts = []
         if by_token:
             parts.append(self._of_tokens((given, wanted, batch), by_token, options, whole or batch))
         if others:
-            parts.append(_sum(others, given, wanted, batch, options))
+            parts.append(self._sum(others, given, wanted, batch, options))
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def _of_tokens(
@@ -160,17 +171,30 @@ class _Beside:
         given, wanted, batch = compared
         targets, (rows, positions) = _scored(batch)
         mine = given.output[rows, positions]
-        shown = self._teacher_of(wanted, batch) if any(loss.teacher for _, loss in terms) else None
+        shown = self._teacher_of(wanted, batch) if any(loss.teacher for _, _, loss in terms) else None
         share = (1 / torch.bincount(rows).to(mine.dtype))[rows] if self.per_sequence else None
 
+        ids, (owners, _) = _scored(whole)
+        count = max(len(torch.unique(owners)) if self.per_sequence else len(ids), 1)
+
         def compare(logits: Tensor, part: slice) -> Compared:
+            def note(name: str, values: Tensor) -> None:
+                self._note(name, (values if share is None else values * share[part]).sum() / count)
+
             wanted = logits if shown is None else shown(part)
-            values, gradient = _sum_of_logits(terms, logits, wanted, targets[part], options)
+            values, gradient = _sum_of_logits(terms, logits, wanted, targets[part], options, note)
             return (values, gradient) if share is None else (values * share[part], gradient.mul_(share[part, None]))
 
-        ids, (owners, _) = _scored(whole)
-        count = len(torch.unique(owners)) if self.per_sequence else len(ids)
-        return mean_over_tokens(mine, self.student.head, compare, max(count, 1))
+        return mean_over_tokens(mine, self.student.head, compare, count)
+
+    def _sum(self, terms: Terms, given: Signal, wanted: Signal, batch: Batch, options: LossOptions) -> Tensor:
+        values = [(name, weight * loss.compare(given, wanted, batch, options)) for name, weight, loss in terms]
+        for name, value in values:
+            self._note(name, value)
+        return torch.stack([value for _, value in values]).sum()
+
+    def _note(self, name: str, value: Tensor) -> None:
+        self.told[name] = self.told.get(name, 0.0) + value.detach()
 
     def _teacher_of(self, wanted: Signal, batch: Batch) -> Callable[[slice], Tensor | Recorded] | None:
         """What the teacher says of a slice of the scored tokens: its logits, or what was recorded; None without a teacher."""
@@ -208,18 +232,25 @@ def _share(loss: Loss, part: Batch, whole: Batch) -> float:
 
 
 def _sum_of_logits(
-    terms: Terms, given: Tensor, wanted: Tensor | Recorded, targets: Tensor, options: LossOptions
+    terms: Terms,
+    given: Tensor,
+    wanted: Tensor | Recorded,
+    targets: Tensor,
+    options: LossOptions,
+    note: Callable[[str, Tensor], None],
 ) -> Compared:
-    """The weighted sum of losses of logits, for each token, with its gradients."""
+    """The weighted sum of losses of logits, for each token, with its gradients. note: is told each loss's weighted values."""
     total = None
-    for weight, loss in terms:
+    for name, weight, loss in terms:
         if isinstance(wanted, Tensor) and loss.teacher and not loss.any_width and given.shape[-1] != wanted.shape[-1]:
             _refuse_ids_beyond(targets, min(given.shape[-1], wanted.shape[-1]))
         values, gradient = compare_logits(loss, given, wanted, targets, options)
+        weighted = values * weight
+        note(name, weighted)
         if total is None:
-            total = (values * weight, gradient if weight == 1 else gradient.mul_(weight))
+            total = (weighted, gradient if weight == 1 else gradient.mul_(weight))
         else:
-            total = (total[0] + values * weight, total[1].add_(gradient, alpha=weight))
+            total = (total[0] + weighted, total[1].add_(gradient, alpha=weight))
     assert total is not None
     return total
 
@@ -231,7 +262,3 @@ def _refuse_ids_beyond(targets: Tensor, shared: int) -> None:
             f"distill.losses: the texts have the token {int(targets.max())}, but teacher and student share {shared} tokens only;"
             " give a student of the teacher's tokenizer, or compare by the loss uld"
         )
-
-
-def _sum(terms: Terms, given: Signal, wanted: Signal, batch: Batch, options: LossOptions) -> Tensor:
-    return torch.stack([weight * loss.compare(given, wanted, batch, options) for weight, loss in terms]).sum()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from edgekit.distill.journal import Journal
 from edgekit.distill.machine import count_threads
 from edgekit.distill.options import TrainingOptions
 from edgekit.distill.snapshot import Snapshot, drop_snapshot, read_snapshot, write_snapshot
@@ -43,7 +44,8 @@ class Lesson:
     parts: the loss of a batch in parts that add up to it, at a share of the steps; each goes backward before the next is made.
     judge: turns rows into a scalar; lower is better. fewer: lets half as many rows of a batch of so many through at once from now
     on, and says how many; None where they cannot be fewer. told: is given the loss of each batch and the share at which it was
-    computed. memory: what the lesson knows of the steps so far, which a snapshot keeps.
+    computed. memory: what the lesson knows of the steps so far, which a snapshot keeps. by_name: what each loss was in the
+    parts since this was last asked.
     """
 
     lengths: Sequence[int]
@@ -54,6 +56,7 @@ class Lesson:
     fewer: Callable[[int], int | None] = lambda _rows: None
     told: Callable[[float, float], None] = lambda _loss, _share: None
     memory: dict[str, float] = field(default_factory=dict)
+    by_name: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,39 +118,45 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
     total = per_epoch * options.epochs
     last, patience = (total, options.patience) if run.epochs is None else (per_epoch * run.epochs, total)
     state = _begin(run, module, plain, lesson.memory)
-    saved = time.monotonic()
+    journal = Journal(run.folder, state.step, board=options.tensorboard)
+    saved = begun = time.monotonic()
     run.progress(state.step, last, f"batches of {options.batch}")
     module.train()
     if run.keeps_start and not state.step and lesson.held:
-        run.progress(0, last, f"judging {len(lesson.held)} texts that are held out, before the first step")
-        with run.rounded():
-            score = _score(module, lesson, options.batch)
+        score = _judge(module, lesson, options.batch, run, (0, last), ", before the first step")
         state.judge_start(module, score)
+        journal.tell(0, score=score)
     while state.step < last and not state.stopped(patience) and state.broken is None:
         epoch, done = divmod(state.step, per_epoch)
         for rows in epoch_batches(lesson, options.batch, run.seed, epoch)[done:]:
+            rate, score = peak * ramp(state.step, total, options.warmup), None
             for group in plain.param_groups:
-                group["lr"] = peak * ramp(state.step, total, options.warmup)
+                group["lr"] = rate
             loss = _backward(accelerator, module, lesson, rows, state.step / total, run)
+            losses = lesson.by_name()
             norm = float(accelerator.clip_grad_norm_(module.parameters(), options.clip))
             if not math.isfinite(loss + norm):
                 # The weights are those of the step before.
                 state.broken = _explain(loss, norm, state.step, per_epoch, peak)
+                journal.tell(state.step + 1, stopped=state.broken)
                 break
             optimizer.step()
             optimizer.zero_grad()
             lesson.told(loss, state.step / total)
             state.step += 1
             run.progress(state.step, last, f"loss {loss:.3f}")
+            pace = sum(lesson.lengths[row] for row in rows) / max(time.monotonic() - begun, 1e-9)
             if state.step % per_epoch == 0:
-                if lesson.held:
-                    run.progress(state.step, last, f"judging {len(lesson.held)} texts that are held out")
-                with run.rounded():
-                    score = _score(module, lesson, options.batch)
+                score = _judge(module, lesson, options.batch, run, (state.step, last))
                 state.judge(module, score)
+            more = {"norm": norm, "rate": rate, "tokens_per_s": round(pace, 1), "score": score}
+            journal.tell(state.step, loss=loss, losses=losses or None, **more)
             if time.monotonic() - saved >= SNAPSHOT_SECONDS:
+                journal.sync()
                 write_snapshot(run.folder, _take_snapshot(state, module, plain, run, lesson.memory))
                 saved = time.monotonic()
+            begun = time.monotonic()
+    journal.close()
     accelerator.free_memory()
     if state.best:
         _put(module, state.best)
@@ -181,6 +190,7 @@ def _backward(
             return loss
         # Behind the handler: what it caught holds the tensors of the part.
         module.zero_grad()
+        lesson.by_name()
         if run.device != "cpu":
             _torch_of(run.device).empty_cache()
         log.warning("training: the memory of %s is full; from now on %d rows go through it at once", run.device, size)
@@ -302,10 +312,18 @@ def _outcome(state: _State, lesson: Lesson, options: TrainingOptions, peak: floa
     )
 
 
-def _score(module: nn.Module, lesson: Lesson, batch: int) -> float | None:
-    """The mean of `judge` over the held-out rows, in eval mode; None where nothing is held out."""
+def _judge(
+    module: nn.Module, lesson: Lesson, batch: int, run: Run, at: tuple[int, int], note: str = ""
+) -> float | None:
+    """The mean of `judge` over the held-out rows, in eval mode; None where nothing is held out. at: the step, and the last."""
     if not lesson.held:
         return None
+    run.progress(*at, f"judging {len(lesson.held)} texts that are held out{note}")
+    with run.rounded():
+        return _score(module, lesson, batch)
+
+
+def _score(module: nn.Module, lesson: Lesson, batch: int) -> float:
     order = sorted(lesson.held, key=lambda row: (lesson.lengths[row], row))
     module.eval()
     total = 0.0

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from edgekit.distill import losses
 from edgekit.distill.divergences import LossOptions
 from edgekit.errors import EdgekitError
-from edgekit.inputs import LATER
+from edgekit.inputs import BESIDE, LATER
 from edgekit.outputs.tokens import TOKENS
 from edgekit.schema import nearest, parse
 
@@ -27,7 +27,8 @@ class TrainingOptions:
     """How to train. `holdout` is the share of train texts kept aside for the early stop; `patience` counts epochs.
 
     `device` is where: "auto" takes the accelerator that torch finds, else the CPU. `micro_batch` rows of a batch go through the
-    models at once, without it all: less memory, the same loss.
+    models at once, without it all: less memory, the same loss. `tensorboard`: whether what is told of each step is written for
+    TensorBoard too.
 
     Without `learning_rate`: 2e-4 at 384 channels, falling as 1 / width (Adam's rate for hidden weights under maximal update
     parametrisation, arXiv:2203.03466, table 3).
@@ -44,6 +45,7 @@ class TrainingOptions:
     patience: Annotated[int, Gt(0)] = 3
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    tensorboard: bool = field(default=False, metadata=BESIDE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,7 @@ def test_a_student_is_cut_and_taught(family: str, folders: dict[str, Path], tmp_
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
+        "training.jsonl",
     ]
     student = load_model(out)
     assert student.layers == 2

@@ -26,7 +26,7 @@ from tests.architectures.families import make_family
 from tests.conftest import LABELS, PATTERNS, SUBJECTS, make_checkpoint, make_data
 from tests.steps import distill, finetune
 
-FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.jsonl"]
 
 
 def write_train(folder: Path, rows: list[dict[str, str | None]]) -> Path:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from edgekit.distill import loop
+from edgekit.distill.journal import FILE as JOURNAL
 from edgekit.distill.loop import Lesson, Run, epoch_batches, ramp, train
 from edgekit.distill.machine import choose_precision, conditions, count_threads
 from edgekit.distill.options import TrainingOptions
@@ -27,6 +28,13 @@ from tests.conftest import LABELS, child_environment, make_checkpoint, make_data
 from tests.steps import distill, finetune
 
 OPTIONS = {"epochs": 4, "batch": 3, "holdout": 0.2}
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "training.jsonl"]
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a training's journal, without what the clock says."""
+    lines = [json.loads(line) for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
 
 
 def lesson(rows: int) -> Lesson:
@@ -212,7 +220,7 @@ def test_both_precisions_train_in_one_process(tmp_path: Path) -> None:
         options = {"epochs": 2, "precision": precision}
         facts = distill(teacher, data, task="text-classification", layers=1, max_length=32, options=options, out=out)
         assert facts["precision"] == precision
-        assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+        assert sorted(path.name for path in out.iterdir()) == FILES
         assert {info.dtype for info in load_model(out).tensors.values()} == {"F32"}
 
 
@@ -273,7 +281,8 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_bytes(
                 run(out, stop)
         run(out)
         assert file_sha256(out / "model.safetensors") == wanted, f"stopped at {stops}"
-        assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+        assert told(out) == told(tmp_path / "whole")
+        assert sorted(path.name for path in out.iterdir()) == FILES
 
 
 SCRIPT = """
@@ -320,4 +329,6 @@ def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path) -> None
     assert steps[0] == first + 1
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert file_sha256(tmp_path / "killed" / name) == file_sha256(tmp_path / "whole" / name)
-    assert len(list((tmp_path / "killed").iterdir())) == 3
+    assert len(list((tmp_path / "killed").iterdir())) == len(FILES)
+    assert [line["step"] for line in told(tmp_path / "killed")] == list(range(1, steps[-1] + 1))
+    assert told(tmp_path / "killed") == told(tmp_path / "whole")
