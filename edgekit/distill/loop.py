@@ -101,10 +101,7 @@ class Outcome:
 
 
 def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run, *, width: int) -> Outcome:
-    """Train a module in place and leave it, in eval mode and on the CPU, with the weights of its best epoch.
-
-    width: the hidden size.
-    """
+    """Train a module of this hidden size in place; leave it, in eval mode and on the CPU, with the weights of its best epoch."""
     from accelerate import Accelerator
 
     # Not mixed_precision, nor Accelerate's placement: it fixes both for the life of a process, losses must stay in float32 (see
