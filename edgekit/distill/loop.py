@@ -130,7 +130,7 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
             for group in plain.param_groups:
                 group["lr"] = rate
             loss = _backward(accelerator, module, lesson, rows, state.step / total, run)
-            losses = lesson.by_name()
+            losses = lesson.by_name() or None
             norm = float(accelerator.clip_grad_norm_(module.parameters(), options.clip))
             if not math.isfinite(loss + norm):
                 # The weights are those of the step before.
@@ -142,12 +142,11 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
             lesson.told(loss, state.step / total)
             state.step += 1
             run.progress(state.step, last, f"loss {loss:.3f}")
-            pace = sum(lesson.lengths[row] for row in rows) / max(time.monotonic() - begun, 1e-9)
+            pace = round(sum(lesson.lengths[row] for row in rows) / max(time.monotonic() - begun, 1e-9), 1)
             if state.step % per_epoch == 0:
                 score = _judge(module, lesson, options.batch, run, (state.step, last))
                 state.judge(module, score)
-            more = {"norm": norm, "rate": rate, "tokens_per_s": round(pace, 1), "score": score}
-            journal.tell(state.step, loss=loss, losses=losses or None, **more)
+            journal.tell(state.step, loss=loss, losses=losses, norm=norm, rate=rate, tokens_per_s=pace, score=score)
             if time.monotonic() - saved >= SNAPSHOT_SECONDS:
                 journal.sync()
                 write_snapshot(run.folder, _take_snapshot(state, module, plain, run, lesson.memory))
