@@ -33,7 +33,7 @@ from tiny_project import LABELS, make_project  # noqa: E402
 
 from edgekit.distill import ControlInputs, DistillInputs, FinetuneInputs, control, distill, finetune  # noqa: E402
 from edgekit.distill.machine import conditions  # noqa: E402
-from edgekit.distill.options import TrainingOptions, read_distill_options  # noqa: E402
+from edgekit.distill.options import FinetuneOptions, read_distill_options  # noqa: E402
 from edgekit.evidence import Control  # noqa: E402
 from edgekit.inputs import Content  # noqa: E402
 from edgekit.prompts import Prompt, PromptSet  # noqa: E402
@@ -68,7 +68,7 @@ def run_seed(folder: Path, teacher: str, seed: int) -> Seed:
     own, taught = write(folder / "own", rows["train"]), write(folder / "taught", said)
     options, losses = read_distill_options({"epochs": 12, "learning_rate": 2e-3}, "logits", "distill")
     # Nothing held out: a teacher of noise would stop before it has learned any.
-    tuning = TrainingOptions(epochs=40 if teacher == "noise" else 15, learning_rate=2e-3, holdout=0.0)
+    tuning = FinetuneOptions(epochs=40 if teacher == "noise" else 15, learning_rate=2e-3, holdout=0.0)
     models = {name: folder / name for name in ("teacher", "student", "control")}
     for place in models.values():
         place.mkdir()

@@ -16,6 +16,7 @@ from edgekit.distill.machine import choose_device
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
+    FinetuneOptions,
     Ngrams,
     QadOptions,
     Schedule,
@@ -24,6 +25,7 @@ from edgekit.distill.options import (
     read_create_options,
     read_distill_options,
     read_qad_options,
+    refuse_augment,
     why_no_control,
 )
 from edgekit.errors import EdgekitError
@@ -70,7 +72,7 @@ class FinetuneInputs:
     base: Content
     prompts: Content
     task: str
-    options: TrainingOptions
+    options: FinetuneOptions
     out_of_scope: str | None
     max_length: int
     seed: int
@@ -138,7 +140,7 @@ class Training:
     """
 
     create: CreateOptions | None
-    finetune: TrainingOptions | None
+    finetune: FinetuneOptions | None
     distill: DistillOptions
     losses: Mapping[str, float | Schedule]
     control: bool = False
@@ -161,6 +163,11 @@ def read_training(recipe: Recipe, where: str) -> Training:
     taught = "cut" if recipe.student is None else recipe.student.kind
     options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill", taught)
     _check_training(options, f"{where}: distill")
+    if options.augment is not None and recipe.student is not None and recipe.student.vocabulary is not None:
+        raise EdgekitError(
+            f"{where}: distill.augment: changed texts have tokens that the train texts have not, and student.vocabulary leaves"
+            " those out; remove one of the two"
+        )
     no_control = "the recipe makes no [student]" if recipe.student is None else why_no_control(kind.OUTPUT, losses)
     if options.control and no_control:
         raise EdgekitError(f"{where}: distill.control: {no_control}; remove this key")
@@ -356,10 +363,12 @@ def _check_create(task: str, where: str) -> None:
         raise EdgekitError(f"{where}: only models for text-generation can be made from nothing, not for {task}")
 
 
-def read_finetune_options(task: str, options: Mapping[str, object], where: str) -> TrainingOptions:
+def read_finetune_options(task: str, options: Mapping[str, object], where: str) -> FinetuneOptions:
     """A recipe's [teacher.finetune] table; EdgekitError for a task without fine-tuning and for unknown keys."""
     if task not in {"text-classification", "text-generation"}:
         raise EdgekitError(
             f"{where}: fine-tuning is for text-classification and text-generation, not {task}; remove this table"
         )
-    return parse(TrainingOptions, options, where)
+    found = parse(FinetuneOptions, options, where)
+    refuse_augment(found.augment, TASKS[task].OUTPUT, f"{where}.augment")
+    return found

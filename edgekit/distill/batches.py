@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from edgekit.distill.augment import Augment, vary
 from edgekit.distill.signals import Batch
 from edgekit.errors import EdgekitError
+from edgekit.modalities.encoded import Encoded
 from edgekit.modalities.text import IDS, MASK, of_tokens
 from edgekit.model import Model
 from edgekit.outputs.rows import EMBEDDING, LOGITS
@@ -38,13 +40,16 @@ class Source:
     """What the batches follow from: a run that differs in it is another run."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What a step writes about the source."""
+    varied: Callable[[Sequence[int], int], Batch] | None = None
+    """The rows of these numbers as they are read in an epoch (from 0), where their texts are changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSplit:
     """The texts of a train split, and what turns them into rows.
 
-    model: whose tokenizer reads them. classes: what their labels may be, none where labels are not learned.
+    model: whose tokenizer reads them. classes: what their labels may be, none where labels are not learned. augment: how texts
+    are changed where they are trained on, drawn by `seed`.
     """
 
     texts: Sequence[Prompt]
@@ -54,6 +59,8 @@ class TrainSplit:
     holdout: float
     classes: Sequence[str] = ()
     out_of_scope: str | None = None
+    augment: Augment | None = None
+    seed: int = 0
 
 
 def read_texts(split: TrainSplit) -> Source:
@@ -66,16 +73,23 @@ def read_texts(split: TrainSplit) -> Source:
     targets = make_targets(texts, split.classes, split.out_of_scope, str(model.folder))
     train, held = hold_out([text.text for text in texts], split.holdout)
 
-    def batch(rows: Sequence[int]) -> Batch:
-        inputs = tensors(encoded.subset(rows).batch())
+    def batch_of(rows: Sequence[int], read: Encoded) -> Batch:
+        inputs = tensors(read.batch())
         return Batch(rows=tuple(rows), tokens=inputs[IDS], mask=inputs[MASK], targets=targets[list(rows)])
+
+    def vary_rows(rows: Sequence[int], epoch: int) -> Batch:
+        assert split.augment is not None
+        changed = [vary(texts[row].text, split.augment, split.seed, epoch, row) for row in rows]
+        prompts = [replace(texts[row], text=text) for row, text in zip(rows, changed, strict=True)]
+        return batch_of(rows, split.task.encode(model, prompts, split.max_length))
 
     return Source(
         lengths=encoded.sizes,
         train=train,
         held=held,
         counts=[1] * len(encoded),
-        batch=batch,
+        batch=lambda rows: batch_of(rows, encoded.subset(rows)),
+        varied=None if split.augment is None else vary_rows,
         identity={"prompts": encoded.digest, "targets": hashlib.sha256(targets.numpy().tobytes()).hexdigest()},
     )
 

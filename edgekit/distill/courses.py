@@ -24,9 +24,11 @@ from edgekit.distill.on_grid import OnGrid
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
+    FinetuneOptions,
     QadOptions,
     Schedule,
     TrainingOptions,
+    answers_anew,
     loss_options,
 )
 from edgekit.distill.recorded import record
@@ -160,10 +162,11 @@ def _narrowed(course: Course, student: Student) -> tuple[nn.Embedding | None, Te
     """An encoder's embedding, taken out while only the rows that the course's texts read are trained, and their new ids.
 
     No other row has a gradient, so that nothing is lost but weight decay on them, and on the example a fifth of a step's time:
-    AdamW goes through all weights. (None, student.tokens) where it stays in: of decoders it may be the head too, and a grid is of
-    the whole model.
+    AdamW goes through all weights. (None, student.tokens) where it stays in: of decoders it may be the head too, a grid is of the
+    whole model, and texts that change have other tokens in each epoch.
     """
-    if OUTPUTS[course.job.task.OUTPUT].generates or course.grid is not None or student.tokens is not None:
+    generates, changes = OUTPUTS[course.job.task.OUTPUT].generates, course.source.varied is not None
+    if generates or changes or course.grid is not None or student.tokens is not None:
         return None, student.tokens
     embedding = cast(Any, student.module.model).get_input_embeddings() if find_family(student.module).LAYERS else None
     if not isinstance(embedding, nn.Embedding):
@@ -196,6 +199,7 @@ def _teacher(course: Course, student: Student, needs: frozenset[str], device: st
             open=open_checkpoint,
             progress=course.job.progress,
             recording=taught.recording,
+            anew=course.source.varied is not None and answers_anew(course.options),
         )
     )
 
@@ -398,5 +402,7 @@ def _read(folder: Path, texts: Sequence[Prompt], classes: Sequence[str], options
             holdout=options.holdout,
             classes=classes,
             out_of_scope=job.out_of_scope,
+            augment=options.augment if isinstance(options, FinetuneOptions | DistillOptions) else None,
+            seed=job.seed,
         )
     )

@@ -51,7 +51,7 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     The score counts every held-out output alike, whatever batch it is in: of a decoder's cross-entropy it is the logarithm of the
     perplexity. Without a teacher the losses get the student's own signal in its place.
     """
-    beside = _Beside(student=student, teacher=teacher, source=source, per_sequence=teaching.per_sequence)
+    beside = _Beside(student=student, teacher=teacher, per_sequence=teaching.per_sequence)
 
     def terms(share: float) -> Terms:
         found = [(name, at(weight, share), losses.LOSSES[name]) for name, weight in teaching.weights.items()]
@@ -68,17 +68,26 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
         most = (most or rows) // 2
         return most
 
+    current = 0
+
+    def begin(epoch: int) -> None:
+        nonlocal current
+        current = epoch
+
+    def read(rows: Sequence[int]) -> Batch:
+        return source.batch(rows) if source.varied is None else source.varied(rows, current)
+
     def parts(rows: Sequence[int], share: float) -> Iterator[Tensor]:
         size = most or len(rows)
-        whole = None if size >= len(rows) else source.batch(rows)
+        whole = None if size >= len(rows) else read(rows)
         for start in range(0, len(rows), size):
-            yield beside.compare(rows[start : start + size], terms(share), pace.options(share), whole)
+            yield beside.compare(read(rows[start : start + size]), terms(share), pace.options(share), whole)
 
     mean = sum(source.counts[row] for row in source.held) / max(len(source.held), 1)
 
     def judge(rows: Sequence[int]) -> Tensor:
         judged = terms(1.0) if teaching.judge is None else [("judged", 1.0, teaching.judge)]
-        loss = beside.compare(rows, judged, teaching.options(1.0))
+        loss = beside.compare(source.batch(rows), judged, teaching.options(1.0))
         beside.tell()
         return loss * (sum(source.counts[row] for row in rows) / (mean * len(rows)))
 
@@ -92,6 +101,7 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
         told=pace.told,
         memory=pace.memory,
         by_name=beside.tell,
+        begin=begin,
     )
 
 
@@ -130,11 +140,10 @@ class _Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class _Beside:
-    """A student beside its teacher, or alone, and what they read."""
+    """A student beside its teacher, or alone."""
 
     student: Tap
     teacher: Teacher | None
-    source: Source
     per_sequence: bool
     told: dict[str, Tensor] = field(default_factory=dict)
     """The weighted sum of each loss, by name, since it was last asked for."""
@@ -145,12 +154,12 @@ class _Beside:
         self.told.clear()
         return found
 
-    def compare(self, rows: Sequence[int], terms: Terms, options: LossOptions, whole: Batch | None = None) -> Tensor:
-        """The weighted sum of losses on some rows; of a part of a `whole` batch, its share in the batch's.
+    def compare(self, batch: Batch, terms: Terms, options: LossOptions, whole: Batch | None = None) -> Tensor:
+        """The weighted sum of losses on a batch; of a part of a `whole` batch, its share in the batch's.
 
         The shares of all parts add up to the loss of the batch: every row, label or token counts in it as it does in the whole.
         """
-        batch = self.source.batch(rows).to(self.student.device)
+        batch = batch.to(self.student.device)
         given = self.student(batch)
         wanted = given if self.teacher is None or self.teacher.recorded is not None else self.teacher.ask(batch)
         by_token = [term for term in terms if batch.scored and "output" in term[2].needs]

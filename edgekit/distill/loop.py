@@ -45,7 +45,7 @@ class Lesson:
     judge: turns rows into a scalar; lower is better. fewer: lets half as many rows of a batch of so many through at once from now
     on, and says how many; None where they cannot be fewer. told: is given the loss of each batch and the share at which it was
     computed. memory: what the lesson knows of the steps so far, which a snapshot keeps. by_name: what each loss was in the
-    parts since this was last asked.
+    parts since this was last asked. begin: is told of the epoch (from 0) that the next parts are of.
     """
 
     lengths: Sequence[int]
@@ -57,6 +57,7 @@ class Lesson:
     told: Callable[[float, float], None] = lambda _loss, _share: None
     memory: dict[str, float] = field(default_factory=dict)
     by_name: Callable[[], Mapping[str, float]] = dict
+    begin: Callable[[int], None] = lambda _epoch: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +204,8 @@ def _explain(loss: float, norm: float, step: int, per_epoch: int, peak: float) -
 
 
 def epoch_batches(lesson: Lesson, size: int, seed: int, epoch: int) -> list[list[int]]:
-    """An epoch's batches of rows: shuffled, texts of like length together, the same for the same seed and epoch."""
+    """An epoch's batches of rows: shuffled, texts of like length together, the same for the same seed and epoch. It begins now."""
+    lesson.begin(epoch)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = [lesson.train[index] for index in torch.randperm(len(lesson.train), generator=generator).tolist()]
     batches = []

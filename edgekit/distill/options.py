@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from edgekit.distill import losses
+from edgekit.distill.augment import Augment, TaughtAugment, check_augment
 from edgekit.distill.divergences import LossOptions
 from edgekit.errors import EdgekitError
 from edgekit.inputs import BESIDE, LATER
@@ -46,6 +47,13 @@ class TrainingOptions:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     tensorboard: bool = field(default=False, metadata=BESIDE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(TrainingOptions):
+    """How to train a checkpoint on labels or answers. `augment`: of texts with labels, how they are changed in each epoch."""
+
+    augment: Augment | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +123,7 @@ class DistillOptions(TrainingOptions):
     `label_smoothing` what `LossOptions` says. `control`: whether the same student is trained without its teacher too. `signals`:
     of a decoder, whether the teacher answers while the student learns, or once, on disk (`recorded`): each further student, or a
     longer training, then needs no teacher. `taid`: whether losses of logits see a teacher that begins near the student.
+    `augment`: of encoders, how the texts are changed in each epoch.
     """
 
     temperature: Annotated[float, Gt(0)] | Schedule = 2.0
@@ -129,6 +138,7 @@ class DistillOptions(TrainingOptions):
     control: bool = False
     signals: Literal["live", "recorded"] = "live"
     taid: Taid | None = field(default=None, metadata=LATER)
+    augment: TaughtAugment | None = field(default=None, metadata=LATER)
 
 
 def loss_options(options: TrainingOptions, share: float) -> LossOptions:
@@ -146,6 +156,11 @@ def loss_options(options: TrainingOptions, share: float) -> LossOptions:
         label_smoothing=options.label_smoothing,
         taid=1.0 if options.taid is None else at(options.taid, share),
     )
+
+
+def answers_anew(options: TrainingOptions) -> bool:
+    """Whether a teacher is asked in each epoch, since the texts that it answers to change."""
+    return isinstance(options, DistillOptions) and options.augment is not None and options.augment.answers == "asked"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,8 +338,23 @@ def _check_use(options: DistillOptions, chosen: Mapping[str, object], output: st
         )
     if options.label_smoothing and "labels" not in chosen:
         raise EdgekitError(f"{where}.label_smoothing: the loss labels is not among losses; add it, or remove this key")
+    if options.augment is not None:
+        refuse_augment(options.augment, output, f"{where}.augment")
+        inner = [name for name, loss in entries.items() if loss.teacher and loss.needs != {"output"}]
+        if options.augment.answers == "kept" and inner:
+            raise EdgekitError(
+                f"{where}.augment.answers: {', '.join(inner)}: of a changed text's tokens a teacher that read the text as it was"
+                ' says nothing; remove them from losses, or take answers = "asked"'
+            )
     if options.per == "sequence" and output != TOKENS.name:
         raise EdgekitError(f"{where}.per: a text has one output here ({output}); remove this key")
+
+
+def refuse_augment(asked: Augment | None, output: str, where: str) -> None:
+    """Refuse (EdgekitError) texts that are changed where each token is learned, and a table that changes nothing."""
+    check_augment(asked, where)
+    if asked is not None and output == TOKENS.name:
+        raise EdgekitError(f"{where}: a model that writes would learn to write the mistakes; remove this table")
 
 
 def default_losses(output: str, *, blocks: bool = True) -> dict[str, float]:

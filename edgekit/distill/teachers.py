@@ -47,6 +47,8 @@ class TeacherInputs:
     progress: Progress = silent
     recording: Path | None = None
     """A folder that `recorded.record` filled, where the student is to learn from that."""
+    anew: bool = False
+    """Whether it is asked what it says of the texts as they were changed (`Source.varied`), and not as they were."""
 
 
 def recorded(inputs: TeacherInputs) -> Teacher | None:
@@ -61,10 +63,13 @@ def recorded(inputs: TeacherInputs) -> Teacher | None:
 
 
 def kept(inputs: TeacherInputs) -> Teacher | None:
-    """The checkpoint asked once for every text, its answers in this machine's memory; None where they do not fit into it.
+    """The checkpoint asked once for every text, its answers in this machine's memory; None where they do not fit into it, or
+    texts change.
 
     They fit where their float32 numbers take at most SIGNAL_BYTES.
     """
+    if inputs.anew:
+        return None
     tap, source = inputs.open(), inputs.source
     first = _answer(inputs, source.batch([0]))
     whole = first.output.ndim == 2  # one row per text; a decoder's has one per token
@@ -94,7 +99,12 @@ def kept(inputs: TeacherInputs) -> Teacher | None:
 def live(inputs: TeacherInputs) -> Teacher:
     """The checkpoint asked for every batch anew."""
     tap = inputs.open()
-    return Teacher(ask=lambda batch: _answer(inputs, batch), logits=tap.logits)
+    as_it_was = inputs.source.varied is not None and not inputs.anew
+
+    def ask(batch: Batch) -> Signal:
+        return _answer(inputs, inputs.source.batch(batch.rows) if as_it_was else batch)
+
+    return Teacher(ask=ask, logits=tap.logits)
 
 
 TEACHERS: dict[str, Callable[[TeacherInputs], Teacher | None]] = {

@@ -161,6 +161,7 @@ class _Work:
     def trainings(self) -> dict[str, TrainingCost]:
         """What each training step takes."""
         from edgekit.distill.cost import training_cost
+        from edgekit.distill.options import answers_anew
 
         recipe, training = self.plan.recipe, self.plan.settings.training
         own, tokens = (
@@ -179,11 +180,18 @@ class _Work:
                 epochs=training.distill.epochs,
                 teacher=None if self.records else self.teacher,
                 projections=0 if OUTPUTS[self.output].generates else 3,
+                anew=answers_anew(training.distill),
             )
         if training.control:
             costs["control"] = training_cost(self.made, tokens=tokens, epochs=training.distill.epochs)
         if training.qad is not None:
-            costs["qad"] = training_cost(self.made, tokens=tokens, epochs=training.qad.epochs, teacher=self.teacher)
+            costs["qad"] = training_cost(
+                self.made,
+                tokens=tokens,
+                epochs=training.qad.epochs,
+                teacher=self.teacher,
+                anew=answers_anew(training.qad),
+            )
         return costs
 
     @property
