@@ -204,7 +204,7 @@ def _explain(loss: float, norm: float, step: int, per_epoch: int, peak: float) -
 
 
 def epoch_batches(lesson: Lesson, size: int, seed: int, epoch: int) -> list[list[int]]:
-    """An epoch's batches of rows: shuffled, texts of like length together, the same for the same seed and epoch. It begins now."""
+    """An epoch's batches of rows: shuffled, texts of like length together, the same for the same seed and epoch, which begins."""
     lesson.begin(epoch)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = [lesson.train[index] for index in torch.randperm(len(lesson.train), generator=generator).tolist()]
