@@ -1,6 +1,7 @@
 """What a user is told when something is wrong.
 
 EdgekitError            exit 1: where, what, remedy
+  Unfinished            exit 1: a step stopped early, and goes on where it was when it is run again
   CheckFailed           exit 3: the evidence is written, the archive is not
   DeviceFailed          exit 4: the device could not be reached or did not answer
 """
@@ -17,6 +18,10 @@ class EdgekitError(click.ClickException):
     """A problem that the user can act on; its message says where, what and the remedy."""
 
     exit_code = 1
+
+
+class Unfinished(EdgekitError):
+    """A resumable step that stopped early: what it has made so far is kept, and the same command goes on from there."""
 
 
 class CheckFailed(EdgekitError):

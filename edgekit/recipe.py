@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from annotated_types import Ge, Gt, Len, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 
 from edgekit.errors import EdgekitError
 from edgekit.schema import parse, read_toml
@@ -101,6 +102,49 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Answers that a language model writes to the train prompts; the student learns from them in place of the data's own.
+
+    `by` is "teacher", the folder of a checkpoint, a .gguf file, or the URL of an endpoint that speaks OpenAI's chat completions.
+    Of an endpoint `model` is the model's name there, and `key_variable` names the environment variable that holds the key, which
+    is written nowhere. Each prompt has `samples` answers of `max_tokens` at most; a temperature of 0 takes the likeliest token
+    each time, any other draws among the likeliest whose probabilities sum to `top_p`.
+
+    `begin` is the share of a running text (one without a wanted answer, of a model without a chat template) that is asked: its
+    beginning, up to the end of a line. `own` keeps the data's own answers beside the written ones. Left out are answers that are
+    empty, repeat themselves, or have fewer characters than `shortest` or more than `longest`; unless `cut_off` says "keep" also
+    those that were still going on at the limit.
+
+    Of an endpoint: a request that fails (no connection, no answer in `timeout` seconds, status 429 or 500 and above, something
+    that is no answer) is tried again `retries` times, after `wait` seconds, then twice as long, and so on; `parallel` requests
+    run at once; where more than `failures` have no answer after all that, the build ends and keeps those that it has.
+    """
+
+    by: str = "teacher"
+    model: str | None = None
+    key_variable: str | None = None
+    samples: Annotated[int, Ge(1)] = 1
+    temperature: Annotated[float, Ge(0)] = 0.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    max_tokens: Annotated[int, Ge(1)] = 256
+    begin: Annotated[float, Gt(0), Le(1)] = 1.0
+    own: bool = False
+    cut_off: Literal["drop", "keep"] = "drop"
+    shortest: Annotated[int, Ge(1)] = 1
+    longest: Annotated[int, Ge(1)] | None = None
+    timeout: Annotated[float, Gt(0)] = 60.0
+    retries: Annotated[int, Ge(0)] = 5
+    wait: Annotated[float, Ge(0)] = 1.0
+    parallel: Annotated[int, Ge(1), Le(64)] = 4
+    failures: Annotated[int, Ge(0)] = 0
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether `by` is a URL."""
+        return "://" in self.by
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rejection:
     """The threshold under which a text is answered with `data.out_of_scope`; it is fitted on the calibrate split.
 
@@ -135,6 +179,7 @@ class Recipe:
     data: Data
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     student: Student | None = None
+    answers: Answers | None = None
     distill: dict[str, object] = field(default_factory=dict)
     qad: dict[str, object] | None = None
     rejection: Rejection = AS_CALIBRATED
@@ -219,6 +264,49 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         )
     if student is not None:
         _check_student(student, recipe.task, f"{where}: student")
+    if recipe.answers is not None:
+        _check_answers(recipe, recipe.answers, f"{where}: answers")
+
+
+def _check_answers(recipe: Recipe, answers: Answers, where: str) -> None:
+    if recipe.task != "text-generation":
+        raise EdgekitError(
+            f"{where}: answers are written for text-generation, not for {recipe.task}; remove this table"
+        )
+    if recipe.student is None and recipe.qad is None:
+        raise EdgekitError(f"{where}: nothing learns from them; add a [student] or [qad] table, or remove this one")
+    if answers.samples > 1 and answers.temperature == 0:
+        raise EdgekitError(
+            f"{where}.temperature: 0 writes the same answer {answers.samples} times; give one above 0, or samples = 1"
+        )
+    if answers.longest is not None and answers.longest < answers.shortest:
+        raise EdgekitError(f"{where}.longest: {answers.longest}: shorter than shortest ({answers.shortest})")
+    if not answers.is_endpoint:
+        for key in ("model", "key_variable"):
+            if getattr(answers, key) is not None:
+                raise EdgekitError(f"{where}.{key}: of an endpoint alone; remove it, or give its URL as answers.by")
+        return
+    if answers.model is None:
+        raise EdgekitError(f"{where}.model: missing key; name the model that the endpoint is to answer with")
+    if fault := _url_fault(answers.by):
+        raise EdgekitError(f"{where}.by: {fault}")
+
+
+def _url_fault(url: str) -> str | None:
+    """What is wrong with an endpoint's URL, in words that show no secret of it; None where it can be used."""
+    try:
+        parts = urlsplit(url)
+        named = parts.hostname and (parts.port is None or parts.port)
+    except ValueError:
+        return "not a URL; expected one such as https://HOST/v1"
+    if parts.scheme not in {"http", "https"} or not named:
+        return "not the URL of an endpoint; expected one such as https://HOST/v1"
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        return (
+            "a key does not belong into a URL, which is written to files: name an environment variable as key_variable, and"
+            " leave out what comes before @ or behind ? and #"
+        )
+    return None
 
 
 def _check_student(student: Student, task: str, where: str) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from edgekit.closure import source_files
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, Unfinished
 from edgekit.schema import dump_json, read_json
 
 log = logging.getLogger("edgekit")
@@ -64,6 +64,12 @@ STEPS: dict[str, Step] = {
     "control": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
     "linear": Step(code=("edgekit.linear", _READ), libraries=("onnx", "tokenizers", "numpy")),
     "qad": Step(code=("edgekit.qad", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
+    # Whom an endpoint has answered is asked once, whatever else of edgekit changes.
+    "asked": Step(code=("edgekit.written.endpoint",), resumable=True),
+    "answers": Step(
+        code=("edgekit.written.answers", _READ), libraries=("torch", "transformers", "tokenizers"), resumable=True
+    ),
+    "answered": Step(code=("edgekit.written.sift",)),
     "record": Step(code=("edgekit.record", _READ), libraries=("torch", "transformers", "tokenizers")),
     "calibrate": Step(code=("edgekit.calibrate", _READ), libraries=("torch", "transformers", "tokenizers", "numpy")),
     # And what the format names (`formats.library_versions`), which these steps have among their inputs.
@@ -329,8 +335,8 @@ class Workspace:
                 _replace(partial, place)
             except BaseException as failed:
                 told = _explain(failed, place)
-                # A killed training continues where it was; anything else starts afresh, so that its half is only litter.
-                if not resumable or isinstance(told, EdgekitError):
+                # What was killed or cut off continues where it was; anything else starts afresh: its half is only litter.
+                if not resumable or (isinstance(told, EdgekitError) and not isinstance(told, Unfinished)):
                     shutil.rmtree(partial, ignore_errors=True)
                 if told is not failed:
                     raise told from failed

@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "pipeline",
         "hindrances",
         "compare qad linear",
-        "distill record calibrate export verify bundle inspect cache target_probe doctor init",
+        "distill record calibrate export verify bundle inspect cache target_probe doctor init written",
         "report",
         "probes",
         "formats runtimes devices tasks",
@@ -80,6 +80,7 @@ HEAVY_PARTS = {
     "architectures",
     "formats",
     "owners_tokenizer",
+    "written",
 }
 # Packages whose inner modules are all torch, and are imported inside functions only.
 HEAVY_INSIDE = {"distill", "tasks"}

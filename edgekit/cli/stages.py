@@ -78,6 +78,7 @@ def distill(
     if recipe.student is None:
         raise click.UsageError(f"{recipe.name} has no [student] table: nothing is distilled.")
     _keep_apart(out, teacher)
+    prompts = spine.answered(recipe, teacher, prompts, session)
     _done(spine.distill(spine.read_settings(recipe), teacher, prompts, session, at=out), as_json)
 
 
@@ -106,6 +107,7 @@ def qad(
         raise click.UsageError(f"{recipe.name} has no [qad] table: its student is exported as it is.")
     _keep_apart(out, teacher, student)
     plan = _plan(recipe, target_name, prompts, session, formats, schemes)
+    prompts = spine.answered(recipe, teacher, prompts, session)
     _done(spine.qad(plan, teacher, student, prompts, session, at=out), as_json)
 
 

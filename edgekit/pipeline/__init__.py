@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import CheckFailed, EdgekitError, first_line
 from edgekit.evidence import read_report
+from edgekit.pipeline.answers import answered
 from edgekit.pipeline.cost import busy, seconds
 from edgekit.pipeline.kept import kept_steps
 from edgekit.pipeline.ladder import Made, recover
@@ -59,6 +60,7 @@ __all__ = [
     "Progress",
     "Session",
     "Settings",
+    "answered",
     "build",
     "busy",
     "calibrate",
@@ -125,6 +127,7 @@ def build(
     base = checked.teacher or create(settings, prompts, session)
     plans = [replace(plan, teacher=base) for plan in plans]
     teacher = finetune(settings, base, prompts, session)
+    prompts = answered(recipe, teacher, prompts, session)
     whole = distill(settings, teacher, prompts, session)
     alone = control(settings, teacher, whole, prompts, session)
     line = linear(settings, base, prompts, session)

@@ -24,6 +24,7 @@ from edgekit.workspace import Product
 _STARTS = {
     "create": 8,
     "finetune": 8,
+    "answers": 8,
     "signals": 8,
     "distill": 8,
     "control": 16,
@@ -44,6 +45,7 @@ _REACHED = 0.35
 # Tokens that scheme = "auto" of a decoder has each candidate read, and that the float model writes one by one, each of which
 # costs what reading ten does (`formats.smallest`).
 _TRIED_TOKENS, _SAID_TOKENS = 4096, 10 * 1024
+_WRITTEN = 10
 # A machine whose other programs use more than this share of its cores says nothing about how long a build takes.
 _BUSY = 0.25
 
@@ -199,6 +201,19 @@ class _Work:
         """Whether the teacher's answers are recorded before the student learns."""
         return "signals" in self.plan.steps
 
+    @property
+    def writes(self) -> bool:
+        """Whether the teacher writes answers; how long others take to write theirs nobody knows before."""
+        answers = self.plan.recipe.answers
+        return answers is not None and answers.by == "teacher"
+
+    def answers(self) -> float:
+        """Of the teacher's answers: each prompt is read, and each token written, which costs what reading ten does."""
+        answers = self.plan.recipe.answers
+        assert answers is not None
+        tokens = self.tokens + _WRITTEN * answers.max_tokens
+        return 2.0 * self.teacher.core * tokens * answers.samples * self.rows.get("train", 0)
+
     def operations(self) -> dict[str, float]:
         """Of each step: 2 a weight outside the embedding and token forward, and what trainings take."""
         core, made, rows, tokens = self.teacher.core, self.made.core, self.rows, self.tokens
@@ -210,6 +225,7 @@ class _Work:
             "export": 32 * made * tokens * min(rows["calibrate"], 128),
             "package": 0.0,
             **({"linear": 0.0} if "linear" in self.plan.steps else {}),
+            **({"answers": self.answers()} if self.writes else {}),
             **({"signals": 2 * core * tokens * rows.get("train", 0)} if self.records else {}),
             **{step: float(cost.operations.value) for step, cost in self.trainings().items()},
             **({"control": self.control() or 0.0} if "control" in self.plan.steps else {}),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from edgekit.pipeline.answers import answered
 from edgekit.pipeline.plan import Listener, Plan, Session
 from edgekit.pipeline.steps import calibrate, control, create, distill, export, finetune, linear, qad, record, signals
 from edgekit.pipeline.verdict import Covering, is_judged
@@ -33,6 +34,12 @@ def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool
     if teacher is not None and recipe.teacher.finetune is not None:
         base = teacher
         teacher = ask("finetune", lambda: finetune(settings, base, prompts, looking))
+    if teacher is not None and recipe.answers is not None:
+        asked = teacher
+        written = ask("answers", lambda: answered(recipe, asked, prompts, looking))
+        if written is None:
+            return found
+        prompts = written
     student = teacher
     if teacher is not None and recipe.student is not None:
         tuned = teacher

@@ -116,6 +116,7 @@ class Plan:
         made = {
             "create": recipe.teacher.create is not None,
             "finetune": recipe.teacher.finetune is not None,
+            "answers": recipe.answers is not None,
             "signals": recipe.student is not None and self.settings.training.distill.signals == "recorded",
             "distill": recipe.student is not None,
             "control": self.settings.training.control,

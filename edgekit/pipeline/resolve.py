@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgekit.errors import EdgekitError, require
 from edgekit.model import Model, load_model
 from edgekit.outputs import OUTPUTS
+from edgekit.pipeline.answers import check_answers
 from edgekit.pipeline.cost import estimate
 from edgekit.pipeline.plan import Plan, Session, Settings
 from edgekit.pipeline.shapes import made_model
@@ -240,6 +241,7 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> Checked:
     check_state()
     if settings.training.control:
         _check_control(recipe, prompts)
+    check_answers(recipe, prompts, session)
     if recipe.teacher.create is not None:
         return Checked(settings=settings)
     found = find_teacher(recipe, session)

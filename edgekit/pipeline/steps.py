@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgekit.artifact import read_artifact
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content, identity
+from edgekit.pipeline.answers import as_given, writer
 from edgekit.pipeline.origin import (
     model_content,
     model_digest,
@@ -65,7 +66,7 @@ def _record_teacher(inputs: SignalsInputs, teacher: Path, prompts: Product, sess
     from edgekit.distill import record_teacher as make
 
     note = f"{prompts.facts['rows']['train']} texts"
-    return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note)
+    return run_step(session, inputs, with_read(make, prompts, "train", teacher, *writer(prompts)), note=note)
 
 
 def _signals_inputs(settings: Settings, teacher: Path, prompts: Product) -> SignalsInputs | None:
@@ -105,7 +106,9 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
             recorded = _record_teacher(asked, teacher, prompts, session)
             inputs = replace(inputs, signals=replace(known, path=recorded.folder))
     note = f"{load_model(teacher).layers} layers to {len(inputs.kept) or 'a table of n-grams'}"
-    return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note, at=at).folder
+    return run_step(
+        session, inputs, with_read(make, prompts, "train", teacher, *writer(prompts)), note=note, at=at
+    ).folder
 
 
 def control(
@@ -122,7 +125,7 @@ def control(
     given, taught = _distill_inputs(settings, teacher, prompts), open_product(student, "distill")
     alone = replace(given, losses=LABELS, options=replace(given.options, losses={**LABELS}, signals="live"))
     inputs = ControlInputs(**vars(alone), epochs=int(taught.facts["epochs"]))
-    filled = with_read(make, prompts, "train", teacher)
+    filled = with_read(make, prompts, "train", teacher, *writer(prompts))
     folder = run_step(session, inputs, filled, note=f"{inputs.epochs} epochs without the teacher").folder
     models = [folder, *([student] if recipe.qad is not None else [])]
     return tuple(record(settings, model, model, prompts, session) for model in models)
@@ -196,7 +199,7 @@ def qad(plan: Plan, teacher: Path, student: Path, prompts: Product, session: Ses
         machine=conditions(training.qad),
         libraries=libraries(plan.format),
     )
-    filled = with_read(make, prompts, "train", teacher, student)
+    filled = with_read(make, prompts, "train", teacher, student, *writer(prompts))
     return run_step(session, inputs, filled, note=f"{plan.format} {plan.scheme}", at=at).folder
 
 
@@ -327,7 +330,7 @@ def _create_inputs(settings: Settings, prompts: Product) -> CreateInputs:
     recipe, options = settings.recipe, settings.training.create
     assert options is not None
     return CreateInputs(
-        prompts=split_content(prompts, "train"),
+        prompts=as_given(prompts),
         task=recipe.task,
         options=options,
         max_length=recipe.data.max_length,
@@ -345,7 +348,7 @@ def _finetune_inputs(settings: Settings, base: Path, prompts: Product) -> Finetu
     assert options is not None
     return FinetuneInputs(
         base=model_content(base),
-        prompts=split_content(prompts, "train"),
+        prompts=as_given(prompts),
         task=recipe.task,
         options=options,
         out_of_scope=recipe.data.out_of_scope,

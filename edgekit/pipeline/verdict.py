@@ -16,6 +16,7 @@ from edgekit.history import Origin, append, entry_of
 from edgekit.inputs import Content, identity
 from edgekit.model_card import read_card
 from edgekit.outputs import OUTPUTS
+from edgekit.pipeline.answers import provenance
 from edgekit.pipeline.cost import control_seconds
 from edgekit.pipeline.looks import find_look, settle, take
 from edgekit.pipeline.origin import (
@@ -433,6 +434,7 @@ def package(
             teacher_revision=plan.revision,
             teacher_digest=model_digest(teacher),
             student_digest=artifact.manifest["inputs"].get("student"),
+            answers=provenance(prompts),
             teacher_license=card.license,
             data_license=recipe.data.license,
             license=recipe.license,

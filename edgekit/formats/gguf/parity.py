@@ -6,6 +6,7 @@ limit, and texts of ours that run into one are left out or rewritten; the user's
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import random
@@ -98,6 +99,17 @@ class Vocabulary:
     def text(self, token: int) -> str:
         """A token as the file names it."""
         return str(self._library.llama_vocab_get_text(self._vocabulary, token).decode("utf-8", "replace"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """What ids say, without special tokens; bytes that are no character as U+FFFD."""
+        tokens = (self._library.llama_token * len(ids))(*ids)
+        room = 8 * len(ids) + 8
+        while True:
+            text = (ctypes.c_char * room)()
+            count = self._library.llama_detokenize(self._vocabulary, tokens, len(ids), text, room, False, False)
+            if count >= 0:
+                return text.raw[:count].decode("utf-8", "replace")
+            room = -count
 
     @cached_property
     def stops(self) -> list[int]:
