@@ -110,7 +110,7 @@ def signals_table() -> str:
     asked = {
         "recorded": '`signals = "recorded"`; Sparse Logit Sampling, arXiv:2503.16870',
         "kept": "by itself",
-        "live": "by itself",
+        "live": "by itself; `[distill.on_policy]` (GKD, arXiv:2306.13649)",
     }
     rows = ["| teacher | what it is | when |", "|---|---|---|"]
     rows += [f"| `{name}` | {first_line(kind)} | {asked[name]} |" for name, kind in TEACHERS.items()]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     "--file", "file", type=click.Path(path_type=Path), help="A file with one text a line; - for standard input."
 )
 @click.option("--prompt", help="Of a model that embeds: which of its prompts comes before each text, by name.")
+@click.option(
+    "--suffix", help="Of a code model in a GGUF file: what comes behind; it fills in what is missing between."
+)
 @click.option("--system", help="What a model that talks is told before the conversation.")
 @click.option("--most", type=click.IntRange(min=1), help="The most tokens of an answer that is generated.")
 @click.option("--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True,
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
               help="Whether to take the best setting where NAME.tuning.json beside the bundle is of this machine.")  # fmt: skip
 @json_option
 def run(
-    bundle: Path, text: tuple[str, ...], file: Path | None, prompt: str | None, system: str | None, most: int | None,
-    temperature: float, threads: int | None, tuning: bool, as_json: bool,
+    bundle: Path, text: tuple[str, ...], file: Path | None, prompt: str | None, suffix: str | None, system: str | None,
+    most: int | None, temperature: float, threads: int | None, tuning: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer texts with a bundle, through the loader that ships in it; a model that generates streams its answers.
 
@@ -45,16 +48,18 @@ def run(
       edgekit run dist/assistant-raspberrypi --file texts.txt --json
       edgekit run dist/search-raspberrypi --prompt query "where is my parcel"
       edgekit run dist/stories-raspberrypi "Once upon a time" --most 100
+      edgekit run dist/code-laptop-cpu "def add(a, b):" --suffix "    return total"
     """
     from edgekit import pipeline as spine
     from edgekit.cli.terminal import print_json
 
     if text and file:
         raise click.UsageError("Give texts or --file, not both.")
-    for given in (*text, system or ""):
+    for given in (*text, system or "", suffix or ""):
         _check_utf8(given)
     speaker = spine.open_speaker(bundle, threads=threads, tuned=tuning)
     _check_options(speaker, prompt, system, generates=most is not None or bool(temperature))
+    _check_suffix(speaker, suffix, system)
     if speaker is None:
         texts = _texts(text, file)
         answers = spine.run(bundle, texts, prompt=prompt, threads=threads, tuned=tuning)
@@ -62,16 +67,20 @@ def run(
             for asked, answer in zip(texts, answers, strict=True):
                 click.echo(f"{_format_answer(answer)}\t{asked}")
     else:
-        options: dict[str, float] = {"temperature": temperature} | ({"max_tokens": most} if most else {})
-        if not (text or file or as_json) and sys.stdin.isatty():
+        options: dict[str, object] = {"temperature": temperature, **({"max_tokens": most} if most else {})}
+        if not (text or file or as_json or suffix) and sys.stdin.isatty():
             _talk(speaker, system, options)
             return
+        if suffix is not None:
+            options["suffix"] = suffix
         texts = _texts(text, file)
         answers = []
         for asked in texts:
             if len(texts) > 1 and not as_json:
                 click.echo(_quoted(asked, first=not answers))
-            answers.append(_say(speaker, _asked(speaker, asked, system), options, quiet=as_json))
+            answers.append(
+                _say(speaker, asked if suffix is not None else _asked(speaker, asked, system), options, quiet=as_json)
+            )
     if as_json:
         print_json(
             {"answers": [{"text": asked, "answer": answer} for asked, answer in zip(texts, answers, strict=True)]}
@@ -88,6 +97,16 @@ def _check_options(speaker: Speaker | None, prompt: str | None, system: str | No
         raise click.UsageError("--system is for models with a chat template; this one continues a text.")
 
 
+def _check_suffix(speaker: Speaker | None, suffix: str | None, system: str | None) -> None:
+    """Whether what is behind a missing middle can be given: to a GGUF file, whose loader knows the tokens for it."""
+    if suffix is None:
+        return
+    if speaker is None or not hasattr(speaker, "llama"):
+        raise click.UsageError("--suffix is for models that generate, in a GGUF file; this is no such bundle.")
+    if system is not None:
+        raise click.UsageError("Give --suffix or --system, not both: what is missing in a text is no conversation.")
+
+
 def _asked(speaker: Speaker, text: str, system: str | None) -> str | Conversation:
     if not speaker.chats:
         return text
@@ -100,7 +119,7 @@ def _quoted(text: str, *, first: bool) -> str:
     return ("" if first else "\n") + click.style("\n".join(f"> {line}" for line in text.split("\n")), bold=True)
 
 
-def _say(speaker: Speaker, asked: str | Conversation, options: dict[str, float], *, quiet: bool) -> str:
+def _say(speaker: Speaker, asked: str | Conversation, options: dict[str, object], *, quiet: bool) -> str:
     """The answer, written piece by piece as it comes."""
     from edgekit.pipeline import speak
 
@@ -114,7 +133,7 @@ def _say(speaker: Speaker, asked: str | Conversation, options: dict[str, float],
     return "".join(pieces)
 
 
-def _talk(speaker: Speaker, system: str | None, options: dict[str, float]) -> None:
+def _talk(speaker: Speaker, system: str | None, options: dict[str, object]) -> None:
     """A conversation on the terminal; each answer sees all that was said before."""
     conversation = [{"role": "system", "content": system}] if system is not None else []
     while True:

@@ -42,6 +42,8 @@ class Source:
     """What a step writes about the source."""
     varied: Callable[[Sequence[int], int], Batch] | None = None
     """The rows of these numbers as they are read in an epoch (from 0), where their texts are changed."""
+    passages: Sequence[Passage] = ()
+    """Of a decoder, its rows as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,7 @@ def passage_source(read: Sequence[Passage], train: Sequence[int], held: Sequence
         batch=lambda rows: score([read[row] for row in rows], rows),
         identity={"ids": [passage.ids for passage in read], "starts": [passage.start for passage in read]},
         facts={"train_tokens": sum(counts[row] for row in train)},
+        passages=read,
     )
 
 

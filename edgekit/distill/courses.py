@@ -21,6 +21,7 @@ from edgekit.distill.loop import Outcome, Run, reproducible, train
 from edgekit.distill.losses import BRIER, Loss
 from edgekit.distill.machine import choose_device, choose_precision, conditions
 from edgekit.distill.on_grid import OnGrid
+from edgekit.distill.on_policy import Writer
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
@@ -119,6 +120,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
         on_grid = None if course.grid is None else OnGrid(student.module, course.grid)
         whole, tokens = _narrowed(course, student)
         tap = Tap(student.module, needs=needs, blocks=blocks, device=device, precision=precision, tokens=tokens)
+        writes = _writer(course, tap)
         lesson = make_lesson(
             tap,
             _teacher(course, student, needs, device),
@@ -130,6 +132,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
                 micro_batch=options.micro_batch,
                 per_sequence=isinstance(options, DistillOptions) and options.per == "sequence",
                 adaptive=options.taid.adaptive if isinstance(options, DistillOptions) and options.taid else 0.0,
+                **({} if writes is None else {"written": writes}),
             ),
         )
         run = Run(
@@ -156,6 +159,22 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
     if student.matched:
         facts["matched_layers"] = list(student.matched) if "hidden" in needs else []
     return outcome, facts
+
+
+def _writer(course: Course, tap: Tap) -> Writer | None:
+    """What the student writes in some steps, where it is to learn from that too."""
+    options, begins = course.options, course.begins
+    if not isinstance(options, DistillOptions) or options.on_policy is None:
+        return None
+    assert begins is not None
+    return Writer(
+        tap=tap,
+        passages=course.source.passages,
+        stops=load_model(begins).stops,
+        options=options.on_policy,
+        longest=course.job.max_length,
+        seed=course.job.seed,
+    )
 
 
 def _narrowed(course: Course, student: Student) -> tuple[nn.Embedding | None, Tensor | None]:
@@ -199,7 +218,7 @@ def _teacher(course: Course, student: Student, needs: frozenset[str], device: st
             open=open_checkpoint,
             progress=course.job.progress,
             recording=taught.recording,
-            anew=course.source.varied is not None and answers_anew(course.options),
+            anew=answers_anew(course.options),
         )
     )
 
@@ -348,8 +367,10 @@ def train_on_grid(
 def _taught_by(weights: Mapping[str, float | Schedule], options: DistillOptions) -> dict[str, object]:
     """What a step writes of the losses that taught a student."""
     shown = {name: _plain(weight) for name, weight in weights.items()}
-    taid = {} if options.taid is None else {"taid": asdict(options.taid)}
-    return {"losses": shown, "temperature": _plain(options.temperature), **taid}
+    more = {
+        key: asdict(cast(Any, told)) for key in ("taid", "on_policy") if (told := getattr(options, key)) is not None
+    }
+    return {"losses": shown, "temperature": _plain(options.temperature), **more}
 
 
 def create(texts: Sequence[str], options: CreateOptions, job: Job) -> dict[str, object]:
@@ -360,7 +381,7 @@ def create(texts: Sequence[str], options: CreateOptions, job: Job) -> dict[str, 
     """
     kept, held = hold_out(texts, options.holdout)
     job.progress(0, 0, f"learning {options.vocabulary} tokens")
-    tokenizer = train_tokenizer([texts[index] for index in kept], options.vocabulary)
+    tokenizer = train_tokenizer([texts[index] for index in kept], options.vocabulary, options.tokens or ())
     job.progress(0, 0, "cutting the texts into blocks")
     blocks = [
         list(pack(tokenizer, [texts[index] for index in side], job.max_length, seed=job.seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,11 @@ BEGIN_ID, END_ID = 0, 1
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:
+def train_tokenizer(texts: Sequence[str], vocabulary: int, tokens: Sequence[str] = ()) -> Tokenizer:
     """A byte-level BPE tokenizer of at most this many tokens: any text can be written, and equal texts give equal tokenizers.
 
-    It puts the begin token before a text; the end token is only there where somebody writes it.
+    It puts the begin token before a text; the end token is only there where somebody writes it. tokens: texts that are one token
+    each, of which no word is learned.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -39,10 +41,13 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
-        special_tokens=[BEGIN, END],
+        special_tokens=[BEGIN, END, *tokens],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
+    if tokens:
+        apart = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+        texts = [piece for text in texts for piece in apart.split(text)]
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=[(BEGIN, BEGIN_ID)]

@@ -32,3 +32,18 @@ class Body(nn.Module):
         inside = self.model.base_model
         states: Tensor = inside(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         return states
+
+    def read_on(self, input_ids: Tensor, attention_mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """The last token's hidden states [batch, channels] behind what a cache holds, and the cache with these tokens in it.
+
+        input_ids: int64 [batch, new tokens]; attention_mask: of all tokens so far, padded on the left [batch, sequence].
+        """
+        places = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        said = self.model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return said.last_hidden_state[:, -1], said.past_key_values

@@ -25,6 +25,7 @@ from edgekit.errors import EdgekitError
 _BETA, _LEAST = 0.99, 1e-15
 # Losses with their names in LOSSES, and what each weighs.
 Terms = Sequence[tuple[str, float, Loss]]
+MakeBatch = Callable[[Sequence[int]], Batch]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,8 @@ class Teaching:
     weights: of entries of LOSSES. options: what losses are told. judge: what the early stop looks at, else the weighted sum as it
     is at the end. micro_batch: how many rows go through the models at once, None for all of a batch. per_sequence: of a decoder,
     every row counts alike, however many tokens it has. adaptive: TAID's alpha, with which the teacher's share also rises as the
-    loss falls; 0 keeps to the options.
+    loss falls; 0 keeps to the options. written: of a decoder, what the student writes in the place of some rows at a share of the
+    steps, as the batch of any of them; None where it writes nothing then.
     """
 
     weights: Mapping[str, float | Schedule]
@@ -43,6 +45,7 @@ class Teaching:
     micro_batch: int | None = None
     per_sequence: bool = False
     adaptive: float = 0.0
+    written: Callable[[Sequence[int], float], MakeBatch | None] = lambda _rows, _share: None
 
 
 def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching: Teaching) -> Lesson:
@@ -55,7 +58,7 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
 
     def terms(share: float) -> Terms:
         found = [(name, at(weight, share), losses.LOSSES[name]) for name, weight in teaching.weights.items()]
-        return [(name, weight, loss) for name, weight, loss in found if weight > 0]
+        return [(name, weight, loss) for name, weight, loss in found if weight > 0] or found
 
     pace = _Pace(teaching.options, teaching.adaptive)
     most = teaching.micro_batch
@@ -79,9 +82,15 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
 
     def parts(rows: Sequence[int], share: float) -> Iterator[Tensor]:
         size = most or len(rows)
-        whole = None if size >= len(rows) else read(rows)
+        taught, options = terms(share), pace.options(share)
+        make: MakeBatch = read
+        # The next word of a student's own text is right or wrong by its teacher alone.
+        own = [one for one in taught if one[2].teacher]
+        if own and (written := teaching.written(rows, share)) is not None:
+            taught, options, make = own, replace(options, correct_teacher=None), written
+        whole = None if size >= len(rows) else make(rows)
         for start in range(0, len(rows), size):
-            yield beside.compare(read(rows[start : start + size]), terms(share), pace.options(share), whole)
+            yield beside.compare(make(rows[start : start + size]), taught, options, whole)
 
     mean = sum(source.counts[row] for row in source.held) / max(len(source.held), 1)
 

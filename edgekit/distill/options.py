@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import cos, pi
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from edgekit.distill import losses
 from edgekit.distill.augment import Augment, TaughtAugment, check_augment
@@ -62,7 +62,8 @@ class CreateOptions(TrainingOptions):
 
     `vocabulary` is the most tokens that its tokenizer may have (special tokens included), `kv_heads` are as many as `heads`
     where not given, and `intermediate` is three times `hidden`. For llama.cpp's K-quants `hidden` and `intermediate` must be
-    multiples of 256. Without `learning_rate`: 2e-3 at 256 channels, falling as 1 / width. A small `batch` makes the most of few
+    multiples of 256. `tokens` are texts that are one token each and no part of any word, as `<|fim_prefix|>` is to code models.
+    Without `learning_rate`: 2e-3 at 256 channels, falling as 1 / width. A small `batch` makes the most of few
     tokens: on the stories, 2,280 steps of 2 texts ended at a held-out perplexity of 2.5, 912 steps of 4 at 4.2.
     """
 
@@ -75,6 +76,7 @@ class CreateOptions(TrainingOptions):
     intermediate: Annotated[int, Gt(0)] | None = None
     context: Annotated[int, Gt(1)] = 512
     tied: bool = True
+    tokens: Sequence[Annotated[str, Len(1)]] | None = field(default=None, metadata=LATER)
     batch: Annotated[int, Gt(0)] = 4
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.05
     weight_decay: Annotated[float, Ge(0)] = 0.1
@@ -115,6 +117,21 @@ Weight = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnPolicy:
+    """Of a decoder: how often the student's own words are what its teacher answers (GKD, arXiv:2306.13649).
+
+    share: with which probability a step's tokens are not the data's but sampled from the student as it then is, behind the
+    prompts of the same rows; of running text the first part of each passage, `prompt` of its tokens. It writes at most
+    `new_tokens` a row, and no passage longer than data.max_length; temperature: of the sampling, 0 for the likeliest token.
+    """
+
+    share: Annotated[float, Gt(0), Le(1)] | Schedule = 0.5
+    new_tokens: Annotated[int, Gt(0)] = 128
+    temperature: Annotated[float, Ge(0)] = 1.0
+    prompt: Share = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillOptions(TrainingOptions):
     """How to teach a student. `losses` maps names in LOSSES to weights; {"labels": 1.0} alone is a run without a teacher.
 
@@ -123,7 +140,8 @@ class DistillOptions(TrainingOptions):
     `label_smoothing` what `LossOptions` says. `control`: whether the same student is trained without its teacher too. `signals`:
     of a decoder, whether the teacher answers while the student learns, or once, on disk (`recorded`): each further student, or a
     longer training, then needs no teacher. `taid`: whether losses of logits see a teacher that begins near the student.
-    `augment`: of encoders, how the texts are changed in each epoch.
+    `augment`: of encoders, how the texts are changed in each epoch. `on_policy`: of a decoder, whether it learns from what it
+    writes itself too.
     """
 
     temperature: Annotated[float, Gt(0)] | Schedule = 2.0
@@ -139,6 +157,7 @@ class DistillOptions(TrainingOptions):
     signals: Literal["live", "recorded"] = "live"
     taid: Taid | None = field(default=None, metadata=LATER)
     augment: TaughtAugment | None = field(default=None, metadata=LATER)
+    on_policy: OnPolicy | None = field(default=None, metadata=LATER)
 
 
 def loss_options(options: TrainingOptions, share: float) -> LossOptions:
@@ -159,8 +178,10 @@ def loss_options(options: TrainingOptions, share: float) -> LossOptions:
 
 
 def answers_anew(options: TrainingOptions) -> bool:
-    """Whether a teacher is asked in each epoch, since the texts that it answers to change."""
-    return isinstance(options, DistillOptions) and options.augment is not None and options.augment.answers == "asked"
+    """Whether a teacher is asked in each epoch, since the texts that it answers to change, or are what its student writes."""
+    if not isinstance(options, DistillOptions):
+        return False
+    return options.on_policy is not None or (options.augment is not None and options.augment.answers == "asked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +237,8 @@ def read_qad_options(
         raise EdgekitError(f"{where}.control: a control is of the float student; write control = true in [distill]")
     if options.signals == "recorded":
         raise EdgekitError(f"{where}.signals: only [distill] learns from a recorded teacher; remove this key")
+    if options.on_policy is not None:
+        raise EdgekitError(f"{where}.on_policy: only [distill] learns from what its student writes; remove this table")
     defaults = default_losses(output, blocks=False)
     own = {name: weight for name, weight in defaults.items() if name in ON_GRID_LOSSES}
     return options, _choose_losses(replace(options, losses=options.losses or dict(own)), defaults, output, "qad", where)
@@ -305,10 +328,14 @@ def _check_schedules(table: Mapping[str, object], where: str) -> None:
     """The tables where a number may be one, each read by itself, so that an error names its key."""
     weights = table.get("losses")
     named = {f"losses.{key}": value for key, value in weights.items()} if isinstance(weights, Mapping) else {}
-    for key, value in ({"temperature": table.get("temperature")} | named).items():
+    written = table.get("on_policy")
+    share = written.get("share") if isinstance(written, Mapping) else None
+    for key, value in ({"temperature": table.get("temperature"), "on_policy.share": share} | named).items():
         if not isinstance(value, Mapping):
             continue
         schedule = parse(Schedule, value, f"{where}.{key}")
+        if key == "on_policy.share" and max(schedule.start, schedule.end) > 1:
+            raise EdgekitError(f"{where}.{key}: start and end must be at most 1")
         if key == "temperature" and min(schedule.start, schedule.end) <= 0:
             raise EdgekitError(f"{where}.{key}: start and end must be greater than 0")
 
@@ -346,6 +373,8 @@ def _check_use(options: DistillOptions, chosen: Mapping[str, object], output: st
                 f"{where}.augment.answers: {', '.join(inner)}: of a changed text's tokens a teacher that read the text as it was"
                 ' says nothing; remove them from losses, or take answers = "asked"'
             )
+    if options.on_policy is not None:
+        _check_on_policy(options, entries, output, where)
     if options.per == "sequence" and output != TOKENS.name:
         raise EdgekitError(f"{where}.per: a text has one output here ({output}); remove this key")
 
@@ -355,6 +384,23 @@ def refuse_augment(asked: Augment | None, output: str, where: str) -> None:
     check_augment(asked, where)
     if asked is not None and output == TOKENS.name:
         raise EdgekitError(f"{where}: a model that writes would learn to write the mistakes; remove this table")
+
+
+def _check_on_policy(options: DistillOptions, entries: Mapping[str, losses.Loss], output: str, where: str) -> None:
+    """Refuse a student's own words where there are none, and where no teacher answers them."""
+    if output != TOKENS.name:
+        raise EdgekitError(
+            f"{where}.on_policy: is for text-generation: other students write nothing; remove this table"
+        )
+    if options.signals == "recorded":
+        raise EdgekitError(
+            f'{where}.on_policy: what a student will write is in no recording; use signals = "live", or remove this table'
+        )
+    if not any(loss.teacher for loss in entries.values()):
+        raise EdgekitError(
+            f"{where}.on_policy: none of the losses reads the teacher: what the student writes would teach it nothing; add one to"
+            " losses (logits, reverse_kl, ...)"
+        )
 
 
 def default_losses(output: str, *, blocks: bool = True) -> dict[str, float]:

@@ -48,7 +48,7 @@ class TeacherInputs:
     recording: Path | None = None
     """A folder that `recorded.record` filled, where the student is to learn from that."""
     anew: bool = False
-    """Whether it is asked what it says of the texts as they were changed (`Source.varied`), and not as they were."""
+    """Whether it is asked other texts than the source's: changed ones (`Source.varied`), or what its student writes."""
 
 
 def recorded(inputs: TeacherInputs) -> Teacher | None:
@@ -64,7 +64,7 @@ def recorded(inputs: TeacherInputs) -> Teacher | None:
 
 def kept(inputs: TeacherInputs) -> Teacher | None:
     """The checkpoint asked once for every text, its answers in this machine's memory; None where they do not fit into it, or
-    texts change.
+    it is asked other texts.
 
     They fit where their float32 numbers take at most SIGNAL_BYTES.
     """

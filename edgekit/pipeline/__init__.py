@@ -240,11 +240,11 @@ def open_speaker(bundle: Path, *, threads: int | None = None, tuned: bool = Fals
     return open_it(bundle, threads=threads, tuned=tuned)
 
 
-def speak(speaker: Speaker, asked: str | Conversation, options: Mapping[str, float]) -> Iterator[str]:
+def speak(speaker: Speaker, asked: str | Conversation, options: Mapping[str, object]) -> Iterator[str]:
     """The pieces of an opened speaker's answer to a text or a conversation, as they are made.
 
-    options: max_tokens, temperature and others of the loader. Raises EdgekitError where the context is full, and where the chat
-    template refuses the conversation.
+    options: max_tokens, temperature and others of the loader. Raises EdgekitError where the context is full, where the chat
+    template refuses the conversation, and where the model has no tokens for a missing middle.
     """
     from jinja2 import TemplateError
 
@@ -252,6 +252,8 @@ def speak(speaker: Speaker, asked: str | Conversation, options: Mapping[str, flo
         yield from speaker.stream(asked, **options)
     except TemplateError as refused:
         raise EdgekitError(f"{speaker.folder}: its chat template refuses this: {first_line(refused)}") from refused
+    except NotImplementedError as missing:
+        raise EdgekitError(f"{speaker.folder}: {missing}") from missing
     except (ValueError, RuntimeError) as refused:
         raise EdgekitError(f"{speaker.folder}: {str(refused).splitlines()[0]}; begin a new conversation") from refused
 

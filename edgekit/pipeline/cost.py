@@ -163,7 +163,7 @@ class _Work:
     def trainings(self) -> dict[str, TrainingCost]:
         """What each training step takes."""
         from edgekit.distill.cost import training_cost
-        from edgekit.distill.options import answers_anew
+        from edgekit.distill.options import answers_anew, at
 
         recipe, training = self.plan.recipe, self.plan.settings.training
         own, tokens = (
@@ -176,6 +176,7 @@ class _Work:
             if options is not None
         }
         if recipe.student is not None:
+            writing = training.distill.on_policy
             costs["distill"] = training_cost(
                 self.made,
                 tokens=tokens,
@@ -183,6 +184,7 @@ class _Work:
                 teacher=None if self.records else self.teacher,
                 projections=0 if OUTPUTS[self.output].generates else 3,
                 anew=answers_anew(training.distill),
+                writes=0.0 if writing is None else at(writing.share, 0.5),
             )
         if training.control:
             costs["control"] = training_cost(self.made, tokens=tokens, epochs=training.distill.epochs)

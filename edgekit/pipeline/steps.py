@@ -123,7 +123,9 @@ def control(
     if not settings.training.control:
         return ()
     given, taught = _distill_inputs(settings, teacher, prompts), open_product(student, "distill")
-    alone = replace(given, losses=LABELS, options=replace(given.options, losses={**LABELS}, signals="live"))
+    alone = replace(
+        given, losses=LABELS, options=replace(given.options, losses={**LABELS}, signals="live", on_policy=None)
+    )
     inputs = ControlInputs(**vars(alone), epochs=int(taught.facts["epochs"]))
     filled = with_read(make, prompts, "train", teacher, *writer(prompts))
     folder = run_step(session, inputs, filled, note=f"{inputs.epochs} epochs without the teacher").folder

@@ -130,7 +130,7 @@ def shown(tokenizer: Any, ids: list[int]) -> str:
     return text.replace("\N{REPLACEMENT CHARACTER}", "")
 
 
-@pytest.mark.parametrize(("name", "lines"), [("chat.py", 60), ("embed.py", 60)])
+@pytest.mark.parametrize(("name", "lines"), [("chat.py", 75), ("embed.py", 60)])
 def test_a_loader_is_short_and_imports_little(name: str, lines: int) -> None:
     source = (LOADERS / name).read_text(encoding="utf-8")
     assert len(source.splitlines()) <= lines
@@ -199,6 +199,38 @@ def test_without_a_template_a_text_is_continued(checkpoint: Path, plain: Path) -
     assert END not in opened.llama.input_ids[: opened.llama.n_tokens].tolist()
     with pytest.raises(TypeError, match="no chat template"):
         opened(TALK)
+
+
+def test_what_is_missing_between_two_texts_is_asked_for_by_tokens_of_its_own(
+    checkpoint: Path, plain: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """As transformers reads prefix, suffix and middle with the markers written out; of a model without them it is told."""
+    from transformers import AutoTokenizer
+
+    written = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
+    marks = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+    for old, new in zip(("<|pad|>", "<|user|>", "<|assistant|>"), marks, strict=True):
+        written = written.replace(old, new)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    (tmp_path / "tokenizer.json").write_text(written, encoding="utf-8")
+    write_llama(tmp_path, tmp_path / "model.gguf")
+    before, behind = "def add(a, <|end|> b):\n", "    return total\n"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer(before.replace("<|end|>", "") + marks[1] + behind + marks[2]).input_ids
+    for manifest in ({"chat": False, "stop": []}, {"chat": True, "stop": []}):
+        opened = shipped("chat.py").Bundle(write_manifest(tmp_path, settings=manifest))
+        said = opened(before.replace("<|end|>", ""), suffix=behind, max_tokens=12)
+        read = opened.llama.input_ids[: opened.llama.n_tokens].tolist()
+        assert read[: len(ids) + 1] == [ids[0], tokenizer.convert_tokens_to_ids(marks[0]), *ids[1:]]
+        wanted = shown(tokenizer, greedy(checkpoint, read[: len(ids) + 1], 12)).encode("ascii", "ignore")
+        assert said.encode("ascii", "ignore").startswith(wanted)
+    # What is around the middle is text, whatever it looks like.
+    opened(before, suffix=behind, max_tokens=1)
+    assert END not in opened.llama.input_ids[: opened.llama.n_tokens].tolist()
+    for folder in (plain, bundle):
+        with pytest.raises(NotImplementedError, match="no tokens for what is missing"):
+            shipped("chat.py").Bundle(folder)(before, suffix=behind)
 
 
 def test_the_end_token_ends_an_answer(checkpoint: Path, plain: Path, tmp_path: Path) -> None:

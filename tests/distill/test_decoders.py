@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgekit.distill import chunked, loop
 from edgekit.distill.batches import find_passages, hold_out, passage_source, score
-from edgekit.distill.created import BEGIN_ID, END, END_ID, pack, train_tokenizer
+from edgekit.distill.created import BEGIN, BEGIN_ID, END, END_ID, pack, train_tokenizer
 from edgekit.distill.decoders import Body
 from edgekit.distill.divergences import LossOptions
 from edgekit.distill.lessons import Teaching, make_lesson
@@ -27,6 +27,7 @@ from edgekit.distill.options import read_create_options, read_distill_options
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import TEACHERS, TeacherInputs
 from edgekit.errors import EdgekitError
+from edgekit.inputs import identity
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.recipe import packaged
@@ -189,6 +190,22 @@ def test_blocks_hold_every_token_once() -> None:
         assert stream.count(END_ID) >= len(texts) - length
     assert blocks == list(pack(tokenizer, texts, 64, seed=5))
     assert blocks != list(pack(tokenizer, texts, 64, seed=6))
+
+
+def test_a_created_tokenizer_may_have_tokens_of_its_own() -> None:
+    """Each is one token wherever it is written, and no word is learned of it; without them nothing changes."""
+    marks = ["<|fim|>", "<|fim|>>", "a+b"]
+    texts = [f"{marks[0]}{text}{marks[1]} and {marks[2]}" for text in stories(40)]
+    tokenizer = train_tokenizer(texts, 330, marks)
+    assert [tokenizer.token_to_id(mark) for mark in marks] == [2, 3, 4]
+    assert tokenizer.encode("<|fim|>x<|fim|>>").ids[1:] == [2, tokenizer.token_to_id("x"), 3]
+    assert not [token for token in tokenizer.get_vocab() if "<|" in token and token not in (*marks, BEGIN, END)]
+    assert train_tokenizer(stories(40), 330, ()).to_str() == train_tokenizer(stories(40), 330).to_str()
+    options = read_create_options({"tokens": marks}, 64, "teacher.create")
+    assert identity(options)["tokens"] == marks
+    assert "tokens" not in identity(read_create_options({}, 64, "teacher.create"))
+    with pytest.raises(EdgekitError, match=r"teacher.create: tokens.0"):
+        read_create_options({"tokens": [""]}, 64, "teacher.create")
 
 
 SCRIPT = """

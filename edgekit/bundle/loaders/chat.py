@@ -40,9 +40,13 @@ class Bundle:
         self.chats = "tokenizer.chat_template" in self.llama.metadata
 
     def stream(self, said: str | Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str]:
-        """The answer to a text or to messages, piece by piece; options: llama_cpp's (max_tokens, temperature, tools, ...)."""
+        """The answer to a text or to messages, piece by piece; options: llama_cpp's (max_tokens, temperature, tools, ...).
+
+        With the option `suffix`, what is missing between the text and that.
+        """
         options = {"max_tokens": None, "temperature": 0.0, **options, "stream": True}
-        if self.chats:
+        suffix = options.pop("suffix", None)
+        if self.chats and suffix is None:
             messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
             if self.manifest["settings"].get("parts"):  # the template walks over what a message says
                 messages = [turn | {"content": [{"type": "text", "text": turn["content"]}]}
@@ -50,10 +54,21 @@ class Bundle:
             for part in self.llama.create_chat_completion(messages, **options):
                 yield part["choices"][0]["delta"].get("content") or ""
         elif isinstance(said, str):
-            for part in self.llama.create_completion(self.llama.tokenize(said.encode()), **options):
+            for part in self.llama.create_completion(self._tokens(said, suffix), **options):
                 yield part["choices"][0]["text"]
         else:
             raise TypeError("this model has no chat template: give it one text to continue")
+
+    def _tokens(self, text: str, suffix: str | None) -> list[int]:
+        """Of a text to continue, or of what is before and behind a middle that is missing."""
+        if suffix is None:
+            return [*self.llama.tokenize(text.encode())]
+        vocabulary = llama_cpp.llama_model_get_vocab(self.llama.model)
+        pre, suf, mid = (getattr(llama_cpp, f"llama_vocab_fim_{part}")(vocabulary) for part in ("pre", "suf", "mid"))
+        if min(pre, suf, mid) < 0:
+            raise NotImplementedError("this model has no tokens for what is missing in a text: it only continues texts")
+        before, behind = (self.llama.tokenize(part.encode(), add_bos=False) for part in (text, suffix))
+        return [*self.llama.tokenize(b""), pre, *before, suf, *behind, mid]
 
     def __call__(self, said: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The whole answer; see `stream`."""

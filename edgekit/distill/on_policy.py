@@ -1,0 +1,123 @@
+"""On-policy distillation: in some steps the student writes, and its teacher says what should have come next.
+
+Agarwal et al., "On-Policy Distillation of Language Models" (GKD, arXiv:2306.13649), algorithm 1: with a probability a batch's
+tokens are sampled from the student as it then is, instead of the data's; no gradient goes through the sampling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from edgekit.distill.batches import score
+from edgekit.distill.decoders import Body
+from edgekit.distill.options import OnPolicy, at
+from edgekit.distill.signals import Batch
+from edgekit.distill.tap import Tap
+from edgekit.tasks.text_generation import Passage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """A student that writes behind the prompts of some passages.
+
+    stops: the tokens that end what it says. longest: how many tokens a passage has at most, its prompt included. All that is
+    drawn follows from the seed and the share of the steps that are gone.
+    """
+
+    tap: Tap
+    passages: Sequence[Passage]
+    stops: Sequence[int]
+    options: OnPolicy
+    longest: int
+    seed: int
+
+    def __call__(self, rows: Sequence[int], share: float) -> Callable[[Sequence[int]], Batch] | None:
+        """What it writes in the place of these rows at this share of the steps, as the batch of any of them; None in a step of
+        the data's own tokens."""
+        if not self.writes(share):
+            return None
+        written = dict(zip(rows, self.write(rows, self._generator(share, self.tap.device)), strict=True))
+        return lambda some: score([written[row] for row in some], some)
+
+    def writes(self, share: float) -> bool:
+        """Whether the step at this share of all learns from what the student writes."""
+        number = torch.rand((), generator=self._generator(share, "cpu"), dtype=torch.float64)
+        return float(number) < at(self.options.share, share)
+
+    def write(self, rows: Sequence[int], generator: torch.Generator) -> list[Passage]:
+        """The rows' prompts, each with what the student says behind it."""
+        asked = [self._asked(self.passages[row]) for row in rows]
+        room = [min(self.options.new_tokens, self.longest - len(ids)) for ids in asked]
+        said = continue_texts(self.tap, asked, room, self.stops, (self.options.temperature, generator))
+        return [
+            Passage(ids=ids + more, start=len(ids), prompt=self.passages[row].prompt)
+            for row, ids, more in zip(rows, asked, said, strict=True)
+        ]
+
+    def _asked(self, passage: Passage) -> list[int]:
+        """A passage's prompt; of running text, which has none, its first part."""
+        if passage.start > 1:
+            return passage.asked
+        return passage.ids[: min(max(1, round(self.options.prompt * len(passage.ids))), self.longest - 1)]
+
+    def _generator(self, share: float, device: str) -> torch.Generator:
+        drawn = hashlib.sha256(f"on-policy:{self.seed}:{share!r}".encode()).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(drawn[:7], "big"))
+
+
+@torch.no_grad()
+def continue_texts(
+    tap: Tap,
+    texts: Sequence[Sequence[int]],
+    room: Sequence[int],
+    stops: Sequence[int],
+    drawn: tuple[float, torch.Generator],
+) -> list[list[int]]:
+    """What a decoder says behind each of some texts: at most `room` tokens each, the last of which may be one that stops.
+
+    texts: ids, at least one each. drawn: the temperature, and what tokens are drawn with; at temperature 0 the likeliest. All
+    texts are written at once, each token's keys and values computed once; dropout is off.
+    """
+    module, (temperature, generator) = cast(Body, tap.module), drawn
+    width = max(map(len, texts))
+    new = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in texts], device=tap.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in texts], device=tap.device)
+    said: list[list[int]] = [[] for _ in texts]
+    learning = module.training
+    module.eval()
+    try:
+        cache = None
+        while True:
+            with tap.autocast():
+                states, cache = module.read_on(new, mask, cache)
+            ids = _draw(tap.logits(states), temperature, generator)
+            if not _say(said, ids.tolist(), room, stops):
+                return said
+            new, mask = ids[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=-1)
+    finally:
+        module.train(learning)
+
+
+def _say(said: Sequence[list[int]], ids: Sequence[int], room: Sequence[int], stops: Sequence[int]) -> bool:
+    """Add each text's next token where it goes on; whether any goes on after that."""
+    going = False
+    for words, token, most in zip(said, ids, room, strict=True):
+        if len(words) < most and not (words and words[-1] in stops):
+            words.append(token)
+            going |= len(words) < most and token not in stops
+    return going
+
+
+def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """A token of each row of logits [rows, vocabulary], int64 [rows]."""
+    if not temperature:
+        return logits.argmax(dim=-1)
+    # Of logits that are no numbers the loss is none, and the loop says so.
+    likely = (logits / temperature).nan_to_num().softmax(dim=-1)
+    return torch.multinomial(likely, 1, generator=generator)[:, 0]
