@@ -56,10 +56,6 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     """
     beside = _Beside(student=student, teacher=teacher, per_sequence=teaching.per_sequence)
 
-    def terms(share: float) -> Terms:
-        found = [(name, at(weight, share), losses.LOSSES[name]) for name, weight in teaching.weights.items()]
-        return [(name, weight, loss) for name, weight, loss in found if weight > 0] or found
-
     pace = _Pace(teaching.options, teaching.adaptive)
     most = teaching.micro_batch
     pairs = any(losses.LOSSES[name].pairs for name in teaching.weights)
@@ -82,7 +78,7 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
 
     def parts(rows: Sequence[int], share: float) -> Iterator[Tensor]:
         size = most or len(rows)
-        taught, options = terms(share), pace.options(share)
+        taught, options = _terms(teaching.weights, share), pace.options(share)
         make: MakeBatch = read
         # The next word of a student's own text is right or wrong by its teacher alone.
         own = [one for one in taught if one[2].teacher]
@@ -95,7 +91,7 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     mean = sum(source.counts[row] for row in source.held) / max(len(source.held), 1)
 
     def judge(rows: Sequence[int]) -> Tensor:
-        judged = terms(1.0) if teaching.judge is None else [("judged", 1.0, teaching.judge)]
+        judged = _terms(teaching.weights, 1.0) if teaching.judge is None else [("judged", 1.0, teaching.judge)]
         loss = beside.compare(source.batch(rows), judged, teaching.options(1.0))
         beside.tell()
         return loss * (sum(source.counts[row] for row in rows) / (mean * len(rows)))
@@ -145,6 +141,12 @@ class _Pace:
             now += self._adaptive * (1 - now) * (1 + math.tanh(momentum / 2)) / 2
             self.memory["momentum"] = momentum
         self.memory.update(loss=loss, taid=now)
+
+
+def _terms(weights: Mapping[str, float | Schedule], share: float) -> Terms:
+    """The losses that count at this share of the steps; where a schedule gives none any weight, all of them, at 0."""
+    found = [(name, at(weight, share), losses.LOSSES[name]) for name, weight in weights.items()]
+    return [(name, weight, loss) for name, weight, loss in found if weight > 0] or found
 
 
 @dataclass(frozen=True, kw_only=True)
