@@ -19,17 +19,36 @@ MAX_LENGTH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherTeacher:
+    """A further teacher, used as it is: where it comes from, as the first does."""
+
+    source: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Teacher:
     """Where the teacher comes from: a folder, a hub id ("org/name") or a package resource ("package:name/path").
 
     `finetune` is the raw table of `[teacher.finetune]`; where it is absent, the teacher is used as it is. `create` is that of
-    `[teacher.create]`: a new model instead of a source, trained on the train split from nothing.
+    `[teacher.create]`: a new model instead of a source, trained on the train split from nothing. `others` teach the student
+    beside it, by a mean of what all find probable; the student begins from the first one, and is verified against it. `weights`:
+    of all of them, the first one's first, or those that held-out train rows choose; without it all count alike.
     """
 
     source: str | None = None
     revision: str | None = None
     finetune: dict[str, object] | None = None
     create: dict[str, object] | None = None
+    others: list[OtherTeacher] = field(default_factory=list)
+    weights: list[Annotated[float, Ge(0)]] | Literal["validation"] | None = None
+
+    @property
+    def shares(self) -> tuple[float, ...] | str:
+        """The weights of several teachers, () of one."""
+        if not self.others or isinstance(self.weights, str):
+            return self.weights if self.others and isinstance(self.weights, str) else ()
+        return tuple(self.weights or [1.0] * (1 + len(self.others)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +262,7 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         raise EdgekitError(f"{where}: teacher: give either source, a model that is there, or a [teacher.create] table")
     if teacher.create is not None and teacher.finetune is not None:
         raise EdgekitError(f"{where}: teacher: a created model is trained already; remove [teacher.finetune]")
+    _check_teachers(teacher, recipe.student, f"{where}: teacher")
     if empty := next((key for key in ("final", "recover") if getattr(recipe.data, key) == ""), None):
         raise EdgekitError(f'{where}: data.{empty}: "" names no file; remove the key, or name a file of prompts')
     if isinstance(recipe.data.recover, float) and not 0.0 < recipe.data.recover < 1.0:
@@ -307,6 +327,26 @@ def _url_fault(url: str) -> str | None:
             " leave out what comes before @ or behind ? and #"
         )
     return None
+
+
+def _check_teachers(teacher: Teacher, student: Student | None, where: str) -> None:
+    if teacher.others and student is None:
+        raise EdgekitError(
+            f"{where}.others: several teachers teach a student, and the recipe makes no [student]; add one"
+        )
+    if teacher.weights is None:
+        return
+    if not teacher.others:
+        raise EdgekitError(
+            f"{where}.weights: one teacher needs none; name more in [[teacher.others]], or remove this key"
+        )
+    if isinstance(teacher.weights, list) and (
+        len(teacher.weights) != 1 + len(teacher.others) or not sum(teacher.weights) > 0
+    ):
+        raise EdgekitError(
+            f"{where}.weights: {teacher.weights}: give one for each of the {1 + len(teacher.others)} teachers, the first one's"
+            " first, of which one at least is above 0"
+        )
 
 
 def _check_student(student: Student, task: str, where: str) -> None:

@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import tomllib
+import typing
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -135,6 +136,9 @@ def _refuse_unknown_keys(kind: type, table: object, where: str) -> None:
         hint = hints[key]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint) and value is not None:
             _refuse_unknown_keys(hint, value, _join(where, key))
+        for inner in typing.get_args(hint) if typing.get_origin(hint) is list and isinstance(value, list) else ():
+            for index, entry in enumerate(value if dataclasses.is_dataclass(inner) else ()):
+                _refuse_unknown_keys(inner, entry, _join(where, f"{key}.{index}"))
 
 
 def _refuse_infinite(value: object, where: str) -> None:
@@ -149,8 +153,6 @@ def _refuse_infinite(value: object, where: str) -> None:
 
 
 def _field_types(kind: type) -> dict[str, object]:
-    import typing
-
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
     return {name: _without_none(hints[name]) for name in names}
@@ -158,7 +160,6 @@ def _field_types(kind: type) -> dict[str, object]:
 
 def _without_none(hint: object) -> object:
     import types
-    import typing
 
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         parts = [part for part in typing.get_args(hint) if part is not type(None)]

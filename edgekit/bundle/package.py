@@ -75,11 +75,13 @@ class Packaged:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """Where a model comes from: its teacher and that one's revision, the digests of both models, who wrote how many answers of
-    what it learned from, and the licences of the teacher, the data and the model itself. None where nobody says."""
+    """Where a model comes from: its teacher and that one's revision, those that taught beside it, the digests of both models, who
+    wrote how many answers of what it learned from, and the licences of the teacher, the data and the model itself. None where
+    nobody says."""
 
     teacher: str | None = None
     teacher_revision: str | None = None
+    other_teachers: str | None = None
     teacher_digest: str | None = None
     student_digest: str | None = None
     answers: str | None = None

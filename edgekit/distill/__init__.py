@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from edgekit.distill.losses import LOSSES
 from edgekit.distill.machine import choose_device
 from edgekit.distill.options import (
     CreateOptions,
@@ -29,12 +30,13 @@ from edgekit.distill.options import (
     why_no_control,
 )
 from edgekit.errors import EdgekitError
-from edgekit.inputs import Content
+from edgekit.inputs import LATER, Content
 from edgekit.modalities.text import IDS
+from edgekit.model import load_model
 from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
-from edgekit.schema import parse, pick
+from edgekit.schema import nearest, parse, pick
 from edgekit.tasks import TASKS
 from edgekit.tasks.contentless import untaught
 
@@ -85,7 +87,8 @@ class DistillInputs:
     n-grams.
 
     losses: weights by names of LOSSES. vocabulary: how many of the teacher's tokens the student keeps at most, None for all.
-    signals: what was recorded of the teacher, None where it answers while the student learns.
+    signals: what was recorded of the teacher, None where it answers while the student learns. others: further teachers, which
+    teach by a mean of all; weights: of the teacher and of them, or "validation" for those that held-out rows choose.
     out_of_scope, machine: see `FinetuneInputs`.
     """
 
@@ -103,6 +106,8 @@ class DistillInputs:
     ngrams: Ngrams | None = None
     vocabulary: int | None = None
     signals: Content | None = None
+    others: Sequence[Content] = field(default=(), metadata=LATER)
+    weights: Sequence[float] | str = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +176,8 @@ def read_training(recipe: Recipe, where: str) -> Training:
     no_control = "the recipe makes no [student]" if recipe.student is None else why_no_control(kind.OUTPUT, losses)
     if options.control and no_control:
         raise EdgekitError(f"{where}: distill.control: {no_control}; remove this key")
+    if recipe.teacher.others:
+        _check_several(recipe, options, losses, where)
     qad, qad_losses = None, dict[str, float | Schedule]()
     if recipe.qad is not None:
         qad, qad_losses = read_qad_options(recipe.qad, kind.OUTPUT, f"{where}: qad")
@@ -186,6 +193,73 @@ def read_training(recipe: Recipe, where: str) -> Training:
         qad=qad,
         qad_losses=qad_losses,
     )
+
+
+def _check_several(recipe: Recipe, options: DistillOptions, chosen: Mapping[str, float | Schedule], where: str) -> None:
+    """Refuse several teachers where they cannot teach as one."""
+    several = f"{where}: teacher.others"
+    if TASKS[recipe.task].OUTPUT not in LOSSES["logits"].weights:
+        raise EdgekitError(
+            f"{several}: the mean of several teachers is of probabilities, which {recipe.task} has none of"
+        )
+    if recipe.qad is not None:
+        raise EdgekitError(f"{several}: [qad] learns from one teacher; remove that table, or the other teachers")
+    if options.signals == "recorded":
+        raise EdgekitError(f'{several}: one teacher is recorded; give signals = "live", or remove the other teachers')
+    of_logits = [name for name in chosen if LOSSES[name].divergence is not None and LOSSES[name].teacher]
+    if not of_logits:
+        raise EdgekitError(
+            f"{several}: no loss compares logits with the teachers'; add one to distill.losses (logits, ...)"
+        )
+    if "logit_squares" in of_logits:
+        raise EdgekitError(
+            f"{where}: distill.losses.logit_squares: the mean of several teachers has probabilities and no logits of its own; use"
+            " logits"
+        )
+    if options.confidence:
+        raise EdgekitError(
+            f"{where}: distill.confidence: weighs what one teacher says; remove it, or the other teachers"
+        )
+    if options.augment is not None and options.augment.answers == "asked":
+        raise EdgekitError(
+            f'{where}: distill.augment.answers: several teachers say what they think of a text as it was; give "kept", or'
+            " remove the other teachers"
+        )
+    if recipe.teacher.weights == "validation" and not options.holdout:
+        raise EdgekitError(
+            f'{where}: teacher.weights: "validation" chooses by the train rows that distill.holdout keeps aside, and it is 0;'
+            " give 0.05, or the weights as a list"
+        )
+
+
+def check_teachers(folder: Path, others: Sequence[Path], task: str, classes: Sequence[str] = ()) -> None:
+    """Refuse (EdgekitError) further teachers that do not say the same things as the first one, in its folder.
+
+    classes: that the first one will have, where it is not trained yet.
+    """
+    if not others:
+        return
+    first = load_model(folder)
+    for other in others:
+        model = load_model(other)
+        if OUTPUTS[TASKS[task].OUTPUT].has_classes:
+            _check_classes(model, classes or first.labels)
+        elif model.tokenizer().get_vocab() != first.tokenizer().get_vocab():
+            raise EdgekitError(
+                f"{other}: has another vocabulary than {folder}: of decoders that teach together each says the next token of the"
+                " same ones, and those of two tokenizers do not line up, which the loss uld needs too; give a teacher with the"
+                " same tokenizer"
+            )
+
+
+def _check_classes(model: Model, wanted: Sequence[str]) -> None:
+    for name, known in [*((name, model.labels) for name in wanted), *((name, wanted) for name in model.labels)]:
+        if name not in known:
+            whose = "lacks the class" if name in wanted else "has a class of its own,"
+            raise EdgekitError(
+                f"{model.folder}: {whose} {name!r}{nearest(name, known)}: teachers of one student have the same classes; rename"
+                " them (data.labels), or leave this teacher out"
+            )
 
 
 def choose_layers(teacher: Model, student: Student, where: str) -> list[int]:
@@ -274,7 +348,9 @@ def _teach_student(
     tokens = () if inputs.vocabulary is None else _tokens(inputs, inputs.vocabulary, rows)
     student = hashed or Cut(folder=teacher, keep=inputs.kept, tokens=tokens)
     recording = None if inputs.signals is None else inputs.signals.path
-    teaches = courses.Teaches(folder=teacher, recording=recording)
+    others = [other.path for other in inputs.others]
+    check_teachers(teacher, others, inputs.task)
+    teaches = courses.Teaches(folder=teacher, recording=recording, others=others, weights=inputs.weights)
     return courses.distill(teaches, rows, student, inputs.options, inputs.losses, job, epochs)
 
 

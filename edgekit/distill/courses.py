@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgekit.distill import losses
 from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passage_source
 from edgekit.distill.created import pack, save_tokenizer, train_tokenizer
+from edgekit.distill.ensemble import Member, choose_weights, join
 from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files, copy_tokenizer, save_model
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Outcome, Run, reproducible, train
@@ -55,6 +56,7 @@ from edgekit.workspace import file_sha256, fingerprint
 READING = "reading the texts"
 # Texts whose tokens are looked through at a time.
 _AT_ONCE = 256
+_OUTPUT = frozenset({"output"})
 # Of a model of 384 channels: a quarter of what a student's training takes, since all that is to learn is what rounding broke.
 QAD_RATE = 5e-5
 # What goes along with a model from the folder that it began from, by its output.
@@ -79,10 +81,16 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Teaches:
-    """A teacher: its folder, and what was recorded of it (`recorded.record`), where it is not to be asked."""
+    """A teacher: its folder, and what was recorded of it (`recorded.record`), where it is not to be asked.
+
+    others: folders of further teachers, with which it teaches by a mean of all (`ensemble`); weights: theirs and its own, before
+    them, or "validation".
+    """
 
     folder: Path
     recording: Path | None = None
+    others: Sequence[Path] = ()
+    weights: Sequence[float] | str = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +110,8 @@ class Course:
     """What the early stop looks at; without it, the sum of the losses."""
     epochs: int | None = None
     """After how many of the schedule's epochs it ends, whatever the held-out rows say; None: they decide."""
+    sources: Sequence[Source | None] = ()
+    """Of each further teacher what it reads of the same texts, None for what the student does."""
     grid: Grid | None = None
     """What the student's weights are rounded to in each forward pass, and at the end; None: they are not."""
 
@@ -121,9 +131,10 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
         whole, tokens = _narrowed(course, student)
         tap = Tap(student.module, needs=needs, blocks=blocks, device=device, precision=precision, tokens=tokens)
         writes = _writer(course, tap)
+        teacher = _teacher(course, student, needs, device)
         lesson = make_lesson(
             tap,
-            _teacher(course, student, needs, device),
+            teacher,
             course.source,
             Teaching(
                 weights=course.losses,
@@ -156,6 +167,8 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
     drop_snapshot(job.out)
     told = {key: value for key, value in asdict(outcome).items() if value is not None}
     facts = told | dict(course.source.facts) | student.facts | {"precision": precision, "device": device}
+    if teacher is not None:
+        facts |= teacher.facts
     if student.matched:
         facts["matched_layers"] = list(student.matched) if "hidden" in needs else []
     return outcome, facts
@@ -205,22 +218,53 @@ def _teacher(course: Course, student: Student, needs: frozenset[str], device: st
     taught = course.teacher
     if taught is None or not any(losses.LOSSES[name].teacher for name in course.losses):
         return None
-    folder = taught.folder
+    first = _asked(course, taught.folder, course.source, needs, student.matched, device)
+    if not taught.others:
+        return first
+    members = [Member(teacher=first)]
+    for folder, source in zip(taught.others, course.sources, strict=True):
+        course.job.progress(0, 0, f"loading a further teacher, {folder.name}")
+        one = _asked(course, folder, source or course.source, _OUTPUT, (), device)
+        order = None if source is None else _class_order(taught.folder, folder)
+        members.append(Member(teacher=one, source=source, order=order))
+    if isinstance(taught.weights, str):
+        weights, surprise = choose_weights(members, course.source, device, "teacher.weights")
+        told = {"log_loss": surprise}
+    else:
+        total = sum(taught.weights)
+        weights, told = [weight / total for weight in taught.weights], {}
+    facts = {"teachers": {"weights": [round(weight, 6) for weight in weights], **told}}
+    return replace(join(members, weights), facts=facts)
+
+
+def _asked(
+    course: Course, folder: Path, source: Source, needs: frozenset[str], blocks: Sequence[int], device: str
+) -> Teacher:
+    """A checkpoint as a teacher of a course."""
+    taught = course.teacher
+    assert taught is not None
 
     @cache
     def open_checkpoint() -> Tap:
-        return Tap(load_module(course.job.task, folder), needs=needs, blocks=student.matched, device=device)
+        return Tap(load_module(course.job.task, folder), needs=needs, blocks=blocks, device=device)
 
     return find_teacher(
         TeacherInputs(
             folder=folder,
-            source=course.source,
+            source=source,
             open=open_checkpoint,
             progress=course.job.progress,
             recording=taught.recording,
             anew=answers_anew(course.options),
+            share=1 / (1 + len(taught.others)),
         )
     )
+
+
+def _class_order(first: Path, other: Path) -> list[int]:
+    """Of each class of a teacher its number in another one."""
+    theirs = load_model(other).labels
+    return [theirs.index(name) for name in load_model(first).labels]
 
 
 def identify(course: Course) -> str:
@@ -229,6 +273,7 @@ def identify(course: Course) -> str:
         {
             "begins": _digests(course.begins),
             "teacher": _digests(course.teacher.folder if course.teacher else None),
+            **_others(course.teacher),
             "source": course.source.identity,
             "student": {"kind": type(course.student).__name__, **_without_paths(course.student)},
             "losses": {name: _plain(weight) for name, weight in course.losses.items()},
@@ -239,6 +284,12 @@ def identify(course: Course) -> str:
             **({"grid": [course.grid.format, course.grid.scheme, course.grid.kinds]} if course.grid else {}),
         }
     )
+
+
+def _others(taught: Teaches | None) -> dict[str, object]:
+    if taught is None or not taught.others:
+        return {}
+    return {"others": [_digests(folder) for folder in taught.others], "weights": taught.weights}
 
 
 def _digests(folder: Path | None) -> dict[str, str]:
@@ -307,6 +358,7 @@ def distill(
             options=options,
             begins=folder if isinstance(student, Cut) else None,
             teacher=teacher,
+            sources=[_read(other, texts, classes, options, job) if classes else None for other in teacher.others],
             judge=BRIER if epochs is not None and classes else None,
             epochs=epochs,
         )

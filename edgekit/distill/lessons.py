@@ -173,6 +173,8 @@ class _Beside:
         batch = batch.to(self.student.device)
         given = self.student(batch)
         wanted = given if self.teacher is None or self.teacher.recorded is not None else self.teacher.ask(batch)
+        if self.teacher is not None and self.teacher.mix is not None and batch.scored is None:
+            wanted = replace(wanted, output=self.teacher.mix(wanted.output, options.temperature))
         by_token = [term for term in terms if batch.scored and "output" in term[2].needs]
         others = [term for term in terms if term not in by_token]
         if whole is not None:
@@ -191,7 +193,7 @@ class _Beside:
         given, wanted, batch = compared
         targets, (rows, positions) = _scored(batch)
         mine = given.output[rows, positions]
-        shown = self._teacher_of(wanted, batch) if any(loss.teacher for _, _, loss in terms) else None
+        shown = self._teacher_of(wanted, batch, options) if any(loss.teacher for _, _, loss in terms) else None
         share = (1 / torch.bincount(rows).to(mine.dtype))[rows] if self.per_sequence else None
 
         ids, (owners, _) = _scored(whole)
@@ -216,7 +218,9 @@ class _Beside:
     def _note(self, name: str, value: Tensor) -> None:
         self.told[name] = self.told.get(name, 0.0) + value.detach()
 
-    def _teacher_of(self, wanted: Signal, batch: Batch) -> Callable[[slice], Tensor | Recorded] | None:
+    def _teacher_of(
+        self, wanted: Signal, batch: Batch, options: LossOptions
+    ) -> Callable[[slice], Tensor | Recorded] | None:
         """What the teacher says of a slice of the scored tokens: its logits, or what was recorded; None without a teacher."""
         teacher = self.teacher
         if teacher is None:
@@ -224,8 +228,10 @@ class _Beside:
         if teacher.recorded is not None:
             return teacher.recorded(batch)[batch.targets != IGNORED].__getitem__
         _, (rows, positions) = _scored(batch)
-        theirs = wanted.output[rows, positions]
-        return lambda part: teacher.logits(theirs[part])
+        theirs, mix = wanted.output[rows, positions], teacher.mix
+        if mix is None:
+            return lambda part: teacher.logits(theirs[part])
+        return lambda part: mix(teacher.logits(theirs[part]), options.temperature)
 
 
 def _scored(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,6 +34,10 @@ class Teacher:
     """Of a decoder: the outputs of scored tokens [tokens, ...] -> logits [tokens, vocabulary]."""
     recorded: Callable[[Batch], Recorded] | None = None
     """Of a decoder whose answers were recorded: what it said of a batch's scored tokens; it is never asked."""
+    mix: Callable[[Tensor, float], Tensor] | None = None
+    """Of several teachers, whose logits are [..., teachers, width]: the logits of their mean at a temperature, [..., width]."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What the step writes about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,8 @@ class TeacherInputs:
     """A folder that `recorded.record` filled, where the student is to learn from that."""
     anew: bool = False
     """Whether it is asked other texts than the source's: changed ones (`Source.varied`), or what its student writes."""
+    share: float = 1.0
+    """How much of SIGNAL_BYTES its kept answers may take."""
 
 
 def recorded(inputs: TeacherInputs) -> Teacher | None:
@@ -66,7 +72,7 @@ def kept(inputs: TeacherInputs) -> Teacher | None:
     """The checkpoint asked once for every text, its answers in this machine's memory; None where they do not fit into it, or
     it is asked other texts.
 
-    They fit where their float32 numbers take at most SIGNAL_BYTES.
+    They fit where their float32 numbers take at most their share of SIGNAL_BYTES.
     """
     if inputs.anew:
         return None
@@ -77,7 +83,7 @@ def kept(inputs: TeacherInputs) -> Teacher | None:
     numbers = sum(tensor.shape[-1] for tensor in first.hidden) * tokens
     numbers += sum(tensor.shape[1] * tensor.shape[-1] for tensor in first.projections) * tokens
     numbers += first.output.shape[-1] * (len(source.lengths) if whole else tokens)
-    if 4 * numbers > SIGNAL_BYTES:
+    if 4 * numbers > SIGNAL_BYTES * inputs.share:
         return None
     known: dict[int, Signal] = {}
     order = sorted(range(len(source.lengths)), key=lambda row: (-source.lengths[row], row))

@@ -181,7 +181,7 @@ class _Work:
                 self.made,
                 tokens=tokens,
                 epochs=training.distill.epochs,
-                teacher=None if self.records else self.teacher,
+                teacher=None if self.records else self.teachers,
                 projections=0 if OUTPUTS[self.output].generates else 3,
                 anew=answers_anew(training.distill),
                 writes=0.0 if writing is None else at(writing.share, 0.5),
@@ -197,6 +197,12 @@ class _Work:
                 anew=answers_anew(training.qad),
             )
         return costs
+
+    @property
+    def teachers(self) -> Size:
+        """All teachers together, of which the others are taken to be as large as the first."""
+        count, one = 1 + len(self.plan.recipe.teacher.others), self.teacher
+        return replace(one, weights=count * one.weights, embedding=count * one.embedding)
 
     @property
     def records(self) -> bool:

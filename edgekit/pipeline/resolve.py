@@ -19,7 +19,7 @@ from edgekit.pipeline.answers import check_answers
 from edgekit.pipeline.cost import estimate
 from edgekit.pipeline.plan import Plan, Session, Settings
 from edgekit.pipeline.shapes import made_model
-from edgekit.pipeline.teacher import find_teacher
+from edgekit.pipeline.teacher import find_others, find_teacher
 from edgekit.prompts import PromptSet, gather, sources
 from edgekit.recipe import Recipe
 from edgekit.schema import nearest, parse, pick
@@ -264,16 +264,9 @@ def _check_control(recipe: Recipe, prompts: Product) -> None:
 
 
 def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Session) -> None:
-    from edgekit.architectures import find_architecture, is_decoder
-    from edgekit.distill import choose_layers
-    from edgekit.tasks import TASKS
+    from edgekit.distill import check_teachers, choose_layers
 
-    family = find_architecture(model.architecture, str(model.folder / "config.json"))
-    if is_decoder(family) != OUTPUTS[TASKS[recipe.task].OUTPUT].generates:
-        kind = "decoder, which generates text" if is_decoder(family) else "encoder, which generates no text"
-        raise EdgekitError(
-            f"{recipe.path}: task: {recipe.task}, but {model.folder} is a {model.architecture}: a {kind}"
-        )
+    _check_kind(recipe, model)
     if recipe.student is not None:
         choose_layers(model, recipe.student, f"{recipe.path}: student")
         if (most := recipe.student.vocabulary) is not None and most >= model.rows:
@@ -284,6 +277,25 @@ def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Sess
     _check_length(recipe, model)
     head = {"num_labels": len(prompts.facts["labels"])} if recipe.teacher.finetune is not None else None
     _check_loads(model, recipe.task, head if recipe.task == "text-classification" else None, session)
+    others = find_others(recipe, session)
+    for other in others:
+        _check_kind(recipe, load_model(other))
+        _check_length(recipe, load_model(other))
+        _check_loads(load_model(other), recipe.task, None, session)
+    check_teachers(model.folder, others, recipe.task, prompts.facts["labels"] if head else ())
+
+
+def _check_kind(recipe: Recipe, model: Model) -> None:
+    """Refuse a decoder where the task needs an encoder, and the other way round."""
+    from edgekit.architectures import find_architecture, is_decoder
+    from edgekit.tasks import TASKS
+
+    family = find_architecture(model.architecture, str(model.folder / "config.json"))
+    if is_decoder(family) != OUTPUTS[TASKS[recipe.task].OUTPUT].generates:
+        kind = "decoder, which generates text" if is_decoder(family) else "encoder, which generates no text"
+        raise EdgekitError(
+            f"{recipe.path}: task: {recipe.task}, but {model.folder} is a {model.architecture}: a {kind}"
+        )
 
 
 def _check_loads(model: Model, task: str, head: Mapping[str, object] | None, session: Session) -> None:

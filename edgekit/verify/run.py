@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgekit import gate
 from edgekit.evidence import Coverage, FloatModel, PromptFacts
-from edgekit.inputs import Content, Json
+from edgekit.inputs import LATER, Content, Json
 from edgekit.progress import Progress
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import AS_CALIBRATED, Rejection
@@ -39,7 +39,7 @@ class VerifyInputs:
     device is, facts what it says of itself; host is what this machine's arithmetic depends on, where the device is another one:
     its answers are compared with those here. linear: the linear model that the report draws as a line, and hashed: whether the
     student is a table of n-grams itself, so that none is advised. control: the record of the student without its teacher, and
-    taught: of the one with it, where the reference is of what a later step made of that.
+    taught: of the one with it, where the reference is of what a later step made of that. who_taught: in words, where several did.
     """
 
     STEP: ClassVar[str] = "verify"
@@ -71,6 +71,7 @@ class VerifyInputs:
     hashed: bool = False
     control: Content | None = None
     taught: Content | None = None
+    who_taught: str | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
