@@ -10,7 +10,8 @@ Goals, the worst of the seeds:
 The others show what the teacher added: `ngrams-control` and `1-layer-control` are the same students without it; the rows of
 `ablations` are 3-layer students by one loss alone or all of them, 4 epochs each, `by-labels` being their control.
 The 3,080 test rows are only counted: every default was chosen on a part of the train rows. Bytes are model.onnx's; the tokenizer
-is the teacher's and counted apart, students of blocks keep 4,000 of its tokens.
+is the teacher's and counted apart. Students of blocks keep 4,300 of its tokens (those of the train texts and all characters),
+as many positions as a text may have, and the heads, neurons and channels that are most active on the train texts.
 
 Usage: python benchmarks/students.py [--only ROW,...] [--seeds 3] [--data DIR] [--cache DIR] [--svg FILE] [--json]
 Each row is kept as soon as it is there, and a training that was killed continues: run it again until all are. Without --only the
@@ -38,42 +39,60 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from banking77 import CLASSIFY, MAX_LENGTH, SHARED, Bench, machine, missing  # noqa: E402
 
 from edgekit import linear  # noqa: E402
-from edgekit.distill import ControlInputs, DistillInputs, control, distill  # noqa: E402
+from edgekit.distill import ControlInputs, DistillInputs, ImportanceInputs, control, distill, rank  # noqa: E402
 from edgekit.distill.machine import conditions  # noqa: E402
-from edgekit.distill.options import Ngrams, choose_blocks, default_losses, read_distill_options  # noqa: E402
+from edgekit.distill.options import (  # noqa: E402
+    DistillOptions,
+    Ngrams,
+    choose_blocks,
+    default_losses,
+    read_distill_options,
+)
+from edgekit.distill.sizes import choose_sizes  # noqa: E402
 from edgekit.gate import paired_bounds  # noqa: E402
-from edgekit.inputs import identity  # noqa: E402
+from edgekit.inputs import Content, identity  # noqa: E402
 from edgekit.modalities.text import of_tokens  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
+from edgekit.recipe import Student  # noqa: E402
 from edgekit.report import ModelFigures  # noqa: E402
 from edgekit.report.charts import scatter  # noqa: E402
 from edgekit.report.page import STYLE  # noqa: E402
 from edgekit.runtimes import onnxruntime  # noqa: E402
+from edgekit.schema import parse  # noqa: E402
 from edgekit.workspace import Product, file_sha256, write_atomically  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of the table: blocks of the student, 0 of n-grams; its [distill] table; whether it is a control."""
+    """A row of the table: blocks of the student, 0 of n-grams; its other keys; its [distill] table; whether it is a control."""
 
     layers: int = 0
+    student: Mapping[str, object] = field(default_factory=dict)
     table: Mapping[str, object] = field(default_factory=dict)
     control: bool = False
-    vocabulary: int | None = None
 
 
-LINEAR, TOKENS = "linear", 4000
+LINEAR = "linear"
+SMALL = {"vocabulary": 4300, "positions": MAX_LENGTH}
+ONE = SMALL | {"hidden": 192, "intermediate": 896}
+THREE = SMALL | {"hidden": 256, "intermediate": 576}
+# Cut this small a student has more to learn again than one of whole blocks: higher rates than the default, and more epochs.
+TAUGHT = {"epochs": 8, "learning_rate": 5e-4}
+LONGER = TAUGHT | {"epochs": 12}
 ALONE = ("labels", "logits", "hidden", "attention_relation")
 ABLATIONS = {
-    **{f"by-{name}": Row(layers=3, table={"epochs": 4, "losses": {name: 1.0}}, vocabulary=TOKENS) for name in ALONE},
-    "by-all": Row(layers=3, table={"epochs": 4, "losses": default_losses("logits")}, vocabulary=TOKENS),
+    **{f"by-{name}": Row(layers=3, student=THREE, table={"epochs": 4, "losses": {name: 1.0}}) for name in ALONE},
+    "by-all": Row(layers=3, student=THREE, table={"epochs": 4, "losses": default_losses("logits")}),
+    "by-all-influence": Row(
+        layers=3, student=THREE | {"depth": "influence"}, table={"epochs": 4, "losses": default_losses("logits")}
+    ),
 }
 ROWS = {
     "ngrams": Row(),
     "ngrams-control": Row(control=True),
-    "1-layer": Row(layers=1, table={"epochs": 8}, vocabulary=TOKENS),
-    "1-layer-control": Row(layers=1, table={"epochs": 8}, vocabulary=TOKENS, control=True),
-    "3-layer": Row(layers=3, table={"epochs": 8}, vocabulary=TOKENS),
+    "1-layer": Row(layers=1, student=ONE, table=LONGER),
+    "1-layer-control": Row(layers=1, student=ONE, table=LONGER, control=True),
+    "3-layer": Row(layers=3, student=THREE, table=TAUGHT),
     **ABLATIONS,
 }
 DEFAULT = (LINEAR, "ngrams", "ngrams-control", "1-layer")
@@ -195,7 +214,12 @@ def taught(bench: Bench, row: Row, seed: int) -> Product:
     """The student of a row and a seed, and how long it took to teach it (wall seconds, the teacher's answers included)."""
     kind = "cut" if row.layers else "ngrams"
     options, losses = read_distill_options(row.table, "logits", "benchmark", kind)
-    blocks = choose_blocks(load_model(bench.teacher).layers, row.layers, None, "benchmark") if row.layers else []
+    model, student = (
+        load_model(bench.teacher),
+        parse(Student, {"layers": row.layers or None, **row.student}, "benchmark"),
+    )
+    influential = student.depth == "influence"
+    blocks = choose_blocks(model.layers, row.layers, None, "benchmark") if row.layers and not influential else []
     inputs = DistillInputs(
         teacher=bench.content(bench.teacher),
         prompts=bench.splits("train"),
@@ -208,7 +232,10 @@ def taught(bench: Bench, row: Row, seed: int) -> Product:
         seed=seed,
         machine=conditions(options),
         ngrams=None if row.layers else Ngrams(),
-        vocabulary=row.vocabulary,
+        vocabulary=student.vocabulary,
+        layers=row.layers if influential else None,
+        sizes=choose_sizes(model, student, "benchmark"),
+        importance=ranked(bench) if student.by_importance else None,
     )
     shown = Shown()
 
@@ -222,6 +249,21 @@ def taught(bench: Bench, row: Row, seed: int) -> Product:
         return student
     alone = ControlInputs(**{**vars(inputs), "losses": {"labels": 1.0}}, epochs=int(student.facts["epochs"]))
     return bench.workspace.once("control", identity(alone), lambda out: timed(out, alone))
+
+
+def ranked(bench: Bench) -> Content:
+    """How much each part of the teacher does on the train texts, measured once for all rows."""
+    inputs = ImportanceInputs(
+        teacher=bench.content(bench.teacher),
+        prompts=bench.splits("train"),
+        task=CLASSIFY,
+        device="cpu",
+        max_length=MAX_LENGTH,
+        seed=0,
+        machine=conditions(DistillOptions()),
+    )
+    product = bench.workspace.once("importance", identity(inputs), lambda out: rank(inputs, out))
+    return Content(path=product.folder, digest=product.digest)
 
 
 class Shown:

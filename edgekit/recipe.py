@@ -56,15 +56,34 @@ class Student:
     """What learns from the teacher. `student = "ngrams"` is a table of that kind alone.
 
     cut: some of the teacher's layers: how many, or which ones (`keep`, indices into them). With `vocabulary` it has so many of
-    its tokens at most: those of the train texts, all single characters, and the most frequent of the others. ngrams: a
-    table of hashed n-grams of the teacher's tokens, of `buckets` rows (36 bytes each in int8; without it 20,000).
+    its tokens at most: those of the train texts, all single characters, and the most frequent of the others. `depth` says how
+    `layers` are picked: evenly spaced, or those that change most of what passes through them. `hidden` (channels between
+    layers), `heads`, `kv_heads` and `intermediate` (neurons of an MLP) make it narrower: what is most active on the train texts
+    stays. With `positions` it reads so many tokens of a text at most, and has no more rows of where they stand. ngrams: a table
+    of hashed n-grams of the teacher's tokens, of `buckets` rows (36 bytes each in int8; without it 20,000).
     """
 
     kind: Literal["cut", "ngrams"] = "cut"
     buckets: Annotated[int, Ge(1024), Lt(2**24)] | None = None
     layers: Annotated[int, Ge(1)] | None = None
     keep: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] | None = None
+    depth: Literal["even", "influence"] = "even"
+    hidden: Annotated[int, Ge(1)] | None = None
+    heads: Annotated[int, Ge(1)] | None = None
+    kv_heads: Annotated[int, Ge(1)] | None = None
+    intermediate: Annotated[int, Ge(1)] | None = None
+    positions: Annotated[int, Ge(1)] | None = None
     vocabulary: Annotated[int, Ge(1)] | None = None
+
+    @property
+    def widths(self) -> list[str]:
+        """The keys that make it narrower than its teacher, those that are given."""
+        return [key for key in ("hidden", "heads", "kv_heads", "intermediate") if getattr(self, key) is not None]
+
+    @property
+    def by_importance(self) -> bool:
+        """Whether what stays of the teacher is measured, not ruled."""
+        return bool(self.widths) or self.depth == "influence"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +302,7 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
             f"{where}: data.answer: a conversation ends with its wanted answer (data.messages); remove it"
         )
     if student is not None:
-        _check_student(student, recipe.task, f"{where}: student")
+        _check_student(student, recipe.task, recipe.data.max_length, f"{where}: student")
     if recipe.answers is not None:
         _check_answers(recipe, recipe.answers, f"{where}: answers")
 
@@ -349,8 +368,9 @@ def _check_teachers(teacher: Teacher, student: Student | None, where: str) -> No
         )
 
 
-def _check_student(student: Student, task: str, where: str) -> None:
+def _check_student(student: Student, task: str, longest: int, where: str) -> None:
     blocks = student.layers is not None or student.keep is not None
+    widths = student.widths
     if student.vocabulary is not None and (student.kind == "ngrams" or task == "text-generation"):
         of = "a student of n-grams" if student.kind == "ngrams" else "a model that writes text"
         raise EdgekitError(f"{where}.vocabulary: {of} keeps its teacher's tokens; remove this key")
@@ -359,10 +379,26 @@ def _check_student(student: Student, task: str, where: str) -> None:
             raise EdgekitError(f"{where}.kind: ngrams: such a student classifies texts; it is none for {task}")
         if blocks:
             raise EdgekitError(f"{where}: a student of n-grams has no layers; remove layers and keep")
+        if widths or student.depth != "even" or student.positions is not None:
+            key = [*widths, "depth" if student.depth != "even" else "positions"][0]
+            raise EdgekitError(f"{where}.{key}: a student of n-grams has no layers; remove this key")
     elif student.buckets is not None:
         raise EdgekitError(f"{where}.buckets: for kind = 'ngrams' alone; remove it")
-    elif (student.layers is None) == (student.keep is None):
-        raise EdgekitError(f"{where}: give either layers, such as 3, or keep, such as [0, 2, 5]")
+    elif (student.layers is None) == (student.keep is None) and (blocks or not (widths or student.positions)):
+        raise EdgekitError(
+            f"{where}: give either layers, such as 3, or keep, such as [0, 2, 5]; without both a width, such as intermediate"
+        )
+    elif student.depth == "influence" and student.layers is None:
+        raise EdgekitError(f"{where}.depth: picks so many layers as `layers` says; give layers, or remove depth")
+    if student.positions is not None and student.positions < longest:
+        raise EdgekitError(
+            f"{where}.positions: {student.positions}: texts have up to {longest} tokens (data.max_length); give as many"
+        )
+    if student.hidden is not None and task == "feature-extraction":
+        raise EdgekitError(
+            f"{where}.hidden: embeddings of another width could not be compared with the teacher's; remove this key, and cut"
+            " intermediate or layers"
+        )
 
 
 def find_recipes(folder: Path) -> list[Path]:

@@ -60,6 +60,7 @@ STEPS: dict[str, Step] = {
     "rename": Step(code=("edgekit.pipeline.teacher",)),
     "finetune": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
     "signals": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True),
+    "importance": Step(code=("edgekit.distill", _READ), libraries=_TRAINING),
     "distill": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
     "control": Step(code=("edgekit.distill", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
     "linear": Step(code=("edgekit.linear", _READ), libraries=("onnx", "tokenizers", "numpy")),

@@ -94,7 +94,7 @@ def students_table() -> str:
 
     asked = {
         "created": "`[teacher.create]`",
-        "cut": "`[student]` with `layers` or `keep`",
+        "cut": "`[student]` with `layers` or `keep`, `intermediate`, `heads`, `hidden`",
         "hashed": '`student = "ngrams"`',
         "whole": "`[teacher.finetune]`, `[qad]`",
     }

@@ -12,6 +12,7 @@ from edgekit import calibrate as calibrating
 from edgekit import distill as training
 from edgekit import export as exporting
 from edgekit import record as recording
+from edgekit.architectures.widths import Sizes
 from edgekit.distill.machine import conditions
 from edgekit.distill.options import Ngrams, choose_blocks, read_create_options, read_distill_options
 from edgekit.formats import Processor, Source, parse_options
@@ -118,6 +119,8 @@ def distill_inputs(
     vocabulary: int | None = None,
     ngrams: Ngrams | None = None,
     signals: Path | None = None,
+    sizes: Sizes | None = None,
+    importance: Path | None = None,
     seed: int = 0,
     out_of_scope: str | None = None,
 ) -> training.DistillInputs:
@@ -138,6 +141,8 @@ def distill_inputs(
         ngrams=ngrams,
         vocabulary=vocabulary,
         signals=None if signals is None else content(signals),
+        sizes=sizes,
+        importance=None if importance is None else content(importance),
     )
 
 

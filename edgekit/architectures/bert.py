@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgekit.architectures.gguf import Config, Gguf, Keys, Place, head_width
+from edgekit.architectures.widths import Widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,6 +53,34 @@ def keys(config: Config) -> Keys:
     }
 
 
+# Of families whose blocks are these, but are more than them: where only the MLP can be cut.
+INNER = {"intermediate.dense": ("inner", ""), "output.dense": ("", "inner")}
+POSITIONS = {"embeddings.position_embeddings": ("positions", "")}
+WIDTHS = Widths(
+    blocks={
+        "attention.self.query": ("query", "model"),
+        "attention.self.key": ("key", "model"),
+        "attention.self.value": ("key", "model"),
+        "attention.output.dense": ("model", "query"),
+        "attention.output.LayerNorm": ("model",),
+        "intermediate.dense": ("inner", "model"),
+        "output.dense": ("model", "inner"),
+        "output.LayerNorm": ("model",),
+    },
+    places={
+        "embeddings.word_embeddings": ("", "model"),
+        "embeddings.position_embeddings": ("positions", "model"),
+        "embeddings.token_type_embeddings": ("", "model"),
+        "embeddings.LayerNorm": ("model",),
+        "pooler.dense": ("pooled", "model"),
+        # As a head is planned that is trained yet (`pipeline.shapes`).
+        "head.dense": ("pooled", "model"),
+        # RoBERTa's classifier; BERT's own comes behind it.
+        "classifier.dense": ("pooled", "model"),
+        "classifier.out_proj": ("", "pooled"),
+        "classifier": ("", "pooled"),
+    },
+)
 GGUF = Gguf(
     architecture="bert",
     sizes=sizes,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgekit.architectures.widths import Widths
+
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
@@ -12,6 +14,29 @@ if TYPE_CHECKING:
 LAYERS = "transformer.layer"
 PROJECTIONS: tuple[str, ...] = ("attention.q_lin", "attention.k_lin", "attention.v_lin")
 TOKEN_TYPE_IDS = False
+WIDTHS = Widths(
+    blocks={
+        "attention.q_lin": ("query", "model"),
+        "attention.k_lin": ("key", "model"),
+        "attention.v_lin": ("key", "model"),
+        "attention.out_lin": ("model", "query"),
+        "sa_layer_norm": ("model",),
+        "ffn.lin1": ("inner", "model"),
+        "ffn.lin2": ("model", "inner"),
+        "output_layer_norm": ("model",),
+    },
+    places={
+        "embeddings.word_embeddings": ("", "model"),
+        "embeddings.position_embeddings": ("positions", "model"),
+        "embeddings.LayerNorm": ("model",),
+        "pre_classifier": ("pooled", "model"),
+        "head.dense": ("pooled", "model"),
+        "classifier": ("", "pooled"),
+    },
+    hidden="dim",
+    heads="n_heads",
+    intermediate="hidden_dim",
+)
 
 
 def cut(config: PretrainedConfig, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:  # noqa: ARG001 - one signature for all

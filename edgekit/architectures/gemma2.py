@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from edgekit.architectures.gguf import Config, Gguf, Keys, Place, decoder_keys, decoder_sizes, rope, window_keys
 from edgekit.architectures.llama import BLOCKS, IGNORED, LAYERS, PLACES, PROJECTIONS, TOKEN_TYPE_IDS, cut
+from edgekit.architectures.llama import WIDTHS as BARE
 
-__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "cut"]
+__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "WIDTHS", "cut"]
 
+WIDTHS = replace(BARE, fixed={"hidden": "it multiplies its embeddings by the root of its width"})
 # The layers of the 27B models, whose scores llama.cpp divides by the root of hidden_size / heads, not of the head's width.
 _LARGE = 46
 

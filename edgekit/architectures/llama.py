@@ -16,6 +16,7 @@ from edgekit.architectures.gguf import (
     longrope_factors,
     rope,
 )
+from edgekit.architectures.widths import Widths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +69,21 @@ TURNED = {
         }.items()
     },
 }
+WIDTHS = Widths(
+    blocks={
+        "input_layernorm": ("model",),
+        "self_attn.q_proj": ("query", "model"),
+        "self_attn.k_proj": ("key", "model"),
+        "self_attn.v_proj": ("key", "model"),
+        "self_attn.o_proj": ("model", "query"),
+        "post_attention_layernorm": ("model",),
+        "mlp.gate_proj": ("inner", "model"),
+        "mlp.up_proj": ("inner", "model"),
+        "mlp.down_proj": ("model", "inner"),
+    },
+    places={"embed_tokens": ("", "model"), "norm": ("model",), "lm_head": ("", "model")},
+    head="head_dim",
+)
 ROPES = ("default", "linear", "yarn", "llama3", "longrope")
 # What tensors of older checkpoints repeat of the configuration.
 IGNORED = ("rotary_emb.", "layers.{}.self_attn.rotary_emb.")

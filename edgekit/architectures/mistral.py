@@ -11,11 +11,12 @@ from edgekit.architectures.llama import (
     ROPES,
     TOKEN_TYPE_IDS,
     TURNED,
+    WIDTHS,
     cut,
     factors,
 )
 
-__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "cut"]
+__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "WIDTHS", "cut"]
 
 
 def keys(config: Config) -> Keys:

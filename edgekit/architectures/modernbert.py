@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgekit.architectures.gguf import Config, Gguf, Keys, Place, head_width, rope, window_keys
+from edgekit.architectures.widths import Widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,6 +15,24 @@ if TYPE_CHECKING:
 LAYERS = "layers"
 PROJECTIONS: tuple[str, ...] = ("attn.Wqkv",)
 TOKEN_TYPE_IDS = False
+WIDTHS = Widths(
+    blocks={
+        "attn_norm": ("model",),
+        "attn.Wqkv": ("query+key+key", "model"),
+        "attn.Wo": ("model", "query"),
+        "mlp_norm": ("model",),
+        "mlp.Wi": ("inner+inner", "model"),
+        "mlp.Wo": ("model", "inner"),
+    },
+    places={
+        "embeddings.tok_embeddings": ("", "model"),
+        "embeddings.norm": ("model",),
+        "final_norm": ("model",),
+        "head.dense": ("pooled", "model"),
+        "head.norm": ("pooled",),
+        "classifier": ("", "pooled"),
+    },
+)
 
 
 def cut(config: PretrainedConfig, layers: Sequence[nn.Module], keep: Sequence[int]) -> None:

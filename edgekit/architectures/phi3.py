@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekit.architectures.gguf import (
@@ -17,13 +18,21 @@ from edgekit.architectures.gguf import (
     rope,
 )
 from edgekit.architectures.llama import BLOCKS, IGNORED, LAYERS, PLACES, TOKEN_TYPE_IDS, cut
+from edgekit.architectures.llama import WIDTHS as APART
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "cut"]
+__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "WIDTHS", "cut"]
 
+WIDTHS = replace(
+    APART,
+    blocks={
+        path: axes for path, axes in APART.blocks.items() if "norm" in path or path.endswith(("o_proj", "down_proj"))
+    }
+    | {"self_attn.qkv_proj": ("query+key+key", "model"), "mlp.gate_up_proj": ("inner+inner", "model")},
+)
 PROJECTIONS: tuple[str, ...] = ("self_attn.qkv_proj",)
 
 

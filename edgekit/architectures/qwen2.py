@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from edgekit.architectures.gguf import Config, Gguf, Keys, context_within, decoder_keys, decoder_sizes, rope
-from edgekit.architectures.llama import BLOCKS, IGNORED, LAYERS, PLACES, PROJECTIONS, TOKEN_TYPE_IDS, cut
+from edgekit.architectures.llama import BLOCKS, IGNORED, LAYERS, PLACES, PROJECTIONS, TOKEN_TYPE_IDS, WIDTHS, cut
 from edgekit.typed_json import as_list
 
-__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "cut"]
+__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "WIDTHS", "cut"]
 
 # llama.cpp's graphs of Qwen take no divisors of frequencies, which llama3 and longrope need.
 ROPES = ("default", "linear", "yarn")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from edgekit.architectures.gguf import Gguf, Place, decoder_sizes
-from edgekit.architectures.llama import BLOCKS, IGNORED, LAYERS, PLACES, PROJECTIONS, TOKEN_TYPE_IDS, cut
+from edgekit.architectures.llama import BLOCKS, IGNORED, LAYERS, PLACES, PROJECTIONS, TOKEN_TYPE_IDS, WIDTHS, cut
 from edgekit.architectures.qwen2 import DEFAULTS, keys
 
-__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "cut"]
+__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "WIDTHS", "cut"]
 
 GGUF = Gguf(
     architecture="qwen3",

@@ -6,7 +6,9 @@ from edgekit.architectures import bert
 from edgekit.architectures.bert import LAYERS, PROJECTIONS, TOKEN_TYPE_IDS, cut
 from edgekit.architectures.gguf import Config, Keys
 
-__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "cut"]
+__all__ = ["GGUF", "LAYERS", "PROJECTIONS", "TOKEN_TYPE_IDS", "WIDTHS", "cut"]
+
+WIDTHS = replace(bert.WIDTHS, padded=True)
 
 
 def sizes(config: Config) -> dict[str, int]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from edgekit.architectures.widths import Sizes
 from edgekit.distill.losses import LOSSES
 from edgekit.distill.machine import choose_device
 from edgekit.distill.options import (
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from edgekit.recipe import Recipe, Student
 
 
+# Texts that tell what is important: of BANKING77 four times as many choose 94 to 98 % of the same half of a BERT's neurons.
+RANKED = 512
 # Tokens of a text that is not cut.
 _WHOLE = 1 << 20
 
@@ -86,6 +90,8 @@ class DistillInputs:
     """What `distill` is given: a teacher, the prompts, and which of the teacher's layers the student keeps, or its table of
     n-grams.
 
+    layers: how many of the most influential the student keeps instead of `kept`. sizes: how wide it is, None for as wide as the
+    teacher. importance: what `rank` found, where layers or widths are chosen by it.
     losses: weights by names of LOSSES. vocabulary: how many of the teacher's tokens the student keeps at most, None for all.
     signals: what was recorded of the teacher, None where it answers while the student learns. others: further teachers, which
     teach by a mean of all; weights: of the teacher and of them, or "validation" for those that held-out rows choose.
@@ -108,6 +114,9 @@ class DistillInputs:
     signals: Content | None = None
     others: Sequence[Content] = field(default=(), metadata=LATER)
     weights: Sequence[float] | str = field(default=(), metadata=LATER)
+    layers: int | None = field(default=None, metadata=LATER)
+    sizes: Sizes | None = field(default=None, metadata=LATER)
+    importance: Content | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +131,23 @@ class SignalsInputs:
     prompts: Content
     task: str
     temperature: float
+    device: str
+    max_length: int
+    seed: int
+    machine: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceInputs:
+    """What `rank` is given: a teacher, and the prompts that it reads some of.
+
+    device: that it runs on; machine: see `CreateInputs`.
+    """
+
+    STEP: ClassVar[str] = "importance"
+    teacher: Content
+    prompts: Content
+    task: str
     device: str
     max_length: int
     seed: int
@@ -266,6 +292,8 @@ def choose_layers(teacher: Model, student: Student, where: str) -> list[int]:
     """Which of the teacher's layers a student keeps, [] of one of n-grams; EdgekitError where the teacher does not have them."""
     if student.kind == "ngrams":
         return []
+    if student.layers is None and student.keep is None:
+        return list(range(teacher.layers))
     return choose_blocks(teacher.layers, student.layers, student.keep, where)
 
 
@@ -341,12 +369,17 @@ def _teach_student(
     teacher = inputs.teacher.path
     rows = student_rows(inputs.prompts.path, inputs.task, inputs.out_of_scope)
     from edgekit.distill import courses
+    from edgekit.distill.importance import FILE, choose_influential, read_importance
     from edgekit.distill.students import Cut, Hashed
 
     job = make_job(inputs, out, progress, inputs.out_of_scope)
     hashed = None if inputs.ngrams is None else Hashed(folder=teacher, table=inputs.ngrams)
     tokens = () if inputs.vocabulary is None else _tokens(inputs, inputs.vocabulary, rows)
-    student = hashed or Cut(folder=teacher, keep=inputs.kept, tokens=tokens)
+    importance = None if inputs.importance is None else inputs.importance.path / FILE
+    kept = list(inputs.kept)
+    if importance is not None and inputs.layers is not None:
+        kept = choose_influential(read_importance(importance), inputs.layers)
+    student = hashed or Cut(folder=teacher, keep=kept, tokens=tokens, sizes=inputs.sizes, importance=importance)
     recording = None if inputs.signals is None else inputs.signals.path
     others = [other.path for other in inputs.others]
     check_teachers(teacher, others, inputs.task)
@@ -365,6 +398,19 @@ def record_teacher(inputs: SignalsInputs, out: Path, progress: Progress = silent
 
     job = make_job(inputs, out, progress)
     return courses.record_teacher(inputs.teacher.path, rows, job, inputs.temperature, choose_device(inputs.device))
+
+
+def rank(inputs: ImportanceInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
+    """Measure how much each part of a teacher does on some of the train split, into `out` (`distill.importance`).
+
+    Any student that is cut from it by importance reads it. Raises EdgekitError for an empty train split.
+    """
+    rows = student_rows(inputs.prompts.path, inputs.task, None)
+    drawn = sorted(rows, key=lambda row: sha256(f"importance:{inputs.seed}:{row.text}".encode()).digest())
+    from edgekit.distill import courses
+
+    job = make_job(inputs, out, progress)
+    return courses.rank(inputs.teacher.path, drawn[:RANKED], job, choose_device(inputs.device))
 
 
 def _tokens(inputs: DistillInputs, most: int, rows: Sequence[Prompt]) -> list[int]:

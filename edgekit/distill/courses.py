@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgekit.distill import losses
@@ -17,6 +18,7 @@ from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passa
 from edgekit.distill.created import pack, save_tokenizer, train_tokenizer
 from edgekit.distill.ensemble import Member, choose_weights, join
 from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files, copy_tokenizer, save_model
+from edgekit.distill.importance import FILE, measure
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Outcome, Run, reproducible, train
 from edgekit.distill.losses import BRIER, Loss
@@ -57,6 +59,8 @@ READING = "reading the texts"
 # Texts whose tokens are looked through at a time.
 _AT_ONCE = 256
 _OUTPUT = frozenset({"output"})
+# Texts that are ranked by at a time.
+_RANKED = 16
 # Of a model of 384 channels: a quarter of what a student's training takes, since all that is to learn is what rounding broke.
 QAD_RATE = 5e-5
 # What goes along with a model from the folder that it began from, by its output.
@@ -218,13 +222,13 @@ def _teacher(course: Course, student: Student, needs: frozenset[str], device: st
     taught = course.teacher
     if taught is None or not any(losses.LOSSES[name].teacher for name in course.losses):
         return None
-    first = _asked(course, taught.folder, course.source, needs, student.matched, device)
+    first = _asked(course, taught.folder, course.source, needs, student, device)
     if not taught.others:
         return first
     members = [Member(teacher=first)]
     for folder, source in zip(taught.others, course.sources, strict=True):
         course.job.progress(0, 0, f"loading a further teacher, {folder.name}")
-        one = _asked(course, folder, source or course.source, _OUTPUT, (), device)
+        one = _asked(course, folder, source or course.source, _OUTPUT, student, device)
         order = None if source is None else _class_order(taught.folder, folder)
         members.append(Member(teacher=one, source=source, order=order))
     if isinstance(taught.weights, str):
@@ -238,7 +242,7 @@ def _teacher(course: Course, student: Student, needs: frozenset[str], device: st
 
 
 def _asked(
-    course: Course, folder: Path, source: Source, needs: frozenset[str], blocks: Sequence[int], device: str
+    course: Course, folder: Path, source: Source, needs: frozenset[str], student: Student, device: str
 ) -> Teacher:
     """A checkpoint as a teacher of a course."""
     taught = course.teacher
@@ -246,7 +250,7 @@ def _asked(
 
     @cache
     def open_checkpoint() -> Tap:
-        return Tap(load_module(course.job.task, folder), needs=needs, blocks=blocks, device=device)
+        return Tap(load_module(course.job.task, folder), needs=needs, blocks=student.matched, device=device)
 
     return find_teacher(
         TeacherInputs(
@@ -254,6 +258,7 @@ def _asked(
             source=source,
             open=open_checkpoint,
             progress=course.job.progress,
+            channels=student.channels,
             recording=taught.recording,
             anew=answers_anew(course.options),
             share=1 / (1 + len(taught.others)),
@@ -298,8 +303,8 @@ def _digests(folder: Path | None) -> dict[str, str]:
 
 
 def _without_paths(options: object) -> dict[str, object]:
-    """A dataclass's fields but for where files are: what is in them counts."""
-    return {key: value for key, value in asdict(cast(Any, options)).items() if not isinstance(value, Path)}
+    """A dataclass's fields but for where files are, since what is in them counts, and for what is not asked for."""
+    return {key: value for key, value in asdict(cast(Any, options)).items() if not isinstance(value, Path | None)}
 
 
 def _plain(value: float | Schedule) -> object:
@@ -380,6 +385,21 @@ def record_teacher(
     with reproducible(job.seed, device):
         tap = Tap(load_module(job.task, teacher), device=device)
         return record(teacher, tap, source, job.out, temperature=temperature, seed=job.seed, progress=job.progress)
+
+
+def rank(teacher: Path, texts: Sequence[Prompt], job: Job, device: str) -> dict[str, object]:
+    """Measure how much each part of a teacher does on texts, and keep it (`importance.measure`)."""
+    source = _read(teacher, texts, [], TrainingOptions(), job)
+    job.progress(0, 0, f"loading {teacher.name}")
+    rows = range(len(source.lengths))
+    with reproducible(job.seed, device):
+        module = load_module(job.task, teacher).to(device)
+        batches = (source.batch(rows[begin : begin + _RANKED]).to(device) for begin in range(0, len(rows), _RANKED))
+        found = measure(
+            module, batches, lambda done: job.progress(done, len(rows), "texts that show what is important")
+        )
+    save_file(found, job.out / FILE)
+    return {"texts": len(texts), "influence": [round(float(value), 6) for value in found["influence"]]}
 
 
 def train_on_grid(

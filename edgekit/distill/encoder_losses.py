@@ -38,13 +38,15 @@ def cosine(student: Signal, teacher: Signal, batch: Batch, options: LossOptions)
 def attention_relation(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> Tensor:  # noqa: ARG001
     """KL of query-query, key-key and value-value relations, summed over the three, mean over heads and real tokens.
 
-    MiniLMv2, Wang et al. (arXiv:2012.15828), equations 5 to 9, with the last block of both and the teacher's own heads.
+    MiniLMv2, Wang et al. (arXiv:2012.15828), equations 5 to 9, with the last block of both and the teacher's own heads; of a
+    student with fewer channels, with as many relation heads of both, up to those, as divide both (section 3.2).
     """
     unseen = (batch.mask == 0)[:, None, None, :]
     total = student.output.new_zeros(())
     for given, wanted in zip(student.projections, teacher.projections, strict=True):
-        logs = _relation(wanted, unseen)
-        divergence = (logs.exp() * (logs - _relation(given, unseen))).sum(dim=-1)
+        mine, theirs = _alike(given, wanted)
+        logs = _relation(theirs, unseen)
+        divergence = (logs.exp() * (logs - _relation(mine, unseen))).sum(dim=-1)
         total = total + (divergence.mean(dim=1) * batch.mask).sum() / batch.mask.sum()
     return total
 
@@ -96,6 +98,17 @@ def _relation(vectors: Tensor, unseen: Tensor) -> Tensor:
     scores = vectors @ vectors.transpose(-1, -2) / vectors.shape[-1] ** 0.5
     logs: Tensor = scores.masked_fill(unseen, -1e9).log_softmax(dim=-1)
     return logs
+
+
+def _alike(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Both vectors of a projection [batch, heads, sequence, channels] in as many heads, of as many channels as each has."""
+    if given.shape[1] == wanted.shape[1]:
+        return given, wanted
+    widths = [tensor.shape[1] * tensor.shape[-1] for tensor in (given, wanted)]
+    heads = max(count for count in range(1, wanted.shape[1] + 1) if not any(width % count for width in widths))
+    rows, _, tokens, _ = given.shape
+    mine, theirs = (tensor.transpose(1, 2).reshape(rows, tokens, heads, -1) for tensor in (given, wanted))
+    return mine.transpose(1, 2), theirs.transpose(1, 2)
 
 
 def _text(states: Tensor, batch: Batch) -> Tensor:

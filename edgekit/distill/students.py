@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgekit.architectures.widths import Sizes
 from edgekit.distill.created import make_decoder
 from edgekit.distill.decoders import Body
+from edgekit.distill.importance import choose_channels, find_sizes, read_importance
 from edgekit.distill.options import CreateOptions, Ngrams
+from edgekit.distill.slimming import slim
 from edgekit.distill.tap import find_blocks, find_family
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
@@ -30,12 +33,14 @@ class Student:
     """A module to train, which holds transformers' model as `model`.
 
     matched: for each of its blocks the teacher's block whose output it learns. tokens: of a student with fewer tokens than its
-    teacher, its own id for each of the teacher's, -1 for one that it lacks, int64. facts: what its step writes about it.
+    teacher, its own id for each of the teacher's, -1 for one that it lacks, int64. channels: of a student with fewer channels
+    between its blocks, the teacher's that it has, rising, int64. facts: what its step writes about it.
     """
 
     module: nn.Module
     matched: Sequence[int] = ()
     tokens: Tensor | None = None
+    channels: Tensor | None = None
     facts: dict[str, object] = field(default_factory=dict)
 
 
@@ -49,11 +54,17 @@ class Whole:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A teacher without the blocks that `keep` does not name; 0 is the first. tokens: the ids that stay, rising; () for all."""
+    """A teacher without the blocks that `keep` does not name; 0 is the first. tokens: the ids that stay, rising; () for all.
+
+    sizes: how wide it is, None for as wide as the teacher; importance: the file that says which heads, neurons and channels
+    stay, where some go.
+    """
 
     folder: Path
     keep: Sequence[int]
     tokens: Sequence[int] = ()
+    sizes: Sizes | None = None
+    importance: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +98,21 @@ def whole(options: Whole, task: Task) -> Student:
 
 
 def cut_teacher(options: Cut, task: Task) -> Student:
-    """A teacher with some of its blocks."""
+    """A teacher with some of its blocks, and of those some of the heads, neurons and channels."""
     depth = load_model(options.folder).layers
     module = load_module(task, options.folder)
     cut(module, options.keep)
     facts: dict[str, object] = {"keep": list(options.keep), "teacher_layers": depth}
+    channels = None
+    if options.sizes is not None:
+        channels = cut_widths(module, options.keep, options.sizes, options.importance)
+        facts["sizes"] = asdict(options.sizes)
     tokens = None
     if options.tokens:
         tokens = cut_tokens(module, options.tokens)
         facts |= {"tokens": len(options.tokens), "teacher_tokens": len(tokens)}
-    return Student(module=module, matched=match_blocks(depth, options.keep), tokens=tokens, facts=facts)
+    matched = match_blocks(depth, options.keep)
+    return Student(module=module, matched=matched, tokens=tokens, channels=channels, facts=facts)
 
 
 def create(options: Created, task: Task) -> Student:  # noqa: ARG001 - one signature for all
@@ -168,6 +184,19 @@ def cut(module: nn.Module, keep: Sequence[int]) -> None:
                 setattr(part, "layer_idx", index)  # noqa: B010 - nn.Module's type knows no such attribute
     path, _, name = architecture.LAYERS.rpartition(".")
     setattr(model.base_model.get_submodule(path), name, nn.ModuleList(blocks))
+
+
+def cut_widths(module: nn.Module, keep: Sequence[int], sizes: Sizes, importance: Path | None) -> Tensor | None:
+    """Leave the most important heads, neurons and channels, and the first positions, in a loaded model of the blocks `keep`.
+
+    Returns the channels between blocks that stay, None where all do. Raises EdgekitError for a family that cannot be cut so.
+    """
+    known = find_sizes(module)
+    if known is None:
+        raise EdgekitError(f"{type(module.model).__name__}: edgekit cuts no widths of this family")
+    chosen = choose_channels({} if importance is None else read_importance(importance), keep, known[1], sizes)
+    slim(module, chosen, sizes)
+    return chosen.whole["model"] if sizes.hidden < known[1].hidden else None
 
 
 def cut_tokens(module: nn.Module, kept: Sequence[int]) -> Tensor:

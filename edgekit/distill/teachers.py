@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,6 +49,8 @@ class TeacherInputs:
     open: Callable[[], Tap]
     """The folder's checkpoint with taps for the signals that the losses need, loaded at the first call."""
     progress: Progress = silent
+    channels: Tensor | None = None
+    """Of its hidden states the channels that the student has; None for all."""
     recording: Path | None = None
     """A folder that `recorded.record` filled, where the student is to learn from that."""
     anew: bool = False
@@ -133,6 +135,9 @@ def _answer(inputs: TeacherInputs, batch: Batch) -> Signal:
     tap = inputs.open()
     with torch.no_grad():
         signal = tap(batch.to(tap.device))
+    if inputs.channels is not None:
+        channels = inputs.channels.to(tap.device)
+        signal = replace(signal, hidden=tuple(states[..., channels] for states in signal.hidden))
     check_finite(signal.output[batch.mask.bool()] if signal.output.ndim > 2 else signal.output, inputs.folder)
     return signal
 

@@ -25,6 +25,7 @@ _STARTS = {
     "create": 8,
     "finetune": 8,
     "answers": 8,
+    "importance": 8,
     "signals": 8,
     "distill": 8,
     "control": 16,
@@ -224,6 +225,8 @@ class _Work:
 
     def operations(self) -> dict[str, float]:
         """Of each step: 2 a weight outside the embedding and token forward, and what trainings take."""
+        from edgekit.distill import RANKED
+
         core, made, rows, tokens = self.teacher.core, self.made.core, self.rows, self.tokens
         several = core if self.plan.recipe.student is None else core + made
         return {
@@ -234,6 +237,11 @@ class _Work:
             "package": 0.0,
             **({"linear": 0.0} if "linear" in self.plan.steps else {}),
             **({"answers": self.answers()} if self.writes else {}),
+            **(
+                {"importance": 2 * core * tokens * min(RANKED, rows.get("train", 0))}
+                if "importance" in self.plan.steps
+                else {}
+            ),
             **({"signals": 2 * core * tokens * rows.get("train", 0)} if self.records else {}),
             **{step: float(cost.operations.value) for step, cost in self.trainings().items()},
             **({"control": self.control() or 0.0} if "control" in self.plan.steps else {}),

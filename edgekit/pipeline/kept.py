@@ -9,7 +9,19 @@ from typing import TypeVar
 
 from edgekit.pipeline.answers import answered
 from edgekit.pipeline.plan import Listener, Plan, Session
-from edgekit.pipeline.steps import calibrate, control, create, distill, export, finetune, linear, qad, record, signals
+from edgekit.pipeline.steps import (
+    calibrate,
+    control,
+    create,
+    distill,
+    export,
+    finetune,
+    importance,
+    linear,
+    qad,
+    record,
+    signals,
+)
 from edgekit.pipeline.verdict import Covering, is_judged
 from edgekit.workspace import NotMade, Product, Workspace
 
@@ -43,6 +55,8 @@ def kept_steps(plan: Plan, prompts: Product, session: Session) -> dict[str, bool
     student = teacher
     if teacher is not None and recipe.student is not None:
         tuned = teacher
+        if "importance" in found:
+            ask("importance", lambda: importance(settings, tuned, prompts, looking))
         if "signals" in found:
             ask("signals", lambda: signals(settings, tuned, prompts, looking))
         student = ask("distill", lambda: distill(settings, tuned, prompts, looking))

@@ -117,6 +117,7 @@ class Plan:
             "create": recipe.teacher.create is not None,
             "finetune": recipe.teacher.finetune is not None,
             "answers": recipe.answers is not None,
+            "importance": recipe.student is not None and recipe.student.by_importance,
             "signals": recipe.student is not None and self.settings.training.distill.signals == "recorded",
             "distill": recipe.student is not None,
             "control": self.settings.training.control,

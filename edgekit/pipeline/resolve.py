@@ -265,10 +265,12 @@ def _check_control(recipe: Recipe, prompts: Product) -> None:
 
 def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Session) -> None:
     from edgekit.distill import check_teachers, choose_layers
+    from edgekit.distill.sizes import choose_sizes
 
     _check_kind(recipe, model)
     if recipe.student is not None:
         choose_layers(model, recipe.student, f"{recipe.path}: student")
+        choose_sizes(model, recipe.student, f"{recipe.path}: student")
         if (most := recipe.student.vocabulary) is not None and most >= model.rows:
             raise EdgekitError(
                 f"{recipe.path}: student.vocabulary: {most}: the teacher has {model.rows:,.0f} tokens; give fewer, or remove it"

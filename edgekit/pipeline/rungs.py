@@ -25,6 +25,7 @@ from edgekit.report.figures import human_bytes
 from edgekit.workspace import Product
 
 if TYPE_CHECKING:
+    from edgekit.architectures.widths import Sizes
     from edgekit.formats import FormatOptions
 
 SPEED = frozenset({"p50_ms", "p95_ms", "p99_ms", "ttft_ms", "tokens_per_second"})
@@ -313,15 +314,32 @@ def _better_student(plan: Plan) -> list[Change]:
         rows = 2 * (student.buckets or 20000)
         gain = f"fewer n-grams share a row; {36 * rows / 1e6:.2g} MB of table"
         return [*found, Change(name="a larger table", gain=gain, keys={"student.buckets": rows}, makes=makes)]
-    layers, depth = _layers(student), _depth(plan)
+    layers, depth = _layers(plan), _depth(plan)
+    if student.widths:
+        gain = "as many heads, neurons and channels as the teacher's layers have"
+        keys = {f"student.{key}": getattr(_sizes(plan), key) for key in student.widths}
+        found.append(Change(name="as wide as the teacher", gain=gain, keys=keys, makes=makes))
     for more in sorted({min(depth, layers + max(1, layers // 2)), min(depth, 2 * layers)} - {layers}):
         gain = f"{more} of the teacher's {depth} blocks instead of {layers}; calls take about {more / layers:.2g} times as long"
         found.append(Change(name=f"{more} layers", gain=gain, keys=_of_layers(student, more, depth), makes=makes))
     return found
 
 
-def _layers(student: Student) -> int:
-    return student.layers or len(student.keep or ())
+def _layers(plan: Plan) -> int:
+    """The blocks of the student, the teacher's where there is none."""
+    student = plan.recipe.student
+    return _depth(plan) if student is None else student.layers or len(student.keep or ()) or _depth(plan)
+
+
+def _sizes(plan: Plan) -> Sizes:
+    """How wide the teacher is."""
+    from edgekit.distill.sizes import find_widths
+    from edgekit.tasks import TASKS
+
+    teacher = trained_model(plan.settings, plan.teacher, TASKS[plan.recipe.task].OUTPUT, 2)
+    widths = find_widths(teacher)
+    assert widths is not None
+    return widths.sizes(teacher.text_config, "teacher")
 
 
 def _of_layers(student: Student, count: int, depth: int) -> dict[str, object]:
@@ -366,7 +384,7 @@ def _fewer_blocks(plan: Plan) -> list[Change]:
     if not _teaches(plan):
         return []
     student, depth = plan.recipe.student, _depth(plan)
-    layers = depth if student is None else _layers(student)
+    layers = _layers(plan)
     if layers <= 1:
         return []
     fewer = layers // 2

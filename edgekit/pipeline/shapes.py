@@ -15,6 +15,7 @@ from edgekit.typed_json import as_list
 from edgekit.weights import TensorInfo, read_header
 
 if TYPE_CHECKING:
+    from edgekit.architectures.widths import Sizes
     from edgekit.distill.options import CreateOptions
     from edgekit.pipeline.plan import Plan, Settings
     from edgekit.recipe import Recipe
@@ -57,8 +58,8 @@ def planned_student(model: Model, recipe: Recipe, classes: int) -> Model:
     where there is no student."""
     if recipe.student is None:
         return model
-    from edgekit.distill import choose_ngrams
-    from edgekit.distill.options import choose_blocks
+    from edgekit.distill import choose_layers, choose_ngrams
+    from edgekit.distill.sizes import choose_sizes
 
     if table := choose_ngrams(recipe.student):
         shapes: Shapes = {
@@ -71,7 +72,11 @@ def planned_student(model: Model, recipe: Recipe, classes: int) -> Model:
         spelled = TensorInfo(file=Path("to-be-created"), dtype="U8", shape=(rows, table.characters), begin=0, end=0)
         return _primed(model, {"model_type": table.FAMILY}, _infos(shapes) | {"spelled": spelled})
 
-    made = _cut(model, choose_blocks(model.layers, recipe.student.layers, recipe.student.keep, "student"))
+    # Blocks are of one shape: which ones stay by influence does not matter here.
+    sizes = choose_sizes(model, recipe.student, "student")
+    made = _cut(model, choose_layers(model, recipe.student, "student"))
+    if sizes is not None:
+        made = _narrower(made, sizes)
     return made if recipe.student.vocabulary is None else _with_tokens(made, recipe.student.vocabulary)
 
 
@@ -161,6 +166,23 @@ def _cut(model: Model, kept: Sequence[int]) -> Model:
         text["layer_types"] = [kinds[block] for block in kept]
     config = text if model.text_config is model.config else model.config | {"text_config": text}
     return _primed(model, config, tensors)
+
+
+def _narrower(model: Model, after: Sizes) -> Model:
+    """The model with these sizes."""
+    from edgekit.architectures import find_architecture
+    from edgekit.distill.sizes import find_widths
+
+    widths = find_widths(model)
+    assert widths is not None
+    layers = find_architecture(model.architecture, "model").LAYERS
+    before = widths.sizes(model.text_config, "model")
+    tensors = {}
+    for name, info in model.tensors.items():
+        _, axes = widths.axes(name, layers)
+        cut = [after.extent(axis) if axis else extent for axis, extent in zip(axes, info.shape, strict=False)]
+        tensors[name] = replace(info, shape=(*cut, *info.shape[len(cut) :]))
+    return _primed(model, model.config | widths.changed(before, after), tensors)
 
 
 def _with_tokens(model: Model, most: int) -> Model:

@@ -99,7 +99,7 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
 
     others = find_others(settings.recipe, session)
     inputs = replace(
-        _distill_inputs(settings, teacher, prompts),
+        _distill_inputs(settings, teacher, prompts, session),
         others=tuple(model_content(other) for other in others),
         weights=settings.recipe.teacher.shares,
     )
@@ -111,7 +111,8 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
         if not is_made(session, inputs, at=at):
             recorded = _record_teacher(asked, teacher, prompts, session)
             inputs = replace(inputs, signals=replace(known, path=recorded.folder))
-    note = f"{load_model(teacher).layers} layers to {len(inputs.kept) or 'a table of n-grams'}"
+    left = inputs.layers or len(inputs.kept) or "a table of n-grams"
+    note = f"{load_model(teacher).layers} layers to {left}{', narrower' if inputs.sizes else ''}"
     note += f", by {1 + len(others)} teachers" if others else ""
     filled = with_read(make, prompts, "train", teacher, *others, *writer(prompts))
     return run_step(session, inputs, filled, note=note, at=at).folder
@@ -128,7 +129,7 @@ def control(
     recipe = settings.recipe
     if not settings.training.control:
         return ()
-    given, taught = _distill_inputs(settings, teacher, prompts), open_product(student, "distill")
+    given, taught = _distill_inputs(settings, teacher, prompts, session), open_product(student, "distill")
     alone = replace(
         given, losses=LABELS, options=replace(given.options, losses={**LABELS}, signals="live", on_policy=None)
     )
@@ -139,19 +140,50 @@ def control(
     return tuple(record(settings, model, model, prompts, session) for model in models)
 
 
-def _distill_inputs(settings: Settings, teacher: Path, prompts: Product) -> DistillInputs:
+def importance(settings: Settings, teacher: Path, prompts: Product, session: Session) -> Product | None:
+    """How much each part of the teacher does; None where the recipe's student is cut by rule alone."""
+    student = settings.recipe.student
+    if student is None or not student.by_importance:
+        return None
+    from edgekit.distill import ImportanceInputs
+    from edgekit.distill import rank as make
+    from edgekit.distill.machine import conditions
+
+    recipe, options = settings.recipe, settings.training.distill
+    inputs = ImportanceInputs(
+        teacher=model_content(teacher),
+        prompts=split_content(prompts, "train"),
+        task=recipe.task,
+        device=options.device,
+        max_length=recipe.data.max_length,
+        seed=recipe.seed,
+        machine=conditions(options),
+    )
+    note = "which heads, neurons and channels do most"
+    return run_step(session, inputs, with_read(make, prompts, "train", teacher), note=note)
+
+
+def _distill_inputs(settings: Settings, teacher: Path, prompts: Product, session: Session) -> DistillInputs:
     """What a recipe's student follows from."""
     from edgekit.distill import DistillInputs, choose_layers, choose_ngrams
     from edgekit.distill.machine import conditions
+    from edgekit.distill.sizes import choose_sizes
     from edgekit.model import load_model
 
     recipe, training = settings.recipe, settings.training
     assert recipe.student is not None
+    student, model, where = recipe.student, load_model(teacher), f"{recipe.path}: student"
+    kept, sizes = choose_layers(model, student, where), choose_sizes(model, student, where)
+    ranked = importance(settings, teacher, prompts, session)
+    influential = student.depth == "influence"
     return DistillInputs(
         teacher=model_content(teacher),
         prompts=split_content(prompts, "train"),
         task=recipe.task,
-        kept=choose_layers(load_model(teacher), recipe.student, f"{recipe.path}: student"),
+        kept=() if influential else kept,
+        layers=len(kept) if influential else None,
+        sizes=sizes,
+        importance=None if ranked is None else Content(path=ranked.folder, digest=ranked.digest),
         options=training.distill,
         losses=training.losses,
         out_of_scope=recipe.data.out_of_scope,
