@@ -214,11 +214,9 @@ def taught(bench: Bench, row: Row, seed: int) -> Product:
     """The student of a row and a seed, and how long it took to teach it (wall seconds, the teacher's answers included)."""
     kind = "cut" if row.layers else "ngrams"
     options, losses = read_distill_options(row.table, "logits", "benchmark", kind)
-    model, student = (
-        load_model(bench.teacher),
-        parse(Student, {"layers": row.layers or None, **row.student}, "benchmark"),
-    )
-    influential = student.depth == "influence"
+    model = load_model(bench.teacher)
+    small = parse(Student, {"layers": row.layers or None, **row.student}, "benchmark")
+    influential = small.depth == "influence"
     blocks = choose_blocks(model.layers, row.layers, None, "benchmark") if row.layers and not influential else []
     inputs = DistillInputs(
         teacher=bench.content(bench.teacher),
@@ -232,10 +230,10 @@ def taught(bench: Bench, row: Row, seed: int) -> Product:
         seed=seed,
         machine=conditions(options),
         ngrams=None if row.layers else Ngrams(),
-        vocabulary=student.vocabulary,
+        vocabulary=small.vocabulary,
         layers=row.layers if influential else None,
-        sizes=choose_sizes(model, student, "benchmark"),
-        importance=ranked(bench) if student.by_importance else None,
+        sizes=choose_sizes(model, small, "benchmark"),
+        importance=ranked(bench) if small.by_importance else None,
     )
     shown = Shown()
 
