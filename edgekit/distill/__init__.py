@@ -407,10 +407,10 @@ def rank(inputs: ImportanceInputs, out: Path, progress: Progress = silent) -> di
     """
     rows = student_rows(inputs.prompts.path, inputs.task, None)
     drawn = sorted(rows, key=lambda row: sha256(f"importance:{inputs.seed}:{row.text}".encode()).digest())
-    from edgekit.distill import courses
+    from edgekit.distill import ranking
 
     job = make_job(inputs, out, progress)
-    return courses.rank(inputs.teacher.path, drawn[:RANKED], job, choose_device(inputs.device))
+    return ranking.rank(inputs.teacher.path, drawn[:RANKED], job, choose_device(inputs.device))
 
 
 def _tokens(inputs: DistillInputs, most: int, rows: Sequence[Prompt]) -> list[int]:

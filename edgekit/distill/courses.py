@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgekit.distill import losses
@@ -18,7 +17,6 @@ from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passa
 from edgekit.distill.created import pack, save_tokenizer, train_tokenizer
 from edgekit.distill.ensemble import Member, choose_weights, join
 from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files, copy_tokenizer, save_model
-from edgekit.distill.importance import FILE, measure
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Outcome, Run, reproducible, train
 from edgekit.distill.losses import BRIER, Loss
@@ -59,8 +57,6 @@ READING = "reading the texts"
 # Texts whose tokens are looked through at a time.
 _AT_ONCE = 256
 _OUTPUT = frozenset({"output"})
-# Texts that are ranked by at a time.
-_RANKED = 16
 # Of a model of 384 channels: a quarter of what a student's training takes, since all that is to learn is what rounding broke.
 QAD_RATE = 5e-5
 # What goes along with a model from the folder that it began from, by its output.
@@ -385,21 +381,6 @@ def record_teacher(
     with reproducible(job.seed, device):
         tap = Tap(load_module(job.task, teacher), device=device)
         return record(teacher, tap, source, job.out, temperature=temperature, seed=job.seed, progress=job.progress)
-
-
-def rank(teacher: Path, texts: Sequence[Prompt], job: Job, device: str) -> dict[str, object]:
-    """Measure how much each part of a teacher does on texts, and keep it (`importance.measure`)."""
-    source = _read(teacher, texts, [], TrainingOptions(), job)
-    job.progress(0, 0, f"loading {teacher.name}")
-    rows = range(len(source.lengths))
-    with reproducible(job.seed, device):
-        module = load_module(job.task, teacher).to(device)
-        batches = (source.batch(rows[begin : begin + _RANKED]).to(device) for begin in range(0, len(rows), _RANKED))
-        found = measure(
-            module, batches, lambda done: job.progress(done, len(rows), "texts that show what is important")
-        )
-    save_file(found, job.out / FILE)
-    return {"texts": len(texts), "influence": [round(float(value), 6) for value in found["influence"]]}
 
 
 def train_on_grid(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgekit.architectures import ARCHITECTURES
 from edgekit.architectures.widths import Sizes, Widths
 from edgekit.cli.options import open_session
-from edgekit.distill import courses, sizes
+from edgekit.distill import courses, ranking, sizes
 from edgekit.distill.divergences import LossOptions
 from edgekit.distill.encoder_losses import attention_relation, hidden
 from edgekit.distill.files import save_model
@@ -346,8 +346,8 @@ def test_a_teacher_is_ranked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     make_data(tmp_path / "data")
     (tmp_path / "recipe.toml").write_text(RECIPE)
     ranked: list[int] = []
-    asked = courses.rank
-    monkeypatch.setattr(courses, "rank", lambda *given: (ranked.append(len(given[1])), asked(*given))[1])
+    asked = ranking.rank
+    monkeypatch.setattr(ranking, "rank", lambda *given: (ranked.append(len(given[1])), asked(*given))[1])
 
     def student(*changes: str) -> Path:
         recipe, session = load_recipe(tmp_path / "recipe.toml", changes), open_session(tmp_path / "cache", tmp_path)
