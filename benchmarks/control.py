@@ -32,8 +32,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from tiny_project import LABELS, make_project  # noqa: E402
 
 from edgekit.distill import ControlInputs, DistillInputs, FinetuneInputs, control, distill, finetune  # noqa: E402
+from edgekit.distill.finetuning import FinetuneOptions  # noqa: E402
 from edgekit.distill.machine import conditions  # noqa: E402
-from edgekit.distill.options import FinetuneOptions, read_distill_options  # noqa: E402
+from edgekit.distill.options import read_distill_options  # noqa: E402
 from edgekit.evidence import Control  # noqa: E402
 from edgekit.inputs import Content  # noqa: E402
 from edgekit.prompts import Prompt, PromptSet  # noqa: E402

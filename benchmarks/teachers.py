@@ -42,8 +42,9 @@ from rows import Rows  # noqa: E402
 
 from edgekit.distill import DistillInputs, FinetuneInputs, distill, finetune  # noqa: E402
 from edgekit.distill.files import TOKENIZER_FILES, copy_files, save_model  # noqa: E402
+from edgekit.distill.finetuning import FinetuneOptions  # noqa: E402
 from edgekit.distill.machine import conditions  # noqa: E402
-from edgekit.distill.options import FinetuneOptions, Ngrams, choose_blocks, read_distill_options  # noqa: E402
+from edgekit.distill.options import Ngrams, choose_blocks, read_distill_options  # noqa: E402
 from edgekit.distill.students import cut  # noqa: E402
 from edgekit.gate import paired_bounds  # noqa: E402
 from edgekit.inputs import Content, identity  # noqa: E402

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgekit.architectures.widths import Sizes
+from edgekit.distill.finetuning import FinetuneOptions, read_finetune_table
 from edgekit.distill.losses import LOSSES
 from edgekit.distill.machine import choose_device
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
-    FinetuneOptions,
     Ngrams,
     QadOptions,
     Schedule,
@@ -28,7 +28,6 @@ from edgekit.distill.options import (
     read_create_options,
     read_distill_options,
     read_qad_options,
-    refuse_augment,
     why_no_control,
 )
 from edgekit.errors import EdgekitError
@@ -38,7 +37,7 @@ from edgekit.model import load_model
 from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
-from edgekit.schema import nearest, parse, pick
+from edgekit.schema import nearest, pick
 from edgekit.tasks import TASKS
 from edgekit.tasks.contentless import untaught
 
@@ -339,10 +338,10 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
             raise EdgekitError(
                 f"{prompts}: the train split has {len(classes)} label(s); fine-tuning needs at least two"
             )
-    from edgekit.distill import courses
+    from edgekit.distill.few_labels import fine_tune
 
     job = make_job(inputs, out, progress, inputs.out_of_scope)
-    return courses.fine_tune(base, rows, classes, inputs.options, job)
+    return fine_tune(base, rows, classes, inputs.options, job)
 
 
 def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
@@ -491,6 +490,4 @@ def read_finetune_options(task: str, options: Mapping[str, object], where: str) 
         raise EdgekitError(
             f"{where}: fine-tuning is for text-classification and text-generation, not {task}; remove this table"
         )
-    found = parse(FinetuneOptions, options, where)
-    refuse_augment(found.augment, TASKS[task].OUTPUT, f"{where}.augment")
-    return found
+    return read_finetune_table(options, TASKS[task].OUTPUT, where)

@@ -17,6 +17,7 @@ from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passa
 from edgekit.distill.created import pack, save_tokenizer, train_tokenizer
 from edgekit.distill.ensemble import Member, choose_weights, join
 from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files, copy_tokenizer, save_model
+from edgekit.distill.finetuning import changes
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Outcome, Run, reproducible, train
 from edgekit.distill.losses import BRIER, Loss
@@ -26,7 +27,6 @@ from edgekit.distill.on_policy import Writer
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
-    FinetuneOptions,
     QadOptions,
     Schedule,
     TrainingOptions,
@@ -39,6 +39,7 @@ from edgekit.distill.students import Created, Cut, Hashed, Student, Whole, load_
 from edgekit.distill.tap import Tap, find_family
 from edgekit.distill.teachers import Teacher, TeacherInputs, find_teacher
 from edgekit.distill.vocabulary import check_same, write_tokenizer
+from edgekit.embedding_files import read_embedding
 from edgekit.errors import EdgekitError
 from edgekit.grid import Grid
 from edgekit.inputs import identity
@@ -130,6 +131,8 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
         on_grid = None if course.grid is None else OnGrid(student.module, course.grid)
         whole, tokens = _narrowed(course, student)
         tap = Tap(student.module, needs=needs, blocks=blocks, device=device, precision=precision, tokens=tokens)
+        if "views" in needs and course.begins is not None:
+            tap.pooling = read_embedding(course.begins).modes[0]
         writes = _writer(course, tap)
         teacher = _teacher(course, student, needs, device)
         lesson = make_lesson(
@@ -197,8 +200,8 @@ def _narrowed(course: Course, student: Student) -> tuple[nn.Embedding | None, Te
     AdamW goes through all weights. (None, student.tokens) where it stays in: of decoders it may be the head too, a grid is of the
     whole model, and texts that change have other tokens in each epoch.
     """
-    generates, changes = OUTPUTS[course.job.task.OUTPUT].generates, course.source.varied is not None
-    if generates or changes or course.grid is not None or student.tokens is not None:
+    generates = OUTPUTS[course.job.task.OUTPUT].generates
+    if generates or changes(course.options) is not None or course.grid is not None or student.tokens is not None:
         return None, student.tokens
     embedding = cast(Any, student.module.model).get_input_embeddings() if find_family(student.module).LAYERS else None
     if not isinstance(embedding, nn.Embedding):
@@ -307,29 +310,6 @@ def _plain(value: float | Schedule) -> object:
     return asdict(value) if isinstance(value, Schedule) else value
 
 
-def fine_tune(
-    base: Path, texts: Sequence[Prompt], classes: Sequence[str], options: TrainingOptions, job: Job
-) -> dict[str, object]:
-    """Train a checkpoint on the data alone: a new classifier of these classes on it, or without classes a decoder's next tokens.
-
-    Early stop: the Brier score of held-out texts; of a decoder the same loss.
-    """
-    source = _read(base, texts, classes, options, job)
-    job.progress(0, 0, f"loading {base.name}")
-    _, facts = teach(
-        Course(
-            job=job,
-            student=Whole(folder=base, classes=classes),
-            source=source,
-            losses={"labels": 1.0},
-            options=options,
-            begins=base,
-            judge=BRIER if classes else None,
-        )
-    )
-    return facts
-
-
 def distill(
     teacher: Teaches,
     texts: Sequence[Prompt],
@@ -347,7 +327,7 @@ def distill(
     """
     folder = teacher.folder
     classes = load_model(folder).labels if OUTPUTS[job.task.OUTPUT].has_classes else []
-    source = _read(folder, texts, classes, options, job)
+    source = read_source(folder, texts, classes, options, job)
     if teacher.recording is None:
         job.progress(0, 0, f"loading the teacher, {folder.name}")
     _, facts = teach(
@@ -359,7 +339,7 @@ def distill(
             options=options,
             begins=folder if isinstance(student, Cut) else None,
             teacher=teacher,
-            sources=[_read(other, texts, classes, options, job) if classes else None for other in teacher.others],
+            sources=[read_source(other, texts, classes, options, job) if classes else None for other in teacher.others],
             judge=BRIER if epochs is not None and classes else None,
             epochs=epochs,
         )
@@ -376,7 +356,7 @@ def record_teacher(
     teacher: Path, texts: Sequence[Prompt], job: Job, temperature: float, device: str
 ) -> dict[str, object]:
     """Ask a teacher for each scored token of the texts once, and keep what it says (`recorded.record`)."""
-    source = _read(teacher, texts, [], TrainingOptions(), job)
+    source = read_source(teacher, texts, [], TrainingOptions(), job)
     job.progress(0, 0, f"loading the teacher, {teacher.name}")
     with reproducible(job.seed, device):
         tap = Tap(load_module(job.task, teacher), device=device)
@@ -399,7 +379,7 @@ def train_on_grid(
     """
     model = load_model(student)
     classes = model.labels if OUTPUTS[job.task.OUTPUT].has_classes else []
-    source = _read(student, texts, classes, options, job)
+    source = read_source(student, texts, classes, options, job)
     job.progress(0, 0, f"loading the teacher, {teacher.name}")
     _, facts = teach(
         Course(
@@ -465,7 +445,10 @@ def create(texts: Sequence[str], options: CreateOptions, job: Job) -> dict[str, 
     }
 
 
-def _read(folder: Path, texts: Sequence[Prompt], classes: Sequence[str], options: TrainingOptions, job: Job) -> Source:
+def read_source(
+    folder: Path, texts: Sequence[Prompt], classes: Sequence[str], options: TrainingOptions, job: Job
+) -> Source:
+    """The rows to learn from, as a checkpoint's tokenizer reads the texts."""
     job.progress(0, 0, READING)
     return SOURCES[job.task.OUTPUT](
         TrainSplit(
@@ -476,7 +459,7 @@ def _read(folder: Path, texts: Sequence[Prompt], classes: Sequence[str], options
             holdout=options.holdout,
             classes=classes,
             out_of_scope=job.out_of_scope,
-            augment=options.augment if isinstance(options, FinetuneOptions | DistillOptions) else None,
+            augment=changes(options),
             seed=job.seed,
         )
     )

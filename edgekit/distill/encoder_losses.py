@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # The temperature of `contrastive`: SimCSE's (Gao, Yao, Chen, arXiv:2104.08821), for cosines too.
 CONTRAST = 0.05
+# That of `supervised_contrastive`: Khosla et al. (arXiv:2004.11362), section 4.
+TOGETHER = 0.07
 
 
 def hidden(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> Tensor:  # noqa: ARG001
@@ -62,6 +64,26 @@ def contrastive(student: Signal, teacher: Signal, batch: Batch, options: LossOpt
     given = (mine @ theirs.T / CONTRAST).log_softmax(dim=-1)
     wanted = (theirs @ theirs.T / CONTRAST).log_softmax(dim=-1)
     return (wanted.exp() * (wanted - given)).sum(dim=-1).mean()
+
+
+def supervised_contrastive(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> Tensor:  # noqa: ARG001
+    """-log softmax of the cosines / TOGETHER to all other views of the batch, mean over those of the same class, then over views.
+
+    Supervised contrastive learning, Khosla et al. (arXiv:2004.11362), equation 2. A text's two views are not two distortions of
+    it but two vectors: the pooled one, which sentence encoders are trained for, and the one that the classifier reads, which so
+    comes to hold what the other does. A text without a class is like its own other view alone.
+    """
+    import torch
+
+    sure, best = batch.targets.max(dim=-1)
+    unsure = -1 - torch.arange(len(best), device=best.device)
+    owners = best.where(sure == 1.0, unsure).repeat(len(student.views))
+    views = torch.cat([_direction(view) for view in student.views])
+    itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
+    logs = (views @ views.T / TOGETHER).masked_fill(itself, -1e9).log_softmax(dim=-1)
+    same = (owners[:, None] == owners[None]) & ~itself
+    found: Tensor = -((logs * same).sum(dim=-1) / same.sum(dim=-1)).mean()
+    return found
 
 
 def embedding(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> Tensor:  # noqa: ARG001

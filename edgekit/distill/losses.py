@@ -253,6 +253,15 @@ LOSSES: dict[str, Loss] = {
         "T² KL(q ‖ λ q + (1-λ) p)",
         "DistiLLM, arXiv:2402.03898",
     ),
+    "supervised_contrastive": Loss(
+        compare=encoder_losses.supervised_contrastive,
+        needs=frozenset({"views"}),
+        weights={LOGITS.name: 0.0},
+        teacher=False,
+        pairs=True,
+        formula="InfoNCE to texts of the same class, of the pooled vector and the classifier's",
+        source="SupCon, arXiv:2004.11362",
+    ),
     "total_variation": _of_logits(
         divergences.total_variation,
         "T/2 Σ abs(p - q)",

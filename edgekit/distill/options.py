@@ -50,13 +50,6 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(TrainingOptions):
-    """How to train a checkpoint on labels or answers. `augment`: of texts with labels, how they are changed in each epoch."""
-
-    augment: Augment | None = field(default=None, metadata=LATER)
-
-
-@dataclass(frozen=True, kw_only=True)
 class CreateOptions(TrainingOptions):
     """A decoder made from nothing: its size, and how to train it.
 

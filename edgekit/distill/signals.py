@@ -27,6 +27,8 @@ class Signal:
     """Outputs of matched blocks, each [batch, sequence, channels]."""
     projections: tuple[Tensor, ...] = ()
     """Query, key and value of the last block, each [batch, heads, sequence, channels per head]."""
+    views: tuple[Tensor, ...] = ()
+    """Of a classifier: the pooled outputs of the last block, and what the layer of its logits reads, each [batch, channels]."""
 
 
 @dataclass(frozen=True, kw_only=True)

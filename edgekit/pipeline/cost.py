@@ -164,6 +164,7 @@ class _Work:
     def trainings(self) -> dict[str, TrainingCost]:
         """What each training step takes."""
         from edgekit.distill.cost import training_cost
+        from edgekit.distill.finetuning import passes
         from edgekit.distill.options import answers_anew, at
 
         recipe, training = self.plan.recipe, self.plan.settings.training
@@ -172,7 +173,7 @@ class _Work:
             self.tokens * self.rows.get("train", 0),
         )
         costs = {
-            step: training_cost(self.teacher, tokens=tokens, epochs=options.epochs)
+            step: training_cost(self.teacher, tokens=tokens, epochs=passes(options))
             for step, options in own.items()
             if options is not None
         }

@@ -54,7 +54,14 @@ def finetune(settings: Settings, base: Path, prompts: Product, session: Session,
 
     inputs = _finetune_inputs(settings, base, prompts)
     note = f"{len(prompts.facts['labels'])} labels, {prompts.facts['rows']['train']} texts"
-    return run_step(session, inputs, with_read(make, prompts, "train", base), note=note, at=at).folder
+    product = run_step(session, inputs, with_read(make, prompts, "train", base), note=note, at=at)
+    if tried := product.facts.get("tried"):
+        session.listener.say(
+            f"note: the teacher's contrastive first stage is {'kept' if product.facts['contrastive'] else 'left out'}: on train"
+            f" rows that were held out in turn the Brier score is {tried['contrastive']:.3f} with it, {tried['plain']:.3f}"
+            " without"
+        )
+    return product.folder
 
 
 def signals(settings: Settings, teacher: Path, prompts: Product, session: Session) -> Product | None:

@@ -13,8 +13,9 @@ from edgekit.distill import loop, read_finetune_options, read_training
 from edgekit.distill.augment import NEIGHBOURS, Augment, vary
 from edgekit.distill.batches import Source, TrainSplit, read_texts
 from edgekit.distill.cost import training_cost
+from edgekit.distill.finetuning import FinetuneOptions
 from edgekit.distill.lessons import Teaching, make_lesson
-from edgekit.distill.options import DistillOptions, FinetuneOptions, TrainingOptions, answers_anew, read_distill_options
+from edgekit.distill.options import DistillOptions, TrainingOptions, answers_anew, read_distill_options
 from edgekit.distill.signals import Batch, Signal
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import TeacherInputs, find_teacher

@@ -35,6 +35,7 @@ def signal(seed: int, scale: float = 1.0) -> Signal:
         output=draw(ROWS, WIDTH),
         hidden=(draw(ROWS, SEQUENCE, CHANNELS), draw(ROWS, SEQUENCE, CHANNELS)),
         projections=tuple(draw(ROWS, HEADS, SEQUENCE, CHANNELS // HEADS) for _ in range(3)),
+        views=tuple(draw(ROWS, CHANNELS) for _ in range(2)),
     )
 
 
@@ -46,11 +47,11 @@ def batch() -> Batch:
 
 
 def leaves(whole: Signal) -> list[torch.Tensor]:
-    return [whole.output, *whole.hidden, *whole.projections]
+    return [whole.output, *whole.hidden, *whole.projections, *whole.views]
 
 
 def rebuilt(parts: tuple[torch.Tensor, ...]) -> Signal:
-    return Signal(output=parts[0], hidden=tuple(parts[1:3]), projections=tuple(parts[3:]))
+    return Signal(output=parts[0], hidden=tuple(parts[1:3]), projections=tuple(parts[3:6]), views=tuple(parts[6:]))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -74,6 +75,7 @@ def test_a_loss_needs_what_it_reads(name: str) -> None:
     loss = LOSSES[name]
     loss.compare(student, signal(1), batch(), AT_2).backward()  # type: ignore[no-untyped-call]
     touched = {"output": [student.output], "hidden": student.hidden, "projections": student.projections}
+    touched["views"] = student.views
     assert set(touched) == {field.name for field in fields(Signal)}
     assert loss.needs == {key for key, parts in touched.items() if any(part.grad is not None for part in parts)}
     values = {float(loss.compare(student, signal(seed), batch(), AT_2).detach()) for seed in (1, 3)}
