@@ -338,9 +338,11 @@ def _gained(mine: Sequence[bool], theirs: Sequence[bool]) -> float:
 
 
 def draw(bench: Bench, teacher: float, found: Mapping[str, Sequence[Figures]]) -> str:
-    """Size, accuracy and time of every row in one SVG, the teacher's in float32 included."""
+    """Size, accuracy and time of every row but ablations in one SVG, the teacher's in float32 included."""
     models = [ModelFigures(role="teacher", name="teacher, float32", accuracy=teacher, bytes=bench.float_bytes)]
     for name, seeds in found.items():
+        if name in ABLATIONS:
+            continue
         role = LINEAR if name == LINEAR else "control" if name.endswith("-control") else "artifact"
         means = {key: statistics.mean(getattr(one, key) for one in seeds) for key in ("accuracy", "bytes", "p50_ms")}
         size = round(means["bytes"])
@@ -349,8 +351,8 @@ def draw(bench: Bench, teacher: float, found: Mapping[str, Sequence[Figures]]) -
         )
     style = (ROOT / "edgekit" / "report" / STYLE).read_text(encoding="utf-8")
     return (
-        scatter(models, "p50 of a text").replace(
-            "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg"><style>{style}</style><svg ', 1
+        scatter(models, "p50 of a text", powers=True).replace(
+            "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 324"><style>{style}</style><svg ', 1
         )
         + "</svg>\n"
     )

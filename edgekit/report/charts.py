@@ -21,7 +21,9 @@ Box = tuple[float, float, float, float]
 
 
 def _svg(height: float, parts: Sequence[str], label: str) -> str:
-    return f'<svg viewBox="0 0 860 {height:g}" role=img aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
+    return (
+        f'<svg viewBox="0 0 860 {height:g}" role="img" aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
+    )
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> str:
@@ -41,23 +43,32 @@ def _ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [count * step for count in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def scatter(models: Sequence[ModelFigures], latency: str) -> str:
+def _powers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten between low and high."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [tick for power in powers for factor in (1, 2, 5) if low <= (tick := factor * 10.0**power) <= high]
+
+
+def scatter(models: Sequence[ModelFigures], latency: str, *, powers: bool = False) -> str:
     """Size to the right, accuracy up; a disc's area is the p50 latency.
 
-    models: those without accuracy or bytes are left out. latency: what p50 is of.
+    models: those without accuracy or bytes are left out. latency: what p50 is of. powers: whether sizes are drawn by their
+    logarithm, for models of which one is a hundred times another.
     """
     points = [(model.bytes, model.accuracy, model) for model in models if model.accuracy is not None and model.bytes]
     if len(points) < 2:
         return ""
     left, right, top, bottom = 70.0, 830.0, 40.0, 270.0
-    widest = max(size for size, _, _ in points) * 1.25
+    sizes = [size for size, _, _ in points]
+    least, widest = min(sizes) / 1.5, max(sizes) * 1.25
     scores = [accuracy for _, accuracy, _ in points]
     room = max(max(scores) - min(scores), 0.01)
     low, high = max(0.0, min(scores) - 0.6 * room), min(1.0, max(scores) + 0.6 * room)
     slowest = max(model.p50 or 0.0 for _, _, model in points)
 
     def across(count: float) -> float:
-        return left + (right - left) * count / widest
+        share = math.log(count / least) / math.log(widest / least) if powers else count / widest
+        return left + (right - left) * share
 
     def up(score: float) -> float:
         return bottom - (bottom - top) * (score - low) / (high - low)
@@ -68,11 +79,11 @@ def scatter(models: Sequence[ModelFigures], latency: str) -> str:
             _line(left, up(tick), right, up(tick), "grid"),
             _text(left - 8, up(tick) + 4, percent(tick), "soft end"),
         ]
-    for tick in _ticks(0, widest, 6):
+    for tick in _powers(least, widest) if powers else _ticks(0, widest, 6):
         parts.append(_text(across(tick), bottom + 20, human_bytes(tick) if tick else "0", "soft mid"))
     parts += [
         _line(left, bottom, right, bottom, "axis"),
-        _text(left, bottom + 44, "to the right: size; upwards: accuracy", "soft"),
+        _text(left, bottom + 44, f"to the right: size{' (logarithm)' if powers else ''}; upwards: accuracy", "soft"),
         _text(right, bottom + 44, f"area of a disc: {latency}" if slowest else "latency: see the table", "soft end"),
     ]
     discs = [
@@ -175,7 +186,7 @@ def layers(errors: Sequence[LayerError]) -> str:
         y, width = 6 + row * index, max(1.0, (right - left) * layer.error / largest)
         parts.append(_text(left - 10, y + 14, _short(layer.name[shared:].removesuffix("#0"), 46), "end"))
         parts.append(
-            f'<rect x="{left}" y="{y + 3:.1f}" width="{width:.1f}" height="{row - 8}" rx="3" class=artifact />'
+            f'<rect x="{left}" y="{y + 3:.1f}" width="{width:.1f}" height="{row - 8}" rx="3" class="artifact" />'
         )
         parts.append(_text(left + width + 8, y + 14, share(layer.error), "soft"))
     hidden = len(errors) - len(worst)
@@ -201,7 +212,7 @@ def confusion(changes: Sequence[Confusion]) -> str:
             width = reach * count / largest
             begin = zero - width if side < 0 else zero
             parts.append(
-                f'<rect x="{begin:.1f}" y="{y + 3:.1f}" width="{width:.1f}" height="{row - 8}" class={kind} />'
+                f'<rect x="{begin:.1f}" y="{y + 3:.1f}" width="{width:.1f}" height="{row - 8}" class="{kind}" />'
             )
             anchor = "soft end" if side < 0 else "soft"
             parts.append(_text(zero + side * (width + 8), y + 14, number(count), anchor))

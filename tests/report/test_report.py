@@ -14,8 +14,9 @@ import pytest
 from edgekit import __version__
 from edgekit.cli import reported
 from edgekit.evidence import Check, Report
-from edgekit.report import baseline_lines, control_lines, verdict_text
+from edgekit.report import ModelFigures, baseline_lines, control_lines, verdict_text
 from edgekit.report import page as report_page
+from edgekit.report.charts import scatter
 from edgekit.report.figures import flips, human_bytes, number
 from edgekit.typed_json import read_table
 from tests.artifacts import bare_report, check_entry, make_artifact, report_of
@@ -466,3 +467,23 @@ def test_figures_in_words() -> None:
     ]
     assert flips({"lost": 3, "gained": 1}) == "lost 3, gained 1"
     assert flips({}) == ""
+
+
+def test_a_chart_by_powers_of_ten_is_a_file_of_its_own() -> None:
+    """What a benchmark writes as .svg is XML, and models of which one is a hundred times another do not lie upon each other."""
+    from xml.etree import ElementTree
+
+    models = [
+        ModelFigures(role="teacher", name="teacher <1>", accuracy=0.93, bytes=90_971_444),
+        ModelFigures(role="artifact", name="student", accuracy=0.92, bytes=3_000_000, p50=0.9),
+        ModelFigures(role="linear", name="linear", accuracy=0.90, bytes=900_000, p50=0.04),
+    ]
+    places = {}
+    for powers in (False, True):
+        drawn = ElementTree.fromstring(scatter(models, "p50", powers=powers))
+        found = sorted({float(disc.attrib["cx"]) for disc in drawn.iter("circle")})
+        places[powers] = [(place - found[0]) / (found[-1] - found[0]) for place in found]
+        assert "teacher <1>" in [text.text for text in drawn.iter("text")]
+    assert places[False][1] == pytest.approx(2.1 / 90.07, abs=0.002)
+    # log(3 / 0.9) / log(90.97 / 0.9)
+    assert places[True][1] == pytest.approx(0.2608, abs=0.002)
