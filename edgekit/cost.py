@@ -66,6 +66,48 @@ def size_of(model: Model) -> Size:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A student that a target's budget may have room for, in a scheme.
+
+    student: its keys of [student]. bytes: of the file, and most where a layer stays float, or "auto" takes its largest scheme;
+    memory_mb and limits, the predicted figures by the keys of a budget (p50_ms and all that the target limits), are of that
+    case. misses: by limit, how many times too much a figure is (1.2: a fifth); nothing where it fits.
+    """
+
+    student: Mapping[str, int]
+    scheme: str
+    bytes: int
+    bytes_most: int
+    memory_mb: float
+    limits: Mapping[str, float]
+    misses: Mapping[str, float]
+
+    @property
+    def worst(self) -> float:
+        """The factor of the limit that is missed by most; 0.0 where all hold."""
+        return max(self.misses.values(), default=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Which student was chosen for a target, and beside which others.
+
+    made_from: fingerprints of what decides (see `pipeline.fit`). candidates: the largest student first; chosen: an index into
+    them. measured_on: the CPU and the device that were timed.
+    """
+
+    made_from: Mapping[str, str]
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    measured_on: str
+
+    @property
+    def choice(self) -> Candidate:
+        """The chosen one."""
+        return self.candidates[self.chosen]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What a build will take; what was not estimated is 0.
 

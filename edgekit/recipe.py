@@ -59,7 +59,8 @@ class Student:
     its tokens at most: those of the train texts, all single characters, and the most frequent of the others. `depth` says how
     `layers` are picked: evenly spaced, or those that change most of what passes through them. `hidden` (channels between
     layers), `heads`, `kv_heads` and `intermediate` (neurons of an MLP) make it narrower: what is most active on the train texts
-    stays. With `positions` it reads so many tokens of a text at most, and has no more rows of where they stand. ngrams: a table
+    stays. With `positions` it reads so many tokens of a text at most, and has no more rows of where they stand. With `fit`
+    it has as many layers as the target's budget has room for, which `build` predicts and keeps in the lock file. ngrams: a table
     of hashed n-grams of the teacher's tokens, of `buckets` rows (36 bytes each in int8; without it 20,000).
     """
 
@@ -74,6 +75,7 @@ class Student:
     intermediate: Annotated[int, Ge(1)] | None = None
     positions: Annotated[int, Ge(1)] | None = None
     vocabulary: Annotated[int, Ge(1)] | None = None
+    fit: bool = False
 
     @property
     def widths(self) -> list[str]:
@@ -382,13 +384,24 @@ def _check_student(student: Student, task: str, longest: int, where: str) -> Non
         if widths or student.depth != "even" or student.positions is not None:
             key = [*widths, "depth" if student.depth != "even" else "positions"][0]
             raise EdgekitError(f"{where}.{key}: a student of n-grams has no layers; remove this key")
+        if student.fit:
+            raise EdgekitError(f"{where}.fit: a student of n-grams has the size that buckets says; remove fit")
     elif student.buckets is not None:
         raise EdgekitError(f"{where}.buckets: for kind = 'ngrams' alone; remove it")
-    elif (student.layers is None) == (student.keep is None) and (blocks or not (widths or student.positions)):
+    elif student.fit and blocks:
         raise EdgekitError(
-            f"{where}: give either layers, such as 3, or keep, such as [0, 2, 5]; without both a width, such as intermediate"
+            f"{where}.fit: the target's budget decides on the layers then; remove fit, or layers and keep"
         )
-    elif student.depth == "influence" and student.layers is None:
+    elif (
+        not student.fit
+        and (student.layers is None) == (student.keep is None)
+        and (blocks or not (widths or student.positions))
+    ):
+        raise EdgekitError(
+            f"{where}: give either layers, such as 3, or keep, such as [0, 2, 5], or fit = true for as many as the target has"
+            " room for; without them a width, such as intermediate"
+        )
+    elif student.depth == "influence" and student.layers is None and not student.fit:
         raise EdgekitError(f"{where}.depth: picks so many layers as `layers` says; give layers, or remove depth")
     if student.positions is not None and student.positions < longest:
         raise EdgekitError(

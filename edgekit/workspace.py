@@ -76,6 +76,7 @@ STEPS: dict[str, Step] = {
     # And what the format names (`formats.library_versions`), which these steps have among their inputs.
     "trace": Step(code=("edgekit.export",), libraries=_EXPORTING),
     "export": Step(code=("edgekit.export", _READ), libraries=_EXPORTING),
+    "pace": Step(code=("edgekit.pace", "edgekit.devices", _READ), libraries=_EXPORTING),
     "verify": Step(
         code=("edgekit.verify", "edgekit.devices", _READ), libraries=("tokenizers", "numpy"), beside=(PAGE,)
     ),

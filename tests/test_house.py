@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "cli",
         "pipeline",
         "hindrances",
-        "compare qad linear",
+        "compare qad linear pace",
         "distill record calibrate export verify bundle inspect cache target_probe doctor init written",
         "report",
         "probes",

@@ -49,7 +49,7 @@ def plan_build(
     """What a build would do, for each target and choice. Where nothing was built yet, nothing is left behind."""
     from tempfile import TemporaryDirectory
 
-    from edgekit.pipeline import busy, check_places, check_recipe, gather_prompts, kept_steps, resolve, seconds
+    from edgekit.pipeline import busy, check_places, check_recipe, gather_prompts, kept_steps, plan_for, seconds
     from edgekit.verify import plan_text
     from edgekit.workspace import Workspace
 
@@ -59,7 +59,7 @@ def plan_build(
         disturbed = busy()
         prompts = gather_prompts(recipe, planning)
         checked = check_recipe(recipe, prompts, planning)
-        plans = [resolve(checked, target, prompts, planning, choice) for target in targets for choice in wanted]
+        plans = [plan_for(checked, target, prompts, planning, choice) for target in targets for choice in wanted]
         for plan in plans:
             check_places(plan, session)
         proves = plan_text(recipe.task, prompts.facts["rows"]["verify"], recipe.accuracy)
@@ -82,6 +82,8 @@ def plan_lines(plans: Sequence[Foreseen]) -> Iterator[str]:
 
 
 def _plan_lines(foreseen: Foreseen) -> Iterator[str]:
+    from edgekit.report.fit import fit_lines
+
     plan, guess, data = foreseen.plan, foreseen.plan.estimate, foreseen.plan.prompts
     yield f"{plan.recipe.name} for {plan.target.name} ({plan.recipe.task})"
     yield f"  teacher   {plan.source}"
@@ -93,6 +95,8 @@ def _plan_lines(foreseen: Foreseen) -> Iterator[str]:
     yield from _indented("steps", " ".join(plan.steps))
     done = [step for step in plan.steps if foreseen.kept[step]]
     yield from _indented("kept", ", ".join(done) if done else "nothing: all is to do")
+    for line in fit_lines(plan.fit) if plan.fit else ():
+        yield from _indented("fit", line)
     yield from _indented("export", ", ".join(f"{key} = {value}" for key, value in plan.export.items()))
     if len(plan.runtimes) > 1:
         first, *others = plan.runtimes

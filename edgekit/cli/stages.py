@@ -316,13 +316,13 @@ def _plan(
     formats: Sequence[str] = (),
     schemes: Sequence[str] = (),
 ) -> Plan:
-    from edgekit.pipeline import check_recipe, check_room, choices, resolve
+    from edgekit.pipeline import check_recipe, check_room, choices, plan_for
     from edgekit.target import load_target
 
     wanted = choices(formats, schemes, output_of(recipe))
     if len(wanted) > 1:
         raise click.UsageError("One format and one scheme: a stage makes one artifact.")
-    plan = resolve(check_recipe(recipe, prompts, session), load_target(target_name), prompts, session, wanted[0])
+    plan = plan_for(check_recipe(recipe, prompts, session), load_target(target_name), prompts, session, wanted[0])
     check_room(plan, session)
     return plan
 

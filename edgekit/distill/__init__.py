@@ -291,6 +291,11 @@ def choose_layers(teacher: Model, student: Student, where: str) -> list[int]:
     """Which of the teacher's layers a student keeps, [] of one of n-grams; EdgekitError where the teacher does not have them."""
     if student.kind == "ngrams":
         return []
+    if student.fit:
+        raise EdgekitError(
+            f"{where}.fit: edgekit build chooses the layers, for its target (--dry-run shows them); here give them: --set"
+            " student.fit=false --set student.layers=3"
+        )
     if student.layers is None and student.keep is None:
         return list(range(teacher.layers))
     return choose_blocks(teacher.layers, student.layers, student.keep, where)

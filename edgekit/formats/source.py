@@ -34,6 +34,12 @@ class FormatOptions(Protocol):
     def gentler(self, scheme: str) -> Sequence[Gentler]:
         """What loses less than these options at as many bits a weight, of an artifact that became `scheme`."""
 
+    def outcomes(self, output: str) -> tuple[str, ...]:
+        """The schemes that an artifact with these options may become, for models of an output."""
+
+    def sample(self, scheme: str) -> FormatOptions:
+        """Options that make a file of a scheme quickly which runs as fast as theirs: nothing in it is chosen by what it loses."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gentler:

@@ -11,6 +11,7 @@ from edgekit.errors import CheckFailed, EdgekitError, first_line
 from edgekit.evidence import read_report
 from edgekit.pipeline.answers import answered
 from edgekit.pipeline.cost import busy, seconds
+from edgekit.pipeline.fit import keep_choice, plan_for
 from edgekit.pipeline.kept import kept_steps
 from edgekit.pipeline.ladder import Made, recover
 from edgekit.pipeline.plan import Built, Listener, Plan, Session, Settings
@@ -43,6 +44,7 @@ from edgekit.pipeline.verdict import Covering, hold, open_artifact, open_referen
 from edgekit.progress import Progress
 from edgekit.prompts.prompt import RECOVER
 from edgekit.recipe import Recipe
+from edgekit.report.fit import fit_lines
 from edgekit.target import Target
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ __all__ = [
     "open_reference",
     "open_speaker",
     "package",
+    "plan_for",
     "qad",
     "read_settings",
     "record",
@@ -120,22 +123,51 @@ def build(
             f"{recipe.path}: data.recover: missing key; name a file of prompts, or a share of the train rows (0.1)"
         )
     checked = check_recipe(recipe, prompts, session)
-    plans = [resolve(checked, target, prompts, session, choice) for target in targets for choice in wanted]
+    plans = [plan_for(checked, target, prompts, session, choice) for target in targets for choice in wanted]
     for plan in plans:
         check_places(plan, session)
-    settings, gradients = checked.settings, any(plan.mixes for plan in plans)
-    base = checked.teacher or create(settings, prompts, session)
+        for told in fit_lines(plan.fit) if plan.fit else ():
+            session.listener.say(f"fit: {plan.target.name}: {told}")
+        keep_choice(plan, session)
+    taken, built = {plan.name for plan in plans}, dict[str, Built]()
+    # Targets share a student but where each has one that fits it.
+    students = dict.fromkeys(repr(plan.recipe.student) for plan in plans)
+    for student in students:
+        alike = [plan for plan in plans if repr(plan.recipe.student) == student]
+        own = [replace(session, bundle=plan.name if len(plans) > 1 else "") for plan in alike]
+        try:
+            made = _build_alike(alike, checked.teacher, prompts, session, own, taken)
+        except EdgekitError as failed:
+            if len(students) == 1:
+                raise
+            made = [_failure(plan, failed, one) for plan, one in zip(alike, own, strict=True)]
+        built |= {plan.name: one for plan, one in zip(alike, made, strict=True)}
+    return [built[plan.name] for plan in plans]
+
+
+def _build_alike(
+    plans: Sequence[Plan],
+    teacher: Path | None,
+    prompts: Product,
+    session: Session,
+    sessions: Sequence[Session],
+    taken: set[str],
+) -> list[Built]:
+    """What targets get of one student. teacher: the recipe's; sessions: of each plan its own; taken: names of bundles."""
+    settings, gradients = plans[0].settings, any(plan.mixes for plan in plans)
+    base = teacher or create(settings, prompts, session)
     plans = [replace(plan, teacher=base) for plan in plans]
     teacher = finetune(settings, base, prompts, session)
-    prompts = answered(recipe, teacher, prompts, session)
+    prompts = answered(settings.recipe, teacher, prompts, session)
     whole = distill(settings, teacher, prompts, session)
     alone = control(settings, teacher, whole, prompts, session)
     line = linear(settings, base, prompts, session)
     # Of a student that is trained for a target's file, each target has its own.
-    recorded = {} if recipe.qad is not None else {whole: _record(settings, teacher, whole, prompts, session, gradients)}
-    built, taken = [], {plan.name for plan in plans}
-    for plan in plans:
-        own = replace(session, bundle=plan.name if len(plans) > 1 else "")
+    recorded = {}
+    if settings.recipe.qad is None:
+        recorded[whole] = _record(settings, teacher, whole, prompts, session, gradients)
+    built = []
+    for plan, own in zip(plans, sessions, strict=True):
         try:
             student = qad(plan, teacher, whole, prompts, own)
             if student not in recorded:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 from edgekit.cost import Cost, Estimate, Size, TrainingCost, size_of
 from edgekit.model import Model
@@ -19,6 +20,9 @@ from edgekit.prompts import PromptSet
 from edgekit.recipe import Recipe
 from edgekit.typed_json import as_list
 from edgekit.workspace import Product
+
+if TYPE_CHECKING:
+    from edgekit.runtimes.memory import Memory
 
 # What each step takes at any size, s: libraries are imported, graphs exported, processes of the probe started.
 _STARTS = {
@@ -119,6 +123,20 @@ def _costs(plan: Plan, output: str, model: Model) -> list[Cost]:
 
 def _with_needs(guess: Estimate, plan: Plan, model: Model, cost: Cost) -> Estimate:
     """The estimate with what the artifact and its runtime need on the target, and of a decoder what its context takes."""
+    memory = predict_memory(plan, model, cost)
+    if memory.context is None:
+        return replace(guess, needed_mb=memory.needed / 1e6)
+    return replace(
+        guess,
+        context=memory.context,
+        cache_mb=round(memory.cache / 1e6, 1),
+        needed_mb=round(memory.needed / 1e6, 0),
+        bytes_per_token=cost.read_per_token.value if cost.read_per_token else None,
+    )
+
+
+def predict_memory(plan: Plan, model: Model, cost: Cost) -> Memory:
+    """What an artifact of a model needs on the plan's target, in that of its runtimes that needs most."""
     from edgekit.runtimes import RUNTIMES
     from edgekit.runtimes.memory import Demand
 
@@ -131,16 +149,7 @@ def _with_needs(guess: Estimate, plan: Plan, model: Model, cost: Cost) -> Estima
         inner=model.size("intermediate_size"),
     )
     every = [RUNTIMES[name].memory(demand, plan.target.runtime.get(name, {})) for name in plan.runtimes]
-    memory = max(every, key=lambda one: one.needed)
-    if memory.context is None:
-        return replace(guess, needed_mb=memory.needed / 1e6)
-    return replace(
-        guess,
-        context=memory.context,
-        cache_mb=round(memory.cache / 1e6, 1),
-        needed_mb=round(memory.needed / 1e6, 0),
-        bytes_per_token=cost.read_per_token.value if cost.read_per_token else None,
-    )
+    return max(every, key=lambda one: one.needed)
 
 
 def _tokens(recipe: Recipe, prompts: Product) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgekit.cost import Estimate
+from edgekit.cost import Estimate, Fit
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import Report
 from edgekit.inputs import Inputs, identity
@@ -64,6 +64,8 @@ class Plan:
     """The format and the scheme that were asked for by name, which then are parts of the bundle's name."""
     estimate: Estimate = field(default_factory=Estimate)
     """What it will take: see `pipeline.cost`."""
+    fit: Fit | None = None
+    """How the student was chosen, where the recipe leaves that to the target's budget (`pipeline.fit`)."""
 
     @property
     def recipe(self) -> Recipe:
@@ -105,6 +107,7 @@ class Plan:
             "runtimes": list(self.runtimes),
             "usable_mb": self.usable_mb,
             "estimate": self.estimate.facts(),
+            **({"fit": to_table(self.fit)} if self.fit else {}),
         }
 
     @property

@@ -119,45 +119,66 @@ def resolve(
     prompts: Product,
     session: Session,
     choice: tuple[str | None, str | None] = (None, None),
+    scheme: str | None = None,
 ) -> Plan:
     """Check everything of a target that can fail cheaply, and say what each step will get.
 
-    choice: a format and a scheme by name, instead of the target's own (None).
+    choice: a format and a scheme by name, instead of the target's own (None); scheme: as in `draft`.
 
     Raises EdgekitError for whatever `check_target` refuses, and a model that does not fit the target.
+    """
+    from edgekit.formats import FORMATS
+    from edgekit.tasks import TASKS
+
+    with session.listener.during("check", f"what each step gets for {target.name}"):
+        plan = draft(checked, target, prompts, choice, scheme)
+        plan = replace(plan, estimate=estimate(plan, prompts))
+        if checked.settings.training.qad is not None:
+            output = TASKS[plan.recipe.task].OUTPUT
+            made = made_model(plan, output, len(prompts.facts["labels"]))
+            FORMATS[plan.format].grid(made, plan.options, output)
+        _check_engines(plan, session)
+        check_fits(plan)
+    return plan
+
+
+def draft(
+    checked: Checked,
+    target: Target,
+    prompts: Product,
+    choice: tuple[str | None, str | None] = (None, None),
+    scheme: str | None = None,
+) -> Plan:
+    """The plan of `resolve` without what follows from the student: the recipe may not say yet which that is.
+
+    scheme: what the one that was asked for becomes, where that is known. Raises EdgekitError for whatever `check_target` refuses.
     """
     from edgekit.formats import FORMATS, candidates, packages
     from edgekit.tasks import TASKS
 
-    with session.listener.during("check", f"what each step gets for {target.name}"):
-        format_name, options = check_target(target, checked.settings.recipe.task, *choice)
-        format_, output = FORMATS[format_name], TASKS[checked.settings.recipe.task].OUTPUT
-        runtimes = candidates(format_, target.runtime, output, format_.domains(options), str(target.path))
-        check_browser(target, runtimes, generates=OUTPUTS[output].generates)
-        _check_measure(target)
-        plan = Plan(
-            settings=checked.settings,
-            target=target,
-            teacher=checked.teacher,
-            source=checked.source,
-            revision=checked.revision,
-            splits=needed_splits(checked.settings.recipe),
-            prompts=prompts.facts,
-            format=format_name,
-            options=options,
-            mixes=format_.mixes(options),
-            runtimes=runtimes,
-            choice=choice,
-        )
-        plan = replace(plan, estimate=estimate(plan, prompts))
-        if checked.settings.training.qad is not None:
-            format_.grid(made_model(plan, output, len(prompts.facts["labels"])), options, output)
-        _check_engines(plan, session)
-        for package in packages(format_, runtimes):
-            if package.extra:
-                require(package.module, extra=package.extra)
-        check_fits(plan)
-    return plan
+    format_name, options = check_target(target, checked.settings.recipe.task, *choice)
+    format_, output = FORMATS[format_name], TASKS[checked.settings.recipe.task].OUTPUT
+    options = options if scheme is None else replace(options, scheme=scheme)
+    runtimes = candidates(format_, target.runtime, output, format_.domains(options), str(target.path))
+    check_browser(target, runtimes, generates=OUTPUTS[output].generates)
+    _check_measure(target)
+    for package in packages(format_, runtimes):
+        if package.extra:
+            require(package.module, extra=package.extra)
+    return Plan(
+        settings=checked.settings,
+        target=target,
+        teacher=checked.teacher,
+        source=checked.source,
+        revision=checked.revision,
+        splits=needed_splits(checked.settings.recipe),
+        prompts=prompts.facts,
+        format=format_name,
+        options=options,
+        mixes=format_.mixes(options),
+        runtimes=runtimes,
+        choice=choice,
+    )
 
 
 def check_browser(target: Target, runtimes: Sequence[str], *, generates: bool) -> None:
@@ -269,7 +290,8 @@ def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Sess
 
     _check_kind(recipe, model)
     if recipe.student is not None:
-        choose_layers(model, recipe.student, f"{recipe.path}: student")
+        if not recipe.student.fit:
+            choose_layers(model, recipe.student, f"{recipe.path}: student")
         choose_sizes(model, recipe.student, f"{recipe.path}: student")
         if (most := recipe.student.vocabulary) is not None and most >= model.rows:
             raise EdgekitError(

@@ -50,15 +50,25 @@ class Change:
     def arguments(self, plan: Plan) -> tuple[str, ...]:
         """What the command that built `plan` gets to build this, and this alone: a format and a scheme that were chosen by name
         are among it, instead of all that the command chose."""
-        format_, scheme = self._choice(plan)
-        told = [("--set", f"{key}={_toml(value)}") for key, value in self.keys.items()]
+        whole = self._with_fit(plan)
+        format_, scheme = whole._choice(plan)
+        told = [("--set", f"{key}={_toml(value)}") for key, value in whole.keys.items()]
         told += [(flag, name) for flag, name in (("--format", format_), ("--scheme", scheme)) if name is not None]
         told += [
             ("--export", f"{key}={_toml(value)}")
-            for key, value in self.options.items()
+            for key, value in whole.options.items()
             if key != "scheme" or scheme is None
         ]
         return tuple(part for pair in told for part in pair)
+
+    def _with_fit(self, plan: Plan) -> Change:
+        """The change with what was chosen for the target's budget, which is not chosen anew for this."""
+        if plan.fit is None:
+            return self
+        chosen = plan.fit.choice
+        fixed = {"student.fit": False, **{f"student.{key}": value for key, value in chosen.student.items()}}
+        keys = {**({} if "student" in self.keys else fixed), **self.keys}
+        return replace(self, keys=keys, options={"scheme": chosen.scheme, **self.options})
 
     def _choice(self, plan: Plan) -> tuple[str | None, str | None]:
         """Format and scheme by name, where the plan's are: of other options than the scheme a format that is not the target's."""

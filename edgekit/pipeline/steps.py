@@ -327,7 +327,7 @@ def export(
         name=recipe.name,
         license=recipe.license,
         card=file_sha256(card) if card.is_file() else None,
-        processor=_processor(plan) if plan.mixes else None,
+        processor=processor(plan) if plan.mixes else None,
         limits=_limits(plan),
         libraries=libraries(plan.format),
     )
@@ -405,7 +405,8 @@ def _finetune_inputs(settings: Settings, base: Path, prompts: Product) -> Finetu
     )
 
 
-def _processor(plan: Plan) -> Processor:
+def processor(plan: Plan) -> Processor:
+    """Of the target's CPU what the types of a mixture depend on."""
     from edgekit.formats import Processor
 
     hardware = plan.target.hardware

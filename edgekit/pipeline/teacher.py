@@ -13,13 +13,14 @@ from typing import ClassVar
 from edgekit.errors import EdgekitError, first_line
 from edgekit.inputs import Content
 from edgekit.model import load_model
+from edgekit.pipeline.lock import lock_path, read_lock, write_lock
 from edgekit.pipeline.origin import MODEL_FILES, MODEL_STEPS, model_content, model_product, with_read
 from edgekit.pipeline.plan import Session, run_step
 from edgekit.progress import Progress, silent
 from edgekit.recipe import Recipe
 from edgekit.schema import dump_json, read_json
 from edgekit.weights import ADAPTER_CONFIG
-from edgekit.workspace import file_sha256, make_folder, write_atomically
+from edgekit.workspace import file_sha256
 
 # What a checkpoint needs from a hub: never pickles, never code, nor the weights again in a form of their makers' own.
 HUB_FILES = [
@@ -201,13 +202,10 @@ def _download(recipe: Recipe, session: Session, role: str, source: str, revision
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # re-exported there for its users
 
-    lock = session.out / f"{recipe.name}.lock.json"
-    locked = read_json(lock) if lock.is_file() else {}
-    if not isinstance(locked, dict) or not isinstance(locked.get(role, {}), dict):
-        raise EdgekitError(f"{lock}: is there and edgekit did not write it; move it away or choose another --out")
+    lock = lock_path(recipe, session)
     asked = {"source": source, "asked": revision}
-    known = locked.get(role, {})
-    pinned = known.get("revision") if asked.items() <= known.items() else None
+    known = read_lock(lock, role)
+    pinned = str(known["revision"]) if asked.items() <= known.items() and known.get("revision") else None
     try:
         # With a commit, whatever is in the hub's cache already is used without asking the hub.
         with session.listener.during(role, f"fetching {source}"):
@@ -226,6 +224,5 @@ def _download(recipe: Recipe, session: Session, role: str, source: str, revision
         ) from failed
     commit = folder.name
     if commit != pinned:
-        make_folder(session.out)
-        write_atomically(lock, dump_json(locked | {role: asked | {"revision": commit}}))
+        write_lock(lock, role, asked | {"revision": commit})
     return folder, commit

@@ -97,12 +97,12 @@ def measure(
     fewer: Timing = {**AGAIN, "prompts": sorted({length, longest})}
     bare = {key: value for key, value in inputs.items() if not key.endswith(("_ids", "_logprobs"))}
     again = replace(question.only_times(**fewer), inputs=bare | {"referenced": 0})
-    found = time_again(found, again, device, processes, partial(_read_timed, length=length), progress)
+    found = time_again(found, again, device, processes, partial(read_timed, length=length), progress)
     write(out, found, answer.arrays)
     return found, dict(answer.arrays)
 
 
-def _read_timed(lines: Lines, length: int) -> Timed:
+def read_timed(lines: Lines, length: int) -> Timed:
     """The tokens of one process, and its times to the first one behind `length`, a cold one only where there is no other."""
     prefill, decode = lines.read("prefill", Prefill), lines.read("decode", Decode)
     first = dict(zip(prefill.lengths, prefill.ms, strict=True))[length]
@@ -138,7 +138,7 @@ def _read(lines: Lines, budget: Budget) -> Measurements:
         shape=Shape(batch=1, sequence=decode.depth, threads=decode.threads),
         load_ms=load.ms,
         first_ms=first[asked][0],
-        processes=(_read_timed(lines, asked),),
+        processes=(read_timed(lines, asked),),
         real_times=first[asked][1:] or first[asked],
         real_lengths=(asked,),
         peak_mb=memory.peak_mb,

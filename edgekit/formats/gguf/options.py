@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 
 from annotated_types import Gt
 
@@ -73,6 +73,15 @@ class Options:
             told = "the same bytes, more of them for the tensors that lose most (in llama.cpp's pull request 15550: 30 % less KL)"
             found.append(Gentler(name="mixed types", options={"scheme": "mixed", "like": scheme}, gain=told))
         return found
+
+    def outcomes(self, output: str) -> tuple[str, ...]:
+        """The schemes that an artifact with these options may become, for models of an output."""
+        return AUTO[output] if self.scheme == "auto" and output in AUTO else (self.scheme,)
+
+    def sample(self, scheme: str) -> Options:
+        """Options that make a file of a scheme quickly which runs as fast as theirs: of a mixture the scheme that it is like."""
+        plain = self.like if scheme == "mixed" else cast("Scheme", scheme)
+        return Options(scheme=plain, imatrix=False, through=self.through)
 
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, cast, get_args
 
 from annotated_types import Ge
 
@@ -72,6 +72,17 @@ class Options:
             even = "outliers of activations move to the weights (SmoothQuant, arXiv:2211.10438)"
             found.insert(0, Gentler(name="smoothing", options={"smoothing": True}, gain=even))
         return found
+
+    def outcomes(self, output: str) -> tuple[str, ...]:
+        """The schemes that an artifact with these options may become, for models of an output."""
+        if self.scheme != "auto":
+            return (self.scheme,)
+        both = ("int8-static",) if self.layout == "qdq" else ("int8-static", "int8-dynamic")
+        return AUTO.get(output, both)
+
+    def sample(self, scheme: str) -> Options:
+        """Options that make a file of a scheme quickly which runs as fast as theirs: nothing in it is chosen by what it loses."""
+        return replace(self, scheme=cast("Scheme", scheme), smoothing=False, float_layers=0)
 
     def __post_init__(self) -> None:
         """Refuse what is right key by key and not together."""

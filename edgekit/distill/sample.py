@@ -1,0 +1,25 @@
+"""A student that nobody taught: a checkpoint with some of its blocks, to see what a block costs before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekit.distill.courses import FILES
+from edgekit.distill.files import copy_files, save_model
+from edgekit.distill.loop import reproducible
+from edgekit.distill.students import Whole, cut, make_student
+from edgekit.tasks import TASKS
+
+
+def write_sample(teacher: Path, task: str, keep: Sequence[int], classes: Sequence[str], out: Path) -> None:
+    """Write a checkpoint's blocks `keep` (indices, rising) as a model's folder.
+
+    classes: of a new classifier on it, whose weights are drawn; () where the checkpoint has what the task needs.
+    """
+    kind = TASKS[task]
+    with reproducible(0, "cpu"):
+        module = make_student(Whole(folder=teacher, classes=classes), kind).module
+    cut(module, keep)
+    save_model(module, out)
+    copy_files(teacher, out, FILES[kind.OUTPUT])

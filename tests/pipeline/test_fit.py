@@ -1,0 +1,278 @@
+"""The largest student that keeps a target's budget: what is predicted, what is chosen and why, and the lock file that keeps it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgekit.cost import Fit
+from edgekit.devices import open_device
+from edgekit.errors import EdgekitError
+from edgekit.pace import Pace, Sample, pace, read_pace
+from edgekit.pipeline import Session, check_recipe, gather_prompts, plan_for
+from edgekit.pipeline.fit import Fitting, keep_choice
+from edgekit.pipeline.plan import Listener, Plan
+from edgekit.pipeline.predicted import Machines, Work, find_misses, line
+from edgekit.pipeline.rungs import Change
+from edgekit.recipe import load_recipe
+from edgekit.report.fit import fit_lines
+from edgekit.target import Hardware, load_target
+from edgekit.workspace import NotMade, Workspace
+from tests.conftest import Answer
+from tests.stories import need_stories
+
+Command = Callable[..., Answer]
+STUDENT = "\n[student]\nfit = true\n"
+TARGET = """\
+title = "A test machine"
+
+[hardware]
+arch = "x86_64"
+cpu = "any"
+cores = 2
+features = []
+memory_mb = 4096
+sources = ["made up for a test"]
+
+[export.text-classification]
+format = "onnx"
+scheme = "auto"
+
+[runtime.onnxruntime]
+threads = 1
+
+[budget]
+sequence = 16
+"""
+
+
+def samples(*times: tuple[int, str, float]) -> Pace:
+    """What was measured, of (layers, scheme, ms)."""
+    made = tuple(Sample(layers=n, scheme=name, bytes=0, times={"p50_ms": ms}) for n, name, ms in times)
+    return Pace(
+        device="local", cpu="a CPU", runtime="onnxruntime", threads=1, on_cpu=True, speed={}, peak_mb=None, samples=made
+    )
+
+
+PACE = samples((1, "int8-dynamic", 1.0), (1, "int8-static", 2.0), (2, "int8-dynamic", 1.5), (2, "int8-static", 3.0))
+
+
+@pytest.fixture
+def asked(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe that leaves the student of a teacher of two blocks to the budget of target.toml, in the current folder."""
+    monkeypatch.chdir(project.parent)
+    project.write_text(project.read_text() + STUDENT)
+    Path("target.toml").write_text(TARGET)
+    return project
+
+
+class Heard(Listener):
+    """What was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def session_of(*, makes: bool = True) -> Session:
+    return Session(workspace=Workspace(Path("cache"), makes=makes), out=Path("dist"), listener=Heard())
+
+
+def fitting_of(recipe: Path, budget: str) -> Fitting:
+    """What is to fit the target with these limits."""
+    Path("target.toml").write_text(TARGET + budget)
+    read, session = load_recipe(recipe), session_of()
+    prompts = gather_prompts(read, session)
+    return Fitting.of(check_recipe(read, prompts, session), load_target("target.toml"), prompts)
+
+
+def test_a_time_is_what_is_no_block_and_each_block() -> None:
+    """0.3 ms beside blocks of 0.2 ms a million weights; noise that makes the deeper sample the quicker one promises no gain."""
+    points = [(n, 0.3 + 0.2 * n) for n in (1, 3)]
+    assert [line(points, n) for n in (1, 2, 6, 12)] == pytest.approx([0.5, 0.7, 1.5, 2.7])
+    assert line([(1, 2.0), (3, 1.0)], 6) == 2.0
+    assert line([(4, 1.5)], 2) == 1.5
+
+
+def test_another_machine_is_slower_by_its_roofline() -> None:
+    """Half the speed of products in as many threads: twice the time; a tenth of the memory's: ten times, where that binds."""
+    speed = {"fp32_gflops": 100.0, "int8_gops": 400.0, "read_gbs": 20.0, "bandwidth_gbs": 30.0}
+    hardware = Hardware(arch="aarch64", cpu="c", cores=4, features=[], memory_mb=1024, sources=["s"])
+    computes = Work(operations=4e9, bytes=1e3, in_floats=False)
+    reads = Work(operations=1e3, bytes=4e8, in_floats=False)
+
+    def slower(work: Work, threads: int = 1, **stated: float) -> float:
+        there = replace(hardware, **stated)
+        return Machines(hardware=there, speed=speed, threads=1, target_threads=threads).slower(work)
+
+    assert slower(computes) == slower(reads) == 1.0
+    assert slower(computes, int8_gops=200.0) == pytest.approx(2.0)
+    assert slower(computes, fp32_gflops=25.0) == pytest.approx(4.0), "integers that are not stated: as its floats"
+    assert slower(replace(computes, in_floats=True), int8_gops=200.0) == pytest.approx(1.0)
+    assert slower(computes, threads=4, int8_gops=200.0) == pytest.approx(0.5)
+    assert slower(reads, bandwidth_gbs=3.0) == pytest.approx(10.0)
+
+
+def test_times_leave_room_for_what_a_prediction_misses() -> None:
+    """A tenth of a limit of time stays free; bytes and memory are told exactly."""
+    limits = {"p50_ms": 1.1, "bytes": 100.0, "tokens_per_second": 10.0}
+    assert find_misses({"p50_ms": 0.999, "bytes": 100.0, "tokens_per_second": 11.01}, limits) == {}
+    missed = find_misses({"p50_ms": 1.2, "bytes": 150.0, "tokens_per_second": 5.5}, limits)
+    assert missed == pytest.approx({"p50_ms": 1.2, "bytes": 1.5, "tokens_per_second": 2.0})
+
+
+def test_the_largest_that_fits_is_chosen(asked: Path) -> None:
+    """The whole depth where all that "auto" may become fits; the scheme alone that fits; fewer blocks where none does."""
+
+    def choice(budget: str) -> tuple[Mapping[str, int], str]:
+        chosen = fitting_of(asked, budget).choose(PACE).choice
+        return chosen.student, chosen.scheme
+
+    assert choice("p50_ms = 4.0\n") == ({"layers": 2}, "auto")
+    assert choice("p50_ms = 2.0\n") == ({"layers": 2}, "int8-dynamic")
+    assert choice("p50_ms = 1.2\n") == ({"layers": 1}, "int8-dynamic")
+    found = fitting_of(asked, "p95_ms = 2.0\n").choose(PACE)
+    told = list(fit_lines(found))
+    assert found.choice.limits["p95_ms"] == pytest.approx(1.2 * found.choice.limits["p50_ms"], rel=1e-3)
+    assert [line_.startswith(("2 layers, auto", "2 layers, int8-dynamic")) for line_ in told[:2]] == [True, True]
+    assert sum("chosen: the largest" in line_ for line_ in told) == 1
+
+
+def test_what_cannot_fit_names_the_nearest(asked: Path) -> None:
+    fitting = fitting_of(asked, "bytes = 1000\np50_ms = 0.5\n")
+    with pytest.raises(EdgekitError) as told:
+        fitting.choose(PACE)
+    size = min(option.most for option in fitting.options({"layers": 1}))
+    assert "1 layer as int8-dynamic" in told.value.message or "1 layer as auto" in told.value.message
+    assert f"({size / 1000:.2f} times too much)" in told.value.message
+    assert "target.toml" in told.value.message
+    assert "student.vocabulary" in told.value.message
+
+
+def test_the_lock_keeps_the_choice(asked: Path) -> None:
+    """The next plan measures nothing (its workspace makes nothing); another recipe or target is chosen for anew, and it is said."""
+    plan = locked(asked, "p50_ms = 2.0\n")
+    assert (plan.recipe.student, plan.scheme) == (replace(plan.recipe.student, layers=2, fit=False), "int8-dynamic")
+    asked.write_text(asked.read_text() + "vocabulary = 30\n")
+    heard = Heard()
+    with pytest.raises(NotMade):
+        planned(asked, heard)
+    assert "the recipe changed" in heard.lines[-1]
+    asked.write_text(asked.read_text().replace("vocabulary = 30\n", ""))
+    Path("target.toml").write_text(TARGET + "p50_ms = 2.5\n")
+    with pytest.raises(NotMade):
+        planned(asked, heard)
+    assert "the target changed" in heard.lines[-1]
+
+
+def planned(recipe: Path, heard: Heard) -> Plan:
+    """The plan of a session whose workspace makes nothing beyond prompts and checks."""
+    read, session = load_recipe(recipe), session_of()
+    prompts = gather_prompts(read, session)
+    checked = check_recipe(read, prompts, session)
+    looking = replace(session_of(makes=False), listener=heard)
+    return plan_for(checked, load_target("target.toml"), prompts, looking)
+
+
+def locked(recipe: Path, budget: str) -> Plan:
+    """The plan of a lock file that keeps what fits these limits."""
+    fitting = fitting_of(recipe, budget)
+    keep_choice(replace(fitting.plan, fit=fitting.choose(PACE)), session_of())
+    return planned(recipe, Heard())
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda _: "{ not json", "not valid JSON"),
+        (lambda _: "[]", "edgekit did not write it"),
+        (lambda text: text.replace('"chosen": 0', '"chosen": 99'), "names no student"),
+        (lambda text: text.replace('"layers": 2', '"layers": 7'), "7 layers as auto cannot be made"),
+        (lambda text: text.replace('"layers": 2', '"colour": 7'), "names no student"),
+        (lambda text: text.replace('"chosen"', '"picked"'), "picked: unknown key"),
+    ],
+    ids=["no JSON", "a list", "no candidate", "too deep", "an unknown key", "another shape"],
+)
+def test_a_damaged_lock_is_told(asked: Path, damage: Callable[[str], str], told: str) -> None:
+    locked(asked, "p50_ms = 4.0\n")
+    (path,) = Path("dist").glob("*.lock.json")
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(EdgekitError) as said:
+        planned(asked, Heard())
+    assert told in said.value.message
+    assert str(path) in said.value.message
+    assert "move it away" in said.value.message or "remove it" in said.value.message
+
+
+def test_a_rung_names_what_was_chosen(asked: Path) -> None:
+    """What is proposed of a fitted plan is built from its arguments alone, whatever the lock file says."""
+    plan = locked(asked, "p50_ms = 2.0\n")
+    wanted = ("--set", "student.fit=false", "--set", "student.layers=2")
+    assert Change(name="longer", gain="", keys={"distill.epochs": 20}).arguments(plan) == (
+        *wanted, "--set", "distill.epochs=20", "--export", "scheme=int8-dynamic",
+    )  # fmt: skip
+    fewer = Change(name="fewer", gain="", keys={"student.layers": 1}, options={"scheme": "w8"}).arguments(plan)
+    assert fewer == (*wanted[:3], "student.layers=1", "--export", "scheme=w8")
+    table = Change(name="n-grams", gain="", keys={"student": {"kind": "ngrams"}}).arguments(plan)
+    assert not any("student.fit" in part for part in table)
+
+
+@pytest.mark.parametrize(
+    ("more", "budget", "told"),
+    [
+        ("layers = 1\n", "bytes = 1000\n", "student.fit: the target's budget decides on the layers"),
+        ("keep = [0]\n", "bytes = 1000\n", "student.fit: the target's budget decides on the layers"),
+        ('kind = "ngrams"\n', "bytes = 1000\n", "student.fit: a student of n-grams has the size that buckets says"),
+        ("", "", "student.fit: target.toml has no [budget] to fit"),
+    ],
+    ids=["layers", "keep", "ngrams", "no budget"],
+)
+def test_what_cannot_be_asked_is_told(asked: Path, command: Command, more: str, budget: str, told: str) -> None:
+    asked.write_text(asked.read_text() + more)
+    Path("target.toml").write_text(TARGET + budget)
+    answer = command("build", "-r", asked, "-t", "target.toml", "--dry-run")
+    assert (answer.code, told in answer.err) == (1, True), answer.err
+
+
+def test_a_stage_without_a_target_cannot_choose(asked: Path, command: Command) -> None:
+    answer = command("distill", "teacher", "-r", asked, "--out", "student")
+    assert answer.code == 1
+    assert "student.fit: edgekit build chooses the layers" in answer.err
+    assert not Path("student").exists()
+
+
+def test_a_decoder_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real storyteller's blocks as GGUF: more of them take longer, and the file is as large as was told."""
+    monkeypatch.chdir(tmp_path)
+    stories = need_stories()
+    target = TARGET.replace("text-classification", "text-generation").replace("onnxruntime", "llama-cpp")
+    target = target.replace('format = "onnx"\nscheme = "auto"', 'format = "gguf"\nscheme = "q8_0"')
+    Path("target.toml").write_text(target + "tokens_per_second = 1\nttft_ms = 10000\n")
+    rows = "".join(
+        f"{json.dumps({'text': f'Once upon a time there was number {n} of the {n * 7} birds.'})}\n" for n in range(60)
+    )
+    Path("texts.jsonl").write_text(rows)
+    Path("recipe.toml").write_text(
+        f'task = "text-generation"\n[teacher]\nsource = {json.dumps(str(stories))}\n{STUDENT}'
+        '[data]\npath = "texts.jsonl"\nnear_duplicates = "drop"\nmax_length = 32\nsplit = { calibrate = 0.3, verify = 0.3 }\n'
+    )
+    read, session = load_recipe(Path("recipe.toml")), session_of()
+    prompts = gather_prompts(read, session)
+    fitting = Fitting.of(check_recipe(read, prompts, session), load_target("target.toml"), prompts)
+    inputs = fitting.inputs(["q8_0"])
+    Path("pace").mkdir()
+    pace(inputs, Path("pace"), device=open_device({"kind": "local"}, "device"))
+    found: Fit = fitting.choose(read_pace(Path("pace")))
+    assert found.choice.student == {"layers": fitting.whole.layers}
+    one, more = read_pace(Path("pace")).samples
+    assert (one.layers, more.layers) == (1, 4)
+    assert one.times["p50_ms"] < more.times["p50_ms"]
+    for sample in (one, more):
+        (option,) = fitting.options({"layers": sample.layers})
+        assert option.cost.file.value == pytest.approx(sample.bytes, rel=0.02)
