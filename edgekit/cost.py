@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgekit.model import EMBEDDINGS, Model
 
@@ -40,6 +40,13 @@ class TrainingCost:
 
     operations: Figure
     memory: Figure
+
+    def and_then(self, other: TrainingCost) -> TrainingCost:
+        """Of this training and of another one behind it."""
+        return TrainingCost(
+            operations=replace(self.operations, value=self.operations.value + other.operations.value),
+            memory=max(self.memory, other.memory, key=lambda figure: figure.value),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

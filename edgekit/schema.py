@@ -136,7 +136,9 @@ def _refuse_unknown_keys(kind: type, table: object, where: str) -> None:
         hint = hints[key]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint) and value is not None:
             _refuse_unknown_keys(hint, value, _join(where, key))
-        for inner in typing.get_args(hint) if typing.get_origin(hint) is list and isinstance(value, list) else ():
+        for inner in (
+            typing.get_args(hint) if typing.get_origin(hint) in (list, tuple) and isinstance(value, list) else ()
+        ):
             for index, entry in enumerate(value if dataclasses.is_dataclass(inner) else ()):
                 _refuse_unknown_keys(inner, entry, _join(where, f"{key}.{index}"))
 

@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -166,7 +167,8 @@ class Training:
     """A recipe's training tables as options; None where the recipe has no such table.
 
     losses: weights of the student's; qad_losses: of the student's on its grid. control: whether the student is trained without
-    its teacher too; why_no_control: why it cannot be, None where it can.
+    its teacher too; why_no_control: why it cannot be, None where it can. assistants: how many layers each of the students between
+    teacher and student has.
     """
 
     create: CreateOptions | None
@@ -177,6 +179,7 @@ class Training:
     why_no_control: str | None = None
     qad: QadOptions | None = None
     qad_losses: Mapping[str, float | Schedule] = field(default_factory=dict)
+    assistants: Sequence[int] = ()
 
 
 def read_training(recipe: Recipe, where: str) -> Training:
@@ -199,6 +202,9 @@ def read_training(recipe: Recipe, where: str) -> Training:
             " those out; remove one of the two"
         )
     no_control = "the recipe makes no [student]" if recipe.student is None else why_no_control(kind.OUTPUT, losses)
+    if options.assistants:
+        _check_assistants(recipe.student, options, losses, f"{where}: distill.assistants")
+        no_control = "its student begins from an assistant, which the teacher taught"
     if options.control and no_control:
         raise EdgekitError(f"{where}: distill.control: {no_control}; remove this key")
     if recipe.teacher.others:
@@ -211,13 +217,29 @@ def read_training(recipe: Recipe, where: str) -> Training:
         create=creating,
         finetune=finetuning,
         # What the student follows from is the same with a control and without.
-        distill=replace(options, control=False),
+        distill=replace(options, control=False, assistants=()),
         losses=losses,
         control=options.control,
         why_no_control=no_control,
         qad=qad,
         qad_losses=qad_losses,
+        assistants=[assistant.layers for assistant in options.assistants],
     )
+
+
+def _check_assistants(
+    student: Student | None, options: DistillOptions, chosen: Mapping[str, float | Schedule], where: str
+) -> None:
+    """Refuse assistants that are not between a teacher and a student of layers, or would teach nothing."""
+    if student is None or student.layers is None:
+        raise EdgekitError(f"{where}: they are between a teacher and a student of fewer layers; give [student] layers")
+    sizes = [*(assistant.layers for assistant in options.assistants), student.layers]
+    if any(before <= after for before, after in pairwise(sizes)):
+        raise EdgekitError(f"{where}: {sizes} layers, the student's last: each has fewer than the one before")
+    if not any(LOSSES[name].teacher for name in chosen):
+        raise EdgekitError(
+            f"{where}: no loss reads a teacher's answers; add one to distill.losses, or remove the assistants"
+        )
 
 
 def _check_several(recipe: Recipe, options: DistillOptions, chosen: Mapping[str, float | Schedule], where: str) -> None:

@@ -125,6 +125,13 @@ class OnPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Assistant:
+    """A student of so many of its teacher's blocks that teaches the next one. Mirzadeh et al. (arXiv:1902.03393)."""
+
+    layers: Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillOptions(TrainingOptions):
     """How to teach a student. `losses` maps names in LOSSES to weights; {"labels": 1.0} alone is a run without a teacher.
 
@@ -134,7 +141,7 @@ class DistillOptions(TrainingOptions):
     of a decoder, whether the teacher answers while the student learns, or once, on disk (`recorded`): each further student, or a
     longer training, then needs no teacher. `taid`: whether losses of logits see a teacher that begins near the student.
     `augment`: of encoders, how the texts are changed in each epoch. `on_policy`: of a decoder, whether it learns from what it
-    writes itself too.
+    writes itself too. `assistants`: students between the teacher and this one, the largest first, each taught by the one before.
     """
 
     temperature: Annotated[float, Gt(0)] | Schedule = 2.0
@@ -151,6 +158,7 @@ class DistillOptions(TrainingOptions):
     taid: Taid | None = field(default=None, metadata=LATER)
     augment: TaughtAugment | None = field(default=None, metadata=LATER)
     on_policy: OnPolicy | None = field(default=None, metadata=LATER)
+    assistants: tuple[Assistant, ...] = field(default=(), metadata=LATER)
 
 
 def loss_options(options: TrainingOptions, share: float) -> LossOptions:
@@ -226,6 +234,8 @@ def read_qad_options(
     """A recipe's [qad] table, and the weights of the losses that count: see `read_distill_options`."""
     _check_schedules(table, where)
     options = parse(QadOptions, table, where)
+    if options.assistants:
+        raise EdgekitError(f"{where}.assistants: they are between teacher and float student; write them in [distill]")
     if options.control:
         raise EdgekitError(f"{where}.control: a control is of the float student; write control = true in [distill]")
     if options.signals == "recorded":

@@ -187,16 +187,19 @@ class _Work:
             if options is not None
         }
         if recipe.student is not None:
-            writing = training.distill.on_policy
-            costs["distill"] = training_cost(
-                self.made,
-                tokens=tokens,
-                epochs=training.distill.epochs,
-                teacher=None if self.records else self.teachers,
-                projections=0 if OUTPUTS[self.output].generates else 3,
-                anew=answers_anew(training.distill),
-                writes=0.0 if writing is None else at(writing.share, 0.5),
-            )
+            writing, teacher = training.distill.on_policy, self.teachers
+            for student in (*self.assistants, self.made):
+                cost = training_cost(
+                    student,
+                    tokens=tokens,
+                    epochs=training.distill.epochs,
+                    teacher=None if self.records else teacher,
+                    projections=0 if OUTPUTS[self.output].generates else 3,
+                    anew=answers_anew(training.distill),
+                    writes=0.0 if writing is None else at(writing.share, 0.5),
+                )
+                costs["distill"] = costs["distill"].and_then(cost) if "distill" in costs else cost
+                teacher = student
         if training.control:
             costs["control"] = training_cost(self.made, tokens=tokens, epochs=training.distill.epochs)
         if training.qad is not None:
@@ -214,6 +217,13 @@ class _Work:
         """All teachers together, of which the others are taken to be as large as the first."""
         count, one = 1 + len(self.plan.recipe.teacher.others), self.teacher
         return replace(one, weights=count * one.weights, embedding=count * one.embedding)
+
+    @property
+    def assistants(self) -> list[Size]:
+        """The students between teacher and student."""
+        one = self.teacher
+        cores = {layers: one.core * layers // max(one.layers, 1) for layers in self.plan.settings.training.assistants}
+        return [replace(one, weights=one.embedding + core, layers=layers) for layers, core in cores.items()]
 
     @property
     def records(self) -> bool:

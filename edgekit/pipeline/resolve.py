@@ -255,6 +255,7 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> Checked:
     Raises EdgekitError for an unknown task, loss, margin or family, a teacher that is not there or cannot do the task, a
     student that cannot be cut from it, and labels that differ.
     """
+    from edgekit.distill.options import choose_blocks
     from edgekit.verify import check_accuracy_table
 
     settings = read_settings(recipe)
@@ -269,6 +270,8 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> Checked:
     if note := note_stale_index(found.folder):
         session.listener.say(f"note: {note}")
     _check_teacher(recipe, load_model(found.folder), prompts, session)
+    for layers in settings.training.assistants[:1]:
+        choose_blocks(load_model(found.folder).layers, layers, None, f"{recipe.path}: distill.assistants.0")
     return Checked(settings=settings, teacher=found.folder, source=found.source, revision=found.revision)
 
 

@@ -22,6 +22,7 @@ from edgekit.pipeline.origin import (
 from edgekit.pipeline.plan import Plan, Session, Settings, is_made, run_step
 from edgekit.pipeline.teacher import find_others
 from edgekit.progress import Progress
+from edgekit.recipe import Student
 from edgekit.schema import pick
 from edgekit.workspace import Product, file_sha256, installed_version, open_product
 
@@ -98,17 +99,40 @@ def _signals_inputs(settings: Settings, teacher: Path, prompts: Product) -> Sign
 
 
 def distill(settings: Settings, teacher: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
-    """The student that the recipe describes; the teacher itself where it describes none."""
-    if settings.recipe.student is None:
+    """The student that the recipe describes, through its assistants; the teacher itself where it describes none."""
+    from edgekit.model import load_model
+
+    recipe = settings.recipe
+    if recipe.student is None:
         return teacher
+    teachers, told = [teacher, *find_others(recipe, session)], dict[str, object]()
+    chain = [load_model(teacher).layers]
+    for layers in settings.training.assistants:
+        between = replace(settings, recipe=replace(recipe, student=Student(layers=layers)))
+        chain = [*chain, layers]
+        teachers = [_distill(between, teachers, told, prompts, session)]
+        told = {**open_product(teachers[0], "distill").facts, "chain": [*chain, recipe.student.layers]}
+        told = {key: told[key] for key in ("teachers", "chain") if key in told}
+    return _distill(settings, teachers, told, prompts, session, at)
+
+
+def _distill(
+    settings: Settings,
+    teachers: Sequence[Path],
+    told: Mapping[str, object],
+    prompts: Product,
+    session: Session,
+    at: Path | None = None,
+) -> Path:
+    """A student of one teacher or of several. told: what its product says of those that taught its teacher, where it has any."""
     from edgekit.distill import distill as make
     from edgekit.model import load_model
 
-    others = find_others(settings.recipe, session)
+    teacher, *others = teachers
     inputs = replace(
         _distill_inputs(settings, teacher, prompts, session),
         others=tuple(model_content(other) for other in others),
-        weights=settings.recipe.teacher.shares,
+        weights=settings.recipe.teacher.shares if others else (),
     )
     asked = _signals_inputs(settings, teacher, prompts)
     if asked is not None:
@@ -121,7 +145,11 @@ def distill(settings: Settings, teacher: Path, prompts: Product, session: Sessio
     left = inputs.layers or len(inputs.kept) or "a table of n-grams"
     note = f"{load_model(teacher).layers} layers to {left}{', narrower' if inputs.sizes else ''}"
     note += f", by {1 + len(others)} teachers" if others else ""
-    filled = with_read(make, prompts, "train", teacher, *others, *writer(prompts))
+
+    def made(given: DistillInputs, out: Path, progress: Progress) -> dict[str, object]:
+        return {**make(given, out, progress), **told}
+
+    filled = with_read(made, prompts, "train", *teachers, *writer(prompts))
     return run_step(session, inputs, filled, note=note, at=at).folder
 
 

@@ -86,12 +86,16 @@ def find_others(recipe: Recipe, session: Session) -> list[Path]:
 def who_taught(recipe: Recipe, student: Path) -> str | None:
     """Who taught a student, in words, where it was not the recipe's teacher alone; None where it was, or nobody knows."""
     product = model_product(student)
-    several = product.facts.get("teachers") if product is not None else None
-    if not recipe.teacher.others or not isinstance(several, dict):
-        return None
-    names = [str(recipe.teacher.source), *(other.source for other in recipe.teacher.others)]
-    shares = [f"{name} ({weight:.2g})" for name, weight in zip(names, several["weights"], strict=True)]
-    return f"the student was taught by the mean of {len(names)} teachers: {', '.join(shares)}; it is judged against the first"
+    facts = {} if product is None else product.facts
+    several, chain = facts.get("teachers"), facts.get("chain")
+    told = []
+    if recipe.teacher.others and isinstance(several, dict):
+        names = [str(recipe.teacher.source), *(other.source for other in recipe.teacher.others)]
+        shares = [f"{name} ({weight:.2g})" for name, weight in zip(names, several["weights"], strict=True)]
+        told.append(f"by the mean of {len(names)} teachers: {', '.join(shares)}")
+    if isinstance(chain, list):
+        told.append(f"through assistants: {' to '.join(map(str, chain))} layers")
+    return f"the student was taught {'; '.join(told)}; it is judged against the first teacher" if told else None
 
 
 def _find(recipe: Recipe, session: Session, key: str, source: str, asked: str | None) -> tuple[Path, str | None]:
