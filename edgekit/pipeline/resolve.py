@@ -288,7 +288,8 @@ def _check_control(recipe: Recipe, prompts: Product) -> None:
 
 
 def _check_teacher(recipe: Recipe, model: Model, prompts: Product, session: Session) -> None:
-    from edgekit.distill import check_teachers, choose_layers
+    from edgekit.distill import choose_layers
+    from edgekit.distill.several import check_teachers
     from edgekit.distill.sizes import choose_sizes
 
     _check_kind(recipe, model)

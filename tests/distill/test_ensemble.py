@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from edgekit.distill import check_teachers, read_training, teachers
 from edgekit.distill import distill as run_distill
+from edgekit.distill import read_training, teachers
 from edgekit.distill.divergences import LossOptions
 from edgekit.distill.ensemble import Member, best_weights, join, mix
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.losses import LOSSES, compare_logits
+from edgekit.distill.several import check_teachers
 from edgekit.distill.teachers import Teacher
 from edgekit.errors import EdgekitError
 from edgekit.inputs import identity
