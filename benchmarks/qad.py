@@ -5,9 +5,11 @@ Goals, on held-out Python, with KL(original || file) in nats a token:
 - q4_0: qad wins back >= 60 % of the perplexity that plain q4_0 loses
 - q4_k: qad <= 0.7 of plain q4_k_s
 - every file of qad holds the trained weights, 100 % of them, as gguf-py reads it
-Beside them `ce`, as many tokens of the texts alone, then q4_0. All four are taught by the same windows of text in the same order,
-by the same optimizer, to the last step; every file is written without an importance matrix. Training text are the Python files of
-the interpreter and its packages, but for those that share half of their long lines with held-out text.
+Beside them `ce`, as many tokens of the texts alone, then q4_0; `start`, where qad begins: rounding with feedback (GPTQ) on some
+of the training text, with nothing trained; `scales`: the scales alone trained from there. All are taught by the same windows of
+text in the same order, by the same optimizer, to the last step; plain, kd and ce are written without an importance matrix.
+Training text are the Python files of the interpreter and its packages, but for those that share half of their long lines with
+held-out text.
 
 Rows and students are kept in --cache: what was stopped goes on. The model's folder has a SOURCE.txt that says what it has read.
 
@@ -30,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +43,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from rows import Row, Rows  # noqa: E402
 
 from edgekit.distill.batches import passage_source  # noqa: E402
-from edgekit.distill.courses import QAD_RATE, Course, Job, Teaches, teach  # noqa: E402
+from edgekit.distill.courses import FILES, Course, Job, Teaches, choose_rate, teach  # noqa: E402
+from edgekit.distill.files import copy_files, save_model  # noqa: E402
 from edgekit.distill.machine import count_threads  # noqa: E402
+from edgekit.distill.on_grid import OnGrid  # noqa: E402
 from edgekit.distill.options import QadOptions  # noqa: E402
-from edgekit.distill.students import Whole  # noqa: E402
+from edgekit.distill.scales import Learned, round_on_texts  # noqa: E402
+from edgekit.distill.students import Whole, load_module  # noqa: E402
 from edgekit.formats import FORMATS, parse_options  # noqa: E402
 from edgekit.formats.gguf import scheme_types  # noqa: E402
 from edgekit.formats.gguf.convert import Quantization, convert  # noqa: E402
@@ -74,21 +79,27 @@ LONG = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How a row's file is made: its scheme, and what teaches the student before (None: nothing), on the scheme's grid or not."""
+    """How a row's file is made: its scheme, and what teaches the student before (None: nothing).
+
+    train: what is trained on the scheme's grid, as QadOptions says, or "start" for nothing; None: it is taught in float.
+    """
 
     scheme: str
     teach: str | None = None
-    on_grid: bool = False
+    train: str | None = None
 
 
 ROWS: dict[str, Way] = {
     "original": Way(scheme="f32"),
     "plain": Way(scheme="q4_0"),
-    "qad": Way(scheme="q4_0", teach="logits", on_grid=True),
+    "start": Way(scheme="q4_0", train="start"),
+    "scales": Way(scheme="q4_0", teach="logits", train="scales"),
+    "qad": Way(scheme="q4_0", teach="logits", train="both"),
     "kd": Way(scheme="q4_0", teach="logits"),
     "ce": Way(scheme="q4_0", teach="labels"),
     "plain-q4_k": Way(scheme="q4_k_s"),
-    "qad-q4_k": Way(scheme="q4_k_s", teach="logits", on_grid=True),
+    "start-q4_k": Way(scheme="q4_k_s", train="start"),
+    "qad-q4_k": Way(scheme="q4_k_s", teach="logits", train="both"),
 }
 # A goal: a row's KL over another's, at most.
 RATIOS = (("qad", "plain", 0.5), ("qad", "kd", 0.8), ("qad-q4_k", "plain-q4_k", 0.7))
@@ -146,35 +157,50 @@ class Bench:
         self.folder, self.cache, self.scratch = data / MODEL, cache, scratch
         self.steps, self.count = steps, blocks
         self.model = load_model(self.folder)
-        self.rate = rate or QAD_RATE * 384 / self.model.hidden
+        self.rate = rate
         lines = (data / HELD).read_text(encoding="utf-8").splitlines()
         self.held = sorted((json.loads(line)["text"] for line in lines), key=digest)
         self.options = {"threads": count_threads(), "kv_k": "f32", "kv_v": "f32", "context": BLOCK}
 
     def key(self, name: str) -> str:
         """What a row that is kept must agree with."""
-        taught = f"/{self.steps}x{BATCH}x{LENGTH}/{self.rate:g}" if ROWS[name].teach else ""
-        return f"{name}/{self.count}x{BLOCK}{taught}"
+        way = ROWS[name]
+        taught = f"/{self.steps}x{BATCH}x{LENGTH}/{self.rate_of(way):g}" if way.teach else ""
+        return f"{name}/{self.count}x{BLOCK}{taught}/{way.train or 'float'}"
+
+    def rate_of(self, way: Way) -> float:
+        """The learning rate of a row."""
+        return self.rate or choose_rate(QadOptions(train=cast(Any, way.train or "weights")), self.model.hidden)
 
     def row(self, name: str) -> Row:
         """Teach a row's student where it has one, write its file, and measure that."""
         way, begun = ROWS[name], time.process_time()
-        student = self.folder if way.teach is None else self.taught(way)
+        student = self.folder if way.teach is way.train is None else self.taught(way)
         seconds = time.process_time() - begun
         file = self.original if way.scheme == "f32" else self.write(student, way.scheme, self.scratch / f"{name}.gguf")
-        exact = compare(file, student)["equal"] if way.on_grid else None
+        exact = compare(file, student)["equal"] if way.train else None
         row = {"bytes": file.stat().st_size, "cpu_seconds": round(seconds, 1), "exact": exact} | self.measure(file)
         say(f"{name}: KL {row['kl']:.5f}, perplexity {row['perplexity']:.4f}")
         return row
 
     def taught(self, way: Way) -> Path:
-        """The folder of a student that learned from the training text beside the original, or alone."""
-        grid = self.grid(way.scheme) if way.on_grid else None
-        name = f"{way.teach}-{'float' if grid is None else grid.scheme}-{self.steps}-{self.rate:g}"
+        """The folder of a student that learned from the training text beside the original, or alone, or was rounded on it."""
+        grid = self.grid(way.scheme) if way.train else None
+        name = f"{way.teach}-{way.train or 'float'}-{way.scheme if grid else ''}-{self.steps}-{self.rate_of(way):g}"
         out = self.cache / name
         if (out / "done").exists():
             return out
         out.mkdir(exist_ok=True)
+        source = passage_source(self.windows, range(len(self.windows)), [])
+        if way.train == "start":
+            assert grid is not None
+            module = load_module(TASKS[TASK], self.folder)
+            start = round_on_texts(module, grid, source, weights=True)
+            OnGrid(module, grid, Learned(module, grid, start, weights=True)).settle(out)
+            save_model(module, out)
+            copy_files(self.folder, out, FILES[TASKS[TASK].OUTPUT])
+            (out / "done").touch()
+            return out
         begun = time.monotonic()
 
         def tell(done: int, total: int, note: str) -> None:
@@ -186,9 +212,14 @@ class Bench:
             Course(
                 job=Job(task=TASKS[TASK], max_length=LENGTH, out=out, progress=tell),
                 student=Whole(folder=self.folder),
-                source=passage_source(self.windows, range(len(self.windows)), []),
+                source=source,
                 losses={way.teach: 1.0},
-                options=QadOptions(epochs=1, batch=BATCH, learning_rate=self.rate),
+                options=QadOptions(
+                    epochs=1,
+                    batch=BATCH,
+                    learning_rate=self.rate_of(way),
+                    train=cast(Any, way.train or "weights"),
+                ),
                 begins=self.folder,
                 teacher=Teaches(folder=self.folder) if way.teach == "logits" else None,
                 grid=grid,

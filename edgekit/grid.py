@@ -7,8 +7,8 @@ writes those and makes none anew: another quantizer would find other scales, and
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,47 @@ from edgekit.errors import EdgekitError, first_line
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
     Floats = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
 
 GRID = "grid.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coded:
+    """Rows as codes and scales: value = scale * code - least, each scale for one group of a row's values.
+
+    codes: whole numbers, float32 [n, groups, values of a group]; scales, least: float32 [n, groups]. least: None for zeros.
+    """
+
+    codes: Floats
+    scales: Floats
+    least: Floats | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a number type of equal steps holds rows: codes from `low` to `high`.
+
+    split(data, columns): the bytes of rows as codes and scales; join is its inverse, for scales that the file can hold. hold:
+    what it can hold nearest to scales (or to `least`) [n, groups].
+    """
+
+    low: int
+    high: int
+    split: Callable[[Bytes, int], Coded]
+    join: Callable[[Coded], Bytes]
+    hold: Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """A weight's bytes as the file has them, and the values [n, columns] that were rounded to those."""
+
+    packed: Bytes
+    wanted: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +67,8 @@ class Grid:
     kinds: the number type of each weight that is rounded, by its name in the checkpoint. pack(rows, kind): float32 [n, columns]
     -> the bytes of the rows as the file has them, uint8 [n, bytes of a row]; unpack(data, kind, columns): the numbers that the
     engine reads in them, float32 [n, columns]. rounds_inputs: the engine rounds what a Linear reads too, to 8 bits between its
-    least and greatest value (ONNX's DynamicQuantizeLinear).
+    least and greatest value (ONNX's DynamicQuantizeLinear). layouts: of the kinds whose scales may be learned. fit(module, ids
+    of some texts): a better start than `pack` for some weights, by name: what rounding breaks on these texts is made up for.
     """
 
     format: str
@@ -40,6 +77,16 @@ class Grid:
     pack: Callable[[Floats, str], Bytes]
     unpack: Callable[[Bytes, str, int], Floats]
     rounds_inputs: bool = False
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    fit: Callable[[nn.Module, Sequence[Sequence[int]]], Iterable[tuple[str, Rounded]]] | None = None
+
+    def check(self, train: str) -> None:
+        """Raises EdgekitError where scales are to be trained that cannot be; train: as in QadOptions."""
+        unable = sorted(set(self.kinds.values()) - self.layouts.keys())
+        if train != "weights" and unable:
+            raise EdgekitError(
+                f'qad.train: the scales of {self.format} {self.scheme} ({", ".join(unable)}) are not learned; write "weights"'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,40 @@ from edgekit.distill.machine import count_threads
 from edgekit.errors import EdgekitError
 from edgekit.grid import Grid, write_packed
 
+Bytes = NDArray[np.uint8]
+
+
+class Rounding(Protocol):
+    """How weights are rounded, and what is learned of that. A weight is named as in the checkpoint."""
+
+    def round(self, name: str, weight: Tensor) -> None:
+        """Round a weight in place."""
+
+    def learn(self, name: str, weight: Tensor) -> None:
+        """Behind a backward pass, the weight being its own again: what becomes of the gradient at the rounded one."""
+
+    def pack(self, name: str, weight: Tensor) -> Bytes:
+        """What the file will hold of a weight: uint8 [rows, bytes of a row]."""
+
+
+class Nearest:
+    """ggml's or ONNX's own rounding, anew in each pass: its scales follow from the weights."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def round(self, name: str, weight: Tensor) -> None:
+        """See Rounding."""
+        unpacked = self._grid.unpack(self.pack(name, weight), self._grid.kinds[name], weight.shape[1])
+        weight.copy_(torch.from_numpy(unpacked))
+
+    def learn(self, name: str, weight: Tensor) -> None:
+        """Nothing: the gradient passes straight through."""
+
+    def pack(self, name: str, weight: Tensor) -> Bytes:
+        """See Rounding."""
+        return self._grid.pack(weight.detach().float().cpu().numpy(), self._grid.kinds[name])
+
 
 class OnGrid:
     """A module whose weights are rounded to a grid for the time of a forward and a backward pass.
@@ -24,17 +58,11 @@ class OnGrid:
     Between them it has its own weights, in float32, and the optimizer changes those: the gradient at the rounded weights is
     taken for theirs (the straight-through estimator, Bengio, Leonard, Courville, arXiv:1308.3432; two copies of the weights as
     in BinaryConnect, arXiv:1511.00363, algorithm 1). A weight that has two names, as a tied head, is one weight.
-    Raises EdgekitError where the grid names a weight that the module has not.
     """
 
-    def __init__(self, module: nn.Module, grid: Grid) -> None:
-        parameters: dict[str, Tensor] = dict(cast(Any, module).model.named_parameters())
-        if missing := sorted(grid.kinds.keys() - parameters.keys()):
-            raise EdgekitError(
-                f"{missing[0]}: {grid.format} writes it, but it is no weight of the module; train without [qad]"
-            )
-        self._grid = grid
-        self._weights = {name: parameters[name] for name in sorted(grid.kinds)}
+    def __init__(self, module: nn.Module, grid: Grid, rounding: Rounding) -> None:
+        self._grid, self._rounding = grid, rounding
+        self._weights = grid_weights(module, grid)
         rounded = {id(weight) for weight in self._weights.values()}
         linears = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part.weight) in rounded]
         self._readers = linears if grid.rounds_inputs else []
@@ -45,7 +73,9 @@ class OnGrid:
         """The weights rounded; afterwards they are what they were."""
         for name, weight in self._weights.items():
             self._own.setdefault(name, torch.empty_like(weight)).copy_(weight.detach())
-        self._round_all()
+        with ThreadPoolExecutor(count_threads()) as pool:
+            # As many at once as training uses cores: packing holds no lock of Python's.
+            list(pool.map(self._round, self._weights))
         hooks = [part.register_forward_pre_hook(_round_input) for part in self._readers]
         try:
             yield
@@ -55,24 +85,31 @@ class OnGrid:
             with torch.no_grad():
                 for name, weight in self._weights.items():
                     weight.copy_(self._own[name])
+                    if weight.grad is not None:
+                        self._rounding.learn(name, weight)
 
     def settle(self, folder: Path) -> None:
         """Round the weights for good, and put the codes and scales that they stand for into a folder (`edgekit.grid.GRID`)."""
-        write_packed(folder, self._grid, self._round_all())
+        packed = {}
+        for name, weight in self._weights.items():
+            packed[name] = data = self._rounding.pack(name, weight)
+            with torch.no_grad():
+                weight.copy_(torch.from_numpy(self._grid.unpack(data, self._grid.kinds[name], weight.shape[1])))
+        write_packed(folder, self._grid, packed)
 
-    def _round_all(self) -> dict[str, NDArray[np.uint8]]:
-        """Round every weight, as many at once as training uses cores (packing holds no lock of Python's); what the file will
-        hold of each."""
-        with ThreadPoolExecutor(count_threads()) as pool:
-            return dict(zip(self._weights, pool.map(self._round, self._weights), strict=True))
-
-    def _round(self, name: str) -> NDArray[np.uint8]:
-        """Round one weight; also returns what the file will hold of it."""
-        weight, kind = self._weights[name], self._grid.kinds[name]
-        packed = self._grid.pack(weight.detach().float().cpu().numpy(), kind)
+    def _round(self, name: str) -> None:
         with torch.no_grad():
-            weight.copy_(torch.from_numpy(self._grid.unpack(packed, kind, weight.shape[1])))
-        return packed
+            self._rounding.round(name, self._weights[name])
+
+
+def grid_weights(module: nn.Module, grid: Grid) -> Mapping[str, Tensor]:
+    """A module's weights that a grid rounds, by their names there. EdgekitError where it names one that the module has not."""
+    parameters: dict[str, Tensor] = dict(cast(Any, module).model.named_parameters())
+    if missing := sorted(grid.kinds.keys() - parameters.keys()):
+        raise EdgekitError(
+            f"{missing[0]}: {grid.format} writes it, but it is no weight of the module; train without [qad]"
+        )
+    return {name: parameters[name] for name in sorted(grid.kinds)}
 
 
 def _round_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

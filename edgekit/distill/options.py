@@ -222,8 +222,12 @@ class QadOptions(DistillOptions):
 
     By default the teacher's answers alone teach: what rounding broke is measured against them. Without `learning_rate`: 5e-5 at
     384 channels, falling as 1 / width.
+
+    `train`: the weights, whose scales then follow from them as in a plain export; the scales of the file's blocks alone, which is
+    quick; or both, each for itself. Scales that are learned begin, of GGUF, where rounding with feedback (GPTQ) ends.
     """
 
+    train: Literal["weights", "scales", "both"] = "weights"
     epochs: Annotated[int, Gt(0)] = 3
     temperature: Annotated[float, Gt(0)] | Schedule = 1.0
 

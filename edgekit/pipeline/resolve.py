@@ -133,10 +133,11 @@ def resolve(
     with session.listener.during("check", f"what each step gets for {target.name}"):
         plan = draft(checked, target, prompts, choice, scheme)
         plan = replace(plan, estimate=estimate(plan, prompts))
-        if checked.settings.training.qad is not None:
+        trained = checked.settings.training.qad
+        if trained is not None:
             output = TASKS[plan.recipe.task].OUTPUT
             made = made_model(plan, output, len(prompts.facts["labels"]))
-            FORMATS[plan.format].grid(made, plan.options, output)
+            FORMATS[plan.format].grid(made, plan.options, output).check(trained.train)
         _check_engines(plan, session)
         check_fits(plan)
     return plan

@@ -27,6 +27,7 @@ from edgekit.workspace import Product
 if TYPE_CHECKING:
     from edgekit.architectures.widths import Sizes
     from edgekit.formats import FormatOptions
+    from edgekit.grid import Grid
 
 SPEED = frozenset({"p50_ms", "p95_ms", "p99_ms", "ttft_ms", "tokens_per_second"})
 SIZE = frozenset({"bytes", "memory_mb"})
@@ -100,8 +101,9 @@ class Change:
             runtimes=candidates(format_, target.runtime, output, format_.domains(options), str(target.path)),
             choice=self._choice(plan),
         )
-        if recipe.qad is not None:
-            FORMATS[plan.format].grid(made_model(made, output, len(prompts.facts["labels"])), options, output)
+        if made.settings.training.qad is not None:
+            grid = FORMATS[plan.format].grid(made_model(made, output, len(prompts.facts["labels"])), options, output)
+            grid.check(made.settings.training.qad.train)
         made = replace(made, estimate=estimate(made, prompts))
         check_fits(made)
         return made
@@ -109,6 +111,14 @@ class Change:
     def steps(self, plan: Plan) -> set[str]:
         """Of a changed plan the steps that are made again for it."""
         return {*self.makes, "export", "verify"} & {*plan.steps}
+
+
+_BOTH = Change(
+    name="train the weights too",
+    gain="the codes of the file learn too, not its scales alone, at the same bytes",
+    keys={"qad.train": "both"},
+    makes=("qad", *_AFTER_STUDENT),
+)
 
 
 def changed(recipe: Recipe, keys: Mapping[str, object]) -> Recipe:
@@ -269,8 +279,9 @@ def _bytes(plan: Plan, scheme: str, prompts: Product) -> int:
 
 def _on_grid(plan: Plan, scheme: str, prompts: Product) -> list[Change]:
     """Training on the grid of the artifact's scheme, or of the nearest that has one; none where the data has no train split."""
-    if plan.settings.training.qad is not None:
-        return _longer("qad", plan.settings.training.qad)
+    trained = plan.settings.training.qad
+    if trained is not None:
+        return [*_longer("qad", trained), *([_BOTH] if trained.train == "scales" else [])]
     from edgekit.formats import FORMATS, finer
     from edgekit.tasks import TASKS
 
@@ -282,13 +293,33 @@ def _on_grid(plan: Plan, scheme: str, prompts: Product) -> list[Change]:
         options: FormatOptions = replace(plan.options, scheme=name)
         # A scheme without a grid, a train split that is not there: no such rung.
         with suppress(EdgekitError):
-            FORMATS[plan.format].grid(model, options, output)
+            grid = FORMATS[plan.format].grid(model, options, output)
             sources(plan.recipe, ("train", "calibrate", "verify"))
             own = {} if name == plan.scheme else {"scheme": name}
-            gain = "the student learns with the file's own numbers, at the same bytes (benchmarks/qad.py: what it wins back)"
-            makes = ("qad", *_AFTER_STUDENT)
-            return [Change(name="train on the grid", gain=gain, keys={"qad.epochs": 3}, options=own, makes=makes)]
+            return [replace(change, options=own) for change in _trainings(grid)]
     return []
+
+
+def _trainings(grid: Grid) -> list[Change]:
+    """What may be trained on a grid."""
+    makes, gain = ("qad", *_AFTER_STUDENT), "at the same bytes (benchmarks/qad.py: what it wins back)"
+    whole = Change(
+        name="train on the grid",
+        gain=f"the student learns with the file's own numbers, {gain}",
+        keys={"qad.epochs": 3},
+        makes=makes,
+    )
+    try:
+        grid.check("scales")
+    except EdgekitError:
+        return [whole]
+    scales = Change(
+        name="train the scales",
+        gain=f"the file's own scales learn, its codes stay, {gain}",
+        keys={"qad.train": "scales", "qad.epochs": 1},
+        makes=makes,
+    )
+    return [scales, replace(whole, keys={"qad.train": "both", "qad.epochs": 3})]
 
 
 def _longer(table: str, options: object) -> list[Change]:

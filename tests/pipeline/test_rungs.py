@@ -162,6 +162,21 @@ def test_a_format_that_a_scheme_found_is_named_with_its_options(planned: tuple[P
     assert replace(change, options={"scheme": "q5_k_m"}).arguments(found) == ("--scheme", "q5_k_m")
 
 
+def test_scales_are_trained_before_weights(planned: tuple[Plan, Product, Session], project: Path) -> None:
+    """Where a scheme's scales can be learned; of a recipe that trains them the weights are next."""
+    _, prompts, session = planned
+    plan, _ = plan_of(project, session, ("--export", 'scheme="w4"'))
+    found = rungs(plan, find_changes(plan, report_of(scheme="w4"), ("quantization",), prompts), prompts, session)
+    names = [rung.name for _, rung in found]
+    assert names.index("train the scales") < names.index("train on the grid")
+    keys = {change.name: change.keys for change, _ in found}
+    assert keys["train the scales"] == {"qad.train": "scales", "qad.epochs": 1}
+    assert keys["train on the grid"] == {"qad.train": "both", "qad.epochs": 3}
+    trained, _ = plan_of(project, session, ("--export", 'scheme="w4"', "--set", "qad.train=scales"))
+    again = [one.name for one in find_changes(trained, report_of(scheme="w4"), ("quantization",), prompts)]
+    assert again[-2:] == ["train longer (qad)", "train the weights too"]
+
+
 def test_what_is_not_proven_is_wrong_where_accuracy_is_not() -> None:
     """With --strict too, no artifact is called slow because this machine may not vouch for the target's speed."""
     checks = [

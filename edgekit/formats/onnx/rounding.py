@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.trained import Channel, Trained
-from edgekit.grid import Grid, read_packed
+from edgekit.grid import Coded, Grid, Layout, read_packed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,13 +42,15 @@ def make_grid(format_: str, model: Model, options: Options) -> Grid:
             f"onnx {options.scheme}: [qad] trains for weights that are rounded by themselves, and this scheme rounds none or"
             f" chooses by calibration; name a scheme, such as --scheme int8-dynamic (or {', '.join(ROUNDED[1:])})"
         )
+    kinds = _kinds(model, options)
     return Grid(
         format=format_,
         scheme=options.scheme,
-        kinds=_kinds(model, options),
+        kinds=kinds,
         pack=pack,
         unpack=unpack,
         rounds_inputs=options.scheme == "int8-dynamic",
+        layouts=make_layouts(kinds.values()),
     )
 
 
@@ -85,13 +89,55 @@ def unpack(data: Bytes, kind: str, columns: int) -> Floats:
     import numpy as np
 
     codes, scales = split(data, kind, columns)
-    if not (found := _BLOCKS.match(kind)):
-        return codes.astype(np.float32) * scales
-    bits = int(found[1])
-    levels = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(data), -1) if bits == 4 else codes
-    centred = levels.astype(np.float32) - np.float32(1 << (bits - 1))
-    blocks = centred.reshape(*scales.shape, -1) * scales[..., None]
+    blocks = _numbers(codes, kind).reshape(*scales.shape, -1) * scales[..., None]
     return np.ascontiguousarray(blocks.reshape(len(data), -1)[:, :columns])
+
+
+def make_layouts(kinds: Iterable[str]) -> dict[str, Layout]:
+    """How kinds hold codes and scales; pairs are left out, whose scales keep sums of two codes in range."""
+    return {kind: _layout(kind) for kind in {*kinds} - {"pairs"}}
+
+
+def _layout(kind: str) -> Layout:
+    found = _BLOCKS.match(kind)
+    half = 1 << (int(found[1]) - 1) if found else 128
+    # The lowest code of int8 is left out: scales are symmetric there.
+    low = -half if found else 1 - half
+    return Layout(low=low, high=half - 1, split=partial(_split_codes, kind), join=partial(_join, kind), hold=_keep)
+
+
+def _keep(scales: Floats) -> Floats:
+    return scales
+
+
+def _split_codes(kind: str, data: Bytes, columns: int) -> Coded:
+    codes, scales = split(data, kind, columns)
+    return Coded(codes=_numbers(codes, kind).reshape(*scales.shape, -1), scales=scales)
+
+
+def _join(kind: str, coded: Coded) -> Bytes:
+    import numpy as np
+
+    rows = len(coded.codes)
+    if found := _BLOCKS.match(kind):
+        codes = (coded.codes.reshape(rows, -1) + np.float32(1 << (int(found[1]) - 1))).astype(np.uint8)
+        if found[1] == "4":
+            codes = codes[:, 0::2] | codes[:, 1::2] << np.uint8(4)
+    else:
+        codes = coded.codes.reshape(rows, -1).astype(np.int8).view(np.uint8)
+    return np.concatenate([codes, np.ascontiguousarray(coded.scales).view(np.uint8)], axis=1)
+
+
+def _numbers(codes: NDArray[np.integer], kind: str) -> Floats:
+    """What `split` gives as codes, as the whole numbers that scales multiply, float32 [n, columns in whole blocks]."""
+    import numpy as np
+
+    if not (found := _BLOCKS.match(kind)):
+        return codes.astype(np.float32)
+    bits = int(found[1])
+    levels = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1) if bits == 4 else codes
+    numbers: Floats = levels.astype(np.float32) - np.float32(1 << (bits - 1))
+    return numbers
 
 
 def split(data: Bytes, kind: str, columns: int) -> tuple[NDArray[np.integer], Floats]:

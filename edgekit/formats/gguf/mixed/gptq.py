@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.formats.gguf.ggml import TYPES, dequantize, quantize
+from edgekit.formats.gguf.levels import put_nibbles, put_q4_k, put_q5_k, put_q6_k
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,38 +43,13 @@ class _Codes:
     put: Callable[[Bytes, Bytes], None]
 
 
-def _put_nibbles(blocks: Bytes, codes: Bytes) -> None:
-    blocks[:, 2:] = codes[:, :16] | codes[:, 16:] << 4
-
-
-def _put_q4_k(blocks: Bytes, codes: Bytes) -> None:
-    pairs = codes.reshape(-1, 4, 2, 32)
-    blocks[:, 16:] = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
-
-
-def _put_q5_k(blocks: Bytes, codes: Bytes) -> None:
-    pairs = codes.reshape(-1, 4, 2, 32)
-    low, high = pairs & 15, pairs >> 4
-    places = np.arange(8, dtype=np.uint8).reshape(4, 2, 1)
-    blocks[:, 16:48] = np.bitwise_or.reduce((high << places).reshape(-1, 8, 32), axis=1)
-    blocks[:, 48:] = (low[:, :, 0] | low[:, :, 1] << 4).reshape(-1, 128)
-
-
-def _put_q6_k(blocks: Bytes, codes: Bytes) -> None:
-    quarters = codes.reshape(-1, 2, 4, 32)
-    low, high = quarters & 15, quarters >> 4
-    blocks[:, :128] = (low[:, :, :2] | low[:, :, 2:] << 4).reshape(-1, 128)
-    places = 2 * np.arange(4, dtype=np.uint8).reshape(4, 1)
-    blocks[:, 128:192] = np.bitwise_or.reduce(high << places, axis=2).reshape(-1, 64)
-
-
-# The layouts are those of ggml-common.h's blocks and ggml-quants.c's dequantize_row_*. Rounding to 8 bits loses too little.
+# Rounding to 8 bits loses too little.
 CODES: dict[str, _Codes] = {
-    "q4_0": _Codes(np.arange(16, dtype=np.float32), _put_nibbles),
-    "iq4_nl": _Codes(_IQ4_NL, _put_nibbles),
-    "q4_k": _Codes(np.arange(16, dtype=np.float32), _put_q4_k),
-    "q5_k": _Codes(np.arange(32, dtype=np.float32), _put_q5_k),
-    "q6_k": _Codes(np.arange(64, dtype=np.float32), _put_q6_k),
+    "q4_0": _Codes(np.arange(16, dtype=np.float32), put_nibbles),
+    "iq4_nl": _Codes(_IQ4_NL, put_nibbles),
+    "q4_k": _Codes(np.arange(16, dtype=np.float32), put_q4_k),
+    "q5_k": _Codes(np.arange(32, dtype=np.float32), put_q5_k),
+    "q6_k": _Codes(np.arange(64, dtype=np.float32), put_q6_k),
 }
 
 
@@ -96,12 +72,16 @@ def feedback(gram: Floats) -> Floats:
     return scaled
 
 
-def round_rows(rows: Floats, kind: str, spread: Floats, importance: Floats | None = None) -> Bytes:
+def round_rows(
+    rows: Floats, kind: str, spread: Floats, importance: Floats | None = None, wanted: Floats | None = None
+) -> Bytes:
     """The bytes of float32 rows, [n, columns], in a type of CODES: [n, bytes of a row]. spread: what `feedback` gives.
 
-    importance: what an error in each column weighs where ggml looks for scales, float32 [columns].
+    importance: what an error in each column weighs where ggml looks for scales, float32 [columns]. wanted: filled with what was
+    rounded in the end, float32 [n, columns]: each value with what it makes up for.
     """
-    values = np.array(rows, np.float32)
+    values = np.array(rows, np.float32) if wanted is None else wanted
+    values[:] = rows
     count, columns = values.shape
     block, width = TYPES[kind].block, TYPES[kind].bytes
     out = np.empty((count, columns // block, width), np.uint8)
