@@ -29,10 +29,10 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ from edgekit.distill.courses import FILES, Course, Job, Teaches, choose_rate, te
 from edgekit.distill.files import copy_files, save_model  # noqa: E402
 from edgekit.distill.machine import count_threads  # noqa: E402
 from edgekit.distill.on_grid import OnGrid  # noqa: E402
-from edgekit.distill.options import QadOptions  # noqa: E402
+from edgekit.distill.options import QadOptions, read_qad_options  # noqa: E402
 from edgekit.distill.scales import Learned, round_on_texts  # noqa: E402
 from edgekit.distill.students import Whole, load_module  # noqa: E402
 from edgekit.formats import FORMATS, parse_options  # noqa: E402
@@ -93,13 +93,13 @@ ROWS: dict[str, Way] = {
     "original": Way(scheme="f32"),
     "plain": Way(scheme="q4_0"),
     "start": Way(scheme="q4_0", train="start"),
-    "scales": Way(scheme="q4_0", teach="logits", train="scales"),
-    "qad": Way(scheme="q4_0", teach="logits", train="both"),
+    "qad": Way(scheme="q4_0", teach="logits", train="scales"),
     "kd": Way(scheme="q4_0", teach="logits"),
     "ce": Way(scheme="q4_0", teach="labels"),
+    "both": Way(scheme="q4_0", teach="logits", train="both"),
     "plain-q4_k": Way(scheme="q4_k_s"),
     "start-q4_k": Way(scheme="q4_k_s", train="start"),
-    "qad-q4_k": Way(scheme="q4_k_s", teach="logits", train="both"),
+    "qad-q4_k": Way(scheme="q4_k_s", teach="logits", train="scales"),
 }
 # A goal: a row's KL over another's, at most.
 RATIOS = (("qad", "plain", 0.5), ("qad", "kd", 0.8), ("qad-q4_k", "plain-q4_k", 0.7))
@@ -115,6 +115,11 @@ class Goal:
     interval: Sequence[float] | None
     limit: float
     met: bool
+
+    def told(self) -> str:
+        """A line for people."""
+        ends = "" if self.interval is None else " ({:.3f} to {:.3f})".format(*self.interval)
+        return f"{'met   ' if self.met else 'MISSED'} {self.goal}: {self.measured:.3f}{ends}, goal {self.limit}"
 
 
 def main() -> int:
@@ -170,7 +175,7 @@ class Bench:
 
     def rate_of(self, way: Way) -> float:
         """The learning rate of a row."""
-        return self.rate or choose_rate(QadOptions(train=cast(Any, way.train or "weights")), self.model.hidden)
+        return self.rate or choose_rate(options_of(way), self.model.hidden)
 
     def row(self, name: str) -> Row:
         """Teach a row's student where it has one, write its file, and measure that."""
@@ -214,12 +219,7 @@ class Bench:
                 student=Whole(folder=self.folder),
                 source=source,
                 losses={way.teach: 1.0},
-                options=QadOptions(
-                    epochs=1,
-                    batch=BATCH,
-                    learning_rate=self.rate_of(way),
-                    train=cast(Any, way.train or "weights"),
-                ),
+                options=replace(options_of(way), learning_rate=self.rate_of(way)),
                 begins=self.folder,
                 teacher=Teaches(folder=self.folder) if way.teach == "logits" else None,
                 grid=grid,
@@ -309,6 +309,14 @@ class Bench:
         }
 
 
+def options_of(way: Way) -> QadOptions:
+    """How a row's student is taught; of one that nothing teaches, nothing hangs on it."""
+    table: dict[str, object] = {"epochs": 1, "batch": BATCH}
+    if way.teach and way.train:
+        table["train"] = way.train
+    return read_qad_options(table, "tokens", "benchmark")[0]
+
+
 def python_files() -> list[Path]:
     """The interpreter's own Python files and those of its packages, in the order of the hashes of their names."""
     folders = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
@@ -336,8 +344,8 @@ def judge(found: Mapping[str, Row]) -> list[Goal]:
     goals = []
     for name, base, limit in RATIOS:
         if name in found and base in found:
-            ours, theirs = blocks_of(found[name], "kl"), blocks_of(found[base], "kl")
-            goals.append(_goal(f"KL of {name} / {base}", lambda ours, theirs: ours / theirs, [ours, theirs], limit))
+            blocks = [blocks_of(found[one], "kl") for one in (name, base)]
+            goals.append(compare_blocks(f"KL of {name} / {base}", blocks, limit))
     if {"original", "plain", "qad"} <= found.keys():
         losses = [blocks_of(found[name], "nll") for name in ("original", "plain", "qad")]
 
@@ -355,6 +363,11 @@ def judge(found: Mapping[str, Row]) -> list[Goal]:
 def blocks_of(row: Row, what: str) -> Doubles:
     """A figure of each held-out window."""
     return np.array(row[f"{what}_blocks"], np.float64)
+
+
+def compare_blocks(name: str, blocks: Sequence[Doubles], limit: float) -> Goal:
+    """The goal that the mean of a figure is so small a share of another's, over the same windows or texts."""
+    return _goal(name, lambda ours, theirs: ours / theirs, blocks, limit)
 
 
 def _goal(
@@ -388,8 +401,7 @@ def show(found: Mapping[str, Row], goals: Sequence[Goal]) -> None:
         )
     print()
     for goal in goals:
-        ends = "" if goal.interval is None else " ({:.3f} to {:.3f})".format(*goal.interval)
-        print(f"{'met   ' if goal.met else 'MISSED'} {goal.goal}: {goal.measured:.3f}{ends}, goal {goal.limit}")
+        print(goal.told())
 
 
 def say(text: str) -> None:
