@@ -221,7 +221,7 @@ class QadOptions(DistillOptions):
     """How to train a student on the grid of its file (quantization-aware distillation).
 
     By default the teacher's answers alone teach: what rounding broke is measured against them. Without `learning_rate`: 5e-5 at
-    384 channels, falling as 1 / width.
+    384 channels (a quarter of that for "both"), falling as 1 / width.
 
     `train`: the weights, whose scales then follow from them as in a plain export; the scales of the file's blocks alone, which is
     quick; or both, each for itself. Scales that are learned begin, of GGUF, where rounding with feedback (GPTQ) ends.
