@@ -46,23 +46,26 @@ def apart(function: str, *, what: str, remedy: str, seconds: float = MOST_SECOND
             raise EdgekitError(f"{what}: no answer after {seconds:.0f} seconds; {remedy}") from late
         answer = Path(folder) / _ANSWER
         if ended.returncode != 0 or not answer.is_file():
-            raise EdgekitError(f"{what}: {_how(ended.returncode)}: {_why(ended.stderr)}; {remedy}")
+            raise EdgekitError(
+                f"{what}: it ended the process with {name_end(ended.returncode)}: {last_reason(ended.stderr)}; {remedy}"
+            )
         content = as_table(json.loads(answer.read_text(encoding="utf-8")))
         if "error" in content:
             raise EdgekitError(str(content["error"]))
         return content["result"]
 
 
-def _how(code: int) -> str:
+def name_end(code: int) -> str:
+    """A process's exit code in words; negative: the signal that ended it."""
     if code >= 0:
-        return f"it ended the process with exit code {code}"
+        return f"exit code {code}"
     try:
-        return f"it ended the process with {signal.Signals(-code).name}"
+        return signal.Signals(-code).name
     except ValueError:
-        return f"it ended the process with signal {-code}"
+        return f"signal {-code}"
 
 
-def _why(log: bytes) -> str:
+def last_reason(log: bytes) -> str:
     """The line in which the engine says why, else its last one."""
     lines = [line.strip() for line in log.decode("utf-8", "replace").splitlines() if line.strip()]
     reasons = [line for line in lines if _REASON.search(line)] or lines or ["it does not say why"]

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from edgekit.distill import make_job, student_rows
 from edgekit.distill.options import QadOptions, Schedule
+from edgekit.distill.processes import spread
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, FormatOptions
 from edgekit.inputs import Content
@@ -44,6 +45,7 @@ class QadInputs:
     libraries: Mapping[str, str]
 
 
+@spread
 def qad(inputs: QadInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
     """Train a student on the grid of its file, into `out`; a killed run continues there.
 

@@ -15,6 +15,7 @@ from edgekit import record as recording
 from edgekit.architectures.widths import Sizes
 from edgekit.distill.machine import conditions
 from edgekit.distill.options import Ngrams, choose_blocks, read_create_options, read_distill_options
+from edgekit.distill.processes import spread
 from edgekit.formats import Processor, Source, parse_options
 from edgekit.formats.smallest import Limits
 from edgekit.inputs import Content
@@ -105,6 +106,15 @@ def control(
     """`edgekit.distill.control` of the student that `distill` makes of the same; more: see `distill_inputs`."""
     inputs = replace(distill_inputs(teacher, prompts, **more), losses={"labels": 1.0})
     return training.control(training.ControlInputs(**vars(inputs), epochs=epochs), out, progress)
+
+
+@spread
+def distill_saving(inputs: training.DistillInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
+    """`edgekit.distill.distill`, with a snapshot after each step."""
+    from edgekit.distill import loop
+
+    loop.SNAPSHOT_SECONDS = 0.0
+    return training.distill(inputs, out, progress)
 
 
 def distill_inputs(

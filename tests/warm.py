@@ -29,7 +29,8 @@ from typing import IO, Any
 
 # What edgekit, or who starts a program, reads while a command runs, and what changes from test to test. Other variables are read
 # while libraries are imported, which is done by then; what OMP_NUM_THREADS says, torch is told in the fork.
-LATE = ("EDGEKIT_", "NO_COLOR", "OMP_NUM_THREADS", "PATH", "PYTEST_")
+RANKED = ("RANK", "WORLD_SIZE", "LOCAL_", "EDGEKIT_RANKS", "GLOO_", "NCCL_", "OMP_NUM_THREADS")
+LATE = ("EDGEKIT_", "NO_COLOR", "OMP_NUM_THREADS", "PATH", "PYTEST_", *RANKED)
 # What libraries, and edgekit where it quiets them, set in the process that asks. A run sets it itself; as a part of what is asked
 # for it would make one more server for each library that a test imports.
 OURS = ("HF_DATASETS_DISABLE_", "HF_HUB_DISABLE_", "KMP_", "TRANSFORMERS_")

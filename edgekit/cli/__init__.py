@@ -15,6 +15,7 @@ import click
 from edgekit import __version__
 from edgekit.cli import build, cache, compare, devices, doctor, explain, history, init, inspect, run, stages, targets
 from edgekit.cli.options import json_option
+from edgekit.errors import CheckFailed, EdgekitError
 
 
 class Ordered(click.Group):
@@ -111,6 +112,31 @@ def run_command_line() -> int:
     """Run the command that sys.argv names; returns the exit code, errors shown as one line."""
     speak_utf8()
     quiet_libraries()
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and os.environ["WORLD_SIZE"] != "1":
+        return _run_as_rank()
+    return _run_command()
+
+
+def _run_as_rank() -> int:
+    """One of the processes that torchrun started: the first runs the command, the others take part in its trainings."""
+    from edgekit.distill.follow import serve
+    from edgekit.distill.ranks import meet
+
+    try:
+        ranks = meet()
+        if not ranks.leads:
+            return serve()
+    except EdgekitError as bad:
+        bad.show()
+        return bad.exit_code
+    code = _run_command()
+    if code in {0, CheckFailed.exit_code}:
+        ranks.tell("")
+    return code
+
+
+def _run_command() -> int:
+    """The command of sys.argv; its exit code."""
     try:
         result: Any = cli.main(prog_name="edgekit", standalone_mode=False)
     except click.exceptions.Abort as aborted:

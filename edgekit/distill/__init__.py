@@ -6,7 +6,6 @@ Both fill a folder with config.json, model.safetensors and the tokenizer's files
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -15,20 +14,20 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgekit.architectures.widths import Sizes
 from edgekit.distill.finetuning import FinetuneOptions, read_finetune_table
-from edgekit.distill.machine import choose_device
+from edgekit.distill.machine import check_training, choose_device
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
     Ngrams,
     QadOptions,
     Schedule,
-    TrainingOptions,
     choose_blocks,
     read_create_options,
     read_distill_options,
     read_qad_options,
     why_no_control,
 )
+from edgekit.distill.processes import spread
 from edgekit.distill.several import check_assistants, check_several, check_teachers
 from edgekit.errors import EdgekitError
 from edgekit.inputs import LATER, Content
@@ -186,14 +185,14 @@ def read_training(recipe: Recipe, where: str) -> Training:
     if recipe.teacher.create is not None:
         _check_create(recipe.task, f"{where}: teacher.create")
         creating = read_create_options(recipe.teacher.create, recipe.data.max_length, f"{where}: teacher.create")
-        _check_training(creating, f"{where}: teacher.create")
+        check_training(creating, f"{where}: teacher.create")
     if recipe.teacher.finetune is not None:
         finetuning = read_finetune_options(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
-        _check_training(finetuning, f"{where}: teacher.finetune")
+        check_training(finetuning, f"{where}: teacher.finetune")
     kind = pick(TASKS, recipe.task, f"{where}: task")
     taught = "cut" if recipe.student is None else recipe.student.kind
     options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill", taught)
-    _check_training(options, f"{where}: distill")
+    check_training(options, f"{where}: distill")
     if options.augment is not None and recipe.student is not None and recipe.student.vocabulary is not None:
         raise EdgekitError(
             f"{where}: distill.augment: changed texts have tokens that the train texts have not, and student.vocabulary leaves"
@@ -210,7 +209,7 @@ def read_training(recipe: Recipe, where: str) -> Training:
     qad, qad_losses = None, dict[str, float | Schedule]()
     if recipe.qad is not None:
         qad, qad_losses = read_qad_options(recipe.qad, kind.OUTPUT, f"{where}: qad")
-        _check_training(qad, f"{where}: qad")
+        check_training(qad, f"{where}: qad")
     return Training(
         create=creating,
         finetune=finetuning,
@@ -246,6 +245,7 @@ def choose_ngrams(student: Student) -> Ngrams | None:
     return Ngrams() if student.buckets is None else Ngrams(buckets=student.buckets)
 
 
+@spread
 def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
     """Make a decoder and its tokenizer from nothing but the train split, into `out`; a killed run continues there.
 
@@ -262,6 +262,7 @@ def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict
     return courses.create(texts, inputs.options, make_job(inputs, out, progress))
 
 
+@spread
 def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
     """Train a model on the labels of the train split, into `out`; a killed run continues there.
 
@@ -287,6 +288,7 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
     return fine_tune(base, rows, classes, inputs.options, job)
 
 
+@spread
 def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
     """Make a student and teach it on the train split, into `out`; a killed run continues there.
 
@@ -295,6 +297,7 @@ def distill(inputs: DistillInputs, out: Path, progress: Progress = silent) -> di
     return _teach_student(inputs, out, progress)
 
 
+@spread
 def control(inputs: ControlInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
     """Make the same student and teach it without its teacher, into `out`; a killed run continues there.
 
@@ -411,15 +414,6 @@ def _contentless(rows: Sequence[Prompt], out_of_scope: str | None) -> list[Promp
     texts = [] if out_of_scope is None else untaught(row.text for row in rows)
     step = -(-len(texts) // max(len(rows) // 10, 1)) or 1
     return [Prompt(text=text, label=out_of_scope) for text in texts[::step]]
-
-
-def _check_training(options: TrainingOptions, where: str) -> None:
-    """Refuse a device that is not there (what is found by itself is: torch need not be asked yet), and TensorBoard where nothing
-    writes for it."""
-    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise EdgekitError(f"{where}.tensorboard: its writer is not installed; run: pip install tensorboard")
-    if options.device != "auto":
-        choose_device(options.device, f"{where}.device")
 
 
 def _check_create(task: str, where: str) -> None:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from edgekit.distill import losses
 from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passage_source
 from edgekit.distill.created import pack, save_tokenizer, train_tokenizer
+from edgekit.distill.determinism import reproducible
 from edgekit.distill.ensemble import Member, choose_weights, join
 from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files, copy_tokenizer, save_model
 from edgekit.distill.finetuning import changes
 from edgekit.distill.lessons import Teaching, make_lesson
-from edgekit.distill.loop import Outcome, Run, reproducible, train
+from edgekit.distill.loop import Outcome, Run, train
 from edgekit.distill.losses import BRIER, Loss
 from edgekit.distill.machine import choose_device, choose_precision, conditions
 from edgekit.distill.on_grid import Nearest, OnGrid
@@ -33,6 +34,7 @@ from edgekit.distill.options import (
     answers_anew,
     loss_options,
 )
+from edgekit.distill.ranks import meet
 from edgekit.distill.recorded import record
 from edgekit.distill.scales import Learned, round_on_texts
 from edgekit.distill.snapshot import drop_snapshot
@@ -125,8 +127,8 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     needs = frozenset(need for name in course.losses for need in losses.LOSSES[name].needs)
-    job = course.job
-    with reproducible(job.seed, device):
+    job, ranks = course.job, meet()
+    with reproducible(ranks.seed(job.seed), device):
         student = make_student(course.student, job.task)
         width = dimensions(cast(Any, student.module.model).config).hidden
         blocks = range(len(student.matched))
@@ -147,6 +149,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
                 judge=course.judge,
                 micro_batch=options.micro_batch,
                 per_sequence=isinstance(options, DistillOptions) and options.per == "sequence",
+                ranks=ranks,
                 adaptive=options.taid.adaptive if isinstance(options, DistillOptions) and options.taid else 0.0,
                 **({} if writes is None else {"written": writes}),
             ),
@@ -158,6 +161,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
             device=device,
             progress=job.progress,
             epochs=course.epochs,
+            ranks=ranks,
             rounded=nullcontext if on_grid is None else on_grid.rounded,
             keeps_start=on_grid is not None,
         )

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+Line = Mapping[str, Any]
 FILE, BOARD = "training.jsonl", "tensorboard"
 # How often TensorBoard sees what is new, seconds.
 _FLUSH = 10
@@ -56,7 +57,7 @@ class Journal:
         if self._board is not None:
             self._board.close()
 
-    def _draw(self, line: Mapping[str, Any]) -> None:
+    def _draw(self, line: Line) -> None:
         if self._board is None:
             return
         step, parts = line["step"], line.get("losses", {})
@@ -65,7 +66,7 @@ class Journal:
             self._board.add_scalar(name, value, step)
 
 
-def _lines_until(path: Path, step: int) -> Iterator[dict[str, Any]]:
+def _lines_until(path: Path, step: int) -> Iterator[Line]:
     """The whole lines of a journal up to a step; a killed run may have left half a line at the end."""
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:

@@ -16,6 +16,7 @@ from edgekit.distill.divergences import Compared, LossOptions
 from edgekit.distill.loop import Lesson
 from edgekit.distill.losses import Loss, compare_logits
 from edgekit.distill.options import Schedule, at
+from edgekit.distill.ranks import Ranks
 from edgekit.distill.signals import IGNORED, Batch, Recorded, Signal
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import Teacher
@@ -36,7 +37,7 @@ class Teaching:
     is at the end. micro_batch: how many rows go through the models at once, None for all of a batch. per_sequence: of a decoder,
     every row counts alike, however many tokens it has. adaptive: TAID's alpha, with which the teacher's share also rises as the
     loss falls; 0 keeps to the options. written: of a decoder, what the student writes in the place of some rows at a share of the
-    steps, as the batch of any of them; None where it writes nothing then.
+    steps, as the batch of any of them; None where it writes nothing then. ranks: which of a batch's rows are this process's.
     """
 
     weights: Mapping[str, float | Schedule]
@@ -46,6 +47,7 @@ class Teaching:
     per_sequence: bool = False
     adaptive: float = 0.0
     written: Callable[[Sequence[int], float], MakeBatch | None] = lambda _rows, _share: None
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching: Teaching) -> Lesson:
@@ -54,17 +56,18 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     The score counts every held-out output alike, whatever batch it is in: of a decoder's cross-entropy it is the logarithm of the
     perplexity. Without a teacher the losses get the student's own signal in its place.
     """
-    beside = _Beside(student=student, teacher=teacher, per_sequence=teaching.per_sequence)
+    beside = _Beside(student=student, teacher=teacher, per_sequence=teaching.per_sequence, names=[*teaching.weights])
 
     pace = _Pace(teaching.options, teaching.adaptive)
     most = teaching.micro_batch
-    pairs = any(losses.LOSSES[name].pairs for name in teaching.weights)
+    pairs = _find_pairs(teaching)
 
     def fewer(rows: int) -> int | None:
         nonlocal most
-        if pairs or (most or rows) < 2:
+        own = len(teaching.ranks.own(range(rows)))
+        if pairs or (most or own) < 2:
             return None
-        most = (most or rows) // 2
+        most = (most or own) // 2
         return most
 
     current = 0
@@ -77,16 +80,15 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
         return source.batch(rows) if source.varied is None else source.varied(rows, current)
 
     def parts(rows: Sequence[int], share: float) -> Iterator[Tensor]:
-        size = most or len(rows)
         taught, options = _terms(teaching.weights, share), pace.options(share)
         make: MakeBatch = read
         # The next word of a student's own text is right or wrong by its teacher alone.
-        own = [one for one in taught if one[2].teacher]
-        if own and (written := teaching.written(rows, share)) is not None:
-            taught, options, make = own, replace(options, correct_teacher=None), written
-        whole = None if size >= len(rows) else make(rows)
-        for start in range(0, len(rows), size):
-            yield beside.compare(make(rows[start : start + size]), taught, options, whole)
+        asked = [one for one in taught if one[2].teacher]
+        if asked and (written := teaching.written(rows, share)) is not None:
+            taught, options, make = asked, replace(options, correct_teacher=None), written
+        cut = _cut(teaching.ranks.own(rows), most)
+        whole = None if cut == [rows] else make(rows)
+        yield from (beside.compare(make(part), taught, options, whole) for part in cut)
 
     mean = sum(source.counts[row] for row in source.held) / max(len(source.held), 1)
 
@@ -156,12 +158,13 @@ class _Beside:
     student: Tap
     teacher: Teacher | None
     per_sequence: bool
+    names: Sequence[str]
     told: dict[str, Tensor] = field(default_factory=dict)
     """The weighted sum of each loss, by name, since it was last asked for."""
 
     def tell(self) -> dict[str, float]:
         """What each loss added, by name, since this was last asked."""
-        found = {name: float(value) for name, value in self.told.items()}
+        found = {name: float(self.told.get(name, 0.0)) for name in self.names}
         self.told.clear()
         return found
 
@@ -244,6 +247,22 @@ def _scored(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if bool(known.all())
         else (batch.targets[known], (rows[known], positions[known]))
     )
+
+
+def _cut(rows: Sequence[int], most: int | None) -> list[Sequence[int]]:
+    """Rows in parts of at most so many; None: all in one."""
+    size = most or max(len(rows), 1)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _find_pairs(teaching: Teaching) -> list[str]:
+    """The losses that compare a batch's rows with each other; EdgekitError where each process has only some of the rows."""
+    pairs = [name for name in teaching.weights if losses.LOSSES[name].pairs]
+    if pairs and teaching.ranks.count > 1:
+        raise EdgekitError(
+            f"distill.losses.{pairs[0]}: compares all rows of a batch with each other, and each process has some; train in one"
+        )
+    return pairs
 
 
 def _share(loss: Loss, part: Batch, whole: Batch) -> float:

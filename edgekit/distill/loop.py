@@ -6,28 +6,30 @@ in the same bytes as one that was not (on the CPU always; on an accelerator wher
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from edgekit.distill.determinism import get_device_random, set_device_random, torch_of
 from edgekit.distill.journal import Journal
-from edgekit.distill.machine import count_threads
 from edgekit.distill.options import TrainingOptions
+from edgekit.distill.ranks import Ranks
 from edgekit.distill.snapshot import Snapshot, drop_snapshot, read_snapshot, write_snapshot
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
 
 log = logging.getLogger("edgekit")
 
@@ -77,6 +79,8 @@ class Run:
     """After how many of the schedule's epochs it ends; without it, when the held-out rows are no longer judged better."""
     rounded: Callable[[], AbstractContextManager[None]] = nullcontext
     """In which weights each batch is computed, forward and backward (see `on_grid`); without it, the module's own."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """The processes that share each batch; the first one judges, writes and tells."""
     keeps_start: bool = False
     """Whether the weights before the first step are judged too, and stay where no epoch's are better."""
 
@@ -102,63 +106,144 @@ class Outcome:
 
 
 def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run, *, width: int) -> Outcome:
-    """Train a module of this hidden size in place; leave it, in eval mode and on the CPU, with the weights of its best epoch."""
+    """Train a module of this hidden size in place; leave it, in eval mode and on the CPU, with the weights of its best epoch.
+
+    Raises Led in another rank than the first, where nothing is left to do.
+    """
     from accelerate import Accelerator
 
     # Not mixed_precision, nor Accelerate's placement: it fixes both for the life of a process, losses must stay in float32 (see
     # Tap), and two trainings of one build may be on two devices.
-    accelerator = Accelerator(device_placement=False, mixed_precision="no")
+    accelerator = Accelerator(
+        device_placement=False, mixed_precision="no", cpu=run.ranks.count > 1 and run.device == "cpu"
+    )
     peak = options.learning_rate or 2e-4 * 384 / width
     module.to(run.device)
     plain = torch.optim.AdamW(_groups(module, options.weight_decay), lr=peak, fused=True)
-    module, optimizer = accelerator.prepare(module, plain)
-    per_epoch = math.ceil(len(lesson.train) / options.batch)
-    total = per_epoch * options.epochs
-    last, patience = (total, options.patience) if run.epochs is None else (per_epoch * run.epochs, total)
     state = _begin(run, module, plain, lesson.memory)
-    journal = Journal(run.folder, state.step, board=options.tensorboard)
-    saved = begun = time.monotonic()
-    run.progress(state.step, last, f"batches of {options.batch}")
-    module.train()
-    if run.keeps_start and not state.step and lesson.held:
-        score = _judge(module, lesson, options.batch, run, (0, last), ", before the first step")
-        state.judge_start(module, score)
-        journal.tell(0, score=score)
-    while state.step < last and not state.stopped(patience) and state.broken is None:
-        epoch, done = divmod(state.step, per_epoch)
-        for rows in epoch_batches(lesson, options.batch, run.seed, epoch)[done:]:
-            rate, score = peak * ramp(state.step, total, options.warmup), None
-            for group in plain.param_groups:
-                group["lr"] = rate
-            loss = _backward(accelerator, module, lesson, rows, state.step / total, run)
-            losses = lesson.by_name() or None
-            norm = float(accelerator.clip_grad_norm_(module.parameters(), options.clip))
-            if not math.isfinite(loss + norm):
-                # The weights are those of the step before.
-                state.broken = _explain(loss, norm, state.step, per_epoch, peak)
-                journal.tell(state.step + 1, stopped=state.broken)
-                break
-            optimizer.step()
-            optimizer.zero_grad()
-            lesson.told(loss, state.step / total)
-            state.step += 1
-            run.progress(state.step, last, f"loss {loss:.3f}")
-            pace = round(sum(lesson.lengths[row] for row in rows) / max(time.monotonic() - begun, 1e-9), 1)
-            if state.step % per_epoch == 0:
-                score = _judge(module, lesson, options.batch, run, (state.step, last))
-                state.judge(module, score)
-            journal.tell(state.step, loss=loss, losses=losses, norm=norm, rate=rate, tokens_per_s=pace, score=score)
-            if time.monotonic() - saved >= SNAPSHOT_SECONDS:
-                journal.sync()
-                write_snapshot(run.folder, _take_snapshot(state, module, plain, run, lesson.memory))
-                saved = time.monotonic()
-            begun = time.monotonic()
-    journal.close()
+    training = _Training(
+        module=module,
+        lesson=lesson,
+        options=options,
+        run=run,
+        accelerator=accelerator,
+        plain=plain,
+        peak=peak,
+        state=state,
+        journal=Journal(run.folder, state.step, board=options.tensorboard and run.ranks.leads),
+    )
+    training.go()
     accelerator.free_memory()
+    if not run.ranks.leads:
+        raise Led
     if state.best:
         _put(module, state.best)
     module.to("cpu").eval()
     return _outcome(state, lesson, options, peak)
+
+
+class Led(Exception):
+    """The training of a rank that follows is over: the first one writes what was made."""
+
+
+@dataclass(kw_only=True)
+class _Training:
+    """A training that has begun."""
+
+    module: nn.Module
+    lesson: Lesson
+    options: TrainingOptions
+    run: Run
+    accelerator: Accelerator
+    plain: torch.optim.AdamW
+    peak: float
+    state: _State
+    journal: Journal
+    saved: float = field(default_factory=time.monotonic)
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return math.ceil(len(self.lesson.train) / self.options.batch)
+
+    @property
+    def total(self) -> int:
+        """Steps of the schedule."""
+        return self.per_epoch * self.options.epochs
+
+    @property
+    def last(self) -> int:
+        """The step after which it ends in any case."""
+        return self.total if self.run.epochs is None else self.per_epoch * self.run.epochs
+
+    def go(self) -> None:
+        """All steps that are left."""
+        lesson, run, state, options = self.lesson, self.run, self.state, self.options
+        # Not the module: it would be wrapped for several processes, whose gradients are added up where a batch's parts are.
+        optimizer = self.accelerator.prepare_optimizer(self.plain)
+        patience = options.patience if run.epochs is None else self.total
+        run.progress(state.step, self.last, f"batches of {options.batch}")
+        self.module.train()
+        if run.keeps_start and not state.step and lesson.held:
+            score = self.judge(", before the first step")
+            state.judge_start(self.module, score)
+            self.journal.tell(0, score=score)
+        while state.step < self.last and not state.stopped(patience) and state.broken is None:
+            epoch, done = divmod(state.step, self.per_epoch)
+            for rows in epoch_batches(lesson, options.batch, run.seed, epoch)[done:]:
+                if not self.step(optimizer, rows):
+                    break
+        self.journal.close()
+
+    def step(self, optimizer: AcceleratedOptimizer, rows: list[int]) -> bool:
+        """Learn from a batch, and judge after an epoch's last; False where it has no finite loss or gradient."""
+        lesson, run, state, options, begun = self.lesson, self.run, self.state, self.options, time.monotonic()
+        share, rate, score = state.step / self.total, self.peak * ramp(state.step, self.total, options.warmup), None
+        for group in self.plain.param_groups:
+            group["lr"] = rate
+        loss = _backward(self.accelerator, self.module, lesson, rows, share, run)
+        parts, saves = lesson.by_name(), run.ranks.leads and begun - self.saved >= SNAPSHOT_SECONDS
+        # The first rank's clock decides for all.
+        loss, saved, *values = run.ranks.add([loss, float(saves), *parts.values()])
+        run.ranks.add_gradients(self.module)
+        norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), options.clip))
+        if not math.isfinite(loss + norm):
+            # The weights are those of the step before.
+            state.broken = _explain(loss, norm, state.step, self.per_epoch, self.peak)
+            self.journal.tell(state.step + 1, stopped=state.broken)
+            return False
+        optimizer.step()
+        optimizer.zero_grad()
+        lesson.told(loss, share)
+        state.step += 1
+        run.progress(state.step, self.last, f"loss {loss:.3f}")
+        pace = round(sum(lesson.lengths[row] for row in rows) / max(time.monotonic() - begun, 1e-9), 1)
+        if state.step % self.per_epoch == 0:
+            score = self.judge()
+            state.judge(self.module, score)
+        losses = dict(zip(parts, values, strict=True)) or None
+        self.journal.tell(state.step, loss=loss, losses=losses, norm=norm, rate=rate, tokens_per_s=pace, score=score)
+        if saved:
+            self.save()
+        return True
+
+    def judge(self, note: str = "") -> float | None:
+        """The mean of the lesson's `judge` over the held-out rows, in eval mode; None where nothing is held out."""
+        held = len(self.lesson.held)
+        if not held:
+            return None
+        self.run.progress(self.state.step, self.last, f"judging {held} texts that are held out{note}")
+        with self.run.rounded():
+            return _score(self.module, self.lesson, self.options.batch, self.run.ranks)
+
+    def save(self) -> None:
+        """Write a snapshot: in it lies what each rank has of its own."""
+        random = _gather_random(self.run)
+        if self.run.ranks.leads:
+            self.journal.sync()
+            taken = _take_snapshot(self.state, self.module, self.plain, self.run, self.lesson.memory)
+            write_snapshot(self.run.folder, replace(taken, tensors={**taken.tensors, **random}))
+        self.saved = time.monotonic()
 
 
 def _backward(
@@ -189,7 +274,7 @@ def _backward(
         module.zero_grad()
         lesson.by_name()
         if run.device != "cpu":
-            _torch_of(run.device).empty_cache()
+            torch_of(run.device).empty_cache()
         log.warning("training: the memory of %s is full; from now on %d rows go through it at once", run.device, size)
 
 
@@ -219,52 +304,6 @@ def ramp(step: int, total: int, warmup: float) -> float:
     """The learning rate's share of its peak: a linear rise over `warmup` of the steps, then a linear fall to zero."""
     rise = warmup * total
     return min(1.0, (step + 1) / max(rise, 1.0), (total - step) / max(total - rise, 1.0))
-
-
-@contextmanager
-def reproducible(seed: int, device: str = "cpu") -> Iterator[None]:
-    """Fixed seeds, deterministic kernels and a fixed number of threads (the physical cores, or OMP_NUM_THREADS).
-
-    On an accelerator an operation without a deterministic kernel is warned of and runs; on the CPU it is an error.
-    """
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
-    switch: Any = torch.utils.deterministic
-    fill = switch.fill_uninitialized_memory
-    random = None if device == "cpu" else get_device_random(device)
-    if device == "cuda":
-        # https://docs.nvidia.com/cuda/cublas/#results-reproducibility: read when cuBLAS is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_num_threads(count_threads())
-    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
-    # Filling fresh memory costs time and changes nothing: no kernel reads it before it writes it.
-    switch.fill_uninitialized_memory = False
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(strict, warn_only=lenient)
-            switch.fill_uninitialized_memory = fill
-            if random is not None:
-                set_device_random(device, random)
-
-
-def get_device_random(device: str) -> Tensor:
-    """The state of an accelerator's random generator, uint8."""
-    state: Tensor = _torch_of(device).get_rng_state()
-    return state
-
-
-def set_device_random(device: str, state: Tensor) -> None:
-    """Put an accelerator's random generator into a state that `get_device_random` gave."""
-    _torch_of(device).set_rng_state(state)
-
-
-def _torch_of(device: str) -> Any:
-    """What torch offers for one kind of accelerator: torch.cuda, torch.mps."""
-    return torch.get_device_module(device)
 
 
 class _State:
@@ -310,50 +349,65 @@ def _outcome(state: _State, lesson: Lesson, options: TrainingOptions, peak: floa
     )
 
 
-def _judge(
-    module: nn.Module, lesson: Lesson, batch: int, run: Run, at: tuple[int, int], note: str = ""
-) -> float | None:
-    """The mean of `judge` over the held-out rows, in eval mode; None where nothing is held out. at: the step, and the last."""
-    if not lesson.held:
-        return None
-    run.progress(*at, f"judging {len(lesson.held)} texts that are held out{note}")
-    with run.rounded():
-        return _score(module, lesson, batch)
-
-
-def _score(module: nn.Module, lesson: Lesson, batch: int) -> float:
+def _score(module: nn.Module, lesson: Lesson, batch: int, ranks: Ranks) -> float:
     order = sorted(lesson.held, key=lambda row: (lesson.lengths[row], row))
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    scores = [0.0] * len(batches)
     module.eval()
-    total = 0.0
     with torch.no_grad():
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            total += float(lesson.judge(rows)) * len(rows)
+        for index in ranks.own(range(len(batches))):
+            scores[index] = float(lesson.judge(batches[index])) * len(batches[index])
     module.train()
-    return total / len(order)
+    # In one order, whoever judged which: as many ranks as there may be come to the same bits.
+    return sum(ranks.add(scores)) / len(order)
 
 
 def _begin(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer, memory: dict[str, float]) -> _State:
     """The state of the folder's snapshot, put into module, optimizer and memory, where it is this run's; else a fresh one."""
-    if snapshot := read_snapshot(run.folder, run.identity):
+    snapshot = read_snapshot(run.folder, run.identity) if run.ranks.leads else None
+    if snapshot := _share(snapshot, run.ranks):
         log.info("training continues at step %d", snapshot.state["step"])
         memory.update(snapshot.state["memory"])
         return _restore(snapshot, module, optimizer, run)
     drop_snapshot(run.folder)
+    run.ranks.copy([*_weights(module).values()])
     return _State()
+
+
+def _share(snapshot: Snapshot | None, ranks: Ranks) -> Snapshot | None:
+    """The first rank's snapshot, in all of them; the best weights so far stay where they are written."""
+    if ranks.count == 1:
+        return snapshot
+    needed = {} if snapshot is None else {key: one for key, one in snapshot.tensors.items() if key[:5] != "best/"}
+    kinds = {key: [str(one.dtype).removeprefix("torch."), list(one.shape)] for key, one in needed.items()}
+    told = ranks.tell("" if snapshot is None else json.dumps({"state": snapshot.state, "kinds": kinds}))
+    if not told:
+        return None
+    if snapshot is None:
+        read = json.loads(told)
+        empty = {key: torch.empty(shape, dtype=getattr(torch, kind)) for key, (kind, shape) in read["kinds"].items()}
+        snapshot, needed = Snapshot(state=read["state"], tensors=empty), empty
+    ranks.copy([*needed.values()])
+    return snapshot
+
+
+def _gather_random(run: Run) -> dict[str, Tensor]:
+    """Of each rank the states of its random generators."""
+    states = {"cpu": torch.get_rng_state()}
+    if run.device != "cpu":
+        states["device"] = get_device_random(run.device)
+    every = {name: run.ranks.gather(state) for name, state in states.items()}
+    return {f"random/{index}/{name}": state for name, states in every.items() for index, state in enumerate(states)}
 
 
 def _take_snapshot(
     state: _State, module: nn.Module, optimizer: torch.optim.Optimizer, run: Run, memory: Mapping[str, float]
 ) -> Snapshot:
-    """The run as it stands, on the CPU."""
+    """The run as it stands but for its random generators, on the CPU."""
     tensors = {f"weight/{key}": weight for key, weight in _weights(module).items()}
     tensors |= {f"best/{key}": weight for key, weight in state.best.items()}
     for index, parameter in enumerate(_parameters(optimizer)):
         tensors |= {f"moment/{index}/{key}": moment for key, moment in optimizer.state[parameter].items()}
-    tensors["random/cpu"] = torch.get_rng_state()
-    if run.device != "cpu":
-        tensors["random/device"] = get_device_random(run.device)
     return Snapshot(
         state={
             "run": run.identity,
@@ -378,9 +432,9 @@ def _restore(snapshot: Snapshot, module: nn.Module, optimizer: torch.optim.Optim
     for index, parameter in enumerate(_parameters(optimizer)):
         if moments := _part(snapshot.tensors, f"moment/{index}/"):
             optimizer.state[parameter] = {key: moment.to(run.device) for key, moment in moments.items()}
-    torch.set_rng_state(snapshot.tensors["random/cpu"])
+    torch.set_rng_state(snapshot.tensors[f"random/{run.ranks.index}/cpu"])
     if run.device != "cpu":
-        set_device_random(run.device, snapshot.tensors["random/device"])
+        set_device_random(run.device, snapshot.tensors[f"random/{run.ranks.index}/device"])
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import sys
@@ -15,13 +16,18 @@ from edgekit.runtimes import machine
 if TYPE_CHECKING:
     from edgekit.distill.options import TrainingOptions
 
+# As torchrun calls them, in the environment of each process of a training: which one it is, and of how many.
+RANK, WORLD = "RANK", "WORLD_SIZE"
+# Where those meet that edgekit started; torchrun's meet where it says.
+MEETING = "EDGEKIT_RANKS"
 _BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 # What is there where a driver of an accelerator is: NVIDIA's, WSL's, AMD's.
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 def conditions(options: TrainingOptions) -> dict[str, str | int]:
-    """Device, threads and precision of a training with these options, for its fingerprint: other ones give other bytes.
+    """Device, threads and precision of a training with these options, for its fingerprint: other ones give other bytes, and so
+    does another number of processes.
 
     Raises EdgekitError as `choose_device` does.
     """
@@ -30,7 +36,21 @@ def conditions(options: TrainingOptions) -> dict[str, str | int]:
         "device": describe_device(device),
         "threads": count_threads(),
         "precision": choose_precision(options.precision, device),
+        **({"processes": ranks} if (ranks := max(count_ranks(), options.processes)) > 1 else {}),
     }
+
+
+def count_ranks() -> int:
+    """How many processes the training is of that this one belongs to, by what its environment says; 1 where nothing does."""
+    return int(os.environ[WORLD]) if {RANK, WORLD} <= os.environ.keys() else 1
+
+
+def check_training(options: TrainingOptions, where: str) -> None:
+    """Refuse a device that is not there (one that is found is, without asking torch), and TensorBoard without its writer."""
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise EdgekitError(f"{where}.tensorboard: its writer is not installed; run: pip install tensorboard")
+    if options.device != "auto":
+        choose_device(options.device, f"{where}.device")
 
 
 def count_threads() -> int:

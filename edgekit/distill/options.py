@@ -29,7 +29,7 @@ class TrainingOptions:
 
     `device` is where: "auto" takes the accelerator that torch finds, else the CPU. `micro_batch` rows of a batch go through the
     models at once, without it all: less memory, the same loss. `tensorboard`: whether what is told of each step is written for
-    TensorBoard too.
+    TensorBoard too. `processes` share each batch's rows on this machine: on CUDA each has a GPU of its own.
 
     Without `learning_rate`: 2e-4 at 384 channels, falling as 1 / width (Adam's rate for hidden weights under maximal update
     parametrisation, arXiv:2203.03466, table 3).
@@ -47,6 +47,7 @@ class TrainingOptions:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     tensorboard: bool = field(default=False, metadata=BESIDE)
+    processes: Annotated[int, Gt(0)] = field(default=1, metadata=BESIDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,10 +351,16 @@ def _check_schedules(table: Mapping[str, object], where: str) -> None:
 def _check_use(options: DistillOptions, chosen: Mapping[str, object], output: str, where: str) -> None:
     """Refuse what would change nothing, and micro-batches of losses that compare rows with each other."""
     entries = {name: losses.LOSSES[name] for name in chosen}
-    if options.micro_batch is not None and (pairs := [name for name, loss in entries.items() if loss.pairs]):
+    pairs = [name for name, loss in entries.items() if loss.pairs]
+    if pairs and options.micro_batch is not None:
         raise EdgekitError(
             f"{where}.micro_batch: {', '.join(pairs)} compares all rows of a batch with each other; remove one of them,"
             " or make batch smaller"
+        )
+    if pairs and options.processes > 1:
+        raise EdgekitError(
+            f"{where}.processes: {', '.join(pairs)} compares all rows of a batch with each other, and each process has some;"
+            " train in one, or without this loss"
         )
     taught = [loss for loss in entries.values() if loss.teacher and loss.divergence is not None]
     alike = [loss for loss in taught if not loss.any_width]

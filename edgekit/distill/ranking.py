@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save_file
 
 from edgekit.distill.batches import SOURCES, TrainSplit
+from edgekit.distill.determinism import reproducible
 from edgekit.distill.importance import FILE, measure
-from edgekit.distill.loop import reproducible
 from edgekit.distill.students import load_module
 from edgekit.prompts import Prompt
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekit.distill.courses import FILES
+from edgekit.distill.determinism import reproducible
 from edgekit.distill.files import copy_files, save_model
-from edgekit.distill.loop import reproducible
 from edgekit.distill.students import Whole, cut, make_student
 from edgekit.tasks import TASKS
 

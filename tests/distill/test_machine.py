@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgekit.distill import machine, read_training
-from edgekit.distill.loop import reproducible
+from edgekit.distill.determinism import reproducible
 from edgekit.distill.machine import choose_device, choose_precision, conditions
 from edgekit.distill.options import TrainingOptions
 from edgekit.errors import EdgekitError
