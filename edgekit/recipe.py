@@ -102,6 +102,7 @@ class Data:
 
     `final` is a file of more prompts: judged with `--final` instead of verify, and read by nothing else. On those of `recover`
     (a file, or a share of the train rows, which then train nothing) `build --recover` chooses; nothing else reads them.
+    `unlabelled` is a file of more texts, whose labels nobody knows: what the teacher says of them teaches the student.
     `out_of_scope` is the label of texts that belong to no class. `max_length` counts tokens, special tokens included.
     `near_duplicates` says what to do with texts that are nearly equal, of different splits or within verify: refuse them, or
     drop the text of the earlier split (verify keeps its texts) and verify's repeats. `group` is a column of what texts have in
@@ -122,6 +123,7 @@ class Data:
     verify: str | None = None
     final: str | None = None
     recover: str | float | None = None
+    unlabelled: str | None = None
     text: str = "text"
     label: str | None = "label"
     answer: str | None = None
@@ -292,6 +294,7 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         )
     if split is not None and split.calibrate + split.verify >= 1:
         raise EdgekitError(f"{where}: data.split: calibrate and verify take all rows; leave a share for train")
+    _check_unlabelled(recipe, where)
     if recipe.rejection != AS_CALIBRATED and recipe.data.out_of_scope is None:
         raise EdgekitError(
             f"{where}: rejection: nothing is rejected without data.out_of_scope, the label of texts that belong to no class"
@@ -368,6 +371,17 @@ def _check_teachers(teacher: Teacher, student: Student | None, where: str) -> No
             f"{where}.weights: {teacher.weights}: give one for each of the {1 + len(teacher.others)} teachers, the first one's"
             " first, of which one at least is above 0"
         )
+
+
+def _check_unlabelled(recipe: Recipe, where: str) -> None:
+    if recipe.data.unlabelled is None:
+        return
+    if recipe.task != "text-classification" or not recipe.data.label:
+        raise EdgekitError(
+            f"{where}: data.unlabelled: for classifiers whose other texts have labels; name all texts as train data, or remove it"
+        )
+    if recipe.student is None:
+        raise EdgekitError(f"{where}: data.unlabelled: teaches a student, and the recipe makes no [student]; add one")
 
 
 def _check_student(student: Student, task: str, longest: int, where: str) -> None:

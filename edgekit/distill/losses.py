@@ -86,8 +86,10 @@ def labels(student: Signal, teacher: Signal, batch: Batch, options: LossOptions)
 
 
 def brier(student: Signal, teacher: Signal, batch: Batch, options: LossOptions) -> Tensor:  # noqa: ARG001
-    """The Brier score (Brier 1950): the squared distance of probabilities from the wanted ones, mean over rows."""
-    return (student.output.softmax(dim=-1) - batch.targets).square().sum(dim=-1).mean()
+    """The Brier score (Brier 1950): the squared distance of probabilities from the wanted ones, mean over rows with a label."""
+    values = (student.output.softmax(dim=-1) - batch.targets).square().sum(dim=-1)
+    known = batch.targets.sum(dim=-1) > 0
+    return values[known].mean() if bool(known.any()) else values.sum() * 0
 
 
 def compare_logits(

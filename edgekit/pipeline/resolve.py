@@ -21,6 +21,7 @@ from edgekit.pipeline.plan import Plan, Session, Settings
 from edgekit.pipeline.shapes import made_model
 from edgekit.pipeline.teacher import find_others, find_teacher
 from edgekit.prompts import PromptSet, gather, sources
+from edgekit.prompts.unlabelled import find_unlabelled
 from edgekit.recipe import Recipe
 from edgekit.schema import nearest, parse, pick
 from edgekit.state import check_state
@@ -46,9 +47,11 @@ def gather_prompts(recipe: Recipe, session: Session) -> Product:
         name: [place.name, file_sha256(place)] if isinstance(place, Path) else place
         for name, place in sources(recipe, splits).items()
     }
+    if (texts := find_unlabelled(recipe)) is not None and "train" in splits:
+        files["unlabelled"] = [texts.name, file_sha256(texts)]
     # A share is no file.
     named = {name for name in splits if isinstance(getattr(recipe.data, name), str | None)}
-    data = {key: value for key, value in vars(recipe.data).items() if key not in {"path", *named}}
+    data = {key: value for key, value in vars(recipe.data).items() if key not in {"path", "unlabelled", *named}}
     inputs = {
         "files": files,
         "splits": splits,

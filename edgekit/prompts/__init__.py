@@ -9,6 +9,7 @@ from pathlib import Path
 from edgekit.prompts.clean import Splits
 from edgekit.prompts.prompt import SPLITS, Prompt, PromptSet
 from edgekit.prompts.splits import folder_files, read_splits, sources
+from edgekit.prompts.unlabelled import find_unlabelled, read_unlabelled, tell_unlabelled
 from edgekit.recipe import Recipe
 
 __all__ = ["SPLITS", "Prompt", "PromptSet", "folder_files", "gather", "sources"]
@@ -18,7 +19,8 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, object
     """Read the recipe's data, check it, and write one JSON-lines file per split into `out`.
 
     Returns what was found: `rows` per split, `labels`, how many rows of each split were left out and why (`dropped`), how many
-    are unusual (`unusual`: converted labels, texts with two labels), and `notes`, which say all that in words. Raises
+    are unusual (`unusual`: converted labels, texts with two labels), and `notes`, which say all that in words; where the recipe
+    names texts without labels, how many of train's are (`unlabelled`). Raises
     EdgekitError for a wrong column, an empty or one-class split, labels that differ by case only, texts that verify repeats, and
     overlapping splits.
     """
@@ -26,7 +28,13 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, object
     where = {name: str(places.get(name) or places.get("*") or places["train"]) for name in splits}
     found = Splits(read_splits(recipe, splits), recipe, where)
     found.clean()
-    rows = found.rows
+    rows, notes = found.rows, found.notes()
+    more: dict[str, object] = {}
+    if "train" in splits and (path := find_unlabelled(recipe)) is not None:
+        texts, left = read_unlabelled(recipe, path, rows)
+        rows = {**rows, "train": [*rows["train"], *texts]}
+        more = {"unlabelled": len(texts)}
+        notes += tell_unlabelled(len(texts), left)
     for name in splits:
         lines = (json.dumps(row.facts(), ensure_ascii=False) for row in rows[name])
         (out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
@@ -38,5 +46,6 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, object
         "labels": [label for label in labels if label != recipe.data.out_of_scope],
         "dropped": {name: dict(found.dropped[name]) for name in splits if found.dropped[name]},
         "unusual": {name: dict(found.unusual[name]) for name in splits if found.unusual[name]},
-        "notes": found.notes(),
+        "notes": notes,
+        **more,
     }
