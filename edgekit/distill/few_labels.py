@@ -16,14 +16,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import cast
+
+import torch
+from torch import nn
 
 from edgekit.distill.batches import Source
 from edgekit.distill.courses import Course, Job, identify, read_source, teach
+from edgekit.distill.encoder_losses import TOGETHER
+from edgekit.distill.files import save_model
 from edgekit.distill.finetuning import FOLDS, Contrastive, FinetuneOptions
+from edgekit.distill.loop import reproducible
 from edgekit.distill.losses import BRIER
 from edgekit.distill.options import TrainingOptions
 from edgekit.distill.signals import Batch
-from edgekit.distill.students import Whole
+from edgekit.distill.students import Whole, load_module
+from edgekit.distill.tap import Tap, find_head
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.workspace import write_atomically
@@ -31,6 +39,8 @@ from edgekit.workspace import write_atomically
 # Folders of what a killed run has finished; they go when the training ends.
 _FIRST, _TRIED = "contrastive", "tried"
 _DONE = "done.json"
+# Texts that are asked at a time for their classes' means.
+_AT_A_TIME = 32
 # Of a model of 384 channels: half of what its classifier is trained with.
 _RATE = 1e-4
 PLAIN, CONTRASTIVE = "plain", "contrastive"
@@ -106,8 +116,33 @@ def _bring_together(given: _Given, source: Source, job: Job, first: Contrastive)
     done = _Kept(out / _DONE, identify(course))
     if done.read() is None:
         teach(course)
+        _set_prototypes(out, source, job)
         done.write(0.0)
     return out
+
+
+def _set_prototypes(folder: Path, source: Source, job: Job) -> None:
+    """Give the classifier of a first stage what it would otherwise have to learn: each class's weights point to the mean of its
+    texts, and the softmax of the cosines has the stage's temperature.
+
+    Prototypical networks, Snell et al. (arXiv:1703.05175), section 2.3, of directions. Biases are 0, and so are the weights of a
+    class without texts. What the cosine divides by is the mean length of the vectors: after a first stage they are alike.
+    """
+    module = load_module(job.task, folder)
+    tap = Tap(module, needs=frozenset({"views"}))
+    head = find_head(cast(nn.Module, module.model))
+    totals, lengths = torch.zeros_like(head.weight), []
+    with torch.no_grad(), reproducible(job.seed):
+        for start in range(0, len(source.train), _AT_A_TIME):
+            batch = source.batch(source.train[start : start + _AT_A_TIME])
+            read = tap(batch).views[1]
+            lengths.append(read.norm(dim=-1))
+            totals += (batch.targets == 1.0).to(read.dtype).T @ torch.nn.functional.normalize(read, dim=-1)
+        towards = torch.nn.functional.normalize(totals, dim=-1)
+        head.weight.copy_(towards / (TOGETHER * torch.cat(lengths).mean()))
+        if head.bias is not None:
+            head.bias.zero_()
+    save_model(module, folder)
 
 
 def pair(source: Source, texts: Sequence[Prompt], out_of_scope: str | None, seed: int) -> Source:

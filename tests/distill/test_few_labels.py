@@ -228,6 +228,15 @@ def test_the_first_stage_brings_texts_of_a_class_together(base: Path, tmp_path: 
         cosines = [torch.nn.functional.normalize(view, dim=-1) for view in views]
         gaps[name] = [float((z @ z.T)[same & apart].mean() - (z @ z.T)[~same].mean()) for z in cosines]
     assert min(gaps["after"]) > 0.3, gaps
+    # What its classifier says before it has learned anything is the softmax of the cosines to the classes' means.
+    read_rows = tap(source.batch(range(len(given.texts)))).views[1].detach()
+    classes = torch.tensor([LABELS.index(str(row.label)) for row in given.texts])
+    normal = torch.nn.functional.normalize
+    means = normal(torch.stack([normal(read_rows[classes == one], dim=-1).sum(0) for one in range(3)]), dim=-1)
+    head = find_head(TASKS[CLASSIFY].load(made).model)
+    wanted = means / (TOGETHER * read_rows.norm(dim=-1).mean())
+    torch.testing.assert_close(head.weight.detach(), wanted, rtol=1e-4, atol=1e-5)
+    assert not head.bias.detach().any()
     assert min(gaps["after"]) > 2 * max(gaps["before"]), gaps
 
 
