@@ -46,9 +46,9 @@ class Teacher:
     @property
     def shares(self) -> tuple[float, ...] | str:
         """The weights of several teachers, () of one."""
-        if not self.others or isinstance(self.weights, str):
-            return self.weights if self.others and isinstance(self.weights, str) else ()
-        return tuple(self.weights or [1.0] * (1 + len(self.others)))
+        if not self.others:
+            return ()
+        return self.weights if isinstance(self.weights, str) else tuple(self.weights or [1.0] * (1 + len(self.others)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -290,3 +290,6 @@ def test_what_a_training_takes() -> None:
     many = training_cost(size, tokens=1e8, epochs=3, teacher=teacher, projections=3)
     assert many.operations.value == (6 * 600 * 3 + 2 * 2600 * 3) * 10**8
     assert many.memory.value == alone.memory.value + 4 * 3000
+    both = taught.and_then(many)
+    assert both.operations.value == taught.operations.value + many.operations.value
+    assert both.memory == max(taught.memory, many.memory, key=lambda figure: figure.value)
