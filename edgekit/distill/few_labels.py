@@ -23,10 +23,10 @@ from torch import nn
 
 from edgekit.distill.batches import Source
 from edgekit.distill.courses import Course, Job, identify, read_source, teach
+from edgekit.distill.determinism import reproducible
 from edgekit.distill.encoder_losses import TOGETHER
 from edgekit.distill.files import save_model
 from edgekit.distill.finetuning import FOLDS, Contrastive, FinetuneOptions
-from edgekit.distill.loop import reproducible
 from edgekit.distill.losses import BRIER
 from edgekit.distill.options import TrainingOptions
 from edgekit.distill.signals import Batch
