@@ -17,7 +17,15 @@ from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passa
 from edgekit.distill.created import pack, save_tokenizer, train_tokenizer
 from edgekit.distill.determinism import reproducible
 from edgekit.distill.ensemble import Member, choose_weights, join
-from edgekit.distill.files import CHAT_FILES, EMBEDDING_FILES, TOKENIZER_FILES, copy_files, copy_tokenizer, save_model
+from edgekit.distill.files import (
+    CHAT_FILES,
+    EMBEDDING_FILES,
+    TOKENIZER_FILES,
+    copy_files,
+    copy_tokenizer,
+    note_length,
+    save_model,
+)
 from edgekit.distill.finetuning import changes
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Outcome, Run, train
@@ -364,6 +372,9 @@ def distill(
     elif student.tokens:
         write_tokenizer(folder, job.out, student.tokens)
         check_same(folder, job.out, [row.text for row in texts], student.tokens, job.max_length)
+    positions = student.sizes.positions if isinstance(student, Cut) and student.sizes is not None else 0
+    if 0 < positions < (load_model(folder).max_positions or 0):
+        note_length(job.out, positions)
     return facts | _taught_by(weights, options)
 
 

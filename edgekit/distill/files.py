@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from edgekit.owners_tokenizer import quiet
+from edgekit.schema import dump_json, read_json
+from edgekit.typed_json import as_table
 
 # Files that say how texts become ids and vectors become embeddings; they go along unchanged.
 TOKENIZER_FILES = (
@@ -54,6 +56,15 @@ def copy_tokenizer(source: Path, out: Path) -> None:
     with quiet():
         tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         tokenizer.save_pretrained(out)
+
+
+def note_length(folder: Path, positions: int) -> None:
+    """Have a checkpoint's own files say that a text has no more tokens than its model has positions."""
+    for name, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
+        path = folder / name
+        table = as_table(read_json(path)) if path.is_file() else {}
+        if table and not (isinstance(said := table.get(key), int) and said <= positions):
+            path.write_text(dump_json({**table, key: positions}), encoding="utf-8", newline="\n")
 
 
 def copy_files(source: Path, out: Path, patterns: Sequence[str]) -> None:

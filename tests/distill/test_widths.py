@@ -279,6 +279,8 @@ def test_a_narrower_student_learns_its_own_channels_of_the_teacher(
     assert facts["scores"][-1] < 0.8 * facts["scores"][0]
     assert {states.shape[-1] for signal in seen for states in signal.hidden} == {16}
     assert load_model(out).hidden == 16
+    told = json.loads((out / "tokenizer_config.json").read_text())
+    assert told["model_max_length"] == json.loads((out / "config.json").read_text())["max_position_embeddings"] == 32
 
 
 @pytest.mark.parametrize(
