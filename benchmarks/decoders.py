@@ -12,7 +12,7 @@ writes there, which a student that only says what is safe makes larger. Interval
 Training text are the Python files of the interpreter and its packages, without those of which half is held-out text (see
 benchmarks/qad.py). Rows and students are kept in --cache: what was stopped goes on.
 
-Usage: python benchmarks/decoders.py [--steps 48] [--more 24] [--rows kd,...] [--data ../shared/data] [--cache DIR] [--json]
+Usage: python benchmarks/decoders.py [--steps 32] [--more 16] [--rows kd,...] [--data ../shared/data] [--cache DIR] [--json]
 Exit code 1 where a goal that was measured is missed, 2 where data is missing.
 """
 
@@ -54,7 +54,7 @@ from edgekit.tasks.text_generation import Passage  # noqa: E402
 from edgekit.typed_json import as_list  # noqa: E402
 
 ROWS = ("teacher", "control", "kd", "off-policy", "on-policy")
-STEPS, MORE, BLOCKS, FUNCTIONS = 48, 24, 24, 96
+STEPS, MORE, BLOCKS, FUNCTIONS = 32, 16, 24, 96
 # Rates of the students that begin from blocks of the teacher, and of those that go on.
 RATE, ON = 2e-4, 1e-4
 # Tokens of a function, the share of them that is shown, and functions of a batch.

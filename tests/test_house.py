@@ -96,6 +96,7 @@ TABLES = {
     "LOSSES": "distill/losses.py",
     "SOURCES": "distill/batches.py",
     "STUDENTS": "distill/students.py",
+    "REWARDS": "distill/rewards.py",
     "TEACHERS": "distill/teachers.py",
     "ARCHITECTURES": "architectures/__init__.py",
     "MODALITIES": "modalities/__init__.py",

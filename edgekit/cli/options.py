@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # The keys of FORMATS, written out because --help loads no table; a test compares them.
 FORMAT_NAMES = ("onnx", "gguf")
 # The folders of examples/ that hold a recipe, written out because --help reads no files; a test compares them.
-EXAMPLES = ("assistant", "chat", "stories")
+EXAMPLES = ("assistant", "chat", "code-completion", "stories")
 _EXAMPLE = "edgekit.example"
 # Kinds of student that need no more than their name; a test compares them with the recipe's.
 STUDENT_KINDS = ("ngrams",)

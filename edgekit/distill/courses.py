@@ -32,7 +32,7 @@ from edgekit.distill.loop import Outcome, Run, train
 from edgekit.distill.losses import BRIER, Loss
 from edgekit.distill.machine import choose_device, choose_precision, conditions
 from edgekit.distill.on_grid import Nearest, OnGrid
-from edgekit.distill.on_policy import Writer
+from edgekit.distill.on_policy import Writer, make_reward
 from edgekit.distill.options import (
     CreateOptions,
     DistillOptions,
@@ -197,10 +197,12 @@ def _writer(course: Course, tap: Tap) -> Writer | None:
     if not isinstance(options, DistillOptions) or options.on_policy is None:
         return None
     assert begins is not None
+    model, reward = load_model(begins), options.on_policy.reward
     return Writer(
         tap=tap,
         passages=course.source.passages,
-        stops=load_model(begins).stops,
+        stops=model.stops,
+        reward=None if reward is None else make_reward(model, reward),
         options=options.on_policy,
         longest=course.job.max_length,
         seed=course.job.seed,

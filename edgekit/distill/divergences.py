@@ -160,6 +160,18 @@ def logit_squares(given: Tensor, wanted: Tensor, options: LossOptions) -> Compar
     return away.square().mean(dim=-1), away.mul_(2 / away.shape[-1])
 
 
+def pull_tokens(given: Tensor, ids: Tensor, weights: Tensor, temperature: float) -> Compared:
+    """-w log q(y) of drawn ids [rows], each with a weight; its gradient is w (q - 1_y) / T, q at the sampling's temperature T.
+
+    With an answer's advantage as the weight of its tokens: the policy gradient, Williams 1992 (REINFORCE), section 4.
+    """
+    logs = _logs(given, temperature)
+    values = -weights * logs.gather(-1, ids[:, None])[:, 0]
+    gradient = logs.exp_()
+    gradient.scatter_add_(-1, ids[:, None], gradient.new_full((len(ids), 1), -1.0))
+    return values, gradient.mul_((weights / temperature)[:, None])
+
+
 def cross_entropy(given: Tensor, targets: Tensor, options: LossOptions) -> Compared:
     """-sum(y log q) at T = 1, with y the targets: ids [rows], or probabilities [rows, width], smoothed as `smooth` does.
 

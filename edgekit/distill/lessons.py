@@ -12,7 +12,7 @@ from torch import Tensor
 from edgekit.distill import losses
 from edgekit.distill.batches import Source
 from edgekit.distill.chunked import mean_over_tokens
-from edgekit.distill.divergences import Compared, LossOptions
+from edgekit.distill.divergences import Compared, LossOptions, pull_tokens
 from edgekit.distill.loop import Lesson
 from edgekit.distill.losses import Loss, compare_logits
 from edgekit.distill.options import Schedule, at
@@ -200,7 +200,8 @@ class _Beside:
         share = (1 / torch.bincount(rows).to(mine.dtype))[rows] if self.per_sequence else None
 
         ids, (owners, _) = _scored(whole)
-        count = max(len(torch.unique(owners)) if self.per_sequence else len(ids), 1)
+        texts = max(len(torch.unique(owners)), 1)
+        count = texts if self.per_sequence else max(len(ids), 1)
 
         def compare(logits: Tensor, part: slice) -> Compared:
             def note(name: str, values: Tensor) -> None:
@@ -208,6 +209,13 @@ class _Beside:
 
             wanted = logits if shown is None else shown(part)
             values, gradient = _sum_of_logits(terms, logits, wanted, targets[part], options, note)
+            if batch.pull is not None:
+                # Of an answer's tokens the sum, mean over answers: the gradient of the mean reward.
+                weights = batch.pull.weights[part] * (count / texts)
+                weights = weights if share is None else weights / share[part]
+                pulled, more = pull_tokens(logits, targets[part], weights, batch.pull.temperature)
+                note("reward", pulled)
+                values, gradient = values + pulled, gradient.add_(more)
             return (values, gradient) if share is None else (values * share[part], gradient.mul_(share[part, None]))
 
         return mean_over_tokens(mine, self.student.head, compare, count)

@@ -7,8 +7,8 @@ tokens are sampled from the student as it then is, instead of the data's; no gra
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 from edgekit.distill.batches import score
 from edgekit.distill.decoders import Body
 from edgekit.distill.options import OnPolicy, at
-from edgekit.distill.signals import Batch
+from edgekit.distill.rewards import REWARDS, Reward, advantages
+from edgekit.distill.signals import Batch, Pull
 from edgekit.distill.tap import Tap
+from edgekit.model import Model
 from edgekit.tasks.text_generation import Passage
 
 
@@ -36,6 +38,8 @@ class Writer:
     options: OnPolicy
     longest: int
     seed: int
+    reward: Callable[[Passage, Passage], float] | None = None
+    """What an answer is worth: of the data's passage, and of what the student wrote in its place."""
 
     def __call__(self, rows: Sequence[int], share: float) -> Callable[[Sequence[int]], Batch] | None:
         """What it writes in the place of these rows at this share of the steps, as the batch of any of them; None in a step of
@@ -43,7 +47,23 @@ class Writer:
         if not self.writes(share):
             return None
         written = dict(zip(rows, self.write(rows, self._generator(share, self.tap.device)), strict=True))
-        return lambda some: score([written[row] for row in some], some)
+        worth = {} if self.reward is None else self._worth(rows, written)
+
+        def make(some: Sequence[int]) -> Batch:
+            batch = score([written[row] for row in some], some)
+            if not worth:
+                return batch
+            weights = torch.cat([worth[row].expand(len(written[row].ids) - written[row].start) for row in some])
+            return replace(batch, pull=Pull(weights=weights, temperature=self.options.temperature))
+
+        return make
+
+    def _worth(self, rows: Sequence[int], written: Mapping[int, Passage]) -> dict[int, Tensor]:
+        """Of each row what its answer is worth beyond the others', times the reward's weight."""
+        assert self.reward is not None
+        assert self.options.reward is not None
+        found = advantages([self.reward(self.passages[row], written[row]) for row in rows])
+        return dict(zip(rows, found * self.options.reward.weight, strict=True))
 
     def writes(self, share: float) -> bool:
         """Whether the step at this share of all learns from what the student writes."""
@@ -69,6 +89,20 @@ class Writer:
     def _generator(self, share: float, device: str) -> torch.Generator:
         drawn = hashlib.sha256(f"on-policy:{self.seed}:{share!r}".encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(drawn[:7], "big"))
+
+
+def make_reward(model: Model, asked: Reward) -> Callable[[Passage, Passage], float]:
+    """What a recipe's check says of what a student of this tokenizer wrote: 1 or 0; special tokens are no part of a text."""
+    tokenizer, check = model.tokenizer(), REWARDS[asked.check]
+
+    def reward(data: Passage, written: Passage) -> float:
+        start = written.start
+        prompt, answer, wanted = (
+            tokenizer.decode(ids) for ids in (written.asked, written.ids[start:], data.ids[start:])
+        )
+        return float(check(prompt, answer, wanted, asked))
+
+    return reward
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from edgekit.distill import losses
 from edgekit.distill.augment import Augment, TaughtAugment, check_augment
 from edgekit.distill.divergences import LossOptions
+from edgekit.distill.rewards import Reward, check_reward
 from edgekit.errors import EdgekitError
 from edgekit.inputs import BESIDE, LATER
 from edgekit.outputs.tokens import TOKENS
@@ -117,12 +118,14 @@ class OnPolicy:
     share: with which probability a step's tokens are not the data's but sampled from the student as it then is, behind the
     prompts of the same rows; of running text the first part of each passage, `prompt` of its tokens. It writes at most
     `new_tokens` a row, and no passage longer than data.max_length; temperature: of the sampling, 0 for the likeliest token.
+    reward: what its answers are worth beside the losses, which keep it near its teacher.
     """
 
     share: Annotated[float, Gt(0), Le(1)] | Schedule = 0.5
     new_tokens: Annotated[int, Gt(0)] = 128
     temperature: Annotated[float, Ge(0)] = 1.0
     prompt: Share = 0.5
+    reward: Reward | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,6 +418,8 @@ def _check_on_policy(options: DistillOptions, entries: Mapping[str, losses.Loss]
             f"{where}.on_policy: none of the losses reads the teacher: what the student writes would teach it nothing; add one to"
             " losses (logits, reverse_kl, ...)"
         )
+    if options.on_policy is not None and options.on_policy.reward is not None:
+        check_reward(options.on_policy.reward, options.on_policy.temperature, f"{where}.on_policy")
 
 
 def default_losses(output: str, *, blocks: bool = True) -> dict[str, float]:

@@ -48,6 +48,14 @@ class Recorded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pull:
+    """How much likelier each of a student's own tokens is to become. weights: float32 [tokens]; temperature: of its sampling."""
+
+    weights: Tensor
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What is known of a batch without any model."""
 
@@ -62,6 +70,8 @@ class Batch:
     for a token that no loss of tokens reads."""
     scored: tuple[Tensor, Tensor] | None = None
     """Of a decoder, for each wanted id the row of the batch and the position that predicts it, each int64 [tokens]."""
+    pull: Pull | None = None
+    """Of a student's own text that has a reward."""
 
     def to(self, device: str) -> Batch:
         """The batch with its tensors on a device; the same tensors where they are there already."""
@@ -71,6 +81,7 @@ class Batch:
             tokens=self.tokens.to(device),
             mask=self.mask.to(device),
             targets=self.targets.to(device),
+            pull=None if self.pull is None else replace(self.pull, weights=self.pull.weights.to(device)),
             scored=None if rows is None or positions is None else (rows.to(device), positions.to(device)),
         )
 

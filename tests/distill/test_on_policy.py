@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
 from edgekit.distill import loop
 from edgekit.distill.batches import passage_source, score
-from edgekit.distill.divergences import LossOptions
+from edgekit.distill.divergences import LossOptions, pull_tokens
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.on_policy import Writer, continue_texts
 from edgekit.distill.options import DistillOptions, OnPolicy, Schedule, read_distill_options, read_qad_options
+from edgekit.distill.rewards import REWARDS, Reward, advantages
 from edgekit.distill.students import load_module
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import TEACHERS, TeacherInputs
@@ -196,7 +200,11 @@ def test_logits_that_are_no_numbers_end_in_no_traceback(teacher: Path) -> None:
 
 
 TAUGHT: dict[str, Any] = {"batch": 4, "learning_rate": 2e-3, "holdout": 0.0, "temperature": 1.0, "epochs": 4}
-ON_POLICY = {"losses": {"reverse_kl": 1.0, "labels": 0.1}, "on_policy": {"share": 0.5, "new_tokens": 12}}
+REWARD: dict[str, Any] = {"check": "format", "pattern": "[a-z ].*"}
+ON_POLICY = {
+    "losses": {"reverse_kl": 1.0, "labels": 0.1},
+    "on_policy": {"share": 0.5, "new_tokens": 12, "reward": REWARD},
+}
 
 
 def test_a_killed_run_ends_in_the_same_bytes(
@@ -237,9 +245,56 @@ def test_the_student_comes_near_its_teacher_on_its_own_words(teacher: Path, data
     assert away(after, teacher) < 0.7 * away(before, teacher)
 
 
-def away(student: Path, teacher: Path) -> float:
+def test_a_reward_rises_while_its_teacher_holds_it(teacher: Path, tmp_path: Path) -> None:
+    """Answers that begin with a small letter become more frequent; the losses keep the student nearer where they weigh more."""
+    words = [
+        "red",
+        "blue",
+        "white",
+        "green",
+        "black",
+        "grey",
+        "pink",
+        "gold",
+        "old",
+        "new",
+        "hot",
+        "cold",
+        "wet",
+        "dry",
+    ]
+    rows = [json.dumps({"text": f"What is {word}?", "label": "A rose"}) for word in words]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    found = {}
+    for name, held in (("loose", 0.02), ("held", 1.0)):
+        (tmp_path / name).mkdir()
+        written = {"share": 1.0, "new_tokens": 6, "reward": REWARD}
+        options = TAUGHT | {"losses": {"reverse_kl": held}, "on_policy": written, "epochs": 30, "batch": 14}
+        options |= {"learning_rate": 5e-3, "warmup": 0.0}
+        distill(teacher, tmp_path, task=TASK, layers=3, options=options, max_length=48, out=tmp_path / name)
+        found[name] = (worth(tmp_path / name), away(tmp_path / name, teacher))
+    before = worth(teacher)
+    assert found["held"][0] > before + 0.1
+    assert found["loose"][0] > before + 0.25
+    assert found["held"][1] < 0.75 * found["loose"][1]
+
+
+def worth(folder: Path) -> float:
+    """The share of answers that the reward calls good."""
+    texts, tokenizer = asked(folder) * 25, load_model(folder).tokenizer()
+    said = continue_texts(open_tap(folder), texts, [6] * len(texts), [END], drawn(1.0, seed=8))
+    return sum(re.fullmatch(REWARD["pattern"], tokenizer.decode(words), re.DOTALL) is not None for words in said) / len(
+        said
+    )
+
+
+def asked(folder: Path) -> list[list[int]]:
     prompts = [Prompt(text=text, label=label) for text, label in QUESTIONS.items()]
-    texts = [passage.asked for passage in passages(load_model(teacher), prompts, 48)] * 8
+    return [passage.asked for passage in passages(load_model(folder), prompts, 48)]
+
+
+def away(student: Path, teacher: Path) -> float:
+    texts = asked(teacher) * 8
     said = continue_texts(open_tap(student), texts, [16] * len(texts), [END], drawn(1.0))
     batch = score(
         [Passage(ids=text + words, start=len(text), prompt=0) for text, words in zip(texts, said, strict=True)]
@@ -250,6 +305,122 @@ def away(student: Path, teacher: Path) -> float:
             for folder in (student, teacher)
         )
     return float((mine.exp() * (mine - theirs)).sum(-1).mean())
+
+
+@pytest.mark.parametrize(
+    ("asked", "good", "bad"),
+    [
+        ({"check": "exact"}, [" A rose\n"], ["A rose.", ""]),
+        ({"check": "format", "pattern": "yes|no"}, ["yes", "no"], ["yes.", "no\n", ""]),
+        ({"check": "json"}, ['{"a": [1]}', " []\n"], ["1", "{'a': 1}", "{", "[" * 100_000, ""]),
+        ({"check": "length", "least": 2, "most": 3}, ["ab", "abc"], ["a", "abcd", ""]),
+        ({"check": "length", "most": 1}, ["", "a"], ["ab"]),
+        (
+            {"check": "python"},
+            ["    return 1", "    return '\\d'", "    pass\n\n\nf()"],
+            ["    return (", "return 1", "\0", "(" * 5000],
+        ),
+    ],
+)
+def test_a_check_tells_good_answers_from_bad_ones(asked: dict[str, Any], good: list[str], bad: list[str]) -> None:
+    reward = Reward(**asked)
+    with warnings.catch_warnings(record=True) as told:
+        for answers, wanted in ((good, True), (bad, False)):
+            for answer in answers:
+                assert REWARDS[reward.check]("def f():\n", answer, "A rose", reward) is wanted, answer
+    assert not told
+
+
+def test_each_check_can_be_named() -> None:
+    assert set(REWARDS) == set(get_args(get_type_hints(Reward)["check"]))
+
+
+def test_advantages_are_over_the_other_answers() -> None:
+    found = advantages([1.0, 0.0, 0.0, 1.0])
+    torch.testing.assert_close(found, torch.tensor([1 - 1 / 3, -2 / 3, -2 / 3, 1 - 1 / 3]))
+    assert advantages([0.5]).tolist() == [0.5]
+    assert advantages([1.0, 1.0]).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("heat", [1.0, 0.7])
+def test_the_pull_is_the_gradient_of_the_mean_reward(heat: float) -> None:
+    """Two answers of one word: over all that may be drawn its mean is sum(q r (1_y - q)) / T, whatever the baseline."""
+    logits = torch.tensor([0.3, -1.0, 0.8], dtype=torch.float64)
+    worth, q = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64), (logits / heat).softmax(-1)
+    total = torch.zeros(3, dtype=torch.float64)
+    for one, other in itertools.product(range(3), repeat=2):
+        ids = torch.tensor([one, other])
+        weights = advantages([float(worth[one]), float(worth[other])]).double()
+        given = logits.repeat(2, 1).requires_grad_()
+        values, gradient = pull_tokens(given.detach(), ids, weights, heat)
+        surprise = -weights * (given / heat).log_softmax(-1)[[0, 1], ids]
+        torch.testing.assert_close(values, surprise.detach())
+        torch.testing.assert_close(gradient, torch.autograd.grad(surprise.sum(), given)[0])
+        total += q[one] * q[other] * gradient.sum(0) / 2
+    torch.testing.assert_close(-total, (q * (worth - q @ worth)) / heat)
+
+
+@pytest.mark.parametrize("per_sequence", [False, True])
+def test_a_reward_pulls_whole_answers(teacher: Path, per_sequence: bool) -> None:
+    """Beside the losses: of each answer's tokens the sum, mean over answers, whatever the micro-batch; as autograd has it."""
+    tap = open_tap(teacher)
+    read = [Passage(ids=text, start=3, prompt=index) for index, text in enumerate((TEXTS[0], TEXTS[1], TEXTS[3]))]
+    source = passage_source(read, [0, 1, 2], [])
+    weighed = Reward(check="length", most=1, weight=2.0)
+    options = OnPolicy(share=1.0, new_tokens=9, reward=weighed, temperature=0.8)
+    said = {0: 1.0, 1: 0.0, 2: 0.25}
+    writer = Writer(
+        tap=tap, passages=read, stops=[], options=options, longest=11, seed=0, reward=lambda data, _: said[data.prompt]
+    )
+    teaching = Teaching(weights={"reverse_kl": 0.0}, written=writer, per_sequence=per_sequence)
+    written = writer([0, 1, 2], 0.5)
+    assert written is not None
+    batch = written([0, 1, 2])
+    assert batch.scored is not None
+    lengths = torch.bincount(batch.scored[0])
+    assert batch.pull is not None
+    torch.testing.assert_close(batch.pull.weights, (2 * advantages([*said.values()])).repeat_interleave(lengths))
+    found = []
+    for micro in (None, 1):
+        lesson = make_lesson(tap, None, source, replace(teaching, micro_batch=micro))
+        tap.module.zero_grad()
+        total = 0.0
+        for part in lesson.parts([0, 1, 2], 0.5):
+            part.backward()  # type: ignore[no-untyped-call]
+            total += float(part.detach())
+        found.append((total, tap.head.weight.grad.clone()))  # type: ignore[union-attr]
+    tap.module.zero_grad()
+    likely = (tap.logits(tap(batch).output[batch.scored]) / 0.8).log_softmax(-1)
+    wanted = -(batch.pull.weights * likely[torch.arange(len(batch.targets)), batch.targets]).sum() / 3
+    wanted.backward()  # type: ignore[no-untyped-call]
+    for loss, gradient in found:
+        assert loss == pytest.approx(float(wanted.detach()), abs=1e-5)
+        torch.testing.assert_close(gradient, tap.head.weight.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ({"check": "lengths"}, r"distill.on_policy.*reward.check"),
+        ({}, r"reward.check: missing"),
+        ({"check": "length"}, r"on_policy.reward.most: missing; the check length needs least or most"),
+        ({"check": "format"}, r"on_policy.reward.pattern: missing"),
+        ({"check": "json", "most": 3}, r"on_policy.reward.most: has no use for the check json"),
+        ({"check": "length", "least": 4, "most": 3}, r"on_policy.reward.least: 4 is above most \(3\)"),
+        ({"check": "format", "pattern": "("}, r"on_policy.reward.pattern: no regular expression"),
+        ({"check": "json", "weight": 0}, r"reward.weight"),
+        ({"check": "json", "code": "x"}, r"code: unknown key"),
+    ],
+)
+def test_a_reward_that_cannot_work_is_refused(reward: dict[str, object], said: str) -> None:
+    with pytest.raises(EdgekitError, match=said):
+        read_distill_options({"on_policy": {"reward": reward}}, "tokens", "recipe.toml: distill")
+
+
+def test_a_reward_needs_answers_that_are_drawn() -> None:
+    table = {"on_policy": {"temperature": 0.0, "reward": {"check": "json"}}}
+    with pytest.raises(EdgekitError, match=r"on_policy.temperature: a reward compares answers that are drawn"):
+        read_distill_options(table, "tokens", "recipe.toml: distill")
 
 
 @pytest.mark.parametrize(
