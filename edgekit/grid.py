@@ -125,8 +125,9 @@ def write_packed(folder: Path, grid: Grid, packed: Mapping[str, Bytes]) -> None:
     """Put the codes and scales of a model's weights beside it."""
     from safetensors.numpy import save_file
 
-    told = {"format": grid.format, "scheme": grid.scheme, "kinds": json.dumps(dict(sorted(grid.kinds.items())))}
-    save_file(dict(packed), folder / GRID, metadata=told)
+    told = {"format": grid.format, "scheme": grid.scheme, "kinds": dict(sorted(grid.kinds.items()))}
+    # One entry: safetensors writes several in an order of chance.
+    save_file(dict(packed), folder / GRID, metadata={"grid": json.dumps(told)})
 
 
 def read_packed(folder: Path) -> Packed | None:
@@ -138,11 +139,10 @@ def read_packed(folder: Path) -> Packed | None:
 
     try:
         with safe_open(file, framework="numpy") as opened:
-            told = opened.metadata() or {}
+            told = json.loads((opened.metadata() or {})["grid"])
             names = set(opened.keys())
-        kinds = json.loads(told["kinds"])
-        format_, scheme = str(told["format"]), str(told["scheme"])
-    except (OSError, SafetensorError, KeyError, ValueError) as failed:
+        kinds, format_, scheme = told["kinds"], str(told["format"]), str(told["scheme"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as failed:
         raise _damaged(file, first_line(failed)) from failed
     if not isinstance(kinds, dict) or set(kinds) != names:
         raise _damaged(file, "its list of weights is not that of its tensors")

@@ -14,11 +14,13 @@ import torch
 
 pytest.importorskip("llama_cpp")
 
+from edgekit.distill import loop
 from edgekit.distill.options import read_qad_options
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, parse_options
 from edgekit.formats.onnx import quantize
 from edgekit.grid import GRID, read_packed
+from edgekit.inputs import identity
 from edgekit.inspect.on_grid import compare
 from edgekit.model import load_model
 from edgekit.qad import QadInputs, qad
@@ -156,6 +158,30 @@ def test_learned_scales_of_super_blocks_ship(tmp_path: Path) -> None:
     assert not np.array_equal(scales.rows(name), both.rows(name))
 
 
+@pytest.mark.parametrize("train", ["scales", "both"])
+def test_scales_that_learn_go_on_where_they_were_killed(
+    train: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
+    teacher = make_decoder("llama", tmp_path / "teacher")
+    texts = [f"the number {index} and what follows it" for index in range(20)]
+    prompts = write_prompts(tmp_path / "prompts", texts, 16, {"label": "is larger than the one before"})
+    told = inputs(teacher, prompts, "q4_0", epochs=2, train=train, learning_rate=1e-3)
+    qad(told, made(tmp_path / "whole"))
+
+    def kill(done: int, _total: int, note: str) -> None:
+        if done == 3 and note.startswith("loss"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qad(told, made(tmp_path / "killed"), kill)
+    seen: list[int] = []
+    qad(told, tmp_path / "killed", lambda done, _total, note: seen.append(done) if note.startswith("loss") else None)
+    assert seen[0] == 3
+    for name in ("model.safetensors", GRID):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_learned_scales_of_an_encoder_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """w4 blocks that its rows do not fill, and tables of int8 beside them."""
     monkeypatch.setattr(quantize, "SMALLEST_TABLE_ROWS", 24)
@@ -242,6 +268,11 @@ def test_what_has_no_grid_is_refused(format_: str, scheme: str, message: str, tm
 def test_options() -> None:
     options, losses = read_qad_options({}, "tokens", "qad")
     assert (options.epochs, options.temperature, losses) == (3, 1.0, {"logits": 1.0})
+    # A recipe that does not name it keeps what it made.
+    assert "train" not in identity(options)
+    assert identity(read_qad_options({"train": "scales"}, "tokens", "qad")[0])["train"] == "scales"
+    with pytest.raises(EdgekitError, match="train: should be"):
+        read_qad_options({"train": "scale"}, "tokens", "qad")
     assert read_qad_options({}, "embedding", "qad")[1] == {"embedding": 1.0}
     with pytest.raises(EdgekitError, match=r"losses\.logit: unknown loss"):
         read_qad_options({"losses": {"logit": 1.0}}, "tokens", "qad")

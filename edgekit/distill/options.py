@@ -231,7 +231,7 @@ class QadOptions(DistillOptions):
     quick; or both, each for itself. Scales that are learned begin, of GGUF, where rounding with feedback (GPTQ) ends.
     """
 
-    train: Literal["weights", "scales", "both"] = "weights"
+    train: Literal["weights", "scales", "both"] = field(default="weights", metadata=LATER)
     epochs: Annotated[int, Gt(0)] = 3
     temperature: Annotated[float, Gt(0)] | Schedule = 1.0
 
