@@ -187,6 +187,32 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """Labels that a language model gives to texts without one, which then train beside the data's own.
+
+    `by` is the folder of a checkpoint, or a .gguf file; `texts` a file of texts (in the column `data.text`). The model is asked
+    `question`, with the text in the place of {text} and the labels in that of {labels}, and how likely it finds each label is its
+    `score`: the mean, or the sum, of the log-probabilities of the label's tokens. With `calibrate` that is held against how
+    likely it finds the label where the text says nothing. `names` is what the model is told a label is called; without it,
+    underscores are spaces.
+
+    Before anything is trained on them, the labels that it gives to `audit` labelled train rows are held against theirs. Where the
+    share that agrees is not proven to be `agreement` or more, the build ends. Labels whose probability is under `least` are left
+    out.
+    """
+
+    by: str
+    texts: str
+    question: str | None = None
+    names: dict[str, str] | None = None
+    score: Literal["mean", "sum"] = "mean"
+    calibrate: bool = True
+    audit: Annotated[int, Ge(10)] = 200
+    agreement: Annotated[float, Gt(0), Lt(1)] = 0.8
+    least: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rejection:
     """The threshold under which a text is answered with `data.out_of_scope`; it is fitted on the calibrate split.
 
@@ -222,6 +248,7 @@ class Recipe:
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     student: Student | None = None
     answers: Answers | None = None
+    labelling: Labelling | None = None
     distill: dict[str, object] = field(default_factory=dict)
     qad: dict[str, object] | None = None
     rejection: Rejection = AS_CALIBRATED
@@ -310,6 +337,21 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         _check_student(student, recipe.task, recipe.data.max_length, f"{where}: student")
     if recipe.answers is not None:
         _check_answers(recipe, recipe.answers, f"{where}: answers")
+    if recipe.labelling is not None:
+        _check_labelling(recipe, recipe.labelling, f"{where}: labelling")
+
+
+def _check_labelling(recipe: Recipe, labelling: Labelling, where: str) -> None:
+    if recipe.task != "text-classification":
+        raise EdgekitError(
+            f"{where}: labels are given for text-classification, not for {recipe.task}; remove this table"
+        )
+    if recipe.student is None and recipe.qad is None and recipe.teacher.finetune is None:
+        raise EdgekitError(
+            f"{where}: nothing learns from them; add [student] or [teacher.finetune], or remove this table"
+        )
+    if labelling.question is not None and "{text}" not in labelling.question:
+        raise EdgekitError(f"{where}.question: has no {{text}}, so the model would not see the text; add it")
 
 
 def _check_answers(recipe: Recipe, answers: Answers, where: str) -> None:

@@ -70,6 +70,10 @@ STEPS: dict[str, Step] = {
     "answers": Step(
         code=("edgekit.written.answers", _READ), libraries=("torch", "transformers", "tokenizers"), resumable=True
     ),
+    "labels": Step(
+        code=("edgekit.written.labels", _READ), libraries=("torch", "transformers", "tokenizers"), resumable=True
+    ),
+    "labelled": Step(code=("edgekit.written.audit",)),
     "answered": Step(code=("edgekit.written.sift",)),
     "record": Step(code=("edgekit.record", _READ), libraries=("torch", "transformers", "tokenizers")),
     "calibrate": Step(code=("edgekit.calibrate", _READ), libraries=("torch", "transformers", "tokenizers", "numpy")),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 # Steps that all targets of a build share.
-BEFORE_QAD = ("create", "finetune", "answers", "importance", "signals", "distill", "control", "linear")
+BEFORE_QAD = ("labels", "create", "finetune", "answers", "importance", "signals", "distill", "control", "linear")
 SHARED = (*BEFORE_QAD, "record", "calibrate")
 
 

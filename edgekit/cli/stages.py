@@ -292,11 +292,14 @@ def _open(
     out: Path = Path("dist"),
     **options: bool,
 ) -> tuple[Recipe, Product, Session]:
-    from edgekit.pipeline import gather_prompts
+    from edgekit.pipeline import check_recipe, gather_prompts, labelled
 
     recipe = read_recipe(recipe_path, overrides)
     session = open_session(cache, out, baseline=baseline, **options)
-    return recipe, gather_prompts(recipe, session), session
+    prompts = gather_prompts(recipe, session)
+    if recipe.labelling is not None:
+        check_recipe(recipe, prompts, session)
+    return recipe, labelled(recipe, prompts, session), session
 
 
 def _keep_apart(out: Path, *inputs: Path | None) -> None:

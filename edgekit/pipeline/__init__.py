@@ -13,6 +13,7 @@ from edgekit.pipeline.answers import answered
 from edgekit.pipeline.cost import busy, seconds
 from edgekit.pipeline.fit import keep_choice, plan_for
 from edgekit.pipeline.kept import kept_steps
+from edgekit.pipeline.labels import labelled
 from edgekit.pipeline.ladder import Made, recover
 from edgekit.pipeline.plan import Built, Listener, Plan, Session, Settings
 from edgekit.pipeline.resolve import (
@@ -81,6 +82,7 @@ __all__ = [
     "held",
     "is_local",
     "kept_steps",
+    "labelled",
     "linear",
     "needed_splits",
     "open_artifact",
@@ -129,6 +131,7 @@ def build(
         for told in fit_lines(plan.fit) if plan.fit else ():
             session.listener.say(f"fit: {plan.target.name}: {told}")
         keep_choice(plan, session)
+    prompts = labelled(recipe, prompts, session)
     taken, built = {plan.name for plan in plans}, dict[str, Built]()
     # Targets share a student but where each has one that fits it.
     students = dict.fromkeys(repr(plan.recipe.student) for plan in plans)

@@ -87,10 +87,10 @@ def check_answers(recipe: Recipe, prompts: Product, session: Session) -> None:
             if _manners(recipe, asked).key is not None and is_open(asked.by):
                 session.listener.say(f"note: {asked.by}: the key goes there unencrypted; https keeps it to itself")
         return
-    _check_writer(recipe.locate(asked.by), f"{recipe.path}: answers.by")
+    check_writer(recipe.locate(asked.by), f"{recipe.path}: answers.by")
 
 
-def _check_writer(place: Path, where: str) -> None:
+def check_writer(place: Path, where: str) -> None:
     """Refuse a place that holds no decoder."""
     from edgekit.architectures import find_architecture, is_decoder
     from edgekit.formats.gguf.file import read_gguf
@@ -98,8 +98,8 @@ def _check_writer(place: Path, where: str) -> None:
 
     if not place.exists():
         raise EdgekitError(
-            f"{where}: no such file or folder: {place}; give \"teacher\", a checkpoint's folder, a .gguf file or an endpoint's"
-            " URL"
+            f"{where}: no such file or folder: {place}; give a checkpoint's folder or a .gguf file (answers.by also takes"
+            ' "teacher" or the URL of an endpoint)'
         )
     if place.is_file():
         read_gguf(place)

@@ -117,6 +117,7 @@ class Plan:
 
         recipe = self.recipe
         made = {
+            "labels": recipe.labelling is not None,
             "create": recipe.teacher.create is not None,
             "finetune": recipe.teacher.finetune is not None,
             "answers": recipe.answers is not None,

@@ -17,6 +17,7 @@ from edgekit.model import Model, load_model
 from edgekit.outputs import OUTPUTS
 from edgekit.pipeline.answers import check_answers
 from edgekit.pipeline.cost import estimate
+from edgekit.pipeline.labels import check_labelling
 from edgekit.pipeline.plan import Plan, Session, Settings
 from edgekit.pipeline.shapes import made_model
 from edgekit.pipeline.teacher import find_others, find_teacher
@@ -268,6 +269,7 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> Checked:
     if settings.training.control:
         _check_control(recipe, prompts)
     check_answers(recipe, prompts, session)
+    check_labelling(recipe, prompts)
     if recipe.teacher.create is not None:
         return Checked(settings=settings)
     found = find_teacher(recipe, session)

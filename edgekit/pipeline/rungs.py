@@ -15,6 +15,7 @@ from edgekit.errors import EdgekitError
 from edgekit.evidence import Check, Report
 from edgekit.outputs import OUTPUTS
 from edgekit.pipeline.cost import estimate, seconds
+from edgekit.pipeline.labels import labelled
 from edgekit.pipeline.plan import Listener, Plan, Session
 from edgekit.pipeline.resolve import check_fits, gather_prompts, needed_splits, read_settings
 from edgekit.pipeline.shapes import made_model, trained_model
@@ -462,7 +463,8 @@ def needed_prompts(change: Change, plan: Plan, prompts: Product, session: Sessio
     recipe = changed(plan.recipe, change.keys)
     if needed_splits(recipe) == needed_splits(plan.recipe):
         return prompts
-    return gather_prompts(recipe, replace(session, listener=Listener()))
+    quiet = replace(session, listener=Listener())
+    return labelled(recipe, gather_prompts(recipe, quiet), quiet)
 
 
 def propose(plan: Plan, report: Report, prompts: Product, session: Session) -> Recovery | None:

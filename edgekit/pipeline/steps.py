@@ -55,7 +55,7 @@ def finetune(settings: Settings, base: Path, prompts: Product, session: Session,
 
     inputs = _finetune_inputs(settings, base, prompts)
     note = f"{len(prompts.facts['labels'])} labels, {prompts.facts['rows']['train']} texts"
-    product = run_step(session, inputs, with_read(make, prompts, "train", base), note=note, at=at)
+    product = run_step(session, inputs, with_read(make, prompts, "train", base, *writer(prompts)), note=note, at=at)
     if tried := product.facts.get("tried"):
         session.listener.say(
             f"note: the teacher's contrastive first stage is {'kept' if product.facts['contrastive'] else 'left out'}: on train"
@@ -247,7 +247,7 @@ def linear(settings: Settings, base: Path, prompts: Product, session: Session) -
         max_length=recipe.data.max_length,
     )
     note = f"{prompts.facts['rows']['train']} texts"
-    return run_step(session, inputs, with_read(fit, prompts, "train", base), note=note)
+    return run_step(session, inputs, with_read(fit, prompts, "train", base, *writer(prompts)), note=note)
 
 
 def qad(plan: Plan, teacher: Path, student: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:

@@ -16,7 +16,7 @@ from edgekit.history import Origin, append, entry_of
 from edgekit.inputs import Content, identity
 from edgekit.model_card import read_card
 from edgekit.outputs import OUTPUTS
-from edgekit.pipeline.answers import provenance
+from edgekit.pipeline import answers, labels
 from edgekit.pipeline.cost import control_seconds
 from edgekit.pipeline.looks import find_look, settle, take
 from edgekit.pipeline.origin import (
@@ -437,7 +437,8 @@ def package(
             other_teachers=", ".join(other.source for other in recipe.teacher.others) or None,
             teacher_digest=model_digest(teacher),
             student_digest=artifact.manifest["inputs"].get("student"),
-            answers=provenance(prompts),
+            answers=answers.provenance(prompts),
+            labels=labels.provenance(prompts),
             teacher_license=card.license,
             data_license=recipe.data.license,
             license=recipe.license,

@@ -176,11 +176,13 @@ class Voice:
         self.special = special_tokens(model.folder)
         self._stops = model.stops
 
-    def asked(self, prompt: Prompt, *, today: datetime | None = None) -> list[int]:
-        """The ids of what the model is given before its answer, however long; see `render`."""
+    def asked(self, prompt: Prompt, *, begun: str = "", today: datetime | None = None) -> list[int]:
+        """The ids of what the model is given before its answer, however long, or before what is left of one that is `begun`; see
+        `render`."""
         if self.template is None:
-            return self.model.encode([prompt.text], 1 << 30)[0]
-        return self._encode(self.render(conversation(prompt), prompt.tools, generation_prompt=True, today=today))
+            return self.model.encode([prompt.text + begun], 1 << 30)[0]
+        asked = self.render(conversation(prompt), prompt.tools, generation_prompt=True, today=today)
+        return self._encode(asked + begun)
 
     def passages(self, prompt: Prompt, answer: str | None, place: int, max_length: int) -> list[Passage]:
         """The prompt's passages; without an answer to a conversation, the passage ends where the answer would begin."""

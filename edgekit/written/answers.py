@@ -12,7 +12,7 @@ from edgekit.inputs import Content
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt
 from edgekit.written.decoders import Sampling, check_file, open_decoder, say
-from edgekit.written.journal import Journal
+from edgekit.written.journal import Journal, Written
 from edgekit.written.questions import read_questions
 
 ANSWERING = "answers"
@@ -42,7 +42,7 @@ def write(inputs: AnswersInputs, out: Path, progress: Progress = silent) -> dict
     Every answer is drawn by its own number, so that a kill changes no byte. Raises EdgekitError where the writer cannot be run,
     and Unfinished where it cannot answer a prompt.
     """
-    place, journal = inputs.writer.path, Journal(out)
+    place, journal = inputs.writer.path, Journal(out, Written)
     questions = read_questions(inputs.prompts.path, inputs.begin)[0]
     places = [(index, sample) for index in range(len(questions)) for sample in range(inputs.samples)]
     sampling = Sampling(temperature=inputs.temperature, top_p=inputs.top_p, max_tokens=inputs.max_tokens)

@@ -19,6 +19,8 @@ from edgekit.formats.gguf.parity import Vocabulary
 from edgekit.model import load_model
 from edgekit.prompts import Prompt
 from edgekit.runtimes import llamacpp
+from edgekit.runtimes.llamacpp.branches import Branches
+from edgekit.runtimes.llamacpp.generation import Generator
 from edgekit.tasks import text_generation
 from edgekit.written.journal import Written
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LAST = slice(-1, None)
+# Keys, values and attention in float32, so that a token's logits do not hang on what is read beside it.
+_EXACT = {"kv_k": "f32", "kv_v": "f32"}
 # What GGUF calls the tokens that a chat template may write.
 _NAMED = {name: f"tokenizer.ggml.{name}_id" for name in SPECIAL_TOKENS}
 
@@ -42,14 +46,22 @@ class Decoder(Protocol):
     def stops(self) -> Collection[int]:
         """The tokens that end an answer."""
 
-    def asked(self, prompt: Prompt) -> list[int]:
-        """The ids of what it is given before its answer: a conversation through its chat template, or the text."""
+    @property
+    def chats(self) -> bool:
+        """Whether it has a chat template."""
+
+    def asked(self, prompt: Prompt, begun: str = "") -> list[int]:
+        """The ids of what it is given before its answer: a conversation through its chat template, or the text; with the
+        beginning of an answer."""
 
     def text(self, ids: Sequence[int]) -> str:
         """What ids say."""
 
     def logits(self, ids: Sequence[int], wanted: slice | None = None) -> NDArray[np.float32]:
         """Feed ids behind what was fed before; the logits [n, vocabulary] at the wanted ones of them (None: at all)."""
+
+    def branches(self, prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+        """Of each branch the log-probability, in nats, of each of its tokens behind the prefix, which is read once for all."""
 
     def clear(self) -> None:
         """Forget what was fed."""
@@ -73,11 +85,16 @@ class Checkpoint:
         self._cache: Any = None
         self.context, self.stops = self._model.max_positions, frozenset(self._model.stops)
 
-    def asked(self, prompt: Prompt) -> list[int]:
+    @property
+    def chats(self) -> bool:
+        """See `Decoder`."""
+        return self._voice.template is not None
+
+    def asked(self, prompt: Prompt, begun: str = "") -> list[int]:
         """See `Decoder`. Raises EdgekitError for a conversation without a template."""
-        if self._voice.template is None and prompt.messages:
+        if not self.chats and prompt.messages:
             raise EdgekitError(f"{self._model.folder}: no chat template in it, so it cannot answer conversations")
-        return self._voice.asked(prompt)
+        return self._voice.asked(prompt, begun=begun)
 
     def text(self, ids: Sequence[int]) -> str:
         """See `Decoder`."""
@@ -98,6 +115,31 @@ class Checkpoint:
         found: NDArray[np.float32] = told.logits[0, wanted or slice(None)].float().cpu().numpy()
         return found
 
+    def branches(self, prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+        """See `Decoder`: the prefix's keys and values are read by a batch of all branches, padded on the right."""
+        import torch
+
+        with torch.inference_mode():
+            feed = torch.tensor([list(prefix)], device=self._device)
+            told = self.module(input_ids=feed, use_cache=True)
+            first = told.logits[0, -1].double().log_softmax(-1)
+            width = max(map(len, branches)) - 1
+            after = None
+            if width:
+                cache = told.past_key_values
+                cache.batch_repeat_interleave(len(branches))
+                rows = [[*branch[:-1], *[0] * (width - len(branch) + 1)] for branch in branches]
+                fed = torch.tensor(rows, device=self._device)
+                after = self.module(input_ids=fed, past_key_values=cache, use_cache=True).logits
+            found = []
+            for index, branch in enumerate(branches):
+                logs = [first[branch[:1]]]
+                if after is not None and len(branch) > 1:
+                    each = after[index, : len(branch) - 1].double().log_softmax(-1)
+                    logs.append(each[torch.arange(len(branch) - 1), branch[1:]])
+                found.append(torch.cat(logs).cpu().numpy())
+        return found
+
     def clear(self) -> None:
         """See `Decoder`."""
         self._cache = None
@@ -115,13 +157,28 @@ class File:
         require(llamacpp.PACKAGE.module, extra=llamacpp.PACKAGE.extra)
         self._path, self._metadata = path, read_gguf(path).metadata
         self._vocabulary = Vocabulary(path)
-        try:
-            self._generator = llamacpp.generator(path, {"kv_k": "f32", "kv_v": "f32"})
-        except llamacpp.LlamaError as refused:
-            self._vocabulary.close()
-            raise EdgekitError(str(refused)) from refused
-        self.context: int | None = self._generator.context
         self.stops = frozenset(self._vocabulary.stops)
+        longest = self._metadata.get(f"{self._metadata.get('general.architecture')}.context_length")
+        self.context = longest if isinstance(longest, int) else None
+
+    @cached_property
+    def _generator(self) -> Generator:
+        try:
+            return llamacpp.generator(self._path, _EXACT)
+        except llamacpp.LlamaError as refused:
+            raise EdgekitError(str(refused)) from refused
+
+    @cached_property
+    def _branches(self) -> Branches:
+        try:
+            return Branches(self._path, _EXACT)
+        except llamacpp.LlamaError as refused:
+            raise EdgekitError(str(refused)) from refused
+
+    @property
+    def chats(self) -> bool:
+        """See `Decoder`."""
+        return self._template is not None
 
     @cached_property
     def _template(self) -> str | None:
@@ -133,7 +190,7 @@ class File:
         named = {name: self._metadata.get(key) for name, key in _NAMED.items()}
         return {name: self._vocabulary.text(token) for name, token in named.items() if isinstance(token, int)}
 
-    def asked(self, prompt: Prompt) -> list[int]:
+    def asked(self, prompt: Prompt, begun: str = "") -> list[int]:
         """See `Decoder`; the first token is the file's own where neither text nor template write it, as in llama.cpp's server.
 
         Raises EdgekitError for a conversation without a template.
@@ -141,12 +198,12 @@ class File:
         if self._template is None:
             if prompt.messages:
                 raise EdgekitError(f"{self._path}: no chat template in it, so it cannot answer conversations")
-            return self._vocabulary.encode(prompt.text, special=False, add=True)
+            return self._vocabulary.encode(prompt.text + begun, special=False, add=True)
         messages = text_generation.conversation(prompt)
         text = converse(
             self._template, messages, tools=prompt.tools, generation_prompt=True, special_tokens=self._special
         )
-        ids = self._vocabulary.encode(text, special=True, add=False)
+        ids = self._vocabulary.encode(text + begun, special=True, add=False)
         begin = self._vocabulary.bos
         return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
 
@@ -161,13 +218,22 @@ class File:
         except llamacpp.LlamaError as refused:
             raise EdgekitError(str(refused)) from refused
 
+    def branches(self, prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+        """See `Decoder`: one step of llama.cpp, in which the prefix's cells belong to all branches."""
+        try:
+            return self._branches.log_probabilities(prefix, branches)
+        except llamacpp.LlamaError as refused:
+            raise EdgekitError(str(refused)) from refused
+
     def clear(self) -> None:
         """See `Decoder`."""
         self._generator.clear()
 
     def close(self) -> None:
         """See `Decoder`."""
-        self._generator.close()
+        for opened in ("_generator", "_branches"):
+            if opened in vars(self):
+                vars(self)[opened].close()
         self._vocabulary.close()
 
 

@@ -102,7 +102,7 @@ def ask(inputs: AskedInputs, out: Path, progress: Progress = silent, *, manners:
     Raises EdgekitError for what no other try would mend (a wrong key, an unknown model), and Unfinished, which keeps what was
     answered, where a request failed for good.
     """
-    journal = Journal(out)
+    journal = Journal(out, Written)
     questions = read_questions(inputs.prompts.path, inputs.begin)[0]
     places = [(index, sample) for index in range(len(questions)) for sample in range(inputs.samples)]
     endpoint = _Endpoint(inputs, manners)

@@ -13,7 +13,7 @@ from edgekit.duplicates import near_copies, normalized
 from edgekit.errors import EdgekitError
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.prompts.prompt import RECOVER, SPLITS
-from edgekit.written.journal import Place, Written, read_written
+from edgekit.written.journal import Place, Written, read_lines
 from edgekit.written.questions import read_questions
 
 # A text that goes round in circles: of its windows of so many characters, the share that was there before.
@@ -50,7 +50,7 @@ def sift(prompts: Path, written: Path, sifting: Sifting, out: Path) -> dict[str,
     them are written (`kept`), and why others were left out (`left_out`). Raises EdgekitError where none stays.
     """
     given, left_out = PromptSet(folder=prompts), Counter[str]()
-    rows = _whole(given, read_written(written), sifting, left_out)
+    rows = _whole(given, read_lines(written, Written), sifting, left_out)
     close = _near_others(given, rows)
     left_out[_APART] += len(close)
     kept = [row for place, row in enumerate(rows) if place not in close]

@@ -19,7 +19,7 @@ import pytest
 from edgekit.errors import EdgekitError, Unfinished
 from edgekit.inputs import Content
 from edgekit.written.endpoint import AskedInputs, Manners, ask, is_open, read_key
-from edgekit.written.journal import WRITTEN, read_written
+from edgekit.written.journal import WRITTEN, Written, read_lines
 from tests.conftest import child_environment
 from tests.written.server import Reply, Served, completion, said, serve
 
@@ -65,7 +65,7 @@ def test_each_prompt_is_asked_once_for_each_sample_in_openais_words(
     body = served.asked[0]
     assert (body["temperature"], body["top_p"], body["max_tokens"], body["stream"]) == (0.7, 0.9, 16, False)
     assert {headers["Authorization"] for headers in served.headers} == {f"Bearer {KEY}"}
-    written = read_written(tmp_path / "out")
+    written = read_lines(tmp_path / "out", Written)
     by_seed = {said(body): body for body in served.asked}
     assert {one.answer for one in written.values()} == set(by_seed)
     assert {by_seed[str(one.answer)]["messages"][0]["content"] for place, one in written.items() if place[0] == 2} == {
@@ -105,7 +105,7 @@ def test_what_fails_once_is_tried_again(prompts: Path, served: Served, tmp_path:
     answer(prompts, served, tmp_path / "out", replace(QUICK, timeout=0.3))
     assert len(served.asked) == 6, "one try more than prompts"
     assert served.texts[1] == served.texts[2], "the same prompt again"
-    assert all(one.end == "stop" for one in read_written(tmp_path / "out").values())
+    assert all(one.end == "stop" for one in read_lines(tmp_path / "out", Written).values())
     if fault == "too many":
         assert time.monotonic() - begun >= 0.2, "as long as it was asked to wait"
 
@@ -136,7 +136,7 @@ def test_an_endpoint_that_is_down(prompts: Path, tmp_path: Path) -> None:
             answer(prompts, nowhere, tmp_path / "out")
     with serve(nowhere.port) as back:
         answer(prompts, back, tmp_path / "out")
-    assert len(read_written(tmp_path / "out")) == 5
+    assert len(read_lines(tmp_path / "out", Written)) == 5
 
 
 def test_some_may_fail_for_good_and_are_asked_again_by_the_next_run(
@@ -148,9 +148,9 @@ def test_some_may_fail_for_good_and_are_asked_again_by_the_next_run(
     allowed = replace(QUICK, failures=1)
     with pytest.raises(Unfinished, match=r"prompt 4 \(and 1 others before\).*2 of 5 answers are kept"):
         answer(prompts, served, tmp_path / "out", allowed)
-    assert [one.end for one in read_written(tmp_path / "out").values()] == ["stop", "failed", "stop"]
+    assert [one.end for one in read_lines(tmp_path / "out", Written).values()] == ["stop", "failed", "stop"]
     answer(prompts, served, tmp_path / "two", replace(QUICK, failures=2))
-    assert [one.end for _, one in sorted(read_written(tmp_path / "two").items())] == [
+    assert [one.end for _, one in sorted(read_lines(tmp_path / "two", Written).items())] == [
         "stop",
         "failed",
         "stop",
@@ -159,7 +159,7 @@ def test_some_may_fail_for_good_and_are_asked_again_by_the_next_run(
     ]
     served.answer = lambda _: completion("fine")
     answer(prompts, served, tmp_path / "out", allowed)
-    assert {one.answer for one in read_written(tmp_path / "out").values()} == {"fine"}
+    assert {one.answer for one in read_lines(tmp_path / "out", Written).values()} == {"fine"}
 
 
 @pytest.mark.parametrize(

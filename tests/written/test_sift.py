@@ -35,7 +35,7 @@ def make(tmp_path: Path) -> Any:
             folder.mkdir()
         for name, part in {"train": rows, "verify": [], **splits}.items():
             (prompts / f"{name}.jsonl").write_text("".join(json.dumps({"label": None} | row) + "\n" for row in part))
-        journal = Journal(written)
+        journal = Journal(written, Written)
         for place, samples in enumerate(answers):
             for sample, one in enumerate(samples):
                 journal.add((place, sample), one if isinstance(one, Written) else Written(answer=one, end="stop"))

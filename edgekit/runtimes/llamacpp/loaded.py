@@ -79,9 +79,12 @@ class Loaded:
         self.vocabulary: int = self._library.llama_vocab_n_tokens(self._library.llama_model_get_vocab(model))
         self.width: int = self._library.llama_model_n_embd(model)
         self.longest: int = self._library.llama_model_n_ctx_train(model)
+        self.most_sequences = int(self._library.llama_max_parallel_sequences())
 
-    def reserve(self, *, context: int, batch: int, rows: int, embeddings: bool = False) -> None:
+    def reserve(self, *, context: int, batch: int, rows: int, embeddings: bool = False, sequences: int = 1) -> None:
         """A new, empty context of so many tokens, `batch` of them in one step and `rows` (at least 1) of those with logits.
+
+        sequences: how many texts may share its tokens.
 
         Raises LlamaError where the model's own context is shorter, or llama.cpp cannot make it.
         """
@@ -97,6 +100,8 @@ class Loaded:
         self._log.listen()
         settings = library.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_outputs_max = context, batch, batch, rows
+        if sequences > 1:
+            settings.n_seq_max, settings.kv_unified = sequences, True
         settings.n_threads = wanted.threads or int(machine.describe()["cores"])
         settings.n_threads_batch = wanted.threads_batch or settings.n_threads
         settings.type_k, settings.type_v = _KV_TYPES[wanted.kv_k], _KV_TYPES[wanted.kv_v]
@@ -153,6 +158,36 @@ class Loaded:
         if self._library.llama_decode(self._context, batch) != 0:
             raise self._log.failure(
                 self.file, f"does not take {len(ids)} tokens", "do they come from this model's tokenizer?"
+            )
+        self._library.llama_synchronize(self._context)
+
+    def decode_branches(self, prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> None:
+        """Feed a text, and behind it each branch as a sequence of its own, in one step of an empty context.
+
+        The prefix's last token gives an output, and then every token of the branches, in their order.
+        """
+        every = (ctypes.c_int32 * len(branches))(*range(len(branches)))
+        own = [(ctypes.c_int32 * 1)(index) for index in range(len(branches))]
+        fed = [(token, place, every, place == len(prefix) - 1) for place, token in enumerate(prefix)]
+        fed += [
+            (token, len(prefix) + place, own[index], True)
+            for index, branch in enumerate(branches)
+            for place, token in enumerate(branch)
+        ]
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        tokens, places, sequences, marked = zip(*fed, strict=True)
+        batch = self._library.llama_batch(n_tokens=len(fed))
+        batch.token = (ctypes.c_int32 * len(fed))(*tokens)
+        batch.pos = (ctypes.c_int32 * len(fed))(*places)
+        batch.n_seq_id = (ctypes.c_int32 * len(fed))(*map(len, sequences))
+        batch.seq_id = (pointer * len(fed))(*(ctypes.cast(one, pointer) for one in sequences))
+        batch.logits = (ctypes.c_int8 * len(fed))(*marked)
+        self._log.log.clear()
+        if self._library.llama_decode(self._context, batch) != 0:
+            raise self._log.failure(
+                self.file,
+                f"does not take {len(fed)} tokens of {len(branches)} texts",
+                "do they come from this model's tokenizer?",
             )
         self._library.llama_synchronize(self._context)
 

@@ -1,0 +1,112 @@
+"""Labels that a language model gives to texts without one: scored once, audited, and then part of the train split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.errors import EdgekitError
+from edgekit.inputs import Content
+from edgekit.pipeline.answers import check_writer
+from edgekit.pipeline.origin import model_content, split_content, with_read
+from edgekit.pipeline.plan import Session, run_step
+from edgekit.recipe import Data, Labelling, Recipe
+from edgekit.schema import nearest
+from edgekit.workspace import Product, file_sha256, installed_version
+
+if TYPE_CHECKING:
+    from edgekit.written.labels import LabelsInputs
+
+_LABELLED = "labelled"
+
+
+def labelled(recipe: Recipe, prompts: Product, session: Session) -> Product:
+    """The prompts with the texts that the recipe has labelled in their train split; as they are where it asks for none.
+
+    Says how the labels agree with people's. Raises EdgekitError where that is not proven to be enough, or nobody can label.
+    """
+    if recipe.labelling is None or _LABELLED in prompts.facts or "train" not in prompts.facts["rows"]:
+        return prompts
+    from edgekit.written.audit import AUDIT, Auditing, describe, label
+    from edgekit.written.labels import score_labels
+
+    asked = recipe.labelling
+    inputs = _inputs(recipe, asked, prompts)
+    place = inputs.writer.path
+    sources = [] if place.is_file() else [place]
+    scored = run_step(session, inputs, with_read(score_labels, prompts, "train", *sources), note=f"by {place.name}")
+    auditing = Auditing(calibrate=asked.calibrate, agreement=asked.agreement, least=asked.least)
+    by = f"{place.name} ({str(inputs.writer.digest)[:12]})"
+
+    def make(out: Path) -> dict[str, object]:
+        found = label(inputs, scored.folder, auditing, out)
+        return {
+            **prompts.facts,
+            "rows": {**prompts.facts["rows"], "train": found["rows"]},
+            "notes": [*prompts.facts["notes"], describe(found, by)],
+            _LABELLED: {"by": by, **found},
+            "read": scored.facts["read"],
+        }
+
+    key = {"prompts": prompts.digest, "scores": scored.digest, "auditing": vars(auditing), "by": by}
+    made = session.workspace.once("labelled", key, make)
+    told, audit = made.facts[_LABELLED], made.folder / AUDIT
+    session.listener.say(f"data: {made.facts['notes'][-1]} (what is in doubt: {audit})")
+    if told["interval"][0] < asked.agreement:
+        raise EdgekitError(_why_not(recipe, told, audit))
+    return made
+
+
+def _why_not(recipe: Recipe, told: dict[str, object], audit: Path) -> str:
+    """Why the labels are not trained on."""
+    interval, suspects = told["interval"], told["suspects"]
+    assert isinstance(interval, list)
+    assert isinstance(suspects, list)
+    shown = "".join(f"; {one['text'][:60]!r} is {one['label']!r}, it said {one['said']!r}" for one in suspects[:3])
+    return (
+        f"{recipe.path}: labelling.agreement: {told['by']} agrees with {told['agreed']} of {told['gold']} labelled train rows:"
+        f" surely with {interval[0]:.1%}, and {told['wanted']:.1%} are wanted, so nothing is trained on its labels{shown} (all:"
+        f" {audit}). Mend labels of yours that are wrong, say more with question and names, label more rows (audit), take"
+        " a better model, or lower agreement"
+    )
+
+
+def provenance(prompts: Product) -> str | None:
+    """Who gave how many labels of the train split; None where nobody did."""
+    told = prompts.facts.get(_LABELLED)
+    return (
+        None if told is None else f"{told['kept']} labels by {told['by']}, agreement {told['agreed']} of {told['gold']}"
+    )
+
+
+def check_labelling(recipe: Recipe, prompts: Product) -> None:
+    """Refuse, before anything is made, texts and models that are not there, and names of no label."""
+    asked = recipe.labelling
+    if asked is None:
+        return
+    where = f"{recipe.path}: labelling"
+    if not recipe.locate(asked.texts).is_file():
+        raise EdgekitError(f"{where}.texts: no such file: {recipe.locate(asked.texts)}")
+    check_writer(recipe.locate(asked.by), f"{where}.by")
+    for name in asked.names or {}:
+        if name not in prompts.facts["labels"]:
+            raise EdgekitError(f"{where}.names: {name!r} is no label{nearest(name, prompts.facts['labels'])}")
+
+
+def _inputs(recipe: Recipe, asked: Labelling, prompts: Product) -> LabelsInputs:
+    from edgekit.written.labels import QUESTION, LabelsInputs
+
+    place, texts, data = recipe.locate(asked.by), recipe.locate(asked.texts), recipe.data
+    labels, is_file = list(prompts.facts["labels"]), place.is_file()
+    return LabelsInputs(
+        writer=Content(path=place, digest=file_sha256(place)) if is_file else model_content(place),
+        texts=Content(path=texts, digest=file_sha256(texts)),
+        prompts=split_content(prompts, "train"),
+        labels=labels,
+        names={name: name.replace("_", " ") for name in labels} | (asked.names or {}),
+        question=asked.question or QUESTION,
+        score=asked.score,
+        audit=asked.audit,
+        data=Data(text=data.text, label=None, delimiter=data.delimiter, encoding=data.encoding, bad_rows=data.bad_rows),
+        llama=installed_version("llama-cpp-python") if is_file else None,
+    )
