@@ -22,6 +22,7 @@ from edgekit.pipeline.plan import Plan, Session, Settings
 from edgekit.pipeline.shapes import made_model
 from edgekit.pipeline.teacher import find_others, find_teacher
 from edgekit.prompts import PromptSet, gather, sources
+from edgekit.prompts.prompt import ASIDE
 from edgekit.prompts.unlabelled import find_unlabelled
 from edgekit.recipe import Recipe
 from edgekit.schema import nearest, parse, pick
@@ -83,6 +84,9 @@ def judged_by(prompts: Product, split: str, note: str, session: Session) -> Prod
     def make(out: Path) -> dict[str, object]:
         for name in rows:
             shutil.copyfile(prompts.folder / f"{split if name == 'verify' else name}.jsonl", out / f"{name}.jsonl")
+        # What is written for the train split is held against it too: whatever judges, the same is taught.
+        (out / ASIDE).mkdir()
+        shutil.copyfile(prompts.folder / "verify.jsonl", out / ASIDE / "verify.jsonl")
         return facts
 
     return session.workspace.once("prompts", {"judged_by": split, "prompts": prompts.digest, "facts": facts}, make)

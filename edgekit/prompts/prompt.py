@@ -12,6 +12,8 @@ SPLITS = ("train", "calibrate", "verify")
 JUDGING = ("verify", "final")
 # What `build --recover` chooses on: what it has in common with any other split leaves it, never the other.
 RECOVER = "recover"
+# The folder, in one of prompts that another split judges, of the verify split that it has the place of.
+ASIDE = "aside"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +53,13 @@ class PromptSet:
             return []
         # Not splitlines: a text may hold U+2028 or U+0085, which end a line there but not in JSON lines.
         return [Prompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+    def apart(self) -> list[Prompt]:
+        """The prompts of all splits but train, those that another judges for included: nothing that teaches may be near them."""
+        names = [name for name in (*SPLITS, "final", RECOVER) if name != "train"]
+        return [
+            row
+            for folder in (self.folder, self.folder / ASIDE)
+            for name in names
+            for row in PromptSet(folder=folder).split(name)
+        ]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from edgekit.duplicates import near_copies, normalized
 from edgekit.gate import proportion_bounds
 from edgekit.prompts import Prompt, PromptSet
-from edgekit.prompts.prompt import RECOVER, SPLITS
 from edgekit.schema import dump_json
 from edgekit.written.journal import read_lines
 from edgekit.written.labels import FREE, GOLD, TEXTS, Scored, choose_gold, read_texts
@@ -148,8 +147,7 @@ def _compare(gold: Sequence[Prompt], said: Sequence[tuple[str, float] | None], a
 
 def _near_others(given: PromptSet, rows: Sequence[Prompt]) -> set[int]:
     """The rows that are nearly a text of another split, whatever its label: their places."""
-    others = [name for name in (*SPLITS, "final", RECOVER) if name != "train"]
-    theirs = [(row.text, None) for name in others for row in given.split(name)]
+    theirs = [(row.text, None) for row in given.apart()]
     return set(near_copies([(row.text, None) for row in rows], theirs))
 
 

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from ipaddress import ip_address
 from itertools import islice
@@ -65,7 +65,7 @@ class Manners:
     wait: float
     parallel: int
     failures: int
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
 
 
 class _Again(Exception):

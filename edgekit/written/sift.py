@@ -12,7 +12,6 @@ from pathlib import Path
 from edgekit.duplicates import near_copies, normalized
 from edgekit.errors import EdgekitError
 from edgekit.prompts import Prompt, PromptSet
-from edgekit.prompts.prompt import RECOVER, SPLITS
 from edgekit.written.journal import Place, Written, read_lines
 from edgekit.written.questions import read_questions
 
@@ -140,7 +139,7 @@ def _is_unicode(text: str) -> bool:
 
 def _near_others(given: PromptSet, rows: Sequence[_Taught]) -> set[int]:
     """The rows whose answer, or running text, is nearly a text or an answer of another split: their places."""
-    others = [row for name in (*SPLITS, "final", RECOVER) if name != "train" for row in given.split(name)]
+    others = given.apart()
     theirs = [row.text for row in others] + [row.label for row in others if row.label and _is_told(row.label)]
     mine = [(place, text) for place, row in enumerate(rows) for text in row.new if _is_told(text)]
     found = near_copies([(text, None) for _, text in mine], [(text, None) for text in theirs], masks_unlabelled=False)

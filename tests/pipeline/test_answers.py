@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,31 @@ def test_an_endpoint_is_asked_once_and_its_key_is_in_no_file(
     assert KEY.encode() not in b"".join(path.name.encode() for path in project.rglob("*"))
     with pytest.raises(EdgekitError, match="A_KEY is not set"):
         Build(project, *at(served), "answers.max_tokens=9").answered()
+
+
+def test_what_is_taught_is_the_same_whatever_split_judges(project: Path, served: Served) -> None:
+    """An answer that is nearly in verify or in final teaches neither the student that one judges nor the other's."""
+    answers = {f"who cleaned the {room}": f"answer to {room}" for room in ROOMS}
+    answers["who cleaned the long hall"] = "the kettle boils on the stove while it rains"
+    answers["who cleaned the old garage"] = "a cat sleeps under the old tree all day"
+    served.answer = lambda body: completion(answers[body["messages"][0]["content"]])
+    with (project / "data" / "verify.jsonl").open("a") as stream:
+        stream.write('{"text": "The kettle boils on the stove, while it rains", "label": "no"}\n')
+    final = [
+        {"text": "A cat sleeps under the old tree all day.", "label": "x"},
+        {"text": "is it warm there", "label": "y"},
+    ]
+    (project / "final.jsonl").write_text("".join(json.dumps(row) + "\n" for row in final))
+    taught = []
+    for judged in (False, True):
+        build = Build(project, *at(served), "data.final=final.jsonl")
+        session = replace(build.session, final=judged)
+        prompts = gather_prompts(build.recipe, session)
+        made = answered(build.recipe, project / "teacher", prompts, session)
+        taught.append((made.folder / "train.jsonl").read_bytes())
+    assert taught[0] == taught[1]
+    assert taught[0].count(b"\n") == len(ROOMS) - 2
+    assert len(served.asked) == len(ROOMS)
 
 
 def test_a_build_that_an_endpoint_stopped_goes_on(project: Path, served: Served) -> None:
