@@ -76,8 +76,8 @@ class Packaged:
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
     """Where a model comes from: its teacher and that one's revision, those that taught beside it, the digests of both models, who
-    wrote how many answers and labels of what it learned from, and the licences of the teacher, the data and the model itself. None
-    where nobody says."""
+    wrote how many answers and labels of what it learned from, and the licences of the teacher, the data and the model itself.
+    None where nobody says."""
 
     teacher: str | None = None
     teacher_revision: str | None = None
