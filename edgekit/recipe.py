@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
 
@@ -335,64 +334,6 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         )
     if student is not None:
         _check_student(student, recipe.task, recipe.data.max_length, f"{where}: student")
-    if recipe.answers is not None:
-        _check_answers(recipe, recipe.answers, f"{where}: answers")
-    if recipe.labelling is not None:
-        _check_labelling(recipe, recipe.labelling, f"{where}: labelling")
-
-
-def _check_labelling(recipe: Recipe, labelling: Labelling, where: str) -> None:
-    if recipe.task != "text-classification":
-        raise EdgekitError(
-            f"{where}: labels are given for text-classification, not for {recipe.task}; remove this table"
-        )
-    if recipe.student is None and recipe.qad is None and recipe.teacher.finetune is None:
-        raise EdgekitError(
-            f"{where}: nothing learns from them; add [student] or [teacher.finetune], or remove this table"
-        )
-    if labelling.question is not None and "{text}" not in labelling.question:
-        raise EdgekitError(f"{where}.question: has no {{text}}, so the model would not see the text; add it")
-
-
-def _check_answers(recipe: Recipe, answers: Answers, where: str) -> None:
-    if recipe.task != "text-generation":
-        raise EdgekitError(
-            f"{where}: answers are written for text-generation, not for {recipe.task}; remove this table"
-        )
-    if recipe.student is None and recipe.qad is None:
-        raise EdgekitError(f"{where}: nothing learns from them; add a [student] or [qad] table, or remove this one")
-    if answers.samples > 1 and answers.temperature == 0:
-        raise EdgekitError(
-            f"{where}.temperature: 0 writes the same answer {answers.samples} times; give one above 0, or samples = 1"
-        )
-    if answers.longest is not None and answers.longest < answers.shortest:
-        raise EdgekitError(f"{where}.longest: {answers.longest}: shorter than shortest ({answers.shortest})")
-    if not answers.is_endpoint:
-        for key in ("model", "key_variable"):
-            if getattr(answers, key) is not None:
-                raise EdgekitError(f"{where}.{key}: of an endpoint alone; remove it, or give its URL as answers.by")
-        return
-    if answers.model is None:
-        raise EdgekitError(f"{where}.model: missing key; name the model that the endpoint is to answer with")
-    if fault := _url_fault(answers.by):
-        raise EdgekitError(f"{where}.by: {fault}")
-
-
-def _url_fault(url: str) -> str | None:
-    """What is wrong with an endpoint's URL, in words that show no secret of it; None where it can be used."""
-    try:
-        parts = urlsplit(url)
-        named = parts.hostname and (parts.port is None or parts.port)
-    except ValueError:
-        return "not a URL; expected one such as https://HOST/v1"
-    if parts.scheme not in {"http", "https"} or not named:
-        return "not the URL of an endpoint; expected one such as https://HOST/v1"
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        return (
-            "a key does not belong into a URL, which is written to files: name an environment variable as key_variable, and"
-            " leave out what comes before @ or behind ? and #"
-        )
-    return None
 
 
 def _check_teachers(teacher: Teacher, student: Student | None, where: str) -> None:

@@ -51,6 +51,7 @@ _TRAINING = ("torch", "transformers", "tokenizers", "accelerate")
 _TOLD = ("training.jsonl", "tensorboard/events.*")
 # What is drawn of a verify step in a folder of the user's.
 PAGE = "report.html"
+_ASKING = ("torch", "transformers", "tokenizers")
 _EXPORTING = ("torch", "transformers", "tokenizers", "optimum", "numpy")
 STEPS: dict[str, Step] = {
     "prompts": Step(code=("edgekit.prompts",)),
@@ -67,12 +68,8 @@ STEPS: dict[str, Step] = {
     "qad": Step(code=("edgekit.qad", _READ), libraries=_TRAINING, resumable=True, beside=_TOLD),
     # Whom an endpoint has answered is asked once, whatever else of edgekit changes.
     "asked": Step(code=("edgekit.written.endpoint",), resumable=True),
-    "answers": Step(
-        code=("edgekit.written.answers", _READ), libraries=("torch", "transformers", "tokenizers"), resumable=True
-    ),
-    "labels": Step(
-        code=("edgekit.written.labels", _READ), libraries=("torch", "transformers", "tokenizers"), resumable=True
-    ),
+    "answers": Step(code=("edgekit.written.answers", _READ), libraries=_ASKING, resumable=True),
+    "labels": Step(code=("edgekit.written.labels", _READ), libraries=_ASKING, resumable=True),
     "labelled": Step(code=("edgekit.written.audit",)),
     "answered": Step(code=("edgekit.written.sift",)),
     "record": Step(code=("edgekit.record", _READ), libraries=("torch", "transformers", "tokenizers")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content
@@ -32,6 +33,7 @@ def answered(recipe: Recipe, teacher: Path, prompts: Product, session: Session) 
     from edgekit.written.sift import Sifting, describe, sift
 
     asked = recipe.answers
+    _check_table(recipe, asked, f"{recipe.path}: answers")
     product = _written(recipe, asked, teacher, prompts, session)
     by = _name(recipe, asked, product)
     sifting = Sifting(**{key: getattr(asked, key) for key in Sifting.__dataclass_fields__})
@@ -78,7 +80,10 @@ def provenance(prompts: Product) -> str | None:
 def check_answers(recipe: Recipe, prompts: Product, session: Session) -> None:
     """Refuse, before anything is made, what could not be asked: a key that is not there, a file that llama.cpp cannot run."""
     asked = recipe.answers
-    if asked is None or asked.by == "teacher":
+    if asked is None:
+        return
+    _check_table(recipe, asked, f"{recipe.path}: answers")
+    if asked.by == "teacher":
         return
     if asked.is_endpoint:
         if not is_made(session, _endpoint_inputs(recipe, asked, prompts)):
@@ -88,6 +93,47 @@ def check_answers(recipe: Recipe, prompts: Product, session: Session) -> None:
                 session.listener.say(f"note: {asked.by}: the key goes there unencrypted; https keeps it to itself")
         return
     check_writer(recipe.locate(asked.by), f"{recipe.path}: answers.by")
+
+
+def _check_table(recipe: Recipe, answers: Answers, where: str) -> None:
+    if recipe.task != "text-generation":
+        raise EdgekitError(
+            f"{where}: answers are written for text-generation, not for {recipe.task}; remove this table"
+        )
+    if recipe.student is None and recipe.qad is None:
+        raise EdgekitError(f"{where}: nothing learns from them; add a [student] or [qad] table, or remove this one")
+    if answers.samples > 1 and answers.temperature == 0:
+        raise EdgekitError(
+            f"{where}.temperature: 0 writes the same answer {answers.samples} times; give one above 0, or samples = 1"
+        )
+    if answers.longest is not None and answers.longest < answers.shortest:
+        raise EdgekitError(f"{where}.longest: {answers.longest}: shorter than shortest ({answers.shortest})")
+    if not answers.is_endpoint:
+        for key in ("model", "key_variable"):
+            if getattr(answers, key) is not None:
+                raise EdgekitError(f"{where}.{key}: of an endpoint alone; remove it, or give its URL as answers.by")
+        return
+    if answers.model is None:
+        raise EdgekitError(f"{where}.model: missing key; name the model that the endpoint is to answer with")
+    if fault := _url_fault(answers.by):
+        raise EdgekitError(f"{where}.by: {fault}")
+
+
+def _url_fault(url: str) -> str | None:
+    """What is wrong with an endpoint's URL, in words that show no secret of it; None where it can be used."""
+    try:
+        parts = urlsplit(url)
+        named = parts.hostname and (parts.port is None or parts.port)
+    except ValueError:
+        return "not a URL; expected one such as https://HOST/v1"
+    if parts.scheme not in {"http", "https"} or not named:
+        return "not the URL of an endpoint; expected one such as https://HOST/v1"
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        return (
+            "a key does not belong into a URL, which is written to files: name an environment variable as key_variable, and"
+            " leave out what comes before @ or behind ? and #"
+        )
+    return None
 
 
 def check_writer(place: Path, where: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content
-from edgekit.pipeline.answers import check_writer
+from edgekit.pipeline.answers import check_answers, check_writer
 from edgekit.pipeline.origin import model_content, split_content, with_read
 from edgekit.pipeline.plan import Session, run_step
 from edgekit.recipe import Data, Labelling, Recipe
@@ -79,12 +79,32 @@ def provenance(prompts: Product) -> str | None:
     )
 
 
-def check_labelling(recipe: Recipe, prompts: Product) -> None:
+def _check_table(recipe: Recipe, labelling: Labelling, where: str) -> None:
+    if recipe.task != "text-classification":
+        raise EdgekitError(
+            f"{where}: labels are given for text-classification, not for {recipe.task}; remove this table"
+        )
+    if recipe.student is None and recipe.qad is None and recipe.teacher.finetune is None:
+        raise EdgekitError(
+            f"{where}: nothing learns from them; add [student] or [teacher.finetune], or remove this table"
+        )
+    if labelling.question is not None and "{text}" not in labelling.question:
+        raise EdgekitError(f"{where}.question: has no {{text}}, so the model would not see the text; add it")
+
+
+def check_written(recipe: Recipe, prompts: Product, session: Session) -> None:
+    """Refuse, before anything is made, answers and labels that nobody could write."""
+    check_answers(recipe, prompts, session)
+    _check_labelling(recipe, prompts)
+
+
+def _check_labelling(recipe: Recipe, prompts: Product) -> None:
     """Refuse, before anything is made, texts and models that are not there, and names of no label."""
     asked = recipe.labelling
     if asked is None:
         return
     where = f"{recipe.path}: labelling"
+    _check_table(recipe, asked, where)
     if not recipe.locate(asked.texts).is_file():
         raise EdgekitError(f"{where}.texts: no such file: {recipe.locate(asked.texts)}")
     check_writer(recipe.locate(asked.by), f"{where}.by")

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from edgekit.errors import EdgekitError, require
 from edgekit.model import Model, load_model
 from edgekit.outputs import OUTPUTS
-from edgekit.pipeline.answers import check_answers
 from edgekit.pipeline.cost import estimate
-from edgekit.pipeline.labels import check_labelling
+from edgekit.pipeline.labels import check_written
 from edgekit.pipeline.plan import Plan, Session, Settings
 from edgekit.pipeline.shapes import made_model
 from edgekit.pipeline.teacher import find_others, find_teacher
@@ -85,8 +84,7 @@ def judged_by(prompts: Product, split: str, note: str, session: Session) -> Prod
         for name in rows:
             shutil.copyfile(prompts.folder / f"{split if name == 'verify' else name}.jsonl", out / f"{name}.jsonl")
         # What is written for the train split is held against it too: whatever judges, the same is taught.
-        (out / ASIDE).mkdir()
-        shutil.copyfile(prompts.folder / "verify.jsonl", out / ASIDE / "verify.jsonl")
+        shutil.copyfile(prompts.folder / "verify.jsonl", out / f"{ASIDE}.jsonl")
         return facts
 
     return session.workspace.once("prompts", {"judged_by": split, "prompts": prompts.digest, "facts": facts}, make)
@@ -272,8 +270,7 @@ def check_recipe(recipe: Recipe, prompts: Product, session: Session) -> Checked:
     check_state()
     if settings.training.control:
         _check_control(recipe, prompts)
-    check_answers(recipe, prompts, session)
-    check_labelling(recipe, prompts)
+    check_written(recipe, prompts, session)
     if recipe.teacher.create is not None:
         return Checked(settings=settings)
     found = find_teacher(recipe, session)

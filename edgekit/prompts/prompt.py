@@ -12,7 +12,7 @@ SPLITS = ("train", "calibrate", "verify")
 JUDGING = ("verify", "final")
 # What `build --recover` chooses on: what it has in common with any other split leaves it, never the other.
 RECOVER = "recover"
-# The folder, in one of prompts that another split judges, of the verify split that it has the place of.
+# Of prompts that another split judges: the verify split whose place that has.
 ASIDE = "aside"
 
 
@@ -56,10 +56,5 @@ class PromptSet:
 
     def apart(self) -> list[Prompt]:
         """The prompts of all splits but train, those that another judges for included: nothing that teaches may be near them."""
-        names = [name for name in (*SPLITS, "final", RECOVER) if name != "train"]
-        return [
-            row
-            for folder in (self.folder, self.folder / ASIDE)
-            for name in names
-            for row in PromptSet(folder=folder).split(name)
-        ]
+        names = [name for name in (*SPLITS, "final", RECOVER, ASIDE) if name != "train"]
+        return [row for name in names for row in self.split(name)]

@@ -85,7 +85,7 @@ def label(inputs: LabelsInputs, scored: Path, auditing: Auditing, out: Path) -> 
         if told is None:
             left_out["too long for the model"] += 1
         elif normalized(text) in known:
-            left_out["labelled already"] += 1
+            left_out["in the train split already"] += 1
         else:
             unsure.append({"text": text, "said": told[0], "probability": round(told[1], 4)})
             if told[1] < auditing.least:

@@ -278,8 +278,9 @@ def test_what_cannot_work_is_told_before_anything_runs(project: Path, checkpoint
 
 
 def test_nothing_that_learns_or_another_task(project: Path) -> None:
-    (project / "recipe.toml").write_text(RECIPE.replace("[student]\nlayers = 1\n", "").replace('answer = "label"', ""))
+    (project / "recipe.toml").write_text(RECIPE.replace("[student]\nlayers = 1\n", ""))
     with pytest.raises(EdgekitError, match="nothing learns from them"):
-        load_recipe(project / "recipe.toml")
+        Build(project).answered()
+    (project / "recipe.toml").write_text(RECIPE.replace('answer = "label"\n', ""))
     with pytest.raises(EdgekitError, match="not for feature-extraction"):
-        load_recipe(project / "recipe.toml", ("task=feature-extraction",))
+        Build(project, "task=feature-extraction").answered()

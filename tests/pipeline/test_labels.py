@@ -171,5 +171,6 @@ def test_what_cannot_work_is_told_before_anything_runs(unlabelled: Path, name: s
 
 def test_nothing_that_learns(unlabelled: Path) -> None:
     unlabelled.write_text(unlabelled.read_text().replace("[student]\nlayers = 1", ""))
+    build = Build(unlabelled)
     with pytest.raises(EdgekitError, match="nothing learns from them"):
-        load_recipe(unlabelled)
+        build.labelled()

@@ -199,7 +199,7 @@ def test_texts_that_may_not_train_are_counted(audited: Any) -> None:
     facts, _, train = audited(gold, texts, verify=["paint the long hall in blue"], least=0.6)
     assert [row.text for row in train] == ["known already", "another known one", "a new text"]
     assert facts["left_out"] == {
-        "labelled already": 1,
+        "in the train split already": 1,
         "less probable than least": 1,
         "nearly what another split has": 1,
         "too long for the model": 1,
