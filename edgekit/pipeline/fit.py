@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from edgekit.runtimes.request import Settings
 
 PART = "student"
-# Blocks of the deeper of two samples: the difference of three is told better than that of one, and takes seconds more.
+# Blocks of the deeper of two samples: half of the teacher's, at least so many. A large model has less of the caches than a small
+# one, so that a line from small ones alone promises too much (`benchmarks/fit.py`).
 _DEEPER = 4
 # What of a target's hardware decides.
 _HARDWARE = (
@@ -258,13 +259,14 @@ class Fitting:
         from edgekit.pace import PaceInputs
 
         plan, depth = self.plan, self.whole.layers
+        deeper = min(max(_DEEPER, depth // 2), depth)
         recipe, target = plan.recipe, plan.target
         assert plan.teacher is not None
         fresh = OUTPUTS[self.output].has_classes and recipe.teacher.finetune is not None
         return PaceInputs(
             teacher=model_content(plan.teacher),
             classes=tuple(self.prompts.facts["labels"]) if fresh else (),
-            keeps=[choose_blocks(depth, count, None, "student") for count in sorted({1, min(_DEEPER, depth)})],
+            keeps=[choose_blocks(depth, count, None, "student") for count in sorted({1, deeper})],
             prompts=split_content(self.prompts, "calibrate"),
             task=recipe.task,
             max_length=recipe.data.max_length,

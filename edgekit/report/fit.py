@@ -20,7 +20,7 @@ def fit_lines(fit: Fit) -> Iterator[str]:
     """The candidates around the choice, and why each is or is not chosen, the largest first."""
     first, last = max(fit.chosen - _ABOVE, 0), fit.chosen + 1 + _BELOW
     if first:
-        yield f"{first} larger ones: too large or too slow"
+        yield f"{first} more that are larger: too large or too slow"
     for index, one in enumerate(fit.candidates[first:last], first):
         figures = ", ".join(
             f"{key.removesuffix('_ms')} {_figure(key, value)}"
@@ -31,7 +31,7 @@ def fit_lines(fit: Fit) -> Iterator[str]:
         told = f"{human_bytes(one.bytes)}{more}, {one.memory_mb:.0f} MB of memory, {figures}"
         yield f"{describe_student(one.student)}, {one.scheme}: {told}: {why(fit, index)}"
     if (rest := len(fit.candidates) - last) > 0:
-        yield f"{rest} smaller ones"
+        yield f"{rest} more that are not larger than the chosen one"
 
 
 def why(fit: Fit, index: int) -> str:
