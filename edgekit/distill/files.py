@@ -60,11 +60,11 @@ def copy_tokenizer(source: Path, out: Path) -> None:
 
 def note_length(folder: Path, positions: int) -> None:
     """Have a checkpoint's own files say that a text has no more tokens than its model has positions."""
-    for name, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
-        path = folder / name
-        table = as_table(read_json(path)) if path.is_file() else {}
-        if table and not (isinstance(said := table.get(key), int) and said <= positions):
-            path.write_text(dump_json({**table, key: positions}), encoding="utf-8", newline="\n")
+    for pattern, key in (("tokenizer_config.json", "model_max_length"), ("sentence_*_config.json", "max_seq_length")):
+        for path in sorted(folder.glob(pattern)):
+            table = as_table(read_json(path))
+            if not (isinstance(said := table.get(key), int) and said <= positions):
+                path.write_text(dump_json({**table, key: positions}), encoding="utf-8", newline="\n")
 
 
 def copy_files(source: Path, out: Path, patterns: Sequence[str]) -> None:

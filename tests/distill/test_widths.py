@@ -21,7 +21,7 @@ from edgekit.cli.options import open_session
 from edgekit.distill import courses, ranking, sizes
 from edgekit.distill.divergences import LossOptions
 from edgekit.distill.encoder_losses import attention_relation, hidden
-from edgekit.distill.files import save_model
+from edgekit.distill.files import note_length, save_model
 from edgekit.distill.importance import FILE, choose_channels, choose_influential, find_sizes, measure
 from edgekit.distill.signals import Batch, Signal
 from edgekit.distill.sizes import choose_sizes
@@ -394,3 +394,17 @@ def test_llama_cpp_answers_as_a_narrower_student(folders: dict[str, Path], tmp_p
         assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.995
         if kind == "f32":
             check_logits(found, wanted)
+
+
+def test_what_other_tools_cut_texts_by(tmp_path: Path) -> None:
+    """Both transformers' file and sentence-transformers' say no more tokens than there are positions, and less stays."""
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656, "a": 1}')
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": null}')
+    (tmp_path / "sentence_roberta_config.json").write_text('{"max_seq_length": 20}')
+    note_length(tmp_path, 32)
+    told = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert told == {
+        "tokenizer_config.json": {"model_max_length": 32, "a": 1},
+        "sentence_bert_config.json": {"max_seq_length": 32},
+        "sentence_roberta_config.json": {"max_seq_length": 20},
+    }
