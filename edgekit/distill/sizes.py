@@ -65,7 +65,8 @@ def _check(key: str, value: int, before: Sizes, widths: Widths, where: str) -> N
         raise EdgekitError(f"{where}.{key}: of this family it stays {had}: {widths.fixed[key]}; remove this key")
     if key in {"hidden", "intermediate"} and value % MULTIPLE:
         below = value // MULTIPLE * MULTIPLE
-        near = f"{below} or {below + MULTIPLE}" if below else str(MULTIPLE)
+        above = min(below + MULTIPLE, had)
+        near = f"{below} or {above}" if below else str(above)
         raise EdgekitError(
             f"{where}.{key}: {value}: kernels and blocks of quantized weights take multiples of {MULTIPLE}; give {near}"
         )
