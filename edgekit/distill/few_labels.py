@@ -189,14 +189,18 @@ def _try_both(given: _Given, source: Source, job: Job, first: Contrastive) -> di
 
 
 def fold(texts: Sequence[str], labels: Sequence[str | None]) -> list[list[int]]:
-    """FOLDS parts of the rows, with each label's texts dealt out by their hashes; a text that is there twice is in one part."""
+    """At most FOLDS parts of the rows, with each label's texts dealt out by their hashes; a text that is there twice is in one.
+
+    Each label begins with another part, so that labels of one text are in several.
+    """
     places: dict[str, int] = {}
-    counts: dict[str | None, int] = defaultdict(int)
     label_of = dict(zip(reversed(texts), reversed(labels), strict=True))
+    counts = {label: begin for begin, label in enumerate(sorted(set(labels), key=str))}
     for text in sorted(label_of, key=lambda text: hashlib.sha256(f"fold:{text}".encode()).digest()):
         places[text] = counts[label_of[text]] % FOLDS
         counts[label_of[text]] += 1
-    return [[row for row, text in enumerate(texts) if places[text] == part] for part in range(FOLDS)]
+    parts = [[row for row, text in enumerate(texts) if places[text] == part] for part in range(FOLDS)]
+    return [part for part in parts if part]
 
 
 class _Kept:

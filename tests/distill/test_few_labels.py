@@ -120,6 +120,7 @@ def test_parts_have_all_labels_and_a_text_that_is_there_twice_once() -> None:
         assert set(counts.values()) <= {2, 3}
     assert [0 in part for part in parts] == [21 in part for part in parts]
     assert fold(texts, labels) == fold(texts, labels)
+    assert sorted(fold(["one", "two"], ["a", "b"])) == [[0], [1]]
 
 
 class Killed(BaseException):
