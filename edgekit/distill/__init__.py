@@ -182,17 +182,18 @@ class Training:
 def read_training(recipe: Recipe, where: str) -> Training:
     """The training tables of a recipe (`where` is its file); EdgekitError for one that cannot work, before anything runs."""
     creating = finetuning = None
+    kind = pick(TASKS, recipe.task, f"{where}: task")
+    generates = OUTPUTS[kind.OUTPUT].generates
     if recipe.teacher.create is not None:
         _check_create(recipe.task, f"{where}: teacher.create")
         creating = read_create_options(recipe.teacher.create, recipe.data.max_length, f"{where}: teacher.create")
-        check_training(creating, f"{where}: teacher.create")
+        check_training(creating, f"{where}: teacher.create", generates=generates)
     if recipe.teacher.finetune is not None:
         finetuning = read_finetune_options(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
-        check_training(finetuning, f"{where}: teacher.finetune")
-    kind = pick(TASKS, recipe.task, f"{where}: task")
+        check_training(finetuning, f"{where}: teacher.finetune", generates=generates)
     taught = "cut" if recipe.student is None else recipe.student.kind
     options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill", taught)
-    check_training(options, f"{where}: distill")
+    check_training(options, f"{where}: distill", generates=generates)
     if options.augment is not None and recipe.student is not None and recipe.student.vocabulary is not None:
         raise EdgekitError(
             f"{where}: distill.augment: changed texts have tokens that the train texts have not, and student.vocabulary leaves"
@@ -209,7 +210,7 @@ def read_training(recipe: Recipe, where: str) -> Training:
     qad, qad_losses = None, dict[str, float | Schedule]()
     if recipe.qad is not None:
         qad, qad_losses = read_qad_options(recipe.qad, kind.OUTPUT, f"{where}: qad")
-        check_training(qad, f"{where}: qad")
+        check_training(qad, f"{where}: qad", generates=generates)
     return Training(
         create=creating,
         finetune=finetuning,

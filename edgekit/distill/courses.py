@@ -494,5 +494,6 @@ def read_source(
             out_of_scope=job.out_of_scope,
             augment=changes(options),
             seed=job.seed,
+            packing=options.packing,
         )
     )

@@ -27,9 +27,16 @@ class Body(nn.Module):
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return Head(weight=layer.weight, bias=layer.bias, cap=cap)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [batch, sequence] twice, padded on the right -> [batch, sequence, channels]."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """int64 [batch, sequence] twice, padded on the right -> [batch, sequence, channels].
+
+        position_ids: where each token is in its own text, of rows that hold several. transformers then lets none see another
+        text, where it is given no mask (`masking_utils.find_packed_sequence_indices`).
+        """
         inside = self.model.base_model
+        if position_ids is not None:
+            packed: Tensor = inside(input_ids=input_ids, position_ids=position_ids, use_cache=False)[0]
+            return packed
         states: Tensor = inside(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         return states
 

@@ -58,6 +58,10 @@ def read_finetune_table(table: Mapping[str, object], output: str, where: str) ->
     refuse_augment(options.augment, output, f"{where}.augment")
     if options.contrastive is not None and output == TOKENS.name:
         raise EdgekitError(f"{where}.contrastive: for text-classification alone; remove this key")
+    if options.contrastive is not None and options.processes > 1:
+        raise EdgekitError(
+            f"{where}.processes: the first stage (contrastive) compares all rows of a batch with each other; train in one process"
+        )
     return options
 
 

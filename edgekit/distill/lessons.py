@@ -197,11 +197,12 @@ class _Beside:
         targets, (rows, positions) = _scored(batch)
         mine = given.output[rows, positions]
         shown = self._teacher_of(wanted, batch, options) if any(loss.teacher for _, _, loss in terms) else None
-        share = (1 / torch.bincount(rows).to(mine.dtype))[rows] if self.per_sequence else None
+        owners = _owners(batch)
+        share = (1 / torch.bincount(owners).to(mine.dtype))[owners] if self.per_sequence else None
 
-        ids, (owners, _) = _scored(whole)
-        texts = max(len(torch.unique(owners)), 1)
-        count = texts if self.per_sequence else max(len(ids), 1)
+        whole_owners = _owners(whole)
+        texts = max(len(torch.unique(whole_owners)), 1)
+        count = texts if self.per_sequence else max(len(whole_owners), 1)
 
         def compare(logits: Tensor, part: slice) -> Compared:
             def note(name: str, values: Tensor) -> None:
@@ -271,6 +272,13 @@ def _find_pairs(teaching: Teaching) -> list[str]:
             f"distill.losses.{pairs[0]}: compares all rows of a batch with each other, and each process has some; train in one"
         )
     return pairs
+
+
+def _owners(batch: Batch) -> Tensor:
+    """Which text of a decoder's batch each learned id is of."""
+    assert batch.scored is not None
+    texts = batch.scored[0] if batch.packed is None else batch.packed.texts
+    return texts[batch.targets != IGNORED]
 
 
 def _share(loss: Loss, part: Batch, whole: Batch) -> float:

@@ -45,10 +45,13 @@ def count_ranks() -> int:
     return int(os.environ[WORLD]) if {RANK, WORLD} <= os.environ.keys() else 1
 
 
-def check_training(options: TrainingOptions, where: str) -> None:
-    """Refuse a device that is not there (one that is found is, without asking torch), and TensorBoard without its writer."""
+def check_training(options: TrainingOptions, where: str, *, generates: bool) -> None:
+    """Refuse a device that is not there (one that is found is, without asking torch), TensorBoard without its writer, and packing
+    where nothing is generated."""
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise EdgekitError(f"{where}.tensorboard: its writer is not installed; run: pip install tensorboard")
+    if options.packing and not generates:
+        raise EdgekitError(f"{where}.packing: for text-generation alone: other texts are not packed; remove this key")
     if options.device != "auto":
         choose_device(options.device, f"{where}.device")
 

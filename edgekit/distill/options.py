@@ -30,7 +30,8 @@ class TrainingOptions:
 
     `device` is where: "auto" takes the accelerator that torch finds, else the CPU. `micro_batch` rows of a batch go through the
     models at once, without it all: less memory, the same loss. `tensorboard`: whether what is told of each step is written for
-    TensorBoard too. `processes` share each batch's rows on this machine: on CUDA each has a GPU of its own.
+    TensorBoard too. `processes` share each batch's rows on this machine: on CUDA each has a GPU of its own. `packing`: of a
+    decoder, texts of a batch share rows of max_length, with the same loss.
 
     Without `learning_rate`: 2e-4 at 384 channels, falling as 1 / width (Adam's rate for hidden weights under maximal update
     parametrisation, arXiv:2203.03466, table 3).
@@ -49,6 +50,7 @@ class TrainingOptions:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     tensorboard: bool = field(default=False, metadata=BESIDE)
     processes: Annotated[int, Gt(0)] = field(default=1, metadata=BESIDE)
+    packing: bool = field(default=False, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)

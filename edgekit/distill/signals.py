@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -56,6 +57,18 @@ class Pull:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Packed:
+    """How the texts of a batch lie behind each other in its rows."""
+
+    places: Sequence[tuple[int, int]]
+    """Of each text the row of the batch, and its first position there."""
+    positions: Tensor
+    """Of each token its place in its own text, int64 [batch, sequence]; 0 where nothing is."""
+    texts: Tensor
+    """For each wanted id the text of the batch that it is of, int64 [tokens]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What is known of a batch without any model."""
 
@@ -72,12 +85,18 @@ class Batch:
     """Of a decoder, for each wanted id the row of the batch and the position that predicts it, each int64 [tokens]."""
     pull: Pull | None = None
     """Of a student's own text that has a reward."""
+    packed: Packed | None = None
+    """Of a decoder, where several texts may share a row."""
 
     def to(self, device: str) -> Batch:
         """The batch with its tensors on a device; the same tensors where they are there already."""
         rows, positions = self.scored or (None, None)
+        packed = self.packed and replace(
+            self.packed, positions=self.packed.positions.to(device), texts=self.packed.texts.to(device)
+        )
         return replace(
             self,
+            packed=packed,
             tokens=self.tokens.to(device),
             mask=self.mask.to(device),
             targets=self.targets.to(device),

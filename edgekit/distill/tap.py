@@ -61,7 +61,8 @@ class Tap:
         self._projections.clear()
         self._views.clear()
         with self.autocast():
-            output = self.module(batch.tokens if self._tokens is None else self._tokens[batch.tokens], batch.mask)
+            tokens = batch.tokens if self._tokens is None else self._tokens[batch.tokens]
+            output = self.module(tokens, batch.mask, *(() if batch.packed is None else (batch.packed.positions,)))
         projections = [self._projections[index].float() for index in sorted(self._projections)]
         if len(projections) == 1:
             projections = list(projections[0].chunk(3, dim=-1))

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from edgekit.distill.batches import Source
 from edgekit.distill.options import SIGNAL_BYTES
 from edgekit.distill.recorded import Reader
-from edgekit.distill.signals import Batch, Recorded, Signal, check_finite
+from edgekit.distill.signals import Batch, Packed, Recorded, Signal, check_finite
 from edgekit.distill.tap import Tap
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress, silent
@@ -92,16 +92,20 @@ def kept(inputs: TeacherInputs) -> Teacher | None:
     inputs.progress(0, len(order), ANSWERING)
     for start in range(0, len(order), _AT_A_TIME):
         rows = order[start : start + _AT_A_TIME]
-        signal = _answer(inputs, source.batch(rows))
+        batch = source.batch(rows)
+        signal = _answer(inputs, batch)
         for index, row in enumerate(rows):
-            length = source.lengths[row]
+            line, begin = (index, 0) if batch.packed is None else batch.packed.places[index]
+            part = slice(begin, begin + source.lengths[row])
             known[row] = Signal(
-                output=_keep(signal.output[index] if whole else signal.output[index, :length]),
-                hidden=tuple(_keep(tensor[index, :length]) for tensor in signal.hidden),
-                projections=tuple(_keep(tensor[index, :, :length]) for tensor in signal.projections),
+                output=_keep(signal.output[line] if whole else signal.output[line, part]),
+                hidden=tuple(_keep(tensor[line, part]) for tensor in signal.hidden),
+                projections=tuple(_keep(tensor[line, :, part]) for tensor in signal.projections),
             )
         inputs.progress(len(known), len(order), ANSWERING)
-    return Teacher(ask=lambda batch: _stack([known[row] for row in batch.rows], tap.device), logits=tap.logits)
+    return Teacher(
+        ask=lambda batch: _stack([known[row] for row in batch.rows], tap.device, batch.packed), logits=tap.logits
+    )
 
 
 def live(inputs: TeacherInputs) -> Teacher:
@@ -146,11 +150,16 @@ def _keep(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", copy=True)
 
 
-def _stack(signals: Sequence[Signal], device: str) -> Signal:
-    """One batch of single texts' signals on a device, zeros where a text is shorter than the longest."""
+def _stack(signals: Sequence[Signal], device: str, packed: Packed | None = None) -> Signal:
+    """One batch of single texts' signals on a device, zeros where a text is shorter than the longest, or a row has no text."""
 
     def pad(tensors: Sequence[Tensor]) -> Tensor:
-        return pad_sequence(list(tensors), batch_first=True).to(device)
+        if packed is None:
+            return pad_sequence(list(tensors), batch_first=True).to(device)
+        whole = tensors[0].new_zeros(*packed.positions.shape, *tensors[0].shape[1:])
+        for tensor, (row, first) in zip(tensors, packed.places, strict=True):
+            whole[row, first : first + len(tensor)] = tensor
+        return whole.to(device)
 
     hidden = [pad(tensors) for tensors in zip(*(signal.hidden for signal in signals), strict=True)]
     turned = zip(*([tensor.transpose(0, 1) for tensor in signal.projections] for signal in signals), strict=True)
