@@ -46,7 +46,7 @@ class Writer:
         the data's own tokens."""
         if not self.writes(share):
             return None
-        written = dict(zip(rows, self.write(rows, self._generator(share, self.tap.device)), strict=True))
+        written = dict(zip(rows, self.write(rows, self._generator("words", share, self.tap.device)), strict=True))
         worth = {} if self.reward is None else self._worth(rows, written)
 
         def make(some: Sequence[int]) -> Batch:
@@ -67,7 +67,7 @@ class Writer:
 
     def writes(self, share: float) -> bool:
         """Whether the step at this share of all learns from what the student writes."""
-        number = torch.rand((), generator=self._generator(share, "cpu"), dtype=torch.float64)
+        number = torch.rand((), generator=self._generator("share", share, "cpu"), dtype=torch.float64)
         return float(number) < at(self.options.share, share)
 
     def write(self, rows: Sequence[int], generator: torch.Generator) -> list[Passage]:
@@ -86,8 +86,8 @@ class Writer:
             return passage.asked
         return passage.ids[: min(max(1, round(self.options.prompt * len(passage.ids))), self.longest - 1)]
 
-    def _generator(self, share: float, device: str) -> torch.Generator:
-        drawn = hashlib.sha256(f"on-policy:{self.seed}:{share!r}".encode()).digest()
+    def _generator(self, of: str, share: float, device: str) -> torch.Generator:
+        drawn = hashlib.sha256(f"on-policy:{of}:{self.seed}:{share!r}".encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(drawn[:7], "big"))
 
 
