@@ -1,4 +1,8 @@
-"""How likely a decoder finds several continuations of one text, in one pass: the text's cache is shared by all of them."""
+"""How likely a decoder finds several continuations of one text, in one pass: the text's cache is shared by all of them.
+
+With matrices of float32 and q8_0 that is what a pass for each gives, to 1e-5. Kernels of other types round what they multiply by,
+so that steps of few and of many tokens differ: SmolLM2-135M's in q4_1 by up to 0.3 nats.
+"""
 
 from __future__ import annotations
 
