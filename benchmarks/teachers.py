@@ -12,7 +12,7 @@ Students of the first two are tables of n-grams, their teachers 1 layer of all-M
 teacher of the third is banking77-teacher.
 
 Usage: python benchmarks/teachers.py [--only corrected,several,progressive] [--seeds 3] [--data DIR] [--cache DIR] [--json]
-Each model is kept as soon as it is there, and a training that was killed goes on: run it again until all are. About 10 CPU
+Each model is kept as soon as it is there, and a training that was killed goes on: run it again until all are. About 15 CPU
 minutes.
 Exit code 1 where the goal is missed, 2 where data or the small encoder is absent.
 """
