@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+import edgekit.calibrate
+import edgekit.record
 from edgekit.cli.options import open_session
 from edgekit.distill import courses
-from edgekit.pipeline import distill, gather_prompts, read_settings
+from edgekit.pipeline import distill, gather_prompts, read_settings, steps
 from edgekit.recipe import load_recipe
 from tests.architectures.decoders import make_decoder
 
@@ -85,3 +87,37 @@ def test_a_teacher_is_recorded_once(project: Path, monkeypatch: pytest.MonkeyPat
     (project / "data" / "train.jsonl").write_text('{"text": "what else", "label": "nothing"}\n')
     student()
     assert len(recorded) == 5
+
+
+def test_each_split_is_recorded_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher's answers to train, the activations on calibrate, the answers to verify: each is made once, and anew where its
+    own prompts change, or the template does."""
+    made: list[str] = []
+
+    def count(module: Any, name: str, split: str) -> None:
+        verb = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: made.append(split) or verb(*given))
+
+    for module, name, split in (
+        (courses, "record_teacher", "train"),
+        (edgekit.calibrate, "calibrate", "calibrate"),
+        (edgekit.record, "record", "verify"),
+    ):
+        count(module, name, split)
+
+    def build() -> list[str]:
+        made.clear()
+        recipe, session = load_recipe(project / "recipe.toml"), open_session(project / "cache", project)
+        prompts, settings, teacher = gather_prompts(recipe, session), read_settings(recipe), project / "teacher"
+        steps.signals(settings, teacher, prompts, session)
+        steps.calibrate(settings, teacher, prompts, session)
+        steps.record(settings, teacher, teacher, prompts, session)
+        return [*made]
+
+    every = ["train", "calibrate", "verify"]
+    assert build() == every
+    assert build() == []
+    (project / "data" / "train.jsonl").write_text('{"text": "what else", "label": "nothing"}\n')
+    assert build() == ["train"]
+    (project / "teacher" / "chat_template.jinja").write_text(TEMPLATE.replace("<", "["))
+    assert build() == every
