@@ -214,14 +214,14 @@ def job(name: str, out: Path) -> Job:
 
 def find_functions(model: Model, texts: Iterable[str], count: int) -> list[Passage]:
     """The first functions of some Python files whose lengths suit, one of each file, their first halves as prompts."""
-    found = list[Passage]()
+    found, tokenizer = list[Passage](), model.tokenizer(LONGEST + 1)
     for text in texts:
         try:
             tree = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError):
             continue
         parts = (ast.get_source_segment(text, node) for node in tree.body if isinstance(node, ast.FunctionDef))
-        encoded = (model.encode([part], LONGEST + 1)[0] for part in sorted(filter(None, parts), key=digest))
+        encoded = (list(tokenizer.encode(part).ids) for part in sorted(filter(None, parts), key=digest))
         if ids := next((ids for ids in encoded if SHORTEST <= len(ids) <= LONGEST), None):
             found.append(Passage(ids=ids, start=round(SHOWN * len(ids)), prompt=len(found)))
         if len(found) == count:
