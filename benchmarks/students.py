@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -52,13 +53,15 @@ from edgekit.distill.sizes import choose_sizes  # noqa: E402
 from edgekit.gate import paired_bounds  # noqa: E402
 from edgekit.inputs import Content, identity  # noqa: E402
 from edgekit.modalities.text import of_tokens  # noqa: E402
-from edgekit.model import load_model  # noqa: E402
+from edgekit.model import Model, load_model  # noqa: E402
 from edgekit.recipe import Student  # noqa: E402
 from edgekit.report import ModelFigures  # noqa: E402
 from edgekit.report.charts import scatter  # noqa: E402
 from edgekit.report.page import STYLE  # noqa: E402
 from edgekit.runtimes import onnxruntime  # noqa: E402
 from edgekit.schema import parse  # noqa: E402
+from edgekit.tasks import TASKS, outputs  # noqa: E402
+from edgekit.tasks.padding import find_pad_id  # noqa: E402
 from edgekit.workspace import Product, file_sha256, write_atomically  # noqa: E402
 
 
@@ -183,13 +186,16 @@ def measure(bench: Bench, name: str, seed: int) -> Figures:
     if kept.is_file():
         return Figures(**json.loads(kept.read_text(encoding="utf-8")))
     session = onnxruntime.load(file, onnxruntime.joined({"threads": 1}, options))
-    answers = np.stack([session.run(of_tokens([ids], 0).prompts[0]) for ids in bench.test_ids])
+    # Of fewer tokens, a student has ids of its own.
+    reader = load_model(bench.teacher if student is None else student.folder)
+    read = reader.encode([text for text, _ in bench.test], MAX_LENGTH)
+    answers = np.stack([session.run(of_tokens([ids], 0).prompts[0]) for ids in read])
     names = np.array(bench.labels if student else product.facts["classes"])[answers.argmax(axis=1)]
     figures = Figures(
-        float_accuracy=None if student is None else bench.accuracy(bench.outputs_of(student.folder)),
+        float_accuracy=None if student is None else bench.accuracy(float_outputs(reader, read)),
         accuracy=float(np.mean(names == [label for _, label in bench.test])),
         bytes=sum(path.stat().st_size for path in folder.glob("model.onnx*")),
-        p50_ms=time_texts(bench, session),
+        p50_ms=time_texts(bench, reader, session),
         seconds=None if seconds is None else float(seconds),
         right=[bool(said == label) for said, (_, label) in zip(names, bench.test, strict=True)],
     )
@@ -198,9 +204,14 @@ def measure(bench: Bench, name: str, seed: int) -> Figures:
     return figures
 
 
-def time_texts(bench: Bench, session: onnxruntime.Session) -> float:
+def float_outputs(model: Model, read: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """A checkpoint's logits in float of texts that are read."""
+    return outputs(TASKS[CLASSIFY].load(model.folder), of_tokens(read, find_pad_id(model)))
+
+
+def time_texts(bench: Bench, reader: Model, session: onnxruntime.Session) -> float:
     """The median ms of a text, from words to logits: a tokenizer's ids and a mask of ones, as an app makes them."""
-    tokenizer, times = load_model(bench.teacher).tokenizer(MAX_LENGTH), []
+    tokenizer, times = reader.tokenizer(MAX_LENGTH), []
     for _ in range(ROUNDS):
         for text, _ in bench.test:
             begun = time.perf_counter()
