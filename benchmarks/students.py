@@ -78,7 +78,7 @@ class Row:
 LINEAR = "linear"
 SMALL = {"vocabulary": 4300, "positions": MAX_LENGTH}
 ONE = SMALL | {"hidden": 192, "intermediate": 896}
-THREE = SMALL | {"hidden": 256, "intermediate": 576}
+THREE = SMALL | {"hidden": 256, "intermediate": 544}
 # Cut this small a student has more to learn again than one of whole blocks: higher rates than the default, and more epochs.
 TAUGHT = {"epochs": 8, "learning_rate": 5e-4}
 LONGER = TAUGHT | {"epochs": 12}
