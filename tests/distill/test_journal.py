@@ -81,7 +81,6 @@ def test_a_journal_forgets_what_no_snapshot_knows(tmp_path: Path) -> None:
 
 
 def test_tensorboard_reads_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for step, count in ((0, 3), (2, 4)):
