@@ -28,6 +28,8 @@ from edgekit.workspace import file_sha256
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from llama_cpp import Llama
+
 
 log = logging.getLogger("edgekit")
 
@@ -57,7 +59,10 @@ class Speaker(Loaded, Protocol):
     chats: bool
     """Whether it takes conversations."""
 
-    def stream(self, said: str | Sequence[Mapping[str, object]], /, **options: object) -> Iterator[str]:
+    llama: Llama
+    """What generates, of one in a GGUF file alone."""
+
+    def stream(self, said: str | Sequence[Mapping[str, object]] | Sequence[int], /, **options: object) -> Iterator[str]:
         """The answer, piece by piece."""
 
 

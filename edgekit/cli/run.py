@@ -71,16 +71,13 @@ def run(
         if not (text or file or as_json or suffix) and sys.stdin.isatty():
             _talk(speaker, system, options)
             return
-        if suffix is not None:
-            options["suffix"] = suffix
         texts = _texts(text, file)
         answers = []
         for asked in texts:
             if len(texts) > 1 and not as_json:
                 click.echo(_quoted(asked, first=not answers))
-            answers.append(
-                _say(speaker, asked if suffix is not None else _asked(speaker, asked, system), options, quiet=as_json)
-            )
+            said = _asked(speaker, asked, system) if suffix is None else spine.between(speaker, asked, suffix)
+            answers.append(_say(speaker, said, options, quiet=as_json))
     if as_json:
         print_json(
             {"answers": [{"text": asked, "answer": answer} for asked, answer in zip(texts, answers, strict=True)]}
@@ -119,7 +116,7 @@ def _quoted(text: str, *, first: bool) -> str:
     return ("" if first else "\n") + click.style("\n".join(f"> {line}" for line in text.split("\n")), bold=True)
 
 
-def _say(speaker: Speaker, asked: str | Conversation, options: dict[str, object], *, quiet: bool) -> str:
+def _say(speaker: Speaker, asked: str | Conversation | list[int], options: dict[str, object], *, quiet: bool) -> str:
     """The answer, written piece by piece as it comes."""
     from edgekit.pipeline import speak
 

@@ -275,11 +275,25 @@ def open_speaker(bundle: Path, *, threads: int | None = None, tuned: bool = Fals
     return open_it(bundle, threads=threads, tuned=tuned)
 
 
-def speak(speaker: Speaker, asked: str | Conversation, options: Mapping[str, object]) -> Iterator[str]:
-    """The pieces of an opened speaker's answer to a text or a conversation, as they are made.
+def between(speaker: Speaker, before: str, behind: str) -> list[int]:
+    """The tokens that ask an opened GGUF bundle for what is missing between two texts; see `runtimes.llamacpp.infill`.
 
-    options: max_tokens, temperature and others of the loader. Raises EdgekitError where the context is full, where the chat
-    template refuses the conversation, and where the model has no tokens for a missing middle.
+    Raises EdgekitError for a model that has no tokens for it.
+    """
+    from edgekit.runtimes.llamacpp.infill import infill_tokens
+    from edgekit.runtimes.llamacpp.library import LlamaError
+
+    try:
+        return infill_tokens(speaker.llama, before, behind)
+    except LlamaError as missing:
+        raise EdgekitError(str(missing)) from missing
+
+
+def speak(speaker: Speaker, asked: str | Conversation | list[int], options: Mapping[str, object]) -> Iterator[str]:
+    """The pieces of an opened speaker's answer to a text, a conversation or tokens, as they are made.
+
+    options: max_tokens, temperature and others of the loader. Raises EdgekitError where the context is full, and where the chat
+    template refuses the conversation.
     """
     from jinja2 import TemplateError
 
@@ -287,8 +301,6 @@ def speak(speaker: Speaker, asked: str | Conversation, options: Mapping[str, obj
         yield from speaker.stream(asked, **options)
     except TemplateError as refused:
         raise EdgekitError(f"{speaker.folder}: its chat template refuses this: {first_line(refused)}") from refused
-    except NotImplementedError as missing:
-        raise EdgekitError(f"{speaker.folder}: {missing}") from missing
     except (ValueError, RuntimeError) as refused:
         raise EdgekitError(f"{speaker.folder}: {str(refused).splitlines()[0]}; begin a new conversation") from refused
 

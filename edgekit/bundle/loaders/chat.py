@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,37 +39,22 @@ class Bundle:
         )
         self.chats = "tokenizer.chat_template" in self.llama.metadata
 
-    def stream(self, said: str | Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str]:
-        """The answer to a text or to messages, piece by piece; options: llama_cpp's (max_tokens, temperature, tools, ...).
-
-        With the option `suffix`, what is missing between the text and that.
-        """
+    def stream(self, said: str | Sequence[Any], **options: Any) -> Iterator[str]:
+        """The answer to a text, messages or tokens, in pieces; options: llama_cpp's (max_tokens, temperature, tools, ...)."""
         options = {"max_tokens": None, "temperature": 0.0, **options, "stream": True}
-        suffix = options.pop("suffix", None)
-        if self.chats and suffix is None:
+        if not (ids := [part for part in said if isinstance(part, int)]) and self.chats:
             messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
             if self.manifest["settings"].get("parts"):  # the template walks over what a message says
                 messages = [turn | {"content": [{"type": "text", "text": turn["content"]}]}
                             if isinstance(turn.get("content"), str) else turn for turn in map(dict, messages)]  # fmt: skip
             for part in self.llama.create_chat_completion(messages, **options):
                 yield part["choices"][0]["delta"].get("content") or ""
-        elif isinstance(said, str):
-            for part in self.llama.create_completion(self._tokens(said, suffix), **options):
+        elif ids or isinstance(said, str):
+            for part in self.llama.create_completion(ids or self.llama.tokenize(str(said).encode()), **options):
                 yield part["choices"][0]["text"]
         else:
             raise TypeError("this model has no chat template: give it one text to continue")
 
-    def _tokens(self, text: str, suffix: str | None) -> list[int]:
-        """Of a text to continue, or of what is before and behind a middle that is missing."""
-        if suffix is None:
-            return [*self.llama.tokenize(text.encode())]
-        vocabulary = llama_cpp.llama_model_get_vocab(self.llama.model)
-        pre, suf, mid = (getattr(llama_cpp, f"llama_vocab_fim_{part}")(vocabulary) for part in ("pre", "suf", "mid"))
-        if min(pre, suf, mid) < 0:
-            raise NotImplementedError("this model has no tokens for what is missing in a text: it only continues texts")
-        before, behind = (self.llama.tokenize(part.encode(), add_bos=False) for part in (text, suffix))
-        return [*self.llama.tokenize(b""), pre, *before, suf, *behind, mid]
-
-    def __call__(self, said: str | Sequence[Mapping[str, Any]], **options: Any) -> str:
+    def __call__(self, said: str | Sequence[Any], **options: Any) -> str:
         """The whole answer; see `stream`."""
         return "".join(self.stream(said, **options))
