@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_project
 
 from edgekit.cost import Fit
 from edgekit.devices import open_device
@@ -27,27 +28,7 @@ from tests.stories import need_stories
 
 Command = Callable[..., Answer]
 STUDENT = "\n[student]\nfit = true\n"
-TARGET = """\
-title = "A test machine"
-
-[hardware]
-arch = "x86_64"
-cpu = "any"
-cores = 2
-features = []
-memory_mb = 4096
-sources = ["made up for a test"]
-
-[export.text-classification]
-format = "onnx"
-scheme = "auto"
-
-[runtime.onnxruntime]
-threads = 1
-
-[budget]
-sequence = 16
-"""
+TARGET = tiny_project.TARGET.format(scheme="auto") + "\n[budget]\nsequence = 16\n"
 
 
 def samples(*times: tuple[int, str, float]) -> Pace:
