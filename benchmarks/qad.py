@@ -341,11 +341,7 @@ def digest(text: str) -> str:
 
 def judge(found: Mapping[str, Row]) -> list[Goal]:
     """The goals of the rows that are there."""
-    goals = []
-    for name, base, limit in RATIOS:
-        if name in found and base in found:
-            blocks = [blocks_of(found[one], "kl") for one in (name, base)]
-            goals.append(compare_blocks(f"KL of {name} / {base}", blocks, limit))
+    goals = compare_rows(found, RATIOS)
     if {"original", "plain", "qad"} <= found.keys():
         losses = [blocks_of(found[name], "nll") for name in ("original", "plain", "qad")]
 
@@ -353,11 +349,25 @@ def judge(found: Mapping[str, Row]) -> list[Goal]:
             return (math.exp(plain) - math.exp(qad)) / (math.exp(plain) - math.exp(original))
 
         goals.append(_goal("perplexity won back by qad", kept, losses, RECOVERED, least=True))
-    for name, row in found.items():
-        if row["exact"] is not None:
-            share = cast(float, row["exact"])
-            goals.append(Goal(goal=f"{name}: on its grid", measured=share, interval=None, limit=1.0, met=share == 1.0))
-    return goals
+    return goals + on_grid(found)
+
+
+def compare_rows(found: Mapping[str, Row], ratios: Sequence[tuple[str, str, float]]) -> list[Goal]:
+    """The goals that a row's KL is so small a share of another's, of the rows that are there."""
+    return [
+        compare_blocks(f"KL of {name} / {base}", [blocks_of(found[one], "kl") for one in (name, base)], limit)
+        for name, base, limit in ratios
+        if name in found and base in found
+    ]
+
+
+def on_grid(found: Mapping[str, Row]) -> list[Goal]:
+    """The goals that each trained row's file holds what was trained."""
+    shares = {name: cast(float, row["exact"]) for name, row in found.items() if row["exact"] is not None}
+    return [
+        Goal(goal=f"{name}: on its grid", measured=share, interval=None, limit=1.0, met=share == 1.0)
+        for name, share in shares.items()
+    ]
 
 
 def blocks_of(row: Row, what: str) -> Doubles:

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -32,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from banking77 import CLASSIFY, MAX_LENGTH, SHARED, Bench, asked_by_tokens, machine, missing  # noqa: E402
-from qad import Goal, blocks_of, compare_blocks  # noqa: E402
+from qad import Goal, compare_rows, on_grid  # noqa: E402
 from rows import Row, Rows  # noqa: E402
 
 from edgekit.distill.machine import conditions  # noqa: E402
@@ -135,16 +134,7 @@ def taught(bench: Bench, scheme: str, train: str, texts: int) -> Path:
 
 def judge(found: Mapping[str, Row]) -> list[Goal]:
     """The goals of the rows that are there."""
-    goals = [
-        compare_blocks(f"KL of {name} / {base}", [blocks_of(found[one], "kl") for one in (name, base)], limit)
-        for name, base, limit in RATIOS
-        if name in found and base in found
-    ]
-    for name, row in found.items():
-        if row["exact"] is not None:
-            share = cast(float, row["exact"])
-            goals.append(Goal(goal=f"{name}: on its grid", measured=share, interval=None, limit=1.0, met=share == 1.0))
-    return goals
+    return compare_rows(found, RATIOS) + on_grid(found)
 
 
 def show(found: Mapping[str, Row], goals: Sequence[Goal]) -> None:
