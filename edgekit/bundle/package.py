@@ -22,8 +22,9 @@ from edgekit.artifact import read_artifact
 from edgekit.bundle.archive import archive_hashes, write_archive
 from edgekit.bundle.destination import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
 from edgekit.bundle.destination import partial as partial_of
+from edgekit.bundle.golden import GOLDEN, golden
 from edgekit.bundle.manifest import MANIFEST_FORMAT, FileEntry, Manifest, ShippedFile
-from edgekit.bundle.open import check_bundle
+from edgekit.bundle.open import Bundle, check_bundle
 from edgekit.bundle.sidecars import SIDECARS, Packing
 from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import Report, read_report
@@ -103,7 +104,9 @@ class Lineage:
 @dataclass(frozen=True, kw_only=True)
 class PackageInputs:
     """What `package` is given: an export step's folder, a verify step's folder, what the bundle is called, the recipe's name, the
-    target that was verified for, where the model comes from, and what may be done about a failure, which the evidence shows."""
+    target that was verified for, where the model comes from, and what may be done about a failure, which the evidence shows.
+
+    calibrate: a folder of prompts; without it, or where the runtime is not on this machine, the bundle has no golden answers."""
 
     artifact: Path
     report: Path
@@ -111,6 +114,7 @@ class PackageInputs:
     recipe: str
     target: Target
     lineage: Lineage
+    calibrate: Path | None = None
     recovery: Recovery | None = None
 
 
@@ -148,7 +152,7 @@ def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packag
                 report=content,
                 arch=inputs.target.hardware.arch,
             )
-            _write_bundle(packing, artifact.file.files, put)
+            _write_bundle(packing, artifact.file.files, put, inputs.calibrate)
     except OSError as failed:
         # shutil names the file that was read; the disk that is full is the one that was written to.
         path = Path(failed.filename or out)
@@ -179,8 +183,8 @@ def _judge(report: Report, put: Packaged, *, strict: bool) -> None:
     raise CheckFailed(f"{put.bundle.name}: {verdict}: {reasons} (no archive written{left}; evidence: {put.report})")
 
 
-def _write_bundle(packing: Packing, model: Sequence[str], put: Packaged) -> None:
-    """The folder and the archive. model: the names of the model's files."""
+def _write_bundle(packing: Packing, model: Sequence[str], put: Packaged, calibrate: Path | None) -> None:
+    """The folder and the archive. model: the names of the model's files; calibrate: the prompts of the golden answers."""
     partial = partial_of(put.bundle)
     partial.mkdir()
     (partial / MARK).touch()
@@ -189,8 +193,10 @@ def _write_bundle(packing: Packing, model: Sequence[str], put: Packaged) -> None
             shutil.copyfile(packing.artifact / name, partial / name)
         _write_sidecars(packing, partial)
         files = {name: FileEntry(**entry) for name, entry in list_files(partial).items() if name != MARK}
-        manifest = packing.manifest.with_files(files)
-        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+        manifest = _write_manifest(packing.manifest.with_files(files), partial)
+        if calibrate is not None and _write_golden(manifest, partial, calibrate, put.bundle / GOLDEN):
+            files[GOLDEN] = FileEntry(bytes=(partial / GOLDEN).stat().st_size, sha256=file_sha256(partial / GOLDEN))
+            manifest = _write_manifest(packing.manifest.with_files(dict(sorted(files.items()))), partial)
         if _is_current(put, manifest):
             return
         (partial / MARK).unlink()
@@ -203,6 +209,22 @@ def _write_bundle(packing: Packing, model: Sequence[str], put: Packaged) -> None
         with suppress(FileNotFoundError):
             discard(partial, last={MARK, MANIFEST})
         put.archive.with_name(f".{put.archive.name}.partial").unlink(missing_ok=True)
+
+
+def _write_manifest(manifest: Manifest, folder: Path) -> Manifest:
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
+    return manifest
+
+
+def _write_golden(manifest: Manifest, folder: Path, calibrate: Path, before: Path) -> bool:
+    """golden.json; False, and said, where this machine does not run the model. before: that of the bundle that is replaced."""
+    try:
+        text = golden(Bundle(folder=folder, manifest=manifest), calibrate, before)
+    except EdgekitError as failed:
+        log.warning("%s: it ships without golden answers: %s", manifest.name, failed.message)
+        return False
+    (folder / GOLDEN).write_text(text, encoding="utf-8", newline="\n")
+    return True
 
 
 def _write_sidecars(packing: Packing, folder: Path) -> None:

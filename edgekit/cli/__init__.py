@@ -13,7 +13,21 @@ from typing import Any
 import click
 
 from edgekit import __version__
-from edgekit.cli import build, cache, compare, devices, doctor, explain, history, init, inspect, run, stages, targets
+from edgekit.cli import (
+    build,
+    cache,
+    compare,
+    devices,
+    doctor,
+    embed,
+    explain,
+    history,
+    init,
+    inspect,
+    run,
+    stages,
+    targets,
+)
 from edgekit.cli.options import json_option
 from edgekit.errors import CheckFailed, EdgekitError
 
@@ -40,7 +54,7 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(build.build, run.run, compare.compare, history.history, init.init, *stages.COMMANDS),
+    *(build.build, run.run, embed.embed, compare.compare, history.history, init.init, *stages.COMMANDS),
     *(targets.targets, devices.devices, inspect.inspect, explain.explain, doctor.doctor, cache.cache),
 )
 for command in COMMANDS:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FORMAT_NAMES = ("onnx", "gguf")
 # The folders of examples/ that hold a recipe, written out because --help reads no files; a test compares them.
 EXAMPLES = ("assistant", "chat", "code-completion", "stories")
+# The keys of PLATFORMS; a test compares them.
+PLATFORM_NAMES = ("python", "node", "electron", "web", "c", "android", "ios")
 _EXAMPLE = "edgekit.example"
 # Kinds of student that need no more than their name; a test compares them with the recipe's.
 STUDENT_KINDS = ("ngrams",)

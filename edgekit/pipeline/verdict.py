@@ -430,6 +430,7 @@ def package(
         name=plan.name,
         recipe=recipe.name,
         target=plan.target,
+        calibrate=prompts.folder,
         recovery=recovery,
         lineage=Lineage(
             teacher=recipe.teacher.source,

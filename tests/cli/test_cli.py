@@ -23,7 +23,7 @@ from edgekit import __version__
 from edgekit.cli import cli, terminal
 from edgekit.cli.build import show_built
 from edgekit.cli.init import TASK_NAMES
-from edgekit.cli.options import EXAMPLES, FORMAT_NAMES, STUDENT_KINDS, exported_as
+from edgekit.cli.options import EXAMPLES, FORMAT_NAMES, PLATFORM_NAMES, STUDENT_KINDS, exported_as
 from edgekit.evidence import read_report
 from edgekit.pipeline import Built
 from edgekit.target import load_target
@@ -46,7 +46,7 @@ ALL = dict(commands())
 
 
 def test_promised_commands_are_there() -> None:
-    promised = {(verb,) for verb in (*VERBS, "run", "inspect", "init", "doctor")}
+    promised = {(verb,) for verb in (*VERBS, "run", "embed", "inspect", "init", "doctor")}
     promised |= {("targets", name) for name in ("list", "show", "check", "copy", "probe")}
     promised |= {("cache", "list"), ("cache", "prune")}
     assert set(ALL) >= promised
@@ -289,6 +289,7 @@ def test_schemes_that_are_not_there(command: Command, project: Path) -> None:
 
 
 def test_schemes_are_of_the_formats_that_have_them() -> None:
+    from edgekit.bundle.platforms import PLATFORMS
     from edgekit.formats import FORMATS, finer
     from edgekit.pipeline import choices
 
@@ -297,6 +298,7 @@ def test_schemes_are_of_the_formats_that_have_them() -> None:
     assert choices(both, ["q8_0"], "tokens") == [("gguf", "q8_0"), ("onnx", None)]
     assert choices([], [], "tokens") == [(None, None)]
     assert set(FORMAT_NAMES) == set(FORMATS)
+    assert tuple(PLATFORMS) == PLATFORM_NAMES
     assert finer("gguf", "tokens", "q5_k_m")[:2] == ["q6_k", "q8_0"]
     assert finer("onnx", "tokens", "w4") == ["int8-dynamic", "w8", "fp16", "fp32"]
     assert finer("onnx", "logits", "fp32") == []
