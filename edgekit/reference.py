@@ -90,8 +90,8 @@ class Reference:
 
 def read_reference(product: Product) -> Reference:
     """The reference of a finished record step; EdgekitError where its manifest says something else of it."""
-    # Which texts it has read is the step's (`pipeline.origin`), and no part of it.
-    facts = {key: value for key, value in product.facts.items() if key != "read"}
+    # Which texts it has read, and of what it is a recording, is the step's (`pipeline.origin`), and no part of it.
+    facts = {key: value for key, value in product.facts.items() if key not in {"read", "recording"}}
     try:
         return read_table(Reference, facts, f"{product.folder / 'record.json'}: facts")
     except EdgekitError as wrong:

@@ -112,23 +112,41 @@ def qad(
 
 
 @click.command()
-@click.argument("teacher", type=folder)
-@click.argument("student", type=folder)
+@click.argument("teacher", type=folder, required=False)
+@click.argument("student", type=folder, required=False)
 @recipe_options
-@out_option
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="The folder to write, of TEACHER and STUDENT."
+)
+@click.option(
+    "--with-student", is_flag=True, help="Without folders: also record the recipe's student, as a build does."
+)
 @final_option
 def record(
-    teacher: Path, student: Path, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None, as_json: bool,
-    out: Path, final: bool,
+    teacher: Path | None, student: Path | None, recipe_path: Path | None, overrides: tuple[str, ...], cache: Path | None,
+    as_json: bool, out: Path | None, with_student: bool, final: bool,
 ) -> None:  # fmt: skip
     """Record what TEACHER and STUDENT answer in float: the reference of `verify`.
 
+    Without folders: make the recordings of the recipe's teacher that are not there yet: what it says of the train split, its
+    activations on calibrate, its answers to verify.
+
     \b
-    Example:
+    Examples:
+      edgekit record --recipe recipe.toml
       edgekit record work/teacher work/student --recipe recipe.toml --out work/reference
     """
     from edgekit import pipeline as spine
 
+    if teacher is None:
+        if out is not None:
+            raise click.UsageError("--out is for TEACHER and STUDENT: the recipe's recordings are kept in the cache.")
+        _record_splits(*_open(recipe_path, overrides, cache, final=final), with_student=with_student, as_json=as_json)
+        return
+    if student is None or out is None:
+        raise click.UsageError("Give TEACHER, STUDENT and --out, or none of them to record the recipe's teacher.")
+    if with_student:
+        raise click.UsageError("--with-student is for the recipe's own student: leave out TEACHER and STUDENT.")
     recipe, prompts, session = _open(recipe_path, overrides, cache, final=final)
     _keep_apart(out, teacher, student)
     _done(spine.record(spine.read_settings(recipe), teacher, student, prompts, session, at=out).folder, as_json)
@@ -300,6 +318,38 @@ def _open(
     if recipe.labelling is not None:
         check_recipe(recipe, prompts, session)
     return recipe, labelled(recipe, prompts, session), session
+
+
+def _record_splits(recipe: Recipe, prompts: Product, session: Session, *, with_student: bool, as_json: bool) -> None:
+    """Make and show the recordings of a recipe."""
+    from edgekit import pipeline as spine
+    from edgekit.cli.tables import table_lines
+    from edgekit.cli.terminal import print_json
+    from edgekit.typed_json import to_table
+
+    if with_student and recipe.student is None:
+        raise click.UsageError(f"{recipe.name} has no [student] table: leave out --with-student.")
+    checked = spine.check_recipe(recipe, prompts, session)
+    found = spine.record_splits(checked, prompts, session, with_student=with_student)
+    if as_json:
+        print_json({"recordings": [to_table(one) for one in found]})
+        return
+    head = ["split", "of", "", "rows", "tokens", "bytes", "model", "tokenizer", "template", "data", "folder"]
+    rows = [
+        [
+            one.split,
+            one.of,
+            "made" if one.made else "kept",
+            f"{one.rows:,}",
+            "-" if one.tokens is None else f"{one.tokens:,}",
+            f"{one.bytes:,}",
+            *("-" if digest is None else digest[:8] for digest in (one.model, one.tokenizer, one.template, one.data)),
+            one.folder,
+        ]
+        for one in found
+    ]
+    for line in table_lines([head, *rows], right={3, 4, 5}):
+        click.echo(line)
 
 
 def _keep_apart(out: Path, *inputs: Path | None) -> None:

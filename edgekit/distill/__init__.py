@@ -28,6 +28,7 @@ from edgekit.distill.options import (
     why_no_control,
 )
 from edgekit.distill.processes import spread
+from edgekit.distill.scorer import check_scorer
 from edgekit.distill.several import check_assistants, check_several, check_teachers
 from edgekit.errors import EdgekitError
 from edgekit.inputs import LATER, Content
@@ -92,7 +93,7 @@ class DistillInputs:
     losses: weights by names of LOSSES. vocabulary: how many of the teacher's tokens the student keeps at most, None for all.
     signals: what was recorded of the teacher, None where it answers while the student learns. others: further teachers, which
     teach by a mean of all; weights: of the teacher and of them, or "validation" for those that held-out rows choose.
-    out_of_scope, machine: see `FinetuneInputs`.
+    scorer: who says what the student's own answers are worth, where a model does. out_of_scope, machine: see `FinetuneInputs`.
     """
 
     STEP: ClassVar[str] = "distill"
@@ -114,13 +115,15 @@ class DistillInputs:
     layers: int | None = field(default=None, metadata=LATER)
     sizes: Sizes | None = field(default=None, metadata=LATER)
     importance: Content | None = field(default=None, metadata=LATER)
+    scorer: Content | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignalsInputs:
-    """What `record_teacher` is given: a teacher, the prompts, and the temperature at which its answers are recorded.
+    """What `record_teacher` is given: a teacher, the prompts, and the temperature at which a decoder's answers are recorded;
+    0 where an answer is one row, which has all temperatures.
 
-    device: that it runs on; machine: see `CreateInputs`.
+    device: that it runs on; out_of_scope, machine: see `FinetuneInputs`.
     """
 
     STEP: ClassVar[str] = "signals"
@@ -132,6 +135,7 @@ class SignalsInputs:
     max_length: int
     seed: int
     machine: Mapping[str, str | int]
+    out_of_scope: str | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +203,8 @@ def read_training(recipe: Recipe, where: str) -> Training:
             f"{where}: distill.augment: changed texts have tokens that the train texts have not, and student.vocabulary leaves"
             " those out; remove one of the two"
         )
+    if (scorer := find_scorer(recipe, options)) is not None and options.on_policy and options.on_policy.reward:
+        check_scorer(scorer, options.on_policy.reward, f"{where}: distill.on_policy.reward")
     no_control = "the recipe makes no [student]" if recipe.student is None else why_no_control(kind.OUTPUT, losses)
     if options.assistants:
         check_assistants(recipe.student, options, losses, f"{where}: distill.assistants")
@@ -223,6 +229,12 @@ def read_training(recipe: Recipe, where: str) -> Training:
         qad_losses=qad_losses,
         assistants=[assistant.layers for assistant in options.assistants],
     )
+
+
+def find_scorer(recipe: Recipe, options: DistillOptions) -> Path | None:
+    """The folder of the model that says what the student's own answers are worth; None where none does."""
+    reward = None if options.on_policy is None else options.on_policy.reward
+    return None if reward is None or reward.scorer is None else recipe.locate(reward.scorer)
 
 
 def choose_layers(teacher: Model, student: Student, where: str) -> list[int]:
@@ -330,20 +342,22 @@ def _teach_student(
     others = [other.path for other in inputs.others]
     check_teachers(teacher, others, inputs.task)
     teaches = courses.Teaches(folder=teacher, recording=recording, others=others, weights=inputs.weights)
-    return courses.distill(teaches, rows, student, inputs.options, inputs.losses, job, epochs)
+    scorer = None if inputs.scorer is None else inputs.scorer.path
+    return courses.distill(teaches, rows, student, inputs.options, inputs.losses, job, epochs, scorer)
 
 
 def record_teacher(inputs: SignalsInputs, out: Path, progress: Progress = silent) -> dict[str, object]:
-    """Record what a decoder says of each scored token of the train split, into `out`; a killed run continues there.
+    """Record what a teacher says of each text of the train split, of a decoder of each scored token, into `out`; a killed run
+    continues there.
 
-    Any student, and any training of it at this temperature, learns from it without the teacher. Raises EdgekitError for an empty
-    train split.
+    Any student, and any training of it (of a decoder at this temperature), learns from it without the teacher. Raises
+    EdgekitError for an empty train split.
     """
-    rows = student_rows(inputs.prompts.path, inputs.task, None)
-    from edgekit.distill import courses
+    rows = student_rows(inputs.prompts.path, inputs.task, inputs.out_of_scope)
+    from edgekit.distill import recording
 
-    job = make_job(inputs, out, progress)
-    return courses.record_teacher(inputs.teacher.path, rows, job, inputs.temperature, choose_device(inputs.device))
+    job = make_job(inputs, out, progress, inputs.out_of_scope)
+    return recording.record_teacher(inputs.teacher.path, rows, job, inputs.temperature, choose_device(inputs.device))
 
 
 def rank(inputs: ImportanceInputs, out: Path, progress: Progress = silent) -> dict[str, object]:

@@ -43,7 +43,6 @@ from edgekit.distill.options import (
     loss_options,
 )
 from edgekit.distill.ranks import meet
-from edgekit.distill.recorded import record
 from edgekit.distill.scales import Learned, round_on_texts
 from edgekit.distill.snapshot import drop_snapshot
 from edgekit.distill.students import Created, Cut, Hashed, Student, Whole, load_module, make_student, narrow, widen
@@ -125,6 +124,8 @@ class Course:
     """After how many of the schedule's epochs it ends, whatever the held-out rows say; None: they decide."""
     sources: Sequence[Source | None] = ()
     """Of each further teacher what it reads of the same texts, None for what the student does."""
+    scorer: Path | None = None
+    """Who says what the student's own answers are worth, where a model does."""
     grid: Grid | None = None
     """What the student's weights are rounded to in each forward pass, and at the end; None: they are not."""
 
@@ -202,7 +203,7 @@ def _writer(course: Course, tap: Tap) -> Writer | None:
         tap=tap,
         passages=course.source.passages,
         stops=model.stops,
-        reward=None if reward is None else make_reward(model, reward),
+        reward=None if reward is None else make_reward(model, reward, course.scorer, tap.device),
         options=options.on_policy,
         longest=course.job.max_length,
         seed=course.job.seed,
@@ -303,6 +304,7 @@ def identify(course: Course) -> str:
             "begins": _digests(course.begins),
             "teacher": _digests(course.teacher.folder if course.teacher else None),
             **_others(course.teacher),
+            **({"scorer": _digests(course.scorer)} if course.scorer is not None else {}),
             "source": course.source.identity,
             "student": {"kind": type(course.student).__name__, **_without_paths(course.student)},
             "losses": {name: _plain(weight) for name, weight in course.losses.items()},
@@ -343,6 +345,7 @@ def distill(
     weights: Mapping[str, float | Schedule],
     job: Job,
     epochs: int | None = None,
+    scorer: Path | None = None,
 ) -> dict[str, object]:
     """Train a student beside its teacher on the weighted sum of losses. Early stop: the same sum on the held-out rows.
 
@@ -367,6 +370,7 @@ def distill(
             sources=[read_source(other, texts, classes, options, job) if classes else None for other in teacher.others],
             judge=BRIER if epochs is not None and classes else None,
             epochs=epochs,
+            scorer=scorer,
         )
     )
     if not isinstance(student, Cut):
@@ -378,17 +382,6 @@ def distill(
     if 0 < positions < (load_model(folder).max_positions or 0):
         note_length(job.out, positions)
     return facts | _taught_by(weights, options)
-
-
-def record_teacher(
-    teacher: Path, texts: Sequence[Prompt], job: Job, temperature: float, device: str
-) -> dict[str, object]:
-    """Ask a teacher for each scored token of the texts once, and keep what it says (`recorded.record`)."""
-    source = read_source(teacher, texts, [], TrainingOptions(), job)
-    job.progress(0, 0, f"loading the teacher, {teacher.name}")
-    with reproducible(job.seed, device):
-        tap = Tap(load_module(job.task, teacher), device=device)
-        return record(teacher, tap, source, job.out, temperature=temperature, seed=job.seed, progress=job.progress)
 
 
 def train_on_grid(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -18,10 +19,14 @@ from edgekit.distill.batches import score
 from edgekit.distill.decoders import Body
 from edgekit.distill.options import OnPolicy, at
 from edgekit.distill.rewards import REWARDS, Reward, advantages
+from edgekit.distill.scorer import make_scorer
 from edgekit.distill.signals import Batch, Pull
 from edgekit.distill.tap import Tap
 from edgekit.model import Model
 from edgekit.tasks.text_generation import Passage
+
+Judge = Callable[[Sequence[Passage], Sequence[Passage]], Sequence[float]]
+"""What answers are worth: of the data's passages, and of what the student wrote in the place of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +43,8 @@ class Writer:
     options: OnPolicy
     longest: int
     seed: int
-    reward: Callable[[Passage, Passage], float] | None = None
-    """What an answer is worth: of the data's passage, and of what the student wrote in its place."""
+    reward: Judge | None = None
+    """What its answers are worth."""
 
     def __call__(self, rows: Sequence[int], share: float) -> Callable[[Sequence[int]], Batch] | None:
         """What it writes in the place of these rows at this share of the steps, as the batch of any of them; None in a step of
@@ -62,7 +67,7 @@ class Writer:
         """Of each row what its answer is worth beyond the others', times the reward's weight."""
         assert self.reward is not None
         assert self.options.reward is not None
-        found = advantages([self.reward(self.passages[row], written[row]) for row in rows])
+        found = advantages(self.reward([self.passages[row] for row in rows], [written[row] for row in rows]))
         return dict(zip(rows, found * self.options.reward.weight, strict=True))
 
     def writes(self, share: float) -> bool:
@@ -91,16 +96,22 @@ class Writer:
         return torch.Generator(device).manual_seed(int.from_bytes(drawn[:7], "big"))
 
 
-def make_reward(model: Model, asked: Reward) -> Callable[[Passage, Passage], float]:
-    """What a recipe's check says of what a student of this tokenizer wrote: 1 or 0; special tokens are no part of a text."""
-    tokenizer, check = model.tokenizer(), REWARDS[asked.check]
+def make_reward(model: Model, asked: Reward, scorer: Path | None = None, device: str = "cpu") -> Judge:
+    """What a recipe's check says of what a student of this tokenizer wrote, 1 or 0, or what a scorer says of prompts and answers;
+    special tokens are no part of a text."""
+    tokenizer = model.tokenizer()
+    score = None if scorer is None else make_scorer(scorer, asked.label, device)
 
-    def reward(data: Passage, written: Passage) -> float:
-        start = written.start
-        prompt, answer, wanted = (
-            tokenizer.decode(ids) for ids in (written.asked, written.ids[start:], data.ids[start:])
-        )
-        return float(check(prompt, answer, wanted, asked))
+    def reward(data: Sequence[Passage], written: Sequence[Passage]) -> Sequence[float]:
+        read = [
+            [tokenizer.decode(ids) for ids in (one.asked, one.ids[one.start :], own.ids[one.start :])]
+            for own, one in zip(data, written, strict=True)
+        ]
+        if score is not None:
+            return score([prompt + answer for prompt, answer, _ in read])
+        assert asked.check is not None
+        check = REWARDS[asked.check]
+        return [float(check(prompt, answer, wanted, asked)) for prompt, answer, wanted in read]
 
     return reward
 

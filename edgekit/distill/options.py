@@ -144,8 +144,8 @@ class DistillOptions(TrainingOptions):
     A weight, and the temperature, may be a Schedule. `per`: of a decoder, whether the mean is over tokens or over texts first.
     `jensen_shannon`, `skew` and `alpha_beta` are the parameters of the losses of that name, `correct_teacher`, `confidence` and
     `label_smoothing` what `LossOptions` says. `control`: whether the same student is trained without its teacher too. `signals`:
-    of a decoder, whether the teacher answers while the student learns, or once, on disk (`recorded`): each further student, or a
-    longer training, then needs no teacher. `taid`: whether losses of logits see a teacher that begins near the student.
+    whether the teacher answers while the student learns, or once, on disk (`recorded`): each further student, or a longer
+    training, then needs no teacher. `taid`: whether losses of logits see a teacher that begins near the student.
     `augment`: of encoders, how the texts are changed in each epoch. `on_policy`: of a decoder, whether it learns from what it
     writes itself too. `assistants`: students between the teacher and this one, the largest first, each taught by the one before.
     """
@@ -271,7 +271,7 @@ def read_distill_options(
     defaults = default_losses(output, blocks=blocks)
     if options.signals == "recorded":
         _check_recorded(options, output, where)
-        own = {name: weight for name, weight in defaults.items() if _can_be_recorded(losses.LOSSES[name])}
+        own = {name: weight for name, weight in defaults.items() if _can_be_recorded(losses.LOSSES[name], output)}
         options = replace(options, losses=options.losses or dict(own))
     return options, _choose_losses(options, defaults, output, output if blocks else kind, where)
 
@@ -288,28 +288,36 @@ def why_no_control(output: str, chosen: Mapping[str, object]) -> str | None:
     return None
 
 
-def _can_be_recorded(loss: losses.Loss) -> bool:
-    return loss.recorded is not None or not loss.teacher
+def _can_be_recorded(loss: losses.Loss, output: str) -> bool:
+    """Whether a loss needs no more of the teacher than was recorded: of tokens draws, of rows all of its outputs."""
+    if not loss.teacher:
+        return True
+    return loss.recorded is not None if output == TOKENS.name else loss.needs == {"output"}
 
 
 def _check_recorded(options: DistillOptions, output: str, where: str) -> None:
-    """Refuse what a recorded teacher cannot say: draws of its probabilities at one temperature are right on average only."""
+    """Refuse what a recorded teacher cannot say: draws of its probabilities at one temperature are right on average only, and
+    of a row nothing is there but the row."""
+    able = [name for name, loss in losses.LOSSES.items() if output in loss.weights and _can_be_recorded(loss, output)]
+    inside = "it is not linear in the teacher's probabilities"
     if output != TOKENS.name:
-        raise EdgekitError(
-            f'{where}.signals: "recorded" is for text-generation; of other tasks the teacher is asked once in each training, and'
-            " its answers are kept in memory; remove this key"
-        )
+        inside = "it reads what is inside the teacher, and its outputs alone are recorded"
+    for name in options.losses or {}:
+        if name in losses.LOSSES and name not in able:
+            raise EdgekitError(
+                f"{where}.losses.{name}: a recorded teacher cannot teach it: {inside}; use {' and '.join(able)}, or signals ="
+                ' "live"'
+            )
+    if output != TOKENS.name:
+        if options.augment is not None and options.augment.answers == "asked":
+            raise EdgekitError(
+                f'{where}.augment.answers: a recorded teacher is asked nothing; take answers = "kept", or signals = "live"'
+            )
+        return
     if isinstance(options.temperature, Schedule):
         raise EdgekitError(
             f'{where}.temperature: a teacher is recorded at one temperature; give a number, or signals = "live"'
         )
-    able = [name for name, loss in losses.LOSSES.items() if output in loss.weights and _can_be_recorded(loss)]
-    for name in options.losses or {}:
-        if name in losses.LOSSES and name not in able:
-            raise EdgekitError(
-                f"{where}.losses.{name}: a recorded teacher cannot teach it: it is not linear in the teacher's probabilities; use"
-                f' {" and ".join(able)}, or signals = "live"'
-            )
     for key, given in (
         ("correct_teacher", options.correct_teacher is not None),
         ("confidence", options.confidence > 0),

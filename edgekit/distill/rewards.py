@@ -1,6 +1,6 @@
-"""REWARDS: what a student's own answers are worth, from 0 to 1, by a check of their text. A further reward is one function.
+"""REWARDS: what a student's own answers are worth, 0 or 1 by a check of their text. A further check is one function.
 
-A recipe names a check and its bounds; it runs no code.
+A recipe names a check and its bounds, or a scorer (`distill.scorer`); it runs no code.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt
 
 from edgekit.errors import EdgekitError
+from edgekit.inputs import BESIDE, LATER
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,16 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """What makes a student's own answer a good one, by a check of its text (REWARDS), and how much that counts.
+    """What makes a student's own answer a good one, by a check of its text (REWARDS) or a scorer, and how much that counts.
 
-    least, most: characters (length). pattern: a regular expression that all of an answer matches (format).
+    least, most: characters (length). pattern: a regular expression that all of an answer matches (format). scorer: the folder of
+    a classifier or of a model with one output, which reads prompt and answer; label: of a classifier, whose log-probability is
+    the score. What is in the folder counts, and not where it lies.
     """
 
-    check: Literal["exact", "format", "json", "length", "python"]
+    check: Literal["exact", "format", "json", "length", "python"] | None = None
     weight: Annotated[float, Gt(0)] = 1.0
     least: Annotated[int, Ge(0)] | None = None
     most: Annotated[int, Ge(0)] | None = None
     pattern: str | None = None
+    scorer: str | None = field(default=None, metadata=BESIDE)
+    label: str | None = field(default=None, metadata=LATER)
 
 
 Check = Callable[[str, str, str, Reward], bool]
@@ -85,10 +90,16 @@ def check_reward(reward: Reward, temperature: float, where: str) -> None:
     """Refuse a reward whose bounds are missing, do not fit or have no use, and one of answers that are not drawn."""
     if not temperature:
         raise EdgekitError(f"{where}.temperature: a reward compares answers that are drawn; give a number above 0")
-    used = {"length": ("least", "most"), "format": ("pattern",)}.get(reward.check, ())
-    given = [key for key in ("least", "most", "pattern") if getattr(reward, key) is not None]
+    if (reward.check is None) == (reward.scorer is None):
+        told = "missing; give a check, or a scorer" if reward.check is None else "give either check or scorer, not both"
+        raise EdgekitError(f"{where}.reward.check: {told}")
+    used = {"length": ("least", "most"), "format": ("pattern",), None: ("label",)}.get(reward.check, ())
+    given = [key for key in ("least", "most", "pattern", "label") if getattr(reward, key) is not None]
     if wrong := [key for key in given if key not in used]:
-        raise EdgekitError(f"{where}.reward.{wrong[0]}: has no use for the check {reward.check}; remove this key")
+        of = "a scorer" if reward.check is None else f"the check {reward.check}"
+        raise EdgekitError(f"{where}.reward.{wrong[0]}: has no use for {of}; remove this key")
+    if reward.check is None:
+        return
     if used and not given:
         raise EdgekitError(f"{where}.reward.{used[-1]}: missing; the check {reward.check} needs {' or '.join(used)}")
     if reward.least is not None and reward.most is not None and reward.least > reward.most:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from edgekit.distill.batches import Source
 from edgekit.distill.options import SIGNAL_BYTES
-from edgekit.distill.recorded import Reader
+from edgekit.distill.recorded import Reader, RowReader
 from edgekit.distill.signals import Batch, Packed, Recorded, Signal, check_finite
 from edgekit.distill.tap import Tap
 from edgekit.errors import EdgekitError
@@ -63,11 +63,14 @@ def recorded(inputs: TeacherInputs) -> Teacher | None:
     """What was recorded of the checkpoint, which is not opened; None where nothing was."""
     if inputs.recording is None:
         return None
+    source = inputs.source
 
     def never(_: object) -> NoReturn:
         raise RuntimeError("a recorded teacher is not asked")
 
-    return Teacher(ask=never, logits=never, recorded=Reader(inputs.recording, inputs.source.counts))
+    if not source.passages:
+        return Teacher(ask=RowReader(inputs.recording, len(source.lengths)), logits=never)
+    return Teacher(ask=never, logits=never, recorded=Reader(inputs.recording, source.counts))
 
 
 def kept(inputs: TeacherInputs) -> Teacher | None:

@@ -16,6 +16,7 @@ from edgekit.pipeline.kept import kept_steps
 from edgekit.pipeline.labels import labelled
 from edgekit.pipeline.ladder import Made, recover
 from edgekit.pipeline.plan import Built, Listener, Plan, Session, Settings
+from edgekit.pipeline.recordings import Recording, record_splits
 from edgekit.pipeline.resolve import (
     Checked,
     check_places,
@@ -61,6 +62,7 @@ __all__ = [
     "Listener",
     "Plan",
     "Progress",
+    "Recording",
     "Session",
     "Settings",
     "answered",
@@ -93,6 +95,7 @@ __all__ = [
     "qad",
     "read_settings",
     "record",
+    "record_splits",
     "resolve",
     "run",
     "seconds",

@@ -298,9 +298,12 @@ class _Work:
         return models + 3 * artifact + self._recorded() + self._signals()
 
     def _signals(self) -> float:
-        """Of a recorded teacher: a record of each train token."""
+        """Of a recorded teacher: a record of each train token, or a row of each text, whose width is the teacher's at most."""
         if not self.records:
             return 0.0
+        if not OUTPUTS[self.output].generates:
+            width = max(self.teacher.hidden, len(as_list(self.plan.prompts.get("labels"))))
+            return 4.0 * width * self.rows.get("train", 0)
         from edgekit.distill.recorded import RECORD
 
         return float(RECORD.itemsize * self.tokens * self.rows.get("train", 0))

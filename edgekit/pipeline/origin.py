@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+from edgekit.chat_template import find_templates
 from edgekit.duplicates import text_digest
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content, Inputs, Json, identity
@@ -100,6 +101,27 @@ def with_read(make: Make[Given], prompts: Product | None, split: str | None, *so
                 found.setdefault(name, set()).update(texts)
         packed = {name: b64encode(b"".join(sorted(texts))).decode() for name, texts in sorted(found.items())}
         return {**facts, "read": packed}
+
+    return made
+
+
+def as_recording(make: Make[Given], model: Path, prompts: Product, *splits: str) -> Make[Given]:
+    """A verb whose facts also say, as `recording`, what its product is a recording of: the model that was asked, its tokenizer
+    and its template, each by a sha256, and of each split its rows and the sha256 of its file.
+
+    All recordings are told so, and lie in files that NumPy opens without pickle (.npy, .npz).
+    """
+
+    def made(inputs: Given, out: Path, progress: Progress) -> dict[str, object]:
+        templates = find_templates(model)
+        told = {
+            "model": model_digest(model),
+            "tokenizer": file_sha256(model / "tokenizer.json") if (model / "tokenizer.json").is_file() else None,
+            "template": fingerprint(templates) if templates else None,
+            "rows": {name: prompts.facts["rows"][name] for name in splits},
+            "data": split_digests(prompts, *splits),
+        }
+        return {**make(inputs, out, progress), "recording": told}
 
     return made
 

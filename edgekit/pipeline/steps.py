@@ -12,6 +12,7 @@ from edgekit.errors import EdgekitError
 from edgekit.inputs import Content, identity
 from edgekit.pipeline.answers import as_given, writer
 from edgekit.pipeline.origin import (
+    as_recording,
     model_content,
     model_digest,
     origin,
@@ -71,30 +72,53 @@ def signals(settings: Settings, teacher: Path, prompts: Product, session: Sessio
     return None if inputs is None else _record_teacher(inputs, teacher, prompts, session)
 
 
+def record_train(settings: Settings, teacher: Path, prompts: Product, session: Session) -> Product:
+    """The recording of `signals`, whether the recipe's student learns from it or not.
+
+    Raises EdgekitError for a decoder whose temperature is a schedule.
+    """
+    return _record_teacher(signals_inputs(settings, teacher, prompts), teacher, prompts, session)
+
+
 def _record_teacher(inputs: SignalsInputs, teacher: Path, prompts: Product, session: Session) -> Product:
     from edgekit.distill import record_teacher as make
 
     note = f"{prompts.facts['rows']['train']} texts"
-    return run_step(session, inputs, with_read(make, prompts, "train", teacher, *writer(prompts)), note=note)
+    filled = with_read(as_recording(make, teacher, prompts, "train"), prompts, "train", teacher, *writer(prompts))
+    return run_step(session, inputs, filled, note=note)
 
 
 def _signals_inputs(settings: Settings, teacher: Path, prompts: Product) -> SignalsInputs | None:
-    recipe, options = settings.recipe, settings.training.distill
-    if recipe.student is None or options.signals != "recorded":
+    if settings.recipe.student is None or settings.training.distill.signals != "recorded":
         return None
+    return signals_inputs(settings, teacher, prompts)
+
+
+def signals_inputs(settings: Settings, teacher: Path, prompts: Product) -> SignalsInputs:
+    """What a recording of the train split follows from; raises as `record_train` does."""
     from edgekit.distill import SignalsInputs
     from edgekit.distill.machine import conditions
+    from edgekit.outputs import OUTPUTS
+    from edgekit.tasks import TASKS
 
-    assert isinstance(options.temperature, float)
+    recipe, options = settings.recipe, settings.training.distill
+    # A row is recorded whole, and has all temperatures; texts of no class are taught to classifiers alone.
+    output = OUTPUTS[TASKS[recipe.task].OUTPUT]
+    temperature = options.temperature if output.generates else 0.0
+    if not isinstance(temperature, float):
+        raise EdgekitError(
+            f"{recipe.path}: distill.temperature: a teacher is recorded at one temperature; give a number"
+        )
     return SignalsInputs(
         teacher=model_content(teacher),
         prompts=split_content(prompts, "train"),
         task=recipe.task,
-        temperature=options.temperature,
+        temperature=temperature,
         device=options.device,
         max_length=recipe.data.max_length,
         seed=recipe.seed,
         machine=conditions(options),
+        out_of_scope=recipe.data.out_of_scope if output.has_classes else None,
     )
 
 
@@ -149,7 +173,8 @@ def _distill(
     def made(given: DistillInputs, out: Path, progress: Progress) -> dict[str, object]:
         return {**make(given, out, progress), **told}
 
-    filled = with_read(made, prompts, "train", *teachers, *writer(prompts))
+    scorers = [] if inputs.scorer is None else [inputs.scorer.path]
+    filled = with_read(made, prompts, "train", *teachers, *scorers, *writer(prompts))
     return run_step(session, inputs, filled, note=note, at=at).folder
 
 
@@ -165,9 +190,8 @@ def control(
     if not settings.training.control:
         return ()
     given, taught = _distill_inputs(settings, teacher, prompts, session), open_product(student, "distill")
-    alone = replace(
-        given, losses=LABELS, options=replace(given.options, losses={**LABELS}, signals="live", on_policy=None)
-    )
+    options = replace(given.options, losses={**LABELS}, signals="live", on_policy=None)
+    alone = replace(given, losses=LABELS, options=options, scorer=None)
     inputs = ControlInputs(**vars(alone), epochs=int(taught.facts["epochs"]))
     filled = with_read(make, prompts, "train", teacher, *writer(prompts))
     folder = run_step(session, inputs, filled, note=f"{inputs.epochs} epochs without the teacher").folder
@@ -200,7 +224,7 @@ def importance(settings: Settings, teacher: Path, prompts: Product, session: Ses
 
 def _distill_inputs(settings: Settings, teacher: Path, prompts: Product, session: Session) -> DistillInputs:
     """What a recipe's student follows from."""
-    from edgekit.distill import DistillInputs, choose_layers, choose_ngrams
+    from edgekit.distill import DistillInputs, choose_layers, choose_ngrams, find_scorer
     from edgekit.distill.machine import conditions
     from edgekit.distill.sizes import choose_sizes
     from edgekit.model import load_model
@@ -210,7 +234,7 @@ def _distill_inputs(settings: Settings, teacher: Path, prompts: Product, session
     student, model, where = recipe.student, load_model(teacher), f"{recipe.path}: student"
     kept, sizes = choose_layers(model, student, where), choose_sizes(model, student, where)
     ranked = importance(settings, teacher, prompts, session)
-    influential = student.depth == "influence"
+    influential, scorer = student.depth == "influence", find_scorer(recipe, training.distill)
     return DistillInputs(
         teacher=model_content(teacher),
         prompts=split_content(prompts, "train"),
@@ -227,6 +251,7 @@ def _distill_inputs(settings: Settings, teacher: Path, prompts: Product, session
         machine=conditions(training.distill),
         ngrams=choose_ngrams(recipe.student),
         vocabulary=recipe.student.vocabulary,
+        scorer=None if scorer is None else model_content(scorer),
     )
 
 
@@ -296,7 +321,8 @@ def record(
         libraries={name: installed_version(name) for name in ("transformers", "sentence-transformers")},
     )
     note = f"{rows['calibrate']} calibrate and {rows['verify']} verify prompts"
-    filled = with_read(lambda *given: make(*given).facts(), prompts, None, teacher, student)
+    made = as_recording(lambda *given: make(*given).facts(), teacher, prompts, "calibrate", "verify")
+    filled = with_read(made, prompts, None, teacher, student)
     product = run_step(session, inputs, filled, note=note, at=at, fresh=session.fresh)
     _say_warnings(product, session)
     return product
@@ -326,7 +352,8 @@ def calibrate(
         gradients=gradients,
     )
     note = f"{prompts.facts['rows']['calibrate']} prompts"
-    product = run_step(session, inputs, with_read(make, prompts, "calibrate", student), note=note, at=at)
+    filled = with_read(as_recording(make, student, prompts, "calibrate"), prompts, "calibrate", student)
+    product = run_step(session, inputs, filled, note=note, at=at)
     _say_warnings(product, session)
     return product
 

@@ -144,10 +144,11 @@ class Splits:
                     self._labelled(earlier), self._labelled(later), masks_unlabelled=self._masks_unlabelled
                 )
                 if found and self._refuses(earlier):
-                    first, second = next(iter(found.items()))
+                    places = next(iter(found.items()))
+                    first, second = self.rows[earlier][places[0]], self.rows[later][places[1]]
                     raise EdgekitError(
                         f"{self._recipe.path}: data: {len(found)} texts of {earlier} are (nearly) in {later} too, {_NEARLY}, the"
-                        f" first: {self.rows[earlier][first].text!r} and {self.rows[later][second].text!r}; remove them, or set"
+                        f" first: {first.text!r} (row {first.row}) and {second.text!r} (row {second.row}); remove them, or set"
                         f" {_DROP} to drop them from {earlier}"
                     )
                 self._keep(earlier, set(found), "near duplicates")

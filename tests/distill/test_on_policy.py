@@ -327,12 +327,13 @@ def test_a_check_tells_good_answers_from_bad_ones(asked: dict[str, Any], good: l
     with warnings.catch_warnings(record=True) as told:
         for answers, wanted in ((good, True), (bad, False)):
             for answer in answers:
-                assert REWARDS[reward.check]("def f():\n", answer, "A rose", reward) is wanted, answer
+                assert REWARDS[str(reward.check)]("def f():\n", answer, "A rose", reward) is wanted, answer
     assert not told
 
 
 def test_each_check_can_be_named() -> None:
-    assert set(REWARDS) == set(get_args(get_type_hints(Reward)["check"]))
+    named, _ = get_args(get_type_hints(Reward)["check"])
+    assert set(REWARDS) == set(get_args(named))
 
 
 def test_advantages_are_over_the_other_answers() -> None:
@@ -370,7 +371,13 @@ def test_a_reward_pulls_whole_answers(teacher: Path, per_sequence: bool) -> None
     options = OnPolicy(share=1.0, new_tokens=9, reward=weighed, temperature=0.8)
     said = {0: 1.0, 1: 0.0, 2: 0.25}
     writer = Writer(
-        tap=tap, passages=read, stops=[], options=options, longest=11, seed=0, reward=lambda data, _: said[data.prompt]
+        tap=tap,
+        passages=read,
+        stops=[],
+        options=options,
+        longest=11,
+        seed=0,
+        reward=lambda data, _: [said[one.prompt] for one in data],
     )
     teaching = Teaching(weights={"reverse_kl": 0.0}, written=writer, per_sequence=per_sequence)
     written = writer([0, 1, 2], 0.5)

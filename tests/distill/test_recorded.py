@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from edgekit.distill import courses, recorded
+from edgekit.distill import courses, recorded, student_rows
 from edgekit.distill.decoders import Body
 from edgekit.distill.divergences import LossOptions, forward_kl, recorded_kl
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.options import read_distill_options, read_qad_options
 from edgekit.distill.recorded import DRAWN, EXACT, RECORD, Reader, summarize
+from edgekit.distill.recording import record_teacher
 from edgekit.distill.signals import Recorded
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import TEACHERS, Teacher, TeacherInputs
@@ -25,6 +27,7 @@ from edgekit.errors import EdgekitError
 from edgekit.progress import silent
 from edgekit.tasks import TASKS
 from edgekit.tasks.text_generation import Passage
+from tests.conftest import make_data
 from tests.distill.test_decoders import make_decoder, write_train
 from tests.steps import distill
 
@@ -166,8 +169,12 @@ def test_a_killed_recording_ends_in_the_same_bytes(
     }
     assert {name: (broken / name).stat().st_mtime_ns for name in first} == first, "what was there is kept"
     record(other, seed=4)
-    assert (other / "signals-00000.bin").read_bytes() != (whole / "signals-00000.bin").read_bytes()
-    (broken / "signals-00001.bin").write_bytes((whole / "signals-00001.bin").read_bytes()[: -RECORD.itemsize])
+    assert (other / "signals-00000.npy").read_bytes() != (whole / "signals-00000.npy").read_bytes()
+    for cut in (RECORD.itemsize, RECORD.itemsize // 2):
+        (broken / "signals-00001.npy").write_bytes((whole / "signals-00001.npy").read_bytes()[:-cut])
+        with pytest.raises(EdgekitError, match=r"signals-00001.npy: no whole recording: it was cut, .* delete it"):
+            Reader(broken, inputs.source.counts)
+    (broken / "signals-00001.npy").unlink()
     with pytest.raises(EdgekitError, match=r"holds \d+ recorded tokens, but the texts have \d+.* delete it"):
         Reader(broken, inputs.source.counts)
 
@@ -181,9 +188,7 @@ def test_a_student_learns_from_records_without_its_teacher(
     recording.mkdir()
     out.mkdir()
     job = courses.Job(task=TASKS[TASK], max_length=64, out=recording)
-    from edgekit.distill import student_rows
-
-    facts = courses.record_teacher(teacher, student_rows(data, TASK, None), job, 2.0, "cpu")
+    facts = record_teacher(teacher, student_rows(data, TASK, None), job, 2.0, "cpu")
     assert facts["bytes_per_token"] == RECORD.itemsize
     monkeypatch.setitem(TEACHERS, "kept", lambda _: pytest.fail("asked"))
     monkeypatch.setitem(TEACHERS, "live", lambda _: pytest.fail("asked"))
@@ -205,13 +210,65 @@ def test_a_student_learns_from_records_without_its_teacher(
         ({"temperature": {"start": 1, "end": 2}}, "tokens", r"temperature: a teacher is recorded at one temperature"),
         ({"confidence": 1.0}, "tokens", r"confidence: needs all of the teacher's probabilities"),
         ({"correct_teacher": 0.2}, "tokens", r"correct_teacher: needs all"),
-        ({}, "logits", r"signals: .recorded. is for text-generation"),
+        (
+            {"losses": {"hidden": 1.0}},
+            "logits",
+            r"losses.hidden: .* its outputs alone are recorded; use .*logits",
+        ),
+        (
+            {"augment": {"case": 0.1, "answers": "asked"}},
+            "logits",
+            r"augment.answers: a recorded teacher is asked nothing",
+        ),
         ({"signals": "sparse"}, "tokens", r"signals: "),
     ],
 )
 def test_what_cannot_be_recorded_is_told(table: dict[str, object], output: str, message: str) -> None:
     with pytest.raises(EdgekitError, match="recipe.toml: distill." + message):
         read_distill_options({"signals": "recorded"} | table, output, "recipe.toml: distill")
+
+
+def test_rows_are_recorded_whole(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier's rows, in two files: transformers' own logits; a student of them is the student of the teacher itself."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    monkeypatch.setattr(recorded, "_ROWS", 5)
+    data, recording = make_data(tmp_path / "data"), tmp_path / "recording"
+    recording.mkdir()
+    job = courses.Job(task=TASKS["text-classification"], max_length=32, out=recording)
+    texts = student_rows(data, "text-classification", None)
+    assert len(texts) == 12
+    record_teacher(classifier, texts, job, 0.0, "cpu")
+    read_rows = np.concatenate([np.load(path) for path in sorted(recording.glob("signals-*.npy"))])
+    model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    with torch.no_grad():
+        wanted = model(**tokenizer([row.text for row in texts], padding=True, return_tensors="pt")).logits
+    np.testing.assert_allclose(read_rows, wanted.numpy(), atol=2e-5)
+    found = []
+    for signals in (recording, None):
+        (out := tmp_path / f"student-{len(found)}").mkdir()
+        options: dict[str, Any] = {"epochs": 2, "holdout": 0.0, "losses": {"labels": 0.5, "logits": 1.0}}
+        with pytest.MonkeyPatch.context() as patch:
+            if signals is not None:
+                options["signals"] = "recorded"
+                patch.setitem(TEACHERS, "kept", lambda _: pytest.fail("asked"))
+            distill(
+                classifier,
+                data,
+                task="text-classification",
+                layers=1,
+                options=options,
+                max_length=32,
+                out=out,
+                signals=signals,
+            )
+        found.append(load_file(out / "model.safetensors"))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], atol=1e-4, rtol=1e-3)
+    (recording / "signals-00001.npy").unlink()
+    with pytest.raises(EdgekitError, match="holds 7 recorded rows, but the texts have 12"):
+        recorded.RowReader(recording, len(texts))
 
 
 def test_a_grid_has_no_recorded_teacher() -> None:
