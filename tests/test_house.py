@@ -23,6 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     for layer in (
         "__main__",
         "cli",
+        "release",
         "pipeline",
         "hindrances",
         "compare qad linear pace",
@@ -116,6 +117,7 @@ FACING_USERS = {
     "model",
     "workspace",
     "bundle",
+    "release",
     "devices",
     "probes",
     "doctor",

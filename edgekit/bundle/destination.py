@@ -6,7 +6,7 @@ import gzip
 import os
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from edgekit.errors import EdgekitError
@@ -56,8 +56,8 @@ def old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def swap(half: Path, path: Path) -> None:
-    """Put a finished folder in its place.
+def swap(half: Path, path: Path, last: Collection[str] = (MANIFEST,)) -> None:
+    """Put a finished folder in its place. last: what of an older one is deleted last, because it shows whose it is.
 
     A folder cannot be replaced in one call: a kill between the two renames leaves the older one under its hidden name,
     and `clear_leftovers` puts it back.
@@ -72,7 +72,7 @@ def swap(half: Path, path: Path) -> None:
             older.rename(path)
         raise
     if older.exists():
-        discard(older, last={MANIFEST})
+        discard(older, last=last)
 
 
 def clear_leftovers(bundle: Path, files: tuple[Path, ...]) -> None:

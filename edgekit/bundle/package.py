@@ -139,7 +139,7 @@ def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packag
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with locked(_lock_file(put.bundle), f"{name}: another build is packaging this; waiting for it"):
+        with locked(lock_file(put.bundle), f"{name}: another build is packaging this; waiting for it"):
             refuse_foreign(out, name)
             clear_leftovers(put.bundle, (put.archive, put.report, put.html))
             put = replace(put, tuning=_write_tuning(out / f"{name}.tuning.json", content))
@@ -295,7 +295,7 @@ def _is_current(put: Packaged, manifest: Manifest) -> bool:
         return False
 
 
-def _lock_file(path: Path) -> Path:
+def lock_file(path: Path) -> Path:
     """Not beside the path, which holds products only; a user's own, because a shared temporary folder lends no files."""
     user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
     locks = Path(tempfile.gettempdir()) / f"edgekit-locks{user}"

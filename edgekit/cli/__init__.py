@@ -24,6 +24,7 @@ from edgekit.cli import (
     history,
     init,
     inspect,
+    release,
     run,
     stages,
     targets,
@@ -55,6 +56,7 @@ def cli() -> None:
 
 COMMANDS = (
     *(build.build, run.run, embed.embed, compare.compare, history.history, init.init, *stages.COMMANDS),
+    *(release.release, release.verify_release),
     *(targets.targets, devices.devices, inspect.inspect, explain.explain, doctor.doctor, cache.cache),
 )
 for command in COMMANDS:

@@ -55,7 +55,10 @@ def inspect_onnx(path: Path) -> dict[str, object]:
     model = ort.read_ort(path) if own else _read_onnx(path)
     graph = _graph(model)
     weights = {name: tensor for name, tensor in graph.weights.items() if tensor.dims}
-    sized = [(name, _type(tensor), tuple(tensor.dims), _bytes(tensor)) for name, tensor in sorted(weights.items())]
+    sized = [
+        (name, tensor_type(tensor), tuple(tensor.dims), tensor_bytes(tensor))
+        for name, tensor in sorted(weights.items())
+    ]
     products = _products(graph)
     operators = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.nodes)
     initialized = set(graph.weights)
@@ -150,7 +153,7 @@ def _integer_product(graph: Graph, node: onnx.NodeProto, operator: Operator) -> 
     weight = graph.weight(node.input[operator.weight or 0])
     has_scale = operator.scale is not None and len(node.input) > operator.scale
     scale = graph.weight(node.input[operator.scale or 0]) if has_scale else None
-    held = "none" if weight is None else f"{_type(weight)}, {_granularity(scale, None)}"
+    held = "none" if weight is None else f"{tensor_type(weight)}, {_granularity(scale, None)}"
     static = operator.static
     made = graph.maker(node.input[0])
     if node.op_type == "MatMulIntegerToFloat" and (made is None or made.op_type != "DynamicQuantizeLinear"):
@@ -165,7 +168,7 @@ def _float_product(graph: Graph, node: onnx.NodeProto) -> tuple[str, str, str] |
         if weight is None and maker is not None and maker.op_type == "DequantizeLinear":
             weight = graph.weight(maker.input[0])
             if weight is not None:
-                held = f"{_type(weight)}, {_granularity(graph.weight(maker.input[1]), maker)}"
+                held = f"{tensor_type(weight)}, {_granularity(graph.weight(maker.input[1]), maker)}"
                 return (
                     node.op_type,
                     held,
@@ -176,7 +179,7 @@ def _float_product(graph: Graph, node: onnx.NodeProto) -> tuple[str, str, str] |
                 return None
             return (
                 node.op_type,
-                _type(weight),
+                tensor_type(weight),
                 "none" if node.op_type == "Gather" else _activation(graph, node.input[1 - index]),
             )
     if node.op_type == "Gather":
@@ -189,7 +192,7 @@ def _activation(graph: Graph, name: str) -> str:
     if maker is None or maker.op_type != "DequantizeLinear":
         return "float"
     zero = graph.weight(maker.input[2]) if len(maker.input) > 2 else None
-    return f"{_type(zero) if zero is not None else 'uint8'}, static"
+    return f"{tensor_type(zero) if zero is not None else 'uint8'}, static"
 
 
 def _granularity(scale: onnx.TensorProto | None, node: onnx.NodeProto | None) -> str:
@@ -219,17 +222,19 @@ def _external(path: Path, graph: Graph) -> dict[str, int | str]:
     return files
 
 
-def _type(tensor: onnx.TensorProto) -> str:
+def tensor_type(tensor: onnx.TensorProto) -> str:
+    """The type of a tensor's numbers: float32, int8, ..."""
     import onnx
 
     name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
     return "float32" if name == "float" else name
 
 
-def _bytes(tensor: onnx.TensorProto) -> int:
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """How many bytes a tensor's numbers take."""
     import re
 
-    kind = _type(tensor)
+    kind = tensor_type(tensor)
     named = re.search(r"\d+", kind)
     bits = {"double": 64, "bool": 8, "string": 0}.get(kind) or int(named.group() if named else 0)
     return math.ceil(int(math.prod(tensor.dims)) * bits / 8)

@@ -1,0 +1,225 @@
+"""Release: a bundle and what was measured of it become one folder that foreign tools verify unchanged.
+
+All but the signature follows from the bundle, its reports, the build's cache and the policy: no clock, time zone, locale or name
+of a folder is in it. The folder is written beside its place and renamed; what a killed run left is no release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit import __version__
+from edgekit.bundle.destination import old, partial, swap
+from edgekit.bundle.manifest import FileEntry
+from edgekit.bundle.open import Bundle, open_bundle
+from edgekit.bundle.package import lock_file
+from edgekit.errors import EdgekitError
+from edgekit.evidence import Report, read_report
+from edgekit.history import folder as history_folder
+from edgekit.history import read as read_history
+from edgekit.release import contents
+from edgekit.release.bom import Billed, write_bom
+from edgekit.release.contents import BUNDLE, RELEASE, SIGNATURE, Release, names_in, read_release
+from edgekit.release.licences import notice
+from edgekit.release.quantization import find_sources, record
+from edgekit.release.scan import refuse_secrets
+from edgekit.release.signature import Signer, sign
+from edgekit.release.statements import BUILDER, measurement, provenance
+from edgekit.schema import dump_json
+from edgekit.workspace import discard, disk_error, file_sha256, list_names, locked, make_folder, sync
+
+if TYPE_CHECKING:
+    from edgekit.release.quantization import Sources
+
+# In the half of a release while it is written: the folder is edgekit's.
+MARK = ".key"
+_WORST = {"fail": 0, "not proven": 1, "pass": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A report about a bundle's model, and when it was measured, ISO 8601; None where nobody knows."""
+
+    path: Path
+    report: Report
+    at: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseInputs:
+    """What `release` is given: a bundle's folder or archive, its reports, the cache of its build, who signs (None: nobody), who
+    built as a URI, and sha256 of the policy that was kept (None: there was none)."""
+
+    bundle: Path
+    evidence: Sequence[Evidence]
+    cache: Path
+    signer: Signer | None = None
+    builder: str = BUILDER
+    policy: str | None = None
+
+
+def gather(bundle: Path, reports: Sequence[Path], measured_at: str | None = None) -> list[Evidence]:
+    """The evidence about a bundle: these reports, or where none is named the one that lies beside it.
+
+    measured_at: when, where the user says so; else the history of this machine tells of measurements made here. Raises
+    EdgekitError where there is no report, or one is of another model.
+    """
+    name = bundle.name.removesuffix(".tar.gz")
+    paths = list(reports) or [bundle.with_name(f"{name}.report.json")]
+    sha256 = open_bundle(bundle).manifest.artifact.sha256
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise EdgekitError(f"{path}: no such report: a release carries what was measured; name it with --report")
+        report = read_report(path)
+        if report.artifact.sha256 != sha256:
+            raise EdgekitError(f"{path}: this report is of another model than {bundle}; run: edgekit verify")
+        found.append(Evidence(path=path, report=report, at=measured_at or _when(report)))
+    return found
+
+
+def release(inputs: ReleaseInputs, out: Path) -> Release:
+    """Write the release of a bundle as the folder `out`; an older release there stays until the new one is whole.
+
+    Raises EdgekitError where something else lies there or was changed, a file holds a secret or a path of this machine, a library
+    is missing, or nobody can sign.
+    """
+    bundle = open_bundle(inputs.bundle)
+    half = partial(out)
+    inner = half / out.name
+    try:
+        make_folder(out.parent)
+        with locked(lock_file(out), f"{out}: another edgekit is writing it; waiting for it"):
+            _refuse_foreign(out)
+            _clear_leftovers(out)
+            half.mkdir()
+            (half / MARK).touch()
+            try:
+                found = _fill(inner, bundle, inputs)
+                if inputs.signer is not None:
+                    sign(inner, inputs.signer)
+                for name in names_in(inner):
+                    (inner / name).chmod(0o644)
+                    sync(inner / name)
+                swap(inner, out, last={RELEASE})
+                sync(out.parent)
+            finally:
+                with suppress(FileNotFoundError):
+                    discard(half, last={MARK})
+    except OSError as failed:
+        raise disk_error(out, failed) from failed
+    return found
+
+
+def _fill(folder: Path, bundle: Bundle, inputs: ReleaseInputs) -> Release:
+    """Write all of a release but its signature."""
+    manifest, evidence = bundle.manifest, inputs.evidence
+    for name in (*(manifest.files or {}), "bundle.json"):
+        (folder / BUNDLE / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.folder / name, folder / BUNDLE / name)
+    sources: Sources = find_sources(bundle, inputs.cache)
+    texts = {
+        contents.QUANTIZATION: dump_json(record(bundle, sources)),
+        contents.PROVENANCE: provenance(manifest, inputs.builder),
+        contents.NOTICE: notice(manifest),
+    }
+    for number, one in enumerate(evidence, 1):
+        said = one.report.to_json()
+        texts[contents.report_name(number)] = said
+        texts[contents.measurement_name(number)] = measurement(manifest, one.report, sha256=_sha256(said), at=one.at)
+    billed = Billed(
+        manifest=manifest,
+        reports=[one.report for one in evidence],
+        referred={name: _sha256(text) for name, text in texts.items()},
+        made=_epoch(),
+    )
+    texts[contents.BOM] = write_bom(billed)
+    (folder / "evidence").mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    names = names_in(folder)
+    refuse_secrets(folder, names)
+    listed = Release(
+        format_version=contents.FORMAT,
+        edgekit=__version__,
+        name=manifest.name,
+        target=manifest.target,
+        bundle=str(manifest.digest),
+        artifact=manifest.artifact.sha256,
+        verdict=min((one.report.verdict for one in evidence), key=_WORST.__getitem__),
+        reports=len(evidence),
+        policy=inputs.policy,
+        files={name: _entry(folder / name) for name in names},
+    ).whole()
+    (folder / RELEASE).write_text(listed.to_json(), encoding="utf-8", newline="\n")
+    return listed
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _when(report: Report) -> str | None:
+    """When a report was measured, by the history of this machine: the entry of the same file with the same times."""
+    where = history_folder()
+    if not where.is_dir() or not any(where.glob("*.jsonl")):
+        return None
+    times = tuple(process.p50 for process in report.latency_processes_ms)
+    entries = [
+        entry for entry in read_history(where) if entry.sha256 == report.artifact.sha256 and entry.p50_ms == times
+    ]
+    return entries[-1].at if entries else None
+
+
+def _epoch() -> str | None:
+    """The date that $SOURCE_DATE_EPOCH gives a release (https://reproducible-builds.org/specs/source-date-epoch), ISO 8601."""
+    said = os.environ.get("SOURCE_DATE_EPOCH")
+    if not said:
+        return None
+    try:
+        return datetime.fromtimestamp(int(said), UTC).isoformat()
+    except (ValueError, OverflowError, OSError) as wrong:
+        raise EdgekitError(f"SOURCE_DATE_EPOCH={said}: seconds since 1970 expected") from wrong
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise EdgekitError where what lies at the place, or beside it, is no release that edgekit wrote and nobody changed."""
+    for place in (out, old(out)):
+        if not os.path.lexists(place) or (place.is_dir() and not place.is_symlink() and not any(place.iterdir())):
+            continue
+        if place.is_symlink() or not (place / RELEASE).is_file():
+            raise EdgekitError(f"{place}: is there and is not a release; move it away or choose another --out")
+        listed = read_release(place)
+        if added := sorted(list_names(place) - listed.files.keys() - {RELEASE, SIGNATURE}):
+            raise EdgekitError(f"{place / added[0]}: not of the release that edgekit wrote there; move it away")
+        for name, entry in listed.files.items():
+            if (place / name).is_file() and file_sha256(place / name) != entry.sha256:
+                raise EdgekitError(
+                    f"{place / name}: changed after it was released, and a new release would replace it; move it away"
+                )
+    half = partial(out)
+    if os.path.lexists(half) and (half.is_symlink() or not (half / MARK).is_file()) and any(half.iterdir()):
+        raise EdgekitError(f"{half}: is there and edgekit did not write it; move it away or choose another --out")
+
+
+def _clear_leftovers(out: Path) -> None:
+    """What a killed run left: the older release comes back, halves go."""
+    older, half = old(out), partial(out)
+    if older.exists() and not out.exists():
+        older.rename(out)
+    if older.exists():
+        discard(older, last={RELEASE})
+    if half.exists():
+        discard(half, last={MARK})
