@@ -28,6 +28,7 @@ from edgekit.errors import CheckFailed, EdgekitError
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The folder to write. [default: BUNDLE.release]")
 @click.option("--builder", metavar="URI", help="Who built it, for the provenance.")
 @click.option("--measured-at", metavar="DATE", help="When it was measured, where this machine's history does not know.")
+@click.option("--policy", type=click.Path(path_type=Path), help="A policy.toml that the release must keep.")
 @cache_option
 @json_option
 def release(
@@ -39,6 +40,7 @@ def release(
     out: Path | None,
     builder: str | None,
     measured_at: str | None,
+    policy: Path | None,
     cache: Path | None,
     as_json: bool,
 ) -> None:
@@ -53,6 +55,7 @@ def release(
       edgekit release dist/chat-laptop-cpu --sign env --report pi.report.json --report laptop.report.json
     """
     from edgekit.cli.terminal import print_json
+    from edgekit.release.policy import measured
     from edgekit.release.signature import Signer
     from edgekit.release.statements import BUILDER
     from edgekit.release.write import ReleaseInputs, gather
@@ -62,6 +65,8 @@ def release(
         raise EdgekitError("--chain: vouches for a certificate; name that one too: --certificate CERT.pem")
     if key is None and certificate is not None:
         raise EdgekitError("--certificate: signs with its key; name that one too: --sign KEY.pem")
+    if measured_at is not None:
+        measured(measured_at)
     place = out or bundle.with_name(f"{bundle.name.removesuffix('.tar.gz')}.release")
     inputs = ReleaseInputs(
         bundle=bundle,
@@ -69,6 +74,7 @@ def release(
         cache=cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit")),
         signer=Signer(key=key, certificate=certificate, chain=chain) if key else None,
         builder=builder or BUILDER,
+        policy=policy,
     )
     made = write(inputs, place)
     if as_json:
@@ -87,6 +93,7 @@ def release(
               help="A certificate that must vouch for who signed; again for more.")  # fmt: skip
 @click.option("--identity", help="Who must have signed without a key, as sigstore's certificate names them.")
 @click.option("--issuer", metavar="URL", help="Who vouches for that identity.")
+@click.option("--policy", type=click.Path(path_type=Path), help="A policy.toml that it must keep, today.")
 @click.option(
     "--unsigned", is_flag=True, help="Leave the signature out: whether files fit together, not whose they are."
 )
@@ -97,6 +104,7 @@ def verify_release(
     certificates: tuple[Path, ...],
     identity: str | None,
     issuer: str | None,
+    policy: Path | None,
     unsigned: bool,
     as_json: bool,
 ) -> int:
@@ -110,6 +118,7 @@ def verify_release(
       edgekit verify-release dist/assistant-raspberrypi.release --certificate root.pem
     """
     from edgekit.cli.terminal import print_json
+    from edgekit.release.policy import read_policy
     from edgekit.release.signature import Trusted
     from edgekit.release.verify import find_faults
 
@@ -120,7 +129,7 @@ def verify_release(
     if (identity is None) != (issuer is None):
         raise EdgekitError("--identity and --issuer go together: who signed, and who vouches for them")
     trusted = None if unsigned else Trusted(key=key, certificates=certificates, identity=identity, issuer=issuer)
-    faults = find_faults(folder, trusted)
+    faults = find_faults(folder, trusted, policy=read_policy(policy) if policy else None)
     code = CheckFailed.exit_code if faults else 0
     if as_json:
         print_json(

@@ -137,6 +137,16 @@ def signed_files(folder: Path) -> dict[str, str]:
         return {}
 
 
+def signing_key(folder: Path) -> str | None:
+    """sha256 of the public key that a release's signature names; nothing of it is checked. None where it names none."""
+    try:
+        signed = json.loads((folder / SIGNATURE).read_text(encoding="utf-8"))
+        hint = signed["verificationMaterial"]["publicKey"]["hint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return hint if isinstance(hint, str) else None
+
+
 def _refusals() -> tuple[type[Exception], ...]:
     """How the libraries below model-signing refuse a key, a certificate, a signature, or to go on without a network."""
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm

@@ -18,15 +18,17 @@ from edgekit.evidence import Report, read_report
 from edgekit.release import contents
 from edgekit.release.bom import MODEL, performance_metrics
 from edgekit.release.contents import BOM, BUNDLE, RELEASE, SIGNATURE, Release, names_in, read_release
-from edgekit.release.signature import Trusted, check, signed_files
+from edgekit.release.policy import Judged, Policy, find_breaches
+from edgekit.release.signature import Trusted, check, signed_files, signing_key
 from edgekit.release.statements import MEASUREMENT_TYPE, PROVENANCE_TYPE, STATEMENT
 from edgekit.schema import read_json
 from edgekit.typed_json import as_table, to_table
 from edgekit.workspace import file_sha256
 
 
-def find_faults(folder: Path, trusted: Trusted | None) -> list[str]:
-    """All that is wrong with a release, in sentences; empty where nothing is. trusted: None leaves the signature out.
+def find_faults(folder: Path, trusted: Trusted | None, policy: Policy | None = None) -> list[str]:
+    """All that is wrong with a release, in sentences; empty where nothing is. trusted: None leaves the signature out. policy:
+    what it must keep, today.
 
     Raises EdgekitError where the folder is no release at all, and for a key that is none.
     """
@@ -42,7 +44,24 @@ def find_faults(folder: Path, trusted: Trusted | None) -> list[str]:
     broken, faults = _files(folder, release)
     for part in (_bundle, _bill, _statements):
         faults += [fault for fault in part(folder, release, broken) if fault not in faults]
+    if policy is not None and not faults:
+        faults += [f"policy: {breach}" for breach in find_breaches(policy, _judged(folder, release))]
     return [*faults, *signature]
+
+
+def _judged(folder: Path, release: Release) -> Judged:
+    """A whole release, as a policy is held against it."""
+    dates = []
+    for number in range(1, release.reports + 1):
+        _, predicate, _ = _statement(folder, contents.measurement_name(number), MEASUREMENT_TYPE)
+        dates.append(predicate.get("at"))
+    reports = [report for _, report in sorted(_reports(folder, release, set()).items())]
+    return Judged(
+        manifest=check_bundle(folder / BUNDLE),
+        reports=[(report, str(at) if at else None) for report, at in zip(reports, dates, strict=True)],
+        key=signing_key(folder),
+        signed=(folder / SIGNATURE).is_file(),
+    )
 
 
 def _files(folder: Path, release: Release) -> tuple[set[str], list[str]]:

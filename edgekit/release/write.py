@@ -21,7 +21,7 @@ from edgekit.bundle.destination import old, partial, swap
 from edgekit.bundle.manifest import FileEntry
 from edgekit.bundle.open import Bundle, open_bundle
 from edgekit.bundle.package import lock_file
-from edgekit.errors import EdgekitError
+from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import Report, read_report
 from edgekit.history import folder as history_folder
 from edgekit.history import read as read_history
@@ -29,9 +29,10 @@ from edgekit.release import contents
 from edgekit.release.bom import Billed, write_bom
 from edgekit.release.contents import BUNDLE, RELEASE, SIGNATURE, Release, names_in, read_release
 from edgekit.release.licences import notice
+from edgekit.release.policy import Judged, Policy, find_breaches, read_policy
 from edgekit.release.quantization import find_sources, record
 from edgekit.release.scan import refuse_secrets
-from edgekit.release.signature import Signer, sign
+from edgekit.release.signature import Signer, key_id, sign
 from edgekit.release.statements import BUILDER, measurement, provenance
 from edgekit.schema import dump_json
 from edgekit.workspace import discard, disk_error, file_sha256, list_names, locked, make_folder, sync
@@ -56,14 +57,14 @@ class Evidence:
 @dataclass(frozen=True, kw_only=True)
 class ReleaseInputs:
     """What `release` is given: a bundle's folder or archive, its reports, the cache of its build, who signs (None: nobody), who
-    built as a URI, and sha256 of the policy that was kept (None: there was none)."""
+    built as a URI, and the file of the policy that must be kept (None: there is none)."""
 
     bundle: Path
     evidence: Sequence[Evidence]
     cache: Path
     signer: Signer | None = None
     builder: str = BUILDER
-    policy: str | None = None
+    policy: Path | None = None
 
 
 def gather(bundle: Path, reports: Sequence[Path], measured_at: str | None = None) -> list[Evidence]:
@@ -90,9 +91,11 @@ def release(inputs: ReleaseInputs, out: Path) -> Release:
     """Write the release of a bundle as the folder `out`; an older release there stays until the new one is whole.
 
     Raises EdgekitError where something else lies there or was changed, a file holds a secret or a path of this machine, a library
-    is missing, or nobody can sign.
+    is missing, or nobody can sign; CheckFailed where the policy is not kept.
     """
     bundle = open_bundle(inputs.bundle)
+    if inputs.policy is not None:
+        _keep(read_policy(inputs.policy), bundle, inputs)
     half = partial(out)
     inner = half / out.name
     try:
@@ -117,6 +120,19 @@ def release(inputs: ReleaseInputs, out: Path) -> Release:
     except OSError as failed:
         raise disk_error(out, failed) from failed
     return found
+
+
+def _keep(policy: Policy, bundle: Bundle, inputs: ReleaseInputs) -> None:
+    """Raise CheckFailed with every clause of a policy that the release would break."""
+    signer = inputs.signer
+    judged = Judged(
+        manifest=bundle.manifest,
+        reports=[(one.report, one.at) for one in inputs.evidence],
+        key=key_id(signer) if signer and policy.signer else None,
+        signed=signer is not None,
+    )
+    if breaches := find_breaches(policy, judged):
+        raise CheckFailed(f"{inputs.policy}: no release: {' | '.join(breaches)}")
 
 
 def _fill(folder: Path, bundle: Bundle, inputs: ReleaseInputs) -> Release:
@@ -156,7 +172,7 @@ def _fill(folder: Path, bundle: Bundle, inputs: ReleaseInputs) -> Release:
         artifact=manifest.artifact.sha256,
         verdict=min((one.report.verdict for one in evidence), key=_WORST.__getitem__),
         reports=len(evidence),
-        policy=inputs.policy,
+        policy=file_sha256(inputs.policy) if inputs.policy else None,
         files={name: _entry(folder / name) for name in names},
     ).whole()
     (folder / RELEASE).write_text(listed.to_json(), encoding="utf-8", newline="\n")
