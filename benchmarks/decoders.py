@@ -4,9 +4,10 @@ Goals:
 - perplexity on held-out windows, student beside its teacher (`kd`) over the same student without one (`control`), which read the
   same windows in the same order: the upper end of its 95 % interval < 1
 - KL(student || teacher) in nats a token on what each student writes behind the first halves of held-out functions: `on-policy`
-  over `kd`, from which it begins, and over `off-policy`: each interval's upper end < 1
-`off-policy` and `on-policy` go on from `kd` for as many steps, with the same functions, the same first halves and the same loss
-(reverse KL) on what comes behind them: the data's tokens, or the student's. Beside them the forward KL on what the *teacher*
+  over `kd`, from which it begins, and over `off-policy`, and `response` over `kd`: each interval's upper end < 1
+These go on from `kd` for as many steps, with the same functions and the same first halves. `off-policy` and `on-policy` learn by
+reverse KL from what comes behind them, the data's tokens or the student's; `response` by the cross-entropy of what the teacher
+writes there (sequence-level distillation, Kim and Rush, arXiv:1606.07947, sampled instead of searched). Beside them the forward KL on what the *teacher*
 writes there, which a student that only says what is safe makes larger. Intervals are of a bootstrap over windows or functions.
 
 Training text are the Python files of the interpreter and its packages, without those of which half is held-out text (see
@@ -53,14 +54,20 @@ from edgekit.tasks import TASKS  # noqa: E402
 from edgekit.tasks.text_generation import Passage  # noqa: E402
 from edgekit.typed_json import as_list  # noqa: E402
 
-ROWS = ("control", "kd", "off-policy", "on-policy")
+AFTER = ("off-policy", "on-policy", "response")
+ROWS = ("control", "kd", *AFTER)
 STEPS, MORE, BLOCKS, FUNCTIONS = 32, 16, 16, 64
 # Rates of the students that begin from blocks of the teacher, and of those that go on.
 RATE, ON = 2e-4, 1e-4
 # Tokens of a function, the share of them that is shown, and functions of a batch.
 SHORTEST, LONGEST, SHOWN, TOGETHER = 48, 128, 0.5, 8
 RESAMPLINGS = 2000
-GOALS = (("kd", "control", "nll"), ("on-policy", "kd", "own"), ("on-policy", "off-policy", "own"))
+GOALS = (
+    ("kd", "control", "nll"),
+    ("on-policy", "kd", "own"),
+    ("on-policy", "off-policy", "own"),
+    ("response", "kd", "own"),
+)
 
 
 def main() -> int:
@@ -106,7 +113,7 @@ class Bench:
     def key(self, name: str) -> str:
         """What a row that is kept must agree with."""
         return f"{name}/{self.steps}x{BATCH}x{LENGTH}/{RATE:g}" + (
-            f"/{self.more}x{TOGETHER}x{LONGEST}/{ON:g}" if name.endswith("policy") else ""
+            f"/{self.more}x{TOGETHER}x{LONGEST}/{ON:g}" if name in AFTER else ""
         )
 
     def row(self, name: str) -> Row:
@@ -123,7 +130,7 @@ class Bench:
         out = self.cache / self.key(name).replace("/", "-")
         if (out / "done").exists():
             return out
-        course = self.goes_on(name, out) if name.endswith("policy") else self.begins(name, out)
+        course = self.goes_on(name, out) if name in AFTER else self.begins(name, out)
         out.mkdir(exist_ok=True)
         teach(course)
         (out / "done").touch()
@@ -145,12 +152,14 @@ class Bench:
     def goes_on(self, name: str, out: Path) -> Course:
         """The student that its teacher taught, on what comes behind the first halves of functions."""
         begun, functions = self.taught("kd"), self.functions
+        if name == "response":
+            functions = write(self.teacher, functions, self.model.stops)
         written = OnPolicy(share=1.0, new_tokens=LONGEST) if name == "on-policy" else None
         return Course(
             job=job(name, out),
             student=Whole(folder=begun),
             source=passage_source(functions, range(len(functions)), []),
-            losses={"reverse_kl": 1.0},
+            losses={"labels" if name == "response" else "reverse_kl": 1.0},
             options=DistillOptions(epochs=1, batch=TOGETHER, temperature=1.0, learning_rate=ON, on_policy=written),
             begins=begun,
             teacher=Teaches(folder=self.folder),
