@@ -7,8 +7,9 @@ Goals:
   over `kd`, from which it begins, and over `off-policy`, and `response` over `kd`: each interval's upper end < 1
 These go on from `kd` for as many steps, with the same functions and the same first halves. `off-policy` and `on-policy` learn by
 reverse KL from what comes behind them, the data's tokens or the student's; `response` by the cross-entropy of what the teacher
-writes there (sequence-level distillation, Kim and Rush, arXiv:1606.07947, sampled instead of searched). Beside them the forward KL on what the *teacher*
-writes there, which a student that only says what is safe makes larger. Intervals are of a bootstrap over windows or functions.
+writes there (sequence-level distillation, Kim and Rush, arXiv:1606.07947, sampled instead of searched). Beside them the forward
+KL on what the *teacher* writes there, which a student that only says what is safe makes larger.
+Intervals are of a bootstrap over windows or functions.
 
 Training text are the Python files of the interpreter and its packages, without those of which half is held-out text (see
 benchmarks/qad.py). Rows and students are kept in --cache: what was stopped goes on.
