@@ -2,7 +2,8 @@
 
 Goal, for each number of labels and each seed: `[teacher.finetune] contrastive` is never more than 0.5 points below SetFit's
 recipe (arXiv:2209.11055: pairs and the cosine, then logistic regression) on the same encoder, rows and seed. Beside them: the
-same fine-tuning without the first stage. The test rows are only counted; every default was chosen on train rows.
+same fine-tuning without the first stage, and with `pseudo_labels = "auto"`, to which all other train rows are texts without a
+label. The test rows are only counted; every default was chosen on train rows.
 
 SetFit runs in an environment of its own: name its Python, or it is shown as not run and no goal is judged. Its pairs are those of
 its paper, num_iterations = 20 a text; --max-steps cuts its training short (its documentation's remedy for slow machines), and the
@@ -48,7 +49,11 @@ from edgekit.workspace import Workspace, file_sha256  # noqa: E402
 SETFIT, ITERATIONS, CLASSES = "setfit", 20, 77
 # With so few rows none are held out: the steps are as many as they are.
 PLAIN: Mapping[str, object] = {"epochs": 20, "holdout": 0.0}
-OURS: Mapping[str, Mapping[str, object]] = {"contrastive": {**PLAIN, "contrastive": True}, "plain": PLAIN}
+OURS: Mapping[str, Mapping[str, object]] = {
+    "contrastive": {**PLAIN, "contrastive": True},
+    "plain": PLAIN,
+    "pseudo": {**PLAIN, "contrastive": True, "pseudo_labels": "auto"},
+}
 BELOW = 0.005
 
 
@@ -94,9 +99,13 @@ class Bench:
         self, table: Mapping[str, object], rows: Sequence[tuple[str, str]], labels: int, seed: int
     ) -> tuple[list[str], dict[str, object]]:
         """What a classifier says that edgekit fine-tuned."""
-        place = self.cache / f"data-{len(self.names)}-{labels}-{seed}"
+        place = self.cache / f"data-{len(self.names)}-{labels}-{seed}{'-all' * ('pseudo_labels' in table)}"
         place.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps({"text": text, "label": label}) for text, label in rows)
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+        if "pseudo_labels" in table:
+            known = {text for text, _ in rows}
+            others = dict.fromkeys(text for text, _ in self.train if text not in known)
+            lines += [json.dumps({"text": text, "label": None}) for text in others]
         (place / "train.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         options = read_finetune_options(CLASSIFY, table, "benchmark")
         encoder = self.arguments.encoder
@@ -110,11 +119,13 @@ class Bench:
             seed=seed,
             machine=conditions(options),
         )
-        folder = self.workspace.once("finetune", identity(inputs), lambda out: finetune(inputs, out)).folder
+        product = self.workspace.once("finetune", identity(inputs), lambda out: finetune(inputs, out))
+        folder = product.folder
         task, model = TASKS[CLASSIFY], load_model(folder)
         encoded = task.encode(model, [Prompt(text=text) for text, _ in self.test], MAX_LENGTH)
         best = outputs(task.load(folder), encoded, batch=64).argmax(axis=1)
-        return [model.labels[index] for index in best], {}
+        told = {key: value for key, value in product.facts.items() if key == "pseudo_labels"}
+        return [model.labels[index] for index in best], told
 
     def setfit(self, rows: Sequence[tuple[str, str]], labels: int, seed: int) -> tuple[list[str], dict[str, object]]:
         """What SetFit says, in its own environment."""

@@ -363,8 +363,11 @@ def _check_unlabelled(recipe: Recipe, where: str) -> None:
         raise EdgekitError(
             f"{where}: data.unlabelled: for classifiers whose other texts have labels; name all texts as train data, or remove it"
         )
-    if recipe.student is None:
-        raise EdgekitError(f"{where}: data.unlabelled: teaches a student, and the recipe makes no [student]; add one")
+    if recipe.student is None and not (recipe.teacher.finetune or {}).get("pseudo_labels"):
+        raise EdgekitError(
+            f"{where}: data.unlabelled: teaches a student, and the recipe makes no [student]; add one, or have the teacher learn"
+            " from it (teacher.finetune.pseudo_labels)"
+        )
 
 
 def _check_student(student: Student, task: str, longest: int, where: str) -> None:

@@ -195,6 +195,11 @@ def read_training(recipe: Recipe, where: str) -> Training:
     if recipe.teacher.finetune is not None:
         finetuning = read_finetune_options(recipe.task, recipe.teacher.finetune, f"{where}: teacher.finetune")
         check_training(finetuning, f"{where}: teacher.finetune", generates=generates)
+        if finetuning.pseudo_labels is not None and recipe.data.unlabelled is None:
+            raise EdgekitError(
+                f"{where}: teacher.finetune.pseudo_labels: the recipe has no texts without labels; name a file of them"
+                " (data.unlabelled), or remove this key"
+            )
     taught = "cut" if recipe.student is None else recipe.student.kind
     options, losses = read_distill_options(recipe.distill, kind.OUTPUT, f"{where}: distill", taught)
     check_training(options, f"{where}: distill", generates=generates)
@@ -280,14 +285,17 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
     """Train a model on the labels of the train split, into `out`; a killed run continues there.
 
     text-classification: a classifier on an encoder. The classes are the labels in sorted order, without `out_of_scope`: its
-    texts are taught as "no class in particular", and so are some that say nothing (`tasks.contentless`).
+    texts are taught as "no class in particular", and so are some that say nothing (`tasks.contentless`). Texts without a label
+    teach where `pseudo_labels` asks for that.
     text-generation: the wanted answers, or all tokens of running text.
     Raises EdgekitError for a train split without two labels or any answer.
     """
     base, prompts = inputs.base.path, inputs.prompts.path
     rows = PromptSet(folder=prompts).split("train")
     classes: list[str] = []
+    unlabelled: list[Prompt] = []
     if OUTPUTS[TASKS[inputs.task].OUTPUT].has_classes:
+        unlabelled = [prompt for prompt in rows if prompt.label is None]
         rows = [prompt for prompt in rows if prompt.label is not None]
         rows += _contentless(rows, inputs.out_of_scope)
         classes = sorted({str(prompt.label) for prompt in rows} - {inputs.out_of_scope})
@@ -295,10 +303,10 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
             raise EdgekitError(
                 f"{prompts}: the train split has {len(classes)} label(s); fine-tuning needs at least two"
             )
-    from edgekit.distill.few_labels import fine_tune
+    from edgekit.distill.self_training import fine_tune
 
     job = make_job(inputs, out, progress, inputs.out_of_scope)
-    return fine_tune(base, rows, classes, inputs.options, job)
+    return fine_tune(base, rows, classes, inputs.options, job, unlabelled)
 
 
 @spread

@@ -47,7 +47,7 @@ PLAIN, CONTRASTIVE = "plain", "contrastive"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Given:
+class Given:
     """What every training of a fine-tuning has in common."""
 
     base: Path
@@ -65,22 +65,34 @@ def fine_tune(
     Early stop: the Brier score of held-out texts; of a decoder the same loss. A killed run continues.
     """
     source = read_source(base, texts, classes, options, job)
-    given = _Given(base=base, texts=texts, classes=classes, options=options)
-    first = options.contrastive if isinstance(options, FinetuneOptions) and classes else None
+    given = Given(base=base, texts=texts, classes=classes, options=options)
+    first, told = choose_stage(given, source, job)
+    _, facts = train_on(given, source, job, first)
+    drop_tried(job)
+    return facts | told
+
+
+def choose_stage(given: Given, source: Source, job: Job) -> tuple[Contrastive | None, dict[str, object]]:
+    """The first stage of a training, None where it has none or held-out rows are against it; and what the step tells of it."""
+    options = given.options
+    first = options.contrastive if isinstance(options, FinetuneOptions) and given.classes else None
     if first is None:
-        return _train(given, source, job, None)[1]
+        return None, {}
     told: dict[str, object] = {}
     if first.when == "auto":
         scores = _try_both(given, source, job, first)
         told["tried"] = scores
         first = first if scores[CONTRASTIVE] < scores[PLAIN] else None
-    _, facts = _train(given, source, job, first)
+    return first, told | {"contrastive": first is not None}
+
+
+def drop_tried(job: Job) -> None:
+    """Leave nothing of what was tried."""
     shutil.rmtree(job.out / _TRIED, ignore_errors=True)
-    return facts | told | {"contrastive": first is not None}
 
 
-def _train(
-    given: _Given, source: Source, job: Job, first: Contrastive | None
+def train_on(
+    given: Given, source: Source, job: Job, first: Contrastive | None
 ) -> tuple[Sequence[float], dict[str, object]]:
     """Train into the job's folder, behind a first stage where one is given: the score of each epoch, and the step's facts."""
     job.progress(0, 0, f"loading {given.base.name}")
@@ -100,7 +112,7 @@ def _train(
     return outcome.scores, facts
 
 
-def _bring_together(given: _Given, source: Source, job: Job, first: Contrastive) -> Path:
+def _bring_together(given: Given, source: Source, job: Job, first: Contrastive) -> Path:
     """The folder of the classifier after the first stage, beside what the job makes; a finished one is not made again."""
     out = job.out / _FIRST
     out.mkdir(exist_ok=True)
@@ -167,7 +179,7 @@ def pair(source: Source, texts: Sequence[Prompt], out_of_scope: str | None, seed
     return replace(source, held=[], varied=varied, identity={**source.identity, "pairs": seed})
 
 
-def _try_both(given: _Given, source: Source, job: Job, first: Contrastive) -> dict[str, float]:
+def _try_both(given: Given, source: Source, job: Job, first: Contrastive) -> dict[str, float]:
     """The mean Brier score of classifiers without and with the first stage on train rows that neither of them has read."""
     parts = fold([row.text for row in given.texts], [row.label for row in given.texts])
     scores = dict.fromkeys((PLAIN, CONTRASTIVE), 0.0)
@@ -181,7 +193,7 @@ def _try_both(given: _Given, source: Source, job: Job, first: Contrastive) -> di
             score = known.read()
             if score is None:
                 out.mkdir(parents=True, exist_ok=True)
-                score = min(_train(given, part, replace(job, out=out), stage)[0])
+                score = min(train_on(given, part, replace(job, out=out), stage)[0])
                 known.write(score)
                 shutil.rmtree(out)
             scores[name] += score * len(held) / len(given.texts)

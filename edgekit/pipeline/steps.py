@@ -53,16 +53,13 @@ def finetune(settings: Settings, base: Path, prompts: Product, session: Session,
     if settings.training.finetune is None:
         return base
     from edgekit.distill import finetune as make
+    from edgekit.distill.finetuning import describe
 
     inputs = _finetune_inputs(settings, base, prompts)
     note = f"{len(prompts.facts['labels'])} labels, {prompts.facts['rows']['train']} texts"
     product = run_step(session, inputs, with_read(make, prompts, "train", base, *writer(prompts)), note=note, at=at)
-    if tried := product.facts.get("tried"):
-        session.listener.say(
-            f"note: the teacher's contrastive first stage is {'kept' if product.facts['contrastive'] else 'left out'}: on train"
-            f" rows that were held out in turn the Brier score is {tried['contrastive']:.3f} with it, {tried['plain']:.3f}"
-            " without"
-        )
+    for line in describe(product.facts):
+        session.listener.say(f"note: {line}")
     return product.folder
 
 

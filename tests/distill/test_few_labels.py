@@ -186,7 +186,7 @@ def test_the_better_one_on_held_out_rows_is_kept(base: Path, tmp_path: Path, mon
         tried.append((first is not None, tuple(source.train), tuple(source.held)))
         return [0.9, plain if first is None else better[0]], {"made": True}
 
-    monkeypatch.setattr(few_labels, "_train", planted)
+    monkeypatch.setattr(few_labels, "train_on", planted)
     for score, kept in ((0.4, True), (0.6, False), (0.5, False)):
         better[0] = score
         tried.clear()
@@ -202,7 +202,7 @@ def test_the_better_one_on_held_out_rows_is_kept(base: Path, tmp_path: Path, mon
 def test_the_first_stage_brings_texts_of_a_class_together(base: Path, tmp_path: Path) -> None:
     """Of texts that it has not read: the cosine to others of the class rises above that to other classes."""
     data = make_data(tmp_path / "data")
-    given = few_labels._Given(
+    given = few_labels.Given(
         base=base,
         texts=PromptSet(folder=data).split("train"),
         classes=LABELS,
