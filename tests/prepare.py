@@ -17,11 +17,20 @@ from tests.devices.native import ARM, HERE, cached_probe
 from tests.devices.old_x86 import qemu
 from tests.devices.phone import need_adb
 from tests.devices.sshd import need_sshd
+from tests.release.registry import need_registry
 
 
 def prepare() -> None:
     """All of it, one after the other; says what cannot be had here, which skips the tests that need it."""
-    for needed in (need_sshd, need_adb, _browser, _board, partial(cached_probe, HERE), partial(cached_probe, ARM)):
+    for needed in (
+        need_sshd,
+        need_adb,
+        need_registry,
+        _browser,
+        _board,
+        partial(cached_probe, HERE),
+        partial(cached_probe, ARM),
+    ):
         try:
             needed()
         except pytest.skip.Exception as skipped:

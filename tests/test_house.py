@@ -93,6 +93,7 @@ TABLES = {
     "OPERATORS": "runtimes/onnxruntime/operators.py",
     "DEVICES": "devices/__init__.py",
     "PROBES": "probes/__init__.py",
+    "PUBLISHERS": "release/publish.py",
     "SIDECARS": "bundle/sidecars/__init__.py",
     "LOSSES": "distill/losses.py",
     "SOURCES": "distill/batches.py",

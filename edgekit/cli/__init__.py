@@ -56,7 +56,7 @@ def cli() -> None:
 
 COMMANDS = (
     *(build.build, run.run, embed.embed, compare.compare, history.history, init.init, *stages.COMMANDS),
-    *(release.release, release.verify_release),
+    *(release.release, release.verify_release, release.push),
     *(targets.targets, devices.devices, inspect.inspect, explain.explain, doctor.doctor, cache.cache),
 )
 for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""The commands `release` and `verify-release`: a bundle becomes a folder that foreign tools verify, and is verified."""
+"""The commands `release`, `verify-release` and `push`: a bundle as somebody else gets it."""
 
 from __future__ import annotations
 
@@ -145,3 +145,28 @@ def verify_release(
         )
     click.echo(f"{folder}: whole{'' if unsigned else ', and signed by who was named'}")
     return 0
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("address")
+@json_option
+def push(folder: Path, address: str, as_json: bool) -> None:
+    """Push a release to an OCI registry, an OCI layout on disk, or the Hugging Face Hub.
+
+    ADDRESS is HOST/REPOSITORY:TAG; oci:FOLDER:TAG; hf:OWNER/NAME; or hf-folder:FOLDER. A registry's credentials are those of
+    `docker login`, or $EDGEKIT_REGISTRY_USER and $EDGEKIT_REGISTRY_PASSWORD. A push that was cut off goes on where it was.
+
+    \b
+    Examples:
+      edgekit push dist/assistant-raspberrypi.release registry.example.org/team/assistant:1.0
+      edgekit push dist/assistant-raspberrypi.release oci:layout:1.0
+    """
+    from edgekit.cli.terminal import print_json
+    from edgekit.release.publish import publish
+
+    name = publish(folder, address, lambda line: click.echo(line, err=True))
+    if as_json:
+        print_json({"release": str(folder), "address": address, "name": name})
+    else:
+        click.echo(f"{address}: {name}")

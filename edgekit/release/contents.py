@@ -31,6 +31,7 @@ BOM = "bom.cdx.json"
 QUANTIZATION = "quantization.json"
 PROVENANCE = "provenance.intoto.json"
 NOTICE = "NOTICE"
+CARD = "README.md"
 # Of release.json: raised where an older edgekit would misread it.
 FORMAT = 1
 

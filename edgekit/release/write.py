@@ -27,6 +27,7 @@ from edgekit.history import folder as history_folder
 from edgekit.history import read as read_history
 from edgekit.release import contents
 from edgekit.release.bom import Billed, write_bom
+from edgekit.release.card import write_card
 from edgekit.release.contents import BUNDLE, RELEASE, SIGNATURE, Release, names_in, read_release
 from edgekit.release.licences import notice
 from edgekit.release.policy import Judged, Policy, find_breaches, read_policy
@@ -151,9 +152,11 @@ def _fill(folder: Path, bundle: Bundle, inputs: ReleaseInputs) -> Release:
         said = one.report.to_json()
         texts[contents.report_name(number)] = said
         texts[contents.measurement_name(number)] = measurement(manifest, one.report, sha256=_sha256(said), at=one.at)
+    reports = [one.report for one in evidence]
+    texts[contents.CARD] = write_card(manifest, reports, (bundle.folder / "README.md").read_text(encoding="utf-8"))
     billed = Billed(
         manifest=manifest,
-        reports=[one.report for one in evidence],
+        reports=reports,
         referred={name: _sha256(text) for name, text in texts.items()},
         made=_epoch(),
     )

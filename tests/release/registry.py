@@ -1,0 +1,125 @@
+"""A real registry on loopback (distribution, Debian's docker-registry), skopeo, and a wire between that can be cut."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.devices.sshd import install
+
+TOOLS = {"docker-registry": "docker-registry", "skopeo": "skopeo"}
+USER, PASSWORD = "anna", "a password"
+# bcrypt of PASSWORD, at the least cost.
+HASHED = "$2b$04$M7KvKOL3eVMoiF7onlkpfu7VMiq0rrR7dZztYDqnEHAJeRH/aSsPK"
+
+
+def need_registry() -> None:
+    """Skip where the registry or skopeo is not there and cannot be installed."""
+    if lacking := [package for name, package in TOOLS.items() if shutil.which(name) is None]:
+        install(*lacking)
+    if lacking := [name for name in TOOLS if shutil.which(name) is None]:
+        pytest.skip(f"{' and '.join(lacking)} not installed, and only root on Debian can install them here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A registry: host with its port, and the folder where it keeps blobs."""
+
+    host: str
+    folder: Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def registry(folder: Path, *, locked: bool = False) -> Iterator[Running]:
+    """The registry while it runs; locked: only for USER with PASSWORD."""
+    need_registry()
+    folder.mkdir(parents=True)
+    port = free_port()
+    (folder / "htpasswd").write_text(f"{USER}:{HASHED}\n")
+    auth = f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}\n" if locked else ""
+    (folder / "config.yml").write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n{auth}"
+    )
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(["docker-registry", "serve", folder / "config.yml"], stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and server.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.02)
+        else:
+            pytest.fail(f"the registry does not listen: {(folder / 'log').read_text()[-2000:]}")
+        yield Running(host=f"127.0.0.1:{port}", folder=folder / "data")
+    finally:
+        server.kill()
+        server.wait()
+
+
+class Wire:
+    """A way to a registry that is cut after so many bytes, so many times."""
+
+    def __init__(self, to: str, after: int, times: int) -> None:
+        host, _, port = to.rpartition(":")
+        self._to, self._after, self.left = (host, int(port)), after, times
+        self.sent = 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                one, _ = self._server.accept()
+            except OSError:
+                return
+            other = socket.create_connection(self._to)
+            threading.Thread(target=self._carry, args=(one, other, True), daemon=True).start()
+            threading.Thread(target=self._carry, args=(other, one, False), daemon=True).start()
+
+    def _carry(self, source: socket.socket, to: socket.socket, counts: bool) -> None:
+        carried = 0
+        try:
+            while piece := source.recv(1 << 16):
+                to.sendall(piece)
+                carried += len(piece)
+                self.sent += len(piece) if counts else 0
+                if counts and self.left > 0 and carried >= self._after:
+                    self.left -= 1
+                    break
+        except OSError:
+            pass
+        for end in (source, to):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def skopeo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    need_registry()
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    return subprocess.run(
+        ["skopeo", *map(str, arguments)], capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
