@@ -89,12 +89,12 @@ def test_the_bill_is_cyclonedx_and_says_what_was_measured(signed: Path) -> None:
 REQUIRED = ("bomFormat", "specVersion", "serialNumber", "version")
 METADATA = {"primaryPurpose": 3, "suppliedBy": 3, "standardCompliance": 1, "domain": 1, "autonomyType": 1}
 BASIC = {"name": 3, "type": 2, "purl": 2, "description": 2, "licenses": 2}
-CARD = {"energyConsumption": 2, "hyperparameter": 2, "limitation": 2, "safetyRiskAssessment": 2, "typeOfModel": 2}
-CARD |= dict.fromkeys(
+MODEL_CARD = {"energyConsumption": 2, "hyperparameter": 2, "limitation": 2, "safetyRiskAssessment": 2, "typeOfModel": 2}
+MODEL_CARD |= dict.fromkeys(
     ("modelExplainability", "energyQuantity", "energyUnit", "informationAboutTraining", "informationAboutApplication"),
     1,
 )
-CARD |= dict.fromkeys(
+MODEL_CARD |= dict.fromkeys(
     ("metric", "metricDecisionThreshold", "modelDataPreprocessing", "useSensitivePersonalInformation"), 1
 )
 
@@ -113,7 +113,7 @@ def score(bill: dict[str, object]) -> float:
         (20, dict.fromkeys(REQUIRED, 3), {key for key in REQUIRED if bill.get(key)}),
         (20, METADATA, about),
         (20, BASIC, {key for key in BASIC if model.get(key)}),
-        (30, CARD, card),
+        (30, MODEL_CARD, card),
         (10, {"distribution": 3}, {one["type"] for one in bill.get("externalReferences", ())}),
     ]
     return sum(
