@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,19 +46,27 @@ def embed(path: Path, platform: str, folder: Path | None = None) -> Embedded:
     sources = {**embedding.files, f"{BUNDLE}/{MANIFEST}": bundle.folder / MANIFEST}
     sources |= {f"{BUNDLE}/{name}": bundle.folder / name for name in manifest.files or {}}
     try:
-        before = _refuse_foreign(folder, sources)
-        # Named before they are there: a killed run's half is replaced by the next.
-        hashes = {name: file_sha256(source) for name, source in sorted(sources.items())}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / WRITTEN, dump_json({"edgekit": __version__, "files": {**before, **hashes}}))
-        for name, source in sources.items():
-            _copy(source, folder / name)
-        for name in before.keys() - hashes.keys():
-            (folder / name).unlink(missing_ok=True)
-        write_atomically(folder / WRITTEN, dump_json({"edgekit": __version__, "files": hashes}))
+        with tempfile.TemporaryDirectory() as scratch:
+            sources |= embedding.make(bundle, Path(scratch)) if embedding.make else {}
+            hashes = _put(folder, sources)
     except OSError as failed:
         raise disk_error(Path(failed.filename or folder), failed) from failed
     return Embedded(folder=folder, files=tuple(hashes), embedding=embedding)
+
+
+def _put(folder: Path, sources: Mapping[str, Path]) -> dict[str, str]:
+    """Copy files into an app's folder, and take away what an earlier run put there; their hashes."""
+    before = _refuse_foreign(folder, sources)
+    # Named before they are there: a killed run's half is replaced by the next.
+    hashes = {name: file_sha256(source) for name, source in sorted(sources.items())}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WRITTEN, dump_json({"edgekit": __version__, "files": {**before, **hashes}}))
+    for name, source in sources.items():
+        _copy(source, folder / name)
+    for name in before.keys() - hashes.keys():
+        (folder / name).unlink(missing_ok=True)
+    write_atomically(folder / WRITTEN, dump_json({"edgekit": __version__, "files": hashes}))
+    return hashes
 
 
 def _find(path: Path, manifest: Manifest, platform: str) -> Embedding:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgekit.bundle.loaders import BOUND, LOADERS
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.native import native_files
+from edgekit.bundle.open import Bundle
+from edgekit.modalities import text
+from edgekit.outputs.rows import EMBEDDING, LOGITS
+from edgekit.outputs.tokens import TOKENS
 from edgekit.runtimes import RUNTIMES
 from edgekit.tasks import TASKS
 
@@ -29,7 +34,7 @@ class Embedding:
 
     files: by their names in the app, the files here that they are copies of. install: command lines. use: an app's lines, in
     `language`. notes: what else the app's author must know, a sentence each. ran: where this ran, for README's table; "not run"
-    where it did not.
+    where it did not. make: writes what is made of the bundle itself into a folder; these files, by their names in the app.
     """
 
     files: Mapping[str, Path]
@@ -38,6 +43,7 @@ class Embedding:
     language: str
     ran: str
     notes: tuple[str, ...] = field(default=())
+    make: Callable[[Bundle, Path], Mapping[str, Path]] | None = None
 
 
 def _python(key: tuple[str, str, str]) -> Embedding:
@@ -51,7 +57,76 @@ def _python(key: tuple[str, str, str]) -> Embedding:
     )
 
 
-EMBEDDINGS: dict[tuple[str, str, str, str], Embedding] = {(*key, "python"): _python(key) for key in LOADERS}
+# The loaders in C by their source; what an app on a phone adds to them, and how each is asked.
+_C = Path(__file__).parent / "loaders" / "c"
+_ROWS, _WRITER = ("load", "checks", "tokenizer"), ("generate", "checks")
+_C_OPEN = """\
+#include <stdio.h>
+
+#include "{header}.h"
+
+int main(void) {{
+  ek_error error;
+"""
+_C_USES = {
+    LOGITS.name: """\
+  ek_answer answer;
+  ek_model *model = ek_open(ek_verified(), "bundle", &error);
+  if (!model || !ek_classify(model, "turn on the light", &answer, &error)) return fprintf(stderr, "%s\\n", error.text), 1;
+  printf("%s %.2f\\n", answer.label, answer.score);
+}""",
+    EMBEDDING.name: """\
+  float embedding[4096]; /* at least as many as ek_verified()->width */
+  ek_model *model = ek_open(ek_verified(), "bundle", &error);
+  if (!model || !ek_embed(model, "turn on the light", NULL, embedding, &error)) return fprintf(stderr, "%s\\n", error.text), 1;
+}""",
+    TOKENS.name: """\
+  ek_writer *writer = ek_open_writer(ek_verified(), "bundle", &error);
+  if (!writer || !ek_write(writer, "Once upon a time", 64, show, NULL, &error)) return fprintf(stderr, "%s\\n", error.text), 1;
+}""",
+}
+_C_SHOW = """\
+static int show(void *to, const char *piece, size_t length) {
+  (void)to;
+  return fwrite(piece, 1, length, stdout) == length;
+}
+
+"""
+
+
+def _c(output: str) -> Embedding:
+    writes = output == TOKENS.name
+    sources = _WRITER if writes else _ROWS
+    start = _C_OPEN.format(header=sources[0])
+    if writes:
+        start = start.replace("int main", _C_SHOW + "int main")
+        install = "cc -O2 main.c bundle.c generate.c checks.c -I LLAMA/include -L LLAMA/lib -lllama -lggml -lggml-base -lm -o app"
+    else:
+        install = (
+            "cc -O2 main.c bundle.c load.c checks.c tokenizer.c -I ORT/include -L ORT/lib -lonnxruntime -lm -o app"
+        )
+    shipped = "the model" if writes else "the model and tokenizer.bin"
+    return Embedding(
+        files={f"{name}{suffix}": _C / f"{name}{suffix}" for name in sources for suffix in (".c", ".h")},
+        install=(install,),
+        use=start + _C_USES[output],
+        language="c",
+        ran="x86-64 (gcc), and the emulated aarch64 board" if not writes else "x86-64 (gcc)",
+        notes=(f"The program reads {shipped} of bundle/ only, by the hashes that bundle.c holds: ship these.",),
+        make=native_files,
+    )
+
+
+_NATIVE = {
+    ("onnxruntime", text.NAME, LOGITS.name, "c"): _c(LOGITS.name),
+    ("onnxruntime", text.NAME, EMBEDDING.name, "c"): _c(EMBEDDING.name),
+    ("llama-cpp", text.NAME, TOKENS.name, "c"): _c(TOKENS.name),
+}
+
+EMBEDDINGS: dict[tuple[str, str, str, str], Embedding] = {
+    **{(*key, "python"): _python(key) for key in LOADERS},
+    **_NATIVE,
+}
 
 
 def find_embedding(manifest: Manifest, platform: str) -> Embedding | None:

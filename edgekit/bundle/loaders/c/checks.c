@@ -163,7 +163,7 @@ char *ek_prompted(const ek_bundle *bundle, const char *prompt, const char *text,
     if (strcmp(bundle->prompts[at].name, prompt) == 0) before = bundle->prompts[at].value;
   char *whole = before ? malloc(strlen(before) + *length + 1) : NULL;
   if (!whole) {
-    ek_fail(error, before ? "no memory for a text of %zu bytes" : "no prompt of this name: those are in bundle.h (%zu bytes of text)", *length);
+    ek_fail(error, before ? "no memory for a text of %zu bytes" : "no prompt of this name: those are in bundle.c (%zu bytes of text)", *length);
     return NULL;
   }
   memcpy(whole, before, strlen(before));

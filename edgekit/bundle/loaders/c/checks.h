@@ -1,4 +1,4 @@
-/* What the loaders in C share: what was verified of a bundle (bundle.h holds it), and the checks before the first answer. */
+/* What the loaders in C share: what was verified of a bundle (bundle.c holds it), and the checks before the first answer. */
 #ifndef EDGEKIT_CHECKS_H
 #define EDGEKIT_CHECKS_H
 
@@ -33,9 +33,7 @@ typedef struct {
   double threshold, tolerance;
   int64_t pad_id;
   int threads, threads_batch, context, batch, gpu_layers, flash_attention, kv_k, kv_v;
-  const char *const *stops;
-  size_t stop_count;
-  int chats;
+  int chats, trims;          /* trims: the template takes the blanks around a question away */
   const char *before, *behind; /* a question, as the model's chat template writes it */
   const ek_golden *golden;
   size_t golden_count;
@@ -49,6 +47,9 @@ typedef struct {
 typedef struct {
   char text[600];
 } ek_error;
+
+/* What bundle.c holds. */
+const ek_bundle *ek_verified(void);
 
 /* Says what is wrong; always 0, for `return ek_fail(...)`. */
 int ek_fail(ek_error *error, const char *form, ...);

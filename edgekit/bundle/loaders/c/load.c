@@ -1,10 +1,14 @@
 #include "load.h"
 
 #include <onnxruntime_c_api.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tokenizer.h"
+
+/* The version of onnxruntime's table of functions: all that are called here are in it, and in every later one. */
+enum { EK_ORT_API = 11 };
 
 struct ek_model {
   const ek_bundle *bundle;

@@ -1,0 +1,141 @@
+"""Apps in C around bundles, for tests: bundles that programs in C can read, and what compiles an app."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from edgekit.bundle.golden import GOLDEN, answers
+from edgekit.bundle.manifest import FileEntry
+from edgekit.bundle.native import native_files
+from edgekit.bundle.open import Bundle
+from edgekit.bundle.package import Packaged
+from edgekit.bundle.platforms import EMBEDDINGS
+from edgekit.devices.native import llama as llama_cpp
+from edgekit.modalities import text
+from edgekit.workspace import file_sha256, write_product
+from tests.architectures.decoders import make_decoder
+from tests.artifacts import MAX_LENGTH, WORDS, make_artifact, make_report
+from tests.bundle.test_chat import read_as_whole, write_manifest
+from tests.bundle.test_golden import pack_golden
+from tests.conftest import ROOT
+from tests.devices.ort_headers import header_folder, library_folder
+from tests.llama_files import write_llama
+
+EXAMPLE = ROOT / "examples" / "embed-c"
+FLAGS = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror"]
+
+
+def pack_words(folder: Path, **made: object) -> Packaged:
+    """The bundle of `pack_golden`, whose tokenizer is one of BERT's: WordPiece of the same words, some of them in pieces."""
+    artifact = folder / "artifact"
+    make_artifact(artifact, **made)  # type: ignore[arg-type]
+    vocabulary = {word: place for place, word in enumerate([*WORDS, "##s", "##light"])} | {"##s": 8, "##light": 8}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.enable_truncation(MAX_LENGTH)
+    tokenizer.save(str(artifact / "tokenizer.json"))
+    facts = json.loads((artifact / "export.json").read_text())["facts"]
+    (artifact / "export.json").unlink()
+    write_product(artifact, "export", key="test", inputs={"student": "a test"}, facts=facts)
+    make_report(folder / "report", artifact)
+    return pack_golden(folder)
+
+
+def writing_bundle(folder: Path, template: str | None = None) -> Bundle:
+    """A bundle that writes in llama.cpp, with golden answers."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    write_llama(
+        make_decoder("llama", folder / "checkpoint", rope_parameters=rope), folder / "model.gguf", template=template
+    )
+    whole = read_as_whole(json.loads((write_manifest(folder) / "bundle.json").read_text()))
+    entry = FileEntry(bytes=1, sha256=file_sha256(folder / "model.gguf"))
+    whole = replace(whole, task="text-generation").with_files({"model.gguf": entry})
+    (folder / "bundle.json").write_text(whole.to_json(), encoding="utf-8")
+    rows = answers(str(folder), ["turn the kitchen light on", "play"])
+    (folder / GOLDEN).write_text(json.dumps({"format": 1, "of": "", "tolerance": 0.0, "rows": rows}))
+    return Bundle(folder=folder, manifest=whole)
+
+
+def lay_app(bundle: Bundle, app: Path) -> Path:
+    """What `edgekit embed --for c` lays out, without its record."""
+    manifest = bundle.manifest
+    embedding = EMBEDDINGS[manifest.runtime_name, text.NAME, manifest.output, "c"]
+    shutil.copytree(bundle.folder, app / "bundle", ignore=shutil.ignore_patterns("checkpoint", "__pycache__"))
+    scratch = app / "made"
+    scratch.mkdir()
+    for name, source in {**embedding.files, **native_files(bundle, scratch)}.items():
+        shutil.copyfile(source, app / name)
+    shutil.rmtree(scratch)
+    return app
+
+
+def compile_app(app: Path, *more: str, compiler: str = "gcc", library: Path | None = None) -> Path:
+    """The program of an app's sources over onnxruntime; library: a folder with another libonnxruntime.so than this system's."""
+    found = library or library_folder(app / "lib")
+    sources = sorted(path for path in app.glob("*.c"))
+    command = [
+        compiler,
+        *FLAGS,
+        *more,
+        *map(str, sources),
+        f"-I{header_folder()}",
+        f"-L{found}",
+        "-lonnxruntime",
+        "-lm",
+    ]
+    return _compiled([*command, f"-Wl,-rpath,{found}", "-Wl,--allow-shlib-undefined"], app / "app")
+
+
+def compile_writer(app: Path) -> Path:
+    """The program of an app's sources over llama.cpp."""
+    headers, library = llama_cpp.headers(), llama_cpp.installed()
+    assert headers is not None
+    assert library is not None
+    sources = sorted(path for path in app.glob("*.c"))
+    command = [
+        "gcc",
+        *FLAGS,
+        *map(str, sources),
+        f"-I{headers}",
+        f"-L{library}",
+        "-lllama",
+        "-lggml",
+        "-lggml-base",
+        "-lm",
+    ]
+    return _compiled([*command, f"-Wl,-rpath,{library}"], app / "app")
+
+
+def run_app(
+    program: str | Path, *words: str | Path, said: str = "", before: Sequence[str | Path] = ()
+) -> tuple[int, str, str]:
+    """A program's exit code, what it writes (as loaders in Python show it: bytes that are no text are left out), and its last words."""
+    command = [*before, program, *words]
+    done = subprocess.run(command, input=said.encode(), capture_output=True, timeout=300, check=False)
+    return done.returncode, done.stdout.decode(errors="ignore"), done.stderr.decode().strip()
+
+
+def change(file: Path, changes: Mapping[str, str]) -> None:
+    """Put other texts in a file's place of some that it has."""
+    content = file.read_text(encoding="utf-8")
+    for before, after in changes.items():
+        assert before in content
+        content = content.replace(before, after, 1)
+    file.write_text(content, encoding="utf-8")
+
+
+def _compiled(command: Sequence[str], program: Path) -> Path:
+    done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return program
