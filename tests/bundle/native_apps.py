@@ -36,7 +36,8 @@ def pack_words(folder: Path, **made: object) -> Packaged:
     """The bundle of `pack_golden`, whose tokenizer is one of BERT's: WordPiece of the same words, some of them in pieces."""
     artifact = folder / "artifact"
     make_artifact(artifact, **made)  # type: ignore[arg-type]
-    vocabulary = {word: place for place, word in enumerate([*WORDS, "##s", "##light"])} | {"##s": 8, "##light": 8}
+    pieces = {"some": "##s", "jazz": "##light"}
+    vocabulary = {pieces.get(word, word): place for place, word in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

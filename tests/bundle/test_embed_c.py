@@ -71,7 +71,7 @@ def test_what_the_command_shows_compiles_and_answers(app: Path, tmp_path: Path) 
     made = embed(app.parent / "out" / "demo-board", "c", tmp_path / "app")
     (tmp_path / "app" / "main.c").write_text(made.embedding.use)
     program = compile_app(tmp_path / "app")
-    assert run_app(program, before=["env", "-C", tmp_path / "app"]) == (0, "light_on 0.98\n", "")
+    assert run_app(program, before=["env", "-C", tmp_path / "app"]) == (0, "light_on 1.00\n", "")
 
 
 def cut(file: Path) -> None:
