@@ -17,6 +17,7 @@ from tests.devices.native import ARM, HERE, cached_probe
 from tests.devices.old_x86 import qemu
 from tests.devices.phone import need_adb
 from tests.devices.sshd import need_sshd
+from tests.node_packages import node_modules
 from tests.release.registry import need_registry
 
 
@@ -27,6 +28,8 @@ def prepare() -> None:
         need_adb,
         need_registry,
         _browser,
+        _browser,
+        node_modules,
         _board,
         partial(cached_probe, HERE),
         partial(cached_probe, ARM),

@@ -122,6 +122,23 @@ def first_line(documented: object) -> str:
     return str(documented.__doc__).strip().splitlines()[0].partition(";")[0].rstrip(".")
 
 
+def platforms_table() -> str:
+    """What apps are given by platform, and where it ran."""
+    from edgekit.bundle.platforms import EMBEDDINGS, PLATFORMS
+
+    said = {"logits": "classifiers", "embedding": "embedders", "tokens": "models that write"}
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for (runtime, _, output, platform), found in EMBEDDINGS.items():
+        chats = "" if found.chats else " (without a chat template)"
+        rows.setdefault((platform, runtime, found.ran), []).append(said[output] + chats)
+    lines = ["| `--for` | runtime | what | where it ran |", "|---|---|---|---|"]
+    for platform in PLATFORMS:
+        for (name, runtime, ran), kinds in rows.items():
+            if name == platform:
+                lines.append(f"| `{name}` | {runtime} | {', '.join(kinds)} | {ran} |")
+    return "\n".join(lines)
+
+
 # CPU features that decide how fast INT8 is.
 TELLING = ("asimddp", "i8mm", "avx2", "avx_vnni", "avx512_vnni", "simd128")
 
@@ -133,6 +150,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "losses": losses_table,
     "students": students_table,
     "signals": signals_table,
+    "platforms": platforms_table,
 }
 
 

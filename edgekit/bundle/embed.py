@@ -84,6 +84,8 @@ def _refuse_foreign(folder: Path, sources: Mapping[str, Path]) -> dict[str, str]
     """The hashes of what an earlier run wrote there; EdgekitError where anything else lies where a file would go."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise EdgekitError(f"{folder}: is there and is no folder; choose another --out")
+    if (folder / MANIFEST).exists():
+        raise EdgekitError(f"{folder}: is a bundle itself, and an app's folder is wanted; choose another --out")
     record = folder / WRITTEN
     content = read_json(record) if record.is_file() else {}
     known = content.get("files") if isinstance(content, dict) else None

@@ -165,7 +165,8 @@ def load_bundle(bundle: Bundle, path: Path, *, threads: int | None = None, tuned
         wanted = package.requirement if absent.name == package.module else absent.name
         raise EdgekitError(f"{path}: {absent.name} is not installed; run: pip install {wanted}") from absent
     try:
-        opened: Speaker = module.Bundle(bundle.folder, threads=threads)
+        # The files were checked when the bundle was opened.
+        opened: Speaker = module.Bundle(bundle.folder, threads=threads, check=False)
     except refusals as refused:
         raise EdgekitError(f"{path}: {str(refused).splitlines()[0]}") from refused
     return opened

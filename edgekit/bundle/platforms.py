@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgekit.bundle.loaders import BOUND, LOADERS
+from edgekit.bundle.loaders import BOUND, CHECK, LOADERS
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.native import native_files
 from edgekit.bundle.open import Bundle
 from edgekit.modalities import text
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
-from edgekit.runtimes import RUNTIMES
+from edgekit.probes.web import CHECKS, LOADER, ROWS, WORDS, WRITER
+from edgekit.probes.web.npm import PACKAGES
+from edgekit.runtimes import RUNTIMES, llamacpp, onnxruntime
 from edgekit.tasks import TASKS
 
 PLATFORMS: Mapping[str, str] = {
@@ -34,7 +36,8 @@ class Embedding:
 
     files: by their names in the app, the files here that they are copies of. install: command lines. use: an app's lines, in
     `language`. notes: what else the app's author must know, a sentence each. ran: where this ran, for README's table; "not run"
-    where it did not. make: writes what is made of the bundle itself into a folder; these files, by their names in the app.
+    where it did not. make: writes what is made of the bundle itself into a folder; these files, by their names in the
+    app. chats: whether it fills the template of a model that talks.
     """
 
     files: Mapping[str, Path]
@@ -44,16 +47,17 @@ class Embedding:
     ran: str
     notes: tuple[str, ...] = field(default=())
     make: Callable[[Bundle, Path], Mapping[str, Path]] | None = None
+    chats: bool = True
 
 
 def _python(key: tuple[str, str, str]) -> Embedding:
     loader = LOADERS[key]
     return Embedding(
-        files={"load.py": loader.path},
+        files={"load.py": loader.path, CHECK.name: CHECK},
         install=(f"pip install {' '.join(loader.needs)}",),
         use=f'from load import Bundle\n\nbundle = Bundle("bundle")\n{loader.use}',
         language="python",
-        ran="Python 3.11 on x86-64 and on the emulated boards",
+        ran="Python 3.11 on x86-64",
     )
 
 
@@ -123,8 +127,99 @@ _NATIVE = {
     ("llama-cpp", text.NAME, TOKENS.name, "c"): _c(TOKENS.name),
 }
 
+_OWN = Path(__file__).parent / "loaders"
+# Its install script asks NuGet for CUDA's part, which no CPU needs.
+_NODE_PACKAGES = f"onnxruntime-node@1.30.0 {PACKAGES['tokenizers'].name}"
+_NODE = Embedding(
+    files={
+        "load.mjs": _OWN / "node" / "load.mjs",
+        "load.d.mts": _OWN / "node" / "load.d.mts",
+        "files.mjs": _OWN / "node" / "files.mjs",
+        ROWS.name: ROWS,
+        CHECKS.name: CHECKS,
+    },
+    install=(f"ONNXRUNTIME_NODE_INSTALL=skip npm install {_NODE_PACKAGES}",),
+    use='import { open } from "./load.mjs";\n\nconst bundle = await open("bundle");\n'
+    'console.log(await bundle("turn on the light"));',
+    language="js",
+    ran="Node.js 20 on x86-64",
+    notes=("onnxruntime-node carries the libraries of five platforms: an app ships its own alone (bin/napi-v6/).",),
+)
+_LLAMA, _LLAMA_X64 = "node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"
+_NODE_WORDS = Embedding(
+    files={
+        "load.mjs": _OWN / "node" / "generate.mjs",
+        "load.d.mts": _OWN / "node" / "generate.d.mts",
+        "files.mjs": _OWN / "node" / "files.mjs",
+        CHECKS.name: CHECKS,
+    },
+    install=(f"npm install {_LLAMA}",),
+    use='import { open } from "./load.mjs";\n\nconst answer = await open("bundle");\n'
+    'for await (const { text } of answer("Once upon a time")) process.stdout.write(text);',
+    language="js",
+    ran="Node.js 20 on x86-64",
+    notes=(
+        f"Builds for GPUs are 0.7 GB of it; for a CPU alone: npm install --omit=optional --ignore-scripts {_LLAMA} {_LLAMA_X64}",
+    ),
+    chats=False,
+)
+_ELECTRON = Embedding(
+    files={
+        **_NODE.files,
+        "main.mjs": _OWN / "electron" / "main.mjs",
+        "preload.cjs": _OWN / "electron" / "preload.cjs",
+    },
+    install=_NODE.install,
+    use='import { ipcMain } from "electron";\nimport { answerWindows } from "./main.mjs";\n\n'
+    'await answerWindows(ipcMain, "bundle"); // a window with preload.cjs asks: await edgekit.answer("turn on the light")',
+    language="js",
+    ran="not run: Electron's binary could not be had; its types are checked, and its code runs in Node.js 20",
+    notes=(*_NODE.notes, "Engines open files: keep bundle/ and onnxruntime-node out of the asar archive (asarUnpack)."),
+)
+_WEB = Embedding(
+    files={
+        "load.mjs": LOADER,
+        ROWS.name: ROWS,
+        CHECKS.name: CHECKS,
+        **{name: _OWN / "web" / name for name in ("app.mjs", "worker.mjs", "store.mjs", "serve.mjs", "index.html")},
+    },
+    install=(f"npm install {PACKAGES['onnxruntime-web'].name} {PACKAGES['tokenizers'].name}", "node serve.mjs"),
+    use='import { open } from "./app.mjs";\n\nconst bundle = await open("./bundle/");\n'
+    'console.log(await bundle("turn on the light"));',
+    language="js",
+    ran="headless Chromium",
+    notes=(
+        "A page has several threads where it is isolated (Cross-Origin-Opener-Policy, Cross-Origin-Embedder-Policy), else one.",
+    ),
+)
+_WEB_WORDS = Embedding(
+    files={
+        "load.mjs": WRITER,
+        WORDS.name: WORDS,
+        CHECKS.name: CHECKS,
+        **{name: _OWN / "web" / name for name in ("store.mjs", "serve.mjs")},
+    },
+    install=(f"npm install {PACKAGES['wllama'].name}", "node serve.mjs"),
+    use='import { Wllama } from "./node_modules/@wllama/wllama/esm/index.js";\nimport { open } from "./load.mjs";\n'
+    'import { createReader } from "./store.mjs";\n\n'
+    'const wasm = "./node_modules/@wllama/wllama/esm/";\n'
+    'const answer = await open("./bundle/", { Wllama, wasm, read: createReader() });\n'
+    'for await (const { text } of answer("Once upon a time")) console.log(text);',
+    language="js",
+    ran="headless Chromium",
+    notes=_WEB.notes,
+    chats=False,
+)
+
 EMBEDDINGS: dict[tuple[str, str, str, str], Embedding] = {
     **{(*key, "python"): _python(key) for key in LOADERS},
+    **{
+        (onnxruntime.NAME, text.NAME, output.name, platform): found
+        for output in (LOGITS, EMBEDDING)
+        for platform, found in (("node", _NODE), ("electron", _ELECTRON), ("web", _WEB))
+    },
+    (llamacpp.NAME, text.NAME, TOKENS.name, "node"): _NODE_WORDS,
+    (llamacpp.NAME, text.NAME, TOKENS.name, "web"): _WEB_WORDS,
     **_NATIVE,
 }
 
@@ -133,8 +228,10 @@ def find_embedding(manifest: Manifest, platform: str) -> Embedding | None:
     """What an app on a platform is given to use a bundle; None where this edgekit has nothing for it."""
     kind = TASKS.get(manifest.task)
     found = kind and EMBEDDINGS.get((manifest.runtime_name, kind.MODALITY, manifest.output, platform))
-    if not found or platform != "python":
-        return found or None
+    if not found or (manifest.chats and not found.chats):
+        return None
+    if platform != "python":
+        return found
     runtime = RUNTIMES[manifest.runtime_name]
     name = runtime.distribution(manifest.runtime)
     install = tuple(line.replace(f" {runtime.PACKAGE.name} ", f" {name} ") for line in found.install)

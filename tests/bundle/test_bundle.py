@@ -74,7 +74,7 @@ def packed(tmp_path: Path) -> Packaged:
 
 def test_a_bundle_holds_what_an_app_needs_and_the_evidence_lies_beside_it(packed: Packaged) -> None:
     names = {path.name for path in packed.bundle.iterdir()}
-    assert names == {"model.onnx", "tokenizer.json", "bundle.json", "README.md", "load.py"}
+    assert names == {"model.onnx", "tokenizer.json", "bundle.json", "README.md", "load.py", "check.py"}
     manifest = open_bundle(packed.bundle).manifest
     assert manifest.labels == ("light_on", "light_off", "play_music")
     assert manifest.threshold == 0.7

@@ -18,6 +18,7 @@ from edgekit.bundle.manifest import MANIFEST_FORMAT, Manifest, read_manifest
 from edgekit.bundle.sidecars.llama import command_line, modelfile
 from edgekit.runtimes.llamacpp.infill import infill_tokens
 from edgekit.runtimes.llamacpp.library import LlamaError
+from edgekit.workspace import file_sha256
 from tests.architectures.decoders import END, SPECIAL, TEMPLATE, make_decoder
 from tests.conftest import ROOT, make_checkpoint
 from tests.llama_files import write_bert, write_llama
@@ -80,8 +81,9 @@ def write_manifest(folder: Path, **changes: Any) -> Path:
 
 
 def shipped(name: str) -> ModuleType:
-    """A loader as an app has it: the file alone, without edgekit around it."""
+    """A loader as an app has it: the file with check.py beside it, without edgekit around it."""
     module = ModuleType("load")
+    module.__file__ = str(LOADERS / name)
     exec(compile((LOADERS / name).read_text(encoding="utf-8"), name, "exec"), vars(module))
     return module
 
@@ -379,3 +381,27 @@ def test_the_server_s_command_line_serves(bundle: Path, tmp_path: Path) -> None:
     )
     with serve(bundle / model, tmp_path / "log", *options) as server:
         assert server.ask("/props")["default_generation_settings"]["n_ctx"] == 256
+
+
+def test_golden_tokens_are_asked_first(plain: Path, tmp_path: Path) -> None:
+    """What llama_cpp itself says of a text passes; another token, and a text that is read otherwise, is named."""
+    for name in ("model.gguf",):
+        (tmp_path / name).symlink_to(plain / name)
+    free = shipped("chat.py").Bundle(plain)
+    asked = free.llama.tokenize(b"some jazz")
+    greedy_tokens = free.llama.generate(asked, temp=0.0)
+    row = {"text": "some jazz", "asked": asked, "tokens": [next(greedy_tokens) for _ in range(4)]}
+
+    def lay(**changes: Any) -> Any:
+        content = {"format": 1, "of": "", "tolerance": 0.0, "rows": [row | changes]}
+        (tmp_path / "golden.json").write_text(json.dumps(content), encoding="utf-8")
+        digest = file_sha256(tmp_path / "golden.json")
+        size = (tmp_path / "golden.json").stat().st_size
+        write_manifest(tmp_path, settings={}, files={"golden.json": {"bytes": size, "sha256": digest}})
+        return shipped("chat.py").Bundle(tmp_path)
+
+    assert set(lay().times) == {"cold", "warm"}
+    with pytest.raises(RuntimeError, match=r"golden answer to 'some jazz': tokens \["):
+        lay(tokens=[*row["tokens"][:3], row["tokens"][3] + 1])
+    with pytest.raises(RuntimeError, match=r"golden answer to 'some jazz': read as tokens \["):
+        lay(asked=[1, 2])

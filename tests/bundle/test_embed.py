@@ -79,6 +79,9 @@ def test_only_what_edgekit_wrote_is_replaced(packed: Packaged, tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgekitError, match="file: is there and is no folder"):
         embed(packed.bundle, "python", tmp_path / "file")
+    with pytest.raises(EdgekitError, match="demo-board: is a bundle itself, and an app's folder is wanted"):
+        embed(packed.bundle, "python", packed.bundle)
+    assert open_bundle(packed.bundle)
 
 
 def test_a_platform_that_there_is_nothing_for_is_told(

@@ -56,8 +56,9 @@ TALK = [
 
 
 def shipped() -> ModuleType:
-    """The loader as an app has it: the file alone, without edgekit around it."""
+    """The loader as an app has it: the file with check.py beside it, without edgekit around it."""
     module = ModuleType("load")
+    module.__file__ = str(LOADER)
     exec(compile(LOADER.read_text(encoding="utf-8"), LOADER.name, "exec"), vars(module))
     return module
 

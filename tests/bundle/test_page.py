@@ -52,9 +52,10 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def test_what_a_bundle_for_browsers_has_beside(packed: Packaged, tmp_path: Path) -> None:
-    """The module that the probe runs, and a page that names what was judged; other targets have neither."""
+    """The modules that the probe runs, and a page that names what was judged; other targets have neither."""
     given = packing(packed, tmp_path, arch="wasm32")
     assert SIDECARS["load.mjs"](given) == web.LOADER
+    assert [SIDECARS[name](given) for name in ("rows.mjs", "words.mjs", "check.mjs")] == [web.ROWS, None, web.CHECKS]
     page = SIDECARS["index.html"](given)
     assert isinstance(page, str)
     assert f"npm install {PACKAGES['onnxruntime-web'].name} {PACKAGES['tokenizers'].name}`" in page
@@ -68,6 +69,7 @@ def test_what_a_bundle_for_browsers_has_beside(packed: Packaged, tmp_path: Path)
     gguf = {"output": "tokens", "tokenizer": None, "model": "model.gguf", "runtime": RUNTIME}
     writes = packing(packed, tmp_path, arch="wasm32", **gguf, settings={})
     assert SIDECARS["load.mjs"](writes) == web.WRITER
+    assert [SIDECARS[name](writes) for name in ("rows.mjs", "words.mjs", "check.mjs")] == [None, web.WORDS, web.CHECKS]
     page = SIDECARS["index.html"](writes)
     assert isinstance(page, str)
     assert f"npm install {PACKAGES['wllama'].name}`" in page
@@ -91,6 +93,8 @@ def test_the_page_opens_the_bundle(packed: Packaged, tmp_path: Path, damage: boo
     assert ask in page
     (site / "index.html").write_text(page.replace(ask, 'answer.textContent = show(await bundle("turn on the light"));'))
     shutil.copyfile(web.LOADER, site / "load.mjs")
+    for module in (web.ROWS, web.CHECKS):
+        shutil.copyfile(module, site / module.name)
     fetched = fetch_packages([*PACKAGES])
     for name in ("onnxruntime-web", "tokenizers"):
         shutil.copytree(fetched / name, site / "node_modules" / PACKAGES[name].package / "dist")
@@ -119,7 +123,7 @@ def test_the_page_opens_the_bundle(packed: Packaged, tmp_path: Path, damage: boo
     found = re.search(r'<pre id="answer">([^<]*)</pre>', done.stdout)
     assert found is not None, done.stderr
     if damage:
-        assert found[1] == "tokenizer.json: not the file that was verified"
+        assert found[1] == "tokenizer.json: not the file that was verified; is it another bundle's? Copy it again"
     else:
         assert re.fullmatch(r"(\w+ \d\.\d{3}\n?)+", found[1]), found[1]
 
@@ -164,6 +168,8 @@ def test_the_page_of_one_that_writes(packed: Packaged, tmp_path: Path) -> None:
     assert isinstance(page, str)
     (site / "index.html").write_text(page.replace("</script>\n</html>", f"{ASKS}</script>\n</html>"), encoding="utf-8")
     shutil.copyfile(web.WRITER, site / "load.mjs")
+    for module in (web.WORDS, web.CHECKS):
+        shutil.copyfile(module, site / module.name)
     installed = site / "node_modules/@wllama/wllama/esm"
     shutil.copytree(fetch_packages([*PACKAGES]) / "wllama", installed)
     said: queue.Queue[str] = queue.Queue()

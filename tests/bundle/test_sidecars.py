@@ -57,12 +57,18 @@ def test_a_sidecar_conforms(name: str, packed: Packaged, tmp_path: Path) -> None
 def test_a_file_that_holds_its_tokenizer_has_other_sidecars(packed: Packaged, tmp_path: Path) -> None:
     gguf = {"output": "tokens", "tokenizer": None, "model": "model.gguf", "runtime": RUNTIME}
     talks = packing(packed, tmp_path, **gguf, settings={"chat": True})
-    assert [name for name, make in SIDECARS.items() if make(talks) is not None] == ["load.py", "Modelfile", "README.md"]
+    assert [name for name, make in SIDECARS.items() if make(talks) is not None] == [
+        "load.py",
+        "check.py",
+        "Modelfile",
+        "README.md",
+    ]
     onnx = packing(packed, tmp_path, output="tokens", settings={"chat": True})
     assert [name for name, make in SIDECARS.items() if make(onnx) is not None] == [
         "tokenizer.json",
         "chat_template.jinja",
         "load.py",
+        "check.py",
         "README.md",
     ]
 

@@ -126,7 +126,7 @@ def test_the_same_student_talks_through_onnx(chat: Online, built: Mapping[str, A
     told = chat.build(*RECIPE, *TARGET, *LIMITS, "--format", "onnx")["bundles"][0]
     bundle = chat.folder / told["bundle"]
     assert {path.name for path in bundle.iterdir()} == {
-        "bundle.json", "chat_template.jinja", "golden.json", "load.py", "model.onnx", "README.md", "tokenizer.json"
+        "bundle.json", "check.py", "chat_template.jinja", "golden.json", "load.py", "model.onnx", "README.md", "tokenizer.json"
     }  # fmt: skip
     assert (bundle / "chat_template.jinja").read_text(encoding="utf-8") == CHATML
     assert "pip install onnxruntime tokenizers jinja2 numpy" in (bundle / "README.md").read_text(encoding="utf-8")

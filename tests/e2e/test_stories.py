@@ -63,7 +63,7 @@ def test_a_story_is_told(stories: Project, format_: str) -> None:
 def test_what_others_open_is_in_the_bundle(stories: Project) -> None:
     bundle = stories.folder / "dist" / "stories-laptop-cpu-gguf"
     assert {path.name for path in bundle.iterdir()} == {
-        "bundle.json", "golden.json", "load.py", "model.gguf", "Modelfile", "README.md"
+        "bundle.json", "check.py", "golden.json", "load.py", "model.gguf", "Modelfile", "README.md"
     }  # fmt: skip
     found = json.loads(stories.run("inspect", bundle / "model.gguf", "--json").stdout)
     assert found["architecture"] == "llama"

@@ -15,7 +15,7 @@ import onnxruntime
 class Bundle:
     """An open bundle of an image classifier."""
 
-    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, *, threads: int | None = None, check: bool = True) -> None:
         self.manifest: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
         self.processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         options = onnxruntime.SessionOptions()

@@ -106,7 +106,7 @@ def test_images_from_calibration_to_verdict(tmp_path: Path) -> None:
         ),
         tmp_path / "dist",
     )  # fmt: skip
-    files = ["README.md", "bundle.json", "load.py", "model.onnx", PROCESSOR]
+    files = ["README.md", "bundle.json", "check.py", "load.py", "model.onnx", PROCESSOR]
     assert sorted(path.name for path in packed.bundle.iterdir()) == sorted(files)
     rows = PromptSet(folder=prompts).split("verify")
     answers = cast("list[dict[str, Any]]", run_bundle(packed.archive, [row.text for row in rows[:9]]))

@@ -91,7 +91,7 @@ TEXTS = [
     "cut", [None, {"max_length": 12, "direction": "Right"}, {"max_length": 12, "direction": "Left"}], ids=str
 )
 def test_pages_read_texts_as_this_machine_does(checkpoint: Path, cut: dict[str, object] | None) -> None:
-    """load.mjs cuts texts, which the library for pages does not; with the special tokens around them."""
+    """rows.mjs cuts texts, which the library for pages does not; with the special tokens around them."""
     need_chromium()
     from tokenizers import Tokenizer
 
@@ -102,7 +102,7 @@ def test_pages_read_texts_as_this_machine_does(checkpoint: Path, cut: dict[str, 
     node = shutil.which("node")
     assert node is not None
     done = subprocess.run(
-        [node, "--input-type=module", "-e", READ % (json.dumps(web.LOADER.as_uri()), json.dumps(library.as_uri()))],
+        [node, "--input-type=module", "-e", READ % (json.dumps(web.ROWS.as_uri()), json.dumps(library.as_uri()))],
         input=json.dumps({"table": table, "texts": TEXTS}),
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""LOADERS: what an app copies to use a bundle; each is one file that needs nothing of edgekit."""
+"""LOADERS: what an app copies to use a bundle; each is one file, with CHECK beside it, that needs nothing of edgekit."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from edgekit.tasks import TASKS
 
 # What load.py asks a model on CUDA with: the very file that measures there.
 BOUND = Path(library.__file__).with_name("bound.py")
+
+# What every loader asks whether the bundle is what was verified.
+CHECK = Path(__file__).with_name("check.py")
 
 _CLASSIFY = 'bundle("turn on the light")  # [(label, score), ...], the answer first'
 _EMBED = 'bundle("turn on the light")  # the embedding, float32'

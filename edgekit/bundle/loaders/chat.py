@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import llama_cpp
 
+CHECK = run_path(str(Path(__file__).with_name("check.py")))  # without `check`: no hash, no golden answer
 GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}  # ggml.h; llama_cpp names no bf16
 
 
 class Bundle:
     """An open bundle; `threads`, or a tuning.json with them, and `context` (tokens of all that is said) override its manifest."""
 
-    def __init__(self, folder: str | Path, *, threads: int | Path | None = None, context: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, threads: int | Path | None = None, context: int | None = None, check: bool = True
+    ) -> None:
         self.folder = Path(folder)
-        self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
-        runtime, found = self.manifest["runtime"], llama_cpp.__version__
-        if [*map(int, found.split(".")[:3])] < [*map(int, runtime["minimum"].split("."))]:
-            raise RuntimeError(f"llama-cpp-python {found} is too old for this bundle: it needs {runtime['minimum']}")
-        if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
-            tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
-            threads = tuned["best"]["threads"] if tuned["artifact"] == own else None
+        self.manifest: dict[str, Any] = CHECK["read"](self.folder, "llama-cpp-python", llama_cpp.__version__, check)
+        runtime = self.manifest["runtime"]
+        threads = CHECK["tuned"](self.manifest, threads)
         threads = threads or runtime["threads"] or os.cpu_count()
         self.llama = llama_cpp.Llama(
             str(self.folder / self.manifest["model"]),
@@ -38,6 +37,7 @@ class Bundle:
             verbose=False,
         )
         self.chats = "tokenizer.chat_template" in self.llama.metadata
+        self.times: dict[str, float] = CHECK["golden"](self, check)  # ms: {"cold": ..., "warm": ...}
 
     def stream(self, said: str | Sequence[Any], **options: Any) -> Iterator[str]:
         """The answer to a text, messages or tokens, in pieces; options: llama_cpp's (max_tokens, temperature, tools, ...)."""

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
+CHECK = run_path(str(Path(__file__).with_name("check.py")))  # without `check`: no hash, no golden answer
+
 
 class Bundle:
     """An open bundle; `threads`, or a tuning.json with them, overrides those of its manifest."""
 
-    def __init__(self, folder: str | Path, *, threads: int | Path | None = None) -> None:
+    def __init__(self, folder: str | Path, *, threads: int | Path | None = None, check: bool = True) -> None:
         self.folder = Path(folder)
-        self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
-        runtime, length, found = self.manifest["runtime"], self.manifest["max_length"], llama_cpp.__version__
-        if [*map(int, found.split(".")[:3])] < [*map(int, runtime["minimum"].split("."))]:
-            raise RuntimeError(f"llama-cpp-python {found} is too old for this bundle: it needs {runtime['minimum']}")
-        if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
-            tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
-            threads = tuned["best"]["threads"] if tuned["artifact"] == own else None
+        self.manifest: dict[str, Any] = CHECK["read"](self.folder, "llama-cpp-python", llama_cpp.__version__, check)
+        runtime, length = self.manifest["runtime"], self.manifest["max_length"]
+        threads = CHECK["tuned"](self.manifest, threads)
         threads = threads or runtime["threads"] or os.cpu_count()
         pooling = runtime["pooling"] or "unspecified"  # unspecified: as the file says
         self.llama = llama_cpp.Llama(
@@ -37,6 +35,7 @@ class Bundle:
             verbose=False,
         )
         self.normalize: bool = (self.manifest["settings"] or {}).get("normalize", True)
+        self.times: dict[str, float] = CHECK["golden"](self, check)  # ms: {"cold": ..., "warm": ...}
 
     def tokens(self, text: str) -> list[int]:
         """A text's token ids; a long text is cut before its closing token, as it was when the model was verified."""

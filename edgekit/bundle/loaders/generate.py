@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from runpy import run_path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,19 +15,19 @@ import onnxruntime
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+CHECK = run_path(str(Path(__file__).with_name("check.py")))  # without `check`: no hash, no golden answer
+
 
 class Bundle:
     """An open bundle; `threads`, or a tuning.json with them, overrides those of its manifest (0: the runtime decides)."""
 
-    def __init__(self, folder: str | Path, *, threads: int | Path | None = None, provider: str | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, threads: int | Path | None = None, provider: str | None = None, check: bool = True
+    ) -> None:
         self.folder = Path(folder)
-        self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
-        runtime, settings, found = self.manifest["runtime"], self.manifest["settings"], onnxruntime.__version__
-        if [*map(int, found.split(".")[:2])] < [*map(int, runtime["minimum"].split(".")[:2])]:
-            raise RuntimeError(f"onnxruntime {found} is too old for this bundle: it needs {runtime['minimum']}")
-        if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
-            tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
-            threads = tuned["best"]["threads"] if tuned["artifact"] == own else None
+        self.manifest: dict[str, Any] = CHECK["read"](self.folder, "onnxruntime", onnxruntime.__version__, check)
+        runtime, settings = self.manifest["runtime"], self.manifest["settings"]
+        threads = CHECK["tuned"](self.manifest, threads)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it warns of the input that has a default
         options.intra_op_num_threads = (runtime["threads"] or 0) if threads is None else threads
@@ -53,6 +54,7 @@ class Bundle:
         # What a person types is text, also where it looks like a token of the model's own; a template writes tokens.
         self.tokenizer.encode_special_tokens = not self.chats
         self.template = _compile(self.folder / "chat_template.jinja") if self.chats else None
+        self.times: dict[str, float] = CHECK["golden"](self, check)  # ms: {"cold": ..., "warm": ...}
 
     def stream(
         self, said: str | Sequence[Mapping[str, Any]], *, max_tokens: int | None = None, temperature: float = 0.0,

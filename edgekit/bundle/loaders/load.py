@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -11,19 +10,19 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+CHECK = run_path(str(Path(__file__).with_name("check.py")))  # without `check`: no hash, no golden answer
+
 
 class Bundle:
     """An open bundle; `threads`, or a tuning.json with them, overrides those of its manifest (0: the runtime decides)."""
 
-    def __init__(self, folder: str | Path, *, threads: int | Path | None = None, provider: str | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, threads: int | Path | None = None, provider: str | None = None, check: bool = True
+    ) -> None:
         self.folder = Path(folder)
-        self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
-        runtime, found = self.manifest["runtime"], onnxruntime.__version__
-        if [*map(int, found.split(".")[:2])] < [*map(int, runtime["minimum"].split(".")[:2])]:
-            raise RuntimeError(f"onnxruntime {found} is too old for this bundle: it needs {runtime['minimum']}")
-        if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
-            tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
-            threads = tuned["best"]["threads"] if tuned["artifact"] == own else None
+        self.manifest: dict[str, Any] = CHECK["read"](self.folder, "onnxruntime", onnxruntime.__version__, check)
+        runtime = self.manifest["runtime"]
+        threads = CHECK["tuned"](self.manifest, threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = (runtime["threads"] or 0) if threads is None else threads
         for key, value in runtime["config_entries"].items():
@@ -37,6 +36,7 @@ class Bundle:
         file, off = str(self.folder / self.manifest["model"]), runtime["disabled_optimizers"]
         self.session = kind(file, options, providers=providers, disabled_optimizers=off)
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))  # it cuts long texts, as in verify
+        self.times: dict[str, float] = CHECK["golden"](self, check)  # ms: {"cold": ..., "warm": ...}
 
     def output(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
         """The raw output, float32 [width]; prompt: what comes first, by its name; "" is nothing, None the model's own."""

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import numpy as np
 import openvino
 from tokenizers import Tokenizer
 
+CHECK = run_path(str(Path(__file__).with_name("check.py")))  # without `check`: no hash, no golden answer
+
 
 class Bundle:
     """An open bundle; `threads`, or a tuning.json with them, overrides those of its manifest (0: OpenVINO decides)."""
 
-    def __init__(self, folder: str | Path, *, threads: int | Path | None = None) -> None:
+    def __init__(self, folder: str | Path, *, threads: int | Path | None = None, check: bool = True) -> None:
         self.folder = Path(folder)
-        self.manifest: dict[str, Any] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8"))
-        runtime, found = self.manifest["runtime"], openvino.__version__
-        if [*map(int, found.split(".")[:2])] < [*map(int, runtime["minimum"].split(".")[:2])]:
-            raise RuntimeError(f"openvino {found} is too old for this bundle: it needs {runtime['minimum']}")
-        if isinstance(threads, Path):  # NAME.tuning.json: what build measured as the best, if it is of this model
-            tuned, own = json.loads(threads.read_bytes()), self.manifest["artifact"]["sha256"]
-            threads = tuned["best"]["threads"] if tuned["artifact"] == own else None
+        self.manifest: dict[str, Any] = CHECK["read"](self.folder, "openvino", openvino.__version__, check)
+        runtime = self.manifest["runtime"]
+        threads = CHECK["tuned"](self.manifest, threads)
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": runtime["precision"],  # without it, bf16 wherever the CPU can
@@ -33,6 +31,7 @@ class Bundle:
         self.request = openvino.Core().compile_model(file, "CPU", hints).create_infer_request()
         self.inputs = [value.any_name for value in self.request.model_inputs]
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))  # it cuts long texts, as in verify
+        self.times: dict[str, float] = CHECK["golden"](self, check)  # ms: {"cold": ..., "warm": ...}
 
     def output(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
         """The raw output, float32 [width]; prompt: what comes first, by its name; "" is nothing, None the model's own."""

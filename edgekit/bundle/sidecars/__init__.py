@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edgekit.bundle.loaders import BOUND
+from edgekit.bundle.loaders import BOUND, CHECK
 from edgekit.bundle.sidecars import card, llama, mobile, web
 from edgekit.bundle.sidecars.packing import Packing
 from edgekit.formats.onnx.ort import OPERATORS_FILE, TYPES_FILE
+from edgekit.probes.web import CHECKS, ROWS, WORDS
 from edgekit.tasks.text_generation import TEMPLATE
 
 __all__ = ["SIDECARS", "Packing", "Sidecar"]
@@ -32,6 +33,11 @@ def _loader(packing: Packing) -> Path:
     return packing.loader.path
 
 
+def _check(packing: Packing) -> Path:  # noqa: ARG001 - one signature for all
+    """What load.py checks the bundle with."""
+    return CHECK
+
+
 def _bound(packing: Packing) -> Path | None:
     """What load.py asks a model on CUDA with, as it was measured."""
     return BOUND if packing.manifest.runtime.get("cuda_graphs") and packing.loader.file == "load.py" else None
@@ -41,8 +47,12 @@ SIDECARS: dict[str, Sidecar] = {
     "tokenizer.json": _tokenizer,
     TEMPLATE: _template,
     "load.py": _loader,
+    CHECK.name: _check,
     BOUND.name: _bound,
     "load.mjs": web.loader,
+    ROWS.name: web.rows,
+    WORDS.name: web.words,
+    CHECKS.name: web.checks,
     "index.html": web.page,
     OPERATORS_FILE: mobile.operators,
     TYPES_FILE: mobile.types,

@@ -8,7 +8,7 @@ from string import Template
 
 from edgekit.bundle.sidecars.packing import Packing
 from edgekit.outputs import OUTPUTS
-from edgekit.probes.web import LOADER, WRITER
+from edgekit.probes.web import CHECKS, LOADER, ROWS, WORDS, WRITER
 from edgekit.probes.web.npm import PACKAGES
 from edgekit.runtimes import llamacpp, onnxruntime
 
@@ -17,9 +17,11 @@ _WASM = "wasm32"
 
 @dataclass(frozen=True, kw_only=True)
 class _Page:
-    """The module that the artifact was verified with, a page beside this file, the packages of both, and an app's lines."""
+    """The module that opens a bundle, those that it imports (the artifact was verified with them), a page beside this file, the
+    packages of all, and an app's lines."""
 
     module: Path
+    imports: tuple[Path, ...]
     page: str
     packages: tuple[str, ...]
     use: tuple[str, ...]
@@ -32,12 +34,14 @@ class _Page:
 
 _ROWS = _Page(
     module=LOADER,
+    imports=(ROWS, CHECKS),
     page="page.html",
     packages=("onnxruntime-web", "tokenizers"),
     use=('const answer = await open("./", { ort, Tokenizer });', 'console.log(await answer("your own text"));'),
 )
 _TOKENS = _Page(
     module=WRITER,
+    imports=(WORDS, CHECKS),
     page="writer.html",
     packages=("wllama",),
     use=(
@@ -48,9 +52,29 @@ _TOKENS = _Page(
 
 
 def loader(packing: Packing) -> Path | None:
-    """load.mjs, with which the artifact was verified; None of what browsers do not run so."""
+    """load.mjs; None of what browsers do not run so."""
     kind = _kind(packing)
     return None if kind is None else kind.module
+
+
+def rows(packing: Packing) -> Path | None:
+    """What load.mjs imports of models that give rows."""
+    return _imported(packing, ROWS)
+
+
+def words(packing: Packing) -> Path | None:
+    """What load.mjs imports of models that write."""
+    return _imported(packing, WORDS)
+
+
+def checks(packing: Packing) -> Path | None:
+    """What load.mjs checks the bundle with."""
+    return _imported(packing, CHECKS)
+
+
+def _imported(packing: Packing, module: Path) -> Path | None:
+    kind = _kind(packing)
+    return module if kind is not None and module in kind.imports else None
 
 
 def page(packing: Packing) -> str | None:

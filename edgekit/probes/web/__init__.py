@@ -41,10 +41,12 @@ class _Said:
 
 _OWN = Path(__file__).parent
 LOADER, WRITER = _OWN / "load.mjs", _OWN / "generate.mjs"
-"""What a page imports to use a bundle that gives rows, or one that writes; and the probe to run an artifact."""
+"""What a page imports to use a bundle that gives rows, or one that writes."""
+ROWS, WORDS, CHECKS = _OWN / "rows.mjs", _OWN / "words.mjs", _OWN / "check.mjs"
+"""What those import, and the probe to run an artifact: how a model is asked that gives rows, or writes; and what is checked."""
 # A busy machine may take minutes to start a browser.
 _SURVEY_S = 300
-_CODE = ("probe.mjs", "tokens.mjs", "survey.mjs", LOADER.name, WRITER.name, "npz.mjs")
+_CODE = ("probe.mjs", "tokens.mjs", "survey.mjs", ROWS.name, WORDS.name, CHECKS.name, "npz.mjs")
 
 
 def ask(device: Device, question: Question) -> Answer:

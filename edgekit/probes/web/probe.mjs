@@ -1,8 +1,9 @@
 // The probe in a browser: the protocol of edgekit.runtimes.probe, spoken by JavaScript over onnxruntime-web and wllama.
 // args: the request's address. env: the addresses of the `engine`, of the models that measure the `speed`, and where a tokenizer is
 // checked, of its `texts`.
-import { createEncoder, createSession, output, sha256 } from "./load.mjs";
+import { sha256 } from "./check.mjs";
 import { readNpz, writeNpz } from "./npz.mjs";
+import { createEncoder, createSession, output } from "./rows.mjs";
 import { tokens } from "./tokens.mjs";
 
 const PROTOCOL = 1;

@@ -1,6 +1,6 @@
 // The probe's requests of kind "tokens" in a browser: what edgekit.runtimes.generation answers, by wllama.
 // wllama tells the probabilities behind the last token that it was fed, so that each scored token is a call of its own.
-import { createModel, next } from "./generate.mjs";
+import { createModel, next } from "./words.mjs";
 
 const CPU = "CPU";
 // The context of a model that is only opened, as edgekit.runtimes.llamacpp.generation has it.

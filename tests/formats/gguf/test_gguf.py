@@ -261,7 +261,7 @@ def packed(source: Source, folder: Path, **options: Any) -> Path:
 def test_a_chat_bundle_answers_through_the_loader_that_ships(talker: Path, tmp_path: Path) -> None:
     bundle = packed(Source(talker, tmp_path, "text-generation"), tmp_path, scheme="q8_0", imatrix=False)
     names = {path.name for path in bundle.iterdir()}
-    assert names == {"model.gguf", "bundle.json", "README.md", "load.py", "Modelfile"}
+    assert names == {"model.gguf", "bundle.json", "README.md", "load.py", "check.py", "Modelfile"}
     texts, wanted = zip(*orders(ROOMS[20:22]), strict=True)
     assert run_bundle(bundle, texts) == list(wanted)
     speaker = open_speaker(bundle.with_name(f"{bundle.name}.tar.gz"))

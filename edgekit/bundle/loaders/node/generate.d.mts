@@ -1,0 +1,17 @@
+/** Milliseconds to open the bundle, of the first golden answer (cold) and of a later one (warm); null where it has none. */
+export interface Times {
+  open: number;
+  cold: number | null;
+  warm: number | null;
+}
+
+/** An open bundle: what follows a text, piece by piece, at most `most` of them. `close` frees the model. */
+export interface Bundle {
+  (text: string, most?: number): AsyncGenerator<{ token: number; text: string }, void>;
+  readonly manifest: { name: string; files: Record<string, { bytes: number; sha256: string }>; [key: string]: unknown };
+  readonly times: Times;
+  close(): Promise<void>;
+}
+
+/** Opens a bundle's folder, once every file, the runtime's version and the golden answers are as they were verified. */
+export function open(folder: string, options?: { threads?: number }): Promise<Bundle>;

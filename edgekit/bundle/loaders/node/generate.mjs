@@ -1,0 +1,60 @@
+// Goes on with a text, from an edgekit bundle in Node.js, piece by piece:
+// `for await (const { text } of (await open("bundle"))("Once upon a time")) ...`
+// Needs node-llama-cpp.
+import path from "node:path";
+import { getLlama, getModuleVersion, LlamaLogLevel } from "node-llama-cpp";
+import { checkGolden, checkVersion } from "./check.mjs";
+import { openFolder } from "./files.mjs";
+
+// What follows a text, in pieces { token, text }, at most `most` of them, the likeliest each time. Its `times`: milliseconds to
+// open, of the first golden answer (cold) and of a later one (warm); `close()` frees the model. threads: in place of the bundle's.
+export async function open(folder, { threads } = {}) {
+  const begun = performance.now();
+  const { manifest, golden } = await openFolder(folder);
+  // bundle.json's minimum is llama-cpp-python's: this is the oldest that was compared with llama.cpp.
+  checkVersion("node-llama-cpp", await getModuleVersion(), "3.21");
+  const { runtime } = manifest;
+  const llama = await getLlama({ gpu: runtime.gpu_layers ? "auto" : false, build: "never", logLevel: LlamaLogLevel.error });
+  const gpuLayers = runtime.gpu_layers < 0 ? "max" : runtime.gpu_layers;
+  const model = await llama.loadModel({ modelPath: path.resolve(folder, manifest.model), gpuLayers });
+  const context = await model.createContext({
+    contextSize: runtime.context || manifest.max_length,
+    batchSize: runtime.batch,
+    threads: threads ?? runtime.threads ?? 0,
+    flashAttention: runtime.flash_attention !== "off",
+    experimentalKvCacheKeyType: runtime.kv_k.toUpperCase(),
+    experimentalKvCacheValueType: runtime.kv_v.toUpperCase(),
+  });
+  const sequence = context.getSequence();
+  const { bos, shouldPrependBosToken } = model.tokens;
+  const read = (text) => [...(shouldPrependBosToken ? [bos] : []), ...model.tokenize(text, false)];
+  async function* follow(ids, most) {
+    await sequence.clearHistory();
+    for await (const token of sequence.evaluate(ids, { temperature: 0, yieldEogToken: true })) {
+      if (model.isEogToken(token)) return;
+      yield token;
+      if (!--most) return;
+    }
+  }
+  const answer = async function* (text, most = Infinity) {
+    const ids = read(text);
+    if (!ids.length) throw new Error("nothing to go on with: the text has no token");
+    if (ids.length >= context.contextSize) throw new Error(`${ids.length} tokens do not fit the context of ${context.contextSize}`);
+    const said = [];
+    let shown = "";
+    for await (const token of follow(ids, Math.min(most, context.contextSize - ids.length))) {
+      said.push(token);
+      const text = model.detokenize(said, false, ids);
+      if (text.endsWith("\ufffd")) continue; // bytes of a character are missing
+      yield { token, text: text.slice(shown.length) };
+      shown = text;
+    }
+  };
+  const opened = performance.now() - begun;
+  const times = await checkGolden(golden, async (text, count) => {
+    const [asked, tokens] = [read(text), []];
+    if (count) for await (const token of follow(asked, count)) tokens.push(token);
+    return { asked, tokens };
+  });
+  return Object.assign(answer, { manifest, times: { open: opened, ...times }, close: () => llama.dispose() });
+}

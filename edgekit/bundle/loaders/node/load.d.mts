@@ -1,0 +1,30 @@
+/** What a bundle answers: of a classifier [[label, score], ...], the answer first; of an encoder the embedding. */
+export type Answer = [label: string, score: number][] | Float32Array;
+
+/** Milliseconds to open the bundle, of the first answer (cold) and of a later one (warm); null where it has no golden answers. */
+export interface Times {
+  open: number;
+  cold: number | null;
+  warm: number | null;
+}
+
+export interface Manifest {
+  name: string;
+  output: "logits" | "embedding" | "tokens";
+  labels: string[];
+  out_of_scope: string | null;
+  threshold: number | null;
+  max_length: number;
+  files: Record<string, { bytes: number; sha256: string }>;
+  [key: string]: unknown;
+}
+
+/** An open bundle. `prompt`: what comes before the text, by its name; "" is nothing, without it the model's own. */
+export interface Bundle {
+  (text: string, options?: { prompt?: string }): Promise<Answer>;
+  readonly manifest: Manifest;
+  readonly times: Times;
+}
+
+/** Opens a bundle's folder, once every file, the runtime's version and the golden answers are as they were verified. */
+export function open(folder: string, options?: { threads?: number }): Promise<Bundle>;

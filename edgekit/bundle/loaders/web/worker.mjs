@@ -1,0 +1,25 @@
+// The worker in which a bundle answers: opened once, then a text at a time. `app.mjs` starts it and talks with it.
+import { open } from "./load.mjs";
+import { createReader } from "./store.mjs";
+
+let bundle;
+
+async function answer({ opening, text, options }, tell) {
+  if (!opening) return bundle(text, options);
+  const { folder, modules, threads } = opening;
+  const [ort, { Tokenizer }] = await Promise.all([
+    import(`${modules}onnxruntime-web/dist/ort.wasm.min.mjs`),
+    import(`${modules}@huggingface/tokenizers/dist/tokenizers.min.mjs`),
+  ]);
+  bundle = await open(folder, { ort, Tokenizer, threads, read: createReader(tell) });
+  const { manifest, notes, times } = bundle;
+  return { manifest, notes, times };
+}
+
+self.onmessage = async ({ data: { id, ...asked } }) => {
+  try {
+    self.postMessage({ id, answer: await answer(asked, (progress) => self.postMessage({ id, progress })) });
+  } catch (failed) {
+    self.postMessage({ id, failed: String(failed.message ?? failed) });
+  }
+};

@@ -1,0 +1,210 @@
+"""The loader for Node.js, run by Node.js: the answers of the session that verified, and each planted fault in its own sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekit.bundle.embed import embed
+from edgekit.bundle.platforms import EMBEDDINGS
+from tests.bundle.test_chat import make_manifest
+from tests.bundle.test_check import FAULTS, keep_hash, loader, mix, other_golden
+from tests.bundle.test_golden import pack_golden
+from tests.bundle.test_load import TEXTS
+from tests.node_packages import need_node, node_modules
+from tests.stories import write_stories
+
+LONG = [
+    *TEXTS,
+    "turn on the light " * 60_000,
+    "\N{ARABIC LETTER MEEM}\N{ARABIC LETTER REH} light",
+    "\u202eon\u202c",
+    "\u00bd \u2167",
+]
+# Answers the texts of a file, and says how long the opening took.
+ASK = """
+import { readFileSync } from "node:fs";
+import { open } from "./load.mjs";
+const asked = JSON.parse(readFileSync(process.argv[2], "utf8"));
+try {
+  const bundle = await open("bundle");
+  const answers = [];
+  for (const [text, options] of asked) answers.push(Array.from(await bundle(text, options)));
+  console.log(JSON.stringify({ answers, times: bundle.times, keys: Object.keys(bundle) }));
+} catch (failed) {
+  console.log(JSON.stringify({ failed: failed.message }));
+}
+"""
+
+
+def put(bundle: Path, folder: Path, platform: str = "node") -> Path:
+    """An app with the bundle in it."""
+    embed(bundle, platform, folder)
+    (folder / "node_modules").symlink_to(node_modules())
+    (folder / "ask.mjs").write_text(ASK, encoding="utf-8")
+    return folder
+
+
+def ask(app: Path, texts: Sequence[str], **options: str) -> dict[str, Any]:
+    (app / "asked.json").write_text(json.dumps([[text, options] for text in texts]), encoding="utf-8")
+    ran = subprocess.run(
+        [need_node(), "--disallow-code-generation-from-strings", "ask.mjs", "asked.json"],
+        cwd=app, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_golden(tmp_path_factory.mktemp("node")).bundle
+
+
+@pytest.fixture(scope="module")
+def app(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return put(bundle, tmp_path_factory.mktemp("node") / "app")
+
+
+def test_it_answers_as_the_python_loader_does(bundle: Path, app: Path) -> None:
+    """Long, empty, emoji, right-to-left and 1 MB texts included; and no code is made from text."""
+    found = ask(app, LONG)
+    assert "failed" not in found, found
+    assert found["times"]["open"] > 0
+    assert found["times"]["cold"] > 0
+    opened = loader(bundle).Bundle(bundle)
+    for text, said in zip(LONG, found["answers"], strict=True):
+        wanted = opened(text)
+        assert [label for label, _ in said] == [label for label, _ in wanted], text[:40]
+        np.testing.assert_allclose([score for _, score in said], [score for _, score in wanted], atol=1e-6)
+
+
+def test_an_embedding_and_its_prompts(tmp_path: Path) -> None:
+    made = pack_golden(
+        tmp_path / "made", output="embedding", settings={"prompt": "play ", "prompts": {"order": "turn off the "}}
+    ).bundle
+    app, opened = put(made, tmp_path / "app"), loader(made).Bundle(made)
+    np.testing.assert_array_equal(ask(app, ["music"])["answers"], [opened("music")])
+    for name in ("order", ""):
+        np.testing.assert_array_equal(ask(app, ["light"], prompt=name)["answers"], [opened("light", prompt=name)])
+    assert ask(app, ["x"], prompt="ordr") == {"failed": 'no prompt "ordr": those of this model are order'}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named(app: Path, tmp_path: Path, fault: str) -> None:
+    plant, said = FAULTS[fault]
+    shutil.copytree(app, tmp_path / "app", symlinks=True)
+    plant(tmp_path / "app" / "bundle")
+    if fault == "missing":
+        said = r"tokenizer\.json: cannot be read \(ENOENT\): copy the whole bundle"
+    failed = ask(tmp_path / "app", ["light"])["failed"]
+    assert re.search(said.replace("'.*'", '".*"').replace("'s", ".s"), failed), failed
+
+
+def test_two_bundles_and_an_older_runtime(app: Path, tmp_path: Path) -> None:
+    other = pack_golden(tmp_path / "other", scale=2.0).bundle
+    shutil.copytree(app, tmp_path / "app", symlinks=True)
+    mix(tmp_path / "app" / "bundle", other)
+    assert "model.onnx: not the file that was verified" in ask(tmp_path / "app", ["light"])["failed"]
+    path = tmp_path / "app" / "bundle" / "bundle.json"
+    shutil.copyfile(app / "bundle" / "model.onnx", tmp_path / "app" / "bundle" / "model.onnx")
+    table = json.loads(path.read_text(encoding="utf-8"))
+    table["runtime"]["minimum"] = "1.99"
+    path.write_text(json.dumps(table), encoding="utf-8")
+    failed = ask(tmp_path / "app", ["light"])["failed"]
+    assert failed == "onnxruntime-node 1.30.0 is too old for this bundle: it needs 1.99"
+    keep_hash(tmp_path / "app" / "bundle", "model.onnx")
+
+
+def test_one_that_writes_says_what_llama_cpp_says(tmp_path: Path) -> None:
+    """64 tokens of stories260K behind a text, the golden ones asked first; a wrong one is named."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    app, found = tmp_path / "app", EMBEDDINGS["llama-cpp", "text", "tokens", "node"]
+    (app / "bundle").mkdir(parents=True)
+    for name, source in found.files.items():
+        shutil.copyfile(source, app / name)
+    (app / "node_modules").symlink_to(node_modules())
+    write_stories(app / "bundle" / "model.gguf")
+    llama = llama_cpp.Llama(
+        str(app / "bundle" / "model.gguf"), n_ctx=256, n_threads=1, flash_attn=False, type_k=0, type_v=0, verbose=False
+    )
+    asked = llama.tokenize(b"Once upon a time")
+    greedy = llama.generate(asked, temp=0.0)
+    wanted = [next(greedy) for _ in range(64)]
+    row = {"text": "Once upon a time", "asked": asked, "tokens": wanted[:8]}
+    golden = json.dumps({"format": 1, "of": "", "tolerance": 0.0, "rows": [row]})
+    (app / "bundle" / "golden.json").write_text(golden, encoding="utf-8")
+    manifest = make_manifest(settings={}, files={})
+    (app / "bundle" / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    for name in ("model.gguf", "golden.json"):
+        keep_hash(app / "bundle", name)
+    (app / "ask.mjs").write_text(
+        'import { open } from "./load.mjs";\ntry {\n  const bundle = await open("bundle"), tokens = [];\n  let text = "";\n'
+        '  for await (const one of bundle("Once upon a time", 64)) { tokens.push(one.token); text += one.text; }\n'
+        "  console.log(JSON.stringify({ tokens, text, cold: bundle.times.cold }));\n  await bundle.close();\n"
+        "} catch (failed) { console.log(JSON.stringify({ failed: failed.message })); }\nprocess.exit(0);\n",
+        encoding="utf-8",
+    )
+
+    def said() -> dict[str, Any]:
+        ran = subprocess.run(
+            [need_node(), "ask.mjs"], cwd=app, capture_output=True, text=True, check=False, timeout=300
+        )
+        answer: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1]) if ran.stdout else {"failed": ran.stderr}
+        return answer
+
+    answer = said()
+    assert answer.get("tokens") == wanted, answer
+    assert answer["text"].strip() == llama.detokenize(wanted).decode().strip()
+    assert answer["cold"] > 0
+    other_golden(app / "bundle", tokens=[*wanted[:7], wanted[7] + 1])
+    assert said()["failed"].startswith('golden answer to "Once upon a time": tokens ')
+
+
+def test_what_apps_import_is_short_and_typed(bundle: Path, tmp_path: Path) -> None:
+    """60 lines a file that is a platform's own; TypeScript takes an app in TypeScript, and Electron's two files as they are."""
+    for (_, _, _, platform), found in EMBEDDINGS.items():
+        for name, source in found.files.items():
+            own = name in {"load.mjs", "app.mjs", "worker.mjs", "store.mjs", "main.mjs", "preload.cjs", "load.py"}
+            lines = source.read_text(encoding="utf-8").splitlines()
+            assert not own or len(lines) <= 60 or source.name == "generate.py", f"{platform}: {name}"
+            assert name.endswith(".py") or not re.search(r"\beval\(|new Function", "\n".join(lines))
+    app = put(bundle, tmp_path / "app", "electron")
+    (app / "app.mts").write_text(
+        'import { open, type Answer } from "./load.mjs";\n'
+        'const bundle = await open("bundle", { threads: 1 });\n'
+        'const answer: Answer = await bundle("turn on the light", { prompt: "" });\n'
+        "export const cold: number | null = bundle.times.cold;\n"
+        "// @ts-expect-error a text is wanted\nawait bundle(3);\nexport default answer;\n",
+        encoding="utf-8",
+    )
+    ran = subprocess.run(
+        [need_node(), "node_modules/typescript/bin/tsc", "--noEmit", "--strict", "--target", "es2022", "--module", "nodenext",
+         "--allowJs", "--checkJs", "--skipLibCheck", "--types", "node", "app.mts", "main.mjs", "preload.cjs"],
+        cwd=app, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_electrons_half_answers_windows(bundle: Path, tmp_path: Path) -> None:
+    """What it registers is asked here by Node.js: Electron itself has not run it."""
+    app = put(bundle, tmp_path / "app", "electron")
+    (app / "main_test.mjs").write_text(
+        'import { answerWindows } from "./main.mjs";\nlet asked;\n'
+        'await answerWindows({ handle: (name, answer) => { asked = { name, answer }; } }, "bundle");\n'
+        'console.log(asked.name, (await asked.answer({}, "turn on the light"))[0][0]);\n'
+        "try { asked.answer({}, 3); } catch (failed) { console.log(failed.message); }\n",
+        encoding="utf-8",
+    )
+    ran = subprocess.run(
+        [need_node(), "main_test.mjs"], cwd=app, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ran.stdout == "edgekit light_on\nedgekit answers a text\n", ran.stderr
