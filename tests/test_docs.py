@@ -105,6 +105,35 @@ def test_the_workflow_for_boards_tells_a_bad_artifact_from_a_board_that_is_away(
         (tmp_path / "a state/history/x.jsonl").touch()
 
 
+@pytest.mark.parametrize("name", ["edgekit-release.yml", "gitlab-ci.yml"])
+def test_the_examples_for_releases_say_what_edgekit_understands(name: str) -> None:
+    """Actions are pinned, nothing that a workflow fills in becomes a shell's text, commands are edgekit's, no secret is an argument."""
+    table = yaml.safe_load((ROOT / "examples/release" / name).read_text(encoding="utf-8"))
+    steps = (
+        table["jobs"]["release"]["steps"] if "jobs" in table else [{"run": line} for line in table["release"]["script"]]
+    )
+    assert all(re.search(r"@[0-9a-f]{40}$", step["uses"]) for step in steps if "uses" in step)
+    scripts = [step["run"] for step in steps if "run" in step]
+    assert not any("${{" in script or "PASSWORD" in script or "KEY" in script for script in scripts)
+    lines = [line for script in scripts for line in script.splitlines() if line.startswith("edgekit ")]
+    found = [shlex.split(line) for line in lines]
+    assert [words[1] for words in found] == ["build", "release", "verify-release", "push"]
+    for words in found:
+        parse(["raspberrypi" if word == "$TARGET" else word for word in words[1:]])
+
+
+def test_the_example_of_a_policy_is_one() -> None:
+    from edgekit.release.policy import read_policy
+
+    assert read_policy(ROOT / "examples/release/policy.toml").evidence.verdict == "pass"
+
+
+def test_the_packages_are_the_same_bytes_when_built_again(tmp_path: Path) -> None:
+    from tests.packages import build_twice
+
+    assert {name.rpartition(".")[2] for name in build_twice(tmp_path)} == {"whl", "gz"}
+
+
 def test_readme_names_every_exit_code() -> None:
     from edgekit.errors import CheckFailed, DeviceFailed, EdgekitError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import click
@@ -29,6 +30,12 @@ from edgekit.errors import CheckFailed, EdgekitError
 @click.option("--builder", metavar="URI", help="Who built it, for the provenance.")
 @click.option("--measured-at", metavar="DATE", help="When it was measured, where this machine's history does not know.")
 @click.option("--policy", type=click.Path(path_type=Path), help="A policy.toml that the release must keep.")
+@click.option(
+    "--check", "checks", is_flag=True, help="BUNDLE is a release: make it again, and name the first difference."
+)
+@click.option(
+    "-r", "--recipe", "recipe_path", type=click.Path(path_type=Path), help="With --check: build the bundle too."
+)
 @cache_option
 @json_option
 def release(
@@ -41,9 +48,11 @@ def release(
     builder: str | None,
     measured_at: str | None,
     policy: Path | None,
+    checks: bool,
+    recipe_path: Path | None,
     cache: Path | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Make a release of a bundle: signed, with its bill of materials, provenance, evidence and notices.
 
     BUNDLE is a bundle's folder or archive. The release is one folder, the same bytes for the same bundle and reports but for the
@@ -61,6 +70,11 @@ def release(
     from edgekit.release.write import ReleaseInputs, gather
     from edgekit.release.write import release as write
 
+    kept = cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit"))
+    if checks:
+        return _check(bundle, kept, recipe_path, as_json=as_json)
+    if recipe_path is not None:
+        raise EdgekitError("--recipe: builds a release's bundle again; name the release with --check")
     if certificate is None and chain:
         raise EdgekitError("--chain: vouches for a certificate; name that one too: --certificate CERT.pem")
     if key is None and certificate is not None:
@@ -71,7 +85,7 @@ def release(
     inputs = ReleaseInputs(
         bundle=bundle,
         evidence=gather(bundle, reports, measured_at),
-        cache=cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit")),
+        cache=kept,
         signer=Signer(key=key, certificate=certificate, chain=chain) if key else None,
         builder=builder or BUILDER,
         policy=policy,
@@ -80,10 +94,48 @@ def release(
     if as_json:
         told = {"files": sorted(made.files), "verdict": made.verdict, "signed": key is not None, "digest": made.digest}
         print_json({"release": str(place), **told})
-        return
+        return 0
     click.echo(f"{place}: {len(made.files)} files, verdict: {made.verdict}, {'signed' if key else 'unsigned'}")
     if key is None:
         click.echo("nobody vouches for it yet: sign it with --sign KEY.pem", err=True)
+    return 0
+
+
+def _check(folder: Path, cache: Path, recipe_path: Path | None, *, as_json: bool) -> int:
+    """Make a release again and show what came of it; 3 where something differs."""
+    from edgekit.cli.terminal import print_json
+    from edgekit.release.check import check
+    from edgekit.typed_json import to_table
+
+    found = check(folder, cache, partial(_build_again, folder, recipe_path) if recipe_path else None)
+    code = CheckFailed.exit_code if found.difference else 0
+    if as_json:
+        print_json({"release": str(folder), **to_table(found)}, exit_code=code)
+        return code
+    for line in found.not_remade:
+        click.echo(f"not made again: {line}")
+    if found.difference:
+        raise CheckFailed(f"{folder}: {found.difference}")
+    click.echo(f"{folder}: {len(found.same)} files made again, the same bytes")
+    return code
+
+
+def _build_again(folder: Path, recipe_path: Path, scratch: Path) -> Path:
+    """The bundle of a release, built from its recipe with a cache of its own."""
+    from edgekit.bundle.open import open_bundle
+    from edgekit.cli.options import open_session
+    from edgekit.pipeline import build
+    from edgekit.recipe import load_recipe
+    from edgekit.target import load_target
+
+    manifest = open_bundle(folder / "bundle").manifest
+    plain = manifest.name == f"{manifest.recipe}-{manifest.target}"
+    wanted = (None, None) if plain else (manifest.artifact.format, manifest.artifact.scheme)
+    session = open_session(scratch / "cache", scratch / "dist")
+    (built,) = build(load_recipe(recipe_path), [load_target(manifest.target)], session, [wanted])
+    if built.bundle is None:
+        raise built.error or EdgekitError(f"{recipe_path}: no bundle came of it")
+    return built.bundle
 
 
 @click.command("verify-release")

@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgekit import __version__
 from edgekit.bundle.destination import old, partial, swap
@@ -38,9 +37,6 @@ from edgekit.release.statements import BUILDER, measurement, provenance
 from edgekit.schema import dump_json
 from edgekit.workspace import discard, disk_error, file_sha256, list_names, locked, make_folder, sync
 
-if TYPE_CHECKING:
-    from edgekit.release.quantization import Sources
-
 # In the half of a release while it is written: the folder is edgekit's.
 MARK = ".key"
 _WORST = {"fail": 0, "not proven": 1, "pass": 2}
@@ -53,6 +49,17 @@ class Evidence:
     path: Path
     report: Report
     at: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Papers:
+    """What the papers of a release are made from beside the bundle: reports with the time that each was measured, the text of
+    quantization.json, who built (a URI), and the date of the release, where it has one."""
+
+    evidence: Sequence[tuple[Report, str | None]]
+    quantization: str
+    builder: str
+    made: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,25 +149,13 @@ def _fill(folder: Path, bundle: Bundle, inputs: ReleaseInputs) -> Release:
     for name in (*(manifest.files or {}), "bundle.json"):
         (folder / BUNDLE / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.folder / name, folder / BUNDLE / name)
-    sources: Sources = find_sources(bundle, inputs.cache)
-    texts = {
-        contents.QUANTIZATION: dump_json(record(bundle, sources)),
-        contents.PROVENANCE: provenance(manifest, inputs.builder),
-        contents.NOTICE: notice(manifest),
-    }
-    for number, one in enumerate(evidence, 1):
-        said = one.report.to_json()
-        texts[contents.report_name(number)] = said
-        texts[contents.measurement_name(number)] = measurement(manifest, one.report, sha256=_sha256(said), at=one.at)
-    reports = [one.report for one in evidence]
-    texts[contents.CARD] = write_card(manifest, reports, (bundle.folder / "README.md").read_text(encoding="utf-8"))
-    billed = Billed(
-        manifest=manifest,
-        reports=reports,
-        referred={name: _sha256(text) for name, text in texts.items()},
+    papers = Papers(
+        evidence=[(one.report, one.at) for one in evidence],
+        quantization=dump_json(record(bundle, find_sources(bundle, inputs.cache))),
+        builder=inputs.builder,
         made=_epoch(),
     )
-    texts[contents.BOM] = write_bom(billed)
+    texts = write_papers(bundle, papers)
     (folder / "evidence").mkdir(exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -180,6 +175,24 @@ def _fill(folder: Path, bundle: Bundle, inputs: ReleaseInputs) -> Release:
     ).whole()
     (folder / RELEASE).write_text(listed.to_json(), encoding="utf-8", newline="\n")
     return listed
+
+
+def write_papers(bundle: Bundle, papers: Papers) -> dict[str, str]:
+    """All that is said of a bundle, by the names of its files in a release; the bill refers to the others by their hashes."""
+    manifest, reports = bundle.manifest, [report for report, _ in papers.evidence]
+    texts = {
+        contents.QUANTIZATION: papers.quantization,
+        contents.PROVENANCE: provenance(manifest, papers.builder),
+        contents.NOTICE: notice(manifest),
+        contents.CARD: write_card(manifest, reports, (bundle.folder / "README.md").read_text(encoding="utf-8")),
+    }
+    for number, (report, at) in enumerate(papers.evidence, 1):
+        said = report.to_json()
+        texts[contents.report_name(number)] = said
+        texts[contents.measurement_name(number)] = measurement(manifest, report, sha256=_sha256(said), at=at)
+    referred = {name: _sha256(text) for name, text in texts.items()}
+    billed = Billed(manifest=manifest, reports=reports, referred=referred, made=papers.made)
+    return texts | {contents.BOM: write_bom(billed)}
 
 
 def _entry(path: Path) -> FileEntry:
