@@ -50,7 +50,8 @@ def scan(path: Path, patterns: Mapping[str, re.Pattern[bytes]]) -> Iterator[str]
 
 def _own() -> dict[str, re.Pattern[bytes]]:
     """Patterns of this machine: the home folder, the folder where edgekit runs, and the secrets of the environment."""
-    places = {"a path of your home folder": Path.home(), "a path of the folder that edgekit runs in": Path.cwd()}
+    home = Path(os.path.expanduser("~"))
+    places = {"a path of your home folder": home, "a path of the folder that edgekit runs in": Path.cwd()}
     found = {
         name: re.compile(rb"(?<![\w.-])" + re.escape(os.fsencode(place)) + rb"[/\\]")
         for name, place in places.items()

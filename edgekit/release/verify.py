@@ -25,6 +25,9 @@ from edgekit.schema import read_json
 from edgekit.typed_json import as_table, to_table
 from edgekit.workspace import file_sha256
 
+# What a statement repeats of its report.
+_SAID = ("verdict", "checks", "device", "runtime", "accuracy", "prompts")
+
 
 def find_faults(folder: Path, trusted: Trusted | None, policy: Policy | None = None) -> list[str]:
     """All that is wrong with a release, in sentences; empty where nothing is. trusted: None leaves the signature out. policy:
@@ -128,10 +131,9 @@ def _bill(folder: Path, release: Release, broken: set[str]) -> Iterator[str]:
         hashes |= {one["bom-ref"]: one["hashes"][0]["content"] for one in bill["components"] if one["type"] == "file"}
         metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
         model_hash = model["hashes"][0]["content"]
-        licences = [
-            one["license"].get("id", one["license"].get("name"))
+        stated = [
+            one.get("expression") or one["license"].get("id", one["license"].get("name"))
             for one in model.get("licenses", ())
-            if "license" in one
         ]
     except (EdgekitError, KeyError, IndexError, TypeError, StopIteration) as wrong:
         yield f"{BOM}: not a bill that edgekit wrote ({type(wrong).__name__})"
@@ -147,9 +149,9 @@ def _bill(folder: Path, release: Release, broken: set[str]) -> Iterator[str]:
         if metrics != measured:
             yield f"{BOM}: does not match: its metrics are not what the reports measured"
     if f"{BUNDLE}/bundle.json" not in broken:
-        stated = read_json(folder / BUNDLE / "bundle.json")["licences"].get("this model")
-        if licences and (stated or "").lower() not in {str(one).lower() for one in licences}:
-            yield f"{BOM}: does not match: its licence is not the bundle's, {stated}"
+        licence = read_json(folder / BUNDLE / "bundle.json")["licences"].get("this model")
+        if [str(one).lower() for one in stated] != ([licence.lower()] if licence else []):
+            yield f"{BOM}: does not match: its licence is not the bundle's, {licence or 'which states none'}"
 
 
 def _statements(folder: Path, release: Release, broken: set[str]) -> Iterator[str]:
@@ -171,9 +173,10 @@ def _statements(folder: Path, release: Release, broken: set[str]) -> Iterator[st
         if report.artifact.sha256 != release.artifact:
             yield f"{contents.report_name(number)}: evidence of another file: it judged another model than this release's"
         said = to_table(report)
-        if predicate.get("report") != {"sha256": file_sha256(folder / contents.report_name(number))} or any(
-            predicate.get(key) != said[key] for key in ("verdict", "checks", "device")
-        ):
+        same = all(predicate.get(key) == said[key] for key in _SAID)
+        times = as_table(predicate.get("times_ms")).get("raw") == said["latency_raw_ms"]
+        of_it = predicate.get("report") == {"sha256": file_sha256(folder / contents.report_name(number))}
+        if not (same and times and of_it):
             yield f"{name}: does not say what {contents.report_name(number)} says"
     verdicts = {report.verdict for report in reports.values()}
     if reports and len(reports) == release.reports and release.verdict not in verdicts:

@@ -146,6 +146,14 @@ def other_licence_in_the_bill(folder: Path) -> None:
     edit(folder / BOM, lambda bill: bill["components"][0].update(licenses=[{"license": {"id": "MIT"}}]))
 
 
+def no_licence_in_the_bill(folder: Path) -> None:
+    edit(folder / BOM, lambda bill: bill["components"][0].pop("licenses"))
+
+
+def better_times_than_the_report(folder: Path) -> None:
+    edit(folder / MEASUREMENT, lambda table: table["predicate"]["times_ms"].update(raw=[0.1]))
+
+
 def no_bill(folder: Path) -> None:
     (folder / BOM).write_text("{}")
 
@@ -185,6 +193,8 @@ def other_verdict(folder: Path) -> None:
         (other_file_in_the_bill, "bom.cdx.json: does not match: bundle/README.md is another file"),
         (better_figures_in_the_bill, "bom.cdx.json: does not match: its metrics are not what the reports measured"),
         (other_licence_in_the_bill, "bom.cdx.json: does not match: its licence is not the bundle's, Apache-2.0"),
+        (no_licence_in_the_bill, "bom.cdx.json: does not match: its licence is not the bundle's, Apache-2.0"),
+        (better_times_than_the_report, f"{MEASUREMENT}: does not say what {REPORT} says"),
         (no_bill, "bom.cdx.json: not a bill that edgekit wrote"),
         (evidence_of_another_file, f"{MEASUREMENT}: evidence of another file: its subject is not this release's model"),
         (report_of_another_file, f"{REPORT}: evidence of another file: it judged another model"),
