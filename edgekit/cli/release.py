@@ -71,10 +71,8 @@ def release(
     from edgekit.release.write import release as write
 
     kept = cache or Path(os.environ.get("EDGEKIT_CACHE", ".edgekit"))
-    if checks:
-        return _check(bundle, kept, recipe_path, as_json=as_json)
-    if recipe_path is not None:
-        raise EdgekitError("--recipe: builds a release's bundle again; name the release with --check")
+    if checks or recipe_path is not None:
+        return _check(bundle, kept, recipe_path, checks=checks, as_json=as_json)
     if certificate is None and chain:
         raise EdgekitError("--chain: vouches for a certificate; name that one too: --certificate CERT.pem")
     if key is None and certificate is not None:
@@ -101,8 +99,10 @@ def release(
     return 0
 
 
-def _check(folder: Path, cache: Path, recipe_path: Path | None, *, as_json: bool) -> int:
+def _check(folder: Path, cache: Path, recipe_path: Path | None, *, checks: bool, as_json: bool) -> int:
     """Make a release again and show what came of it; 3 where something differs."""
+    if not checks:
+        raise EdgekitError("--recipe: builds a release's bundle again; name the release with --check")
     from edgekit.cli.terminal import print_json
     from edgekit.release.check import check
     from edgekit.typed_json import to_table
