@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 # A text and its label.
 Labelled = tuple[str, str | None]
@@ -91,11 +92,11 @@ def near_copies(
     of fewer, where one letter was. Numbers count as equal there, and politeness does not count. A text without a label agrees
     with all labels; its numbers count as equal to others' only with masks_unlabelled, and then with texts without a label alone.
     """
-    seen = Seen([*texts, *among], masks_unlabelled=masks_unlabelled)
+    seen = Seen(among, masks_unlabelled=masks_unlabelled, beside=texts)
     for index, (text, label) in enumerate(among):
         seen.add(index, text, label)
-    found = {index: seen.find(text, label) for index, (text, label) in enumerate(texts)}
-    return {index: other for index, other in found.items() if other is not None}
+    found = ((index, seen.find(text, label)) for index, (text, label) in enumerate(texts))
+    return {index: other for index, other in found if other is not None}
 
 
 def repeats(texts: Sequence[Labelled], *, masks_unlabelled: bool = True) -> dict[int, int]:
@@ -162,12 +163,14 @@ class Seen:
     keeps the lists short.
     """
 
-    def __init__(self, texts: Sequence[Labelled], *, masks_unlabelled: bool = True) -> None:
-        """texts: all that will be added or looked for."""
+    def __init__(
+        self, texts: Sequence[Labelled], *, masks_unlabelled: bool = True, beside: Iterable[Labelled] = ()
+    ) -> None:
+        """texts: all that will be added; what is looked for may be `beside` them."""
         self._masks = masks_unlabelled
-        self._read = {text: (plain := normalized(text), _spoken(plain)) for text, _ in texts}
+        self._read = {text: _read(text) for text, _ in texts}
         self._counts = Counter(word for _, found in self._read.values() for word in {*found, *_masked(found)})
-        self._mixed = not masks_unlabelled and len({label is None for _, label in texts}) > 1
+        self._mixed = not masks_unlabelled and len({label is None for _, label in chain(texts, beside)}) > 1
         self._whole: dict[str, int] = {}
         self._keys: dict[int, int] = {}
         self._bags: dict[tuple[tuple[str, ...], str], list[tuple[int, frozenset[str]]]] = defaultdict(list)
@@ -188,7 +191,7 @@ class Seen:
 
     def find(self, text: str, label: str | None) -> int | None:
         """The index of a text that was added and is nearly this one."""
-        plain, found = self._read[text]
+        plain, found = self._read.get(text) or _read(text)
         if plain in self._whole:
             return self._whole[plain]
         views = [self._view(found, label)]
@@ -221,6 +224,10 @@ class Seen:
     def _rarest(self, bag: frozenset[str]) -> list[str]:
         keep = len(bag) - math.ceil(NEAR_DUPLICATE * len(bag)) + 1
         return sorted(bag, key=lambda word: (self._counts[word], word))[:keep]
+
+
+def _read(text: str) -> tuple[str, list[str]]:
+    return (plain := normalized(text)), _spoken(plain)
 
 
 def _spoken(plain: str) -> list[str]:

@@ -121,7 +121,7 @@ def look(asked: Asked) -> Guess:
     unused = tuple(name for name in names if name not in used.values())
     counts = Counter(str(value_of(row.values, used["label"])) for row in table.rows) if "label" in used else Counter()
     rare = sum(count < len(SPLITS) for count in counts.values()) if place.is_file() else 0
-    return Guess(form=form, columns=used, unused=unused, rows=len(table.rows), sample=sample, rare=rare)
+    return Guess(form=form, columns=used, unused=unused, rows=sum(1 for _ in table.rows), sample=sample, rare=rare)
 
 
 def _columns(asked: Asked, names: list[str], where: str) -> dict[str, str]:

@@ -7,17 +7,21 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, cast
 
 from edgekit.errors import EdgekitError, first_line
 from edgekit.schema import refuse_pointer
+from edgekit.stored import HELD
 
 KINDS = {
     ".csv": "csv",
@@ -29,6 +33,7 @@ KINDS = {
     ".txt": "txt",
 }
 COMPRESSED = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
+_OPENED: Mapping[str, Callable[[Path], object]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # What a file begins with that says its own encoding (Unicode 15, section 23.8); UTF-32's begins with UTF-16's.
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -53,12 +58,23 @@ class Row:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
+class Rows(Iterable[Row]):
+    """The rows of a file that is not held in memory: each pass reads it anew."""
+
+    read: Callable[[], Iterator[Row]]
+
+    def __iter__(self) -> Iterator[Row]:
+        """From the first row on. Raises EdgekitError as `read_table` does."""
+        return self.read()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """The rows of a file; `columns` in the file's order, `classes` the names of the class numbers in a column."""
 
     columns: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[Row] | Rows
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -129,6 +145,7 @@ def read_table(path: Path, *, delimiter: str | None = None, encoding: str | None
 
     delimiter: of CSV, one character; without it a comma (.tsv: a tab), or what the file's own `sep=;` line says.
     encoding: of anything but Parquet; without it UTF-8, or what the file's byte order mark says.
+    The rows of a file of more than HELD bytes are read when they are asked for, but for those of one JSON value, which is whole.
     Raises EdgekitError for a file that is missing, empty, of another kind or encoding, or whose form is broken as a whole. A row
     that is broken on its own is there with its problem.
     """
@@ -138,24 +155,98 @@ def read_table(path: Path, *, delimiter: str | None = None, encoding: str | None
         raise EdgekitError(
             f"{path}: unknown kind of file; expected one of {', '.join(KINDS)}, or these with {', '.join(COMPRESSED)}{remedy}"
         )
+    kind, mark = KINDS[ending], delimiter or ("\t" if ending == ".tsv" else None)
+    if kind != "json" and path.is_file() and path.stat().st_size > HELD:
+        return _read_large(path, (kind, packed), mark, encoding)
     content = _read_bytes(path, packed)
-    if KINDS[ending] == "parquet":
-        return _read_parquet(path, content)
+    if kind == "parquet":
+        return _read_parquet(path, lambda: io.BytesIO(content))
     text = decode(path, content, encoding)
     if not text.strip():
         raise EdgekitError(f"{path}: empty; expected rows with texts")
-    if KINDS[ending] == "csv":
-        return _read_csv(path, text, delimiter or ("\t" if ending == ".tsv" else None))
-    if KINDS[ending] == "txt":
+    if kind == "csv":
+        return _read_csv(path, lambda: io.StringIO(text, newline=""), mark)
+    if kind == "txt":
         return Table(columns=["text"], rows=[Row(number=n, values={"text": line}) for n, line in _lines(text)])
-    return _read_json(path, text, lines=KINDS[ending] == "jsonl")
+    return _read_json(path, text, lines=kind == "jsonl")
+
+
+def _read_large(path: Path, kind: tuple[str, str | None], delimiter: str | None, encoding: str | None) -> Table:
+    """`read_table` of a file that is read in passes."""
+    name, packed = kind
+    if name == "parquet":
+        return _read_parquet(path, lambda: _open(path, packed), held=False)
+    codec = _check_text(path, packed, encoding)
+
+    def lines(newline: str) -> Iterator[str]:
+        with (
+            _open(path, packed) as file,
+            io.TextIOWrapper(cast("io.BufferedReader", file), codec, newline=newline) as text,
+        ):
+            first = next(text)
+            yield from itertools.chain([first.removeprefix("\ufeff")], text)
+
+    def numbered() -> Iterator[tuple[int, str]]:
+        ends = (line[:-2] if line.endswith("\r\n") else line.removesuffix("\n") for line in lines("\n"))
+        return enumerate(ends, start=1)
+
+    if name == "csv":
+        return _read_csv(path, lambda: lines(""), delimiter, held=False)
+    if name == "txt":
+        return Table(
+            columns=["text"], rows=Rows(lambda: (Row(number=n, values={"text": line}) for n, line in numbered()))
+        )
+    rows = Rows(lambda: (_json_row(n, "line", _parse_json(line)) for n, line in numbered() if line.strip()))
+    return Table(columns=list(dict.fromkeys(key for row in rows for key in row.values)), rows=rows)
+
+
+def _open(path: Path, packed: str | None) -> IO[bytes]:
+    return cast("IO[bytes]", _OPENED[packed](path) if packed else path.open("rb"))
+
+
+def _check_text(path: Path, packed: str | None, encoding: str | None) -> str:
+    """Read a text file through, and refuse what is refused of one that is held; what its encoding is."""
+    place, empty, start, marked, reader = 0, True, "", "utf-8", None
+    try:
+        with _open(path, packed) as file:
+            while block := file.read(1 << 20):
+                marked = _marked(block) if reader is None else marked
+                with _decoding(path, encoding, marked, place):
+                    b"".decode(encoding or marked)  # some codecs are not of texts
+                    reader = reader or codecs.getincrementaldecoder(encoding or marked)()
+                    pending = len(reader.getstate()[0])
+                with _decoding(path, encoding, marked, place - pending):
+                    text = reader.decode(block)
+                place, empty, start = place + len(block), empty and not text.strip(), start or text[:1000]
+    except (OSError, lzma.LZMAError, zlib.error, EOFError) as bad:
+        raise _broken(path, packed, bad) from bad
+    if reader is not None:
+        with _decoding(path, encoding, marked, place - len(reader.getstate()[0])):
+            reader.decode(b"", final=True)
+    if empty:
+        raise EdgekitError(f"{path}: empty; expected rows with texts")
+    _refuse_zeros(path, start, encoding)
+    return encoding or marked
 
 
 def decode(path: Path, content: bytes, encoding: str | None = None) -> str:
     """A file's text. Raises EdgekitError with the byte that does not fit, and for an unknown encoding."""
-    marked = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
-    try:
+    marked = _marked(content)
+    with _decoding(path, encoding, marked):
         text = content.decode(encoding or marked)
+    _refuse_zeros(path, text[:1000], encoding)
+    return text.removeprefix("\ufeff")
+
+
+def _marked(content: bytes) -> str:
+    return next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+
+
+@contextmanager
+def _decoding(path: Path, encoding: str | None, marked: str, place: int = 0) -> Iterator[None]:
+    """What a codec raises of bytes that begin at this place of a file, for a user."""
+    try:
+        yield
     except LookupError as unknown:
         raise EdgekitError(
             f'{path}: data.encoding: unknown encoding {encoding!r}; expected one of Python\'s, such as "cp1252" or "utf-16"'
@@ -163,14 +254,16 @@ def decode(path: Path, content: bytes, encoding: str | None = None) -> str:
     except UnicodeDecodeError as bad:
         byte, name = bad.object[bad.start], "UTF-8" if encoding is None and marked == "utf-8" else (encoding or marked)
         raise EdgekitError(
-            f"{path}: byte {bad.start} (0x{byte:02x}) is not {name}; save the file as UTF-8, or name its encoding, such as"
-            f' data.encoding = "{"cp1252" if encoding != "cp1252" else "latin-1"}"'
+            f"{path}: byte {place + bad.start} (0x{byte:02x}) is not {name}; save the file as UTF-8, or name its encoding, such"
+            f' as data.encoding = "{"cp1252" if encoding != "cp1252" else "latin-1"}"'
         ) from bad
     except UnicodeError as bad:
         raise EdgekitError(f"{path}: not {encoding or marked}: {first_line(bad)}; save the file as UTF-8") from bad
-    if encoding is None and "\0" in text[:1000]:
+
+
+def _refuse_zeros(path: Path, start: str, encoding: str | None) -> None:
+    if encoding is None and "\0" in start:
         raise EdgekitError(f'{path}: holds zero bytes, as UTF-16 does; if it is that, set data.encoding = "utf-16-le"')
-    return text.removeprefix("\ufeff")
 
 
 def value_of(row: Mapping[str, object], column: str) -> object:
@@ -196,7 +289,7 @@ def column_names(table: Table, rows: int = 20) -> list[str]:
     """The table's columns, with those of objects in them as dotted names, as far as the first rows tell."""
     names: dict[str, None] = {}
     for column in table.columns:
-        values = [row.values.get(column) for row in table.rows[:rows]]
+        values = [row.values.get(column) for row in itertools.islice(table.rows, rows)]
         inner = [value for value in values if isinstance(value, Mapping)]
         names |= dict.fromkeys(f"{column}.{key}" for value in inner for key in value) if inner else {column: None}
     return list(names)
@@ -213,7 +306,12 @@ def _read_bytes(path: Path, packed: str | None) -> bytes:
     try:
         return COMPRESSED[packed](content) if packed else content
     except (OSError, lzma.LZMAError, zlib.error, EOFError, ValueError) as bad:
-        raise EdgekitError(f"{path}: not a whole {packed} file: {first_line(bad)}; pack it again") from bad
+        raise _broken(path, packed, bad) from bad
+
+
+def _broken(path: Path, packed: str | None, bad: Exception) -> EdgekitError:
+    what = f"not a whole {packed} file: {first_line(bad)}; pack it again" if packed else f"cannot be read: {bad}"
+    return EdgekitError(f"{path}: {what}")
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -222,38 +320,60 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(ended.split("\n"), start=1))
 
 
-def _read_csv(path: Path, text: str, delimiter: str | None) -> Table:
-    """Every field is text: a label 007 stays 007, and a text NA is not a missing one."""
-    told, skipped = _SEP.match(text), 0
+def _read_csv(path: Path, lines: Callable[[], Iterator[str]], delimiter: str | None, *, held: bool = True) -> Table:
+    """Every field is text: a label 007 stays 007, and a text NA is not a missing one. lines: those of the file, from its first
+    on, each time that it is called; held: whether the rows are kept."""
+    first = next(lines())
+    told, skipped = _SEP.match(first), 0
     if told and delimiter in {None, told[1]}:
-        text, delimiter, skipped = text[told.end() :], told[1], 1
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or ",", strict=True)
-    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        header = [name.strip() for name in next((row for row in reader if row), [])]
-        first = reader.line_num + skipped
-        fields = [(reader.line_num + skipped, row) for row in reader if row]
-    except csv.Error as bad:
-        raise EdgekitError(
-            f"{path}: line {reader.line_num + skipped}: not valid CSV: {bad}; check its double quotes"
-        ) from bad
-    finally:
-        csv.field_size_limit(limit)
-    _check_header(path, header, first, delimiter or ",", [row for _, row in fields])
-    rows = []
-    for number, (line, row) in enumerate(fields, start=1):
-        if len(row) == len(header):
-            rows.append(
-                Row(number=number, values={name: value for name, value in zip(header, row, strict=True) if name})
-            )
-            continue
-        problem = f"line {line}: {len(row)} fields, but the header has {len(header)}"
-        problem += "; put texts that hold a delimiter in double quotes"
-        rows.append(Row(number=number, problem=problem))
-    return Table(columns=[name for name in header if name], rows=rows)
+        delimiter, skipped = told[1], 1
+
+    def fields() -> Iterator[tuple[int, list[str]]]:
+        reader = csv.reader(itertools.islice(lines(), skipped, None), delimiter=delimiter or ",", strict=True)
+        try:
+            yield from ((reader.line_num + skipped, row) for row in _rows_of(reader) if row)
+        except csv.Error as bad:
+            raise EdgekitError(
+                f"{path}: line {reader.line_num + skipped}: not valid CSV: {bad}; check its double quotes"
+            ) from bad
+
+    line, names = next(fields(), (skipped, []))
+    header = [name.strip() for name in names]
+    found = [*fields()][1:] if held else None
+
+    def below() -> Iterable[tuple[int, list[str]]]:
+        return itertools.islice(fields(), 1, None) if found is None else found
+
+    _check_header(path, header, line, delimiter or ",", lambda: (row for _, row in below()))
+
+    def rows() -> Iterator[Row]:
+        for number, (at, row) in enumerate(below(), start=1):
+            if len(row) == len(header):
+                values = {name: value for name, value in zip(header, row, strict=True) if name}
+                yield Row(number=number, values=values)
+                continue
+            problem = f"line {at}: {len(row)} fields, but the header has {len(header)}"
+            yield Row(number=number, problem=f"{problem}; put texts that hold a delimiter in double quotes")
+
+    return Table(columns=[name for name in header if name], rows=Rows(rows) if found is None else list(rows()))
 
 
-def _check_header(path: Path, header: Sequence[str], line: int, delimiter: str, rows: Sequence[Sequence[str]]) -> None:
+def _rows_of(reader: Iterator[list[str]]) -> Iterator[list[str]]:
+    """A CSV reader's rows, with fields as long as there are."""
+    while True:
+        limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        try:
+            row = next(reader, None)
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        yield row
+
+
+def _check_header(
+    path: Path, header: Sequence[str], line: int, delimiter: str, rows: Callable[[], Iterator[Sequence[str]]]
+) -> None:
     if len(header) == 1:
         other = next((mark for mark in DELIMITERS if mark != delimiter and mark in header[0]), None)
         if other:
@@ -261,14 +381,14 @@ def _check_header(path: Path, header: Sequence[str], line: int, delimiter: str, 
                 f"{path}: line {line}: its columns are parted by {other!r}, not {delimiter!r}; set"
                 f" data.delimiter = {json.dumps(other)}"
             )
-    if not rows:
+    if next(rows(), None) is None:
         raise EdgekitError(f"{path}: no rows below the header line; add some")
     named = [name for name in header if name]
     if len(set(named)) < len(named):
         raise EdgekitError(f"{path}: line {line}: two columns have the same name; rename one")
     for place, name in enumerate(header):
         # A sheet's empty columns are exported too.
-        if not name and any(row[place].strip() for row in rows if len(row) == len(header)):
+        if not name and any(row[place].strip() for row in rows() if len(row) == len(header)):
             raise EdgekitError(f"{path}: line {line}: column {place + 1} has no name; give it one")
 
 
@@ -336,16 +456,29 @@ def _rows_within(whole: dict[str, object]) -> list[object]:
     return [whole]
 
 
-def _read_parquet(path: Path, content: bytes) -> Table:
+def _read_parquet(path: Path, opened: Callable[[], IO[bytes]], *, held: bool = True) -> Table:
+    """opened: the file, each time that it is called; held: whether the rows are kept."""
     import pyarrow
     from pyarrow import parquet
 
+    def values() -> Iterator[dict[str, object]]:
+        with opened() as file:
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+
+    def rows() -> Iterator[Row]:
+        try:
+            yield from (Row(number=number, values=row) for number, row in enumerate(values(), start=1))
+        except (pyarrow.ArrowException, OSError, ValueError) as bad:
+            raise EdgekitError(f"{path}: cannot be read as parquet: {first_line(bad)}") from bad
+
     try:
-        table = parquet.ParquetFile(pyarrow.BufferReader(content)).read()
-        rows = [Row(number=number, values=row) for number, row in enumerate(table.to_pylist(), start=1)]
+        with opened() as file:
+            schema = parquet.ParquetFile(file).schema_arrow
     except (pyarrow.ArrowException, OSError, ValueError) as bad:
         raise EdgekitError(f"{path}: cannot be read as parquet: {first_line(bad)}") from bad
-    return Table(columns=table.column_names, rows=rows, classes=_class_names(table.schema.metadata or {}))
+    classes = _class_names(schema.metadata or {})
+    return Table(columns=schema.names, rows=list(rows()) if held else Rows(rows), classes=classes)
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

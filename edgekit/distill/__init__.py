@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from heapq import nsmallest
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -37,6 +38,7 @@ from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt, PromptSet
 from edgekit.schema import pick
+from edgekit.stored import choose, derive, join
 from edgekit.tasks import TASKS
 from edgekit.tasks.contentless import untaught
 
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 RANKED = 512
 # Tokens of a text that is not cut.
 _WHOLE = 1 << 20
+# Texts that are encoded at a time.
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +280,7 @@ def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict
         raise EdgekitError(f"{prompts}: a model made from nothing has no chat template; give texts (data.text)")
     from edgekit.distill import courses
 
-    texts = [row.text + (row.label or "") for row in rows]
+    texts = derive(rows, lambda row: row.text + (row.label or ""))
     return courses.create(texts, inputs.options, make_job(inputs, out, progress))
 
 
@@ -293,11 +297,11 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
     base, prompts = inputs.base.path, inputs.prompts.path
     rows = PromptSet(folder=prompts).split("train")
     classes: list[str] = []
-    unlabelled: list[Prompt] = []
+    unlabelled: Sequence[Prompt] = []
     if OUTPUTS[TASKS[inputs.task].OUTPUT].has_classes:
-        unlabelled = [prompt for prompt in rows if prompt.label is None]
-        rows = [prompt for prompt in rows if prompt.label is not None]
-        rows += _contentless(rows, inputs.out_of_scope)
+        unlabelled = choose(rows, (index for index, prompt in enumerate(rows) if prompt.label is None))
+        rows = choose(rows, (index for index, prompt in enumerate(rows) if prompt.label is not None))
+        rows = join(rows, _contentless(rows, inputs.out_of_scope))
         classes = sorted({str(prompt.label) for prompt in rows} - {inputs.out_of_scope})
         if len(classes) < 2:
             raise EdgekitError(
@@ -374,11 +378,11 @@ def rank(inputs: ImportanceInputs, out: Path, progress: Progress = silent) -> di
     Any student that is cut from it by importance reads it. Raises EdgekitError for an empty train split.
     """
     rows = student_rows(inputs.prompts.path, inputs.task, None)
-    drawn = sorted(rows, key=lambda row: sha256(f"importance:{inputs.seed}:{row.text}".encode()).digest())
+    drawn = nsmallest(RANKED, rows, lambda row: sha256(f"importance:{inputs.seed}:{row.text}".encode()).digest())
     from edgekit.distill import ranking
 
     job = make_job(inputs, out, progress)
-    return ranking.rank(inputs.teacher.path, drawn[:RANKED], job, choose_device(inputs.device))
+    return ranking.rank(inputs.teacher.path, drawn, job, choose_device(inputs.device))
 
 
 def _tokens(inputs: DistillInputs, most: int, rows: Sequence[Prompt]) -> list[int]:
@@ -387,18 +391,20 @@ def _tokens(inputs: DistillInputs, most: int, rows: Sequence[Prompt]) -> list[in
 
     task, folder = TASKS[inputs.task], inputs.teacher.path
     model = task.open_model(folder)
-    encoded = task.encode(model, rows, _WHOLE)
-    seen = {int(token) for prompt in encoded.prompts for token in prompt[IDS]} | {task.pad_id(model)}
+    seen = {task.pad_id(model)}
+    for begin in range(0, len(rows), _AT_ONCE):
+        encoded = task.encode(model, rows[begin : begin + _AT_ONCE], _WHOLE)
+        seen.update(int(token) for prompt in encoded.prompts for token in prompt[IDS])
     return choose_tokens(model, seen, most, f"{folder}: student.vocabulary")
 
 
-def student_rows(prompts: Path, task: str, out_of_scope: str | None) -> list[Prompt]:
+def student_rows(prompts: Path, task: str, out_of_scope: str | None) -> Sequence[Prompt]:
     """The texts that a student learns from; EdgekitError for an empty train split."""
     rows = PromptSet(folder=prompts).split("train")
     if not rows:
         raise EdgekitError(f"{prompts}: the train split is empty")
     if OUTPUTS[pick(TASKS, task, "task").OUTPUT].has_classes:
-        rows += _contentless(rows, out_of_scope)
+        rows = join(rows, _contentless(rows, out_of_scope))
     return rows
 
 

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, groupby
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from edgekit.distill.augment import Augment, vary
+from edgekit.distill.corpus import Corpus, write_corpus
 from edgekit.distill.signals import Batch, Packed
 from edgekit.errors import EdgekitError
+from edgekit.modalities import text as text_modality
 from edgekit.modalities.encoded import Encoded
-from edgekit.modalities.text import IDS, MASK, of_tokens
+from edgekit.modalities.text import IDS, MASK, of_tokens, token_ids
 from edgekit.model import Model
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 from edgekit.prompts import Prompt
 from edgekit.schema import nearest
+from edgekit.stored import Lazy
 from edgekit.tasks import Task, tensors
-from edgekit.tasks.text_generation import Passage, passages
+from edgekit.tasks.text_generation import Passage, each_passage
+
+# Texts that are encoded at a time where they are not held in memory.
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,8 @@ class Source:
     """The rows of these numbers as they are read in an epoch (from 0), where their texts are changed."""
     passages: Sequence[Passage] = ()
     """Of a decoder, its rows as they are."""
+    streams: bool = False
+    """Whether its rows are read when they are asked for: they are more than memory should hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +75,23 @@ class TrainSplit:
     augment: Augment | None = None
     seed: int = 0
     packing: bool = False
+    folder: Path | None = None
+    """Where the tokens of texts lie while it is learned from them that are not held in memory."""
+
+    @property
+    def streams(self) -> Path | None:
+        """That folder, where the texts are not held in memory."""
+        held = isinstance(self.texts, list) or self.task.MODALITY != text_modality.NAME
+        return None if held else self.folder
+
+    def targets(self, rows: Sequence[int]) -> Tensor:
+        """`make_targets` of these rows."""
+        texts = [self.texts[row] for row in rows]
+        return make_targets(texts, self.classes, self.out_of_scope, str(self.model.folder))
+
+    def parts(self) -> Iterator[range]:
+        """All rows, some at a time."""
+        return (range(first, min(first + _AT_ONCE, len(self.texts))) for first in range(0, len(self.texts), _AT_ONCE))
 
 
 def read_texts(split: TrainSplit) -> Source:
@@ -72,13 +100,15 @@ def read_texts(split: TrainSplit) -> Source:
     Raises EdgekitError for a label that is not a class.
     """
     model, texts = split.model, split.texts
-    encoded = split.task.encode(model, texts, split.max_length)
-    targets = make_targets(texts, split.classes, split.out_of_scope, str(model.folder))
-    train, held = hold_out([text.text for text in texts], split.holdout)
+    lengths, digest, subset = _read_whole(split) if split.streams is None else _read_apart(split, split.streams)
+    targets = hashlib.sha256()
+    for part in split.parts():
+        targets.update(split.targets(part).numpy().tobytes())
+    train, held = hold_out((text.text for text in texts), split.holdout)
 
     def batch_of(rows: Sequence[int], read: Encoded) -> Batch:
         inputs = tensors(read.batch())
-        return Batch(rows=tuple(rows), tokens=inputs[IDS], mask=inputs[MASK], targets=targets[list(rows)])
+        return Batch(rows=tuple(rows), tokens=inputs[IDS], mask=inputs[MASK], targets=split.targets(rows))
 
     def vary_rows(rows: Sequence[int], epoch: int) -> Batch:
         assert split.augment is not None
@@ -87,14 +117,37 @@ def read_texts(split: TrainSplit) -> Source:
         return batch_of(rows, split.task.encode(model, prompts, split.max_length))
 
     return Source(
-        lengths=encoded.sizes,
+        lengths=lengths,
         train=train,
         held=held,
-        counts=[1] * len(encoded),
-        batch=lambda rows: batch_of(rows, encoded.subset(rows)),
+        counts=Lazy(len(lengths), lambda _: 1),
+        batch=lambda rows: batch_of(rows, subset(rows)),
         varied=None if split.augment is None else vary_rows,
-        identity={"prompts": encoded.digest, "targets": hashlib.sha256(targets.numpy().tobytes()).hexdigest()},
+        identity={"prompts": digest, "targets": targets.hexdigest()},
+        streams=split.streams is not None,
     )
+
+
+# Of texts how many tokens each has, sha256 over all of them, and those of some.
+_Read = tuple[Sequence[int], str, Callable[[Sequence[int]], Encoded]]
+
+
+def _read_whole(split: TrainSplit) -> _Read:
+    encoded = split.task.encode(split.model, split.texts, split.max_length)
+    return encoded.sizes, encoded.digest, encoded.subset
+
+
+def _read_apart(split: TrainSplit, folder: Path) -> _Read:
+    """The token ids of each text lie in a file of a folder."""
+
+    def passages() -> Iterator[Passage]:
+        for part in split.parts():
+            encoded = split.task.encode(split.model, split.texts[part.start : part.stop], split.max_length)
+            for row, ids in zip(part, token_ids(encoded), strict=True):
+                yield Passage(ids=ids, start=0, prompt=row)
+
+    corpus, pad = write_corpus(passages(), folder), split.task.pad_id(split.model)
+    return corpus.lengths, corpus.digest, lambda rows: of_tokens([corpus[row].ids for row in rows], pad)
 
 
 def read_passages(split: TrainSplit) -> Source:
@@ -102,10 +155,10 @@ def read_passages(split: TrainSplit) -> Source:
 
     Raises EdgekitError where no text has anything to say.
     """
-    read = find_passages(split.model, split.texts, split.max_length)
-    chosen = set(hold_out([text.text for text in split.texts], split.holdout)[1])
-    held = [index for index, passage in enumerate(read) if passage.prompt in chosen]
-    train = [index for index, passage in enumerate(read) if passage.prompt not in chosen]
+    read = find_passages(split.model, split.texts, split.max_length, split.streams)
+    chosen = set(hold_out((text.text for text in split.texts), split.holdout)[1])
+    held = array("q", (index for index, passage in enumerate(read) if passage.prompt in chosen))
+    train = array("q", (index for index, passage in enumerate(read) if passage.prompt not in chosen))
     return passage_source(
         read, *((train, held) if train else (held, [])), room=split.max_length if split.packing else 0
     )
@@ -113,16 +166,20 @@ def read_passages(split: TrainSplit) -> Source:
 
 def passage_source(read: Sequence[Passage], train: Sequence[int], held: Sequence[int], room: int = 0) -> Source:
     """Passages as rows: their tokens from each start on are scored. room: see `score`."""
-    counts = [len(passage.ids) - passage.start for passage in read]
+    corpus = read if isinstance(read, Corpus) else None
+    lengths = [len(passage.ids) for passage in read] if corpus is None else corpus.lengths
+    starts = [passage.start for passage in read] if corpus is None else corpus.starts
+    counts = Lazy(len(read), lambda row: lengths[row] - starts[row])
     return Source(
-        lengths=[len(passage.ids) for passage in read],
+        lengths=lengths,
         train=train,
         held=held,
         counts=counts,
         batch=lambda rows: score([read[row] for row in rows], rows, room),
-        identity={"ids": [passage.ids for passage in read], "starts": [passage.start for passage in read]},
+        identity={"passages": corpus.digest} if corpus else {"ids": [one.ids for one in read], "starts": starts},
         facts={"train_tokens": sum(counts[row] for row in train)},
         passages=read,
+        streams=corpus is not None,
     )
 
 
@@ -133,21 +190,29 @@ SOURCES: dict[str, Callable[[TrainSplit], Source]] = {
 }
 
 
-def find_passages(model: Model, texts: Sequence[Prompt], max_length: int) -> list[Passage]:
+def find_passages(
+    model: Model, texts: Sequence[Prompt], max_length: int, folder: Path | None = None
+) -> Sequence[Passage]:
     """What there is to say in each text. The end of a running text is said too, else a model would forget how to stop.
 
-    Raises EdgekitError where no text has anything to say: conversations without an answer.
+    folder: where they lie, in a file; None for a list. Raises EdgekitError where no text has anything to say: conversations
+    without an answer.
     """
-    read = [passage for passage in passages(model, texts, max_length) if passage.start < len(passage.ids)]
-    if not read:
+    read = _say_all(model, texts, max_length)
+    first = next(read, None)
+    if first is None:
         raise EdgekitError(f"{model.folder}: no train row has an answer to learn; name their column in data.answer")
+    return [first, *read] if folder is None else write_corpus(chain([first], read), folder)
+
+
+def _say_all(model: Model, texts: Sequence[Prompt], max_length: int) -> Iterator[Passage]:
     end = model.stops[:1]
-    last = {passage.prompt: index for index, passage in enumerate(read) if texts[passage.prompt].label is None}
-    for prompt, index in last.items():
-        ids = read[index].ids
-        if len(ids) < max_length and ids[-1:] != end:
-            read[index] = Passage(ids=ids + end, start=read[index].start, prompt=prompt)
-    return read
+    for place, found in groupby(each_passage(model, texts, max_length), lambda one: one.prompt):
+        said = [passage for passage in found if passage.start < len(passage.ids)]
+        ids = said[-1].ids if said else []
+        if said and texts[place].label is None and len(ids) < max_length and ids[-1:] != end:
+            said[-1] = replace(said[-1], ids=ids + end)
+        yield from said
 
 
 def score(read: Sequence[Passage], rows: Sequence[int] = (), room: int = 0) -> Batch:
@@ -221,9 +286,10 @@ def make_targets(rows: Sequence[Prompt], classes: Sequence[str], out_of_scope: s
     return targets
 
 
-def hold_out(texts: Sequence[str], share: float) -> tuple[list[int], list[int]]:
+def hold_out(texts: Iterable[str], share: float) -> tuple[Sequence[int], Sequence[int]]:
     """Which texts to train on, and which are held out: by a text's hash, so that it stays when others are added."""
-    drawn = [int.from_bytes(hashlib.sha256(f"holdout:{text}".encode()).digest()[:8], "big") / 2**64 for text in texts]
-    held = [index for index, number in enumerate(drawn) if number < share]
-    kept = [index for index, number in enumerate(drawn) if number >= share]
-    return (kept, held) if kept else (held, [])
+    kept, held = array("q"), array("q")
+    for index, text in enumerate(texts):
+        number = int.from_bytes(hashlib.sha256(f"holdout:{text}".encode()).digest()[:8], "big") / 2**64
+        (held if number < share else kept).append(index)
+    return (kept, held) if kept else (held, array("q"))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgekit.distill import losses
 from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passage_source
-from edgekit.distill.created import pack, save_tokenizer, train_tokenizer
+from edgekit.distill.created import cut_blocks, save_tokenizer, train_tokenizer
 from edgekit.distill.determinism import reproducible
 from edgekit.distill.ensemble import Member, choose_weights, join
 from edgekit.distill.files import (
@@ -50,7 +50,6 @@ from edgekit.distill.tap import Tap, find_family
 from edgekit.distill.teachers import Teacher, TeacherInputs, find_teacher
 from edgekit.distill.vocabulary import check_same, write_tokenizer
 from edgekit.embedding_files import read_embedding
-from edgekit.errors import EdgekitError
 from edgekit.grid import Grid
 from edgekit.inputs import identity
 from edgekit.model import load_model
@@ -59,9 +58,9 @@ from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt
+from edgekit.stored import choose, derive
 from edgekit.tasks import Task
 from edgekit.tasks.encoders import dimensions
-from edgekit.tasks.text_generation import Passage
 from edgekit.workspace import file_sha256, fingerprint
 
 READING = "reading the texts"
@@ -377,7 +376,7 @@ def distill(
         copy_tokenizer(folder, job.out)
     elif student.tokens:
         write_tokenizer(folder, job.out, student.tokens)
-        check_same(folder, job.out, [row.text for row in texts], student.tokens, job.max_length)
+        check_same(folder, job.out, derive(texts, lambda row: row.text), student.tokens, job.max_length)
     positions = student.sizes.positions if isinstance(student, Cut) and student.sizes is not None else 0
     if 0 < positions < (load_model(folder).max_positions or 0):
         note_length(job.out, positions)
@@ -440,17 +439,11 @@ def create(texts: Sequence[str], options: CreateOptions, job: Job) -> dict[str, 
     """
     kept, held = hold_out(texts, options.holdout)
     job.progress(0, 0, f"learning {options.vocabulary} tokens")
-    tokenizer = train_tokenizer([texts[index] for index in kept], options.vocabulary, options.tokens or ())
+    tokenizer = train_tokenizer(choose(texts, kept), options.vocabulary, options.tokens or ())
     job.progress(0, 0, "cutting the texts into blocks")
-    blocks = [
-        list(pack(tokenizer, [texts[index] for index in side], job.max_length, seed=job.seed))
-        for side in (sorted(kept), held)
-    ]
-    if not blocks[0]:
-        raise EdgekitError(f"the train split has less than {job.max_length} tokens to create a model from; add texts")
-    read = [Passage(ids=block, start=1, prompt=index) for index, block in enumerate([*blocks[0], *blocks[1]])]
-    numbers = range(len(read))
-    source = passage_source(read, numbers[: len(blocks[0])], numbers[len(blocks[0]) :])
+    sides, folder = [choose(texts, rows) for rows in (kept, held)], None if isinstance(texts, list) else job.out
+    read, count = cut_blocks(tokenizer, sides, job.max_length, seed=job.seed, folder=folder)
+    source = passage_source(read, range(count), range(count, len(read)))
     size = tokenizer.get_vocab_size()
     save_tokenizer(tokenizer, options.context, job.out)
     outcome, facts = teach(
@@ -466,7 +459,7 @@ def create(texts: Sequence[str], options: CreateOptions, job: Job) -> dict[str, 
         "vocabulary": size,
         "train_texts": len(kept),
         "held_texts": len(held),
-        "train_tokens": sum(map(len, blocks[0])),
+        "train_tokens": count * job.max_length,
         "perplexity": round(math.exp(min(outcome.scores)), 4) if outcome.scores else None,
     }
 
@@ -488,5 +481,6 @@ def read_source(
             augment=changes(options),
             seed=job.seed,
             packing=options.packing,
+            folder=job.out,
         )
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from edgekit.distill.corpus import write_corpus
 from edgekit.distill.options import CreateOptions
+from edgekit.errors import EdgekitError
+from edgekit.tasks.text_generation import Passage
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +24,7 @@ BEGIN_ID, END_ID = 0, 1
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def train_tokenizer(texts: Sequence[str], vocabulary: int, tokens: Sequence[str] = ()) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocabulary: int, tokens: Sequence[str] = ()) -> Tokenizer:
     """A byte-level BPE tokenizer of at most this many tokens: any text can be written, and equal texts give equal tokenizers.
 
     It puts the begin token before a text; the end token is only there where somebody writes it. tokens: texts that are one token
@@ -47,12 +50,33 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, tokens: Sequence[str]
     )
     if tokens:
         apart = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
-        texts = [piece for text in texts for piece in apart.split(text)]
+        texts = (piece for text in texts for piece in apart.split(text))
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=[(BEGIN, BEGIN_ID)]
     )
     return tokenizer
+
+
+def cut_blocks(
+    tokenizer: Tokenizer, sides: Sequence[Sequence[str]], length: int, *, seed: int, folder: Path | None = None
+) -> tuple[Sequence[Passage], int]:
+    """The blocks (`pack`) of the texts that are trained on and of those held out, behind each other, and how many the first are.
+
+    folder: where they lie, in a file; None for a list. Raises EdgekitError where the first fill no block.
+    """
+    counts = [0 for _ in sides]
+
+    def blocks() -> Iterator[Passage]:
+        for side, texts in enumerate(sides):
+            for block in pack(tokenizer, texts, length, seed=seed):
+                yield Passage(ids=block, start=1, prompt=sum(counts))
+                counts[side] += 1
+            if not counts[0]:
+                raise EdgekitError(f"the train split has less than {length} tokens to create a model from; add texts")
+
+    read = [*blocks()] if folder is None else write_corpus(blocks(), folder)
+    return read, counts[0]
 
 
 def pack(tokenizer: Tokenizer, texts: Sequence[str], length: int, *, seed: int) -> Iterator[list[int]]:

@@ -26,6 +26,7 @@ from edgekit.distill.ranks import Ranks
 from edgekit.distill.snapshot import Snapshot, drop_snapshot, read_snapshot, write_snapshot
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress, silent
+from edgekit.stored import Lazy
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -190,8 +191,9 @@ class _Training:
             self.journal.tell(0, score=score)
         while state.step < self.last and not state.stopped(patience) and state.broken is None:
             epoch, done = divmod(state.step, self.per_epoch)
-            for rows in epoch_batches(lesson, options.batch, run.seed, epoch)[done:]:
-                if not self.step(optimizer, rows):
+            batches = epoch_batches(lesson, options.batch, run.seed, epoch)
+            for index in range(done, len(batches)):
+                if not self.step(optimizer, batches[index]):
                     break
         self.journal.close()
 
@@ -288,16 +290,23 @@ def _explain(loss: float, norm: float, step: int, per_epoch: int, peak: float) -
     return f"{what} in step {step + 1}"
 
 
-def epoch_batches(lesson: Lesson, size: int, seed: int, epoch: int) -> list[list[int]]:
-    """An epoch's batches of rows: shuffled, texts of like length together, the same for the same seed and epoch, which begins."""
+def epoch_batches(lesson: Lesson, size: int, seed: int, epoch: int) -> Sequence[list[int]]:
+    """An epoch's batches of rows: shuffled, texts of like length together, the same for the same seed and epoch, which begins.
+
+    Of each row 8 bytes are held, its place in the order; a window is sorted when one of its batches is asked for.
+    """
     lesson.begin(epoch)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = [lesson.train[index] for index in torch.randperm(len(lesson.train), generator=generator).tolist()]
-    batches = []
-    for start in range(0, len(order), size * _WINDOW):
-        window = sorted(order[start : start + size * _WINDOW], key=lambda row: lesson.lengths[row])
-        batches += [window[first : first + size] for first in range(0, len(window), size)]
-    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+    order = torch.randperm(len(lesson.train), generator=generator)
+    turns = torch.randperm(math.ceil(len(order) / size), generator=generator)
+
+    def batch(turn: int) -> list[int]:
+        window, part = divmod(int(turns[turn]), _WINDOW)
+        places = order[window * size * _WINDOW : (window + 1) * size * _WINDOW].tolist()
+        rows = sorted((lesson.train[place] for place in places), key=lambda row: lesson.lengths[row])
+        return rows[part * size : (part + 1) * size]
+
+    return Lazy(len(turns), batch)
 
 
 def ramp(step: int, total: int, warmup: float) -> float:

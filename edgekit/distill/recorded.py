@@ -12,7 +12,6 @@ less than independent draws. `entropy` is exact: KL(p || q) = -H(p) - sum(p log 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,9 +139,9 @@ class Reader:
 
     def __init__(self, folder: Path, counts: Sequence[int]) -> None:
         """counts: of each row its scored tokens. Raises EdgekitError for files that hold another number of them."""
-        self._starts = [0, *accumulate(counts)]
-        parts = _open(folder, self._starts[-1], "tokens")
-        self._firsts = [0, *accumulate(map(len, parts))]
+        self._starts = np.concatenate([[0], np.cumsum(np.fromiter(counts, np.int64, len(counts)))])
+        parts = _open(folder, int(self._starts[-1]), "tokens")
+        self._firsts = np.cumsum([0, *map(len, parts)])
         self._parts = parts
 
     def __call__(self, batch: Batch) -> Recorded:

@@ -77,9 +77,9 @@ def kept(inputs: TeacherInputs) -> Teacher | None:
     """The checkpoint asked once for every text, its answers in this machine's memory; None where they do not fit into it, or
     it is asked other texts.
 
-    They fit where their float32 numbers take at most their share of SIGNAL_BYTES.
+    They fit where their float32 numbers take at most their share of SIGNAL_BYTES, and the texts do.
     """
-    if inputs.anew:
+    if inputs.anew or inputs.source.streams:
         return None
     tap, source = inputs.open(), inputs.source
     first = _answer(inputs, source.batch([0]))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # What is left of a tokenizer whose tokens changed: the other files would tell the old ones.
 _WRITTEN = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# Texts that are read at a time.
+_AT_ONCE = 1024
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # Rows that a vocabulary keeps free for others to use; no text has them.
 _UNUSED = re.compile(r"[\[<]unused_?\d+[\]>]")
@@ -83,13 +85,16 @@ def write_tokenizer(source: Path, out: Path, kept: Sequence[int]) -> None:
 def check_same(teacher: Path, student: Path, texts: Sequence[str], kept: Sequence[int], max_length: int) -> None:
     """Raise EdgekitError where a student's tokenizer reads one of the texts otherwise than its teacher's does."""
     numbers = {old: index for index, old in enumerate(kept)}
-    before, after = (load_model(folder).encode(texts, max_length) for folder in (teacher, student))
-    for text, wanted, found in zip(texts, before, after, strict=True):
-        if [numbers.get(token) for token in wanted] != found:
-            raise EdgekitError(
-                f"{teacher / 'tokenizer.json'}: with fewer tokens it reads {text[:60]!r} otherwise than before; remove"
-                " student.vocabulary"
-            )
+    models = [load_model(folder) for folder in (teacher, student)]
+    for begin in range(0, len(texts), _AT_ONCE):
+        part = texts[begin : begin + _AT_ONCE]
+        before, after = (model.encode(part, max_length) for model in models)
+        for text, wanted, found in zip(part, before, after, strict=True):
+            if [numbers.get(token) for token in wanted] != found:
+                raise EdgekitError(
+                    f"{teacher / 'tokenizer.json'}: with fewer tokens it reads {text[:60]!r} otherwise than before; remove"
+                    " student.vocabulary"
+                )
 
 
 def trim(content: Mapping[str, object], numbers: Mapping[int, int]) -> dict[str, object]:

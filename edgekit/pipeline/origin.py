@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,7 @@ from edgekit.errors import EdgekitError
 from edgekit.inputs import Content, Inputs, Json, identity
 from edgekit.progress import Progress
 from edgekit.prompts import PromptSet
+from edgekit.stored import Lazy
 from edgekit.workspace import Product, file_sha256, fingerprint, open_product
 
 Given = TypeVar("Given", bound=Inputs)
@@ -95,11 +97,11 @@ def with_read(make: Make[Given], prompts: Product | None, split: str | None, *so
 
     def made(inputs: Given, out: Path, progress: Progress) -> dict[str, object]:
         facts = make(inputs, out, progress)
-        found = {split: set(text_hashes(prompts, split))} if prompts and split else {}
+        found = {split: text_hashes(prompts, split)} if prompts and split else {}
         for source in sources:
             for name, texts in texts_read(source).items():
-                found.setdefault(name, set()).update(texts)
-        packed = {name: b64encode(b"".join(sorted(texts))).decode() for name, texts in sorted(found.items())}
+                found[name] = Hashes([found[name].packed, texts.packed]) if name in found else texts
+        packed = {name: b64encode(texts.packed).decode() for name, texts in sorted(found.items())}
         return {**facts, "read": packed}
 
     return made
@@ -126,7 +128,32 @@ def as_recording(make: Make[Given], model: Path, prompts: Product, *splits: str)
     return made
 
 
-def texts_read(source: Path | Product) -> dict[str, frozenset[bytes]]:
+class Hashes(Set[bytes]):
+    """Hashes of KEPT bytes each, which `packed` has in their order."""
+
+    def __init__(self, hashes: Iterable[bytes]) -> None:
+        """hashes: in any order, some perhaps more than once, or several in one."""
+        import numpy as np
+
+        # Numbers whose first byte counts most are in the order of bytes.
+        self.packed: bytes = np.unique(np.frombuffer(b"".join(hashes), ">u8")).astype(">u8").tobytes()
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.packed) // KEPT
+
+    def __iter__(self) -> Iterator[bytes]:
+        """In their order."""
+        return iter(_unpacked(self.packed))
+
+    def __contains__(self, one: object) -> bool:
+        """Whether a text has this hash."""
+        rows = _unpacked(self.packed)
+        place = bisect_left(rows, one) if isinstance(one, bytes) else len(self)
+        return place < len(self) and rows[place] == one
+
+
+def texts_read(source: Path | Product) -> dict[str, Hashes]:
     """The hashes of the texts that a product has read, by split; none are known of a checkpoint that something else made."""
     product = source if isinstance(source, Product) else model_product(source)
     if product is None:
@@ -137,17 +164,17 @@ def texts_read(source: Path | Product) -> dict[str, frozenset[bytes]]:
             f"{product.folder}: does not say which prompts it has read, as an older edgekit made it; run `edgekit"
             f" {product.step}` again"
         )
-    return {split: _unpacked(str(packed)) for split, packed in told.items()}
+    return {split: Hashes([b64decode(str(packed))]) for split, packed in told.items()}
 
 
-def text_hashes(prompts: Product, split: str) -> frozenset[bytes]:
+def text_hashes(prompts: Product, split: str) -> Hashes:
     """Of each text of a split the first bytes of its hash, as `duplicates` compares texts."""
-    return frozenset(_hashes_in_order(prompts.folder, split, prompts.digest))
+    return Hashes([_hashes_in_order(prompts.folder, split, prompts.digest)])
 
 
 def refuse_read(prompts: Product, *products: Product, split: str = "verify") -> None:
     """Refuse prompts that anything was trained or calibrated on that is to be judged on them, whoever made the folders."""
-    judged = _hashes_in_order(prompts.folder, split, prompts.digest)
+    judged = _unpacked(_hashes_in_order(prompts.folder, split, prompts.digest))
     for product in products:
         for kind, texts in texts_read(product).items():
             common = [place for place, text in enumerate(judged) if text in texts]
@@ -161,10 +188,12 @@ def refuse_read(prompts: Product, *products: Product, split: str = "verify") -> 
 
 
 @lru_cache(maxsize=16)
-def _hashes_in_order(folder: Path, split: str, _digest: str) -> tuple[bytes, ...]:
-    return tuple(bytes.fromhex(text_digest(row.text))[:KEPT] for row in PromptSet(folder=folder).split(split))
+def _hashes_in_order(folder: Path, split: str, _digest: str) -> bytes:
+    packed = bytearray()
+    for row in PromptSet(folder=folder).split(split):
+        packed += bytes.fromhex(text_digest(row.text))[:KEPT]
+    return bytes(packed)
 
 
-def _unpacked(packed: str) -> frozenset[bytes]:
-    whole = b64decode(packed)
-    return frozenset(whole[begin : begin + KEPT] for begin in range(0, len(whole), KEPT))
+def _unpacked(packed: bytes) -> Lazy[bytes]:
+    return Lazy(len(packed) // KEPT, lambda index: packed[KEPT * index : KEPT * (index + 1)])

@@ -11,6 +11,7 @@ from edgekit.prompts.prompt import SPLITS, Prompt, PromptSet
 from edgekit.prompts.splits import folder_files, read_splits, sources
 from edgekit.prompts.unlabelled import find_unlabelled, read_unlabelled, tell_unlabelled
 from edgekit.recipe import Recipe
+from edgekit.stored import join
 
 __all__ = ["SPLITS", "Prompt", "PromptSet", "folder_files", "gather", "sources"]
 
@@ -26,21 +27,21 @@ def gather(recipe: Recipe, splits: Sequence[str], out: Path) -> dict[str, object
     """
     places = sources(recipe, splits)
     where = {name: str(places.get(name) or places.get("*") or places["train"]) for name in splits}
-    found = Splits(read_splits(recipe, splits), recipe, where)
+    found = Splits(read_splits(recipe, splits, out), recipe, where)
     found.clean()
     rows, notes = found.rows, found.notes()
     more: dict[str, object] = {}
     if "train" in splits and (path := find_unlabelled(recipe)) is not None:
-        texts, left = read_unlabelled(recipe, path, rows)
-        rows = {**rows, "train": [*rows["train"], *texts]}
+        texts, left = read_unlabelled(recipe, path, rows, out)
+        rows = {**rows, "train": join(rows["train"], texts)}
         more = {"unlabelled": len(texts)}
         notes += tell_unlabelled(len(texts), left)
     for name in splits:
-        lines = (json.dumps(row.facts(), ensure_ascii=False) for row in rows[name])
-        (out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        with (out / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{json.dumps(row.facts(), ensure_ascii=False)}\n" for row in rows[name])
     # Of text-generation a prompt's label is its wanted answer.
-    named = [row.label for part in rows.values() for row in part if recipe.data.label]
-    labels = sorted({label for label in named if label is not None})
+    named = {row.label for part in rows.values() for row in part} if recipe.data.label else set()
+    labels = sorted(label for label in named if label is not None)
     return {
         "rows": {name: len(rows[name]) for name in splits},
         "labels": [label for label in labels if label != recipe.data.out_of_scope],

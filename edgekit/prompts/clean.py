@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,7 @@ from edgekit.prompts.prompt import JUDGING, RECOVER, SPLITS, Prompt
 from edgekit.prompts.rows import Reading
 from edgekit.recipe import Recipe
 from edgekit.schema import nearest
+from edgekit.stored import choose, derive
 
 # Answers of more words are a way to say it, not the one right answer: two texts may share all but that.
 _SHORT_ANSWER = 5
@@ -25,7 +27,7 @@ class Splits:
     """
 
     def __init__(self, readings: Mapping[str, Reading], recipe: Recipe, where: Mapping[str, str]) -> None:
-        self.rows = {name: list(readings[name].prompts) for name in (RECOVER, *SPLITS, "final") if name in readings}
+        self.rows = {name: readings[name].prompts for name in (RECOVER, *SPLITS, "final") if name in readings}
         self.dropped = {name: Counter(reading.dropped) for name, reading in readings.items()}
         self.unusual = {
             name: Counter({f"converted from {kind}": count for kind, count in reading.converted.items()})
@@ -71,23 +73,28 @@ class Splits:
         """Leave out the rows of a split at these indices."""
         if doomed:
             self.dropped[name][reason] += len(doomed)
-            self.rows[name] = [row for index, row in enumerate(self.rows[name]) if index not in doomed]
+            rows = self.rows[name]
+            self.rows[name] = choose(rows, (index for index in range(len(rows)) if index not in doomed))
 
-    def _labelled(self, name: str) -> list[Labelled]:
+    def _labelled(self, name: str) -> Sequence[Labelled]:
         """The texts of a split with what they must agree in to be nearly one: their label, or a short answer."""
-        if self._recipe.task != "text-generation":
-            return [(row.text, row.label) for row in self.rows[name]]
-        return [
-            (row.text, row.label if row.label is not None and len(row.label.split()) <= _SHORT_ANSWER else None)
-            for row in self.rows[name]
-        ]
+        answers = self._recipe.task == "text-generation"
+        return derive(self.rows[name], _by_answer if answers else _by_label)
 
     def _contradicting(self, name: str) -> list[list[tuple[int, Prompt]]]:
-        """The rows of a split with the same text, together with their indices, where their labels differ."""
-        groups: dict[str, dict[str, list[tuple[int, Prompt]]]] = defaultdict(lambda: defaultdict(list))
-        for index, ((text, label), row) in enumerate(zip(self._labelled(name), self.rows[name], strict=True)):
-            if label is not None:
-                groups[normalized(text)][label].append((index, row))
+        """The rows of a split with the same text, together with their indices, where their labels differ.
+
+        Of each row two hashes of 8 bytes are held, the texts of those alone that seem to differ by them.
+        """
+        texts, labels, groups = array("q"), array("q"), defaultdict[str, dict[str, list[tuple[int, Prompt]]]](dict)
+        for text, label in self._labelled(name):
+            texts.append(0 if label is None else hash(normalized(text)))
+            labels.append(hash(label))
+        twice = _of_several(texts, labels)
+        for index, found in enumerate(texts if twice else ()):
+            if found in twice and (label := self._labelled(name)[index][1]) is not None:
+                row = self.rows[name][index]
+                groups[normalized(row.text)].setdefault(label, []).append((index, row))
         return [[pair for rows in group.values() for pair in rows] for group in groups.values() if len(group) > 1]
 
     @property
@@ -228,3 +235,19 @@ class Splits:
             f" every split needs every label. Labels that it lacks, with their rows in all: {shown}{more}. Add rows, or set"
             f" data.min_per_label = {len(self.rows)} to leave out labels of fewer rows"
         )
+
+
+def _by_label(row: Prompt) -> Labelled:
+    return row.text, row.label
+
+
+def _by_answer(row: Prompt) -> Labelled:
+    return row.text, row.label if row.label is not None and len(row.label.split()) <= _SHORT_ANSWER else None
+
+
+def _of_several(texts: array[int], labels: array[int]) -> set[int]:
+    """The hashes of texts that are there with several labels, by the labels' hashes."""
+    import numpy as np
+
+    pairs = np.unique(np.stack([np.asarray(texts), np.asarray(labels)]), axis=1)[0]
+    return set(pairs[1:][pairs[1:] == pairs[:-1]].tolist())

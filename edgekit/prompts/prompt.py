@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgekit.stored import read_lines
+
 SPLITS = ("train", "calibrate", "verify")
 # What verdicts are made on: each text counts once. The final split is for the last one, and in no other's way.
 JUDGING = ("verify", "final")
@@ -40,19 +42,21 @@ class Prompt:
         return {"text": self.text, "label": self.label} | {key: value for key, value in more.items() if value}
 
 
+def parse(line: bytes) -> Prompt:
+    """A prompt of its facts as JSON."""
+    return Prompt(**json.loads(line))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
     """A folder with train.jsonl, calibrate.jsonl and verify.jsonl, as `gather` writes it."""
 
     folder: Path
 
-    def split(self, name: str) -> list[Prompt]:
-        """The prompts of a split, in file order; an absent split is empty."""
+    def split(self, name: str) -> Sequence[Prompt]:
+        """The prompts of a split, in file order, a large one's read when they are asked for; an absent split is empty."""
         path = self.folder / f"{name}.jsonl"
-        if not path.exists():
-            return []
-        # Not splitlines: a text may hold U+2028 or U+0085, which end a line there but not in JSON lines.
-        return [Prompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return read_lines(path, parse) if path.exists() else []
 
     def apart(self) -> list[Prompt]:
         """The prompts of all splits but train, those that another judges for included: nothing that teaches may be near them."""

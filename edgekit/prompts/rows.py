@@ -7,12 +7,14 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from edgekit.errors import EdgekitError, first_line
-from edgekit.prompts.prompt import Prompt
+from edgekit.prompts.prompt import Prompt, parse
 from edgekit.recipe import Data
-from edgekit.tables import Table, column_names, has_column, headerless, value_of
+from edgekit.stored import Spool
+from edgekit.tables import Rows, Table, column_names, has_column, headerless, value_of
 
 # So many bad rows are told one by one.
 SHOWN = 10
@@ -27,7 +29,7 @@ _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing"
 class Reading:
     """The prompts of a table; how many of its rows were left out, by reason, and how many values were converted, by kind."""
 
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     dropped: Counter[str] = field(default_factory=Counter)
     converted: Counter[str] = field(default_factory=Counter)
 
@@ -36,15 +38,17 @@ class _Bad(Exception):
     """A row that is no prompt; its message names the column and the remedy."""
 
 
-def read_prompts(table: Table, data: Data, where: str) -> Reading:
+def read_prompts(table: Table, data: Data, where: str, folder: Path | None = None) -> Reading:
     """The rows of a table as prompts, its columns being those that `data` names.
+
+    folder: where prompts lie, in a file without a name, that are of a table which is not held in memory.
 
     Empty texts are left out and counted, but for those of the out-of-scope label: silence is one. Raises EdgekitError for a
     column that is not there and, where `data.bad_rows` does not say to drop them, for rows that are no prompts: all in one
     message.
     """
     _check_columns(table, data, where)
-    reading, problems = Reading(prompts=[]), []
+    prompts, reading, problems = _Prompts(folder, table), Reading(prompts=()), []
     for row in table.rows:
         if row.problem:
             problems.append(row.problem)
@@ -61,12 +65,29 @@ def read_prompts(table: Table, data: Data, where: str) -> Reading:
             reading.dropped["empty texts"] += 1
             continue
         more = {"group": _group(row.values, data.group), "row": row.number}
-        reading.prompts.append(Prompt(**vars(prompt) | more))
+        prompts.add(Prompt(**vars(prompt) | more))
     if problems and data.bad_rows == "refuse":
         raise EdgekitError(f"{where}: {_told(problems)}")
     if problems:
         reading.dropped["bad rows"] += len(problems)
-    return reading
+    return replace(reading, prompts=prompts.all())
+
+
+class _Prompts:
+    """Prompts as they are read: in a list or, of a table that is read in passes, in a file of a folder."""
+
+    def __init__(self, folder: Path | None, table: Table) -> None:
+        self._held = list[Prompt]()
+        self._spool = None if folder is None or not isinstance(table.rows, Rows) else Spool(folder)
+
+    def add(self, prompt: Prompt) -> None:
+        if self._spool is None:
+            self._held.append(prompt)
+        else:
+            self._spool.add(json.dumps({**prompt.facts(), "row": prompt.row}).encode())
+
+    def all(self) -> Sequence[Prompt]:
+        return self._held if self._spool is None else self._spool.rows(parse)
 
 
 def _told(problems: Sequence[str]) -> str:
@@ -80,7 +101,7 @@ def _told(problems: Sequence[str]) -> str:
 
 
 def _check_columns(table: Table, data: Data, where: str) -> None:
-    if not table.rows:
+    if next(iter(table.rows), None) is None:
         raise EdgekitError(f"{where}: no rows in it; add some")
     told = ("messages", data.messages) if data.messages else ("text", data.text)
     more = {key: getattr(data, key) for key in ("label", "answer", "choices", "tools", "group")}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from edgekit.errors import EdgekitError, first_line
 from edgekit.prompts.prompt import SPLITS, Prompt
 from edgekit.prompts.rows import Reading, read_prompts
 from edgekit.recipe import Recipe, Split
-from edgekit.tables import KINDS, Row, Table, kind_of, read_table
+from edgekit.stored import HELD, choose
+from edgekit.tables import KINDS, Row, Rows, Table, kind_of, read_table
 
 if TYPE_CHECKING:
     import datasets
@@ -102,21 +104,25 @@ def _existing(recipe: Recipe, named: Mapping[str, str], name: str) -> Path:
     return path
 
 
-def read_splits(recipe: Recipe, splits: Sequence[str]) -> dict[str, Reading]:
-    """The rows of each needed split as prompts. Raises EdgekitError as `sources`, `read_table` and `read_prompts` do."""
+def read_splits(recipe: Recipe, splits: Sequence[str], folder: Path | None = None) -> dict[str, Reading]:
+    """The rows of each needed split as prompts; folder: see `read_prompts`.
+
+    Raises EdgekitError as `sources`, `read_table` and `read_prompts` do."""
     if own := _own_files(recipe, splits):
         places = {name: _existing(recipe, own, name) for name in own}
-        read_own = {name: read_prompts(_table(recipe, places[name]), recipe.data, file) for name, file in own.items()}
-        return {**read_splits(recipe, [name for name in splits if name not in own]), **read_own}
+        read_own = {
+            name: read_prompts(_table(recipe, places[name]), recipe.data, file, folder) for name, file in own.items()
+        }
+        return {**read_splits(recipe, [name for name in splits if name not in own], folder), **read_own}
     if "recover" in splits:
-        return _hold_out(read_splits(recipe, _with_train(splits)), recipe, splits)
+        return _hold_out(read_splits(recipe, _with_train(splits), folder), recipe, splits)
     where, data = sources(recipe, splits), recipe.data
     if isinstance(where.get("*"), str):
-        return _read_hub(str(where["*"]), recipe, splits)
+        return _read_hub(str(where["*"]), recipe, splits, folder)
     read: dict[Path, Reading] = {}
     for path in map(Path, where.values()):
         if path not in read:
-            read[path] = read_prompts(_table(recipe, path), data, str(path))
+            read[path] = read_prompts(_table(recipe, path), data, str(path), folder)
     if "*" not in where:
         parts = {name: read[Path(where[name])] for name in splits}
         carved = data.path is not None and "calibrate" in splits and _from_train(recipe)
@@ -157,53 +163,74 @@ def _divide(
     So a text stays in its split when others are added, a group is in one split, and so are texts that differ by their numbers
     alone, if their labels agree. A label that a split would not have gets its rows that are nearest to that split's share.
     """
-    units: dict[str, list[Prompt]] = defaultdict(list)
-    for row in whole.prompts:
-        units[_unit(row, recipe.task)].append(row)
-    hashes = {unit: _hash(recipe.seed, unit) for unit in units}
-    home = {
-        unit: "verify" if place < verify else "calibrate" if place < verify + calibrate else "train"
-        for unit, place in hashes.items()
-    }
-    if recipe.data.label:
-        middles = {"train": (1 + verify + calibrate) / 2, "calibrate": verify + calibrate / 2, "verify": verify / 2}
-        # Train too where nobody needs it: the others have the same rows in any case.
-        own = SPLITS if verify else ("train", "calibrate")
-        _give_every_label(home, units, hashes, {name: middles[name] for name in own})
-    parts: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
-    for unit, rows in units.items():
-        parts[home[unit]] += rows
+    rows = whole.prompts
+    sides = _Sides(rows=rows, recipe=recipe, verify=verify, calibrate=calibrate)
+    moved = _give_every_label(sides) if recipe.data.label else {}
+    parts = {name: array("q") for name in SPLITS}
+    for index, unit in enumerate(sides.units()):
+        parts[moved.get(unit) or sides.home(unit)].append(index)
     empty = [name for name in splits if not parts[name]]
-    if empty and 2 * len(units) < len(whole.prompts):
+    if empty and 2 * (units := len(set(map(hash, sides.units())))) < len(rows):
         raise EdgekitError(
-            f"{recipe.path}: data: its {len(whole.prompts)} rows are {len(units)} texts that differ by more than numbers, case,"
+            f"{recipe.path}: data: its {len(rows)} rows are {units} texts that differ by more than numbers, case,"
             f" punctuation and order, or groups, and none falls to {empty[0]}; add other texts, or name a file for each split"
         )
-    parts = {name: sorted(rows, key=lambda row: row.row) for name, rows in parts.items()}
     # What was left out or converted before belongs to no split yet; it is told once.
-    readings = {name: Reading(prompts=rows) for name, rows in parts.items()}
+    readings = {name: Reading(prompts=choose(rows, part)) for name, part in parts.items()}
     first = next(name for name in SPLITS if name in splits)
-    return readings | {first: replace(whole, prompts=parts[first])}
+    return readings | {first: replace(whole, prompts=readings[first].prompts)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sides:
+    """What decides which split each row of one file goes to: shares of verify and calibrate, the rest is train's."""
+
+    rows: Sequence[Prompt]
+    recipe: Recipe
+    verify: float
+    calibrate: float
+
+    def units(self) -> Iterator[str]:
+        """The unit of each row, in the order of rows."""
+        return (_unit(row, self.recipe.task) for row in self.rows)
+
+    def place(self, unit: str) -> float:
+        """Where a unit falls, from 0 to 1."""
+        return _hash(self.recipe.seed, unit)
+
+    def home(self, unit: str) -> str:
+        """The split that a unit falls to."""
+        place = self.place(unit)
+        return "verify" if place < self.verify else "calibrate" if place < self.verify + self.calibrate else "train"
+
+    def middles(self) -> dict[str, float]:
+        """The middle of each split's share; of train too where nobody needs it: the others have the same rows in any case."""
+        both, verify = self.verify + self.calibrate, self.verify
+        middles = {"train": (1 + both) / 2, "calibrate": verify + self.calibrate / 2, "verify": verify / 2}
+        return {name: middles[name] for name in (SPLITS if verify else ("train", "calibrate"))}
 
 
 def _hold_out(parts: Mapping[str, Reading], recipe: Recipe, splits: Sequence[str]) -> dict[str, Reading]:
     """A share of train's rows as the recovery split, by the hash of what decides a row's split; no label loses its last row."""
     whole, share = parts["train"], recipe.data.recover
     assert isinstance(share, float)
-    units: dict[str, list[Prompt]] = defaultdict(list)
-    for row in whole.prompts:
-        units[_unit(row, recipe.task)].append(row)
-    left = Counter(row.label for row in whole.prompts)
-    held: list[Prompt] = []
-    for unit, rows in sorted(units.items(), key=lambda pair: (_hash(recipe.seed, f"recover {pair[0]}"), pair[0])):
-        taken = Counter(row.label for row in rows)
-        fits = len(held) + len(rows) <= share * len(whole.prompts)
+    rows, units = whole.prompts, defaultdict[bytes, list[int]](list)
+    for index, row in enumerate(rows):
+        # The hash that orders units, and one that tells apart those where it is the same.
+        drawn = hashlib.sha256(f"{recipe.seed}:recover {_unit(row, recipe.task)}".encode()).digest()
+        units[drawn[:16]].append(index)
+    left = Counter(row.label for row in rows)
+    kept, held = list[int](), list[int]()
+    for _, those in sorted(units.items()):
+        taken = Counter(rows[index].label for index in those)
+        fits = len(held) + len(those) <= share * len(rows)
         if fits and all(left[label] > count for label, count in taken.items()):
             left -= taken
-            held += units.pop(unit)
-    kept = sorted((row for rows in units.values() for row in rows), key=lambda row: row.row)
-    held.sort(key=lambda row: row.row)
-    made = {**parts, "train": replace(whole, prompts=kept), "recover": Reading(prompts=held)}
+            held += those
+        else:
+            kept += those
+    train = replace(whole, prompts=choose(rows, sorted(kept)))
+    made = {**parts, "train": train, "recover": Reading(prompts=choose(rows, sorted(held)))}
     return {name: made[name] for name in splits}
 
 
@@ -223,28 +250,37 @@ def _hash(seed: int, unit: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{unit}".encode()).digest()[:8], "big") / 2**64
 
 
-def _give_every_label(
-    home: dict[str, str],
-    units: Mapping[str, Sequence[Prompt]],
-    hashes: Mapping[str, float],
-    middles: Mapping[str, float],
-) -> None:
-    """Move units into splits that lack a label of theirs, from splits that have another unit of it."""
-    having: dict[str, list[str]] = defaultdict(list)
-    for unit, rows in units.items():
-        for label in {str(row.label) for row in rows}:
-            having[label].append(unit)
+def _give_every_label(sides: _Sides) -> dict[str, str]:
+    """Units that move into a split that lacks a label of theirs, from one that has another unit of it, and where to.
+
+    Held in memory are units of labels that some split lacks.
+    """
+    middles, there = sides.middles(), defaultdict[str, set[str]](set)
+    for row, unit in zip(sides.rows, sides.units(), strict=True):
+        there[str(row.label)].add(sides.home(unit))
+    lacking = {label for label, homes in there.items() if not middles.keys() <= homes}
+    having, labels = defaultdict[str, dict[str, None]](dict), defaultdict[str, set[str | None]](set)
+    for row, unit in zip(sides.rows, sides.units(), strict=True) if lacking else ():
+        if str(row.label) in lacking:
+            having[str(row.label)][unit] = None
+    units = {unit for those in having.values() for unit in those}
+    for row, unit in zip(sides.rows, sides.units(), strict=True) if lacking else ():
+        if unit in units:
+            labels[unit].add(row.label)
+    moved = dict[str, str]()
     for _, those in sorted(having.items()):
-        for name in [name for name in middles if name not in {home[unit] for unit in those}]:
-            counts = Counter(home[unit] for unit in those)
+        for name in [name for name in middles if name not in {moved.get(unit) or sides.home(unit) for unit in those}]:
+            home = {unit: moved.get(unit) or sides.home(unit) for unit in those}
+            counts = Counter(home.values())
             spare = [unit for unit in those if counts[home[unit]] > 1 or home[unit] not in middles]
             # A unit of several labels stays: it may be another's only one.
-            spare = [unit for unit in spare if len({row.label for row in units[unit]}) == 1]
+            spare = [unit for unit in spare if len(labels[unit]) == 1]
             if spare:
-                home[min(spare, key=lambda unit: (abs(hashes[unit] - middles[name]), unit))] = name
+                moved[min(spare, key=lambda unit: (abs(sides.place(unit) - middles[name]), unit))] = name
+    return moved
 
 
-def _read_hub(source: str, recipe: Recipe, splits: Sequence[str]) -> dict[str, Reading]:
+def _read_hub(source: str, recipe: Recipe, splits: Sequence[str], folder: Path | None = None) -> dict[str, Reading]:
     """The splits of a data set on a hub; where it has no validation split, calibrate is a share of its train split."""
     import datasets
 
@@ -266,7 +302,7 @@ def _read_hub(source: str, recipe: Recipe, splits: Sequence[str]) -> dict[str, R
     except (OSError, ValueError) as failed:
         raise EdgekitError(f"{where}: cannot be loaded with datasets: {first_line(failed)}") from failed
     parts = {
-        split: read_prompts(_hub_table(table), recipe.data, f"{source} ({HUB_SPLITS[split]})")
+        split: read_prompts(_hub_table(table), recipe.data, f"{source} ({HUB_SPLITS[split]})", folder)
         for split, table in tables.items()
     }
     return _carve(parts | {"calibrate": parts["train"]}, recipe, splits) if carved else parts
@@ -276,5 +312,7 @@ def _hub_table(table: datasets.Dataset) -> Table:
     classes = {
         column: list(feature.names) for column, feature in table.features.items() if getattr(feature, "names", None)
     }
-    rows = [Row(number=number, values=row) for number, row in enumerate(table.to_list(), start=1)]
-    return Table(columns=table.column_names, rows=rows, classes=classes)
+    # It lies in files that are mapped into memory.
+    held = table.to_list() if table.data.nbytes <= HELD else table
+    rows = Rows(lambda: (Row(number=number, values=row) for number, row in enumerate(held, start=1)))
+    return Table(columns=table.column_names, rows=rows if held is table else list(rows), classes=classes)

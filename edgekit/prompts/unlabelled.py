@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-from edgekit.duplicates import Labelled, near_copies, repeats
+from edgekit.duplicates import Labelled, near_copies, normalized, repeats
 from edgekit.errors import EdgekitError
 from edgekit.prompts.prompt import Prompt
 from edgekit.prompts.rows import read_prompts
 from edgekit.recipe import Recipe
+from edgekit.stored import choose, derive
 from edgekit.tables import read_table
 
 
@@ -26,24 +28,41 @@ def find_unlabelled(recipe: Recipe) -> Path | None:
 
 
 def read_unlabelled(
-    recipe: Recipe, path: Path, others: Mapping[str, Sequence[Prompt]]
-) -> tuple[list[Prompt], Counter[str]]:
+    recipe: Recipe, path: Path, others: Mapping[str, Sequence[Prompt]], folder: Path | None = None
+) -> tuple[Sequence[Prompt], Counter[str]]:
     """The texts of the file that no split has and that none repeats, and how many were left out, by reason.
 
-    others: the splits. Columns but the text's are not read. Raises EdgekitError as `read_table` and `read_prompts` do.
+    others: the splits; folder: see `read_prompts`. Columns but the text's are not read. Where these texts or train's are not
+    held in memory, what only nearly repeats another of them stays: such a text is held as 8 bytes of its hash. What is near to a
+    text of another split never does. Raises EdgekitError as `read_table` and `read_prompts` do.
     """
     table = read_table(path, delimiter=recipe.data.delimiter, encoding=recipe.data.encoding)
-    reading = read_prompts(table, replace(recipe.data, label=None, group=None), str(path))
-    texts, dropped = reading.prompts, Counter(reading.dropped)
-    texts = _without(
-        near_copies(_bare(texts), _bare([row for rows in others.values() for row in rows])), texts, dropped
-    )
-    texts = _without(repeats(_bare(texts)), texts, dropped)
+    reading = read_prompts(table, replace(recipe.data, label=None, group=None), str(path), folder)
+    texts, dropped, train = reading.prompts, Counter(reading.dropped), others.get("train", [])
+    if isinstance(texts, list) and isinstance(train, list):
+        near = near_copies(_bare(texts), _bare([row for rows in others.values() for row in rows]))
+        texts = _without(near, texts, dropped)
+        texts = _without(repeats(_bare(texts)), texts, dropped)
+    else:
+        judged = [row for name, rows in others.items() if name != "train" for row in rows]
+        texts = _without(near_copies(_bare(texts), _bare(judged)), texts, dropped)
+        texts = _without(_same(texts, train), texts, dropped)
     if not texts:
         raise EdgekitError(
             f"{path}: no text stays that no split has; add others, or remove data.unlabelled from the recipe"
         )
     return texts, dropped
+
+
+def _same(texts: Sequence[Prompt], others: Sequence[Prompt]) -> set[int]:
+    """The texts that one of the others is, or one before them, but for how they are written."""
+    import numpy as np
+
+    hashes = np.fromiter((hash(normalized(row.text)) for row in chain(others, texts)), np.int64)
+    # Of equal ones the first.
+    again = np.ones(len(hashes), bool)
+    again[np.unique(hashes, return_index=True)[1]] = False
+    return set(np.flatnonzero(again[len(others) :]).tolist())
 
 
 def tell_unlabelled(stay: int, left: Mapping[str, int]) -> list[str]:
@@ -55,12 +74,12 @@ def tell_unlabelled(stay: int, left: Mapping[str, int]) -> list[str]:
     return lines
 
 
-def _bare(rows: Sequence[Prompt]) -> list[Labelled]:
+def _bare(rows: Sequence[Prompt]) -> Sequence[Labelled]:
     """Texts without their labels: one that is not known to be of another class is too near to one of verify."""
-    return [(row.text, None) for row in rows]
+    return derive(rows, lambda row: (row.text, None))
 
 
-def _without(doomed: Mapping[int, int], texts: Sequence[Prompt], dropped: Counter[str]) -> list[Prompt]:
+def _without(doomed: Collection[int], texts: Sequence[Prompt], dropped: Counter[str]) -> Sequence[Prompt]:
     if doomed:
         dropped["near duplicates"] += len(doomed)
-    return [row for index, row in enumerate(texts) if index not in doomed]
+    return choose(texts, (index for index in range(len(texts)) if index not in doomed))

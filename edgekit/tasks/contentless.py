@@ -36,5 +36,7 @@ ASKED: tuple[str, ...] = ("uh", "um", "hmm", "erm", "x" * 500, "asdf", "oooooooo
 
 def untaught(texts: Iterable[str]) -> list[str]:
     """Those of TAUGHT that are not among the texts, whatever their case."""
-    known = {text.strip().casefold() for text in texts}
-    return [text for text in TAUGHT if text not in known]
+    left = dict.fromkeys(TAUGHT)
+    for text in texts:
+        left.pop(text.strip().casefold(), None)
+    return [text for text in TAUGHT if text in left]

@@ -6,7 +6,7 @@ own for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -123,12 +123,14 @@ def passages(model: Model, prompts: Sequence[Prompt], max_length: int) -> list[P
     the answer behind each other, or running text, which is cut into blocks of max_length tokens. Raises EdgekitError for a
     conversation without a template, and where a prompt leaves no room for an answer.
     """
+    return [*each_passage(model, prompts, max_length)]
+
+
+def each_passage(model: Model, prompts: Iterable[Prompt], max_length: int) -> Iterator[Passage]:
+    """`passages`, one after the other."""
     voice = Voice(model)
-    return [
-        passage
-        for place, prompt in enumerate(prompts)
-        for passage in voice.passages(prompt, prompt.label, place, max_length)
-    ]
+    for place, prompt in enumerate(prompts):
+        yield from voice.passages(prompt, prompt.label, place, max_length)
 
 
 def conversation(prompt: Prompt) -> list[Mapping[str, object]]:

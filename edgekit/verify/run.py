@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -105,7 +105,7 @@ class Run:
         """The limits of the target for this task."""
         return self.inputs.budget
 
-    def split(self, name: str) -> list[Prompt]:
+    def split(self, name: str) -> Sequence[Prompt]:
         """The prompts of a split."""
         return PromptSet(folder=self.inputs.prompts.path).split(name)
 
