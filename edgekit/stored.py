@@ -12,7 +12,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 # A file of at most so many bytes is read into memory, where its rows take several times as much.
 HELD = 16 << 20
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
 
 
 class Lazy(Sequence[T]):

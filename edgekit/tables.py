@@ -209,7 +209,7 @@ def _check_text(path: Path, packed: str | None, encoding: str | None) -> str:
     place, empty, start, marked, reader = 0, True, "", "utf-8", None
     try:
         with _open(path, packed) as file:
-            while block := file.read(1 << 20):
+            while block := file.read(1 << 16):
                 marked = _marked(block) if reader is None else marked
                 with _decoding(path, encoding, marked, place):
                     b"".decode(encoding or marked)  # some codecs are not of texts

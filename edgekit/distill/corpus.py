@@ -15,6 +15,9 @@ from edgekit.tasks.text_generation import Passage
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# Passages that are written at a time: of long ones they are most of what is held.
+_AT_ONCE = 32
+
 
 class Corpus(Sequence[Passage]):
     """Passages that lie in a file. Held in memory are 8 bytes of each: `lengths`, its tokens, and `starts`.
@@ -54,7 +57,7 @@ def write_corpus(passages: Iterable[Passage], folder: Path) -> Corpus:
     features = Features({"ids": List(Value("int32")), "start": Value("int32"), "prompt": Value("int64")})
     with tempfile.TemporaryDirectory(dir=folder, prefix=".corpus-", ignore_cleanup_errors=True) as place:
         path = Path(place) / "rows.arrow"
-        with ArrowWriter(path=str(path), features=features) as writer:
+        with ArrowWriter(path=str(path), features=features, writer_batch_size=_AT_ONCE) as writer:
             for one in passages:
                 writer.write({"ids": one.ids, "start": one.start, "prompt": one.prompt})
                 digest.update(array("q", [one.start, one.prompt, len(one.ids), *one.ids]).tobytes())

@@ -182,7 +182,7 @@ class Voice:
         """The ids of what the model is given before its answer, however long, or before what is left of one that is `begun`; see
         `render`."""
         if self.template is None:
-            return self.model.encode([prompt.text + begun], 1 << 30)[0]
+            return self._encode(prompt.text + begun, added=True)
         asked = self.render(conversation(prompt), prompt.tools, generation_prompt=True, today=today)
         return self._encode(asked + begun)
 
@@ -199,11 +199,11 @@ class Voice:
         return [self._passage(prompt, self._encode(asked), self._encode(whole), place, max_length)]
 
     def _plain(self, prompt: Prompt, answer: str | None, place: int, max_length: int) -> list[Passage]:
-        asked = self.model.encode([prompt.text], 1 << 30)[0]
+        asked = self._encode(prompt.text, added=True)
         if answer is None:
             blocks = [asked[begin : begin + max_length] for begin in range(0, len(asked), max_length)]
             return [Passage(ids=block, start=1, prompt=place) for block in blocks if len(block) > 1]
-        whole = self.model.encode([prompt.text + answer], 1 << 30)[0]
+        whole = self._encode(prompt.text + answer, added=True)
         # Some tokenizers end a text themselves.
         whole += [] if whole and whole[-1] in self._stops else self._stops[:1]
         return [self._passage(prompt, asked, whole, place, max_length)]
@@ -238,10 +238,10 @@ class Voice:
             return write(special_tokens=self.special)
         return write(special_tokens=self.special, strftime_now=today.strftime)
 
-    def _encode(self, text: str) -> list[int]:
-        """The template writes the special tokens itself: none is added."""
+    def _encode(self, text: str, *, added: bool = False) -> list[int]:
+        """A text's tokens. added: whether special tokens are, which a template writes itself."""
         where = self.model.folder / "tokenizer.json"
-        return list(tokenizing.encode(self._tokenizer, [text], where, add_special_tokens=False)[0].ids)
+        return list(tokenizing.encode(self._tokenizer, [text], where, add_special_tokens=added)[0].ids)
 
     def _passage(self, prompt: Prompt, asked: list[int], whole: list[int], place: int, max_length: int) -> Passage:
         start = _alike(asked, whole)
