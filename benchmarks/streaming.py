@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +76,7 @@ def main() -> int:
         "half held": (asked.small // 2, 1),
         "held": (asked.small, 1),
     }
-    found = {name: rows.take(f"{name} {run}", lambda run=run: in_child(*run)) for name, run in runs.items()}
+    found = {name: rows.take(f"{name} {run}", partial(in_child, *run)) for name, run in runs.items()}
     goals = judge(found)
     if asked.json:
         print(json.dumps({"rows": found, "goals": goals}))
@@ -95,12 +96,12 @@ def in_child(megabytes: int, held: int) -> Row:
 
 def measure(folder: Path, megabytes: int, held: int) -> Row:
     """A file of so many MB becomes a folder of prompts, and some steps are learned from it: peaks above the base, in bytes."""
-    from edgekit import stored, tables
+    from edgekit import stored
     from edgekit.prompts import SPLITS, gather
     from edgekit.recipe import load_recipe
 
     if held:
-        stored.HELD = tables.HELD = 1 << 60
+        stored.HELD = 1 << 60
     rows = write_data(folder / "data", megabytes << 20)
     make_teacher(folder / "teacher")
     (folder / "recipe.toml").write_text(RECIPE)

@@ -49,8 +49,9 @@ def normalized(text: str) -> str:
     whole = unicodedata.normalize("NFKC", text.translate(_TYPED))
     shown = whole if whole.isascii() else "".join(letter for letter in whole if _category(letter) != "Cf")
     folded = unicodedata.normalize("NFKC", shown.casefold()).translate(_LOOK_ALIKES)
-    letters = map(_or_space, _CONTRACTED.sub(_expanded, folded) if "'" in folded or "cannot" in folded else folded)
-    return " ".join("".join(letters).split()) or folded.strip() or text
+    told = _CONTRACTED.sub(_expanded, folded) if "'" in folded or "cannot" in folded else folded
+    spaced = told.translate(_SPACED) if told.isascii() else "".join(map(_or_space, told))
+    return " ".join(spaced.split()) or folded.strip() or text
 
 
 def text_digest(text: str) -> str:
@@ -67,6 +68,10 @@ def _or_space(letter: str) -> str:
     category = _category(letter)
     separates = category[0] in "PZC" or category == "Sk" or "\ufe00" <= letter <= "\ufe0f"
     return " " if separates else letter
+
+
+# Of ASCII all at once: long texts are mostly that.
+_SPACED = str.maketrans({letter: " " for letter in map(chr, range(128)) if _or_space(letter) == " "})
 
 
 def _expanded(found: re.Match[str]) -> str:

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
+from edgekit import stored
 from edgekit.errors import EdgekitError, first_line
 from edgekit.schema import refuse_pointer
-from edgekit.stored import HELD
 
 KINDS = {
     ".csv": "csv",
@@ -145,7 +145,7 @@ def read_table(path: Path, *, delimiter: str | None = None, encoding: str | None
 
     delimiter: of CSV, one character; without it a comma (.tsv: a tab), or what the file's own `sep=;` line says.
     encoding: of anything but Parquet; without it UTF-8, or what the file's byte order mark says.
-    The rows of a file of more than HELD bytes are read when they are asked for, but for those of one JSON value, which is whole.
+    Rows of a file of more than `stored.HELD` bytes are read when they are asked for, but for those of one JSON value.
     Raises EdgekitError for a file that is missing, empty, of another kind or encoding, or whose form is broken as a whole. A row
     that is broken on its own is there with its problem.
     """
@@ -156,7 +156,7 @@ def read_table(path: Path, *, delimiter: str | None = None, encoding: str | None
             f"{path}: unknown kind of file; expected one of {', '.join(KINDS)}, or these with {', '.join(COMPRESSED)}{remedy}"
         )
     kind, mark = KINDS[ending], delimiter or ("\t" if ending == ".tsv" else None)
-    if kind != "json" and path.is_file() and path.stat().st_size > HELD:
+    if kind != "json" and path.is_file() and path.stat().st_size > stored.HELD:
         return _read_large(path, (kind, packed), mark, encoding)
     content = _read_bytes(path, packed)
     if kind == "parquet":

@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from edgekit import stored, tables
+from edgekit import stored
 from edgekit.errors import EdgekitError
 from edgekit.stored import Spool, choose, derive, join, read_lines
 from edgekit.tables import read_table
@@ -24,7 +24,6 @@ TEXTS = ["plain", "two\nlines", 'a "quoted", one', "Grüße\u2028ß", "", "ends 
 def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is taken for one that is larger than memory."""
     monkeypatch.setattr(stored, "HELD", 0)
-    monkeypatch.setattr(tables, "HELD", 0)
 
 
 def write_parquet(path: Path) -> None:
@@ -77,7 +76,7 @@ def test_what_is_read_in_passes_is_what_is_held(name: str, tmp_path: Path, monke
     content, path = FILES[name], tmp_path / name
     path.write_bytes(content) if isinstance(content, bytes) else content(path)
     held = read(path)
-    monkeypatch.setattr(tables, "HELD", 0)
+    monkeypatch.setattr(stored, "HELD", 0)
     assert read(path) == held
     if not isinstance(held, str):
         rows = read_table(path).rows
@@ -87,7 +86,7 @@ def test_what_is_read_in_passes_is_what_is_held(name: str, tmp_path: Path, monke
 
 def test_an_encoding_is_that_of_every_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.txt").write_bytes("Grüße\nß\n".encode("cp1252"))
-    monkeypatch.setattr(tables, "HELD", 0)
+    monkeypatch.setattr(stored, "HELD", 0)
     assert [row.values["text"] for row in read_table(tmp_path / "rows.txt", encoding="cp1252").rows] == ["Grüße", "ß"]
     with pytest.raises(EdgekitError, match="byte 2 "):
         read_table(tmp_path / "rows.txt")

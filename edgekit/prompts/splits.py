@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit import stored
 from edgekit.duplicates import words
 from edgekit.errors import EdgekitError, first_line
 from edgekit.prompts.prompt import SPLITS, Prompt
 from edgekit.prompts.rows import Reading, read_prompts
 from edgekit.recipe import Recipe, Split
-from edgekit.stored import HELD, choose
+from edgekit.stored import choose
 from edgekit.tables import KINDS, Row, Rows, Table, kind_of, read_table
 
 if TYPE_CHECKING:
@@ -313,6 +314,6 @@ def _hub_table(table: datasets.Dataset) -> Table:
         column: list(feature.names) for column, feature in table.features.items() if getattr(feature, "names", None)
     }
     # It lies in files that are mapped into memory.
-    held = table.to_list() if table.data.nbytes <= HELD else table
+    held = table.to_list() if table.data.nbytes <= stored.HELD else table
     rows = Rows(lambda: (Row(number=number, values=row) for number, row in enumerate(held, start=1)))
     return Table(columns=table.column_names, rows=rows if held is table else list(rows), classes=classes)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgekit import stored, tables
+from edgekit import stored
 from edgekit.distill import teachers
 from edgekit.distill.corpus import write_corpus
 from edgekit.distill.journal import FILE as JOURNAL
@@ -29,7 +29,6 @@ MADE = OPTIONS | {"vocabulary": 300, "hidden": 32, "heads": 2, "layers": 2, "int
 def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is taken for one that is larger than memory."""
     monkeypatch.setattr(stored, "HELD", 0)
-    monkeypatch.setattr(tables, "HELD", 0)
 
 
 class _Killed(Exception):
@@ -141,7 +140,6 @@ def test_little_of_a_large_file_is_held(teacher: Path, tmp_path: Path, monkeypat
 
     with monkeypatch.context() as streamed:
         streamed.setattr(stored, "HELD", 1 << 12)
-        streamed.setattr(tables, "HELD", 1 << 12)
         (small, base), (large, more) = most("small", 40), most("large", 600)
     assert more - base < 0.3 * (large - small)
     assert most("held", 600)[1] - base > 2 * (large - small)
