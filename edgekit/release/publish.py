@@ -51,7 +51,7 @@ def _registry(folder: Path, release: Release, rest: str, tell: Tell) -> str:
 def _hub(folder: Path, release: Release, rest: str, tell: Tell) -> str:
     """hf:OWNER/NAME, a repository on the Hugging Face Hub or on $HF_ENDPOINT, with the token that huggingface_hub finds."""
     hub = require("huggingface_hub")
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # re-exported there for its users
 
     try:
         api = hub.HfApi()
@@ -60,7 +60,7 @@ def _hub(folder: Path, release: Release, rest: str, tell: Tell) -> str:
         done = api.upload_folder(
             repo_id=rest, folder_path=folder, commit_message=f"edgekit {release.edgekit}: {release.name}"
         )
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as failed:
+    except (httpx.HTTPError, OSError, ValueError) as failed:
         raise EdgekitError(
             f"hf:{rest}: the hub did not take it: {first_line(failed)[:200]}; sign in with: hf auth login (or set HF_TOKEN)"
         ) from failed

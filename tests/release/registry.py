@@ -1,7 +1,9 @@
-"""A real registry on loopback (distribution, Debian's docker-registry), skopeo, and a wire between that can be cut."""
+"""A real registry on loopback (distribution, Debian's docker-registry), skopeo, a wire between that can be cut; a hub's stand-in."""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import socket
@@ -11,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -123,3 +126,57 @@ def skopeo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["skopeo", *map(str, arguments)], capture_output=True, text=True, timeout=120, env=environment, check=False
     )
+
+
+class Hub:
+    """What huggingface_hub speaks with when it makes a repository and commits files to it: the real client asks, this answers.
+
+    files: what was committed, by name. tokens: what the client named itself with.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.tokens: set[str | None] = set()
+        hub = self
+
+        class Answering(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                hub.tokens.add(self.headers.get("Authorization"))
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self._say(hub.answer(self.path, body))
+
+            def do_GET(self) -> None:
+                self._say({"id": "team/demo", "siblings": [], "sha": "0" * 40})
+
+            def _say(self, table: object) -> None:
+                content = json.dumps(table).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                """Nobody reads it."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def answer(self, path: str, body: bytes) -> object:
+        if path.endswith("/repos/create"):
+            return {"url": f"{self.url}/team/demo", "id": "team/demo"}
+        if "/preupload/" in path:
+            return {
+                "files": [{**one, "uploadMode": "regular", "shouldIgnore": False} for one in json.loads(body)["files"]]
+            }
+        if "/commit/" in path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            return {"commitUrl": f"{self.url}/team/demo/commit/{'0' * 40}", "commitOid": "0" * 40, "success": True}
+        return {"warnings": [], "errors": []}
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

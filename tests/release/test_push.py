@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,9 +23,9 @@ from edgekit.release.publish import PUBLISHERS, publish
 from edgekit.release.registry import read_reference
 from edgekit.release.signature import Trusted
 from edgekit.release.verify import find_faults
-from tests.conftest import Answer
+from tests.conftest import Answer, child_environment
 from tests.release.conftest import Keys, relist
-from tests.release.registry import PASSWORD, USER, Running, Wire, registry, skopeo
+from tests.release.registry import PASSWORD, USER, Hub, Running, Wire, registry, skopeo
 
 Command = Callable[..., Answer]
 
@@ -271,6 +273,30 @@ def test_the_card_is_what_a_hub_reads(signed: Path, tmp_path: Path) -> None:
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.93)
     assert yaml.safe_load(card.content.split("---")[1])["tags"][0] == "edgekit"
     assert "## In `bundle/`" in card.text
+
+
+def test_a_hub_is_given_every_file_by_its_own_client(signed: Path, tmp_path: Path) -> None:
+    hub = Hub()
+    environment = {
+        **child_environment(),
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_test",
+        "HF_HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "edgekit", "push", str(signed), "hf:team/demo"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        hub.close()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("hf:team/demo: ")
+    assert hub.files == {name: (signed / name).read_bytes() for name in names_in(signed)}
+    assert hub.tokens == {"Bearer hf_test"}
+    assert "hf_test" not in done.stdout + done.stderr
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 1
+    assert "hf:team/demo: the hub did not take it: " in refused.stderr
 
 
 def test_every_publisher_is_told_of(command: Command) -> None:
