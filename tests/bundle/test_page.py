@@ -154,15 +154,27 @@ class Told(Quiet):
 
 
 def test_the_page_of_one_that_writes(packed: Packaged, tmp_path: Path) -> None:
-    """Its words are llama.cpp's here, and the first, the nine after it and the steady ones are timed apart."""
+    """Its words are llama.cpp's here, as its golden answers are, and the first, the nine after it and the steady ones are timed apart."""
     pytest.importorskip("llama_cpp")
     need_chromium()
     site = tmp_path / "site"
     site.mkdir()
     write_stories(site / "model.gguf")
-    sha256 = file_sha256(site / "model.gguf")
-    manifest = make_manifest(settings={}, files={"model.gguf": {"sha256": sha256}})
-    (site / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    model = load_model(STORIES)
+    prompt, exact = (
+        model.encode(["Once upon a time"], 100)[0],
+        {key: RUNTIME[key] for key in ("threads", "kv_k", "kv_v")},
+    )
+    with closing(llamacpp.generator(site / "model.gguf", exact)) as generator:
+        tokens = [*continuation(generator, np.array(prompt), 40, frozenset())]
+    row = {"text": "Once upon a time", "asked": prompt, "tokens": [int(token) for token in tokens[:8]]}
+    golden = {"format": 1, "of": "", "tolerance": 0.0, "rows": [row]}
+    (site / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
+    files = {
+        name: {"bytes": (site / name).stat().st_size, "sha256": file_sha256(site / name)}
+        for name in ("model.gguf", "golden.json")
+    }
+    (site / "bundle.json").write_text(json.dumps(make_manifest(settings={}, files=files)), encoding="utf-8")
     gguf = {"output": "tokens", "tokenizer": None, "model": "model.gguf", "runtime": RUNTIME, "settings": {}}
     page = SIDECARS["index.html"](packing(packed, tmp_path, arch="wasm32", **gguf))
     assert isinstance(page, str)
@@ -183,11 +195,5 @@ def test_the_page_of_one_that_writes(packed: Packaged, tmp_path: Path) -> None:
         server.shutdown()
         server.server_close()
     assert re.fullmatch(r"first token [\d.]+ ms; the nine after it [\d.]+ ms each; then [\d.]+ ms a token", times)
-    model = load_model(STORIES)
-    prompt, exact = (
-        model.encode(["Once upon a time"], 100)[0],
-        {key: RUNTIME[key] for key in ("threads", "kv_k", "kv_v")},
-    )
-    with closing(llamacpp.generator(site / "model.gguf", exact)) as generator:
-        wanted = model.tokenizer().decode([*continuation(generator, np.array(prompt), 40, frozenset())])
+    wanted = model.tokenizer().decode(tokens)
     assert answer.strip().startswith(wanted.strip())
