@@ -13,8 +13,10 @@ from edgekit.probes.web.npm import PACKAGES, fetch_packages
 from tests.devices.arm_llama import arm_library
 from tests.devices.chromium import need_chromium
 from tests.devices.emulated import need_board, root_file_system
+from tests.devices.kotlin import compiler_folder
 from tests.devices.native import ARM, HERE, cached_probe
 from tests.devices.old_x86 import qemu
+from tests.devices.ort_headers import header_folder
 from tests.devices.phone import need_adb
 from tests.devices.sshd import need_sshd
 from tests.node_packages import node_modules
@@ -27,6 +29,8 @@ def prepare() -> None:
         need_sshd,
         need_adb,
         need_registry,
+        header_folder,
+        compiler_folder,
         _browser,
         _browser,
         node_modules,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgekit.bundle.loaders import BOUND, CHECK, LOADERS
 from edgekit.bundle.manifest import Manifest
-from edgekit.bundle.native import native_files
+from edgekit.bundle.native import SOURCE, native_files
 from edgekit.bundle.open import Bundle
 from edgekit.modalities import text
 from edgekit.outputs.rows import EMBEDDING, LOGITS
@@ -62,7 +62,8 @@ def _python(key: tuple[str, str, str]) -> Embedding:
 
 
 # The loaders in C by their source; what an app on a phone adds to them, and how each is asked.
-_C = Path(__file__).parent / "loaders" / "c"
+_OWN = Path(__file__).parent / "loaders"
+_C = _OWN / "c"
 _ROWS, _WRITER = ("load", "checks", "tokenizer"), ("generate", "checks")
 _C_OPEN = """\
 #include <stdio.h>
@@ -121,13 +122,87 @@ def _c(output: str) -> Embedding:
     )
 
 
+_ANDROID_USE = """\
+import dev.edgekit.Model
+
+// In a worker, not on the main thread. Ship bundle/'s files as assets, or fetch them: Model.fetch(folder, "https://.../")
+val folder = File(context.filesDir, "model")
+Model.unpack(folder) { name -> context.assets.open("bundle/$name") }
+val model = Model(folder)
+val answer = """
+_IOS_USE = """\
+import Edgekit
+
+// Not on the main thread. Ship bundle/ as a resource folder.
+let model = try Model(folder: Foundation.Bundle.main.url(forResource: "bundle", withExtension: nil)!)
+let answer = try """
+_PHONE_USES = {LOGITS.name: 'model.classify("turn on the light")', EMBEDDING.name: 'model.embed("turn on the light")'}
+
+
+def _in(folder: str, names: Iterable[str], source: Path) -> dict[str, Path]:
+    return {f"{folder}/{name}": source / name for name in names}
+
+
+def _moved(folder: str) -> Callable[[Bundle, Path], Mapping[str, Path]]:
+    """`native_files` with bundle.c in a folder of the app."""
+
+    def make(bundle: Bundle, scratch: Path) -> dict[str, Path]:
+        made = native_files(bundle, scratch)
+        return {f"{folder}/{name}" if name == SOURCE else name: path for name, path in made.items()}
+
+    return make
+
+
+def _android(output: str) -> Embedding:
+    sources = [f"{name}{suffix}" for name in _ROWS for suffix in (".c", ".h")]
+    own = _OWN / "android"
+    return Embedding(
+        files={
+            "java/dev/edgekit/Model.kt": own / "Model.kt",
+            **_in("cpp", ("jni.c", "CMakeLists.txt"), own),
+            **_in("cpp", sources, _C),
+        },
+        install=(
+            'implementation("com.microsoft.onnxruntime:onnxruntime-android:1.23.0") // build.gradle.kts; or a newer one',
+            "unzip onnxruntime-android-1.23.0.aar 'headers/*' 'jni/*' -d cpp/onnxruntime",
+        ),
+        use=_ANDROID_USE + _PHONE_USES[output],
+        language="kotlin",
+        ran="on a JVM on x86-64 with the same Kotlin and C; on Android not run",
+        notes=("app/build.gradle.kts names cpp/CMakeLists.txt in externalNativeBuild; see docs/embed-native.md.",),
+        make=_moved("cpp"),
+    )
+
+
+def _ios(output: str) -> Embedding:
+    own, inside = _OWN / "ios", "Sources/CEdgekit"
+    return Embedding(
+        files={
+            "Package.swift": own / "Package.swift",
+            "Sources/Edgekit/Model.swift": own / "Model.swift",
+            f"{inside}/include/module.modulemap": own / "module.modulemap",
+            **_in(inside, [f"{name}.c" for name in _ROWS], _C),
+            **_in(f"{inside}/include", [f"{name}.h" for name in _ROWS], _C),
+        },
+        install=("Xcode: File, Add Package Dependencies, Add Local: this folder",),
+        use=_IOS_USE + _PHONE_USES[output],
+        language="swift",
+        ran="by hand on Linux x86-64 with Swift 6.0.3, the same Swift and C; on iOS not run",
+        notes=("Of bundle/ the app needs the model and tokenizer.bin; see docs/embed-native.md.",),
+        make=_moved(inside),
+    )
+
+
 _NATIVE = {
     ("onnxruntime", text.NAME, LOGITS.name, "c"): _c(LOGITS.name),
     ("onnxruntime", text.NAME, EMBEDDING.name, "c"): _c(EMBEDDING.name),
     ("llama-cpp", text.NAME, TOKENS.name, "c"): _c(TOKENS.name),
+    ("onnxruntime", text.NAME, LOGITS.name, "android"): _android(LOGITS.name),
+    ("onnxruntime", text.NAME, EMBEDDING.name, "android"): _android(EMBEDDING.name),
+    ("onnxruntime", text.NAME, LOGITS.name, "ios"): _ios(LOGITS.name),
+    ("onnxruntime", text.NAME, EMBEDDING.name, "ios"): _ios(EMBEDDING.name),
 }
 
-_OWN = Path(__file__).parent / "loaders"
 # Its install script asks NuGet for CUDA's part, which no CPU needs.
 _NODE_PACKAGES = f"onnxruntime-node@1.30.0 {PACKAGES['tokenizers'].name}"
 _NODE = Embedding(
