@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.bundle import platforms as bundle_platforms
 from edgekit.bundle.embed import WRITTEN, embed
 from edgekit.bundle.loaders import LOADERS
 from edgekit.bundle.open import open_bundle
@@ -88,8 +89,10 @@ def test_a_platform_that_there_is_nothing_for_is_told(
     packed: Packaged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = open_bundle(packed.bundle).manifest
-    for key in [key for key in EMBEDDINGS if key[3] == "ios"]:
-        monkeypatch.delitem(EMBEDDINGS, key)
+    # A copy: what is taken out of a table and put back lies at its end.
+    monkeypatch.setattr(
+        bundle_platforms, "EMBEDDINGS", {key: one for key, one in EMBEDDINGS.items() if key[3] != "ios"}
+    )
     with pytest.raises(
         EdgekitError, match=r"no loader of logits in onnxruntime for iOS; of this bundle it has --for python"
     ):
