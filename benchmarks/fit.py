@@ -1,9 +1,9 @@
 """Does `[student] fit = true` know how fast and how large a student will be before it is trained?
 
-Six sizes of each model, cut from it as students are and written as they ship, are timed in turns with the two samples that
-predict them, each time in a process of its own: a BERT MiniLM of 6 layers (BANKING77 intents) of 1 to 6 layers in both
-INT8 schemes, 32 tokens a call, and a Llama of 12 layers (code) of 2 to 12 in q8_0 and q4_0, a new token a call behind 256. One
-thread.
+Sizes of each model, cut from it as students are and written as they ship, are timed in turns with the samples that predict
+them, each time in a process of its own: a BERT MiniLM of 6 layers (BANKING77 intents) of 1 to 6 layers in both INT8 schemes, 32
+tokens a call, and a Llama of 12 layers (code) of 2 to 12 in q8_0 and q4_0, a new token a call behind 256; of both six sizes are
+as wide as the model, and three narrower, as `fit` proposes them: few neurons, and fewer channels too. One thread.
 
 Goals, of each model and scheme, on this machine:
 - the predicted p50 of every size within 25 % of the measured one
@@ -47,6 +47,7 @@ from edgekit.pipeline.fit import Fitting  # noqa: E402
 from edgekit.pipeline.plan import run_step  # noqa: E402
 from edgekit.progress import Progress  # noqa: E402
 from edgekit.recipe import load_recipe  # noqa: E402
+from edgekit.report.fit import describe_student  # noqa: E402
 from edgekit.target import load_target  # noqa: E402
 from edgekit.workspace import Workspace  # noqa: E402
 
@@ -102,6 +103,8 @@ class Model:
     task: str
     format: str
     layers: Sequence[int]
+    narrow: Sequence[tuple[int, int]]
+    """Of each narrower size its layers, and which of the widths that `fit` proposes."""
     schemes: Sequence[str]
 
 
@@ -111,6 +114,7 @@ ROWS: dict[str, Model] = {
         task="text-classification",
         format="onnx",
         layers=(1, 2, 3, 4, 5, 6),
+        narrow=((2, 0), (6, 0), (6, 1)),
         schemes=("int8-static", "int8-dynamic"),
     ),
     "llama": Model(
@@ -118,6 +122,7 @@ ROWS: dict[str, Model] = {
         task="text-generation",
         format="gguf",
         layers=(2, 4, 6, 8, 10, 12),
+        narrow=((4, 0), (12, 0), (12, 1)),
         schemes=("q8_0", "q4_0"),
     ),
 }
@@ -125,10 +130,11 @@ ROWS: dict[str, Model] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One size: what was predicted and what was measured, times in ms."""
+    """One size: what was predicted and what was measured, times in ms. widths: what is narrower than the model."""
 
     scheme: str
     layers: int
+    widths: Mapping[str, int]
     predicted_ms: float
     measured_ms: float
     predicted_bytes: int
@@ -179,8 +185,11 @@ def measure(model: Model, data: Path, cache: Path, rounds: int) -> list[Size]:
         fitting = Fitting.of(check_recipe(recipe, prompts, session), target, prompts)
         asked = fitting.inputs(model.schemes)
         depth, first = fitting.whole.layers, len(asked.keeps)
-        sizes = [choose_blocks(depth, count, None, "student") for count in model.layers]
-        inputs = replace(asked, keeps=[*asked.keeps, *sizes], rounds=rounds)
+        sizes = [(count, dict[str, int]()) for count in model.layers]
+        sizes += [(count, fitting.widths[place]) for count, place in model.narrow]
+        keeps = [choose_blocks(depth, count, None, "student") for count, _ in sizes]
+        widths = [narrower for _, narrower in sizes]
+        inputs = replace(asked, keeps=[*asked.keeps, *keeps], widths=[*asked.widths, *widths], rounds=rounds)
         product = run_step(session, inputs, partial(pace, device=open_device({"kind": "local"}, "device")))
     found = read_pace(product.folder)
     first *= len(model.schemes)
@@ -190,13 +199,14 @@ def measure(model: Model, data: Path, cache: Path, rounds: int) -> list[Size]:
 
 def size_of(fitting: Fitting, samples: Pace, measured: Sample) -> Size:
     """A size's prediction beside what it is."""
-    every = fitting.options({"layers": measured.layers})
+    every = fitting.options({"layers": measured.layers, **measured.widths})
     option = next(one for one in every if one.scheme == measured.scheme)
     # What is measured has no layers that stay float.
     times = fitting.times(replace(option, cost=replace(option.cost, most=None)), samples, {})
     return Size(
         scheme=measured.scheme,
         layers=measured.layers,
+        widths=dict(measured.widths),
         predicted_ms=times["p50_ms"],
         measured_ms=measured.times["p50_ms"],
         predicted_bytes=option.cost.file.value,
@@ -237,15 +247,18 @@ def judge(name: str, sizes: Sequence[Size]) -> list[str]:
     for size in sizes:
         if abs(size.predicted_ms / size.measured_ms - 1) > P50:
             missed.append(
-                f"{name}, {size.layers} layers: p50 {size.predicted_ms:.3g} ms predicted, {size.measured_ms:.3g} measured"
+                f"{name}, {named(size)}: p50 {size.predicted_ms:.3g} ms predicted, {size.measured_ms:.3g} measured"
             )
         if abs(size.predicted_bytes / size.bytes - 1) > BYTES:
-            missed.append(
-                f"{name}, {size.layers} layers: {size.predicted_bytes:,} bytes predicted, {size.bytes:,} there"
-            )
+            missed.append(f"{name}, {named(size)}: {size.predicted_bytes:,} bytes predicted, {size.bytes:,} there")
     if rank_correlation(sizes) < RANK:
         missed.append(f"{name}: rank correlation {rank_correlation(sizes):.2f}, below {RANK}")
     return missed
+
+
+def named(size: Size) -> str:
+    """A size in words."""
+    return describe_student({"layers": size.layers, **size.widths})
 
 
 def rank_correlation(sizes: Sequence[Size]) -> float:
@@ -256,13 +269,15 @@ def rank_correlation(sizes: Sequence[Size]) -> float:
 
 def table(rows: Mapping[str, Sequence[Size]]) -> list[str]:
     """All sizes, and of each row how far off its times are."""
-    lines = [f"{'':<18}{'layers':>7}{'predicted':>12}{'measured':>11}{'ratio':>7}{'bytes':>14}{'ratio':>8}"]
+    lines = [f"{'':<18}{'size':<42}{'predicted':>12}{'measured':>11}{'ratio':>7}{'bytes':>14}{'ratio':>8}"]
     for name, sizes in rows.items():
         for size in sizes:
             times = (
                 f"{size.predicted_ms:>9.3f} ms{size.measured_ms:>8.3f} ms{size.predicted_ms / size.measured_ms:>7.2f}"
             )
-            lines.append(f"{name:<18}{size.layers:>7}{times}{size.bytes:>14,}{size.predicted_bytes / size.bytes:>8.3f}")
+            lines.append(
+                f"{name:<18}{named(size):<42}{times}{size.bytes:>14,}{size.predicted_bytes / size.bytes:>8.3f}"
+            )
         ratios = [size.predicted_ms / size.measured_ms for size in sizes]
         lines.append(
             f"{name:<18}times {min(ratios):.2f} to {max(ratios):.2f} of what is measured, rank correlation"

@@ -1,6 +1,7 @@
-"""What a block costs: two students of few blocks, which nobody taught, are exported as the real one will be, and timed.
+"""What a block costs: students of few blocks, which nobody taught, are exported as the real one will be, and timed.
 
-A call takes so long for all that is not a block, and so long for each block; two depths tell both. The samples take turns, each
+A call takes so long for all that is not a block, and so long for each block; two depths tell both, and a narrower sample how much
+of a block's time follows from its width. The samples take turns, each
 time in a process of its own.
 """
 
@@ -9,9 +10,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from edgekit.inputs import Content, Json
 from edgekit.modalities import MODALITIES
@@ -20,7 +21,7 @@ from edgekit.probes import PROBES, Question
 from edgekit.probes.lines import Calls, Decode, Lines, Load, MachineSpeed, Peak, Prefill
 from edgekit.progress import Progress, silent
 from edgekit.prompts import PromptSet
-from edgekit.recipe import AS_CALIBRATED, Calibrate
+from edgekit.recipe import AS_CALIBRATED, Calibrate, Student
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, read_json
 from edgekit.tasks import TASKS
@@ -51,8 +52,8 @@ class PaceInputs:
     """What `pace` is given: a checkpoint, which of its blocks each sample keeps, and how the samples are written and timed.
 
     classes: of a classifier that is still to be trained, else (). options: of the format, by scheme. prompts: calibrate's.
-    runtime: which one, and tables: the target's of all runtimes. sequence: tokens of the timed prompt. device: its table. rounds:
-    processes that time each sample.
+    widths: of each sample, keys of [student] that make it narrower than the checkpoint. runtime: which one, and tables: the
+    target's of all runtimes. sequence: tokens of the timed prompt. device: its table. rounds: processes that time each sample.
     """
 
     STEP: ClassVar[str] = "pace"
@@ -70,6 +71,7 @@ class PaceInputs:
     sequence: int
     device: Mapping[str, Json]
     libraries: Mapping[str, str]
+    widths: Sequence[Mapping[str, int]]
     rounds: int = 3
 
 
@@ -77,19 +79,22 @@ class PaceInputs:
 class Sample:
     """A student of so many blocks in a scheme: the file's bytes, and its calls in ms.
 
-    times: p50_ms of a call; of a decoder of a new token, and ttft_ms, the time to the first one; both as on a quiet machine.
+    widths: see `PaceInputs`. times: p50_ms of a call; of a decoder of a new token, and ttft_ms, the time to the first one; both
+    as on a quiet machine.
     """
 
     layers: int
     scheme: str
     bytes: int
     times: Mapping[str, float]
+    widths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
     """What was measured, where. threads: that a call had; speed: of the machine (see `runtimes.machine`); on_cpu: whether the CPU
-    did the work; peak_mb: the largest process, of the deepest sample in the first scheme, None where nobody tells."""
+    did the work; peak_mb: the largest process, of the deepest sample (the widest of them) in the first scheme, None where nobody
+    tells."""
 
     device: str
     cpu: str
@@ -104,6 +109,7 @@ class Pace:
 @dataclass(frozen=True, kw_only=True)
 class _Made:
     layers: int
+    widths: Mapping[str, int]
     scheme: str
     artifact: Artifact
     question: Question
@@ -128,7 +134,13 @@ def pace(inputs: PaceInputs, out: Path, progress: Progress = silent, *, device: 
             lines = ask(device, one.question.only_times()).lines
             found[turn % len(made)].append(_timed(lines, inputs))
     samples = tuple(
-        Sample(layers=one.layers, scheme=one.scheme, bytes=one.artifact.file.bytes, times=_quietest(timed))
+        Sample(
+            layers=one.layers,
+            widths=one.widths,
+            scheme=one.scheme,
+            bytes=one.artifact.file.bytes,
+            times=_quietest(timed),
+        )
         for one, timed in zip(made, found, strict=True)
     )
     told = _told(whole, device, inputs, samples)
@@ -145,6 +157,8 @@ def _make(inputs: PaceInputs, scratch: Path, progress: Progress) -> list[_Made]:
     """The samples of every depth in every scheme, each with the question that times it."""
     from edgekit.calibrate import CalibrateInputs, calibrate
     from edgekit.distill.sample import write_sample
+    from edgekit.distill.sizes import choose_sizes
+    from edgekit.model import load_model
 
     rows = PromptSet(folder=inputs.prompts.path).split("calibrate")[:_PROMPTS]
     prompts = _folder(scratch, "prompts")
@@ -152,11 +166,14 @@ def _make(inputs: PaceInputs, scratch: Path, progress: Progress) -> list[_Made]:
         "".join(f"{json.dumps(row.facts())}\n" for row in rows), encoding="utf-8"
     )
     made = []
-    for place, keep in enumerate(inputs.keeps):
+    teacher = load_model(inputs.teacher.path)
+    for place, (keep, widths) in enumerate(zip(inputs.keeps, inputs.widths, strict=True)):
         count = len(keep)
         progress(0, 0, f"a student of {count} blocks, untaught")
         student, calibration = (_folder(scratch, f"{place}-{name}") for name in ("student", "calibration"))
-        write_sample(inputs.teacher.path, inputs.task, keep, inputs.classes, student.path)
+        asked = Student(keep=list(keep), **cast("dict[str, Any]", widths))
+        sizes = choose_sizes(teacher, asked, "student")
+        write_sample(inputs.teacher.path, inputs.task, keep, inputs.classes, student.path, sizes)
         given = CalibrateInputs(
             student=student,
             prompts=prompts,
@@ -171,7 +188,7 @@ def _make(inputs: PaceInputs, scratch: Path, progress: Progress) -> list[_Made]:
             progress(0, 0, f"a student of {count} blocks, untaught, as {inputs.format} {scheme}")
             artifact, folder = _export(inputs, (student, calibration, prompts), options, scratch / f"{place}-{scheme}")
             question = _question(artifact, folder, [row.text for row in rows], inputs)
-            made.append(_Made(layers=count, scheme=scheme, artifact=artifact, question=question))
+            made.append(_Made(layers=count, widths=widths, scheme=scheme, artifact=artifact, question=question))
     return made
 
 

@@ -59,8 +59,9 @@ class Student:
     `layers` are picked: evenly spaced, or those that change most of what passes through them. `hidden` (channels between
     layers), `heads`, `kv_heads` and `intermediate` (neurons of an MLP) make it narrower: what is most active on the train texts
     stays. With `positions` it reads so many tokens of a text at most, and has no more rows of where they stand. With `fit`
-    it has as many layers as the target's budget has room for, which `build` predicts and keeps in the lock file. ngrams: a table
-    of hashed n-grams of the teacher's tokens, of `buckets` rows (36 bytes each in int8; without it 20,000).
+    it has as many layers, and is as wide, as the target's budget has room for, which `build` predicts and keeps in the lock file
+    ("layers": as many layers, as wide as the teacher). ngrams: a table of hashed n-grams of the teacher's tokens, of `buckets`
+    rows (36 bytes each in int8; without it 20,000).
     """
 
     kind: Literal["cut", "ngrams"] = "cut"
@@ -74,7 +75,7 @@ class Student:
     intermediate: Annotated[int, Ge(1)] | None = None
     positions: Annotated[int, Ge(1)] | None = None
     vocabulary: Annotated[int, Ge(1)] | None = None
-    fit: bool = False
+    fit: bool | Literal["layers"] = False
 
     @property
     def widths(self) -> list[str]:

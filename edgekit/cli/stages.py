@@ -334,7 +334,7 @@ def _record_splits(recipe: Recipe, prompts: Product, session: Session, *, with_s
     if as_json:
         print_json({"recordings": [to_table(one) for one in found]})
         return
-    head = ["split", "of", "", "rows", "tokens", "bytes", "model", "tokenizer", "template", "data", "folder"]
+    head = ["split", "of", "is", "rows", "tokens", "bytes", "model", "tokenizer", "template", "data", "folder"]
     rows = [
         [
             one.split,

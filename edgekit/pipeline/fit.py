@@ -1,7 +1,8 @@
 """`[student] fit = true`: the largest student that keeps the target's budget, by what is predicted before anything is trained.
 
-Bytes and memory follow from shapes. Times are measured: two students of few blocks, which nobody taught, run on the target's
-device (`edgekit.pace`), and a call of the others takes longer by as much as they multiply more. Where the target is elsewhere,
+Students have fewer blocks than the teacher, and are narrower. Bytes and memory follow from shapes. Times are measured: students
+of few blocks, which nobody taught, run on the target's device (`edgekit.pace`), and a call of the others takes longer by as many
+more blocks and weights as they have. Where the target is elsewhere,
 times that were measured here are scaled by the rooflines of both machines. What was chosen is kept in the recipe's lock file, so
 that the next build takes the same, whatever it would measure.
 """
@@ -23,7 +24,7 @@ from edgekit.pipeline.cost import predict_memory
 from edgekit.pipeline.lock import REMEDY, lock_path, read_lock, write_lock
 from edgekit.pipeline.origin import model_content, split_content
 from edgekit.pipeline.plan import Plan, Session, run_step
-from edgekit.pipeline.predicted import TAILS, Machines, Work, find_limits, find_misses, line
+from edgekit.pipeline.predicted import TAILS, Machines, Timed, Work, find_limits, find_misses, time_of
 from edgekit.pipeline.resolve import Checked, draft, resolve
 from edgekit.pipeline.shapes import planned_student, trained_model
 from edgekit.pipeline.steps import libraries, processor
@@ -121,11 +122,11 @@ def _find(
     return fitting.choose(fitting.measure(schemes, session))
 
 
-def students(depth: int) -> Iterator[dict[str, int]]:
-    """The students that may be made of a teacher of so many blocks, as keys of [student]. Narrower ones would join here: what is
-    predicted follows from their shapes."""
+def students(depth: int, widths: Sequence[Mapping[str, int]]) -> Iterator[dict[str, int]]:
+    """The students that may be made of a teacher of so many blocks, as keys of [student]. widths: those that are narrower."""
     for layers in range(depth, 0, -1):
-        yield {"layers": layers}
+        for narrower in ({}, *widths):
+            yield {"layers": layers, **narrower}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +182,20 @@ class Fitting:
             own = {key: value for key, value in own.items() if key not in {"ttft_ms", "tokens_per_second"}}
         return own | {"memory_mb": min(own.get("memory_mb", inf), float(self.plan.usable_mb))}
 
+    @property
+    def widths(self) -> list[dict[str, int]]:
+        """Which narrower students there may be, as keys of [student]; none where the recipe says how wide its student is."""
+        from edgekit.distill.sizes import propose_widths
+
+        student = self.plan.recipe.student
+        if student is None or student.widths or student.fit == "layers":
+            return []
+        try:
+            return propose_widths(self.whole, channels=not OUTPUTS[self.output].pools)
+        except EdgekitError:
+            # Whose configuration does not say its sizes has fewer layers, and is as wide as it is.
+            return []
+
     def made_from(self) -> dict[str, str]:
         """Fingerprints of what decides: another machine, another load and another training do not."""
         recipe, target = self.plan.recipe, self.plan.target
@@ -216,17 +231,22 @@ class Fitting:
         known = {field.name for field in fields(Student)}
         if not 0 <= found.chosen < len(found.candidates) or not found.choice.student.keys() <= known:
             raise EdgekitError(f"{where}: names no student that edgekit can make; {REMEDY}")
-        layers = found.choice.student.get("layers", 1)
+        narrower = dict(found.choice.student)
+        layers, made = narrower.pop("layers", 1), describe_student(found.choice.student)
         schemes = {self.plan.scheme, *self.plan.options.outcomes(self.output)}
-        if not self.changed(found) and (not 1 <= layers <= self.whole.layers or found.choice.scheme not in schemes):
+        known_widths = narrower in [{}, *self.widths]
+        if not self.changed(found) and (
+            not 1 <= layers <= self.whole.layers or not known_widths or found.choice.scheme not in schemes
+        ):
             raise EdgekitError(
-                f"{where}: {layers} layers as {found.choice.scheme} cannot be made of this teacher for this target; {REMEDY}"
+                f"{where}: {made} as {found.choice.scheme} cannot be made of this teacher for this target; {REMEDY}"
             )
         return found
 
     def choose(self, pace: Pace) -> Fit:
         """The largest student that keeps the budget, by what two samples took; EdgekitError where none does."""
-        options = [option for student in students(self.whole.layers) for option in self.options(student)]
+        every = students(self.whole.layers, self.widths)
+        options = [option for student in every for option in self.options(student)]
         candidates = [self.candidate(option, pace) for option in sorted(options, key=lambda one: -one.core)]
         together = self.with_auto(candidates)
         fitting = [index for index, one in enumerate(together) if not one.misses]
@@ -260,13 +280,17 @@ class Fitting:
 
         plan, depth = self.plan, self.whole.layers
         deeper = min(max(_DEEPER, depth // 2), depth)
+        # The narrowest at last, as deep as the deepest: what a width costs is then told of the most that it may save.
+        made = [(count, dict[str, int]()) for count in sorted({1, deeper})]
+        made += [(deeper, narrower) for narrower in self.widths[-1:]]
         recipe, target = plan.recipe, plan.target
         assert plan.teacher is not None
         fresh = OUTPUTS[self.output].has_classes and recipe.teacher.finetune is not None
         return PaceInputs(
             teacher=model_content(plan.teacher),
             classes=tuple(self.prompts.facts["labels"]) if fresh else (),
-            keeps=[choose_blocks(depth, count, None, "student") for count in sorted({1, deeper})],
+            keeps=[choose_blocks(depth, count, None, "student") for count, _ in made],
+            widths=[narrower for _, narrower in made],
             prompts=split_content(self.prompts, "calibrate"),
             task=recipe.task,
             max_length=recipe.data.max_length,
@@ -288,7 +312,7 @@ class Fitting:
         inputs, recipe, target = self.inputs(schemes), self.plan.recipe, self.plan.target
         device = open_device(target.device, f"{target.path}: device")
         try:
-            product = run_step(session, inputs, partial(pace, device=device), note="two students of few blocks, timed")
+            product = run_step(session, inputs, partial(pace, device=device), note="students of few blocks, timed")
         finally:
             device.close()
         found = read_pace(product.folder)
@@ -327,8 +351,8 @@ class Fitting:
         )
         own = OUTPUTS[self.output].generates
         for key, tokens in (("p50_ms", 1 if own else self.budget.sequence), ("ttft_ms", self.budget.sequence)):
-            points = self.points(option.scheme, key, pace)
-            if not points:
+            wide, narrow = self.timed(option.scheme, key, pace)
+            if not wide:
                 continue
             work = Work(
                 operations=2.0 * option.core * tokens,
@@ -336,7 +360,8 @@ class Fitting:
                 in_floats=option.scheme in FLOATS,
             )
             more = 2.0 * tokens * (option.most - option.cost.file.value) / _FLOAT_MORE
-            here = line(points, option.core) + machines.float_ms(more)
+            layers = option.student.get("layers", self.whole.layers)
+            here = time_of(wide, narrow, layers, option.core) + machines.float_ms(more)
             found[key] = here * (machines.slower(work) if self.scales(pace) else 1.0)
         if own:
             found["tokens_per_second"] = 1e3 / found["p50_ms"]
@@ -348,17 +373,23 @@ class Fitting:
 
         return pace.on_cpu and not DEVICES[str(self.plan.target.device.get("kind", "local"))].REMOTE
 
-    def points(self, scheme: str, key: str, pace: Pace) -> list[tuple[int, float]]:
-        """(core weights, ms) of the samples in a scheme; [] where this time is not one of theirs."""
-        return [(self.core(one), one.times[key]) for one in pace.samples if one.scheme == scheme and key in one.times]
+    def timed(self, scheme: str, key: str, pace: Pace) -> tuple[list[Timed], Timed | None]:
+        """The samples in a scheme that are as wide as the teacher, and the narrower one; none where this time is not theirs."""
+        wide, narrow = [], None
+        for one in pace.samples:
+            if one.scheme != scheme or key not in one.times:
+                continue
+            found = Timed(layers=one.layers, core=size_of(self.cut(one)).core, ms=one.times[key])
+            if one.widths:
+                narrow = found
+            else:
+                wide.append(found)
+        return wide, narrow
 
-    def core(self, sample: Sample) -> int:
-        """The weights of a sample that every token is multiplied by."""
-        return size_of(self.cut(sample.layers)).core
-
-    def cut(self, layers: int) -> Model:
+    def cut(self, sample: Sample) -> Model:
         """The shapes of a sample: a student of so many blocks with all its teacher's tokens."""
-        recipe = replace(self.plan.recipe, student=Student(layers=layers))
+        keys = {"layers": sample.layers, **sample.widths}
+        recipe = replace(self.plan.recipe, student=_made(Student(), keys))
         return planned_student(self.whole, recipe, len(self.prompts.facts["labels"]))
 
     def memory_mb(self, option: Option, pace: Pace) -> float:
@@ -369,7 +400,7 @@ class Fitting:
         if pace.peak_mb is None:
             return option.needed / 1e6
         deepest = max(pace.samples, key=lambda one: one.layers)
-        model = self.cut(deepest.layers)
+        model = self.cut(deepest)
         options = replace(self.plan.options, scheme=deepest.scheme)
         (cost,) = FORMATS[self.plan.format].costs(model, self.output, [options])
         more = option.needed - predict_memory(self.plan, model, cost).needed

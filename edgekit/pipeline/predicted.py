@@ -57,11 +57,40 @@ class Machines:
         return operations * max(each, 0.0) / self.threads / 1e6
 
 
-def line(points: Sequence[tuple[int, float]], at: int) -> float:
+def line(points: Sequence[tuple[int, float]], at: float) -> float:
     """The value at a place of the line through the first and the last of these points, which falls nowhere and stays above 0."""
     (x, y), (x_last, y_last) = points[0], points[-1]
     slope = max((y_last - y) / (x_last - x), 0.0) if x_last > x else 0.0
     return max(y + slope * (at - x), 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A sample that was timed: its blocks, the weights that every token is multiplied by, and its call in ms."""
+
+    layers: int
+    core: int
+    ms: float
+
+
+def time_of(wide: Sequence[Timed], narrow: Timed | None, layers: int, core: int) -> float:
+    """The ms of a student of so many blocks and weights. wide: samples as wide as the teacher, the shallowest first; narrow: one
+    of as many blocks as the last of them.
+
+    As wide as the teacher, it lies on the line through `wide`. What a narrower one multiplies less takes it as much less, a
+    weight, as the narrow sample was quicker: the rest of a block's time does not follow from its width. Without that sample every
+    weight takes the same.
+    """
+    first, last = wide[0], wide[-1]
+    points = [(one.core, one.ms) for one in wide]
+    blocks = (last.core - first.core) / (last.layers - first.layers) if last.layers > first.layers else 0.0
+    whole = first.core + blocks * (layers - first.layers)
+    if narrow is None or narrow.core >= last.core:
+        return line(points, core)
+    each = max((last.ms - narrow.ms) / (last.core - narrow.core), 0.0)
+    if last.core > first.core:
+        each = min(each, max((last.ms - first.ms) / (last.core - first.core), 0.0))
+    return max(line(points, whole) - each * (whole - core), 1e-6)
 
 
 def find_limits(budget: Budget) -> dict[str, float]:

@@ -318,7 +318,7 @@ def record(
         libraries={name: installed_version(name) for name in ("transformers", "sentence-transformers")},
     )
     note = f"{rows['calibrate']} calibrate and {rows['verify']} verify prompts"
-    made = as_recording(lambda *given: make(*given).facts(), teacher, prompts, "calibrate", "verify")
+    made = as_recording(lambda *given: make(*given).facts(), student, prompts, "calibrate", "verify")
     filled = with_read(made, prompts, None, teacher, student)
     product = run_step(session, inputs, filled, note=note, at=at, fresh=session.fresh)
     _say_warnings(product, session)

@@ -12,8 +12,10 @@ _ABOVE, _BELOW = 6, 3
 
 
 def describe_student(keys: Mapping[str, int]) -> str:
-    """A candidate's student in words: "3 layers"."""
-    return ", ".join(f"{value} {key if value != 1 else key.removesuffix('s')}" for key, value in keys.items())
+    """A candidate's student in words: "3 layers, intermediate 768"."""
+    layers = {key: value for key, value in keys.items() if key == "layers"}
+    told = [f"{value} layer{'' if value == 1 else 's'}" for value in layers.values()]
+    return ", ".join([*told, *(f"{key} {value}" for key, value in keys.items() if key not in layers)])
 
 
 def fit_lines(fit: Fit) -> Iterator[str]:

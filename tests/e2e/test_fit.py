@@ -20,7 +20,7 @@ def test_a_fitted_student_is_that_of_its_layers(tiny: Project, built: Mapping[st
     """Of a teacher of three layers two fit: the artifact is that of `layers = 2`, whatever a later build would measure."""
     folder = tmp_path / "fitted"
     shutil.copytree(tiny.folder, folder, ignore=shutil.ignore_patterns("dist", ".edgekit"))
-    (folder / "recipe.toml").write_text(RECIPE.replace("layers = 2", "fit = true"))
+    (folder / "recipe.toml").write_text(RECIPE.replace("layers = 2", 'fit = "layers"'))
     project = Project(folder=folder, cache=tiny.cache)
     limited = TARGET.format(scheme="auto") + "\n[budget]\nsequence = 16\nbytes = {}\n"
     (folder / "targets" / "first.toml").write_text(limited.format(10**9))

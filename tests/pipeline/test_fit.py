@@ -6,20 +6,24 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import tiny_project
 
+from edgekit.architectures import ARCHITECTURES
 from edgekit.cost import Fit
 from edgekit.devices import open_device
+from edgekit.distill.sizes import choose_sizes, find_widths, propose_widths
 from edgekit.errors import EdgekitError
+from edgekit.model import Model
 from edgekit.pace import Pace, Sample, pace, read_pace
 from edgekit.pipeline import Session, check_recipe, gather_prompts, plan_for
 from edgekit.pipeline.fit import Fitting, keep_choice
 from edgekit.pipeline.plan import Listener, Plan
-from edgekit.pipeline.predicted import Machines, Work, find_misses, line
+from edgekit.pipeline.predicted import Machines, Timed, Work, find_misses, line, time_of
 from edgekit.pipeline.rungs import Change
-from edgekit.recipe import load_recipe
+from edgekit.recipe import Student, load_recipe
 from edgekit.report.fit import fit_lines
 from edgekit.target import Hardware, load_target
 from edgekit.workspace import NotMade, Workspace
@@ -27,7 +31,7 @@ from tests.conftest import Answer
 from tests.stories import need_stories
 
 Command = Callable[..., Answer]
-STUDENT = "\n[student]\nfit = true\n"
+STUDENT = '\n[student]\nfit = "layers"\n'
 TARGET = tiny_project.TARGET.format(scheme="auto") + "\n[budget]\nsequence = 16\n"
 
 
@@ -81,6 +85,27 @@ def test_a_time_is_what_is_no_block_and_each_block() -> None:
     assert line([(4, 1.5)], 2) == 1.5
 
 
+def test_a_narrower_students_time_is_less_by_what_its_width_took() -> None:
+    """Of 0.4 ms beside blocks of 0.3 ms and 0.1 ms a million weights: exact at all depths and widths; without a narrow sample, or
+    where it was no quicker, what is known of the others."""
+
+    def took(layers: int, core: int) -> float:
+        return 0.4 + 0.3 * layers + 0.1 * core
+
+    wide = [Timed(layers=n, core=8 * n, ms=took(n, 8 * n)) for n in (1, 4)]
+    narrow = Timed(layers=4, core=8, ms=took(4, 8))
+    for layers in (1, 2, 6):
+        for core in (2, 5, 8):
+            assert time_of(wide, narrow, layers, core * layers) == pytest.approx(took(layers, core * layers))
+        assert time_of(wide, None, layers, 8 * layers) == pytest.approx(took(layers, 8 * layers))
+    assert time_of(wide, None, 4, 8) == pytest.approx(wide[0].ms), "every weight takes the same"
+    slow = replace(narrow, ms=wide[1].ms + 1)
+    assert time_of(wide, slow, 6, 12) == pytest.approx(took(6, 48)), "what is narrower is promised no gain"
+    quick = replace(narrow, ms=0.1)
+    assert time_of(wide, quick, 4, 8) == pytest.approx(wide[0].ms), "nor more than its weights"
+    assert time_of(wide[:1], replace(narrow, layers=1, core=4, ms=took(1, 4)), 1, 6) == pytest.approx(took(1, 6))
+
+
 def test_another_machine_is_slower_by_its_roofline() -> None:
     """Half the speed of products in as many threads: twice the time; a tenth of the memory's: ten times, where that binds."""
     speed = {"fp32_gflops": 100.0, "int8_gops": 400.0, "read_gbs": 20.0, "bandwidth_gbs": 30.0}
@@ -123,6 +148,53 @@ def test_the_largest_that_fits_is_chosen(asked: Path) -> None:
     assert found.choice.limits["p95_ms"] == pytest.approx(1.2 * found.choice.limits["p50_ms"], rel=1e-3)
     assert [line_.startswith(("2 layers, auto", "2 layers, int8-dynamic")) for line_ in told[:2]] == [True, True]
     assert sum("chosen: the largest" in line_ for line_ in told) == 1
+
+
+def test_a_narrower_student_may_be_the_largest_that_fits(asked: Path) -> None:
+    """Half of 64 neurons are proposed (32 channels in heads of 16 leave no whole step): two layers of them, which multiply more
+    than one whole layer, where those of the teacher do not fit; and the lock file keeps that."""
+    asked.write_text(asked.read_text().replace('"layers"', "true"))
+    fitting = fitting_of(asked, "p50_ms = 1.55\n")
+    assert fitting.widths == [{"intermediate": 32}]
+    assert fitting.inputs(["int8-dynamic"]).widths == [{}, {}, {"intermediate": 32}]
+    narrow = Sample(layers=2, scheme="int8-dynamic", bytes=0, times={"p50_ms": 1.3}, widths={"intermediate": 32})
+    static = replace(narrow, scheme="int8-static", times={"p50_ms": 2.9})
+    found = fitting.choose(replace(PACE, samples=(*PACE.samples, narrow, static)))
+    assert [dict(one.student) for one in found.candidates if one.scheme == "auto"] == [
+        {"layers": 2}, {"layers": 2, "intermediate": 32}, {"layers": 1}, {"layers": 1, "intermediate": 32},
+    ]  # fmt: skip
+    assert (dict(found.choice.student), found.choice.scheme) == ({"layers": 2, "intermediate": 32}, "int8-dynamic")
+    assert found.choice.limits["p50_ms"] == pytest.approx(1.3)
+    assert any(told.startswith("2 layers, intermediate 32, int8-dynamic: ") for told in fit_lines(found))
+    keep_choice(replace(fitting.plan, fit=found), session_of())
+    plan = planned(asked, Heard())
+    assert plan.recipe.student == replace(plan.recipe.student, layers=2, intermediate=32, fit=False)
+    assert "importance" in plan.steps
+    (path,) = Path("dist").glob("*.lock.json")
+    path.write_text(path.read_text().replace('"intermediate": 32', '"intermediate": 33'))
+    with pytest.raises(EdgekitError, match="2 layers, intermediate 33 as int8-dynamic cannot be made of this teacher"):
+        planned(asked, Heard())
+
+
+@pytest.mark.parametrize("family", sorted(set(ARCHITECTURES) - {"ngrams"}))
+def test_what_is_proposed_can_be_cut(family: str) -> None:
+    """Of every family, with sizes that are multiples of 256, 64 and 32: what is left is one of the same, and passes the recipe's own
+    check."""
+    for hidden, heads, inner in ((768, 12, 3072), (384, 12, 1536), (96, 3, 160)):
+        config = {"model_type": family, "hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": inner}
+        config |= {"head_dim": hidden // heads, "dim": hidden, "n_heads": heads, "hidden_dim": inner, "pad_token_id": 0}
+        config |= {"max_position_embeddings": 512, "num_hidden_layers": 4, "n_layers": 4}
+        model = Model(folder=Path("none"))
+        vars(model).update(config=config, tensors={})
+        found = propose_widths(model, channels=True)
+        assert bool(found) == (find_widths(model) is not None)
+        for keys in found:
+            sizes = choose_sizes(model, Student(layers=1, **cast("dict[str, Any]", keys)), "student")
+            assert sizes is not None
+            for had, now in ((inner, keys.get("intermediate", inner)), (hidden, keys.get("hidden", hidden))):
+                assert now <= had
+                step = max(step for step in (256, 64, 32) if had % step == 0)
+                assert now % (step if had // 2 >= step else 32) == 0
 
 
 def test_what_cannot_fit_names_the_nearest(asked: Path) -> None:
@@ -240,7 +312,7 @@ def test_a_decoder_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     Path("texts.jsonl").write_text(rows)
     Path("recipe.toml").write_text(
-        f'task = "text-generation"\n[teacher]\nsource = {json.dumps(str(stories))}\n{STUDENT}'
+        f'task = "text-generation"\n[teacher]\nsource = {json.dumps(str(stories))}\n[student]\nfit = true\n'
         '[data]\npath = "texts.jsonl"\nnear_duplicates = "drop"\nmax_length = 32\nsplit = { calibrate = 0.3, verify = 0.3 }\n'
     )
     read, session = load_recipe(Path("recipe.toml")), session_of()
@@ -251,9 +323,9 @@ def test_a_decoder_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     pace(inputs, Path("pace"), device=open_device({"kind": "local"}, "device"))
     found: Fit = fitting.choose(read_pace(Path("pace")))
     assert found.choice.student == {"layers": fitting.whole.layers}
-    one, more = read_pace(Path("pace")).samples
-    assert (one.layers, more.layers) == (1, 4)
-    assert min(one.times["p50_ms"], more.times["p50_ms"]) > 0
-    for sample in (one, more):
-        (option,) = fitting.options({"layers": sample.layers})
+    made = read_pace(Path("pace")).samples
+    assert [(one.layers, dict(one.widths)) for one in made] == [(1, {}), (4, {}), (4, fitting.widths[-1])]
+    assert min(one.times["p50_ms"] for one in made) > 0
+    for sample in made:
+        (option,) = fitting.options({"layers": sample.layers, **sample.widths})
         assert option.cost.file.value == pytest.approx(sample.bytes, rel=0.02)
