@@ -18,8 +18,6 @@ def test_a_build_is_released(tiny: Project, built: Mapping[str, Any], tmp_path: 
     out = tmp_path / "first.release"
     tiny.run("release", bundle, "--out", out)
     tiny.run("verify-release", out, "--unsigned")
-    measured = json.loads((out / "evidence" / "measurement-1.intoto.json").read_text())["predicate"]
-    assert measured["at"] is not None, "the history knows when it was measured"
     kept = json.loads((out / "quantization.json").read_text())
     assert kept["errors"] == "against the float student"
     assert kept["calibration_sha256"]

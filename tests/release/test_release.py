@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from edgekit.errors import EdgekitError
+from edgekit.evidence import read_report
+from edgekit.history import append, entry_of
 from edgekit.release import contents
 from edgekit.release.contents import (
     BOM,
@@ -217,6 +220,16 @@ def test_a_report_of_another_model_is_refused(tmp_path: Path, bundle: Path) -> N
         gather(bundle, [other.with_name("demo-board.report.json")])
     with pytest.raises(EdgekitError, match="no such report"):
         gather(bundle, [tmp_path / "nothing.json"])
+
+
+def test_the_history_tells_when_a_report_was_measured(bundle: Path, tmp_path: Path) -> None:
+    assert [one.at for one in gather(bundle, [])] == [None]
+    report = read_report(bundle.with_name("demo-board.report.json"))
+    entry = entry_of(report, recipe="demo", tools={}, identity="this", prompts="those")
+    append(entry)
+    append(replace(entry, at="2020-01-01T00:00:00+00:00", p50_ms=(9.0,)))
+    assert [one.at for one in gather(bundle, [])] == [entry.at]
+    assert [one.at for one in gather(bundle, [], "2026-01-31")] == ["2026-01-31"]
 
 
 # --- signatures
