@@ -135,7 +135,7 @@ def _bill(folder: Path, release: Release, broken: set[str]) -> Iterator[str]:
             one.get("expression") or one["license"].get("id", one["license"].get("name"))
             for one in model.get("licenses", ())
         ]
-    except (EdgekitError, KeyError, IndexError, TypeError, StopIteration) as wrong:
+    except (EdgekitError, KeyError, IndexError, TypeError, AttributeError, StopIteration) as wrong:
         yield f"{BOM}: not a bill that edgekit wrote ({type(wrong).__name__})"
         return
     if model_hash != release.artifact:
@@ -169,6 +169,8 @@ def _statements(folder: Path, release: Release, broken: set[str]) -> Iterator[st
             yield f"{name}: evidence of another file: its subject is not this release's model"
         report = reports.get(number)
         if report is None:
+            if contents.report_name(number) not in broken:
+                yield f"{contents.report_name(number)}: not a report that this edgekit reads"
             continue
         if report.artifact.sha256 != release.artifact:
             yield f"{contents.report_name(number)}: evidence of another file: it judged another model than this release's"

@@ -154,6 +154,14 @@ def better_times_than_the_report(folder: Path) -> None:
     edit(folder / MEASUREMENT, lambda table: table["predicate"]["times_ms"].update(raw=[0.1]))
 
 
+def no_report(folder: Path) -> None:
+    (folder / REPORT).write_text("{}")
+
+
+def a_list_for_a_bill(folder: Path) -> None:
+    (folder / BOM).write_text('{"components": [[]]}')
+
+
 def no_bill(folder: Path) -> None:
     (folder / BOM).write_text("{}")
 
@@ -195,6 +203,8 @@ def other_verdict(folder: Path) -> None:
         (other_licence_in_the_bill, "bom.cdx.json: does not match: its licence is not the bundle's, Apache-2.0"),
         (no_licence_in_the_bill, "bom.cdx.json: does not match: its licence is not the bundle's, Apache-2.0"),
         (better_times_than_the_report, f"{MEASUREMENT}: does not say what {REPORT} says"),
+        (no_report, f"{REPORT}: not a report that this edgekit reads"),
+        (a_list_for_a_bill, "bom.cdx.json: not a bill that edgekit wrote"),
         (no_bill, "bom.cdx.json: not a bill that edgekit wrote"),
         (evidence_of_another_file, f"{MEASUREMENT}: evidence of another file: its subject is not this release's model"),
         (report_of_another_file, f"{REPORT}: evidence of another file: it judged another model"),
