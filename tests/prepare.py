@@ -32,7 +32,6 @@ def prepare() -> None:
         header_folder,
         compiler_folder,
         _browser,
-        _browser,
         node_modules,
         _board,
         partial(cached_probe, HERE),
