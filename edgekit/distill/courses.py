@@ -42,7 +42,7 @@ from edgekit.distill.options import (
     answers_anew,
     loss_options,
 )
-from edgekit.distill.ranks import meet
+from edgekit.distill.ranks import Ranks, meet
 from edgekit.distill.scales import Learned, round_on_texts
 from edgekit.distill.snapshot import drop_snapshot
 from edgekit.distill.students import Created, Cut, Hashed, Student, Whole, load_module, make_student, narrow, widen
@@ -145,7 +145,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
         tap = Tap(student.module, needs=needs, blocks=blocks, device=device, precision=precision, tokens=tokens)
         if "views" in needs and course.begins is not None:
             tap.pooling = read_embedding(course.begins).modes[0]
-        writes = _writer(course, tap)
+        writes = _writer(course, tap, ranks)
         teacher = _teacher(course, student, needs, device)
         lesson = make_lesson(
             tap,
@@ -159,6 +159,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
                 per_sequence=isinstance(options, DistillOptions) and options.per == "sequence",
                 ranks=ranks,
                 adaptive=options.taid.adaptive if isinstance(options, DistillOptions) and options.taid else 0.0,
+                rewarded=writes is not None and writes.reward is not None,
                 **({} if writes is None else {"written": writes}),
             ),
         )
@@ -191,7 +192,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
     return outcome, facts
 
 
-def _writer(course: Course, tap: Tap) -> Writer | None:
+def _writer(course: Course, tap: Tap, ranks: Ranks) -> Writer | None:
     """What the student writes in some steps, where it is to learn from that too."""
     options, begins = course.options, course.begins
     if not isinstance(options, DistillOptions) or options.on_policy is None:
@@ -206,6 +207,7 @@ def _writer(course: Course, tap: Tap) -> Writer | None:
         options=options.on_policy,
         longest=course.job.max_length,
         seed=course.job.seed,
+        ranks=ranks,
     )
 
 

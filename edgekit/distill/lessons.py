@@ -37,7 +37,8 @@ class Teaching:
     is at the end. micro_batch: how many rows go through the models at once, None for all of a batch. per_sequence: of a decoder,
     every row counts alike, however many tokens it has. adaptive: TAID's alpha, with which the teacher's share also rises as the
     loss falls; 0 keeps to the options. written: of a decoder, what the student writes in the place of some rows at a share of the
-    steps, as the batch of any of them; None where it writes nothing then. ranks: which of a batch's rows are this process's.
+    steps, as the batch of any of them; None where it writes nothing then. rewarded: whether that has a reward. ranks: which of a
+    batch's rows are this process's.
     """
 
     weights: Mapping[str, float | Schedule]
@@ -47,6 +48,7 @@ class Teaching:
     per_sequence: bool = False
     adaptive: float = 0.0
     written: Callable[[Sequence[int], float], MakeBatch | None] = lambda _rows, _share: None
+    rewarded: bool = False
     ranks: Ranks = field(default_factory=Ranks)
 
 
@@ -56,7 +58,8 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     The score counts every held-out output alike, whatever batch it is in: of a decoder's cross-entropy it is the logarithm of the
     perplexity. Without a teacher the losses get the student's own signal in its place.
     """
-    beside = _Beside(student=student, teacher=teacher, per_sequence=teaching.per_sequence, names=[*teaching.weights])
+    names = [*teaching.weights, *(["reward"] if teaching.rewarded else [])]
+    beside = _Beside(student=student, teacher=teacher, per_sequence=teaching.per_sequence, names=names)
 
     pace = _Pace(teaching.options, teaching.adaptive)
     most = teaching.micro_batch

@@ -7,8 +7,9 @@ tokens are sampled from the student as it then is, instead of the data's; no gra
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from edgekit.distill.batches import score
 from edgekit.distill.decoders import Body
 from edgekit.distill.options import OnPolicy, at
+from edgekit.distill.ranks import Ranks
 from edgekit.distill.rewards import REWARDS, Reward, advantages
 from edgekit.distill.scorer import make_scorer
 from edgekit.distill.signals import Batch, Pull
@@ -45,13 +47,15 @@ class Writer:
     seed: int
     reward: Judge | None = None
     """What its answers are worth."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """The processes that share a batch: each writes behind its own rows, by the numbers that one process would draw."""
 
     def __call__(self, rows: Sequence[int], share: float) -> Callable[[Sequence[int]], Batch] | None:
         """What it writes in the place of these rows at this share of the steps, as the batch of any of them; None in a step of
         the data's own tokens."""
         if not self.writes(share):
             return None
-        written = dict(zip(rows, self.write(rows, self._generator("words", share, self.tap.device)), strict=True))
+        written = dict(zip(rows, self._write_all(rows, self._generator("words", share, self.tap.device)), strict=True))
         worth = {} if self.reward is None else self._worth(rows, written)
 
         def make(some: Sequence[int]) -> Batch:
@@ -75,11 +79,22 @@ class Writer:
         number = torch.rand((), generator=self._generator("share", share, "cpu"), dtype=torch.float64)
         return float(number) < at(self.options.share, share)
 
-    def write(self, rows: Sequence[int], generator: torch.Generator) -> list[Passage]:
-        """The rows' prompts, each with what the student says behind it."""
+    def _write_all(self, rows: Sequence[int], generator: torch.Generator) -> list[Passage]:
+        """`write` of a batch, of which each process does its own rows."""
+        if self.ranks.count == 1:
+            return self.write(rows, generator)
+        places = self.ranks.own(range(len(rows)))
+        own = self.write([rows[place] for place in places], generator, (places, len(rows)))
+        parts = [json.loads(part) for part in self.ranks.share(json.dumps([asdict(passage) for passage in own]))]
+        return [Passage(**parts[place % len(parts)][place // len(parts)]) for place in range(len(rows))]
+
+    def write(
+        self, rows: Sequence[int], generator: torch.Generator, places: tuple[Sequence[int], int] | None = None
+    ) -> list[Passage]:
+        """The rows' prompts, each with what the student says behind it; places: see `continue_texts`."""
         asked = [self._asked(self.passages[row]) for row in rows]
         room = [min(self.options.new_tokens, self.longest - len(ids)) for ids in asked]
-        said = continue_texts(self.tap, asked, room, self.stops, (self.options.temperature, generator))
+        said = continue_texts(self.tap, asked, room, self.stops, (self.options.temperature, generator), places)
         return [
             Passage(ids=ids + more, start=len(ids), prompt=self.passages[row].prompt)
             for row, ids, more in zip(rows, asked, said, strict=True)
@@ -123,12 +138,16 @@ def continue_texts(
     room: Sequence[int],
     stops: Sequence[int],
     drawn: tuple[float, torch.Generator],
+    places: tuple[Sequence[int], int] | None = None,
 ) -> list[list[int]]:
     """What a decoder says behind each of some texts: at most `room` tokens each, the last of which may be one that stops.
 
-    texts: ids, at least one each. drawn: the temperature, and what tokens are drawn with; at temperature 0 the likeliest. All
+    texts: ids, at least one each. drawn: the temperature, and what tokens are drawn with; at temperature 0 the likeliest. places:
+    which of how many texts these are, where others are written elsewhere: each gets the numbers that it would get among all. All
     texts are written at once, each token's keys and values computed once; dropout is off.
     """
+    if not texts:
+        return []
     module, (temperature, generator) = cast(Body, tap.module), drawn
     width = max(map(len, texts))
     new = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in texts], device=tap.device)
@@ -141,7 +160,7 @@ def continue_texts(
         while True:
             with tap.autocast():
                 states, cache = module.read_on(new, mask, cache)
-            ids = _draw(tap.logits(states), temperature, generator)
+            ids = _draw(tap.logits(states), temperature, generator, places)
             if not _say(said, ids.tolist(), room, stops):
                 return said
             new, mask = ids[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=-1)
@@ -159,10 +178,18 @@ def _say(said: Sequence[list[int]], ids: Sequence[int], room: Sequence[int], sto
     return going
 
 
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """A token of each row of logits [rows, vocabulary], int64 [rows]."""
+def _draw(
+    logits: Tensor, temperature: float, generator: torch.Generator, places: tuple[Sequence[int], int] | None
+) -> Tensor:
+    """A token of each row of logits [rows, vocabulary], int64 [rows]; places: see `continue_texts`."""
     if not temperature:
         return logits.argmax(dim=-1)
     # Of logits that are no numbers the loss is none, and the loop says so.
     likely = (logits / temperature).nan_to_num().softmax(dim=-1)
-    return torch.multinomial(likely, 1, generator=generator)[:, 0]
+    if places is None:
+        return torch.multinomial(likely, 1, generator=generator)[:, 0]
+    # What torch.multinomial does for one draw a row (ATen/native/Distributions.cpp), of which these rows are some: the largest
+    # of p / q with q drawn from an exponential distribution.
+    own, count = places
+    waits = likely.new_empty(count, likely.shape[1]).exponential_(1, generator=generator)
+    return (likely / waits[list(own)]).argmax(dim=-1)

@@ -86,6 +86,16 @@ class Ranks:
         torch.distributed.all_gather(every, tensor)
         return every
 
+    def share(self, text: str) -> list[str]:
+        """Each rank's text, in the order of ranks."""
+        if self.count == 1:
+            return [text]
+        content = text.encode()
+        sizes = [int(size) for size in self.gather(torch.tensor([len(content)]))]
+        whole = torch.zeros(max(sizes), dtype=torch.uint8)
+        whole[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
+        return [bytes(one[:size].tolist()).decode() for one, size in zip(self.gather(whole), sizes, strict=True)]
+
     def tell(self, text: str) -> str:
         """The first rank's text; what others give does not count."""
         if self.count == 1:

@@ -192,6 +192,16 @@ def test_where_no_teacher_counts_nothing_is_written(teacher: Path) -> None:
         assert loss == (float(next(iter(plain.parts([0], 0.0))).detach()) if wanted is None else wanted)
 
 
+def test_some_of_the_texts_get_the_words_that_they_get_among_all(teacher: Path) -> None:
+    """So processes that write each its own rows write what one would; torch's own draws are those of all."""
+    tap = open_tap(teacher)
+    room, stops = [6, 9, 3, 8], [END]
+    said = continue_texts(tap, TEXTS, room, stops, drawn(1.0, seed=6))
+    for places in ([0, 2], [1, 3], [3], [], [0, 1, 2, 3]):
+        some = [TEXTS[place] for place in places], [room[place] for place in places]
+        assert continue_texts(tap, *some, stops, drawn(1.0, seed=6), (places, 4)) == [said[place] for place in places]
+
+
 def test_logits_that_are_no_numbers_end_in_no_traceback(teacher: Path) -> None:
     tap = open_tap(teacher)
     with torch.no_grad():
@@ -379,7 +389,7 @@ def test_a_reward_pulls_whole_answers(teacher: Path, per_sequence: bool) -> None
         seed=0,
         reward=lambda data, _: [said[one.prompt] for one in data],
     )
-    teaching = Teaching(weights={"reverse_kl": 0.0}, written=writer, per_sequence=per_sequence)
+    teaching = Teaching(weights={"reverse_kl": 0.0}, written=writer, per_sequence=per_sequence, rewarded=True)
     written = writer([0, 1, 2], 0.5)
     assert written is not None
     batch = written([0, 1, 2])
@@ -395,6 +405,9 @@ def test_a_reward_pulls_whole_answers(teacher: Path, per_sequence: bool) -> None
         for part in lesson.parts([0, 1, 2], 0.5):
             part.backward()  # type: ignore[no-untyped-call]
             total += float(part.detach())
+        told = lesson.by_name()
+        assert told["reward"] == pytest.approx(total, abs=1e-6)  # the other loss weighs nothing
+        assert sum(told.values()) == pytest.approx(total, abs=1e-6)
         found.append((total, tap.head.weight.grad.clone()))  # type: ignore[union-attr]
     tap.module.zero_grad()
     likely = (tap.logits(tap(batch).output[batch.scored]) / 0.8).log_softmax(-1)

@@ -137,6 +137,31 @@ def test_two_processes_of_a_decoder(ranks: list[Begun], tmp_path: Path) -> None:
     assert len(ranks) == 2
 
 
+def test_two_processes_write_what_one_does(ranks: list[Begun], tmp_path: Path) -> None:
+    """Each behind its own rows, of the last batch one has none; a reward is told beside the losses."""
+    make_decoder("llama", tmp_path / "teacher")
+    (tmp_path / "data").mkdir()
+    rows = [{"text": f"what follows {place}", "label": f"it is {place + 1}"} for place in range(9)]
+    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def inputs(count: int) -> DistillInputs:
+        reward = {"check": "length", "most": 6, "weight": 0.5}
+        writes = {"share": 1.0, "new_tokens": 8, "reward": reward}
+        options = OPTIONS | {
+            "epochs": 1,
+            "batch": 8,
+            "holdout": 0.0,
+            "losses": {"reverse_kl": 1.0},
+            "on_policy": writes,
+        }
+        asked: dict[str, Any] = {"task": "text-generation", "layers": 1, "max_length": 32}
+        return distill_inputs(tmp_path / "teacher", tmp_path / "data", options=options | {"processes": count}, **asked)
+
+    compare(inputs(1), inputs(2), tmp_path)
+    assert len(ranks) == 2
+    assert all("reward" in line["losses"] for line in told(tmp_path / "several"))
+
+
 def test_a_killed_rank_ends_all_and_the_next_run_goes_on(
     encoder: Callable[..., DistillInputs], ranks: list[Begun], tmp_path: Path
 ) -> None:
