@@ -132,8 +132,7 @@ class Course:
 def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
     """Train the course's student into its folder; a killed run continues there. Also returns the step's facts."""
     options = course.options
-    device = choose_device(options.device)
-    precision = choose_precision(options.precision, device)
+    precision = choose_precision(options.precision, device := choose_device(options.device))
     needs = frozenset(need for name in course.losses for need in losses.LOSSES[name].needs)
     job, ranks = course.job, meet()
     with reproducible(ranks.seed(job.seed), device):

@@ -60,7 +60,6 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     """
     names = [*teaching.weights, *(["reward"] if teaching.rewarded else [])]
     beside = _Beside(student=student, teacher=teacher, per_sequence=teaching.per_sequence, names=names)
-
     pace = _Pace(teaching.options, teaching.adaptive)
     most = teaching.micro_batch
     pairs = _find_pairs(teaching)
