@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -21,8 +22,10 @@ from tests.e2e.conftest import ROOT, SLOWEST, Project
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(SLOWEST)]
 
-# In a line of README: a board (test_board runs these), a phone (test_phone), the NDK, a GPU.
-NOT_HERE = ("ssh://", "adb:", "android", "laptop-gpu")
+# In a line of README: a board (test_board runs these), a phone (test_phone), the NDK, a GPU, somebody's registry (tests/release).
+NOT_HERE = ("ssh://", "adb:", "android", "laptop-gpu", "registry.example.org")
+# Other programs that its lines call, as they are written there.
+FOREIGN = ("openssl ", "model_signing ")
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +73,7 @@ def test_what_ships_is_what_was_verified(demo: Project, report: Mapping[str, Any
 
 
 def test_readme_commands_run(demo: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every console line of README but those for a device that is not here, in its order, in a folder that has what they name."""
+    """Every console line of README but those for what is not here, in its order, in a folder that has what they name."""
     shutil.copytree(ROOT / "examples", demo.folder / "examples")
     shutil.copytree(ROOT / "calib_data", demo.folder / "calib_data")
     shutil.copytree(demo.made["finetune"], demo.folder / "my-model")
@@ -84,8 +87,13 @@ def test_readme_commands_run(demo: Project, tmp_path_factory: pytest.TempPathFac
     for name in ("before", "after"):
         shutil.copytree(demo.folder / "dist/assistant-raspberrypi", demo.folder / "dist" / name)
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    for line in [line for block in blocks for line in block.splitlines() if line.startswith("edgekit ")]:
+    for line in [line for block in blocks for line in block.splitlines() if line.startswith(("edgekit ", *FOREIGN))]:
         if any(word in line for word in NOT_HERE):
+            continue
+        if line.startswith(FOREIGN):
+            programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            for part in line.split(" && "):
+                subprocess.run(shlex.split(part), cwd=demo.folder, env=os.environ | {"PATH": programs}, check=True)
             continue
         words = shlex.split(line)[1:]
         # Other tests run beside this one: the machine is as busy as `targets probe` refuses to measure.
