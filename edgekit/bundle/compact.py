@@ -19,6 +19,9 @@ from edgekit.bundle import characters
 from edgekit.bundle.characters import Characters
 from edgekit.errors import EdgekitError
 
+# A table of tokenizer.json.
+_Table = Mapping[str, Any]
+
 MAGIC = b"EKTOKEN1"
 NONE = 0xFFFFFFFF
 
@@ -98,7 +101,7 @@ class _Refusal:
             )
 
 
-def _steps(normalizer: Mapping[str, Any] | None, refuse: _Refusal) -> list[int]:
+def _steps(normalizer: _Table | None, refuse: _Refusal) -> list[int]:
     """What is done to a text before it is split, in tokenizer.c's numbers."""
     if normalizer is None:
         return []
@@ -130,9 +133,9 @@ def _steps(normalizer: Mapping[str, Any] | None, refuse: _Refusal) -> list[int]:
     return plain[kind]
 
 
-def _split(table: Mapping[str, Any] | None, refuse: _Refusal) -> _Split:
+def _split(table: _Table | None, refuse: _Refusal) -> _Split:
     refuse.unless(table is not None, "a tokenizer without a pre-tokenizer")
-    parts: list[Mapping[str, Any]] = table["pretokenizers"] if table and table["type"] == "Sequence" else [table or {}]
+    parts: list[_Table] = table["pretokenizers"] if table and table["type"] == "Sequence" else [table or {}]
     kinds = [part["type"] for part in parts]
     if kinds == ["BertPreTokenizer"]:
         return _Split(splitter=BERT_SPLIT)
@@ -165,7 +168,7 @@ def _around(tokenizer: Tokenizer, refuse: _Refusal) -> tuple[list[int], list[int
     return list(shown.ids[:first]), list(shown.ids[last:])
 
 
-def _truncation(table: Mapping[str, Any] | None, around: int, refuse: _Refusal) -> tuple[int, bool]:
+def _truncation(table: _Table | None, around: int, refuse: _Refusal) -> tuple[int, bool]:
     """How many of a text's own tokens are kept, and whether they are the last; NONE where all are."""
     if table is None:
         return NONE, False
@@ -174,9 +177,7 @@ def _truncation(table: Mapping[str, Any] | None, around: int, refuse: _Refusal) 
     return table["max_length"] - around, table["direction"] == "Left"
 
 
-def _byte_level(
-    model: Mapping[str, Any], refuse: _Refusal
-) -> tuple[dict[bytes, int], list[tuple[int, ...]], list[int]]:
+def _byte_level(model: _Table, refuse: _Refusal) -> tuple[dict[bytes, int], list[tuple[int, ...]], list[int]]:
     """What BPE merges: words that are tokens as they are (where merges are ignored for them), merges, and each byte's token."""
     refuse.unless(not model["dropout"], "BPE with dropout")
     refuse.unless(not model["continuing_subword_prefix"] and not model["end_of_word_suffix"], "BPE with marks of words")
@@ -199,7 +200,7 @@ def _byte_level(
 
 
 def _added(
-    tokens: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, refuse: _Refusal
+    tokens: Sequence[_Table], tokenizer: Tokenizer, refuse: _Refusal
 ) -> tuple[list[tuple[bytes, int]], list[int]]:
     """Tokens that are found in a text before it is split, and by the order of their spelling what is to be done with each."""
     spelled: list[tuple[bytes, int, int]] = []

@@ -20,6 +20,9 @@ from edgekit.outputs import OUTPUTS
 from edgekit.runtimes.llamacpp import library
 from edgekit.workspace import file_sha256
 
+# An object of JSON, or what is like one.
+_Json = Mapping[str, Any]
+
 SOURCE, TOKENIZER = "bundle.c", "tokenizer.bin"
 # ggml.h's numbers of what keys and values are kept as.
 _GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
@@ -39,7 +42,7 @@ def native_files(bundle: Bundle, scratch: Path) -> dict[str, Path]:
         made[f"bundle/{TOKENIZER}"] = scratch / TOKENIZER
         (scratch / TOKENIZER).write_bytes(compact_tokenizer(folder / manifest.tokenizer))
         hashes[TOKENIZER] = file_sha256(scratch / TOKENIZER)
-    golden: dict[str, Any] = {"rows": [], "tolerance": 0.0}
+    golden: _Json = {"rows": [], "tolerance": 0.0}
     if (folder / GOLDEN).is_file():
         golden = json.loads((folder / GOLDEN).read_bytes())
     rows = [row for row in golden["rows"] if "\0" not in row["text"]]
@@ -49,10 +52,10 @@ def native_files(bundle: Bundle, scratch: Path) -> dict[str, Path]:
     return made
 
 
-def _rows(manifest: Manifest, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _rows(manifest: Manifest, rows: Sequence[_Json]) -> dict[str, str]:
     """The fields of ek_bundle that only models of rows have."""
     runtime = manifest.runtime
-    entries: dict[str, Any] = dict(_table(runtime.get("config_entries")))
+    entries: dict[str, object] = dict(_table(runtime.get("config_entries")))
     if disabled := runtime.get("disabled_optimizers"):
         entries["optimization.disable_specified_optimizers"] = ";".join(map(str, _list(disabled)))
     if manifest.output == "embedding" and not rows:
@@ -80,9 +83,9 @@ def _rows(manifest: Manifest, rows: Sequence[Mapping[str, Any]]) -> dict[str, st
 
 def _written(folder: Path, manifest: Manifest) -> dict[str, str]:
     """The fields of ek_bundle that only models have that write."""
-    runtime: dict[str, Any] = dict(manifest.runtime)
+    runtime: _Json = dict(manifest.runtime)
     threads = runtime["threads"] or 0
-    meta: dict[str, Any] = dict(read_gguf(folder / manifest.model).metadata)
+    meta: _Json = dict(read_gguf(folder / manifest.model).metadata)
     template = meta.get("tokenizer.chat_template")
     before, behind, trims = ("", "", False) if template is None else _question(template, meta, manifest)
     return {
@@ -115,7 +118,7 @@ def _ggml(manifest: Manifest) -> str:
     return str(part.ggml_version().decode())
 
 
-def _question(template: str, meta: Mapping[str, Any], manifest: Manifest) -> tuple[str, str, bool]:
+def _question(template: str, meta: _Json, manifest: Manifest) -> tuple[str, str, bool]:
     """What the chat template writes before and behind a question, and whether it takes the blanks around the question away."""
     keys = {name: f"tokenizer.ggml.{name}_id" for name in ("bos_token", "eos_token")}
     special = {name: meta["tokenizer.ggml.tokens"][meta[key]] if key in meta else "" for name, key in keys.items()}
@@ -138,7 +141,7 @@ def _question(template: str, meta: Mapping[str, Any], manifest: Manifest) -> tup
 def _source(
     manifest: Manifest,
     hashes: Mapping[str, str],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[_Json],
     tolerance: float,
     said: Mapping[str, str],
 ) -> str:
@@ -164,7 +167,7 @@ def _source(
     ])  # fmt: skip
 
 
-def _golden(row: Mapping[str, Any]) -> str:
+def _golden(row: _Json) -> str:
     fields = {".text": _text(row["text"])}
     if "label" in row:
         fields |= {".label": _text(row["label"]), ".score": repr(float(row["score"]))}

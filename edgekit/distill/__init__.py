@@ -353,9 +353,9 @@ def _teach_student(
     recording = None if inputs.signals is None else inputs.signals.path
     others = [other.path for other in inputs.others]
     check_teachers(teacher, others, inputs.task)
-    teaches = courses.Teaches(folder=teacher, recording=recording, others=others, weights=inputs.weights)
     scorer = None if inputs.scorer is None else inputs.scorer.path
-    return courses.distill(teaches, rows, student, inputs.options, inputs.losses, job, epochs, scorer)
+    teaches = courses.Teaches(folder=teacher, recording=recording, others=others, weights=inputs.weights, scorer=scorer)
+    return courses.distill(teaches, rows, student, inputs.options, inputs.losses, job, epochs)
 
 
 def record_teacher(inputs: SignalsInputs, out: Path, progress: Progress = silent) -> dict[str, object]:

@@ -95,13 +95,14 @@ class Teaches:
     """A teacher: its folder, and what was recorded of it (`recorded.record`), where it is not to be asked.
 
     others: folders of further teachers, with which it teaches by a mean of all (`ensemble`); weights: theirs and its own, before
-    them, or "validation".
+    them, or "validation". scorer: the folder of a model that scores what the student writes beside it.
     """
 
     folder: Path
     recording: Path | None = None
     others: Sequence[Path] = ()
     weights: Sequence[float] | str = ()
+    scorer: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,7 +346,6 @@ def distill(
     weights: Mapping[str, float | Schedule],
     job: Job,
     epochs: int | None = None,
-    scorer: Path | None = None,
 ) -> dict[str, object]:
     """Train a student beside its teacher on the weighted sum of losses. Early stop: the same sum on the held-out rows.
 
@@ -370,7 +370,7 @@ def distill(
             sources=[read_source(other, texts, classes, options, job) if classes else None for other in teacher.others],
             judge=BRIER if epochs is not None and classes else None,
             epochs=epochs,
-            scorer=scorer,
+            scorer=teacher.scorer,
         )
     )
     if not isinstance(student, Cut):

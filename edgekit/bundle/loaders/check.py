@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+Table = dict[str, Any]  # an object of JSON
 
-def read(folder: Path, runtime: str, found: str, check: bool) -> dict[str, Any]:
+
+def read(folder: Path, runtime: str, found: str, check: bool) -> Table:
     """The manifest, once the runtime's version and, with `check`, every file are as they were verified; else RuntimeError."""
-    manifest: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    manifest: Table = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     minimum = [int(part) for part in re.findall(r"\d+", manifest["runtime"]["minimum"])]
     if [int(part) for part in re.findall(r"\d+", found)][: len(minimum)] < minimum:
         raise RuntimeError(f"{runtime} {found} is too old for this bundle: it needs {manifest['runtime']['minimum']}")
@@ -30,7 +32,7 @@ def read(folder: Path, runtime: str, found: str, check: bool) -> dict[str, Any]:
     return manifest
 
 
-def tuned(manifest: dict[str, Any], threads: int | Path | None) -> int | None:
+def tuned(manifest: Table, threads: int | Path | None) -> int | None:
     """The threads that are asked for; of NAME.tuning.json what build measured as the best, if it is of this model."""
     if not isinstance(threads, Path):
         return threads
@@ -53,7 +55,7 @@ def golden(bundle: Any, check: bool) -> dict[str, float]:
     return {"cold": times[0], "warm": times[-1]} if times else {}
 
 
-def _continued(bundle: Any, row: dict[str, Any]) -> dict[str, list[int]]:
+def _continued(bundle: Any, row: Table) -> dict[str, list[int]]:
     """How a decoder reads a golden text, and the tokens that it says behind it, the likeliest each time."""
     count, tokens = len(row["tokens"]), list[int]()
     if hasattr(bundle, "llama"):
@@ -66,7 +68,7 @@ def _continued(bundle: Any, row: dict[str, Any]) -> dict[str, list[int]]:
     return {"asked": asked, "tokens": tokens}
 
 
-def _differs(said: Any, row: dict[str, Any], tolerance: float) -> str | None:
+def _differs(said: Any, row: Table, tolerance: float) -> str | None:
     """What an answer is and what it was; None where that is the same."""
     if "tokens" in row:
         other = next((name for name in ("asked", "tokens") if said[name] != row[name]), None)
