@@ -46,7 +46,8 @@ def embed(bundle: Path, platform: str, out: Path | None, as_json: bool) -> None:
             }
         )
         return
-    click.echo(f"{made.folder}: {', '.join(name for name in made.files if '/' not in name)} and bundle/")
+    *first, last = dict.fromkeys(name.split("/")[0] + "/" * ("/" in name) for name in made.files)
+    click.echo(f"{made.folder}: {', '.join(first)} and {last}")
     for line in (*found.install, "", *found.use.split("\n")):
         click.echo(f"  {line}".rstrip())
     for note in found.notes:
