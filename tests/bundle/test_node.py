@@ -19,9 +19,11 @@ from tests.bundle.test_chat import make_manifest
 from tests.bundle.test_check import FAULTS, keep_hash, loader, mix, other_golden
 from tests.bundle.test_golden import pack_golden
 from tests.bundle.test_load import TEXTS
-from tests.node_packages import need_node, node_modules
+from tests.conftest import ROOT
+from tests.node_packages import NODE, need_node, node_modules
 from tests.stories import write_stories
 
+EXAMPLE = ROOT / "examples" / "embed-node"
 LONG = [
     *TEXTS,
     "turn on the light " * 60_000,
@@ -85,6 +87,31 @@ def test_it_answers_as_the_python_loader_does(bundle: Path, app: Path) -> None:
         wanted = opened(text)
         assert [label for label, _ in said] == [label for label, _ in wanted], text[:40]
         np.testing.assert_allclose([score for _, score in said], [score for _, score in wanted], atol=1e-6)
+
+
+def test_the_example_answers_lines(bundle: Path, app: Path) -> None:
+    """examples/embed-node: an action a line, and a folder that is no bundle is one sentence."""
+    shutil.copy(EXAMPLE / "app.mjs", app)
+
+    def run(*words: str, lines: str = "") -> subprocess.CompletedProcess[str]:
+        command = [need_node(), "app.mjs", *words]
+        return subprocess.run(command, cwd=app, input=lines, capture_output=True, text=True, check=False, timeout=300)
+
+    texts = [text.strip() for text in TEXTS if text.strip() and "\n" not in text and len(text) < 1000]
+    opened, ran = loader(bundle).Bundle(bundle), run("bundle", lines="\n".join(texts) + "\n")
+    assert ran.returncode == 0, ran.stderr
+    wanted = []
+    for text in texts:
+        label, score = opened(text)[0]
+        understood = label != opened.manifest["out_of_scope"]
+        wanted.append(f"{label} ({100 * score:.0f}%): {text}" if understood else f"did not understand: {text}")
+    assert ran.stdout.splitlines() == wanted
+    assert "ms an answer" in ran.stderr
+    assert run().returncode == 2
+    failed = run("nothing")
+    assert failed.returncode == 1
+    assert len(failed.stderr.splitlines()) == 1, failed.stderr
+    assert (EXAMPLE / "README.md").read_text().count(NODE.install[0]) == 1
 
 
 def test_an_embedding_and_its_prompts(tmp_path: Path) -> None:
