@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from edgekit.release import contents
 from edgekit.release.contents import BOM, BUNDLE, PROVENANCE, SIGNATURE, Release
 from edgekit.schema import read_json
 from edgekit.typed_json import as_table
-from edgekit.workspace import disk_error, make_folder, sync
+from edgekit.workspace import disk_error, file_sha256, make_folder, sync
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -94,7 +94,7 @@ def pack(folder: Path, release: Release) -> Packed:
     apart |= {contents.measurement_name(number): STATEMENT for number in range(1, release.reports + 1)}
     manifest = as_table(read_json(folder / BUNDLE / "bundle.json"))
     files = {name: entry.sha256 for name, entry in release.files.items()}
-    files[contents.RELEASE] = hashlib.sha256((folder / contents.RELEASE).read_bytes()).hexdigest()
+    files[contents.RELEASE] = file_sha256(folder / contents.RELEASE)
     layers = [
         _file(folder, name, sha256, layer_type(name, str(manifest["model"])))
         for name, sha256 in sorted(files.items())
@@ -108,8 +108,8 @@ def pack(folder: Path, release: Release) -> Packed:
         if name in files
     ]
     if (folder / SIGNATURE).is_file():
-        sha256 = hashlib.sha256((folder / SIGNATURE).read_bytes()).hexdigest()
-        referrers.append(_refer(_file(folder, SIGNATURE, sha256, SIGSTORE), model.manifest))
+        signature = _file(folder, SIGNATURE, file_sha256(folder / SIGNATURE), SIGSTORE)
+        referrers.append(_refer(signature, model.manifest))
     return Packed(model=model, referrers=tuple(referrers))
 
 
@@ -127,18 +127,25 @@ def layer_type(name: str, model: str) -> str:
 
 def write_layout(packed: Packed, place: Path, tag: str) -> None:
     """Write the artifact as an OCI image layout, beside its place and renamed. EdgekitError where something lies there."""
-    if os.path.lexists(place) and not (place.is_dir() and not place.is_symlink() and not any(place.iterdir())):
-        raise EdgekitError(f"{place}: is there; name a folder that is not")
-    half = partial(place)
-    try:
-        make_folder(place.parent)
-        shutil.rmtree(half, ignore_errors=True)
+    with new_folder(place) as half:
         (half / "blobs" / "sha256").mkdir(parents=True)
         for blob in _blobs(packed):
             _copy(blob, half / "blobs" / "sha256" / blob.sha256)
         (half / "index.json").write_bytes(_json(layout_index(packed, tag)))
         (half / LAYOUT).write_bytes(_json({"imageLayoutVersion": "1.0.0"}))
         sync(half / LAYOUT)
+
+
+@contextmanager
+def new_folder(place: Path) -> Iterator[Path]:
+    """Where a folder is filled beside its place, to which it is renamed as a whole. EdgekitError where something lies there."""
+    if os.path.lexists(place) and not (place.is_dir() and not place.is_symlink() and not any(place.iterdir())):
+        raise EdgekitError(f"{place}: is there; name a folder that is not")
+    half = partial(place)
+    try:
+        make_folder(place.parent)
+        shutil.rmtree(half, ignore_errors=True)
+        yield half
         if place.exists():
             place.rmdir()
         half.rename(place)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from edgekit.errors import CheckFailed, EdgekitError, first_line, require
 from edgekit.release.contents import Release, names_in, read_release
-from edgekit.release.oci import check_tag, pack, write_layout
+from edgekit.release.oci import check_tag, new_folder, pack, write_layout
 from edgekit.release.registry import push as push_to_registry
 from edgekit.release.registry import read_reference
 from edgekit.release.verify import find_faults
@@ -70,18 +69,9 @@ def _hub(folder: Path, release: Release, rest: str, tell: Tell) -> str:
 def _hub_folder(folder: Path, release: Release, rest: str, tell: Tell) -> str:
     """hf-folder:FOLDER, what such a repository holds, to look at or to commit with git."""
     place = Path(rest)
-    if place.exists() and any(place.iterdir() if place.is_dir() else [place]):
-        raise EdgekitError(f"{place}: is there; name a folder that is not")
-    tell(f"{place}: {len(release.files)} files")
-    half = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(half, ignore_errors=True)
-    try:
+    with new_folder(place) as half:
+        tell(f"{place}: {len(release.files)} files")
         shutil.copytree(folder, half)
-        with suppress(FileNotFoundError):
-            place.rmdir()
-        half.rename(place)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
     return f"{len(names_in(place))} files"
 
 

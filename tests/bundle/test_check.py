@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import onnxruntime
@@ -16,6 +14,7 @@ import pytest
 from edgekit.bundle.golden import GOLDEN
 from edgekit.workspace import file_sha256
 from tests.bundle.test_golden import pack_golden
+from tests.bundle.test_load import shipped
 
 Plant = Callable[[Path], object]
 
@@ -23,15 +22,6 @@ Plant = Callable[[Path], object]
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_golden(tmp_path_factory.mktemp("check")).bundle
-
-
-def loader(folder: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("load", folder / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def flip(path: Path) -> None:
@@ -100,7 +90,7 @@ FAULTS: dict[str, tuple[Plant, str]] = {
 def test_a_fault_is_named(bundle: Path, tmp_path: Path, fault: str) -> None:
     plant, said = FAULTS[fault]
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
-    opened = loader(copy)
+    opened = shipped(copy)
     plant(copy)
     with pytest.raises(RuntimeError, match=said):
         opened.Bundle(copy)
@@ -111,20 +101,20 @@ def test_two_bundles_are_not_mixed(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     mix(copy, other)
     with pytest.raises(RuntimeError, match=r"model\.onnx: not the file that was verified; is it another bundle's\?"):
-        loader(copy).Bundle(copy)
+        shipped(copy).Bundle(copy)
 
 
 def test_an_older_runtime_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.9.0")
     with pytest.raises(RuntimeError, match=r"onnxruntime 1\.9\.0 is too old for this bundle: it needs 1\.18"):
-        loader(bundle).Bundle(bundle)
+        shipped(bundle).Bundle(bundle)
 
 
 def test_cold_is_told_from_warm(bundle: Path) -> None:
-    times = loader(bundle).Bundle(bundle).times
+    times = shipped(bundle).Bundle(bundle).times
     assert set(times) == {"cold", "warm"}
     assert all(ms > 0 for ms in times.values())
-    assert loader(bundle).Bundle(bundle, check=False).times == {}
+    assert shipped(bundle).Bundle(bundle, check=False).times == {}
 
 
 def test_an_embedding_is_held_by_its_cosine(tmp_path: Path) -> None:
@@ -132,7 +122,7 @@ def test_an_embedding_is_held_by_its_cosine(tmp_path: Path) -> None:
     rows = json.loads((made / GOLDEN).read_text(encoding="utf-8"))["rows"]
     first = rows[0]["embedding"]
     other_golden(made, embedding=[2 * value for value in first])
-    assert loader(made).Bundle(made).times
+    assert shipped(made).Bundle(made).times
     other_golden(made, embedding=[-value for value in first])
     with pytest.raises(RuntimeError, match=r"an embedding 2\.0000 away \(1 - cosine\), and at most 0\.05 when"):
-        loader(made).Bundle(made)
+        shipped(made).Bundle(made)

@@ -16,9 +16,9 @@ import pytest
 from edgekit.bundle.embed import embed
 from edgekit.bundle.platforms import EMBEDDINGS
 from tests.bundle.test_chat import make_manifest
-from tests.bundle.test_check import FAULTS, keep_hash, loader, mix, other_golden
+from tests.bundle.test_check import FAULTS, keep_hash, mix, other_golden
 from tests.bundle.test_golden import pack_golden
-from tests.bundle.test_load import TEXTS
+from tests.bundle.test_load import TEXTS, shipped
 from tests.conftest import ROOT
 from tests.node_packages import NODE, need_node, node_modules
 from tests.stories import write_stories
@@ -82,7 +82,7 @@ def test_it_answers_as_the_python_loader_does(bundle: Path, app: Path) -> None:
     assert "failed" not in found, found
     assert found["times"]["open"] > 0
     assert found["times"]["cold"] > 0
-    opened = loader(bundle).Bundle(bundle)
+    opened = shipped(bundle).Bundle(bundle)
     for text, said in zip(LONG, found["answers"], strict=True):
         wanted = opened(text)
         assert [label for label, _ in said] == [label for label, _ in wanted], text[:40]
@@ -98,7 +98,7 @@ def test_the_example_answers_lines(bundle: Path, app: Path) -> None:
         return subprocess.run(command, cwd=app, input=lines, capture_output=True, text=True, check=False, timeout=300)
 
     texts = [text.strip() for text in TEXTS if text.strip() and "\n" not in text and len(text) < 1000]
-    opened, ran = loader(bundle).Bundle(bundle), run("bundle", lines="\n".join(texts) + "\n")
+    opened, ran = shipped(bundle).Bundle(bundle), run("bundle", lines="\n".join(texts) + "\n")
     assert ran.returncode == 0, ran.stderr
     wanted = []
     for text in texts:
@@ -118,7 +118,7 @@ def test_an_embedding_and_its_prompts(tmp_path: Path) -> None:
     made = pack_golden(
         tmp_path / "made", output="embedding", settings={"prompt": "play ", "prompts": {"order": "turn off the "}}
     ).bundle
-    app, opened = put(made, tmp_path / "app"), loader(made).Bundle(made)
+    app, opened = put(made, tmp_path / "app"), shipped(made).Bundle(made)
     np.testing.assert_array_equal(ask(app, ["music"])["answers"], [opened("music")])
     for name in ("order", ""):
         np.testing.assert_array_equal(ask(app, ["light"], prompt=name)["answers"], [opened("light", prompt=name)])

@@ -21,9 +21,9 @@ import pytest
 from edgekit.bundle.embed import embed
 from edgekit.devices.browser.program import find_program, start
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
-from tests.bundle.test_check import FAULTS, loader
+from tests.bundle.test_check import FAULTS
 from tests.bundle.test_golden import pack_golden
-from tests.bundle.test_load import TEXTS
+from tests.bundle.test_load import TEXTS, shipped
 from tests.bundle.test_page import Told
 from tests.devices.chromium import need_chromium
 from tests.node_packages import need_node
@@ -111,7 +111,7 @@ def pages(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
 
 
 def test_it_answers_as_the_python_loader_does(bundle: Path, pages: list[dict[str, Any]]) -> None:
-    opened = loader(bundle).Bundle(bundle)
+    opened = shipped(bundle).Bundle(bundle)
     for page in pages:
         assert "failed" not in page, page
         assert all(page["times"][key] > 0 for key in ("open", "cold", "warm"))

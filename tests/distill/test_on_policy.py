@@ -257,6 +257,23 @@ def test_the_student_comes_near_its_teacher_on_its_own_words(teacher: Path, data
 
 def test_a_reward_rises_while_its_teacher_holds_it(teacher: Path, tmp_path: Path) -> None:
     """Answers that begin with a small letter become more frequent; the losses keep the student nearer where they weigh more."""
+    write_questions(tmp_path)
+    found = {}
+    for name, held in (("loose", 0.02), ("held", 1.0)):
+        (tmp_path / name).mkdir()
+        written = {"share": 1.0, "new_tokens": 6, "reward": REWARD}
+        options = TAUGHT | {"losses": {"reverse_kl": held}, "on_policy": written, "epochs": 30, "batch": 14}
+        options |= {"learning_rate": 5e-3, "warmup": 0.0}
+        distill(teacher, tmp_path, task=TASK, layers=3, options=options, max_length=48, out=tmp_path / name)
+        found[name] = (worth(tmp_path / name), away(tmp_path / name, teacher))
+    before = worth(teacher)
+    assert found["held"][0] > before + 0.1
+    assert found["loose"][0] > before + 0.25
+    assert found["held"][1] < 0.75 * found["loose"][1]
+
+
+def write_questions(folder: Path) -> None:
+    """A train split of questions that are all answered alike."""
     words = [
         "red",
         "blue",
@@ -274,19 +291,7 @@ def test_a_reward_rises_while_its_teacher_holds_it(teacher: Path, tmp_path: Path
         "dry",
     ]
     rows = [json.dumps({"text": f"What is {word}?", "label": "A rose"}) for word in words]
-    (tmp_path / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    found = {}
-    for name, held in (("loose", 0.02), ("held", 1.0)):
-        (tmp_path / name).mkdir()
-        written = {"share": 1.0, "new_tokens": 6, "reward": REWARD}
-        options = TAUGHT | {"losses": {"reverse_kl": held}, "on_policy": written, "epochs": 30, "batch": 14}
-        options |= {"learning_rate": 5e-3, "warmup": 0.0}
-        distill(teacher, tmp_path, task=TASK, layers=3, options=options, max_length=48, out=tmp_path / name)
-        found[name] = (worth(tmp_path / name), away(tmp_path / name, teacher))
-    before = worth(teacher)
-    assert found["held"][0] > before + 0.1
-    assert found["loose"][0] > before + 0.25
-    assert found["held"][1] < 0.75 * found["loose"][1]
+    (folder / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
 
 
 def worth(folder: Path) -> float:

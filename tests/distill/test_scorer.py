@@ -22,7 +22,7 @@ from edgekit.distill.scorer import check_scorer, make_scorer
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from tests.architectures.decoders import END, make_decoder
-from tests.distill.test_on_policy import TAUGHT, asked, away, drawn, open_tap
+from tests.distill.test_on_policy import TAUGHT, asked, away, drawn, open_tap, write_questions
 from tests.steps import content, distill_inputs
 
 LETTERS = ascii_letters + digits + " ?.,"
@@ -118,24 +118,7 @@ def test_scores_are_those_of_transformers(scorer: Path, tmp_path: Path) -> None:
 
 def test_the_score_rises_while_the_teacher_holds_it(scorer: Path, tmp_path: Path) -> None:
     teacher = make_decoder("llama", tmp_path / "teacher")
-    words = (
-        "red",
-        "blue",
-        "white",
-        "green",
-        "black",
-        "grey",
-        "pink",
-        "gold",
-        "old",
-        "new",
-        "hot",
-        "cold",
-        "wet",
-        "dry",
-    )
-    rows = [json.dumps({"text": f"What is {word}?", "label": "A rose"}) for word in words]
-    (tmp_path / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    write_questions(tmp_path)
     score, found = make_scorer(scorer, None, "cpu"), {}
 
     def worth(folder: Path) -> float:

@@ -18,7 +18,8 @@ from edgekit.prompts import PromptSet
 from edgekit.recipe import load_recipe
 from edgekit.workspace import file_sha256
 from tests.conftest import LABELS, PATTERNS, SUBJECTS, make_checkpoint, make_data
-from tests.steps import finetune
+from tests.distill.test_few_labels import Killed
+from tests.distill.test_few_labels import train as fine_tune
 
 CLASSIFY = "text-classification"
 TEXTS = [
@@ -47,10 +48,6 @@ def test_no_class_has_more_than_the_median_class() -> None:
     assert choose(probabilities, "abcd", 0.999) == {}
 
 
-class Killed(BaseException):
-    """Stands for a kill at a step's end."""
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("base") / "base")
@@ -66,17 +63,8 @@ def prepare(folder: Path) -> Path:
 
 def train(base: Path, data: Path, out: Path, stop: int | None = None, **more: Any) -> dict[str, Any]:
     """Fine-tune into `out`; killed at the step of this number, counted over all trainings of the run."""
-    steps = 0
-
-    def progress(_done: int, _total: int, note: str) -> None:
-        nonlocal steps
-        steps += note.startswith("loss")
-        if steps == stop:
-            raise Killed
-
-    out.mkdir(exist_ok=True)
     options = {"epochs": 30, "batch": 6, "holdout": 0.0, "learning_rate": 3e-3, "warmup": 0.0} | more
-    return finetune(base, data, task=CLASSIFY, options=options, max_length=32, out=out, progress=progress)
+    return fine_tune(base, data, out, stop, **options)
 
 
 def test_a_stopped_run_ends_in_the_same_bytes_and_texts_without_labels_teach(
