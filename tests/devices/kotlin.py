@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+
+from tests.llama_programs import made_once
 
 _PACKAGE = "kotlin-compiler@2.4.20"
 
@@ -22,20 +23,18 @@ def compiler_folder() -> Path:
     """The folder of the compiler's .jar files. Skips without a JDK or npm."""
     if shutil.which("javac") is None or shutil.which("npm") is None:
         pytest.skip("there is no JDK or no npm here, and Kotlin is compiled with both")
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit-tests"
-    kept.mkdir(parents=True, exist_ok=True)
-    made = kept / _PACKAGE
-    with FileLock(kept / f"{_PACKAGE}.lock"):
-        if not made.is_dir():
-            with tempfile.TemporaryDirectory(dir=kept) as scratch:
-                command = ["npm", "pack", _PACKAGE, "--silent", "--ignore-scripts", "--pack-destination", scratch]
-                done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=600, check=False)
-                if done.returncode != 0:
-                    pytest.skip(f"npm cannot fetch {_PACKAGE}: {done.stderr.strip()[:200]}")
-                with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
-                    archive.extractall(scratch, filter="data")
-                Path(scratch, "package/lib").rename(made)
-    return made
+    return made_once(_PACKAGE, _fetch)
+
+
+def _fetch(made: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+        command = ["npm", "pack", _PACKAGE, "--silent", "--ignore-scripts", "--pack-destination", scratch]
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"npm cannot fetch {_PACKAGE}: {done.stderr.strip()[:200]}")
+        with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
+            archive.extractall(scratch, filter="data")
+        Path(scratch, "package/lib").rename(made)
 
 
 def java_home() -> Path:

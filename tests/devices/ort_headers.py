@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import tempfile
@@ -10,9 +9,9 @@ from importlib import metadata, util
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tests.devices.emulated import _apt, _run, platform_architecture
+from tests.llama_programs import made_once
 
 # The first of Debian's that has the package; programs that are built with its header run with every later onnxruntime.
 _SUITE, _PACKAGE, _HEADER = "trixie", "libonnxruntime-dev", "onnxruntime/onnxruntime_c_api.h"
@@ -22,20 +21,18 @@ def header_folder() -> Path:
     """The folder with onnxruntime_c_api.h. Skips where it can be had from nowhere."""
     if (here := Path("/usr/include") / _HEADER).is_file():
         return here.parent
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit-tests"
-    cache.mkdir(parents=True, exist_ok=True)
-    made = cache / f"onnxruntime-headers-{_SUITE}"
-    with FileLock(cache / "onnxruntime-headers.lock"):
-        if not made.is_dir():
-            if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-                pytest.skip(f"{_HEADER} is not here, and it comes from a package of Debian")
-            with tempfile.TemporaryDirectory(dir=cache) as scratch:
-                apt = _apt(Path(scratch, "apt"), _SUITE, platform_architecture())
-                _run([*apt, "download", _PACKAGE], cwd=Path(scratch))
-                (package,) = Path(scratch).glob("*.deb")
-                _run(["dpkg-deb", "--extract", package, Path(scratch, "unpacked")])
-                Path(scratch, "unpacked/usr/include").rename(made)
-    return made / "onnxruntime"
+    return made_once(f"onnxruntime-headers-{_SUITE}", _fetch) / "onnxruntime"
+
+
+def _fetch(made: Path) -> None:
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        pytest.skip(f"{_HEADER} is not here, and it comes from a package of Debian")
+    with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+        apt = _apt(Path(scratch, "apt"), _SUITE, platform_architecture())
+        _run([*apt, "download", _PACKAGE], cwd=Path(scratch))
+        (package,) = Path(scratch).glob("*.deb")
+        _run(["dpkg-deb", "--extract", package, Path(scratch, "unpacked")])
+        Path(scratch, "unpacked/usr/include").rename(made)
 
 
 def library_folder(folder: Path) -> Path:
