@@ -19,15 +19,19 @@ import numpy as np
 import pytest
 
 from edgekit.bundle.embed import embed
+from edgekit.bundle.platforms import EMBEDDINGS
 from edgekit.devices.browser.program import find_program, start
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
 from tests.bundle.test_check import FAULTS
 from tests.bundle.test_golden import pack_golden
 from tests.bundle.test_load import TEXTS, shipped
 from tests.bundle.test_page import Told
+from tests.conftest import ROOT
 from tests.devices.chromium import need_chromium
 from tests.node_packages import need_node
 
+EXAMPLE = ROOT / "examples" / "embed-web"
+WEB = EMBEDDINGS["onnxruntime", "text", "logits", "web"]
 LONG = [*TEXTS, "turn on the light " * 60_000, "\N{ARABIC LETTER MEEM}\N{ARABIC LETTER REH} light"]
 # Opens the bundle twice, asks it, opens those with faults, and tells a server what came; then the same page elsewhere, once.
 PAGE = """<!doctype html><meta charset="utf-8"><script type="module">
@@ -57,6 +61,32 @@ await fetch(tell, { method: "POST", mode: "no-cors", body: JSON.stringify(said) 
 if (!location.href.startsWith(then)) location.href = then;
 </script>"""
 
+# Opens the example in frames as it lies, types, submits, and tells what a person would see; then one whose bundle is damaged.
+VISITOR = """<!doctype html><meta charset="utf-8"><iframe id="page"></iframe><script type="module">
+const page = document.getElementById("page"), said = { answers: [], saw: [] };
+const until = async (true_) => { while (!true_()) await new Promise((then) => setTimeout(then, 5)); };
+const find = (id) => page.contentDocument?.getElementById(id);
+const visit = async (address) => {
+  page.src = address;
+  await until(() => find("answer") && page.contentWindow.location.href.endsWith(address));
+  await until(() => { said.saw.push(find("answer").value); return find("progress").hidden; });
+  return find("answer").value;
+};
+const { texts, tell } = await (await fetch("./asked.json")).json();
+said.ready = await visit("assistant.html");
+said.progress = find("progress").value;
+for (const text of texts) {
+  const { text: field } = find("form").elements;
+  field.value = text;
+  find("form").requestSubmit();
+  await until(() => !field.disabled);
+  said.answers.push(find("answer").value);
+}
+said.damaged = await visit("damaged/assistant.html");
+said.open = [...find("form").elements].filter((field) => !field.disabled).length;
+await fetch(tell, { method: "POST", mode: "no-cors", body: JSON.stringify(said) });
+</script>"""
+
 
 @contextmanager
 def isolated(app: Path) -> Iterator[str]:
@@ -74,15 +104,33 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_golden(tmp_path_factory.mktemp("web")).bundle
 
 
-@pytest.fixture(scope="module")
-def pages(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the page says that is isolated, and the one that is not."""
-    need_chromium()
-    app = tmp_path_factory.mktemp("web") / "app"
+@contextmanager
+def hear(folder: Path) -> Iterator[tuple[queue.Queue[str], str]]:
+    """What pages say, and where they say it: a server that has a folder, and sends no headers of isolation."""
+    said: queue.Queue[str] = queue.Queue()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Told, said, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield said, f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def lay_app(bundle: Path, app: Path) -> Path:
+    """What `edgekit embed --for web` writes, with npm's packages beside it."""
     embed(bundle, "web", app)
     fetched = fetch_packages([*PACKAGES])
     for name in ("onnxruntime-web", "tokenizers"):
         shutil.copytree(fetched / name, app / "node_modules" / PACKAGES[name].package / "dist")
+    return app
+
+
+@pytest.fixture(scope="module")
+def pages(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the page says that is isolated, and the one that is not."""
+    need_chromium()
+    app = lay_app(bundle, tmp_path_factory.mktemp("web") / "app")
     names = {fault: re.sub(r"\W+", "-", fault) for fault in FAULTS} | {"older": "older"}
     for fault, name in names.items():
         shutil.copytree(bundle, app / name)
@@ -94,20 +142,14 @@ def pages(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
     )
     shutil.copytree(bundle, app / "full")
     (app / "try.html").write_text(PAGE, encoding="utf-8")
-    said: queue.Queue[str] = queue.Queue()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Told, said, directory=str(app)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    plain = f"http://127.0.0.1:{server.server_port}/"
-    asked = {"texts": LONG, "faults": [*names.values()], "tell": plain, "then": f"{plain}try.html"}
-    (app / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-    with isolated(app) as address:
+    with hear(app) as (said, plain), isolated(app) as address:
+        asked = {"texts": LONG, "faults": [*names.values()], "tell": plain, "then": f"{plain}try.html"}
+        (app / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
         opened = start(find_program("chromium"), f"{address}try.html")
         try:
             return [json.loads(said.get(timeout=240)) for _ in range(2)]
         finally:
             opened.stop()
-            server.shutdown()
-            server.server_close()
 
 
 def test_it_answers_as_the_python_loader_does(bundle: Path, pages: list[dict[str, Any]]) -> None:
@@ -158,3 +200,33 @@ def test_a_fault_is_named(pages: list[dict[str, Any]], fault: str) -> None:
     for page in pages:
         failed = page["faults"][re.sub(r"\W+", "-", fault)]
         assert re.search(said.replace("'.*'", '".*"'), failed), failed
+
+
+def test_the_example_is_used_as_a_visitor_uses_it(bundle: Path, tmp_path: Path) -> None:
+    """examples/embed-web: the download is shown, a form answers as the Python loader does, a damaged bundle is one sentence."""
+    need_chromium()
+    app = lay_app(bundle, tmp_path / "app")
+    for name in ("assistant.html", "assistant.mjs"):
+        shutil.copy(EXAMPLE / name, app)
+    shutil.copytree(app, app / "damaged")
+    FAULTS["a flipped bit"][0](app / "damaged" / "bundle")
+    texts = [text.strip() for text in TEXTS if text.strip() and "\n" not in text]
+    with hear(tmp_path) as (said, plain), isolated(app) as address:
+        (app / "asked.json").write_text(json.dumps({"texts": texts, "tell": plain}), encoding="utf-8")
+        (app / "visit.html").write_text(VISITOR, encoding="utf-8")
+        opened = start(find_program("chromium"), f"{address}visit.html")
+        try:
+            page = json.loads(said.get(timeout=120))
+        finally:
+            opened.stop()
+    assert (page["ready"], page["progress"]) == ("Ready.", 1.0)
+    assert "One moment ..." in page["saw"]
+    loaded, wanted = shipped(bundle).Bundle(bundle), []
+    for text in texts:
+        label, score = loaded(text)[0]
+        understood = label != loaded.manifest["out_of_scope"]
+        wanted.append(f"{label} ({100 * score:.0f}%): {text}" if understood else f"I did not understand: {text}")
+    assert page["answers"] == wanted
+    assert re.fullmatch(r"This page has no assistant: \S+: not the file that was verified; .*", page["damaged"])
+    assert page["open"] == 0
+    assert (EXAMPLE / "README.md").read_text(encoding="utf-8").count(WEB.install[0]) == 1
