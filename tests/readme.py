@@ -129,8 +129,7 @@ def platforms_table() -> str:
     said = {"logits": "classifiers", "embedding": "embedders", "tokens": "models that write"}
     rows: dict[tuple[str, str, str], list[str]] = {}
     for (runtime, _, output, platform), found in EMBEDDINGS.items():
-        chats = "" if found.chats else " (without a chat template)"
-        rows.setdefault((platform, runtime, found.ran), []).append(said[output] + chats)
+        rows.setdefault((platform, runtime, found.ran), []).append(said[output])
     lines = ["| `--for` | runtime | what | where it ran |", "|---|---|---|---|"]
     for platform in PLATFORMS:
         for (name, runtime, ran), kinds in rows.items():

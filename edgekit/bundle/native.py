@@ -13,9 +13,9 @@ from edgekit.bundle.compact import compact_tokenizer
 from edgekit.bundle.golden import GOLDEN
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.open import Bundle
+from edgekit.bundle.talks import gguf_template
 from edgekit.chat_template import in_form, render
 from edgekit.errors import EdgekitError
-from edgekit.formats.gguf.file import read_gguf
 from edgekit.outputs import OUTPUTS
 from edgekit.runtimes.llamacpp import library
 from edgekit.workspace import file_sha256
@@ -85,9 +85,8 @@ def _written(folder: Path, manifest: Manifest) -> dict[str, str]:
     """The fields of ek_bundle that only models have that write."""
     runtime: _Json = dict(manifest.runtime)
     threads = runtime["threads"] or 0
-    meta: _Json = dict(read_gguf(folder / manifest.model).metadata)
-    template = meta.get("tokenizer.chat_template")
-    before, behind, trims = ("", "", False) if template is None else _question(template, meta, manifest)
+    template, special = gguf_template(folder / manifest.model)
+    before, behind, trims = ("", "", False) if template is None else _question(template, special, manifest)
     return {
         ".runtime": _text("ggml (of llama.cpp)"),
         ".minimum": _text(_ggml(manifest)),
@@ -118,10 +117,8 @@ def _ggml(manifest: Manifest) -> str:
     return str(part.ggml_version().decode())
 
 
-def _question(template: str, meta: _Json, manifest: Manifest) -> tuple[str, str, bool]:
+def _question(template: str, special: Mapping[str, str], manifest: Manifest) -> tuple[str, str, bool]:
     """What the chat template writes before and behind a question, and whether it takes the blanks around the question away."""
-    keys = {name: f"tokenizer.ggml.{name}_id" for name in ("bos_token", "eos_token")}
-    special = {name: meta["tokenizer.ggml.tokens"][meta[key]] if key in meta else "" for name, key in keys.items()}
     form = "parts" if manifest.settings.get("parts") else "text"
     written = {}
     for question in _QUESTIONS:

@@ -10,6 +10,7 @@ from edgekit.bundle.loaders import BOUND, CHECK, LOADERS
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.native import SOURCE, native_files
 from edgekit.bundle.open import Bundle
+from edgekit.bundle.talks import talk_files
 from edgekit.modalities import text
 from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
@@ -37,7 +38,7 @@ class Embedding:
     files: by their names in the app, the files here that they are copies of. install: command lines. use: an app's lines, in
     `language`. notes: what else the app's author must know, a sentence each. ran: where this ran, for README's table; "not run"
     where it did not. make: writes what is made of the bundle itself into a folder; these files, by their names in the
-    app. chats: whether it fills the template of a model that talks.
+    app. talks: what is given instead for a model that talks; None: the same.
     """
 
     files: Mapping[str, Path]
@@ -47,7 +48,7 @@ class Embedding:
     ran: str
     notes: tuple[str, ...] = field(default=())
     make: Callable[[Bundle, Path], Mapping[str, Path]] | None = None
-    chats: bool = True
+    talks: Embedding | None = None
 
 
 def _python(key: tuple[str, str, str]) -> Embedding:
@@ -220,6 +221,7 @@ _NODE = Embedding(
     ran="Node.js 20 on x86-64",
     notes=("onnxruntime-node carries the libraries of five platforms: an app ships its own alone (bin/napi-v6/).",),
 )
+_JINJA = "@huggingface/jinja@0.5.11"
 _LLAMA, _LLAMA_X64 = "node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"
 _NODE_WORDS = Embedding(
     files={
@@ -236,7 +238,6 @@ _NODE_WORDS = Embedding(
     notes=(
         f"Builds for GPUs are 0.7 GB of it; for a CPU alone: npm install --omit=optional --ignore-scripts {_LLAMA} {_LLAMA_X64}",
     ),
-    chats=False,
 )
 _ELECTRON = Embedding(
     files={
@@ -283,8 +284,18 @@ _WEB_WORDS = Embedding(
     language="js",
     ran="headless Chromium",
     notes=_WEB.notes,
-    chats=False,
 )
+
+
+def _talking(writes: Embedding, engine: str) -> Embedding:
+    """What is given for a model that talks: its template's engine too, which lies at an address or has a name."""
+    (install, *others), use = writes.install, writes.use.replace("Once upon a time", "What can you do?")
+    files = {**writes.files, "talk.mjs": _OWN / "talk.mjs"}
+    return replace(writes, files=files, install=(f"{install} {_JINJA}", *others), use=use, make=talk_files(engine))
+
+
+_NODE_WORDS = replace(_NODE_WORDS, talks=_talking(_NODE_WORDS, "@huggingface/jinja"))
+_WEB_WORDS = replace(_WEB_WORDS, talks=_talking(_WEB_WORDS, "./node_modules/@huggingface/jinja/dist/index.js"))
 
 EMBEDDINGS: dict[tuple[str, str, str, str], Embedding] = {
     **{(*key, "python"): _python(key) for key in LOADERS},
@@ -302,9 +313,11 @@ EMBEDDINGS: dict[tuple[str, str, str, str], Embedding] = {
 def find_embedding(manifest: Manifest, platform: str) -> Embedding | None:
     """What an app on a platform is given to use a bundle; None where this edgekit has nothing for it."""
     kind = TASKS.get(manifest.task)
-    found = kind and EMBEDDINGS.get((manifest.runtime_name, kind.MODALITY, manifest.output, platform))
-    if not found or (manifest.chats and not found.chats):
+    found = None if kind is None else EMBEDDINGS.get((manifest.runtime_name, kind.MODALITY, manifest.output, platform))
+    if found is None:
         return None
+    if manifest.chats and found.talks:
+        return found.talks
     if platform != "python":
         return found
     runtime = RUNTIMES[manifest.runtime_name]

@@ -1,6 +1,6 @@
-// Goes on with a text, from an edgekit bundle in a browser, piece by piece:
+// Goes on with a text, or answers a conversation, from an edgekit bundle in a browser, piece by piece:
 // `for await (const { text } of (await open("./bundle/", { Wllama, wasm }))("Once upon a time")) ...`
-// Needs @wllama/wllama; see index.html beside it.
+// Needs @wllama/wllama, see index.html beside it; of a model that talks also @huggingface/jinja, and talk.mjs beside it.
 import { checkFile, checkGolden, countThreads, fetchBytes } from "./check.mjs";
 import { createModel, encode, follow, next } from "./words.mjs";
 
@@ -10,6 +10,7 @@ export async function open(folder, { Wllama, wasm, threads, read = fetchBytes })
   const begun = performance.now();
   const base = new URL(folder, location.href);
   const manifest = JSON.parse(new TextDecoder().decode(await read(new URL("bundle.json", base))));
+  const talk = manifest.settings.chat ? (await import("./talk.mjs")).createTalk(manifest) : null;
   const files = {};
   for (const name of [manifest.model, "golden.json"]) {
     if (!manifest.files[name]) continue;
@@ -23,9 +24,11 @@ export async function open(folder, { Wllama, wasm, threads, read = fetchBytes })
   const opened = performance.now() - begun;
   const times = await checkGolden(files["golden.json"], (text, count) => follow(model, text, count));
   const room = model.getLoadedContextInfo().n_ctx;
-  // What follows a text, in pieces { token, text }, at most `most` of them.
+  // What follows a text, in pieces { token, text }, at most `most` of them; a model that talks answers it, or messages of
+  // { role, content }.
   const answer = async function* (asked, most = Infinity) {
-    let fed = await encode(model, asked);
+    if (!talk && typeof asked !== "string") throw new TypeError("this model has no chat template: give it one text to continue");
+    let fed = talk ? await model.tokenize(talk(asked), true) : await encode(model, asked);
     if (!fed.length) throw new Error("nothing to go on with: the text has no token");
     const last = Math.min(most, room - fed.length);
     // A letter may begin in one token and end in the next.

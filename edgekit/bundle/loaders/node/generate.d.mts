@@ -5,9 +5,19 @@ export interface Times {
   warm: number | null;
 }
 
-/** An open bundle: what follows a text, piece by piece, at most `most` of them. `close` frees the model. */
+/** What somebody said in a conversation. */
+export interface Message {
+  role: string;
+  content: string;
+  [key: string]: unknown;
+}
+
+/**
+ * An open bundle: what follows a text, piece by piece, at most `most` of them; a model that talks answers a question or a
+ * conversation, as its chat template writes it. `close` frees the model.
+ */
 export interface Bundle {
-  (text: string, most?: number): AsyncGenerator<{ token: number; text: string }, void>;
+  (said: string | readonly Message[], most?: number): AsyncGenerator<{ token: number; text: string }, void>;
   readonly manifest: { name: string; files: Record<string, { bytes: number; sha256: string }>; [key: string]: unknown };
   readonly times: Times;
   close(): Promise<void>;

@@ -1,19 +1,20 @@
-// Goes on with a text, from an edgekit bundle in Node.js, piece by piece:
+// Goes on with a text, or answers a conversation, from an edgekit bundle in Node.js, piece by piece:
 // `for await (const { text } of (await open("bundle"))("Once upon a time")) ...`
-// Needs node-llama-cpp.
+// Needs node-llama-cpp; of a model that talks also @huggingface/jinja, and talk.mjs beside it.
 import path from "node:path";
 import { getLlama, getModuleVersion, LlamaLogLevel } from "node-llama-cpp";
 import { checkGolden, checkVersion } from "./check.mjs";
 import { openFolder } from "./files.mjs";
 
-// What follows a text, in pieces { token, text }, at most `most` of them, the likeliest each time. Its `times`: milliseconds to
-// open, of the first golden answer (cold) and of a later one (warm); `close()` frees the model. threads: in place of the bundle's.
+// What follows a text, or the answer to a question or messages of { role, content }: pieces { token, text }, at most `most`, each the
+// likeliest. Its `times`: milliseconds to open, of the first golden answer (cold) and of a later one (warm). threads: not the bundle's.
 export async function open(folder, { threads } = {}) {
   const begun = performance.now();
   const { manifest, golden } = await openFolder(folder);
   // bundle.json's minimum is llama-cpp-python's: this is the oldest that was compared with llama.cpp.
   checkVersion("node-llama-cpp", await getModuleVersion(), "3.21");
-  const { runtime } = manifest;
+  const { runtime, settings } = manifest;
+  const talk = settings.chat ? await import("./talk.mjs").then(({ createTalk }) => createTalk(manifest)) : null;
   const llama = await getLlama({ gpu: runtime.gpu_layers ? "auto" : false, build: "never", logLevel: LlamaLogLevel.error });
   const gpuLayers = runtime.gpu_layers < 0 ? "max" : runtime.gpu_layers;
   const model = await llama.loadModel({ modelPath: path.resolve(folder, manifest.model), gpuLayers });
@@ -26,8 +27,7 @@ export async function open(folder, { threads } = {}) {
     experimentalKvCacheValueType: runtime.kv_v.toUpperCase(),
   });
   const sequence = context.getSequence();
-  const { bos, shouldPrependBosToken } = model.tokens;
-  const read = (text) => [...(shouldPrependBosToken ? [bos] : []), ...model.tokenize(text, false)];
+  const read = (text) => [...(model.tokens.shouldPrependBosToken ? [model.tokens.bos] : []), ...model.tokenize(text, false)];
   async function* follow(ids, most) {
     await sequence.clearHistory();
     for await (const token of sequence.evaluate(ids, { temperature: 0, yieldEogToken: true })) {
@@ -36,12 +36,12 @@ export async function open(folder, { threads } = {}) {
       if (!--most) return;
     }
   }
-  const answer = async function* (text, most = Infinity) {
-    const ids = read(text);
+  const answer = async function* (asked, most = Infinity) {
+    if (!talk && typeof asked !== "string") throw new TypeError("this model has no chat template: give it one text to continue");
+    const ids = talk ? model.tokenize(talk(asked), true) : read(asked);
     if (!ids.length) throw new Error("nothing to go on with: the text has no token");
     if (ids.length >= context.contextSize) throw new Error(`${ids.length} tokens do not fit the context of ${context.contextSize}`);
-    const said = [];
-    let shown = "";
+    let [said, shown] = [[], ""];
     for await (const token of follow(ids, Math.min(most, context.contextSize - ids.length))) {
       said.push(token);
       const text = model.detokenize(said, false, ids);
