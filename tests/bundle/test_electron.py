@@ -1,0 +1,170 @@
+"""examples/embed-electron, as far as it runs without Electron's binary: types, the main process in Node.js, and what is packed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.bundle.platforms import EMBEDDINGS
+from tests.bundle.test_check import flip
+from tests.bundle.test_golden import pack_golden
+from tests.bundle.test_load import shipped
+from tests.bundle.test_node import put
+from tests.conftest import ROOT
+from tests.node_packages import CHECKERS, need_node, node_modules
+
+EXAMPLE = ROOT / "examples" / "embed-electron"
+# In the place of Electron's module: it records what the app makes, and `find` gives the last of a kind.
+ELECTRON = """
+import { EventEmitter } from "node:events";
+const made = [];
+export const find = (kind) => made.findLast((one) => one.kind === kind);
+class Made extends EventEmitter {
+  constructor(kind, ...given) { super(); made.push(Object.assign(this, { kind, given })); }
+}
+export class BrowserWindow extends Made {
+  constructor(options) { super("window", options); this.webContents = new Made("contents"); this.shown = false; }
+  loadFile(...file) { this.file = file; return Promise.resolve(); }
+  isVisible() { return this.shown; }
+  show() { this.shown = true; }
+  hide() { this.shown = false; }
+}
+Made.prototype.setWindowOpenHandler = function (handler) { this.opens = handler; };
+export class Tray extends Made {
+  constructor(icon) { super("tray", icon); }
+  setToolTip(text) { this.tip = text; }
+  setContextMenu(menu) { this.menu = menu; }
+}
+export const Menu = { buildFromTemplate: (items) => items };
+export const ipcMain = Object.assign(new Made("ipc"), { handle(name, answer) { this[name] = answer; } });
+export const dialog = Object.assign(new Made("dialog"), { showErrorBox(...told) { this.told = told; } });
+export const app = Object.assign(new Made("app"), {
+  whenReady: () => Promise.resolve(), requestSingleInstanceLock: () => true,
+  quit() { this.emit("before-quit"); this.quits = true; }, exit(code) { this.code = code; },
+});
+"""
+# What a person does with it.
+DRIVE = """
+import { app, dialog, find, ipcMain } from "electron";
+import "./app.mjs";
+while (!find("tray")?.menu && app.code === undefined) await new Promise((then) => setTimeout(then, 5));
+const said = { told: dialog.told, code: app.code };
+if (app.code === undefined) {
+  const [tray, window] = [find("tray"), find("window")], [ask, quit] = tray.menu;
+  const close = () => {
+    let prevented = false;
+    window.emit("close", { preventDefault: () => { prevented = true; } });
+    return prevented;
+  };
+  said.shown = [window.isVisible()];
+  for (const act of [() => tray.emit("click"), close, () => app.emit("second-instance"), ask.click]) {
+    act();
+    said.shown.push(window.isVisible());
+  }
+  said.answers = [];
+  for (const text of JSON.parse(process.argv[2])) said.answers.push((await ipcMain.edgekit({}, text))[0]);
+  let left = false;
+  window.webContents.emit("will-navigate", { preventDefault: () => { left = true; } });
+  Object.assign(said, { tip: tray.tip, icon: tray.given[0], query: window.file[1].query, file: window.file[0], left });
+  said.opens = window.webContents.opens({ url: "https://example.org" }).action;
+  said.stays = close();
+  quit.click();
+  said.ends = [app.quits, close()];
+}
+console.log(JSON.stringify(said));
+process.exit(0);
+"""
+TEXTS = ["turn on the light", "play some jazz music", "unknown words only", ""]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_golden(tmp_path_factory.mktemp("electron")).bundle
+
+
+def lay(bundle: Path, folder: Path) -> Path:
+    """The example as its README lays it out, with npm's packages but Electron."""
+    app = put(bundle, folder, "electron")
+    (app / "node_modules").unlink()
+    shutil.copytree(EXAMPLE, app, dirs_exist_ok=True)
+    for package in node_modules().iterdir():
+        if package.name != "electron":
+            (app / "node_modules").mkdir(exist_ok=True)
+            (app / "node_modules" / package.name).symlink_to(package)
+    stand_in = app / "node_modules" / "electron"
+    stand_in.mkdir()
+    (stand_in / "package.json").write_text('{"exports": "./index.mjs"}', encoding="utf-8")
+    (stand_in / "index.mjs").write_text(ELECTRON, encoding="utf-8")
+    (app / "drive.mjs").write_text(DRIVE, encoding="utf-8")
+    return app
+
+
+def drive(app: Path) -> dict[str, Any]:
+    command = [need_node(), "drive.mjs", json.dumps(TEXTS)]
+    ran = subprocess.run(command, cwd=app, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    said: dict[str, Any] = json.loads(ran.stdout)
+    return said
+
+
+def test_the_main_process_in_node_not_run_in_electron_itself(bundle: Path, tmp_path: Path) -> None:
+    """The icon opens and hides the window, closing hides it until the app is quit, and the real bundle answers."""
+    app = lay(bundle, tmp_path / "app")
+    said = drive(app)
+    loaded = shipped(bundle).Bundle(bundle)
+    assert [label for label, _ in said["answers"]] == [loaded(text)[0][0] for text in TEXTS]
+    assert said["shown"] == [False, True, False, True, False]
+    assert (said["stays"], said["ends"], said["left"], said["opens"]) == (True, [True, False], True, "deny")
+    assert (said["tip"], said["query"]) == (
+        loaded.manifest["name"],
+        {"outside": loaded.manifest["out_of_scope"] or ""},
+    )
+    assert all((app / name).is_file() for name in (Path(said["icon"]).name, Path(said["file"]).name))
+    flip(app / "bundle" / "model.onnx")
+    said = drive(app)
+    assert said["code"] == 1
+    assert said["told"][0] == "Assistant"
+    assert said["told"][1].startswith("model.onnx: not the file that was verified")
+
+
+def test_its_types_are_electrons(bundle: Path, tmp_path: Path) -> None:
+    app = put(bundle, tmp_path / "app", "electron")
+    shutil.copytree(EXAMPLE, app, dirs_exist_ok=True)
+    ran = subprocess.run(
+        [need_node(), "node_modules/typescript/bin/tsc", "--noEmit", "--strict", "--target", "es2022", "--module", "nodenext",
+         "--allowJs", "--checkJs", "--skipLibCheck", "--types", "node", "app.mjs", "window.mjs", "prune.cjs", "preload.cjs"],
+        cwd=app, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_one_of_five_platforms_is_packed(tmp_path: Path) -> None:
+    """The folders are those of the real onnxruntime-node; versions are those that `edgekit embed` names."""
+    table = json.loads((EXAMPLE / "package.json").read_text(encoding="utf-8"))
+    needs = {f"{name}@{version}" for name, version in table["dependencies"].items()}
+    assert needs == set(EMBEDDINGS["onnxruntime", "text", "logits", "electron"].install[0].split()[3:])
+    assert f"electron@{table['devDependencies']['electron']}" in CHECKERS
+    inside = Path("node_modules/onnxruntime-node/bin/napi-v6")
+    real, packed = node_modules().parent / inside, tmp_path / "resources" / "app.asar.unpacked" / inside
+    for path in real.glob("*/*"):
+        (packed / path.relative_to(real)).mkdir(parents=True)
+    assert len(list(packed.glob("*/*"))) == 5
+    prune = (
+        f"require({json.dumps(str(EXAMPLE / 'prune.cjs'))}).default({{ appOutDir: {json.dumps(str(tmp_path))}, arch: Number(process.argv[1]),"
+        " electronPlatformName: 'darwin', packager: { getResourcesDir: (folder) => `${folder}/resources` } })"
+    )
+
+    def run(arch: int) -> subprocess.CompletedProcess[str]:
+        command = [need_node(), "-e", prune, str(arch)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    refused = run(1)
+    assert "onnxruntime-node has no library for darwin/x64: it has " in refused.stderr
+    assert len(list(packed.glob("*/*"))) == 5
+    assert run(3).returncode == 0
+    assert [path.relative_to(packed).as_posix() for path in packed.glob("*/*")] == ["darwin/arm64"]
