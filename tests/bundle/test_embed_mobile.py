@@ -15,11 +15,16 @@ import pytest
 
 from edgekit.bundle.embed import embed
 from edgekit.bundle.open import load_bundle, open_bundle
+from edgekit.bundle.platforms import EMBEDDINGS
+from tests.bundle.android_api import write_android
 from tests.bundle.native_apps import pack_words, run_app
+from tests.conftest import ROOT
 from tests.devices.kotlin import compile_kotlin, java_home
 from tests.devices.native import HERE, need_compiler
 from tests.devices.ort_headers import header_folder, library_folder
 
+EXAMPLES = ROOT / "examples"
+ACTIVITY = EXAMPLES / "embed-android" / "app/src/main/java/org/example/assistant/MainActivity.kt"
 TEXTS = ["turn on the light", "", "TURN ÖFF the lights!", "\U0001f600 مرحبا on", "on " * 100_000]
 MAIN = """
 import dev.edgekit.Model
@@ -38,6 +43,42 @@ fun main(words: Array<String>) {
     } catch (failed: Exception) {
         System.err.println(failed.message)
         System.exit(1)
+    }
+}
+"""
+
+# Starts the activity of the example, asks as a person does, and shows what its views show.
+VISIT = """
+import android.os.Bundle
+import android.view.ViewGroup
+import android.widget.Button
+import android.widget.EditText
+import android.widget.TextView
+import org.example.assistant.MainActivity
+
+object Visit {
+    private fun MainActivity.call(name: String, vararg given: Class<*>) =
+        MainActivity::class.java.getDeclaredMethod(name, *given).apply { isAccessible = true }
+
+    @JvmStatic
+    fun main(words: Array<String>) {
+        val activity = MainActivity()
+        activity.call("onCreate", Bundle::class.java).invoke(activity, null)
+        val views = (activity.shown as ViewGroup).views
+        val field = views.filterIsInstance<EditText>().single()
+        val ask = views.filterIsInstance<Button>().single()
+        val answer = views.last() as TextView
+        while (answer.text == "One moment ...") Thread.sleep(5)
+        println(answer.text)
+        while (ask.isEnabled) {
+            val line = readlnOrNull() ?: break
+            val before = answer.text
+            field.setText(line)
+            ask.listener.onClick(ask)
+            while (answer.text === before) Thread.sleep(5)
+            println(answer.text)
+        }
+        activity.call("onDestroy").invoke(activity)
     }
 }
 """
@@ -63,7 +104,11 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sequence[str | 
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     (folder / "main.kt").write_text(MAIN)
-    java = compile_kotlin([app / "java/dev/edgekit/Model.kt", folder / "main.kt"], folder / "app.jar")
+    (folder / "visit.kt").write_text(VISIT)
+    api = write_android(folder / "android")
+    sources = [app / "java/dev/edgekit/Model.kt", folder / "main.kt", folder / "visit.kt", ACTIVITY, *api]
+    java = compile_kotlin(sources, folder / "app.jar")
+    subprocess.run(["javac", "-d", folder / "classes", *api], check=True, timeout=100)
     return app, [*java, f"-Djava.library.path={folder / 'built'}", "-Dstdout.encoding=UTF-8", "-Dstdin.encoding=UTF-8", "-Dfile.encoding=UTF-8", "MainKt"]  # fmt: skip
 
 
@@ -85,6 +130,39 @@ def test_answers_are_those_of_the_loader_in_python(app: tuple[Path, Sequence[str
     code, said, last = run_app(java[0], *java[1:], tmp_path / "files", "open")
     assert (code, said) == (1, "")
     assert re.fullmatch(r".*/model\.onnx: is not the file that was verified: its sha256 is \w+\.\.\., not .*", last)
+
+
+def test_the_examples_activity_answers_on_a_jvm_not_run_on_android(
+    app: tuple[Path, Sequence[str | Path]], tmp_path: Path
+) -> None:
+    """Its own Kotlin and the real model, with views that keep what they are given in the place of Android's."""
+    folder, (java, *words, _main) = app
+    bundle = open_bundle(folder.parent / "out" / "demo-board")
+    loaded = load_bundle(bundle, bundle.folder)
+    path = words.index("-cp") + 1
+    words[path] = f"{words[path]}:{folder.parent / 'classes'}"
+    where = [f"-Dfiles={tmp_path}", f"-Dassets={folder}"]
+    code, said, last = run_app(java, *words, *where, "Visit", said="turn on the light\n  play ÖN \n")
+    assert code == 0, last
+    wanted = [
+        f"{label} ({int(100 * score)}%): {text}"
+        for text in ("turn on the light", "play ÖN")
+        for label, score in [loaded(text)[0]]  # type: ignore[index]
+    ]
+    assert said.splitlines() == ["Ready.", *wanted]
+    model = tmp_path / "model" / "model.onnx"
+    assert model.is_file()
+    needs, unpacks = EMBEDDINGS["onnxruntime", "text", "logits", "android"].install
+    project = EXAMPLES / "embed-android"
+    assert needs.split(" //")[0] in (project / "app/build.gradle.kts").read_text()
+    assert unpacks.replace("-d ", "-d app/src/main/") in (project / "README.md").read_text()
+    broken = shutil.copytree(folder / "bundle", tmp_path / "assets" / "bundle")
+    (broken / "model.onnx").write_bytes(b"no model")
+    model.unlink()
+    code, said, last = run_app(
+        java, *words, f"-Dfiles={tmp_path}", f"-Dassets={tmp_path / 'assets'}", "Visit", said="on\n"
+    )
+    assert (code, said.strip()) == (0, "model.onnx: what came is not the file that was verified; its sha256 is another")
 
 
 class Server(http.server.BaseHTTPRequestHandler):
