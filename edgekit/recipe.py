@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,8 @@ from edgekit.errors import EdgekitError
 from edgekit.schema import parse, read_toml
 
 MAX_LENGTH = 128
+# Semantic versions (semver.org) of numbers alone; of nine digits at most, which a C long holds.
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){2}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +231,15 @@ AS_CALIBRATED = Rejection()
 
 
 @dataclass(frozen=True, kw_only=True)
+class Issue:
+    """Which version its bundle is: MAJOR.MINOR.PATCH, without what semver.org lets follow these numbers, so that a loader in any
+    language puts two in order. compatible_with: the oldest version whose apps can use it as they are."""
+
+    version: str
+    compatible_with: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibrate:
     """How many prompts of the calibrate split to use (0: all) and how many go through the model at once."""
 
@@ -240,6 +252,7 @@ class Recipe:
     """What to make. The tables `distill`, `qad` and `accuracy` stay raw: the entries that they steer check them.
 
     With `qad` the student of each target is trained with the weights that its file will hold (quantization-aware distillation).
+    `bundle` is what the bundle says of its version, where it says one.
     """
 
     task: str
@@ -254,6 +267,7 @@ class Recipe:
     rejection: Rejection = AS_CALIBRATED
     calibrate: Calibrate = Calibrate()
     accuracy: dict[str, object] = field(default_factory=dict)
+    bundle: Issue | None = None
     license: str | None = None
     # Set by load_recipe, not by the file.
     name: str = ""
@@ -335,6 +349,26 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         )
     if student is not None:
         _check_student(student, recipe.task, recipe.data.max_length, f"{where}: student")
+    if recipe.bundle is not None:
+        _check_issue(recipe.bundle, f"{where}: bundle")
+
+
+def _check_issue(issue: Issue, where: str) -> None:
+    numbers = read_version(issue.version, f"{where}.version")
+    if issue.compatible_with is None:
+        return
+    if read_version(issue.compatible_with, f"{where}.compatible_with") > numbers:
+        raise EdgekitError(
+            f"{where}.compatible_with: {issue.compatible_with}: newer than version {issue.version} itself; name the oldest"
+            " version whose apps can use it, or remove this key"
+        )
+
+
+def read_version(text: str, where: str) -> tuple[int, ...]:
+    """The three numbers of a bundle's version, in the order of versions; EdgekitError where it is none."""
+    if not _VERSION.fullmatch(text):
+        raise EdgekitError(f"{where}: {text!r}: not a version; write three numbers, such as 1.2.0")
+    return tuple(map(int, text.split(".")))
 
 
 def _check_teachers(teacher: Teacher, student: Student | None, where: str) -> None:

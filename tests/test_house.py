@@ -23,6 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     for layer in (
         "__main__",
         "cli",
+        "diff",
         "release",
         "pipeline",
         "hindrances",

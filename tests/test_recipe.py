@@ -189,3 +189,39 @@ def test_recipes_are_found_by_what_they_hold(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", sorted(packaged("examples").rglob("recipe.toml")), ids=lambda path: path.parent.name)
 def test_examples_load(recipe: Path) -> None:
     assert load_recipe(recipe).license
+
+
+@pytest.mark.parametrize("version", ["1.2.0", "0.0.1", "10.20.30", "999999999.0.0"])
+def test_a_bundle_may_have_a_version(tmp_path: Path, version: str) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'task = "text-classification"\n[teacher]\nsource = "t"\n[data]\npath = "d"\n[bundle]\nversion = "{version}"\n'
+    )
+    loaded = load_recipe(recipe)
+    assert loaded.bundle is not None
+    assert loaded.bundle.version == version
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bundle.version=1.2", "bundle.version: should be a valid string"),
+        ('bundle.version="1.2"', "bundle.version: '1.2': not a version; write three numbers, such as 1.2.0"),
+        ('bundle.version="1.02.0"', "not a version"),
+        ('bundle.version="1.2.0-rc.1"', "not a version"),
+        ('bundle.version="1.2.0\\n"', "not a version"),
+        ('bundle.version="1.2.\u0663"', "not a version"),
+        ('bundle.version="1234567890.0.0"', "not a version"),
+        (
+            'bundle={version="1.2.0", compatible_with="1.3.0"}',
+            "bundle.compatible_with: 1.3.0: newer than version 1.2.0",
+        ),
+        ('bundle={compatible_with="1.0.0"}', "bundle.version: missing"),
+    ],
+)
+def test_a_version_that_is_none(tmp_path: Path, override: str, message: str) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('task = "text-classification"\n[teacher]\nsource = "t"\n[data]\npath = "d"\n')
+    with pytest.raises(EdgekitError) as raised:
+        load_recipe(recipe, (override,))
+    assert message in raised.value.message

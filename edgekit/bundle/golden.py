@@ -74,7 +74,7 @@ def golden(bundle: Bundle, calibrate: Path, before: Path | None) -> str:
         folder=str(bundle.folder),
         texts=texts,
     )
-    tolerance = _tolerance(manifest)
+    tolerance = tolerance_of(manifest)
     rows = [cast("Row", row) for row in cast("list[object]", answered)]
     return dump_json({"format": _FORMAT, "of": of, "tolerance": tolerance, "rows": choose(rows, manifest, tolerance)})
 
@@ -137,7 +137,7 @@ def _candidates(calibrate: Path, most: int) -> list[str]:
     return [short[place * len(short) // count] for place in range(count)]
 
 
-def _tolerance(manifest: Manifest) -> float:
+def tolerance_of(manifest: Manifest) -> float:
     """How far an answer may be from the golden one; see _TOLERANCES. Of tokens none: they are equal or not."""
     scheme = manifest.artifact.scheme
     scores, cosine = next(found for bits, found in _TOLERANCES.items() if scheme.endswith(bits))

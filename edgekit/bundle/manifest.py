@@ -38,12 +38,24 @@ class ShippedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compatible:
+    """Which apps can use a bundle as they are: those of an older one with the same `app`, whose version is `since` or newer.
+
+    app: sha256 over what an app relies on (`Manifest.relied_on`). since: None where the recipe sets no bound.
+    """
+
+    app: str
+    since: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What bundle.json says. files and digest are there once all else of the bundle is.
 
-    runtime: its `name`, the oldest version that runs the model as `minimum`, and the options of a session. settings: the
-    task's (prompt, prompts, stop, chat, ...). lineage: where the model comes from; licences: by what they are of. digest: sha256
-    over all else that the manifest says.
+    version, compatible_with: where the recipe gives a version; without one, no key says anything of it. runtime: its `name`, the
+    oldest version that runs the model as `minimum`, and the options of a session. settings: the task's (prompt, prompts, stop,
+    chat, ...). lineage: where the model comes from; licences: by what they are of. digest: sha256 over all else that the manifest
+    says.
     """
 
     format_version: int
@@ -70,6 +82,8 @@ class Manifest:
     licences: Mapping[str, str]
     files: Mapping[str, FileEntry] | None = field(default=None, metadata=MAY_BE_ABSENT)
     digest: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+    version: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+    compatible_with: Compatible | None = field(default=None, metadata=MAY_BE_ABSENT)
 
     @property
     def runtime_name(self) -> str:
@@ -97,6 +111,24 @@ class Manifest:
         """The texts that end an answer."""
         found = self.settings.get("stop")
         return [str(text) for text in found] if isinstance(found, list | tuple) else []
+
+    def relied_on(self) -> dict[str, object]:
+        """What an app relies on: the loader that it has, what it asks and what it is answered, labels in their order."""
+        return {
+            "task": self.task,
+            "runtime": self.runtime_name,
+            "output": self.output,
+            "labels": list(self.labels),
+            "out_of_scope": self.out_of_scope,
+            "prompts": sorted(self.prompts),
+            "chats": self.chats,
+        }
+
+    def issued(self, version: str, since: str | None) -> Manifest:
+        """The same as such a version, for apps of `since` on."""
+        return replace(
+            self, version=version, compatible_with=Compatible(app=fingerprint(self.relied_on()), since=since)
+        )
 
     def to_json(self) -> str:
         """The text of bundle.json."""

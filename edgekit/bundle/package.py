@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgekit.artifact import Artifact
+    from edgekit.recipe import Issue
     from edgekit.recovery import Recovery
     from edgekit.target import Target
 
@@ -106,7 +107,8 @@ class PackageInputs:
     """What `package` is given: an export step's folder, a verify step's folder, what the bundle is called, the recipe's name, the
     target that was verified for, where the model comes from, and what may be done about a failure, which the evidence shows.
 
-    calibrate: a folder of prompts; without it, or where the runtime is not on this machine, the bundle has no golden answers."""
+    calibrate: a folder of prompts; without it, or where the runtime is not on this machine, the bundle has no golden answers.
+    issue: which version it is, where the recipe says one."""
 
     artifact: Path
     report: Path
@@ -116,6 +118,7 @@ class PackageInputs:
     lineage: Lineage
     calibrate: Path | None = None
     recovery: Recovery | None = None
+    issue: Issue | None = None
 
 
 def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packaged:
@@ -247,7 +250,7 @@ def _describe(product: Product, artifact: Artifact, inputs: PackageInputs, answe
         artifact.settings.get("out_of_scope", artifact.out_of_scope),
         artifact.settings.get("threshold"),
     )
-    return Manifest(
+    manifest = Manifest(
         format_version=MANIFEST_FORMAT,
         edgekit=__version__,
         name=inputs.name,
@@ -281,6 +284,8 @@ def _describe(product: Product, artifact: Artifact, inputs: PackageInputs, answe
         versions=dict(sorted(versions.items())),
         licences=inputs.lineage.licences(),
     )
+    issue = inputs.issue
+    return manifest if issue is None else manifest.issued(issue.version, issue.compatible_with)
 
 
 def _is_current(put: Packaged, manifest: Manifest) -> bool:

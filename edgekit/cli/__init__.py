@@ -18,6 +18,7 @@ from edgekit.cli import (
     cache,
     compare,
     devices,
+    diff,
     doctor,
     embed,
     explain,
@@ -55,7 +56,7 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(build.build, run.run, embed.embed, compare.compare, history.history, init.init, *stages.COMMANDS),
+    *(build.build, run.run, embed.embed, compare.compare, diff.diff, history.history, init.init, *stages.COMMANDS),
     *(release.release, release.verify_release, release.push),
     *(targets.targets, devices.devices, inspect.inspect, explain.explain, doctor.doctor, cache.cache),
 )

@@ -164,7 +164,8 @@ def _inspect_bundle(path: Path) -> dict[str, object]:
 
     bundle = open_bundle(path)
     manifest = to_table(bundle.manifest)
-    keys = ("name", "recipe", "target", "target_title", "task", "output", "artifact", "labels", "out_of_scope")
+    issued = ("version", "compatible_with")
+    keys = ("name", *issued, "recipe", "target", "target_title", "task", "output", "artifact", "labels", "out_of_scope")
     own = {key: manifest.get(key) for key in (*keys, "threshold", "max_length", "runtime", "lineage")}
     rest = {key: manifest.get(key) for key in ("fingerprints", "versions", "licences", "edgekit")}
     return (

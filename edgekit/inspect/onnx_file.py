@@ -53,7 +53,7 @@ def inspect_onnx(path: Path) -> dict[str, object]:
     """Everything that can be told of an .onnx or .ort file. EdgekitError where it is not a whole one."""
     own = path.suffix == ort.SUFFIX
     model = ort.read_ort(path) if own else _read_onnx(path)
-    graph = _graph(model)
+    graph = graph_of(model)
     weights = {name: tensor for name, tensor in graph.weights.items() if tensor.dims}
     sized = [
         (name, tensor_type(tensor), tuple(tensor.dims), tensor_bytes(tensor))
@@ -99,7 +99,8 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _graph(model: onnx.ModelProto) -> Graph:
+def graph_of(model: onnx.ModelProto) -> Graph:
+    """All nodes and weights of a model."""
     nodes: list[onnx.NodeProto] = []
     weights: dict[str, onnx.TensorProto] = {}
     waiting = [model.graph]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edgekit.model import load_model
@@ -50,20 +51,37 @@ def channel_keys(channels: Floats) -> list[bytes]:
 
 def quantized_channels(model: onnx.ModelProto) -> Iterator[tuple[str, str, Floats]]:
     """The quantized weights of a file that edgekit wrote: name, type, and float32 [channels or rows, values]."""
-    from onnx import numpy_helper
+    for read in quantized_weights(model).values():
+        yield read()
 
+
+def quantized_weights(model: onnx.ModelProto) -> dict[str, Callable[[], tuple[str, str, Floats]]]:
+    """How each quantized weight of a file that edgekit wrote is read (see `quantized_channels`), by its name."""
     held = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: dict[str, Callable[[], tuple[str, str, Floats]]] = {}
     for node in model.graph.node:
         operator = OPERATORS.get(node.op_type)
         if node.op_type == "MatMulNBits":
-            yield _product(node, held)
+            found[node.input[1]] = partial(_product, node, held)
         elif operator is not None and operator.weight is not None and operator.scale is not None:
             weight, scale = held[node.input[operator.weight]], held[node.input[operator.scale]]
-            codes = numpy_helper.to_array(weight)
-            yield weight.name, str(codes.dtype), _dequantized(weight, scale, axis=1).T
+            found[weight.name] = partial(_matrix, weight, scale)
         elif node.op_type == "Gather" and node.input[0] in held and node.input[0].endswith(".int8"):
             table, scale = held[node.input[0]], held[f"{node.input[0].removesuffix('.int8')}.scale"]
-            yield table.name, "int8", _dequantized(table, scale, axis=0)
+            found[table.name] = partial(_table, table, scale)
+    return found
+
+
+def _matrix(weight: onnx.TensorProto, scale: onnx.TensorProto) -> tuple[str, str, Floats]:
+    """A matrix with a scale for each column; its columns are the channels."""
+    from onnx import numpy_helper
+
+    return weight.name, str(numpy_helper.to_array(weight).dtype), _dequantized(weight, scale, axis=1).T
+
+
+def _table(weight: onnx.TensorProto, scale: onnx.TensorProto) -> tuple[str, str, Floats]:
+    """A table with a scale for each row."""
+    return weight.name, "int8", _dequantized(weight, scale, axis=0)
 
 
 def _dequantized(weight: onnx.TensorProto, scale: onnx.TensorProto, *, axis: int) -> Floats:

@@ -432,6 +432,7 @@ def package(
         target=plan.target,
         calibrate=prompts.folder,
         recovery=recovery,
+        issue=recipe.bundle,
         lineage=Lineage(
             teacher=recipe.teacher.source,
             teacher_revision=plan.revision,

@@ -113,7 +113,7 @@ def _components(manifest: Manifest) -> tuple[Component, list[Component]]:
     def sha256(digest: str) -> list[HashType]:
         return [HashType(alg=HashAlgorithm.SHA_256, content=digest)]
 
-    version = str(manifest.digest)[:16]
+    version = _version(manifest)
     of = {(entry.kind, entry.name): entry for entry in licences(manifest)}
     by_kind = {kind: entry for (kind, _), entry in of.items()}
     model = Component(
@@ -160,6 +160,11 @@ def _components(manifest: Manifest) -> tuple[Component, list[Component]]:
     return model, others
 
 
+def _version(manifest: Manifest) -> str:
+    """The version that the recipe gives, else the beginning of the bundle's digest."""
+    return manifest.version or str(manifest.digest)[:16]
+
+
 def _stated(entry: Licence) -> Iterable[License]:
     from cyclonedx.contrib.license.factories import LicenseFactory
 
@@ -173,7 +178,7 @@ def _metadata(billed: Billed) -> dict[str, object]:
         "type": "application",
         "name": manifest.name,
         "bom-ref": "release",
-        "version": str(manifest.digest)[:16],
+        "version": _version(manifest),
     }
     properties = {
         "primaryPurpose": manifest.task,

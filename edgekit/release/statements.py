@@ -41,6 +41,7 @@ def provenance(manifest: Manifest, builder: str) -> str:
                 "task": manifest.task,
                 "format": artifact.format,
                 "scheme": artifact.scheme,
+                **({"version": manifest.version} if manifest.version else {}),
             },
             "internalParameters": {"fingerprints": manifest.fingerprints, "lineage": lineage},
             "resolvedDependencies": [*sources, *tools],

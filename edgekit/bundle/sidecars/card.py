@@ -23,7 +23,7 @@ def sidecar(packing: Packing) -> str:
         f"# {name}",
         "",
         f"A {manifest.task} model for {manifest.target_title}, made by edgekit {manifest.edgekit}:",
-        f"{artifact.format} {artifact.scheme}, {human_bytes(artifact.bytes)}.",
+        f"{artifact.format} {artifact.scheme}, {human_bytes(artifact.bytes)}{_version(manifest)}.",
         "",
         "## Use",
         "",
@@ -64,6 +64,10 @@ def sidecar(packing: Packing) -> str:
         *([] if manifest.licences else ["The recipe states none."]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _version(manifest: Manifest) -> str:
+    return f", version {manifest.version}" if manifest.version else ""
 
 
 def _card_prompts(manifest: Manifest) -> list[str]:
