@@ -25,6 +25,7 @@ from edgekit.cli import (
     history,
     init,
     inspect,
+    patch,
     release,
     run,
     stages,
@@ -56,7 +57,7 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(build.build, run.run, embed.embed, compare.compare, diff.diff, history.history, init.init, *stages.COMMANDS),
+    *(build.build, run.run, embed.embed, compare.compare, diff.diff, patch.patch, history.history, init.init, *stages.COMMANDS),
     *(release.release, release.verify_release, release.push),
     *(targets.targets, devices.devices, inspect.inspect, explain.explain, doctor.doctor, cache.cache),
 )

@@ -14,6 +14,7 @@ from edgekit.errors import CheckFailed
 if TYPE_CHECKING:
     from edgekit.diff import Difference
     from edgekit.diff.asked import Asked
+    from edgekit.diff.delta import Written
     from edgekit.diff.identity import Setting, Told
     from edgekit.diff.measured import Measured
     from edgekit.diff.tensors import Weights
@@ -28,9 +29,11 @@ MOST = 8
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--prompts", type=click.Path(path_type=Path),
               help="A file of labelled texts that both are asked. [default: the golden texts of both]")  # fmt: skip
+@click.option("--delta", type=click.Path(path_type=Path, dir_okay=False),
+              help="Also write what makes B of A, where that is smaller than B's archive.")  # fmt: skip
 @click.option("--ask/--no-ask", "asks", default=True, help="Whether both are asked anything.")
 @json_option
-def diff(a: Path, b: Path, prompts: Path | None, asks: bool, as_json: bool) -> int:
+def diff(a: Path, b: Path, prompts: Path | None, delta: Path | None, asks: bool, as_json: bool) -> int:
     """Say what changed from A to B, and whether an app that uses A can use B as it is.
 
     A and B are bundles (folders or archives), releases, or model files alone (.onnx, .ort, .gguf). Told are weights by tensor,
@@ -41,18 +44,25 @@ def diff(a: Path, b: Path, prompts: Path | None, asks: bool, as_json: bool) -> i
     Examples:
       edgekit diff dist/before dist/after
       edgekit diff old.release new.release --prompts test.csv --json
+      edgekit diff dist/before dist/after --delta update.delta
     """
     from edgekit.cli.terminal import print_json
     from edgekit.diff import diff as compare
     from edgekit.diff.sides import open_side
     from edgekit.typed_json import to_table
 
-    found = compare(open_side(a), open_side(b), prompts, asks=asks)
+    sides = open_side(a), open_side(b)
+    found = compare(*sides, prompts, asks=asks)
+    written = None
+    if delta is not None:
+        from edgekit.diff.delta import write_delta
+
+        written = write_delta(*sides, delta)
     code = CheckFailed.exit_code if found.compatible is False else 0
     if as_json:
-        print_json(to_table(found), exit_code=code)
+        print_json({**to_table(found), "delta": to_table(written) if written else None}, exit_code=code)
         return code
-    for line in lines(found):
+    for line in (*lines(found), *(["", _delta(written)] if written else [])):
         click.echo(line)
     return code
 
@@ -175,6 +185,15 @@ def _size(found: Difference) -> str:
     names = [change.name for change in found.files]
     files = f"; other files: {', '.join(names[:MOST])}{', ...' if len(names) > MOST else ''}" if names else ""
     return f"{human_bytes(found.b.bytes)}, was {human_bytes(found.a.bytes)} ({sign}{human_bytes(abs(more))}){files}"
+
+
+def _delta(written: Written) -> str:
+    from edgekit.report.figures import human_bytes
+
+    sizes = f"{human_bytes(written.bytes)}, and B's archive {human_bytes(written.archive_bytes)}"
+    if written.path is None:
+        return f"no delta: it would take {sizes}"
+    return f"{written.path}: {sizes}; edgekit patch makes B of it and A"
 
 
 def _measured(measured: Measured) -> Iterator[str]:
