@@ -57,7 +57,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    *(build.build, run.run, embed.embed, compare.compare, diff.diff, patch.patch, history.history, init.init, *stages.COMMANDS),
+    *(build.build, run.run, embed.embed, compare.compare, diff.diff, patch.patch, history.history, init.init),
+    *stages.COMMANDS,
     *(release.release, release.verify_release, release.push),
     *(targets.targets, devices.devices, inspect.inspect, explain.explain, doctor.doctor, cache.cache),
 )
