@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -18,7 +21,7 @@ from edgekit.distill import loop
 from edgekit.distill.options import read_qad_options
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, parse_options
-from edgekit.formats.onnx import quantize
+from edgekit.formats.onnx import table
 from edgekit.grid import GRID, read_packed
 from edgekit.inputs import identity
 from edgekit.inspect.on_grid import compare
@@ -37,11 +40,19 @@ needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason="needs ../shared
 
 
 def inputs(
-    teacher: Path, prompts: Path, scheme: str, *, format_: str = "gguf", task: str = TASK, **options: Any
+    teacher: Path,
+    prompts: Path,
+    scheme: str,
+    *,
+    format_: str = "gguf",
+    task: str = TASK,
+    more: Mapping[str, object] = MappingProxyType({}),
+    **options: Any,
 ) -> QadInputs:
+    """more: other options of the export."""
     output = TASKS[task].OUTPUT
     read, losses = read_qad_options({"batch": 4} | options, output, "qad")
-    _, how = parse_options({"format": format_, "scheme": scheme}, output, "export")
+    _, how = parse_options({"format": format_, "scheme": scheme, **more}, output, "export")
     return QadInputs(
         teacher=content(teacher),
         student=content(teacher),
@@ -179,16 +190,19 @@ def test_scales_that_learn_go_on_where_they_were_killed(
 
 
 def test_learned_scales_of_an_encoder_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """w4 blocks that its rows do not fill, and tables of int8 beside them."""
-    monkeypatch.setattr(quantize, "SMALLEST_TABLE_ROWS", 24)
+    """w4 blocks that its rows do not fill, and tables of 4 bits beside them."""
+    monkeypatch.setattr(table, "SMALLEST_TABLE_ROWS", 24)
     teacher, prompts = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data")
     task, student = "text-classification", made(tmp_path / "student")
-    qad(inputs(teacher, prompts, "w4", format_="onnx", task=task, epochs=1, train="scales"), student)
+    more = {"table_bits": 4}
+    qad(inputs(teacher, prompts, "w4", format_="onnx", task=task, more=more, epochs=1, train="scales"), student)
     calibrate(student, prompts, task=task, max_length=32, out=made(tmp_path / "calibration"))
     given = {"prompts": prompts, "task": task, "max_length": 32, "out_of_scope": None}
     artifact = made(tmp_path / "artifact")
-    options = {"format": "onnx", "scheme": "w4"}
+    options = {"format": "onnx", "scheme": "w4", **more}
     export(student=student, calibration=tmp_path / "calibration", options=options, out=artifact, **given)
+    kinds = {node.op_type for node in onnx.load(artifact / "model.onnx").graph.node}
+    assert "GatherBlockQuantized" in kinds
     assert compare(artifact / "model.onnx", student)["exact"]
 
 
@@ -222,7 +236,7 @@ def test_super_blocks_are_kept_as_they_were_trained(tmp_path: Path) -> None:
 
 def test_an_encoder_ships_as_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tables are too short to be rounded, as a rule. Positions are sliced from theirs, which stays float in the file."""
-    monkeypatch.setattr(quantize, "SMALLEST_TABLE_ROWS", 24)
+    monkeypatch.setattr(table, "SMALLEST_TABLE_ROWS", 24)
     teacher, prompts = make_checkpoint(tmp_path / "teacher", labels=LABELS), make_data(tmp_path / "data")
     task, student = "text-classification", made(tmp_path / "student")
     how = {"format_": "onnx", "task": task, "epochs": 1, "holdout": 0.2}

@@ -138,7 +138,8 @@ def _products(graph: Graph) -> list[Product]:
         if operator is not None and operator.blocks:
             options = {attribute.name: attribute.i for attribute in node.attribute}
             held = f"{options.get('bits', 4)}-bit, blocks of {options.get('block_size', 0)}"
-            ways[node.op_type, held, f"accuracy level {options.get('accuracy_level', 0)}"] += 1
+            inputs = "none" if operator.kind == "gather" else f"accuracy level {options.get('accuracy_level', 0)}"
+            ways[node.op_type, held, inputs] += 1
         elif operator is not None and operator.quantized:
             ways[_integer_product(graph, node, operator)] += 1
         elif node.op_type in PRODUCTS and (way := _float_product(graph, node)):

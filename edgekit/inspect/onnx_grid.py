@@ -66,6 +66,8 @@ def quantized_weights(model: onnx.ModelProto) -> dict[str, Callable[[], tuple[st
         elif operator is not None and operator.weight is not None and operator.scale is not None:
             weight, scale = held[node.input[operator.weight]], held[node.input[operator.scale]]
             found[weight.name] = partial(_matrix, weight, scale)
+        elif node.op_type == "GatherBlockQuantized" and len(held[node.input[0]].dims) == 2:
+            found[node.input[0]] = partial(_looked_up, node, held)
         elif node.op_type == "Gather" and node.input[0] in held and node.input[0].endswith(".int8"):
             table, scale = held[node.input[0]], held[f"{node.input[0].removesuffix('.int8')}.scale"]
             found[table.name] = partial(_table, table, scale)
@@ -111,6 +113,22 @@ def _product(node: onnx.NodeProto, held: dict[str, onnx.TensorProto]) -> tuple[s
     product = onnx.helper.make_node("MatMulNBits", inputs, ["values"], domain=MICROSOFT, **plain)
     values = _asked(product, [one, weight, scale], (told["K"], told["N"]))
     return weight.name, f"int{told['bits']}", values.T
+
+
+def _looked_up(node: onnx.NodeProto, held: dict[str, onnx.TensorProto]) -> tuple[str, str, Floats]:
+    """The rows that a GatherBlockQuantized finds: onnxruntime's answer for every row of its table."""
+    import copy
+
+    import numpy as np
+    from onnx import numpy_helper
+
+    told = {entry.name: entry.i for entry in node.attribute}
+    table, scale = held[node.input[0]], held[node.input[2]]
+    count, width = table.dims[0], table.dims[1] * 8 // told["bits"]
+    every = numpy_helper.from_array(np.arange(count), "every")
+    asked = copy.deepcopy(node)
+    asked.input[1], asked.output[0] = "every", "values"
+    return table.name, f"int{told['bits']}", _asked(asked, [table, scale, every], (count, width))
 
 
 def _asked(node: onnx.NodeProto, held: list[onnx.TensorProto], shape: tuple[int, ...]) -> Floats:

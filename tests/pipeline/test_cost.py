@@ -91,6 +91,18 @@ def test_bytes_are_within_two_percent(exported: Any, tmp_path: Path, scheme: str
     assert predict_bytes(model, scheme, 32) == pytest.approx(size, rel=0.02)
 
 
+def test_bytes_of_tables_of_four_bits(exported: Any, tmp_path: Path) -> None:
+    from edgekit.formats.onnx.quantize import Int8, quantize_int8
+    from edgekit.formats.onnx.simplify import simplified
+
+    model, ids, traced = exported
+    rewritten = graph.Graph(simplified(graph.copy_model(traced), of_tokens(ids, 0), for_cpu=True))
+    quantize_int8(rewritten, Int8(ranges=None, table_bits=4))
+    size = graph.save(rewritten.model, tmp_path / "model.onnx")
+    assert predict_bytes(model, "int8-dynamic", 32, 4) == pytest.approx(size, rel=0.02)
+    assert size < 0.8 * predict_bytes(model, "int8-dynamic", 32)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_bytes_where_layers_stay_float(exported: Any, tmp_path: Path, count: int) -> None:
     """Which Linears stay float is decided at export: what is told is for the largest."""

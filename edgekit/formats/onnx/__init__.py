@@ -150,8 +150,12 @@ def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
         _check_container(each, generates=generates)
 
     def cost(each: Options) -> Cost:
-        predict = predict_decoder_bytes if generates else predict_bytes
-        size = Figure(value=predict(model, each.scheme, each.block), source="shapes in the checkpoint's headers")
+        predicted = (
+            predict_decoder_bytes(model, each.scheme, each.block)
+            if generates
+            else predict_bytes(model, each.scheme, each.block, each.table_bits)
+        )
+        size = Figure(value=predicted, source="shapes in the checkpoint's headers")
         most = None
         if not generates and each.float_layers and each.scheme in {"auto", "int8-static", "int8-dynamic"}:
             most = Figure(
@@ -337,7 +341,9 @@ def _write_scheme(given: _Given, options: Options, on: Trial, progress: Progress
     if options.scheme in {"w8", "w4"}:
         bits = int(options.scheme[1:])
         graph = Graph(copy_model(exported))
-        keys = quantize_blocks(graph, bits=bits, block=options.block, trained=given.trained)
+        keys = quantize_blocks(
+            graph, bits=bits, block=options.block, table_bits=options.table_bits, trained=given.trained
+        )
         return _Written(
             model=graph.model,
             exact=exported,
@@ -364,6 +370,7 @@ def _write_int8(given: _Given, options: Options, on: Trial, progress: Progress) 
             reduce_range=options.reduce_range,
             unsigned_weights=options.container == "ort",
             layout=options.layout,
+            table_bits=options.table_bits,
             trained=given.trained,
         ),
     )

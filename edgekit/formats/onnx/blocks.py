@@ -6,13 +6,12 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from edgekit.formats.onnx.graph import Graph, import_microsoft
-from edgekit.formats.onnx.quantize import is_table, quantize_table
+from edgekit.formats.onnx.packing import pack_blocks
+from edgekit.formats.onnx.table import Bits, is_table, quantize_table
 from edgekit.runtimes.onnxruntime.operators import MICROSOFT
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
-    from numpy.typing import NDArray
 
     from edgekit.formats.onnx.trained import Trained
 
@@ -21,9 +20,15 @@ ACCURACY_LEVEL = 4
 
 
 def quantize_blocks(
-    graph: Graph, *, bits: int, block: int, keep_float: Collection[str] = (), trained: Trained | None = None
+    graph: Graph,
+    *,
+    bits: int,
+    block: int,
+    table_bits: Bits = 8,
+    keep_float: Collection[str] = (),
+    trained: Trained | None = None,
 ) -> list[str]:
-    """Turn Linears into MatMulNBits and large tables into int8 in place; returns the keys of the Linears quantized.
+    """Turn Linears into MatMulNBits and large tables into integers in place; returns the keys of the Linears quantized.
 
     trained: what their weights were trained with, which is written as it is.
     """
@@ -62,32 +67,10 @@ def quantize_blocks(
                 )
             )
         elif is_table(graph, node):
-            rewritten += quantize_table(graph, node, trained)
+            rewritten += quantize_table(graph, node, bits=table_bits, trained=trained)
         elif not (node.op_type == "Add" and node.output[0] in adds):
             rewritten.append(node)
     graph.replace_nodes(rewritten)
     graph.sort()
     import_microsoft(graph.model)
     return [linear.key for linear in linears.values()]
-
-
-def pack_blocks(weight: NDArray[np.float32], *, bits: int, block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A weight [inputs, outputs] as MatMulNBits wants it: uint8 [outputs, blocks, bytes], float32 scales [outputs * blocks].
-
-    Symmetric with a zero point of 2^(bits-1): a block's value of largest magnitude gets the lowest level, exactly.
-    """
-    import numpy as np
-
-    inputs, outputs = weight.shape
-    count = -(-inputs // block)
-    padded = np.zeros((outputs, count * block), np.float32)
-    padded[:, :inputs] = weight.T
-    blocks = padded.reshape(outputs, count, block)
-    middle = 1 << (bits - 1)
-    peak = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
-    scales = peak / np.float32(-middle)
-    levels = np.rint(blocks / np.where(scales == 0, 1, scales)) + middle
-    levels = np.clip(levels, 0, 2 * middle - 1).astype(np.uint8)
-    if bits == 4:
-        levels = levels[..., 0::2] | (levels[..., 1::2] << 4)
-    return np.ascontiguousarray(levels), np.ascontiguousarray(scales.reshape(-1), dtype=np.float32)

@@ -47,6 +47,9 @@ class Options:
     """int8: how many Linears may stay float, where that brings the answers clearly nearer to the float ones."""
     block: Literal[16, 32, 64, 128, 256] = 32
     """w8, w4: how many weights share a scale (the sizes that onnxruntime's MatMulNBits has)."""
+    table_bits: Literal[8, 4] = 8
+    """Of an encoder's embedding tables, in schemes of integers. 4 halves what is most of a small encoder's file, of a
+    multilingual one nearly all."""
     container: Literal["onnx", "ort"] = "onnx"
     """The file that ships: of ONNX, or of onnxruntime's own format (see `ort`), for phones; of encoders."""
     cache: Literal["f32", "f16"] = "f32"
@@ -93,6 +96,12 @@ class Options:
                 "layout",
                 "scheme = 'int8-dynamic' with layout = 'qdq' has no integer products; use scheme = 'int8-static' or"
                 " layout = 'operators'",
+            )
+        if self.layout == "qdq" and self.table_bits == 4:
+            raise PydanticCustomError(
+                "table_bits",
+                "table_bits = 4 with layout = 'qdq': ONNX itself has no operator that looks rows up in 4 bits; use"
+                " table_bits = 8 or layout = 'operators'",
             )
         if self.container == "ort" and self.scheme == "fp16":
             raise PydanticCustomError(

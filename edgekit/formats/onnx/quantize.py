@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgekit.formats.onnx.graph import Attribute, Graph, Linear, import_microsoft
 from edgekit.formats.onnx.smooth import Range
+from edgekit.formats.onnx.table import FULL_LEVELS, Bits, is_table, quantize_table
 from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
 from edgekit.runtimes.onnxruntime.operators import OPERATORS
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from edgekit.formats.onnx.trained import Trained
 
 Layout = Literal["operators", "qdq", "emulated"]
-# Tables smaller than this (token types, short position tables) gain nothing from int8.
-SMALLEST_TABLE_ROWS = 1024
-FULL_LEVELS = 127
 # x86 without VNNI adds the products of two neighbouring inputs in 16 bits (VPMADDUBSW). 255 * (w0 + w1) fits while two
 # weights of one sign sum to at most 128, also after each was rounded up by half a level.
 LARGEST_PAIR = 127.5
@@ -47,6 +45,8 @@ class Int8:
     # operators: onnxruntime's fused kernels; qdq: Quantize/Dequantize pairs, which execution providers fuse themselves;
     # emulated: float arithmetic on the quantized values, free of any CPU's saturation, to judge choices by.
     layout: Layout = "operators"
+    # Of large embedding tables.
+    table_bits: Bits = 8
     # What the weights were trained with: written as it is.
     trained: Trained | None = None
 
@@ -89,7 +89,7 @@ def quantize_int8(graph: Graph, settings: Int8) -> list[str]:
         if linear_here is not None:
             _quantize_linear(rewrite, linear_here, alone=sharing[linear_here.source] == 1)
         elif is_table(graph, node):
-            rewrite.nodes += quantize_table(graph, node, settings.trained)
+            rewrite.nodes += quantize_table(graph, node, bits=settings.table_bits, trained=settings.trained)
         elif not (node.op_type == "Add" and node.output[0] in adds):
             rewrite.nodes.append(node)
     graph.replace_nodes(rewrite.nodes)
@@ -100,19 +100,6 @@ def quantize_int8(graph: Graph, settings: Int8) -> list[str]:
 
 def _wanted(linear: Linear, settings: Int8) -> bool:
     return linear.key not in settings.keep_float and (settings.ranges is None or linear.key in settings.ranges)
-
-
-def is_table(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a node looks up rows of a table that is worth quantizing."""
-    import onnx
-
-    if node.op_type != "Gather":
-        return False
-    tensor = graph.initializers.get(node.input[0])
-    if tensor is not None and tensor.data_type != onnx.TensorProto.FLOAT:
-        return False
-    axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
-    return tensor is not None and axis == 0 and len(tensor.dims) == 2 and tensor.dims[0] >= SMALLEST_TABLE_ROWS
 
 
 def weight_int8(weight: NDArray[np.float32], *, reduce_range: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -232,35 +219,3 @@ def _dequantized_input(rewrite: _Rewrite, linear: Linear) -> str:
     if all(restored not in node.output for node in rewrite.nodes):
         rewrite.emit("DequantizeLinear", [values, scale, zero], [restored], f"{linear.name}/Dequantize")
     return restored
-
-
-def table_int8(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """int8 [rows, columns] and scales [rows, 1]: symmetric, each row's largest value at the top level."""
-    import numpy as np
-
-    scales = np.maximum(np.abs(table).max(axis=1, keepdims=True), np.float32(1e-12)) / np.float32(FULL_LEVELS)
-    return np.rint(table / scales).astype(np.int8), scales.astype(np.float32)
-
-
-def quantize_table(graph: Graph, node: onnx.NodeProto, trained: Trained | None = None) -> list[onnx.NodeProto]:
-    """An embedding's table as int8 with a scale for each row; the nodes that gather rows and their scales, and dequantize.
-
-    trained: what its rows were trained with.
-
-    One scale for the table would cost an eighth of the whole artifact's error on BERT MiniLM: its rows' lengths differ.
-    """
-    import numpy as np
-    import onnx
-
-    table = graph.weights(node.input[0])
-    found = None if trained is None else trained.find(table, table=True)
-    levels, scales = table_int8(table) if found is None else (found[0].astype(np.int8), found[1])
-    integers = graph.add_constant(f"{node.input[0]}.int8", levels)
-    factors = graph.add_constant(f"{node.input[0]}.scale", scales)
-    rows, whole, factor = (f"{node.output[0]}.{part}" for part in ("int8", "levels", "scale"))
-    return [
-        onnx.helper.make_node("Gather", [integers, node.input[1]], [rows], name=node.name, axis=0),
-        onnx.helper.make_node("Gather", [factors, node.input[1]], [factor], name=f"{node.name}/Scale", axis=0),
-        onnx.helper.make_node("Cast", [rows], [whole], name=f"{node.name}/Cast", to=onnx.TensorProto.FLOAT),
-        onnx.helper.make_node("Mul", [whole, factor], [node.output[0]], name=f"{node.name}/Dequantize"),
-    ]

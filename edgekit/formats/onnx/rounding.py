@@ -28,8 +28,9 @@ _TABLES = re.compile(r"embedding", re.IGNORECASE)
 # Tables that no name tells, which stay float.
 _FLOAT = re.compile(r"relative_attention_bias")
 _SCALE_BYTES = 4
-# How a kind is written: int8 (a scale a channel), pairs (the same with `reduce_range`), table (a scale a row), wBITS/BLOCK.
-_BLOCKS = re.compile(r"w(\d)/(\d+)$")
+# How a kind is written: int8 (a scale a channel), pairs (the same with `reduce_range`), wBITS/BLOCK, table (a scale a row) and
+# table/w4/BLOCK.
+_BLOCKS = re.compile(r"(?:table/)?w(\d)/(\d+)$")
 
 
 def make_grid(format_: str, model: Model, options: Options) -> Grid:
@@ -55,12 +56,14 @@ def make_grid(format_: str, model: Model, options: Options) -> Grid:
 
 
 def _kind(name: str, shape: tuple[int, ...], options: Options) -> str | None:
-    from edgekit.formats.onnx.quantize import SMALLEST_TABLE_ROWS
+    from edgekit.formats.onnx.table import SMALLEST_TABLE_ROWS, TABLE_BLOCK, bits_of
 
     if len(shape) != 2 or _FLOAT.search(name):
         return None
     if _TABLES.search(name):
-        return "table" if shape[0] >= SMALLEST_TABLE_ROWS else None
+        if shape[0] < SMALLEST_TABLE_ROWS:
+            return None
+        return "table" if bits_of(shape[1], options.table_bits) == 8 else f"table/w4/{TABLE_BLOCK}"
     if options.scheme in {"w8", "w4"}:
         return f"{options.scheme}/{options.block}"
     return "pairs" if options.reduce_range else "int8"
@@ -70,8 +73,9 @@ def pack(rows: Floats, kind: str) -> Bytes:
     """Rows [n, columns] as the file has them: each row's codes, then its scales, uint8 [n, bytes]."""
     import numpy as np
 
-    from edgekit.formats.onnx.blocks import pack_blocks
-    from edgekit.formats.onnx.quantize import table_int8, weight_int8
+    from edgekit.formats.onnx.packing import pack_blocks
+    from edgekit.formats.onnx.quantize import weight_int8
+    from edgekit.formats.onnx.table import table_int8
 
     if found := _BLOCKS.match(kind):
         codes, scales = pack_blocks(rows.T, bits=int(found[1]), block=int(found[2]))
@@ -166,7 +170,7 @@ def read_trained(model: Model, format_: str, options: Options) -> tuple[Trained 
     for name, kind in packed.kinds.items():
         weight = _read(model, name)
         codes, scales = _checked(packed, name, kind, weight)
-        found = rows if kind == "table" else channels
+        found = rows if kind.startswith("table") else channels
         for values, code, scale in zip(weight, codes, scales, strict=True):
             found[values.tobytes()] = Channel(code, scale)
     return Trained(channels=channels, rows=rows), None

@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from edgekit.formats.onnx.quantize import SMALLEST_TABLE_ROWS
+from edgekit.formats.onnx.table import SMALLEST_TABLE_ROWS, TABLE_BLOCK, Bits, bits_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ _IMAGES = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
 _DECODER_HEAD = re.compile(r"(^|\.)lm_head\.weight$")
 
 
-def predict_bytes(model: Model, scheme: str, block: int) -> int:
+def predict_bytes(model: Model, scheme: str, block: int, table_bits: Bits = 8) -> int:
     """The bytes of an encoder.
 
     scheme: one of the format's; "auto" is taken for int8, which it ends in unless float answers are much nearer.
@@ -38,7 +38,7 @@ def predict_bytes(model: Model, scheme: str, block: int) -> int:
     kind = "int8" if scheme in {"auto", "int8-static", "int8-dynamic"} else scheme
     floats = {name: info for name, info in model.tensors.items() if info.dtype != "U8"}
     bytes_ = sum(math.prod(info.shape) for name, info in model.tensors.items() if name not in floats)
-    found = (_bytes(name, info.shape, kind, block) for name, info in floats.items())
+    found = (_bytes(name, info.shape, kind, block, table_bits) for name, info in floats.items())
     return round(_GRAPH + bytes_ + sum(map(sum, found)))
 
 
@@ -65,7 +65,7 @@ def predict_decoder_bytes(model: Model, scheme: str, block: int) -> int:
         if _DECODER_TABLE.search(name):
             # Shared with the head it is a matrix in the head's bits, alone a table.
             shared = kind if kind in _FLOATS else eight
-            total += sum(_matrix(info.shape, shared, block) if tied else _table(info.shape, kind))
+            total += sum(_matrix(info.shape, shared, block) if tied else _table(info.shape, kind, 8))
         elif _DECODER_HEAD.search(name):
             total += 0 if tied else sum(_matrix(info.shape, kind if kind in _FLOATS else eight, block))
         elif len(info.shape) == 2:
@@ -76,20 +76,23 @@ def predict_decoder_bytes(model: Model, scheme: str, block: int) -> int:
     return round(total)
 
 
-def _bytes(name: str, shape: Sequence[int], kind: str, block: int) -> Iterator[float]:
+def _bytes(name: str, shape: Sequence[int], kind: str, block: int, table_bits: Bits) -> Iterator[float]:
     if len(shape) != 2:
         yield math.prod(shape) * _OTHER.get(kind, 4.0)
     elif _TABLES.search(name):
-        yield from _table(shape, kind)
+        yield from _table(shape, kind, table_bits)
     else:
         yield from _matrix(shape, kind, block)
 
 
-def _table(shape: Sequence[int], kind: str) -> Iterator[float]:
-    if shape[0] >= SMALLEST_TABLE_ROWS and kind not in _FLOATS:
-        yield math.prod(shape) + 4 * shape[0]
-    else:
+def _table(shape: Sequence[int], kind: str, bits: Bits) -> Iterator[float]:
+    rows, columns = shape
+    if rows < SMALLEST_TABLE_ROWS or kind in _FLOATS:
         yield math.prod(shape) * _OTHER.get(kind, 4.0)
+    elif bits_of(columns, bits) == 4:
+        yield rows * (columns / 2 + 4 * -(-columns // TABLE_BLOCK))
+    else:
+        yield math.prod(shape) + 4 * rows
 
 
 def _matrix(shape: Sequence[int], kind: str, block: int) -> Iterator[float]:

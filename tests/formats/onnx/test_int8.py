@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.formats.onnx.blocks import pack_blocks
 from edgekit.formats.onnx.candidates import Recipe8, Source, Trial, better, choose, trial
 from edgekit.formats.onnx.graph import Graph, copy_model
 from edgekit.formats.onnx.outliers import add_rungs, rungs
+from edgekit.formats.onnx.packing import pack_blocks
 from edgekit.formats.onnx.quantize import Int8, input_scale, quantize_int8, rounding_noise, weight_int8
 from edgekit.formats.onnx.session import Session
 from edgekit.formats.onnx.smooth import Range, smooth

@@ -300,6 +300,7 @@ def test_qdq_is_static(written: Any, tmp_path: Path) -> None:
     [
         ({"float_layers": -1}, "x.toml: export.y.float_layers: should be greater than or equal to 0, got -1"),
         ({"block": 48}, "x.toml: export.y.block: should be 16, 32, 64, 128 or 256, got 48"),
+        ({"layout": "qdq", "table_bits": 4}, "x.toml: export.y: .*use table_bits = 8 or layout = 'operators'"),
         ({"layout": "qdq", "scheme": "int8-dynamic"}, "x.toml: export.y: .*use scheme = 'int8-static' or layout ="),
     ],
 )
