@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError, require
+from edgekit.runtimes.onnxruntime.operators import OPERATORS
 from edgekit.typed_json import as_table
 from edgekit.workspace import Workspace, file_sha256
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 # What edgekit calls the codes of a student's weight in an ONNX file, and what the traced module puts before the name.
 _CODES = re.compile(r"\.(int\d+)$")
 _WRAPPED = "model."
-# Which input of a node holds its weight in blocks.
-_IN_BLOCKS = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
 # The key of a GGUF file that an importance matrix has weighed (ggml, docs/gguf.md).
 _IMATRIX = "quantize.imatrix.entries_count"
 # Numbers of a record are rounded to so many significant digits: BLAS on another CPU sums in another order.
@@ -164,9 +163,11 @@ def _onnx(file: Path, student: Path | None) -> Iterator[Held]:
 def _blocks(model: onnx.ModelProto) -> dict[str, int]:
     """How many values of a weight share a scale, by the weight of each product or table of blocks."""
     return {
-        node.input[_IN_BLOCKS[node.op_type]]: next(entry.i for entry in node.attribute if entry.name == "block_size")
+        node.input[0 if operator.kind == "gather" else 1]: entry.i
         for node in model.graph.node
-        if node.op_type in _IN_BLOCKS
+        if (operator := OPERATORS.get(node.op_type)) is not None and operator.blocks
+        for entry in node.attribute
+        if entry.name == "block_size"
     }
 
 
