@@ -134,7 +134,7 @@ val answer = """
 _IOS_USE = """\
 import Edgekit
 
-// Not on the main thread. Ship bundle/ as a resource folder.
+// Not on the main thread. Ship bundle/ as a resource folder, or fetch its files: Model.fetch(into: folder, from: address)
 let model = try Model(folder: Foundation.Bundle.main.url(forResource: "bundle", withExtension: nil)!)
 let answer = try """
 _PHONE_USES = {LOGITS.name: 'model.classify("turn on the light")', EMBEDDING.name: 'model.embed("turn on the light")'}
@@ -180,7 +180,7 @@ def _ios(output: str) -> Embedding:
     return Embedding(
         files={
             "Package.swift": own / "Package.swift",
-            "Sources/Edgekit/Model.swift": own / "Model.swift",
+            **_in("Sources/Edgekit", ("Model.swift", "Fetch.swift"), own),
             f"{inside}/include/module.modulemap": own / "module.modulemap",
             **_in(inside, [f"{name}.c" for name in _ROWS], _C),
             **_in(f"{inside}/include", [f"{name}.h" for name in _ROWS], _C),

@@ -256,6 +256,10 @@ def test_an_ios_app_is_given_a_package(app: tuple[Path, Sequence[str | Path]], t
             f"-I{header_folder()}",
         ]
         subprocess.run([*command, sources / source], check=True, timeout=60)
-    swift = (tmp_path / "app/Sources/Edgekit/Model.swift").read_text()
+    swift = "".join(path.read_text() for path in sorted((tmp_path / "app/Sources/Edgekit").iterdir()))
     header = "".join(path.read_text() for path in (sources / "include").glob("*.h"))
     assert set(re.findall(r"\bek_\w+", swift)) <= set(re.findall(r"\bek_\w+", header))
+    example = (EXAMPLES / "embed-ios" / "Assistant.swift").read_text()
+    assert set(re.findall(r"\b[mM]odel\??\.(\w+)\(", example)) <= set(
+        re.findall(r"public (?:static )?func (\w+)\(", swift)
+    )
