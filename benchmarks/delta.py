@@ -6,8 +6,8 @@ Goals:
 - where codes only moved, or the file's head changed alone, it takes at most a tenth of that
 - it is at most 1.25 times bsdiff's patch where a model was taught anew
 
-What changed: `anew` is another student of the same recipe (give its file), `moved` every twentieth byte behind the first 200 kB
-by one step, `few` every hundredth, `head` three bytes at the beginning of the file. Times are of one thread of this machine.
+What changed: `anew` is another student of the same recipe (give its file), `moved` one byte in twenty behind the first 200 kB,
+drawn at random, by one step up or down, `few` one in a hundred, `head` three bytes at the beginning. Times are of one thread.
 
 Usage: python benchmarks/delta.py MODEL [--anew MODEL] [--keep FILE] [--json]. Exit code 1 where a goal is missed. It needs
 zstandard, and bsdiff4 for its column (17 times the model in memory); what it had measured it takes from --keep.
@@ -71,7 +71,9 @@ def changed(name: str, old: bytes) -> bytes:
     if name == "head":
         held[100:103] += 1
     else:
-        held[200_000 :: 20 if name == "moved" else 100] += 1
+        rng, body = np.random.default_rng(0), held[200_000:]
+        steps = rng.choice(np.array([1, 255], np.uint8), len(body))
+        body += steps * (rng.random(len(body)) < (0.05 if name == "moved" else 0.01)).astype(np.uint8)
     return held.tobytes()
 
 

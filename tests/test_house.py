@@ -61,7 +61,7 @@ ALSO = {
     ("tasks", "runtimes"),
 }
 LIBRARIES = {
-    "loaders": {"numpy", "onnxruntime", "openvino", "tokenizers", "llama_cpp", "jinja2"},
+    "loaders": {"numpy", "onnxruntime", "openvino", "tokenizers", "llama_cpp", "jinja2", "cryptography"},
     "runtimes": {"numpy", "onnxruntime", "llama_cpp", "openvino", "torch"},
 }
 # One file opens each engine; what an app copies opens its own: a loader, and what ships beside it.

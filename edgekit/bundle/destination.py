@@ -14,6 +14,8 @@ from edgekit.schema import read_json
 from edgekit.workspace import discard, file_sha256, list_names
 
 MANIFEST = "bundle.json"
+# Beside the bundle of a signed release.
+SIGNATURE = "model.sig"
 # In the half of a bundle while it is written: the folder is edgekit's.
 MARK = ".key"
 # In every page that edgekit writes, in the head or (until 0.1) in the foot.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit import __version__
-from edgekit.bundle.destination import MANIFEST
+from edgekit.bundle.destination import MANIFEST, SIGNATURE
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.open import open_bundle
 from edgekit.bundle.platforms import PLATFORMS, Embedding, find_embedding, platforms_of
@@ -34,17 +34,20 @@ class Embedded:
 
 
 def embed(path: Path, platform: str, folder: Path | None = None) -> Embedded:
-    """Copy a bundle and its loader for a platform into `folder` (None: NAME-PLATFORM here).
+    """Copy a bundle and its loader for a platform into `folder` (None: NAME-PLATFORM here); of a release with its signature.
 
     Raises EdgekitError for a bundle that is not whole, a platform that there is nothing for, a file of somebody else's where one
     would go, and a folder that cannot be written; then nothing was replaced.
     """
-    bundle = open_bundle(path)
+    is_release = not (path / MANIFEST).is_file() and (path / BUNDLE / MANIFEST).is_file()
+    bundle = open_bundle(path / BUNDLE if is_release else path)
     manifest = bundle.manifest
     embedding = _find(path, manifest, platform)
     folder = folder or Path(f"{manifest.name}-{platform}")
     sources = {**embedding.files, f"{BUNDLE}/{MANIFEST}": bundle.folder / MANIFEST}
     sources |= {f"{BUNDLE}/{name}": bundle.folder / name for name in manifest.files or {}}
+    if is_release and (path / SIGNATURE).is_file() and any(name.startswith("trust.") for name in embedding.files):
+        sources[SIGNATURE] = path / SIGNATURE
     try:
         with tempfile.TemporaryDirectory() as scratch:
             sources |= embedding.make(bundle, Path(scratch)) if embedding.make else {}

@@ -54,7 +54,7 @@ class Embedding:
 def _python(key: tuple[str, str, str]) -> Embedding:
     loader = LOADERS[key]
     return Embedding(
-        files={"load.py": loader.path, CHECK.name: CHECK},
+        files={"load.py": loader.path, CHECK.name: CHECK, "trust.py": _OWN / "trust.py"},
         install=(f"pip install {' '.join(loader.needs)}",),
         use=f'from load import Bundle\n\nbundle = Bundle("bundle")\n{loader.use}',
         language="python",
@@ -211,8 +211,10 @@ _NODE = Embedding(
         "load.mjs": _OWN / "node" / "load.mjs",
         "load.d.mts": _OWN / "node" / "load.d.mts",
         "files.mjs": _OWN / "node" / "files.mjs",
+        "trust.d.mts": _OWN / "trust.d.mts",
         ROWS.name: ROWS,
         CHECKS.name: CHECKS,
+        "trust.mjs": _OWN / "trust.mjs",
     },
     install=(f"ONNXRUNTIME_NODE_INSTALL=skip npm install {_NODE_PACKAGES}",),
     use='import { open } from "./load.mjs";\n\nconst bundle = await open("bundle");\n'
@@ -228,7 +230,9 @@ _NODE_WORDS = Embedding(
         "load.mjs": _OWN / "node" / "generate.mjs",
         "load.d.mts": _OWN / "node" / "generate.d.mts",
         "files.mjs": _OWN / "node" / "files.mjs",
+        "trust.d.mts": _OWN / "trust.d.mts",
         CHECKS.name: CHECKS,
+        "trust.mjs": _OWN / "trust.mjs",
     },
     install=(f"npm install {_LLAMA}",),
     use='import { open } from "./load.mjs";\n\nconst answer = await open("bundle");\n'
@@ -257,6 +261,7 @@ _WEB = Embedding(
         "load.mjs": LOADER,
         ROWS.name: ROWS,
         CHECKS.name: CHECKS,
+        "trust.mjs": _OWN / "trust.mjs",
         **{name: _OWN / "web" / name for name in ("app.mjs", "worker.mjs", "store.mjs", "serve.mjs", "index.html")},
     },
     install=(f"npm install {PACKAGES['onnxruntime-web'].name} {PACKAGES['tokenizers'].name}", "node serve.mjs"),
@@ -273,6 +278,7 @@ _WEB_WORDS = Embedding(
         "load.mjs": WRITER,
         WORDS.name: WORDS,
         CHECKS.name: CHECKS,
+        "trust.mjs": _OWN / "trust.mjs",
         **{name: _OWN / "web" / name for name in ("store.mjs", "serve.mjs")},
     },
     install=(f"npm install {PACKAGES['wllama'].name}", "node serve.mjs"),

@@ -19,13 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from edgekit.bundle import destination
 from edgekit.bundle.manifest import FileEntry, digest_of
 from edgekit.errors import EdgekitError
 from edgekit.schema import dump_json, read_json
 from edgekit.typed_json import MAY_BE_ABSENT, read_table, to_table
 
 RELEASE = "release.json"
-SIGNATURE = "model.sig"
+SIGNATURE = destination.SIGNATURE
 BUNDLE = "bundle"
 BOM = "bom.cdx.json"
 QUANTIZATION = "quantization.json"

@@ -4,12 +4,15 @@
 import { checkFile, checkGolden, countThreads, fetchBytes } from "./check.mjs";
 import { createModel, encode, follow, next } from "./words.mjs";
 
+// accept: is given the bytes of bundle.json, and may refuse the bundle.
 // read: gives a file's bytes by its address and its entry in the manifest, when it is not just fetched. An answer's `times` are
 // milliseconds to open, of the first golden answer (cold) and of a later one (warm); `notes`: what is otherwise than the app asked.
-export async function open(folder, { Wllama, wasm, threads, read = fetchBytes }) {
+export async function open(folder, { Wllama, wasm, threads, accept, read = fetchBytes }) {
   const begun = performance.now();
   const base = new URL(folder, location.href);
-  const manifest = JSON.parse(new TextDecoder().decode(await read(new URL("bundle.json", base))));
+  const own = await read(new URL("bundle.json", base));
+  await accept?.(own);
+  const manifest = JSON.parse(new TextDecoder().decode(own));
   const talk = manifest.settings.chat ? (await import("./talk.mjs")).createTalk(manifest) : null;
   const files = {};
   for (const name of [manifest.model, "golden.json"]) {

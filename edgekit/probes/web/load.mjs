@@ -7,11 +7,13 @@ const parse = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
 
 // An answer to a text, and its `times`: milliseconds to open, of the first answer (cold) and of a later one (warm).
 // read: gives a file's bytes by its address and its entry in the manifest, when it is not just fetched; `notes`: what is otherwise
-// than the app asked.
-export async function open(folder, { ort, Tokenizer, threads, read = fetchBytes }) {
+// than the app asked. accept: is given the bytes of bundle.json, and may refuse the bundle.
+export async function open(folder, { ort, Tokenizer, threads, accept, read = fetchBytes }) {
   const begun = performance.now();
   const base = new URL(folder, location.href);
-  const manifest = parse(await read(new URL("bundle.json", base)));
+  const own = await read(new URL("bundle.json", base));
+  await accept?.(own);
+  const manifest = parse(own);
   checkVersion("onnxruntime-web", ort.env.versions.web, manifest.runtime.minimum);
   const files = {};
   for (const name of [manifest.model, manifest.tokenizer, "golden.json"]) {

@@ -5,7 +5,7 @@ import { open } from "./load.mjs";
 /**
  * @param {Pick<import("electron").IpcMain, "handle">} ipcMain
  * @param {string} folder where the bundle lies
- * @param {{ threads?: number }} [options]
+ * @param {Parameters<typeof open>[1]} [options]
  */
 export async function answerWindows(ipcMain, folder, options) {
   const bundle = await open(folder, options);

@@ -5,9 +5,11 @@ import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { checkDigest } from "./check.mjs";
 
-// { manifest, golden }: bundle.json, and the bytes of golden.json or null.
-export async function openFolder(folder) {
-  const manifest = JSON.parse(await readFile(path.join(folder, "bundle.json"), "utf8"));
+// { manifest, golden }: bundle.json, and the bytes of golden.json or null. accept: is given the bytes of bundle.json first.
+export async function openFolder(folder, accept) {
+  const own = await readFile(path.join(folder, "bundle.json"));
+  await accept?.(own);
+  const manifest = JSON.parse(own.toString("utf8"));
   for (const name of Object.keys(manifest.files)) {
     const hash = createHash("sha256");
     let size = 0;

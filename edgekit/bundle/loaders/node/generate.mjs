@@ -8,9 +8,9 @@ import { openFolder } from "./files.mjs";
 
 // What follows a text, or the answer to a question or messages of { role, content }: pieces { token, text }, at most `most`, each the
 // likeliest. Its `times`: milliseconds to open, of the first golden answer (cold) and of a later one (warm). threads: not the bundle's.
-export async function open(folder, { threads } = {}) {
+export async function open(folder, { threads, accept } = {}) {
   const begun = performance.now();
-  const { manifest, golden } = await openFolder(folder);
+  const { manifest, golden } = await openFolder(folder, accept);
   // bundle.json's minimum is llama-cpp-python's: this is the oldest that was compared with llama.cpp.
   checkVersion("node-llama-cpp", await getModuleVersion(), "3.21");
   const { runtime, settings } = manifest;

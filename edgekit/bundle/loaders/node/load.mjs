@@ -9,10 +9,10 @@ import { openFolder } from "./files.mjs";
 import { createAnswer, createEncoder, createSession } from "./rows.mjs";
 
 // An answer to a text, and its `times`: milliseconds to open, of the first answer (cold) and of a later one (warm).
-// threads: in place of the bundle's own; 0 lets the runtime decide.
-export async function open(folder, { threads } = {}) {
+// threads: in place of the bundle's own; 0 lets the runtime decide. accept: may refuse the bundle (see trust.mjs).
+export async function open(folder, { threads, accept } = {}) {
   const begun = performance.now();
-  const { manifest, golden } = await openFolder(folder);
+  const { manifest, golden } = await openFolder(folder, accept);
   checkVersion("onnxruntime-node", ort.env.versions.node, manifest.runtime.minimum);
   const session = await createSession(ort, path.join(folder, manifest.model), manifest.runtime, {
     executionProviders: ["cpu"],

@@ -1,10 +1,11 @@
 // Answers from an edgekit bundle in a page, computed in a worker: `(await open("./bundle/"))("turn on the light")`.
 // Needs onnxruntime-web and @huggingface/tokenizers in `modules`; no other address is asked.
 
+// trust: { atLeast, key }, what the bundle must be (see trust.mjs); its signature is model.sig beside the folder.
 // tell: called with { name, done, bytes } while a file is downloaded, and with { name, note } where the browser does not keep one.
 // The answer's `times`: milliseconds to open, of the first answer (cold) and of a later one (warm); `notes`: what is otherwise than
 // asked; `close()` ends the worker.
-export async function open(folder = "./bundle/", { modules = "./node_modules/", threads, tell = () => {} } = {}) {
+export async function open(folder = "./bundle/", { modules = "./node_modules/", threads, trust, tell = () => {} } = {}) {
   const worker = new Worker(new URL("./worker.mjs", import.meta.url), { type: "module" });
   const waiting = new Map();
   let count = 0;
@@ -27,7 +28,7 @@ export async function open(folder = "./bundle/", { modules = "./node_modules/", 
   });
   const absolute = (address) => new URL(address, document.baseURI).href;
   try {
-    const opened = await ask({ opening: { folder: absolute(folder), modules: absolute(modules), threads } });
+    const opened = await ask({ opening: { folder: absolute(folder), modules: absolute(modules), threads, trust } });
     return Object.assign((text, options) => ask({ text, options }), opened, { close: () => worker.terminate() });
   } catch (failed) {
     worker.terminate();

@@ -1,17 +1,21 @@
 // The worker in which a bundle answers: opened once, then a text at a time. `app.mjs` starts it and talks with it.
+import { fetchBytes } from "./check.mjs";
 import { open } from "./load.mjs";
 import { createReader } from "./store.mjs";
+import { createTrust } from "./trust.mjs";
 
 let bundle;
 
 async function answer({ opening, text, options }, tell) {
   if (!opening) return bundle(text, options);
-  const { folder, modules, threads } = opening;
+  const { folder, modules, threads, trust } = opening;
   const [ort, { Tokenizer }] = await Promise.all([
     import(`${modules}onnxruntime-web/dist/ort.wasm.min.mjs`),
     import(`${modules}@huggingface/tokenizers/dist/tokenizers.min.mjs`),
   ]);
-  bundle = await open(folder, { ort, Tokenizer, threads, read: createReader(tell) });
+  const signature = trust?.key && await fetchBytes(new URL("../model.sig", folder));
+  const accept = trust && createTrust({ ...trust, signature });
+  bundle = await open(folder, { ort, Tokenizer, threads, accept, read: createReader(tell) });
   const { manifest, notes, times } = bundle;
   return { manifest, notes, times };
 }
