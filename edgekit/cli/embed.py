@@ -21,9 +21,9 @@ from edgekit.cli.options import PLATFORM_NAMES, json_option
 def embed(bundle: Path, platform: str, out: Path | None, as_json: bool) -> None:
     """Put a bundle and the code that uses it into an app's folder, and say how it is used.
 
-    BUNDLE is a bundle's folder or archive, or a release, whose signature then lies beside the bundle for trust.py or trust.mjs. The
-    code checks the bundle's files, the runtime's version and the bundle's golden answers before its first answer, and needs
-    nothing of edgekit. What lies in the folder already is replaced only where this command wrote it and nobody changed it.
+    BUNDLE is a bundle's folder or archive, or a release, whose signature then lies beside the bundle for trust.py or trust.mjs.
+    The code checks the bundle's files, the runtime's version and its golden answers before its first answer, and needs nothing
+    of edgekit. What lies in the folder already is replaced only where this command wrote it and nobody changed it.
 
     \b
     Examples:
