@@ -11,8 +11,8 @@ OLD being the file of A that it names; "difference" is of bytes that are added, 
 as long: codes that moved by a step leave bytes that are small and few. "same" has no part: the file is A's.
 
 zstandard was chosen by measurement (`benchmarks/delta.py`): bsdiff's patches are smaller, by 6 % of a model that was taught anew
-and by a third where one code in a hundred moved, and take seventeen times the model's size in memory. What is larger than `_HELD` is
-never held: it is a difference or whole, in pieces.
+and by a third where one code in a hundred moved, and take seventeen times the model's size in memory. What is larger than `_HELD`
+is never held: it is a difference or whole, in pieces.
 """
 
 from __future__ import annotations
