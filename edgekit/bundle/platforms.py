@@ -243,6 +243,20 @@ _NODE_WORDS = Embedding(
         f"Builds for GPUs are 0.7 GB of it; for a CPU alone: npm install --omit=optional --ignore-scripts {_LLAMA} {_LLAMA_X64}",
     ),
 )
+_NODE_EMBEDS = Embedding(
+    files={
+        "load.mjs": _OWN / "node" / "embed.mjs",
+        "load.d.mts": _OWN / "node" / "embed.d.mts",
+        "files.mjs": _OWN / "node" / "files.mjs",
+        ROWS.name: ROWS,
+        CHECKS.name: CHECKS,
+    },
+    install=_NODE_WORDS.install,
+    use=_NODE.use,
+    language="js",
+    ran=_NODE.ran,
+    notes=_NODE_WORDS.notes,
+)
 _ELECTRON = Embedding(
     files={
         **_NODE.files,
@@ -310,6 +324,7 @@ EMBEDDINGS: dict[tuple[str, str, str, str], Embedding] = {
         for output in (LOGITS, EMBEDDING)
         for platform, found in (("node", _NODE), ("electron", _ELECTRON), ("web", _WEB))
     },
+    (llamacpp.NAME, text.NAME, EMBEDDING.name, "node"): _NODE_EMBEDS,
     (llamacpp.NAME, text.NAME, TOKENS.name, "node"): _NODE_WORDS,
     (llamacpp.NAME, text.NAME, TOKENS.name, "web"): _WEB_WORDS,
     **_NATIVE,

@@ -16,10 +16,12 @@ import pytest
 from edgekit.bundle.embed import embed
 from edgekit.bundle.platforms import EMBEDDINGS
 from tests.bundle.test_chat import make_manifest
+from tests.bundle.test_chat import shipped as llama_shipped
 from tests.bundle.test_check import FAULTS, keep_hash, mix, other_golden
 from tests.bundle.test_golden import pack_golden
 from tests.bundle.test_load import TEXTS, shipped
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_checkpoint
+from tests.llama_files import write_bert
 from tests.node_packages import NODE, need_node, node_modules
 from tests.stories import write_stories
 
@@ -194,6 +196,48 @@ def test_one_that_writes_says_what_llama_cpp_says(tmp_path: Path) -> None:
     assert answer["cold"] > 0
     other_golden(app / "bundle", tokens=[*wanted[:7], wanted[7] + 1])
     assert said()["failed"].startswith('golden answer to "Once upon a time": tokens ')
+
+
+def test_an_embedder_of_llama_cpp_gives_what_llama_cpp_gives(tmp_path: Path) -> None:
+    """Empty, long, of special tokens, of 1 MB, with prompts; a golden answer that is another is named, and a pooling of its own."""
+    pytest.importorskip("llama_cpp")
+    app, found = tmp_path / "app", EMBEDDINGS["llama-cpp", "text", "embedding", "node"]
+    folder = app / "bundle"
+    folder.mkdir(parents=True)
+    for name, source in found.files.items():
+        shutil.copyfile(source, app / name)
+    (app / "node_modules").symlink_to(node_modules())
+    write_bert(make_checkpoint(tmp_path / "checkpoint"), folder / "model.gguf")
+    settings = {"prompt": "play ", "prompts": {"order": "switch off the "}}
+    manifest = make_manifest(output="embedding", max_length=16, settings=settings, files={})
+    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    opened = llama_shipped("embed.py").Bundle(folder, check=False)
+    row = {"text": "the hall lamp", "embedding": opened("the hall lamp").tolist()}
+    golden = {"format": 1, "of": "", "tolerance": 1e-4, "rows": [row]}
+    (folder / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
+    for name in ("model.gguf", "golden.json"):
+        keep_hash(folder, name)
+    (app / "ask.mjs").write_text(
+        ASK.replace(
+            "console.log(JSON.stringify({ answers", "await bundle.close();\n  console.log(JSON.stringify({ answers"
+        )
+        + "process.exit(0);\n",
+        encoding="utf-8",
+    )
+    asked = [*LONG, "[SEP] hall", "[CLS] the lamp [SEP]", "[PAD]"]
+    said = ask(app, asked)
+    assert "failed" not in said, said
+    for text, embedding in zip(asked, said["answers"], strict=True):
+        np.testing.assert_allclose(embedding, opened(text), atol=1e-4, err_msg=text[:40])
+    for name in ("order", ""):
+        said = ask(app, ["lamp"], prompt=name)
+        np.testing.assert_allclose(said["answers"], [opened("lamp", prompt=name)], atol=1e-4)
+    assert ask(app, ["x"], prompt="ordr") == {"failed": 'no prompt "ordr": those of this model are order'}
+    other_golden(folder, embedding=[-value for value in row["embedding"]])
+    assert "an embedding 2.0000 away (1 - cosine), and at most" in ask(app, ["x"])["failed"]
+    manifest["runtime"]["pooling"] = "cls"
+    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert ask(app, ["x"])["failed"] == ("node-llama-cpp pools as the model's file says; this bundle asks for cls")
 
 
 def test_what_apps_import_is_short_and_typed(bundle: Path, tmp_path: Path) -> None:

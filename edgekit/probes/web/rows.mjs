@@ -55,17 +55,20 @@ export function tokens(ids) {
   return { input_ids: { data, dims }, attention_mask: { data: new BigInt64Array(ids.length).fill(1n), dims } };
 }
 
+// What comes before a text: a prompt by its name; "" is nothing, without it the model's own.
+export function findPrompt({ settings }, prompt) {
+  const { prompt: own = "", prompts = {} } = settings;
+  if (prompt && !Object.hasOwn(prompts, prompt)) {
+    throw new Error(`no prompt "${prompt}": those of this model are ${Object.keys(prompts).sort().join(", ") || "none"}`);
+  }
+  return prompt === undefined ? own : prompt && prompts[prompt];
+}
+
 // Answers by a session: the embedding, float32; or [[label, score], ...], the answer first. A best score under the threshold gives
-// the out-of-scope label with 1 - that score, no letter or digit that label with 1. prompt: what comes before the text, by its
-// name; "" is nothing, without it the model's own.
+// the out-of-scope label with 1 - that score, no letter or digit that label with 1. prompt: see `findPrompt`.
 export function createAnswer(ort, session, encode, manifest) {
-  const { prompt: own = "", prompts = {} } = manifest.settings;
   return async (text, { prompt } = {}) => {
-    if (prompt && !Object.hasOwn(prompts, prompt)) {
-      throw new Error(`no prompt "${prompt}": those of this model are ${Object.keys(prompts).sort().join(", ") || "none"}`);
-    }
-    const before = prompt === undefined ? own : prompt && prompts[prompt];
-    const ids = encode(before + text);
+    const ids = encode(findPrompt(manifest, prompt) + text);
     const found = await output(ort, session, tokens(ids.length ? ids : [manifest.pad_id]));
     if (manifest.output === "embedding") return found;
     const most = Math.max(...found);

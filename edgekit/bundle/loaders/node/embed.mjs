@@ -1,0 +1,46 @@
+// Embeddings from an edgekit bundle in Node.js: `await (await open("bundle"))("turn on the light")`. Needs node-llama-cpp.
+import path from "node:path";
+import { getLlama, getModuleVersion, LlamaLogLevel, LlamaVocabularyType } from "node-llama-cpp";
+import { checkGolden, checkVersion } from "./check.mjs";
+import { openFolder } from "./files.mjs";
+import { findPrompt } from "./rows.mjs";
+
+// An embedding of a text, float32 [width], of length 1 unless the checkpoint's own is not; prompt: by its name, "" for none. Its
+// `times`: milliseconds to open, of the first answer (cold) and of a later one (warm). threads: in place of the bundle's own.
+export async function open(folder, { threads } = {}) {
+  const begun = performance.now();
+  const { manifest, golden } = await openFolder(folder);
+  // bundle.json's minimum is llama-cpp-python's: this is the oldest that was compared with llama.cpp.
+  checkVersion("node-llama-cpp", await getModuleVersion(), "3.21");
+  const { runtime, max_length: most } = manifest;
+  if (runtime.pooling) throw new Error(`node-llama-cpp pools as the model's file says; this bundle asks for ${runtime.pooling}`);
+  const llama = await getLlama({ gpu: runtime.gpu_layers ? "auto" : false, build: "never", logLevel: LlamaLogLevel.error });
+  const model = await llama.loadModel({
+    modelPath: path.resolve(folder, manifest.model),
+    gpuLayers: runtime.gpu_layers < 0 ? "max" : runtime.gpu_layers,
+    defaultContextFlashAttention: runtime.flash_attention !== "off",
+  });
+  // A text is read in one step, and node-llama-cpp wants room behind it.
+  const context = await model.createEmbeddingContext({
+    contextSize: most + 1, batchSize: most + 1, threads: threads ?? runtime.threads ?? 0,
+  });
+  // What llama.cpp puts around a text: a long one is cut before its closing token, as it was when the model was verified.
+  const { bos, sep, eos, shouldPrependBosToken, shouldAppendEosToken } = model.tokens;
+  const pieces = model.vocabularyType === LlamaVocabularyType.wpm;
+  const before = pieces || shouldPrependBosToken ? [bos] : [];
+  const behind = pieces ? [sep] : shouldAppendEosToken ? [eos] : [];
+  const read = (text) => {
+    const own = model.tokenize(text, true);
+    return [...before, ...own.slice(0, Math.max(most - before.length - behind.length, 0)), ...behind];
+  };
+  const answer = async (text, { prompt } = {}) => {
+    const ids = read(findPrompt(manifest, prompt) + text);
+    if (!ids.length) throw new Error("nothing to embed: the text has no token");
+    const { vector } = await context.getEmbeddingFor(ids);
+    const length = manifest.settings.normalize ?? true ? Math.max(Math.hypot(...vector), 1e-12) : 1;
+    return Float32Array.from(vector, (value) => value / length);
+  };
+  const opened = performance.now() - begun;
+  const times = await checkGolden(golden, answer);
+  return Object.assign(answer, { manifest, times: { open: opened, ...times }, close: () => llama.dispose() });
+}
