@@ -41,7 +41,7 @@ class ShippedFile:
 class Compatible:
     """Which apps can use a bundle as they are: those of an older one with the same `app`, whose version is `since` or newer.
 
-    app: sha256 over what an app relies on (`Manifest.relied_on`). since: None where the recipe sets no bound.
+    app: sha256 over what an app relies on (`bundle.contract`). since: None where the recipe sets no bound.
     """
 
     app: str
@@ -111,24 +111,6 @@ class Manifest:
         """The texts that end an answer."""
         found = self.settings.get("stop")
         return [str(text) for text in found] if isinstance(found, list | tuple) else []
-
-    def relied_on(self) -> dict[str, object]:
-        """What an app relies on: the loader that it has, what it asks and what it is answered, labels in their order."""
-        return {
-            "task": self.task,
-            "runtime": self.runtime_name,
-            "output": self.output,
-            "labels": list(self.labels),
-            "out_of_scope": self.out_of_scope,
-            "prompts": sorted(self.prompts),
-            "chats": self.chats,
-        }
-
-    def issued(self, version: str, since: str | None) -> Manifest:
-        """The same as such a version, for apps of `since` on."""
-        return replace(
-            self, version=version, compatible_with=Compatible(app=fingerprint(self.relied_on()), since=since)
-        )
 
     def to_json(self) -> str:
         """The text of bundle.json."""

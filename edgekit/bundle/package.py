@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from edgekit import __version__
 from edgekit.artifact import read_artifact
 from edgekit.bundle.archive import archive_hashes, write_archive
+from edgekit.bundle.contract import issued
 from edgekit.bundle.destination import MANIFEST, MARK, clear_leftovers, refuse_foreign, swap
 from edgekit.bundle.destination import partial as partial_of
 from edgekit.bundle.golden import GOLDEN, golden
@@ -284,8 +285,7 @@ def _describe(product: Product, artifact: Artifact, inputs: PackageInputs, answe
         versions=dict(sorted(versions.items())),
         licences=inputs.lineage.licences(),
     )
-    issue = inputs.issue
-    return manifest if issue is None else manifest.issued(issue.version, issue.compatible_with)
+    return manifest if inputs.issue is None else issued(manifest, product.folder / file.name, inputs.issue)
 
 
 def _is_current(put: Packaged, manifest: Manifest) -> bool:

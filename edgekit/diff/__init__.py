@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.bundle.open import Bundle
-from edgekit.diff.asked import Asked, Rows, ask, compare_answers, golden_texts, how_read, read_file
+from edgekit.diff.asked import Asked, Rows, ask, compare_answers, golden_texts, has_one_width, how_read, read_file
 from edgekit.diff.identity import (
     FileChange,
     LabelChange,
@@ -107,10 +107,9 @@ def _bundles(a: Bundle, b: Bundle, models: Difference, sides: tuple[Side, Side],
     before, after = a.manifest, b.manifest
     files = compare_files(before, after)
     answers, why = (None, None) if texts is None or before.digest == after.digest else _ask(a, b, texts)
-    widths = _widths(answers)
-    reasons = why_incompatible(before, after, widths)
+    reasons = why_incompatible(a, b)
     asked, said = None, [why] if why else []
-    if answers and texts and widths[0] == widths[1]:
+    if answers and texts and has_one_width(answers):
         asked = compare_answers(a, b, answers, texts.prompts, texts.of)
         if asked.cosine and asked.cosine[1] < _ALIKE:
             alike = f"{asked.cosine[0]:.4f} (least {asked.cosine[1]:.4f})"
@@ -142,12 +141,3 @@ def _ask(a: Bundle, b: Bundle, texts: _Texts) -> tuple[tuple[Rows, Rows] | None,
         if texts.named:
             raise
         return None, f"not asked: {failed.message}"
-
-
-def _widths(answers: tuple[Rows, Rows] | None) -> tuple[int | None, int | None]:
-    """How many numbers the embeddings of both have."""
-    found = []
-    for rows in answers or ():
-        row = next(iter(rows.values()), {}).get("embedding")
-        found.append(len(row) if isinstance(row, list) else None)
-    return (found[0], found[1]) if found else (None, None)

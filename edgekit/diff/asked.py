@@ -114,6 +114,14 @@ def how_read(rows: Rows) -> Mapping[str, Sequence[int]]:
     return {text: cast("list[int]", row["asked"]) for text, row in rows.items() if "asked" in row}
 
 
+def has_one_width(answers: tuple[Rows, Rows]) -> bool:
+    """Whether all embeddings have as many numbers, so that they can be compared; also where there are none."""
+    found = {
+        len(cast("list[float]", row["embedding"])) for rows in answers for row in rows.values() if "embedding" in row
+    }
+    return len(found) <= 1
+
+
 def compare_answers(a: Bundle, b: Bundle, answers: tuple[Rows, Rows], prompts: Sequence[Prompt], of: str) -> Asked:
     """What both answer to the prompts that both answered; the outputs are of one kind and width."""
     mine, theirs = answers

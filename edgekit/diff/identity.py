@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from edgekit.bundle.contract import relied_on
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.open import Bundle
 from edgekit.diff.sides import Side
 from edgekit.recipe import read_version
 from edgekit.typed_json import as_table
@@ -132,21 +134,20 @@ def compare_files(a: Manifest, b: Manifest) -> tuple[FileChange, ...]:
     )
 
 
-def why_incompatible(a: Manifest, b: Manifest, widths: tuple[int | None, int | None]) -> list[str]:
-    """Why an app that uses A cannot use B as it is; empty where it can. widths: of their embeddings, None where nobody knows."""
-    mine, theirs = a.relied_on(), b.relied_on()
+def why_incompatible(a: Bundle, b: Bundle) -> list[str]:
+    """Why an app that uses A cannot use B as it is; empty where it can."""
+    mine, theirs = (relied_on(side.manifest, side.folder / side.manifest.model) for side in (a, b))
     reasons = [
         f"{key.replace('_', ' ')}: {_words(theirs[key])}, was {_words(mine[key])}"
         for key in mine
         if key != "labels" and mine[key] != theirs[key]
     ]
+    before, after = a.manifest, b.manifest
     if mine["labels"] != theirs["labels"]:
-        reasons.append(f"labels: {label_words(compare_labels(a.labels, b.labels))}")
-    if None not in widths and widths[0] != widths[1] and a.output == b.output:
-        reasons.append(f"embeddings: {widths[1]} numbers, was {widths[0]}")
-    since = b.compatible_with.since if b.compatible_with else None
-    if since and a.version and read_version(a.version, "version") < read_version(since, "compatible_with"):
-        reasons.append(f"version: B is for apps of {since} and newer, and A is {a.version}")
+        reasons.append(f"labels: {label_words(compare_labels(before.labels, after.labels))}")
+    since = after.compatible_with.since if after.compatible_with else None
+    if since and before.version and read_version(before.version, "version") < read_version(since, "compatible_with"):
+        reasons.append(f"version: B is for apps of {since} and newer, and A is {before.version}")
     return reasons
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -117,8 +118,8 @@ def _apart(a: Tensor, b: Tensor) -> dict[str, float] | None:
         return None
     largest = total = squares = power = 0.0
     count = 0
-    for mine, theirs in zip(a.read(), b.read(), strict=False):
-        if mine.shape != theirs.shape:
+    for mine, theirs in zip_longest(a.read(), b.read()):
+        if mine is None or theirs is None or mine.shape != theirs.shape:
             return None
         wanted = mine.astype(np.float64)
         differences = np.abs(theirs - wanted)
@@ -182,8 +183,10 @@ def _onnx(path: Path) -> Iterator[Tensor]:
     else:
         model = read(path)
         external_files(model, path)  # all of them are there, beside it
-    rounded, tables = _rounded(model), {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
-    for name, tensor in sorted(graph_of(model).weights.items()):
+    rounded, weights = _rounded(model), graph_of(model).weights
+    tables = {node.input[0] for node in model.graph.node if node.op_type in {"Gather", "GatherBlockQuantized"}}
+    for name, tensor in sorted(weights.items()):
+        plain = _CODES.sub("", name)
         array = partial(_array, tensor, path.parent)
         reader: Callable[[], Iterator[Floats]] | None = None
         if name in rounded:
@@ -192,7 +195,7 @@ def _onnx(path: Path) -> Iterator[Tensor]:
             reader = partial(_whole, array)
         codes = _CODES.search(name) if name in rounded else None
         yield Tensor(
-            key=_CODES.sub("", name),
+            key=name if plain in weights else plain,
             name=name,
             type=codes.group()[1:] if codes else tensor_type(tensor),
             shape=tuple(tensor.dims),

@@ -17,7 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
+from edgekit.bundle.contract import issued, relied_on
 from edgekit.bundle.manifest import Manifest
+from edgekit.bundle.open import open_bundle
 from edgekit.diff import diff
 from edgekit.diff.identity import compare_labels
 from edgekit.diff.measured import compare_reports
@@ -38,6 +40,7 @@ from tests.conftest import Answer
 from tests.diff.bundles import pack, rewrite
 
 Command = Callable[..., Answer]
+NONE = Path("no model is read of a classifier")
 PROMPTS = [
     ("turn on the light", "light_on"),
     ("turn off the light", "light_off"),
@@ -156,8 +159,11 @@ def test_a_recipe_without_a_version_packages_as_before(tmp_path: Path) -> None:
         (lambda it: replace(it, out_of_scope=None, threshold=None), "out of scope: none, was none"),
         (lambda it: replace(it, out_of_scope="unknown"), "out of scope: unknown, was none"),
         (lambda it: replace(it, settings={**it.settings, "prompts": {"query": "q: "}}), "prompts: query, was none"),
-        (lambda it: it.issued("2.0.0", "1.1.0"), "version: B is for apps of 1.1.0 and newer, and A is 1.0.0"),
-        (lambda it: it.issued("2.0.0", "1.0.0"), None),
+        (
+            lambda it: issued(it, NONE, Issue(version="2.0.0", compatible_with="1.1.0")),
+            "version: B is for apps of 1.1.0 and newer, and A is 1.0.0",
+        ),
+        (lambda it: issued(it, NONE, Issue(version="2.0.0", compatible_with="1.0.0")), None),
         (lambda it: replace(it, threshold=0.6), None),
     ],
 )
@@ -171,7 +177,9 @@ def test_what_an_app_relies_on_decides(
 
 
 def test_settings_and_notes(a: Path, tmp_path: Path) -> None:
-    older = rewrite(a, tmp_path / "older", lambda it: replace(it.issued("0.9.0", None), threshold=0.6, max_length=6))
+    older = rewrite(
+        a, tmp_path / "older", lambda it: replace(issued(it, NONE, Issue(version="0.9.0")), threshold=0.6, max_length=6)
+    )
     found = diff(open_side(a), open_side(older), asks=False)
     assert {one.key: (one.a, one.b) for one in found.settings} == {"threshold": (0.7, 0.6), "max_length": (8, 6)}
     assert found.notes == ("B is older than A: 0.9.0, not 1.0.0; a loader that is told to refuses it",)
@@ -331,7 +339,8 @@ def test_embeddings_of_another_width_are_not_compatible(tmp_path: Path) -> None:
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4
     onnx.save(model, two / "model.onnx")
     found = diff(open_side(one), open_side(rewrite(two, two, lambda it: it)))
-    assert found.reasons == ("embeddings: 4 numbers, was 3",)
+    assert found.reasons == ("width: 4, was 3",)
+    assert [relied_on(open_bundle(side).manifest, side / "model.onnx")["width"] for side in (one, two)] == [3, 4]
 
 
 def test_the_command(command: Command, a: Path, b: Path, tmp_path: Path) -> None:
