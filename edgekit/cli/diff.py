@@ -48,16 +48,15 @@ def diff(a: Path, b: Path, prompts: Path | None, delta: Path | None, asks: bool,
     """
     from edgekit.cli.terminal import print_json
     from edgekit.diff import diff as compare
+    from edgekit.diff.delta import refuse, write_delta
     from edgekit.diff.sides import open_side
     from edgekit.typed_json import to_table
 
     sides = open_side(a), open_side(b)
-    found = compare(*sides, prompts, asks=asks)
-    written = None
     if delta is not None:
-        from edgekit.diff.delta import write_delta
-
-        written = write_delta(*sides, delta)
+        refuse(*sides, delta)
+    found = compare(*sides, prompts, asks=asks)
+    written = write_delta(*sides, delta) if delta is not None else None
     code = CheckFailed.exit_code if found.compatible is False else 0
     if as_json:
         print_json({**to_table(found), "delta": to_table(written) if written else None}, exit_code=code)

@@ -62,7 +62,8 @@ def diff(a: Side, b: Side, prompts: Path | None = None, *, asks: bool = True) ->
         if prompts is not None:
             raise EdgekitError(f"{prompts}: a model file alone is not asked: name two bundles")
         return _models(a, b)
-    return _bundles(a.bundle, b.bundle, _models(a, b), (a, b), _texts(a.bundle, b.bundle, prompts) if asks else None)
+    texts = _texts(a.bundle, b.bundle, prompts) if asks else None
+    return _bundles(a.bundle, b.bundle, _models(a, b), (a, b), texts)
 
 
 def _models(a: Side, b: Side) -> Difference:

@@ -6,6 +6,7 @@ Nothing in a delta is signed: what comes of it is held to B's own list of files,
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -50,17 +51,22 @@ class Patched:
     same: int
 
 
-def write_delta(a: Side, b: Side, out: Path) -> Written:
-    """Write what leads from A to B, where that is smaller than B's archive.
-
-    Raises EdgekitError for model files alone, a bundle and a release, a file in the delta's place, and without zstandard.
-    """
+def refuse(a: Side, b: Side, out: Path) -> None:
+    """Raise EdgekitError where no delta can be written: without zstandard, for what is no pair, and where something lies."""
     require("zstandard", extra="update")
-    mine, theirs = _contents(a), _contents(b)
+    for side in (a, b):
+        if side.bundle is None:
+            raise EdgekitError(f"{side.path}: a {side.kind}; a delta is of two bundles or two releases")
     if a.kind != b.kind:
         raise EdgekitError(f"{a.path} and {b.path}: one is a {a.kind} and the other a {b.kind}; name two of a kind")
-    if out.exists():
+    if os.path.lexists(out):
         raise EdgekitError(f"{out}: is there already; remove it or choose another --delta")
+
+
+def write_delta(a: Side, b: Side, out: Path) -> Written:
+    """Write what leads from A to B, where that is smaller than B's archive. Raises EdgekitError as `refuse` does."""
+    refuse(a, b, out)
+    mine, theirs = _contents(a), _contents(b)
     by_content = {entry.sha256: name for name, entry in mine.items()}
     try:
         make_folder(out.parent)
@@ -98,7 +104,7 @@ def apply_delta(a: Side, path: Path, out: Path) -> Patched:
     require("zstandard", extra="update")
     if a.bundle is None:
         raise EdgekitError(f"{a.path}: a {a.kind}; a delta is of a bundle or a release")
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise EdgekitError(f"{out}: is there already; choose another --out")
     delta, begin = open_delta(path)
     if a.kind != delta.kind:
@@ -120,8 +126,9 @@ def apply_delta(a: Side, path: Path, out: Path) -> Patched:
         make_folder(out.parent)
         with locked(lock_file(out), f"{out}: another edgekit is making it; waiting for it"):
             _clear(half)
-            inner.mkdir(parents=True)
+            half.mkdir(exist_ok=True)
             (half / _MARK).touch()
+            inner.mkdir()
             try:
                 with path.open("rb") as stream:
                     stream.seek(begin)
@@ -155,8 +162,7 @@ def _name(side: Side) -> str:
 
 def _contents(side: Side) -> dict[str, FileEntry]:
     """Every file of a bundle or release, as its own list says, and the list itself."""
-    if side.bundle is None:
-        raise EdgekitError(f"{side.path}: a {side.kind}; a delta is of two bundles or two releases")
+    assert side.bundle is not None
     folder = _folder(side)
     if side.kind == "bundle":
         listed, own = side.bundle.manifest.files or {}, [MANIFEST]
@@ -185,7 +191,7 @@ def _archive_bytes(side: Side, contents: Mapping[str, FileEntry], scratch: Path)
 
 def _clear(half: Path) -> None:
     """What a killed run left goes; anything else that lies there is somebody's."""
-    if not (half.exists() or half.is_symlink()):
+    if not os.path.lexists(half):
         return
     if half.is_symlink() or not half.is_dir() or (any(half.iterdir()) and not (half / _MARK).is_file()):
         raise EdgekitError(f"{half}: is there and edgekit did not write it; move it away or choose another --out")
