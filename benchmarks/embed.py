@@ -1,28 +1,34 @@
 """What each loader that apps copy costs beside the Python one, on one bundle that gives rows.
 
 Goals:
-- every text has the label that the Python loader gives, with each score within 1e-4 (embeddings: each number)
-- Node.js answers steadily in at most 2 times the Python loader's time
+- from every loader every text has the label that the Python loader gives, with each score within 1e-4 (embeddings: each number)
+- Node.js answers steadily in at most 2 times the Python loader's time, C in at most its time
 - the web app (engine, tokenizer library, model, tokenizer and modules, as a server that compresses sends them) is at most 17 MB
 
-Each loader runs in processes of its own, in turns; opening includes the hashes, and `cold` is the first golden answer, or the
-first text's where a bundle has none. Figures are medians over rounds, in milliseconds: opening, cold, the first text, the nine
-after it, and steady. Times of a busy machine mean little; the ratio is of medians. In a browser, see browser.py.
+Each loader runs in processes of its own, in turns: Python, Node.js, C (gcc -O2, over the library that Python has), and pages in
+Chromium, isolated, of one thread and of two. Opening includes the hashes, and in a page the download from this machine; `cold` is
+the first golden answer, or the first text's where a loader tells none (in C it is part of opening). Figures are medians over
+rounds, in milliseconds: opening, cold, the first text, the nine after it, and steady. Times of a busy machine mean little; the
+ratio is of medians. Of pages on other devices, see browser.py.
 
-Usage: python benchmarks/embed.py BUNDLE [--texts FILE.jsonl] [--rounds 5] [--keep FILE] [--json]. Exit code 1 where a goal is
-missed. Needs node and npm; what it had measured it takes from --keep.
+Usage: python benchmarks/embed.py BUNDLE [--texts FILE.jsonl] [--count 200] [--rounds 3] [--keep FILE] [--json]. Exit code 1 where
+a goal is missed. Needs node, npm, gcc and Chromium; what it had measured it takes from --keep. --count 0: all of the texts.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
+import http.server
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,10 +39,18 @@ from rows import Rows
 from edgekit.bundle.embed import embed
 from edgekit.bundle.open import check_bundle
 from edgekit.bundle.platforms import EMBEDDINGS
+from edgekit.devices.browser.program import CHROMIUM, find_program, start
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
 
 ROOT = Path(__file__).resolve().parents[1]
-NEAR, SLOWER, WIRE = 1e-4, 2.0, 17e6
+sys.path.insert(0, str(ROOT))
+from tests.bundle.test_page import Told  # noqa: E402
+from tests.devices.ort_headers import header_folder, library_folder  # noqa: E402
+
+NEAR, WIRE = 1e-4, 17e6
+SLOWER = {"node": 2.0, "c": 1.0}
+# Of a loader's name its platform, and of a page its threads.
+LOADERS = {"python": ("python", 0), "node": ("node", 0), "c": ("c", 0), "web": ("web", 1), "web 2": ("web", 2)}
 FIGURES = ("open", "cold", "first", "next", "steady")
 PYTHON = """
 import json, sys, time
@@ -70,47 +84,111 @@ for (const text of texts) {
 console.log(JSON.stringify({ open: opened, cold: bundle.times.cold, times, answers }));
 """
 
+# Texts come as lines of their length in bytes and then their bytes.
+C = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include "load.h"
+static double now(void) {
+  struct timespec at;
+  timespec_get(&at, TIME_UTC);
+  return (double)at.tv_sec * 1e3 + (double)at.tv_nsec / 1e6;
+}
+int main(void) {
+  static float numbers[65536];
+  ek_error error;
+  ek_answer answer;
+  double begun = now();
+  ek_model *model = ek_open(ek_verified(), "bundle", &error);
+  if (!model) return fprintf(stderr, "%s\\n", error.text), 1;
+  printf("%.6f\\n", now() - begun);
+  for (size_t length, width = ek_verified()->width; scanf("%zu", &length) == 1;) {
+    char *text = calloc(length + 1, 1);
+    if (!text || getchar() == EOF || fread(text, 1, length, stdin) != length) return 1;
+    begun = now();
+    int fine = width ? ek_embed(model, text, NULL, numbers, &error) : ek_classify(model, text, &answer, &error);
+    if (!fine) return fprintf(stderr, "%s\\n", error.text), 1;
+    printf("%.6f", now() - begun);
+    if (!width) printf("\\t%s\\t%.9g", answer.label, answer.score);
+    for (size_t at = 0; at < width; ++at) printf("\\t%.9g", (double)numbers[at]);
+    putchar('\\n');
+    free(text);
+  }
+  return 0;
+}
+"""
+PAGE = """<!doctype html><meta charset="utf-8"><script type="module">
+import { open } from "./app.mjs";
+const say = (said) => fetch("TELL", { method: "POST", mode: "no-cors", body: JSON.stringify(said) }).catch(() => {});
+try {
+  const texts = await (await fetch("./texts.json")).json();
+  const begun = performance.now();
+  const bundle = await open("./bundle/", { threads: THREADS });
+  const opened = performance.now() - begun;
+  const [times, answers] = [[], []];
+  for (const text of texts) {
+    const begun = performance.now();
+    const answer = await bundle(text);
+    times.push(performance.now() - begun);
+    answers.push(Array.from(answer));
+  }
+  await say({ open: opened, cold: bundle.times.cold, times, answers, notes: bundle.notes });
+} catch (failed) {
+  await say({ failed: String(failed.message ?? failed) });
+}
+</script>"""
+
 
 def main() -> int:
     """Measure, print a table or one JSON object; 1 where a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--texts", type=Path, default=ROOT / "calib_data/assistant/verify.jsonl")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     lines = asked.texts.read_text(encoding="utf-8").split("\n")
-    texts = [json.loads(line)["text"] for line in lines if line]
+    texts = [json.loads(line)["text"] for line in lines if line][: asked.count or None]
     rows = Rows(asked.keep)
-    seen: dict[str, list[Mapping[str, Any]]] = {"python": [], "node": []}
+    seen: dict[str, list[Mapping[str, Any]]] = {name: [] for name in LOADERS}
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        apps = {name: lay_out(asked.bundle, name, Path(scratch, name), texts) for name in seen}
+        apps = {
+            platform: lay_out(asked.bundle, platform, Path(scratch, platform), texts)
+            for platform in dict.fromkeys(platform for platform, _ in LOADERS.values())
+        }
         for turn in range(asked.rounds):
-            for name, app in apps.items():
-                seen[name].append(rows.take(f"{name} {turn}", lambda name=name, app=app: measure(name, app)))  # type: ignore[misc]
-        sizes = web_sizes(asked.bundle, Path(scratch, "web"))
+            for name, (platform, threads) in LOADERS.items():
+                taken = functools.partial(measure, platform, apps[platform], threads)
+                seen[name].append(rows.take(f"{name} {turn} of {len(texts)}", taken))
+        sizes = web_sizes(asked.bundle, Path(scratch, "weighed"))
     loaders = {name: figures(found) for name, found in seen.items()}
-    alike = {"texts": len(texts), **compare(seen["python"][0]["answers"], seen["node"][0]["answers"])}
-    missed = find_missed(loaders, alike, sizes["total"])
+    wanted = seen["python"][0]["answers"]
+    alike = {name: compare(wanted, found[0]["answers"]) for name, found in seen.items()}
+    missed = find_missed(loaders, alike, len(texts), sizes["total"])
     if asked.json:
-        print(json.dumps({"loaders": loaders, "wire": sizes, "alike": alike, "missed": missed}))
+        print(json.dumps({"texts": len(texts), "loaders": loaders, "wire": sizes, "alike": alike, "missed": missed}))
     else:
-        show(loaders, alike, sizes, missed)
+        show(loaders, alike, len(texts), sizes, missed)
     return int(bool(missed))
 
 
 def show(
     loaders: Mapping[str, Mapping[str, float]],
-    alike: Mapping[str, float],
+    alike: Mapping[str, Mapping[str, float]],
+    texts: int,
     sizes: Mapping[str, int],
     missed: Sequence[str],
 ) -> None:
     """The table."""
-    print(f"{'loader':<10}" + "".join(f"{name:>10}" for name in FIGURES))
+    print(f"{'loader':<10}" + "".join(f"{name:>10}" for name in (*FIGURES, "times", "labels", "apart")))
     for name, found in loaders.items():
-        print(f"{name:<10}" + "".join(f"{found[figure]:>10.3f}" for figure in FIGURES))
-    print(f"{alike['labels']} of {alike['texts']} labels alike, scores {alike['apart']:.1e} apart")
+        times = found["steady"] / loaders["python"]["steady"]
+        told = f"{times:>10.2f}{alike[name]['labels']:>10}{alike[name]['apart']:>10.1e}"
+        print(f"{name:<10}" + "".join(f"{found[figure]:>10.3f}" for figure in FIGURES) + told)
+    print(f"of {texts} texts; times: steady, of the Python loader's; labels: alike; apart: scores at most")
     print("web app over the wire, MB: " + ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items()))
     for one in missed:
         print(f"missed: {one}")
@@ -120,21 +198,67 @@ def lay_out(bundle: Path, name: str, app: Path, texts: Sequence[str]) -> Path:
     """An app of a loader with the bundle, its packages and the texts."""
     embed(bundle, name, app)
     (app / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    (app / ("ask.py" if name == "python" else "ask.mjs")).write_text(
-        PYTHON if name == "python" else NODE, encoding="utf-8"
-    )
+    asks = {"python": ("ask.py", PYTHON), "node": ("ask.mjs", NODE), "c": ("main.c", C), "web": ("ask.html", PAGE)}
+    (app / asks[name][0]).write_text(asks[name][1], encoding="utf-8")
     if name == "node":
         (line,) = EMBEDDINGS["onnxruntime", "text", "logits", "node"].install
         subprocess.run(f"{line} --silent --no-audit --no-fund --ignore-scripts", shell=True, cwd=app, check=True)
+    if name == "c":
+        library = library_folder(app / "lib")
+        command = ["gcc", "-std=c11", "-O2", *map(str, app.glob("*.c")), f"-I{header_folder()}", f"-L{library}"]
+        rest = ["-lonnxruntime", "-lm", f"-Wl,-rpath,{library}", "-Wl,--allow-shlib-undefined", "-o", str(app / "app")]
+        subprocess.run([*command, *rest], check=True)
+    if name == "web":
+        for package in ("onnxruntime-web", "tokenizers"):
+            fetched = fetch_packages([*PACKAGES]) / package
+            shutil.copytree(fetched, app / "node_modules" / PACKAGES[package].package / "dist")
     return app
 
 
-def measure(name: str, app: Path) -> dict[str, Any]:
+def measure(platform: str, app: Path, threads: int) -> dict[str, Any]:
     """What one process of a loader says."""
-    command = [sys.executable, "ask.py"] if name == "python" else ["node", "ask.mjs"]
+    if platform == "web":
+        return measure_page(app, threads)
+    if platform == "c":
+        return measure_program(app)
+    command = [sys.executable, "ask.py"] if platform == "python" else ["node", "ask.mjs"]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=app, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def measure_program(app: Path) -> dict[str, Any]:
+    """The same of the program in C."""
+    texts = [text.encode() for text in json.loads((app / "texts.json").read_text(encoding="utf-8"))]
+    given = b"".join(b"%d\n%s" % (len(text), text) for text in texts)
+    done = subprocess.run([app / "app"], cwd=app, input=given, stdout=subprocess.PIPE, check=True)
+    opened, *lines = done.stdout.decode().splitlines()
+    parts = [line.split("\t") for line in lines]
+    embeds = len(parts[0]) != 3
+    answers: list[Any] = [[float(one) for one in row[1:]] if embeds else [(row[1], float(row[2]))] for row in parts]
+    return {"open": float(opened), "cold": None, "times": [float(row[0]) for row in parts], "answers": answers}
+
+
+def measure_page(app: Path, threads: int) -> dict[str, Any]:
+    """The same of a page of so many threads, which the app's own server isolates."""
+    said: queue.Queue[str] = queue.Queue()
+    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Told, said, directory=str(app)))
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    tell = f"http://127.0.0.1:{listener.server_port}/"
+    (app / "page.html").write_text(PAGE.replace("TELL", tell).replace("THREADS", str(threads)), encoding="utf-8")
+    with subprocess.Popen(["node", "serve.mjs", "0"], cwd=app, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        opened = start(find_program(CHROMIUM), f"{server.stdout.readline().strip()}page.html")
+        try:
+            found: dict[str, Any] = json.loads(said.get(timeout=600))
+        finally:
+            opened.stop()
+            server.terminate()
+            listener.shutdown()
+            listener.server_close()
+    if "failed" in found or found["notes"]:
+        raise SystemExit(f"a page of {threads} threads: {found.get('failed') or found['notes']}")
     return found
 
 
@@ -182,13 +306,21 @@ def web_sizes(bundle: Path, app: Path) -> dict[str, int]:
     return {**sizes, "total": sum(sizes.values())}
 
 
-def find_missed(loaders: Mapping[str, Mapping[str, float]], alike: Mapping[str, float], wire: int) -> list[str]:
+def find_missed(
+    loaders: Mapping[str, Mapping[str, float]], alike: Mapping[str, Mapping[str, float]], texts: int, wire: int
+) -> list[str]:
     """The goals that are missed, in words."""
-    ratio = loaders["node"]["steady"] / loaders["python"]["steady"]
+    ratios = {name: loaders[name]["steady"] / loaders["python"]["steady"] for name in SLOWER}
     missed = {
-        f"{alike['labels']} of {alike['texts']} labels alike": alike["labels"] < alike["texts"],
-        f"scores {alike['apart']:.1e} apart, at most {NEAR}": alike["apart"] > NEAR,
-        f"Node.js takes {ratio:.2f} times the Python loader's time, at most {SLOWER}": ratio > SLOWER,
+        **{f"{name}: {one['labels']} of {texts} labels alike": one["labels"] < texts for name, one in alike.items()},
+        **{
+            f"{name}: scores {one['apart']:.1e} apart, at most {NEAR}": one["apart"] > NEAR
+            for name, one in alike.items()
+        },
+        **{
+            f"{name} takes {ratios[name]:.2f} times the Python loader's time, at most {most}": ratios[name] > most
+            for name, most in SLOWER.items()
+        },
         f"the web app is {wire / 1e6:.2f} MB over the wire, at most {WIRE / 1e6:.0f}": wire > WIRE,
     }
     return [goal for goal, is_missed in missed.items() if is_missed]

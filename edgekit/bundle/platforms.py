@@ -65,7 +65,7 @@ def _python(key: tuple[str, str, str]) -> Embedding:
 # The loaders in C by their source; what an app on a phone adds to them, and how each is asked.
 _OWN = Path(__file__).parent / "loaders"
 _C = _OWN / "c"
-_ROWS, _WRITER = ("load", "checks", "tokenizer"), ("generate", "checks")
+_ROWS, _WRITER = ("load", "session", "checks", "tokenizer"), ("generate", "checks")
 _C_OPEN = """\
 #include <stdio.h>
 
@@ -106,15 +106,16 @@ def _c(output: str) -> Embedding:
     start = _C_OPEN.format(header=sources[0])
     if writes:
         start = start.replace("int main", _C_SHOW + "int main")
-        install = "cc -O2 main.c bundle.c generate.c checks.c -I LLAMA/include -L LLAMA/lib -lllama -lggml -lggml-base -lm -o app"
-    else:
-        install = (
-            "cc -O2 main.c bundle.c load.c checks.c tokenizer.c -I ORT/include -L ORT/lib -lonnxruntime -lm -o app"
-        )
+    names = " ".join(f"{name}.c" for name in sources)
+    libraries = (
+        "-I LLAMA/include -L LLAMA/lib -lllama -lggml -lggml-base"
+        if writes
+        else "-I ORT/include -L ORT/lib -lonnxruntime"
+    )
     shipped = "the model" if writes else "the model and tokenizer.bin"
     return Embedding(
         files={f"{name}{suffix}": _C / f"{name}{suffix}" for name in sources for suffix in (".c", ".h")},
-        install=(install,),
+        install=(f"cc -O2 main.c bundle.c {names} {libraries} -lm -o app",),
         use=start + _C_USES[output],
         language="c",
         ran="x86-64 (gcc), and the emulated aarch64 board" if not writes else "x86-64 (gcc)",

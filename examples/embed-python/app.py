@@ -26,7 +26,10 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python app.py BUNDLE")
     bundle = Path(sys.argv[1])
-    model = import_loader(bundle).Bundle(bundle)
+    try:
+        model = import_loader(bundle).Bundle(bundle)
+    except (OSError, ImportError, RuntimeError) as refused:
+        sys.exit(str(refused))
     for line in sys.stdin:
         label, score = model(line.strip())[0]
         if label == model.manifest["out_of_scope"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from edgekit.bundle.golden import GOLDEN, answers
 from edgekit.bundle.manifest import FileEntry
-from edgekit.bundle.native import native_files
 from edgekit.bundle.open import Bundle
 from edgekit.bundle.package import Packaged
 from edgekit.bundle.platforms import EMBEDDINGS
@@ -59,23 +58,28 @@ def writing_bundle(folder: Path, template: str | None = None) -> Bundle:
     write_llama(
         make_decoder("llama", folder / "checkpoint", rope_parameters=rope), folder / "model.gguf", template=template
     )
-    whole = read_as_whole(json.loads((write_manifest(folder) / "bundle.json").read_text()))
-    entry = FileEntry(bytes=1, sha256=file_sha256(folder / "model.gguf"))
-    whole = replace(whole, task="text-generation").with_files({"model.gguf": entry})
+    settings = {"chat": template is not None, "stop": ["<|end|>"]}
+    whole = read_as_whole(json.loads((write_manifest(folder, settings=settings) / "bundle.json").read_text()))
+    whole = replace(whole, task="text-generation")
     (folder / "bundle.json").write_text(whole.to_json(), encoding="utf-8")
     rows = answers(str(folder), ["turn the kitchen light on", "play"])
     (folder / GOLDEN).write_text(json.dumps({"format": 1, "of": "", "tolerance": 0.0, "rows": rows}))
+    files = {name: folder / name for name in ("model.gguf", GOLDEN)}
+    whole = whole.with_files(
+        {name: FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path)) for name, path in files.items()}
+    )
+    (folder / "bundle.json").write_text(whole.to_json(), encoding="utf-8")
     return Bundle(folder=folder, manifest=whole)
 
 
-def lay_app(bundle: Bundle, app: Path) -> Path:
-    """What `edgekit embed --for c` lays out, without its record."""
+def lay_app(bundle: Bundle, app: Path, platform: str = "c") -> Path:
+    """What `edgekit embed` lays out, without its record."""
     manifest = bundle.manifest
-    embedding = EMBEDDINGS[manifest.runtime_name, text.NAME, manifest.output, "c"]
+    embedding = EMBEDDINGS[manifest.runtime_name, text.NAME, manifest.output, platform]
     shutil.copytree(bundle.folder, app / "bundle", ignore=shutil.ignore_patterns("checkpoint", "__pycache__"))
     scratch = app / "made"
     scratch.mkdir()
-    for name, source in {**embedding.files, **native_files(bundle, scratch)}.items():
+    for name, source in {**embedding.files, **(embedding.make(bundle, scratch) if embedding.make else {})}.items():
         shutil.copyfile(source, app / name)
     shutil.rmtree(scratch)
     return app
@@ -98,7 +102,7 @@ def compile_app(app: Path, *more: str, compiler: str = "gcc", library: Path | No
     return _compiled([*command, f"-Wl,-rpath,{found}", "-Wl,--allow-shlib-undefined"], app / "app")
 
 
-def compile_writer(app: Path) -> Path:
+def compile_writer(app: Path, *more: str) -> Path:
     """The program of an app's sources over llama.cpp."""
     headers, library = llama_cpp.headers(), llama_cpp.installed()
     assert headers is not None
@@ -107,6 +111,7 @@ def compile_writer(app: Path) -> Path:
     command = [
         "gcc",
         *FLAGS,
+        *more,
         *map(str, sources),
         f"-I{headers}",
         f"-L{library}",
@@ -125,15 +130,6 @@ def run_app(
     command = [*before, program, *words]
     done = subprocess.run(command, input=said.encode(), capture_output=True, timeout=300, check=False)
     return done.returncode, done.stdout.decode(errors="ignore"), done.stderr.decode().strip()
-
-
-def change(file: Path, changes: Mapping[str, str]) -> None:
-    """Put other texts in a file's place of some that it has."""
-    content = file.read_text(encoding="utf-8")
-    for before, after in changes.items():
-        assert before in content
-        content = content.replace(before, after, 1)
-    file.write_text(content, encoding="utf-8")
 
 
 def _compiled(command: Sequence[str], program: Path) -> Path:

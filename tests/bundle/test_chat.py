@@ -18,8 +18,8 @@ from edgekit.bundle.manifest import MANIFEST_FORMAT, Manifest, read_manifest
 from edgekit.bundle.sidecars.llama import command_line, modelfile
 from edgekit.runtimes.llamacpp.infill import infill_tokens
 from edgekit.runtimes.llamacpp.library import LlamaError
-from edgekit.workspace import file_sha256
 from tests.architectures.decoders import END, SPECIAL, TEMPLATE, make_decoder
+from tests.bundle.faults import write_sealed
 from tests.conftest import ROOT, make_checkpoint
 from tests.llama_files import write_bert, write_llama
 from tests.llama_programs import programs, serve
@@ -76,8 +76,7 @@ def read_as_whole(table: dict[str, Any]) -> Manifest:
 
 
 def write_manifest(folder: Path, **changes: Any) -> Path:
-    (folder / "bundle.json").write_text(json.dumps(make_manifest(**changes)), encoding="utf-8")
-    return folder
+    return write_sealed(folder, make_manifest(**changes))
 
 
 def shipped(name: str) -> ModuleType:
@@ -385,8 +384,7 @@ def test_the_server_s_command_line_serves(bundle: Path, tmp_path: Path) -> None:
 
 def test_golden_tokens_are_asked_first(plain: Path, tmp_path: Path) -> None:
     """What llama_cpp itself says of a text passes; another token, and a text that is read otherwise, is named."""
-    for name in ("model.gguf",):
-        (tmp_path / name).symlink_to(plain / name)
+    (tmp_path / "model.gguf").symlink_to(plain / "model.gguf")
     free = shipped("chat.py").Bundle(plain)
     asked = free.llama.tokenize(b"some jazz")
     greedy_tokens = free.llama.generate(asked, temp=0.0)
@@ -395,10 +393,7 @@ def test_golden_tokens_are_asked_first(plain: Path, tmp_path: Path) -> None:
     def lay(**changes: Any) -> Any:
         content = {"format": 1, "of": "", "tolerance": 0.0, "rows": [row | changes]}
         (tmp_path / "golden.json").write_text(json.dumps(content), encoding="utf-8")
-        digest = file_sha256(tmp_path / "golden.json")
-        size = (tmp_path / "golden.json").stat().st_size
-        write_manifest(tmp_path, settings={}, files={"golden.json": {"bytes": size, "sha256": digest}})
-        return shipped("chat.py").Bundle(tmp_path)
+        return shipped("chat.py").Bundle(write_manifest(tmp_path, settings={}))
 
     assert set(lay().times) == {"cold", "warm"}
     with pytest.raises(RuntimeError, match=r"golden answer to 'some jazz': tokens \["):

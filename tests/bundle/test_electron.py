@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgekit.bundle.platforms import EMBEDDINGS
-from tests.bundle.test_check import flip
+from tests.bundle.faults import flip
 from tests.bundle.test_golden import pack_golden
 from tests.bundle.test_load import shipped
 from tests.bundle.test_node import put

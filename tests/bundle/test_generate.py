@@ -23,6 +23,7 @@ from edgekit.runtimes.onnxruntime import generator
 from edgekit.tasks import text_generation
 from edgekit.tasks.decoders import Decoder
 from tests.architectures.decoders import END, SPECIAL, make_decoder
+from tests.bundle.faults import write_sealed
 from tests.conftest import ROOT
 from tests.steps import source
 from tests.test_chat_template import CHATML, LLAMA3, MISTRAL
@@ -78,8 +79,7 @@ def make_bundle(family: str, folder: Path) -> Path:
     (folder / text_generation.TEMPLATE).write_text(template, encoding="utf-8")
     settings = text_generation.settings(model)
     manifest = {"model": "model.onnx", "max_length": 64, "settings": settings, "runtime": RUNTIME}
-    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
-    return folder
+    return write_sealed(folder, manifest)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,7 @@ def change(bundle: Path, folder: Path, *, runtime: Mapping[str, Any] | None = No
     manifest = json.loads((bundle / "bundle.json").read_text())
     manifest["settings"] |= settings
     manifest["runtime"] |= runtime or {}
-    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
-    return folder
+    return write_sealed(folder, manifest)
 
 
 def verified(bundle: Path, ids: Sequence[int], most: int) -> list[int]:

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.onnxruntime import outputs
 from edgekit.tasks import text_classification
 from tests.artifacts import LABELS, MAX_LENGTH, make_artifact, make_report, make_target, make_tokenizer
+from tests.bundle.faults import seal
 from tests.bundle.test_bundle import pack_as
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,8 +70,7 @@ def shipped(bundle: Path) -> ModuleType:
 
 
 def edit(bundle: Path, **change: Any) -> None:
-    path = bundle / "bundle.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    seal(bundle, **change)
 
 
 def test_prompts_are_put_before_a_text(bundle: Path, tmp_path: Path) -> None:
@@ -220,6 +221,12 @@ def test_the_example_app_runs_in_a_venv_with_three_packages(bundle: Path, tmp_pa
     assert "light_on" in lines[0]
     assert "play_music" in lines[1]
     assert "did not understand" in lines[2]
+    damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
+    (damaged / "tokenizer.json").unlink()
+    for wrong in (damaged, tmp_path / "none"):
+        ran = subprocess.run([python, APP / "app.py", wrong], capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert re.fullmatch(r".*(tokenizer\.json: missing; copy the whole bundle|load\.py').*\n", ran.stderr)
     absent = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
     assert absent.returncode != 0
 

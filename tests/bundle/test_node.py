@@ -1,4 +1,4 @@
-"""The loader for Node.js, run by Node.js: the answers of the session that verified, and each planted fault in its own sentence."""
+"""The loader for Node.js, run by Node.js: the answers of the session that verified; planted faults are in `test_faults.py`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 
 from edgekit.bundle.embed import embed
 from edgekit.bundle.platforms import EMBEDDINGS
+from tests.bundle.faults import change_golden, write_sealed
 from tests.bundle.test_chat import make_manifest
 from tests.bundle.test_chat import shipped as llama_shipped
-from tests.bundle.test_check import FAULTS, keep_hash, mix, other_golden
 from tests.bundle.test_golden import pack_golden
 from tests.bundle.test_load import TEXTS, shipped
 from tests.conftest import ROOT, make_checkpoint
@@ -127,32 +127,6 @@ def test_an_embedding_and_its_prompts(tmp_path: Path) -> None:
     assert ask(app, ["x"], prompt="ordr") == {"failed": 'no prompt "ordr": those of this model are order'}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_named(app: Path, tmp_path: Path, fault: str) -> None:
-    plant, said = FAULTS[fault]
-    shutil.copytree(app, tmp_path / "app", symlinks=True)
-    plant(tmp_path / "app" / "bundle")
-    if fault == "missing":
-        said = r"tokenizer\.json: cannot be read \(ENOENT\): copy the whole bundle"
-    failed = ask(tmp_path / "app", ["light"])["failed"]
-    assert re.search(said.replace("'.*'", '".*"').replace("'s", ".s"), failed), failed
-
-
-def test_two_bundles_and_an_older_runtime(app: Path, tmp_path: Path) -> None:
-    other = pack_golden(tmp_path / "other", scale=2.0).bundle
-    shutil.copytree(app, tmp_path / "app", symlinks=True)
-    mix(tmp_path / "app" / "bundle", other)
-    assert "model.onnx: not the file that was verified" in ask(tmp_path / "app", ["light"])["failed"]
-    path = tmp_path / "app" / "bundle" / "bundle.json"
-    shutil.copyfile(app / "bundle" / "model.onnx", tmp_path / "app" / "bundle" / "model.onnx")
-    table = json.loads(path.read_text(encoding="utf-8"))
-    table["runtime"]["minimum"] = "1.99"
-    path.write_text(json.dumps(table), encoding="utf-8")
-    failed = ask(tmp_path / "app", ["light"])["failed"]
-    assert failed == "onnxruntime-node 1.30.0 is too old for this bundle: it needs 1.99"
-    keep_hash(tmp_path / "app" / "bundle", "model.onnx")
-
-
 def test_one_that_writes_says_what_llama_cpp_says(tmp_path: Path) -> None:
     """64 tokens of stories260K behind a text, the golden ones asked first; a wrong one is named."""
     llama_cpp = pytest.importorskip("llama_cpp")
@@ -171,10 +145,7 @@ def test_one_that_writes_says_what_llama_cpp_says(tmp_path: Path) -> None:
     row = {"text": "Once upon a time", "asked": asked, "tokens": wanted[:8]}
     golden = json.dumps({"format": 1, "of": "", "tolerance": 0.0, "rows": [row]})
     (app / "bundle" / "golden.json").write_text(golden, encoding="utf-8")
-    manifest = make_manifest(settings={}, files={})
-    (app / "bundle" / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
-    for name in ("model.gguf", "golden.json"):
-        keep_hash(app / "bundle", name)
+    write_sealed(app / "bundle", make_manifest(settings={}))
     (app / "ask.mjs").write_text(
         'import { open } from "./load.mjs";\ntry {\n  const bundle = await open("bundle"), tokens = [];\n  let text = "";\n'
         '  for await (const one of bundle("Once upon a time", 64)) { tokens.push(one.token); text += one.text; }\n'
@@ -194,7 +165,7 @@ def test_one_that_writes_says_what_llama_cpp_says(tmp_path: Path) -> None:
     assert answer.get("tokens") == wanted, answer
     assert answer["text"].strip() == llama.detokenize(wanted).decode().strip()
     assert answer["cold"] > 0
-    other_golden(app / "bundle", tokens=[*wanted[:7], wanted[7] + 1])
+    change_golden(app / "bundle", tokens=[*wanted[:7], wanted[7] + 1])
     assert said()["failed"].startswith('golden answer to "Once upon a time": tokens ')
 
 
@@ -209,14 +180,13 @@ def test_an_embedder_of_llama_cpp_gives_what_llama_cpp_gives(tmp_path: Path) -> 
     (app / "node_modules").symlink_to(node_modules())
     write_bert(make_checkpoint(tmp_path / "checkpoint"), folder / "model.gguf")
     settings = {"prompt": "play ", "prompts": {"order": "switch off the "}}
-    manifest = make_manifest(output="embedding", max_length=16, settings=settings, files={})
-    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    manifest = make_manifest(output="embedding", max_length=16, settings=settings)
+    write_sealed(folder, manifest)
     opened = llama_shipped("embed.py").Bundle(folder, check=False)
     row = {"text": "the hall lamp", "embedding": opened("the hall lamp").tolist()}
     golden = {"format": 1, "of": "", "tolerance": 1e-4, "rows": [row]}
     (folder / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
-    for name in ("model.gguf", "golden.json"):
-        keep_hash(folder, name)
+    write_sealed(folder, manifest)
     (app / "ask.mjs").write_text(
         ASK.replace(
             "console.log(JSON.stringify({ answers", "await bundle.close();\n  console.log(JSON.stringify({ answers"
@@ -233,10 +203,9 @@ def test_an_embedder_of_llama_cpp_gives_what_llama_cpp_gives(tmp_path: Path) -> 
         said = ask(app, ["lamp"], prompt=name)
         np.testing.assert_allclose(said["answers"], [opened("lamp", prompt=name)], atol=1e-4)
     assert ask(app, ["x"], prompt="ordr") == {"failed": 'no prompt "ordr": those of this model are order'}
-    other_golden(folder, embedding=[-value for value in row["embedding"]])
+    change_golden(folder, embedding=[-value for value in row["embedding"]])
     assert "an embedding 2.0000 away (1 - cosine), and at most" in ask(app, ["x"])["failed"]
-    manifest["runtime"]["pooling"] = "cls"
-    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_sealed(folder, manifest | {"runtime": manifest["runtime"] | {"pooling": "cls"}})
     assert ask(app, ["x"])["failed"] == ("node-llama-cpp pools as the model's file says; this bundle asks for cls")
 
 

@@ -26,7 +26,7 @@ from edgekit.probes import web
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
 from edgekit.runtimes import llamacpp
 from edgekit.runtimes.generation import continuation
-from edgekit.workspace import file_sha256
+from tests.bundle.faults import write_sealed
 from tests.bundle.test_bundle import pack
 from tests.bundle.test_chat import RUNTIME, make_manifest
 from tests.bundle.test_sidecars import packing
@@ -170,11 +170,7 @@ def test_the_page_of_one_that_writes(packed: Packaged, tmp_path: Path) -> None:
     row = {"text": "Once upon a time", "asked": prompt, "tokens": [int(token) for token in tokens[:8]]}
     golden = {"format": 1, "of": "", "tolerance": 0.0, "rows": [row]}
     (site / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
-    files = {
-        name: {"bytes": (site / name).stat().st_size, "sha256": file_sha256(site / name)}
-        for name in ("model.gguf", "golden.json")
-    }
-    (site / "bundle.json").write_text(json.dumps(make_manifest(settings={}, files=files)), encoding="utf-8")
+    write_sealed(site, make_manifest(settings={}))
     gguf = {"output": "tokens", "tokenizer": None, "model": "model.gguf", "runtime": RUNTIME, "settings": {}}
     page = SIDECARS["index.html"](packing(packed, tmp_path, arch="wasm32", **gguf))
     assert isinstance(page, str)

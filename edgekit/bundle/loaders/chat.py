@@ -23,10 +23,8 @@ class Bundle:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = CHECK["read"](self.folder, "llama-cpp-python", llama_cpp.__version__, check)
         runtime = self.manifest["runtime"]
-        threads = CHECK["tuned"](self.manifest, threads)
-        threads = threads or runtime["threads"] or os.cpu_count()
-        self.llama = llama_cpp.Llama(
-            str(self.folder / self.manifest["model"]),
+        threads = CHECK["tuned"](self.manifest, threads) or runtime["threads"] or os.cpu_count()
+        given: dict[str, Any] = dict(
             n_ctx=context or runtime["context"] or self.manifest["max_length"],
             n_threads=threads,
             n_threads_batch=runtime["threads_batch"] or threads,
@@ -36,6 +34,8 @@ class Bundle:
             chat_format="chat_template.default",  # the file's own; unasked, llama_cpp uses one that looks alike
             verbose=False,
         )
+        model = self.folder / self.manifest["model"]
+        self.llama: llama_cpp.Llama = CHECK["opened"](model, lambda file: llama_cpp.Llama(file, **given))
         self.chats = "tokenizer.chat_template" in self.llama.metadata
         self.times: dict[str, float] = CHECK["golden"](self, check)  # ms: {"cold": ..., "warm": ...}
 

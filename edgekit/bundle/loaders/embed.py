@@ -20,11 +20,9 @@ class Bundle:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = CHECK["read"](self.folder, "llama-cpp-python", llama_cpp.__version__, check)
         runtime, length = self.manifest["runtime"], self.manifest["max_length"]
-        threads = CHECK["tuned"](self.manifest, threads)
-        threads = threads or runtime["threads"] or os.cpu_count()
+        threads = CHECK["tuned"](self.manifest, threads) or runtime["threads"] or os.cpu_count()
         pooling = runtime["pooling"] or "unspecified"  # unspecified: as the file says
-        self.llama = llama_cpp.Llama(
-            str(self.folder / self.manifest["model"]),
+        given: dict[str, Any] = dict(
             embedding=True,
             pooling_type=getattr(llama_cpp, f"LLAMA_POOLING_TYPE_{pooling.upper()}"),
             **dict.fromkeys(("n_ctx", "n_batch", "n_ubatch"), length),  # a text is read in one step
@@ -34,6 +32,8 @@ class Bundle:
             flash_attn=runtime["flash_attention"] != "off",
             verbose=False,
         )
+        model = self.folder / self.manifest["model"]
+        self.llama: llama_cpp.Llama = CHECK["opened"](model, lambda file: llama_cpp.Llama(file, **given))
         self.normalize: bool = (self.manifest["settings"] or {}).get("normalize", True)
         self.times: dict[str, float] = CHECK["golden"](self, check)  # ms: {"cold": ..., "warm": ...}
 

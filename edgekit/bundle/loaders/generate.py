@@ -37,8 +37,9 @@ class Bundle:
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         if "CUDAExecutionProvider" in providers:
             onnxruntime.preload_dlls()  # CUDA and cuDNN where pip puts them
-        file, off = str(self.folder / self.manifest["model"]), runtime["disabled_optimizers"]
-        self.session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=off)
+        given = {"providers": providers, "disabled_optimizers": runtime["disabled_optimizers"]}
+        model, kind = self.folder / self.manifest["model"], onnxruntime.InferenceSession
+        self.session = CHECK["opened"](model, lambda file: kind(file, options, **given))
         self.binding, self.logits = self.session.io_binding(), self.session.get_outputs()[0].name
         self.binding.bind_output(self.logits)  # the first to be bound is the first of get_outputs()
         one = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(1, dtype=np.int64))
@@ -47,7 +48,7 @@ class Bundle:
         self.context = int(facts["edgekit.context"])
         self.switch = int(facts.get("edgekit.rope_switch", self.context))  # longer texts rotate all keys otherwise
         self.room, self.caches, self.fed = 0, dict[str, np.typing.NDArray[Any]](), list[int]()
-        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        self.tokenizer: Tokenizer = CHECK["opened"](self.folder / "tokenizer.json", Tokenizer.from_file)
         self.tokenizer.no_truncation()
         self.stops = {self.tokenizer.token_to_id(text) for text in settings["stop"]}
         self.special, self.chats, self.parts = settings["special"], bool(settings["chat"]), bool(settings.get("parts"))
@@ -146,8 +147,7 @@ def _compile(file: Path) -> Any:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, **({"ensure_ascii": False} | options))
     environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    # Training marks what the assistant says; the text is the same.
-    marked = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+    marked = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")  # training's marks; the text is the same
     return environment.from_string(marked.sub(r"\1\2with\3", file.read_text(encoding="utf-8")))
 
 

@@ -33,9 +33,10 @@ class Bundle:
             onnxruntime.preload_dlls()  # CUDA and cuDNN where pip puts them
         beside = str(Path(__file__).with_name("bound.py"))  # there where the bundle is for CUDA
         kind = run_path(beside)["Bound"] if runtime.get("cuda_graphs") else onnxruntime.InferenceSession
-        file, off = str(self.folder / self.manifest["model"]), runtime["disabled_optimizers"]
-        self.session = kind(file, options, providers=providers, disabled_optimizers=off)
-        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))  # it cuts long texts, as in verify
+        given = {"providers": providers, "disabled_optimizers": runtime["disabled_optimizers"]}
+        self.session = CHECK["opened"](self.folder / self.manifest["model"], lambda file: kind(file, options, **given))
+        # It cuts long texts, as in verify.
+        self.tokenizer: Tokenizer = CHECK["opened"](self.folder / "tokenizer.json", Tokenizer.from_file)
         self.times: dict[str, float] = CHECK["golden"](self, check)  # ms: {"cold": ..., "warm": ...}
 
     def output(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
@@ -53,8 +54,5 @@ class Bundle:
         if self.manifest["output"] == "embedding":
             return self.output(text, prompt=prompt)
         scores = (powers := np.exp((output := self.output(text, prompt=prompt)) - output.max())) / powers.sum()
-        ranked = [(self.manifest["labels"][one], float(scores[one])) for one in np.argsort(-scores, kind="stable")]
-        threshold, silent = self.manifest["threshold"], not any(map(str.isalnum, text))
-        if threshold is None or (scores.max() >= threshold and not silent):
-            return ranked
-        return [(self.manifest["out_of_scope"], 1.0 if silent else 1.0 - ranked[0][1]), *ranked]
+        ranked: list[tuple[str, float]] = CHECK["ranked"](self.manifest, scores, text)
+        return ranked

@@ -27,10 +27,12 @@ class Bundle:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
             "INFERENCE_NUM_THREADS": str((runtime["threads"] or 0) if threads is None else threads),
         }
-        file = str(self.folder / self.manifest["model"])
-        self.request = openvino.Core().compile_model(file, "CPU", hints).create_infer_request()
+        model, core = self.folder / self.manifest["model"], openvino.Core()
+        compiled = CHECK["opened"](model, lambda file: core.compile_model(file, "CPU", hints))
+        self.request = compiled.create_infer_request()
         self.inputs = [value.any_name for value in self.request.model_inputs]
-        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))  # it cuts long texts, as in verify
+        # It cuts long texts, as in verify.
+        self.tokenizer: Tokenizer = CHECK["opened"](self.folder / "tokenizer.json", Tokenizer.from_file)
         self.times: dict[str, float] = CHECK["golden"](self, check)  # ms: {"cold": ..., "warm": ...}
 
     def output(self, text: str, *, prompt: str | None = None) -> np.typing.NDArray[np.float32]:
@@ -44,17 +46,10 @@ class Bundle:
         return np.array(found[0], dtype=np.float32)  # a copy: the next text is answered in the same memory
 
     def __call__(self, text: str, *, prompt: str | None = None) -> Any:
-        """[(label, score), ...], the answer first; or, of an embedding model, the embedding: float32 [width].
-
-        A best score under the threshold gives the out-of-scope label with 1 - that score, no letter or digit that label with 1.
-        """
+        """[(label, score), ...], the answer (of no class under the threshold) first; or the embedding, float32 [width]."""
         output = self.output(text, prompt=prompt)
         if self.manifest["output"] == "embedding":
             return output
         scores = (powers := np.exp(output - output.max())) / powers.sum()
-        labels, order = self.manifest["labels"], np.argsort(-scores, kind="stable")
-        ranked = [(labels[index], float(scores[index])) for index in order]
-        threshold, silent = self.manifest["threshold"], not any(map(str.isalnum, text))
-        if threshold is None or (scores.max() >= threshold and not silent):
-            return ranked
-        return [(self.manifest["out_of_scope"], 1.0 if silent else 1.0 - ranked[0][1]), *ranked]
+        ranked: list[tuple[str, float]] = CHECK["ranked"](self.manifest, scores, text)
+        return ranked

@@ -1,7 +1,7 @@
 // Goes on with a text, or answers a conversation, from an edgekit bundle in a browser, piece by piece:
 // `for await (const { text } of (await open("./bundle/", { Wllama, wasm }))("Once upon a time")) ...`
 // Needs @wllama/wllama, see index.html beside it; of a model that talks also @huggingface/jinja, and talk.mjs beside it.
-import { checkFile, checkGolden, countThreads, fetchBytes } from "./check.mjs";
+import { checkFile, checkGolden, countThreads, fetchBytes, openFile, readManifest } from "./check.mjs";
 import { createModel, encode, follow, next } from "./words.mjs";
 
 // accept: is given the bytes of bundle.json, and may refuse the bundle.
@@ -10,9 +10,8 @@ import { createModel, encode, follow, next } from "./words.mjs";
 export async function open(folder, { Wllama, wasm, threads, accept, read = fetchBytes }) {
   const begun = performance.now();
   const base = new URL(folder, location.href);
-  const own = await read(new URL("bundle.json", base));
-  await accept?.(own);
-  const manifest = JSON.parse(new TextDecoder().decode(own));
+  const source = new URL("bundle.json", base);
+  const manifest = await readManifest(await read(source), source, accept);
   const talk = manifest.settings.chat ? (await import("./talk.mjs")).createTalk(manifest) : null;
   const files = {};
   for (const name of [manifest.model, "golden.json"]) {
@@ -21,9 +20,10 @@ export async function open(folder, { Wllama, wasm, threads, accept, read = fetch
     await checkFile(manifest, name, files[name]);
   }
   const { wanted, notes } = countThreads(threads ?? manifest.runtime.threads ?? 1);
-  const model = await createModel({ Wllama, wasm: new URL(wasm, location.href).href }, files[manifest.model], {
+  const engine = { Wllama, wasm: new URL(wasm, location.href).href };
+  const model = await openFile(manifest.model, () => createModel(engine, files[manifest.model], {
     ...manifest.runtime, threads: wanted, context: manifest.runtime.context || manifest.max_length,
-  });
+  }));
   const opened = performance.now() - begun;
   const times = await checkGolden(files["golden.json"], (text, count) => follow(model, text, count));
   const room = model.getLoadedContextInfo().n_ctx;

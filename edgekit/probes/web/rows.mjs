@@ -68,9 +68,13 @@ export function findPrompt({ settings }, prompt) {
 // the out-of-scope label with 1 - that score, no letter or digit that label with 1. prompt: see `findPrompt`.
 export function createAnswer(ort, session, encode, manifest) {
   return async (text, { prompt } = {}) => {
+    if (typeof text !== "string") throw new TypeError(`a text is answered, not ${text === null ? null : typeof text}`);
     const ids = encode(findPrompt(manifest, prompt) + text);
     const found = await output(ort, session, tokens(ids.length ? ids : [manifest.pad_id]));
     if (manifest.output === "embedding") return found;
+    if (found.length !== manifest.labels.length) {
+      throw new Error(`the model gives ${found.length} scores for ${manifest.labels.length} labels: copy the whole bundle`);
+    }
     const most = Math.max(...found);
     const powers = Array.from(found, (value) => Math.exp(value - most));
     const sum = powers.reduce((all, value) => all + value, 0);

@@ -15,6 +15,11 @@ int ek_fail(ek_error *error, const char *form, ...) {
   return 0;
 }
 
+int ek_fail_open(ek_error *error, const char *path, const char *why, const char *runtime) {
+  int line = (int)strcspn(why, "\n");
+  return ek_fail(error, "%.200s: cannot be opened (%.*s): install a newer %s, or copy it again", path, line < 250 ? line : 250, why, runtime);
+}
+
 /* --- SHA-256, FIPS 180-4 ------------------------------------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -72,8 +77,9 @@ static void finish(Sha256 *sha, char hex[65]) {
 
 static FILE *opened(const char *folder, const char *name, ek_error *error) {
   char path[4096];
+  errno = ENAMETOOLONG;
   FILE *file = (size_t)snprintf(path, sizeof path, "%s/%s", folder, name) < sizeof path ? fopen(path, "rb") : NULL;
-  if (!file) ek_fail(error, "%s/%s: cannot be read: %s", folder, name, strerror(errno));
+  if (!file) ek_fail(error, "%s/%s: cannot be read (%s): copy the whole bundle", folder, name, strerror(errno));
   return file;
 }
 
@@ -89,7 +95,7 @@ int ek_check_files(const ek_bundle *bundle, const char *folder, ek_error *error)
     int broken = ferror(file);
     fclose(file);
     finish(&sha, hex);
-    if (broken) return ek_fail(error, "%s/%s: cannot be read to its end", folder, known->name);
+    if (broken) return ek_fail(error, "%s/%s: cannot be read to its end: copy it again", folder, known->name);
     if (strcmp(hex, known->value) != 0)
       return ek_fail(error, "%s/%s: is not the file that was verified: its sha256 is %.12s..., not %.12s...; copy or fetch it anew", folder,
                      known->name, hex, known->value);
@@ -107,7 +113,7 @@ void *ek_read(const char *folder, const char *name, size_t *size, ek_error *erro
   fclose(file);
   if (bytes && *size == (size_t)end) return bytes;
   free(bytes);
-  ek_fail(error, "%s/%s: cannot be read to its end", folder, name);
+  ek_fail(error, "%s/%s: cannot be read to its end: copy it again", folder, name);
   return NULL;
 }
 

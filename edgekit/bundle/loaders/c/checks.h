@@ -54,6 +54,9 @@ const ek_bundle *ek_verified(void);
 /* Says what is wrong; always 0, for `return ek_fail(...)`. */
 int ek_fail(ek_error *error, const char *form, ...);
 
+/* The same of a file that a runtime does not open. why: what that says, of which the first line is taken. */
+int ek_fail_open(ek_error *error, const char *path, const char *why, const char *runtime);
+
 /* Whether each file in the folder has the content that was verified, and whether the runtime's version is not too old. */
 int ek_check_files(const ek_bundle *bundle, const char *folder, ek_error *error);
 int ek_check_version(const ek_bundle *bundle, const char *found, ek_error *error);

@@ -12,9 +12,13 @@ struct ek_writer {
   const struct llama_vocab *vocabulary;
 };
 
-static void keep_error(enum ggml_log_level level, const char *text, void *last) {
-  if (level == GGML_LOG_LEVEL_ERROR) ek_fail(last, "%.500s", text);
+/* The first of what llama.cpp says, without its end of line: it is the cause of what it says next. */
+static void keep_error(enum ggml_log_level level, const char *text, void *first) {
+  ek_error *kept = first;
+  if (level == GGML_LOG_LEVEL_ERROR && !*kept->text) ek_fail(kept, "%.*s", (int)strcspn(text, "\n"), text);
 }
+
+static void be_silent(enum ggml_log_level level, const char *text, void *to) { (void)level, (void)text, (void)to; }
 
 /* The likeliest token behind these, of which llama.cpp has read none yet; -1 where it fails. */
 static llama_token next_token(ek_writer *w, llama_token *tokens, size_t count, ek_error *error) {
@@ -102,8 +106,8 @@ ek_writer *ek_open_writer(const ek_bundle *b, const char *folder, ek_error *erro
   ek_writer *w = calloc(1, sizeof *w);
   if (!w) return ek_fail(error, "no memory"), NULL;
   w->bundle = b;
-  ek_fail(error, "llama.cpp does not open %s", path);
-  llama_log_set(keep_error, error);
+  ek_error cause = {""};
+  llama_log_set(keep_error, &cause);
   ggml_backend_load_all();
   struct llama_model_params model = llama_model_default_params();
   model.n_gpu_layers = b->gpu_layers;
@@ -118,9 +122,9 @@ ek_writer *ek_open_writer(const ek_bundle *b, const char *folder, ek_error *erro
   context.type_v = (enum ggml_type)b->kv_v;
   context.flash_attn_type = b->flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
   w->context = w->model ? llama_init_from_model(w->model, context) : NULL;
-  llama_log_set(NULL, NULL);
+  llama_log_set(be_silent, NULL);
   w->vocabulary = w->context ? llama_model_get_vocab(w->model) : NULL;
-  int fine = w->context != NULL;
+  int fine = w->context || ek_fail_open(error, path, cause.text, "llama.cpp");
   for (size_t at = 0; fine && at < b->golden_count; ++at) fine = check_golden(w, &b->golden[at], error);
   if (fine) return w;
   ek_close_writer(w);

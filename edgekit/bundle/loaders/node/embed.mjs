@@ -1,7 +1,6 @@
 // Embeddings from an edgekit bundle in Node.js: `await (await open("bundle"))("turn on the light")`. Needs node-llama-cpp.
 import path from "node:path";
-import { getLlama, getModuleVersion, LlamaLogLevel, LlamaVocabularyType } from "node-llama-cpp";
-import { checkGolden, checkVersion } from "./check.mjs";
+import { checkGolden, checkVersion, needPackage, openFile } from "./check.mjs";
 import { openFolder } from "./files.mjs";
 import { findPrompt } from "./rows.mjs";
 
@@ -10,20 +9,22 @@ import { findPrompt } from "./rows.mjs";
 export async function open(folder, { threads } = {}) {
   const begun = performance.now();
   const { manifest, golden } = await openFolder(folder);
+  const { getLlama, getModuleVersion, LlamaVocabularyType } = await needPackage("node-llama-cpp", () => import("node-llama-cpp"));
   // bundle.json's minimum is llama-cpp-python's: this is the oldest that was compared with llama.cpp.
   checkVersion("node-llama-cpp", await getModuleVersion(), "3.21");
   const { runtime, max_length: most } = manifest;
   if (runtime.pooling) throw new Error(`node-llama-cpp pools as the model's file says; this bundle asks for ${runtime.pooling}`);
-  const llama = await getLlama({ gpu: runtime.gpu_layers ? "auto" : false, build: "never", logLevel: LlamaLogLevel.error });
-  const model = await llama.loadModel({
-    modelPath: path.resolve(folder, manifest.model),
-    gpuLayers: runtime.gpu_layers < 0 ? "max" : runtime.gpu_layers,
+  const [modelPath, layers] = [path.resolve(folder, manifest.model), runtime.gpu_layers];
+  const llama = await needPackage("node-llama-cpp", () => getLlama({ gpu: layers ? "auto" : false, build: "never", logLevel: "error" }));
+  const model = await openFile(modelPath, () => llama.loadModel({
+    modelPath,
+    gpuLayers: layers < 0 ? "max" : layers,
     defaultContextFlashAttention: runtime.flash_attention !== "off",
-  });
+  }));
   // A text is read in one step, and node-llama-cpp wants room behind it.
-  const context = await model.createEmbeddingContext({
+  const context = await openFile(modelPath, () => model.createEmbeddingContext({
     contextSize: most + 1, batchSize: most + 1, threads: threads ?? runtime.threads ?? 0,
-  });
+  }));
   // What llama.cpp puts around a text: a long one is cut before its closing token, as it was when the model was verified.
   const { bos, sep, eos, shouldPrependBosToken, shouldAppendEosToken } = model.tokens;
   const pieces = model.vocabularyType === LlamaVocabularyType.wpm;

@@ -2,8 +2,7 @@
 // `for await (const { text } of (await open("bundle"))("Once upon a time")) ...`
 // Needs node-llama-cpp; of a model that talks also @huggingface/jinja, and talk.mjs beside it.
 import path from "node:path";
-import { getLlama, getModuleVersion, LlamaLogLevel } from "node-llama-cpp";
-import { checkGolden, checkVersion } from "./check.mjs";
+import { checkGolden, checkVersion, needPackage, openFile } from "./check.mjs";
 import { openFolder } from "./files.mjs";
 
 // What follows a text, or the answer to a question or messages of { role, content }: pieces { token, text }, at most `most`, each the
@@ -11,21 +10,22 @@ import { openFolder } from "./files.mjs";
 export async function open(folder, { threads, accept } = {}) {
   const begun = performance.now();
   const { manifest, golden } = await openFolder(folder, accept);
+  const { getLlama, getModuleVersion } = await needPackage("node-llama-cpp", () => import("node-llama-cpp"));
   // bundle.json's minimum is llama-cpp-python's: this is the oldest that was compared with llama.cpp.
   checkVersion("node-llama-cpp", await getModuleVersion(), "3.21");
   const { runtime, settings } = manifest;
   const talk = settings.chat ? await import("./talk.mjs").then(({ createTalk }) => createTalk(manifest)) : null;
-  const llama = await getLlama({ gpu: runtime.gpu_layers ? "auto" : false, build: "never", logLevel: LlamaLogLevel.error });
-  const gpuLayers = runtime.gpu_layers < 0 ? "max" : runtime.gpu_layers;
-  const model = await llama.loadModel({ modelPath: path.resolve(folder, manifest.model), gpuLayers });
-  const context = await model.createContext({
+  const [modelPath, layers] = [path.resolve(folder, manifest.model), runtime.gpu_layers];
+  const llama = await needPackage("node-llama-cpp", () => getLlama({ gpu: layers ? "auto" : false, build: "never", logLevel: "error" }));
+  const model = await openFile(modelPath, () => llama.loadModel({ modelPath, gpuLayers: layers < 0 ? "max" : layers }));
+  const context = await openFile(modelPath, () => model.createContext({
     contextSize: runtime.context || manifest.max_length,
     batchSize: runtime.batch,
     threads: threads ?? runtime.threads ?? 0,
     flashAttention: runtime.flash_attention !== "off",
     experimentalKvCacheKeyType: runtime.kv_k.toUpperCase(),
     experimentalKvCacheValueType: runtime.kv_v.toUpperCase(),
-  });
+  }));
   const sequence = context.getSequence();
   const read = (text) => [...(model.tokens.shouldPrependBosToken ? [model.tokens.bos] : []), ...model.tokenize(text, false)];
   async function* follow(ids, most) {

@@ -2,9 +2,7 @@
 // Needs onnxruntime-node and @huggingface/tokenizers.
 import { readFile } from "node:fs/promises";
 import path from "node:path";
-import { Tokenizer } from "@huggingface/tokenizers";
-import * as ort from "onnxruntime-node";
-import { checkGolden, checkVersion } from "./check.mjs";
+import { checkGolden, checkVersion, needPackage, openFile } from "./check.mjs";
 import { openFolder } from "./files.mjs";
 import { createAnswer, createEncoder, createSession } from "./rows.mjs";
 
@@ -13,13 +11,17 @@ import { createAnswer, createEncoder, createSession } from "./rows.mjs";
 export async function open(folder, { threads, accept } = {}) {
   const begun = performance.now();
   const { manifest, golden } = await openFolder(folder, accept);
-  checkVersion("onnxruntime-node", ort.env.versions.node, manifest.runtime.minimum);
-  const session = await createSession(ort, path.join(folder, manifest.model), manifest.runtime, {
+  const ort = await needPackage("onnxruntime-node", () => import("onnxruntime-node"));
+  const { Tokenizer } = await needPackage("@huggingface/tokenizers", () => import("@huggingface/tokenizers"));
+  // Those of before 1.16 do not say which they are.
+  checkVersion("onnxruntime-node", ort.env?.versions?.node ?? "1.15 or older", manifest.runtime.minimum);
+  const [model, words] = [manifest.model, manifest.tokenizer].map((name) => path.join(folder, name));
+  const session = await openFile(model, () => createSession(ort, model, manifest.runtime, {
     executionProviders: ["cpu"],
     intraOpNumThreads: threads ?? manifest.runtime.threads ?? 0,
-  });
-  const table = JSON.parse(await readFile(path.join(folder, manifest.tokenizer), "utf8"));
-  const answer = createAnswer(ort, session, createEncoder(Tokenizer, table), manifest);
+  }));
+  const encode = await openFile(words, async () => createEncoder(Tokenizer, JSON.parse(await readFile(words, "utf8"))));
+  const answer = createAnswer(ort, session, encode, manifest);
   const opened = performance.now() - begun;
   const times = await checkGolden(golden, answer);
   return Object.assign(answer, { manifest, times: { open: opened, ...times } });

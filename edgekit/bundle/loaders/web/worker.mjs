@@ -1,5 +1,5 @@
 // The worker in which a bundle answers: opened once, then a text at a time. `app.mjs` starts it and talks with it.
-import { fetchBytes } from "./check.mjs";
+import { fetchBytes, needPackage } from "./check.mjs";
 import { open } from "./load.mjs";
 import { createReader } from "./store.mjs";
 import { createTrust } from "./trust.mjs";
@@ -9,9 +9,10 @@ let bundle;
 async function answer({ opening, text, options }, tell) {
   if (!opening) return bundle(text, options);
   const { folder, modules, threads, trust } = opening;
+  const need = (name, file) => needPackage(name, () => import(`${modules}${name}/dist/${file}`));
   const [ort, { Tokenizer }] = await Promise.all([
-    import(`${modules}onnxruntime-web/dist/ort.wasm.min.mjs`),
-    import(`${modules}@huggingface/tokenizers/dist/tokenizers.min.mjs`),
+    need("onnxruntime-web", "ort.wasm.min.mjs"),
+    need("@huggingface/tokenizers", "tokenizers.min.mjs"),
   ]);
   const signature = trust?.key && await fetchBytes(new URL("../model.sig", folder));
   const accept = trust && createTrust({ ...trust, signature });
