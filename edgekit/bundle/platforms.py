@@ -248,6 +248,8 @@ _NODE_EMBEDS = Embedding(
     files={
         "load.mjs": _OWN / "node" / "embed.mjs",
         "load.d.mts": _OWN / "node" / "embed.d.mts",
+        "trust.d.mts": _OWN / "trust.d.mts",
+        "trust.mjs": _OWN / "trust.mjs",
         "files.mjs": _OWN / "node" / "files.mjs",
         ROWS.name: ROWS,
         CHECKS.name: CHECKS,
@@ -312,7 +314,10 @@ def _talking(writes: Embedding, engine: str) -> Embedding:
     """What is given for a model that talks: its template's engine too, which lies at an address or has a name."""
     (install, *others), use = writes.install, writes.use.replace("Once upon a time", "What can you do?")
     files = {**writes.files, "talk.mjs": _OWN / "talk.mjs"}
-    return replace(writes, files=files, install=(f"{install} {_JINJA}", *others), use=use, make=talk_files(engine))
+    # A note that is another line for npm needs it as well.
+    notes = tuple(f"{note} {_JINJA}" if "npm install" in note else note for note in writes.notes)
+    installs = (f"{install} {_JINJA}", *others)
+    return replace(writes, files=files, install=installs, use=use, notes=notes, make=talk_files(engine))
 
 
 _NODE_WORDS = replace(_NODE_WORDS, talks=_talking(_NODE_WORDS, "@huggingface/jinja"))

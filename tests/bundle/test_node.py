@@ -205,6 +205,11 @@ def test_an_embedder_of_llama_cpp_gives_what_llama_cpp_gives(tmp_path: Path) -> 
     assert ask(app, ["x"], prompt="ordr") == {"failed": 'no prompt "ordr": those of this model are order'}
     change_golden(folder, embedding=[-value for value in row["embedding"]])
     assert "an embedding 2.0000 away (1 - cosine), and at most" in ask(app, ["x"])["failed"]
+    program = (app / "ask.mjs").read_text(encoding="utf-8")
+    refuses = 'open("bundle", { accept() { throw new Error("not this one"); } })'
+    (app / "ask.mjs").write_text(program.replace('open("bundle")', refuses), encoding="utf-8")
+    assert ask(app, ["x"]) == {"failed": "not this one"}
+    (app / "ask.mjs").write_text(program, encoding="utf-8")
     write_sealed(folder, manifest | {"runtime": manifest["runtime"] | {"pooling": "cls"}})
     assert ask(app, ["x"])["failed"] == ("node-llama-cpp pools as the model's file says; this bundle asks for cls")
 
@@ -216,6 +221,7 @@ def test_what_apps_import_is_short_and_typed(bundle: Path, tmp_path: Path) -> No
             own = name in {"load.mjs", "app.mjs", "worker.mjs", "store.mjs", "main.mjs", "preload.cjs", "load.py"}
             lines = source.read_text(encoding="utf-8").splitlines()
             assert not own or len(lines) <= 60 or source.name == "generate.py", f"{platform}: {name}"
+            assert name != "load.mjs" or "accept" in "\n".join(lines), f"{platform}: who refuses a bundle is not asked"
             assert name.endswith(".py") or not re.search(r"\beval\(|new Function", "\n".join(lines))
     app = put(bundle, tmp_path / "app", "electron")
     (app / "app.mts").write_text(

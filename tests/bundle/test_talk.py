@@ -37,12 +37,13 @@ MORE = {
     "of the tests": TEMPLATE,
     "parts": "{% for message in messages %}<|{{ message['role'] }}|>{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
     "<|end|>{% endfor %}" + _ANSWER,
-    "the day": "<|user|>{{ strftime_now('%A %a %d %B %b %Y %m %%') }} {{ messages[-1]['content'] | trim }}<|end|>"
+    "blank lines": "\n  {% if messages %}\n\n  {{ messages[-1]['content'] }}\n{% endif %}\n\n" + _ANSWER,
+    "the day": "  {%- set said = 1 %}\n<|user|>{{ strftime_now('%A %a %d %B %b %Y %m %%') }} {{ messages[-1]['content'] | trim }}<|end|>"
     + _ANSWER,
 }
 # Loads each app's template and model, and says what it reads of each conversation.
 READ = """
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { getLlama } from "node-llama-cpp";
 const llama = await getLlama({ gpu: false, build: "never", logLevel: "error" });
 const said = {};
@@ -58,7 +59,7 @@ for (const [name, folder] of Object.entries(JSON.parse(readFileSync("apps.json",
     } catch (failed) { said[name][which] = { failed: failed.message }; }
   }
 }
-console.log(JSON.stringify(said));
+writeFileSync("said.json", JSON.stringify(said));
 process.exit(0);
 """
 ASK = """
@@ -151,7 +152,7 @@ def test_node_reads_conversations_as_transformers_does(checkpoint: Path, tmp_pat
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    said = json.loads(ran.stdout.splitlines()[-1])
+    said = json.loads((tmp_path / "said.json").read_text(encoding="utf-8"))
     for name, template in templates.items():
         wanted = before[name] if name != "the day" else written(checkpoint, template, name)
         for which, found in said[name].items():

@@ -28,7 +28,7 @@ export function createTalk(manifest) {
   let template;
   const write = (said, today) => {
     // The engine's own date follows the locale; ours has another name, since a name is given once.
-    template ??= new Template(`{% set strftime_now = today %}${source}`);
+    template ??= new Template(`{% set strftime_now = today %}\n${source}`);
     const messages = (typeof said === "string" ? [{ role: "user", content: said }] : said).map((message) => {
       const plain = Object.fromEntries(Object.entries(message).filter(([, value]) => value != null));
       if (parts && typeof plain.content === "string") plain.content = [{ type: "text", text: plain.content }];

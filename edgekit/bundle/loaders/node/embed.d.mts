@@ -13,5 +13,11 @@ export interface Bundle {
   close(): Promise<void>;
 }
 
-/** Opens a bundle's folder, once every file, the runtime's version and the golden answers are as they were verified. */
-export function open(folder: string, options?: { threads?: number }): Promise<Bundle>;
+/**
+ * Opens a bundle's folder, once every file, the runtime's version and the golden answers are as they were verified. `accept` is given
+ * the bytes of bundle.json first, and throws where the bundle may not be used (see trust.d.mts).
+ */
+export function open(
+  folder: string,
+  options?: { threads?: number; accept?: (manifest: Uint8Array) => void | Promise<void> },
+): Promise<Bundle>;

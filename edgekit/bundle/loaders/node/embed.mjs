@@ -6,9 +6,10 @@ import { findPrompt } from "./rows.mjs";
 
 // An embedding of a text, float32 [width], of length 1 unless the checkpoint's own is not; prompt: by its name, "" for none. Its
 // `times`: milliseconds to open, of the first answer (cold) and of a later one (warm). threads: in place of the bundle's own.
-export async function open(folder, { threads } = {}) {
+// accept: may refuse the bundle (see trust.mjs).
+export async function open(folder, { threads, accept } = {}) {
   const begun = performance.now();
-  const { manifest, golden } = await openFolder(folder);
+  const { manifest, golden } = await openFolder(folder, accept);
   const { getLlama, getModuleVersion, LlamaVocabularyType } = await needPackage("node-llama-cpp", () => import("node-llama-cpp"));
   // bundle.json's minimum is llama-cpp-python's: this is the oldest that was compared with llama.cpp.
   checkVersion("node-llama-cpp", await getModuleVersion(), "3.21");
