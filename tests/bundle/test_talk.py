@@ -250,5 +250,11 @@ def test_what_cannot_be_written_is_one_sentence(checkpoint: Path, tmp_path: Path
     assert ask(gemma, "hello")["failed"] == (
         "template.mjs: of another model than the bundle's: run `edgekit embed` again"
     )
+    (gemma / "node_modules").unlink()
+    (gemma / "node_modules").mkdir()
+    for package in ("node-llama-cpp", "@node-llama-cpp"):
+        (gemma / "node_modules" / package).symlink_to(node_modules() / package)
+    failed = ask(gemma, "hello")["failed"]
+    assert failed.startswith("@huggingface/jinja: cannot be loaded (Cannot find package '@huggingface/jinja'")
     with pytest.raises(EdgekitError, match=r"talk: model\.gguf has no chat template, and its manifest says it talks"):
         lay(make_bundle(checkpoint, tmp_path / "none" / "bundle", None), tmp_path / "none")

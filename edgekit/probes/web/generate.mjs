@@ -1,7 +1,7 @@
 // Goes on with a text, or answers a conversation, from an edgekit bundle in a browser, piece by piece:
 // `for await (const { text } of (await open("./bundle/", { Wllama, wasm }))("Once upon a time")) ...`
 // Needs @wllama/wllama, see index.html beside it; of a model that talks also @huggingface/jinja, and talk.mjs beside it.
-import { checkFile, checkGolden, countThreads, fetchBytes, openFile, readManifest } from "./check.mjs";
+import { checkFile, checkGolden, countThreads, fetchBytes, needPackage, openFile, readManifest } from "./check.mjs";
 import { createModel, encode, follow, next } from "./words.mjs";
 
 // accept: is given the bytes of bundle.json, and may refuse the bundle.
@@ -12,7 +12,8 @@ export async function open(folder, { Wllama, wasm, threads, accept, read = fetch
   const base = new URL(folder, location.href);
   const source = new URL("bundle.json", base);
   const manifest = await readManifest(await read(source), source, accept);
-  const talk = manifest.settings.chat ? (await import("./talk.mjs")).createTalk(manifest) : null;
+  const talking = manifest.settings.chat && await needPackage("@huggingface/jinja", () => import("./talk.mjs"));
+  const talk = talking ? talking.createTalk(manifest) : null;
   const files = {};
   for (const name of [manifest.model, "golden.json"]) {
     if (!manifest.files[name]) continue;

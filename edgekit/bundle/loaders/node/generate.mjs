@@ -14,7 +14,7 @@ export async function open(folder, { threads, accept } = {}) {
   // bundle.json's minimum is llama-cpp-python's: this is the oldest that was compared with llama.cpp.
   checkVersion("node-llama-cpp", await getModuleVersion(), "3.21");
   const { runtime, settings } = manifest;
-  const talk = settings.chat ? await import("./talk.mjs").then(({ createTalk }) => createTalk(manifest)) : null;
+  const talk = settings.chat ? (await needPackage("@huggingface/jinja", () => import("./talk.mjs"))).createTalk(manifest) : null;
   const [modelPath, layers] = [path.resolve(folder, manifest.model), runtime.gpu_layers];
   const llama = await needPackage("node-llama-cpp", () => getLlama({ gpu: layers ? "auto" : false, build: "never", logLevel: "error" }));
   const model = await openFile(modelPath, () => llama.loadModel({ modelPath, gpuLayers: layers < 0 ? "max" : layers }));
