@@ -1,14 +1,16 @@
-"""What each loader that apps copy costs beside the Python one, on one bundle that gives rows.
+"""What each loader that apps copy costs beside the Python one, on one bundle.
 
 Goals:
-- from every loader every text has the label that the Python loader gives, with each score within 1e-4 (embeddings: each number)
+- from every loader every text has the label that the Python loader gives, with each score within 1e-4 (embeddings: each number);
+  a model that writes says the same 64 tokens, the likeliest each time
 - Node.js answers steadily in at most 2 times the Python loader's time, C in at most its time
 - the web app (engine, tokenizer library, model, tokenizer and modules, as a server that compresses sends them) is at most 17 MB
 
 Each loader runs in processes of its own, in turns: Python, Node.js, C (gcc -O2, over the library that Python has), and pages in
 Chromium, isolated, of one thread and of two. Opening includes the hashes, and in a page the download from this machine; `cold` is
 the first golden answer, or the first text's where a loader tells none (in C it is part of opening). Figures are medians over
-rounds, in milliseconds: opening, cold, the first text, the nine after it, and steady. Times of a busy machine mean little; the
+rounds, in milliseconds: opening, cold, the first text, the nine after it, and steady; of a model that writes, whose engine is
+llama.cpp, the same of tokens: a prompt's first is one of them. Times of a busy machine mean little; the
 ratio is of medians. Of pages on other devices, see browser.py.
 
 Usage: python benchmarks/embed.py BUNDLE [--texts FILE.jsonl] [--count 200] [--rounds 3] [--keep FILE] [--json]. Exit code 1 where
@@ -38,8 +40,8 @@ from rows import Rows
 
 from edgekit.bundle.embed import embed
 from edgekit.bundle.open import check_bundle
-from edgekit.bundle.platforms import EMBEDDINGS
 from edgekit.devices.browser.program import CHROMIUM, find_program, start
+from edgekit.devices.native import llama
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,6 +120,76 @@ int main(void) {
   return 0;
 }
 """
+PYTHON_WORDS = """
+import json, sys, time
+texts = json.load(open("texts.json"))
+begun = time.perf_counter()
+from load import Bundle
+bundle = Bundle("bundle")
+opened = 1000 * (time.perf_counter() - begun)
+times, answers = [], []
+for text in texts:
+    pieces, begun = [], time.perf_counter()
+    for piece in bundle.stream(text, max_tokens=64):
+        times.append(1000 * (time.perf_counter() - begun))
+        pieces.append(piece)
+        begun = time.perf_counter()
+    answers.append("".join(pieces))
+print(json.dumps({"open": opened, "cold": bundle.times.get("cold"), "times": times, "answers": answers}))
+"""
+NODE_WORDS = (
+    NODE.replace(
+        """  const begun = performance.now();
+  const answer = await bundle(text);
+  times.push(performance.now() - begun);
+  answers.push(Array.from(answer));
+""",
+        """  let [said, begun] = ["", performance.now()];
+  for await (const piece of bundle(text, 64)) {
+    times.push(performance.now() - begun);
+    said += piece.text;
+    begun = performance.now();
+  }
+  answers.push(said);
+""",
+    )
+    .replace("console.log(", "process.stdout.write(")
+    .replace("answers }));", "answers }), () => process.exit(0));")
+)
+C_WORDS = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include "generate.h"
+static double begun;
+static double now(void) {
+  struct timespec at;
+  timespec_get(&at, TIME_UTC);
+  return (double)at.tv_sec * 1e3 + (double)at.tv_nsec / 1e6;
+}
+static int take(void *to, const char *piece, size_t length) {
+  fprintf(to, "%.6f %zu\\n", now() - begun, length);
+  fwrite(piece, 1, length, to);
+  begun = now();
+  return 1;
+}
+int main(void) {
+  ek_error error;
+  begun = now();
+  ek_writer *writer = ek_open_writer(ek_verified(), "bundle", &error);
+  if (!writer) return fprintf(stderr, "%s\\n", error.text), 1;
+  printf("%.6f\\n", now() - begun);
+  for (size_t length; scanf("%zu", &length) == 1;) {
+    char *text = calloc(length + 1, 1);
+    if (!text || getchar() == EOF || fread(text, 1, length, stdin) != length) return 1;
+    begun = now();
+    if (!ek_write(writer, text, 64, take, stdout, &error)) return fprintf(stderr, "%s\\n", error.text), 1;
+    printf("-\\n");
+    free(text);
+  }
+  return 0;
+}
+"""
 PAGE = """<!doctype html><meta charset="utf-8"><script type="module">
 import { open } from "./app.mjs";
 const say = (said) => fetch("TELL", { method: "POST", mode: "no-cors", body: JSON.stringify(said) }).catch(() => {});
@@ -138,6 +210,41 @@ try {
   await say({ failed: String(failed.message ?? failed) });
 }
 </script>"""
+PAGE_WORDS = (
+    PAGE.replace(
+        'import { open } from "./app.mjs";',
+        """import { Wllama } from "./node_modules/@wllama/wllama/esm/index.min.js";
+import { open } from "./load.mjs";
+import { createReader } from "./store.mjs";
+const wasm = "./node_modules/@wllama/wllama/esm/";""",
+    )
+    .replace("{ threads: THREADS }", "{ Wllama, wasm, read: createReader(), threads: THREADS }")
+    .replace(
+        """    const begun = performance.now();
+    const answer = await bundle(text);
+    times.push(performance.now() - begun);
+    answers.push(Array.from(answer));
+""",
+        """    let [said, begun] = ["", performance.now()];
+    for await (const piece of bundle(text, 64)) {
+      times.push(performance.now() - begun);
+      said += piece.text;
+      begun = performance.now();
+    }
+    answers.push(said);
+""",
+    )
+)
+# What asks each platform's loader, and its file in the app: of rows, and of texts.
+ASKS = {
+    False: {"python": ("ask.py", PYTHON), "node": ("ask.mjs", NODE), "c": ("main.c", C), "web": ("", PAGE)},
+    True: {
+        "python": ("ask.py", PYTHON_WORDS),
+        "node": ("ask.mjs", NODE_WORDS),
+        "c": ("main.c", C_WORDS),
+        "web": ("", PAGE_WORDS),
+    },
+}
 
 
 def main() -> int:
@@ -152,7 +259,7 @@ def main() -> int:
     asked = parser.parse_args()
     lines = asked.texts.read_text(encoding="utf-8").split("\n")
     texts = [json.loads(line)["text"] for line in lines if line][: asked.count or None]
-    rows = Rows(asked.keep)
+    rows, writes = Rows(asked.keep), check_bundle(asked.bundle).output == "tokens"
     seen: dict[str, list[Mapping[str, Any]]] = {name: [] for name in LOADERS}
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         apps = {
@@ -161,13 +268,13 @@ def main() -> int:
         }
         for turn in range(asked.rounds):
             for name, (platform, threads) in LOADERS.items():
-                taken = functools.partial(measure, platform, apps[platform], threads)
+                taken = functools.partial(measure, platform, apps[platform], threads, writes)
                 seen[name].append(rows.take(f"{name} {turn} of {len(texts)}", taken))
-        sizes = web_sizes(asked.bundle, Path(scratch, "weighed"))
+        sizes = {} if writes else web_sizes(asked.bundle, Path(scratch, "weighed"))
     loaders = {name: figures(found) for name, found in seen.items()}
     wanted = seen["python"][0]["answers"]
     alike = {name: compare(wanted, found[0]["answers"]) for name, found in seen.items()}
-    missed = find_missed(loaders, alike, len(texts), sizes["total"])
+    missed = find_missed(loaders, alike, len(texts), sizes.get("total", 0))
     if asked.json:
         print(json.dumps({"texts": len(texts), "loaders": loaders, "wire": sizes, "alike": alike, "missed": missed}))
     else:
@@ -189,38 +296,49 @@ def show(
         told = f"{times:>10.2f}{alike[name]['labels']:>10}{alike[name]['apart']:>10.1e}"
         print(f"{name:<10}" + "".join(f"{found[figure]:>10.3f}" for figure in FIGURES) + told)
     print(f"of {texts} texts; times: steady, of the Python loader's; labels: alike; apart: scores at most")
-    print("web app over the wire, MB: " + ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items()))
+    if sizes:
+        print("web app over the wire, MB: " + ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items()))
     for one in missed:
         print(f"missed: {one}")
 
 
 def lay_out(bundle: Path, name: str, app: Path, texts: Sequence[str]) -> Path:
     """An app of a loader with the bundle, its packages and the texts."""
-    embed(bundle, name, app)
+    made, writes = embed(bundle, name, app), check_bundle(bundle).output == "tokens"
     (app / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    asks = {"python": ("ask.py", PYTHON), "node": ("ask.mjs", NODE), "c": ("main.c", C), "web": ("ask.html", PAGE)}
-    (app / asks[name][0]).write_text(asks[name][1], encoding="utf-8")
+    file, script = ASKS[writes][name]
+    if file:
+        (app / file).write_text(script, encoding="utf-8")
     if name == "node":
-        (line,) = EMBEDDINGS["onnxruntime", "text", "logits", "node"].install
+        line = made.embedding.notes[0].rpartition(": ")[2] if writes else made.embedding.install[0]
         subprocess.run(f"{line} --silent --no-audit --no-fund --ignore-scripts", shell=True, cwd=app, check=True)
     if name == "c":
-        library = library_folder(app / "lib")
-        command = ["gcc", "-std=c11", "-O2", *map(str, app.glob("*.c")), f"-I{header_folder()}", f"-L{library}"]
-        rest = ["-lonnxruntime", "-lm", f"-Wl,-rpath,{library}", "-Wl,--allow-shlib-undefined", "-o", str(app / "app")]
-        subprocess.run([*command, *rest], check=True)
+        compile_program(app, writes)
     if name == "web":
-        for package in ("onnxruntime-web", "tokenizers"):
+        for package in ("wllama",) if writes else ("onnxruntime-web", "tokenizers"):
+            inside = "esm" if package == "wllama" else "dist"
             fetched = fetch_packages([*PACKAGES]) / package
-            shutil.copytree(fetched, app / "node_modules" / PACKAGES[package].package / "dist")
+            shutil.copytree(fetched, app / "node_modules" / PACKAGES[package].package / inside)
     return app
 
 
-def measure(platform: str, app: Path, threads: int) -> dict[str, Any]:
+def compile_program(app: Path, writes: bool) -> None:
+    """The program in C of an app's folder."""
+    headers, library = (
+        (llama.headers(), llama.installed()) if writes else (header_folder(), library_folder(app / "lib"))
+    )
+    names = ("llama", "ggml", "ggml-base") if writes else ("onnxruntime",)
+    command = ["gcc", "-std=c11", "-O2", *map(str, app.glob("*.c")), f"-I{headers}", f"-L{library}"]
+    rest = [*(f"-l{name}" for name in names), "-lm", f"-Wl,-rpath,{library}", "-Wl,--allow-shlib-undefined"]
+    subprocess.run([*command, *rest, "-o", str(app / "app")], check=True)
+
+
+def measure(platform: str, app: Path, threads: int, writes: bool) -> dict[str, Any]:
     """What one process of a loader says."""
     if platform == "web":
-        return measure_page(app, threads)
+        return measure_page(app, ASKS[writes]["web"][1], threads)
     if platform == "c":
-        return measure_program(app)
+        return measure_program(app, writes)
     command = [sys.executable, "ask.py"] if platform == "python" else ["node", "ask.mjs"]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=app, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -228,25 +346,46 @@ def measure(platform: str, app: Path, threads: int) -> dict[str, Any]:
     return found
 
 
-def measure_program(app: Path) -> dict[str, Any]:
+def measure_program(app: Path, writes: bool) -> dict[str, Any]:
     """The same of the program in C."""
     texts = [text.encode() for text in json.loads((app / "texts.json").read_text(encoding="utf-8"))]
     given = b"".join(b"%d\n%s" % (len(text), text) for text in texts)
     done = subprocess.run([app / "app"], cwd=app, input=given, stdout=subprocess.PIPE, check=True)
-    opened, *lines = done.stdout.decode().splitlines()
-    parts = [line.split("\t") for line in lines]
+    opened, _, rest = done.stdout.partition(b"\n")
+    times, answers = (read_words if writes else read_rows)(rest)
+    return {"open": float(opened), "cold": None, "times": times, "answers": answers}
+
+
+def read_rows(said: bytes) -> tuple[list[float], list[Any]]:
+    """Times and answers by what the program in C writes of a model that gives rows."""
+    parts = [line.split("\t") for line in said.decode().splitlines()]
     embeds = len(parts[0]) != 3
     answers: list[Any] = [[float(one) for one in row[1:]] if embeds else [(row[1], float(row[2]))] for row in parts]
-    return {"open": float(opened), "cold": None, "times": [float(row[0]) for row in parts], "answers": answers}
+    return [float(row[0]) for row in parts], answers
 
 
-def measure_page(app: Path, threads: int) -> dict[str, Any]:
+def read_words(said: bytes) -> tuple[list[float], list[Any]]:
+    """The same of a model that writes: each piece comes behind its time and length."""
+    times, answers, pieces = list[float](), list[Any](), b""
+    while said:
+        line, _, said = said.partition(b"\n")
+        if line == b"-":
+            answers.append(pieces.decode(errors="ignore"))
+            pieces = b""
+            continue
+        time, length = line.split()
+        times.append(float(time))
+        pieces, said = pieces + said[: int(length)], said[int(length) :]
+    return times, answers
+
+
+def measure_page(app: Path, page: str, threads: int) -> dict[str, Any]:
     """The same of a page of so many threads, which the app's own server isolates."""
     said: queue.Queue[str] = queue.Queue()
     listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Told, said, directory=str(app)))
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     tell = f"http://127.0.0.1:{listener.server_port}/"
-    (app / "page.html").write_text(PAGE.replace("TELL", tell).replace("THREADS", str(threads)), encoding="utf-8")
+    (app / "page.html").write_text(page.replace("TELL", tell).replace("THREADS", str(threads)), encoding="utf-8")
     with subprocess.Popen(["node", "serve.mjs", "0"], cwd=app, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         opened = start(find_program(CHROMIUM), f"{server.stdout.readline().strip()}page.html")
@@ -272,9 +411,12 @@ def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def compare(here: Sequence[Any], there: Sequence[Any]) -> dict[str, float]:
-    """How many first labels are alike (of embeddings: all), and how far scores or numbers are apart at most."""
+    """How many first labels or texts are alike (of embeddings: all), and how far scores or numbers are apart at most."""
     labels, apart = 0, 0.0
     for one, other in zip(here, there, strict=True):
+        if isinstance(one, str):
+            labels += one == other
+            continue
         if isinstance(one[0], float):
             labels += 1
             apart = max(apart, float(np.abs(np.subtract(one, other)).max()))

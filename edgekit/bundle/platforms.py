@@ -231,6 +231,7 @@ _NODE_WORDS = Embedding(
         "load.mjs": _OWN / "node" / "generate.mjs",
         "load.d.mts": _OWN / "node" / "generate.d.mts",
         "files.mjs": _OWN / "node" / "files.mjs",
+        "pieces.mjs": _OWN / "node" / "pieces.mjs",
         "trust.d.mts": _OWN / "trust.d.mts",
         CHECKS.name: CHECKS,
         "trust.mjs": _OWN / "trust.mjs",

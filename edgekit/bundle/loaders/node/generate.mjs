@@ -4,6 +4,7 @@
 import path from "node:path";
 import { checkGolden, checkVersion, needPackage, openFile } from "./check.mjs";
 import { openFolder } from "./files.mjs";
+import { createPieces } from "./pieces.mjs";
 
 // What follows a text, or the answer to a question or messages of { role, content }: pieces { token, text }, at most `most`, each the
 // likeliest. Its `times`: milliseconds to open, of the first golden answer (cold) and of a later one (warm). threads: not the bundle's.
@@ -41,14 +42,8 @@ export async function open(folder, { threads, accept } = {}) {
     const ids = talk ? model.tokenize(talk(asked), true) : read(asked);
     if (!ids.length) throw new Error("nothing to go on with: the text has no token");
     if (ids.length >= context.contextSize) throw new Error(`${ids.length} tokens do not fit the context of ${context.contextSize}`);
-    let [said, shown] = [[], ""];
-    for await (const token of follow(ids, Math.min(most, context.contextSize - ids.length))) {
-      said.push(token);
-      const text = model.detokenize(said, false, ids);
-      if (text.endsWith("\ufffd")) continue; // bytes of a character are missing
-      yield { token, text: text.slice(shown.length) };
-      shown = text;
-    }
+    const piece = createPieces(model, ids);
+    for await (const token of follow(ids, Math.min(most, context.contextSize - ids.length))) yield { token, text: piece(token) };
   };
   const opened = performance.now() - begun;
   const times = await checkGolden(golden, async (text, count) => {
