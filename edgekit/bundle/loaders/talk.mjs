@@ -26,9 +26,9 @@ export function createTalk(manifest) {
     throw new Error("template.mjs: of another model than the bundle's: run `edgekit embed` again");
   }
   let template;
-  const write = (said, today) => {
-    // The engine's own date follows the locale; ours has another name, since a name is given once.
-    template ??= new Template(`{% set strftime_now = today %}\n${source}`);
+  const write = (said, edgekit_date) => {
+    // The engine's own date follows the locale; ours comes by another name, since a name is given once.
+    template ??= new Template(`{% set strftime_now = edgekit_date %}\n${source}`);
     const messages = (typeof said === "string" ? [{ role: "user", content: said }] : said).map((message) => {
       const plain = Object.fromEntries(Object.entries(message).filter(([, value]) => value != null));
       if (parts && typeof plain.content === "string") plain.content = [{ type: "text", text: plain.content }];
@@ -37,7 +37,7 @@ export function createTalk(manifest) {
       return thought === undefined ? plain : { thinking: thought, ...plain, reasoning_content: thought };
     });
     if (!messages.length) throw new Error("it has no message");
-    return template.render({ messages, tools: null, documents: null, add_generation_prompt: true, today, ...special });
+    return template.render({ messages, tools: null, documents: null, add_generation_prompt: true, edgekit_date, ...special });
   };
   for (const { messages, text } of talks) {
     let found = null, why = "";

@@ -1,4 +1,4 @@
-// The bundle's two files, in src/main/assets/bundle/, installed with the app; more than 200 MB may not be part of it.
+// The bundle's two files, in src/main/assets/bundle/: installed with the app.
 plugins {
     id("com.android.asset-pack")
 }
