@@ -162,6 +162,9 @@ def _tokenizer(change: TokenizerChange) -> str:
 def _asked(asked: Asked) -> Iterator[str]:
     from edgekit.report.figures import percent, share
 
+    if not asked.texts:
+        yield f"{asked.of}: none has an answer of both that could be compared"
+        return
     low, high = (share(end or 0.0) for end in asked.interval)
     yield f"{asked.changed} of {asked.texts} {asked.of} answered otherwise [{low}, {high}]"
     for example in asked.examples[:3]:

@@ -14,6 +14,7 @@ from edgekit.bundle.open import Bundle
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Interval
 from edgekit.outputs import OUTPUTS
+from edgekit.outputs.rows import EMBEDDING
 from edgekit.prompts.prompt import Prompt
 from edgekit.prompts.rows import read_prompts
 from edgekit.recipe import Data
@@ -22,7 +23,6 @@ from edgekit.typed_json import MAY_BE_ABSENT
 from edgekit.verify import clusters
 
 _SHOWN, _TEXT = 5, 80
-_ANSWERS = {"logits": "label", "tokens": "tokens"}
 
 Rows = Mapping[str, Row]
 """A bundle's answers by text, as golden.json has them."""
@@ -55,8 +55,11 @@ class Right:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What both answer. of: which texts. changed: how many B answers otherwise (another label; other tokens, the likeliest each
-    time; an embedding beyond the golden answers' tolerance); interval: bounds of their share. cosine: of embeddings, mean, least.
+    """What both answer. of: which texts. changed: how many B answers otherwise; interval: bounds of their share. cosine: of
+    embeddings, mean and least.
+
+    Otherwise is another label, an embedding beyond the golden answers' tolerance, or of a model that writes other tokens, the
+    likeliest each time, as far as both have one that is far likelier than any other; a text without any is not counted.
     """
 
     of: str
@@ -126,17 +129,18 @@ def compare_answers(a: Bundle, b: Bundle, answers: tuple[Rows, Rows], prompts: S
     """What both answer to the prompts that both answered; the outputs are of one kind and width."""
     mine, theirs = answers
     both = [prompt for prompt in prompts if prompt.text in mine and prompt.text in theirs]
+    both = [prompt for prompt in both if _clear(mine[prompt.text], theirs[prompt.text])]
     pairs = [(mine[prompt.text], theirs[prompt.text]) for prompt in both]
     groups = [prompt.group for prompt in both]
     output = b.manifest.output
     cosine = None
-    if key := _ANSWERS.get(output):
-        unlike = [before[key] != after[key] for before, after in pairs]
-    else:
+    if output == EMBEDDING.name:
         alike = _cosines(pairs)
         most = max(tolerance_of(a.manifest), tolerance_of(b.manifest))
         unlike = [not 1.0 - value <= most for value in alike]
         cosine = (sum(alike) / max(len(alike), 1), min(alike, default=1.0))
+    else:
+        unlike = [_is_other(before, after) for before, after in pairs]
     found = [index for index, changed in enumerate(unlike) if changed]
     return Asked(
         of=of,
@@ -146,11 +150,23 @@ def compare_answers(a: Bundle, b: Bundle, answers: tuple[Rows, Rows], prompts: S
         examples=tuple(
             Example(text=both[index].text[:_TEXT], a=_said(pairs[index][0]), b=_said(pairs[index][1]))
             for index in found[:_SHOWN]
-            if key
+            if cosine is None
         ),
         right=_right(both, pairs) if OUTPUTS[output].has_classes else None,
         cosine=cosine,
     )
+
+
+def _clear(before: Row, after: Row) -> bool:
+    """Whether both have an answer that can be compared: of tokens one at least."""
+    return "tokens" not in before or bool(before["tokens"] and after["tokens"])
+
+
+def _is_other(before: Row, after: Row) -> bool:
+    if "tokens" not in before:
+        return before["label"] != after["label"]
+    mine, theirs = cast("list[int]", before["tokens"]), cast("list[int]", after["tokens"])
+    return any(one != other for one, other in zip(mine, theirs, strict=False))
 
 
 def _right(prompts: Sequence[Prompt], pairs: Sequence[tuple[Row, Row]]) -> Right | None:

@@ -21,6 +21,7 @@ from edgekit.bundle.contract import issued, relied_on
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.open import open_bundle
 from edgekit.diff import diff
+from edgekit.diff.asked import Example, compare_answers
 from edgekit.diff.identity import compare_labels
 from edgekit.diff.measured import compare_reports
 from edgekit.diff.sides import open_side
@@ -31,6 +32,7 @@ from edgekit.formats.gguf import ggml
 from edgekit.formats.gguf.convert import Quantization, convert
 from edgekit.formats.gguf.tensors import plan
 from edgekit.model import load_model
+from edgekit.prompts.prompt import Prompt
 from edgekit.recipe import Issue
 from edgekit.release.write import ReleaseInputs, gather, release
 from tests.architectures.decoders import make_decoder
@@ -341,6 +343,21 @@ def test_embeddings_of_another_width_are_not_compatible(tmp_path: Path) -> None:
     found = diff(open_side(one), open_side(rewrite(two, two, lambda it: it)))
     assert found.reasons == ("width: 4, was 3",)
     assert [relied_on(open_bundle(side).manifest, side / "model.onnx")["width"] for side in (one, two)] == [3, 4]
+
+
+def test_tokens_are_compared_as_far_as_both_are_clear(a: Path) -> None:
+    """A text that neither goes on clearly with is not counted; a longer answer is no other one."""
+    bundle = open_bundle(a)
+    written = replace(bundle, manifest=replace(bundle.manifest, output="tokens"))
+    said = {"same": ([1, 2], [1, 2]), "longer": ([1, 2], [1, 2, 3]), "other": ([1, 2, 3], [1, 4]), "unclear": ([1], [])}
+    rows = [
+        {text: {"text": text, "asked": [7], "tokens": pair[side]} for text, pair in said.items()} for side in (0, 1)
+    ]
+    found = compare_answers(
+        written, written, (rows[0], rows[1]), [Prompt(text=text) for text in (*said, "unasked")], "texts"
+    )
+    assert (found.texts, found.changed, found.right, found.cosine) == (3, 1, None, None)
+    assert found.examples == (Example(text="other", a="tokens 1 2 3", b="tokens 1 4"),)
 
 
 def test_the_command(command: Command, a: Path, b: Path, tmp_path: Path) -> None:
