@@ -69,19 +69,15 @@ def diff(a: Side, b: Side, prompts: Path | None = None, *, asks: bool = True) ->
 def _models(a: Side, b: Side) -> Difference:
     """What can be told of two model files."""
     mine, theirs = tell(a), tell(b)
-    same, weights = (
-        mine.sha256 == theirs.sha256,
-        None if mine.sha256 == theirs.sha256 else compare_weights(a.file, b.file),
-    )
-    note = "the weights are in files of other formats: their tensors have no names in common"
-    if weights is not None:
-        note = (
-            ""
-            if weights.tensors
-            else "every tensor is the same: the model files differ in their graph or in what they say of themselves"
-        )
+    same = mine.sha256 == theirs.sha256
+    weights = None if same else compare_weights(a.file, b.file)
+    said = []
+    if not same and weights is None:
+        said.append("the weights are in files of other formats: their tensors have no names in common")
+    if weights is not None and not weights.tensors:
+        said.append("every tensor is the same: the model files differ in their graph or in what they say of themselves")
     return Difference(
-        a=mine, b=theirs, same=same, compatible=None, reasons=(), notes=() if same or not note else (note,), files=(),
+        a=mine, b=theirs, same=same, compatible=None, reasons=(), notes=tuple(said), files=(),
         weights=weights, labels=None, settings=(), tokenizer=compare_tokenizers(a, b, (), None), asked=None, measured=None,
     )  # fmt: skip
 

@@ -84,10 +84,8 @@ def read_file(path: Path, labels: Sequence[str]) -> Sequence[Prompt]:
     Raises EdgekitError where the file is none, and where no label of it is one of these.
     """
     table = read_table(path)
-    label, group = (
-        ("label" if labels and has_column(table, "label") else None),
-        "group" if has_column(table, "group") else None,
-    )
+    label = "label" if labels and has_column(table, "label") else None
+    group = "group" if has_column(table, "group") else None
     prompts = read_prompts(table, Data(label=label, group=group), str(path)).prompts
     if not prompts:
         raise EdgekitError(f"{path}: no texts in it; name a file with some")

@@ -34,7 +34,7 @@ _DIGITS = 6
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
     """A tensor of a file. key: its name without what says how it is rounded. read: its float values, in pieces; None where nobody
-    can tell them. data: its bytes as they lie in the file, in pieces."""
+    can tell them. data: its bytes as they lie in the file, in pieces. scaled: whether its values are those of other tensors, too."""
 
     key: str
     name: str
@@ -42,6 +42,7 @@ class Tensor:
     shape: tuple[int, ...]
     data: Callable[[], Iterator[bytes]]
     read: Callable[[], Iterator[Floats]] | None
+    scaled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,8 @@ def _shown(tensor: Tensor) -> str:
 def _compare(a: Tensor, b: Tensor) -> TensorChange | None:
     """None where both are the same: type, shape, bytes and, of a rounded one, what it multiplies by."""
     alike = (a.type, a.shape) == (b.type, b.shape) and _same(a.data(), b.data())
+    if alike and not (a.scaled or b.scaled):
+        return None
     apart = _apart(a, b)
     if alike and (apart is None or apart["largest"] == 0):
         return None
@@ -201,6 +204,7 @@ def _onnx(path: Path) -> Iterator[Tensor]:
             shape=tuple(tensor.dims),
             data=partial(_array_bytes, array),
             read=reader,
+            scaled=name in rounded,
         )
 
 
