@@ -34,7 +34,8 @@ _DIGITS = 6
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
     """A tensor of a file. key: its name without what says how it is rounded. read: its float values, in pieces; None where nobody
-    can tell them. data: its bytes as they lie in the file, in pieces. scaled: whether its values are those of other tensors, too."""
+    can tell them. data: its bytes as they lie in the file, in pieces. scaled: whether its scales are another tensor's.
+    """
 
     key: str
     name: str
