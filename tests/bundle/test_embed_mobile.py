@@ -17,7 +17,9 @@ from edgekit.bundle.embed import embed
 from edgekit.bundle.open import load_bundle, open_bundle
 from edgekit.bundle.platforms import EMBEDDINGS
 from tests.bundle.android_api import write_android
+from tests.bundle.faults import FAULTS
 from tests.bundle.native_apps import pack_words, run_app
+from tests.bundle.test_faults import slug
 from tests.conftest import ROOT
 from tests.devices.kotlin import compile_kotlin, java_home
 from tests.devices.native import HERE, need_compiler
@@ -32,6 +34,10 @@ import java.io.File
 
 fun main(words: Array<String>) {
     val folder = File(words[0])
+    if (words[1] == "each") {
+        for (name in words.drop(2)) println(try { Model(File(folder, name)).close().let { "opened" } } catch (failed: Exception) { failed.message })
+        return
+    }
     try {
         if (words[1] == "fetch") Model.fetch(folder, words[2])
         if (words[1] == "unpack") Model.unpack(folder) { File(words[2], it).inputStream() }
@@ -163,6 +169,29 @@ def test_the_examples_activity_answers_on_a_jvm_not_run_on_android(
         java, *words, f"-Dfiles={tmp_path}", f"-Dassets={tmp_path / 'assets'}", "Visit", said="on\n"
     )
     assert (code, said.strip()) == (0, "model.onnx: what came is not the file that was verified; its sha256 is another")
+
+
+def test_planted_faults_are_told_as_in_c(app: tuple[Path, Sequence[str | Path]], tmp_path: Path) -> None:
+    """Those of files; what is compiled in is the same C."""
+    folder, java = app
+    names = [
+        "no model",
+        "an empty model",
+        "a cut model",
+        "a flipped bit",
+        "a folder in a model's place",
+        "no tokenizer",
+    ]
+    for name in names:
+        shutil.copytree(folder / "bundle", tmp_path / slug(name))
+        FAULTS[name].plant(tmp_path / slug(name))
+    shutil.copytree(folder / "bundle", tmp_path / "whole")
+    code, said, last = run_app(java[0], *java[1:], tmp_path, "each", "whole", *map(slug, names))
+    assert code == 0, last
+    whole, *lines = said.splitlines()
+    assert whole == "opened"
+    for name, line in zip(names, lines, strict=True):
+        assert re.search(FAULTS[name].sentence("c") or "", line), line
 
 
 class Server(http.server.BaseHTTPRequestHandler):
