@@ -7,16 +7,16 @@ writes the codes and scales of the last one. (QAD: NVIDIA, arXiv:2601.20088.)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from edgekit.distill import make_job, student_rows
+from edgekit.distill import Rows, make_job, student_rows
 from edgekit.distill.options import QadOptions, Schedule
 from edgekit.distill.processes import spread
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, FormatOptions
-from edgekit.inputs import Content
+from edgekit.inputs import BESIDE, Content
 from edgekit.progress import Progress, silent
 from edgekit.tasks import TASKS
 
@@ -25,8 +25,8 @@ from edgekit.tasks import TASKS
 class QadInputs:
     """What `qad` is given: a teacher, a float student (or the teacher itself), and what the file will be.
 
-    format, export: the format and its options. losses: weights by names of LOSSES. out_of_scope, machine: see
-    `distill.FinetuneInputs`. libraries: versions of those that round as the format does.
+    format, export: the format and its options. losses: weights by names of LOSSES. out_of_scope, machine,
+    rows_at_once: see `distill.FinetuneInputs`. libraries: versions of those that round as the format does.
     """
 
     STEP: ClassVar[str] = "qad"
@@ -43,6 +43,7 @@ class QadInputs:
     seed: int
     machine: Mapping[str, str | int]
     libraries: Mapping[str, str]
+    rows_at_once: Rows = field(default_factory=dict, metadata=BESIDE)
 
 
 @spread
@@ -58,5 +59,5 @@ def qad(inputs: QadInputs, out: Path, progress: Progress = silent) -> dict[str, 
     rows = student_rows(inputs.prompts.path, inputs.task, inputs.out_of_scope)
     from edgekit.distill import courses
 
-    job = make_job(inputs, out, progress, inputs.out_of_scope)
+    job = make_job(inputs, out, progress, inputs.out_of_scope, inputs.rows_at_once)
     return courses.train_on_grid(teacher, student, rows, grid, inputs.options, inputs.losses, job)

@@ -32,7 +32,7 @@ from edgekit.distill.processes import spread
 from edgekit.distill.scorer import check_scorer
 from edgekit.distill.several import check_assistants, check_several, check_teachers
 from edgekit.errors import EdgekitError
-from edgekit.inputs import LATER, Content
+from edgekit.inputs import BESIDE, LATER, Content
 from edgekit.modalities.text import IDS
 from edgekit.outputs import OUTPUTS
 from edgekit.progress import Progress, silent
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from edgekit.recipe import Recipe, Student
 
 
+# Of each of a step's trainings, by name: from which step on how many rows each process lets through at once (`room.Plan`).
+Rows = Mapping[str, Mapping[str, Sequence[int]]]
 # Texts that tell what is important: of BANKING77 four times as many choose 94 to 98 % of the same half of a BERT's neurons.
 RANKED = 512
 # Tokens of a text that is not cut.
@@ -58,7 +60,8 @@ _AT_ONCE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class CreateInputs:
-    """What `create` is given. machine: what of this machine the bits depend on (`machine.conditions`)."""
+    """What `create` is given. machine: what of this machine the bits depend on (`machine.conditions`). rows_at_once: what memory
+    made the step's trainings do when it was made before (`room.Chosen`), which is done again."""
 
     STEP: ClassVar[str] = "create"
     prompts: Content
@@ -67,6 +70,7 @@ class CreateInputs:
     max_length: int
     seed: int
     machine: Mapping[str, str | int]
+    rows_at_once: Rows = field(default_factory=dict, metadata=BESIDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ class FinetuneInputs:
     max_length: int
     seed: int
     machine: Mapping[str, str | int]
+    rows_at_once: Rows = field(default_factory=dict, metadata=BESIDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +125,7 @@ class DistillInputs:
     sizes: Sizes | None = field(default=None, metadata=LATER)
     importance: Content | None = field(default=None, metadata=LATER)
     scorer: Content | None = field(default=None, metadata=LATER)
+    rows_at_once: Rows = field(default_factory=dict, metadata=BESIDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +287,7 @@ def create(inputs: CreateInputs, out: Path, progress: Progress = silent) -> dict
     from edgekit.distill import courses
 
     texts = derive(rows, lambda row: row.text + (row.label or ""))
-    return courses.create(texts, inputs.options, make_job(inputs, out, progress))
+    return courses.create(texts, inputs.options, make_job(inputs, out, progress, rows=inputs.rows_at_once))
 
 
 @spread
@@ -309,7 +315,7 @@ def finetune(inputs: FinetuneInputs, out: Path, progress: Progress = silent) -> 
             )
     from edgekit.distill.self_training import fine_tune
 
-    job = make_job(inputs, out, progress, inputs.out_of_scope)
+    job = make_job(inputs, out, progress, inputs.out_of_scope, inputs.rows_at_once)
     return fine_tune(base, rows, classes, inputs.options, job, unlabelled)
 
 
@@ -342,7 +348,7 @@ def _teach_student(
     from edgekit.distill.importance import FILE, choose_influential, read_importance
     from edgekit.distill.students import Cut, Hashed
 
-    job = make_job(inputs, out, progress, inputs.out_of_scope)
+    job = make_job(inputs, out, progress, inputs.out_of_scope, inputs.rows_at_once)
     hashed = None if inputs.ngrams is None else Hashed(folder=teacher, table=inputs.ngrams)
     tokens = () if inputs.vocabulary is None else _tokens(inputs, inputs.vocabulary, rows)
     importance = None if inputs.importance is None else inputs.importance.path / FILE
@@ -424,9 +430,12 @@ class Trains(Protocol):
         """Of all that is drawn."""
 
 
-def make_job(inputs: Trains, out: Path, progress: Progress, out_of_scope: str | None = None) -> Job:
-    """What a course is told of a step's inputs."""
+def make_job(
+    inputs: Trains, out: Path, progress: Progress, out_of_scope: str | None = None, rows: Rows | None = None
+) -> Job:
+    """What a course is told of a step's inputs. rows: see `CreateInputs`."""
     from edgekit.distill.courses import Job
+    from edgekit.distill.room import Chosen
 
     return Job(
         task=TASKS[inputs.task],
@@ -435,6 +444,7 @@ def make_job(inputs: Trains, out: Path, progress: Progress, out_of_scope: str | 
         seed=inputs.seed,
         out_of_scope=out_of_scope,
         progress=progress,
+        chosen=Chosen() if rows is None else Chosen(out, rows),
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +43,7 @@ from edgekit.distill.options import (
     loss_options,
 )
 from edgekit.distill.ranks import Ranks, meet
+from edgekit.distill.room import Chosen
 from edgekit.distill.scales import Learned, round_on_texts
 from edgekit.distill.snapshot import drop_snapshot
 from edgekit.distill.students import Created, Cut, Hashed, Student, Whole, load_module, make_student, narrow, widen
@@ -88,6 +89,8 @@ class Job:
     seed: int = 0
     out_of_scope: str | None = None
     progress: Progress = silent
+    chosen: Chosen = field(default_factory=Chosen)
+    """How many rows each of the step's trainings lets through at once, where memory decided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +176,8 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
             ranks=ranks,
             rounded=nullcontext if on_grid is None else on_grid.rounded,
             keeps_start=on_grid is not None,
+            plan=job.chosen.plans.get(job.chosen.name(job.out), {}),
+            keep=partial(job.chosen.keep, job.out),
         )
         outcome = train(student.module, lesson, options, run, width=width)
     if whole is not None and tokens is not None:
@@ -189,6 +194,8 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
         facts |= teacher.facts
     if student.matched:
         facts["matched_layers"] = list(student.matched) if "hidden" in needs else []
+    if job.chosen.is_last(job.out):
+        facts |= job.chosen.settle()
     return outcome, facts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,19 @@ def reproducible(seed: int, device: str = "cpu") -> Iterator[None]:
             switch.fill_uninitialized_memory = fill
             if random is not None:
                 set_device_random(device, random)
+
+
+def get_random(device: str) -> dict[str, Tensor]:
+    """The states of this process's random generators, uint8: `cpu`, and `device` of an accelerator."""
+    states = {"cpu": torch.get_rng_state()}
+    return states if device == "cpu" else states | {"device": get_device_random(device)}
+
+
+def set_random(device: str, states: Mapping[str, Tensor]) -> None:
+    """Put the random generators into states that `get_random` gave."""
+    torch.set_rng_state(states["cpu"])
+    if device != "cpu":
+        set_device_random(device, states["device"])
 
 
 def get_device_random(device: str) -> Tensor:

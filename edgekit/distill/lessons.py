@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from edgekit.distill.loop import Lesson
 from edgekit.distill.losses import Loss, compare_logits
 from edgekit.distill.options import Schedule, at
 from edgekit.distill.ranks import Ranks
+from edgekit.distill.room import Room
 from edgekit.distill.signals import IGNORED, Batch, Recorded, Signal
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import Teacher
@@ -61,17 +63,7 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     names = [*teaching.weights, *(["reward"] if teaching.rewarded else [])]
     beside = _Beside(student=student, teacher=teacher, per_sequence=teaching.per_sequence, names=names)
     pace = _Pace(teaching.options, teaching.adaptive)
-    most = teaching.micro_batch
-    pairs = _find_pairs(teaching)
-
-    def fewer(rows: int) -> int | None:
-        nonlocal most
-        own = len(teaching.ranks.own(range(rows)))
-        if pairs or (most or own) < 2:
-            return None
-        most = (most or own) // 2
-        return most
-
+    room = Room(teaching.micro_batch, _find_pairs(teaching))
     current = 0
 
     def begin(epoch: int) -> None:
@@ -81,17 +73,29 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     def read(rows: Sequence[int]) -> Batch:
         return source.batch(rows) if source.varied is None else source.varied(rows, current)
 
+    @lru_cache(maxsize=1)
+    def write(rows: tuple[int, ...], share: float) -> MakeBatch | None:
+        # Of a step that is done again in smaller parts nothing is written anew.
+        return teaching.written(rows, share)
+
+    def sample(count: int) -> Tensor:
+        # Each as long as the longest, and its partner's too where a source has pairs.
+        loss = beside.compare(read([longest] * count), _terms(teaching.weights, 0.0), pace.options(0.0))
+        beside.tell()
+        return loss
+
     def parts(rows: Sequence[int], share: float) -> Iterator[Tensor]:
         taught, options = _terms(teaching.weights, share), pace.options(share)
         make: MakeBatch = read
         # The next word of a student's own text is right or wrong by its teacher alone.
         asked = [one for one in taught if one[2].teacher]
-        if asked and (written := teaching.written(rows, share)) is not None:
+        if asked and (written := write(tuple(rows), share)) is not None:
             taught, options, make = asked, replace(options, correct_teacher=None), written
-        cut = _cut(teaching.ranks.own(rows), most)
+        cut = _cut(teaching.ranks.own(rows), room.most)
         whole = None if cut == [rows] else make(rows)
         yield from (beside.compare(make(part), taught, options, whole) for part in cut)
 
+    longest = max(source.train, key=source.lengths.__getitem__, default=0)
     mean = sum(source.counts[row] for row in source.held) / max(len(source.held), 1)
 
     def judge(rows: Sequence[int]) -> Tensor:
@@ -106,7 +110,8 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
         held=source.held,
         parts=parts,
         judge=judge,
-        fewer=fewer,
+        room=room,
+        sample=sample,
         told=pace.told,
         memory=pace.memory,
         by_name=beside.tell,

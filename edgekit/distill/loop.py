@@ -19,13 +19,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgekit.distill.determinism import get_device_random, set_device_random, torch_of
+from edgekit.distill.determinism import get_random, set_random, torch_of
+from edgekit.distill.footprint import measure
 from edgekit.distill.journal import Journal
 from edgekit.distill.options import TrainingOptions
-from edgekit.distill.ranks import Ranks
-from edgekit.distill.snapshot import Snapshot, drop_snapshot, read_snapshot, write_snapshot
+from edgekit.distill.ranks import Ranks, count_beside
+from edgekit.distill.room import Plan, Room, is_full
+from edgekit.distill.snapshot import (
+    Snapshot,
+    copy_weights,
+    drop_snapshot,
+    part_of,
+    put_weights,
+    read_snapshot,
+    weights_of,
+    write_snapshot,
+)
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress, silent
+from edgekit.runtimes.control_groups import free_memory
 from edgekit.stored import Lazy
 
 if TYPE_CHECKING:
@@ -45,8 +57,8 @@ class Lesson:
     """What to train on. Rows are a source's.
 
     parts: the loss of a batch in parts that add up to it, at a share of the steps; each goes backward before the next is made.
-    judge: turns rows into a scalar; lower is better. fewer: lets half as many rows of a batch of so many through at once from now
-    on, and says how many; None where they cannot be fewer. told: is given the loss of each batch and the share at which it was
+    judge: turns rows into a scalar; lower is better. room: how many rows a part has at most. sample: the loss of so many of the
+    longest rows in one part, None where memory is not asked. told: is given the loss of each batch and the share at which it was
     computed. memory: what the lesson knows of the steps so far, which a snapshot keeps. by_name: what each loss was in the
     parts since this was last asked. begin: is told of the epoch (from 0) that the next parts are of.
     """
@@ -56,7 +68,8 @@ class Lesson:
     held: Sequence[int]
     parts: Callable[[list[int], float], Iterable[Tensor]]
     judge: Callable[[list[int]], Tensor]
-    fewer: Callable[[int], int | None] = lambda _rows: None
+    room: Room = field(default_factory=Room)
+    sample: Callable[[int], Tensor] | None = None
     told: Callable[[float, float], None] = lambda _loss, _share: None
     memory: dict[str, float] = field(default_factory=dict)
     by_name: Callable[[], Mapping[str, float]] = dict
@@ -84,6 +97,10 @@ class Run:
     """The processes that share each batch; the first one judges, writes and tells."""
     keeps_start: bool = False
     """Whether the weights before the first step are judged too, and stay where no epoch's are better."""
+    plan: Plan = field(default_factory=dict)
+    """How many rows a run before this one let through at once."""
+    keep: Callable[[Plan], None] = lambda _plan: None
+    """Is told of a plan that is another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +150,13 @@ def train(module: nn.Module, lesson: Lesson, options: TrainingOptions, run: Run,
         state=state,
         journal=Journal(run.folder, state.step, board=options.tensorboard and run.ranks.leads),
     )
-    training.go()
+    with lesson.room.telling(run.device):
+        training.go()
     accelerator.free_memory()
     if not run.ranks.leads:
         raise Led
     if state.best:
-        _put(module, state.best)
+        put_weights(module, state.best)
     module.to("cpu").eval()
     return _outcome(state, lesson, options, peak)
 
@@ -185,6 +203,7 @@ class _Training:
         patience = options.patience if run.epochs is None else self.total
         run.progress(state.step, self.last, f"batches of {options.batch}")
         self.module.train()
+        self.make_room()
         if run.keeps_start and not state.step and lesson.held:
             score = self.judge(", before the first step")
             state.judge_start(self.module, score)
@@ -197,16 +216,42 @@ class _Training:
                     break
         self.journal.close()
 
+    def make_room(self) -> None:
+        """Follow the plan of a run before this one; on a CPU let fewer rows through where memory would not take a batch."""
+        room, run, step, ranks = self.lesson.room, self.run, self.state.step, self.run.ranks
+        room.plan = json.loads(ranks.tell(json.dumps(dict(run.plan))))
+        room.begin(step, ranks)
+        free = free_memory() if run.device == "cpu" and self.lesson.sample is not None and not room.pairs else None
+        # Measured by all before any of them takes more.
+        found = min(int(one) for one in ranks.gather(torch.tensor([-1 if free is None else free])))
+        if found < 0 or self.lesson.sample is None:
+            return
+        with run.rounded():
+            taken = measure(self.module, self.lesson.sample, begun=step > 0, judged=bool(self.lesson.held))
+        rows = len(ranks.own(range(self.options.batch)))
+        if taken.fit(room, rows, found / count_beside(ranks.count), tell=ranks.leads):
+            self.settle()
+
+    def settle(self) -> None:
+        """Keep what the processes let through from this step on."""
+        self.lesson.room.settle(self.state.step, self.run.ranks)
+        if self.run.ranks.leads:
+            self.run.keep(self.lesson.room.plan)
+
     def step(self, optimizer: AcceleratedOptimizer, rows: list[int]) -> bool:
         """Learn from a batch, and judge after an epoch's last; False where it has no finite loss or gradient."""
         lesson, run, state, options, begun = self.lesson, self.run, self.state, self.options, time.monotonic()
         share, rate, score = state.step / self.total, self.peak * ramp(state.step, self.total, options.warmup), None
         for group in self.plain.param_groups:
             group["lr"] = rate
+        lesson.room.begin(state.step, run.ranks)
         loss = _backward(self.accelerator, self.module, lesson, rows, share, run)
         parts, saves = lesson.by_name(), run.ranks.leads and begun - self.saved >= SNAPSHOT_SECONDS
         # The first rank's clock decides for all.
-        loss, saved, *values = run.ranks.add([loss, float(saves), *parts.values()])
+        told = [loss, float(saves), float(lesson.room.changed), *parts.values()]
+        loss, saved, changed, *values = run.ranks.add(told)
+        if changed:
+            self.settle()
         run.ranks.add_gradients(self.module)
         norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), options.clip))
         if not math.isfinite(loss + norm):
@@ -253,9 +298,10 @@ def _backward(
 ) -> float:
     """Add the gradients of a batch's parts; its loss.
 
-    Where the device's memory is full, the batch is cut into parts half as large, the following ones too: the loss and the
-    gradients stay what they are. Raises EdgekitError where parts cannot be smaller.
+    Where the device's memory is full, the batch is cut into parts half as large, the following ones too, and gone through again
+    with the same random numbers. Raises EdgekitError where parts cannot be smaller.
     """
+    random = get_random(run.device)
     while True:
         loss = 0.0
         try:
@@ -263,18 +309,16 @@ def _backward(
                 for part in lesson.parts(rows, share):
                     accelerator.backward(part)
                     loss += float(part.detach())
-        except torch.OutOfMemoryError as full:
-            size = lesson.fewer(len(rows))
-            if size is None:
-                raise EdgekitError(
-                    f"training: the memory of {run.device} is full, and no fewer rows can go through it at once; give a smaller"
-                    ' batch, a shorter data.max_length, or device = "cpu"'
-                ) from full
+        except (RuntimeError, MemoryError) as failed:
+            if not is_full(failed):
+                raise
         else:
             return loss
         # Behind the handler: what it caught holds the tensors of the part.
+        size = lesson.room.halve(len(run.ranks.own(rows)), run.device)
         module.zero_grad()
         lesson.by_name()
+        set_random(run.device, random)
         if run.device != "cpu":
             torch_of(run.device).empty_cache()
         log.warning("training: the memory of %s is full; from now on %d rows go through it at once", run.device, size)
@@ -328,7 +372,7 @@ class _State:
 
     def judge_start(self, module: nn.Module, score: float | None) -> None:
         """Note the score before the first step, which an epoch's must be below."""
-        self.start, self.best_epoch, self.best = score, -1, _copy(module)
+        self.start, self.best_epoch, self.best = score, -1, copy_weights(module)
 
     def judge(self, module: nn.Module, score: float | None) -> None:
         """Note an epoch's score; among equals the later epoch is the better."""
@@ -337,7 +381,7 @@ class _State:
         self.scores.append(score)
         if score <= min(self.scores) and (self.start is None or score < self.start):
             self.best_epoch = len(self.scores) - 1
-            self.best = _copy(module)
+            self.best = copy_weights(module)
 
     def stopped(self, patience: int) -> bool:
         return len(self.scores) - 1 - self.best_epoch >= patience
@@ -360,7 +404,8 @@ def _outcome(state: _State, lesson: Lesson, options: TrainingOptions, peak: floa
 
 def _score(module: nn.Module, lesson: Lesson, batch: int, ranks: Ranks) -> float:
     order = sorted(lesson.held, key=lambda row: (lesson.lengths[row], row))
-    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    size = min(batch, lesson.room.most or batch) if lesson.room.plan else batch
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
     scores = [0.0] * len(batches)
     module.eval()
     with torch.no_grad():
@@ -379,7 +424,7 @@ def _begin(run: Run, module: nn.Module, optimizer: torch.optim.Optimizer, memory
         memory.update(snapshot.state["memory"])
         return _restore(snapshot, module, optimizer, run)
     drop_snapshot(run.folder)
-    run.ranks.copy([*_weights(module).values()])
+    run.ranks.copy([*weights_of(module).values()])
     return _State()
 
 
@@ -402,10 +447,7 @@ def _share(snapshot: Snapshot | None, ranks: Ranks) -> Snapshot | None:
 
 def _gather_random(run: Run) -> dict[str, Tensor]:
     """Of each rank the states of its random generators."""
-    states = {"cpu": torch.get_rng_state()}
-    if run.device != "cpu":
-        states["device"] = get_device_random(run.device)
-    every = {name: run.ranks.gather(state) for name, state in states.items()}
+    every = {name: run.ranks.gather(state) for name, state in get_random(run.device).items()}
     return {f"random/{index}/{name}": state for name, states in every.items() for index, state in enumerate(states)}
 
 
@@ -413,7 +455,7 @@ def _take_snapshot(
     state: _State, module: nn.Module, optimizer: torch.optim.Optimizer, run: Run, memory: Mapping[str, float]
 ) -> Snapshot:
     """The run as it stands but for its random generators, on the CPU."""
-    tensors = {f"weight/{key}": weight for key, weight in _weights(module).items()}
+    tensors = {f"weight/{key}": weight for key, weight in weights_of(module).items()}
     tensors |= {f"best/{key}": weight for key, weight in state.best.items()}
     for index, parameter in enumerate(_parameters(optimizer)):
         tensors |= {f"moment/{index}/{key}": moment for key, moment in optimizer.state[parameter].items()}
@@ -436,41 +478,13 @@ def _restore(snapshot: Snapshot, module: nn.Module, optimizer: torch.optim.Optim
     state.scores = snapshot.state["scores"]
     state.best_epoch = snapshot.state["best_epoch"]
     state.start = snapshot.state["start"]
-    state.best = _part(snapshot.tensors, "best/")
-    _put(module, _part(snapshot.tensors, "weight/"))
+    state.best = part_of(snapshot.tensors, "best/")
+    put_weights(module, part_of(snapshot.tensors, "weight/"))
     for index, parameter in enumerate(_parameters(optimizer)):
-        if moments := _part(snapshot.tensors, f"moment/{index}/"):
+        if moments := part_of(snapshot.tensors, f"moment/{index}/"):
             optimizer.state[parameter] = {key: moment.to(run.device) for key, moment in moments.items()}
-    torch.set_rng_state(snapshot.tensors[f"random/{run.ranks.index}/cpu"])
-    if run.device != "cpu":
-        set_device_random(run.device, snapshot.tensors[f"random/{run.ranks.index}/device"])
+    set_random(run.device, part_of(snapshot.tensors, f"random/{run.ranks.index}/"))
     return state
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    """What a module's state holds, a tensor that has two names (a tied head) under its first one."""
-    first: dict[int, str] = {}
-    state = module.state_dict()
-    for key, weight in state.items():
-        first.setdefault(weight.data_ptr(), key)
-    return {key: state[key].detach() for key in first.values()}
-
-
-def _copy(module: nn.Module) -> dict[str, Tensor]:
-    """A module's weights as they are now, on the CPU."""
-    return {key: weight.to("cpu", copy=True) for key, weight in _weights(module).items()}
-
-
-def _put(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy what `_weights` gave into the module; a tied tensor gets its values through its first name."""
-    state = module.state_dict()
-    with torch.no_grad():
-        for key, weight in weights.items():
-            state[key].copy_(weight)
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

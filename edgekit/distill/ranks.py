@@ -108,6 +108,11 @@ class Ranks:
         return bytes(content.tolist()).decode()
 
 
+def count_beside(count: int) -> int:
+    """How many of a training's processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count))
+
+
 def meet() -> Ranks:
     """This process among its training's; the first call waits for the others. Alone where the environment names none.
 

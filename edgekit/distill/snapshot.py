@@ -10,12 +10,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
 
 from edgekit.workspace import disk_error, write_atomically
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FILE = "snapshot.json"
 _TENSORS = "snapshot-*.safetensors"
@@ -80,3 +80,30 @@ def drop_snapshot(folder: Path) -> None:
     for pattern in (FILE, f".{FILE}.partial", _TENSORS, f".{_TENSORS}.partial", _BEING_SAVED):
         for path in folder.glob(pattern):
             path.unlink()
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """What a module's state holds, a tensor that has two names (a tied head) under its first one."""
+    first: dict[int, str] = {}
+    state = module.state_dict()
+    for key, weight in state.items():
+        first.setdefault(weight.data_ptr(), key)
+    return {key: state[key].detach() for key in first.values()}
+
+
+def copy_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights as they are now, on the CPU."""
+    return {key: weight.to("cpu", copy=True) for key, weight in weights_of(module).items()}
+
+
+def put_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy what `weights_of` gave into the module; a tied tensor gets its values through its first name."""
+    state = module.state_dict()
+    with torch.no_grad():
+        for key, weight in weights.items():
+            state[key].copy_(weight)
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

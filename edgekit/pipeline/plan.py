@@ -264,10 +264,14 @@ def run_step(
     return product
 
 
-def is_made(session: Session, inputs: Inputs, *, at: Path | None = None) -> bool:
-    """Whether the product of these inputs is there, in the session's workspace or `at` a folder; makes none."""
+def kept_product(session: Session, inputs: Inputs, *, at: Path | None = None) -> Product | None:
+    """The product of these inputs where it is there, in the session's workspace or `at` a folder; makes none."""
     try:
-        Workspace(session.workspace.root, makes=False).once(inputs.STEP, identity(inputs), lambda _: {}, at=at)
+        return Workspace(session.workspace.root, makes=False).once(inputs.STEP, identity(inputs), lambda _: {}, at=at)
     except NotMade:
-        return False
-    return True
+        return None
+
+
+def is_made(session: Session, inputs: Inputs, *, at: Path | None = None) -> bool:
+    """Whether `kept_product` finds one."""
+    return kept_product(session, inputs, at=at) is not None

@@ -20,8 +20,9 @@ from edgekit.pipeline.origin import (
     split_content,
     with_read,
 )
-from edgekit.pipeline.plan import Plan, Session, Settings, is_made, run_step
+from edgekit.pipeline.plan import Plan, Session, Settings, run_step
 from edgekit.pipeline.teacher import find_others
+from edgekit.pipeline.trained import is_trained, train_step
 from edgekit.progress import Progress
 from edgekit.recipe import Student
 from edgekit.schema import pick
@@ -45,7 +46,8 @@ def create(settings: Settings, prompts: Product, session: Session, at: Path | No
 
     inputs = _create_inputs(settings, prompts)
     note = f"{prompts.facts['rows']['train']} texts"
-    return run_step(session, inputs, with_read(make, prompts, "train"), note=note, at=at).folder
+    filled = with_read(make, prompts, "train")
+    return train_step(settings.recipe, session, inputs, filled, note=note, at=at).folder
 
 
 def finetune(settings: Settings, base: Path, prompts: Product, session: Session, at: Path | None = None) -> Path:
@@ -57,7 +59,8 @@ def finetune(settings: Settings, base: Path, prompts: Product, session: Session,
 
     inputs = _finetune_inputs(settings, base, prompts)
     note = f"{len(prompts.facts['labels'])} labels, {prompts.facts['rows']['train']} texts"
-    product = run_step(session, inputs, with_read(make, prompts, "train", base, *writer(prompts)), note=note, at=at)
+    filled = with_read(make, prompts, "train", base, *writer(prompts))
+    product = train_step(settings.recipe, session, inputs, filled, note=note, at=at)
     for line in describe(product.facts):
         session.listener.say(f"note: {line}")
     return product.folder
@@ -160,7 +163,7 @@ def _distill(
         # Known by what it is made of: a student that is kept needs no recording.
         known = Content(path=session.workspace.root, digest=origin_of(asked))
         inputs = replace(inputs, signals=known)
-        if not is_made(session, inputs, at=at):
+        if not is_trained(settings.recipe, session, inputs, at=at):
             recorded = _record_teacher(asked, teacher, prompts, session)
             inputs = replace(inputs, signals=replace(known, path=recorded.folder))
     left = inputs.layers or len(inputs.kept) or "a table of n-grams"
@@ -172,7 +175,7 @@ def _distill(
 
     scorers = [] if inputs.scorer is None else [inputs.scorer.path]
     filled = with_read(made, prompts, "train", *teachers, *scorers, *writer(prompts))
-    return run_step(session, inputs, filled, note=note, at=at).folder
+    return train_step(settings.recipe, session, inputs, filled, note=note, at=at).folder
 
 
 def control(
@@ -191,7 +194,7 @@ def control(
     alone = replace(given, losses=LABELS, options=options, scorer=None)
     inputs = ControlInputs(**vars(alone), epochs=int(taught.facts["epochs"]))
     filled = with_read(make, prompts, "train", teacher, *writer(prompts))
-    folder = run_step(session, inputs, filled, note=f"{inputs.epochs} epochs without the teacher").folder
+    folder = train_step(recipe, session, inputs, filled, note=f"{inputs.epochs} epochs without the teacher").folder
     models = [folder, *([student] if recipe.qad is not None else [])]
     return tuple(record(settings, model, model, prompts, session) for model in models)
 
@@ -297,7 +300,7 @@ def qad(plan: Plan, teacher: Path, student: Path, prompts: Product, session: Ses
         libraries=libraries(plan.format),
     )
     filled = with_read(make, prompts, "train", teacher, student, *writer(prompts))
-    return run_step(session, inputs, filled, note=f"{plan.format} {plan.scheme}", at=at).folder
+    return train_step(recipe, session, inputs, filled, note=f"{plan.format} {plan.scheme}", at=at).folder
 
 
 def record(

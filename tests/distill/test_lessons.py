@@ -194,7 +194,13 @@ def test_a_lesson_halves_what_goes_through_at_once_where_rows_are_not_compared()
     def make(name: str, micro_batch: int | None = None) -> Lesson:
         return make_lesson(cast(Any, None), None, source, Teaching(weights={name: 1.0}, micro_batch=micro_batch))
 
-    lesson = make("labels")
-    assert [lesson.fewer(8) for _ in range(4)] == [4, 2, 1, None]
-    assert make("labels", 6).fewer(8) == 3
-    assert make("embedding_distance").fewer(8) is None
+    room = make("labels").room
+    assert [room.halve(8, "cpu") for _ in range(3)] == [4, 2, 1]
+    assert make("labels", 6).room.halve(8, "cpu") == 3
+    assert make("labels").room.halve(3, "cpu") == 1, "an epoch's last batch has fewer rows"
+    with pytest.raises(EdgekitError, match="the memory of cpu is full, and no fewer rows can go through it at once"):
+        room.halve(8, "cpu")
+    with pytest.raises(
+        EdgekitError, match=r"cuda is full, and the loss embedding_distance compares all .* device = .cpu"
+    ):
+        make("embedding_distance").room.halve(8, "cuda")

@@ -18,6 +18,7 @@ from edgekit.distill.journal import FILE as JOURNAL
 from edgekit.distill.loop import Lesson, Run, epoch_batches, ramp, train
 from edgekit.distill.machine import choose_precision, conditions, count_threads
 from edgekit.distill.options import TrainingOptions
+from edgekit.distill.room import Room
 from edgekit.distill.snapshot import FILE, Snapshot, drop_snapshot, read_snapshot, write_snapshot
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
@@ -151,12 +152,13 @@ def test_a_full_memory_makes_batches_go_through_in_parts(tmp_path: Path, caplog:
 
     def trained(room: int, folder: Path, batch: int = 6) -> tuple[torch.Tensor, list[int]]:
         torch.manual_seed(0)
-        module, sizes, most = torch.nn.Linear(3, 1), list[int](), [batch]
+        module, sizes, space = torch.nn.Linear(3, 1), list[int](), Room(batch)
         data = torch.randn(12, 3)
 
         def parts(rows: list[int], _share: float) -> Iterator[torch.Tensor]:
-            for start in range(0, len(rows), most[0]):
-                part = rows[start : start + most[0]]
+            assert space.most is not None
+            for start in range(0, len(rows), space.most):
+                part = rows[start : start + space.most]
                 if len(part) > room:
                     # What was done of the batch before must not count.
                     yield module(data[part[:1]]).square().sum()
@@ -164,19 +166,13 @@ def test_a_full_memory_makes_batches_go_through_in_parts(tmp_path: Path, caplog:
                 sizes.append(len(part))
                 yield module(data[part]).square().sum() / len(rows)
 
-        def fewer(_rows: int) -> int | None:
-            if most[0] == 1:
-                return None
-            most[0] //= 2
-            return most[0]
-
         taught = Lesson(
             lengths=[1] * 12,
             train=list(range(12)),
             held=[],
             parts=parts,
             judge=lambda _rows: torch.zeros(()),
-            fewer=fewer,
+            room=space,
         )
         folder.mkdir()
         train(module, taught, TrainingOptions(epochs=1, batch=batch), Run(folder=folder, identity="full"), width=8)
