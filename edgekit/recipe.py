@@ -193,7 +193,8 @@ class Answers:
 class Labelling:
     """Labels that a language model gives to texts without one, which then train beside the data's own.
 
-    `by` is the folder of a checkpoint, or a .gguf file; `texts` a file of texts (in the column `data.text`). The model is asked
+    `by` is the folder of a checkpoint, or a .gguf file; `texts` a file of texts (in the column `data.text`), without it the train
+    rows without a label are meant (`data.unlabelled`). The model is asked
     `question`, with the text in the place of {text} and the labels in that of {labels}, and how likely it finds each label is its
     `score`: the mean, or the sum, of the log-probabilities of the label's tokens. With `calibrate` that is held against how
     likely it finds the label where the text says nothing. `names` is what the model is told a label is called; without it,
@@ -205,7 +206,7 @@ class Labelling:
     """
 
     by: str
-    texts: str
+    texts: str | None = None
     question: str | None = None
     names: dict[str, str] | None = None
     score: Literal["mean", "sum"] = "mean"
@@ -398,10 +399,11 @@ def _check_unlabelled(recipe: Recipe, where: str) -> None:
         raise EdgekitError(
             f"{where}: data.unlabelled: for classifiers whose other texts have labels; name all texts as train data, or remove it"
         )
-    if recipe.student is None and not (recipe.teacher.finetune or {}).get("pseudo_labels"):
+    labelled = recipe.labelling is not None and recipe.labelling.texts is None
+    if recipe.student is None and not labelled and not (recipe.teacher.finetune or {}).get("pseudo_labels"):
         raise EdgekitError(
             f"{where}: data.unlabelled: teaches a student, and the recipe makes no [student]; add one, or have the teacher learn"
-            " from it (teacher.finetune.pseudo_labels)"
+            " from it (teacher.finetune.pseudo_labels, or [labelling])"
         )
 
 

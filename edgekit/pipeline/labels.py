@@ -10,6 +10,7 @@ from edgekit.inputs import Content
 from edgekit.pipeline.answers import check_answers, check_writer
 from edgekit.pipeline.origin import model_content, split_content, with_read
 from edgekit.pipeline.plan import Session, run_step
+from edgekit.prompts import PromptSet
 from edgekit.recipe import Data, Labelling, Recipe
 from edgekit.schema import nearest
 from edgekit.workspace import Product, file_sha256, installed_version
@@ -40,8 +41,11 @@ def labelled(recipe: Recipe, prompts: Product, session: Session) -> Product:
 
     def make(out: Path) -> dict[str, object]:
         found = label(inputs, scored.folder, auditing, out)
+        placed, bare = found.pop("placed"), prompts.facts.get("unlabelled", 0)
+        assert isinstance(placed, int)
         return {
             **prompts.facts,
+            **({"unlabelled": bare - placed} if bare else {}),
             "rows": {**prompts.facts["rows"], "train": found["rows"]},
             "notes": [*prompts.facts["notes"], describe(found, by)],
             _LABELLED: {"by": by, **found},
@@ -105,8 +109,16 @@ def _check_labelling(recipe: Recipe, prompts: Product) -> None:
         return
     where = f"{recipe.path}: labelling"
     _check_table(recipe, asked, where)
-    if not recipe.locate(asked.texts).is_file():
+    if asked.texts is not None and not recipe.locate(asked.texts).is_file():
         raise EdgekitError(f"{where}.texts: no such file: {recipe.locate(asked.texts)}")
+    if asked.texts is None and "train" in prompts.facts["rows"]:
+        from edgekit.written.labels import find_bare
+
+        if not find_bare(PromptSet(folder=prompts.folder)):
+            raise EdgekitError(
+                f"{where}.texts: missing key, and every train row has a label; name a file of texts without labels here, or as"
+                " data.unlabelled"
+            )
     check_writer(recipe.locate(asked.by), f"{where}.by")
     for name in asked.names or {}:
         if name not in prompts.facts["labels"]:
@@ -116,11 +128,12 @@ def _check_labelling(recipe: Recipe, prompts: Product) -> None:
 def _inputs(recipe: Recipe, asked: Labelling, prompts: Product) -> LabelsInputs:
     from edgekit.written.labels import QUESTION, LabelsInputs
 
-    place, texts, data = recipe.locate(asked.by), recipe.locate(asked.texts), recipe.data
+    place, data = recipe.locate(asked.by), recipe.data
+    texts = None if asked.texts is None else recipe.locate(asked.texts)
     labels, is_file = list(prompts.facts["labels"]), place.is_file()
     return LabelsInputs(
         writer=Content(path=place, digest=file_sha256(place)) if is_file else model_content(place),
-        texts=Content(path=texts, digest=file_sha256(texts)),
+        texts=None if texts is None else Content(path=texts, digest=file_sha256(texts)),
         prompts=split_content(prompts, "train"),
         labels=labels,
         names={name: name.replace("_", " ") for name in labels} | (asked.names or {}),

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,16 +63,16 @@ def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def label(inputs: LabelsInputs, scored: Path, auditing: Auditing, out: Path) -> dict[str, object]:
     """Write a folder of prompts into `out` whose train split also has the texts with the labels that were found; audit.json
-    beside it lists what is in doubt.
+    beside it lists what is in doubt. A text that is there without a label gets it in its place.
 
-    inputs: what was scored; scored: the folder of the scores. Returns the audit's figures, how many texts train (`kept`), and
-    why others do not (`left_out`).
+    inputs: what was scored; scored: the folder of the scores. Returns the audit's figures, how many labels train (`kept`), of
+    how many texts that were there (`placed`), and why others do not (`left_out`).
     """
     lines, left_out = read_lines(scored, Scored), Counter[str]()
     free = [line.scores for (_, kind), line in sorted(lines.items()) if kind == FREE and line.scores]
     free = free if auditing.calibrate else []
     gold = choose_gold(inputs.prompts.path, inputs.labels, inputs.audit)
-    texts = read_texts(inputs.texts.path, inputs.data)
+    texts = read_texts(inputs)
 
     def said(kind: int, count: int) -> list[tuple[str, float] | None]:
         return [_said(lines[index, kind].scores, free, inputs.labels) for index in range(count)]
@@ -80,16 +80,20 @@ def label(inputs: LabelsInputs, scored: Path, auditing: Auditing, out: Path) -> 
     figures = _compare(gold, said(GOLD, len(gold)), auditing)
     given = PromptSet(folder=inputs.prompts.path)
     own, found = given.split("train"), list[Prompt]()
-    known, unsure = {normalized(row.text) for row in own}, list[dict[str, object]]()
+    known, unsure = {normalized(row.text): place for place, row in enumerate(own)}, list[dict[str, object]]()
+    bare = {place for place in known.values() if own[place].label is None}
+    inside = dict[int, str]()
     for text, told in zip(texts, said(TEXTS, len(texts)), strict=True):
         if told is None:
             left_out["too long for the model"] += 1
-        elif normalized(text) in known:
+        elif (place := known.get(normalized(text))) is not None and place not in bare:
             left_out["in the train split already"] += 1
         else:
             unsure.append({"text": text, "said": told[0], "probability": round(told[1], 4)})
             if told[1] < auditing.least:
                 left_out["less probable than least"] += 1
+            elif place is not None:
+                inside[place] = told[0]
             else:
                 found.append(Prompt(text=text, label=told[0]))
     apart = _near_others(given, found)
@@ -98,14 +102,17 @@ def label(inputs: LabelsInputs, scored: Path, auditing: Auditing, out: Path) -> 
     for path in sorted(inputs.prompts.path.glob("*.jsonl")):
         if path.stem != "train":
             shutil.copyfile(path, out / path.name)
+    own = [replace(row, label=inside.get(place, row.label)) for place, row in enumerate(own)]
     rows = (json.dumps(row.facts(), ensure_ascii=False) for row in [*own, *kept])
     (out / "train.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8", newline="\n")
+    labels = Counter([*inside.values(), *(str(row.label) for row in kept)])
     unsure.sort(key=lambda one: (one["probability"], one["text"]))
-    report = {**figures, "unsure": unsure[:_LISTED], "labels": dict(sorted(Counter(row.label for row in kept).items()))}
+    report = {**figures, "unsure": unsure[:_LISTED], "labels": dict(sorted(labels.items()))}
     (out / AUDIT).write_text(dump_json(report), encoding="utf-8", newline="\n")
     reasons = {reason: left_out[reason] for reason in sorted(left_out) if left_out[reason]}
     shown = {key: value for key, value in figures.items() if key != "by_label"}
-    return {**shown, "rows": len(own) + len(kept), "kept": len(kept), "left_out": reasons}
+    rows_now, placed = len(own) + len(kept), len(inside)
+    return {**shown, "rows": rows_now, "kept": labels.total(), "placed": placed, "left_out": reasons}
 
 
 def _said(

@@ -37,13 +37,13 @@ TEXTS, GOLD, FREE = range(3)
 class LabelsInputs:
     """What `score_labels` is given: a writer (a checkpoint's folder, or a .gguf file), a file of texts, and labelled prompts.
 
-    labels: the set; names: what the writer is told each is called. audit: how many labelled train rows it is asked of. data: how
-    the file is read.
+    texts: None for the train rows that have no label. labels: the set; names: what the writer is told each is called. audit: how
+    many labelled train rows it is asked of. data: how the file is read.
     """
 
     STEP: ClassVar[str] = "labels"
     writer: Content
-    texts: Content
+    texts: Content | None
     prompts: Content
     labels: Sequence[str]
     names: Mapping[str, str]
@@ -67,7 +67,7 @@ def score_labels(inputs: LabelsInputs, out: Path, progress: Progress = silent) -
     Raises EdgekitError where the writer cannot be run, and for a file of texts that cannot be read.
     """
     texts, gold = (
-        read_texts(inputs.texts.path, inputs.data),
+        read_texts(inputs),
         choose_gold(inputs.prompts.path, inputs.labels, inputs.audit),
     )
     asked = {(index, TEXTS): text for index, text in enumerate(texts)}
@@ -87,10 +87,19 @@ def score_labels(inputs: LabelsInputs, out: Path, progress: Progress = silent) -
     return {"texts": len(texts), "gold": len(gold)}
 
 
-def read_texts(path: Path, data: Data) -> list[str]:
-    """The texts of a file, each once. Raises EdgekitError as `read_table` and `read_prompts` do."""
-    found = read_prompts(read_table(path, delimiter=data.delimiter, encoding=data.encoding), data, str(path)).prompts
-    return list({normalized(row.text): row.text for row in reversed(found)}.values())[::-1]
+def read_texts(inputs: LabelsInputs) -> list[str]:
+    """The texts that are to get labels, each once. Raises EdgekitError as `read_table` and `read_prompts` do."""
+    if inputs.texts is None:
+        rows: Sequence[Prompt] = find_bare(PromptSet(folder=inputs.prompts.path))
+    else:
+        path, data = inputs.texts.path, inputs.data
+        rows = read_prompts(read_table(path, delimiter=data.delimiter, encoding=data.encoding), data, str(path)).prompts
+    return list({normalized(row.text): row.text for row in reversed(rows)}.values())[::-1]
+
+
+def find_bare(prompts: PromptSet) -> list[Prompt]:
+    """The train rows that have no label."""
+    return [row for row in prompts.split("train") if row.label is None]
 
 
 def choose_gold(prompts: Path, labels: Sequence[str], most: int) -> list[Prompt]:

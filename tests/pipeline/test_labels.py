@@ -87,6 +87,37 @@ def test_texts_get_labels_and_the_student_learns_from_them(unlabelled: Path) -> 
     assert len([*(build.folder / "cache" / "labels").iterdir()]) == 1, "what was scored once serves every audit"
 
 
+def test_texts_of_the_data_without_labels_get_them_where_they_are(unlabelled: Path) -> None:
+    """`data.unlabelled` alone: what the model is sure of has a label, the rest teaches as it did."""
+    (unlabelled.parent / "texts.csv").rename(unlabelled.parent / "more.csv")
+    recipe = unlabelled.read_text().replace('texts = "texts.csv"\n', "")
+    unlabelled.write_text(recipe.replace("[data]", '[data]\nunlabelled = "more.csv"'))
+    build = Build(unlabelled)
+    own = PromptSet(folder=build.prompts.folder).split("train")
+    waiting = [row.text for row in own if row.label is None]
+    assert build.prompts.facts["unlabelled"] == len(waiting) == 3, (
+        "the others are near to a split's, or to one of these"
+    )
+    made = build.labelled()
+    rows = PromptSet(folder=made.folder).split("train")
+    assert [row.text for row in rows] == [row.text for row in own]
+    assert all(row.label == RIGHT[row.text] for row in rows if row.text in waiting)
+    told = made.facts["labelled"]
+    assert (told["kept"], told["rows"], made.facts["rows"]["train"], made.facts["unlabelled"]) == (3, 15, 15, 0)
+    first, *_ = json.loads((made.folder / "audit.json").read_text())["unsure"]
+    sure = Build(unlabelled, f"labelling.least={first['probability'] + 1e-4}").labelled()
+    assert [row.text for row in PromptSet(folder=sure.folder).split("train") if row.label is None] == [first["text"]]
+    assert (sure.facts["labelled"]["kept"], sure.facts["unlabelled"]) == (2, 1)
+    # A teacher may learn from them where no student does.
+    unlabelled.write_text(unlabelled.read_text().replace("[student]\nlayers = 1", "[teacher.finetune]\nepochs = 1"))
+    assert Build(unlabelled).labelled().digest == made.digest
+    unlabelled.write_text(recipe)
+    with pytest.raises(
+        EdgekitError, match=r"labelling.texts: missing key, and every train row has a label; name a file"
+    ):
+        Build(unlabelled).labelled()
+
+
 def test_a_model_that_disagrees_stops_the_build_before_anything_is_trained(
     unlabelled: Path, command: Callable[..., Answer]
 ) -> None:

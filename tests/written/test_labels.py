@@ -160,7 +160,7 @@ def audited(tmp_path: Path) -> Any:
         for index, row in enumerate(choose_gold(prompts, inputs.labels, inputs.audit)):
             add((index, GOLD), next(said for text, _, said in gold if text == row.text), 0.9 - index / 1000)
         said = {text: (one, probability) for text, one, probability in texts}
-        for index, text in enumerate(read_texts(inputs.texts.path, LOGITS)):
+        for index, text in enumerate(read_texts(inputs)):
             add((index, TEXTS), *said[text])
         add((0, FREE), "a", 0.5)
         facts = label(inputs, scored, Auditing(calibrate=True, agreement=0.8, least=least), out)
