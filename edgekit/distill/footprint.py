@@ -34,11 +34,11 @@ class Footprint:
         return MARGIN * (self.fixed + self.row * rows)
 
     def fit(self, room: Room, rows: int, free: float, *, tell: bool) -> bool:
-        """Let fewer of a batch's rows through, half as many until they fit into so many bytes; whether that changed anything.
+        """Let fewer than these rows through, half as many until they fit into so many bytes; whether that changed anything.
 
         tell: whether it is said. One row goes through even where it does not fit.
         """
-        rows = chosen = min(room.most or rows, rows)
+        chosen = rows
         while chosen > 1 and self.of(chosen) > free:
             chosen //= 2
         if tell and self.of(rows) > free:
@@ -57,24 +57,25 @@ class Footprint:
         return True
 
 
-def measure(module: nn.Module, sample: Callable[[int], Tensor], *, begun: bool, judged: bool) -> Footprint:
+def measure(module: nn.Module, sample: Callable[[int], Tensor], rows: int, *, begun: bool, judged: bool) -> Footprint:
     """The footprint of a training on the CPU.
 
-    sample: the loss of so many of its longest rows, ready to go backward. begun: whether AdamW's moments, and the best epoch's
-    weights where one is `judged`, are there already. What two rows take is what four hold more than two do, at the most during
-    the forward pass (of fewer, slices of a decoder's logits are not full yet); torch's random numbers stay as they are.
+    sample: the loss of so many of its longest rows, ready to go backward; never of more than `rows` (two or more) that are to go
+    through at once. begun: whether AdamW's moments, and the best epoch's weights where one is `judged`, are there already. What
+    rows take is what twice as many hold more, at the most during the forward pass: of two and four where there are so many, for
+    slices of a decoder's logits are not full before. torch's random numbers stay as they are.
     """
     weights = [weight for weight in module.parameters() if weight.requires_grad]
     trained, whole = (sum(one.nbytes for one in some) for some in (weights, module.parameters()))
-    state = torch.get_rng_state()
+    few, state = 2 if rows >= 4 else 1, torch.get_rng_state()
     try:
-        two, four = _held(sample, 2), _held(sample, 4)
+        less, more = _held(sample, few), _held(sample, 2 * few)
     finally:
         torch.set_rng_state(state)
-    row = max(four - two, 0) / 2
+    row = max(more - less, 0) / few
     # A gradient and two moments of each weight.
-    more = trained if begun else 3 * trained + (whole if judged else 0)
-    return Footprint(fixed=more + max(two - 2 * row, 0), row=row)
+    kept = trained if begun else 3 * trained + (whole if judged else 0)
+    return Footprint(fixed=kept + max(less - few * row, 0), row=row)
 
 
 def _held(sample: Callable[[int], Tensor], rows: int) -> int:

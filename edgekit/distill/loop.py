@@ -218,17 +218,17 @@ class _Training:
 
     def make_room(self) -> None:
         """Follow the plan of a run before this one; on a CPU let fewer rows through where memory would not take a batch."""
-        room, run, step, ranks = self.lesson.room, self.run, self.state.step, self.run.ranks
+        room, run, ranks, step = self.lesson.room, self.run, self.run.ranks, self.state.step
         room.plan = json.loads(ranks.tell(json.dumps(dict(run.plan))))
         room.begin(step, ranks)
         free = free_memory() if run.device == "cpu" and self.lesson.sample is not None and not room.pairs else None
         # Measured by all before any of them takes more.
         found = min(int(one) for one in ranks.gather(torch.tensor([-1 if free is None else free])))
-        if found < 0 or self.lesson.sample is None:
+        rows = len(ranks.own(range(self.options.batch))[: room.most])
+        if found < 0 or rows < 2 or self.lesson.sample is None:
             return
         with run.rounded():
-            taken = measure(self.module, self.lesson.sample, begun=step > 0, judged=bool(self.lesson.held))
-        rows = len(ranks.own(range(self.options.batch)))
+            taken = measure(self.module, self.lesson.sample, rows, begun=step > 0, judged=bool(self.lesson.held))
         if taken.fit(room, rows, found / count_beside(ranks.count), tell=ranks.leads):
             self.settle()
 

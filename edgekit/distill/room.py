@@ -55,7 +55,8 @@ class Room:
         return self.most
 
     def settle(self, step: int, ranks: Ranks) -> None:
-        """Note what all processes let through from a step on."""
+        """Note what all processes let through from a step on, whatever was to be from a later one on."""
+        self.plan = {begin: rows for begin, rows in self.plan.items() if int(begin) < step}
         self.plan[str(step)] = [int(one) for one in ranks.gather(torch.tensor([self.most or 0]))]
         self.changed = False
 

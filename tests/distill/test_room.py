@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +24,13 @@ from edgekit.errors import EdgekitError
 from edgekit.inputs import identity
 from edgekit.progress import Progress, silent
 from edgekit.workspace import file_sha256
-from tests import warm
 from tests.conftest import LABELS, child_environment, make_checkpoint, make_data
 from tests.steps import distill_inputs
 
 # Twelve train rows in batches of five: three steps an epoch.
 OPTIONS: dict[str, Any] = {"epochs": 3, "batch": 5, "holdout": 0.0, "precision": "fp32", "device": "cpu"}
 Student = Callable[..., DistillInputs]
+ROOT = Path(__file__).resolve().parents[2]
 # More than any machine has: torch then says what it says where memory is full.
 ABSURD = 1 << 60
 
@@ -155,7 +157,7 @@ def limit(self, room, rows, free, *, tell):
 
 Footprint.fit = limit
 teacher, data, out = map(Path, sys.argv[1:])
-options = {"epochs": 1, "batch": 512, "holdout": 0.0, "precision": "fp32", "losses": {"labels": 1.0}}
+options = {"epochs": 1, "batch": 256, "holdout": 0.0, "precision": "fp32", "losses": {"labels": 1.0}}
 facts = distill(teacher, data, task="text-classification", layers=2, options=options, max_length=64, out=out)
 print(json.dumps(facts["rows_at_once"]), facts["steps"])
 """
@@ -164,16 +166,19 @@ print(json.dumps(facts["rows_at_once"]), facts["steps"])
 def test_a_process_that_gets_no_more_memory_goes_on_with_fewer_rows(tmp_path: Path) -> None:
     """The real allocator under setrlimit(2): its limit lets less through than a batch needs."""
     make_checkpoint(tmp_path / "teacher", labels=LABELS)
-    rows = [{"text": "jazz " * 60 + str(place), "label": LABELS[place % len(LABELS)]} for place in range(512)]
+    rows = [{"text": "jazz " * 60 + str(place), "label": LABELS[place % len(LABELS)]} for place in range(256)]
     for name in ("data", "out"):
         (tmp_path / name).mkdir()
     (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["-c", LIMITED, tmp_path / "teacher", tmp_path / "data", tmp_path / "out"]
-    told, errors = (running := warm.start(command, tmp_path, child_environment())).communicate()
-    assert running.returncode == 0, errors
+    # Else glibc keeps the pieces of what was freed, which count and serve nothing large (mallopt(3)).
+    environment = child_environment() | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", LIMITED, *(tmp_path / name for name in ("teacher", "data", "out"))]
+    ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    told = ran.stdout
     plan, steps = json.loads(told.rsplit(" ", 1)[0]), int(told.split()[-1])
     assert steps == 1
-    assert plan in ({"training": {"0": [size]}} for size in (256, 128, 64, 32))
+    assert plan in ({"training": {"0": [size]}} for size in (128, 64, 32))
 
 
 def test_a_cpu_without_room_for_a_batch_takes_parts(
@@ -213,21 +218,26 @@ def test_a_cpu_without_room_for_a_batch_takes_parts(
 
 def test_a_footprint_is_what_tensors_take() -> None:
     """Of a layer: its gradient, two moments, the best weights; of rows what their forward pass holds."""
-    layer = torch.nn.Linear(1000, 500)
+    layer, asked = torch.nn.Linear(1000, 500), list[int]()
 
     def sample(rows: int) -> torch.Tensor:
+        asked.append(rows)
         fixed = torch.zeros(2000)
         hidden = layer(torch.zeros(rows, 1000))
         return hidden.relu().sum() + fixed.sum()
 
     weights = 4 * (1000 * 500 + 500)
     random = torch.get_rng_state()
-    found = measure(layer, sample, begun=False, judged=True)
+    found = measure(layer, sample, 8, begun=False, judged=True)
+    assert measure(layer, sample, 3, begun=False, judged=True) == found
     # The rows, what the layer makes of them and what is left of that; and two sums.
     assert found.row == 4 * (1000 + 500 + 500)
     assert found.fixed == pytest.approx(4 * weights + 4 * 2000, abs=64)
-    assert measure(layer, sample, begun=False, judged=False).fixed == pytest.approx(3 * weights + 4 * 2000, abs=64)
-    assert measure(layer, sample, begun=True, judged=True).fixed == pytest.approx(weights + 4 * 2000, abs=64)
+    assert measure(layer, sample, 8, begun=False, judged=False).fixed == pytest.approx(3 * weights + 4 * 2000, abs=64)
+    assert measure(layer, sample, 8, begun=True, judged=True).fixed == pytest.approx(weights + 4 * 2000, abs=64)
+    asked.clear()
+    measure(layer, sample, 3, begun=False, judged=False)
+    assert asked == [1, 2], "never more rows than are to go through"
     assert found.of(10) == MARGIN * (found.fixed + 10 * found.row)
     assert torch.equal(torch.get_rng_state(), random)
     assert layer.weight.grad is None
@@ -246,6 +256,8 @@ def test_a_plan_counts_from_its_steps_and_for_each_process() -> None:
     ):
         room.begin(step, ranks)
         assert room.most == most, step
+    room.settle(5, Ranks())
+    assert room.plan == {"3": [4, 2], "5": [1]}, "what was to be later held for more memory"
 
 
 def test_what_was_chosen_lies_in_the_folder_until_the_step_is_made(tmp_path: Path) -> None:
