@@ -24,13 +24,12 @@ from edgekit.errors import EdgekitError
 from edgekit.inputs import identity
 from edgekit.progress import Progress, silent
 from edgekit.workspace import file_sha256
-from tests.conftest import LABELS, child_environment, make_checkpoint, make_data
+from tests.conftest import LABELS, ROOT, child_environment, make_checkpoint, make_data
 from tests.steps import distill_inputs
 
 # Twelve train rows in batches of five: three steps an epoch.
 OPTIONS: dict[str, Any] = {"epochs": 3, "batch": 5, "holdout": 0.0, "precision": "fp32", "device": "cpu"}
 Student = Callable[..., DistillInputs]
-ROOT = Path(__file__).resolve().parents[2]
 # More than any machine has: torch then says what it says where memory is full.
 ABSURD = 1 << 60
 
