@@ -6,7 +6,6 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,10 +93,14 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
-        self, func: Callable[..., object], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
     ) -> object:
         """Run an operation; what it was given was there before, unless it was made under this mode."""
-        named: Mapping[str, Any] = kwargs or {}
+        named = kwargs or {}
         for given in tree_leaves((args, named)):
             self._note(given, counts=False)
         made = func(*args, **named)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from edgekit.errors import EdgekitError
 from edgekit.inputs import Content, Inputs, identity
@@ -21,6 +21,8 @@ from edgekit.recipe import Recipe
 from edgekit.workspace import Product, fingerprint
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from edgekit.distill import Rows
 
 PART = "rows_at_once"
@@ -53,9 +55,7 @@ def train_step(
     Raises EdgekitError for a lock file that is damaged.
     """
     before = _locked(recipe, session, inputs)
-    given: Any = inputs
-    if before is not None:
-        given = replace(given, rows_at_once=before)
+    given = inputs if before is None else cast("Given", replace(cast("DataclassInstance", inputs), rows_at_once=before))
     fresh = is_made(session, given, at=at) and not is_trained(recipe, session, inputs, at=at)
     product = run_step(session, given, make, note=note, at=at, fresh=fresh)
     found = product.facts.get(PART, {})
@@ -94,8 +94,7 @@ def _read(table: object, where: str) -> Rows:
     )
     if not good:
         raise EdgekitError(f"{where}: not what edgekit writes; {REMEDY}")
-    found: Any = table
-    return dict(found)
+    return cast("Rows", table)
 
 
 def _is_rows(value: object) -> bool:
