@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal, cast
 
 from edgekit.bundle.archive import stays_inside
 from edgekit.bundle.manifest import FileEntry
@@ -213,7 +213,7 @@ def decoded(part: Part, stream: IO[bytes], old: Path) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(dict_data=held, max_window_size=1 << _WINDOW_LOG)
     with (
         suppress(zstandard.ZstdError),
-        decompressor.stream_reader(_Section(stream, part.part.bytes), closefd=False) as reader,
+        decompressor.stream_reader(cast("IO[bytes]", _Section(stream, part.part.bytes)), closefd=False) as reader,
     ):
         if part.way == "difference":
             assert source is not None
