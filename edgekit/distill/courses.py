@@ -166,19 +166,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
                 **({} if writes is None else {"written": writes}),
             ),
         )
-        run = Run(
-            folder=job.out,
-            identity=identify(course),
-            seed=job.seed,
-            device=device,
-            progress=job.progress,
-            epochs=course.epochs,
-            ranks=ranks,
-            rounded=nullcontext if on_grid is None else on_grid.rounded,
-            keeps_start=on_grid is not None,
-            plan=job.chosen.plans.get(job.chosen.name(job.out), {}),
-            keep=partial(job.chosen.keep, job.out),
-        )
+        run = _run(course, device, ranks, on_grid)
         outcome = train(student.module, lesson, options, run, width=width)
     if whole is not None and tokens is not None:
         widen(student.module, whole, tokens)
@@ -194,9 +182,24 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
         facts |= teacher.facts
     if student.matched:
         facts["matched_layers"] = list(student.matched) if "hidden" in needs else []
-    if job.chosen.is_last(job.out):
-        facts |= job.chosen.settle()
-    return outcome, facts
+    return outcome, facts | (job.chosen.settle() if job.chosen.is_last(job.out) else {})
+
+
+def _run(course: Course, device: str, ranks: Ranks, on_grid: OnGrid | None) -> Run:
+    job = course.job
+    return Run(
+        folder=job.out,
+        identity=identify(course),
+        seed=job.seed,
+        device=device,
+        progress=job.progress,
+        epochs=course.epochs,
+        ranks=ranks,
+        rounded=nullcontext if on_grid is None else on_grid.rounded,
+        keeps_start=on_grid is not None,
+        plan=job.chosen.plans.get(job.chosen.name(job.out), {}),
+        keep=partial(job.chosen.keep, job.out),
+    )
 
 
 def _writer(course: Course, tap: Tap, ranks: Ranks) -> Writer | None:

@@ -73,13 +73,10 @@ def make_lesson(student: Tap, teacher: Teacher | None, source: Source, teaching:
     def read(rows: Sequence[int]) -> Batch:
         return source.batch(rows) if source.varied is None else source.varied(rows, current)
 
-    @lru_cache(maxsize=1)
-    def write(rows: tuple[int, ...], share: float) -> MakeBatch | None:
-        # Of a step that is done again in smaller parts nothing is written anew.
-        return teaching.written(rows, share)
+    # Of a step that is done again in smaller parts nothing is written anew.
+    write = lru_cache(maxsize=1)(teaching.written)
 
     def sample(count: int) -> Tensor:
-        # Each as long as the longest, and its partner's too where a source has pairs.
         loss = beside.compare(read([longest] * count), _terms(teaching.weights, 0.0), pace.options(0.0))
         beside.tell()
         return loss
