@@ -11,13 +11,16 @@ student's states and of its head: what comes before is the same in every way. Ea
 peak of the resident set above that before the first step, the gradients included. Time is the process's CPU time, the median of
 `--repeats` steps after the first, on one thread unless `--threads` says otherwise: on one thread it is what a step takes on a
 machine that does nothing else. TRL's loss is the one of an installed `trl`; `--with FOLDER` names a folder that it was installed
-into (pip install --no-deps --target FOLDER trl; it needs datasets).
+into (pip install --no-deps --target FOLDER trl; it needs datasets). Where liger-kernel is there too, its chunked Jensen-Shannon
+loss, in plain torch, is a row beside, which the difference counts. edgekit does not call it: it has no factor T^2, no weights of
+tokens, no cap of logits, no recorded teacher and no correction of a wrong one, and asks each logit anew for a second loss.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import statistics
@@ -47,6 +50,9 @@ GOALS = {
     "memory_8k_of_1k": 1.1,
     "difference": 1e-4,
 }
+
+# What a way's process imports before its memory counts.
+LIBRARIES = {"gkd": "trl.experimental.gkd.gkd_trainer", "liger": "liger_kernel.chunked_loss"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +112,18 @@ def gkd(step: Step) -> Tensor:
     )
 
 
+def liger(step: Step) -> Tensor:
+    """liger-kernel's, uncompiled, without its hard loss; the same Jensen-Shannon divergence, mean over tokens."""
+    module = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearJSDLoss
+    loss = module(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, temperature=1.0, compiled=False)
+    labels = torch.zeros(len(step.states), dtype=torch.int64)
+    return cast(Tensor, loss(step.states, step.weight, step.teacher_states, step.teacher_weight, labels))
+
+
 WAYS: dict[str, Callable[[Step], Tensor]] = {
     "gkd": gkd,
     "plain_kl": plain_kl,
+    "liger": liger,
     "edgekit_jsd": edgekit("jensen_shannon", 1.0),
     "edgekit_kl": edgekit("logits", 2.0),
 }
@@ -116,8 +131,8 @@ WAYS: dict[str, Callable[[Step], Tensor]] = {
 
 def measure(way: str, tokens: int, *, repeats: int, vocabulary: int = VOCABULARY) -> Taken:
     """Run a way's steps in this process."""
-    if way == "gkd":
-        importlib.import_module("trl.experimental.gkd.gkd_trainer")
+    if way in LIBRARIES:
+        importlib.import_module(LIBRARIES[way])
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -176,7 +191,9 @@ def judge(found: dict[tuple[str, int], Taken]) -> dict[str, float]:
     """The figures that have goals. found: by way and tokens."""
     mine, theirs = found["edgekit_jsd", 1024], found["gkd", 1024]
     kl, plain = found["edgekit_kl", 1024], found["plain_kl", 1024]
-    pairs = ((mine, theirs), (kl, plain))
+    pairs = [(mine, theirs), (kl, plain)]
+    if ("liger", 1024) in found:
+        pairs.append((mine, found["liger", 1024]))
     return {
         "memory_of_gkd": mine.memory_mb / theirs.memory_mb,
         "time_of_gkd": mine.seconds / theirs.seconds,
@@ -188,6 +205,13 @@ def judge(found: dict[tuple[str, int], Taken]) -> dict[str, float]:
             max(abs(a.loss - b.loss) / abs(b.loss), abs(a.gradient - b.gradient) / b.gradient) for a, b in pairs
         ),
     }
+
+
+def has_liger(folder: str | None) -> bool:
+    """Whether liger-kernel is installed, here or in a folder."""
+    if folder is not None and Path(folder, "liger_kernel").is_dir():
+        return True
+    return importlib.util.find_spec("liger_kernel") is not None
 
 
 def in_process(way: str, tokens: int, options: argparse.Namespace) -> Taken:
@@ -229,7 +253,8 @@ def main() -> int:
         print(json.dumps(asdict(measure(options.way, options.tokens, repeats=options.repeats))))
         return 0
     found = {}
-    for way, tokens in [*((way, 1024) for way in WAYS), ("edgekit_jsd", 8192), ("edgekit_kl", 8192)]:
+    ways = [way for way in WAYS if way != "liger" or has_liger(options.folder)]
+    for way, tokens in [*((way, 1024) for way in ways), ("edgekit_jsd", 8192), ("edgekit_kl", 8192)]:
         found[way, tokens] = taken = in_process(way, tokens, options)
         if not options.json:
             print(
