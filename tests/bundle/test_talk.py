@@ -14,13 +14,12 @@ import pytest
 from edgekit.bundle.manifest import FileEntry, Manifest
 from edgekit.bundle.open import Bundle
 from edgekit.bundle.platforms import find_embedding
-from edgekit.devices.browser.program import find_program, start
 from edgekit.errors import EdgekitError
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
 from edgekit.workspace import file_sha256
 from tests.architectures.decoders import SPECIAL, TEMPLATE, make_decoder
 from tests.bundle.test_chat import RUNTIME, TALK, greedy, read_as_whole
-from tests.bundle.test_web import hear, isolated
+from tests.bundle.test_web import visit
 from tests.devices.chromium import need_chromium
 from tests.llama_files import write_llama
 from tests.node_packages import need_node, node_modules
@@ -251,14 +250,7 @@ def test_chromium_answers_as_transformers_does(checkpoint: Path, tmp_path: Path)
     esm = app / "node_modules" / "@wllama" / "wllama" / "esm"
     shutil.copyfile(esm / "index.min.js", esm / "index.js")
     talks = [TALK, *(talk for name, talk in TALKS.items() if name != "long")]
-    with hear(tmp_path) as (said, plain), isolated(app) as address:
-        (app / "asked.json").write_text(json.dumps({"talks": talks, "tell": plain}), encoding="utf-8")
-        (app / "try.html").write_text(PAGE, encoding="utf-8")
-        opened = start(find_program("chromium"), f"{address}try.html")
-        try:
-            page = json.loads(said.get(timeout=120))
-        finally:
-            opened.stop()
+    page = visit(app, PAGE, {"talks": talks})
     reads = tokenizer(marked, template)
     for talk, tokens in zip(talks, page["tokens"], strict=True):
         ids = reads.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)

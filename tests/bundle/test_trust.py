@@ -18,13 +18,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from edgekit.bundle.embed import embed
 from edgekit.bundle.platforms import EMBEDDINGS
-from edgekit.devices.browser.program import find_program, start
 from edgekit.recipe import Issue
 from edgekit.release.contents import SIGNATURE
 from edgekit.release.signature import Signer, Trusted, check
 from edgekit.release.write import ReleaseInputs, gather, release
 from tests.bundle.test_node import ask, put
-from tests.bundle.test_web import hear, isolated, lay_app
+from tests.bundle.test_web import lay_app, visit
 from tests.devices.chromium import need_chromium
 from tests.diff.bundles import pack, rewrite
 from tests.node_packages import need_node
@@ -220,15 +219,8 @@ def test_a_pages_worker_asks_it_first(made: Made, tmp_path: Path) -> None:
     """In a real Chromium, with the app's own server."""
     need_chromium()
     app = lay_app(made.release("P-256"), tmp_path / "app")
-    (app / "try.html").write_text(PAGE, encoding="utf-8")
-    with hear(tmp_path) as (said, plain), isolated(app) as address:
-        keys = {name: made.key(curve).read_text() for name, curve in (("key", "P-256"), ("other", "P-384"))}
-        (app / "asked.json").write_text(json.dumps({**keys, "tell": plain}), encoding="utf-8")
-        opened = start(find_program("chromium"), f"{address}try.html")
-        try:
-            answer, *refused = json.loads(said.get(timeout=240))
-        finally:
-            opened.stop()
+    keys = {name: made.key(curve).read_text() for name, curve in (("key", "P-256"), ("other", "P-384"))}
+    answer, *refused = visit(app, PAGE, keys, seconds=240)
     assert answer == "light_on"
     assert refused == [
         "demo: version 1.2.0, and this app takes 1.2.1 or newer",

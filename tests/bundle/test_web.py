@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -197,6 +197,18 @@ def hear(folder: Path, handler: type[Told] = Told) -> Iterator[tuple[queue.Queue
         server.server_close()
 
 
+def visit(app: Path, page: str, asked: Mapping[str, object], seconds: float = 120) -> Any:
+    """What a page of an app says in Chromium, served as `edgekit embed` has it; it finds what it is asked in asked.json."""
+    with hear(app) as (said, plain), isolated(app) as address:
+        (app / "asked.json").write_text(json.dumps({**asked, "tell": plain}), encoding="utf-8")
+        (app / "visit.html").write_text(page, encoding="utf-8")
+        opened = start(find_program("chromium"), f"{address}visit.html")
+        try:
+            return json.loads(said.get(timeout=seconds))
+        finally:
+            opened.stop()
+
+
 def lay_app(bundle: Path, app: Path) -> Path:
     """What `edgekit embed --for web` writes, with npm's packages beside it."""
     embed(bundle, "web", app)
@@ -312,14 +324,7 @@ def test_the_example_is_used_as_a_visitor_uses_it(bundle: Path, tmp_path: Path) 
     shutil.copytree(app, app / "damaged")
     FAULTS["a flipped bit"].plant(app / "damaged" / "bundle")
     texts = [text.strip() for text in TEXTS if text.strip() and "\n" not in text]
-    with hear(tmp_path) as (said, plain), isolated(app) as address:
-        (app / "asked.json").write_text(json.dumps({"texts": texts, "tell": plain}), encoding="utf-8")
-        (app / "visit.html").write_text(VISITOR, encoding="utf-8")
-        opened = start(find_program("chromium"), f"{address}visit.html")
-        try:
-            page = json.loads(said.get(timeout=120))
-        finally:
-            opened.stop()
+    page = visit(app, VISITOR, {"texts": texts})
     assert (page["ready"], page["progress"]) == ("Ready.", 1.0)
     assert "One moment ..." in page["saw"]
     loaded, wanted = shipped(bundle).Bundle(bundle), []

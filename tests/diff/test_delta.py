@@ -26,14 +26,13 @@ from edgekit.diff.delta import Patched, apply_delta, write_delta
 from edgekit.diff.parts import MAGIC, Delta, Part, open_delta
 from edgekit.diff.sides import open_side
 from edgekit.errors import EdgekitError
-from edgekit.recipe import Issue
 from edgekit.release.write import ReleaseInputs, gather, release
 from edgekit.schema import dump_json
 from edgekit.typed_json import to_table
 from edgekit.workspace import file_sha256, list_names
 from tests.cli.test_json import read
 from tests.conftest import Answer, child_environment
-from tests.diff.bundles import pack, rewrite
+from tests.diff.bundles import rewrite
 from tests.llama_programs import made_once
 
 Command = Callable[..., Answer]
@@ -62,26 +61,9 @@ def zstandard() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("delta")
-    pack(folder, "a", Issue(version="1.0.0"))
-    pack(folder, "b", Issue(version="1.1.0"), scale=0.2)
-    write_delta(open_side(folder / "dist/a"), open_side(folder / "dist/b"), folder / "ab.delta")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def a(made: Path) -> Path:
-    return made / "dist" / "a"
-
-
-@pytest.fixture(scope="module")
-def b(made: Path) -> Path:
-    return made / "dist" / "b"
-
-
-@pytest.fixture(scope="module")
 def delta(made: Path) -> Path:
+    """What leads from a to b."""
+    write_delta(open_side(made / "dist/a"), open_side(made / "dist/b"), made / "ab.delta")
     return made / "ab.delta"
 
 

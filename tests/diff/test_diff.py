@@ -55,25 +55,6 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundles a and b of other weights and versions, below dist."""
-    folder = tmp_path_factory.mktemp("diff")
-    pack(folder, "a", Issue(version="1.0.0"))
-    pack(folder, "b", Issue(version="1.1.0"), scale=0.2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def a(made: Path) -> Path:
-    return made / "dist" / "a"
-
-
-@pytest.fixture(scope="module")
-def b(made: Path) -> Path:
-    return made / "dist" / "b"
-
-
 def labels_of(bundle: Path) -> list[str]:
     """What a plain session answers to PROMPTS."""
     session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
