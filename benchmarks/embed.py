@@ -69,6 +69,18 @@ for text in texts:
     answers.append(answer.tolist() if hasattr(answer, "tolist") else answer)
 print(json.dumps({"open": opened, "cold": bundle.times.get("cold"), "times": times, "answers": answers}))
 """
+# In JavaScript: of each text the answer, or the pieces of what is written, with their times.
+ASK = """const begun = performance.now();
+  const answer = await bundle(text);
+  times.push(performance.now() - begun);
+  answers.push(Array.from(answer));"""
+ASK_WORDS = """let [said, begun] = ["", performance.now()];
+  for await (const piece of bundle(text, 64)) {
+    times.push(performance.now() - begun);
+    said += piece.text;
+    begun = performance.now();
+  }
+  answers.push(said);"""
 NODE = """
 import { readFileSync } from "node:fs";
 const texts = JSON.parse(readFileSync("texts.json", "utf8"));
@@ -78,10 +90,7 @@ const bundle = await open("bundle");
 const opened = performance.now() - begun;
 const [times, answers] = [[], []];
 for (const text of texts) {
-  const begun = performance.now();
-  const answer = await bundle(text);
-  times.push(performance.now() - begun);
-  answers.push(Array.from(answer));
+  ASK
 }
 console.log(JSON.stringify({ open: opened, cold: bundle.times.cold, times, answers }));
 """
@@ -138,21 +147,7 @@ for text in texts:
 print(json.dumps({"open": opened, "cold": bundle.times.get("cold"), "times": times, "answers": answers}))
 """
 NODE_WORDS = (
-    NODE.replace(
-        """  const begun = performance.now();
-  const answer = await bundle(text);
-  times.push(performance.now() - begun);
-  answers.push(Array.from(answer));
-""",
-        """  let [said, begun] = ["", performance.now()];
-  for await (const piece of bundle(text, 64)) {
-    times.push(performance.now() - begun);
-    said += piece.text;
-    begun = performance.now();
-  }
-  answers.push(said);
-""",
-    )
+    NODE.replace("ASK", ASK_WORDS)
     .replace("console.log(", "process.stdout.write(")
     .replace("answers }));", "answers }), () => process.exit(0));")
 )
@@ -200,10 +195,7 @@ try {
   const opened = performance.now() - begun;
   const [times, answers] = [[], []];
   for (const text of texts) {
-    const begun = performance.now();
-    const answer = await bundle(text);
-    times.push(performance.now() - begun);
-    answers.push(Array.from(answer));
+    ASK
   }
   await say({ open: opened, cold: bundle.times.cold, times, answers, notes: bundle.notes });
 } catch (failed) {
@@ -219,25 +211,16 @@ import { createReader } from "./store.mjs";
 const wasm = "./node_modules/@wllama/wllama/esm/";""",
     )
     .replace("{ threads: THREADS }", "{ Wllama, wasm, read: createReader(), threads: THREADS }")
-    .replace(
-        """    const begun = performance.now();
-    const answer = await bundle(text);
-    times.push(performance.now() - begun);
-    answers.push(Array.from(answer));
-""",
-        """    let [said, begun] = ["", performance.now()];
-    for await (const piece of bundle(text, 64)) {
-      times.push(performance.now() - begun);
-      said += piece.text;
-      begun = performance.now();
-    }
-    answers.push(said);
-""",
-    )
+    .replace("ASK", ASK_WORDS)
 )
 # What asks each platform's loader, and its file in the app: of rows, and of texts.
 ASKS = {
-    False: {"python": ("ask.py", PYTHON), "node": ("ask.mjs", NODE), "c": ("main.c", C), "web": ("", PAGE)},
+    False: {
+        "python": ("ask.py", PYTHON),
+        "node": ("ask.mjs", NODE.replace("ASK", ASK)),
+        "c": ("main.c", C),
+        "web": ("", PAGE.replace("ASK", ASK)),
+    },
     True: {
         "python": ("ask.py", PYTHON_WORDS),
         "node": ("ask.mjs", NODE_WORDS),

@@ -6,7 +6,8 @@ import gzip
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgekit.errors import EdgekitError
@@ -16,7 +17,7 @@ from edgekit.workspace import discard, file_sha256, list_names
 MANIFEST = "bundle.json"
 # Beside the bundle of a signed release.
 SIGNATURE = "model.sig"
-# In the half of a bundle while it is written: the folder is edgekit's.
+# In the half of a bundle, or of another folder, while it is written: the folder is edgekit's.
 MARK = ".key"
 # In every page that edgekit writes, in the head or (until 0.1) in the foot.
 _PAGE_MARKS = ('content="edgekit', "<footer>edgekit")
@@ -56,6 +57,34 @@ def partial(path: Path) -> Path:
 def old(path: Path) -> Path:
     """The hidden name of what is being replaced."""
     return path.with_name(f".{path.name}.old")
+
+
+def refuse_foreign_half(path: Path) -> None:
+    """Raise EdgekitError where somebody else's lies where `marked_half` would fill what is to go to a path."""
+    half = partial(path)
+    if os.path.lexists(half) and (
+        half.is_symlink() or not half.is_dir() or (any(half.iterdir()) and not (half / MARK).is_file())
+    ):
+        raise _foreign(half)
+
+
+@contextmanager
+def marked_half(path: Path) -> Iterator[Path]:
+    """Where a folder is filled before it is renamed to a path: inside of its half, which bears the mark and goes at the end.
+
+    What a killed run left there goes first. Raises EdgekitError where what lies there is somebody else's.
+    """
+    half = partial(path)
+    refuse_foreign_half(path)
+    if half.exists():
+        discard(half, last={MARK})
+    half.mkdir()
+    (half / MARK).touch()
+    try:
+        yield half / path.name
+    finally:
+        with suppress(FileNotFoundError):
+            discard(half, last={MARK})
 
 
 def swap(half: Path, path: Path, last: Collection[str] = (MANIFEST,)) -> None:

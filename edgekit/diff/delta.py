@@ -10,13 +10,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from edgekit.bundle.archive import stays_inside, write_archive
-from edgekit.bundle.destination import MANIFEST, partial
+from edgekit.bundle.destination import MANIFEST, marked_half
 from edgekit.bundle.manifest import FileEntry
 from edgekit.bundle.open import check_bundle
 from edgekit.bundle.package import lock_file
@@ -25,10 +24,7 @@ from edgekit.diff.sides import Side
 from edgekit.errors import EdgekitError, require
 from edgekit.release.contents import RELEASE, SIGNATURE, read_release
 from edgekit.release.verify import find_faults
-from edgekit.workspace import discard, disk_error, file_sha256, list_names, locked, make_folder, sync
-
-# In the half of a folder while it is written.
-_MARK = ".key"
+from edgekit.workspace import disk_error, file_sha256, list_names, locked, make_folder, sync
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,29 +116,21 @@ def apply_delta(a: Side, path: Path, out: Path) -> Patched:
             raise EdgekitError(
                 f"{a.path}: not what {path} was made for ({delta.a}): its {name} is another file or is not there"
             )
-    half = partial(out)
-    inner = half / out.name
     try:
         make_folder(out.parent)
-        with locked(lock_file(out), f"{out}: another edgekit is making it; waiting for it"):
-            _clear(half)
-            half.mkdir(exist_ok=True)
-            (half / _MARK).touch()
+        waiting = f"{out}: another edgekit is making it; waiting for it"
+        with locked(lock_file(out), waiting), marked_half(out) as inner:
             inner.mkdir()
-            try:
-                with path.open("rb") as stream:
-                    stream.seek(begin)
-                    for part in delta.files:
-                        _make(part, stream, _folder(a), inner, path)
-                _check(delta.kind, inner, path)
-                for name in list_names(inner):
-                    (inner / name).chmod(0o644)
-                    sync(inner / name)
-                inner.rename(out)
-                sync(out.parent)
-            finally:
-                with suppress(FileNotFoundError):
-                    discard(half, last={_MARK})
+            with path.open("rb") as stream:
+                stream.seek(begin)
+                for part in delta.files:
+                    _make(part, stream, _folder(a), inner, path)
+            _check(delta.kind, inner, path)
+            for name in list_names(inner):
+                (inner / name).chmod(0o644)
+                sync(inner / name)
+            inner.rename(out)
+            sync(out.parent)
     except OSError as failed:
         raise disk_error(out, failed) from failed
     same = sum(one.way == "same" for one in delta.files)
@@ -187,15 +175,6 @@ def _archive_bytes(side: Side, contents: Mapping[str, FileEntry], scratch: Path)
         shutil.copyfile(_folder(side) / name, plain / name)
     write_archive(plain, scratch / "archive", side.path.name)
     return (scratch / "archive").stat().st_size
-
-
-def _clear(half: Path) -> None:
-    """What a killed run left goes; anything else that lies there is somebody's."""
-    if not os.path.lexists(half):
-        return
-    if half.is_symlink() or not half.is_dir() or (any(half.iterdir()) and not (half / _MARK).is_file()):
-        raise EdgekitError(f"{half}: is there and edgekit did not write it; move it away or choose another --out")
-    discard(half, last={_MARK})
 
 
 def _make(part: Part, stream: IO[bytes], old: Path, folder: Path, path: Path) -> None:

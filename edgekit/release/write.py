@@ -10,13 +10,12 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from edgekit import __version__
-from edgekit.bundle.destination import old, partial, swap
+from edgekit.bundle.destination import marked_half, old, refuse_foreign_half, swap
 from edgekit.bundle.manifest import FileEntry
 from edgekit.bundle.open import Bundle, open_bundle
 from edgekit.bundle.package import lock_file
@@ -37,8 +36,6 @@ from edgekit.release.statements import BUILDER, measurement, provenance
 from edgekit.schema import dump_json
 from edgekit.workspace import discard, disk_error, file_sha256, list_names, locked, make_folder, sync
 
-# In the half of a release while it is written: the folder is edgekit's.
-MARK = ".key"
 _WORST = {"fail": 0, "not proven": 1, "pass": 2}
 
 
@@ -104,16 +101,12 @@ def release(inputs: ReleaseInputs, out: Path) -> Release:
     bundle = open_bundle(inputs.bundle)
     if inputs.policy is not None:
         _keep(read_policy(inputs.policy), bundle, inputs)
-    half = partial(out)
-    inner = half / out.name
     try:
         make_folder(out.parent)
         with locked(lock_file(out), f"{out}: another edgekit is writing it; waiting for it"):
             _refuse_foreign(out)
             _clear_leftovers(out)
-            half.mkdir()
-            (half / MARK).touch()
-            try:
+            with marked_half(out) as inner:
                 found = _fill(inner, bundle, inputs)
                 if inputs.signer is not None:
                     sign(inner, inputs.signer)
@@ -122,9 +115,6 @@ def release(inputs: ReleaseInputs, out: Path) -> Release:
                     sync(inner / name)
                 swap(inner, out, last={RELEASE})
                 sync(out.parent)
-            finally:
-                with suppress(FileNotFoundError):
-                    discard(half, last={MARK})
     except OSError as failed:
         raise disk_error(out, failed) from failed
     return found
@@ -241,17 +231,13 @@ def _refuse_foreign(out: Path) -> None:
                 raise EdgekitError(
                     f"{place / name}: changed after it was released, and a new release would replace it; move it away"
                 )
-    half = partial(out)
-    if os.path.lexists(half) and (half.is_symlink() or not (half / MARK).is_file()) and any(half.iterdir()):
-        raise EdgekitError(f"{half}: is there and edgekit did not write it; move it away or choose another --out")
+    refuse_foreign_half(out)
 
 
 def _clear_leftovers(out: Path) -> None:
-    """What a killed run left: the older release comes back, halves go."""
-    older, half = old(out), partial(out)
+    """What a killed run left: the older release comes back."""
+    older = old(out)
     if older.exists() and not out.exists():
         older.rename(out)
     if older.exists():
         discard(older, last={RELEASE})
-    if half.exists():
-        discard(half, last={MARK})
