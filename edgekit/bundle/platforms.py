@@ -261,18 +261,30 @@ _NODE_EMBEDS = Embedding(
     ran=_NODE.ran,
     notes=_NODE_WORDS.notes,
 )
-_ELECTRON = Embedding(
-    files={
-        **_NODE.files,
-        "main.mjs": _OWN / "electron" / "main.mjs",
-        "preload.cjs": _OWN / "electron" / "preload.cjs",
-    },
-    install=_NODE.install,
-    use='import { ipcMain } from "electron";\nimport { answerWindows } from "./main.mjs";\n\n'
-    'await answerWindows(ipcMain, "bundle"); // a window with preload.cjs asks: await edgekit.answer("turn on the light")',
-    language="js",
-    ran="not run: Electron's binary could not be had; its types are checked, and its code runs in Node.js 20",
-    notes=(*_NODE.notes, "Engines open files: keep bundle/ and onnxruntime-node out of the asar archive (asarUnpack)."),
+_ELECTRON_ASK = """\
+import { ipcMain } from "electron";
+import { answerWindows } from "./main.mjs";
+
+await answerWindows(ipcMain, "bundle"); // a window with preload.cjs asks: """
+
+
+def _electron(node: Embedding, main: str, preload: str, asks: str) -> Embedding:
+    """Node's loader in the main process, with what answers windows."""
+    own = {"main.mjs": _OWN / "electron" / main, "preload.cjs": _OWN / "electron" / preload}
+    package = "onnxruntime-node" if node is _NODE else "both of node-llama-cpp"
+    return replace(
+        node,
+        files={**node.files, **own},
+        use=_ELECTRON_ASK + asks,
+        ran="not run: Electron's binary could not be had; its types are checked, and its code runs in Node.js 20",
+        notes=(*node.notes, f"Engines open files: keep bundle/ and {package} out of the asar archive (asarUnpack)."),
+    )
+
+
+_ELECTRON = _electron(_NODE, "main.mjs", "preload.cjs", 'await edgekit.answer("turn on the light")')
+_ELECTRON_EMBEDS = _electron(_NODE_EMBEDS, "main.mjs", "preload.cjs", 'await edgekit.answer("turn on the light")')
+_ELECTRON_WORDS = _electron(
+    _NODE_WORDS, "write.mjs", "write.cjs", 'edgekit.answer("Once upon a time", (text) => document.body.append(text))'
 )
 _WEB = Embedding(
     files={
@@ -322,6 +334,7 @@ def _talking(writes: Embedding, engine: str) -> Embedding:
 
 
 _NODE_WORDS = replace(_NODE_WORDS, talks=_talking(_NODE_WORDS, "@huggingface/jinja"))
+_ELECTRON_WORDS = replace(_ELECTRON_WORDS, talks=_talking(_ELECTRON_WORDS, "@huggingface/jinja"))
 _WEB_WORDS = replace(_WEB_WORDS, talks=_talking(_WEB_WORDS, "./node_modules/@huggingface/jinja/dist/index.js"))
 
 EMBEDDINGS: dict[tuple[str, str, str, str], Embedding] = {
@@ -333,6 +346,8 @@ EMBEDDINGS: dict[tuple[str, str, str, str], Embedding] = {
     },
     (llamacpp.NAME, text.NAME, EMBEDDING.name, "node"): _NODE_EMBEDS,
     (llamacpp.NAME, text.NAME, TOKENS.name, "node"): _NODE_WORDS,
+    (llamacpp.NAME, text.NAME, EMBEDDING.name, "electron"): _ELECTRON_EMBEDS,
+    (llamacpp.NAME, text.NAME, TOKENS.name, "electron"): _ELECTRON_WORDS,
     (llamacpp.NAME, text.NAME, TOKENS.name, "web"): _WEB_WORDS,
     **_NATIVE,
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jinja2
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from edgekit.bundle.golden import GOLDEN, answers
@@ -70,6 +73,25 @@ def writing_bundle(folder: Path, template: str | None = None) -> Bundle:
     )
     (folder / "bundle.json").write_text(whole.to_json(), encoding="utf-8")
     return Bundle(folder=folder, manifest=whole)
+
+
+def written(llama: Any, asked: str, template: str | None = None, most: int = 64) -> str:
+    """What llama.cpp's likeliest tokens are as text: bytes of no character as U+FFFD, without a character's first bytes at the end.
+
+    llama: llama-cpp-python's. The template is rendered by jinja2, its special tokens are read as such.
+    """
+    llama.reset()  # else what two texts begin with is read once, in another order of additions
+    said = asked
+    if template is not None:
+        bos = llama.detokenize([llama.token_bos()], special=True).decode()
+        messages = [{"role": "user", "content": asked}]
+        said = jinja2.Template(template).render(messages=messages, bos_token=bos, add_generation_prompt=True)
+    tokens = []
+    for token in llama.generate(llama.tokenize(said.encode(), template is None, template is not None), temp=0.0):
+        if token == llama.token_eos() or len(tokens) == most:
+            break
+        tokens.append(token)
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(llama.detokenize(tokens))
 
 
 def lay_app(bundle: Bundle, app: Path, platform: str = "c") -> Path:

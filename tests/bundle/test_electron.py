@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from edgekit.bundle.open import load_bundle
 from edgekit.bundle.platforms import EMBEDDINGS
+from tests.architectures.decoders import TEMPLATE
 from tests.bundle.faults import flip
+from tests.bundle.native_apps import writing_bundle, written
 from tests.bundle.test_golden import pack_golden
 from tests.bundle.test_load import shipped
 from tests.bundle.test_node import put
@@ -79,6 +83,46 @@ if (app.code === undefined) {
 console.log(JSON.stringify(said));
 process.exit(0);
 """
+# The same for a window's preload script: its messages reach the main process through real ports, in one process.
+PORTS = """
+const { EventEmitter } = require("node:events");
+const ipcMain = new EventEmitter();
+exports.ipcMain = ipcMain;
+exports.contextBridge = { exposeInMainWorld: (name, api) => { globalThis[name] = api; } };
+exports.ipcRenderer = { postMessage: (name, message, ports) => ipcMain.emit(name, { ports }, structuredClone(message)) };
+"""
+# What windows ask of a model that writes, one while another is answered, and before it is open.
+ASK = """
+import { createRequire } from "node:module";
+import { ipcMain } from "electron";
+import { answerWindows } from "./main.mjs";
+createRequire(import.meta.url)("./preload.cjs");
+const { edgekit } = globalThis, said = { pieces: [], order: [] };
+const ask = async (asked, most, name = 9) => {
+  let text = "";
+  try {
+    await edgekit.answer(asked, (piece) => { text += piece; said.pieces.push(piece.length); said.order.push(name); }, most).done;
+    return text;
+  } catch (failed) { return `failed: ${failed.message}`; }
+};
+const opening = answerWindows(ipcMain, "bundle").then(() => "opened", (failed) => failed.message);
+const texts = JSON.parse(process.argv[2]);
+said.answers = await Promise.all(texts.map((text, at) => ask(text, 64, at)));
+said.opening = await opening;
+if (said.opening === "opened") {
+  said.stopped = [];
+  const first = edgekit.answer(texts[0], (piece) => { if (said.stopped.push(piece) === 2) first.stop(); }, 64);
+  const second = edgekit.answer(texts[1], () => { said.stopped.push("of one that was stopped before"); }, 64);
+  second.stop();
+  await Promise.all([first.done, second.done]);
+  said.later = await ask(texts[0], 64);
+  said.none = await ask(texts[0], 0);
+  said.long = await ask("on ".repeat(3000), 64);
+  said.number = await ask(3, 64);
+}
+console.log(JSON.stringify(said));
+process.exit(0);
+"""
 TEXTS = ["turn on the light", "play some jazz music", "unknown words only", ""]
 
 
@@ -132,15 +176,65 @@ def test_the_main_process_in_node_not_run_in_electron_itself(bundle: Path, tmp_p
     assert said["told"][1].startswith("model.onnx: not the file that was verified")
 
 
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_windows_are_written_to_in_node_not_run_in_electron_itself(tmp_path: Path, template: str | None) -> None:
+    """Piece by piece through message ports: llama.cpp's texts, one question after the other, stopped where one is."""
+    bundle = writing_bundle(tmp_path / "model", template)
+    app = put(bundle.folder, tmp_path / "app", "electron")
+    (app / "node_modules").unlink()
+    (app / "node_modules" / "electron").mkdir(parents=True)
+    for package in node_modules().iterdir():
+        if package.name != "electron":
+            (app / "node_modules" / package.name).symlink_to(package)
+    (app / "node_modules" / "electron" / "index.js").write_text(PORTS, encoding="utf-8")
+    (app / "drive.mjs").write_text(ASK, encoding="utf-8")
+    texts = ["turn the kitchen light on", "on \U0001f600", "play"]
+
+    def drive() -> dict[str, Any]:
+        command = [need_node(), "drive.mjs", json.dumps(texts)]
+        ran = subprocess.run(command, cwd=app, capture_output=True, text=True, check=False, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+        said: dict[str, Any] = json.loads(ran.stdout)
+        return said
+
+    said, loaded = drive(), load_bundle(bundle, bundle.folder)
+    assert said["opening"] == "opened"
+    for text, found in zip(texts, said["answers"], strict=True):
+        assert (found, len(found) > 8) == (written(loaded.llama, text, template), True)  # type: ignore[attr-defined]
+    assert said["order"] == sorted(said["order"])
+    assert min(said["pieces"]) > 0
+    assert len(said["pieces"]) > 3 * 20
+    assert len(said["stopped"]) == 2
+    assert (said["later"], said["none"]) == (said["answers"][0], "")
+    assert re.fullmatch(r"failed: \d+ tokens do not fit the context of \d+", said["long"])
+    takes = (
+        "no chat template: give it one text"
+        if template is None
+        else "the chat template does not take this conversation"
+    )
+    assert takes in said["number"]
+    flip(app / "bundle" / "model.gguf")
+    said = drive()
+    assert said["opening"].startswith("model.gguf: not the file that was verified")
+    assert said["answers"] == [f"failed: {said['opening']}"] * 3
+
+
 def test_its_types_are_electrons(bundle: Path, tmp_path: Path) -> None:
     app = put(bundle, tmp_path / "app", "electron")
     shutil.copytree(EXAMPLE, app, dirs_exist_ok=True)
-    ran = subprocess.run(
-        [need_node(), "node_modules/typescript/bin/tsc", "--noEmit", "--strict", "--target", "es2022", "--module", "nodenext",
-         "--allowJs", "--checkJs", "--skipLibCheck", "--types", "node", "app.mjs", "window.mjs", "prune.cjs", "preload.cjs"],
-        cwd=app, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    check = [
+        need_node(), "node_modules/typescript/bin/tsc", "--noEmit", "--strict", "--target", "es2022", "--module", "nodenext",
+        "--allowJs", "--checkJs", "--skipLibCheck", "--types", "node",
+    ]  # fmt: skip
+    names = ["app.mjs", "window.mjs", "prune.cjs", "preload.cjs"]
+    ran = subprocess.run([*check, *names], cwd=app, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stdout
+    for output in ("tokens", "embedding"):
+        for name, path in EMBEDDINGS["llama-cpp", "text", output, "electron"].files.items():
+            shutil.copyfile(path, app / name)
+        names = ["main.mjs", "preload.cjs"]
+        ran = subprocess.run([*check, *names], cwd=app, capture_output=True, text=True, check=False, timeout=300)
+        assert ran.returncode == 0, ran.stdout
 
 
 def test_one_of_five_platforms_is_packed(tmp_path: Path) -> None:

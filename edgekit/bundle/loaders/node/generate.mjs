@@ -30,11 +30,12 @@ export async function open(folder, { threads, accept } = {}) {
   const sequence = context.getSequence();
   const read = (text) => [...(model.tokens.shouldPrependBosToken ? [model.tokens.bos] : []), ...model.tokenize(text, false)];
   async function* follow(ids, most) {
+    if (!(most > 0)) return;
     await sequence.clearHistory();
     for await (const token of sequence.evaluate(ids, { temperature: 0, yieldEogToken: true })) {
       if (model.isEogToken(token)) return;
       yield token;
-      if (!--most) return;
+      if (!(--most > 0)) return;
     }
   }
   const answer = async function* (asked, most = Infinity) {
@@ -48,7 +49,7 @@ export async function open(folder, { threads, accept } = {}) {
   const opened = performance.now() - begun;
   const times = await checkGolden(golden, async (text, count) => {
     const [asked, tokens] = [read(text), []];
-    if (count) for await (const token of follow(asked, count)) tokens.push(token);
+    for await (const token of follow(asked, count)) tokens.push(token);
     return { asked, tokens };
   });
   return Object.assign(answer, { manifest, times: { open: opened, ...times }, close: () => llama.dispose() });
