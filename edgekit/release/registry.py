@@ -6,19 +6,16 @@ upload's address in the user's state, and the next one goes on there.
 
 from __future__ import annotations
 
-import base64
 import io
-import json
-import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from edgekit.errors import EdgekitError, first_line
+from edgekit.release.login import SET_THEM, TIMEOUT, Authorization, credentials, read_challenge, sign_in
 from edgekit.release.oci import INDEX, Blob, Packed, check_tag, referrers_index, referrers_tag
 from edgekit.schema import dump_json, read_json
 from edgekit.state import state_folder
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 
 PIECE = 8 << 20
 TRIES = 5
-_TIMEOUT = 60
-USER, PASSWORD = "EDGEKIT_REGISTRY_USER", "EDGEKIT_REGISTRY_PASSWORD"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _REFERENCE = re.compile(r"(?P<host>[^/\s]+)/(?P<repository>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?::(?P<tag>[^/:]+))?")
 
@@ -93,6 +88,7 @@ class _Registry:
         self._session = requests.Session()
         self._session.headers["User-Agent"] = "edgekit"
         self._session.trust_env = to.url.startswith("https")
+        self._signed: Authorization | None = None
 
     def lacks(self, blob: Blob) -> bool:
         """Whether the registry has not this blob."""
@@ -171,17 +167,17 @@ class _Registry:
         self._refuse_unless(answer, 201)
 
     def _next(self, answer: requests.Response) -> str:
-        return urljoin(answer.url, answer.headers["Location"])
+        try:
+            return urljoin(answer.url, answer.headers["Location"])
+        except (KeyError, ValueError):
+            raise EdgekitError(f"{self._to}: the registry does not say where an upload goes on") from None
 
     def _refuse_unless(self, answer: requests.Response, wanted: int) -> bool:
         """False where a registry answered what was wanted; EdgekitError with its reason where not."""
         if answer.status_code == wanted:
             return False
         if answer.status_code in {401, 403}:
-            raise EdgekitError(
-                f"{self._to}: the registry wants other credentials ({answer.status_code}): set {USER} and {PASSWORD}, or sign in"
-                " with docker login"
-            )
+            raise EdgekitError(f"{self._to}: {self._why_refused(answer)}")
         try:
             errors = as_table(answer.json()).get("errors")
             reason = as_table(errors[0] if isinstance(errors, list) and errors else None).get("code", "")
@@ -197,54 +193,50 @@ class _Registry:
 
         url = urljoin(self._to.url, place)
         try:
-            answer = self._session.request(method, url, data=data, headers=headers, timeout=_TIMEOUT)
-            if answer.status_code == 401 and self._sign_in(answer.headers.get("WWW-Authenticate", "")):
-                answer = self._session.request(method, url, data=data, headers=headers, timeout=_TIMEOUT)
+            answer = self._send_signed(method, url, data, headers)
+            challenge = answer.headers.get("WWW-Authenticate")
+            if answer.status_code == 401 and challenge and self._is_own(answer.url) and self._sign_in(challenge):
+                answer = self._send_signed(method, url, data, headers)
         except requests.RequestException as failed:
             if method == "PATCH" or (method in {"PUT", "POST"} and "uploads" in place):
                 raise _Cut(first_line(failed)[:120]) from failed
             raise EdgekitError(f"{self._to}: the registry does not answer: {first_line(failed)[:160]}") from failed
         return answer
 
-    def _sign_in(self, challenge: str) -> bool:
-        """Take the credentials that a registry asks for, Basic or Bearer (RFC 7617; distribution, docs/spec/auth/token.md);
-        False where there are none."""
-        user = credentials(self._to.host)
-        kind, _, rest = challenge.partition(" ")
-        if kind.lower() == "basic" and user:
-            self._session.auth = user
-            return True
-        if kind.lower() != "bearer":
-            return False
-        told = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-        realm = told.pop("realm", "")
-        if not _is_safe(realm):
-            return False
-        told["scope"] = f"repository:{self._to.repository}:pull,push"
-        import requests
+    def _send_signed(
+        self, method: str, url: str, data: bytes | None, headers: dict[str, str] | None
+    ) -> requests.Response:
+        # An upload may go on at another host, which is not to see what was given to this one.
+        signed = self._signed if self._is_own(url) else None
+        return self._session.request(method, url, data=data, headers=headers, auth=signed, timeout=TIMEOUT)
 
-        answer = requests.get(realm, params=told, auth=user, timeout=_TIMEOUT)
-        table = as_table(answer.json()) if answer.ok else {}
-        token = table.get("token") or table.get("access_token")
-        if not isinstance(token, str):
-            return False
-        self._session.auth = _Bearer(token)
-        return True
+    def _is_own(self, url: str) -> bool:
+        one, own = urlsplit(url), urlsplit(self._to.url)
+        return (one.scheme, one.netloc) == (own.scheme, own.netloc)
+
+    def _sign_in(self, challenge: str) -> bool:
+        try:
+            self._signed = sign_in(self._to.url, self._to.host, self._to.repository, challenge)
+        except EdgekitError as failed:
+            raise EdgekitError(f"{self._to}: {failed.message}") from failed
+        return self._signed is not None
+
+    def _why_refused(self, answer: requests.Response) -> str:
+        code = answer.status_code
+        if not self._is_own(answer.url):
+            return (
+                f"the registry sends uploads on to {urlsplit(answer.url).netloc}, which refuses them ({code}); credentials go to"
+                f" {self._to.host} alone"
+            )
+        error = read_challenge(answer.headers.get("WWW-Authenticate", ""))[1].get("error")
+        user = credentials(self._to.host)
+        if user and error == "insufficient_scope":
+            return f"{user[0]} may not push to {self._to.repository} ({code}); ask who runs the registry"
+        return f"the registry wants other credentials ({code}): {SET_THEM}"
 
 
 class _Cut(Exception):
     """An upload that was cut off, and can go on."""
-
-
-class _Bearer:
-    """A token in the header of each request."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class _Kept:
@@ -263,25 +255,3 @@ class _Kept:
 
     def drop(self) -> None:
         self._path.unlink(missing_ok=True)
-
-
-def credentials(host: str) -> tuple[str, str] | None:
-    """User and password for a registry: of the environment, else what `docker login` left in its config.json; None: nobody's."""
-    user, password = os.environ.get(USER), os.environ.get(PASSWORD)
-    if user and password:
-        return user, password
-    folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
-    try:
-        entry = as_table(as_table(as_table(json.loads((folder / "config.json").read_text())).get("auths")).get(host))
-        found = base64.b64decode(str(entry.get("auth", ""))).decode().partition(":")
-    except (OSError, ValueError):
-        return None
-    return (found[0], found[2]) if found[1] else None
-
-
-def _is_safe(realm: str) -> bool:
-    """Whether credentials may be sent there: with TLS, or on this machine."""
-    parts = urlsplit(realm)
-    return parts.scheme == "https" or (
-        parts.scheme == "http" and (parts.hostname or "") in {"localhost", "127.0.0.1", "::1"}
-    )

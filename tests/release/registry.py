@@ -49,16 +49,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def registry(folder: Path, *, locked: bool = False) -> Iterator[Running]:
-    """The registry while it runs; locked: only for USER with PASSWORD."""
+def registry(folder: Path, *, locked: bool = False, auth: str = "", sent_on: str = "") -> Iterator[Running]:
+    """The registry while it runs; locked: only for USER with PASSWORD; auth: these lines of its configuration; sent_on: the address
+    that it calls itself, to which uploads go on."""
     need_registry()
     folder.mkdir(parents=True)
     port = free_port()
     (folder / "htpasswd").write_text(f"{USER}:{HASHED}\n")
-    auth = f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}\n" if locked else ""
+    if locked:
+        auth = f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}\n"
+    own = f", host: '{sent_on}'" if sent_on else ""
     (folder / "config.yml").write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n{auth}"
+        f"http: {{addr: '127.0.0.1:{port}'{own}}}\n{auth}"
     )
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(["docker-registry", "serve", folder / "config.yml"], stdout=log, stderr=log)

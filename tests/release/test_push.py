@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from edgekit.errors import CheckFailed, EdgekitError
+from edgekit.release import login
 from edgekit.release import registry as client
 from edgekit.release.contents import NOTICE, names_in, read_release
 from edgekit.release.oci import FILE_PATH, MANIFEST, pack
@@ -145,8 +146,8 @@ def test_a_locked_registry_wants_credentials(
             (tmp_path / "docker" / "config.json").write_text(json.dumps(told))
             assert command("push", signed, f"{one.host}/demo:1.0").code == code
         (tmp_path / "docker" / "config.json").unlink()
-        monkeypatch.setenv(client.USER, USER)
-        monkeypatch.setenv(client.PASSWORD, PASSWORD)
+        monkeypatch.setenv(login.USER, USER)
+        monkeypatch.setenv(login.PASSWORD, PASSWORD)
         pushed = command("push", signed, f"{one.host}/demo:2.0", "--json")
         assert pushed.code == 0
         assert json.loads(pushed.out)["name"].startswith("sha256:")
