@@ -62,7 +62,7 @@ def _python(key: tuple[str, str, str]) -> Embedding:
     )
 
 
-# The loaders in C by their source; what an app on a phone adds to them, and how each is asked.
+# The loaders in C by their source, and how each is asked.
 _OWN = Path(__file__).parent / "loaders"
 _C = _OWN / "c"
 _ROWS, _WRITER = ("load", "session", "checks", "tokenizer"), ("generate", "checks")
@@ -125,20 +125,29 @@ def _c(output: str) -> Embedding:
 
 
 _ANDROID_USE = """\
-import dev.edgekit.Model
+import dev.edgekit.{kind}
 
-// In a worker, not on the main thread. Ship bundle/'s files as assets, or fetch them: Model.fetch(folder, "https://.../")
+// In a worker, not on the main thread. Ship bundle/'s files as assets, or fetch them: {kind}.fetch(folder, "https://.../")
 val folder = File(context.filesDir, "model")
-Model.unpack(folder) { name -> context.assets.open("bundle/$name") }
-val model = Model(folder)
-val answer = """
+{kind}.unpack(folder) {{ name -> context.assets.open("bundle/$name") }}
+{use}"""
 _IOS_USE = """\
 import Edgekit
 
-// Not on the main thread. Ship bundle/ as a resource folder, or fetch its files: Model.fetch(into: folder, from: address)
-let model = try Model(folder: Foundation.Bundle.main.url(forResource: "bundle", withExtension: nil)!)
-let answer = try """
-_PHONE_USES = {LOGITS.name: 'model.classify("turn on the light")', EMBEDDING.name: 'model.embed("turn on the light")'}
+// Not on the main thread. Ship bundle/ as a resource folder, or fetch its files: {kind}.fetch(into: folder, from: address)
+let folder = Foundation.Bundle.main.url(forResource: "bundle", withExtension: nil)!
+{use}"""
+# By what a model gives: the classes in Kotlin and Swift, and how they are asked.
+_PHONE_USES = {
+    LOGITS.name: ("Model", 'model.classify("turn on the light")'),
+    EMBEDDING.name: ("Model", 'model.embed("turn on the light")'),
+}
+_ANDROID_WRITES = """\
+val writer = Writer(folder)
+writer.write("Once upon a time") { piece -> runOnUiThread { view.append(piece) } } // writer.stop() ends it"""
+_IOS_WRITES = """\
+let writer = try Writer(folder: folder)
+for try await piece in writer.write("Once upon a time") { text += piece } // who leaves the loop ends the answer"""
 
 
 def _in(folder: str, names: Iterable[str], source: Path) -> dict[str, Path]:
@@ -155,20 +164,32 @@ def _moved(folder: str) -> Callable[[Bundle, Path], Mapping[str, Path]]:
     return make
 
 
+def _sources(folder: str, headers: str, names: Iterable[str]) -> dict[str, Path]:
+    """The loader in C in an app's folders."""
+    return {
+        **_in(folder, [f"{name}.c" for name in names], _C),
+        **_in(headers, [f"{name}.h" for name in names], _C),
+    }
+
+
 def _android(output: str) -> Embedding:
-    sources = [f"{name}{suffix}" for name in _ROWS for suffix in (".c", ".h")]
-    own = _OWN / "android"
+    writes, own = output == TOKENS.name, _OWN / "android"
+    kind, ask = ("Writer", "") if writes else _PHONE_USES[output]
+    use = _ANDROID_WRITES if writes else f"val model = Model(folder)\nval answer = {ask}"
+    ort = (
+        'implementation("com.microsoft.onnxruntime:onnxruntime-android:1.23.0") // build.gradle.kts; or a newer one',
+        "unzip onnxruntime-android-1.23.0.aar 'headers/*' 'jni/*' -d cpp/onnxruntime",
+    )
     return Embedding(
         files={
-            "java/dev/edgekit/Model.kt": own / "Model.kt",
-            **_in("cpp", ("jni.c", "CMakeLists.txt"), own),
-            **_in("cpp", sources, _C),
+            **_in("java/dev/edgekit", (f"{kind}.kt", "Files.kt"), own),
+            **_in("cpp", ("shared.c", "shared.h"), own),
+            "cpp/jni.c": own / ("write.c" if writes else "jni.c"),
+            "cpp/CMakeLists.txt": own / ("write.cmake" if writes else "CMakeLists.txt"),
+            **_sources("cpp", "cpp", _WRITER if writes else _ROWS),
         },
-        install=(
-            'implementation("com.microsoft.onnxruntime:onnxruntime-android:1.23.0") // build.gradle.kts; or a newer one',
-            "unzip onnxruntime-android-1.23.0.aar 'headers/*' 'jni/*' -d cpp/onnxruntime",
-        ),
-        use=_ANDROID_USE + _PHONE_USES[output],
+        install=("git clone --depth 1 https://github.com/ggml-org/llama.cpp cpp/llama.cpp",) if writes else ort,
+        use=_ANDROID_USE.format(kind=kind, use=use),
         language="kotlin",
         ran="on a JVM on x86-64 with the same Kotlin and C; on Android not run",
         notes=("app/build.gradle.kts names cpp/CMakeLists.txt in externalNativeBuild; see docs/embed-native.md.",),
@@ -177,20 +198,24 @@ def _android(output: str) -> Embedding:
 
 
 def _ios(output: str) -> Embedding:
-    own, inside = _OWN / "ios", "Sources/CEdgekit"
+    writes, own, inside = output == TOKENS.name, _OWN / "ios", "Sources/CEdgekit"
+    kind, ask = ("Writer", "") if writes else _PHONE_USES[output]
+    use = _IOS_WRITES if writes else f"let model = try Model(folder: folder)\nlet answer = try {ask}"
+    xcode = "Xcode: File, Add Package Dependencies, Add Local: this folder"
     return Embedding(
         files={
-            "Package.swift": own / "Package.swift",
-            **_in("Sources/Edgekit", ("Model.swift", "Fetch.swift"), own),
-            f"{inside}/include/module.modulemap": own / "module.modulemap",
-            **_in(inside, [f"{name}.c" for name in _ROWS], _C),
-            **_in(f"{inside}/include", [f"{name}.h" for name in _ROWS], _C),
+            "Package.swift": own / ("Write.swift" if writes else "Package.swift"),
+            **_in("Sources/Edgekit", (f"{kind}.swift", "Files.swift"), own),
+            f"{inside}/include/module.modulemap": own / ("write.modulemap" if writes else "module.modulemap"),
+            **_sources(inside, f"{inside}/include", _WRITER if writes else _ROWS),
         },
-        install=("Xcode: File, Add Package Dependencies, Add Local: this folder",),
-        use=_IOS_USE + _PHONE_USES[output],
+        install=("unzip llama-bNNNN-xcframework.zip # of a release of llama.cpp, here", xcode) if writes else (xcode,),
+        use=_IOS_USE.format(kind=kind, use=use),
         language="swift",
         ran="by hand on Linux x86-64 with Swift 6.0.3, the same Swift and C; on iOS not run",
-        notes=("Of bundle/ the app needs the model and tokenizer.bin; see docs/embed-native.md.",),
+        notes=(
+            f"Of bundle/ the app needs {'the model' if writes else 'the model and tokenizer.bin'}; see docs/embed-native.md.",
+        ),
         make=_moved(inside),
     )
 
@@ -201,8 +226,10 @@ _NATIVE = {
     ("llama-cpp", text.NAME, TOKENS.name, "c"): _c(TOKENS.name),
     ("onnxruntime", text.NAME, LOGITS.name, "android"): _android(LOGITS.name),
     ("onnxruntime", text.NAME, EMBEDDING.name, "android"): _android(EMBEDDING.name),
+    ("llama-cpp", text.NAME, TOKENS.name, "android"): _android(TOKENS.name),
     ("onnxruntime", text.NAME, LOGITS.name, "ios"): _ios(LOGITS.name),
     ("onnxruntime", text.NAME, EMBEDDING.name, "ios"): _ios(EMBEDDING.name),
+    ("llama-cpp", text.NAME, TOKENS.name, "ios"): _ios(TOKENS.name),
 }
 
 # Its install script asks NuGet for CUDA's part, which no CPU needs.

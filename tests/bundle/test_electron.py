@@ -14,6 +14,7 @@ import pytest
 from edgekit.bundle.open import load_bundle
 from edgekit.bundle.platforms import EMBEDDINGS
 from tests.architectures.decoders import TEMPLATE
+from tests.bundle.electron_apps import PORTS
 from tests.bundle.faults import flip
 from tests.bundle.native_apps import writing_bundle, written
 from tests.bundle.test_golden import pack_golden
@@ -82,14 +83,6 @@ if (app.code === undefined) {
 }
 console.log(JSON.stringify(said));
 process.exit(0);
-"""
-# The same for a window's preload script: its messages reach the main process through real ports, in one process.
-PORTS = """
-const { EventEmitter } = require("node:events");
-const ipcMain = new EventEmitter();
-exports.ipcMain = ipcMain;
-exports.contextBridge = { exposeInMainWorld: (name, api) => { globalThis[name] = api; } };
-exports.ipcRenderer = { postMessage: (name, message, ports) => ipcMain.emit(name, { ports }, structuredClone(message)) };
 """
 # What windows ask of a model that writes, one while another is answered, and before it is open.
 ASK = """

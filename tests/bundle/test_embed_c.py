@@ -102,6 +102,7 @@ def test_embeddings_are_those_of_the_loader_in_python(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("template", [None, TEMPLATE, TEMPLATE.replace("['content']", "['content'] | trim")])
 def test_what_is_written_is_what_the_loader_in_python_writes(tmp_path: Path, template: str | None) -> None:
+    """Behind a question whose reading was ended: nothing of it is written."""
     need_compiler(HERE)
     bundle = writing_bundle(tmp_path / "model", template)
     loaded = load_bundle(bundle, bundle.folder)
@@ -109,12 +110,15 @@ def test_what_is_written_is_what_the_loader_in_python_writes(tmp_path: Path, tem
     (app / "main.c").write_text(r"""
         #include <stdio.h>
         #include "generate.h"
-        static int show(void *to, const char *piece, size_t length) { (void)to; return fwrite(piece, 1, length, stdout) == length; }
+        static int show(void *ends, const char *piece, size_t length) { return fwrite(piece, 1, length, stdout) == length && !*(int *)ends; }
         int main(int count, char **words) {
           ek_error error;
           ek_writer *writer = ek_open_writer(ek_verified(), words[1], &error);
+          int ends = 1;
+          if (writer && !ek_write(writer, "jazz", 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
+          ends = 0;
           for (int at = 2; writer && at < count; ++at, putchar(0))
-            if (!ek_write(writer, words[at], 64, show, NULL, &error)) return fprintf(stderr, "%s\n", error.text), 1;
+            if (!ek_write(writer, words[at], 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
           if (!writer) return fprintf(stderr, "%s\n", error.text), 1;
           ek_close_writer(writer);
           return 0;

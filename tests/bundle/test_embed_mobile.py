@@ -112,7 +112,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sequence[str | 
     (folder / "main.kt").write_text(MAIN)
     (folder / "visit.kt").write_text(VISIT)
     api = write_android(folder / "android")
-    sources = [app / "java/dev/edgekit/Model.kt", folder / "main.kt", folder / "visit.kt", ACTIVITY, *api]
+    sources = [*(app / "java/dev/edgekit").iterdir(), folder / "main.kt", folder / "visit.kt", ACTIVITY, *api]
     java = compile_kotlin(sources, folder / "app.jar")
     subprocess.run(["javac", "-d", folder / "classes", *api], check=True, timeout=100)
     return app, [*java, f"-Djava.library.path={folder / 'built'}", "-Dstdout.encoding=UTF-8", "-Dstdin.encoding=UTF-8", "-Dfile.encoding=UTF-8", "MainKt"]  # fmt: skip

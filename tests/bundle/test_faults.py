@@ -1,4 +1,4 @@
-"""Faults planted in real bundles, met by the loaders themselves: in Python, Node.js and C, over onnxruntime and llama.cpp.
+"""Faults planted in real bundles, met by the loaders themselves: Python, Node.js, Electron's part in it, C and Kotlin.
 
 Each is one sentence, and nothing is answered. Pages meet the same ones in `test_web.py`.
 """
@@ -17,8 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.bundle.embed import embed
 from edgekit.bundle.open import Bundle, open_bundle
 from edgekit.devices.native import llama as llama_cpp
+from tests.bundle import phone_apps
+from tests.bundle.electron_apps import PORTS
 from tests.bundle.faults import FAULTS, change_text
 from tests.bundle.native_apps import FLAGS, compile_app, compile_writer, lay_app, pack_words, run_app, writing_bundle
 from tests.devices.native import HERE, need_compiler
@@ -51,6 +54,27 @@ for (const name of JSON.parse(readFileSync("asked.json", "utf8"))) {
   } catch (failed) {
     said[name] = failed.constructor === Error ? failed.message : failed.stack;
   }
+}
+console.log(JSON.stringify(said));
+process.exit(0);
+"""
+# The same of windows, each with a main process of its own.
+WINDOWS = """
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { answerWindows } from "./main.mjs";
+const electron = createRequire(import.meta.url)("electron"), said = {};
+createRequire(import.meta.url)("./preload.cjs");
+for (const name of JSON.parse(readFileSync("asked.json", "utf8"))) {
+  electron.ipcMain.removeAllListeners();
+  const opened = answerWindows(electron.ipcMain, `faults/${name}/bundle`).then(() => "opened", (failed) => failed.message);
+  try {
+    await globalThis.edgekit.answer("play", () => {}, 1).done;
+    said[name] = "opened";
+  } catch (failed) {
+    said[name] = failed.constructor === Error ? failed.message : failed.stack;
+  }
+  if (await opened !== said[name]) throw new Error(`the app is told ${await opened}`);
 }
 console.log(JSON.stringify(said));
 process.exit(0);
@@ -147,6 +171,43 @@ def run_programs(bundle: Bundle, app: Path, loader: str) -> dict[str, str]:
     return said
 
 
+def run_kotlin(bundle: Bundle, app: Path, loader: str) -> dict[str, str]:
+    """What an Android app's Kotlin says of each fault, on a JVM."""
+    need_compiler(HERE)
+    embed(bundle.folder, "android", app)
+    shutil.copyfile(app / "cpp" / "bundle.c", app / "bundle.c")
+    names = plant_all(app, loader)
+    folders: dict[str, list[str]] = {}  # by what was verified
+    for fault, name in names.items():
+        verified = (app / "faults" / name / "bundle.c").read_text(encoding="ascii")
+        folders.setdefault(verified, []).append(fault)
+    said = {}
+    for faults in folders.values():
+        asked = [f"{names[fault]}/bundle" for fault in faults]
+        made = app / "faults" / names[faults[0]]
+        out = phone_apps.ask(
+            phone_apps.link(app, made / "bundle.c", made / "built"),
+            app / "faults",
+            "each",
+            *asked,
+            before=unprivileged(),
+        )
+        said |= dict(zip(faults, out.splitlines(), strict=True))
+    return said
+
+
+def run_windows(bundle: Bundle, app: Path, loader: str) -> dict[str, str]:
+    """What windows of Electron are told of each fault, by its main process's code in Node.js."""
+    embed(bundle.folder, "electron", app)
+    put_packages(app, "electron")
+    (app / "node_modules" / "electron").mkdir()
+    (app / "node_modules" / "electron" / "index.js").write_text(PORTS, encoding="utf-8")
+    names = plant_all(app, loader)
+    (app / "ask.mjs").write_text(WINDOWS, encoding="utf-8")
+    found = ask(app)
+    return {fault: found[name] for fault, name in names.items()}
+
+
 RUN: dict[str, Callable[[Bundle, Path, str], dict[str, str]]] = {
     "python": run_script,
     "python-llama": run_script,
@@ -154,6 +215,8 @@ RUN: dict[str, Callable[[Bundle, Path, str], dict[str, str]]] = {
     "node-llama": run_script,
     "c": run_programs,
     "c-llama": run_programs,
+    "c-kotlin-llama": run_kotlin,
+    "electron-llama": run_windows,
 }
 """The loaders that are run here."""
 MET = [(loader, fault) for loader in RUN for fault in FAULTS if FAULTS[fault].sentence(loader) is not None]

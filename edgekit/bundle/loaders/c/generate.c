@@ -1,9 +1,14 @@
 #include "generate.h"
 
-#include <llama.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#if __has_include(<llama/llama.h>)
+#include <llama/llama.h> /* where it is a framework of Apple's systems */
+#else
+#include <llama.h>
+#endif
 
 struct ek_writer {
   const ek_bundle *bundle;
@@ -131,22 +136,50 @@ ek_writer *ek_open_writer(const ek_bundle *b, const char *folder, ek_error *erro
   return NULL;
 }
 
+typedef struct {
+  ek_piece take;
+  void *to;
+  int ended;
+} Reader;
+
+/* What llama.cpp asks again and again while it reads a question: a true ends it. */
+static bool is_ended(void *given) {
+  Reader *reader = given;
+  reader->ended = reader->ended || !reader->take(reader->to, "", 0);
+  return reader->ended;
+}
+
+/* How many bytes at a text's end begin a character of which more bytes are to come. */
+static size_t begun(const char *text, size_t length) {
+  for (size_t back = 1; back < 4 && back <= length; ++back) {
+    unsigned char byte = (unsigned char)text[length - back];
+    size_t whole = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1;
+    if (byte < 0x80 || byte >= 0xc0) return back < whole ? back : 0;
+  }
+  return 0;
+}
+
 int ek_write(ek_writer *w, const char *said, size_t most, ek_piece take, void *to, ek_error *error) {
-  size_t count = 0;
-  llama_token *tokens = read_text(w, said, &count, error);
+  size_t count = 0, held = 0;
+  llama_token *tokens = read_text(w, said, &count, error), token = 0;
   if (!tokens) return 0;
   llama_memory_clear(llama_get_memory(w->context), true);
   size_t room = llama_n_ctx(w->context) - count, end = most && most < room ? most : room;
-  llama_token token = 0;
+  Reader reader = {take, to, 0};
+  char text[3 + 512];
   int fine = 1;
-  for (size_t at = 0; fine && at < end; ++at) {
-    char piece[512];
+  for (size_t at = 0; at < end; ++at) {
+    llama_set_abort_callback(w->context, at ? NULL : is_ended, &reader);
     token = at ? next_token(w, &token, 1, error) : next_token(w, tokens, count, error);
-    fine = token >= 0;
-    if (!fine || llama_vocab_is_eog(w->vocabulary, token)) break;
-    int length = llama_token_to_piece(w->vocabulary, token, piece, sizeof piece, 0, false);
-    if (length > 0 && !take(to, piece, (size_t)length)) break;
+    fine = token >= 0 || reader.ended;
+    if (token < 0 || llama_vocab_is_eog(w->vocabulary, token)) break;
+    int length = llama_token_to_piece(w->vocabulary, token, text + held, (int32_t)(sizeof text - held), 0, false);
+    size_t all = held + (length > 0 ? (size_t)length : 0), whole = all - begun(text, all);
+    if (whole && !take(to, text, whole)) break;
+    held = all - whole;
+    memmove(text, text + whole, held);
   }
+  llama_set_abort_callback(w->context, NULL, NULL);
   free(tokens);
   return fine;
 }

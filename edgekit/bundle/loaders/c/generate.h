@@ -11,7 +11,7 @@ extern "C" {
 
 typedef struct ek_writer ek_writer;
 
-/* Takes a piece of the answer: bytes of UTF-8, of which a character's first may come in one piece and its last in the next. 0 ends it. */
+/* Takes a piece of the answer: UTF-8 whose last character is whole, or no bytes, again and again while the question is read. 0 ends it. */
 typedef int (*ek_piece)(void *to, const char *piece, size_t length);
 
 /* Checks the folder's files, llama.cpp's version and the golden answers; for one thread at a time. */

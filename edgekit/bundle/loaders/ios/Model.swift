@@ -1,11 +1,6 @@
 import CEdgekit
 import Foundation
 
-/// What is wrong, in one sentence.
-public struct EdgekitError: Error, CustomStringConvertible {
-    public let description: String
-}
-
 /// The label of a text and its score, 0 to 1.
 public struct Answer: Equatable, Sendable {
     public let label: String
@@ -16,13 +11,13 @@ public struct Answer: Equatable, Sendable {
 ///
 /// It checks the folder's files, onnxruntime's version and the golden answers first. Opening takes long: not on the main thread. One
 /// thread asks at a time: an actor of yours may own it.
-public final class Model {
+public final class Model: Embedded {
     private let model: OpaquePointer
     private let verified = ek_verified()!.pointee
 
     public init(folder: URL) throws {
         var error = ek_error()
-        guard let model = ek_open(ek_verified(), folder.path, &error) else { throw Model.failure(&error) }
+        guard let model = ek_open(ek_verified(), folder.path, &error) else { throw EdgekitError(error) }
         self.model = model
     }
 
@@ -32,7 +27,7 @@ public final class Model {
     public func classify(_ text: String) throws -> Answer {
         var error = ek_error()
         var answer = ek_answer()
-        guard ek_classify(model, text, &answer, &error) == 1 else { throw Model.failure(&error) }
+        guard ek_classify(model, text, &answer, &error) == 1 else { throw EdgekitError(error) }
         return Answer(label: String(cString: answer.label), score: answer.score)
     }
 
@@ -40,19 +35,7 @@ public final class Model {
     public func embed(_ text: String, prompt: String? = nil) throws -> [Float] {
         var error = ek_error()
         var found = [Float](repeating: 0, count: Int(verified.width))
-        guard ek_embed(model, text, prompt, &found, &error) == 1 else { throw Model.failure(&error) }
+        guard ek_embed(model, text, prompt, &found, &error) == 1 else { throw EdgekitError(error) }
         return found
-    }
-
-    /// The files that a bundle needs, with their sha256: what an app ships in its resources, or fetches at its first start.
-    public static var files: [String: String] {
-        let verified = ek_verified()!.pointee
-        return Dictionary(uniqueKeysWithValues: (0..<Int(verified.file_count)).map { at in
-            (String(cString: verified.files[at].name), String(cString: verified.files[at].value))
-        })
-    }
-
-    private static func failure(_ error: inout ek_error) -> EdgekitError {
-        withUnsafeBytes(of: &error.text) { EdgekitError(description: String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)) }
     }
 }

@@ -4,7 +4,30 @@ import Foundation
 import FoundationNetworking
 #endif
 
-extension Model {
+/// What is wrong, in one sentence.
+public struct EdgekitError: Error, CustomStringConvertible {
+    public let description: String
+
+    init(_ description: String) { self.description = description }
+
+    /// What the loader in C says.
+    init(_ error: ek_error) {
+        description = withUnsafeBytes(of: error.text) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
+    }
+}
+
+/// How an app comes by a bundle's files.
+public protocol Embedded {}
+
+extension Embedded {
+    /// The files that a bundle needs, with their sha256: what an app ships in its resources, or fetches at its first start.
+    public static var files: [String: String] {
+        let verified = ek_verified()!.pointee
+        return Dictionary(uniqueKeysWithValues: (0..<Int(verified.file_count)).map { at in
+            (String(cString: verified.files[at].name), String(cString: verified.files[at].value))
+        })
+    }
+
     /// Fetch the files that are not in `folder` yet from an address that ends in "/"; what was cut off goes on where it ended. A file
     /// is taken once its sha256 is the one that is compiled in.
     ///
@@ -18,7 +41,7 @@ extension Model {
             try await Download(from: address.appendingPathComponent(name), to: part) { progress(name, $0, $1) }.run()
             guard isWhole(folder, part.lastPathComponent, sha256) else {
                 try FileManager.default.removeItem(at: part)
-                throw EdgekitError(description: "\(name): what came is not the file that was verified; its sha256 is another")
+                throw EdgekitError("\(name): what came is not the file that was verified; its sha256 is another")
             }
             try? FileManager.default.removeItem(at: file)
             try FileManager.default.moveItem(at: part, to: file)
@@ -74,7 +97,7 @@ private final class Download: NSObject, URLSessionDataDelegate, @unchecked Senda
             if code == 200 { attempt { try out?.truncate(atOffset: 0); done = 0 } } // the server sends all of it
             all = response.expectedContentLength < 0 ? -1 : done + response.expectedContentLength
         case 416: break // nothing is missing: the hash tells whether it is right
-        default: wrong = EdgekitError(description: "\(address): the server answers \(code)")
+        default: wrong = EdgekitError("\(address): the server answers \(code)")
         }
         completionHandler(wrong == nil && code != 416 ? .allow : .cancel)
         if code == 416 { end(nil) } else if let wrong { end(wrong) }
@@ -88,7 +111,7 @@ private final class Download: NSObject, URLSessionDataDelegate, @unchecked Senda
     func urlSession(_ session: URLSession, task: URLSessionTask, didCompleteWithError error: Error?) {
         guard wrong == nil, error != nil || done < all else { return end(wrong) }
         let size = all < 0 ? "" : " of \(all)", why = error.map { " (\($0.localizedDescription))" } ?? ""
-        end(EdgekitError(description: "\(address): ended after \(done)\(size) bytes\(why); they are kept: try again"))
+        end(EdgekitError("\(address): ended after \(done)\(size) bytes\(why); they are kept: try again"))
     }
 
     private func attempt(_ write: () throws -> Void) {
