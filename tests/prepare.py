@@ -12,6 +12,7 @@ import pytest
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
 from tests.devices.arm_llama import arm_library
 from tests.devices.chromium import need_chromium
+from tests.devices.electron import need_electron
 from tests.devices.emulated import need_board, root_file_system
 from tests.devices.kotlin import compiler_folder
 from tests.devices.native import ARM, HERE, cached_probe
@@ -32,6 +33,7 @@ def prepare() -> None:
         header_folder,
         compiler_folder,
         _browser,
+        need_electron,
         node_modules,
         _board,
         partial(cached_probe, HERE),

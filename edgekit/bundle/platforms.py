@@ -303,7 +303,7 @@ def _electron(node: Embedding, main: str, preload: str, asks: str) -> Embedding:
         node,
         files={**node.files, **own},
         use=_ELECTRON_ASK + asks,
-        ran="not run: Electron's binary could not be had; its types are checked, and its code runs in Node.js 20",
+        ran="windows of Electron 9.4 (2020), the bundle in Node.js 20 beside it; one of today: types only, not run",
         notes=(*node.notes, f"Engines open files: keep bundle/ and {package} out of the asar archive (asarUnpack)."),
     )
 

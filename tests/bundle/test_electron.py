@@ -1,8 +1,9 @@
-"""examples/embed-electron, as far as it runs without Electron's binary: types, the main process in Node.js, and what is packed."""
+"""Electron: types of today's, the main process in Node.js, windows in a real one of 2020, and what of the example is packed."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,13 +15,14 @@ import pytest
 from edgekit.bundle.open import load_bundle
 from edgekit.bundle.platforms import EMBEDDINGS
 from tests.architectures.decoders import TEMPLATE
-from tests.bundle.electron_apps import PORTS
+from tests.bundle.electron_apps import PORTS, put_beside
 from tests.bundle.faults import flip
 from tests.bundle.native_apps import writing_bundle, written
 from tests.bundle.test_golden import pack_golden
 from tests.bundle.test_load import shipped
 from tests.bundle.test_node import put
 from tests.conftest import ROOT
+from tests.devices.electron import need_electron
 from tests.node_packages import CHECKERS, need_node, node_modules
 
 EXAMPLE = ROOT / "examples" / "embed-electron"
@@ -72,7 +74,7 @@ if (app.code === undefined) {
     said.shown.push(window.isVisible());
   }
   said.answers = [];
-  for (const text of JSON.parse(process.argv[2])) said.answers.push((await ipcMain.edgekit({}, text))[0]);
+  for (const text of JSON.parse(process.argv[2])) said.answers.push((await ipcMain.edgekit({}, text)).answer[0]);
   let left = false;
   window.webContents.emit("will-navigate", { preventDefault: () => { left = true; } });
   Object.assign(said, { tip: tray.tip, icon: tray.given[0], query: window.file[1].query, file: window.file[0], left });
@@ -96,7 +98,7 @@ const ask = async (asked, most, name = 9) => {
   try {
     await edgekit.answer(asked, (piece) => { text += piece; said.pieces.push(piece.length); said.order.push(name); }, most).done;
     return text;
-  } catch (failed) { return `failed: ${failed.message}`; }
+  } catch (failed) { return `failed: ${failed}`; }
 };
 const opening = answerWindows(ipcMain, "bundle").then(() => "opened", (failed) => failed.message);
 const texts = JSON.parse(process.argv[2]);
@@ -210,6 +212,85 @@ def test_windows_are_written_to_in_node_not_run_in_electron_itself(tmp_path: Pat
     said = drive()
     assert said["opening"].startswith("model.gguf: not the file that was verified")
     assert said["answers"] == [f"failed: {said['opening']}"] * 3
+
+
+# Windows of a real Electron: a model that writes in some, one that classifies in another.
+REAL = """
+const { app, BrowserWindow, ipcMain } = require("electron");
+const { join } = require("path");
+const [words, rows] = ["words", "rows"].map((name) => require(`./${name}/main.cjs`).answerWindows);
+const { texts, long } = JSON.parse(process.env.ASKED), said = {};
+const open = async (name) => {
+  const webPreferences = { preload: join(__dirname, name, "preload.cjs"), sandbox: true, contextIsolation: true };
+  const window = new BrowserWindow({ show: false, webPreferences });
+  await window.loadFile("page.html");
+  return window;
+};
+const run = (window, code) => window.webContents.executeJavaScript(`(async () => { ${code} })()`);
+const ask = async (window, text, most = 64) => run(window, `
+  let said = "";
+  try { await edgekit.answer(${JSON.stringify(text)}, (piece) => { said += piece; }, ${most}).done; } catch (failed) { return { failed }; }
+  return said;`);
+const begin = (window) => run(window, `window.asked = edgekit.answer(${JSON.stringify(texts[0])}, () => {}); return 1`);
+(async () => {
+  await app.whenReady();
+  const opened = words(ipcMain, join(__dirname, "words/bundle"));
+  const [first, second] = await Promise.all([open("words"), open("words")]);
+  said.world = await run(first, "return [typeof require, typeof process, Object.keys(edgekit)]");
+  said.answers = await Promise.all(texts.map((text, at) => ask([first, second][at % 2], text)));
+  await opened;
+  said.long = await ask(first, long);
+  said.stopped = await run(first, `
+    const pieces = [], asked = edgekit.answer(${JSON.stringify(texts[0])}, (piece) => { if (pieces.push(piece) === 3) asked.stop(); }, 64);
+    await asked.done;
+    await new Promise((then) => setTimeout(then, 100));
+    return pieces.length;`);
+  await begin(first);
+  first.reload();
+  await new Promise((then) => first.webContents.once("did-finish-load", then));
+  await begin(second);
+  second.destroy();
+  said.later = await ask(first, texts[0]);
+  ipcMain.removeAllListeners("edgekit");
+  said.opening = await words(ipcMain, join(__dirname, "broken")).catch((failed) => failed.message);
+  said.broken = await ask(first, texts[0]);
+  await rows(ipcMain, join(__dirname, "rows/bundle"));
+  const third = await open("rows");
+  said.labels = await run(third, `return (await edgekit.answer("turn on the light"))[0]`);
+  said.number = await run(third, "try { return await edgekit.answer(3); } catch (failed) { return { failed }; }");
+  console.log(JSON.stringify(said));
+  app.exit(0);
+})().catch((failed) => { console.log(failed.stack); app.exit(1); });
+"""
+
+
+def test_a_real_electron_of_2020_shows_what_windows_are_told(bundle: Path, tmp_path: Path) -> None:
+    """Its windows, preload scripts and ports are real, and so are the models; main.mjs is translated to what it requires."""
+    electron = need_electron()
+    writes = writing_bundle(tmp_path / "model", TEMPLATE)
+    for name, folder in (("words", writes.folder), ("rows", bundle)):
+        put_beside(put(folder, tmp_path / "app" / name, "electron"))
+    app, texts = tmp_path / "app", ["turn the kitchen light on", "on \U0001f600", "play"]
+    shutil.copytree(app / "words" / "bundle", app / "broken")
+    flip(app / "broken" / "model.gguf")
+    (app / "page.html").write_text('<!doctype html><meta charset="utf-8"><title>page</title>', encoding="utf-8")
+    (app / "package.json").write_text('{"main": "real.cjs"}', encoding="utf-8")
+    (app / "real.cjs").write_text(REAL, encoding="utf-8")
+    asked = {"ASKED": json.dumps({"texts": texts, "long": "on " * 3000}), "NODE": need_node()}
+    ran = subprocess.run(
+        [*electron, "."], cwd=app, env=os.environ | asked, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    said = json.loads(ran.stdout.splitlines()[-1])
+    llama = load_bundle(writes, writes.folder).llama  # type: ignore[attr-defined]
+    assert said["world"] == ["undefined", "undefined", ["answer"]]
+    assert said["answers"] == [written(llama, text, TEMPLATE) for text in texts]
+    assert re.fullmatch(r"\d+ tokens do not fit the context of \d+", said["long"]["failed"])
+    assert (said["stopped"], said["later"]) == (3, said["answers"][0])
+    assert said["opening"].startswith("model.gguf: not the file that was verified")
+    assert said["broken"] == {"failed": said["opening"]}
+    assert said["labels"][0] == shipped(bundle).Bundle(bundle)("turn on the light")[0][0]
+    assert said["number"] == {"failed": "edgekit answers a text"}
 
 
 def test_its_types_are_electrons(bundle: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ for (const name of JSON.parse(readFileSync("asked.json", "utf8"))) {
     await globalThis.edgekit.answer("play", () => {}, 1).done;
     said[name] = "opened";
   } catch (failed) {
-    said[name] = failed.constructor === Error ? failed.message : failed.stack;
+    said[name] = typeof failed === "string" ? failed : failed.stack;
   }
   if (await opened !== said[name]) throw new Error(`the app is told ${await opened}`);
 }

@@ -64,16 +64,20 @@ def need_chromium() -> None:
     lacking = [
         package for name, package in {"chromium": "chromium", "npm": "npm"}.items() if shutil.which(name) is None
     ]
-    if not lacking:
-        return
+    if lacking:
+        install(*lacking)
+
+
+def install(*packages: str) -> None:
+    """Debian's packages; skips where that cannot be done."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip(f"{' and '.join(lacking)} not installed, and only root on Debian can install them here")
+        pytest.skip(f"{' and '.join(packages)} not installed, and only root on Debian can install them here")
     from filelock import FileLock
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit-tests"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "apt.lock"):
-        for command in (["update", "-qq"], ["install", "-qq", "--yes", "--no-install-recommends", *lacking]):
+        for command in (["update", "-qq"], ["install", "-qq", "--yes", "--no-install-recommends", *packages]):
             done = subprocess.run(
                 ["apt-get", *command],
                 env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},

@@ -9,9 +9,13 @@ import { open } from "./load.mjs";
  */
 export async function answerWindows(ipcMain, folder, options) {
   const bundle = await open(folder, options);
-  ipcMain.handle("edgekit", (_event, text, prompt) => {
-    if (typeof text !== "string") throw new TypeError("edgekit answers a text");
-    return bundle(text, { prompt });
+  ipcMain.handle("edgekit", async (_event, text, prompt) => {
+    try {
+      if (typeof text !== "string") throw new TypeError("edgekit answers a text");
+      return { answer: await bundle(text, { prompt }) };
+    } catch (failed) {
+      return { failed: failed instanceof Error ? failed.message : String(failed) };
+    }
   });
   return bundle;
 }

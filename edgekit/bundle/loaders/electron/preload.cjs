@@ -2,6 +2,14 @@
 const { contextBridge, ipcRenderer } = require("electron");
 
 contextBridge.exposeInMainWorld("edgekit", {
-  /** @param {string} text @param {string} [prompt] */
-  answer: (text, prompt) => ipcRenderer.invoke("edgekit", text, prompt),
+  /**
+   * Fails with the sentence that says what is wrong: a string, since Electron puts words of its own before an Error's.
+   * @param {string} text
+   * @param {string} [prompt]
+   */
+  answer: async (text, prompt) => {
+    const { answer, failed } = await ipcRenderer.invoke("edgekit", text, prompt);
+    if (failed !== undefined) throw failed;
+    return answer;
+  },
 });

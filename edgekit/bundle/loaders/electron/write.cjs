@@ -4,7 +4,7 @@ const { contextBridge, ipcRenderer } = require("electron");
 contextBridge.exposeInMainWorld("edgekit", {
   /**
    * `take` is given the answer piece by piece, at most `most` tokens. `done` comes once it has ended or was stopped, and fails with
-   * the sentence that says what is wrong; `stop` ends it.
+   * the sentence that says what is wrong: a string, since Electron puts words of its own before an Error's. `stop` ends it.
    * @param {string | { role: string, content: string }[]} said
    * @param {(text: string) => void} take
    * @param {number} [most]
@@ -23,7 +23,7 @@ contextBridge.exposeInMainWorld("edgekit", {
         if (text !== undefined) return take(text);
         port.close();
         if (failed === undefined) resolve();
-        else reject(new Error(failed));
+        else reject(failed);
       };
     });
     ipcRenderer.postMessage("edgekit", { said, most }, [port2]);
