@@ -9,9 +9,9 @@ Goals:
 Each loader runs in processes of its own, in turns: Python, Node.js, C (gcc -O2, over the library that Python has), and pages in
 Chromium, isolated, of one thread and of two. Opening includes the hashes, and in a page the download from this machine; `cold` is
 the first golden answer, or the first text's where a loader tells none (in C it is part of opening). Figures are medians over
-rounds, in milliseconds: opening, cold, the first text, the nine after it, and steady; of a model that writes, whose engine is
-llama.cpp, the same of tokens: a prompt's first is one of them. Times of a busy machine mean little; the
-ratio is of medians. Of pages on other devices, see browser.py.
+rounds, in milliseconds: opening, cold, the first text, the nine after it, and steady; of a model that writes, in llama.cpp or in
+onnxruntime (there is no such loader in C), the same of tokens: a prompt's first is one of them. Times of a busy machine mean
+little; the ratio is of medians. Of pages on other devices, see browser.py.
 
 Usage: python benchmarks/embed.py BUNDLE [--texts FILE.jsonl] [--count 200] [--rounds 3] [--keep FILE] [--json]. Exit code 1 where
 a goal is missed. Needs node, npm, gcc and Chromium; what it had measured it takes from --keep. --count 0: all of the texts.
@@ -213,19 +213,24 @@ const wasm = "./node_modules/@wllama/wllama/esm/";""",
     .replace("{ threads: THREADS }", "{ Wllama, wasm, read: createReader(), threads: THREADS }")
     .replace("ASK", ASK_WORDS)
 )
-# What asks each platform's loader, and its file in the app: of rows, and of texts.
+# What asks each platform's loader, and its file in the app: of rows, and of texts by each runtime.
 ASKS = {
-    False: {
+    "rows": {
         "python": ("ask.py", PYTHON),
         "node": ("ask.mjs", NODE.replace("ASK", ASK)),
         "c": ("main.c", C),
         "web": ("", PAGE.replace("ASK", ASK)),
     },
-    True: {
+    "llama-cpp": {
         "python": ("ask.py", PYTHON_WORDS),
         "node": ("ask.mjs", NODE_WORDS),
         "c": ("main.c", C_WORDS),
         "web": ("", PAGE_WORDS),
+    },
+    "onnxruntime": {
+        "python": ("ask.py", PYTHON_WORDS),
+        "node": ("ask.mjs", NODE_WORDS),
+        "web": ("", PAGE.replace("ASK", ASK_WORDS)),
     },
 }
 
@@ -242,18 +247,20 @@ def main() -> int:
     asked = parser.parse_args()
     lines = asked.texts.read_text(encoding="utf-8").split("\n")
     texts = [json.loads(line)["text"] for line in lines if line][: asked.count or None]
-    rows, writes = Rows(asked.keep), check_bundle(asked.bundle).output == "tokens"
-    seen: dict[str, list[Mapping[str, Any]]] = {name: [] for name in LOADERS}
+    rows, manifest = Rows(asked.keep), check_bundle(asked.bundle)
+    kind = manifest.runtime_name if manifest.output == "tokens" else "rows"
+    timed = {name: found for name, found in LOADERS.items() if found[0] in ASKS[kind]}
+    seen: dict[str, list[Mapping[str, Any]]] = {name: [] for name in timed}
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         apps = {
-            platform: lay_out(asked.bundle, platform, Path(scratch, platform), texts)
-            for platform in dict.fromkeys(platform for platform, _ in LOADERS.values())
+            platform: lay_out(asked.bundle, platform, Path(scratch, platform), texts, kind)
+            for platform in dict.fromkeys(platform for platform, _ in timed.values())
         }
         for turn in range(asked.rounds):
-            for name, (platform, threads) in LOADERS.items():
-                taken = functools.partial(measure, platform, apps[platform], threads, writes)
+            for name, (platform, threads) in timed.items():
+                taken = functools.partial(measure, platform, apps[platform], threads, kind)
                 seen[name].append(rows.take(f"{name} {turn} of {len(texts)}", taken))
-        sizes = {} if writes else web_sizes(asked.bundle, Path(scratch, "weighed"))
+        sizes = {} if kind != "rows" else web_sizes(asked.bundle, Path(scratch, "weighed"))
     loaders = {name: figures(found) for name, found in seen.items()}
     wanted = seen["python"][0]["answers"]
     alike = {name: compare(wanted, found[0]["answers"]) for name, found in seen.items()}
@@ -285,20 +292,20 @@ def show(
         print(f"missed: {one}")
 
 
-def lay_out(bundle: Path, name: str, app: Path, texts: Sequence[str]) -> Path:
-    """An app of a loader with the bundle, its packages and the texts."""
-    made, writes = embed(bundle, name, app), check_bundle(bundle).output == "tokens"
+def lay_out(bundle: Path, name: str, app: Path, texts: Sequence[str], kind: str) -> Path:
+    """An app of a loader with the bundle, its packages and the texts; kind: of ASKS."""
+    made = embed(bundle, name, app)
     (app / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    file, script = ASKS[writes][name]
+    file, script = ASKS[kind][name]
     if file:
         (app / file).write_text(script, encoding="utf-8")
     if name == "node":
-        line = made.embedding.notes[0].rpartition(": ")[2] if writes else made.embedding.install[0]
+        line = made.embedding.notes[0].rpartition(": ")[2] if kind == "llama-cpp" else made.embedding.install[0]
         subprocess.run(f"{line} --silent --no-audit --no-fund --ignore-scripts", shell=True, cwd=app, check=True)
     if name == "c":
-        compile_program(app, writes)
+        compile_program(app, kind != "rows")
     if name == "web":
-        for package in ("wllama",) if writes else ("onnxruntime-web", "tokenizers"):
+        for package in ("wllama",) if kind == "llama-cpp" else ("onnxruntime-web", "tokenizers"):
             inside = "esm" if package == "wllama" else "dist"
             fetched = fetch_packages([*PACKAGES]) / package
             shutil.copytree(fetched, app / "node_modules" / PACKAGES[package].package / inside)
@@ -316,12 +323,12 @@ def compile_program(app: Path, writes: bool) -> None:
     subprocess.run([*command, *rest, "-o", str(app / "app")], check=True)
 
 
-def measure(platform: str, app: Path, threads: int, writes: bool) -> dict[str, Any]:
+def measure(platform: str, app: Path, threads: int, kind: str) -> dict[str, Any]:
     """What one process of a loader says."""
     if platform == "web":
-        return measure_page(app, ASKS[writes]["web"][1], threads)
+        return measure_page(app, ASKS[kind]["web"][1], threads)
     if platform == "c":
-        return measure_program(app, writes)
+        return measure_program(app, kind != "rows")
     command = [sys.executable, "ask.py"] if platform == "python" else ["node", "ask.mjs"]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=app, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -435,7 +442,7 @@ def find_missed(
     loaders: Mapping[str, Mapping[str, float]], alike: Mapping[str, Mapping[str, float]], texts: int, wire: int
 ) -> list[str]:
     """The goals that are missed, in words."""
-    ratios = {name: loaders[name]["steady"] / loaders["python"]["steady"] for name in SLOWER}
+    ratios = {name: loaders[name]["steady"] / loaders["python"]["steady"] for name in SLOWER if name in loaders}
     missed = {
         **{f"{name}: {one['labels']} of {texts} labels alike": one["labels"] < texts for name, one in alike.items()},
         **{
@@ -443,8 +450,8 @@ def find_missed(
             for name, one in alike.items()
         },
         **{
-            f"{name} takes {ratios[name]:.2f} times the Python loader's time, at most {most}": ratios[name] > most
-            for name, most in SLOWER.items()
+            f"{name} takes {ratio:.2f} times the Python loader's time, at most {SLOWER[name]}": ratio > SLOWER[name]
+            for name, ratio in ratios.items()
         },
         f"the web app is {wire / 1e6:.2f} MB over the wire, at most {WIRE / 1e6:.0f}": wire > WIRE,
     }

@@ -272,6 +272,19 @@ _NODE_WORDS = Embedding(
         f"Builds for GPUs are 0.7 GB of it; for a CPU alone: npm install --omit=optional --ignore-scripts {_LLAMA} {_LLAMA_X64}",
     ),
 )
+_NODE_WRITES = Embedding(
+    files={
+        **{name: path for name, path in _NODE.files.items() if not name.startswith("load.")},
+        "load.mjs": _OWN / "node" / "write.mjs",
+        "load.d.mts": _OWN / "node" / "write.d.mts",
+        "decoder.mjs": _OWN / "decoder.mjs",
+    },
+    install=_NODE.install,
+    use=_NODE_WORDS.use,
+    language="js",
+    ran=_NODE.ran,
+    notes=_NODE.notes,
+)
 _NODE_EMBEDS = Embedding(
     files={
         "load.mjs": _OWN / "node" / "embed.mjs",
@@ -298,7 +311,7 @@ await answerWindows(ipcMain, "bundle"); // a window with preload.cjs asks: """
 def _electron(node: Embedding, main: str, preload: str, asks: str) -> Embedding:
     """Node's loader in the main process, with what answers windows."""
     own = {"main.mjs": _OWN / "electron" / main, "preload.cjs": _OWN / "electron" / preload}
-    package = "onnxruntime-node" if node is _NODE else "both of node-llama-cpp"
+    package = "both of node-llama-cpp" if _LLAMA in node.install[0] else "onnxruntime-node"
     return replace(
         node,
         files={**node.files, **own},
@@ -310,8 +323,11 @@ def _electron(node: Embedding, main: str, preload: str, asks: str) -> Embedding:
 
 _ELECTRON = _electron(_NODE, "main.mjs", "preload.cjs", 'await edgekit.answer("turn on the light")')
 _ELECTRON_EMBEDS = _electron(_NODE_EMBEDS, "main.mjs", "preload.cjs", 'await edgekit.answer("turn on the light")')
-_ELECTRON_WORDS = _electron(
-    _NODE_WORDS, "write.mjs", "write.cjs", 'edgekit.answer("Once upon a time", (text) => document.body.append(text))'
+_ELECTRON_WORDS, _ELECTRON_WRITES = (
+    _electron(
+        node, "write.mjs", "write.cjs", 'edgekit.answer("Once upon a time", (text) => document.body.append(text))'
+    )
+    for node in (_NODE_WORDS, _NODE_WRITES)
 )
 _WEB = Embedding(
     files={
@@ -348,6 +364,12 @@ _WEB_WORDS = Embedding(
     ran="headless Chromium",
     notes=_WEB.notes,
 )
+_WEB_WRITES = replace(
+    _WEB,
+    files={**_WEB.files, "load.mjs": _OWN / "web" / "write.mjs", "decoder.mjs": _OWN / "decoder.mjs"},
+    use='import { open } from "./app.mjs";\n\nconst answer = await open("./bundle/");\n'
+    'for await (const { text } of answer("Once upon a time", 64)) console.log(text);',
+)
 
 
 def _talking(writes: Embedding, engine: str) -> Embedding:
@@ -360,9 +382,14 @@ def _talking(writes: Embedding, engine: str) -> Embedding:
     return replace(writes, files=files, install=installs, use=use, notes=notes, make=talk_files(engine))
 
 
-_NODE_WORDS = replace(_NODE_WORDS, talks=_talking(_NODE_WORDS, "@huggingface/jinja"))
-_ELECTRON_WORDS = replace(_ELECTRON_WORDS, talks=_talking(_ELECTRON_WORDS, "@huggingface/jinja"))
-_WEB_WORDS = replace(_WEB_WORDS, talks=_talking(_WEB_WORDS, "./node_modules/@huggingface/jinja/dist/index.js"))
+_NODE_WORDS, _NODE_WRITES, _ELECTRON_WORDS, _ELECTRON_WRITES = (
+    replace(found, talks=_talking(found, "@huggingface/jinja"))
+    for found in (_NODE_WORDS, _NODE_WRITES, _ELECTRON_WORDS, _ELECTRON_WRITES)
+)
+_WEB_WORDS, _WEB_WRITES = (
+    replace(found, talks=_talking(found, "./node_modules/@huggingface/jinja/dist/index.js"))
+    for found in (_WEB_WORDS, _WEB_WRITES)
+)
 
 EMBEDDINGS: dict[tuple[str, str, str, str], Embedding] = {
     **{(*key, "python"): _python(key) for key in LOADERS},
@@ -371,6 +398,9 @@ EMBEDDINGS: dict[tuple[str, str, str, str], Embedding] = {
         for output in (LOGITS, EMBEDDING)
         for platform, found in (("node", _NODE), ("electron", _ELECTRON), ("web", _WEB))
     },
+    (onnxruntime.NAME, text.NAME, TOKENS.name, "node"): _NODE_WRITES,
+    (onnxruntime.NAME, text.NAME, TOKENS.name, "electron"): _ELECTRON_WRITES,
+    (onnxruntime.NAME, text.NAME, TOKENS.name, "web"): _WEB_WRITES,
     (llamacpp.NAME, text.NAME, EMBEDDING.name, "node"): _NODE_EMBEDS,
     (llamacpp.NAME, text.NAME, TOKENS.name, "node"): _NODE_WORDS,
     (llamacpp.NAME, text.NAME, EMBEDDING.name, "electron"): _ELECTRON_EMBEDS,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgekit.bundle.open import Bundle
 from edgekit.chat_template import Table, in_form, render
 from edgekit.errors import EdgekitError
 from edgekit.formats.gguf.file import read_gguf
+from edgekit.tasks import text_generation
 
 TEMPLATE = "template.mjs"
 """The module that is made of a bundle; `talk.mjs` reads it."""
@@ -38,6 +39,15 @@ def gguf_template(path: Path) -> tuple[str | None, dict[str, str]]:
     return template, {name: "" if place is None else str(tokens[place]) for name, place in ids.items()}
 
 
+def _template(bundle: Bundle) -> tuple[str | None, dict[str, str]]:
+    """The chat template of a bundle and what it may write: in the model's file, or beside it and in the manifest."""
+    manifest, path = bundle.manifest, bundle.folder / text_generation.TEMPLATE
+    if manifest.tokenizer is None:
+        return gguf_template(bundle.folder / manifest.model)
+    special = cast("Mapping[str, str]", manifest.settings["special"])
+    return (path.read_text(encoding="utf-8") if path.is_file() else None), dict(special)
+
+
 def talk_files(engine: str) -> Callable[[Bundle, Path], Mapping[str, Path]]:
     """Writes template.mjs of a bundle into a folder. engine: from where a module imports @huggingface/jinja.
 
@@ -46,11 +56,10 @@ def talk_files(engine: str) -> Callable[[Bundle, Path], Mapping[str, Path]]:
 
     def make(bundle: Bundle, scratch: Path) -> dict[str, Path]:
         manifest = bundle.manifest
-        template, special = gguf_template(bundle.folder / manifest.model)
+        template, special = _template(bundle)
         if template is None:
-            raise EdgekitError(
-                f"{manifest.name}: {manifest.model} has no chat template, and its manifest says it talks"
-            )
+            source = manifest.model if manifest.tokenizer is None else "it"
+            raise EdgekitError(f"{manifest.name}: {source} has no chat template, and its manifest says it talks")
         parts = bool(manifest.settings.get("parts"))
         talks = [
             {"messages": messages, "text": _written(template, in_form("parts" if parts else "text", messages), special)}

@@ -15,16 +15,18 @@ import jinja2
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from edgekit.bundle.golden import GOLDEN, answers
-from edgekit.bundle.manifest import FileEntry
+from edgekit.bundle.manifest import FileEntry, Manifest
 from edgekit.bundle.open import Bundle
 from edgekit.bundle.package import Packaged
-from edgekit.bundle.platforms import EMBEDDINGS
+from edgekit.bundle.platforms import find_embedding
 from edgekit.devices.native import llama as llama_cpp
-from edgekit.modalities import text
+from edgekit.tasks.text_generation import TEMPLATE
 from edgekit.workspace import file_sha256, write_product
 from tests.architectures.decoders import make_decoder
 from tests.artifacts import MAX_LENGTH, WORDS, make_artifact, make_report
+from tests.bundle.faults import table_of
 from tests.bundle.test_chat import read_as_whole, write_manifest
+from tests.bundle.test_generate import make_bundle
 from tests.bundle.test_golden import pack_golden
 from tests.conftest import ROOT
 from tests.devices.ort_headers import header_folder, library_folder
@@ -65,9 +67,27 @@ def writing_bundle(folder: Path, template: str | None = None) -> Bundle:
     whole = read_as_whole(json.loads((write_manifest(folder, settings=settings) / "bundle.json").read_text()))
     whole = replace(whole, task="text-generation")
     (folder / "bundle.json").write_text(whole.to_json(), encoding="utf-8")
+    return _with_golden(folder, whole, "model.gguf")
+
+
+def decoder_bundle(
+    folder: Path, family: str = "mistral", *, chats: bool = False, scheme: str = "fp32", **changes: Any
+) -> Bundle:
+    """A bundle that writes in onnxruntime, with golden answers. changes: of the model's configuration."""
+    table = table_of(make_bundle(family, folder, scheme=scheme, **changes))
+    said: dict[str, Any] = {"name": "writer", "recipe": "writer", "output": "tokens", "tokenizer": "tokenizer.json"}
+    said |= {key: table[key] for key in ("model", "max_length", "settings", "runtime")}
+    said["settings"] |= {"chat": chats}
+    whole = replace(read_as_whole(said), task="text-generation")
+    (folder / "bundle.json").write_text(whole.to_json(), encoding="utf-8")
+    return _with_golden(folder, whole, "model.onnx", "tokenizer.json", *([TEMPLATE] if chats else []))
+
+
+def _with_golden(folder: Path, whole: Manifest, *names: str) -> Bundle:
+    """A bundle of these files, and of its golden answers."""
     rows = answers(str(folder), ["turn the kitchen light on", "play"])
     (folder / GOLDEN).write_text(json.dumps({"format": 1, "of": "", "tolerance": 0.0, "rows": rows}))
-    files = {name: folder / name for name in ("model.gguf", GOLDEN)}
+    files = {name: folder / name for name in (*names, GOLDEN)}
     whole = whole.with_files(
         {name: FileEntry(bytes=path.stat().st_size, sha256=file_sha256(path)) for name, path in files.items()}
     )
@@ -96,8 +116,8 @@ def written(llama: Any, asked: str, template: str | None = None, most: int = 64)
 
 def lay_app(bundle: Bundle, app: Path, platform: str = "c") -> Path:
     """What `edgekit embed` lays out, without its record."""
-    manifest = bundle.manifest
-    embedding = EMBEDDINGS[manifest.runtime_name, text.NAME, manifest.output, platform]
+    embedding = find_embedding(bundle.manifest, platform)
+    assert embedding is not None
     shutil.copytree(bundle.folder, app / "bundle", ignore=shutil.ignore_patterns("checkpoint", "__pycache__"))
     scratch = app / "made"
     scratch.mkdir()

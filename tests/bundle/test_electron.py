@@ -7,17 +7,18 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgekit.bundle.open import load_bundle
+from edgekit.bundle.open import Bundle, load_bundle
 from edgekit.bundle.platforms import EMBEDDINGS
 from tests.architectures.decoders import TEMPLATE
 from tests.bundle.electron_apps import PORTS, put_beside
 from tests.bundle.faults import flip
-from tests.bundle.native_apps import writing_bundle, written
+from tests.bundle.native_apps import decoder_bundle, writing_bundle, written
 from tests.bundle.test_golden import pack_golden
 from tests.bundle.test_load import shipped
 from tests.bundle.test_node import put
@@ -118,6 +119,7 @@ if (said.opening === "opened") {
 console.log(JSON.stringify(said));
 process.exit(0);
 """
+ASKED = ["turn the kitchen light on", "on \U0001f600", "play"]
 TEXTS = ["turn on the light", "play some jazz music", "unknown words only", ""]
 
 
@@ -175,7 +177,21 @@ def test_the_main_process_in_node_not_run_in_electron_itself(bundle: Path, tmp_p
 def test_windows_are_written_to_in_node_not_run_in_electron_itself(tmp_path: Path, template: str | None) -> None:
     """Piece by piece through message ports: llama.cpp's texts, one question after the other, stopped where one is."""
     bundle = writing_bundle(tmp_path / "model", template)
-    app = put(bundle.folder, tmp_path / "app", "electron")
+    loaded = load_bundle(bundle, bundle.folder)
+    wanted = [written(loaded.llama, text, template) for text in ASKED]  # type: ignore[attr-defined]
+    check_windows(bundle, tmp_path / "app", wanted)
+
+
+def test_windows_are_written_to_by_onnxruntime_in_node_not_run_in_electron_itself(tmp_path: Path) -> None:
+    """The same of a decoder in ONNX, with the Python loader's texts."""
+    bundle = decoder_bundle(tmp_path / "model", chats=True)
+    loaded: Any = load_bundle(bundle, bundle.folder)
+    check_windows(bundle, tmp_path / "app", [loaded(text, max_tokens=64) for text in ASKED])
+
+
+def check_windows(bundle: Bundle, app: Path, wanted: Sequence[str]) -> None:
+    """What windows are told of ASKED, which each has a long answer, and of what is wrong."""
+    put(bundle.folder, app, "electron")
     (app / "node_modules").unlink()
     (app / "node_modules" / "electron").mkdir(parents=True)
     for package in node_modules().iterdir():
@@ -183,19 +199,18 @@ def test_windows_are_written_to_in_node_not_run_in_electron_itself(tmp_path: Pat
             (app / "node_modules" / package.name).symlink_to(package)
     (app / "node_modules" / "electron" / "index.js").write_text(PORTS, encoding="utf-8")
     (app / "drive.mjs").write_text(ASK, encoding="utf-8")
-    texts = ["turn the kitchen light on", "on \U0001f600", "play"]
 
     def drive() -> dict[str, Any]:
-        command = [need_node(), "drive.mjs", json.dumps(texts)]
+        command = [need_node(), "drive.mjs", json.dumps(ASKED)]
         ran = subprocess.run(command, cwd=app, capture_output=True, text=True, check=False, timeout=300)
         assert ran.returncode == 0, ran.stderr
         said: dict[str, Any] = json.loads(ran.stdout)
         return said
 
-    said, loaded = drive(), load_bundle(bundle, bundle.folder)
+    said = drive()
     assert said["opening"] == "opened"
-    for text, found in zip(texts, said["answers"], strict=True):
-        assert (found, len(found) > 8) == (written(loaded.llama, text, template), True)  # type: ignore[attr-defined]
+    assert said["answers"] == wanted
+    assert min(map(len, wanted)) > 8
     assert said["order"] == sorted(said["order"])
     assert min(said["pieces"]) > 0
     assert len(said["pieces"]) > 3 * 20
@@ -204,13 +219,13 @@ def test_windows_are_written_to_in_node_not_run_in_electron_itself(tmp_path: Pat
     assert re.fullmatch(r"failed: \d+ tokens do not fit the context of \d+", said["long"])
     takes = (
         "no chat template: give it one text"
-        if template is None
+        if not bundle.manifest.chats
         else "the chat template does not take this conversation"
     )
     assert takes in said["number"]
-    flip(app / "bundle" / "model.gguf")
+    flip(app / "bundle" / bundle.manifest.model)
     said = drive()
-    assert said["opening"].startswith("model.gguf: not the file that was verified")
+    assert said["opening"].startswith(f"{bundle.manifest.model}: not the file that was verified")
     assert said["answers"] == [f"failed: {said['opening']}"] * 3
 
 
@@ -303,8 +318,8 @@ def test_its_types_are_electrons(bundle: Path, tmp_path: Path) -> None:
     names = ["app.mjs", "window.mjs", "prune.cjs", "preload.cjs"]
     ran = subprocess.run([*check, *names], cwd=app, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stdout
-    for output in ("tokens", "embedding"):
-        for name, path in EMBEDDINGS["llama-cpp", "text", output, "electron"].files.items():
+    for runtime, output in (("llama-cpp", "tokens"), ("llama-cpp", "embedding"), ("onnxruntime", "tokens")):
+        for name, path in EMBEDDINGS[runtime, "text", output, "electron"].files.items():
             shutil.copyfile(path, app / name)
         names = ["main.mjs", "preload.cjs"]
         ran = subprocess.run([*check, *names], cwd=app, capture_output=True, text=True, check=False, timeout=300)

@@ -23,13 +23,22 @@ from edgekit.devices.native import llama as llama_cpp
 from tests.bundle import phone_apps
 from tests.bundle.electron_apps import PORTS
 from tests.bundle.faults import FAULTS, change_text
-from tests.bundle.native_apps import FLAGS, compile_app, compile_writer, lay_app, pack_words, run_app, writing_bundle
+from tests.bundle.native_apps import (
+    FLAGS,
+    compile_app,
+    compile_writer,
+    decoder_bundle,
+    lay_app,
+    pack_words,
+    run_app,
+    writing_bundle,
+)
 from tests.devices.native import HERE, need_compiler
 from tests.devices.ort_headers import header_folder, library_folder
 from tests.llama_programs import made_once
 from tests.node_packages import need_node, node_modules
 
-WHOLE = "nothing"
+WHOLE, ROWS = "nothing", "rows"
 # Opens each bundle that is named, and says why it does not.
 PYTHON = """
 import json
@@ -211,8 +220,10 @@ def run_windows(bundle: Bundle, app: Path, loader: str) -> dict[str, str]:
 RUN: dict[str, Callable[[Bundle, Path, str], dict[str, str]]] = {
     "python": run_script,
     "python-llama": run_script,
+    "python-decoder": run_script,
     "node": run_script,
     "node-llama": run_script,
+    "node-decoder": run_script,
     "c": run_programs,
     "c-llama": run_programs,
     "c-kotlin-llama": run_kotlin,
@@ -224,20 +235,25 @@ Said = Callable[[str], dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Bundle]:
-    """By whether it writes."""
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """By what loaders are called that open them: of rows, "llama" and "decoder"."""
     folder = tmp_path_factory.mktemp("bundles")
-    return {False: open_bundle(pack_words(folder / "rows").bundle), True: writing_bundle(folder / "words")}
+    return {
+        ROWS: open_bundle(pack_words(folder / "rows").bundle),
+        "llama": writing_bundle(folder / "words"),
+        "decoder": decoder_bundle(folder / "decoder"),
+    }
 
 
 @pytest.fixture(scope="module")
-def said(bundles: dict[bool, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Said:
+def said(bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Said:
     """What a loader says of each fault, by its name; each is run once."""
     folder = tmp_path_factory.mktemp("faults")
 
     @functools.cache
     def run(loader: str) -> dict[str, str]:
-        return RUN[loader](bundles[loader.endswith("llama")], folder / loader, loader)
+        kind = loader.rpartition("-")[2]
+        return RUN[loader](bundles.get(kind, bundles[ROWS]), folder / loader, loader)
 
     return run
 
@@ -321,31 +337,34 @@ def put_old_llama(app: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("writes", "spoil", "sentence"),
+    ("kind", "spoil", "sentence"),
     [
-        (False, lambda app: put_packages(app, "onnxruntime-node"), rf"onnxruntime-node: cannot be loaded \(.+\): {INSTALL}"),
-        (False, lambda app: put_packages(app, "@huggingface"), rf"@huggingface/tokenizers: cannot be loaded \(.+\): {INSTALL}"),
-        (False, drop_binary, rf"onnxruntime-node: cannot be loaded \(.*onnxruntime_binding\.node.*\): {INSTALL}"),
-        (False, put_old, r"onnxruntime-node 1\.15 or older is too old for this bundle: it needs 1\.18"),
-        (True, lambda app: put_packages(app, "node-llama-cpp"), rf"node-llama-cpp: cannot be loaded \(.+\): {INSTALL}"),
-        (True, lambda app: put_packages(app, "@node-llama-cpp"), rf"node-llama-cpp: cannot be loaded \(.+\): {INSTALL}"),
-        (True, put_old_llama, r"node-llama-cpp 3\.14\.0 is too old for this bundle: it needs 3\.21"),
+        (ROWS, lambda app: put_packages(app, "onnxruntime-node"), rf"onnxruntime-node: cannot be loaded \(.+\): {INSTALL}"),
+        (ROWS, lambda app: put_packages(app, "@huggingface"), rf"@huggingface/tokenizers: cannot be loaded \(.+\): {INSTALL}"),
+        (ROWS, drop_binary, rf"onnxruntime-node: cannot be loaded \(.*onnxruntime_binding\.node.*\): {INSTALL}"),
+        (ROWS, put_old, r"onnxruntime-node 1\.15 or older is too old for this bundle: it needs 1\.18"),
+        ("llama", lambda app: put_packages(app, "node-llama-cpp"), rf"node-llama-cpp: cannot be loaded \(.+\): {INSTALL}"),
+        ("llama", lambda app: put_packages(app, "@node-llama-cpp"), rf"node-llama-cpp: cannot be loaded \(.+\): {INSTALL}"),
+        ("llama", put_old_llama, r"node-llama-cpp 3\.14\.0 is too old for this bundle: it needs 3\.21"),
+        ("decoder", lambda app: put_packages(app, "onnxruntime-node"), rf"onnxruntime-node: cannot be loaded \(.+\): {INSTALL}"),
+        ("decoder", put_old, r"onnxruntime-node 1\.15 or older is too old for this bundle: it needs 1\.20"),
     ],
-    ids=["no package", "no tokenizer's", "no binary", "an old one", "no llama", "no binary of llama", "an old llama"],
+    ids=["no package", "no tokenizer's", "no binary", "an old one", "no llama", "no binary of llama", "an old llama", "no engine of a decoder",
+         "an old one of a decoder"],
 )  # fmt: skip
 def test_packages_that_node_lacks_are_named(
-    bundles: dict[bool, Bundle], tmp_path: Path, writes: bool, spoil: Callable[[Path], object], sentence: str
+    bundles: dict[str, Bundle], tmp_path: Path, kind: str, spoil: Callable[[Path], object], sentence: str
 ) -> None:
-    app = lay_script(bundles[writes], tmp_path / "app")
+    app = lay_script(bundles[kind], tmp_path / "app")
     spoil(app)
     said = ask(app, "--preserve-symlinks")[WHOLE]
     assert re.fullmatch(sentence, said), said
 
 
-def test_an_old_library_in_c(bundles: dict[bool, Bundle], tmp_path: Path) -> None:
+def test_an_old_library_in_c(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     """A program that is linked with libonnxruntime 1.10; with none, the system says so; with little memory, onnxruntime does."""
     need_compiler(HERE)
-    app = lay_app(bundles[False], tmp_path / "app")
+    app = lay_app(bundles[ROWS], tmp_path / "app")
     (app / "main.c").write_text(C_ROWS, encoding="ascii")
     old = tmp_path / "old"
     old.mkdir()

@@ -64,21 +64,26 @@ def shipped() -> ModuleType:
     return module
 
 
-def make_bundle(family: str, folder: Path) -> Path:
-    """What of a bundle the loader reads, made by the parts of edgekit that make it."""
+def make_bundle(family: str, folder: Path, *, scheme: str = "fp32", **changes: Any) -> Path:
+    """What of a bundle the loader reads, made by the parts of edgekit that make it. changes: of the model's configuration."""
     from transformers import AutoModelForCausalLM
 
-    checkpoint = make_decoder(family, folder / "checkpoint", **FAMILIES[family])
+    checkpoint = make_decoder(family, folder / "checkpoint", **FAMILIES[family], **changes)
     model = Model(folder=checkpoint)
     loaded = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager")
     given = source(model, lambda: Decoder(loaded).eval(), [list(range(5, 15))])
-    write_decoder(given, Options(scheme="fp32"), folder)
+    made = write_decoder(given, Options(scheme=scheme), folder)
     model.tokenizer(64).save(str(folder / "tokenizer.json"))
     template = text_generation.chat_template(model)
     assert template is not None
     (folder / text_generation.TEMPLATE).write_text(template, encoding="utf-8")
     settings = text_generation.settings(model)
-    manifest = {"model": "model.onnx", "max_length": 64, "settings": settings, "runtime": RUNTIME}
+    manifest = {
+        "model": "model.onnx",
+        "max_length": 64,
+        "settings": settings,
+        "runtime": RUNTIME | dict(made.runtime_options),
+    }
     return write_sealed(folder, manifest)
 
 

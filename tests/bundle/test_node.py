@@ -232,9 +232,18 @@ def test_what_apps_import_is_short_and_typed(bundle: Path, tmp_path: Path) -> No
         "// @ts-expect-error a text is wanted\nawait bundle(3);\nexport default answer;\n",
         encoding="utf-8",
     )
+    shutil.copyfile(EMBEDDINGS["onnxruntime", "text", "tokens", "node"].files["load.d.mts"], app / "decodes.d.mts")
+    (app / "writes.mts").write_text(
+        'import { open } from "./decodes.mjs";\n'
+        'const answer = await open("bundle", { threads: 1 });\n'
+        'for await (const { text } of answer("Once", 64, { temperature: 0.7, signal: AbortSignal.timeout(9) })) text.trim();\n'
+        'answer([{ role: "user", content: "Once" }]);\n'
+        '// @ts-expect-error a number is wanted\nanswer("Once", "many");\nawait answer.close();\n',
+        encoding="utf-8",
+    )
     ran = subprocess.run(
         [need_node(), "node_modules/typescript/bin/tsc", "--noEmit", "--strict", "--target", "es2022", "--module", "nodenext",
-         "--allowJs", "--checkJs", "--skipLibCheck", "--types", "node", "app.mts", "main.mjs", "preload.cjs"],
+         "--allowJs", "--checkJs", "--skipLibCheck", "--types", "node", "app.mts", "writes.mts", "main.mjs", "preload.cjs"],
         cwd=app, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout

@@ -24,7 +24,7 @@ from edgekit.devices.browser.program import find_program, start
 from edgekit.probes.web.npm import PACKAGES, fetch_packages
 from tests.bundle import native_apps
 from tests.bundle.faults import FAULTS
-from tests.bundle.native_apps import writing_bundle
+from tests.bundle.native_apps import decoder_bundle, writing_bundle
 from tests.bundle.test_faults import WHOLE, plant_all, slug
 from tests.bundle.test_golden import pack_golden
 from tests.bundle.test_load import TEXTS, shipped
@@ -50,6 +50,7 @@ const openings = {
     const [{ Wllama }, words] = await Promise.all([import("./words/node_modules/@wllama/wllama/esm/index.min.js"), import("./words/load.mjs")]);
     return words.open(folder, { Wllama, wasm: "./words/node_modules/@wllama/wllama/esm/" });
   },
+  "web-decoder": async (folder) => (await import("./decoder/app.mjs")).open(folder),
 };
 const why = async (loader, folder, more) => {
   try {
@@ -227,7 +228,8 @@ def pages(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
     words = native_apps.lay_app(made, app / "words", "web")
     shutil.copytree(fetch_packages([*PACKAGES]) / "wllama", words / "node_modules/@wllama/wllama/esm")
     names = {}
-    for loader, laid in (("web", app), ("web-llama", words)):
+    decoder = native_apps.lay_app(decoder_bundle(tmp_path_factory.mktemp("decoder") / "made"), app / "decoder", "web")
+    for loader, laid in (("web", app), ("web-llama", words), ("web-decoder", decoder)):
         names[loader] = [*plant_all(laid, loader, app / "faults" / loader).values()]
     shutil.copytree(bundle, app / "room")
     (app / "try.html").write_text(PAGE, encoding="utf-8")
@@ -302,7 +304,7 @@ def test_what_servers_and_networks_spoil_is_named(pages: list[dict[str, Any]], f
     assert re.search(SPOILT[fault], found), found
 
 
-@pytest.mark.parametrize("loader", ["web", "web-llama"])
+@pytest.mark.parametrize("loader", ["web", "web-llama", "web-decoder"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_one_sentence(pages: list[dict[str, Any]], loader: str, fault: str) -> None:
     """And a bundle without one is opened."""

@@ -1,4 +1,5 @@
-// Answers from an edgekit bundle in a page, computed in a worker: `(await open("./bundle/"))("turn on the light")`.
+// Answers from an edgekit bundle in a page, computed in a worker: `(await open("./bundle/"))("turn on the light")`; of a model that
+// writes, piece by piece: `for await (const { text } of bundle("Once upon a time", 64)) ...`
 // Needs onnxruntime-web and @huggingface/tokenizers in `modules`; no other address is asked.
 
 // trust: { atLeast, key }, what the bundle must be (see trust.mjs); its signature is model.sig beside the folder.
@@ -26,10 +27,24 @@ export async function open(folder = "./bundle/", { modules = "./node_modules/", 
     waiting.set(++count, { resolve, reject });
     worker.postMessage({ id: count, ...asked });
   });
+  const follow = async function* (said, most, { signal, ...choice } = {}) {
+    const following = await ask({ begin: [said, most, choice] });
+    try {
+      for (;;) {
+        signal?.throwIfAborted();
+        const { done, value } = await ask({ next: following });
+        if (done) return;
+        yield value;
+      }
+    } finally {
+      worker.postMessage({ end: following });
+    }
+  };
   const absolute = (address) => new URL(address, document.baseURI).href;
   try {
     const opened = await ask({ opening: { folder: absolute(folder), modules: absolute(modules), threads, trust } });
-    return Object.assign((text, options) => ask({ text, options }), opened, { close: () => worker.terminate() });
+    const answer = opened.manifest.output === "tokens" ? follow : (text, options) => ask({ text, options });
+    return Object.assign(answer, opened, { close: () => worker.terminate() });
   } catch (failed) {
     worker.terminate();
     throw failed;

@@ -5,8 +5,15 @@ import { createReader } from "./store.mjs";
 import { createTrust } from "./trust.mjs";
 
 let bundle;
+// Of a model that writes: the answers that are not at their end, by the number of the message that asked.
+const answers = new Map();
 
-async function answer({ opening, text, options }, tell) {
+async function answer(id, { opening, begin, next, text, options }, tell) {
+  if (begin) {
+    answers.set(id, bundle(...begin));
+    return id;
+  }
+  if (next) return answers.get(next).next();
   if (!opening) return bundle(text, options);
   const { folder, modules, threads, trust } = opening;
   const need = (name, file) => needPackage(name, () => import(`${modules}${name}/dist/${file}`));
@@ -21,9 +28,10 @@ async function answer({ opening, text, options }, tell) {
   return { manifest, notes, times };
 }
 
-self.onmessage = async ({ data: { id, ...asked } }) => {
+self.onmessage = async ({ data: { id, end, ...asked } }) => {
+  if (end) return answers.delete(end);
   try {
-    self.postMessage({ id, answer: await answer(asked, (progress) => self.postMessage({ id, progress })) });
+    self.postMessage({ id, answer: await answer(id, asked, (progress) => self.postMessage({ id, progress })) });
   } catch (failed) {
     self.postMessage({ id, failed: String(failed.message ?? failed) });
   }
