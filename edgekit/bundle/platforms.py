@@ -118,7 +118,7 @@ def _c(output: str) -> Embedding:
         install=(f"cc -O2 main.c bundle.c {names} {libraries} -lm -o app",),
         use=start + _C_USES[output],
         language="c",
-        ran="x86-64 (gcc), and the emulated aarch64 board" if not writes else "x86-64 (gcc)",
+        ran="x86-64 (gcc), and the emulated aarch64 board",
         notes=(f"The program reads {shipped} of bundle/ only, by the hashes that bundle.c holds: ship these.",),
         make=native_files,
     )

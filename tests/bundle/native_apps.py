@@ -144,25 +144,25 @@ def compile_app(app: Path, *more: str, compiler: str = "gcc", library: Path | No
     return _compiled([*command, f"-Wl,-rpath,{found}", "-Wl,--allow-shlib-undefined"], app / "app")
 
 
-def compile_writer(app: Path, *more: str) -> Path:
-    """The program of an app's sources over llama.cpp."""
-    headers, library = llama_cpp.headers(), llama_cpp.installed()
+def compile_writer(app: Path, *more: str, compiler: str = "gcc", library: Path | None = None) -> Path:
+    """The program of an app's sources over llama.cpp; library: a folder with another libllama.so than that which is installed."""
+    headers, found = llama_cpp.headers(), library or llama_cpp.installed()
     assert headers is not None
-    assert library is not None
-    sources = sorted(path for path in app.glob("*.c"))
+    assert found is not None
+    sources = map(str, sorted(app.glob("*.c")))
     command = [
-        "gcc",
+        compiler,
         *FLAGS,
         *more,
-        *map(str, sources),
+        *sources,
         f"-I{headers}",
-        f"-L{library}",
+        f"-L{found}",
         "-lllama",
         "-lggml",
         "-lggml-base",
         "-lm",
     ]
-    return _compiled([*command, f"-Wl,-rpath,{library}"], app / "app")
+    return _compiled([*command, f"-Wl,-rpath,{found}", "-Wl,--allow-shlib-undefined"], app / "app")
 
 
 def run_app(

@@ -40,6 +40,7 @@ fun main(words: Array<String>) {
     var count = 0
     tell(writer.write(lines[0]) { if (++count == 3) writer.stop() })
     tell(told { writer.write(lines[0]) { throw IllegalStateException("the app's own \\uD83D\\uDE00") } })
+    tell(told { writer.write(lines[0]) { writer.close() } })
     tell(writer.write(lines[0], 64))
     writer.close()
     writer.close()

@@ -23,8 +23,10 @@ from tests.bundle.native_apps import (
     pack_words,
     run_app,
     writing_bundle,
+    written,
 )
 from tests.bundle.test_golden import pack_golden
+from tests.devices.arm_llama import arm_library
 from tests.devices.emulated import need_board, root_file_system
 from tests.devices.native import ARM, HERE, cached_probe, need_compiler
 
@@ -38,6 +40,26 @@ TEXTS = [
     "\U0001f600 مرحبا on",
     "on " * 300_000,
 ]
+
+
+# Ends the reading of a question, then answers others.
+WRITES = r"""
+#include <stdio.h>
+#include "generate.h"
+static int show(void *ends, const char *piece, size_t length) { return fwrite(piece, 1, length, stdout) == length && !*(int *)ends; }
+int main(int count, char **words) {
+  ek_error error;
+  ek_writer *writer = ek_open_writer(ek_verified(), words[1], &error);
+  int ends = 1;
+  if (writer && !ek_write(writer, "jazz", 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
+  ends = 0;
+  for (int at = 2; writer && at < count; ++at, putchar(0))
+    if (!ek_write(writer, words[at], 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
+  if (!writer) return fprintf(stderr, "%s\n", error.text), 1;
+  ek_close_writer(writer);
+  return 0;
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -107,22 +129,7 @@ def test_what_is_written_is_what_the_loader_in_python_writes(tmp_path: Path, tem
     bundle = writing_bundle(tmp_path / "model", template)
     loaded = load_bundle(bundle, bundle.folder)
     app = lay_app(bundle, tmp_path / "app")
-    (app / "main.c").write_text(r"""
-        #include <stdio.h>
-        #include "generate.h"
-        static int show(void *ends, const char *piece, size_t length) { return fwrite(piece, 1, length, stdout) == length && !*(int *)ends; }
-        int main(int count, char **words) {
-          ek_error error;
-          ek_writer *writer = ek_open_writer(ek_verified(), words[1], &error);
-          int ends = 1;
-          if (writer && !ek_write(writer, "jazz", 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
-          ends = 0;
-          for (int at = 2; writer && at < count; ++at, putchar(0))
-            if (!ek_write(writer, words[at], 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
-          if (!writer) return fprintf(stderr, "%s\n", error.text), 1;
-          ek_close_writer(writer);
-          return 0;
-        }""")
+    (app / "main.c").write_text(WRITES, encoding="ascii")
     program = compile_writer(app)
     texts = ["turn the kitchen light on", "play", "on \U0001f600", " \u3000play \n\x85"]
     code, said, last = run_app(program, app / "bundle", *texts)
@@ -145,6 +152,25 @@ def test_what_is_written_is_what_the_loader_in_python_writes(tmp_path: Path, tem
     assert "do not fit the context" in run_app(program, app / "bundle", "on " * 500)[2]
 
 
+def test_it_writes_on_an_emulated_board(tmp_path: Path) -> None:
+    """The program for aarch64, in qemu with a Raspberry Pi 4's CPU, over a llama.cpp for it: the tokens of this machine's."""
+    need_board()
+    need_compiler(ARM)
+    bundle = writing_bundle(tmp_path / "model", TEMPLATE)
+    app, board, library = lay_app(bundle, tmp_path / "app"), root_file_system(), arm_library()
+    (app / "main.c").write_text(WRITES, encoding="ascii")
+    program = compile_writer(app, compiler="aarch64-linux-gnu-gcc", library=library)
+    for path in library.iterdir():
+        (app / path.name).symlink_to(path)  # this llama.cpp looks for its part for the CPU beside the program
+    texts = ["turn the kitchen light on", "on \U0001f600"]
+    code, said, last = run_app(program, app / "bundle", *texts, before=emulator(board, library))
+    assert code == 0, last
+    llama = load_bundle(bundle, bundle.folder).llama  # type: ignore[attr-defined]
+    wanted = [written(llama, text, TEMPLATE).replace("\N{REPLACEMENT CHARACTER}", "") for text in texts]
+    assert said.split("\0") == [*wanted, ""]
+    assert min(map(len, wanted)) > 40
+
+
 def test_what_programs_in_c_cannot_read_is_refused(tmp_path: Path) -> None:
     """A word tokenizer; nothing is written."""
     bundle = open_bundle(pack_golden(tmp_path / "words").bundle)
@@ -152,6 +178,12 @@ def test_what_programs_in_c_cannot_read_is_refused(tmp_path: Path) -> None:
         embed(bundle.folder, "c", tmp_path / "app")
     assert not (tmp_path / "app").exists()
     assert native_files
+
+
+def emulator(board: Path, library: Path) -> list[str | Path]:
+    """What the command of a program for the board begins with here."""
+    path = f"LD_LIBRARY_PATH={library}:/lib/aarch64-linux-gnu:/usr/lib/aarch64-linux-gnu"
+    return [board / "qemu", "-cpu", "cortex-a72", "-L", board / "root", "-E", path]
 
 
 def test_it_answers_on_an_emulated_board(app: Path, tmp_path: Path) -> None:
@@ -167,16 +199,7 @@ def test_it_answers_on_an_emulated_board(app: Path, tmp_path: Path) -> None:
     program = compile_app(tmp_path / "app", compiler="aarch64-linux-gnu-gcc", library=library)
     asked = "".join(f"{line}\n" for line in TEXTS[:-1])
     here = run_app(app / "app", app / "bundle", said=asked)[1].splitlines()
-    qemu = [
-        board / "qemu",
-        "-cpu",
-        "cortex-a72",
-        "-L",
-        board / "root",
-        "-E",
-        f"LD_LIBRARY_PATH={library}:/lib/aarch64-linux-gnu:/usr/lib/aarch64-linux-gnu",
-    ]
-    code, said, last = run_app(program, tmp_path / "app" / "bundle", said=asked, before=qemu)
+    code, said, last = run_app(program, tmp_path / "app" / "bundle", said=asked, before=emulator(board, library))
     assert code == 0, last
     assert [line.split()[0] for line in said.splitlines()] == [line.split()[0] for line in here]
     scores = [[float(line.split()[1]) for line in lines] for lines in (said.splitlines(), here)]

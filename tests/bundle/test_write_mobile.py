@@ -40,7 +40,7 @@ def test_texts_are_llama_cpps(app: Path, bundle: Bundle, tmp_path: Path) -> None
     """Several questions in one session, each piece of whole characters; too long, stopped, ended by the app, closed."""
     files = tmp_path / "files"
     out = ask(app.parent / "built", files, app / "bundle", said="".join(f"{line}\n" for line in TEXTS))
-    *answers, long, negative, stopped, thrown, again, closed, rest = out.split("\ue002")
+    *answers, long, negative, stopped, thrown, inside, again, closed, rest = out.split("\ue002")
     llama = load_bundle(bundle, bundle.folder).llama  # type: ignore[attr-defined]
     for text, answer in zip(TEXTS, answers, strict=True):
         *pieces, end = answer.split("\ue001")
@@ -50,6 +50,7 @@ def test_texts_are_llama_cpps(app: Path, bundle: Bundle, tmp_path: Path) -> None
     assert negative == "an answer has 0 tokens or more at most, not -1"
     assert stopped == "".join(answers[0].split("\ue001")[:3])
     assert thrown == "the app's own \U0001f600"
+    assert inside == "an answer is being written: stop it, and go on behind it"
     assert again == answers[0].replace("\ue001", "")
     assert (closed, rest) == ("this model was closed", "")
     assert [path.name for path in files.iterdir()] == ["model.gguf"]

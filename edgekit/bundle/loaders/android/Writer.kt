@@ -11,6 +11,8 @@ import java.util.function.Predicate
 class Writer(folder: File) : AutoCloseable {
     private var writer = open(folder.path.encodeToByteArray())
 
+    private var writing = false
+
     @Volatile
     private var stopped = false
 
@@ -18,16 +20,14 @@ class Writer(folder: File) : AutoCloseable {
      * The likeliest answer to a question, of a model that talks, or what follows a text: until the model ends it, or [most] tokens
      * long (0: as many as have room). [take] is given it piece by piece, whole characters; what it throws ends the answer.
      */
-    @Synchronized
-    fun write(said: String, most: Int = 0, take: (String) -> Unit = {}): String {
+    fun write(said: String, most: Int = 0, take: (String) -> Unit = {}): String = alone {
         require(most >= 0) { "an answer has 0 tokens or more at most, not $most" }
         val answer = StringBuilder()
-        stopped = false
         write(writer, said.encodeToByteArray(), most, Predicate { bytes ->
             if (bytes.isNotEmpty()) bytes.decodeToString().let { answer.append(it); take(it) }
             !stopped
         })
-        return answer.toString()
+        answer.toString()
     }
 
     /** End the answer that is being written, or the reading of its question; from any thread. */
@@ -35,10 +35,18 @@ class Writer(folder: File) : AutoCloseable {
         stopped = true
     }
 
-    @Synchronized
-    override fun close() {
+    override fun close() = alone {
         close(writer)
         writer = 0
+    }
+
+    // What takes the pieces may not ask, or close, the writer that gives them.
+    @Synchronized
+    private fun <T> alone(task: () -> T): T {
+        check(!writing) { "an answer is being written: stop it, and go on behind it" }
+        writing = true
+        stopped = false
+        return try { task() } finally { writing = false }
     }
 
     companion object : Files() {
