@@ -31,6 +31,8 @@ _SCALE_BYTES = 4
 # How a kind is written: int8 (a scale a channel), pairs (the same with `reduce_range`), wBITS/BLOCK, table (a scale a row) and
 # table/w4/BLOCK.
 _BLOCKS = re.compile(r"(?:table/)?w(\d)/(\d+)$")
+# What is rounded with feedback where a training begins: rounding to 8 bits loses too little, and a table is no product.
+_FITTED = re.compile(r"w4/")
 
 
 def make_grid(format_: str, model: Model, options: Options) -> Grid:
@@ -38,12 +40,15 @@ def make_grid(format_: str, model: Model, options: Options) -> Grid:
 
     Raises EdgekitError for a scheme that rounds nothing, or by what is calibrated after the training.
     """
+    from edgekit.formats.gptq import round_linears
+
     if options.scheme not in ROUNDED:
         raise EdgekitError(
             f"onnx {options.scheme}: [qad] trains for weights that are rounded by themselves, and this scheme rounds none or"
             f" chooses by calibration; name a scheme, such as --scheme int8-dynamic (or {', '.join(ROUNDED[1:])})"
         )
     kinds = _kinds(model, options)
+    fitted = {name: kind for name, kind in kinds.items() if _FITTED.match(kind)}
     return Grid(
         format=format_,
         scheme=options.scheme,
@@ -52,6 +57,7 @@ def make_grid(format_: str, model: Model, options: Options) -> Grid:
         unpack=unpack,
         rounds_inputs=options.scheme == "int8-dynamic",
         layouts=make_layouts(kinds.values()),
+        fit=partial(round_linears, kinds=fitted, pack=_pack_fitted) if fitted else None,
     )
 
 
@@ -86,6 +92,32 @@ def pack(rows: Floats, kind: str) -> Bytes:
         integers, scale = weight_int8(rows.T, reduce_range=kind == "pairs")
         parts = [integers.T, scale[:, None]]
     return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1)
+
+
+def _pack_fitted(rows: Floats, kind: str, spread: Floats, importance: Floats, wanted: Floats) -> Bytes:
+    """Rows rounded with feedback (`gptq.Pack`), each block's scale the best for what the columns before it made of its values."""
+    import numpy as np
+
+    from edgekit.formats.gptq import round_columns
+    from edgekit.formats.onnx.packing import pack_weighted
+
+    count, columns = rows.shape
+    found = _BLOCKS.match(kind)
+    block = int(found[2]) if found else columns
+    filled = -columns % block
+    padded = np.pad(rows, ((0, 0), (0, filled)))
+    scales = np.empty((count, padded.shape[1] // block), np.float32)
+
+    def place(first: int, values: Floats) -> tuple[Floats, Floats]:
+        weights = np.pad(importance, (0, filled))[first : first + block]
+        scales[:, first // block] = scale = pack_weighted(values.T, weights, block=block)[1]
+        every = np.repeat(scale[:, None], block, axis=1)
+        return every * np.float32(-8), every
+
+    codes = round_columns(padded, np.pad(spread, (0, filled)), block, np.arange(16, dtype=np.float32), place)
+    wanted[:] = padded[:, :columns]
+    numbers = codes.reshape(*scales.shape, block).astype(np.float32) - np.float32(8)
+    return _join(kind, Coded(codes=numbers, scales=scales))
 
 
 def unpack(data: Bytes, kind: str, columns: int) -> Floats:

@@ -30,9 +30,10 @@ from edgekit.formats.gguf.mixed.allocate import (
     read_budget,
     refine,
 )
-from edgekit.formats.gguf.mixed.gptq import CODES, feedback, input_grams, linear_paths
+from edgekit.formats.gguf.mixed.gptq import CODES
 from edgekit.formats.gguf.schemes import OUTPUT, TOKEN_EMBEDDING, Shape, main_file_type, quantizable
 from edgekit.formats.gguf.tensors import Tensor, layer_names, shapes
+from edgekit.formats.gptq import feedback, input_grams, linear_paths
 from edgekit.formats.smallest import Passage
 from edgekit.outputs import OUTPUTS
 from edgekit.runtimes.machine import available_cores
@@ -245,7 +246,7 @@ class Feedback:
             return None
         self._left.pop()
         self._steps.tell(f"rounds {name}")
-        gram = next(self._grams)
+        _, gram = next(self._grams)
         if self._last is None or self._last[0] is not gram:
             self._last = gram, feedback(gram)
         spread = self._last[1]

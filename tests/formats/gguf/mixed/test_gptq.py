@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 pytest.importorskip("llama_cpp")
 
 from edgekit.formats.gguf import ggml
-from edgekit.formats.gguf.mixed.gptq import CODES, _grid, feedback, input_grams, linear_paths, round_rows
+from edgekit.formats.gguf.mixed.gptq import CODES, _grid, round_rows
+from edgekit.formats.gptq import feedback, input_grams, linear_paths
 from tests.architectures.decoders import make_decoder
 
 COLUMNS = 512
@@ -130,15 +131,15 @@ def test_grams_are_of_what_layers_see(tmp_path: Path, monkeypatch: pytest.Monkey
         module(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long))
     for handle in handles:
         handle.remove()
-    grams = list(input_grams(module, ids, paths))
-    found = dict(zip(paths, grams, strict=True))
+    found = dict(input_grams(module, ids, paths))
+    assert list(found) == paths
     # Queries, keys and values have one input; so have gate and up.
-    assert len({id(gram) for gram in grams}) == 3 * 4 + 1
+    assert len({id(gram) for gram in found.values()}) == 3 * 4 + 1
     for path in paths:
         seen = torch.cat(inputs[path]).double()
         np.testing.assert_allclose(found[path], (seen.T @ seen / len(seen)).numpy(), rtol=1e-4, atol=1e-6)
-    monkeypatch.setattr("edgekit.formats.gguf.mixed.gptq.MOST_BYTES", 1)
-    for path, again in zip(paths, input_grams(module, ids, paths), strict=True):
+    monkeypatch.setattr("edgekit.formats.gptq.MOST_BYTES", 1)
+    for path, again in input_grams(module, ids, paths):
         np.testing.assert_allclose(again, found[path], rtol=1e-6)
 
 
