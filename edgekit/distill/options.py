@@ -230,7 +230,8 @@ class QadOptions(DistillOptions):
     384 channels (a quarter of that for "both"), falling as 1 / width.
 
     `train`: the weights, whose scales then follow from them as in a plain export; the scales of the file's blocks alone, which is
-    quick; or both, each for itself. Scales that are learned begin, of GGUF, where rounding with feedback (GPTQ) ends.
+    quick; or both, each for itself. Scales that are learned begin, of GGUF and of ONNX w4, where
+    rounding with feedback (GPTQ) ends.
     """
 
     train: Literal["weights", "scales", "both"] = field(default="weights", metadata=LATER)

@@ -57,7 +57,7 @@ def make_grid(format_: str, model: Model, options: Options) -> Grid:
         unpack=unpack,
         rounds_inputs=options.scheme == "int8-dynamic",
         layouts=make_layouts(kinds.values()),
-        fit=partial(round_linears, kinds=fitted, pack=_pack_fitted) if fitted else None,
+        fit=partial(round_linears, kinds=fitted, pack=pack_fitted) if fitted else None,
     )
 
 
@@ -94,7 +94,7 @@ def pack(rows: Floats, kind: str) -> Bytes:
     return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1)
 
 
-def _pack_fitted(rows: Floats, kind: str, spread: Floats, importance: Floats, wanted: Floats) -> Bytes:
+def pack_fitted(rows: Floats, kind: str, spread: Floats, importance: Floats, wanted: Floats) -> Bytes:
     """Rows rounded with feedback (`gptq.Pack`), each block's scale the best for what the columns before it made of its values."""
     import numpy as np
 
