@@ -47,15 +47,16 @@ def inputs(
     format_: str = "gguf",
     task: str = TASK,
     more: Mapping[str, object] = MappingProxyType({}),
+    student: Path | None = None,
     **options: Any,
 ) -> QadInputs:
-    """more: other options of the export."""
+    """more: other options of the export. student: the teacher itself, unless named."""
     output = TASKS[task].OUTPUT
     read, losses = read_qad_options({"batch": 4} | options, output, "qad")
     _, how = parse_options({"format": format_, "scheme": scheme, **more}, output, "export")
     return QadInputs(
         teacher=content(teacher),
-        student=content(teacher),
+        student=content(student or teacher),
         prompts=content(prompts),
         task=task,
         format=format_,

@@ -49,7 +49,7 @@ from edgekit.distill.snapshot import drop_snapshot
 from edgekit.distill.students import Created, Cut, Hashed, Student, Whole, load_module, make_student, narrow, widen
 from edgekit.distill.tap import Tap, find_family
 from edgekit.distill.teachers import Teacher, TeacherInputs, find_teacher
-from edgekit.distill.vocabulary import check_same, write_tokenizer
+from edgekit.distill.vocabulary import check_same, find_tokens, write_tokenizer
 from edgekit.embedding_files import read_embedding
 from edgekit.grid import Grid
 from edgekit.inputs import identity
@@ -98,7 +98,7 @@ class Teaches:
     """A teacher: its folder, and what was recorded of it (`recorded.record`), where it is not to be asked.
 
     others: folders of further teachers, with which it teaches by a mean of all (`ensemble`); weights: theirs and its own, before
-    them, or "validation". scorer: the folder of a model that scores what the student writes beside it.
+    them, or "validation". scorer: a model that scores what the student writes. tokens: its ids of the source's, if others.
     """
 
     folder: Path
@@ -106,6 +106,7 @@ class Teaches:
     others: Sequence[Path] = ()
     weights: Sequence[float] | str = ()
     scorer: Path | None = None
+    tokens: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +287,10 @@ def _asked(
 
     @cache
     def open_checkpoint() -> Tap:
-        return Tap(load_module(course.job.task, folder), needs=needs, blocks=student.matched, device=device)
+        tokens = taught.tokens if folder == taught.folder else None
+        return Tap(
+            load_module(course.job.task, folder), needs=needs, blocks=student.matched, device=device, tokens=tokens
+        )
 
     return find_teacher(
         TeacherInputs(
@@ -304,8 +308,7 @@ def _asked(
 
 def _class_order(first: Path, other: Path) -> list[int]:
     """Of each class of a teacher its number in another one."""
-    theirs = load_model(other).labels
-    return [theirs.index(name) for name in load_model(first).labels]
+    return [load_model(other).labels.index(name) for name in load_model(first).labels]
 
 
 def identify(course: Course) -> str:
@@ -420,7 +423,7 @@ def train_on_grid(
             losses=weights,
             options=replace(options, learning_rate=choose_rate(options, model.hidden)),
             begins=student,
-            teacher=Teaches(folder=teacher),
+            teacher=Teaches(folder=teacher, tokens=find_tokens(teacher, student)),
             grid=grid,
         )
     )

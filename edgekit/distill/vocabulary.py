@@ -24,6 +24,8 @@ from edgekit.schema import read_json
 from edgekit.typed_json import as_list, as_table
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from edgekit.model import Model
 
 # What is left of a tokenizer whose tokens changed: the other files would tell the old ones.
@@ -95,6 +97,27 @@ def check_same(teacher: Path, student: Path, texts: Sequence[str], kept: Sequenc
                     f"{teacher / 'tokenizer.json'}: with fewer tokens it reads {text[:60]!r} otherwise than before; remove"
                     " student.vocabulary"
                 )
+
+
+def find_tokens(teacher: Path, student: Path) -> Tensor | None:
+    """A teacher's ids of its student's tokens, int64, -1 for ids without a token; None where they are the same.
+
+    Raises EdgekitError for a student with tokens that its teacher has not.
+    """
+    import torch
+
+    theirs, own = (load_model(folder).tokenizer().get_vocab(with_added_tokens=True) for folder in (teacher, student))
+    if theirs == own:
+        return None
+    if unknown := sorted(own.keys() - theirs.keys()):
+        raise EdgekitError(
+            f"{student / 'tokenizer.json'}: the teacher has no token {unknown[0]!r}, so that it cannot read what its student"
+            f" reads ({len(unknown)} tokens in all); make the student from this teacher"
+        )
+    ids = torch.full((max(own.values()) + 1,), -1)
+    for token, index in own.items():
+        ids[index] = theirs[token]
+    return ids
 
 
 def trim(content: Mapping[str, object], numbers: Mapping[int, int]) -> dict[str, object]:

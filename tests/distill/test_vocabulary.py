@@ -14,15 +14,17 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgekit.distill.students import cut_tokens, load_module
-from edgekit.distill.vocabulary import choose_tokens, trim
+from edgekit.distill.vocabulary import choose_tokens, find_tokens, trim
 from edgekit.errors import EdgekitError
 from edgekit.model import Model, load_model
 from edgekit.pipeline.shapes import planned_student
+from edgekit.qad import qad
 from edgekit.recipe import Student
 from edgekit.tasks import TASKS
 from tests import steps
 from tests.architectures.families import MORE, make_family
 from tests.conftest import LABELS, ROOT, make_data
+from tests.test_qad import inputs
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 ASSISTANT = ROOT / "calib_data" / "assistant" / "train.jsonl"
@@ -144,7 +146,7 @@ def answers(folder: Path, texts: Sequence[str]) -> torch.Tensor:
 
 
 def make_teacher(folder: Path, tokenizer: Tokenizer, pad_token_id: int | None = 1) -> Path:
-    """A BERT of random weights, with as many tokens as its tokenizer and a row more. pad_token_id: its configuration's."""
+    """A BERT of random weights, so large that its answers follow its tokens, with as many tokens as its tokenizer and a row more. pad_token_id: its configuration's."""
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -159,7 +161,12 @@ def make_teacher(folder: Path, tokenizer: Tokenizer, pad_token_id: int | None = 
         label2id={label: index for index, label in enumerate(LABELS)},
     )
     torch.manual_seed(0)
-    BertForSequenceClassification(config).save_pretrained(folder)
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(10)
+    model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"unk_token": "<unk>", "pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>"}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
@@ -199,6 +206,20 @@ def test_a_student_with_fewer_tokens(tmp_path: Path) -> None:
     assert {name: info.shape for name, info in planned.tensors.items()} == {
         name: info.shape for name, info in student.tensors.items()
     }
+    # On the grid of its file it goes on from there, beside a teacher that sees the same tokens under its own numbers.
+    how = {"format_": "onnx", "task": "text-classification", "student": out, "epochs": 1, "holdout": 0.3}
+    asked = inputs(teacher, data, "w8", **how)
+    (tmp_path / "grid").mkdir()
+    told = qad(asked, tmp_path / "grid")
+    assert isinstance(told["start"], float)
+    assert told["start"] < 2e-4
+    ids = find_tokens(teacher, out)
+    assert ids is not None
+    assert student.tokenizer().encode(texts[0]).ids != (whole := load_model(teacher).tokenizer().encode(texts[0]).ids)
+    assert ids[student.tokenizer().encode(texts[0]).ids].tolist() == whole
+    assert find_tokens(teacher, teacher) is None
+    with pytest.raises(EdgekitError, match=r"the teacher has no token .*make the student from this teacher"):
+        find_tokens(out, teacher)
 
 
 def test_more_tokens_than_the_teacher_has(
