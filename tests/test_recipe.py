@@ -186,7 +186,11 @@ def test_recipes_are_found_by_what_they_hold(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("recipe", sorted(packaged("examples").rglob("recipe.toml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "recipe",
+    [*sorted(packaged("examples").rglob("recipe.toml")), packaged("examples/assistant/small.toml")],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
 def test_examples_load(recipe: Path) -> None:
     assert load_recipe(recipe).license
 
