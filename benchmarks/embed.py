@@ -163,6 +163,7 @@ static double now(void) {
   return (double)at.tv_sec * 1e3 + (double)at.tv_nsec / 1e6;
 }
 static int take(void *to, const char *piece, size_t length) {
+  if (!length) return 1; /* the text is still being read */
   fprintf(to, "%.6f %zu\\n", now() - begun, length);
   fwrite(piece, 1, length, to);
   begun = now();

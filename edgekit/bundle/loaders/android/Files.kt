@@ -14,7 +14,7 @@ abstract class Files internal constructor() {
     val files: Map<String, String>
         get() = String(lines()).lines().filter { it.isNotEmpty() }.associate { it.substringAfter(' ') to it.substringBefore(' ') }
 
-    /** Copy the files that are not in [folder] yet from an app's assets, which onnxruntime cannot read: `open` is `assets::open`. */
+    /** Copy the files that are not in [folder] yet from an app's assets, which no engine reads: `open` is `assets::open`. */
     fun unpack(folder: File, open: (String) -> InputStream) = each(folder) { name, part ->
         part.outputStream().use { out -> open(name).use { it.copyTo(out) } }
     }
