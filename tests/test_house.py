@@ -40,7 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "embedding_files",
         "checkpoint_keys owners_tokenizer reference history",
         "recipe target prompts workspace loaders",
-        "duplicates state model_card closure tables evidence",
+        "duplicates state model_card closure tables evidence outcomes",
         "schema apart tokenizing gate inputs outputs modalities times hashing recovery stored",
         "typed_json",
         "errors progress",

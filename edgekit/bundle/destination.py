@@ -37,6 +37,7 @@ def refuse_foreign(out: Path, name: str) -> None:
         out / f"{name}.report.json": _is_report,
         out / f"{name}.report.html": _is_page,
         out / f"{name}.tuning.json": _is_tuning,
+        out / f"{name}.outcomes.json": _is_outcomes,
     }
     for path, is_ours in mine.items():
         if os.path.lexists(path) and not is_ours(path):
@@ -170,19 +171,23 @@ def _is_archive(path: Path, root: str) -> bool:
 
 
 def _is_report(path: Path) -> bool:
-    try:
-        content = read_json(path)
-    except EdgekitError:
-        return False
-    return isinstance(content, dict) and {"verdict", "checks", "artifact"} <= content.keys()
+    return _has_keys(path, "verdict", "checks", "artifact")
 
 
 def _is_tuning(path: Path) -> bool:
+    return _has_keys(path, "artifact", "best", "tried")
+
+
+def _is_outcomes(path: Path) -> bool:
+    return _has_keys(path, "artifact", "prompts", "right")
+
+
+def _has_keys(path: Path, *keys: str) -> bool:
     try:
         content = read_json(path)
     except EdgekitError:
         return False
-    return isinstance(content, dict) and {"artifact", "best", "tried"} <= content.keys()
+    return isinstance(content, dict) and set(keys) <= content.keys()
 
 
 def _is_page(path: Path) -> bool:

@@ -31,6 +31,8 @@ from edgekit.errors import CheckFailed, EdgekitError
 from edgekit.evidence import Report, read_report
 from edgekit.formats import FORMATS, library_versions
 from edgekit.modalities import MODALITIES
+from edgekit.outcomes import FILE as OUTCOMES
+from edgekit.outcomes import read_outcomes
 from edgekit.report.page import write_html
 from edgekit.runtimes import RUNTIMES
 from edgekit.schema import dump_json, read_json
@@ -66,8 +68,8 @@ LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 
 @dataclass(frozen=True, kw_only=True)
 class Packaged:
-    """Where things lie: the bundle's folder and archive, and beside them the evidence (report.json, report.html) and, where it
-    was measured, the best setting (tuning.json)."""
+    """Where things lie: the bundle's folder and archive, and beside them the evidence (report.json, report.html; outcomes.json
+    where answers are right or wrong) and, where it was measured, the best setting (tuning.json)."""
 
     bundle: Path
     archive: Path
@@ -148,6 +150,7 @@ def package(inputs: PackageInputs, out: Path, *, strict: bool = False) -> Packag
             clear_leftovers(put.bundle, (put.archive, put.report, put.html))
             put = replace(put, tuning=_write_tuning(out / f"{name}.tuning.json", content))
             write_atomically(put.report, content.to_json())
+            _write_outcomes(report, out / f"{name}.outcomes.json")
             write_html(content, put.html, recipe=inputs.recipe)
             _judge(content, put, strict=strict)
             packing = Packing(
@@ -172,6 +175,15 @@ def _write_tuning(path: Path, report: Report) -> Path | None:
     elif path.is_file() and read_json(path)["artifact"] != report.artifact.sha256:
         path.unlink()
     return path if path.is_file() else None
+
+
+def _write_outcomes(report: Path, path: Path) -> None:
+    """What the artifact answered, prompt by prompt; a verdict that has none of that leaves none of an older artifact."""
+    outcomes = read_outcomes(report / OUTCOMES)
+    if outcomes is not None:
+        write_atomically(path, outcomes.to_json())
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _judge(report: Report, put: Packaged, *, strict: bool) -> None:

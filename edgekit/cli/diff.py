@@ -13,11 +13,12 @@ from edgekit.errors import CheckFailed
 
 if TYPE_CHECKING:
     from edgekit.diff import Difference
-    from edgekit.diff.asked import Asked
+    from edgekit.diff.asked import Asked, Right
     from edgekit.diff.delta import Written
     from edgekit.diff.identity import Setting, Told
     from edgekit.diff.measured import Measured
     from edgekit.diff.tensors import Weights
+    from edgekit.diff.verified import Verified
     from edgekit.diff.vocabulary import TokenizerChange
 
 # Tensors, settings and files that are worth a line; --json has all.
@@ -37,8 +38,8 @@ def diff(a: Path, b: Path, prompts: Path | None, delta: Path | None, asks: bool,
     """Say what changed from A to B, and whether an app that uses A can use B as it is.
 
     A and B are bundles (folders or archives), releases, or model files alone (.onnx, .ort, .gguf). Told are weights by tensor,
-    labels, thresholds and other settings, the tokenizer, answers, accuracy (paired, on --prompts), size and speed (of the reports
-    beside them). The exit code is 3 where B is not compatible with A.
+    labels, thresholds and other settings, the tokenizer, answers, accuracy (paired, on the verify prompts of both, or on
+    --prompts), size and speed (of the reports beside them). The exit code is 3 where B is not compatible with A.
 
     \b
     Examples:
@@ -90,6 +91,8 @@ def lines(found: Difference) -> Iterator[str]:
     if found.asked is not None:
         rows += [("answers", line) for line in _asked(found.asked)]
     rows.append(("size", _size(found)))
+    if found.verified is not None:
+        rows += [("verified", line) for line in _verified(found.verified)]
     if found.measured is not None:
         rows += [("measured", line) for line in _measured(found.measured)]
     shown = [(name if not index or rows[index - 1][0] != name else "", text) for index, (name, text) in enumerate(rows)]
@@ -160,7 +163,7 @@ def _tokenizer(change: TokenizerChange) -> str:
 
 
 def _asked(asked: Asked) -> Iterator[str]:
-    from edgekit.report.figures import percent, share
+    from edgekit.report.figures import share
 
     if not asked.texts:
         yield f"{asked.of}: none has an answer of both that could be compared"
@@ -171,12 +174,34 @@ def _asked(asked: Asked) -> Iterator[str]:
         yield f"  {example.text!r}: {example.b}, was {example.a}"
     if asked.cosine is not None:
         yield f"embeddings alike by {asked.cosine[0]:.4f} (cosine, mean), {asked.cosine[1]:.4f} (least)"
-    if (right := asked.right) is not None:
-        ends = ", ".join(f"{100 * (end or 0.0):+.2f}" for end in right.interval)
+    if asked.right is not None:
+        yield _right(asked.right)
+
+
+def _right(right: Right) -> str:
+    from edgekit.report.figures import percent
+
+    ends = ", ".join(f"{100 * (end or 0.0):+.2f}" for end in right.interval)
+    return (
+        f"accuracy {percent(right.b)}, was {percent(right.a)}: {100 * right.difference:+.2f} points [{ends}] on"
+        f" {right.prompts} prompts, {right.lost} lost and {right.gained} gained"
+    )
+
+
+def _verified(verified: Verified) -> Iterator[str]:
+    from edgekit.report.figures import MISSING
+
+    if verified.right is not None:
+        yield _right(verified.right)
+    if verified.changed is not None:
+        yield f"{verified.changed} of {verified.prompts} verify prompts answered otherwise"
+    if (nats := verified.nats) is not None:
+        ends = ", ".join(MISSING if end is None else f"{end:+.4f}" for end in nats.interval)
         yield (
-            f"accuracy {percent(right.b)}, was {percent(right.a)}: {100 * right.difference:+.2f} points [{ends}] on"
-            f" {right.prompts} prompts, {right.lost} lost and {right.gained} gained"
+            f"{nats.b:.4f} nats a token, was {nats.a:.4f}: {nats.difference:+.4f} [{ends}] on {verified.prompts} prompts,"
+            " less is better"
         )
+    yield from (f"not paired: {why}" for why in verified.why_not)
 
 
 def _size(found: Difference) -> str:

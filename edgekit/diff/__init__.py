@@ -23,6 +23,7 @@ from edgekit.diff.identity import (
 from edgekit.diff.measured import Measured, compare_reports
 from edgekit.diff.sides import Side
 from edgekit.diff.tensors import Weights, compare_weights
+from edgekit.diff.verified import Verified, compare_outcomes
 from edgekit.diff.vocabulary import TokenizerChange, compare_tokenizers
 from edgekit.errors import EdgekitError
 from edgekit.prompts.prompt import Prompt
@@ -49,6 +50,7 @@ class Difference:
     settings: tuple[Setting, ...]
     tokenizer: TokenizerChange | None
     asked: Asked | None
+    verified: Verified | None
     measured: Measured | None
 
 
@@ -78,7 +80,8 @@ def _models(a: Side, b: Side) -> Difference:
         said.append("every tensor is the same: the model files differ in their graph or in what they say of themselves")
     return Difference(
         a=mine, b=theirs, same=same, compatible=None, reasons=(), notes=tuple(said), files=(),
-        weights=weights, labels=None, settings=(), tokenizer=compare_tokenizers(a, b, (), None), asked=None, measured=None,
+        weights=weights, labels=None, settings=(), tokenizer=compare_tokenizers(a, b, (), None), asked=None, verified=None,
+        measured=None,
     )  # fmt: skip
 
 
@@ -123,6 +126,7 @@ def _bundles(a: Bundle, b: Bundle, models: Difference, sides: tuple[Side, Side],
         settings=compare_settings(before, after),
         tokenizer=compare_tokenizers(*sides, [prompt.text for prompt in texts.prompts] if texts else [], read),
         asked=asked,
+        verified=None if before.digest == after.digest else compare_outcomes(*sides),
         measured=compare_reports(*sides),
     )
 

@@ -172,11 +172,16 @@ def _right(prompts: Sequence[Prompt], pairs: Sequence[tuple[Row, Row]]) -> Right
     if not rows:
         return None
     mine, theirs = ([pair[side]["label"] == prompt.label for prompt, pair in rows] for side in (0, 1))
-    difference, interval = clusters.paired_difference(theirs, mine, [prompt.group for prompt, _ in rows])
+    return compare_right(mine, theirs, [prompt.group for prompt, _ in rows])
+
+
+def compare_right(mine: Sequence[bool], theirs: Sequence[bool], groups: clusters.Keys) -> Right:
+    """Who is right more often, by whether A and B answer each of some prompts rightly; groups: see `clusters.paired_bounds`."""
+    difference, interval = clusters.paired_difference(theirs, mine, groups)
     return Right(
-        prompts=len(rows),
-        a=sum(mine) / len(rows),
-        b=sum(theirs) / len(rows),
+        prompts=len(mine),
+        a=sum(mine) / len(mine),
+        b=sum(theirs) / len(theirs),
         difference=difference,
         interval=interval,
         lost=sum(before and not after for before, after in zip(mine, theirs, strict=True)),

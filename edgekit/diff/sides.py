@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.open import Bundle, open_bundle
 from edgekit.errors import EdgekitError
 from edgekit.evidence import Report, read_report
+from edgekit.outcomes import Outcomes, read_outcomes
 from edgekit.release.contents import BUNDLE, RELEASE, read_release, report_name
 
 MODELS = (".onnx", ".ort", ".gguf")
@@ -17,13 +18,15 @@ _ARCHIVE = ".tar.gz"
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What lies at a path. bundle: None of a model file alone. file: the model. reports: what was measured of this very model."""
+    """What lies at a path. bundle: None of a model file alone. file: the model. reports: what was measured of this very model,
+    outcomes: and what it answered then, prompt by prompt."""
 
     path: Path
     kind: str
     bundle: Bundle | None
     file: Path
     reports: tuple[Report, ...] = ()
+    outcomes: Outcomes | None = None
 
     @property
     def manifest(self) -> Manifest | None:
@@ -44,7 +47,14 @@ def open_side(path: Path) -> Side:
         return _side(path, "release", open_bundle(path / BUNDLE), places)
     bundle = open_bundle(path)
     where = path.absolute()
-    return _side(path, "bundle", bundle, [where.with_name(f"{where.name.removesuffix(_ARCHIVE)}.report.json")])
+    name = where.name.removesuffix(_ARCHIVE)
+    side = _side(path, "bundle", bundle, [where.with_name(f"{name}.report.json")])
+    try:
+        outcomes = read_outcomes(where.with_name(f"{name}.outcomes.json"))
+    except EdgekitError:
+        return side
+    of_it = outcomes is not None and outcomes.artifact == bundle.manifest.artifact.sha256
+    return replace(side, outcomes=outcomes) if of_it else side
 
 
 def _side(path: Path, kind: str, bundle: Bundle, places: list[Path]) -> Side:

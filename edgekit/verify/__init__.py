@@ -54,6 +54,7 @@ from edgekit.verify import (
     latency,
     margins,
     on_host,
+    outcomes,
     roofline,
 )
 from edgekit.verify.as_original import check_rows
@@ -91,7 +92,8 @@ def verify(
     coverage: Coverage | None = None,
     control_offer: str | None = None,
 ) -> Report:
-    """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json and outputs.npz.
+    """Run an export's artifact on the device over the verify prompts and write report.json, measurements.json, outputs.npz and,
+    of what is right or wrong, outcomes.json.
 
     device: the one that the inputs name. coverage: how well their calibration covers the prompts, and control_offer: what to say
     where there is no control run, both passed on.
@@ -160,6 +162,7 @@ def _verify_rows(run: Run) -> Report:
     comparisons, asked, floors = compare(run, answers, rows)
     student, groups = answers["student"], [row.group for row in rows]
     beside = on_host.beside_rows(run, ask(run), outputs, student.outputs, encoded.prompts, groups)
+    outcomes.keep_labels(run, rows, answers["artifact"].labels)
     judgement = _Judgement(
         accuracy=accuracy_by_role(run, answers, truth),
         comparisons=comparisons,
@@ -180,13 +183,8 @@ def _verify_rows(run: Run) -> Report:
             *beside.notes,
         ],
     )
-    real = OwnLengths(
-        p50=gate.quantile(measured.real_times, 0.5),
-        p95=gate.quantile(measured.real_times, 0.95),
-        mean_tokens=sum(measured.real_lengths) / max(len(measured.real_lengths), 1),
-    )
     report = _report(run, judgement, measured, conditions, more)
-    report = replace(report, latency_real=real, runtimes=raced or None, host=beside.found)
+    report = replace(report, latency_real=_real(measured), runtimes=raced or None, host=beside.found)
     if not answers["artifact"].labels:
         return report
     return replace(
@@ -196,6 +194,12 @@ def _verify_rows(run: Run) -> Report:
         baseline=draw_line(run, rows, answers["artifact"].labels, sequence),
         control=compare_rows(run, rows, student),
     )
+
+
+def _real(measured: Measurements) -> OwnLengths:
+    lengths, times = measured.real_lengths, measured.real_times
+    p50, p95 = (gate.quantile(times, level) for level in (0.5, 0.95))
+    return OwnLengths(p50=p50, p95=p95, mean_tokens=sum(lengths) / max(len(lengths), 1))
 
 
 def _measure_fastest(
@@ -231,6 +235,7 @@ def _verify_tokens(run: Run) -> Report:
     asked = margins.limits_at(limits, file.bits)
     answers = generation.answers_in_words(run.inputs.artifact.path, arrays)
     judged = generation.judge(recorded, arrays, prompts, asked, answers, inputs.look.alpha)
+    outcomes.keep_tokens(run, prompts, recorded, arrays, judged)
     beside = on_host.beside_tokens(run, question, arrays, *generation.passages(recorded, prompts))
     right = {entry.reference: entry for entry in judged.comparisons if entry.metric in {"accuracy", "agreement"}}
     accuracy = {role: entry.reference_score for role, entry in right.items()}

@@ -161,7 +161,7 @@ class Judged:
     """The comparisons of an artifact's likelihoods and answers, and the figures of its report (see `evidence.Report`).
 
     is_finite: whether all that it answered are numbers. right: of each prompt with a wanted answer, whether the artifact gives
-    it; groups: what each has in common with others.
+    it; asked: those prompts; groups: what each has in common with others.
     """
 
     comparisons: Sequence[Comparison]
@@ -172,6 +172,7 @@ class Judged:
     is_finite: bool
     notes: Sequence[str]
     right: Sequence[bool] = ()
+    asked: Sequence[int] = ()
     groups: Sequence[str] = ()
 
 
@@ -210,6 +211,7 @@ def judge(
         is_finite=bool(np.isfinite(nll).all() and np.isfinite(kl).all()),
         notes=_notes(comparisons),
         right=[a == b for a, b in zip(worded["artifact"].labels, truth, strict=True)],
+        asked=own,
         groups=[groups[index] for index in own],
     )
 

@@ -86,6 +86,19 @@ def test_another_scheme_shares_the_student(tiny: Project, built: Mapping[str, An
     assert "tracing the float graph" not in done.stderr, "it is kept of the first scheme"
 
 
+def test_two_schemes_are_paired_by_what_their_verdicts_kept(tiny: Project, built: Mapping[str, Any]) -> None:
+    """diff asks neither; the shares of right answers are those of the reports, and no text of the set is in the file."""
+    (other,) = json.loads(tiny.run("build", "--target", "third", "--json").stdout)["bundles"]
+    found = json.loads(tiny.run("diff", built["bundle"], other["bundle"], "--no-ask", "--json").stdout)["verified"]
+    reports = [json.loads((tiny.folder / one["report"]).read_text()) for one in (built, other)]
+    right = found["right"]
+    assert (right["a"], right["b"]) == pytest.approx([report["accuracy"]["artifact"] for report in reports])
+    assert (right["prompts"], found["why_not"]) == (reports[0]["prompts"], [])
+    assert right["gained"] - right["lost"] == pytest.approx(right["difference"] * right["prompts"])
+    assert right["interval"][0] <= right["difference"] <= right["interval"][1]
+    assert found["changed"] >= right["lost"] + right["gained"]
+
+
 def test_a_damaged_graph_is_traced_again(tiny: Project, built: Mapping[str, Any]) -> None:
     (graph,) = tiny.cache.glob("trace/*/float.onnx")
     whole = graph.read_bytes()

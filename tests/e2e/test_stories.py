@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -58,6 +59,19 @@ def test_a_story_is_told(stories: Project, format_: str) -> None:
     assert len(said.split()) >= 5
     again = json.loads(stories.run("run", bundle, "Once upon a time", "--most", "20", "--json").stdout)
     assert again["answers"][0]["answer"].strip() == said.strip()
+
+
+def test_both_are_paired_by_what_their_verdicts_kept(stories: Project) -> None:
+    """diff asks neither; the means are those of the reports, whose perplexity is e to that."""
+    names = [f"dist/stories-laptop-cpu-{format_}" for format_ in ("gguf", "onnx")]
+    found = json.loads(stories.run("diff", *names, "--no-ask", "--json").stdout)["verified"]
+    reports = [json.loads(Path(stories.folder, f"{name}.report.json").read_text()) for name in names]
+    assert (found["prompts"], found["why_not"]) == (ROWS["verify"], [])
+    for side, report in zip("ab", reports, strict=True):
+        assert found["nats"][side] == pytest.approx(math.log(report["perplexity"]["artifact"]), abs=1e-4)
+    low, high = found["nats"]["interval"]
+    assert low <= found["nats"]["difference"] <= high
+    assert high - low < 0.1, "the same prompts: what is common to both does not count"
 
 
 def test_what_others_open_is_in_the_bundle(stories: Project) -> None:

@@ -114,6 +114,15 @@ def test_passes_on_the_machine_that_the_target_describes(bench: Bench) -> None:
     assert [entry["verdict"] for entry in report["comparisons"]] == ["pass", "pass", None]
     with np.load(report["out"] / "outputs.npz") as arrays:
         assert arrays["outputs"].shape == (400, 3)
+    prompts = [json.loads(line) for line in (bench.prompts / "verify.jsonl").read_text().splitlines()]
+    kept = json.loads((report["out"] / "outcomes.json").read_text())
+    assert kept["answers"] == [prompt["label"] for prompt in prompts]
+    assert kept["right"] == [True] * 400
+    assert len(set(kept["prompts"])) == 400, "the same text a second time is another prompt"
+    assert kept["artifact"] == report["artifact"]["sha256"]
+    assert not any(
+        text in (report["out"] / "outcomes.json").read_text() for text in {prompt["text"] for prompt in prompts}
+    )
     assert measurements.read_measurements(report["out"]).peak_mb == report["memory_mb"]
 
 
