@@ -11,8 +11,8 @@ Each loader runs in processes of its own, in turns: Python, Node.js, C (gcc -O2,
 Chromium, isolated, of one thread and of two. Opening includes the hashes, and in a page the download from this machine; `cold` is
 the first golden answer, or the first text's where a loader tells none (in C it is part of opening). Figures are medians over
 rounds, in milliseconds: opening, cold, the first text, the nine after it, and steady; of a model that writes, in llama.cpp or in
-onnxruntime (there is no such loader in C), the same of tokens: a prompt's first is one of them. Times of a busy machine mean
-little; the ratio is of medians. Of pages on other devices, see browser.py.
+onnxruntime, the same of tokens: a prompt's first is one of them. Times of a busy machine mean little; the ratio is of medians.
+Of pages on other devices, see browser.py.
 
 Usage: python benchmarks/embed.py BUNDLE [--texts FILE.jsonl] [--count 200] [--rounds 3] [--keep FILE] [--json]. Exit code 1 where
 a goal is missed. Needs node, npm, gcc and Chromium; what it had measured it takes from --keep. --count 0: all of the texts.
@@ -235,6 +235,7 @@ ASKS = {
     "onnxruntime": {
         "python": ("ask.py", PYTHON_WORDS),
         "node": ("ask.mjs", NODE_WORDS),
+        "c": ("main.c", C_WORDS),
         "web": ("", PAGE.replace("ASK", ASK_WORDS)),
     },
 }
@@ -254,15 +255,14 @@ def main() -> int:
     texts = [json.loads(line)["text"] for line in lines if line][: asked.count or None]
     rows, manifest = Rows(asked.keep), check_bundle(asked.bundle)
     kind = manifest.runtime_name if manifest.output == "tokens" else "rows"
-    timed = {name: found for name, found in LOADERS.items() if found[0] in ASKS[kind]}
-    seen: dict[str, list[Mapping[str, Any]]] = {name: [] for name in timed}
+    seen: dict[str, list[Mapping[str, Any]]] = {name: [] for name in LOADERS}
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         apps = {
             platform: lay_out(asked.bundle, platform, Path(scratch, platform), texts, kind)
-            for platform in dict.fromkeys(platform for platform, _ in timed.values())
+            for platform in dict.fromkeys(platform for platform, _ in LOADERS.values())
         }
         for turn in range(asked.rounds):
-            for name, (platform, threads) in timed.items():
+            for name, (platform, threads) in LOADERS.items():
                 taken = functools.partial(measure, platform, apps[platform], threads, kind)
                 seen[name].append(rows.take(f"{name} {turn} of {len(texts)}", taken))
         sizes = {} if kind != "rows" else web_sizes(asked.bundle, Path(scratch, "weighed"))
@@ -321,7 +321,7 @@ def lay_out(bundle: Path, name: str, app: Path, texts: Sequence[str], kind: str)
         line = made.embedding.notes[0].rpartition(": ")[2] if kind == "llama-cpp" else made.embedding.install[0]
         subprocess.run(f"{line} --silent --no-audit --no-fund --ignore-scripts", shell=True, cwd=app, check=True)
     if name == "c":
-        compile_program(app, kind != "rows")
+        compile_program(app, kind == "llama-cpp")
     if name == "web":
         for package in ("wllama",) if kind == "llama-cpp" else ("onnxruntime-web", "tokenizers"):
             inside = "esm" if package == "wllama" else "dist"
@@ -330,12 +330,12 @@ def lay_out(bundle: Path, name: str, app: Path, texts: Sequence[str], kind: str)
     return app
 
 
-def compile_program(app: Path, writes: bool) -> None:
-    """The program in C of an app's folder."""
+def compile_program(app: Path, is_llama: bool) -> None:
+    """The program in C of an app's folder, over llama.cpp or onnxruntime."""
     headers, library = (
-        (llama.headers(), llama.installed()) if writes else (header_folder(), library_folder(app / "lib"))
+        (llama.headers(), llama.installed()) if is_llama else (header_folder(), library_folder(app / "lib"))
     )
-    names = ("llama", "ggml", "ggml-base") if writes else ("onnxruntime",)
+    names = ("llama", "ggml", "ggml-base") if is_llama else ("onnxruntime",)
     command = ["gcc", "-std=c11", "-O2", *map(str, app.glob("*.c")), f"-I{headers}", f"-L{library}"]
     rest = [*(f"-l{name}" for name in names), "-lm", f"-Wl,-rpath,{library}", "-Wl,--allow-shlib-undefined"]
     subprocess.run([*command, *rest, "-o", str(app / "app")], check=True)
@@ -489,7 +489,7 @@ def find_missed(
     loaders: Mapping[str, Mapping[str, float]], alike: Mapping[str, Mapping[str, float]], texts: int, wire: int
 ) -> list[str]:
     """The goals that are missed, in words."""
-    ratios = {name: loaders[name]["steady"] / loaders["python"]["steady"] for name in SLOWER if name in loaders}
+    ratios = {name: loaders[name]["steady"] / loaders["python"]["steady"] for name in SLOWER}
     missed = {
         **{f"{name}: {one['labels']} of {texts} labels alike": one["labels"] < texts for name, one in alike.items()},
         **{

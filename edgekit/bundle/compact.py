@@ -6,6 +6,7 @@ code point, and written into the file: the C program answers by what the library
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,14 +52,14 @@ class _Split:
     digits_alone: bool = False
 
 
-def compact_tokenizer(path: Path) -> bytes:
-    """The compact file of a tokenizer.json.
+def compact_tokenizer(path: Path, table: _Table | None = None) -> bytes:
+    """The compact file of a tokenizer.json. table: what is read in the place of that file's content.
 
     Raises EdgekitError, which names what it is, for a tokenizer that the C program does not know.
     """
-    table = json.loads(path.read_bytes())
+    table = table or json.loads(path.read_bytes())
     refuse = _Refusal(path)
-    model, tokenizer = table["model"], Tokenizer.from_file(str(path))
+    model, tokenizer = table["model"], Tokenizer.from_str(json.dumps(table))
     steps = _steps(table["normalizer"], refuse)
     split = _split(table["pre_tokenizer"], refuse)
     kinds = {"WordPiece": (WORDPIECE, {BERT_SPLIT}), "BPE": (BPE, {GPT2_SPLIT, LLAMA3_SPLIT})}
@@ -87,6 +88,25 @@ def compact_tokenizer(path: Path) -> bytes:
         *map(_words, (settings, steps, before, behind)), prefix.encode(), *_characters(known), *_strings(vocabulary.items()),
         _words(value for merge in sorted(merges) for value in merge), _words(singles), *_strings(spelled), _words(shape),
     ])  # fmt: skip
+
+
+def token_pieces(path: Path) -> bytes:
+    """What each token of a byte-level tokenizer.json is as text: how many, where each begins and the last ends, and the bytes.
+
+    Special tokens have none. Raises EdgekitError for a tokenizer that spells its tokens otherwise.
+    """
+    table, refuse = json.loads(path.read_bytes()), _Refusal(path)
+    refuse.unless((table["decoder"] or {}).get("type") == "ByteLevel", "tokens that are not spelled by bytes")
+    byte_of, added = characters.byte_alphabet(), {token["id"]: token for token in table["added_tokens"]}
+    spelled = {index: token for token, index in table["model"]["vocab"].items()}
+    pieces = []
+    for index in range(max([*spelled, *added]) + 1):
+        token = added[index]["content"] if index in added else spelled.get(index, "")
+        known = index not in added and all(character in byte_of for character in token)
+        piece = bytes(map(byte_of.__getitem__, token)) if known else token.encode()
+        pieces.append(b"" if index in added and added[index]["special"] else piece)
+    ends = itertools.accumulate(map(len, pieces), initial=0)
+    return _words([len(pieces), *ends]) + b"".join(pieces)
 
 
 @dataclass(frozen=True)

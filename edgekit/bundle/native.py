@@ -9,21 +9,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgekit.bundle.compact import compact_tokenizer
+from tokenizers import Tokenizer
+
+from edgekit.bundle.compact import compact_tokenizer, token_pieces
 from edgekit.bundle.golden import GOLDEN
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.open import Bundle
-from edgekit.bundle.talks import gguf_template
+from edgekit.bundle.talks import bundle_template
 from edgekit.chat_template import in_form, render
 from edgekit.errors import EdgekitError
+from edgekit.formats.onnx.files import read
 from edgekit.outputs import OUTPUTS
 from edgekit.runtimes.llamacpp import library
+from edgekit.runtimes.onnxruntime.generation import CONTEXT, SWITCH
 from edgekit.workspace import file_sha256
 
 # An object of JSON, or what is like one.
 _Json = Mapping[str, Any]
 
-SOURCE, TOKENIZER = "bundle.c", "tokenizer.bin"
+SOURCE, TOKENIZER, PIECES = "bundle.c", "tokenizer.bin", "pieces.bin"
 # ggml.h's numbers of what keys and values are kept as.
 _GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 # What somebody may ask a model that chats; the second one's blanks show whether a template takes them away.
@@ -39,34 +43,32 @@ def native_files(bundle: Bundle, scratch: Path) -> dict[str, Path]:
     made = {SOURCE: scratch / SOURCE}
     hashes = {name: file.sha256 for name, file in (manifest.files or {}).items() if name.startswith(manifest.model)}
     if manifest.tokenizer:
-        made[f"bundle/{TOKENIZER}"] = scratch / TOKENIZER
-        (scratch / TOKENIZER).write_bytes(compact_tokenizer(folder / manifest.tokenizer))
-        hashes[TOKENIZER] = file_sha256(scratch / TOKENIZER)
+        source = folder / manifest.tokenizer
+        written = {TOKENIZER: compact_tokenizer(source, _read_for(manifest, source))}
+        written |= {PIECES: token_pieces(source)} if OUTPUTS[manifest.output].generates else {}
+        for name, content in written.items():
+            made[f"bundle/{name}"] = scratch / name
+            (scratch / name).write_bytes(content)
+            hashes[name] = file_sha256(scratch / name)
     golden: _Json = {"rows": [], "tolerance": 0.0}
     if (folder / GOLDEN).is_file():
         golden = json.loads((folder / GOLDEN).read_bytes())
     rows = [row for row in golden["rows"] if "\0" not in row["text"]]
     generates = OUTPUTS[manifest.output].generates
-    said = _written(folder, manifest) if generates else _rows(manifest, rows)
+    write = _decoded if manifest.tokenizer else _written
+    said = write(folder, manifest) if generates else _rows(manifest, rows)
     (scratch / SOURCE).write_text(_source(manifest, hashes, rows, float(golden["tolerance"]), said), encoding="ascii")
     return made
 
 
 def _rows(manifest: Manifest, rows: Sequence[_Json]) -> dict[str, str]:
     """The fields of ek_bundle that only models of rows have."""
-    runtime = manifest.runtime
-    entries: dict[str, object] = dict(_table(runtime.get("config_entries")))
-    if disabled := runtime.get("disabled_optimizers"):
-        entries["optimization.disable_specified_optimizers"] = ";".join(map(str, _list(disabled)))
     if manifest.output == "embedding" and not rows:
         raise EdgekitError(f"{manifest.name}: has no {GOLDEN}, which says how wide its embeddings are; package it anew")
     width = len(rows[0]["embedding"]) if manifest.output == "embedding" else 0
     threshold = manifest.threshold
     return {
-        ".tokenizer": _text(TOKENIZER),
-        ".runtime": _text("onnxruntime"),
-        ".minimum": _text(str(runtime["minimum"])),
-        **_pairs("entries", "entry_count", entries),
+        **_session(manifest),
         **_pairs("prompts", "prompt_count", manifest.prompts),
         **(
             {".labels": f"(const char *const[]){{{', '.join(map(_text, manifest.labels))}}}"} if manifest.labels else {}
@@ -77,7 +79,54 @@ def _rows(manifest: Manifest, rows: Sequence[_Json]) -> dict[str, str]:
         **({} if threshold is None else {".out_of_scope": _text(manifest.out_of_scope or "")}),
         ".threshold": repr(threshold or 0.0),
         ".pad_id": str(manifest.pad_id),
+    }
+
+
+def _session(manifest: Manifest) -> dict[str, str]:
+    """The fields of ek_bundle that models in onnxruntime have."""
+    runtime = manifest.runtime
+    entries: dict[str, object] = dict(_table(runtime.get("config_entries")))
+    if disabled := runtime.get("disabled_optimizers"):
+        entries["optimization.disable_specified_optimizers"] = ";".join(map(str, _list(disabled)))
+    return {
+        ".tokenizer": _text(TOKENIZER),
+        ".runtime": _text("onnxruntime"),
+        ".minimum": _text(str(runtime["minimum"])),
+        **_pairs("entries", "entry_count", entries),
         ".threads": str(runtime["threads"] or 0),
+    }
+
+
+def _read_for(manifest: Manifest, source: Path) -> _Json | None:
+    """The tokenizer.json of a model that writes, as its loader in Python reads by it: whole.
+
+    What a template writes is all there is; what a person types elsewhere is text, also where it looks like a special token. None:
+    as the file is, of a model of rows.
+    """
+    if not OUTPUTS[manifest.output].generates:
+        return None
+    table: dict[str, Any] = json.loads(source.read_bytes())
+    if manifest.chats:
+        return {**table, "truncation": None, "post_processor": None}
+    plain = [token for token in table["added_tokens"] if not token["special"]]
+    return {**table, "truncation": None, "added_tokens": plain}
+
+
+def _decoded(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """The fields of ek_bundle that only models have that write in onnxruntime."""
+    facts = {entry.key: entry.value for entry in read(folder / manifest.model).metadata_props}
+    tokenizer = Tokenizer.from_file(str(folder / str(manifest.tokenizer)))
+    stops = [token for stop in manifest.stops if (token := tokenizer.token_to_id(stop)) is not None]
+    template, special = bundle_template(folder, manifest) if manifest.chats else (None, {})
+    return {
+        **_session(manifest),
+        ".prompt": _text(""),
+        ".pieces": _text(PIECES),
+        ".context": facts[CONTEXT],
+        ".rope_switch": facts.get(SWITCH, facts[CONTEXT]),
+        **({".stops": f"(const int32_t[]){{{', '.join(map(str, stops))}}}"} if stops else {}),
+        ".stop_count": str(len(stops)),
+        **_asked(template, special, manifest),
     }
 
 
@@ -85,8 +134,7 @@ def _written(folder: Path, manifest: Manifest) -> dict[str, str]:
     """The fields of ek_bundle that only models have that write."""
     runtime: _Json = dict(manifest.runtime)
     threads = runtime["threads"] or 0
-    template, special = gguf_template(folder / manifest.model)
-    before, behind, trims = ("", "", False) if template is None else _question(template, special, manifest)
+    template, special = bundle_template(folder, manifest)
     return {
         ".runtime": _text("ggml (of llama.cpp)"),
         ".minimum": _text(_ggml(manifest)),
@@ -99,6 +147,14 @@ def _written(folder: Path, manifest: Manifest) -> dict[str, str]:
         ".flash_attention": str(int(runtime["flash_attention"] != "off")),
         ".kv_k": str(_GGML_TYPES[runtime["kv_k"]]),
         ".kv_v": str(_GGML_TYPES[runtime["kv_v"]]),
+        **_asked(template, special, manifest),
+    }
+
+
+def _asked(template: str | None, special: Mapping[str, str], manifest: Manifest) -> dict[str, str]:
+    """How a question is written; template: None of a model that continues texts."""
+    before, behind, trims = ("", "", False) if template is None else _question(template, special, manifest)
+    return {
         ".chats": str(int(template is not None)),
         ".trims": str(int(trims)),
         ".before": _text(before),

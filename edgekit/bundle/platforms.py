@@ -66,6 +66,7 @@ def _python(key: tuple[str, str, str]) -> Embedding:
 _OWN = Path(__file__).parent / "loaders"
 _C = _OWN / "c"
 _ROWS, _WRITER = ("load", "session", "checks", "tokenizer"), ("generate", "checks")
+_DECODER = ("decode", "checks", "tokenizer")
 _C_OPEN = """\
 #include <stdio.h>
 
@@ -100,25 +101,26 @@ static int show(void *to, const char *piece, size_t length) {
 """
 
 
-def _c(output: str) -> Embedding:
-    writes = output == TOKENS.name
-    sources = _WRITER if writes else _ROWS
-    start = _C_OPEN.format(header=sources[0])
+def _c(output: str, runtime: str = onnxruntime.NAME) -> Embedding:
+    writes, llama = output == TOKENS.name, runtime == llamacpp.NAME
+    sources = (_WRITER if llama else _DECODER) if writes else _ROWS
+    start = _C_OPEN.format(header="generate" if writes else sources[0])
     if writes:
         start = start.replace("int main", _C_SHOW + "int main")
     names = " ".join(f"{name}.c" for name in sources)
     libraries = (
         "-I LLAMA/include -L LLAMA/lib -lllama -lggml -lggml-base"
-        if writes
+        if llama
         else "-I ORT/include -L ORT/lib -lonnxruntime"
     )
-    shipped = "the model" if writes else "the model and tokenizer.bin"
+    shipped = "the model" if llama else f"the model{', pieces.bin' if writes else ''} and tokenizer.bin"
+    headers = {f"{name}.h" for name in sources} - {"decode.h"} | ({"generate.h"} if writes else set())
     return Embedding(
-        files={f"{name}{suffix}": _C / f"{name}{suffix}" for name in sources for suffix in (".c", ".h")},
+        files={name: _C / name for name in sorted(headers | {f"{name}.c" for name in sources})},
         install=(f"cc -O2 main.c bundle.c {names} {libraries} -lm -o app",),
         use=start + _C_USES[output],
         language="c",
-        ran="x86-64 (gcc), and the emulated aarch64 board",
+        ran="x86-64 (gcc)" if writes and not llama else "x86-64 (gcc), and the emulated aarch64 board",
         notes=(f"The program reads {shipped} of bundle/ only, by the hashes that bundle.c holds: ship these.",),
         make=native_files,
     )
@@ -223,7 +225,8 @@ def _ios(output: str) -> Embedding:
 _NATIVE = {
     ("onnxruntime", text.NAME, LOGITS.name, "c"): _c(LOGITS.name),
     ("onnxruntime", text.NAME, EMBEDDING.name, "c"): _c(EMBEDDING.name),
-    ("llama-cpp", text.NAME, TOKENS.name, "c"): _c(TOKENS.name),
+    ("onnxruntime", text.NAME, TOKENS.name, "c"): _c(TOKENS.name),
+    ("llama-cpp", text.NAME, TOKENS.name, "c"): _c(TOKENS.name, llamacpp.NAME),
     ("onnxruntime", text.NAME, LOGITS.name, "android"): _android(LOGITS.name),
     ("onnxruntime", text.NAME, EMBEDDING.name, "android"): _android(EMBEDDING.name),
     ("llama-cpp", text.NAME, TOKENS.name, "android"): _android(TOKENS.name),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.open import Bundle
 from edgekit.chat_template import Table, in_form, render
 from edgekit.errors import EdgekitError
@@ -39,11 +40,11 @@ def gguf_template(path: Path) -> tuple[str | None, dict[str, str]]:
     return template, {name: "" if place is None else str(tokens[place]) for name, place in ids.items()}
 
 
-def _template(bundle: Bundle) -> tuple[str | None, dict[str, str]]:
+def bundle_template(folder: Path, manifest: Manifest) -> tuple[str | None, dict[str, str]]:
     """The chat template of a bundle and what it may write: in the model's file, or beside it and in the manifest."""
-    manifest, path = bundle.manifest, bundle.folder / text_generation.TEMPLATE
+    path = folder / text_generation.TEMPLATE
     if manifest.tokenizer is None:
-        return gguf_template(bundle.folder / manifest.model)
+        return gguf_template(folder / manifest.model)
     special = cast("Mapping[str, str]", manifest.settings["special"])
     return (path.read_text(encoding="utf-8") if path.is_file() else None), dict(special)
 
@@ -56,7 +57,7 @@ def talk_files(engine: str) -> Callable[[Bundle, Path], Mapping[str, Path]]:
 
     def make(bundle: Bundle, scratch: Path) -> dict[str, Path]:
         manifest = bundle.manifest
-        template, special = _template(bundle)
+        template, special = bundle_template(bundle.folder, manifest)
         if template is None:
             source = manifest.model if manifest.tokenizer is None else "it"
             raise EdgekitError(f"{manifest.name}: {source} has no chat template, and its manifest says it talks")

@@ -159,7 +159,7 @@ def run_programs(bundle: Bundle, app: Path, loader: str) -> dict[str, str]:
     need_compiler(HERE)
     lay_app(bundle, app)
     writes = loader == "c-llama"
-    (app / "main.c").write_text(C_WORDS if writes else C_ROWS, encoding="ascii")
+    (app / "main.c").write_text(C_ROWS if loader == "c" else C_WORDS, encoding="ascii")
     sources = [path.name for path in app.glob("*.c") if path.name != "bundle.c"]
     headers = llama_cpp.headers() if writes else header_folder()
     subprocess.run(["gcc", *FLAGS, "-c", f"-I{headers}", *sources], cwd=app, check=True, timeout=100)
@@ -226,6 +226,7 @@ RUN: dict[str, Callable[[Bundle, Path, str], dict[str, str]]] = {
     "node-decoder": run_script,
     "c": run_programs,
     "c-llama": run_programs,
+    "c-decoder": run_programs,
     "c-kotlin-llama": run_kotlin,
     "electron-llama": run_windows,
 }

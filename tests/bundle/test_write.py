@@ -1,4 +1,4 @@
-"""The loaders of ONNX decoders for Node.js and pages: the Python loader's tokens and text, and transformers' in float."""
+"""The loaders of ONNX decoders for Node.js, pages and C: the Python loader's tokens and text, and transformers' in float."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from edgekit.probes.web.npm import PACKAGES, fetch_packages
 from edgekit.tasks.text_generation import TEMPLATE
 from tests.architectures.decoders import SPECIAL
 from tests.artifacts import make_artifact
-from tests.bundle.native_apps import decoder_bundle, lay_app
+from tests.bundle.native_apps import compile_app, decoder_bundle, lay_app, run_app
 from tests.bundle.test_generate import TALK, shipped
 from tests.bundle.test_web import visit
 from tests.devices.chromium import need_chromium
+from tests.devices.native import HERE, need_compiler
 from tests.node_packages import need_node, node_modules
 
 # Longer than one piece of a prompt and than the room of a cache; what the tokenizer finds special; then shorter again.
@@ -151,6 +152,24 @@ try {
 await fetch(tell, { method: "POST", mode: "no-cors", body: JSON.stringify(said) });
 </script>"""
 
+# Writes behind each text, and a zero; a first question is ended while it is read.
+C = r"""
+#include <stdio.h>
+#include "generate.h"
+static int show(void *ends, const char *piece, size_t length) { return fwrite(piece, 1, length, stdout) == length && !*(int *)ends; }
+int main(int count, char **words) {
+  ek_error error;
+  ek_writer *writer = ek_open_writer(ek_verified(), words[1], &error);
+  int ends = 1;
+  if (!writer || !ek_write(writer, "jazz", 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
+  ends = 0;
+  for (int at = 2; at < count; ++at, putchar(0))
+    if (!ek_write(writer, words[at], 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
+  ek_close_writer(writer);
+  return 0;
+}
+"""
+
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
@@ -168,10 +187,10 @@ def asked_of(bundle: Bundle) -> list[Any]:
     return [*TEXTS, TALK] if bundle.manifest.chats else TEXTS
 
 
-def say(bundle: Bundle, texts: Sequence[Any], most: int = 64) -> list[dict[str, Any]]:
+def say(bundle: Bundle, texts: Sequence[Any], most: int = 64, check: bool = True) -> list[dict[str, Any]]:
     """The Python loader's tokens and text behind each of some texts, in this order: in 8 bits what was read before moves the
-    rounding; or what does not fit."""
-    opened, other = shipped().Bundle(bundle.folder), shipped().Bundle(bundle.folder)
+    rounding, golden answers too (check); or what does not fit."""
+    opened, other = (shipped().Bundle(bundle.folder, check=check) for _ in range(2))
     return [say_one(opened, said, most, other) for said in texts]
 
 
@@ -344,3 +363,23 @@ def test_a_page_ends_answers_early(page: dict[str, Any], wanted: Mapping[str, li
     assert (page["ended"], page["begun"]) == ("enough", [*jazz[:3], jazz[0]])
     assert re.fullmatch(r"\d+ tokens do not fit the context of 256", page["refused"])
     assert page["shown"].startswith(wanted["talks"][TEXTS.index("jazz")]["text"][:30])
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_program_in_c_writes_what_the_python_loader_writes(
+    bundles: Mapping[str, Bundle], tmp_path: Path, name: str
+) -> None:
+    """Each text by itself, as the program reads it; bytes that are no text are left out of both."""
+    need_compiler(HERE)
+    bundle, app = bundles[name], tmp_path / "app"
+    lay_app(bundle, app)
+    (app / "main.c").write_text(C, encoding="ascii")
+    program = compile_app(app)
+    texts = [text for text in TEXTS if len(text) < 300] if name == "talks" else TEXTS
+    code, said, last = run_app(program, app / "bundle", *texts)
+    assert (code, last) == (0, "")
+    wanted = [say(bundle, [text], check=False)[0]["text"].replace("\N{REPLACEMENT CHARACTER}", "") for text in texts]
+    assert said == "".join(f"{text}\0" for text in wanted)
+    code, said, last = run_app(program, app / "bundle", LONG * 9)
+    assert (code, said) == (1, "")
+    assert re.fullmatch(r"\d+ tokens do not fit the context of (1024|256), of which one is for the answer", last)

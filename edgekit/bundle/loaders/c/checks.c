@@ -177,3 +177,48 @@ char *ek_prompted(const ek_bundle *bundle, const char *prompt, const char *text,
   *length += strlen(before);
   return whole;
 }
+
+/* --- What is asked of a model that writes, and what it says -------------------------------------------------------------------------- */
+
+/* The bytes of the blank that begins here, by what Python's str.strip takes away; 0 where none does. */
+static size_t blank(const char *text, size_t left) {
+  static const char *const wide[] = {"\xc2\x85", "\xc2\xa0", "\xe1\x9a\x80", "\xe2\x80\xa8", "\xe2\x80\xa9", "\xe2\x80\xaf", "\xe2\x81\x9f", "\xe3\x80\x80"};
+  const unsigned char *byte = (const unsigned char *)text;
+  if (left > 0 && ((*byte >= 9 && *byte <= 13) || (*byte >= 28 && *byte <= 32))) return 1;
+  if (left > 2 && byte[0] == 0xe2 && byte[1] == 0x80 && byte[2] >= 0x80 && byte[2] <= 0x8a) return 3;
+  for (size_t at = 0; at < sizeof wide / sizeof *wide; ++at)
+    if (left >= strlen(wide[at]) && memcmp(text, wide[at], strlen(wide[at])) == 0) return strlen(wide[at]);
+  return 0;
+}
+
+static const char *trimmed(const char *text, size_t *length) {
+  for (size_t bytes; (bytes = blank(text, *length)) > 0; *length -= bytes) text += bytes;
+  for (size_t back = 1; back <= 3 && back <= *length; ++back)
+    if (blank(text + *length - back, back) == back) {
+      *length -= back;
+      back = 0;
+    }
+  return text;
+}
+
+char *ek_question(const ek_bundle *b, const char *said, size_t *length, ek_error *error) {
+  const char *before = b->chats ? b->before : "", *behind = b->chats ? b->behind : "";
+  size_t own = strlen(said), first = strlen(before), last = strlen(behind);
+  if (b->chats && b->trims) said = trimmed(said, &own);
+  char *text = malloc(first + own + last + 1);
+  if (!text) return ek_fail(error, "no memory for a text of %zu bytes", own), NULL;
+  memcpy(text, before, first);
+  memcpy(text + first, said, own);
+  memcpy(text + first + own, behind, last + 1);
+  *length = first + own + last;
+  return text;
+}
+
+size_t ek_begun(const char *text, size_t length) {
+  for (size_t back = 1; back < 4 && back <= length; ++back) {
+    unsigned char byte = (unsigned char)text[length - back];
+    size_t whole = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1;
+    if (byte < 0x80 || byte >= 0xc0) return back < whole ? back : 0;
+  }
+  return 0;
+}

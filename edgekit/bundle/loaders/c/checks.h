@@ -35,6 +35,10 @@ typedef struct {
   int threads, threads_batch, context, batch, gpu_layers, flash_attention, kv_k, kv_v;
   int chats, trims;          /* trims: the template takes the blanks around a question away */
   const char *before, *behind; /* a question, as the model's chat template writes it */
+  const char *pieces;          /* of a decoder in onnxruntime: the file of what tokens are as text, */
+  const int32_t *stops;        /* the tokens that end an answer, */
+  size_t stop_count;
+  int rope_switch;             /* and the length above which all keys are rotated otherwise */
   const ek_golden *golden;
   size_t golden_count;
 } ek_bundle;
@@ -72,6 +76,12 @@ void *ek_read(const char *folder, const char *name, size_t *size, ek_error *erro
 
 /* A prompt before a text: by its name, "" for none, NULL for the model's own. free() it. */
 char *ek_prompted(const ek_bundle *bundle, const char *prompt, const char *text, size_t *length, ek_error *error);
+
+/* What a model that writes reads of what somebody says: as its chat template writes a question, or the text itself. free() it. */
+char *ek_question(const ek_bundle *bundle, const char *said, size_t *length, ek_error *error);
+
+/* How many bytes at a text's end begin a character of which more bytes are to come. */
+size_t ek_begun(const char *text, size_t length);
 
 #ifdef __cplusplus
 }

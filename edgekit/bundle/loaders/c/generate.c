@@ -46,45 +46,18 @@ static int fits(const ek_writer *w, size_t count, ek_error *error) {
   return (count > 0 && count < room) || ek_fail(error, "%zu tokens do not fit the context of %zu, of which one is for the answer", count, room);
 }
 
-/* The bytes of the blank that begins here, by what Python's str.strip takes away; 0 where none does. */
-static size_t blank(const char *text, size_t left) {
-  static const char *const wide[] = {"\xc2\x85", "\xc2\xa0", "\xe1\x9a\x80", "\xe2\x80\xa8", "\xe2\x80\xa9", "\xe2\x80\xaf", "\xe2\x81\x9f", "\xe3\x80\x80"};
-  const unsigned char *byte = (const unsigned char *)text;
-  if (left > 0 && ((*byte >= 9 && *byte <= 13) || (*byte >= 28 && *byte <= 32))) return 1;
-  if (left > 2 && byte[0] == 0xe2 && byte[1] == 0x80 && byte[2] >= 0x80 && byte[2] <= 0x8a) return 3;
-  for (size_t at = 0; at < sizeof wide / sizeof *wide; ++at)
-    if (left >= strlen(wide[at]) && memcmp(text, wide[at], strlen(wide[at])) == 0) return strlen(wide[at]);
-  return 0;
-}
-
-static const char *trimmed(const char *text, size_t *length) {
-  for (size_t bytes; (bytes = blank(text, *length)) > 0; *length -= bytes) text += bytes;
-  for (size_t back = 1; back <= 3 && back <= *length; ++back)
-    if (blank(text + *length - back, back) == back) {
-      *length -= back;
-      back = 0;
-    }
-  return text;
-}
-
 /* As llama-cpp-python reads what is said: a template writes special tokens, and whoever continues a text writes none. */
 static llama_token *read_text(ek_writer *w, const char *said, size_t *count, ek_error *error) {
-  const ek_bundle *b = w->bundle;
-  const char *before = b->chats ? b->before : "", *behind = b->chats ? b->behind : "";
-  size_t own = strlen(said);
-  if (b->chats && b->trims) said = trimmed(said, &own);
-  size_t length = strlen(before) + own + strlen(behind);
-  char *text = length < INT32_MAX / 4 ? malloc(length + 1) : NULL;
-  llama_token *tokens = text ? malloc((length + 4) * sizeof *tokens) : NULL;
-  int found = -1;
-  if (tokens) {
-    snprintf(text, length + 1, "%s%.*s%s", before, (int)own, said, behind);
-    found = llama_tokenize(w->vocabulary, text, (int32_t)length, tokens, (int32_t)length + 4, !b->chats, b->chats);
-  }
+  size_t length = 0;
+  char *text = ek_question(w->bundle, said, &length, error);
+  int fine = text && (length < INT32_MAX / 4 || ek_fail(error, "no memory for a text of %zu bytes", length));
+  llama_token *tokens = fine ? malloc((length + 4) * sizeof *tokens) : NULL;
+  int found = -1, chats = w->bundle->chats;
+  if (tokens) found = llama_tokenize(w->vocabulary, text, (int32_t)length, tokens, (int32_t)length + 4, !chats, chats);
   free(text);
   *count = found > 0 ? (size_t)found : 0;
   if (found >= 0 && fits(w, *count, error)) return tokens;
-  if (found < 0) ek_fail(error, "no memory for a text of %zu bytes", length);
+  if (fine && found < 0) ek_fail(error, "no memory for a text of %zu bytes", length);
   free(tokens);
   return NULL;
 }
@@ -149,16 +122,6 @@ static bool is_ended(void *given) {
   return reader->ended;
 }
 
-/* How many bytes at a text's end begin a character of which more bytes are to come. */
-static size_t begun(const char *text, size_t length) {
-  for (size_t back = 1; back < 4 && back <= length; ++back) {
-    unsigned char byte = (unsigned char)text[length - back];
-    size_t whole = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1;
-    if (byte < 0x80 || byte >= 0xc0) return back < whole ? back : 0;
-  }
-  return 0;
-}
-
 int ek_write(ek_writer *w, const char *said, size_t most, ek_piece take, void *to, ek_error *error) {
   size_t count = 0, held = 0;
   llama_token *tokens = read_text(w, said, &count, error), token = 0;
@@ -174,7 +137,7 @@ int ek_write(ek_writer *w, const char *said, size_t most, ek_piece take, void *t
     fine = token >= 0 || reader.ended;
     if (token < 0 || llama_vocab_is_eog(w->vocabulary, token)) break;
     int length = llama_token_to_piece(w->vocabulary, token, text + held, (int32_t)(sizeof text - held), 0, false);
-    size_t all = held + (length > 0 ? (size_t)length : 0), whole = all - begun(text, all);
+    size_t all = held + (length > 0 ? (size_t)length : 0), whole = all - ek_begun(text, all);
     if (whole && !take(to, text, whole)) break;
     held = all - whole;
     memmove(text, text + whole, held);
