@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def node_modules() -> Path:
     *settings, _npm, _install, first, second = line.split()
     (small,) = WORDS.notes
     names = [first, second, *small.split("--ignore-scripts ")[1].split(), *CHECKERS]
+    return installed(names, settings)
+
+
+def installed(names: Sequence[str], settings: Sequence[str] = ()) -> Path:
+    """A folder node_modules with these packages of npm; settings: of its environment, NAME=VALUE."""
+    need_node()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekit" / "tests"
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"node-{fingerprint(names)[:16]}"
