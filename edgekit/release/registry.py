@@ -168,9 +168,11 @@ class _Registry:
 
     def _next(self, answer: requests.Response) -> str:
         try:
-            return urljoin(answer.url, answer.headers["Location"])
+            place = urljoin(answer.url, answer.headers["Location"])
+            _origin(place)
         except (KeyError, ValueError):
             raise EdgekitError(f"{self._to}: the registry does not say where an upload goes on") from None
+        return place
 
     def _refuse_unless(self, answer: requests.Response, wanted: int) -> bool:
         """False where a registry answered what was wanted; EdgekitError with its reason where not."""
@@ -211,8 +213,7 @@ class _Registry:
         return self._session.request(method, url, data=data, headers=headers, auth=signed, timeout=TIMEOUT)
 
     def _is_own(self, url: str) -> bool:
-        one, own = urlsplit(url), urlsplit(self._to.url)
-        return (one.scheme, one.netloc) == (own.scheme, own.netloc)
+        return _origin(url) == _origin(self._to.url)
 
     def _sign_in(self, challenge: str) -> bool:
         try:
@@ -255,3 +256,9 @@ class _Kept:
 
     def drop(self) -> None:
         self._path.unlink(missing_ok=True)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port, which need not be written (RFC 6454); ValueError for an address that has none."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

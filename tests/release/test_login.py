@@ -227,3 +227,18 @@ def test_a_password_goes_to_the_realm_alone(
 def test_a_registry_elsewhere_names_no_realm_here(realm: str, user: None) -> None:
     with pytest.raises(EdgekitError, match="without TLS: nothing was sent there"):
         login.sign_in("https://registry.example/v2/demo/", "registry.example", "demo", f'Bearer realm="{realm}"')
+
+
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [
+        ("https://registry.example:443/v2/demo/blobs/uploads/1", True),
+        ("https://Registry.example/v2/", True),
+        ("http://registry.example/v2/", False),
+        ("https://registry.example:8443/v2/", False),
+        ("https://registry.example.evil/v2/", False),
+        ("https://registry.example@evil/v2/", False),
+    ],
+)
+def test_whose_address_is_the_registrys(url: str, own: bool) -> None:
+    assert client._Registry(read_reference("registry.example/demo:1.0"))._is_own(url) is own
