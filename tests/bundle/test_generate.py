@@ -319,6 +319,9 @@ def test_the_context_is_the_model_s(bundle: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(opened, "tokens", lambda *_: ids * (1 + 256 // len(ids)))
     with pytest.raises(ValueError, match="do not fit the model's context window of 256"):
         opened(TALK)
+    monkeypatch.setattr(opened, "tokens", lambda *_: [])
+    with pytest.raises(ValueError, match="nothing to go on with: the text has no token"):
+        opened("")
 
 
 def test_a_runtime_that_is_too_old_is_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,8 @@ class Bundle:
         takes the likeliest token each time; else tokens less likely than min_p times the likeliest are never taken.
         """
         ids, random = self.tokens(said, tools), np.random.default_rng(seed)
+        if not ids:
+            raise ValueError("nothing to go on with: the text has no token")
         if len(ids) >= self.context:
             raise ValueError(f"{len(ids)} tokens do not fit the model's context window of {self.context}")
         begin, end = len(ids) - 1, len(ids)  # what was shown last: a token's text may depend on the one before
