@@ -327,7 +327,7 @@ def describe_file(path: Path, *, named: Path | None = None, encoded: Encoded | N
 
 
 def _write_scheme(given: _Given, options: Options, on: Trial, progress: Progress) -> _Written:
-    from edgekit.formats.onnx.blocks import quantize_blocks
+    from edgekit.formats.onnx.blocks import quantize_blocks, read_floats
     from edgekit.formats.onnx.graph import Graph, copy_model
     from edgekit.formats.onnx.half import calibrated_inputs, to_half
 
@@ -344,11 +344,15 @@ def _write_scheme(given: _Given, options: Options, on: Trial, progress: Progress
         keys = quantize_blocks(
             graph, bits=bits, block=options.block, table_bits=options.table_bits, trained=given.trained
         )
+        told: dict[str, object] = {"bits": bits, "block": options.block}
+        if options.inputs == "float":
+            read_floats(graph.model)
+            told["inputs"] = options.inputs
         return _Written(
             model=graph.model,
             exact=exported,
             quantized=keys,
-            choices={"bits": bits, "block": options.block},
+            choices=told,
             scheme=options.scheme,
         )
     return _write_int8(given, options, on, progress)

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 ACCURACY_LEVEL = 4
 
 
+def read_floats(model: onnx.ModelProto) -> None:
+    """Have products of blocks compute with inputs as they are (accuracy_level 0), not rounded to 8 bits; in place."""
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
+                attribute.i = 0
+
+
 def quantize_blocks(
     graph: Graph,
     *,

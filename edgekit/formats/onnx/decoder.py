@@ -135,6 +135,8 @@ def _make(making: _Making, scheme: str) -> _Made:
         model, keys, entries = _quantized(making.exported, making.head, scheme, making.options, making.calibration)
         if scheme in {"w8", "w4"}:
             choices = {"bits": int(scheme[1:]), "block": making.options.block}
+            if making.options.inputs == "float":
+                choices["inputs"] = making.options.inputs
         if making.options.cache == "f16":
             model = halve_caches(model)
     folder = making.scratch / scheme
@@ -246,6 +248,7 @@ def _quantized(
     exported: onnx.ModelProto, head: str, scheme: str, options: Options, calibration: Calibration
 ) -> tuple[onnx.ModelProto, list[str], dict[str, str]]:
     """A graph in a scheme, the keys of the Linears that are no longer float, and the session entries that it needs."""
+    from edgekit.formats.onnx.blocks import read_floats
     from edgekit.formats.onnx.decoder_weights import quantize_decoder_blocks, quantize_decoder_int8
 
     if scheme == "fp32":
@@ -256,6 +259,8 @@ def _quantized(
         return rewritten.model, keys, entries
     importance = {key: seen.mean_square for key, seen in calibration.stats.items()}
     keys = quantize_decoder_blocks(rewritten, head, importance, bits=int(scheme[1:]), block=options.block)
+    if options.inputs == "float":
+        read_floats(rewritten.model)
     return rewritten.model, keys, {}
 
 

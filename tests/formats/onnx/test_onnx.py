@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from edgekit.formats.onnx import candidates, float_graph, traced
 from edgekit.formats.onnx import graph as onnx_graph
 from edgekit.formats.onnx.graph import Graph, save
 from edgekit.formats.onnx.layer_errors import layer_errors
+from edgekit.formats.onnx.rounding import pack, unpack
 from edgekit.formats.onnx.session import Session
 from edgekit.modalities.text import of_tokens
 from edgekit.model import Model
@@ -52,12 +54,12 @@ def written(
     """format.write with the module already exported: the exporter takes seconds."""
 
     def write(out: Path, *, calibration: Any = calibration, **options: Any) -> dict[str, Any]:
-        def copy(*_: Any, **__: Any) -> onnx.ModelProto:
+        def fresh_copy(*_: Any, **__: Any) -> onnx.ModelProto:
             fresh = onnx.ModelProto()
             fresh.CopyFrom(exported)
             return fresh
 
-        monkeypatch.setattr(float_graph, "export_float", copy)
+        monkeypatch.setattr(float_graph, "export_float", fresh_copy)
         given = encoder_source(module, ids, calibration)
         return to_table(format_onnx.write_encoder(given, format_onnx.Options(**options), out))
 
@@ -197,6 +199,28 @@ def test_schemes(
     assert (min(errors) > 0) == (scheme != "fp32")
 
 
+@pytest.mark.parametrize("scheme", ["w4", "w8"])
+def test_blocks_with_float_inputs_compute_what_their_weights_say(
+    scheme: str, written: Any, module: Classifier, ids: list[list[int]], tmp_path: Path
+) -> None:
+    """As torch does with the weights that the file holds; inputs that are rounded at run time give other answers."""
+    held = copy.deepcopy(module)
+    with torch.no_grad():
+        for part in held.modules():
+            if isinstance(part, nn.Linear | nn.Embedding) and (isinstance(part, nn.Linear) or len(part.weight) >= 1024):
+                kind = f"{scheme}/32" if isinstance(part, nn.Linear) else "table"
+                part.weight.copy_(torch.from_numpy(unpack(pack(part.weight.numpy(), kind), kind, part.weight.shape[1])))
+    far = {}
+    for inputs in ("float", "int8"):
+        (tmp_path / inputs).mkdir()
+        facts = written(tmp_path / inputs, scheme=scheme, inputs=inputs)
+        assert facts["choices"].get("inputs", "int8") == inputs
+        given = Session(tmp_path / inputs / facts["file"]).outputs(of_tokens(ids, 0))
+        far[inputs] = float(np.abs(given - torch_outputs(held, ids)).max())
+    assert far["float"] < 1e-5, far
+    assert far["int8"] > 1e-3, far
+
+
 def test_the_layer_that_loses_is_named(exported: onnx.ModelProto, ids: list[list[int]]) -> None:
     damaged = onnx.ModelProto()
     damaged.CopyFrom(exported)
@@ -301,6 +325,7 @@ def test_qdq_is_static(written: Any, tmp_path: Path) -> None:
         ({"float_layers": -1}, "x.toml: export.y.float_layers: should be greater than or equal to 0, got -1"),
         ({"block": 48}, "x.toml: export.y.block: should be 16, 32, 64, 128 or 256, got 48"),
         ({"layout": "qdq", "table_bits": 4}, "x.toml: export.y: .*use table_bits = 8 or layout = 'operators'"),
+        ({"inputs": "float"}, "x.toml: export.y: .*use scheme = 'w8' or 'w4', or leave inputs out"),
         ({"layout": "qdq", "scheme": "int8-dynamic"}, "x.toml: export.y: .*use scheme = 'int8-static' or layout ="),
     ],
 )
