@@ -67,10 +67,10 @@ class Bundle:
         takes the likeliest token each time; else tokens less likely than min_p times the likeliest are never taken.
         """
         ids, random = self.tokens(said, tools), np.random.default_rng(seed)
-        if not ids:
-            raise ValueError("nothing to go on with: the text has no token")
-        if len(ids) >= self.context:
-            raise ValueError(f"{len(ids)} tokens do not fit the model's context window of {self.context}")
+        if not 0 < len(ids) < self.context:  # without a first token there is nothing to go on with
+            raise ValueError(
+                f"{len(ids)} tokens do not fit the model's context window of {self.context}: give it fewer, at least one"
+            )
         begin, end = len(ids) - 1, len(ids)  # what was shown last: a token's text may depend on the one before
         last = self.context if max_tokens is None else min(self.context, len(ids) + max_tokens)
         while len(ids) < last:
