@@ -68,9 +68,7 @@ class Bundle:
         """
         ids, random = self.tokens(said, tools), np.random.default_rng(seed)
         if not 0 < len(ids) < self.context:  # without a first token there is nothing to go on with
-            raise ValueError(
-                f"{len(ids)} tokens do not fit the model's context window of {self.context}: give it fewer, at least one"
-            )
+            raise ValueError(f"{len(ids)} tokens do not fit: this model goes on with 1 to {self.context - 1}")
         begin, end = len(ids) - 1, len(ids)  # what was shown last: a token's text may depend on the one before
         last = self.context if max_tokens is None else min(self.context, len(ids) + max_tokens)
         while len(ids) < last:
