@@ -320,7 +320,7 @@ def test_the_context_is_the_model_s(bundle: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="do not fit: this model goes on with 1 to 255"):
         opened(TALK)
     monkeypatch.setattr(opened, "tokens", lambda *_: [])
-    with pytest.raises(ValueError, match="^0 tokens do not fit"):
+    with pytest.raises(ValueError, match=r"^0 tokens do not fit"):
         opened("")
 
 
