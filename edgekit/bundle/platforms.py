@@ -101,27 +101,43 @@ static int show(void *to, const char *piece, size_t length) {
 """
 
 
+def _c_files(output: str, runtime: str) -> tuple[list[str], list[str]]:
+    """The names of the loader in C: sources, and headers; what writes has one, whatever the runtime."""
+    if output != TOKENS.name:
+        return [f"{name}.c" for name in _ROWS], [f"{name}.h" for name in _ROWS]
+    names = _WRITER if runtime == llamacpp.NAME else _DECODER
+    return [f"{name}.c" for name in names], ["generate.h", *(f"{name}.h" for name in names[1:])]
+
+
+def _c_shipped(output: str, runtime: str) -> str:
+    """What the loader in C reads of a bundle, in words."""
+    return (
+        "the model"
+        if runtime == llamacpp.NAME
+        else f"the model{', pieces.bin' if output == TOKENS.name else ''} and tokenizer.bin"
+    )
+
+
 def _c(output: str, runtime: str = onnxruntime.NAME) -> Embedding:
     writes, llama = output == TOKENS.name, runtime == llamacpp.NAME
-    sources = (_WRITER if llama else _DECODER) if writes else _ROWS
-    start = _C_OPEN.format(header="generate" if writes else sources[0])
+    sources, headers = _c_files(output, runtime)
+    start = _C_OPEN.format(header="generate" if writes else "load")
     if writes:
         start = start.replace("int main", _C_SHOW + "int main")
-    names = " ".join(f"{name}.c" for name in sources)
     libraries = (
         "-I LLAMA/include -L LLAMA/lib -lllama -lggml -lggml-base"
         if llama
         else "-I ORT/include -L ORT/lib -lonnxruntime"
     )
-    shipped = "the model" if llama else f"the model{', pieces.bin' if writes else ''} and tokenizer.bin"
-    headers = {f"{name}.h" for name in sources} - {"decode.h"} | ({"generate.h"} if writes else set())
     return Embedding(
-        files={name: _C / name for name in sorted(headers | {f"{name}.c" for name in sources})},
-        install=(f"cc -O2 main.c bundle.c {names} {libraries} -lm -o app",),
+        files={name: _C / name for name in sorted([*sources, *headers])},
+        install=(f"cc -O2 main.c bundle.c {' '.join(sources)} {libraries} -lm -o app",),
         use=start + _C_USES[output],
         language="c",
         ran="x86-64 (gcc)" if writes and not llama else "x86-64 (gcc), and the emulated aarch64 board",
-        notes=(f"The program reads {shipped} of bundle/ only, by the hashes that bundle.c holds: ship these.",),
+        notes=(
+            f"The program reads {_c_shipped(output, runtime)} of bundle/ only, by the hashes that bundle.c holds: ship these.",
+        ),
         make=native_files,
     )
 
@@ -166,16 +182,14 @@ def _moved(folder: str) -> Callable[[Bundle, Path], Mapping[str, Path]]:
     return make
 
 
-def _sources(folder: str, headers: str, names: Iterable[str]) -> dict[str, Path]:
+def _sources(folder: str, headers: str, output: str, runtime: str) -> dict[str, Path]:
     """The loader in C in an app's folders."""
-    return {
-        **_in(folder, [f"{name}.c" for name in names], _C),
-        **_in(headers, [f"{name}.h" for name in names], _C),
-    }
+    sources, declared = _c_files(output, runtime)
+    return {**_in(folder, sources, _C), **_in(headers, declared, _C)}
 
 
-def _android(output: str) -> Embedding:
-    writes, own = output == TOKENS.name, _OWN / "android"
+def _android(output: str, runtime: str = onnxruntime.NAME) -> Embedding:
+    writes, llama, own = output == TOKENS.name, runtime == llamacpp.NAME, _OWN / "android"
     kind, ask = ("Writer", "") if writes else _PHONE_USES[output]
     use = _ANDROID_WRITES if writes else f"val model = Model(folder)\nval answer = {ask}"
     ort = (
@@ -187,10 +201,10 @@ def _android(output: str) -> Embedding:
             **_in("java/dev/edgekit", (f"{kind}.kt", "Files.kt"), own),
             **_in("cpp", ("shared.c", "shared.h"), own),
             "cpp/jni.c": own / ("write.c" if writes else "jni.c"),
-            "cpp/CMakeLists.txt": own / ("write.cmake" if writes else "CMakeLists.txt"),
-            **_sources("cpp", "cpp", _WRITER if writes else _ROWS),
+            "cpp/CMakeLists.txt": own / ("write.cmake" if llama else "CMakeLists.txt"),
+            **_sources("cpp", "cpp", output, runtime),
         },
-        install=("git clone --depth 1 https://github.com/ggml-org/llama.cpp cpp/llama.cpp",) if writes else ort,
+        install=("git clone --depth 1 https://github.com/ggml-org/llama.cpp cpp/llama.cpp",) if llama else ort,
         use=_ANDROID_USE.format(kind=kind, use=use),
         language="kotlin",
         ran="on a JVM on x86-64 with the same Kotlin and C; on Android not run",
@@ -199,25 +213,23 @@ def _android(output: str) -> Embedding:
     )
 
 
-def _ios(output: str) -> Embedding:
-    writes, own, inside = output == TOKENS.name, _OWN / "ios", "Sources/CEdgekit"
+def _ios(output: str, runtime: str = onnxruntime.NAME) -> Embedding:
+    writes, llama, own, inside = output == TOKENS.name, runtime == llamacpp.NAME, _OWN / "ios", "Sources/CEdgekit"
     kind, ask = ("Writer", "") if writes else _PHONE_USES[output]
     use = _IOS_WRITES if writes else f"let model = try Model(folder: folder)\nlet answer = try {ask}"
     xcode = "Xcode: File, Add Package Dependencies, Add Local: this folder"
     return Embedding(
         files={
-            "Package.swift": own / ("Write.swift" if writes else "Package.swift"),
+            "Package.swift": own / ("Write.swift" if llama else "Package.swift"),
             **_in("Sources/Edgekit", (f"{kind}.swift", "Files.swift"), own),
             f"{inside}/include/module.modulemap": own / ("write.modulemap" if writes else "module.modulemap"),
-            **_sources(inside, f"{inside}/include", _WRITER if writes else _ROWS),
+            **_sources(inside, f"{inside}/include", output, runtime),
         },
-        install=("unzip llama-bNNNN-xcframework.zip # of a release of llama.cpp, here", xcode) if writes else (xcode,),
+        install=("unzip llama-bNNNN-xcframework.zip # of a release of llama.cpp, here", xcode) if llama else (xcode,),
         use=_IOS_USE.format(kind=kind, use=use),
         language="swift",
         ran="by hand on Linux x86-64 with Swift 6.0.3, the same Swift and C; on iOS not run",
-        notes=(
-            f"Of bundle/ the app needs {'the model' if writes else 'the model and tokenizer.bin'}; see docs/embed-native.md.",
-        ),
+        notes=(f"Of bundle/ the app needs {_c_shipped(output, runtime)}; see docs/embed-native.md.",),
         make=_moved(inside),
     )
 
@@ -229,10 +241,12 @@ _NATIVE = {
     ("llama-cpp", text.NAME, TOKENS.name, "c"): _c(TOKENS.name, llamacpp.NAME),
     ("onnxruntime", text.NAME, LOGITS.name, "android"): _android(LOGITS.name),
     ("onnxruntime", text.NAME, EMBEDDING.name, "android"): _android(EMBEDDING.name),
-    ("llama-cpp", text.NAME, TOKENS.name, "android"): _android(TOKENS.name),
+    ("onnxruntime", text.NAME, TOKENS.name, "android"): _android(TOKENS.name),
+    ("llama-cpp", text.NAME, TOKENS.name, "android"): _android(TOKENS.name, llamacpp.NAME),
     ("onnxruntime", text.NAME, LOGITS.name, "ios"): _ios(LOGITS.name),
     ("onnxruntime", text.NAME, EMBEDDING.name, "ios"): _ios(EMBEDDING.name),
-    ("llama-cpp", text.NAME, TOKENS.name, "ios"): _ios(TOKENS.name),
+    ("onnxruntime", text.NAME, TOKENS.name, "ios"): _ios(TOKENS.name),
+    ("llama-cpp", text.NAME, TOKENS.name, "ios"): _ios(TOKENS.name, llamacpp.NAME),
 }
 
 # Its install script asks NuGet for CUDA's part, which no CPU needs.

@@ -12,6 +12,7 @@ from edgekit.workspace import fingerprint
 from tests.bundle.native_apps import FLAGS, run_app
 from tests.conftest import ROOT
 from tests.devices.kotlin import compile_kotlin, compiler_folder, java_home
+from tests.devices.ort_headers import header_folder, library_folder
 from tests.llama_programs import made_once
 
 _OWN = ROOT / "edgekit" / "bundle" / "loaders" / "android"
@@ -85,7 +86,20 @@ def build(app: Path, built: Path) -> None:
     (llama / "lib").mkdir(parents=True)
     (llama / "include").symlink_to(headers)
     (llama / "lib" / "host").symlink_to(library)
-    where = ["-DANDROID_ABI=host", f"-DLLAMA={llama}", f"-DCMAKE_C_FLAGS={' '.join(_flags())}"]
+    _make(app, built, f"-DLLAMA={llama}")
+
+
+def build_decoder(app: Path, built: Path) -> None:
+    """The same of an app whose model is in ONNX, with the libonnxruntime.so that is installed here."""
+    ort = built.parent / f"ort-{built.name}"
+    (ort / "jni").mkdir(parents=True)
+    (ort / "headers").symlink_to(header_folder())
+    library_folder(ort / "jni" / "host")
+    _make(app, built, f"-DORT={ort}")
+
+
+def _make(app: Path, built: Path, engine: str) -> None:
+    where = ["-DANDROID_ABI=host", engine, f"-DCMAKE_C_FLAGS={' '.join(_flags())}"]
     for command in (["cmake", "-S", app / "cpp", "-B", built, *where], ["cmake", "--build", built]):
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
