@@ -49,7 +49,7 @@ from edgekit.probes.web.npm import PACKAGES, fetch_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from tests.bundle.test_page import Told  # noqa: E402
+from tests.bundle.pages import Told  # noqa: E402
 from tests.devices.ort_headers import header_folder, library_folder  # noqa: E402
 
 NEAR, WIRE = 1e-4, 17e6

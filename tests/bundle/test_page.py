@@ -13,7 +13,6 @@ import subprocess
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from edgekit.probes.web.npm import PACKAGES, fetch_packages
 from edgekit.runtimes import llamacpp
 from edgekit.runtimes.generation import continuation
 from tests.bundle.faults import write_sealed
+from tests.bundle.pages import Quiet, Told
 from tests.bundle.test_bundle import pack
 from tests.bundle.test_chat import RUNTIME, make_manifest
 from tests.bundle.test_sidecars import packing
@@ -37,18 +37,6 @@ from tests.stories import STORIES, write_stories
 @pytest.fixture
 def packed(tmp_path: Path) -> Packaged:
     return pack(tmp_path / "made", tmp_path / "out")
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """What `python3 -m http.server` runs; a module is JavaScript for it, too."""
-
-    extensions_map: ClassVar[dict[str, str]] = {
-        **http.server.SimpleHTTPRequestHandler.extensions_map,
-        ".mjs": "text/javascript",
-    }
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
 
 
 def test_what_a_bundle_for_browsers_has_beside(packed: Packaged, tmp_path: Path) -> None:
@@ -138,19 +126,6 @@ const waiting = setInterval(() => {
   fetch("/", { method: "POST", body: answer.textContent.replaceAll("\\n", " ") + "\\n" + times.textContent });
 }, 100);
 """
-
-
-class Told(Quiet):
-    """The same, and hears what a page says."""
-
-    def __init__(self, said: queue.Queue[str], *connection: Any, **options: Any) -> None:
-        self._said = said
-        super().__init__(*connection, **options)
-
-    def do_POST(self) -> None:
-        self._said.put(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        self.send_response(204)
-        self.end_headers()
 
 
 def test_the_page_of_one_that_writes(packed: Packaged, tmp_path: Path) -> None:

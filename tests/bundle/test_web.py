@@ -25,10 +25,10 @@ from edgekit.probes.web.npm import PACKAGES, fetch_packages
 from tests.bundle import native_apps
 from tests.bundle.faults import FAULTS
 from tests.bundle.native_apps import decoder_bundle, writing_bundle
+from tests.bundle.pages import Told
 from tests.bundle.test_faults import WHOLE, plant_all, slug
 from tests.bundle.test_golden import pack_golden
 from tests.bundle.test_load import TEXTS, shipped
-from tests.bundle.test_page import Told
 from tests.conftest import ROOT
 from tests.devices.chromium import need_chromium
 from tests.devices.devtools import Devtools
