@@ -308,7 +308,7 @@ def _asked(
 
 def _class_order(first: Path, other: Path) -> list[int]:
     """Of each class of a teacher its number in another one."""
-    return [load_model(other).labels.index(name) for name in load_model(first).labels]
+    return list(map(load_model(other).labels.index, load_model(first).labels))
 
 
 def identify(course: Course) -> str:

@@ -35,6 +35,25 @@ from tests.llama_files import write_llama
 EXAMPLE = ROOT / "examples" / "embed-c"
 FLAGS = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror"]
 
+# A program in C: ends the reading of a first question, then writes behind each text, and a zero.
+WRITES = r"""
+#include <stdio.h>
+#include "generate.h"
+static int show(void *ends, const char *piece, size_t length) { return fwrite(piece, 1, length, stdout) == length && !*(int *)ends; }
+int main(int count, char **words) {
+  ek_error error;
+  ek_writer *writer = ek_open_writer(ek_verified(), words[1], &error);
+  int ends = 1;
+  if (writer && !ek_write(writer, "jazz", 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
+  ends = 0;
+  for (int at = 2; writer && at < count; ++at, putchar(0))
+    if (!ek_write(writer, words[at], 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
+  if (!writer) return fprintf(stderr, "%s\n", error.text), 1;
+  ek_close_writer(writer);
+  return 0;
+}
+"""
+
 
 def pack_words(folder: Path, **made: object) -> Packaged:
     """The bundle of `pack_golden`, whose tokenizer is one of BERT's: WordPiece of the same words, some of them in pieces."""

@@ -17,6 +17,7 @@ from edgekit.errors import EdgekitError
 from tests.architectures.decoders import TEMPLATE
 from tests.bundle.native_apps import (
     EXAMPLE,
+    WRITES,
     compile_app,
     compile_writer,
     lay_app,
@@ -40,26 +41,6 @@ TEXTS = [
     "\U0001f600 مرحبا on",
     "on " * 300_000,
 ]
-
-
-# Ends the reading of a question, then answers others.
-WRITES = r"""
-#include <stdio.h>
-#include "generate.h"
-static int show(void *ends, const char *piece, size_t length) { return fwrite(piece, 1, length, stdout) == length && !*(int *)ends; }
-int main(int count, char **words) {
-  ek_error error;
-  ek_writer *writer = ek_open_writer(ek_verified(), words[1], &error);
-  int ends = 1;
-  if (writer && !ek_write(writer, "jazz", 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
-  ends = 0;
-  for (int at = 2; writer && at < count; ++at, putchar(0))
-    if (!ek_write(writer, words[at], 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
-  if (!writer) return fprintf(stderr, "%s\n", error.text), 1;
-  ek_close_writer(writer);
-  return 0;
-}
-"""
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from edgekit.probes.web.npm import PACKAGES, fetch_packages
 from edgekit.tasks.text_generation import TEMPLATE
 from tests.architectures.decoders import SPECIAL
 from tests.artifacts import make_artifact
-from tests.bundle.native_apps import compile_app, decoder_bundle, lay_app, run_app
+from tests.bundle.native_apps import WRITES, compile_app, decoder_bundle, lay_app, run_app
 from tests.bundle.test_generate import TALK, shipped
 from tests.bundle.test_web import visit
 from tests.devices.chromium import need_chromium
@@ -151,24 +151,6 @@ try {
 } catch (failed) { said.failed = failed.stack ?? failed.message; }
 await fetch(tell, { method: "POST", mode: "no-cors", body: JSON.stringify(said) });
 </script>"""
-
-# Writes behind each text, and a zero; a first question is ended while it is read.
-C = r"""
-#include <stdio.h>
-#include "generate.h"
-static int show(void *ends, const char *piece, size_t length) { return fwrite(piece, 1, length, stdout) == length && !*(int *)ends; }
-int main(int count, char **words) {
-  ek_error error;
-  ek_writer *writer = ek_open_writer(ek_verified(), words[1], &error);
-  int ends = 1;
-  if (!writer || !ek_write(writer, "jazz", 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
-  ends = 0;
-  for (int at = 2; at < count; ++at, putchar(0))
-    if (!ek_write(writer, words[at], 64, show, &ends, &error)) return fprintf(stderr, "%s\n", error.text), 1;
-  ek_close_writer(writer);
-  return 0;
-}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +355,7 @@ def test_a_program_in_c_writes_what_the_python_loader_writes(
     need_compiler(HERE)
     bundle, app = bundles[name], tmp_path / "app"
     lay_app(bundle, app)
-    (app / "main.c").write_text(C, encoding="ascii")
+    (app / "main.c").write_text(WRITES, encoding="ascii")
     program = compile_app(app)
     texts = [text for text in TEXTS if len(text) < 300] if name == "talks" else TEXTS
     code, said, last = run_app(program, app / "bundle", *texts)

@@ -105,12 +105,11 @@ def pack_fitted(rows: Floats, kind: str, spread: Floats, importance: Floats, wan
     found = _BLOCKS.match(kind)
     block = int(found[2]) if found else columns
     filled = -columns % block
-    padded = np.pad(rows, ((0, 0), (0, filled)))
+    padded, weights = np.pad(rows, ((0, 0), (0, filled))), np.pad(importance, (0, filled))
     scales = np.empty((count, padded.shape[1] // block), np.float32)
 
     def place(first: int, values: Floats) -> tuple[Floats, Floats]:
-        weights = np.pad(importance, (0, filled))[first : first + block]
-        scales[:, first // block] = scale = pack_weighted(values.T, weights, block=block)[1]
+        scales[:, first // block] = scale = pack_weighted(values.T, weights[first : first + block], block=block)[1]
         every = np.repeat(scale[:, None], block, axis=1)
         return every * np.float32(-8), every
 
