@@ -12,7 +12,7 @@ table then says so.
 Usage: python benchmarks/few_labels.py [--setfit-python PATH] [--labels 8,16] [--seeds 1] [--classes N] [--max-steps N]
     [--data DIR] [--encoder DIR] [--cache DIR] [--json]
 --classes takes so many of the classes, which is quick and judges no goal. Each row is kept as soon as it is there, and a
-training of ours that was killed continues. With 8 labels a class SetFit's recipe takes 1,540 steps, half an hour of one core.
+training that was killed continues. With 8 labels a class SetFit's recipe takes 1,540 steps, half an hour of one core.
 Exit code 1 where a goal is missed or was not judged, 2 where the data is absent.
 """
 
@@ -129,9 +129,9 @@ class Bench:
 
     def setfit(self, rows: Sequence[tuple[str, str]], labels: int, seed: int) -> tuple[list[str], dict[str, object]]:
         """What SetFit says, in its own environment."""
-        place = self.cache / f"setfit-{len(self.names)}-{labels}-{seed}"
-        place.mkdir(parents=True, exist_ok=True)
         steps = self.arguments.max_steps
+        place = self.cache / f"setfit-{len(self.names)}-{labels}-{seed}-{steps}"
+        place.mkdir(parents=True, exist_ok=True)
         asked = {
             "train": rows,
             "test": [text for text, _ in self.test],
