@@ -81,11 +81,10 @@ class Bench:
         self.test = [row for row in test if row[1] in self.names]
 
     def drawn(self, labels: int, seed: int) -> list[tuple[str, str]]:
-        """So many train rows of each class, drawn by chance."""
+        """So many train rows of each class, drawn by chance; all of a class that has fewer."""
         draw = random.Random(seed)
-        return [
-            row for name in self.names for row in draw.sample([row for row in self.train if row[1] == name], labels)
-        ]
+        of_class = {name: [row for row in self.train if row[1] == name] for name in self.names}
+        return [row for rows in of_class.values() for row in draw.sample(rows, min(labels, len(rows)))]
 
     def measure(self, how: str, labels: int, seed: int) -> Row:
         """Train in one way and count the test rows that are answered rightly."""
