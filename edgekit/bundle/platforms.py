@@ -65,8 +65,8 @@ def _python(key: tuple[str, str, str]) -> Embedding:
 # The loaders in C by their source, and how each is asked.
 _OWN = Path(__file__).parent / "loaders"
 _C = _OWN / "c"
-_ROWS, _WRITER = ("load", "session", "checks", "tokenizer"), ("generate", "checks")
-_DECODER = ("decode", "checks", "tokenizer")
+_ROWS, _WRITER = ("load", "session", "engine", "checks", "tokenizer"), ("generate", "checks")
+_DECODER = ("decode", "engine", "checks", "tokenizer")
 _C_OPEN = """\
 #include <stdio.h>
 

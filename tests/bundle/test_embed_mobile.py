@@ -274,7 +274,7 @@ def test_an_ios_app_is_given_a_package(app: tuple[Path, Sequence[str | Path]], t
     assert {"Package.swift", "Sources/Edgekit/Model.swift", "Sources/CEdgekit/include/module.modulemap"} <= set(
         made.files
     )
-    for source in ("bundle.c", "load.c", "session.c", "checks.c", "tokenizer.c"):
+    for source in ("bundle.c", "load.c", "session.c", "engine.c", "checks.c", "tokenizer.c"):
         command = [
             "gcc",
             "-std=c11",

@@ -1,16 +1,14 @@
-/* `generate.h` over onnxruntime: its session, the caches of keys and values, which it reads and writes in place, and the tokenizer in C. */
+/* `generate.h` over onnxruntime: the caches of keys and values, which it reads and writes in place, and the tokenizer in C. */
 #include "generate.h"
 
-#include <onnxruntime_c_api.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer.h"
+#include "engine.h"
 
-/* The version of onnxruntime's table of functions; tokens of a text that are read at once, as they were when the model was verified;
- * and the number that caches have room for a multiple of. */
-enum { EK_ORT_API = 11, EK_PIECE = 512, EK_ROOM = 256 };
+/* Tokens of a text that are read at once, as they were when the model was verified, and the number that caches have room for a
+ * multiple of. */
+enum { EK_PIECE = 512, EK_ROOM = 256 };
 
 typedef struct {
   char *past, *present; /* the names of input and output */
@@ -23,13 +21,7 @@ typedef struct {
 
 struct ek_writer {
   const ek_bundle *bundle;
-  const OrtApi *ort;
-  OrtEnv *env;
-  OrtSession *session;
-  OrtMemoryInfo *memory;
-  OrtAllocator *allocator;
-  ek_tokenizer tokenizer;
-  void *words;         /* the tokenizer's file */
+  ek_engine engine;
   uint32_t *pieces;    /* the file of what tokens are as text: how many there are, where each begins and the last ends, and the bytes */
   size_t pieces_size;
   char *logits;        /* the first output's name */
@@ -39,15 +31,7 @@ struct ek_writer {
   OrtValue **values;
 };
 
-static int done(const OrtApi *ort, OrtStatus *status, ek_error *error) {
-  if (!status) return 1;
-  const char *why = ort->GetErrorMessage(status);
-  ek_fail(error, "onnxruntime: %.*s", (int)strcspn(why, "\n"), why);
-  ort->ReleaseStatus(status);
-  return 0;
-}
-
-#define TRY(call) (done(w->ort, w->ort->call, error))
+#define TRY(call) EK_TRY(&w->engine, call)
 
 /* --- The model and its caches ------------------------------------------------------------------------------------------------------- */
 
@@ -56,36 +40,22 @@ static int add_input(ek_writer *w, size_t place, ek_error *error) {
   const OrtTensorTypeAndShapeInfo *shape = NULL;
   Cache *cache = &w->caches[w->cache_count];
   size_t sides = 0;
-  int fine = TRY(SessionGetInputTypeInfo(w->session, place, &info)) && TRY(CastTypeInfoToTensorInfo(info, &shape)) && TRY(GetDimensionsCount(shape, &sides));
+  int fine = TRY(SessionGetInputTypeInfo(w->engine.session, place, &info)) && TRY(CastTypeInfoToTensorInfo(info, &shape)) && TRY(GetDimensionsCount(shape, &sides));
   if (fine && sides == 4) {
     fine = TRY(GetDimensions(shape, cache->shape, 4)) && TRY(GetTensorElementType(shape, &cache->kind)) &&
-           TRY(SessionGetInputName(w->session, place, w->allocator, &cache->past)) &&
-           TRY(SessionGetOutputName(w->session, ++w->cache_count, w->allocator, &cache->present));
+           TRY(SessionGetInputName(w->engine.session, place, w->engine.allocator, &cache->past)) &&
+           TRY(SessionGetOutputName(w->engine.session, ++w->cache_count, w->engine.allocator, &cache->present));
     cache->size = cache->kind == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? 2 : 4;
     cache->shape[0] = 1;
     cache->shape[2] = 0;
   }
-  if (info) w->ort->ReleaseTypeInfo(info);
+  if (info) w->engine.ort->ReleaseTypeInfo(info);
   return fine;
 }
 
-static int open_model(ek_writer *w, const char *folder, ek_error *error) {
-  const ek_bundle *bundle = w->bundle;
-  OrtSessionOptions *options = NULL;
-  char path[4096];
+static int open_caches(ek_writer *w, ek_error *error) {
   size_t inputs = 0;
-  snprintf(path, sizeof path, "%s/%s", folder, bundle->model);
-  int fine = TRY(CreateEnv(ORT_LOGGING_LEVEL_FATAL, "edgekit", &w->env)) && TRY(GetAllocatorWithDefaultOptions(&w->allocator)) &&
-             TRY(CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &w->memory)) && TRY(CreateSessionOptions(&options)) &&
-             TRY(SetIntraOpNumThreads(options, bundle->threads));
-  for (size_t at = 0; fine && at < bundle->entry_count; ++at) fine = TRY(AddSessionConfigEntry(options, bundle->entries[at].name, bundle->entries[at].value));
-  OrtStatus *refused = fine ? w->ort->CreateSession(w->env, path, options, &w->session) : NULL;
-  if (refused) {
-    fine = ek_fail_open(error, path, w->ort->GetErrorMessage(refused), "onnxruntime");
-    w->ort->ReleaseStatus(refused);
-  }
-  if (options) w->ort->ReleaseSessionOptions(options);
-  fine = fine && TRY(SessionGetInputCount(w->session, &inputs)) && TRY(SessionGetOutputName(w->session, 0, w->allocator, &w->logits));
+  int fine = TRY(SessionGetInputCount(w->engine.session, &inputs)) && TRY(SessionGetOutputName(w->engine.session, 0, w->engine.allocator, &w->logits));
   w->caches = calloc(inputs + 1, sizeof *w->caches);
   w->names = calloc(2 * inputs + 4, sizeof *w->names);
   w->values = calloc(2 * inputs + 4, sizeof *w->values);
@@ -102,12 +72,12 @@ static int resize(ek_writer *w, size_t room, ek_error *error) {
     char *made = calloc(heads * room, row), *old = cache->numbers;
     if (!made) return ek_fail(error, "no memory for %zu tokens", room);
     for (size_t head = 0; old && head < heads; ++head) memcpy(made + head * room * row, old + head * had * row, (had < room ? had : room) * row);
-    if (cache->value) w->ort->ReleaseValue(cache->value);
+    if (cache->value) w->engine.ort->ReleaseValue(cache->value);
     free(old);
     cache->value = NULL;
     cache->numbers = made;
     cache->shape[2] = (int64_t)room;
-    if (!TRY(CreateTensorWithDataAsOrtValue(w->memory, made, heads * room * row, cache->shape, 4, cache->kind, &cache->value))) return 0;
+    if (!TRY(CreateTensorWithDataAsOrtValue(w->engine.memory, made, heads * room * row, cache->shape, 4, cache->kind, &cache->value))) return 0;
   }
   return 1;
 }
@@ -129,18 +99,18 @@ static int64_t feed(ek_writer *w, int64_t *ids, size_t from, size_t count, ek_er
     given[3 + at] = found[1 + at] = w->caches[at].value;
   }
   const ONNXTensorElementDataType whole = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-  int fine = TRY(CreateTensorWithDataAsOrtValue(w->memory, ids + from, (count - from) * sizeof *ids, fresh, 2, whole, &given[0])) &&
-             TRY(CreateTensorWithDataAsOrtValue(w->memory, ones, count * sizeof *ones, all, 2, whole, &given[1])) &&
-             TRY(CreateTensorWithDataAsOrtValue(w->memory, &one, sizeof one, NULL, 0, whole, &given[2])) &&
-             TRY(Run(w->session, NULL, w->names, (const OrtValue *const *)given, 3 + caches, w->names + 3 + caches, 1 + caches, found)) &&
+  int fine = TRY(CreateTensorWithDataAsOrtValue(w->engine.memory, ids + from, (count - from) * sizeof *ids, fresh, 2, whole, &given[0])) &&
+             TRY(CreateTensorWithDataAsOrtValue(w->engine.memory, ones, count * sizeof *ones, all, 2, whole, &given[1])) &&
+             TRY(CreateTensorWithDataAsOrtValue(w->engine.memory, &one, sizeof one, NULL, 0, whole, &given[2])) &&
+             TRY(Run(w->engine.session, NULL, w->names, (const OrtValue *const *)given, 3 + caches, w->names + 3 + caches, 1 + caches, found)) &&
              TRY(GetTensorTypeAndShape(found[0], &shape)) && TRY(GetTensorShapeElementCount(shape, &got)) &&
              TRY(GetTensorMutableData(found[0], (void **)&scores));
   for (size_t at = 0; fine && at < got; ++at)
     if (best < 0 || scores[at] > scores[best]) best = (int64_t)at;
-  if (shape) w->ort->ReleaseTensorTypeAndShapeInfo(shape);
-  if (found[0]) w->ort->ReleaseValue(found[0]);
+  if (shape) w->engine.ort->ReleaseTensorTypeAndShapeInfo(shape);
+  if (found[0]) w->engine.ort->ReleaseValue(found[0]);
   for (size_t at = 0; at < 3; ++at)
-    if (given[at]) w->ort->ReleaseValue(given[at]);
+    if (given[at]) w->engine.ort->ReleaseValue(given[at]);
   free(ones);
   return best;
 }
@@ -169,11 +139,7 @@ static int64_t next_token(ek_writer *w, int64_t *ids, size_t fed, size_t count, 
 
 /* --- Tokens and text ---------------------------------------------------------------------------------------------------------------- */
 
-static int open_words(ek_writer *w, const char *folder, ek_error *error) {
-  size_t size = 0;
-  w->words = ek_read(folder, w->bundle->tokenizer, &size, error);
-  const char *wrong = w->words ? ek_open_tokenizer(&w->tokenizer, w->words, size) : NULL;
-  if (!w->words || wrong) return w->words ? ek_fail(error, "%s", wrong) : 0;
+static int open_pieces(ek_writer *w, const char *folder, ek_error *error) {
   w->pieces = ek_read(folder, w->bundle->pieces, &w->pieces_size, error);
   if (!w->pieces) return 0;
   return (w->pieces_size >= 8 && (w->pieces[0] + 2ull) * 4 <= w->pieces_size) || ek_fail(error, "the file of the tokens' text is cut or damaged");
@@ -191,7 +157,7 @@ static const char *piece_of(const ek_writer *w, int64_t token, size_t *length) {
 static int64_t *read_text(ek_writer *w, const char *text, size_t length, size_t *count, ek_error *error) {
   int64_t *ids = NULL, *roomy = NULL;
   size_t context = (size_t)w->bundle->context;
-  const char *wrong = ek_tokenize(&w->tokenizer, text, length, &ids, count);
+  const char *wrong = ek_tokenize(&w->engine.tokenizer, text, length, &ids, count);
   int fine = wrong ? ek_fail(error, "%s", wrong) : (*count > 0 && *count < context) ||
              ek_fail(error, "%zu tokens do not fit the context of %zu, of which one is for the answer", *count, context);
   if (fine && !(roomy = realloc(ids, context * sizeof *ids))) ek_fail(error, "no memory for %zu tokens", context);
@@ -223,14 +189,11 @@ static int check_golden(ek_writer *w, const ek_golden *row, ek_error *error) {
 }
 
 ek_writer *ek_open_writer(const ek_bundle *b, const char *folder, ek_error *error) {
-  const OrtApiBase *base = OrtGetApiBase();
-  if (!ek_check_version(b, base->GetVersionString(), error) || !ek_check_files(b, folder, error)) return NULL;
+  if (!ek_check_files(b, folder, error)) return NULL;
   ek_writer *w = calloc(1, sizeof *w);
   if (!w) return ek_fail(error, "no memory"), NULL;
   w->bundle = b;
-  w->ort = base->GetApi(EK_ORT_API);
-  int fine = w->ort || ek_fail(error, "onnxruntime %s has not the functions of 1.%d: link a newer one", base->GetVersionString(), EK_ORT_API);
-  fine = fine && open_words(w, folder, error) && open_model(w, folder, error);
+  int fine = ek_open_engine(&w->engine, b, folder, error) && open_pieces(w, folder, error) && open_caches(w, error);
   for (size_t at = 0; fine && at < b->golden_count; ++at) fine = check_golden(w, &b->golden[at], error);
   if (fine) return w;
   ek_close_writer(w);
@@ -281,19 +244,16 @@ void ek_close_writer(ek_writer *w) {
   ek_error ignored, *error = &ignored;
   for (size_t at = 0; at < w->cache_count; ++at) {
     Cache *cache = &w->caches[at];
-    if (cache->value) w->ort->ReleaseValue(cache->value);
-    if (cache->past) (void)TRY(AllocatorFree(w->allocator, cache->past));
-    if (cache->present) (void)TRY(AllocatorFree(w->allocator, cache->present));
+    if (cache->value) w->engine.ort->ReleaseValue(cache->value);
+    if (cache->past) (void)TRY(AllocatorFree(w->engine.allocator, cache->past));
+    if (cache->present) (void)TRY(AllocatorFree(w->engine.allocator, cache->present));
     free(cache->numbers);
   }
-  if (w->logits) (void)TRY(AllocatorFree(w->allocator, w->logits));
-  if (w->session) w->ort->ReleaseSession(w->session);
-  if (w->memory) w->ort->ReleaseMemoryInfo(w->memory);
-  if (w->env) w->ort->ReleaseEnv(w->env);
+  if (w->logits) (void)TRY(AllocatorFree(w->engine.allocator, w->logits));
+  ek_close_engine(&w->engine);
   free(w->caches);
   free(w->names);
   free(w->values);
-  free(w->words);
   free(w->pieces);
   free(w);
 }

@@ -1,80 +1,37 @@
 #include "session.h"
 
-#include <onnxruntime_c_api.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer.h"
-
-/* The version of onnxruntime's table of functions: all that are called here are in it, and in every later one. */
-enum { EK_ORT_API = 11 };
+#include "engine.h"
 
 struct ek_session {
   const ek_bundle *bundle;
-  const OrtApi *ort;
-  OrtEnv *env;
-  OrtSession *session;
-  OrtMemoryInfo *memory;
-  OrtAllocator *allocator;
+  ek_engine engine;
   char *inputs[3];
   size_t input_count;
-  ek_tokenizer tokenizer;
-  void *words; /* the tokenizer's file */
   float *output;
   size_t width; /* of it */
 };
 
-static int done(const OrtApi *ort, OrtStatus *status, ek_error *error) {
-  if (!status) return 1;
-  const char *why = ort->GetErrorMessage(status);
-  ek_fail(error, "onnxruntime: %.*s", (int)strcspn(why, "\n"), why);
-  ort->ReleaseStatus(status);
-  return 0;
-}
+#define TRY(call) EK_TRY(&m->engine, call)
 
-#define TRY(call) (done(m->ort, m->ort->call, error))
-
-static int open_words(ek_session *m, const char *folder, ek_error *error) {
-  size_t size = 0;
-  m->words = ek_read(folder, m->bundle->tokenizer, &size, error);
-  const char *wrong = m->words ? ek_open_tokenizer(&m->tokenizer, m->words, size) : NULL;
-  return m->words && (!wrong || ek_fail(error, "%s", wrong));
-}
-
-static int open_model(ek_session *m, const char *folder, ek_error *error) {
-  const ek_bundle *bundle = m->bundle;
-  OrtSessionOptions *options = NULL;
-  char path[4096];
-  snprintf(path, sizeof path, "%s/%s", folder, bundle->model);
-  int fine = TRY(CreateEnv(ORT_LOGGING_LEVEL_FATAL, "edgekit", &m->env)) && TRY(GetAllocatorWithDefaultOptions(&m->allocator)) &&
-             TRY(CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &m->memory)) && TRY(CreateSessionOptions(&options)) &&
-             TRY(SetIntraOpNumThreads(options, bundle->threads));
-  for (size_t at = 0; fine && at < bundle->entry_count; ++at) fine = TRY(AddSessionConfigEntry(options, bundle->entries[at].name, bundle->entries[at].value));
-  OrtStatus *refused = fine ? m->ort->CreateSession(m->env, path, options, &m->session) : NULL;
-  if (refused) {
-    fine = ek_fail_open(error, path, m->ort->GetErrorMessage(refused), "onnxruntime");
-    m->ort->ReleaseStatus(refused);
-  }
-  fine = fine && TRY(SessionGetInputCount(m->session, &m->input_count));
-  if (options) m->ort->ReleaseSessionOptions(options);
-  if (fine && m->input_count > 3) fine = ek_fail(error, "the model has %zu inputs: it is not the one that was verified", m->input_count);
-  for (size_t at = 0; fine && at < m->input_count; ++at) fine = TRY(SessionGetInputName(m->session, at, m->allocator, &m->inputs[at]));
-  return fine;
+static int name_inputs(ek_session *m, ek_error *error) {
+  if (!TRY(SessionGetInputCount(m->engine.session, &m->input_count))) return 0;
+  if (m->input_count > 3) return ek_fail(error, "the model has %zu inputs: it is not the one that was verified", m->input_count);
+  for (size_t at = 0; at < m->input_count; ++at)
+    if (!TRY(SessionGetInputName(m->engine.session, at, m->engine.allocator, &m->inputs[at]))) return 0;
+  return 1;
 }
 
 ek_session *ek_open_session(const ek_bundle *bundle, const char *folder, ek_error *error) {
-  const OrtApiBase *base = OrtGetApiBase();
-  if (!ek_check_version(bundle, base->GetVersionString(), error)) return NULL;
   ek_session *m = calloc(1, sizeof *m);
   if (!m) return ek_fail(error, "no memory"), NULL;
   m->bundle = bundle;
   m->width = bundle->width ? bundle->width : bundle->label_count;
   m->output = calloc(m->width, sizeof *m->output);
-  m->ort = base->GetApi(EK_ORT_API);
   if (!m->output) ek_fail(error, "no memory");
-  else if (!m->ort) ek_fail(error, "onnxruntime %s has not the functions of 1.%d: link a newer one", base->GetVersionString(), EK_ORT_API);
-  else if (open_words(m, folder, error) && open_model(m, folder, error)) return m;
+  else if (ek_open_engine(&m->engine, bundle, folder, error) && name_inputs(m, error)) return m;
   ek_close_session(m);
   return NULL;
 }
@@ -91,19 +48,19 @@ static int run(ek_session *m, int64_t *rows, size_t count, ek_error *error) {
   for (size_t at = 0; fine && at < m->input_count; ++at) {
     size_t of = strcmp(m->inputs[at], "attention_mask") == 0 ? 1 : strcmp(m->inputs[at], "token_type_ids") == 0 ? 2 : 0;
     int64_t *row = rows + of * count;
-    fine = TRY(CreateTensorWithDataAsOrtValue(m->memory, row, count * sizeof *row, sizes, 2, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, &values[at]));
+    fine = TRY(CreateTensorWithDataAsOrtValue(m->engine.memory, row, count * sizeof *row, sizes, 2, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, &values[at]));
   }
-  fine = fine && TRY(SessionGetOutputName(m->session, 0, m->allocator, &name)) &&
-         TRY(Run(m->session, NULL, (const char *const *)m->inputs, (const OrtValue *const *)values, m->input_count, (const char *const *)&name, 1, &found)) &&
+  fine = fine && TRY(SessionGetOutputName(m->engine.session, 0, m->engine.allocator, &name)) &&
+         TRY(Run(m->engine.session, NULL, (const char *const *)m->inputs, (const OrtValue *const *)values, m->input_count, (const char *const *)&name, 1, &found)) &&
          TRY(GetTensorTypeAndShape(found, &shape)) && TRY(GetTensorShapeElementCount(shape, &got)) && TRY(GetTensorElementType(shape, &kind)) &&
          TRY(GetTensorMutableData(found, (void **)&numbers));
   if (fine && (got != m->width || kind != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)) fine = ek_fail(error, "the model gives %zu numbers, not %zu of float32", got, m->width);
   if (fine) memcpy(m->output, numbers, m->width * sizeof *numbers);
-  if (name) fine = TRY(AllocatorFree(m->allocator, name)) && fine;
-  if (shape) m->ort->ReleaseTensorTypeAndShapeInfo(shape);
-  if (found) m->ort->ReleaseValue(found);
+  if (name) fine = TRY(AllocatorFree(m->engine.allocator, name)) && fine;
+  if (shape) m->engine.ort->ReleaseTensorTypeAndShapeInfo(shape);
+  if (found) m->engine.ort->ReleaseValue(found);
   for (size_t at = 0; at < m->input_count; ++at)
-    if (values[at]) m->ort->ReleaseValue(values[at]);
+    if (values[at]) m->engine.ort->ReleaseValue(values[at]);
   return fine;
 }
 
@@ -111,7 +68,7 @@ const float *ek_run(ek_session *m, const char *text, const char *prompt, ek_erro
   size_t length = strlen(text), count = 0;
   int64_t *ids = NULL;
   char *whole = ek_prompted(m->bundle, prompt, text, &length, error);
-  const char *wrong = whole ? ek_tokenize(&m->tokenizer, whole, length, &ids, &count) : NULL;
+  const char *wrong = whole ? ek_tokenize(&m->engine.tokenizer, whole, length, &ids, &count) : NULL;
   size_t all = count ? count : 1; /* a text without tokens is one of padding */
   int64_t *rows = whole && !wrong ? calloc(3 * all, sizeof *rows) : NULL;
   if (wrong) ek_fail(error, "%s", wrong);
@@ -127,17 +84,14 @@ const float *ek_run(ek_session *m, const char *text, const char *prompt, ek_erro
   return fine ? m->output : NULL;
 }
 
-int ek_session_says(const ek_session *m, const char *text) { return ek_says_something(&m->tokenizer, text, strlen(text)); }
+int ek_session_says(const ek_session *m, const char *text) { return ek_says_something(&m->engine.tokenizer, text, strlen(text)); }
 
 void ek_close_session(ek_session *m) {
   if (!m) return;
   ek_error ignored, *error = &ignored;
-  for (size_t at = 0; m->ort && at < 3; ++at)
-    if (m->inputs[at]) (void)TRY(AllocatorFree(m->allocator, m->inputs[at]));
-  if (m->session) m->ort->ReleaseSession(m->session);
-  if (m->memory) m->ort->ReleaseMemoryInfo(m->memory);
-  if (m->env) m->ort->ReleaseEnv(m->env);
-  free(m->words);
+  for (size_t at = 0; m->engine.ort && at < 3; ++at)
+    if (m->inputs[at]) (void)TRY(AllocatorFree(m->engine.allocator, m->inputs[at]));
+  ek_close_engine(&m->engine);
   free(m->output);
   free(m);
 }
