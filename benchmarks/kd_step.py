@@ -12,8 +12,15 @@ peak of the resident set above that before the first step, the gradients include
 `--repeats` steps after the first, on one thread unless `--threads` says otherwise: on one thread it is what a step takes on a
 machine that does nothing else. TRL's loss is the one of an installed `trl`; `--with FOLDER` names a folder that it was installed
 into (pip install --no-deps --target FOLDER trl; it needs datasets). Where liger-kernel is there too, its chunked Jensen-Shannon
-loss, in plain torch, is a row beside, which the difference counts. edgekit does not call it: it has no factor T^2, no weights of
-tokens, no cap of logits, no recorded teacher and no correction of a wrong one, and asks each logit anew for a second loss.
+loss, in plain torch, is a row beside, which the difference counts.
+
+edgekit does not call it, not even on a GPU. In float32 its gradients are the same for three losses (logits, reverse_kl,
+jensen_shannon, each times T^2, with labels beside). But a GPU trains in bf16, and there it takes logarithms, mixture and sums
+of the teacher's and the student's probabilities in bf16: `in bf16` tells how far the loss and the gradients of both are from
+float64's, at T = 2, of the same rounded numbers. edgekit's are of logits that were rounded, and exact from there on. In float32
+alone it could stand in, for one of three losses, but not with a cap of logits, sequences that count alike, `confidence`,
+`correct_teacher`, TAID, a reward, several teachers, a recorded one, or one of another vocabulary; and which of two ways is faster
+is told by a clock, so that weights would follow from what else a machine did.
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -84,7 +91,7 @@ def edgekit(name: str, temperature: float) -> Callable[[Step], Tensor]:
         options, targets = LossOptions(temperature=temperature), torch.zeros(len(step.states), dtype=torch.int64)
 
         def compare(logits: Tensor, part: slice) -> Compared:
-            wanted = step.teacher_states[part] @ step.teacher_weight.T
+            wanted = Head(weight=step.teacher_weight)(step.teacher_states[part])
             return compare_logits(LOSSES[name], logits, wanted, targets[part], options)
 
         return mean_over_tokens(step.states, Head(weight=step.weight), compare, len(step.states))
@@ -112,21 +119,28 @@ def gkd(step: Step) -> Tensor:
     )
 
 
-def liger(step: Step) -> Tensor:
-    """liger-kernel's, uncompiled, without its hard loss; the same Jensen-Shannon divergence, mean over tokens."""
-    module = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearJSDLoss
-    loss = module(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, temperature=1.0, compiled=False)
-    labels = torch.zeros(len(step.states), dtype=torch.int64)
-    return cast(Tensor, loss(step.states, step.weight, step.teacher_states, step.teacher_weight, labels))
+def liger(temperature: float) -> Callable[[Step], Tensor]:
+    """liger-kernel's, uncompiled, without its hard loss; the same Jensen-Shannon divergence, mean over tokens, times T^2."""
+
+    def loss(step: Step) -> Tensor:
+        module = importlib.import_module("liger_kernel.chunked_loss").LigerFusedLinearJSDLoss
+        weights = {"weight_hard_loss": 0.0, "weight_soft_loss": temperature**2}
+        make = module(**weights, beta=0.5, temperature=temperature, compiled=False)
+        labels = torch.zeros(len(step.states), dtype=torch.int64)
+        return cast(Tensor, make(step.states, step.weight, step.teacher_states, step.teacher_weight, labels))
+
+    return loss
 
 
 WAYS: dict[str, Callable[[Step], Tensor]] = {
     "gkd": gkd,
     "plain_kl": plain_kl,
-    "liger": liger,
+    "liger": liger(1.0),
     "edgekit_jsd": edgekit("jensen_shannon", 1.0),
     "edgekit_kl": edgekit("logits", 2.0),
 }
+# The same at T = 2, for `stray`.
+WARM = {"edgekit_jsd": edgekit("jensen_shannon", 2.0), "liger": liger(2.0)}
 
 
 def measure(way: str, tokens: int, *, repeats: int, vocabulary: int = VOCABULARY) -> Taken:
@@ -166,6 +180,29 @@ def measure(way: str, tokens: int, *, repeats: int, vocabulary: int = VOCABULARY
         loss=loss,
         gradient=gradient,
     )
+
+
+def stray(way: str, *, tokens: int = 256, vocabulary: int = 2000, channels: int = 64) -> dict[str, float]:
+    """How far a way in bf16 is from edgekit's in float64, of the same numbers, which bf16 holds: of the loss a share, of the
+    gradients the norm of what is wrong as a share of the norm, the larger one of states and head."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    states, weight = draw(tokens, channels), draw(vocabulary, channels) * (2 / channels**0.5)
+    # A teacher that says nearly what the student says.
+    theirs = (states + 0.3 * draw(tokens, channels), weight + 0.2 / channels**0.5 * draw(vocabulary, channels))
+
+    def take(make: Callable[[Step], Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        own = [one.bfloat16().to(dtype).requires_grad_() for one in (states, weight)]
+        asked = [one.bfloat16().to(dtype) for one in theirs]
+        loss = make(Step(states=own[0], weight=own[1], teacher_states=asked[0], teacher_weight=asked[1]))
+        return loss.detach().double(), *(one.double() for one in torch.autograd.grad(loss, own))
+
+    given, wanted = take(WARM[way], torch.bfloat16), take(WARM["edgekit_jsd"], torch.float64)
+    shares = [float((one - exact).norm() / exact.norm()) for one, exact in zip(given, wanted, strict=True)]
+    return {"loss": shares[0], "gradient": max(shares[1:])}
 
 
 def run_small(way: Callable[[Step], Tensor]) -> None:
@@ -216,25 +253,22 @@ def has_liger(folder: str | None) -> bool:
 
 def in_process(way: str, tokens: int, options: argparse.Namespace) -> Taken:
     """A way in a process of its own."""
+    return Taken(
+        **run_apart(way, options, "--tokens", str(tokens), "--repeats", str(options.repeats * (tokens == 1024)))
+    )
+
+
+def run_apart(way: str, options: argparse.Namespace, *more: str) -> dict[str, Any]:
+    """What this benchmark says of a way in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     if options.folder:
         environment["PYTHONPATH"] = os.pathsep.join([options.folder, environment.get("PYTHONPATH", "")])
-    command = [
-        sys.executable,
-        __file__,
-        "--way",
-        way,
-        "--tokens",
-        str(tokens),
-        "--repeats",
-        str(options.repeats if tokens == 1024 else 0),
-    ]
+    command = [sys.executable, __file__, "--way", way, *more]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
-        raise SystemExit(
-            f"{way} at {tokens} tokens ended with {run.returncode}; TRL installed? (--with)\n{run.stderr[-2000:]}"
-        )
-    return Taken(**json.loads(run.stdout.splitlines()[-1]))
+        raise SystemExit(f"{way} ended with {run.returncode}; TRL installed? (--with)\n{run.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> int:
@@ -248,7 +282,11 @@ def main() -> int:
     )
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=int, default=1024, help=argparse.SUPPRESS)
+    parser.add_argument("--in-bf16", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.in_bf16:
+        print(json.dumps(stray(options.way)))
+        return 0
     if options.way:
         print(json.dumps(asdict(measure(options.way, options.tokens, repeats=options.repeats))))
         return 0
@@ -261,6 +299,7 @@ def main() -> int:
                 f"{way:<14}{tokens:>6} tokens {taken.memory_mb:>9.0f} MB {taken.seconds:>8.2f} s  loss {taken.loss:.6f}",
                 flush=True,
             )
+    strays = {way: run_apart(way, options, "--in-bf16") for way in WARM if way in ways}
     figures = judge(found)
     missed = [name for name, goal in GOALS.items() if figures[name] > goal]
     if options.json:
@@ -270,12 +309,15 @@ def main() -> int:
                     "goals": GOALS,
                     "measured": figures,
                     "missed": missed,
+                    "in_bf16": strays,
                     "steps": [asdict(one) for one in found.values()],
                 },
                 indent=2,
             )
         )
     else:
+        for way, off in strays.items():
+            print(f"{way:<14} in bf16: loss off by {off['loss']:.2%}, gradients by {off['gradient']:.2%}")
         for name, goal in GOALS.items():
             print(f"{name:<20} {figures[name]:10.6f}   goal <= {goal:<7} {'missed' if name in missed else 'met'}")
     return 1 if missed else 0

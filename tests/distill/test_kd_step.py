@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kd_step import GOALS, WAYS, Step, Taken, judge, measure
+from kd_step import GOALS, WARM, WAYS, Step, Taken, edgekit, judge, measure, stray
 
 
 def test_the_ways_are_one_loss() -> None:
@@ -26,6 +26,15 @@ def test_the_ways_are_one_loss() -> None:
     m = (p + q) / 2
     wanted = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)).mean() / 2
     torch.testing.assert_close(WAYS["edgekit_jsd"](step), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_bf16_is_held_against_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bf16 costs edgekit's loss is little; a way at another temperature is far off in the loss that both should have."""
+    off = stray("edgekit_jsd", tokens=64, vocabulary=500)
+    assert 0 < off["loss"] < 0.002
+    assert 0 < off["gradient"] < 0.03
+    monkeypatch.setitem(WARM, "liger", edgekit("jensen_shannon", 1.0))
+    assert stray("liger", tokens=64, vocabulary=500)["gradient"] > 0.05
 
 
 def test_goals_judge_what_was_measured() -> None:
