@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgekit.architectures.widths import Sizes
-from edgekit.distill.finetuning import FinetuneOptions, read_finetune_table
+from edgekit.distill.finetuning import FinetuneOptions, read_finetune_table, splices
 from edgekit.distill.machine import check_training, choose_device
 from edgekit.distill.options import (
     CreateOptions,
@@ -345,12 +345,14 @@ def _teach_student(
     teacher = inputs.teacher.path
     rows = student_rows(inputs.prompts.path, inputs.task, inputs.out_of_scope)
     from edgekit.distill import courses
+    from edgekit.distill.batches import extend
     from edgekit.distill.importance import FILE, choose_influential, read_importance
     from edgekit.distill.students import Cut, Hashed
 
     job = make_job(inputs, out, progress, inputs.out_of_scope, inputs.rows_at_once)
     hashed = None if inputs.ngrams is None else Hashed(folder=teacher, table=inputs.ngrams)
-    tokens = () if inputs.vocabulary is None else _tokens(inputs, inputs.vocabulary, rows)
+    read, _, _ = extend(rows, inputs.options.holdout, splices(inputs.options), inputs.seed)
+    tokens = () if inputs.vocabulary is None else _tokens(inputs, inputs.vocabulary, read)
     importance = None if inputs.importance is None else inputs.importance.path / FILE
     kept = list(inputs.kept)
     if importance is not None and inputs.layers is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from edgekit.distill.augment import Augment, vary
 from edgekit.distill.corpus import Corpus, write_corpus
 from edgekit.distill.signals import Batch, Packed
+from edgekit.distill.splice import splice
 from edgekit.errors import EdgekitError
 from edgekit.modalities import text as text_modality
 from edgekit.modalities.encoded import Encoded
@@ -24,7 +25,7 @@ from edgekit.outputs.rows import EMBEDDING, LOGITS
 from edgekit.outputs.tokens import TOKENS
 from edgekit.prompts import Prompt
 from edgekit.schema import nearest
-from edgekit.stored import Lazy
+from edgekit.stored import Lazy, join
 from edgekit.tasks import Task, tensors
 from edgekit.tasks.text_generation import Passage, each_passage
 
@@ -62,7 +63,8 @@ class TrainSplit:
     """The texts of a train split, and what turns them into rows.
 
     model: whose tokenizer reads them. classes: what their labels may be, none where labels are not learned. augment: how texts
-    are changed where they are trained on, drawn by `seed`. packing: whether passages of a batch share rows of max_length.
+    are changed where they are trained on, spliced: how many new ones are made of each; both are drawn by `seed`. packing: whether
+    passages of a batch share rows of max_length.
     """
 
     texts: Sequence[Prompt]
@@ -74,6 +76,7 @@ class TrainSplit:
     out_of_scope: str | None = None
     augment: Augment | None = None
     seed: int = 0
+    spliced: int = 0
     packing: bool = False
     folder: Path | None = None
     """Where the tokens of texts lie while it is learned from them that are not held in memory."""
@@ -99,12 +102,12 @@ def read_texts(split: TrainSplit) -> Source:
 
     Raises EdgekitError for a label that is not a class.
     """
-    model, texts = split.model, split.texts
+    texts, train, held = extend(split.texts, split.holdout, split.spliced, split.seed)
+    model, split = split.model, replace(split, texts=texts)
     lengths, digest, subset = _read_whole(split) if split.streams is None else _read_apart(split, split.streams)
     targets = hashlib.sha256()
     for part in split.parts():
         targets.update(split.targets(part).numpy().tobytes())
-    train, held = hold_out((text.text for text in texts), split.holdout)
 
     def batch_of(rows: Sequence[int], read: Encoded) -> Batch:
         inputs = tensors(read.batch())
@@ -124,6 +127,7 @@ def read_texts(split: TrainSplit) -> Source:
         batch=lambda rows: batch_of(rows, subset(rows)),
         varied=None if split.augment is None else vary_rows,
         identity={"prompts": digest, "targets": targets.hexdigest()},
+        facts={"spliced_texts": split.spliced * len(train) // (1 + split.spliced)} if split.spliced else {},
         streams=split.streams is not None,
     )
 
@@ -284,6 +288,17 @@ def make_targets(rows: Sequence[Prompt], classes: Sequence[str], out_of_scope: s
                 f"{where}: the label {row.label!r} is not one of its classes{nearest(row.label, classes)}"
             )
     return targets
+
+
+def extend(
+    texts: Sequence[Prompt], holdout: float, spliced: int, seed: int
+) -> tuple[Sequence[Prompt], Sequence[int], Sequence[int]]:
+    """Texts with as many new ones of each that is trained on behind them (`splice`), and which are trained on and held out."""
+    train, held = hold_out((text.text for text in texts), holdout)
+    if not spliced:
+        return texts, train, held
+    more = join(texts, splice(texts, train, spliced, seed))
+    return more, array("q", chain(train, range(len(texts), len(more)))), held
 
 
 def hold_out(texts: Iterable[str], share: float) -> tuple[Sequence[int], Sequence[int]]:

@@ -26,7 +26,7 @@ from edgekit.distill.files import (
     note_length,
     save_model,
 )
-from edgekit.distill.finetuning import changes
+from edgekit.distill.finetuning import changes, splices
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Outcome, Run, train
 from edgekit.distill.losses import BRIER, Loss
@@ -266,7 +266,9 @@ def _teacher(course: Course, student: Student, needs: frozenset[str], device: st
     for folder, source in zip(taught.others, course.sources, strict=True):
         course.job.progress(0, 0, f"loading a further teacher, {folder.name}")
         one = _asked(course, folder, source or course.source, _OUTPUT, student, device)
-        order = None if source is None else _class_order(taught.folder, folder)
+        # Of each of the first one's classes its number in this one.
+        names = [] if source is None else load_model(taught.folder).labels
+        order = None if source is None else [load_model(folder).labels.index(name) for name in names]
         members.append(Member(teacher=one, source=source, order=order))
     if isinstance(taught.weights, str):
         weights, surprise = choose_weights(members, course.source, device, "teacher.weights")
@@ -282,15 +284,16 @@ def _asked(
     course: Course, folder: Path, source: Source, needs: frozenset[str], student: Student, device: str
 ) -> Teacher:
     """A checkpoint as a teacher of a course."""
-    taught = course.teacher
+    taught, options = course.teacher, course.options
     assert taught is not None
+    # Many new texts are read as quickly as the student reads them: nothing hangs on the last digits of an answer.
+    precision = choose_precision(options.precision, device) if splices(options) else "fp32"
 
     @cache
     def open_checkpoint() -> Tap:
         tokens = taught.tokens if folder == taught.folder else None
-        return Tap(
-            load_module(course.job.task, folder), needs=needs, blocks=student.matched, device=device, tokens=tokens
-        )
+        module, blocks = load_module(course.job.task, folder), student.matched
+        return Tap(module, needs=needs, blocks=blocks, device=device, precision=precision, tokens=tokens)
 
     return find_teacher(
         TeacherInputs(
@@ -300,15 +303,10 @@ def _asked(
             progress=course.job.progress,
             channels=student.channels,
             recording=taught.recording,
-            anew=answers_anew(course.options),
+            anew=answers_anew(options),
             share=1 / (1 + len(taught.others)),
         )
     )
-
-
-def _class_order(first: Path, other: Path) -> list[int]:
-    """Of each class of a teacher its number in another one."""
-    return list(map(load_model(other).labels.index, load_model(first).labels))
 
 
 def identify(course: Course) -> str:
@@ -494,6 +492,7 @@ def read_source(
             out_of_scope=job.out_of_scope,
             augment=changes(options),
             seed=job.seed,
+            spliced=splices(options),
             packing=options.packing,
             folder=job.out,
         )

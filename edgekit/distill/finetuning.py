@@ -110,6 +110,11 @@ def changes(options: TrainingOptions) -> Augment | None:
     return options.augment if isinstance(options, FinetuneOptions | DistillOptions) else None
 
 
+def splices(options: TrainingOptions) -> int:
+    """How many new texts are made of each."""
+    return options.spliced if isinstance(options, DistillOptions) else 0
+
+
 def describe(facts: Mapping[str, Any]) -> Iterator[str]:
     """What a fine-tuning chose, in lines: of its facts."""
     if tried := facts.get("tried"):

@@ -13,6 +13,7 @@ from edgekit.distill import losses
 from edgekit.distill.augment import Augment, TaughtAugment, check_augment
 from edgekit.distill.divergences import LossOptions
 from edgekit.distill.rewards import Reward, check_reward
+from edgekit.distill.splice import check_spliced
 from edgekit.errors import EdgekitError
 from edgekit.inputs import BESIDE, LATER
 from edgekit.outputs.tokens import TOKENS
@@ -148,6 +149,7 @@ class DistillOptions(TrainingOptions):
     training, then needs no teacher. `taid`: whether losses of logits see a teacher that begins near the student.
     `augment`: of encoders, how the texts are changed in each epoch. `on_policy`: of a decoder, whether it learns from what it
     writes itself too. `assistants`: students between the teacher and this one, the largest first, each taught by the one before.
+    `spliced`: of encoders, how many new texts of each the teacher answers too (`splice`).
     """
 
     temperature: Annotated[float, Gt(0)] | Schedule = 2.0
@@ -165,6 +167,7 @@ class DistillOptions(TrainingOptions):
     augment: TaughtAugment | None = field(default=None, metadata=LATER)
     on_policy: OnPolicy | None = field(default=None, metadata=LATER)
     assistants: tuple[Assistant, ...] = field(default=(), metadata=LATER)
+    spliced: Annotated[int, Ge(0), Le(100)] = field(default=0, metadata=LATER)
 
 
 def loss_options(options: TrainingOptions, share: float) -> LossOptions:
@@ -401,6 +404,8 @@ def _check_use(options: DistillOptions, chosen: Mapping[str, object], output: st
                 f"{where}.augment.answers: {', '.join(inner)}: of a changed text's tokens a teacher that read the text as it was"
                 ' says nothing; remove them from losses, or take answers = "asked"'
             )
+    if options.spliced:
+        check_spliced(output, options.signals, f"{where}.spliced", teacher=any(one.teacher for one in entries.values()))
     if options.on_policy is not None:
         _check_on_policy(options, entries, output, where)
     if options.per == "sequence" and output != TOKENS.name:
