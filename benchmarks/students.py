@@ -11,11 +11,13 @@ The others show what the teacher added: `ngrams-control` and `1-layer-control` a
 `ablations` are 3-layer students by one loss alone or all of them, 4 epochs each, `by-labels` being their control.
 The 3,080 test rows are only counted: every default was chosen on a part of the train rows. Bytes are model.onnx's; the tokenizer
 is the teacher's and counted apart. Students of blocks keep 4,300 of its tokens (those of the train texts and all characters),
-as many positions as a text may have, and the heads, neurons and channels that are most active on the train texts.
+as many positions as a text may have, and the heads, neurons and channels that are most active on the train texts; their
+embedding is held in 4 bits. All but the controls and ablations also learn what the teacher says of new texts of the train texts
+(`spliced`).
 
 Usage: python benchmarks/students.py [--only ROW,...] [--seeds 3] [--data DIR] [--cache DIR] [--svg FILE] [--json]
 Each row is kept as soon as it is there, and a training that was killed continues: run it again until all are. Without --only the
-rows DEFAULT, an hour on two idle cores; `--only ablations` is six more trainings of 4 epochs.
+rows DEFAULT, an hour on two idle cores at most; `--only ablations` is six more trainings of 4 epochs.
 Exit code 1 where a goal is missed, 2 where the data is absent.
 """
 
@@ -67,21 +69,24 @@ from edgekit.workspace import Product, file_sha256, write_atomically  # noqa: E4
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of the table: blocks of the student, 0 of n-grams; its other keys; its [distill] table; whether it is a control."""
+    """A row of the table: blocks of the student, 0 of n-grams; its other keys; its [distill] table; what is exported beside
+    int8; whether it is a control."""
 
     layers: int = 0
     student: Mapping[str, object] = field(default_factory=dict)
     table: Mapping[str, object] = field(default_factory=dict)
+    export: Mapping[str, object] = field(default_factory=dict)
     control: bool = False
 
 
 LINEAR = "linear"
 SMALL = {"vocabulary": 4300, "positions": MAX_LENGTH}
-ONE = SMALL | {"hidden": 192, "intermediate": 896}
+WIDE = SMALL | {"hidden": 256, "intermediate": 896}
 THREE = SMALL | {"hidden": 256, "intermediate": 544}
-# Cut this small a student has more to learn again than one of whole blocks: higher rates than the default, and more epochs.
-TAUGHT = {"epochs": 8, "learning_rate": 5e-4}
-LONGER = TAUGHT | {"epochs": 12}
+HALVED = {"table_bits": 4}
+# Cut this small a student has more to learn again than one of whole blocks: a higher rate than the default, and more texts, of
+# which the answers alone teach: what is inside the teacher would not be kept of so many.
+MANY = {"spliced": 3, "learning_rate": 5e-4, "losses": {"logits": 0.5, "labels": 0.5}}
 ALONE = ("labels", "logits", "hidden", "attention_relation")
 ABLATIONS = {
     **{f"by-{name}": Row(layers=3, student=THREE, table={"epochs": 4, "losses": {name: 1.0}}) for name in ALONE},
@@ -91,11 +96,13 @@ ABLATIONS = {
     ),
 }
 ROWS = {
-    "ngrams": Row(),
+    "ngrams": Row(table={"spliced": 2, "epochs": 6}),
     "ngrams-control": Row(control=True),
-    "1-layer": Row(layers=1, student=ONE, table=LONGER),
-    "1-layer-control": Row(layers=1, student=ONE, table=LONGER, control=True),
-    "3-layer": Row(layers=3, student=THREE, table=TAUGHT),
+    "1-layer": Row(layers=1, student=WIDE, table=MANY | {"epochs": 10}, export=HALVED),
+    "1-layer-control": Row(
+        layers=1, student=WIDE, table={"epochs": 12, "learning_rate": 5e-4}, export=HALVED, control=True
+    ),
+    "3-layer": Row(layers=3, student=WIDE, table=MANY | {"epochs": 6}, export=HALVED),
     **ABLATIONS,
 }
 DEFAULT = (LINEAR, "ngrams", "ngrams-control", "1-layer", "3-layer")
@@ -180,7 +187,7 @@ def measure(bench: Bench, name: str, seed: int) -> Figures:
         student = None
     else:
         student = taught(bench, ROWS[name], seed)
-        folder, facts = bench.export(student.folder, {"scheme": "int8-static"})
+        folder, facts = bench.export(student.folder, {"scheme": "int8-static", **ROWS[name].export})
         file, options, seconds = folder / str(facts["file"]), facts["runtime_options"], student.facts["seconds"]
     kept = bench.cache / "rows" / f"{file_sha256(file)[:16]}.json"
     if kept.is_file():

@@ -351,8 +351,10 @@ def _teach_student(
 
     job = make_job(inputs, out, progress, inputs.out_of_scope, inputs.rows_at_once)
     hashed = None if inputs.ngrams is None else Hashed(folder=teacher, table=inputs.ngrams)
-    read, _, _ = extend(rows, inputs.options.holdout, splices(inputs.options), inputs.seed)
-    tokens = () if inputs.vocabulary is None else _tokens(inputs, inputs.vocabulary, read)
+    tokens: Sequence[int] = ()
+    if inputs.vocabulary is not None:
+        read, _, _ = extend(rows, inputs.options.holdout, splices(inputs.options), inputs.seed)
+        tokens = _tokens(inputs, inputs.vocabulary, read)
     importance = None if inputs.importance is None else inputs.importance.path / FILE
     kept = list(inputs.kept)
     if importance is not None and inputs.layers is not None:

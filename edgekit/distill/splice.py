@@ -18,8 +18,9 @@ from edgekit.outputs.tokens import TOKENS
 from edgekit.prompts import Prompt
 from edgekit.stored import Lazy, choose
 
-# The share of words behind which a text goes on as another one, and how often that is tried until a text is a new one.
-JUMPS = 0.15
+# The share of words behind which a text goes on as another one: on rows held out of BANKING77's train split those of n-grams had
+# a lower cross-entropy at 0.3 than at 0.15 (0.248, 0.260), of one layer the same. Then how often a new text is tried for.
+JUMPS = 0.3
 _TRIES = 4
 # Texts whose words are held in memory; of more than these, as many of them in even steps.
 _MATERIAL = 50_000

@@ -191,7 +191,7 @@ class _Work:
             for student in (*self.assistants, self.made):
                 cost = training_cost(
                     student,
-                    tokens=tokens,
+                    tokens=tokens * (1 + training.distill.spliced),
                     epochs=training.distill.epochs,
                     teacher=None if self.records else teacher,
                     projections=0 if OUTPUTS[self.output].generates else 3,
@@ -201,11 +201,12 @@ class _Work:
                 costs["distill"] = costs["distill"].and_then(cost) if "distill" in costs else cost
                 teacher = student
         if training.control:
-            costs["control"] = training_cost(self.made, tokens=tokens, epochs=training.distill.epochs)
+            seen = tokens * (1 + training.distill.spliced)
+            costs["control"] = training_cost(self.made, tokens=seen, epochs=training.distill.epochs)
         if training.qad is not None:
             costs["qad"] = training_cost(
                 self.made,
-                tokens=tokens,
+                tokens=tokens * (1 + training.qad.spliced),
                 epochs=training.qad.epochs,
                 teacher=self.teacher,
                 anew=answers_anew(training.qad),
@@ -274,7 +275,8 @@ class _Work:
         training, classes = self.plan.settings.training, OUTPUTS[self.output].has_classes
         if training.why_no_control or (classes and len(as_list(self.plan.prompts.get("labels"))) < 2):
             return None
-        tokens, asked = self.tokens * self.rows.get("train", 0), self.rows["verify"] + self.rows["calibrate"]
+        tokens = self.tokens * self.rows.get("train", 0) * (1 + training.distill.spliced)
+        asked = self.rows["verify"] + self.rows["calibrate"]
         taught = training_cost(self.made, tokens=tokens, epochs=training.distill.epochs).operations.value
         return float(taught) + 2.0 * self.made.core * self.tokens * asked
 

@@ -189,7 +189,7 @@ def test_a_student_with_fewer_tokens(tmp_path: Path) -> None:
         teacher,
         data,
         task="text-classification",
-        options={"epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0},
+        options={"epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0, "spliced": 1},
         max_length=16,
         out=out,
         layers=2,
