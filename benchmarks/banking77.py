@@ -161,13 +161,14 @@ class Bench:
         self.float_outputs = self.outputs_of(self.teacher)
 
     def _write_prompts(self, folder: Path) -> Path:
-        """Train rows only: CALIBRATED of them, drawn by chance, calibrate and choose; the others teach the student."""
+        """CALIBRATED of the train rows, drawn by chance, calibrate and choose; the others teach the student. Of the test rows the
+        texts, for what is made to be near none of them."""
         order = random.Random(0).sample(range(len(self.train)), len(self.train))
         drawn = set(order[:CALIBRATED])
         self.calibrated = [self.train[place] for place in order[:CALIBRATED]]
         taught = [row for place, row in enumerate(self.train) if place not in drawn]
         folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in (("calibrate", self.calibrated), ("train", taught)):
+        for name, rows in (("calibrate", self.calibrated), ("train", taught), ("verify", self.test)):
             lines = (json.dumps({"text": text, "label": label}, ensure_ascii=False) for text, label in rows)
             (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return folder

@@ -43,8 +43,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from rows import Row, Rows  # noqa: E402
 
 from edgekit.distill.batches import passage_source  # noqa: E402
-from edgekit.distill.courses import FILES, Course, Job, Teaches, choose_rate, teach  # noqa: E402
-from edgekit.distill.files import copy_files, save_model  # noqa: E402
+from edgekit.distill.courses import Course, Job, Teaches, choose_rate, teach  # noqa: E402
+from edgekit.distill.files import KEPT, copy_files, save_model  # noqa: E402
 from edgekit.distill.machine import count_threads  # noqa: E402
 from edgekit.distill.on_grid import OnGrid  # noqa: E402
 from edgekit.distill.options import QadOptions, read_qad_options  # noqa: E402
@@ -203,7 +203,7 @@ class Bench:
             start = round_on_texts(module, grid, source, weights=True)
             OnGrid(module, grid, Learned(module, grid, start, weights=True)).settle(out)
             save_model(module, out)
-            copy_files(self.folder, out, FILES[TASKS[TASK].OUTPUT])
+            copy_files(self.folder, out, KEPT[TASKS[TASK].OUTPUT])
             (out / "done").touch()
             return out
         begun = time.monotonic()

@@ -9,7 +9,8 @@ Goals, the worst of the seeds:
   (paired, lower 95 % bound > 0)
 The others show what the teacher added: `ngrams-control` and `1-layer-control` are the same students without it; the rows of
 `ablations` are 3-layer students by one loss alone or all of them, 4 epochs each, `by-labels` being their control.
-The 3,080 test rows are only counted: every default was chosen on a part of the train rows. Bytes are model.onnx's; the tokenizer
+The 3,080 test rows are only counted (and new texts that are near to one are left out): every default was chosen on a part of
+the train rows. Bytes are model.onnx's; the tokenizer
 is the teacher's and counted apart. Students of blocks keep 4,300 of its tokens (those of the train texts and all characters),
 as many positions as a text may have, and the heads, neurons and channels that are most active on the train texts; their
 embedding is held in 4 bits. All but the controls and ablations also learn what the teacher says of new texts of the train texts
@@ -238,7 +239,7 @@ def taught(bench: Bench, row: Row, seed: int) -> Product:
     blocks = choose_blocks(model.layers, row.layers, None, "benchmark") if row.layers and not influential else []
     inputs = DistillInputs(
         teacher=bench.content(bench.teacher),
-        prompts=bench.splits("train"),
+        prompts=bench.splits(*(("train", "calibrate", "verify") if options.spliced else ("train",))),
         task=CLASSIFY,
         kept=blocks,
         options=options,

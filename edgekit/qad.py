@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from edgekit.distill import Rows, make_job, student_rows
+from edgekit.distill import Rows, student_job, student_rows
 from edgekit.distill.options import QadOptions, Schedule
 from edgekit.distill.processes import spread
 from edgekit.errors import EdgekitError
@@ -59,5 +59,5 @@ def qad(inputs: QadInputs, out: Path, progress: Progress = silent) -> dict[str, 
     rows = student_rows(inputs.prompts.path, inputs.task, inputs.out_of_scope)
     from edgekit.distill import courses
 
-    job = make_job(inputs, out, progress, inputs.out_of_scope, inputs.rows_at_once)
+    job = student_job(inputs, out, progress)
     return courses.train_on_grid(teacher, student, rows, grid, inputs.options, inputs.losses, job)

@@ -349,11 +349,11 @@ def _teach_student(
     from edgekit.distill.importance import FILE, choose_influential, read_importance
     from edgekit.distill.students import Cut, Hashed
 
-    job = make_job(inputs, out, progress, inputs.out_of_scope, inputs.rows_at_once)
+    job = student_job(inputs, out, progress)
     hashed = None if inputs.ngrams is None else Hashed(folder=teacher, table=inputs.ngrams)
     tokens: Sequence[int] = ()
     if inputs.vocabulary is not None:
-        read, _, _ = extend(rows, inputs.options.holdout, splices(inputs.options), inputs.seed)
+        read, _, _ = extend(rows, inputs.options.holdout, splices(inputs.options), inputs.seed, job.apart)
         tokens = _tokens(inputs, inputs.vocabulary, read)
     importance = None if inputs.importance is None else inputs.importance.path / FILE
     kept = list(inputs.kept)
@@ -432,6 +432,32 @@ class Trains(Protocol):
     @property
     def seed(self) -> int:
         """Of all that is drawn."""
+
+
+class Learns(Trains, Protocol):
+    """What the inputs of a student's trainings have beside."""
+
+    @property
+    def prompts(self) -> Content:
+        """A prompts product."""
+
+    @property
+    def options(self) -> DistillOptions:
+        """How it learns."""
+
+    @property
+    def out_of_scope(self) -> str | None:
+        """The label of texts that have no class."""
+
+    @property
+    def rows_at_once(self) -> Rows:
+        """See `CreateInputs`."""
+
+
+def student_job(inputs: Learns, out: Path, progress: Progress) -> Job:
+    """What a student's course is told: also the other splits' texts, which no new text may be nearly."""
+    job = make_job(inputs, out, progress, inputs.out_of_scope, inputs.rows_at_once)
+    return replace(job, apart=PromptSet(folder=inputs.prompts.path).apart()) if inputs.options.spliced else job
 
 
 def make_job(

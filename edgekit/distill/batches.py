@@ -63,8 +63,8 @@ class TrainSplit:
     """The texts of a train split, and what turns them into rows.
 
     model: whose tokenizer reads them. classes: what their labels may be, none where labels are not learned. augment: how texts
-    are changed where they are trained on, spliced: how many new ones are made of each; both are drawn by `seed`. packing: whether
-    passages of a batch share rows of max_length.
+    are changed where they are trained on, spliced: how many new ones are made of each, of which those
+    near to `apart` are left out; both are drawn by `seed`. packing: whether passages of a batch share rows of max_length.
     """
 
     texts: Sequence[Prompt]
@@ -77,6 +77,7 @@ class TrainSplit:
     augment: Augment | None = None
     seed: int = 0
     spliced: int = 0
+    apart: Sequence[Prompt] = ()
     packing: bool = False
     folder: Path | None = None
     """Where the tokens of texts lie while it is learned from them that are not held in memory."""
@@ -102,8 +103,8 @@ def read_texts(split: TrainSplit) -> Source:
 
     Raises EdgekitError for a label that is not a class.
     """
-    texts, train, held = extend(split.texts, split.holdout, split.spliced, split.seed)
-    model, split = split.model, replace(split, texts=texts)
+    texts, train, held = extend(split.texts, split.holdout, split.spliced, split.seed, split.apart)
+    model, new, split = split.model, len(texts) - len(split.texts), replace(split, texts=texts)
     lengths, digest, subset = _read_whole(split) if split.streams is None else _read_apart(split, split.streams)
     targets = hashlib.sha256()
     for part in split.parts():
@@ -127,7 +128,7 @@ def read_texts(split: TrainSplit) -> Source:
         batch=lambda rows: batch_of(rows, subset(rows)),
         varied=None if split.augment is None else vary_rows,
         identity={"prompts": digest, "targets": targets.hexdigest()},
-        facts={"spliced_texts": split.spliced * len(train) // (1 + split.spliced)} if split.spliced else {},
+        facts={"spliced_texts": new} if split.spliced else {},
         streams=split.streams is not None,
     )
 
@@ -291,13 +292,13 @@ def make_targets(rows: Sequence[Prompt], classes: Sequence[str], out_of_scope: s
 
 
 def extend(
-    texts: Sequence[Prompt], holdout: float, spliced: int, seed: int
+    texts: Sequence[Prompt], holdout: float, spliced: int, seed: int, apart: Sequence[Prompt]
 ) -> tuple[Sequence[Prompt], Sequence[int], Sequence[int]]:
     """Texts with as many new ones of each that is trained on behind them (`splice`), and which are trained on and held out."""
     train, held = hold_out((text.text for text in texts), holdout)
     if not spliced:
         return texts, train, held
-    more = join(texts, splice(texts, train, spliced, seed))
+    more = join(texts, splice(texts, train, spliced, seed, apart))
     return more, array("q", chain(train, range(len(texts), len(more)))), held
 
 

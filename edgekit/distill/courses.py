@@ -17,15 +17,7 @@ from edgekit.distill.batches import SOURCES, Source, TrainSplit, hold_out, passa
 from edgekit.distill.created import cut_blocks, save_tokenizer, train_tokenizer
 from edgekit.distill.determinism import reproducible
 from edgekit.distill.ensemble import Member, choose_weights, join
-from edgekit.distill.files import (
-    CHAT_FILES,
-    EMBEDDING_FILES,
-    TOKENIZER_FILES,
-    copy_files,
-    copy_tokenizer,
-    note_length,
-    save_model,
-)
+from edgekit.distill.files import KEPT, copy_files, copy_tokenizer, note_length, save_model
 from edgekit.distill.finetuning import changes, splices
 from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Outcome, Run, train
@@ -55,8 +47,6 @@ from edgekit.grid import Grid
 from edgekit.inputs import identity
 from edgekit.model import load_model
 from edgekit.outputs import OUTPUTS
-from edgekit.outputs.rows import EMBEDDING, LOGITS
-from edgekit.outputs.tokens import TOKENS
 from edgekit.progress import Progress, silent
 from edgekit.prompts import Prompt
 from edgekit.stored import choose, derive
@@ -71,12 +61,6 @@ _OUTPUT = frozenset({"output"})
 # Of a model of 384 channels: a quarter of what a student's training takes, since all that is to learn is what rounding broke.
 # Where codes begin from rounding with feedback, each that changes by chance breaks what others made up for: smaller steps.
 QAD_RATES = {"weights": 5e-5, "scales": 5e-5, "both": 1.25e-5}
-# What goes along with a model from the folder that it began from, by its output.
-FILES: dict[str, tuple[str, ...]] = {
-    EMBEDDING.name: TOKENIZER_FILES + EMBEDDING_FILES,
-    LOGITS.name: TOKENIZER_FILES,
-    TOKENS.name: TOKENIZER_FILES + CHAT_FILES,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +73,8 @@ class Job:
     seed: int = 0
     out_of_scope: str | None = None
     progress: Progress = silent
+    apart: Sequence[Prompt] = ()
+    """Texts that no new one may be nearly."""
     chosen: Chosen = field(default_factory=Chosen)
     """How many rows each of the step's trainings lets through at once, where memory decided."""
 
@@ -175,7 +161,7 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
         on_grid.settle(job.out)
     save_model(student.module, job.out)
     if course.begins is not None:
-        copy_files(course.begins, job.out, FILES[job.task.OUTPUT])
+        copy_files(course.begins, job.out, KEPT[job.task.OUTPUT])
     drop_snapshot(job.out)
     told = {key: value for key, value in asdict(outcome).items() if value is not None}
     facts = told | dict(course.source.facts) | student.facts | {"precision": precision, "device": device}
@@ -493,6 +479,7 @@ def read_source(
             augment=changes(options),
             seed=job.seed,
             spliced=splices(options),
+            apart=job.apart,
             packing=options.packing,
             folder=job.out,
         )

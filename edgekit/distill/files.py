@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from edgekit.outputs.rows import EMBEDDING, LOGITS
+from edgekit.outputs.tokens import TOKENS
 from edgekit.owners_tokenizer import quiet
 from edgekit.schema import dump_json, read_json
 from edgekit.typed_json import as_table
@@ -35,6 +37,12 @@ EMBEDDING_FILES = (
     "*_*/config.json",
     "*_*/model.safetensors",
 )
+# What goes along with a model from the folder that it began from, by its output.
+KEPT: dict[str, tuple[str, ...]] = {
+    EMBEDDING.name: TOKENIZER_FILES + EMBEDDING_FILES,
+    LOGITS.name: TOKENIZER_FILES,
+    TOKENS.name: TOKENIZER_FILES + CHAT_FILES,
+}
 
 
 def save_model(module: nn.Module, out: Path) -> None:

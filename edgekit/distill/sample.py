@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekit.architectures.widths import Sizes
-from edgekit.distill.courses import FILES
 from edgekit.distill.determinism import reproducible
-from edgekit.distill.files import copy_files, save_model
+from edgekit.distill.files import KEPT, copy_files, save_model
 from edgekit.distill.students import Whole, cut, cut_widths, make_student
 from edgekit.tasks import TASKS
 
@@ -28,4 +27,4 @@ def write_sample(
     if sizes is not None:
         cut_widths(module, keep, sizes, None)
     save_model(module, out)
-    copy_files(teacher, out, FILES[kind.OUTPUT])
+    copy_files(teacher, out, KEPT[kind.OUTPUT])

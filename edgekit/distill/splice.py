@@ -13,10 +13,11 @@ from array import array
 from collections.abc import Iterable, Sequence
 from random import Random
 
+from edgekit.duplicates import near_copies
 from edgekit.errors import EdgekitError
 from edgekit.outputs.tokens import TOKENS
 from edgekit.prompts import Prompt
-from edgekit.stored import Lazy, choose
+from edgekit.stored import Lazy, choose, derive
 
 # The share of words behind which a text goes on as another one: on rows held out of BANKING77's train split those of n-grams had
 # a lower cross-entropy at 0.3 than at 0.15 (0.248, 0.260), of one layer the same. Then how often a new text is tried for.
@@ -77,11 +78,13 @@ def check_spliced(output: str, signals: str, where: str, *, teacher: bool) -> No
         raise EdgekitError(f"{where}: what new texts mean only a teacher says, and no loss reads one; remove this key")
 
 
-def splice(texts: Sequence[Prompt], rows: Sequence[int], count: int, seed: int) -> Sequence[Prompt]:
+def splice(
+    texts: Sequence[Prompt], rows: Sequence[int], count: int, seed: int, apart: Sequence[Prompt] = ()
+) -> Sequence[Prompt]:
     """`count` new texts for each of these rows of texts, made of these rows alone; nobody knows their labels.
 
-    The same for the same texts, rows and seed; of texts that lie in a file each is made when it is asked for. Raises EdgekitError
-    where no word that another follows is in two texts.
+    Those that are nearly one of `apart` are left out (`near_copies`). The same for the same texts, rows and seed; of texts that
+    lie in a file each is made when it is asked for. Raises EdgekitError where no word that another follows is in two texts.
     """
     step = -(-len(rows) // _MATERIAL) or 1
     splicer = Splicer(row.text for row in choose(texts, rows[::step]))
@@ -95,8 +98,10 @@ def splice(texts: Sequence[Prompt], rows: Sequence[int], count: int, seed: int) 
         copy, row = divmod(index, len(rows))
         return Prompt(text=splicer.splice(texts[rows[row]].text, Random(f"splice:{seed}:{copy}:{row}")))
 
-    made = Lazy(count * len(rows), make)
-    return list(made) if isinstance(texts, list) else made
+    lazy = Lazy(count * len(rows), make)
+    made = list(lazy) if isinstance(texts, list) else lazy
+    near = near_copies(*(derive(part, lambda row: (row.text, None)) for part in (made, apart)))
+    return choose(made, (index for index in range(len(made)) if index not in near))
 
 
 def _words(text: str) -> list[str]:

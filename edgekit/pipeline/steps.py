@@ -18,20 +18,23 @@ from edgekit.pipeline.origin import (
     origin,
     origin_of,
     split_content,
+    split_digests,
     with_read,
 )
 from edgekit.pipeline.plan import Plan, Session, Settings, run_step
 from edgekit.pipeline.teacher import find_others
 from edgekit.pipeline.trained import is_trained, train_step
 from edgekit.progress import Progress
+from edgekit.prompts import PromptSet
 from edgekit.recipe import Student
 from edgekit.schema import pick
-from edgekit.workspace import Product, file_sha256, installed_version, open_product
+from edgekit.workspace import Product, file_sha256, fingerprint, installed_version, open_product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from edgekit.distill import CreateInputs, DistillInputs, FinetuneInputs, SignalsInputs
+    from edgekit.distill.options import DistillOptions
     from edgekit.export import TraceInputs
     from edgekit.formats import Processor
     from edgekit.formats.smallest import Limits
@@ -237,7 +240,7 @@ def _distill_inputs(settings: Settings, teacher: Path, prompts: Product, session
     influential, scorer = student.depth == "influence", find_scorer(recipe, training.distill)
     return DistillInputs(
         teacher=model_content(teacher),
-        prompts=split_content(prompts, "train"),
+        prompts=_learned(prompts, training.distill),
         task=recipe.task,
         kept=() if influential else kept,
         layers=len(kept) if influential else None,
@@ -253,6 +256,15 @@ def _distill_inputs(settings: Settings, teacher: Path, prompts: Product, session
         vocabulary=recipe.student.vocabulary,
         scorer=None if scorer is None else model_content(scorer),
     )
+
+
+def _learned(prompts: Product, options: DistillOptions) -> Content:
+    """What a student reads of the prompts: the train split, and where new texts are made the others' too, which none may be near."""
+    train = split_content(prompts, "train")
+    if not options.spliced:
+        return train
+    others = sorted({row.text for row in PromptSet(folder=prompts.folder).apart()})
+    return replace(train, digest={**split_digests(prompts, "train"), "apart": fingerprint(others)})
 
 
 def linear(settings: Settings, base: Path, prompts: Product, session: Session) -> Product | None:
@@ -287,7 +299,7 @@ def qad(plan: Plan, teacher: Path, student: Path, prompts: Product, session: Ses
     inputs = QadInputs(
         teacher=model_content(teacher),
         student=model_content(student),
-        prompts=split_content(prompts, "train"),
+        prompts=_learned(prompts, training.qad),
         task=recipe.task,
         format=plan.format,
         export=plan.options,

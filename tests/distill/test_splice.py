@@ -75,7 +75,9 @@ def test_a_text_that_none_goes_on_as_stays_itself(text: str) -> None:
     assert Splicer([*TEXTS[2:3], text]).splice(text, Random(1)) == text.strip()
 
 
-def read(checkpoint: Path, texts: Sequence[Prompt], holdout: float = 0.3, spliced: int = 3) -> Source:
+def read(
+    checkpoint: Path, texts: Sequence[Prompt], holdout: float = 0.3, spliced: int = 3, apart: Sequence[Prompt] = ()
+) -> Source:
     """The train texts of a classifier, and new ones of them."""
     return read_texts(
         TrainSplit(
@@ -86,6 +88,7 @@ def read(checkpoint: Path, texts: Sequence[Prompt], holdout: float = 0.3, splice
             holdout=holdout,
             classes=LABELS,
             spliced=spliced,
+            apart=apart,
             seed=5,
             folder=checkpoint,
         )
@@ -110,6 +113,14 @@ def test_new_texts_are_made_of_train_texts_have_no_label_and_are_never_held_out(
     assert len(set(said)) > len(new) / 4
     assert batch.targets.sum() == 0
     assert source.batch([0]).targets.sum() == 1
+    # None is a text of another split, but for how it is written.
+    told = [text for text in said if text]
+    other = tokenizer.decode(batch.tokens[0].tolist())
+    fewer = read(checkpoint, texts, apart=[Prompt(text=other.upper(), label="nobody's")])
+    assert 0 < len(new) - int(cast(int, fewer.facts["spliced_texts"])) < len(new) / 2
+    kept = [tokenizer.decode(ids.tolist()) for ids in fewer.batch(range(old, len(fewer.lengths))).tokens]
+    assert other in told
+    assert other not in kept
     # Of texts that lie in a file, the same.
     assert read(checkpoint, Lazy(old, texts.__getitem__)).batch(new).tokens.tolist() == batch.tokens.tolist()
 
