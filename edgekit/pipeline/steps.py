@@ -259,7 +259,7 @@ def _distill_inputs(settings: Settings, teacher: Path, prompts: Product, session
 
 
 def _learned(prompts: Product, options: DistillOptions) -> Content:
-    """What a student reads of the prompts: the train split, and where new texts are made the others' too, which none may be near."""
+    """What a student reads: the train split, and where new texts are made of it the others too, which none may be near."""
     train = split_content(prompts, "train")
     if not options.spliced:
         return train

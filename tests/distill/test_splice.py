@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,9 +20,10 @@ from edgekit.distill.splice import Splicer
 from edgekit.distill.tap import Tap
 from edgekit.distill.teachers import TeacherInputs, find_teacher
 from edgekit.errors import EdgekitError
-from edgekit.inputs import identity
+from edgekit.inputs import Content, identity
 from edgekit.model import load_model
-from edgekit.prompts import Prompt
+from edgekit.pipeline import steps
+from edgekit.prompts import Prompt, PromptSet
 from edgekit.recipe import Data, Recipe, Teacher
 from edgekit.stored import Lazy
 from edgekit.tasks import TASKS
@@ -204,3 +207,24 @@ def test_recipes_without_it_are_known_by_what_they_were_known_by() -> None:
     )
     training = read_training(recipe, "r")
     assert (training.distill.spliced, cast(QadOptions, training.qad).spliced) == (2, 1)
+
+
+def test_a_student_of_new_texts_follows_from_all_splits_and_not_from_which_is_which(tmp_path: Path) -> None:
+    """The recovery split in the place of verify, which lies aside, teaches no other student; another text in any of them may."""
+
+    def learned(name: str, spliced: int, **splits: str) -> Content:
+        folder = tmp_path / name
+        folder.mkdir()
+        for split, text in ({"train": "a b"} | splits).items():
+            (folder / f"{split}.jsonl").write_text(json.dumps({"text": text, "label": None}) + "\n")
+        files = {path.name: {"sha256": file_sha256(path)} for path in folder.glob("*.jsonl")}
+        product = SimpleNamespace(folder=folder, manifest={"files": files})
+        return steps._learned(cast(Any, product), DistillOptions(spliced=spliced))
+
+    first = learned("first", 1, calibrate="c", verify="v", recover="r")
+    swapped = learned("swapped", 1, calibrate="c", verify="r", aside="v")
+    other = learned("other", 1, calibrate="c", verify="w", recover="r")
+    plain = [learned(f"plain{text}", 0, calibrate="c", verify=text) for text in "vw"]
+    assert first.digest == swapped.digest != other.digest
+    assert plain[0].digest == plain[1].digest == {"train": file_sha256(tmp_path / "first" / "train.jsonl")}
+    assert {row.text for row in PromptSet(folder=swapped.path).apart()} == {"c", "r", "v"}
