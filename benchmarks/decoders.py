@@ -4,12 +4,15 @@ Goals:
 - perplexity on held-out windows, student beside its teacher (`kd`) over the same student without one (`control`), which read the
   same windows in the same order: the upper end of its 95 % interval < 1
 - KL(student || teacher) in nats a token on what each student writes behind the first halves of held-out functions: `on-policy`
-  over `kd`, from which it begins, and over `off-policy`, and `response` over `kd`: each interval's upper end < 1
+  over `kd`, from which it begins, and over `off-policy`, and `response` and `answers` over `kd`: each interval's upper end < 1
 These go on from `kd` for as many steps, with the same functions and the same first halves. `off-policy` and `on-policy` learn by
-reverse KL from what comes behind them, the data's tokens or the student's; `response` by the cross-entropy of what the teacher
-writes there (sequence-level distillation, Kim and Rush, arXiv:1606.07947, sampled instead of searched). Beside them the forward
-KL on what the *teacher* writes there, which a student that only says what is safe makes larger.
-Intervals are of a bootstrap over windows or functions.
+reverse KL from what comes behind them, the data's tokens or the student's; `response` and `answers` from what the teacher writes
+there, once for each function: `answers` by cross-entropy, which is all that an endpoint's answers allow (sequence-level
+distillation, Kim and Rush, arXiv:1606.07947, sampled instead of searched), `response` by the KL to what the teacher finds likely
+at each of these tokens, as a recipe's [answers] are learned where the teacher is here. Beside them the forward KL on what the
+*teacher* writes there, which a student that only says what is safe makes larger.
+Intervals are of a bootstrap over windows or functions. What `response` learns by was chosen on functions of the training text
+that no row learns from, not on the held-out ones.
 
 Training text are the Python files of the interpreter and its packages, without those of which half is held-out text (see
 benchmarks/qad.py). Rows and students are kept in --cache: what was stopped goes on.
@@ -55,9 +58,11 @@ from edgekit.tasks import TASKS  # noqa: E402
 from edgekit.tasks.text_generation import Passage  # noqa: E402
 from edgekit.typed_json import as_list  # noqa: E402
 
-AFTER = ("off-policy", "on-policy", "response")
+AFTER = ("off-policy", "on-policy", "response", "answers")
+# What rows are taught by that go on from `kd`.
+LOSSES = {"off-policy": "reverse_kl", "on-policy": "reverse_kl", "response": "logits", "answers": "labels"}
 ROWS = ("control", "kd", *AFTER)
-STEPS, MORE, BLOCKS, FUNCTIONS = 32, 16, 16, 64
+STEPS, MORE, BLOCKS, FUNCTIONS = 32, 16, 16, 104
 # Rates of the students that begin from blocks of the teacher, and of those that go on.
 RATE, ON = 2e-4, 1e-4
 # Tokens of a function, the share of them that is shown, and functions of a batch.
@@ -68,6 +73,7 @@ GOALS = (
     ("on-policy", "kd", "own"),
     ("on-policy", "off-policy", "own"),
     ("response", "kd", "own"),
+    ("answers", "kd", "own"),
 )
 
 
@@ -113,9 +119,12 @@ class Bench:
 
     def key(self, name: str) -> str:
         """What a row that is kept must agree with."""
-        return f"{name}/{self.steps}x{BATCH}x{LENGTH}/{RATE:g}" + (
-            f"/{self.more}x{TOGETHER}x{LONGEST}/{ON:g}" if name in AFTER else ""
-        )
+        return f"{self.lessons(name)}/{BLOCKS}/{FUNCTIONS}"
+
+    def lessons(self, name: str) -> str:
+        """What a row's student follows from."""
+        after = f"/{self.more}x{TOGETHER}x{LONGEST}/{ON:g}/{LOSSES[name]}" if name in AFTER else ""
+        return f"{name}/{self.steps}x{BATCH}x{LENGTH}/{RATE:g}{after}"
 
     def row(self, name: str) -> Row:
         """Teach a row's student, and measure it."""
@@ -128,7 +137,7 @@ class Bench:
 
     def taught(self, name: str) -> Path:
         """The folder of a row's student, which is kept once it is whole."""
-        out = self.cache / self.key(name).replace("/", "-")
+        out = self.cache / self.lessons(name).replace("/", "-")
         if (out / "done").exists():
             return out
         course = self.goes_on(name, out) if name in AFTER else self.begins(name, out)
@@ -153,14 +162,14 @@ class Bench:
     def goes_on(self, name: str, out: Path) -> Course:
         """The student that its teacher taught, on what comes behind the first halves of functions."""
         begun, functions = self.taught("kd"), self.functions
-        if name == "response":
+        if name in ("response", "answers"):
             functions = write(self.teacher, functions, self.model.stops)
         written = OnPolicy(share=1.0, new_tokens=LONGEST) if name == "on-policy" else None
         return Course(
             job=job(name, out),
             student=Whole(folder=begun),
             source=passage_source(functions, range(len(functions)), []),
-            losses={"labels" if name == "response" else "reverse_kl": 1.0},
+            losses={LOSSES[name]: 1.0},
             options=DistillOptions(epochs=1, batch=TOGETHER, temperature=1.0, learning_rate=ON, on_policy=written),
             begins=begun,
             teacher=Teaches(folder=self.folder),
