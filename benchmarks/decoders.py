@@ -8,11 +8,12 @@ Goals:
 These go on from `kd` for as many steps, with the same functions and the same first halves. `off-policy` and `on-policy` learn by
 reverse KL from what comes behind them, the data's tokens or the student's; `response` and `answers` from what the teacher writes
 there, once for each function: `answers` by cross-entropy, which is all that an endpoint's answers allow (sequence-level
-distillation, Kim and Rush, arXiv:1606.07947, sampled instead of searched), `response` by the KL to what the teacher finds likely
-at each of these tokens, as a recipe's [answers] are learned where the teacher is here. Beside them the forward KL on what the
-*teacher* writes there, which a student that only says what is safe makes larger.
-Intervals are of a bootstrap over windows or functions. What `response` learns by was chosen on functions of the training text
-that no row learns from, not on the held-out ones.
+distillation, Kim and Rush, arXiv:1606.07947, sampled instead of searched), `response` by the Jensen-Shannon divergence from what
+the teacher finds likely at each of these tokens, as a recipe's [answers] can be learned where the teacher is here. Beside them
+the forward KL on what the *teacher* writes there, which a student that only says what is safe makes larger.
+Intervals are of a bootstrap over windows or functions. What `response` learns by was chosen on 96 functions of the training text
+that no row learns from, not on the held-out ones: own words and teacher's over those of `kd` were 0.93 and 0.97 by cross-entropy,
+0.91 and 0.94 by forward KL, 0.85 and 0.99 by Jensen-Shannon, 0.84 and 1.05 by reverse KL, which makes the latter worse.
 
 Training text are the Python files of the interpreter and its packages, without those of which half is held-out text (see
 benchmarks/qad.py). Rows and students are kept in --cache: what was stopped goes on.
@@ -60,7 +61,7 @@ from edgekit.typed_json import as_list  # noqa: E402
 
 AFTER = ("off-policy", "on-policy", "response", "answers")
 # What rows are taught by that go on from `kd`.
-LOSSES = {"off-policy": "reverse_kl", "on-policy": "reverse_kl", "response": "logits", "answers": "labels"}
+LOSSES = {"off-policy": "reverse_kl", "on-policy": "reverse_kl", "response": "jensen_shannon", "answers": "labels"}
 ROWS = ("control", "kd", *AFTER)
 STEPS, MORE, BLOCKS, FUNCTIONS = 32, 16, 16, 104
 # Rates of the students that begin from blocks of the teacher, and of those that go on.

@@ -25,7 +25,8 @@ class Prompt:
     For text-generation `label` is the wanted answer, `choices` those that the model picks the likeliest of, `messages` a
     whole conversation ({"role": ..., "content": ...} each, without the wanted answer), of which `text` is what the user says,
     and `tools` the JSON schemas of the functions that the model may call in it. `group` names what texts have in common that
-    are not independent of each other: their speaker, document, template or ticket.
+    are not independent of each other: their speaker, document, template or ticket. `unfinished`: whether the answer would go on
+    behind its last word, so that its end is none.
     """
 
     text: str
@@ -35,11 +36,13 @@ class Prompt:
     messages: Sequence[Mapping[str, object]] | None = None
     tools: Sequence[Mapping[str, object]] | None = None
     group: str | None = None
+    unfinished: bool = False
 
     def facts(self) -> dict[str, object]:
         """As a split's file has it: what is not there is left out, but for the label."""
-        more = {"choices": self.choices, "messages": self.messages, "tools": self.tools, "group": self.group}
-        return {"text": self.text, "label": self.label} | {key: value for key, value in more.items() if value}
+        names = ("choices", "messages", "tools", "group", "unfinished")
+        more = {name: value for name in names if (value := getattr(self, name))}
+        return {"text": self.text, "label": self.label, **more}
 
 
 def parse(line: bytes) -> Prompt:

@@ -187,7 +187,8 @@ class Voice:
         return self._encode(asked + begun)
 
     def passages(self, prompt: Prompt, answer: str | None, place: int, max_length: int) -> list[Passage]:
-        """The prompt's passages; without an answer to a conversation, the passage ends where the answer would begin."""
+        """The prompt's passages; without an answer to a conversation, the passage ends where the answer would begin, and with one
+        that is unfinished behind its last word: no token there ends it."""
         if self.template is None:
             if prompt.messages:
                 raise EdgekitError(
@@ -205,7 +206,11 @@ class Voice:
             return [Passage(ids=block, start=1, prompt=place) for block in blocks if len(block) > 1]
         whole = self._encode(prompt.text + answer, added=True)
         # Some tokenizers end a text themselves.
-        whole += [] if whole and whole[-1] in self._stops else self._stops[:1]
+        ended = bool(whole) and whole[-1] in self._stops
+        if prompt.unfinished:
+            whole = whole[:-1] if ended else whole
+        else:
+            whole += [] if ended else self._stops[:1]
         return [self._passage(prompt, asked, whole, place, max_length)]
 
     def _conversation(self, prompt: Prompt, answer: str | None) -> tuple[str, str]:
@@ -213,6 +218,8 @@ class Voice:
         asked = self.render(messages, prompt.tools, generation_prompt=True)
         if answer is None:
             return asked, asked
+        if prompt.unfinished:
+            return asked, asked + answer
         said = [*messages, {"role": "assistant", "content": answer}]
         whole = self.render(said, prompt.tools)
         if whole.startswith(asked):

@@ -92,7 +92,7 @@ def _whole(
             seen.add(normalized(answer))
             runs = row.label is None and not row.messages
             parts = (text + answer, *([text] if text != row.text else [])) if runs else ()
-            said = replace(row, text=text, label=answer, choices=None)
+            said = replace(row, text=text, label=answer, choices=None, unfinished=entry.end == "length")
             rows.append(_Taught(prompt=said, new=(answer, *parts)))
     return rows
 

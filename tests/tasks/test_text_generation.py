@@ -164,6 +164,17 @@ def test_where_answers_end(talker: Path, tmp_path: Path) -> None:
     assert load_model(folder).stops == []
 
 
+@pytest.mark.parametrize("template", [TEMPLATE, THINKS, None])
+def test_an_unfinished_answer_does_not_end(talker: Path, tmp_path: Path, template: str | None) -> None:
+    """It is what a finished one is, up to its last word; the prompt before it is the same."""
+    model = copied(talker, tmp_path, template)
+    ends, goes_on = passages(
+        model, [Prompt(text="jazz", label="some music", unfinished=one) for one in (False, True)], 64
+    )
+    assert goes_on.ids == ends.ids[: ends.ids.index(END, ends.start)]
+    assert ends.asked == goes_on.asked
+
+
 def test_the_tokenizers_own_end_stops_too(talker: Path, tmp_path: Path) -> None:
     """A fine-tuned model says the tokenizer's eos_token where generation_config.json still has the first model's."""
     folder = Path(shutil.copytree(talker, tmp_path / "copy"))

@@ -102,7 +102,9 @@ def test_what_cannot_teach_is_counted_by_its_reason(make: Any) -> None:
 
 def test_an_answer_that_was_cut_off_may_stay(make: Any) -> None:
     sifting = Sifting(**{**vars(USUAL), "cut_off": "keep"})
-    assert make([{"text": "one"}], [[Written(answer="it goes on", end="length")]], sifting)[0]["kept"] == 1
+    answers = [[Written(answer="it goes on", end="length")], ["it ends"]]
+    _, train = make([{"text": "one"}, {"text": "two"}], answers, sifting)
+    assert [(row.label, row.unfinished) for row in train] == [("it goes on", True), ("it ends", False)]
 
 
 @pytest.mark.parametrize("split", ["calibrate", "verify", "final", "recover"])
