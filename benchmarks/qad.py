@@ -59,7 +59,7 @@ from edgekit.formats.gguf.tokenizer import vocabulary  # noqa: E402
 from edgekit.grid import Grid, read_packed  # noqa: E402
 from edgekit.inspect.on_grid import compare  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
-from edgekit.runtimes import llamacpp, machine, scores  # noqa: E402
+from edgekit.runtimes import Generator, llamacpp, machine, scores  # noqa: E402
 from edgekit.tasks import TASKS  # noqa: E402
 from edgekit.tasks.text_generation import Passage  # noqa: E402
 
@@ -122,20 +122,23 @@ class Goal:
         return f"{'met   ' if self.met else 'MISSED'} {self.goal}: {self.measured:.3f}{ends}, goal {self.limit}"
 
 
-def main() -> int:
-    """Teach, measure, show, and say by the exit code whether every goal that was measured is met."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(kind: type[Bench], text: str, steps: int) -> int:
+    """Teach, measure, show, and say by the exit code whether every goal that was measured is met.
+
+    text: what --help says; steps: how many batches teach where nobody says.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=SHARED)
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    parser.add_argument("--cache", type=Path, default=home / "edgekit" / "qad")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"batches of {BATCH} windows of {LENGTH} tokens")
+    parser.add_argument("--cache", type=Path, default=home / "edgekit" / kind.name)
+    parser.add_argument("--steps", type=int, default=steps, help=f"batches of {BATCH} windows of {LENGTH} tokens")
     parser.add_argument("--blocks", type=int, default=BLOCKS, help=f"held-out windows of {BLOCK} tokens")
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"which of {', '.join(ROWS)}")
+    parser.add_argument("--rows", default=",".join(kind.ways), help=f"which of {', '.join(kind.ways)}")
     parser.add_argument("--learning-rate", type=float, help="of all that are taught (default: qad's own)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     asked = parser.parse_args()
     names = str(asked.rows).split(",")
-    if unknown := sorted(set(names) - ROWS.keys()):
+    if unknown := sorted(set(names) - kind.ways.keys()):
         parser.error(f"{unknown[0]}: no such row")
     for needed in (asked.data / MODEL, asked.data / HELD):
         if not needed.exists():
@@ -144,9 +147,9 @@ def main() -> int:
     asked.cache.mkdir(parents=True, exist_ok=True)
     kept = Rows(asked.cache / "rows.jsonl")
     with tempfile.TemporaryDirectory(prefix="edgekit-qad-") as scratch:
-        bench = Bench(asked.data, asked.cache, Path(scratch), asked.steps, asked.blocks, asked.learning_rate)
+        bench = kind(asked.data, asked.cache, Path(scratch), asked.steps, asked.blocks, asked.learning_rate)
         found = {name: kept.take(bench.key(name), partial(bench.row, name)) for name in names}
-    goals = judge(found)
+    goals = judge(found, kind.ratios)
     if asked.json:
         facts = {"machine": machine.describe(), "steps": asked.steps, "tokens": asked.steps * BATCH * LENGTH}
         print(json.dumps(facts | {"rows": found, "goals": [asdict(goal) for goal in goals]}, indent=2))
@@ -157,6 +160,11 @@ def main() -> int:
 
 class Bench:
     """The model, the texts, and llama.cpp as the judge."""
+
+    name = "qad"
+    ways: Mapping[str, Way] = ROWS
+    ratios: Sequence[tuple[str, str, float]] = RATIOS
+    float_scheme = "f32"
 
     def __init__(self, data: Path, cache: Path, scratch: Path, steps: int, blocks: int, rate: float | None) -> None:
         self.folder, self.cache, self.scratch = data / MODEL, cache, scratch
@@ -169,7 +177,7 @@ class Bench:
 
     def key(self, name: str) -> str:
         """What a row that is kept must agree with."""
-        way = ROWS[name]
+        way = self.ways[name]
         taught = f"/{self.steps}x{BATCH}x{LENGTH}/{self.rate_of(way):g}" if way.teach else ""
         return f"{name}/{self.count}x{BLOCK}{taught}/{way.train or 'float'}"
 
@@ -179,10 +187,10 @@ class Bench:
 
     def row(self, name: str) -> Row:
         """Teach a row's student where it has one, write its file, and measure that."""
-        way, begun = ROWS[name], time.process_time()
+        way, begun = self.ways[name], time.process_time()
         student = self.folder if way.teach is way.train is None else self.taught(way)
         seconds = time.process_time() - begun
-        file = self.original if way.scheme == "f32" else self.write(student, way.scheme, self.scratch / f"{name}.gguf")
+        file = self.original if way.scheme == self.float_scheme else self.write(student, way.scheme, self.scratch / f"{name}.gguf")
         exact = compare(file, student)["equal"] if way.train else None
         row = {"bytes": file.stat().st_size, "cpu_seconds": round(seconds, 1), "exact": exact} | self.measure(file)
         say(f"{name}: KL {row['kl']:.5f}, perplexity {row['perplexity']:.4f}")
@@ -260,12 +268,12 @@ class Bench:
     @cached_property
     def original(self) -> Path:
         """The original as it is, in float32."""
-        return self.write(self.folder, "f32", self.scratch / "original.gguf")
+        return self.write(self.folder, self.float_scheme, self.scratch / "original.gguf")
 
     @cached_property
     def reference(self) -> NDArray[np.float32]:
-        """The original's logits of the held-out windows in llama.cpp, on disk: float32 [blocks, BLOCK, vocabulary]."""
-        decoder = llamacpp.generator(self.original, self.options)
+        """The original's logits of the held-out windows in the same engine, on disk: float32 [blocks, BLOCK, vocabulary]."""
+        decoder = self.open(self.original)
         shape = (len(self.blocks), BLOCK, decoder.vocabulary)
         kept = np.memmap(self.scratch / "reference.f32", np.float32, "w+", shape=shape)
         for index, ids in enumerate(self.blocks):
@@ -273,6 +281,10 @@ class Bench:
             kept[index] = decoder.logits(np.array(ids), slice(None))
         decoder.close()
         return kept
+
+    def open(self, file: Path) -> Generator:
+        """A file in its engine."""
+        return llamacpp.generator(file, self.options)
 
     def write(self, student: Path, scheme: str, file: Path) -> Path:
         """A student as a GGUF file: with the codes that it was trained with, where those are the scheme's."""
@@ -288,9 +300,9 @@ class Bench:
         return file
 
     def measure(self, file: Path) -> dict[str, object]:
-        """{kl, perplexity, top1, kl_blocks, nll_blocks} of a file beside the original, both in llama.cpp."""
+        """{kl, perplexity, top1, kl_blocks, nll_blocks} of a file beside the original, both in its engine."""
         reference = self.reference
-        decoder = llamacpp.generator(file, self.options)
+        decoder = self.open(file)
         divergences, losses, same = list[float](), list[float](), list[float]()
         for ids, wanted in zip(self.blocks, reference, strict=True):
             decoder.clear()
@@ -339,9 +351,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def judge(found: Mapping[str, Row]) -> list[Goal]:
+def judge(found: Mapping[str, Row], ratios: Sequence[tuple[str, str, float]] = RATIOS) -> list[Goal]:
     """The goals of the rows that are there."""
-    goals = compare_rows(found, RATIOS)
+    goals = compare_rows(found, ratios)
     if {"original", "plain", "qad"} <= found.keys():
         losses = [blocks_of(found[name], "nll") for name in ("original", "plain", "qad")]
 
@@ -420,4 +432,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(Bench, __doc__ or "", STEPS))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgekit.distill.decoder_inputs import DecoderInputs
+from edgekit.distill.decoders import Body
 from edgekit.distill.machine import count_threads
 from edgekit.errors import EdgekitError
 from edgekit.grid import Grid, write_packed
@@ -65,7 +67,10 @@ class OnGrid:
         self._weights = grid_weights(module, grid)
         rounded = {id(weight) for weight in self._weights.values()}
         linears = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part.weight) in rounded]
-        self._readers = linears if grid.rounds_inputs else []
+        self._readers = linears if grid.rounds_inputs and not isinstance(module, Body) else []
+        self._inputs: Callable[[], AbstractContextManager[None]] = nullcontext
+        if isinstance(module, Body) and (grid.rounds_inputs or grid.input_block is not None):
+            self._inputs = DecoderInputs(module, linears, grid.input_block).rounded
         self._own: dict[str, Tensor] = {}
 
     @contextmanager
@@ -78,7 +83,8 @@ class OnGrid:
             list(pool.map(self._round, self._weights))
         hooks = [part.register_forward_pre_hook(_round_input) for part in self._readers]
         try:
-            yield
+            with self._inputs():
+                yield
         finally:
             for hook in hooks:
                 hook.remove()

@@ -58,11 +58,13 @@ def quantized_channels(model: onnx.ModelProto) -> Iterator[tuple[str, str, Float
 def quantized_weights(model: onnx.ModelProto) -> dict[str, Callable[[], tuple[str, str, Floats]]]:
     """How each quantized weight of a file that edgekit wrote is read (see `quantized_channels`), by its name."""
     held = {tensor.name: tensor for tensor in model.graph.initializer}
+    # A decoder's table that is its head too keeps its scales in the shape of one of both.
+    shaped = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Reshape"}
     found: dict[str, Callable[[], tuple[str, str, Floats]]] = {}
     for node in model.graph.node:
         operator = OPERATORS.get(node.op_type)
         if node.op_type == "MatMulNBits":
-            found[node.input[1]] = partial(_product, node, held)
+            found[node.input[1]] = partial(_product, node, held, shaped)
         elif operator is not None and operator.weight is not None and operator.scale is not None:
             weight, scale = held[node.input[operator.weight]], held[node.input[operator.scale]]
             found[weight.name] = partial(_matrix, weight, scale)
@@ -99,14 +101,17 @@ def _dequantized(weight: onnx.TensorProto, scale: onnx.TensorProto, *, axis: int
     return _asked(node, held, tuple(codes.shape))
 
 
-def _product(node: onnx.NodeProto, held: dict[str, onnx.TensorProto]) -> tuple[str, str, Floats]:
+def _product(
+    node: onnx.NodeProto, held: dict[str, onnx.TensorProto], shaped: dict[str, str]
+) -> tuple[str, str, Floats]:
     """What a MatMulNBits multiplies by: onnxruntime's product of it with the identity, in float32."""
     import numpy as np
     import onnx
     from onnx import numpy_helper
 
     told = {entry.name: entry.i for entry in node.attribute}
-    weight, scale = held[node.input[1]], held[node.input[2]]
+    weight, found = held[node.input[1]], held[shaped.get(node.input[2], node.input[2])]
+    scale = numpy_helper.from_array(numpy_helper.to_array(found).reshape(-1), found.name)
     one = numpy_helper.from_array(np.eye(told["K"], dtype=np.float32), "one")
     plain = {**told, "accuracy_level": 0}
     inputs = ["one", weight.name, scale.name]

@@ -126,18 +126,14 @@ def write(source: Source, options: Options, out: Path) -> ModelFile:
 
 
 def grid(model: Model, options: Options, output: str) -> Grid:
-    """What a scheme makes of an encoder's weights, from its headers alone.
+    """What a scheme makes of a model's weights, from its headers alone.
 
-    Raises EdgekitError for a decoder, and for a scheme that rounds nothing or by what is calibrated.
+    Raises EdgekitError for a scheme that rounds nothing, or chooses or rounds by what is known after the training.
     """
+    from edgekit.formats.onnx.decoder_grid import make_decoder_grid
     from edgekit.formats.onnx.rounding import make_grid
 
-    if OUTPUTS[output].generates:
-        raise EdgekitError(
-            f"onnx {options.scheme}: of models that generate text [qad] trains for GGUF files alone; take out [qad], or --format"
-            " gguf"
-        )
-    return make_grid(NAME, model, options)
+    return (make_decoder_grid if OUTPUTS[output].generates else make_grid)(NAME, model, options)
 
 
 def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:

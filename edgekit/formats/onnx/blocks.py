@@ -49,7 +49,7 @@ def quantize_blocks(
         linear = linears.get(node.name) if node.op_type == "MatMul" else None
         if linear is not None:
             weight = graph.weights(linear.weight)
-            found = None if trained is None else trained.find(weight.T)
+            found = None if trained is None else trained.find(f"{linear.path}.weight", weight.T)
             packed, scales = pack_blocks(weight, bits=bits, block=block)
             if found is not None:
                 packed, scales = found[0].reshape(packed.shape).astype(packed.dtype), found[1].reshape(-1)

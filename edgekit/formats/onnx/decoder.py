@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from edgekit.calibration import Calibration
     from edgekit.formats.onnx.decoder_trace import Geometry
+    from edgekit.formats.onnx.trained import Trained
     from edgekit.formats.source import Source
     from edgekit.model import Model
 
@@ -50,9 +51,11 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
     prove that the float graph computes what torch does, and measure what quantization costs. Raises EdgekitError for a scheme
     that decoders do not have, a family that cannot be exported, a graph that computes something else, and weights over 2 GB.
     """
+    from edgekit.formats.onnx.decoder_grid import read_trained_decoder
     from edgekit.formats.onnx.decoder_trace import export_decoder, head_path
 
     student, calibration = source.model, source.calibration()
+    trained, note = read_trained_decoder(student, NAME, options)
     prompts = [list(row[:LONGEST]) for row in source.ids if len(row) > 1]
     if not prompts:
         raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
@@ -76,6 +79,7 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
             calibration=calibration,
             prompts=prompts,
             scratch=Path(scratch),
+            trained=trained,
         )
         del module, model
         made, decided, notes = _decided(making, plain, source)
@@ -94,7 +98,7 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
         described,
         choices={**made.choices, **decided},
         bytes_float=float_size,
-        notes=tuple(notes),
+        notes=(*([note] if note else []), *notes),
         onnx=replace(described.onnx, calibrate_score=score, generation=cache),
     )
 
@@ -109,6 +113,7 @@ class _Making:
     calibration: Calibration
     prompts: Sequence[Sequence[int]]
     scratch: Path
+    trained: Trained | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +137,9 @@ def _make(making: _Making, scheme: str) -> _Made:
         model, float32 = decoder_to_half(making.exported, making.prompts, calibrated)
         choices = {"float32_nodes": float32} if float32 else {}
     else:
-        model, keys, entries = _quantized(making.exported, making.head, scheme, making.options, making.calibration)
+        model, keys, entries = _quantized(
+            making.exported, making.head, scheme, making.options, making.calibration, making.trained
+        )
         if scheme in {"w8", "w4"}:
             choices = {"bits": int(scheme[1:]), "block": making.options.block}
             if making.options.inputs == "float":
@@ -245,7 +252,12 @@ def _open(file: Path, options: Mapping[str, object]) -> Generator:
 
 
 def _quantized(
-    exported: onnx.ModelProto, head: str, scheme: str, options: Options, calibration: Calibration
+    exported: onnx.ModelProto,
+    head: str,
+    scheme: str,
+    options: Options,
+    calibration: Calibration,
+    trained: Trained | None = None,
 ) -> tuple[onnx.ModelProto, list[str], dict[str, str]]:
     """A graph in a scheme, the keys of the Linears that are no longer float, and the session entries that it needs."""
     from edgekit.formats.onnx.blocks import read_floats
@@ -255,10 +267,12 @@ def _quantized(
         return exported, [], {}
     rewritten = graph.Graph(graph.copy_model(exported))
     if scheme == "int8-dynamic":
-        keys, entries = quantize_decoder_int8(rewritten, reduce_range=options.reduce_range)
+        keys, entries = quantize_decoder_int8(rewritten, reduce_range=options.reduce_range, trained=trained)
         return rewritten.model, keys, entries
     importance = {key: seen.mean_square for key, seen in calibration.stats.items()}
-    keys = quantize_decoder_blocks(rewritten, head, importance, bits=int(scheme[1:]), block=options.block)
+    keys = quantize_decoder_blocks(
+        rewritten, head, importance, bits=int(scheme[1:]), block=options.block, trained=trained
+    )
     if options.inputs == "float":
         read_floats(rewritten.model)
     return rewritten.model, keys, {}

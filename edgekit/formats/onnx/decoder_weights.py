@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.formats.onnx.packing import Packed
+    from edgekit.formats.onnx.trained import Trained
 
 # The head decides between tokens whose logits are close: 4 bits there cost more than anywhere else for their bytes, and
 # llama.cpp's 4-bit mixes keep 6 bits for it too (llama_tensor_get_type, "output.weight").
@@ -35,43 +36,72 @@ class _Tied:
     product: onnx.NodeProto
 
 
-def quantize_decoder_int8(graph: Graph, *, reduce_range: bool) -> tuple[list[str], dict[str, str]]:
-    """Linears in int8 with ranges taken at run time, in place: the keys of those, and the session entries that they need."""
-    settings = Int8(ranges=None, reduce_range=reduce_range)
+def quantize_decoder_int8(
+    graph: Graph, *, reduce_range: bool, trained: Trained | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Linears in int8 with ranges taken at run time, in place: the keys of those, and the session entries that they need.
+
+    trained: what their weights were trained with, which is written as it is.
+    """
+    settings = Int8(ranges=None, reduce_range=reduce_range, trained=trained)
     shared = _share_int8(graph, settings)
     return quantize_int8(graph, settings) + shared, settings.config_entries
 
 
 def quantize_decoder_blocks(
-    graph: Graph, head: str, importance: Mapping[str, NDArray[np.float32]], *, bits: int, block: int
+    graph: Graph,
+    head: str,
+    importance: Mapping[str, NDArray[np.float32]],
+    *,
+    bits: int,
+    block: int,
+    trained: Trained | None = None,
 ) -> list[str]:
     """Linears in blocks of `bits` bits with a scale each, the head in 8, in place; the keys of the Linears quantized.
 
     importance: each Linear's mean square input, float32 [inputs], by calibration key; where it has none, all count alike.
+    trained: what the weights were trained with, which is written as it is.
     """
-    shared = _share_blocks(graph, block)
+    shared = _share_blocks(graph, block, trained)
     linears = {linear.matmul.output[0]: linear for linear in graph.linears()}
     adds = {linear.add.output[0] for linear in linears.values() if linear.add is not None}
     fresh: list[onnx.NodeProto] = []
     for node in graph.model.graph.node:
         linear = linears.get(node.output[0])
         if linear is not None:
-            weight = graph.weights(linear.weight)
             wide = bits == HEAD_BITS or linear.path == head
-            packed = (
-                pack_blocks(weight, bits=HEAD_BITS, block=block)
-                if wide
-                else pack_weighted(weight, importance.get(linear.key), block=block)
+            packed = _as_trained(trained, f"{linear.path}.weight", graph.weights(linear.weight).T) or _rounded(
+                graph, linear, importance, wide=wide, block=block
             )
             fresh.append(_product(graph, linear, packed, HEAD_BITS if wide else bits, block))
         elif is_table(graph, node):
-            fresh += quantize_table(graph, node)
+            fresh += quantize_table(graph, node, trained=trained)
         elif node.output[0] not in adds:
             fresh.append(node)
     graph.replace_nodes(fresh)
     graph.sort()
     import_microsoft(graph.model)
     return [linear.key for linear in linears.values()] + shared
+
+
+def _as_trained(trained: Trained | None, name: str, rows: NDArray[np.float32]) -> Packed | None:
+    """A weight [outputs, inputs] with the codes that it was trained with, as `pack_blocks` gives them; None without any."""
+    import numpy as np
+
+    found = None if trained is None else trained.find(name, rows)
+    if found is None:
+        return None
+    codes, scales = found
+    return codes.reshape(*scales.shape, -1).astype(np.uint8), scales.reshape(-1)
+
+
+def _rounded(
+    graph: Graph, linear: Linear, importance: Mapping[str, NDArray[np.float32]], *, wide: bool, block: int
+) -> Packed:
+    weight = graph.weights(linear.weight)
+    if wide:
+        return pack_blocks(weight, bits=HEAD_BITS, block=block)
+    return pack_weighted(weight, importance.get(linear.key), block=block)
 
 
 def _product(graph: Graph, linear: Linear, packed: Packed, bits: int, block: int) -> onnx.NodeProto:
@@ -119,7 +149,11 @@ def _share_int8(graph: Graph, settings: Int8) -> list[str]:
     if tied is None:
         return []
     weight = graph.weights(tied.table)
-    integers, scales = weight_int8(weight.T, reduce_range=settings.reduce_range)
+    found = None if settings.trained is None else settings.trained.find(tied.table, weight)
+    if found is None:
+        integers, scales = weight_int8(weight.T, reduce_range=settings.reduce_range)
+    else:
+        integers, scales = np.ascontiguousarray(found[0].T, np.int8), found[1][:, 0]
     packed = graph.add_constant(f"{tied.table}.int8", integers)
     scale = graph.add_constant(f"{tied.table}.scale", scales)
     node, name, answer = onnx.helper.make_node, tied.lookup.name, tied.lookup.output[0]
@@ -149,7 +183,7 @@ def _share_int8(graph: Graph, settings: Int8) -> list[str]:
     return [f"{product.name.split('/')[0]}#0"]
 
 
-def _share_blocks(graph: Graph, block: int) -> list[str]:
+def _share_blocks(graph: Graph, block: int, trained: Trained | None) -> list[str]:
     """The shared table in blocks of HEAD_BITS bits: a matrix to MatMulNBits, rows to GatherBlockQuantized."""
     import numpy as np
     import onnx
@@ -159,7 +193,8 @@ def _share_blocks(graph: Graph, block: int) -> list[str]:
         return []
     weight = graph.weights(tied.table)
     tokens, width = weight.shape
-    packed_values, scale_values = pack_blocks(weight.T, bits=HEAD_BITS, block=block)
+    found = _as_trained(trained, tied.table, weight)
+    packed_values, scale_values = found or pack_blocks(weight.T, bits=HEAD_BITS, block=block)
     count = packed_values.shape[1]
     packed = graph.add_constant(f"{tied.table}.int{HEAD_BITS}", packed_values)
     scale = graph.add_constant(f"{tied.table}.scale", scale_values.reshape(tokens, count, 1))

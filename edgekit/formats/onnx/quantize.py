@@ -145,7 +145,7 @@ def _quantize_linear(rewrite: _Rewrite, linear: Linear, *, alone: bool) -> None:
 
     graph, settings = rewrite.graph, rewrite.settings
     weight = graph.weights(linear.weight)
-    found = None if settings.trained is None else settings.trained.find(weight.T)
+    found = None if settings.trained is None else settings.trained.find(f"{linear.path}.weight", weight.T)
     if found is None:
         integers, scales = weight_int8(weight, reduce_range=settings.reduce_range)
     else:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
-from edgekit.formats.onnx.trained import Channel, Trained
+from edgekit.formats.onnx.trained import ByValues, Channel
 from edgekit.grid import Coded, Grid, Layout, read_packed
 
 if TYPE_CHECKING:
@@ -75,16 +75,23 @@ def _kind(name: str, shape: tuple[int, ...], options: Options) -> str | None:
     return "pairs" if options.reduce_range else "int8"
 
 
-def pack(rows: Floats, kind: str) -> Bytes:
-    """Rows [n, columns] as the file has them: each row's codes, then its scales, uint8 [n, bytes]."""
+def pack(rows: Floats, kind: str, *, weighted: bool = False) -> Bytes:
+    """Rows [n, columns] as the file has them: each row's codes, then its scales, uint8 [n, bytes].
+
+    weighted: 4 bits by `pack_weighted`, as a decoder's are.
+    """
     import numpy as np
 
-    from edgekit.formats.onnx.packing import pack_blocks
+    from edgekit.formats.onnx.packing import pack_blocks, pack_weighted
     from edgekit.formats.onnx.quantize import weight_int8
     from edgekit.formats.onnx.table import table_int8
 
     if found := _BLOCKS.match(kind):
-        codes, scales = pack_blocks(rows.T, bits=int(found[1]), block=int(found[2]))
+        bits, block = int(found[1]), int(found[2])
+        if weighted and bits == 4:
+            codes, scales = pack_weighted(rows.T, None, block=block)
+        else:
+            codes, scales = pack_blocks(rows.T, bits=bits, block=block)
         parts = [codes.reshape(len(rows), -1), scales.reshape(len(rows), -1)]
     elif kind == "table":
         parts = list(table_int8(rows))
@@ -186,7 +193,7 @@ def split(data: Bytes, kind: str, columns: int) -> tuple[NDArray[np.integer], Fl
     return (codes if found else codes.view(np.int8)), scales
 
 
-def read_trained(model: Model, format_: str, options: Options) -> tuple[Trained | None, str | None]:
+def read_trained(model: Model, format_: str, options: Options) -> tuple[ByValues | None, str | None]:
     """What a student was trained with, where that is what the options write; else None and a note of what becomes of it.
 
     Raises EdgekitError where its weights are no longer those that it was trained with.
@@ -200,11 +207,11 @@ def read_trained(model: Model, format_: str, options: Options) -> tuple[Trained 
     rows: dict[bytes, Channel] = {}
     for name, kind in packed.kinds.items():
         weight = _read(model, name)
-        codes, scales = _checked(packed, name, kind, weight)
+        codes, scales = checked_rows(packed, name, kind, weight)
         found = rows if kind.startswith("table") else channels
         for values, code, scale in zip(weight, codes, scales, strict=True):
             found[values.tobytes()] = Channel(code, scale)
-    return Trained(channels=channels, rows=rows), None
+    return ByValues(channels=channels, rows=rows), None
 
 
 def _read(model: Model, name: str) -> Floats:
@@ -216,7 +223,8 @@ def _read(model: Model, name: str) -> Floats:
     return weight
 
 
-def _checked(packed: Packed, name: str, kind: str, weight: Floats) -> tuple[NDArray[np.integer], Floats]:
+def checked_rows(packed: Packed, name: str, kind: str, weight: Floats) -> tuple[NDArray[np.integer], Floats]:
+    """A weight's codes and scales (see `split`). Raises EdgekitError where they stand for other values than the weight's."""
     import numpy as np
 
     data = packed.rows(name)

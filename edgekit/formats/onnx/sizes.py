@@ -24,10 +24,10 @@ _GRAPH = 5_000
 # layers, and on Qwen 3 and Gemma 3, which have more nodes for each.
 _DECODER, _PART, _QUANTIZED_PART = 3_500, 450, 230
 _TABLES = re.compile(r"embedding", re.IGNORECASE)
-_DECODER_TABLE = re.compile(r"(^|\.)(embed_tokens|wte|tok_embeddings|word_embeddings)\.weight$")
+DECODER_TABLE = re.compile(r"(^|\.)(embed_tokens|wte|tok_embeddings|word_embeddings)\.weight$")
 # What a model that also takes images has beside its text model.
-_IMAGES = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
-_DECODER_HEAD = re.compile(r"(^|\.)lm_head\.weight$")
+IMAGES = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
+DECODER_HEAD = re.compile(r"(^|\.)lm_head\.weight$")
 
 
 def predict_bytes(model: Model, scheme: str, block: int, table_bits: Bits = 8) -> int:
@@ -55,18 +55,16 @@ def predict_decoder_bytes(model: Model, scheme: str, block: int) -> int:
 
     kind = "int8" if scheme == "int8-dynamic" else scheme
     eight = "int8" if kind == "int8" else f"w{HEAD_BITS}"
-    tied = not any(_DECODER_HEAD.search(name) for name in model.tensors) or bool(
-        model.config.get("tie_word_embeddings", model.text_config.get("tie_word_embeddings", False))
-    )
+    tied = is_tied(model)
     total = float(_DECODER)
     for name, info in model.tensors.items():
-        if _IMAGES.search(name):
+        if IMAGES.search(name):
             continue
-        if _DECODER_TABLE.search(name):
+        if DECODER_TABLE.search(name):
             # Shared with the head it is a matrix in the head's bits, alone a table.
             shared = kind if kind in _FLOATS else eight
             total += sum(_matrix(info.shape, shared, block) if tied else _table(info.shape, kind, 8))
-        elif _DECODER_HEAD.search(name):
+        elif DECODER_HEAD.search(name):
             total += 0 if tied else sum(_matrix(info.shape, kind if kind in _FLOATS else eight, block))
         elif len(info.shape) == 2:
             total += sum(_matrix(info.shape, kind, block)) + _PART + (0 if kind in _FLOATS else _QUANTIZED_PART)
@@ -74,6 +72,13 @@ def predict_decoder_bytes(model: Model, scheme: str, block: int) -> int:
             # A bias is an input of its matrix' node.
             total += _OTHER.get(kind, 4.0) * math.prod(info.shape) + (0 if name.endswith(".bias") else _PART)
     return round(total)
+
+
+def is_tied(model: Model) -> bool:
+    """Whether a decoder's embedding is its head too."""
+    return not any(DECODER_HEAD.search(name) for name in model.tensors) or bool(
+        model.config.get("tie_word_embeddings", model.text_config.get("tie_word_embeddings", False))
+    )
 
 
 def _bytes(name: str, shape: Sequence[int], kind: str, block: int, table_bits: Bits) -> Iterator[float]:

@@ -71,7 +71,7 @@ def quantize_table(
 
     table = graph.weights(node.input[0])
     bits = bits_of(table.shape[1], bits)
-    found = None if trained is None else trained.find(table, table=True)
+    found = None if trained is None else trained.find(node.input[0], table, table=True)
     make = onnx.helper.make_node
     if bits == 4:
         codes, scales = found or table_int4(table)

@@ -1,20 +1,31 @@
-"""The codes that an encoder was trained with, found by the values that they stand for.
+"""The codes that a model was trained with, for the matrices of its graph.
 
-A graph's matrices are not a checkpoint's one by one: query, key and value become one product, tables and Linears get other names.
-But each output channel of a Linear, and each row of a table, is rounded by itself, so that its values tell which one it is.
+An encoder's matrices are not its checkpoint's one by one: query, key and value become one product, tables and Linears get other
+names. But each output channel of a Linear, and each row of a table, is rounded by itself, so that its values tell which one it
+is. (A decoder's are found by name: `decoder_grid`.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+    # Of each channel or row: its codes [n, ...], and its scale or scales [n, ...].
+    Found = tuple[NDArray[np.integer], Floats]
+
+
+class Trained(Protocol):
+    """The codes that a model was trained with."""
+
+    def find(self, name: str, values: Floats, *, table: bool = False) -> Found | None:
+        """Of a matrix of the graph, whose name in torch that is, codes [n, ...] and scales [n, ...] of channels or rows [n, values]; None
+        where they are not what was trained."""
 
 
 class Channel(NamedTuple):
@@ -25,14 +36,14 @@ class Channel(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class ByValues:
     """The codes that an encoder was trained with, by their values: of channels of Linears, and of rows of tables."""
 
     channels: Mapping[bytes, Channel]
     rows: Mapping[bytes, Channel]
 
-    def find(self, values: Floats, *, table: bool = False) -> tuple[NDArray[np.integer], Floats] | None:
-        """Codes [n, ...] and scales [n, ...] of channels or rows [n, values]; None where they are not what was trained."""
+    def find(self, name: str, values: Floats, *, table: bool = False) -> Found | None:  # noqa: ARG002 - values tell it
+        """See Trained."""
         import numpy as np
 
         known_ones = self.rows if table else self.channels

@@ -13,7 +13,7 @@ from edgekit.formats.onnx.graph import Graph, copy_model
 from edgekit.formats.onnx.options import Options
 from edgekit.formats.onnx.quantize import Int8, quantize_int8
 from edgekit.formats.onnx.rounding import make_grid, make_layouts, pack, pack_fitted, split, unpack
-from edgekit.formats.onnx.trained import Channel, Trained
+from edgekit.formats.onnx.trained import ByValues, Channel
 from edgekit.inspect.onnx_grid import channel_keys, quantized_channels
 from edgekit.model import load_model
 from edgekit.tasks import TASKS
@@ -39,7 +39,7 @@ def test_codes_are_written_as_they_were_trained(kind: str) -> None:
         known.update(channel_keys(values))
     held = {
         trained: [
-            key in known for key in _written(graph, kind, Trained(channels=channels, rows={}) if trained else None)
+            key in known for key in _written(graph, kind, ByValues(channels=channels, rows={}) if trained else None)
         ]
         for trained in (True, False)
     }

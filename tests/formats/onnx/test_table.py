@@ -14,7 +14,7 @@ from edgekit.formats.onnx.graph import Graph, minimum_runtime
 from edgekit.formats.onnx.rounding import pack, split, unpack
 from edgekit.formats.onnx.session import Session
 from edgekit.formats.onnx.table import TABLE_BLOCK, quantize_table
-from edgekit.formats.onnx.trained import Channel, Trained
+from edgekit.formats.onnx.trained import ByValues, Channel
 from edgekit.inspect.onnx_file import inspect_onnx
 from edgekit.inspect.onnx_grid import channel_keys, quantized_channels
 from edgekit.release.quantization import Sources, record
@@ -67,7 +67,7 @@ def test_rows_that_were_trained_are_written_as_they_are() -> None:
     values = unpack(data, kind, 200)
     codes, scales = split(data, kind, 200)
     rows = {row.tobytes(): Channel(code, scale) for row, code, scale in zip(values, codes, scales, strict=True)}
-    np.testing.assert_array_equal(found(lookup(values, Trained(channels={}, rows=rows)), 200), values)
+    np.testing.assert_array_equal(found(lookup(values, ByValues(channels={}, rows=rows)), 200), values)
 
 
 def test_odd_rows_stay_in_eight_bits() -> None:
