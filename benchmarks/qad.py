@@ -190,7 +190,11 @@ class Bench:
         way, begun = self.ways[name], time.process_time()
         student = self.folder if way.teach is way.train is None else self.taught(way)
         seconds = time.process_time() - begun
-        file = self.original if way.scheme == self.float_scheme else self.write(student, way.scheme, self.scratch / f"{name}.gguf")
+        file = (
+            self.original
+            if way.scheme == self.float_scheme
+            else self.write(student, way.scheme, self.scratch / f"{name}.gguf")
+        )
         exact = compare(file, student)["equal"] if way.train else None
         row = {"bytes": file.stat().st_size, "cpu_seconds": round(seconds, 1), "exact": exact} | self.measure(file)
         say(f"{name}: KL {row['kl']:.5f}, perplexity {row['perplexity']:.4f}")

@@ -48,8 +48,8 @@ ROWS: dict[str, Way] = {
 # A goal: a row's KL over another's, at most.
 RATIOS = (("w4-qad", "w4", 0.5),)
 STEPS = 48
-# Windows that calibrate: 16,384 tokens.
-CALIBRATING = 64
+# Windows that calibrate: 8,192 tokens.
+CALIBRATING = 32
 
 
 class Bench(Texts):
@@ -71,25 +71,19 @@ class Bench(Texts):
         return FORMATS["onnx"].grid(self.model, options, "tokens")
 
     @cached_property
-    def calibrating(self) -> Path:
-        """A folder of prompts, of the calibrate split alone."""
-        folder = self.scratch / "prompts"
-        folder.mkdir()
+    def calibrated(self) -> tuple[Content, Content]:
+        """Prompts of the calibrate split alone, and what the original's Linears read of them: what is trained needs none."""
+        prompts, calibration = self.scratch / "prompts", self.scratch / "calibration"
+        for folder in (prompts, calibration):
+            folder.mkdir()
         decode = self.model.tokenizer().decode
         lines = [json.dumps({"text": decode(window.ids)}) for window in self.windows[:CALIBRATING]]
-        (folder / "calibrate.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        return folder
-
-    def write(self, student: Path, scheme: str, file: Path) -> Path:
-        """A student as an ONNX file: with the codes that it was trained with, where those are the scheme's."""
-        calibration, out = file.with_suffix(".calibration"), file.with_suffix("")
-        for folder in (calibration, out):
-            folder.mkdir()
-        model, prompts = Content(path=student, digest=""), Content(path=self.calibrating, digest="")
+        (prompts / "calibrate.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        texts = Content(path=prompts, digest="")
         calibrate(
             CalibrateInputs(
-                student=model,
-                prompts=prompts,
+                student=Content(path=self.folder, digest=""),
+                prompts=texts,
                 task=TASK,
                 options=Calibrate(),
                 max_length=LENGTH,
@@ -98,10 +92,17 @@ class Bench(Texts):
             ),
             calibration,
         )
+        return texts, Content(path=calibration, digest="")
+
+    def write(self, student: Path, scheme: str, file: Path) -> Path:
+        """A student as an ONNX file: with the codes that it was trained with, where those are the scheme's."""
+        prompts, calibration = self.calibrated
+        out = file.with_suffix("")
+        out.mkdir()
         format_, options = parse_options({"format": "onnx", "scheme": scheme}, "tokens", "benchmark")
         inputs = ExportInputs(
-            student=model,
-            calibration=Content(path=calibration, digest=""),
+            student=Content(path=student, digest=""),
+            calibration=calibration,
             prompts=prompts,
             task=TASK,
             format=format_.NAME,

@@ -67,9 +67,10 @@ class Grid:
     kinds: the number type of each weight that is rounded, by its name in the checkpoint. pack(rows, kind): float32 [n, columns]
     -> the bytes of the rows as the file has them, uint8 [n, bytes of a row]; unpack(data, kind, columns): the numbers that the
     engine reads in them, float32 [n, columns]. rounds_inputs: the engine rounds what a Linear reads too, to 8 bits between its
-    least and greatest value (ONNX's DynamicQuantizeLinear). input_block: it rounds what a Linear of a decoder reads by so many values
-    of a token, to 8 bits around 0 (MatMulNBits, accuracy_level 4). layouts: of the kinds whose scales may be learned. fit(module, ids
-    of some texts): a better start than `pack` for some weights, by name: what rounding breaks on these texts is made up for.
+    least and greatest value (ONNX's DynamicQuantizeLinear). input_block: it rounds what a Linear of a decoder reads, each so many
+    values of a token to 8 bits around 0 (MatMulNBits, accuracy_level 4). layouts: of the kinds whose scales may be learned.
+    fit(module, ids of some texts): a better start than `pack` for some weights, by name: what rounding breaks on these texts is
+    made up for.
     """
 
     format: str

@@ -97,10 +97,12 @@ def round_texts(values: Tensor, texts: Tensor) -> Tensor:
 
 
 def round_blocks(values: Tensor, block: int) -> Tensor:
-    """Values [..., channels] rounded as onnxruntime's MatMulNBits does with accuracy_level 4 (mlas, QuantizeARow_CompInt8): of each
-    block of a row, which the last fills up with zeros, the largest magnitude is 127 steps."""
+    """Values [..., channels] rounded as onnxruntime's MatMulNBits does with accuracy_level 4 (mlas, QuantizeARow_CompInt8).
+
+    Of each block of a row, the last one filled up with zeros, the largest magnitude is 127 steps.
+    """
     width = values.shape[-1]
-    blocks = functional.pad(values, (0, -width % block)).unflatten(-1, (-1, block))
+    blocks = functional.pad(values, (0, -width % block)).view(*values.shape[:-1], -1, block)
     scale = blocks.abs().amax(dim=-1, keepdim=True) / 127
     steps = torch.round(blocks * torch.where(scale == 0, 0.0, 1 / scale))
     return (steps * scale).flatten(-2)[..., :width]

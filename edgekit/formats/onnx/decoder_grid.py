@@ -5,7 +5,6 @@ A decoder's graph keeps its Linears one by one, under their names in torch, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -67,7 +66,7 @@ def make_decoder_grid(format_: str, model: Model, options: Options) -> Grid:
 
 
 def find_kinds(model: Model, options: Options) -> dict[str, str]:
-    """How each weight is rounded (see `rounding`), by its name in the checkpoint. A table that is the head too is rounded as one."""
+    """How each weight is rounded (see `rounding`), by its name in the checkpoint; a table that is the head too is one."""
     from edgekit.formats.onnx.decoder_weights import HEAD_BITS
 
     eight = "pairs" if options.reduce_range else "int8"
@@ -97,7 +96,7 @@ class ByNames:
     packed: Packed
     shared: str | None
 
-    def find(self, name: str, values: Floats, *, table: bool = False) -> Found:  # noqa: ARG002 - its name tells it
+    def find(self, name: str, values: Floats, *, table: bool = False) -> Found:
         """See Trained. Raises EdgekitError where they are not what was trained: nothing is rounded anew beside it."""
         own = name.removeprefix(_MODULE)
         if own not in self.packed.kinds and self.shared is not None:

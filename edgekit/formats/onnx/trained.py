@@ -24,8 +24,10 @@ class Trained(Protocol):
     """The codes that a model was trained with."""
 
     def find(self, name: str, values: Floats, *, table: bool = False) -> Found | None:
-        """Of a matrix of the graph, whose name in torch that is, codes [n, ...] and scales [n, ...] of channels or rows [n, values]; None
-        where they are not what was trained."""
+        """Codes [n, ...] and scales [n, ...] of the channels or rows [n, values] of a matrix, whose name in torch that is.
+
+        None where they are not what was trained.
+        """
 
 
 class Channel(NamedTuple):
@@ -42,7 +44,7 @@ class ByValues:
     channels: Mapping[bytes, Channel]
     rows: Mapping[bytes, Channel]
 
-    def find(self, name: str, values: Floats, *, table: bool = False) -> Found | None:  # noqa: ARG002 - values tell it
+    def find(self, name: str, values: Floats, *, table: bool = False) -> Found | None:
         """See Trained."""
         import numpy as np
 

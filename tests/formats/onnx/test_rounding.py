@@ -49,7 +49,7 @@ def test_codes_are_written_as_they_were_trained(kind: str) -> None:
     assert kind != "pairs" or not all(held[False])
 
 
-def _written(graph: Graph, kind: str, trained: Trained | None) -> list[bytes]:
+def _written(graph: Graph, kind: str, trained: ByValues | None) -> list[bytes]:
     """The channels of all quantized weights of the graph's file, as onnxruntime reads them."""
     fresh = Graph(copy_model(graph.model))
     if kind.startswith("w"):

@@ -22,7 +22,7 @@ from edgekit.release.quantization import Sources, record
 ROWS = 1100
 
 
-def lookup(table: np.ndarray, trained: Trained | None = None) -> onnx.ModelProto:
+def lookup(table: np.ndarray, trained: ByValues | None = None) -> onnx.ModelProto:
     """Token ids -> rows of the table, which is rounded to 4 bits."""
     graph = helper.make_graph(
         [helper.make_node("Gather", ["table.weight", "input_ids"], ["x"], name="table")],
