@@ -25,6 +25,7 @@ from edgekit.report.recovery import rung_cells
 from edgekit.target import load_target, with_export
 from edgekit.typed_json import read_table
 from edgekit.workspace import Product, Workspace
+from tests.architectures.decoders import make_decoder
 from tests.artifacts import bare_report, check_entry, comparison_entry
 from tests.conftest import Answer
 
@@ -175,6 +176,31 @@ def test_scales_are_trained_before_weights(planned: tuple[Plan, Product, Session
     trained, _ = plan_of(project, session, ("--export", 'scheme="w4"', "--set", "qad.train=scales"))
     again = [one.name for one in find_changes(trained, report_of(scheme="w4"), ("quantization",), prompts)]
     assert again[-2:] == ["train longer (qad)", "train the weights too"]
+
+
+def test_an_onnx_decoder_is_trained_on_its_grid(project: Path, tmp_path: Path) -> None:
+    """4 bits by scales first, int8 whole, since its scales follow from the weights; and what the arguments build is planned."""
+    make_decoder("llama", tmp_path / "decoder", num_hidden_layers=1)
+    for split in ("train", "calibrate", "verify"):
+        path = tmp_path / "data" / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        told = [{"text": row["text"], "answer": f"it is {row['label']}"} for row in rows]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in told))
+    table = 'task = "text-generation"\n[teacher]\nsource = "decoder"\n[data]\npath = "data"\nanswer = "answer"\nmax_length = 64\n'
+    project.write_text(table)
+    session = Session(workspace=Workspace(tmp_path / "cache"), out=tmp_path / "dist")
+    for scheme, names in {
+        "w4": ["train the scales", "train on the grid"],
+        "int8-dynamic": ["train on the grid"],
+    }.items():
+        given = ("--export", 'format="onnx"', "--export", f'scheme="{scheme}"')
+        plan, prompts = plan_of(project, session, given)
+        changes = find_changes(plan, report_of(scheme=scheme), ("quantization",), prompts)
+        found = [change for change in changes if "qad" in change.makes]
+        assert [change.name for change in found] == names
+        for change in found:
+            again, _ = plan_of(project, session, (*given, *change.arguments(plan)))
+            assert change.applied(plan, prompts).settings == again.settings
 
 
 def test_what_is_not_proven_is_wrong_where_accuracy_is_not() -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
-from edgekit.formats.onnx.rounding import ROUNDED, checked_rows, make_layouts, pack, pack_fitted, unpack
+from edgekit.formats.onnx.rounding import checked_rows, make_layouts, pack, pack_fitted, unpack
 from edgekit.formats.onnx.sizes import DECODER_HEAD, DECODER_TABLE, IMAGES, is_tied
 from edgekit.formats.onnx.table import SMALLEST_TABLE_ROWS
 from edgekit.grid import Grid, read_packed
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
 
+# Schemes that round a weight by itself alone.
+ROUNDED = ("w4", "w8", "int8-dynamic")
 # The task's module holds transformers' as this, and so does the graph.
 _MODULE = "model."
 
@@ -42,7 +44,7 @@ def make_decoder_grid(format_: str, model: Model, options: Options) -> Grid:
         why = "chooses by the trained model" if options.scheme == "auto" else "rounds no weight"
         raise EdgekitError(
             f"onnx {options.scheme}: {why}, and [qad] trains for weights that are rounded one by one; name a scheme, such as"
-            f" --scheme w4 (or {', '.join(one for one in ROUNDED if one != 'w4')}), or take out [qad]"
+            f" --scheme w4 (or {', '.join(ROUNDED[1:])}), or take out [qad]"
         )
     if (images := next(filter(IMAGES.search, model.tensors), None)) is not None:
         raise EdgekitError(
