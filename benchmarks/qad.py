@@ -43,10 +43,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from rows import Row, Rows  # noqa: E402
 
 from edgekit.distill.batches import passage_source  # noqa: E402
-from edgekit.distill.courses import Course, Job, Teaches, choose_rate, teach  # noqa: E402
+from edgekit.distill.courses import Course, Job, Teaches, teach  # noqa: E402
 from edgekit.distill.files import KEPT, copy_files, save_model  # noqa: E402
 from edgekit.distill.machine import count_threads  # noqa: E402
-from edgekit.distill.on_grid import OnGrid  # noqa: E402
+from edgekit.distill.on_grid import OnGrid, choose_rate  # noqa: E402
 from edgekit.distill.options import QadOptions, read_qad_options  # noqa: E402
 from edgekit.distill.scales import Learned, round_on_texts  # noqa: E402
 from edgekit.distill.students import Whole, load_module  # noqa: E402

@@ -7,7 +7,7 @@ writes the codes and scales of the last one. (QAD: NVIDIA, arXiv:2601.20088.)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,6 +58,9 @@ def qad(inputs: QadInputs, out: Path, progress: Progress = silent) -> dict[str, 
         raise EdgekitError(f"{student}: {grid.format} {grid.scheme} rounds none of its weights; take out [qad]")
     rows = student_rows(inputs.prompts.path, inputs.task, inputs.out_of_scope)
     from edgekit.distill import courses
+    from edgekit.distill.first_reads import choose_reads
 
+    if grid.inputs is not None:
+        grid = replace(grid, choose_reads=choose_reads)
     job = student_job(inputs, out, progress)
     return courses.train_on_grid(teacher, student, rows, grid, inputs.options, inputs.losses, job)

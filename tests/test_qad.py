@@ -18,16 +18,18 @@ import torch
 pytest.importorskip("llama_cpp")
 
 from edgekit.distill import loop
+from edgekit.distill.on_grid import OnGrid
 from edgekit.distill.options import read_qad_options
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, parse_options
-from edgekit.formats.onnx import table
+from edgekit.formats.onnx import candidates, table
 from edgekit.grid import GRID, read_packed
 from edgekit.inputs import identity
 from edgekit.inspect.on_grid import compare
+from edgekit.modalities.text import of_tokens
 from edgekit.model import load_model
 from edgekit.qad import QadInputs, qad
-from edgekit.runtimes import llamacpp, scores
+from edgekit.runtimes import llamacpp, onnxruntime, scores
 from edgekit.tasks import TASKS
 from tests.architectures.decoders import make_decoder
 from tests.conftest import LABELS, ROOT, make_checkpoint, make_data
@@ -260,6 +262,74 @@ def test_an_encoder_ships_as_it_was_trained(tmp_path: Path, monkeypatch: pytest.
     assert other["equal"] < 0.05
 
 
+@pytest.mark.parametrize(
+    ("scheme", "more", "floats"),
+    [
+        ("int8-dynamic", {}, 0),
+        ("int8-static", {}, 1),
+        ("int8-static", {"activation": "int8", "layout": "qdq", "reduce_range": False}, 0),
+    ],
+)
+def test_inputs_ship_as_they_were_trained(
+    scheme: str, more: dict[str, object], floats: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loud channels are smoothed, the worst Linear stays float, ranges are trained: onnxruntime answers as the trainer did."""
+    monkeypatch.setattr(candidates, "WORTH_A_FLOAT_LAYER", -1.0)
+    teacher, prompts = make_loud(tmp_path / "teacher"), make_data(tmp_path / "data")
+    task, student = "text-classification", made(tmp_path / "student")
+    ids = load_model(teacher).encode(["card how do I open a account", "when is the card"], 32)
+    answers: list[np.ndarray] = []
+    settle = OnGrid.settle
+
+    def watch(on_grid: OnGrid, folder: Path) -> None:
+        reads = on_grid._reads
+        assert reads is not None
+        with torch.no_grad(), on_grid.rounded():
+            asked = [torch.tensor([row]) for row in ids]
+            answers.extend(reads._module(row, torch.ones_like(row)).numpy()[0] for row in asked)
+        settle(on_grid, folder)
+
+    monkeypatch.setattr(OnGrid, "settle", watch)
+    how = {"format_": "onnx", "task": task, "epochs": 1, "more": {"float_layers": floats} | more}
+    facts = qad(inputs(teacher, prompts, scheme, **how, learning_rate=1e-3), student)
+    grid = facts["grid"]
+    assert isinstance(grid, dict)
+    assert (grid["weights"], len(grid["float"])) == (14 - floats, floats)
+    calibrate(student, prompts, task=task, max_length=32, out=made(tmp_path / "calibration"))
+    artifact = made(tmp_path / "artifact")
+    told = export(
+        student=student,
+        calibration=tmp_path / "calibration",
+        prompts=prompts,
+        task=task,
+        options={"format": "onnx", "scheme": scheme} | {"float_layers": floats} | more,
+        max_length=32,
+        out_of_scope=None,
+        out=artifact,
+    )
+    assert len(told["quantized"]["float"]) == floats
+    shown = compare(artifact / "model.onnx", student)
+    assert shown["exact"], shown
+    graph = onnx.load(artifact / "model.onnx").graph
+    assert any(node.op_type == "Mul" and node.name.endswith("/smoothing") for node in graph.node)
+    session = onnxruntime.load(artifact / "model.onnx", told["runtime_options"])
+    found = [session.run(of_tokens([row], 0).prompts[0]) for row in ids]
+    np.testing.assert_allclose(np.stack(found), np.stack(answers), atol=2e-5)
+
+
+def make_loud(folder: Path) -> Path:
+    """A classifier of which one channel is far louder than all others, as in trained encoders."""
+    from safetensors.torch import load_file, save_file
+
+    make_checkpoint(folder, labels=LABELS)
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.endswith("LayerNorm.weight"):
+            weights[name][5] = 30.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def read_artifact_notes(folder: Path) -> list[str]:
     notes = json.loads((folder / "facts.json").read_text())["notes"]
     return [str(note) for note in notes]
@@ -267,7 +337,7 @@ def read_artifact_notes(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("format_", "scheme", "message"),
-    [("gguf", "auto", "name a scheme"), ("gguf", "f16", "rounds no weight"), ("onnx", "int8-static", "int8-dynamic")],
+    [("gguf", "auto", "name a scheme"), ("gguf", "f16", "rounds no weight"), ("onnx", "auto", "int8-dynamic")],
 )
 def test_what_has_no_grid_is_refused(format_: str, scheme: str, message: str, tmp_path: Path) -> None:
     output = "tokens" if format_ == "gguf" else "logits"

@@ -23,7 +23,7 @@ from edgekit.distill.lessons import Teaching, make_lesson
 from edgekit.distill.loop import Outcome, Run, train
 from edgekit.distill.losses import BRIER, Loss
 from edgekit.distill.machine import choose_device, choose_precision, conditions
-from edgekit.distill.on_grid import Nearest, OnGrid
+from edgekit.distill.on_grid import OnGrid, complete
 from edgekit.distill.on_policy import Writer, make_reward
 from edgekit.distill.options import (
     CreateOptions,
@@ -36,14 +36,14 @@ from edgekit.distill.options import (
 )
 from edgekit.distill.ranks import Ranks, meet
 from edgekit.distill.room import Chosen
-from edgekit.distill.scales import Learned, round_on_texts
+from edgekit.distill.scales import put_on_grid
 from edgekit.distill.snapshot import drop_snapshot
 from edgekit.distill.students import Created, Cut, Hashed, Student, Whole, load_module, make_student, narrow, widen
 from edgekit.distill.tap import Tap, find_family
 from edgekit.distill.teachers import Teacher, TeacherInputs, find_teacher
 from edgekit.distill.vocabulary import check_same, find_tokens, write_tokenizer
 from edgekit.embedding_files import read_embedding
-from edgekit.grid import Grid
+from edgekit.grid import Grid, Packed, read_packed
 from edgekit.inputs import identity
 from edgekit.model import load_model
 from edgekit.outputs import OUTPUTS
@@ -58,9 +58,6 @@ READING = "reading the texts"
 # Texts whose tokens are looked through at a time.
 _AT_ONCE = 256
 _OUTPUT = frozenset({"output"})
-# Of a model of 384 channels: a quarter of what a student's training takes, since all that is to learn is what rounding broke.
-# Where codes begin from rounding with feedback, each that changes by chance breaks what others made up for: smaller steps.
-QAD_RATES = {"weights": 5e-5, "scales": 5e-5, "both": 1.25e-5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,11 @@ def teach(course: Course) -> tuple[Outcome, dict[str, object]]:
         student = make_student(course.student, job.task)
         width = dimensions(cast(Any, student.module.model).config).hidden
         blocks = range(len(student.matched))
-        on_grid = None if course.grid is None else _on_grid(student.module, course.grid, course)
+        on_grid = (
+            None
+            if course.grid is None
+            else put_on_grid(student.module, course.grid, course.source, options, job.progress)
+        )
         whole, tokens = _narrowed(course, student)
         tap = Tap(student.module, needs=needs, blocks=blocks, device=device, precision=precision, tokens=tokens)
         if "views" in needs and course.begins is not None:
@@ -229,15 +230,6 @@ def _narrowed(course: Course, student: Student) -> tuple[nn.Embedding | None, Te
         rows = [longest, *range(begin, min(begin + _AT_ONCE, len(lengths)))]
         seen.update(course.source.batch(rows).tokens.flatten().tolist())
     return embedding, narrow(student.module, sorted(seen))
-
-
-def _on_grid(module: nn.Module, grid: Grid, course: Course) -> OnGrid:
-    """The module on a grid; where its scales are learned, they begin from texts of the course."""
-    options = course.options
-    if not isinstance(options, QadOptions) or options.train == "weights":
-        return OnGrid(module, grid, Nearest(grid))
-    start = round_on_texts(module, grid, course.source, weights=options.train == "both", progress=course.job.progress)
-    return OnGrid(module, grid, Learned(module, grid, start, weights=options.train == "both"))
 
 
 def _teacher(course: Course, student: Student, needs: frozenset[str], device: str) -> Teacher | None:
@@ -405,19 +397,16 @@ def train_on_grid(
             student=Whole(folder=student),
             source=source,
             losses=weights,
-            options=replace(options, learning_rate=choose_rate(options, model.hidden)),
+            options=complete(options, grid, model.hidden),
             begins=student,
             teacher=Teaches(folder=teacher, tokens=find_tokens(teacher, student)),
             grid=grid,
         )
     )
-    on_grid = {"format": grid.format, "scheme": grid.scheme, "weights": len(grid.kinds)}
+    packed = cast(Packed, read_packed(job.out))
+    floats = {} if packed.reads is None else {"float": sorted(packed.floats)}
+    on_grid = {"format": grid.format, "scheme": grid.scheme, "weights": len(packed.kinds), **floats}
     return facts | _taught_by(weights, options) | {"grid": on_grid}
-
-
-def choose_rate(options: QadOptions, width: int) -> float:
-    """The learning rate of a training on a grid, of a model of so many channels."""
-    return options.learning_rate or QAD_RATES[options.train] * 384 / width
 
 
 def _taught_by(weights: Mapping[str, float | Schedule], options: DistillOptions) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -16,10 +17,17 @@ from torch import Tensor, nn
 from edgekit.distill.decoder_inputs import DecoderInputs
 from edgekit.distill.decoders import Body
 from edgekit.distill.machine import count_threads
+from edgekit.distill.options import QadOptions
+from edgekit.distill.reads import Reads
 from edgekit.errors import EdgekitError
 from edgekit.grid import Grid, write_packed
 
 Bytes = NDArray[np.uint8]
+# Of a model of 384 channels: a quarter of what a student's training takes, since all that is to learn is what rounding broke.
+# Where codes begin from rounding with feedback, each that changes by chance breaks what others made up for: smaller steps.
+QAD_RATES = {"weights": 5e-5, "scales": 5e-5, "both": 1.25e-5}
+# Where inputs are rounded to 8 bits, and the start is a plain export's: a tenth of that is left to learn.
+INPUTS_RATE = 5e-6
 
 
 class Rounding(Protocol):
@@ -62,13 +70,13 @@ class OnGrid:
     in BinaryConnect, arXiv:1511.00363, algorithm 1). A weight that has two names, as a tied head, is one weight.
     """
 
-    def __init__(self, module: nn.Module, grid: Grid, rounding: Rounding) -> None:
-        self._grid, self._rounding = grid, rounding
+    def __init__(self, module: nn.Module, grid: Grid, rounding: Rounding, reads: Reads | None = None) -> None:
+        """reads: how inputs are read, where that was measured; it has begun."""
+        self._grid, self._rounding, self._reads = grid, rounding, reads
         self._weights = grid_weights(module, grid)
         rounded = {id(weight) for weight in self._weights.values()}
         linears = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part.weight) in rounded]
-        self._readers = linears if grid.rounds_inputs and not isinstance(module, Body) else []
-        self._inputs: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._inputs: Callable[[], AbstractContextManager[None]] = nullcontext if reads is None else reads.rounded
         if isinstance(module, Body) and (grid.rounds_inputs or grid.input_block is not None):
             self._inputs = DecoderInputs(module, linears, grid.input_block).rounded
         self._own: dict[str, Tensor] = {}
@@ -81,13 +89,10 @@ class OnGrid:
         with ThreadPoolExecutor(count_threads()) as pool:
             # As many at once as training uses cores: packing holds no lock of Python's.
             list(pool.map(self._round, self._weights))
-        hooks = [part.register_forward_pre_hook(_round_input) for part in self._readers]
         try:
             with self._inputs():
                 yield
         finally:
-            for hook in hooks:
-                hook.remove()
             with torch.no_grad():
                 for name, weight in self._weights.items():
                     weight.copy_(self._own[name])
@@ -101,11 +106,29 @@ class OnGrid:
             packed[name] = data = self._rounding.pack(name, weight)
             with torch.no_grad():
                 weight.copy_(torch.from_numpy(self._grid.unpack(data, self._grid.kinds[name], weight.shape[1])))
-        write_packed(folder, self._grid, packed)
+        if self._reads is None:
+            write_packed(folder, self._grid, packed)
+        else:
+            self._reads.end()
+            write_packed(folder, self._grid, packed, self._reads.settled())
 
     def _round(self, name: str) -> None:
         with torch.no_grad():
             self._rounding.round(name, self._weights[name])
+
+
+def choose_rate(options: QadOptions, width: int, grid: Grid | None = None) -> float:
+    """The learning rate of a training on a grid, of a model of so many channels."""
+    usual = QAD_RATES[options.train] if grid is None or grid.inputs is None else INPUTS_RATE
+    return options.learning_rate or usual * 384 / width
+
+
+def complete(options: QadOptions, grid: Grid, width: int) -> QadOptions:
+    """Options with what a grid and a model's width decide where they are silent."""
+    # bf16 has no more bits than inputs that are rounded to 8.
+    exact = grid.inputs is not None and options.precision == "auto"
+    rate = choose_rate(options, width, grid)
+    return replace(options, learning_rate=rate, precision="fp32" if exact else options.precision)
 
 
 def grid_weights(module: nn.Module, grid: Grid) -> Mapping[str, Tensor]:
@@ -116,19 +139,3 @@ def grid_weights(module: nn.Module, grid: Grid) -> Mapping[str, Tensor]:
             f"{missing[0]}: {grid.format} writes it, but it is no weight of the module; train without [qad]"
         )
     return {name: parameters[name] for name in sorted(grid.kinds)}
-
-
-def _round_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A Linear's input [batch, ..., channels] rounded as ONNX's DynamicQuantizeLinear does, each text by itself as it will be
-    asked: between the least and the greatest value, zero among them, in steps of 1/255. Its gradient passes straight through.
-
-    A text that a batch pads has its padding in its range, which the deployed one has not.
-    """
-    values, *others = inputs
-    with torch.no_grad():
-        axes = tuple(range(1, values.ndim))
-        low = values.amin(dim=axes, keepdim=True).clamp(max=0)
-        scale = (values.amax(dim=axes, keepdim=True).clamp(min=0) - low).clamp(min=1e-12) / 255
-        zero = torch.round(-low / scale).clamp(0, 255)
-        error = (torch.round(values / scale).add_(zero).clamp_(0, 255) - zero) * scale - values
-    return (values + error, *others)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.distill.batches import Source
-from edgekit.distill.on_grid import grid_weights
+from edgekit.distill.on_grid import Nearest, OnGrid, Rounding, grid_weights
+from edgekit.distill.options import QadOptions, TrainingOptions
+from edgekit.distill.reads import Reads
 from edgekit.grid import Coded, Grid, Layout
 from edgekit.progress import Progress, silent
 
@@ -118,6 +120,23 @@ class Learned:
             least=None if least is None else least.cpu().numpy(),
         )
         return one.layout.join(coded)
+
+
+def put_on_grid(module: nn.Module, grid: Grid, source: Source, options: TrainingOptions, progress: Progress) -> OnGrid:
+    """A module on a grid, as its training begins; what begins from texts does from the source's."""
+    train = options.train if isinstance(options, QadOptions) else "weights"
+    reads = None
+    if grid.choose_reads is not None:
+        grid, chosen = grid.choose_reads(module, grid, source, progress)
+        reads = Reads(module, chosen)
+        reads.begin()
+    rounding: Rounding = Nearest(grid)
+    if train != "weights":
+        start = round_on_texts(module, grid, source, weights=train == "both", progress=progress)
+        rounding = Learned(module, grid, start, weights=train == "both")
+    if reads is not None:
+        reads.learn()
+    return OnGrid(module, grid, rounding, reads)
 
 
 def round_on_texts(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from edgekit.grid import read_packed
 from edgekit.model import load_model
 from edgekit.runtimes.onnxruntime.operators import MICROSOFT, OPERATORS
 
@@ -19,27 +20,77 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 _OPSET = 21
+# What rounds a product's input, and stands between it and what divides it.
+_ROUNDING = {"DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear"}
 
 
 def compare_onnx(file: Path, student: Path) -> Iterator[tuple[str, str, int, int]]:
     """Each quantized weight of an .onnx file: name, type, how many values it has, and how many are a student's to the last bit.
 
     onnxruntime dequantizes the file; edgekit's rounding has no part in it. A product of the file may be several of the student's
-    (query, key and value), so each output channel, and each row of a table, is looked for among all of the student's. Raises
-    EdgekitError for a file that is not ONNX.
+    (query, key and value), so each output channel, and each row of a table, is looked for among all of the student's. What a file
+    divides a product's input by, its weight was multiplied with. Of a student that was trained with fixed ranges of inputs, each
+    scale and zero point of the file is one more row, and is looked for among those that were trained. Raises EdgekitError for a
+    file that is not ONNX.
     """
     from safetensors import safe_open
 
     from edgekit.formats.onnx.files import read
 
     known: set[bytes] = set()
-    for name, info in load_model(student).tensors.items():
+    model = load_model(student)
+    for name, info in model.tensors.items():
         if len(info.shape) == 2 and info.dtype == "F32":
             with safe_open(info.file, framework="numpy") as opened:
                 known.update(channel_keys(opened.get_tensor(name)))
-    for name, kind, channels in quantized_channels(read(file)):
-        same = sum(key in known for key in channel_keys(channels)) * channels.shape[1]
+    graph = read(file)
+    factors = _input_factors(graph)
+    for name, kind, channels in quantized_channels(graph):
+        values = channels * factors[name] if name in factors else channels
+        same = sum(key in known for key in channel_keys(values)) * channels.shape[1]
         yield name, kind, channels.size, same
+    packed = read_packed(model.folder)
+    reads = [] if packed is None else [packed.read(name) for name in sorted(packed.reads or ())]
+    if ranges := {(read.scale.tobytes(), read.zero) for read in reads if read.scale is not None}:
+        for name, kind, scale, zero in _input_ranges(graph):
+            yield name, kind, 1, int((scale.tobytes(), zero) in ranges)
+
+
+def _input_factors(model: onnx.ModelProto) -> dict[str, Floats]:
+    """What the input of a product is multiplied with before it is rounded, float32 [channels], by the name of its weight."""
+    from onnx import numpy_helper
+
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    found = {}
+    for node in model.graph.node:
+        operator = OPERATORS.get(node.op_type)
+        paired = node.op_type == "MatMul" and (weight := makers.get(node.input[1])) is not None
+        if paired and weight is not None and weight.op_type == "DequantizeLinear":
+            name = weight.input[0]
+        elif operator is not None and operator.kind == "matmul" and operator.weight is not None:
+            name = node.input[operator.weight]
+        else:
+            continue
+        maker = makers.get(node.input[0])
+        while maker is not None and maker.op_type in _ROUNDING:
+            maker = makers.get(maker.input[0])
+        if maker is not None and maker.op_type == "Mul" and maker.input[1] in held:
+            found[name] = numpy_helper.to_array(held[maker.input[1]])
+    return found
+
+
+def _input_ranges(model: onnx.ModelProto) -> Iterator[tuple[str, str, np.float32, int]]:
+    """The fixed ranges of inputs: name, type, scale, and zero point among the codes 0 to 255."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[1] in held:
+            scale, zero = (numpy_helper.to_array(held[name]) for name in node.input[1:3])
+            signed = zero.dtype == np.int8
+            yield node.input[1], str(zero.dtype), np.float32(scale.item()), int(zero.item()) + (128 if signed else 0)
 
 
 def channel_keys(channels: Floats) -> list[bytes]:
@@ -68,6 +119,8 @@ def quantized_weights(model: onnx.ModelProto) -> dict[str, Callable[[], tuple[st
         elif operator is not None and operator.weight is not None and operator.scale is not None:
             weight, scale = held[node.input[operator.weight]], held[node.input[operator.scale]]
             found[weight.name] = partial(_matrix, weight, scale)
+        elif node.op_type == "DequantizeLinear" and node.input[0] in held and len(held[node.input[0]].dims) == 2:
+            found[node.input[0]] = partial(_matrix, held[node.input[0]], held[node.input[1]])
         elif node.op_type == "GatherBlockQuantized" and len(held[node.input[0]].dims) == 2:
             found[node.input[0]] = partial(_looked_up, node, held)
         elif node.op_type == "Gather" and node.input[0] in held and node.input[0].endswith(".int8"):

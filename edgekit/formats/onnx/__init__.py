@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgekit.formats.onnx.smooth import Range
     from edgekit.formats.onnx.traced import Traced
     from edgekit.formats.onnx.trained import Trained
+    from edgekit.formats.onnx.trained_inputs import TrainedInputs
     from edgekit.formats.source import Reading, Source
     from edgekit.grid import Grid
     from edgekit.modalities.encoded import Encoded
@@ -83,6 +84,7 @@ class _Given:
     exported: onnx.ModelProto
     calibration: Calibration
     trained: Trained | None
+    inputs: TrainedInputs | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +227,7 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     from edgekit.formats.onnx.rounding import read_trained
     from edgekit.formats.onnx.session import DISABLED_OPTIMIZERS
     from edgekit.formats.onnx.traced import float_size, trace
+    from edgekit.formats.onnx.trained_inputs import read_trained_inputs
     from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
 
     assert source.score is not None
@@ -233,9 +236,9 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     exported = _simplified(source, traced, calibration, options)
     on = trial(exported, source.encoded, score=source.score, most=TRIAL_PROMPTS)
     trained, note = read_trained(source.model, NAME, options)
-    written = _write_scheme(
-        _Given(exported=exported, calibration=calibration, trained=trained), options, on, source.progress
-    )
+    inputs = None if trained is None else read_trained_inputs(source.model)
+    given = _Given(exported=exported, calibration=calibration, trained=trained, inputs=inputs)
+    written = _write_scheme(given, options, on, source.progress)
     source.progress(0, 0, "writing it and measuring each layer's error")
     path = out / FILE
     size = graph.save(written.model, path)
@@ -355,15 +358,16 @@ def _write_scheme(given: _Given, options: Options, on: Trial, progress: Progress
 
 
 def _write_int8(given: _Given, options: Options, on: Trial, progress: Progress) -> _Written:
-    from edgekit.formats.onnx.candidates import Source, better, choose
+    from edgekit.formats.onnx.candidates import Recipe8, Source, better, choose
     from edgekit.formats.onnx.quantize import Int8
 
     if given.trained is not None:
         # Weights that were trained for their codes are neither smoothed nor left float.
         options = replace(options, smoothing=False, float_layers=0)
+    prepared = None if given.inputs is None else given.inputs.prepare(given.exported)
     source = Source(
-        model=given.exported,
-        ranges=_ranges(given.exported, given.calibration),
+        model=given.exported if prepared is None else prepared.model,
+        ranges=_ranges(given.exported, given.calibration) if prepared is None else prepared.ranges,
         settings=Int8(
             ranges=None,
             activation=options.activation,
@@ -375,13 +379,18 @@ def _write_int8(given: _Given, options: Options, on: Trial, progress: Progress) 
         ),
     )
     modes: tuple[Literal["static", "dynamic"], ...] = ("static",) if options.layout == "qdq" else ("static", "dynamic")
-    tried = {
-        mode: choose(
-            source, on, mode, float_layers=options.float_layers, smoothing=options.smoothing, progress=progress
-        )
-        for mode in modes
-        if options.scheme in {"auto", f"int8-{mode}"}
-    }
+    wanted = [mode for mode in modes if options.scheme in {"auto", f"int8-{mode}"}]
+    if prepared is None:
+        tried = {
+            mode: choose(
+                source, on, mode, float_layers=options.float_layers, smoothing=options.smoothing, progress=progress
+            )
+            for mode in wanted
+        }
+    else:
+        # What was trained is what is written.
+        only = Recipe8(mode=wanted[0], alpha=None, keep_float=prepared.floats)
+        tried = {only.mode: replace(only, loss=on.loss(source.quantized(only, emulated=True)[0]))}
     best = next(iter(tried.values()))
     scores: dict[str, float] = {}
     if len(tried) > 1:
@@ -389,6 +398,8 @@ def _write_int8(given: _Given, options: Options, on: Trial, progress: Progress) 
     model, keys = source.quantized(best)
     losses = {mode: recipe.loss for mode, recipe in tried.items()}
     choices = best.describe() | {"candidates": {"loss": losses, "score": scores}}
+    if prepared is not None:
+        choices["inputs"] = "trained"
     return _Written(
         model=model,
         exact=source.exact(best),

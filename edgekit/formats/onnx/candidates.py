@@ -169,35 +169,59 @@ def choose(
     smoothing: bool = True,
     progress: Progress = silent,
 ) -> Recipe8:
+    """The best recipe of a mode: see `search`."""
+    # Fixed ranges clip, so outliers can climb a ladder; ranges taken at run time do not.
+    first = Recipe8(mode=mode, alpha=None, activated="ladder" if mode == "static" else "plain")
+    ways = Ways(
+        loss=lambda recipe: on.loss(source.quantized(recipe, emulated=True)[0]),
+        noisiest=source.noisiest,
+        float_layers=float_layers,
+        smoothing=smoothing,
+    )
+    return search(ways, first, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ways:
+    """What `search` goes through: how far a recipe's answers are from the float ones (`Trial.loss`), and the names of what it
+    rounds, the one that loses most of its input first; how many of those may stay float, and whether inputs may be smoothed."""
+
+    loss: Callable[[Recipe8], float]
+    noisiest: Callable[[Recipe8], list[str]]
+    float_layers: int
+    smoothing: bool
+
+
+def search(ways: Ways, first: Recipe8, progress: Progress = silent) -> Recipe8:
     """The best recipe of a mode: the smoothing, what is done behind activation functions, then Linears left float.
 
-    progress: told how many of the most that may be tried are.
+    first: without smoothing. progress: told how many of the most that may be tried are.
     """
     tried: dict[str, float] = {}
-    most = 2 + (len(ALPHAS) + 1 if smoothing else 0) + float_layers * SHORT_LIST
+    mode = first.mode
+    most = 2 + (len(ALPHAS) + 1 if ways.smoothing else 0) + ways.float_layers * SHORT_LIST
 
     def measured(recipe: Recipe8) -> Recipe8:
         progress(len(tried), most, f"trying int8-{mode}, {recipe.name}")
-        loss = on.loss(source.quantized(recipe, emulated=True)[0])
+        loss = ways.loss(recipe)
         tried[recipe.name] = loss
         return replace(recipe, loss=loss)
 
-    # Fixed ranges clip, so outliers can climb a ladder; ranges taken at run time do not.
-    best = measured(Recipe8(mode=mode, alpha=None, activated="ladder" if mode == "static" else "plain"))
-    if smoothing:
+    best = measured(first)
+    if ways.smoothing:
         swept = [measured(replace(best, alpha=alpha)) for alpha in ALPHAS]
         smoothest = min(swept, key=lambda recipe: recipe.loss)
         best = smoothest if _worth(smoothest, best, WORTH_SMOOTHING) else best
         everywhere = measured(replace(smoothest, activated="smoothed"))
         best = everywhere if _worth(everywhere, best, WORTH_SMOOTHING) else best
-    if mode == "static":
+    if first.activated == "ladder":
         plain = measured(replace(best, activated="plain"))
         best = plain if plain.loss < best.loss else best
     if best.loss == float("inf"):
         raise EdgekitError(f"int8-{mode}: every way to quantize gives answers that are not numbers; use --scheme fp32")
     log.info("int8-%s: %s: loss %.3g", mode, best.name, best.loss)
-    for _ in range(float_layers):
-        improved = _leave_one_float(source, best, measured)
+    for _ in range(ways.float_layers):
+        improved = _leave_one_float(ways, best, measured)
         if improved is None:
             break
         best = improved
@@ -208,9 +232,9 @@ def _worth(costly: Recipe8, cheap: Recipe8, share: float) -> bool:
     return costly.loss < cheap.loss * (1 - share)
 
 
-def _leave_one_float(source: Source, best: Recipe8, measured: Callable[[Recipe8], Recipe8]) -> Recipe8 | None:
+def _leave_one_float(ways: Ways, best: Recipe8, measured: Callable[[Recipe8], Recipe8]) -> Recipe8 | None:
     """The Linear whose quantization costs most, left float; None where that is not worth its time and bytes."""
-    candidates = [replace(best, keep_float=(*best.keep_float, key)) for key in source.noisiest(best)[:SHORT_LIST]]
+    candidates = [replace(best, keep_float=(*best.keep_float, key)) for key in ways.noisiest(best)[:SHORT_LIST]]
     winner = min((measured(candidate) for candidate in candidates), key=lambda recipe: recipe.loss, default=None)
     if winner is None or not _worth(winner, best, WORTH_A_FLOAT_LAYER):
         return None

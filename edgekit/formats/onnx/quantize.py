@@ -123,6 +123,8 @@ def input_scale(seen: Range, kind: str) -> tuple[np.float32, np.uint8 | np.int8]
     """Scale and zero point of a tensor whose range is known; 0 is always representable exactly."""
     import numpy as np
 
+    if seen.steps is not None:
+        return seen.steps[0], np.dtype(kind).type(seen.steps[1] - (0 if kind == "uint8" else 128))
     low, high = min(0.0, float(seen.minimum.min())), max(0.0, float(seen.maximum.max()))
     scale = np.float32(max(high - low, 1e-12) / 255)
     lowest = 0 if kind == "uint8" else -128

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.trained import ByValues, Channel
-from edgekit.grid import Coded, Grid, Layout, read_packed
+from edgekit.formats.onnx.trained_inputs import read_weight
+from edgekit.grid import Coded, Grid, Inputs, Layout, read_packed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # Schemes that round a weight by itself alone, with nothing that calibration chooses.
 ROUNDED = ("int8-dynamic", "w8", "w4")
+# Those of which it is measured how inputs are read.
+READS = ("int8-dynamic", "int8-static")
 _TABLES = re.compile(r"embedding", re.IGNORECASE)
 # Tables that no name tells, which stay float.
 _FLOAT = re.compile(r"relative_attention_bias")
@@ -38,14 +41,14 @@ _FITTED = re.compile(r"w4/")
 def make_grid(format_: str, model: Model, options: Options) -> Grid:
     """What a scheme makes of an encoder's weights, from its headers alone.
 
-    Raises EdgekitError for a scheme that rounds nothing, or by what is calibrated after the training.
+    Raises EdgekitError for a scheme that rounds nothing, and for one that is chosen when the file is written.
     """
     from edgekit.formats.gptq import round_linears
 
-    if options.scheme not in ROUNDED:
+    if options.scheme not in {*ROUNDED, *READS}:
         raise EdgekitError(
-            f"onnx {options.scheme}: [qad] trains for weights that are rounded by themselves, and this scheme rounds none or"
-            f" chooses by calibration; name a scheme, such as --scheme int8-dynamic (or {', '.join(ROUNDED[1:])})"
+            f"onnx {options.scheme}: [qad] trains for a scheme that rounds weights, and this one rounds none or is chosen when"
+            f" the file is written; name a scheme, such as --scheme int8-dynamic (or {', '.join((*READS[1:], *ROUNDED[1:]))})"
         )
     kinds = _kinds(model, options)
     fitted = {name: kind for name, kind in kinds.items() if _FITTED.match(kind)}
@@ -55,9 +58,13 @@ def make_grid(format_: str, model: Model, options: Options) -> Grid:
         kinds=kinds,
         pack=pack,
         unpack=unpack,
-        rounds_inputs=options.scheme == "int8-dynamic",
         layouts=make_layouts(kinds.values()),
         fit=partial(round_linears, kinds=fitted, pack=pack_fitted) if fitted else None,
+        inputs=Inputs(
+            fixed=options.scheme == "int8-static", smoothing=options.smoothing, float_layers=options.float_layers
+        )
+        if options.scheme in READS
+        else None,
     )
 
 
@@ -201,26 +208,20 @@ def read_trained(model: Model, format_: str, options: Options) -> tuple[ByValues
     packed = read_packed(model.folder)
     if packed is None:
         return None, None
-    if not packed.serves(format_, options.scheme) or _kinds(model, options) != dict(packed.kinds):
+    kinds = {name: kind for name, kind in _kinds(model, options).items() if name not in packed.floats}
+    if not packed.serves(format_, options.scheme) or kinds != dict(packed.kinds):
         return None, packed.note_other(format_, options.scheme)
     channels: dict[bytes, Channel] = {}
     rows: dict[bytes, Channel] = {}
     for name, kind in packed.kinds.items():
-        weight = _read(model, name)
+        weight = read_weight(model, name)
+        if name in (packed.reads or ()):
+            weight = weight * packed.read(name).divisor
         codes, scales = checked_rows(packed, name, kind, weight)
         found = rows if kind.startswith("table") else channels
         for values, code, scale in zip(weight, codes, scales, strict=True):
             found[values.tobytes()] = Channel(code, scale)
     return ByValues(channels=channels, rows=rows), None
-
-
-def _read(model: Model, name: str) -> Floats:
-    """A weight of a student that was trained on a grid: `settle` leaves float32."""
-    from safetensors import safe_open
-
-    with safe_open(model.tensors[name].file, framework="numpy") as opened:
-        weight: Floats = opened.get_tensor(name)
-    return weight
 
 
 def checked_rows(packed: Packed, name: str, kind: str, weight: Floats) -> tuple[NDArray[np.integer], Floats]:

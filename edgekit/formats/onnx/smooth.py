@@ -31,6 +31,8 @@ class Range:
     minimum: NDArray[np.float32]
     maximum: NDArray[np.float32]
     mean_square: NDArray[np.float32]
+    steps: tuple[np.float32, int] | None = None
+    """Scale and zero point among the codes 0 to 255, where those were trained."""
 
     def divided(self, scale: NDArray[np.float32]) -> Range:
         """The range after the channels were divided by positive scales."""
@@ -60,8 +62,6 @@ def smooth(graph: Graph, ranges: Mapping[str, Range], alpha: float, *, skip: Seq
     attention's output (which is linear in it), else it is one Mul. Inputs in `skip`, and Linears without a calibrated
     range or with a weight that others read too, stay as they are.
     """
-    import onnx
-
     changed = dict(ranges)
     rewritten = list(graph.model.graph.node)
     for source, linears in groups(graph).items():
@@ -80,22 +80,40 @@ def smooth(graph: Graph, ranges: Mapping[str, Range], alpha: float, *, skip: Seq
         if value is not None and value.key in ranges:
             _scale_outputs(graph, value, inverse)
             continue
-        first = min(rewritten.index(linear.matmul) for linear in linears)
-        factor = graph.add_constant(f"{source}.smoothing", inverse)
-        name = f"{linears[0].name}/smoothing"
-        rewritten.insert(first, onnx.helper.make_node("Mul", [source, factor], [f"{source}.smoothed"], name=name))
-        for linear in linears:
-            linear.matmul.input[0] = f"{source}.smoothed"
+        multiply_input(graph, rewritten, linears, inverse)
     graph.replace_nodes(rewritten)
     return changed
 
 
+def multiply_input(
+    graph: Graph, nodes: list[onnx.NodeProto], linears: Sequence[Linear], factor: NDArray[np.float32], mark: str = ""
+) -> None:
+    """Let Linears that read one value read it times a factor [channels]: one more of the graph's nodes, before theirs.
+
+    mark: tells several factors of one value apart.
+    """
+    import onnx
+
+    source = linears[0].source
+    first = min(nodes.index(linear.matmul) for linear in linears)
+    constant = graph.add_constant(f"{source}.smoothing{mark}", factor)
+    made, name = f"{source}.smoothed{mark}", f"{linears[0].name}/smoothing"
+    nodes.insert(first, onnx.helper.make_node("Mul", [source, constant], [made], name=name))
+    for linear in linears:
+        linear.matmul.input[0] = made
+
+
 def smoothing_scale(graph: Graph, linears: Sequence[Linear], seen: Range, alpha: float) -> NDArray[np.float32]:
     """s [channels] of the value that these Linears read, with geometric mean 1."""
+    weights = [graph.constant(linear.weight) for linear in linears]
+    return balance([float_array(weight) for weight in weights if weight is not None], seen, alpha)
+
+
+def balance(weights: Sequence[NDArray[np.float32]], seen: Range, alpha: float) -> NDArray[np.float32]:
+    """s [channels] of a value that these weights [channels, outputs] multiply, with geometric mean 1 (equation 4)."""
     import numpy as np
 
-    weights = [graph.constant(linear.weight) for linear in linears]
-    heaviest = np.max([np.abs(weight).max(axis=1) for weight in weights if weight is not None], axis=0)
+    heaviest = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
     loudest = np.maximum(np.abs(seen.minimum), np.abs(seen.maximum))
     log_scale = alpha * np.log(np.maximum(loudest, SMALLEST)) - (1 - alpha) * np.log(np.maximum(heaviest, SMALLEST))
     log_scale -= log_scale.mean()
