@@ -317,6 +317,37 @@ def test_inputs_ship_as_they_were_trained(
     np.testing.assert_allclose(np.stack(found), np.stack(answers), atol=2e-5)
 
 
+def test_ranges_that_learn_go_on_where_they_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
+    teacher, prompts = make_loud(tmp_path / "teacher"), make_data(tmp_path / "data")
+    task, more = "text-classification", {"float_layers": 0}
+    how = {"format_": "onnx", "task": task, "more": more, "holdout": 0.0}
+    told = inputs(teacher, prompts, "int8-static", **how, epochs=1, learning_rate=1e-2)
+    qad(told, made(tmp_path / "whole"))
+
+    def kill(done: int, _total: int, note: str) -> None:
+        if done == 2 and note.startswith("loss"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qad(told, made(tmp_path / "killed"), kill)
+    seen: list[int] = []
+    qad(told, tmp_path / "killed", lambda done, _total, note: seen.append(done) if note.startswith("loss") else None)
+    assert seen == [2, 3]
+    for name in ("model.safetensors", GRID):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    # One epoch without held-out texts: the ranges are no longer those of the start.
+    untrained = inputs(teacher, prompts, "int8-static", **how, epochs=1, learning_rate=1e-9)
+    qad(untrained, made(tmp_path / "start"))
+    first, last = (read_packed(tmp_path / name) for name in ("start", "whole"))
+    assert first is not None
+    assert last is not None
+    assert first.reads == last.reads
+    assert first.reads
+    moved = [first.read(name).scale != last.read(name).scale for name in first.reads]
+    assert all(moved)
+
+
 def make_loud(folder: Path) -> Path:
     """A classifier of which one channel is far louder than all others, as in trained encoders."""
     from safetensors.torch import load_file, save_file
