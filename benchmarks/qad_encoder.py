@@ -115,11 +115,7 @@ def taught(bench: Bench, scheme: str, train: str, texts: int) -> Path:
     split.mkdir(exist_ok=True)
     lines = (bench.prompts / "train.jsonl").read_text(encoding="utf-8").splitlines()[:texts]
     (split / "train.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    table: dict[str, object] = {"epochs": 1, "train": train}
-    if scheme.startswith("int8"):
-        # So little is lost that the classes of train texts, of which the teacher is sure, hardly tell it.
-        table["losses"] = {"logit_squares": 1.0}
-    options, losses = read_qad_options(table, "logits", "benchmark")
+    options, losses = read_qad_options({"epochs": 1, "train": train}, "logits", "benchmark")
     format_, export = parse_options({"scheme": scheme}, "logits", "benchmark")
     inputs = QadInputs(
         teacher=bench.content(bench.teacher),
