@@ -10,11 +10,10 @@ Goals, the worst of the seeds:
 The others show what the teacher added: `ngrams-control` and `1-layer-control` are the same students without it; the rows of
 `ablations` are 3-layer students by one loss alone or all of them, 4 epochs each, `by-labels` being their control.
 The 3,080 test rows are only counted (and new texts that are near to one are left out): every default was chosen on a part of
-the train rows. Bytes are model.onnx's; the tokenizer
-is the teacher's and counted apart. Students of blocks keep 4,300 of its tokens (those of the train texts and all characters),
-as many positions as a text may have, and the heads, neurons and channels that are most active on the train texts; their
-embedding is held in 4 bits. All but the controls and ablations also learn what the teacher says of new texts of the train texts
-(`spliced`).
+the train rows, which the teacher has learned: gains there are larger than on test rows. Bytes are model.onnx's; the tokenizer is
+the teacher's and counted apart. Students of blocks keep 4,300 of its tokens (those of the train texts and all characters), as
+many positions as a text may have, and the heads, neurons and channels that are most active on the train texts; their embedding is
+held in 4 bits, and all but the control and ablations also learn what the teacher says of new texts of the train texts (`spliced`).
 
 Usage: python benchmarks/students.py [--only ROW,...] [--seeds 3] [--data DIR] [--cache DIR] [--svg FILE] [--json]
 Each row is kept as soon as it is there, and a training that was killed continues: run it again until all are. Without --only the
@@ -97,7 +96,8 @@ ABLATIONS = {
     ),
 }
 ROWS = {
-    "ngrams": Row(table={"spliced": 2, "epochs": 6}),
+    # New texts took it from 98.8 % of the teacher in the mean to 98.9 (three seeds, the worst 98.6 and 98.5) at twice the time.
+    "ngrams": Row(),
     "ngrams-control": Row(control=True),
     "1-layer": Row(layers=1, student=WIDE, table=MANY | {"epochs": 10}, export=HALVED),
     "1-layer-control": Row(
