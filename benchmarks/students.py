@@ -13,7 +13,7 @@ The 3,080 test rows are only counted (and new texts that are near to one are lef
 the train rows, which the teacher has learned: gains there are larger than on test rows. Bytes are model.onnx's; the tokenizer is
 the teacher's and counted apart. Students of blocks keep 4,300 of its tokens (those of the train texts and all characters), as
 many positions as a text may have, and the heads, neurons and channels that are most active on the train texts; their embedding is
-held in 4 bits, and all but the control and ablations also learn what the teacher says of new texts of the train texts (`spliced`).
+held in 4 bits, and all but the control and ablations also learn what the teacher says of new texts of train ones (`spliced`).
 
 Usage: python benchmarks/students.py [--only ROW,...] [--seeds 3] [--data DIR] [--cache DIR] [--svg FILE] [--json]
 Each row is kept as soon as it is there, and a training that was killed continues: run it again until all are. Without --only the
