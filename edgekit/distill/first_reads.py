@@ -72,6 +72,7 @@ def choose_reads(
     are fixed: it has none.
     """
     assert grid.inputs is not None
+    fixed = grid.inputs.fixed
     progress(0, 0, "measuring what Linears read")
     rows = sorted(_evenly(source.train, SEEN), key=lambda row: (source.lengths[row], row))
     with _asked(module):
@@ -95,7 +96,10 @@ def choose_reads(
             float_layers=grid.inputs.float_layers,
             smoothing=grid.inputs.smoothing,
         )
-        first = Recipe8(mode="static" if grid.inputs.fixed else "dynamic", alpha=None)
+        # Behind activation functions there is no ladder here for the outliers that would widen a fixed range.
+        first = (
+            Recipe8(mode="static", alpha=None, activated="smoothed") if fixed else Recipe8(mode="dynamic", alpha=None)
+        )
         return _applied(module, grid, values, search(ways, first, progress))
 
 

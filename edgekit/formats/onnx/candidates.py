@@ -212,8 +212,9 @@ def search(ways: Ways, first: Recipe8, progress: Progress = silent) -> Recipe8:
         swept = [measured(replace(best, alpha=alpha)) for alpha in ALPHAS]
         smoothest = min(swept, key=lambda recipe: recipe.loss)
         best = smoothest if _worth(smoothest, best, WORTH_SMOOTHING) else best
-        everywhere = measured(replace(smoothest, activated="smoothed"))
-        best = everywhere if _worth(everywhere, best, WORTH_SMOOTHING) else best
+        if first.activated != "smoothed":
+            everywhere = measured(replace(smoothest, activated="smoothed"))
+            best = everywhere if _worth(everywhere, best, WORTH_SMOOTHING) else best
     if first.activated == "ladder":
         plain = measured(replace(best, activated="plain"))
         best = plain if plain.loss < best.loss else best
