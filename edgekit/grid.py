@@ -80,8 +80,9 @@ class Inputs:
 class Read:
     """How a file reads what a weight multiplies: divided channel by channel, then rounded to codes from 0 to 255.
 
-    divisor: float32 [channels], powers of two. The weight's columns are multiplied with it before they are rounded, which loses
-    nothing. scale, zero: of a range that is fixed, value = scale * (code - zero); scale None: each text has its own.
+    divisor: float32 [channels]. The weight's columns are multiplied with it before they are rounded; the checkpoint's weight is
+    what was rounded, divided by it in float32. scale, zero: of a range that is fixed, value = scale * (code - zero); scale None:
+    each text has its own.
     """
 
     divisor: Floats

@@ -84,10 +84,12 @@ def choose_reads(
         def loss(recipe: Recipe8) -> float:
             own, reads = _applied(module, grid, values, recipe)
             begun = Reads(module, reads)
+            before = {name: found[0].weight.clone() for name, found in begun.layers.items()}
             begun.begin()
             with OnGrid(module, own, Nearest(own), begun).rounded():
                 answers = [module(batch.tokens, batch.mask).double() for batch in asked]
-            begun.end()
+            for name, found in begun.layers.items():
+                found[0].weight.copy_(before[name])
             return _apart(torch.cat(answers), torch.cat(wanted))
 
         ways = Ways(
@@ -199,13 +201,13 @@ def _applied(module: nn.Module, grid: Grid, values: Sequence[_Value], recipe: Re
 def _divisor(
     module: nn.Module, grid: Grid, value: _Value, recipe: Recipe8
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """What a value is divided by: the scale of SmoothQuant, each channel's the nearest power of two."""
+    """What a value is divided by: the scale of SmoothQuant."""
     skipped = value.widened and recipe.activated != "smoothed"
     if recipe.alpha is None or skipped or not value.even:
         return np.ones(len(value.minimum), np.float32)
     layers = linears(module, grid.kinds)
     weights = [np.ascontiguousarray(layers[name][0].weight.detach().numpy().T) for name in value.names]
-    return np.exp2(np.rint(np.log2(balance(weights, value.range, recipe.alpha)))).astype(np.float32)
+    return balance(weights, value.range, recipe.alpha)
 
 
 def _noisiest(module: nn.Module, grid: Grid, values: Sequence[_Value], recipe: Recipe8) -> list[str]:

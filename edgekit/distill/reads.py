@@ -18,7 +18,7 @@ class Reads:
     """A module's Linears read their inputs as the file will: by the names of their weights in the checkpoint.
 
     From `begin` on the module holds weights that are multiplied with their divisors, and is itself only within `rounded`; `end`
-    gives it its own again, to the last bit. Dropout is off: it makes far more noise than the rounding that is to be won back.
+    divides them again. Dropout is off: it makes far more noise than the rounding that is to be won back.
     """
 
     def __init__(self, module: nn.Module, reads: Mapping[str, Read]) -> None:

@@ -28,10 +28,10 @@ def compare_onnx(file: Path, student: Path) -> Iterator[tuple[str, str, int, int
     """Each quantized weight of an .onnx file: name, type, how many values it has, and how many are a student's to the last bit.
 
     onnxruntime dequantizes the file; edgekit's rounding has no part in it. A product of the file may be several of the student's
-    (query, key and value), so each output channel, and each row of a table, is looked for among all of the student's. What a file
-    divides a product's input by, its weight was multiplied with. Of a student that was trained with fixed ranges of inputs, each
-    scale and zero point of the file is one more row, and is looked for among those that were trained. Raises EdgekitError for a
-    file that is not ONNX.
+    (query, key and value), so each output channel, and each row of a table, is looked for among all of the student's. Where a
+    file multiplies a product's input with one over what the student divided it by, its weight is divided as the student's was. Of
+    a student that was trained with fixed ranges of inputs, each scale and zero point of the file is one more row, and is looked
+    for among those that were trained. Raises EdgekitError for a file that is not ONNX.
     """
     from safetensors import safe_open
 
@@ -45,12 +45,15 @@ def compare_onnx(file: Path, student: Path) -> Iterator[tuple[str, str, int, int
                 known.update(channel_keys(opened.get_tensor(name)))
     graph = read(file)
     factors = _input_factors(graph)
-    for name, kind, channels in quantized_channels(graph):
-        values = channels * factors[name] if name in factors else channels
-        same = sum(key in known for key in channel_keys(values)) * channels.shape[1]
-        yield name, kind, channels.size, same
     packed = read_packed(model.folder)
     reads = [] if packed is None else [packed.read(name) for name in sorted(packed.reads or ())]
+    divisors = {(1 / read.divisor).tobytes(): read.divisor for read in reads}
+    for name, kind, channels in quantized_channels(graph):
+        factor = factors.get(name)
+        divisor = None if factor is None else divisors.get(factor.tobytes())
+        values = channels if divisor is None else channels / divisor
+        same = sum(key in known for key in channel_keys(values)) * channels.shape[1]
+        yield name, kind, channels.size, same
     if ranges := {(read.scale.tobytes(), read.zero) for read in reads if read.scale is not None}:
         for name, kind, scale, zero in _input_ranges(graph):
             yield name, kind, 1, int((scale.tobytes(), zero) in ranges)

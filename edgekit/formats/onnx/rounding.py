@@ -215,11 +215,11 @@ def read_trained(model: Model, format_: str, options: Options) -> tuple[ByValues
     rows: dict[bytes, Channel] = {}
     for name, kind in packed.kinds.items():
         weight = read_weight(model, name)
-        if name in (packed.reads or ()):
-            weight = weight * packed.read(name).divisor
         codes, scales = checked_rows(packed, name, kind, weight)
         found = rows if kind.startswith("table") else channels
-        for values, code, scale in zip(weight, codes, scales, strict=True):
+        # As they were rounded: what `trained_inputs` puts into the graph.
+        rounded = unpack(packed.rows(name), kind, weight.shape[1])
+        for values, code, scale in zip(rounded, codes, scales, strict=True):
             found[values.tobytes()] = Channel(code, scale)
     return ByValues(channels=channels, rows=rows), None
 
@@ -229,7 +229,10 @@ def checked_rows(packed: Packed, name: str, kind: str, weight: Floats) -> tuple[
     import numpy as np
 
     data = packed.rows(name)
-    if len(data) != len(weight) or not np.array_equal(unpack(data, kind, weight.shape[1]), weight):
+    values = unpack(data, kind, weight.shape[1])
+    if name in (packed.reads or ()):
+        values = values / packed.read(name).divisor
+    if not np.array_equal(values, weight):
         raise EdgekitError(
             f"{packed.file}: {name}: its weights are not those that it was trained with; the folder was changed: make the step"
             " qad again"

@@ -35,18 +35,20 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedInputs:
-    """By the bytes of a weight's row, which of `reads` it was trained with: several where rows are alike. floats: rows of weights
-    that stay float, and with them the whole product."""
+    """By the bytes of a weight's row, which of `reads` it was trained with, several where rows are alike, and what was rounded
+    then, float32 [channels]. floats: rows of weights that stay float, and with them the whole product."""
 
     reads: Sequence[Read]
-    rows: Mapping[bytes, frozenset[int]]
+    rows: Mapping[bytes, Mapping[int, Floats]]
     floats: frozenset[bytes]
 
     def prepare(self, model: onnx.ModelProto) -> Prepared:
-        """A copy of a float graph, whose weights are then those that were rounded: multiplied with what inputs are divided by.
+        """A copy of a float graph, whose weights are then what was rounded, with what their inputs are divided by in it.
 
         Raises EdgekitError for a product of which parts were trained with other inputs than others.
         """
+        import numpy as np
+
         graph = Graph(copy_model(model))
         ranges: dict[str, Range] = {}
         floats: list[str] = []
@@ -58,11 +60,13 @@ class TrainedInputs:
                 if not self.floats.isdisjoint(rows):
                     floats.append(linear.key)
                 continue
-            if not (same := frozenset.intersection(*known)):
+            if not (same := set.intersection(*(set(found) for found in known))):
                 raise EdgekitError(
                     f"{linear.key}: its channels were trained to read their input in different ways; make the step qad again"
                 )
-            readers.setdefault((linear.source, min(same)), []).append(linear)
+            index = min(same)
+            readers.setdefault((linear.source, index), []).append(linear)
+            graph.add_constant(linear.weight, np.stack([found[index] for found in known]).T)
         nodes = list(graph.model.graph.node)
         for (_, index), linears in readers.items():
             read = self.reads[index]
@@ -70,8 +74,6 @@ class TrainedInputs:
                 ranges |= {linear.key: _range(read) for linear in linears}
             if (read.divisor == 1).all():
                 continue
-            for linear in linears:
-                graph.add_constant(linear.weight, graph.weights(linear.weight) * read.divisor[:, None])
             multiply_input(graph, nodes, linears, float_array(1 / read.divisor), f".{index}")
         graph.replace_nodes(nodes)
         return Prepared(model=graph.model, ranges=ranges, floats=tuple(floats))
@@ -90,23 +92,25 @@ def read_trained_inputs(model: Model) -> TrainedInputs | None:
 
     Raises EdgekitError for a grid that is damaged.
     """
+    from edgekit.formats.onnx.rounding import unpack
+
     packed = read_packed(model.folder)
     if packed is None or packed.reads is None:
         return None
     reads: list[Read] = []
     places: dict[bytes, int] = {}
-    rows: dict[bytes, set[int]] = {}
+    rows: dict[bytes, dict[int, Floats]] = {}
     for name in sorted(packed.reads):
         read = packed.read(name)
         place = places.setdefault(_content(read), len(reads))
         if place == len(reads):
             reads.append(read)
-        for row in read_weight(model, name):
-            rows.setdefault(row.tobytes(), set()).add(place)
+        weight = read_weight(model, name)
+        rounded = unpack(packed.rows(name), packed.kinds[name], weight.shape[1])
+        for row, values in zip(weight, rounded, strict=True):
+            rows.setdefault(row.tobytes(), {})[place] = values
     floats = {row.tobytes() for name in packed.floats for row in read_weight(model, name)}
-    return TrainedInputs(
-        reads=reads, rows={row: frozenset(found) for row, found in rows.items()}, floats=frozenset(floats)
-    )
+    return TrainedInputs(reads=reads, rows=rows, floats=frozenset(floats))
 
 
 def _content(read: Read) -> bytes:

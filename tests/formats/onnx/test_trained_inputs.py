@@ -22,8 +22,9 @@ def test_a_graph_reads_as_it_was_trained() -> None:
     model = two_linears()
     graph = Graph(model)
     channels = len(graph.weights("a.weight"))
-    read = Read(divisor=np.exp2(np.arange(channels) % 5 - 2).astype(np.float32), scale=np.float32(0.0123), zero=57)
-    first = dict.fromkeys(rows(graph, "a.weight"), frozenset([0]))
+    read = Read(divisor=np.linspace(0.3, 4, channels, dtype=np.float32), scale=np.float32(0.0123), zero=57)
+    rounded = graph.weights("a.weight").T * read.divisor
+    first = {row: {0: values} for row, values in zip(rows(graph, "a.weight"), rounded, strict=True)}
     trained = TrainedInputs(reads=[read], rows=first, floats=frozenset(rows(graph, "b.weight")[:1]))
     prepared = trained.prepare(model)
     assert prepared.floats == ("b#0",)
@@ -40,9 +41,10 @@ def test_channels_that_read_in_different_ways_are_refused() -> None:
     model = two_linears()
     names = rows(Graph(model), "a.weight")
     reads = [Read(divisor=np.full(len(Graph(model).weights("a.weight")), size, np.float32)) for size in (1, 2)]
-    mixed = {row: frozenset([place % 2]) for place, row in enumerate(names)}
+    none = np.zeros(len(reads[0].divisor), np.float32)
+    mixed = {row: {place % 2: none} for place, row in enumerate(names)}
     with pytest.raises(EdgekitError, match=r"a#0: its channels .* make the step qad again"):
         TrainedInputs(reads=reads, rows=mixed, floats=frozenset()).prepare(model)
     # Where rows are alike, what all of them may be is taken.
-    alike = mixed | {names[0]: frozenset([0, 1])} | dict.fromkeys(names[1:], frozenset([1]))
+    alike = {names[0]: {0: none, 1: none}} | {row: {1: none} for row in names[1:]}
     assert not TrainedInputs(reads=reads, rows=alike, floats=frozenset()).prepare(model).ranges
