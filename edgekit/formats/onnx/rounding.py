@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.trained import ByValues, Channel
-from edgekit.formats.onnx.trained_inputs import read_weight
 from edgekit.grid import Coded, Grid, Inputs, Layout, read_packed
 
 if TYPE_CHECKING:
@@ -222,6 +221,15 @@ def read_trained(model: Model, format_: str, options: Options) -> tuple[ByValues
         for values, code, scale in zip(rounded, codes, scales, strict=True):
             found[values.tobytes()] = Channel(code, scale)
     return ByValues(channels=channels, rows=rows), None
+
+
+def read_weight(model: Model, name: str) -> Floats:
+    """A weight of a student that was trained on a grid: `settle` leaves float32."""
+    from safetensors import safe_open
+
+    with safe_open(model.tensors[name].file, framework="numpy") as opened:
+        weight: Floats = opened.get_tensor(name)
+    return weight
 
 
 def checked_rows(packed: Packed, name: str, kind: str, weight: Floats) -> tuple[NDArray[np.integer], Floats]:

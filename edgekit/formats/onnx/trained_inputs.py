@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
 from edgekit.formats.onnx.graph import Graph, Linear, copy_model, float_array
+from edgekit.formats.onnx.rounding import read_weight, unpack
 from edgekit.formats.onnx.smooth import Range, multiply_input
 from edgekit.grid import Read, read_packed
 
@@ -92,8 +93,6 @@ def read_trained_inputs(model: Model) -> TrainedInputs | None:
 
     Raises EdgekitError for a grid that is damaged.
     """
-    from edgekit.formats.onnx.rounding import unpack
-
     packed = read_packed(model.folder)
     if packed is None or packed.reads is None:
         return None
@@ -116,12 +115,3 @@ def read_trained_inputs(model: Model) -> TrainedInputs | None:
 def _content(read: Read) -> bytes:
     scale = b"" if read.scale is None else read.scale.tobytes()
     return b"/".join([read.divisor.tobytes(), scale, str(read.zero).encode()])
-
-
-def read_weight(model: Model, name: str) -> Floats:
-    """A weight of a student that was trained on a grid: `settle` leaves float32."""
-    from safetensors import safe_open
-
-    with safe_open(model.tensors[name].file, framework="numpy") as opened:
-        weight: Floats = opened.get_tensor(name)
-    return weight
