@@ -130,9 +130,14 @@ def _apart(answers: Tensor, wanted: Tensor) -> float:
     return float((error.square().sum(dim=1) / wanted.square().sum(dim=1).clamp(min=1e-12)).mean())
 
 
+def _layers(module: nn.Module, grid: Grid) -> dict[str, list[nn.Linear]]:
+    """The Linears that the grid rounds, by the names of their weights; a table that is a head too is read as it is."""
+    return linears(module, {name: kind for name, kind in grid.kinds.items() if not kind.startswith("table")})
+
+
 def _watch(module: nn.Module, grid: Grid, batches: Sequence[Batch]) -> list[_Value]:
     """The values that the grid's Linears read, in the order of computing."""
-    layers = linears(module, grid.kinds)
+    layers = _layers(module, grid)
     values: list[_Value] = []
     of: dict[str, _Value] = {}
     calls: dict[str, int] = dict.fromkeys(layers, 0)
@@ -178,7 +183,7 @@ def _watch(module: nn.Module, grid: Grid, batches: Sequence[Batch]) -> list[_Val
 def _applied(module: nn.Module, grid: Grid, values: Sequence[_Value], recipe: Recipe8) -> tuple[Grid, dict[str, Read]]:
     """The grid without what a recipe leaves float, and how the others read their inputs."""
     assert grid.inputs is not None
-    layers = linears(module, grid.kinds)
+    layers = _layers(module, grid)
     reads: dict[str, Read] = {}
     for value in values:
         divisor = _divisor(module, grid, value, recipe)
@@ -205,14 +210,14 @@ def _divisor(
     skipped = value.widened and recipe.activated != "smoothed"
     if recipe.alpha is None or skipped or not value.even:
         return np.ones(len(value.minimum), np.float32)
-    layers = linears(module, grid.kinds)
+    layers = _layers(module, grid)
     weights = [np.ascontiguousarray(layers[name][0].weight.detach().numpy().T) for name in value.names]
     return balance(weights, value.range, recipe.alpha)
 
 
 def _noisiest(module: nn.Module, grid: Grid, values: Sequence[_Value], recipe: Recipe8) -> list[str]:
     """The names of the weights that a recipe rounds, the one that loses most of its input first."""
-    layers = linears(module, grid.kinds)
+    layers = _layers(module, grid)
     noise = {}
     for value in values:
         divisor = _divisor(module, grid, value, recipe)

@@ -37,11 +37,10 @@ class Prepared:
 @dataclass(frozen=True, kw_only=True)
 class TrainedInputs:
     """By the bytes of a weight's row, which of `reads` it was trained with, several where rows are alike, and what was rounded
-    then, float32 [channels]. floats: rows of weights that stay float, and with them the whole product."""
+    then, float32 [channels]. A product that has other rows was float in training, and stays so."""
 
     reads: Sequence[Read]
     rows: Mapping[bytes, Mapping[int, Floats]]
-    floats: frozenset[bytes]
 
     def prepare(self, model: onnx.ModelProto) -> Prepared:
         """A copy of a float graph, whose weights are then what was rounded, with what their inputs are divided by in it.
@@ -58,8 +57,7 @@ class TrainedInputs:
             rows = [row.tobytes() for row in float_array(graph.weights(linear.weight).T)]
             known = [self.rows[row] for row in rows if row in self.rows]
             if len(known) != len(rows):
-                if not self.floats.isdisjoint(rows):
-                    floats.append(linear.key)
+                floats.append(linear.key)
                 continue
             if not (same := set.intersection(*(set(found) for found in known))):
                 raise EdgekitError(
@@ -108,8 +106,7 @@ def read_trained_inputs(model: Model) -> TrainedInputs | None:
         rounded = unpack(packed.rows(name), packed.kinds[name], weight.shape[1])
         for row, values in zip(weight, rounded, strict=True):
             rows.setdefault(row.tobytes(), {})[place] = values
-    floats = {row.tobytes() for name in packed.floats for row in read_weight(model, name)}
-    return TrainedInputs(reads=reads, rows=rows, floats=frozenset(floats))
+    return TrainedInputs(reads=reads, rows=rows)
 
 
 def _content(read: Read) -> bytes:

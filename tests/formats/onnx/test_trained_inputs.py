@@ -25,7 +25,7 @@ def test_a_graph_reads_as_it_was_trained() -> None:
     read = Read(divisor=np.linspace(0.3, 4, channels, dtype=np.float32), scale=np.float32(0.0123), zero=57)
     rounded = graph.weights("a.weight").T * read.divisor
     first = {row: {0: values} for row, values in zip(rows(graph, "a.weight"), rounded, strict=True)}
-    trained = TrainedInputs(reads=[read], rows=first, floats=frozenset(rows(graph, "b.weight")[:1]))
+    trained = TrainedInputs(reads=[read], rows=first)
     prepared = trained.prepare(model)
     assert prepared.floats == ("b#0",)
     assert prepared.ranges.keys() == {"a#0"}
@@ -44,7 +44,7 @@ def test_channels_that_read_in_different_ways_are_refused() -> None:
     none = np.zeros(len(reads[0].divisor), np.float32)
     mixed = {row: {place % 2: none} for place, row in enumerate(names)}
     with pytest.raises(EdgekitError, match=r"a#0: its channels .* make the step qad again"):
-        TrainedInputs(reads=reads, rows=mixed, floats=frozenset()).prepare(model)
+        TrainedInputs(reads=reads, rows=mixed).prepare(model)
     # Where rows are alike, what all of them may be is taken.
     alike = {names[0]: {0: none, 1: none}} | {row: {1: none} for row in names[1:]}
-    assert not TrainedInputs(reads=reads, rows=alike, floats=frozenset()).prepare(model).ranges
+    assert not TrainedInputs(reads=reads, rows=alike).prepare(model).ranges
