@@ -322,6 +322,21 @@ def test_inputs_ship_as_they_were_trained(
     assert apart.max() < 5e-3
 
 
+def test_embeddings_are_trained_without_their_pooler(tmp_path: Path) -> None:
+    teacher, prompts = make_checkpoint(tmp_path / "teacher"), make_data(tmp_path / "data")
+    told = inputs(teacher, prompts, "int8-dynamic", format_="onnx", task="feature-extraction", epochs=1)
+    facts = qad(told, made(tmp_path / "student"))
+    assert facts["losses"] == {"embedding": 1.0}
+    packed = read_packed(tmp_path / "student")
+    assert packed is not None
+    assert len(packed.kinds.keys() | packed.floats) == 12
+    assert packed.kinds.keys() | packed.floats == {
+        name
+        for name, info in load_model(tmp_path / "student").tensors.items()
+        if "layer." in name and len(info.shape) == 2
+    }
+
+
 def test_ranges_that_learn_go_on_where_they_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
     teacher, prompts = make_loud(tmp_path / "teacher"), make_data(tmp_path / "data")

@@ -71,8 +71,11 @@ def choose_reads(
     grid: whose `inputs` says what may be chosen. A Linear that no text reaches is read undivided, and stays float where ranges
     are fixed: it has none.
     """
-    assert grid.inputs is not None
-    fixed = grid.inputs.fixed
+    inputs = grid.inputs
+    assert inputs is not None
+    # A checkpoint may have more than its task asks of it, as a pooler: the file has not.
+    there = dict(module.get_submodule("model").named_parameters())
+    grid = replace(grid, kinds={name: kind for name, kind in grid.kinds.items() if name in there})
     progress(0, 0, "measuring what Linears read")
     rows = sorted(_evenly(source.train, SEEN), key=lambda row: (source.lengths[row], row))
     with _asked(module):
@@ -95,12 +98,14 @@ def choose_reads(
         ways = Ways(
             loss=loss,
             noisiest=partial(_noisiest, module, grid, values),
-            float_layers=grid.inputs.float_layers,
-            smoothing=grid.inputs.smoothing,
+            float_layers=inputs.float_layers,
+            smoothing=inputs.smoothing,
         )
         # Behind activation functions there is no ladder here for the outliers that would widen a fixed range.
         first = (
-            Recipe8(mode="static", alpha=None, activated="smoothed") if fixed else Recipe8(mode="dynamic", alpha=None)
+            Recipe8(mode="static", alpha=None, activated="smoothed")
+            if inputs.fixed
+            else Recipe8(mode="dynamic", alpha=None)
         )
         return _applied(module, grid, values, search(ways, first, progress))
 
