@@ -4,7 +4,8 @@ Goals, on held-out Python, with KL(original || file) in nats a token:
 - w4: trained on its grid, scales and weights each for itself (`w4-qad`) <= 0.5 of plain w4, which knows the calibrate texts
 - every file that was trained holds the trained weights, 100 % of them, as onnxruntime reads it
 Beside them `w4-start`, where that training begins: rounding with feedback (GPTQ) on some of the training text; `w4-scales`: the
-scales alone trained from there; `int8` and `int8-qad`: int8-dynamic, whose weights are trained and whose scales follow.
+scales alone trained from there; `w4-weights`: the weights, whose scales follow, without GPTQ; `int8` and `int8-qad`:
+int8-dynamic, whose weights are trained too.
 Texts, training and judge are those of benchmarks/qad.py; the first windows of the training text calibrate.
 
 Rows and students are kept in --cache: what was stopped goes on.
@@ -41,6 +42,7 @@ ROWS: dict[str, Way] = {
     "w4": Way(scheme="w4"),
     "w4-start": Way(scheme="w4", train="start"),
     "w4-scales": Way(scheme="w4", teach="logits", train="scales"),
+    "w4-weights": Way(scheme="w4", teach="logits", train="weights"),
     "w4-qad": Way(scheme="w4", teach="logits", train="both"),
     "int8": Way(scheme="int8-dynamic"),
     "int8-qad": Way(scheme="int8-dynamic", teach="logits", train="weights"),
