@@ -183,7 +183,8 @@ class Bench:
 
     def rate_of(self, way: Way) -> float:
         """The learning rate of a row."""
-        return self.rate or choose_rate(options_of(way), self.model.hidden)
+        grid = self.grid(way.scheme) if way.train else None
+        return self.rate or choose_rate(options_of(way), self.model.hidden, grid)
 
     def row(self, name: str) -> Row:
         """Teach a row's student where it has one, write its file, and measure that."""

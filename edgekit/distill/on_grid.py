@@ -119,16 +119,21 @@ class OnGrid:
 
 def choose_rate(options: QadOptions, width: int, grid: Grid | None = None) -> float:
     """The learning rate of a training on a grid, of a model of so many channels."""
-    usual = QAD_RATES[options.train] if grid is None or grid.inputs is None else INPUTS_RATE
+    usual = INPUTS_RATE if grid is not None and _is_int8(grid) else QAD_RATES[options.train]
     return options.learning_rate or usual * 384 / width
 
 
 def complete(options: QadOptions, grid: Grid, width: int) -> QadOptions:
     """Options with what a grid and a model's width decide where they are silent."""
     # bf16 has no more bits than inputs that are rounded to 8.
-    exact = grid.inputs is not None and options.precision == "auto"
+    exact = _is_int8(grid) and options.precision == "auto"
     rate = choose_rate(options, width, grid)
     return replace(options, learning_rate=rate, precision="fp32" if exact else options.precision)
+
+
+def _is_int8(grid: Grid) -> bool:
+    """Whether inputs are rounded to 8 bits between their ends, an encoder's or a decoder's."""
+    return grid.inputs is not None or grid.rounds_inputs
 
 
 def grid_weights(module: nn.Module, grid: Grid) -> Mapping[str, Tensor]:
