@@ -150,8 +150,7 @@ class _Registry:
             span = f"{offset}-{offset + len(piece) - 1}"
             headers = {"Content-Type": "application/octet-stream", "Content-Range": span}
             answer = self._ask("PATCH", place, data=piece, headers=headers)
-            if answer.status_code >= 500 or answer.status_code == 416:
-                raise _Cut(f"the registry answered {answer.status_code}")
+            _cut_where_lost(answer)
             self._refuse_unless(answer, 202)
             place, offset = self._next(answer), offset + len(piece)
             kept.write(place)
@@ -164,6 +163,7 @@ class _Registry:
                 f"{blob.name or blob.digest}: wrong digest: what was sent is not {blob.digest} to the registry; the file was"
                 " changed while it was pushed: verify the release and push again"
             )
+        _cut_where_lost(answer)
         self._refuse_unless(answer, 201)
 
     def _next(self, answer: requests.Response) -> str:
@@ -256,6 +256,12 @@ class _Kept:
 
     def drop(self) -> None:
         self._path.unlink(missing_ok=True)
+
+
+def _cut_where_lost(answer: requests.Response) -> None:
+    """404: an upload that was cut within a piece a registry may forget even after it said that it has it. 416: it has less."""
+    if answer.status_code >= 500 or answer.status_code in {404, 416}:
+        raise _Cut(f"the registry answered {answer.status_code}")
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -192,6 +192,34 @@ def test_a_push_that_is_cut_comes_through(
     wire.close()
 
 
+def test_an_upload_that_is_forgotten_when_it_goes_on_begins_anew(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the registry ends what was cut within a piece only after it was asked how much it has of it."""
+    data = hashlib.shake_256(b"forgotten").digest(3 << 19)
+    (tmp_path / "blob").write_bytes(data)
+    blob = client.Blob(
+        media_type="x/y", sha256=hashlib.sha256(data).hexdigest(), size=len(data), path=tmp_path / "blob"
+    )
+    monkeypatch.setattr(client, "PIECE", 1 << 19)
+    monkeypatch.setattr(client.time, "sleep", lambda _: None)
+    to, sent, asked = read_reference(f"{running.host}/forgotten/demo:1.0"), list[int](), client._Registry._ask
+
+    def forget(self: client._Registry, method: str, place: str, **given: object) -> requests.Response:
+        if method == "PATCH":
+            if len(sent) == 1:
+                assert requests.delete(place, timeout=10).status_code == 204
+            answer = asked(self, method, place, **given)  # type: ignore[arg-type]
+            sent.append(answer.status_code)
+            return answer
+        return asked(self, method, place, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client._Registry, "_ask", forget)
+    client._Registry(to).upload(blob)
+    assert sent == [202, 404, 202, 202, 202]
+    assert not client._Registry(to).lacks(blob)
+
+
 def test_a_killed_push_is_gone_on_with_by_the_next_one(
     running: Running, large: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
