@@ -246,7 +246,7 @@ def _teacher(course: Course, student: Student, needs: frozenset[str], device: st
         one = _asked(course, folder, source or course.source, _OUTPUT, student, device)
         # Of each of the first one's classes its number in this one.
         names = [] if source is None else load_model(taught.folder).labels
-        order = None if source is None else [load_model(folder).labels.index(name) for name in names]
+        order = None if source is None else list(map(load_model(folder).labels.index, names))
         members.append(Member(teacher=one, source=source, order=order))
     if isinstance(taught.weights, str):
         weights, surprise = choose_weights(members, course.source, device, "teacher.weights")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgekit.distill.reads import round_between
+
 
 class DecoderInputs:
     """Rounds what Linears of a decoder read, while `rounded` lasts; gradients pass straight through.
@@ -91,9 +93,7 @@ def round_texts(values: Tensor, texts: Tensor) -> Tensor:
 
     # Beside the zeros that `reach` begins with.
     low, high = reach(values.amin(dim=-1), "amin"), reach(values.amax(dim=-1), "amax")
-    scale = (high - low).clamp(min=1e-12) / 255
-    zero = torch.round(-low / scale).clamp(0, 255)
-    return (torch.round(values / scale).add_(zero).clamp_(0, 255) - zero) * scale
+    return round_between(values, low, high)
 
 
 def round_blocks(values: Tensor, block: int) -> Tensor:

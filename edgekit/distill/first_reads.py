@@ -6,7 +6,7 @@ The float module answers some train texts; candidates answer the same ones on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -191,7 +191,7 @@ def _applied(module: nn.Module, grid: Grid, values: Sequence[_Value], recipe: Re
     layers = _layers(module, grid)
     reads: dict[str, Read] = {}
     for value in values:
-        divisor = _divisor(module, grid, value, recipe)
+        divisor = _divisor(layers, value, recipe)
         scale, zero = input_scale(value.range.divided(divisor), "uint8") if grid.inputs.fixed else (None, 0)
         rounded = [name for name in value.names if name not in recipe.keep_float]
         reads |= {name: Read(divisor=divisor, scale=scale, zero=int(zero)) for name in rounded}
@@ -209,13 +209,12 @@ def _applied(module: nn.Module, grid: Grid, values: Sequence[_Value], recipe: Re
 
 
 def _divisor(
-    module: nn.Module, grid: Grid, value: _Value, recipe: Recipe8
+    layers: Mapping[str, Sequence[nn.Linear]], value: _Value, recipe: Recipe8
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """What a value is divided by: the scale of SmoothQuant."""
     skipped = value.widened and recipe.activated != "smoothed"
     if recipe.alpha is None or skipped or not value.even:
         return np.ones(len(value.minimum), np.float32)
-    layers = _layers(module, grid)
     weights = [np.ascontiguousarray(layers[name][0].weight.detach().numpy().T) for name in value.names]
     return balance(weights, value.range, recipe.alpha)
 
@@ -225,7 +224,7 @@ def _noisiest(module: nn.Module, grid: Grid, values: Sequence[_Value], recipe: R
     layers = _layers(module, grid)
     noise = {}
     for value in values:
-        divisor = _divisor(module, grid, value, recipe)
+        divisor = _divisor(layers, value, recipe)
         seen = value.range.divided(divisor)
         for name in value.names:
             if name not in recipe.keep_float:

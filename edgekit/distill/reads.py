@@ -125,11 +125,16 @@ def round_by_text(values: Tensor, mask: Tensor | None = None) -> Tensor:
         real = values
         if mask is not None and values.shape[:-1] == mask.shape:
             real = values.masked_fill(mask[..., None] == 0, 0)
-        low = real.amin(dim=axes, keepdim=True).clamp(max=0)
-        scale = (real.amax(dim=axes, keepdim=True).clamp(min=0) - low).clamp(min=1e-12) / 255
-        zero = torch.round(-low / scale).clamp(0, 255)
-        error = (torch.round(values / scale).add_(zero).clamp_(0, 255) - zero) * scale - values
+        low, high = real.amin(dim=axes, keepdim=True).clamp(max=0), real.amax(dim=axes, keepdim=True).clamp(min=0)
+        error = round_between(values, low, high) - values
     return values + error
+
+
+def round_between(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Values rounded as ONNX's DynamicQuantizeLinear does between ends, zero among them: in steps of 1/255 of their distance."""
+    scale = (high - low).clamp(min=1e-12) / 255
+    zero = torch.round(-low / scale).clamp(0, 255)
+    return (torch.round(values / scale).add_(zero).clamp_(0, 255) - zero) * scale
 
 
 def round_fixed(values: Tensor, scale: Tensor, zero: int) -> Tensor:

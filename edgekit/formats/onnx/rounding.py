@@ -214,10 +214,10 @@ def read_trained(model: Model, format_: str, options: Options) -> tuple[ByValues
     rows: dict[bytes, Channel] = {}
     for name, kind in packed.kinds.items():
         weight = read_weight(model, name)
-        codes, scales = checked_rows(packed, name, kind, weight)
-        found = rows if kind.startswith("table") else channels
         # As they were rounded: what `trained_inputs` puts into the graph.
-        rounded = unpack(packed.rows(name), kind, weight.shape[1])
+        data, rounded = _checked(packed, name, kind, weight)
+        codes, scales = split(data, kind, weight.shape[1])
+        found = rows if kind.startswith("table") else channels
         for values, code, scale in zip(rounded, codes, scales, strict=True):
             found[values.tobytes()] = Channel(code, scale)
     return ByValues(channels=channels, rows=rows), None
@@ -234,18 +234,23 @@ def read_weight(model: Model, name: str) -> Floats:
 
 def checked_rows(packed: Packed, name: str, kind: str, weight: Floats) -> tuple[NDArray[np.integer], Floats]:
     """A weight's codes and scales (see `split`). Raises EdgekitError where they stand for other values than the weight's."""
+    data, _ = _checked(packed, name, kind, weight)
+    return split(data, kind, weight.shape[1])
+
+
+def _checked(packed: Packed, name: str, kind: str, weight: Floats) -> tuple[Bytes, Floats]:
+    """A weight's bytes, and the values that were rounded to those."""
     import numpy as np
 
     data = packed.rows(name)
-    values = unpack(data, kind, weight.shape[1])
-    if name in (packed.reads or ()):
-        values = values / packed.read(name).divisor
+    rounded = unpack(data, kind, weight.shape[1])
+    values = rounded / packed.read(name).divisor if name in (packed.reads or ()) else rounded
     if not np.array_equal(values, weight):
         raise EdgekitError(
             f"{packed.file}: {name}: its weights are not those that it was trained with; the folder was changed: make the step"
             " qad again"
         )
-    return split(data, kind, weight.shape[1])
+    return data, rounded
 
 
 def _kinds(model: Model, options: Options) -> dict[str, str]:
