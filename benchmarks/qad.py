@@ -29,7 +29,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
@@ -81,12 +81,14 @@ LONG = 30
 class Way:
     """How a row's file is made: its scheme, and what teaches the student before (None: nothing).
 
-    train: what is trained on the scheme's grid, as QadOptions says, or "start" for nothing; None: it is taught in float.
+    train: what is trained on the scheme's grid, as QadOptions says, or "start" for nothing; None: it is taught in float. options:
+    of the export, beside the scheme.
     """
 
     scheme: str
     teach: str | None = None
     train: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 ROWS: dict[str, Way] = {
@@ -194,7 +196,7 @@ class Bench:
         file = (
             self.original
             if way.scheme == self.float_scheme
-            else self.write(student, way.scheme, self.scratch / f"{name}.gguf")
+            else self.write(student, way, self.scratch / f"{name}.gguf")
         )
         exact = compare(file, student)["equal"] if way.train else None
         row = {"bytes": file.stat().st_size, "cpu_seconds": round(seconds, 1), "exact": exact} | self.measure(file)
@@ -273,7 +275,7 @@ class Bench:
     @cached_property
     def original(self) -> Path:
         """The original as it is, in float32."""
-        return self.write(self.folder, self.float_scheme, self.scratch / "original.gguf")
+        return self.write(self.folder, Way(scheme=self.float_scheme), self.scratch / "original.gguf")
 
     @cached_property
     def reference(self) -> NDArray[np.float32]:
@@ -291,15 +293,15 @@ class Bench:
         """A file in its engine."""
         return llamacpp.generator(file, self.options)
 
-    def write(self, student: Path, scheme: str, file: Path) -> Path:
+    def write(self, student: Path, way: Way, file: Path) -> Path:
         """A student as a GGUF file: with the codes that it was trained with, where those are the scheme's."""
         model = load_model(student)
         tensors = plan(model)
         metadata = describe_model(model, tensors=tensors, name="benchmark")
-        if scheme == "f32":
+        if way.scheme == "f32":
             types: Mapping[str, str] = dict.fromkeys((tensor.name for tensor in tensors), "f32")
         else:
-            types = scheme_types(metadata, tensors, scheme).types
+            types = scheme_types(metadata, tensors, way.scheme).types
         trained = read_packed(student)
         convert(model, file, Quantization(types=types, trained=trained), {**metadata, **vocabulary(model)})
         return file

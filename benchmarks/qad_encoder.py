@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from banking77 import CLASSIFY, MAX_LENGTH, SHARED, Bench, asked_by_tokens, machine, missing  # noqa: E402
-from qad import Goal, compare_rows, on_grid  # noqa: E402
+from qad import Goal, Way, compare_rows, on_grid  # noqa: E402
 from rows import Row, Rows  # noqa: E402
 
 from edgekit.distill.machine import conditions  # noqa: E402
@@ -44,15 +44,15 @@ from edgekit.qad import QadInputs, qad  # noqa: E402
 from edgekit.runtimes import onnxruntime, scores  # noqa: E402
 from edgekit.workspace import file_sha256  # noqa: E402
 
-# A row: its scheme, and what is trained on its grid; None: nothing.
-ROWS: dict[str, tuple[str, str | None]] = {
-    "int8": ("int8-dynamic", None),
-    "int8-qad": ("int8-dynamic", "weights"),
-    "static": ("int8-static", None),
-    "static-qad": ("int8-static", "weights"),
-    "w4": ("w4", None),
-    "w4-scales": ("w4", "scales"),
-    "w4-qad": ("w4", "both"),
+ROWS = {
+    "int8": Way(scheme="int8-dynamic"),
+    "int8-qad": Way(scheme="int8-dynamic", train="weights"),
+    "static": Way(scheme="int8-static"),
+    "static-qad": Way(scheme="int8-static", train="weights"),
+    "w4": Way(scheme="w4", options={"feedback": False}),
+    "w4-feedback": Way(scheme="w4"),
+    "w4-scales": Way(scheme="w4", train="scales"),
+    "w4-qad": Way(scheme="w4", train="both"),
 }
 # A goal: a row's KL over another's, at most.
 RATIOS = (("w4-qad", "w4", 0.5), ("int8-qad", "int8", 0.7), ("static-qad", "static", 0.7))
@@ -88,11 +88,11 @@ def main() -> int:
 
 def measure(bench: Bench, name: str, texts: int) -> Row:
     """A row: its artifact beside the float teacher, on every test text."""
-    (scheme, train), begun = ROWS[name], time.process_time()
+    way, begun = ROWS[name], time.process_time()
     bench.say(name)
-    student = bench.teacher if train is None else taught(bench, scheme, train, texts)
+    student = bench.teacher if way.train is None else taught(bench, way.scheme, way.train, texts)
     spent = time.process_time() - begun
-    folder, facts = bench.export(student, {"scheme": scheme})
+    folder, facts = bench.export(student, {"scheme": way.scheme, **way.options})
     file = folder / str(facts["file"])
     session = onnxruntime.load(file, onnxruntime.joined({"threads": 1}, facts["runtime_options"]))
     ask = asked_by_tokens(session)
@@ -101,7 +101,7 @@ def measure(bench: Bench, name: str, texts: int) -> Row:
     return {
         "bytes": facts["bytes"],
         "cpu_seconds": round(spent, 1),
-        "exact": compare(file, student)["equal"] if train else None,
+        "exact": compare(file, student)["equal"] if way.train else None,
         "kl": float(divergences.mean()),
         "same_label": float((answers.argmax(-1) == bench.float_outputs.argmax(-1)).mean()),
         "accuracy": bench.accuracy(answers),

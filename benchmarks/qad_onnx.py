@@ -39,7 +39,8 @@ from edgekit.runtimes import Generator, onnxruntime  # noqa: E402
 
 ROWS: dict[str, Way] = {
     "original": Way(scheme="fp32"),
-    "w4": Way(scheme="w4"),
+    "w4": Way(scheme="w4", options={"feedback": False}),
+    "w4-feedback": Way(scheme="w4"),
     "w4-start": Way(scheme="w4", train="start"),
     "w4-scales": Way(scheme="w4", teach="logits", train="scales"),
     "w4-weights": Way(scheme="w4", teach="logits", train="weights"),
@@ -48,7 +49,7 @@ ROWS: dict[str, Way] = {
     "int8-qad": Way(scheme="int8-dynamic", teach="logits", train="weights"),
 }
 # A goal: a row's KL over another's, at most.
-RATIOS = (("w4-qad", "w4", 0.5),)
+RATIOS = (("w4-qad", "w4", 0.5), ("w4-feedback", "w4", 0.6), ("w4-qad", "w4-feedback", 0.9))
 STEPS = 48
 # Windows that calibrate: 8,192 tokens.
 CALIBRATING = 32
@@ -96,12 +97,13 @@ class Bench(Texts):
         )
         return texts, Content(path=calibration, digest="")
 
-    def write(self, student: Path, scheme: str, file: Path) -> Path:
+    def write(self, student: Path, way: Way, file: Path) -> Path:
         """A student as an ONNX file: with the codes that it was trained with, where those are the scheme's."""
         prompts, calibration = self.calibrated
         out = file.with_suffix("")
         out.mkdir()
-        format_, options = parse_options({"format": "onnx", "scheme": scheme}, "tokens", "benchmark")
+        table = {"format": "onnx", "scheme": way.scheme, **way.options}
+        format_, options = parse_options(table, "tokens", "benchmark")
         inputs = ExportInputs(
             student=Content(path=student, digest=""),
             calibration=calibration,

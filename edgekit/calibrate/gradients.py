@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edgekit.calibration import EMBEDDING
-from edgekit.formats.gguf.mixed.choose import is_judged
+from edgekit.formats.source import is_judged
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass
 from functools import cached_property
@@ -96,6 +97,11 @@ class Source:
     def ids(self) -> list[list[int]]:
         """The calibrate prompts' token ids, of a model that reads texts."""
         return text.token_ids(self.encoded)
+
+
+def is_judged(ids: Sequence[int]) -> bool:
+    """Whether a calibrate prompt is kept for judging: a fifth of them are, and nothing is fitted on these."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).digest()[0] % 5 == 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,11 @@ def of_tokens(ids: Sequence[Sequence[int]], pad_id: int, owners: Sequence[int] |
     )
 
 
+def reads_texts(encoded: Encoded) -> bool:
+    """Whether prompts are texts."""
+    return IDS in encoded.inputs
+
+
 def token_ids(encoded: Encoded) -> list[list[int]]:
     """The token ids of prompts that are texts."""
     return [prompt[IDS].tolist() for prompt in encoded.prompts]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgekit.calibrate.gradients import EMBEDDING, gradient_squares
-from edgekit.formats.gguf.mixed.choose import is_judged
+from edgekit.formats.source import is_judged
 from edgekit.modalities.text import token_ids
 from edgekit.model import load_model
 from edgekit.prompts import Prompt

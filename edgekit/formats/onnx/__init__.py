@@ -79,12 +79,14 @@ TRIAL_PROMPTS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class _Given:
-    """What a scheme is written from: the float graph, the calibration, and what its weights were trained with."""
+    """What a scheme is written from: the float graph, the calibration, what its weights were trained with, and what `fit_encoder`
+    gives for those that were not."""
 
     exported: onnx.ModelProto
     calibration: Calibration
     trained: Trained | None
     inputs: TrainedInputs | None
+    fitted: tuple[Trained, Trial] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +224,7 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     """
     from edgekit.formats.onnx import graph
     from edgekit.formats.onnx.candidates import trial
+    from edgekit.formats.onnx.feedback import fit_encoder
     from edgekit.formats.onnx.layer_errors import layer_errors
     from edgekit.formats.onnx.ort import write_ort
     from edgekit.formats.onnx.rounding import read_trained
@@ -237,7 +240,13 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     on = trial(exported, source.encoded, score=source.score, most=TRIAL_PROMPTS)
     trained, note = read_trained(source.model, NAME, options)
     inputs = None if trained is None else read_trained_inputs(source.model)
-    given = _Given(exported=exported, calibration=calibration, trained=trained, inputs=inputs)
+    given = _Given(
+        exported=exported,
+        calibration=calibration,
+        trained=trained,
+        inputs=inputs,
+        fitted=None if trained is not None else fit_encoder(source, options, exported, TRIAL_PROMPTS),
+    )
     written = _write_scheme(given, options, on, source.progress)
     source.progress(0, 0, "writing it and measuring each layer's error")
     path = out / FILE
@@ -326,8 +335,6 @@ def describe_file(path: Path, *, named: Path | None = None, encoded: Encoded | N
 
 
 def _write_scheme(given: _Given, options: Options, on: Trial, progress: Progress) -> _Written:
-    from edgekit.formats.onnx.blocks import quantize_blocks, read_floats
-    from edgekit.formats.onnx.graph import Graph, copy_model
     from edgekit.formats.onnx.half import calibrated_inputs, to_half
 
     exported = given.exported
@@ -338,23 +345,35 @@ def _write_scheme(given: _Given, options: Options, on: Trial, progress: Progress
         choices = {"float32_nodes": kept} if kept else {}
         return _Written(model=half, exact=exported, quantized=(), choices=choices, scheme="fp16")
     if options.scheme in {"w8", "w4"}:
-        bits = int(options.scheme[1:])
-        graph = Graph(copy_model(exported))
-        keys = quantize_blocks(
-            graph, bits=bits, block=options.block, table_bits=options.table_bits, trained=given.trained
-        )
-        told: dict[str, object] = {"bits": bits, "block": options.block}
+        return _write_blocks(given, options)
+    return _write_int8(given, options, on, progress)
+
+
+def _write_blocks(given: _Given, options: Options) -> _Written:
+    """w8 and w4: with feedback, where that is nearer to the float model on prompts that it has not seen."""
+    from edgekit.formats.onnx.blocks import quantize_blocks, read_floats
+    from edgekit.formats.onnx.graph import Graph, copy_model
+
+    bits = int(options.scheme[1:])
+    choices: dict[str, object] = {"bits": bits, "block": options.block}
+    if options.inputs == "float":
+        choices["inputs"] = options.inputs
+
+    def write(trained: Trained | None) -> _Written:
+        graph = Graph(copy_model(given.exported))
+        keys = quantize_blocks(graph, bits=bits, block=options.block, table_bits=options.table_bits, trained=trained)
         if options.inputs == "float":
             read_floats(graph.model)
-            told["inputs"] = options.inputs
-        return _Written(
-            model=graph.model,
-            exact=exported,
-            quantized=keys,
-            choices=told,
-            scheme=options.scheme,
-        )
-    return _write_int8(given, options, on, progress)
+        return _Written(model=graph.model, exact=given.exported, quantized=keys, choices=choices, scheme=options.scheme)
+
+    written = write(given.trained)
+    if given.fitted is None:
+        return written
+    codes, unseen = given.fitted
+    fed = write(codes)
+    by_itself, with_feedback = unseen.loss(written.model), unseen.loss(fed.model)
+    told = {"feedback": {"loss": with_feedback, "loss_without": by_itself}}
+    return replace(fed if with_feedback < by_itself else written, choices=choices | told)
 
 
 def _write_int8(given: _Given, options: Options, on: Trial, progress: Progress) -> _Written:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
     from edgekit.calibration import Calibration
     from edgekit.formats.onnx.decoder_trace import Geometry
+    from edgekit.formats.onnx.feedback import Fitted
     from edgekit.formats.onnx.trained import Trained
+    from edgekit.formats.smallest import Passage
     from edgekit.formats.source import Source
     from edgekit.model import Model
 
@@ -53,6 +55,7 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
     """
     from edgekit.formats.onnx.decoder_grid import read_trained_decoder
     from edgekit.formats.onnx.decoder_trace import export_decoder, head_path
+    from edgekit.formats.onnx.feedback import fit_decoder
 
     student, calibration = source.model, source.calibration()
     trained, note = read_trained_decoder(student, NAME, options)
@@ -72,6 +75,7 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
         plain = Path(scratch) / FILE
         float_size = graph.save(exported, plain)
         _check_parity(model, plain, prompts)
+        fitted = None if trained is not None else fit_decoder(module, source, options)
         making = _Making(
             exported=exported,
             head=head_path(model),
@@ -80,6 +84,9 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
             prompts=prompts,
             scratch=Path(scratch),
             trained=trained,
+            fitted=fitted,
+            unseen=[source.ids[index][:LONGEST] for index in fitted.judged] if fitted else [],
+            plain=plain,
         )
         del module, model
         made, decided, notes = _decided(making, plain, source)
@@ -105,7 +112,7 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
 
 @dataclass(frozen=True, kw_only=True)
 class _Making:
-    """What all files of a model are made of, and where."""
+    """What all files of a model are made of, and where; unseen: prompts that `fitted` has not seen; plain: the float file."""
 
     exported: onnx.ModelProto
     head: str
@@ -114,11 +121,15 @@ class _Making:
     prompts: Sequence[Sequence[int]]
     scratch: Path
     trained: Trained | None
+    fitted: Fitted | None
+    unseen: Sequence[Sequence[int]]
+    plain: Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Made:
-    """The files of a scheme, alone in their folder; the keys of the Linears that are no longer float."""
+    """The files of a scheme, alone in their folder; the keys of the Linears that are no longer float; whether they were rounded
+    with feedback on calibrate prompts."""
 
     scheme: str
     folder: Path
@@ -126,9 +137,28 @@ class _Made:
     keys: Sequence[str]
     runtime_options: Mapping[str, object]
     choices: Mapping[str, object]
+    fitted: bool = False
 
 
 def _make(making: _Making, scheme: str) -> _Made:
+    """A scheme's files: those of w4 with feedback, where they are nearer to the float model on prompts that it has not seen."""
+    made = _make_one(making, scheme, making.trained)
+    if scheme != "w4" or making.fitted is None:
+        return made
+    fed = _make_one(making, scheme, making.fitted.codes)
+    by_itself, with_feedback = (
+        _compare(making.plain, each.folder / FILE, making.unseen, each.runtime_options, scheme)["kl"]
+        for each in (made, fed)
+    )
+    better = with_feedback < by_itself
+    return replace(
+        fed if better else made,
+        fitted=better,
+        choices={**made.choices, "feedback": {"kl": with_feedback, "kl_without": by_itself}},
+    )
+
+
+def _make_one(making: _Making, scheme: str, trained: Trained | None) -> _Made:
     keys: Sequence[str] = ()
     entries: dict[str, str] = {}
     choices: dict[str, object] = {}
@@ -138,7 +168,7 @@ def _make(making: _Making, scheme: str) -> _Made:
         choices = {"float32_nodes": float32} if float32 else {}
     else:
         model, keys, entries = _quantized(
-            making.exported, making.head, scheme, making.options, making.calibration, making.trained
+            making.exported, making.head, scheme, making.options, making.calibration, trained
         )
         if scheme in {"w8", "w4"}:
             choices = {"bits": int(scheme[1:]), "block": making.options.block}
@@ -146,8 +176,7 @@ def _make(making: _Making, scheme: str) -> _Made:
                 choices["inputs"] = making.options.inputs
         if making.options.cache == "f16":
             model = halve_caches(model)
-    folder = making.scratch / scheme
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix=f"{scheme}-", dir=making.scratch))
     size = graph.save(model, folder / FILE)
     options = {"disabled_optimizers": [], "config_entries": entries}
     return _Made(scheme=scheme, folder=folder, bytes=size, keys=keys, runtime_options=options, choices=choices)
@@ -155,25 +184,22 @@ def _make(making: _Making, scheme: str) -> _Made:
 
 def _decided(making: _Making, plain: Path, source: Source) -> tuple[_Made, dict[str, object], list[str]]:
     """The files that the options ask for; where that is "auto", of all the smallest that keep the limits, and why."""
-    import numpy as np
-
     from edgekit.formats import smallest
 
     if making.options.scheme != "auto":
         return _make(making, making.options.scheme), {}, []
     limits = smallest.needed(source.limits)
     source.progress(0, len(AUTO[TOKENS.name]) + 2, "asks the float model")
-    with closing(_open(plain, {})) as generator:
-        asked = smallest.passages(source.ids, source.starts)
-        rows = list(smallest.with_answers(generator, asked, source.model.stops))
-        smallest.check_asked(rows)
-        reference = [smallest.scored_logits(generator, row).astype(np.float16) for row in rows]
     every = {scheme: _make(making, scheme) for scheme in AUTO[TOKENS.name]}
+    # What was rounded on prompts is judged on others.
+    among = {False: range(len(source.ids)), True: making.fitted.judged if making.fitted else ()}
+    with closing(_open(plain, {})) as generator:
+        asked = {kind: _ask(generator, source, among[kind]) for kind in {made.fitted for made in every.values()}}
 
     def made(scheme: str) -> smallest.Candidate:
         found = every[scheme]
         with closing(_open(found.folder / FILE, found.runtime_options)) as generator:
-            heard = smallest.hear(generator, rows, reference)
+            heard = smallest.hear(generator, *asked[found.fitted])
         return smallest.Candidate(bytes=found.bytes, bits=DECODER_BITS[scheme], heard=heard)
 
     chosen = smallest.choose(
@@ -184,6 +210,18 @@ def _decided(making: _Making, plain: Path, source: Source) -> tuple[_Made, dict[
         "raise the limits of [accuracy], or take --scheme fp32",
     )
     return every[chosen.scheme], {"auto": dict(chosen.facts)}, [chosen.note]
+
+
+def _ask(generator: Generator, source: Source, among: Sequence[int]) -> tuple[list[Passage], list[NDArray[np.float16]]]:
+    """Some of these prompts as passages, and what the float model says of each."""
+    import numpy as np
+
+    from edgekit.formats import smallest
+
+    some = smallest.passages([source.ids[index] for index in among], [source.starts[index] for index in among])
+    rows = list(smallest.with_answers(generator, some, source.model.stops))
+    smallest.check_asked(rows)
+    return rows, [smallest.scored_logits(generator, row).astype(np.float16) for row in rows]
 
 
 def _rope_switch(text: PretrainedConfig, student: Model) -> int | None:

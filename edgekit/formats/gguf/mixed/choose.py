@@ -5,7 +5,6 @@ Calibrate prompts alone decide: the statistics are of all of them, and the KL di
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +34,7 @@ from edgekit.formats.gguf.schemes import OUTPUT, TOKEN_EMBEDDING, Shape, main_fi
 from edgekit.formats.gguf.tensors import Tensor, layer_names, shapes
 from edgekit.formats.gptq import feedback, input_grams, linear_paths
 from edgekit.formats.smallest import Passage
+from edgekit.formats.source import Source, is_judged
 from edgekit.outputs import OUTPUTS
 from edgekit.runtimes.machine import available_cores
 from edgekit.typed_json import MAY_BE_ABSENT
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from edgekit.formats.gguf.file import Value
     from edgekit.formats.gguf.imatrix import Imatrix
     from edgekit.formats.gguf.options import Options
-    from edgekit.formats.source import Source
 
 # Tokens on which mixtures are compared, and mixtures that are: a difference of KL that matters shows on so many. Twenty more
 # mixtures took two thirds of the time and gained 0.2 % (at the bytes of q4_k_m) and 2.6 % (of q4_0) on a Llama of 46 million
@@ -255,11 +254,6 @@ class Feedback:
             self._grams.close()
             self._last = None
         return spread
-
-
-def is_judged(ids: Sequence[int]) -> bool:
-    """Whether a calibrate prompt is kept for judging: a fifth of them are, and no gradient is taken of these."""
-    return hashlib.sha256(",".join(map(str, ids)).encode()).digest()[0] % 5 == 0
 
 
 def _judged(source: Source) -> list[Passage]:

@@ -1,0 +1,103 @@
+"""4 bits with feedback: a model's codes as rounding on the calibrate prompts makes them (`formats.gptq`).
+
+A fifth of the prompts takes no part (`source.is_judged`): the file is held against the one without feedback on these, and the
+nearer one to the float model ships. The bytes are the same, and so is the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from edgekit.formats.gptq import round_linears
+from edgekit.formats.onnx.candidates import trial
+from edgekit.formats.onnx.decoder_grid import find_kinds
+from edgekit.formats.onnx.rounding import find_encoder_kinds, pack_fitted, split
+from edgekit.formats.onnx.trained import ByValues, Channel
+from edgekit.formats.source import is_judged
+from edgekit.modalities.text import reads_texts
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from edgekit.formats.onnx.candidates import Trial
+    from edgekit.formats.onnx.options import Options
+    from edgekit.formats.onnx.trained import Found
+    from edgekit.formats.source import Source
+
+    Floats = NDArray[np.float32]
+
+# Prompts that take no part, at least: fewer do not tell whether a file is nearer.
+LEAST_JUDGED = 8
+# The task's module holds transformers' as this, and so does the graph of a decoder.
+_MODULE = "model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByName:
+    """The codes of a decoder's weights, by their names in the checkpoint."""
+
+    codes: Mapping[str, Found]
+
+    def find(self, name: str, values: Floats, *, table: bool = False) -> Found | None:
+        """See Trained: None of what no prompt reached, or the scheme rounds to more bits."""
+        return self.codes.get(name.removeprefix(_MODULE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A decoder's codes that were rounded with feedback, and the indices of the prompts that took no part."""
+
+    codes: ByName
+    judged: Sequence[int]
+
+
+def fit_decoder(module: nn.Module, source: Source, options: Options) -> Fitted | None:
+    """A decoder's weights in the options' blocks of 4 bits; None where the options or the prompts do not serve."""
+    if (judged := _judged(source, options)) is None:
+        return None
+    found = _rounded(module, source, find_kinds(source.model, replace(options, scheme="w4")))
+    return Fitted(codes=ByName(codes={name: codes for name, _, codes in found}), judged=judged)
+
+
+def fit_encoder(
+    source: Source, options: Options, exported: onnx.ModelProto, most: int
+) -> tuple[ByValues, Trial] | None:
+    """An encoder's codes, as `fit_decoder`'s, found by the channels that they stand for; and the trial that judges them, of at
+    most so many prompts."""
+    if source.score is None or options.scheme != "w4" or not reads_texts(source.encoded):
+        return None
+    if (judged := _judged(source, options)) is None:
+        return None
+    channels = {
+        values.tobytes(): Channel(codes, scales)
+        for _, weight, found in _rounded(source.load(), source, find_encoder_kinds(source.model, options))
+        for values, codes, scales in zip(weight, *found, strict=True)
+    }
+    unseen = trial(exported, source.encoded.subset(judged), score=source.score, most=most)
+    return ByValues(channels=channels, rows={}), unseen
+
+
+def _judged(source: Source, options: Options) -> list[int] | None:
+    if not options.feedback or options.scheme not in {"w4", "auto"}:
+        return None
+    judged = [index for index, row in enumerate(source.ids) if len(row) > 1 and is_judged(row)]
+    return judged if len(judged) >= LEAST_JUDGED else None
+
+
+def _rounded(module: nn.Module, source: Source, every: Mapping[str, str]) -> Iterator[tuple[str, Floats, Found]]:
+    """Weights in blocks of 4 bits, by their names in the checkpoint, [n, columns], with their codes and scales."""
+    import numpy as np
+
+    kinds = {name: kind for name, kind in every.items() if kind.startswith("w4/")}
+    order = np.random.default_rng(0).permutation(len(source.ids))
+    texts = [source.ids[index] for index in order if not is_judged(source.ids[index])]
+    weights = {name.removeprefix(_MODULE): value for name, value in module.named_parameters()}
+    for done, (name, rounded) in enumerate(round_linears(module, texts, kinds, pack_fitted)):
+        source.progress(done + 1, len(kinds), f"rounds {name}")
+        weight = weights[name].detach().numpy()
+        yield name, weight, split(rounded.packed, kinds[name], weight.shape[1])
