@@ -79,8 +79,7 @@ TRIAL_PROMPTS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class _Given:
-    """What a scheme is written from: the float graph, the calibration, what its weights were trained with, and what `fit_encoder`
-    gives for those that were not."""
+    """What a scheme is written from; trained, inputs: what weights were trained with; fitted: else what `fit_encoder` gives."""
 
     exported: onnx.ModelProto
     calibration: Calibration
@@ -224,13 +223,10 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     """
     from edgekit.formats.onnx import graph
     from edgekit.formats.onnx.candidates import trial
-    from edgekit.formats.onnx.feedback import fit_encoder
     from edgekit.formats.onnx.layer_errors import layer_errors
     from edgekit.formats.onnx.ort import write_ort
-    from edgekit.formats.onnx.rounding import read_trained
     from edgekit.formats.onnx.session import DISABLED_OPTIMIZERS
     from edgekit.formats.onnx.traced import float_size, trace
-    from edgekit.formats.onnx.trained_inputs import read_trained_inputs
     from edgekit.runtimes.onnxruntime.library import EXACT_SUMS
 
     assert source.score is not None
@@ -238,15 +234,7 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
     linears, whole = [linear.key for linear in graph.Graph(traced.model).linears()], float_size(traced)
     exported = _simplified(source, traced, calibration, options)
     on = trial(exported, source.encoded, score=source.score, most=TRIAL_PROMPTS)
-    trained, note = read_trained(source.model, NAME, options)
-    inputs = None if trained is None else read_trained_inputs(source.model)
-    given = _Given(
-        exported=exported,
-        calibration=calibration,
-        trained=trained,
-        inputs=inputs,
-        fitted=None if trained is not None else fit_encoder(source, options, exported, TRIAL_PROMPTS),
-    )
+    given, note = _given(source, exported, calibration, options)
     written = _write_scheme(given, options, on, source.progress)
     source.progress(0, 0, "writing it and measuring each layer's error")
     path = out / FILE
@@ -283,6 +271,25 @@ def write_encoder(source: Source, options: Options, out: Path) -> ModelFile:
             layers=tuple(layer_errors(written.exact, written.model, on.encoded, written.config_entries)),
         ),
     )
+
+
+def _given(
+    source: Source, exported: onnx.ModelProto, calibration: Calibration, options: Options
+) -> tuple[_Given, str | None]:
+    """What a scheme is written from, and a note of what becomes of what the student was trained with."""
+    from edgekit.formats.onnx.feedback import fit_encoder
+    from edgekit.formats.onnx.rounding import read_trained
+    from edgekit.formats.onnx.trained_inputs import read_trained_inputs
+
+    trained, note = read_trained(source.model, NAME, options)
+    given = _Given(
+        exported=exported,
+        calibration=calibration,
+        trained=trained,
+        inputs=None if trained is None else read_trained_inputs(source.model),
+        fitted=None if trained is not None else fit_encoder(source, options, exported, TRIAL_PROMPTS),
+    )
+    return given, note
 
 
 def _simplified(source: Source, traced: Traced, calibration: Calibration, options: Options) -> onnx.ModelProto:
@@ -356,8 +363,7 @@ def _write_blocks(given: _Given, options: Options) -> _Written:
 
     bits = int(options.scheme[1:])
     choices: dict[str, object] = {"bits": bits, "block": options.block}
-    if options.inputs == "float":
-        choices["inputs"] = options.inputs
+    choices |= {"inputs": options.inputs} if options.inputs == "float" else {}
 
     def write(trained: Trained | None) -> _Written:
         graph = Graph(copy_model(given.exported))
@@ -372,8 +378,8 @@ def _write_blocks(given: _Given, options: Options) -> _Written:
     codes, unseen = given.fitted
     fed = write(codes)
     by_itself, with_feedback = unseen.loss(written.model), unseen.loss(fed.model)
-    told = {"feedback": {"loss": with_feedback, "loss_without": by_itself}}
-    return replace(fed if with_feedback < by_itself else written, choices=choices | told)
+    choices["feedback"] = {"loss": with_feedback, "loss_without": by_itself}
+    return fed if with_feedback < by_itself else written
 
 
 def _write_int8(given: _Given, options: Options, on: Trial, progress: Progress) -> _Written:

@@ -59,9 +59,7 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
 
     student, calibration = source.model, source.calibration()
     trained, note = read_trained_decoder(student, NAME, options)
-    prompts = [list(row[:LONGEST]) for row in source.ids if len(row) > 1]
-    if not prompts:
-        raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
+    prompts = _prompts(source)
     module = source.load()
     model: PreTrainedModel = module.model
     graph.check_size(4 * sum(weight.numel() for weight in model.parameters()), str(student.folder))
@@ -90,10 +88,7 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
         )
         del module, model
         made, decided, notes = _decided(making, plain, source)
-        if made.scheme != "fp32" and made.bytes >= float_size:
-            raise EdgekitError(
-                f"scheme {made.scheme}: the file has {made.bytes} bytes, the float one {float_size}; use --scheme fp32"
-            )
+        _refuse_larger(made, float_size)
         for file in made.folder.iterdir():
             file.replace(out / file.name)
         score = _compare(plain, out / FILE, prompts, made.runtime_options, made.scheme)
@@ -222,6 +217,20 @@ def _ask(generator: Generator, source: Source, among: Sequence[int]) -> tuple[li
     rows = list(smallest.with_answers(generator, some, source.model.stops))
     smallest.check_asked(rows)
     return rows, [smallest.scored_logits(generator, row).astype(np.float16) for row in rows]
+
+
+def _prompts(source: Source) -> list[list[int]]:
+    prompts = [list(row[:LONGEST]) for row in source.ids if len(row) > 1]
+    if not prompts:
+        raise EdgekitError("export: no calibrate prompts; the float graph's parity with torch is proven on them")
+    return prompts
+
+
+def _refuse_larger(made: _Made, float_size: int) -> None:
+    if made.scheme != "fp32" and made.bytes >= float_size:
+        raise EdgekitError(
+            f"scheme {made.scheme}: the file has {made.bytes} bytes, the float one {float_size}; use --scheme fp32"
+        )
 
 
 def _rope_switch(text: PretrainedConfig, student: Model) -> int | None:
