@@ -18,12 +18,12 @@ import torch
 pytest.importorskip("llama_cpp")
 
 from edgekit.distill import loop
-from edgekit.distill.on_grid import OnGrid
+from edgekit.distill.on_grid import Nearest, OnGrid, without_surplus
 from edgekit.distill.options import read_qad_options
 from edgekit.errors import EdgekitError
 from edgekit.formats import FORMATS, parse_options
 from edgekit.formats.onnx import candidates, table
-from edgekit.grid import GRID, read_packed
+from edgekit.grid import GRID, Grid, read_packed
 from edgekit.inputs import identity
 from edgekit.inspect.on_grid import compare
 from edgekit.modalities.text import of_tokens
@@ -322,19 +322,39 @@ def test_inputs_ship_as_they_were_trained(
     assert apart.max() < 5e-3
 
 
-def test_embeddings_are_trained_without_their_pooler(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "w8", "w4"])
+def test_embeddings_are_trained_without_their_pooler(tmp_path: Path, scheme: str) -> None:
     teacher, prompts = make_checkpoint(tmp_path / "teacher"), make_data(tmp_path / "data")
-    told = inputs(teacher, prompts, "int8-dynamic", format_="onnx", task="feature-extraction", epochs=1)
-    facts = qad(told, made(tmp_path / "student"))
+    told = inputs(teacher, prompts, scheme, format_="onnx", task="feature-extraction", epochs=1)
+    student = tmp_path / "student"
+    facts = qad(told, made(student))
     assert facts["losses"] == {"embedding": 1.0}
-    packed = read_packed(tmp_path / "student")
+    packed = read_packed(student)
     assert packed is not None
     assert len(packed.kinds.keys() | packed.floats) == 12
     assert packed.kinds.keys() | packed.floats == {
-        name
-        for name, info in load_model(tmp_path / "student").tensors.items()
-        if "layer." in name and len(info.shape) == 2
+        name for name, info in load_model(student).tensors.items() if "layer." in name and len(info.shape) == 2
     }
+    calibrate(student, prompts, task="feature-extraction", max_length=32, out=made(tmp_path / "calibration"))
+    given = {"student": student, "calibration": tmp_path / "calibration", "prompts": prompts, "out_of_scope": None}
+    options = {"format": "onnx", "scheme": scheme}
+    artifact = made(tmp_path / "artifact")
+    export(**given, task="feature-extraction", options=options, max_length=32, out=artifact)
+    assert compare(artifact / "model.onnx", student)["exact"]
+
+
+def test_a_weight_of_another_name_is_no_surplus() -> None:
+    """A Linear that the grid does not know by name: what it knows beside is refused, not left out in silence."""
+    body = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    module = torch.nn.ModuleDict({"model": body})
+    pack = {"pack": lambda rows, _kind: rows, "unpack": lambda data, _kind, _columns: data}
+    every = {"0.weight": "w4/32", "1.weight": "w4/32", "cls.dense.weight": "w4/32"}
+    known = without_surplus(module, Grid(format="onnx", scheme="w4", kinds=every, **pack))
+    assert list(known.kinds) == ["0.weight", "1.weight"]
+    renamed = Grid(format="onnx", scheme="w4", kinds={"0.weight": "w4/32", "second.weight": "w4/32"}, **pack)
+    assert without_surplus(module, renamed).kinds == renamed.kinds
+    with pytest.raises(EdgekitError, match=r"second\.weight: onnx writes it, but it is no weight of the module"):
+        OnGrid(module, without_surplus(module, renamed), Nearest(renamed))
 
 
 def test_ranges_that_learn_go_on_where_they_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,9 +73,6 @@ def choose_reads(
     """
     inputs = grid.inputs
     assert inputs is not None
-    # A checkpoint may have more than its task asks of it, as a pooler: the file has not.
-    there = dict(module.get_submodule("model").named_parameters())
-    grid = replace(grid, kinds={name: kind for name, kind in grid.kinds.items() if name in there})
     progress(0, 0, "measuring what Linears read")
     rows = sorted(_evenly(source.train, SEEN), key=lambda row: (source.lengths[row], row))
     with _asked(module):

@@ -136,6 +136,18 @@ def _is_int8(grid: Grid) -> bool:
     return grid.inputs is not None or grid.rounds_inputs
 
 
+def without_surplus(module: nn.Module, grid: Grid) -> Grid:
+    """The grid without what a checkpoint has beyond its task, as the pooler of an embedding model: the file has not.
+
+    What is no pooler stays in it where it may be a Linear of the module by another name.
+    """
+    body = module.get_submodule("model")
+    own = dict(body.named_parameters())
+    named = all(f"{path}.weight" in grid.kinds for path, part in body.named_modules() if isinstance(part, nn.Linear))
+    surplus = {name for name in grid.kinds.keys() - own.keys() if named or "pooler" in name.split(".")}
+    return replace(grid, kinds={name: kind for name, kind in grid.kinds.items() if name not in surplus})
+
+
 def grid_weights(module: nn.Module, grid: Grid) -> Mapping[str, Tensor]:
     """A module's weights that a grid rounds, by their names there. EdgekitError where it names one that the module has not."""
     parameters: dict[str, Tensor] = dict(cast(Any, module).model.named_parameters())

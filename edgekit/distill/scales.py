@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.distill.batches import Source
-from edgekit.distill.on_grid import Nearest, OnGrid, Rounding, grid_weights
+from edgekit.distill.on_grid import Nearest, OnGrid, Rounding, grid_weights, without_surplus
 from edgekit.distill.options import QadOptions, TrainingOptions
 from edgekit.distill.reads import Reads
 from edgekit.grid import Coded, Grid, Layout
@@ -125,6 +125,7 @@ class Learned:
 def put_on_grid(module: nn.Module, grid: Grid, source: Source, options: TrainingOptions, progress: Progress) -> OnGrid:
     """A module on a grid, as its training begins; what begins from texts does from the source's."""
     train = options.train if isinstance(options, QadOptions) else "weights"
+    grid = without_surplus(module, grid)
     reads = None
     if grid.choose_reads is not None:
         grid, chosen = grid.choose_reads(module, grid, source, progress)
