@@ -22,7 +22,8 @@ class Cost:
 
     file: on disk, and most where layers may stay float, which is decided at export; memory: of its weights, once they are
     loaded; read_per_token: of its weights, to decode one token, and cache_per_token: of an f16 cache of keys and values (None
-    where the format does not tell them from headers). kept: what the format keeps for its next file of the same model.
+    where the format does not tell them from headers). kept: what the format keeps for its next file of the same model. fitted:
+    whether weights are rounded by what calibrate prompts put into them, which the float model reads once more for that.
     """
 
     scheme: str
@@ -32,6 +33,7 @@ class Cost:
     cache_per_token: Figure | None = None
     most: Figure | None = None
     kept: int = 0
+    fitted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from edgekit.formats.onnx.sizes import float_layer_bytes, predict_bytes, predict
 from edgekit.formats.onnx.smooth import Range
 from edgekit.modalities.text import of_tokens
 from edgekit.model import Model
+from edgekit.pipeline import cost as costing
 from edgekit.pipeline.resolve import read_settings
 from edgekit.pipeline.shapes import created_shapes, planned_student, trained_model
 from edgekit.recipe import Recipe, load_recipe
@@ -200,6 +201,19 @@ def test_what_is_kept_is_told(command: Command, project: Path) -> None:
     record(settings, teacher, teacher, prompts, session)
     assert [step for step, kept in plan(command)["kept"].items() if kept] == ["calibrate", "record"]
     assert [step for step, kept in plan(command, "--set", "data.max_length=16")["kept"].items() if kept] == []
+
+
+def test_rounding_with_feedback_is_counted(command: Command, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In seconds of a machine of one operation a second."""
+    monkeypatch.setattr(costing, "_speed", lambda: 1.0)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
+
+    def took(*more: str) -> int:
+        return int(plan(command, *more)["estimate"]["seconds_by_step"]["export"])
+
+    without = took("--scheme", "w8")
+    assert took("--scheme", "w4", "--export", "feedback=false") == without
+    assert took("--scheme", "w4") > 1.1 * without
 
 
 def test_a_busy_machine_tells_no_time(command: Command, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def costs(model: Model, output: str, options: Sequence[Options]) -> list[Cost]:
             )
         # The traced graph of an encoder.
         kept = 0 if generates else predict_bytes(model, "fp32", each.block)
-        return Cost(scheme=each.scheme, file=size, memory=size, most=most, kept=kept)
+        return Cost(scheme=each.scheme, file=size, memory=size, most=most, kept=kept, fitted=each.fitted)
 
     return [cost(each) for each in options]
 

@@ -67,6 +67,11 @@ class Options:
         """Whether a decoder's keys and values are 16-bit floats."""
         return self.cache == "f16" or self.scheme == "fp16"
 
+    @property
+    def fitted(self) -> bool:
+        """Whether weights are rounded with feedback."""
+        return self.scheme == "w4" and self.feedback
+
     def gentler(self, scheme: str) -> list[Gentler]:
         """What loses less than these options at as many bits a weight, of an artifact that became `scheme`."""
         found = []
