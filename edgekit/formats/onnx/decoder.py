@@ -73,10 +73,11 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
         plain = Path(scratch) / FILE
         float_size = graph.save(exported, plain)
         _check_parity(model, plain, prompts)
-        fitted = None if trained is not None else fit_decoder(module, source, options)
+        head = head_path(model)
+        fitted = None if trained is not None else fit_decoder(module, source, options, head)
         making = _Making(
             exported=exported,
-            head=head_path(model),
+            head=head,
             options=options,
             calibration=calibration,
             prompts=prompts,

@@ -6,14 +6,13 @@ nearer one to the float model ships. The bytes are the same, and so is the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekit.formats.gptq import round_linears
+from edgekit.formats.gptq import linear_paths, round_linears
 from edgekit.formats.onnx.candidates import trial
-from edgekit.formats.onnx.decoder_grid import find_kinds
-from edgekit.formats.onnx.rounding import find_encoder_kinds, pack_fitted, split
+from edgekit.formats.onnx.rounding import pack_fitted, split
 from edgekit.formats.onnx.trained import ByValues, Channel
 from edgekit.formats.source import is_judged
 from edgekit.modalities.text import reads_texts
@@ -39,12 +38,12 @@ _MODULE = "model."
 
 @dataclass(frozen=True, kw_only=True)
 class ByName:
-    """The codes of a decoder's weights, by their names in the checkpoint."""
+    """The codes of a decoder's weights, by their names in transformers' module."""
 
     codes: Mapping[str, Found]
 
     def find(self, name: str, values: Floats, *, table: bool = False) -> Found | None:
-        """See Trained: None of what no prompt reached, or the scheme rounds to more bits."""
+        """See Trained: None of the head, and of what no prompt reached."""
         return self.codes.get(name.removeprefix(_MODULE))
 
 
@@ -56,11 +55,14 @@ class Fitted:
     judged: Sequence[int]
 
 
-def fit_decoder(module: nn.Module, source: Source, options: Options) -> Fitted | None:
-    """A decoder's weights in the options' blocks of 4 bits; None where the options or the prompts do not serve."""
+def fit_decoder(module: nn.Module, source: Source, options: Options, head: str) -> Fitted | None:
+    """A decoder's weights in the options' blocks of 4 bits; None where the options or the prompts do not serve.
+
+    head: the path of the Linear that has more bits.
+    """
     if (judged := _judged(source, options)) is None:
         return None
-    found = _rounded(module, source, find_kinds(source.model, replace(options, scheme="w4")))
+    found = _rounded(module, source, options, [path for path in linear_paths(module) if path != head])
     return Fitted(codes=ByName(codes={name: codes for name, _, codes in found}), judged=judged)
 
 
@@ -73,9 +75,10 @@ def fit_encoder(
         return None
     if (judged := _judged(source, options)) is None:
         return None
+    module = source.load()
     channels = {
         values.tobytes(): Channel(codes, scales)
-        for _, weight, found in _rounded(source.load(), source, find_encoder_kinds(source.model, options))
+        for _, weight, found in _rounded(module, source, options, linear_paths(module))
         for values, codes, scales in zip(weight, *found, strict=True)
     }
     unseen = trial(exported, source.encoded.subset(judged), score=source.score, most=most)
@@ -89,11 +92,13 @@ def _judged(source: Source, options: Options) -> list[int] | None:
     return judged if len(judged) >= LEAST_JUDGED else None
 
 
-def _rounded(module: nn.Module, source: Source, every: Mapping[str, str]) -> Iterator[tuple[str, Floats, Found]]:
-    """Weights in blocks of 4 bits, by their names in the checkpoint, [n, columns], with their codes and scales."""
+def _rounded(
+    module: nn.Module, source: Source, options: Options, paths: Iterable[str]
+) -> Iterator[tuple[str, Floats, Found]]:
+    """Weights of Linears, [n, columns], with their codes and scales; those that no prompt reaches are left out."""
     import numpy as np
 
-    kinds = {name: kind for name, kind in every.items() if kind.startswith("w4/")}
+    kinds = {f"{path.removeprefix(_MODULE)}.weight": f"w4/{options.block}" for path in paths}
     order = np.random.default_rng(0).permutation(len(source.ids))
     texts = [source.ids[index] for index in order if not is_judged(source.ids[index])]
     weights = {name.removeprefix(_MODULE): value for name, value in module.named_parameters()}

@@ -49,7 +49,7 @@ def make_grid(format_: str, model: Model, options: Options) -> Grid:
             f"onnx {options.scheme}: [qad] trains for a scheme that rounds weights, and this one rounds none or is chosen when"
             f" the file is written; name a scheme, such as --scheme int8-dynamic (or {', '.join((*READS[1:], *ROUNDED[1:]))})"
         )
-    kinds = find_encoder_kinds(model, options)
+    kinds = _kinds(model, options)
     fitted = {name: kind for name, kind in kinds.items() if _FITTED.match(kind)}
     return Grid(
         format=format_,
@@ -207,7 +207,7 @@ def read_trained(model: Model, format_: str, options: Options) -> tuple[ByValues
     packed = read_packed(model.folder)
     if packed is None:
         return None, None
-    kinds = {name: kind for name, kind in find_encoder_kinds(model, options).items() if name not in packed.floats}
+    kinds = {name: kind for name, kind in _kinds(model, options).items() if name not in packed.floats}
     if not packed.serves(format_, options.scheme) or kinds != dict(packed.kinds):
         return None, packed.note_other(format_, options.scheme)
     channels: dict[bytes, Channel] = {}
@@ -253,6 +253,5 @@ def _checked(packed: Packed, name: str, kind: str, weight: Floats) -> tuple[Byte
     return data, rounded
 
 
-def find_encoder_kinds(model: Model, options: Options) -> dict[str, str]:
-    """How each weight of an encoder is rounded (see above), by its name in the checkpoint."""
+def _kinds(model: Model, options: Options) -> dict[str, str]:
     return {name: kind for name, info in model.tensors.items() if (kind := _kind(name, info.shape, options))}
