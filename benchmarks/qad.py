@@ -45,7 +45,6 @@ from rows import Row, Rows  # noqa: E402
 from edgekit.distill.batches import passage_source  # noqa: E402
 from edgekit.distill.courses import Course, Job, Teaches, teach  # noqa: E402
 from edgekit.distill.files import KEPT, copy_files, save_model  # noqa: E402
-from edgekit.distill.machine import count_threads  # noqa: E402
 from edgekit.distill.on_grid import OnGrid, choose_rate  # noqa: E402
 from edgekit.distill.options import QadOptions, read_qad_options  # noqa: E402
 from edgekit.distill.scales import Learned, round_on_texts  # noqa: E402
@@ -60,6 +59,7 @@ from edgekit.grid import Grid, read_packed  # noqa: E402
 from edgekit.inspect.on_grid import compare  # noqa: E402
 from edgekit.model import load_model  # noqa: E402
 from edgekit.runtimes import Generator, llamacpp, machine, scores  # noqa: E402
+from edgekit.runtimes.machine import count_threads  # noqa: E402
 from edgekit.tasks import TASKS  # noqa: E402
 from edgekit.tasks.text_generation import Passage  # noqa: E402
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgekit.distill.machine import count_threads
+from edgekit.runtimes.machine import count_threads
 
 
 @contextmanager

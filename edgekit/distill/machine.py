@@ -34,7 +34,7 @@ def conditions(options: TrainingOptions) -> dict[str, str | int]:
     device = choose_device(options.device)
     return {
         "device": describe_device(device),
-        "threads": count_threads(),
+        "threads": machine.count_threads(),
         "precision": choose_precision(options.precision, device),
         **({"processes": ranks} if (ranks := max(count_ranks(), options.processes)) > 1 else {}),
     }
@@ -54,13 +54,6 @@ def check_training(options: TrainingOptions, where: str, *, generates: bool) -> 
         raise EdgekitError(f"{where}.packing: for text-generation alone: other texts are not packed; remove this key")
     if options.device != "auto":
         choose_device(options.device, f"{where}.device")
-
-
-def count_threads() -> int:
-    """Physical cores that this process may use, at least 1; OMP_NUM_THREADS where it is set."""
-    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
-        return int(asked)
-    return max(1, min(int(machine.describe()["cores"]), machine.available_cores()))
 
 
 def choose_device(wanted: str, where: str = "device") -> str:

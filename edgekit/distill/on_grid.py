@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from edgekit.distill.decoder_inputs import DecoderInputs
 from edgekit.distill.decoders import Body
-from edgekit.distill.machine import count_threads
 from edgekit.distill.options import QadOptions
 from edgekit.distill.reads import Reads
 from edgekit.errors import EdgekitError
 from edgekit.grid import Grid, write_packed
+from edgekit.runtimes.machine import count_threads
 
 Bytes = NDArray[np.uint8]
 # Of a model of 384 channels: a quarter of what a student's training takes, since all that is to learn is what rounding broke.
@@ -143,7 +143,8 @@ def without_surplus(module: nn.Module, grid: Grid) -> Grid:
     """
     body = module.get_submodule("model")
     own = dict(body.named_parameters())
-    named = all(f"{path}.weight" in grid.kinds for path, part in body.named_modules() if isinstance(part, nn.Linear))
+    linears = [f"{path}.weight" for path, part in body.named_modules() if isinstance(part, nn.Linear)]
+    named = bool(linears) and all(name in grid.kinds for name in linears)
     surplus = {name for name in grid.kinds.keys() - own.keys() if named or "pooler" in name.split(".")}
     return replace(grid, kinds={name: kind for name, kind in grid.kinds.items() if name not in surplus})
 

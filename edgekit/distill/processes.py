@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, cast
 
 from edgekit.apart import last_reason, name_end
-from edgekit.distill.machine import MEETING, RANK, WORLD, count_ranks, count_threads
+from edgekit.distill.machine import MEETING, RANK, WORLD, count_ranks
 from edgekit.distill.options import TrainingOptions
 from edgekit.errors import EdgekitError, Unfinished
 from edgekit.progress import Progress, silent
+from edgekit.runtimes.machine import count_threads
 
 log = logging.getLogger("edgekit")
 

@@ -7,7 +7,7 @@ the integers differ from what a format would choose by itself. It costs no byte 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,12 +43,18 @@ def feedback(gram: Floats) -> Floats:
     """
     import torch
 
-    damped = torch.from_numpy(gram).double()
+    with _counted_threads():
+        return _feedback(torch.from_numpy(gram).double())
+
+
+def _feedback(damped: Tensor) -> Floats:
+    import torch
+
     damped.diagonal().add_(_DAMPING * max(float(damped.diagonal().mean()), 1e-30))
     # H = M M^T with M upper triangular, from Cholesky's lower one of the reversed matrix: then U is M's inverse.
     factor = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
     del damped
-    upper = torch.linalg.solve_triangular(factor, torch.eye(len(gram), dtype=torch.float64), upper=True)
+    upper = torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=torch.float64), upper=True)
     scaled: Floats = (upper / upper.diagonal()[:, None]).float().numpy()
     return scaled
 
@@ -105,6 +111,21 @@ def _round_block(
         done = slice(begin, begin + step)
         values[:, begin + step :] -= errors[:, done] @ spread[done, begin + step :]
     return codes
+
+
+@contextmanager
+def _counted_threads() -> Iterator[None]:
+    """As many threads as trainings have: sums do not depend on what ran before in this process."""
+    import torch
+
+    from edgekit.runtimes.machine import count_threads
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(count_threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def linear_paths(module: nn.Module) -> list[str]:
@@ -227,7 +248,7 @@ def _feed(
 
     handles = [layer.register_forward_pre_hook(watch(path)) for path, layer in layers.items()]
     try:
-        with torch.inference_mode(), suppress(_Enough):
+        with torch.inference_mode(), suppress(_Enough), _counted_threads():
             feed = torch.tensor([list(row)])
             module(feed, torch.ones_like(feed))
     finally:

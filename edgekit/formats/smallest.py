@@ -90,16 +90,19 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """A candidate that was tried."""
+    """A candidate that was tried, on so many passages and scored tokens."""
 
     scheme: str
     bytes: int
+    passages: int
+    tokens: int
     figures: Figures = field(metadata=IN_ITS_TABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """How a scheme was decided: on how many passages and tokens, what was tried, and whether what was taken keeps the limits."""
+    """How a scheme was decided: on how many passages and tokens of what was taken, what was tried, and whether what was taken
+    keeps the limits."""
 
     passages: int
     tokens: int
@@ -220,24 +223,32 @@ def choose(
     """
     limits = needed(limits)
     tried: list[Tried] = []
-    count, tokens = 0, 0
     for index, name in enumerate(names):
         progress(index + 1, len(names) + 2, f"tries {name}")
         made = make(name)
-        count, tokens = len(made.heard.tokens), int(made.heard.tokens.sum())
-        found = Tried(scheme=name, bytes=made.bytes, figures=figures(made.heard, limits.at(made.bits)))
+        found = Tried(
+            scheme=name,
+            bytes=made.bytes,
+            passages=len(made.heard.tokens),
+            tokens=int(made.heard.tokens.sum()),
+            figures=figures(made.heard, limits.at(made.bits)),
+        )
         tried.append(found)
         if found.figures.passes:
             break
     taken = tried[-1] if tried[-1].figures.passes else min(tried, key=_loss)
-    on = f"on {count} calibrate prompts ({tokens} tokens)"
-    lost = "; ".join(f"{each.scheme} loses {_worst(each.figures)}" for each in tried if not each.figures.passes)
+    on = f"on {taken.passages} calibrate prompts ({taken.tokens} tokens)"
+    lost = "; ".join(
+        f"{each.scheme} loses {_worst(each.figures)}{f' on {each.passages}' if each.passages != taken.passages else ''}"
+        for each in tried
+        if not each.figures.passes
+    )
     if taken.figures.passes:
         smaller = f"; {lost}" if lost else ""
         note = f"auto: {taken.scheme} ({_size(taken)}) is the smallest that keeps the limits {on}{smaller}"
     else:
         note = f"auto: no scheme keeps the limits {on}; {taken.scheme} loses least: {lost}; {remedy}"
-    decision = Decision(passages=count, tokens=tokens, passes=taken.figures.passes, tried=tuple(tried))
+    decision = Decision(passages=taken.passages, tokens=taken.tokens, passes=taken.figures.passes, tried=tuple(tried))
     return Chosen(scheme=taken.scheme, decision=decision, note=note)
 
 

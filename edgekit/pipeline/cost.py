@@ -89,7 +89,8 @@ def estimate(plan: Plan, prompts: Product) -> Estimate:
         operations["export"] += 2 * work.made.core * (_TRIED_TOKENS * (1 + len(costs)) + _SAID_TOKENS)
         # The float file that candidates are compared with, and the largest of them beside the artifact.
         tried = 4 * work.made.weights + costs[-1].file.value
-    if any(cost.fitted for cost in costs):
+    # What [qad] trained for a scheme is written as it is.
+    if plan.settings.training.qad is None and any(cost.fitted for cost in costs):
         operations["export"] += work.fitting()
     guess = Estimate(
         operations=operations,

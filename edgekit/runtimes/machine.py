@@ -225,6 +225,14 @@ def available_cores() -> int:
     return cores if limit is None else min(cores, max(1, ceil(limit)))
 
 
+def count_threads() -> int:
+    """What bits depend on that are summed up: physical cores that this process may use, at least 1; OMP_NUM_THREADS where it is
+    set."""
+    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
+        return int(asked)
+    return max(1, min(int(describe()["cores"]), available_cores()))
+
+
 def _count_cores(cpuinfo: str, mine: int) -> int:
     """The physical cores of `mine` logical ones."""
     sockets = re.findall(r"^physical id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)

@@ -16,13 +16,14 @@ import torch
 from edgekit.distill import loop
 from edgekit.distill.journal import FILE as JOURNAL
 from edgekit.distill.loop import Lesson, Run, epoch_batches, ramp, train
-from edgekit.distill.machine import choose_precision, conditions, count_threads
+from edgekit.distill.machine import choose_precision, conditions
 from edgekit.distill.options import TrainingOptions
 from edgekit.distill.room import Room
 from edgekit.distill.snapshot import FILE, Snapshot, drop_snapshot, read_snapshot, write_snapshot
 from edgekit.errors import EdgekitError
 from edgekit.model import load_model
 from edgekit.runtimes import machine
+from edgekit.runtimes.machine import count_threads
 from edgekit.workspace import file_sha256
 from tests import warm
 from tests.conftest import LABELS, child_environment, make_checkpoint, make_data

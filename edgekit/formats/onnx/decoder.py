@@ -7,6 +7,7 @@ The graph takes and gives what onnxruntime-genai and optimum call it: input_ids,
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -88,7 +89,7 @@ def write_decoder(source: Source, options: Options, out: Path) -> ModelFile:
             plain=plain,
         )
         del module, model
-        made, decided, notes = _decided(making, plain, source)
+        made, decided, notes = _decided(making, source)
         _refuse_larger(made, float_size)
         for file in made.folder.iterdir():
             file.replace(out / file.name)
@@ -142,16 +143,13 @@ def _make(making: _Making, scheme: str) -> _Made:
     if scheme != "w4" or making.fitted is None:
         return made
     fed = _make_one(making, scheme, making.fitted.codes)
+    # Of what ships it is asked later whether it is a mistake.
     by_itself, with_feedback = (
-        _compare(making.plain, each.folder / FILE, making.unseen, each.runtime_options, scheme)["kl"]
-        for each in (made, fed)
+        _measure(making.plain, each.folder / FILE, making.unseen, each.runtime_options) for each in (made, fed)
     )
-    better = with_feedback < by_itself
-    return replace(
-        fed if better else made,
-        fitted=better,
-        choices={**made.choices, "feedback": {"kl": with_feedback, "kl_without": by_itself}},
-    )
+    better = not by_itself.kl <= with_feedback.kl
+    told = {"kl": with_feedback.shown, "kl_without": by_itself.shown}
+    return replace(fed if better else made, fitted=better, choices={**made.choices, "feedback": told})
 
 
 def _make_one(making: _Making, scheme: str, trained: Trained | None) -> _Made:
@@ -178,19 +176,22 @@ def _make_one(making: _Making, scheme: str, trained: Trained | None) -> _Made:
     return _Made(scheme=scheme, folder=folder, bytes=size, keys=keys, runtime_options=options, choices=choices)
 
 
-def _decided(making: _Making, plain: Path, source: Source) -> tuple[_Made, dict[str, object], list[str]]:
+def _decided(making: _Making, source: Source) -> tuple[_Made, dict[str, object], list[str]]:
     """The files that the options ask for; where that is "auto", of all the smallest that keep the limits, and why."""
     from edgekit.formats import smallest
 
     if making.options.scheme != "auto":
         return _make(making, making.options.scheme), {}, []
     limits = smallest.needed(source.limits)
-    source.progress(0, len(AUTO[TOKENS.name]) + 2, "asks the float model")
     every = {scheme: _make(making, scheme) for scheme in AUTO[TOKENS.name]}
-    # What was rounded on prompts is judged on others.
-    among = {False: range(len(source.ids)), True: making.fitted.judged if making.fitted else ()}
-    with closing(_open(plain, {})) as generator:
-        asked = {kind: _ask(generator, source, among[kind]) for kind in {made.fitted for made in every.values()}}
+    source.progress(0, len(AUTO[TOKENS.name]) + 2, "asks the float model")
+    with closing(_open(making.plain, {})) as generator:
+        asked = {False: _ask(generator, source, range(len(source.ids)))}
+        smallest.check_asked(asked[False][0])
+        # What was rounded on prompts is judged on others, where the model says anything to those.
+        others = making.fitted.judged if making.fitted and any(made.fitted for made in every.values()) else ()
+        unseen = _ask(generator, source, others)
+        asked[True] = unseen if unseen[0] else asked[False]
 
     def made(scheme: str) -> smallest.Candidate:
         found = every[scheme]
@@ -216,7 +217,6 @@ def _ask(generator: Generator, source: Source, among: Sequence[int]) -> tuple[li
 
     some = smallest.passages([source.ids[index] for index in among], [source.starts[index] for index in among])
     rows = list(smallest.with_answers(generator, some, source.model.stops))
-    smallest.check_asked(rows)
     return rows, [smallest.scored_logits(generator, row).astype(np.float16) for row in rows]
 
 
@@ -333,7 +333,41 @@ def _compare(
     tokens. Raises EdgekitError where its logits are further away than the scheme's bits explain."""
     import numpy as np
 
-    from edgekit.formats.written import bound, distance
+    from edgekit.formats.written import bound
+
+    found = _measure(plain, file, prompts, options)
+    if not np.isfinite(found.kl):
+        raise EdgekitError("export: the quantized decoder gives logits that are not numbers; use --scheme fp32")
+    most = bound(DECODER_BITS[scheme])
+    if not found.apart_by <= most:
+        raise EdgekitError(
+            f"{file}: onnxruntime's logits are {found.apart_by:.3g} of their own spread away from the float graph's, more than"
+            f" {DECODER_BITS[scheme]:.3g} bits a weight explain ({most:g}): this is a mistake of the conversion for this model;"
+            " use --scheme fp32, or --format gguf"
+        )
+    logits = round(found.apart_by, 6)
+    return {"score": found.top1, "float": 1.0, "kl": found.kl, "prompts": float(found.prompts), "logits": logits}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Distance:
+    """How far a file is from the float one: mean KL in nats, share of equal likeliest tokens, and see `written.distance`."""
+
+    kl: float
+    top1: float
+    apart_by: float
+    prompts: int
+
+    @property
+    def shown(self) -> float | None:
+        """The KL divergence; None for no number, which JSON has not."""
+        return self.kl if math.isfinite(self.kl) else None
+
+
+def _measure(plain: Path, file: Path, prompts: Sequence[Sequence[int]], options: Mapping[str, object]) -> _Distance:
+    import numpy as np
+
+    from edgekit.formats.written import distance
     from edgekit.runtimes.scores import kl, top1
 
     losses, same, far = [], [], []
@@ -346,17 +380,12 @@ def _compare(
             losses.append(kl(wanted, found))
             same.append(top1(wanted) == top1(found))
             far.append(distance(wanted, found))
-    loss, score = float(np.concatenate(losses).mean()), float(np.concatenate(same).mean())
-    if not np.isfinite(loss):
-        raise EdgekitError("export: the quantized decoder gives logits that are not numbers; use --scheme fp32")
-    apart_by, most = float(np.sqrt(np.mean(np.square(far)))), bound(DECODER_BITS[scheme])
-    if not apart_by <= most:
-        raise EdgekitError(
-            f"{file}: onnxruntime's logits are {apart_by:.3g} of their own spread away from the float graph's, more than"
-            f" {DECODER_BITS[scheme]:.3g} bits a weight explain ({most:g}): this is a mistake of the conversion for this model;"
-            " use --scheme fp32, or --format gguf"
-        )
-    return {"score": score, "float": 1.0, "kl": loss, "prompts": float(len(some)), "logits": round(apart_by, 6)}
+    return _Distance(
+        kl=float(np.concatenate(losses).mean()),
+        top1=float(np.concatenate(same).mean()),
+        apart_by=float(np.sqrt(np.mean(np.square(far)))),
+        prompts=len(some),
+    )
 
 
 def _cache(geometry: Geometry, context: int, switch: int | None, *, wide: int) -> OnnxCache:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-# Prompts that take no part, at least: fewer do not tell whether a file is nearer.
+# Prompts that take no part, at least, and others: fewer do not tell whether a file is nearer.
 LEAST_JUDGED = 8
 # The task's module holds transformers' as this, and so does the graph of a decoder.
 _MODULE = "model."
@@ -44,7 +44,8 @@ class ByName:
 
     def find(self, name: str, values: Floats, *, table: bool = False) -> Found | None:
         """See Trained: None of the head, and of what no prompt reached."""
-        return self.codes.get(name.removeprefix(_MODULE))
+        found = self.codes.get(name.removeprefix(_MODULE))
+        return found if found is not None and len(found[0]) == len(values) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,10 @@ def fit_encoder(
 def _judged(source: Source, options: Options) -> list[int] | None:
     if not options.feedback or options.scheme not in {"w4", "auto"}:
         return None
-    judged = [index for index, row in enumerate(source.ids) if len(row) > 1 and is_judged(row)]
-    return judged if len(judged) >= LEAST_JUDGED else None
+    # The first of each text: one that is there often says no more.
+    first = {tuple(row): index for index, row in reversed([*enumerate(source.ids)]) if len(row) > 1}
+    judged = sorted(index for row, index in first.items() if is_judged(row))
+    return judged if LEAST_JUDGED <= len(judged) <= len(first) - LEAST_JUDGED else None
 
 
 def _rounded(
@@ -98,11 +101,11 @@ def _rounded(
     """Weights of Linears, [n, columns], with their codes and scales; those that no prompt reaches are left out."""
     import numpy as np
 
-    kinds = {f"{path.removeprefix(_MODULE)}.weight": f"w4/{options.block}" for path in paths}
+    names = {f"{path.removeprefix(_MODULE)}.weight": f"{path}.weight" for path in paths}
+    kinds = dict.fromkeys(names, f"w4/{options.block}")
     order = np.random.default_rng(0).permutation(len(source.ids))
     texts = [source.ids[index] for index in order if not is_judged(source.ids[index])]
-    weights = {name.removeprefix(_MODULE): value for name, value in module.named_parameters()}
     for done, (name, rounded) in enumerate(round_linears(module, texts, kinds, pack_fitted)):
         source.progress(done + 1, len(kinds), f"rounds {name}")
-        weight = weights[name].detach().numpy()
+        weight = module.get_parameter(names[name]).detach().numpy()
         yield name, weight, split(rounded.packed, kinds[name], weight.shape[1])

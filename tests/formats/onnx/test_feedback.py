@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from edgekit.errors import EdgekitError
 from edgekit.formats import Source
 from edgekit.formats import onnx as format_onnx
 from edgekit.formats.onnx import Options, feedback
@@ -158,6 +159,42 @@ def test_few_prompts_change_nothing(stories: Stories, tmp_path: Path) -> None:
     stories.write(tmp_path / "plain", ids=few, feedback=False)
     assert "feedback" not in facts["choices"]
     assert (tmp_path / "out" / "model.onnx").read_bytes() == (tmp_path / "plain" / "model.onnx").read_bytes()
+
+
+def test_one_text_over_and_over_is_one(stories: Stories, tmp_path: Path) -> None:
+    judged = next(row for row in stories.calibrating if is_judged(row))
+    facts = stories.write(tmp_path / "out", ids=[judged] * 60)
+    assert "feedback" not in facts["choices"]
+
+
+def test_neither_file_is_refused_before_one_is_chosen(
+    stories: Stories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where 4 bits lose too much, auto takes more, and w4 says so of the file that ships."""
+    from edgekit.formats import written
+
+    bounds = {least: (1e-9 if least == 0.0 else limit) for least, limit in written.BOUNDS.items()}
+    monkeypatch.setattr(written, "BOUNDS", bounds)
+    limits = {"kl": 1e-9, "top1": 0.01, "perplexity": 9.0, "far_kl": 9.0, "far_share": 0.01}
+    wide = limits | {"kl": 9.0}
+    facts = stories.write(tmp_path / "auto", scheme="auto", limits=Limits(fewer_bits=limits, eight_bits=wide))
+    tried = facts["choices"]["auto"]["tried"]
+    assert (facts["scheme"], [one["scheme"] for one in tried]) == (tried[1]["scheme"], ["w4", tried[1]["scheme"]])
+    assert tried[0]["passages"] < tried[1]["passages"] == facts["choices"]["auto"]["passages"]
+    assert f"on {tried[0]['passages']};" not in facts["notes"][0]
+    assert facts["notes"][0].endswith(f"on {tried[0]['passages']}")
+    with pytest.raises(EdgekitError, match=r"out.model\.onnx: onnxruntime's logits are "):
+        stories.write(tmp_path / "out")
+
+
+def test_threads_of_others_change_no_byte(stories: Stories, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        stories.write(tmp_path / f"{count}")
+    torch.set_num_threads(threads)
+    one, two = ((tmp_path / f"{count}" / "model.onnx").read_bytes() for count in (1, 2))
+    assert one == two
 
 
 def test_auto_judges_it_on_prompts_that_it_has_not_seen(
