@@ -359,6 +359,7 @@ def _write_scheme(given: _Given, options: Options, on: Trial, progress: Progress
 def _write_blocks(given: _Given, options: Options) -> _Written:
     """w8 and w4: with feedback, where that is nearer to the float model on prompts that it has not seen."""
     from edgekit.formats.onnx.blocks import quantize_blocks, read_floats
+    from edgekit.formats.onnx.feedback import decide
     from edgekit.formats.onnx.graph import Graph, copy_model
 
     bits = int(options.scheme[1:])
@@ -377,9 +378,8 @@ def _write_blocks(given: _Given, options: Options) -> _Written:
         return written
     codes, unseen = given.fitted
     fed = write(codes)
-    by_itself, with_feedback = unseen.loss(written.model), unseen.loss(fed.model)
-    choices["feedback"] = {"loss": with_feedback, "loss_without": by_itself}
-    return fed if with_feedback < by_itself else written
+    better, choices["feedback"] = decide(unseen.loss(written.model), unseen.loss(fed.model), "loss")
+    return fed if better else written
 
 
 def _write_int8(given: _Given, options: Options, on: Trial, progress: Progress) -> _Written:

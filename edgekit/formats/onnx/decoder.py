@@ -7,7 +7,6 @@ The graph takes and gives what onnxruntime-genai and optimum call it: input_ids,
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -139,6 +138,8 @@ class _Made:
 
 def _make(making: _Making, scheme: str) -> _Made:
     """A scheme's files: those of w4 with feedback, where they are nearer to the float model on prompts that it has not seen."""
+    from edgekit.formats.onnx.feedback import decide
+
     made = _make_one(making, scheme, making.trained)
     if scheme != "w4" or making.fitted is None:
         return made
@@ -147,8 +148,7 @@ def _make(making: _Making, scheme: str) -> _Made:
     by_itself, with_feedback = (
         _measure(making.plain, each.folder / FILE, making.unseen, each.runtime_options) for each in (made, fed)
     )
-    better = not by_itself.kl <= with_feedback.kl
-    told = {"kl": with_feedback.shown, "kl_without": by_itself.shown}
+    better, told = decide(by_itself.kl, with_feedback.kl, "kl")
     return replace(fed if better else made, fitted=better, choices={**made.choices, "feedback": told})
 
 
@@ -183,15 +183,14 @@ def _decided(making: _Making, source: Source) -> tuple[_Made, dict[str, object],
     if making.options.scheme != "auto":
         return _make(making, making.options.scheme), {}, []
     limits = smallest.needed(source.limits)
-    every = {scheme: _make(making, scheme) for scheme in AUTO[TOKENS.name]}
     source.progress(0, len(AUTO[TOKENS.name]) + 2, "asks the float model")
     with closing(_open(making.plain, {})) as generator:
         asked = {False: _ask(generator, source, range(len(source.ids)))}
         smallest.check_asked(asked[False][0])
         # What was rounded on prompts is judged on others, where the model says anything to those.
-        others = making.fitted.judged if making.fitted and any(made.fitted for made in every.values()) else ()
-        unseen = _ask(generator, source, others)
+        unseen = _ask(generator, source, making.fitted.judged if making.fitted else ())
         asked[True] = unseen if unseen[0] else asked[False]
+    every = {scheme: _make(making, scheme) for scheme in AUTO[TOKENS.name]}
 
     def made(scheme: str) -> smallest.Candidate:
         found = every[scheme]
@@ -357,11 +356,6 @@ class _Distance:
     top1: float
     apart_by: float
     prompts: int
-
-    @property
-    def shown(self) -> float | None:
-        """The KL divergence; None for no number, which JSON has not."""
-        return self.kl if math.isfinite(self.kl) else None
 
 
 def _measure(plain: Path, file: Path, prompts: Sequence[Sequence[int]], options: Mapping[str, object]) -> _Distance:

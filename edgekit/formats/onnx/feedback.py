@@ -6,6 +6,7 @@ nearer one to the float model ships. The bytes are the same, and so is the time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -84,6 +85,17 @@ def fit_encoder(
     }
     unseen = trial(exported, source.encoded.subset(judged), score=source.score, most=most)
     return ByValues(channels=channels, rows={}), unseen
+
+
+def decide(by_itself: float, with_feedback: float, name: str) -> tuple[bool, dict[str, float | None]]:
+    """Whether the file with feedback is the nearer one, by two losses on prompts that took no part, and what the facts say of it.
+
+    A loss that is no number is the larger one, and None there.
+    """
+    two = by_itself, with_feedback
+    plain, fed = (loss if math.isfinite(loss) else math.inf for loss in two)
+    one, other = (loss if math.isfinite(loss) else None for loss in two)
+    return fed < plain, {name: other, f"{name}_without": one}
 
 
 def _judged(source: Source, options: Options) -> list[int] | None:

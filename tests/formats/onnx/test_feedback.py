@@ -187,6 +187,22 @@ def test_neither_file_is_refused_before_one_is_chosen(
         stories.write(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("losses", "better", "told"),
+    [
+        ((2.0, 1.0), True, (2.0, 1.0)),
+        ((1.0, 1.0), False, (1.0, 1.0)),
+        ((np.nan, 1.0), True, (None, 1.0)),
+        ((1.0, np.nan), False, (1.0, None)),
+        ((np.inf, np.nan), False, (None, None)),
+    ],
+)
+def test_no_number_is_never_the_nearer_one(
+    losses: tuple[float, float], better: bool, told: tuple[float | None, float | None]
+) -> None:
+    assert feedback.decide(*losses, "kl") == (better, {"kl": told[1], "kl_without": told[0]})
+
+
 def test_threads_of_others_change_no_byte(stories: Stories, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     for count in (1, 2):
