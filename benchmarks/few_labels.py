@@ -10,7 +10,7 @@ its paper, num_iterations = 20 a text; --max-steps cuts its training short (its 
 table then says so.
 
 Usage: python benchmarks/few_labels.py [--setfit-python PATH] [--labels 8,16] [--seeds 1] [--classes N] [--max-steps N]
-    [--data DIR] [--encoder DIR] [--cache DIR] [--json]
+    [--ways contrastive,plain] [--data DIR] [--encoder DIR] [--cache DIR] [--json]
 --classes takes so many of the classes, which is quick and judges no goal. Each row is kept as soon as it is there, and a
 training that was killed continues. With 8 labels a class SetFit's recipe takes 1,540 steps, half an hour of one core.
 Exit code 1 where a goal is missed or was not judged, 2 where the data is absent.
@@ -162,7 +162,7 @@ def main() -> int:
         print(f"{needed}: not here; name the folder with --data or --encoder")
         return 2
     bench = Bench(arguments)
-    ways = ([SETFIT] if arguments.setfit_python else []) + list(OURS)
+    ways = ([SETFIT] if arguments.setfit_python else []) + arguments.ways
     found: dict[str, Row] = {}
     for labels in arguments.labels:
         for seed in range(arguments.seeds):
@@ -200,10 +200,16 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--setfit-python", type=Path, help="the Python of an environment with setfit")
     parser.add_argument("--labels", type=lambda text: [int(part) for part in text.split(",")], default=[8, 16, 64])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--ways", type=lambda text: text.split(","), default=list(OURS), help=f"which of {', '.join(OURS)}"
+    )
     parser.add_argument("--classes", type=int, default=CLASSES)
     parser.add_argument("--max-steps", type=int, default=-1, help="SetFit's steps at most; -1: all of its recipe")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.ways) - OURS.keys()):
+        parser.error(f"{unknown[0]}: no such way")
+    return arguments
 
 
 def missing(arguments: argparse.Namespace) -> Path | None:
