@@ -7,9 +7,10 @@ The graph takes and gives what onnxruntime-genai and optimum call it: input_ids,
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,9 +146,8 @@ def _make(making: _Making, scheme: str) -> _Made:
         return made
     fed = _make_one(making, scheme, making.fitted.codes)
     # Of what ships it is asked later whether it is a mistake.
-    by_itself, with_feedback = (
-        _measure(making.plain, each.folder / FILE, making.unseen, each.runtime_options) for each in (made, fed)
-    )
+    both = [(each.folder / FILE, each.runtime_options) for each in (made, fed)]
+    by_itself, with_feedback = _measure(making.plain, both, making.unseen)
     better, told = decide(by_itself.kl, with_feedback.kl, "kl")
     return replace(fed if better else made, fitted=better, choices={**made.choices, "feedback": told})
 
@@ -330,12 +330,10 @@ def _compare(
 ) -> dict[str, float]:
     """How near a written file's distributions of the next token are to the float graph's: mean KL in nat, share of equal top
     tokens. Raises EdgekitError where its logits are further away than the scheme's bits explain."""
-    import numpy as np
-
     from edgekit.formats.written import bound
 
-    found = _measure(plain, file, prompts, options)
-    if not np.isfinite(found.kl):
+    (found,) = _measure(plain, [(file, options)], prompts)
+    if not math.isfinite(found.kl):
         raise EdgekitError("export: the quantized decoder gives logits that are not numbers; use --scheme fp32")
     most = bound(DECODER_BITS[scheme])
     if not found.apart_by <= most:
@@ -358,28 +356,35 @@ class _Distance:
     prompts: int
 
 
-def _measure(plain: Path, file: Path, prompts: Sequence[Sequence[int]], options: Mapping[str, object]) -> _Distance:
+def _measure(
+    plain: Path, files: Sequence[tuple[Path, Mapping[str, object]]], prompts: Sequence[Sequence[int]]
+) -> list[_Distance]:
+    """How far files, each with its runtime options, are from the float one, which is asked once for all."""
     import numpy as np
 
     from edgekit.formats.written import distance
     from edgekit.runtimes.scores import kl, top1
 
-    losses, same, far = [], [], []
     some = prompts[:: max(1, -(-len(prompts) // TRIAL_PROMPTS))]
-    with closing(_open(plain, {})) as exact, closing(_open(file, options)) as given:
+    told: list[list[tuple[NDArray[np.float64], NDArray[np.bool_], float]]] = [[] for _ in files]
+    with ExitStack() as stack:
+        exact, *others = (stack.enter_context(closing(_open(*one))) for one in ((plain, {}), *files))
         for row in some:
             exact.clear()
-            given.clear()
-            wanted, found = (generator.logits(row) for generator in (exact, given))
-            losses.append(kl(wanted, found))
-            same.append(top1(wanted) == top1(found))
-            far.append(distance(wanted, found))
-    return _Distance(
-        kl=float(np.concatenate(losses).mean()),
-        top1=float(np.concatenate(same).mean()),
-        apart_by=float(np.sqrt(np.mean(np.square(far)))),
-        prompts=len(some),
-    )
+            wanted = exact.logits(row)
+            for found, other in zip(told, others, strict=True):
+                other.clear()
+                given = other.logits(row)
+                found.append((kl(wanted, given), top1(wanted) == top1(given), distance(wanted, given)))
+    return [
+        _Distance(
+            kl=float(np.concatenate(losses).mean()),
+            top1=float(np.concatenate(same).mean()),
+            apart_by=float(np.sqrt(np.mean(np.square(far)))),
+            prompts=len(some),
+        )
+        for losses, same, far in (zip(*found, strict=True) for found in told)
+    ]
 
 
 def _cache(geometry: Geometry, context: int, switch: int | None, *, wide: int) -> OnnxCache:

@@ -62,7 +62,7 @@ def fit_decoder(module: nn.Module, source: Source, options: Options, head: str) 
 
     head: the path of the Linear that has more bits.
     """
-    if (judged := _judged(source, options)) is None:
+    if not options.feedback or options.scheme not in {"w4", "auto"} or (judged := _judged(source)) is None:
         return None
     found = _rounded(module, source, options, [path for path in linear_paths(module) if path != head])
     return Fitted(codes=ByName(codes={name: codes for name, _, codes in found}), judged=judged)
@@ -73,9 +73,9 @@ def fit_encoder(
 ) -> tuple[ByValues, Trial] | None:
     """An encoder's codes, as `fit_decoder`'s, found by the channels that they stand for; and the trial that judges them, of at
     most so many prompts."""
-    if source.score is None or options.scheme != "w4" or not reads_texts(source.encoded):
+    if source.score is None or not options.fitted or not reads_texts(source.encoded):
         return None
-    if (judged := _judged(source, options)) is None:
+    if (judged := _judged(source)) is None:
         return None
     module = source.load()
     channels = {
@@ -98,9 +98,7 @@ def decide(by_itself: float, with_feedback: float, name: str) -> tuple[bool, dic
     return fed < plain, {name: other, f"{name}_without": one}
 
 
-def _judged(source: Source, options: Options) -> list[int] | None:
-    if not options.feedback or options.scheme not in {"w4", "auto"}:
-        return None
+def _judged(source: Source) -> list[int] | None:
     # The first of each text: one that is there often says no more.
     first = {tuple(row): index for index, row in reversed([*enumerate(source.ids)]) if len(row) > 1}
     judged = sorted(index for row, index in first.items() if is_judged(row))
